@@ -72,7 +72,7 @@ def test_every_method_that_may_look_answers_as_alone(name, monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"temperature": 0.8, "seed": 3}], ids=str)
-@pytest.mark.parametrize("family", ["gemma3", "llava", "qwen2_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["llava", "qwen3_5"])
 def test_beams_and_samples_are_those_of_the_question_alone(family, settings, monkeypatch):
     vlm = random_vlm(family, monkeypatch)
     generation = fv.Generation(max_new_tokens=4, **settings)
@@ -194,14 +194,6 @@ def test_looks_live_beside_one_another_and_beside_fresh_questions(family, monkey
     for _ in range(2):
         assert [first(one)[0].tokens, second(two)[0].tokens] == expected
         vlm.answer(two, method, generation=FEW)
-
-
-def test_two_looks_at_a_picture_are_equal_bit_for_bit():
-    vlm = random_vlm("qwen2_vl")
-    inputs = asked(vlm)[0].inputs
-    caches = [look_at(vlm.model, inputs, EXAMPLES["visiondrop-0"]).cache for _ in range(2)]
-    for one, two in zip(*(cache.layers for cache in caches), strict=True):
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(tensors_of(one), tensors_of(two), strict=True))
 
 
 # -- memory -------------------------------------------------------------------------------------------------------

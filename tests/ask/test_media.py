@@ -14,7 +14,7 @@ from foveate.ask.media import as_frames, crop_note, padded, read_media, square
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError
 from foveate.video import Clip
-from tests.ask.conftest import image, random_vlm, text, user
+from tests.ask.conftest import random_vlm
 
 QUESTION = embedded.QUESTION
 
@@ -79,15 +79,6 @@ def test_a_padded_picture_is_that_of_a_square_padded_by_hand(vlm):
     assert shown.tobytes() == by_hand.tobytes()
 
 
-def test_an_object_at_the_side_is_named_only_when_padded(vlm, scenes):
-    page = Image.new("RGB", (504, 336), (127, 127, 127))
-    page.paste(scenes[2], (0, 0))
-    question = "List the objects from left to right."
-    with pytest.warns(UserWarning, match="cuts off 33%"):
-        assert vlm.ask(page, question).text != "blue circle, green triangle"
-    assert vlm.ask(page, question, fit="pad").text == "blue circle, green triangle"
-
-
 def test_a_square_picture_stays_as_it_is_bit_for_bit(vlm, demo):
     assert square(demo, vlm.processor).tobytes() == demo.tobytes()
     assert torch.equal(pixels(vlm, demo, QUESTION), pixels(vlm, demo, QUESTION, fit="pad"))
@@ -105,14 +96,6 @@ def test_frames_of_a_clip_are_noted_and_padded_too(vlm):
     assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, by_hand, QUESTION))
     assert prompt.clips[0].frames.shape == (2, 64, 64, 3)
     assert padded(clip, vlm.processor).seconds == clip.seconds
-
-
-def test_pictures_in_messages_are_padded_too(vlm):
-    picture = noise(64, 32)
-    messages = [user(image(picture), text(QUESTION))]
-    assert len(vlm.prepare(messages=messages).notes) == 1
-    whole = pixels(vlm, picture, QUESTION, fit="pad")
-    assert torch.equal(pixels(vlm, messages=messages, fit="pad"), whole)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava_next", "internvl"])

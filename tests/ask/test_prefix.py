@@ -94,17 +94,6 @@ def test_choices_are_scored_as_afresh(vlm, picture, prefix):
     assert (answer.text, answer.looked) == (fresh.text, 578)
 
 
-def test_an_answer_comes_piece_by_piece(prefix):
-    stream = prefix.ask("What is it?", stream=True, **NEW)
-    assert "".join(stream) == stream.answer.text == prefix.ask("What is it?", **NEW).text
-
-
-def test_settings_of_decoding_work_as_afresh(vlm, picture, prefix):
-    for settings in ({"num_beams": 3}, {"temperature": 1.0, "seed": 4}, {"stop": (" ",)}):
-        fresh = vlm.ask(picture, "What is it?", method="v2drop", retention=0.4, **NEW, **settings)
-        assert prefix.ask("What is it?", **NEW, **settings).tokens == fresh.tokens
-
-
 def test_several_pictures_and_a_film_are_looked_at_together(vlm, picture, tmp_path):
     clip = film(tmp_path / "film.mp4", 10, size=(64, 64))
     with pytest.warns(UserWarning, match="go in as pictures"):

