@@ -2,9 +2,10 @@
 
 import base64
 import io
+import itertools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -42,7 +43,7 @@ class Saved:
 
     def to_dict(self) -> dict[str, float]:
         """Plain values."""
-        return {name: getattr(self, name) for name in ("prefill_flops", "total_flops", "kv_bytes")}
+        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +82,7 @@ class Answer:
         """Its token ids up to what ends or pads a sequence."""
         model = self.prompt.loaded.model
         stop = {*ends_of(model), pad_id(model)}
-        for place, token in enumerate(self.tokens):
-            if token in stop:
-                return self.tokens[:place]
-        return self.tokens
+        return tuple(itertools.takewhile(lambda token: token not in stop, self.tokens))
 
     @property
     def notes(self) -> tuple[str, ...]:
