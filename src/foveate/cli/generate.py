@@ -144,12 +144,9 @@ def _answer_all(setup: "Setup", questions: "Sequence[str]", name: str, generatio
         with busy(f"Answering with {name}"):
             return list(prefix.ask_many(questions, max_new_tokens=generation.max_new_tokens))
     conversation = setup.prompt.conversation.without_last_text()
-    answers = []
-    for question in questions:
-        prompt = setup.vlm.prepare_conversation(conversation.with_text(question))
-        with busy(f"Answering with {name}"):
-            answers.append(setup.vlm.answer(prompt, method, generation=generation))
-    return answers
+    prompts = [setup.vlm.prepare_conversation(conversation.with_text(question)) for question in questions]
+    with busy(f"Answering with {name}"):
+        return setup.vlm.answer_batch(prompts, method, generation=generation)
 
 
 def timed(prompt: "Prompt", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":

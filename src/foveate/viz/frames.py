@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.viz.page import FAINT, INK, Page, fitted
+from foveate.viz.canvas import FAINT, INK, Page, fitted
 from foveate.viz.panel import Boxes, Stages, Tokens
 
 __all__ = ["Frame", "chosen", "draw_frames"]

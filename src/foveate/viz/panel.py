@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from foveate.errors import ShapeError
+from foveate.viz.canvas import LEGEND, PLAIN_LEGEND
 from foveate.viz.dim import Pixels, dim, group_colour, outline
-from foveate.viz.page import LEGEND, PLAIN_LEGEND
 
 __all__ = ["Boxes", "StageTokens", "Stages", "Tokens"]
 

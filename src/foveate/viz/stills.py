@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from foveate.viz.page import FAINT, Page, fitted
+from foveate.viz.canvas import FAINT, Page, fitted
 from foveate.viz.panel import Boxes, Stages, Tokens
 
 __all__ = ["draw_stages"]

@@ -10,9 +10,9 @@ from PIL import Image
 
 from foveate.errors import ShapeError
 from foveate.viz import draw_stages, stack
+from foveate.viz.canvas import HAIRLINE
 from foveate.viz.dim import TINT, coverage, dim, group_colour
-from foveate.viz.page import HAIRLINE
-from foveate.viz.stages import PANEL
+from foveate.viz.stills import PANEL
 
 NAN = float("nan")
 

@@ -14,10 +14,10 @@ from foveate._files import named, open_readable
 from foveate._memory import check_room
 from foveate._upstream import first_line, install_line
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
-from foveate.video.choosing import HAIR, FramesWanted
 from foveate.video.clip import Clip
 from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
+from foveate.video.wanted import HAIR, FramesWanted
 
 __all__ = ["read"]
 

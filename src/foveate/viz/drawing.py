@@ -15,7 +15,7 @@ from foveate.errors import InputError
 from foveate.video import Clip
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages
-from foveate.viz.stages import draw_stages
+from foveate.viz.stills import draw_stages
 
 __all__ = ["Media", "PrefillLike", "StageLike", "frames_of", "show", "stages_of"]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from foveate import _memory
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.video import read, reading
+from foveate.video import decoding, read
 from foveate.video.survey import survey, video_stream
 from tests.ask.test_pictures import png_claiming
 from tests.films import QUARTERS, brightness, film, matrix, sound
@@ -232,14 +232,14 @@ def long(folder):
 @pytest.fixture
 def decoded(monkeypatch):
     """The times of all frames that are decoded from now on."""
-    times, original = [], reading._Decoder._decode
+    times, original = [], decoding._Decoder._decode
 
     def counted(self):
         for found in original(self):
             times.append(found[1])
             yield found
 
-    monkeypatch.setattr(reading._Decoder, "_decode", counted)
+    monkeypatch.setattr(decoding._Decoder, "_decode", counted)
     return times
 
 
@@ -430,7 +430,7 @@ def test_nothing_but_the_file_itself_is_opened(folder, steady, kind):
 
 
 def test_neither_may_a_format_that_is_let_through_open_another_file(folder, steady, monkeypatch):
-    monkeypatch.setattr(reading, "FORMATS", (*reading.FORMATS, "concat", "hls"))
+    monkeypatch.setattr(decoding, "FORMATS", (*decoding.FORMATS, "concat", "hls"))
     (path := folder / "script.mp4").write_text(PLAYLISTS["concat"])
     with pytest.raises(InputError):
         read(path)
@@ -474,7 +474,7 @@ def test_a_codec_that_nobody_knows_is_said(folder, steady):
 
 def test_places_before_the_beginning_of_a_file_are_a_number_to_ffmpeg(steady):
     with steady.open("rb") as file:
-        source = reading._File(file, steady)
+        source = decoding._File(file, steady)
         assert source.seek(-5) < 0
         assert source.seek(2**70) < 0
         assert (source.seek(4), source.tell(), source.read(4)) == (4, 4, b"ftyp")
@@ -513,7 +513,7 @@ def test_whatever_pyav_raises_of_a_file_is_one_line(steady, monkeypatch):
         def fails(*_, error=error):
             raise error
 
-        monkeypatch.setattr(reading, "survey", fails)
+        monkeypatch.setattr(decoding, "survey", fails)
         with pytest.raises(InputError, match=r"steady\.mp4 (is damaged|takes more memory than there is)") as refused:
             read(steady)
         assert "\n" not in str(refused.value)
