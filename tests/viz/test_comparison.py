@@ -10,7 +10,7 @@ from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
 from foveate.viz.comparison import GAP
 from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scaled, stage_panels
-from tests.viz.test_drawing import brightest, clip, run
+from tests.viz.test_showing import brightest, clip, run
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
 HALF = fv.Uniform(layers=(1,), keep=(0.5,))

@@ -14,8 +14,8 @@ from foveate.app.answers import Reply
 from foveate.app.subjects import Subject
 from foveate.errors import FoveateError
 from foveate.viz.canvas import LEGEND
-from foveate.viz.drawing import frames_of
 from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
+from foveate.viz.showing import frames_of
 
 __all__ = ["Stop", "data_url", "figure", "stops_of"]
 

@@ -8,9 +8,9 @@ from PIL import Image
 from foveate.errors import ShapeError
 from foveate.viz.canvas import FAINT, LEGEND, PLAIN_LEGEND, Page, line_height
 from foveate.viz.dim import Pixels
-from foveate.viz.drawing import Media, PrefillLike, frames_of
 from foveate.viz.frames import Frame, chosen
 from foveate.viz.mosaic import MOST, SIDE, scaled, stage_panels
+from foveate.viz.showing import Media, PrefillLike, frames_of
 
 __all__ = ["draw_comparison"]
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from foveate.viz.canvas import fitted
 from foveate.viz.dim import Pixels
-from foveate.viz.drawing import Media, PrefillLike, frames_of, stages_of
 from foveate.viz.frames import chosen
 from foveate.viz.panel import Tokens
+from foveate.viz.showing import Media, PrefillLike, frames_of, stages_of
 
 __all__ = ["MOST", "SIDE", "StagePanel", "plain_panel", "scaled", "stage_panels"]
 
