@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.viz.dim import Pixels
 
-__all__ = ["FAINT", "INK", "LEGEND", "PLAIN_LEGEND", "Page", "fitted", "line_height", "text_height", "wrapped"]
+__all__ = ["FAINT", "INK", "LEGEND", "PLAIN_LEGEND", "Page", "fitted", "line_height"]
 
 DPI = 150
 INK, FAINT = "#1c2330", "#667085"
