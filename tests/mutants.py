@@ -121,10 +121,10 @@ MUTANTS = [
     ("families.qwen_vl:Qwen35.query_projection", "more 4", f"{INVARIANTS}/test_oracle.py"),
     ("video.pixels:_upright", "flip 2", "tests/video"),
     ("video.pixels:pixels", "right 1", "tests/video"),
-    ("video.reading:_Decoder._go_to", "drop 3", "tests/video"),
-    ("video.reading:_Decoder._go_to", "drop 4", "tests/video"),
-    ("video.reading:_Decoder._missing", "left 1", "tests/video"),
-    ("video.reading:_Decoder.clip", "always 3", "tests/video"),
+    ("video.decoding:_Decoder._go_to", "drop 3", "tests/video"),
+    ("video.decoding:_Decoder._go_to", "drop 4", "tests/video"),
+    ("video.decoding:_Decoder._missing", "left 1", "tests/video"),
+    ("video.decoding:_Decoder.clip", "always 3", "tests/video"),
     ("video.survey:_look", "left 1", "tests/video"),
 ]  # fmt: skip
 

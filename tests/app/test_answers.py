@@ -26,12 +26,6 @@ def test_the_last_reply_is_what_asking_gives(vlm, subject):
     assert 0 < last.first <= last.seconds
 
 
-def test_the_full_model_is_asked_without_a_method(vlm, subject):
-    last = replies(vlm, subject)[-1]
-    assert last.answer.method is None
-    assert last.answer.retention == 1
-
-
 @pytest.mark.parametrize(
     ("method", "words"), [("nosuch", "nosuch"), ("v2drop:bogus=1", "bogus"), ("mustdrop:nothing", "nothing")]
 )

@@ -89,13 +89,6 @@ def test_a_panel_shows_what_was_left_at_the_stop(replies):
     assert all(f"<b>averagepool</b> {pooled.after[0]} of 36 tokens" in stop.panels for stop in stops[1:])
 
 
-def test_before_anything_is_asked_there_is_the_picture_alone(subject):
-    (stop,) = stops_of(subject)
-    assert stop.words == "The picture"
-    assert stop.panels.count("<figure ") == 1
-    assert "Dark and hatched" not in stop.panels
-
-
 def test_a_method_whose_tokens_have_no_place_says_so(replies, monkeypatch):
     subject, made = replies
     record = made[1].answer.trace.history[0]

@@ -123,6 +123,7 @@ def test_the_full_model_answers_first_and_methods_beside_it(asked, vlm):
 
 def test_the_slider_goes_through_the_stages(asked):
     handle = asked.locator("#stages input[type=range]")
+    handle.wait_for(state="visible")  # the last thing that changes of a part
     most = int(handle.get_attribute("max"))
     assert most >= 3
     seen = []
@@ -251,8 +252,8 @@ def test_a_method_is_chosen_by_keyboard_and_has_a_word_on_what_it_does(page):
 
 
 def test_a_sixth_method_and_one_that_is_not_there_are_refused_with_a_sentence(page):
-    choose(page, "fether")
-    page.locator(".fv-refusal", has_text="fether").first.wait_for()
+    choose(page, "visonzip")
+    page.locator(".fv-refusal", has_text="Did you mean visionzip").first.wait_for()
     for text in ("tome", "random:seed=1"):
         choose(page, text)
     page.locator(".fv-refusal", has_text="At most 5 methods are compared at a time; got 6.").first.wait_for()

@@ -1,10 +1,8 @@
 """Where the page listens, and what is said where it cannot."""
 
-import importlib.util
-
 import pytest
 
-from foveate.app.server import bound, check_gradio, hosts_of, url_of
+from foveate.app.server import bound, hosts_of, url_of
 from foveate.errors import UnsupportedError
 
 
@@ -28,12 +26,6 @@ def test_a_taken_port_is_refused_with_what_to_do():
 def test_an_address_that_is_not_here_is_refused(host):
     with pytest.raises(UnsupportedError, match=r"cannot listen at port 0 of .* --host"):
         bound(host, 0)
-
-
-def test_without_gradio_there_is_one_line_with_the_command(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[app\]' in a checkout"):
-        check_gradio()
 
 
 def test_a_page_for_this_machine_alone_is_found_by_its_names_alone():

@@ -49,9 +49,7 @@ def logits(model, method=None):
     return made
 
 
-@pytest.mark.parametrize(
-    ("compiled", "methods"), [(whole, (None, ONE, None)), (layer_by_layer, (None, ONE, None, OTHER, ONE))]
-)
+@pytest.mark.parametrize(("compiled", "methods"), [(whole, (None, ONE, None)), (layer_by_layer, (None, ONE, OTHER))])
 def test_contexts_come_and_go_around_a_compiled_model(compiled, methods):
     plain, model = shallow(), shallow()
     expected = {method: logits(plain, method) for method in {*methods}}

@@ -1,6 +1,7 @@
 """Bytes of a KV cache: what dropping saved, and nothing that the model saves by itself."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -18,10 +19,6 @@ METHODS = {
     "kv": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)) + fv.FinalKV(),
 }
 BATCHES = {"alone": (LONG,), "ragged": (LONG, "tit", "ttttt")}
-
-
-def words_of(family, name):
-    return tuple(BATCHES[name])
 
 
 def cache_of(family, words, method=None):
@@ -46,7 +43,7 @@ def untouched():
 
     def of(family, name):
         if (family, name) not in found:
-            cache = cache_of(family, words_of(family, name))
+            cache = cache_of(family, BATCHES[name])
             found[family, name] = counted(cache)
             assert kv_bytes(cache) == (found[family, name],) * 2
         return found[family, name]
@@ -54,21 +51,17 @@ def untouched():
     return of
 
 
-@pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_dropping_all_is_held(family, name, untouched):
-    assert untouched(family, name) > 0
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_5"])
 def test_keeping_everything_saves_nothing(family, untouched):
     keep_all = fv.Uniform(layers=(0,), keep=(1.0,))
     for name, words in BATCHES.items():
         assert kv_bytes(cache_of(family, words, keep_all)) == (untouched(family, name),) * 2
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*zip(FAMILIES, itertools.cycle(METHODS), strict=False), *(("llava", method) for method in METHODS)],
+)
 def test_whole_is_the_untouched_models_to_the_byte(family, method, untouched):
     for name, words in BATCHES.items():
         cache = cache_of(family, words, METHODS[method])

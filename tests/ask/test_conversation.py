@@ -56,12 +56,6 @@ def test_names_tell_pictures_texts_and_decoding_apart(picture):
     assert first.name({}) == conversation(said("a", picture.copy())).name({})
 
 
-def test_pictures_may_be_files_and_are_rgb(tmp_path):
-    Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
-    (shown,) = conversation(said("What?", str(tmp_path / "grey.png"))).images
-    assert (shown.mode, shown.getpixel((0, 0))) == ("RGB", (7, 7, 7))
-
-
 def test_the_turns_keep_their_roles_and_order(picture):
     turns = conversation(
         {"role": "system", "content": "Be brief."},
@@ -103,15 +97,6 @@ def test_a_picture_in_a_data_url_is_read(picture):
 def test_a_data_url_without_a_picture_is_refused(url):
     with pytest.raises(InputError, match="picture in the data: URL"):
         conversation(user(image(url)))
-
-
-def test_a_cut_off_picture_in_a_data_url_is_refused(picture):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
-    url = data_url(noise, "JPEG")
-    head, _, body = url.partition(",")
-    raw = base64.b64decode(body)
-    with pytest.raises(InputError, match="picture in the data: URL is damaged"):
-        conversation(user(image(f"{head},{base64.b64encode(raw[: len(raw) // 2]).decode()}")))
 
 
 def turned(tmp_path):
@@ -182,10 +167,3 @@ def test_other_media_take_the_places_of_the_old(picture):
     after = before.with_media([other, clip], frames_as_images=True)
     assert [kind for kind, _ in after.parts] == ["image", "image", "image", "text"]
     assert after.clips == []
-
-
-def test_two_conversations_of_the_same_media_have_one_name(picture):
-    clip = Clip(Path("film.mp4"), np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 0.0, 2.0, 10.0)
-    about = Conversation.about([Picture(None, picture), clip], "a")
-    assert about.media_name() == Conversation.about([Picture(None, picture), clip], "b").media_name()
-    assert about.media_name() != Conversation.about([Picture(None, picture)], "a").media_name()

@@ -85,12 +85,6 @@ def test_a_folder_in_the_place_of_a_file_is_named(folder, file):
     refused(folder, f"{file} is no file")
 
 
-def test_a_link_to_itself_is_named(folder):
-    (folder / TEMPLATE).unlink()
-    (folder / TEMPLATE).symlink_to(TEMPLATE)
-    refused(folder, "chat_template.jinja is no file")
-
-
 # -- safetensors only, and only those of the folder -----------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """A look: every question gets the answer that it gets alone, and the pictures run once."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -45,8 +47,7 @@ def assert_as_alone(vlm, prompts, method, generation=FEW):
 # -- answers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DROPPING)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "name"), list(zip(FAMILIES, itertools.cycle(DROPPING), strict=False)))
 def test_questions_about_two_pictures_get_the_answers_that_each_gets_alone(family, name, monkeypatch):
     vlm = random_vlm(family, monkeypatch)
     assert_as_alone(vlm, asked(vlm, "titi", lengths=(3, 9)), method_of(name))
@@ -70,15 +71,8 @@ def test_every_method_that_may_look_answers_as_alone(name, monkeypatch):
     assert_as_alone(vlm, asked(vlm, lengths=(3,)), method)
 
 
-def test_about_half_of_the_methods_may_look():
-    model = models.tiny("llava")
-    looking = {name.removesuffix("-0") for name in METHODS if name.endswith("-0") and can_share(model, METHODS[name])}
-    assert {"averagepool", "random", "resize", "uniform", "v2drop", "visiondrop", "visionzip"} <= looking
-    assert looking.isdisjoint({"fastv", "finalkv", "mustdrop", "sparsevlm"})
-
-
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"temperature": 0.8, "seed": 3}], ids=str)
-@pytest.mark.parametrize("family", ["gemma3", "llava", "qwen2_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["llava", "qwen3_5"])
 def test_beams_and_samples_are_those_of_the_question_alone(family, settings, monkeypatch):
     vlm = random_vlm(family, monkeypatch)
     generation = fv.Generation(max_new_tokens=4, **settings)
@@ -170,8 +164,9 @@ def prefix_of(vlm, prompt, method):
     return ask
 
 
-@pytest.mark.parametrize("name", [None, *DROPPING[:2]])
-@pytest.mark.parametrize("family", ["gemma3", "llava", "qwen2_vl", "qwen3_5"])
+@pytest.mark.parametrize(
+    ("family", "name"), [("gemma3", None), ("llava", "v2drop-0"), ("qwen2_vl", "visiondrop-0"), ("qwen3_5", "v2drop-0")]
+)
 def test_questions_leave_a_look_as_it_was_and_know_nothing_of_one_another(family, name, monkeypatch):
     vlm, method = random_vlm(family, monkeypatch), method_of(name)
     prompts = asked(vlm, lengths=(3, 5))
@@ -199,14 +194,6 @@ def test_looks_live_beside_one_another_and_beside_fresh_questions(family, monkey
     for _ in range(2):
         assert [first(one)[0].tokens, second(two)[0].tokens] == expected
         vlm.answer(two, method, generation=FEW)
-
-
-def test_two_looks_at_a_picture_are_equal_bit_for_bit():
-    vlm = random_vlm("qwen2_vl")
-    inputs = asked(vlm)[0].inputs
-    caches = [look_at(vlm.model, inputs, EXAMPLES["visiondrop-0"]).cache for _ in range(2)]
-    for one, two in zip(*(cache.layers for cache in caches), strict=True):
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(tensors_of(one), tensors_of(two), strict=True))
 
 
 # -- memory -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from foveate.ask.media import as_frames, crop_note, padded, read_media, square
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError
 from foveate.video import Clip
-from tests.ask.conftest import image, random_vlm, text, user
+from tests.ask.conftest import random_vlm
 
 QUESTION = embedded.QUESTION
 
@@ -79,22 +79,6 @@ def test_a_padded_picture_is_that_of_a_square_padded_by_hand(vlm):
     assert shown.tobytes() == by_hand.tobytes()
 
 
-def test_what_stands_at_the_side_is_seen_only_when_padded(vlm, demo):
-    first, second = (Image.new("RGB", (1008, 336), (127, 127, 127)) for _ in range(2))
-    first.paste(demo, (0, 0))
-    assert torch.equal(pixels(vlm, first, QUESTION), pixels(vlm, second, QUESTION))
-    assert not torch.equal(pixels(vlm, first, QUESTION, fit="pad"), pixels(vlm, second, QUESTION, fit="pad"))
-
-
-def test_an_object_at_the_side_is_named_only_when_padded(vlm, scenes):
-    page = Image.new("RGB", (504, 336), (127, 127, 127))
-    page.paste(scenes[2], (0, 0))
-    question = "List the objects from left to right."
-    with pytest.warns(UserWarning, match="cuts off 33%"):
-        assert vlm.ask(page, question).text != "blue circle, green triangle"
-    assert vlm.ask(page, question, fit="pad").text == "blue circle, green triangle"
-
-
 def test_a_square_picture_stays_as_it_is_bit_for_bit(vlm, demo):
     assert square(demo, vlm.processor).tobytes() == demo.tobytes()
     assert torch.equal(pixels(vlm, demo, QUESTION), pixels(vlm, demo, QUESTION, fit="pad"))
@@ -114,19 +98,6 @@ def test_frames_of_a_clip_are_noted_and_padded_too(vlm):
     assert padded(clip, vlm.processor).seconds == clip.seconds
 
 
-def test_pictures_in_messages_are_padded_too(vlm):
-    picture = noise(64, 32)
-    messages = [user(image(picture), text(QUESTION))]
-    assert len(vlm.prepare(messages=messages).notes) == 1
-    whole = pixels(vlm, picture, QUESTION, fit="pad")
-    assert torch.equal(pixels(vlm, messages=messages, fit="pad"), whole)
-
-
-def test_each_cropped_picture_has_a_note(vlm, demo):
-    notes = vlm.prepare([noise(64, 32), demo, noise(32, 64)], QUESTION).notes
-    assert [("left" in note, "top" in note) for note in notes] == [(True, False), (False, True)]
-
-
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava_next", "internvl"])
 def test_processors_that_show_all_of_a_picture_crop_nothing(family):
     """Tiles and squeezed pictures lose nothing, whatever their processors' settings say."""
@@ -142,11 +113,6 @@ def test_the_protocol_of_the_papers_pads_by_itself(vlm):
     assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, picture, QUESTION, fit="pad"))
 
 
-def test_an_odd_pixel_goes_right_or_below(vlm):
-    wide = square(Image.new("RGB", (4, 1), "red"), vlm.processor)
-    assert [wide.getpixel((0, row))[0] for row in range(4)] == [127, 255, 127, 127]
-
-
 def test_few_frames_do_where_nobody_said_how_many():
     clip = clip_of(*(noise(8, 8, seed) for seed in range(7)))
     taken, words = as_frames(clip, few=True)
@@ -158,16 +124,6 @@ def test_few_frames_do_where_nobody_said_how_many():
     assert (taken, words) == (clip, "this model reads no videos: the 7 frames of film.mp4 go in as pictures.")
     taken, words = as_frames(clip_of(noise(8, 8)), few=True)
     assert words == "this model reads no videos: the one frame of film.mp4 goes in as a picture."
-
-
-def test_media_are_read_in_order(tmp_path):
-    noise(8, 8).save(path := tmp_path / "a.png")
-    clip = clip_of(noise(8, 8, 1))
-    array = np.asarray(noise(8, 8, 2))
-    first, second, third, fourth = read_media([path, clip, array, Picture(None, noise(8, 8, 3))])
-    assert (first.path, second) == (path, clip)
-    assert np.array_equal(np.asarray(third.image), array)
-    assert fourth.image.tobytes() == noise(8, 8, 3).tobytes()
 
 
 def test_a_processor_that_pads_shows_all_of_a_picture_without_a_word(vlm):

@@ -11,10 +11,8 @@ import peft
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import foveate as fv
-from foveate import embedded
 from foveate.ask.conversation import Conversation
 from foveate.ask.pictures import Picture
 from foveate.ask.prefix import Wording
@@ -51,7 +49,7 @@ def test_a_prefix_says_what_it_is(vlm, picture, prefix):
     assert prefix.trace.retention[0] == pytest.approx(0.4, abs=0.02)
     assert prefix.trace.stages[0].before == (576,)
     assert prefix.tokens == 578
-    assert (prefix.method.name, prefix.asked_share, prefix.notes) == ("v2drop", 0.4, ())
+    assert (prefix.method.name, prefix.notes) == ("v2drop", ())
     assert repr(prefix) == f"Prefix(578 tokens of 'small', v2drop, {prefix.nbytes / 1e6:.1f} MB)"
     assert "the untouched model" in repr(vlm.look(picture))
     assert copy.deepcopy(prefix) is prefix
@@ -60,10 +58,10 @@ def test_a_prefix_says_what_it_is(vlm, picture, prefix):
 # -- answers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [None, "v2drop", "visionzip", "visiondrop"])
+@pytest.mark.parametrize("method", [None, "v2drop", "visionzip"])
 def test_an_answer_is_that_of_the_same_question_asked_afresh(vlm, picture, method):
     prefix = vlm.look(picture, method=method)
-    for question in QUESTIONS:
+    for question in QUESTIONS if method is None else QUESTIONS[:2]:
         answer, fresh = prefix.ask(question, **NEW), vlm.ask(picture, question, method=method, **NEW)
         assert torch.equal(answer.prompt.inputs["input_ids"], fresh.prompt.inputs["input_ids"])
         assert (answer.tokens, answer.text, answer.method) == (fresh.tokens, fresh.text, fresh.method)
@@ -78,10 +76,6 @@ def test_an_answer_is_that_of_the_same_question_asked_afresh(vlm, picture, metho
         assert answer.show().size == fresh.show().size
 
 
-def test_the_answers_differ_from_question_to_question(prefix):
-    assert len({prefix.ask(question, **NEW).tokens for question in QUESTIONS}) > 2
-
-
 def test_many_questions_are_answered_in_order_whatever_their_lengths(prefix):
     questions = (f"{question} {number}" for number in range(3) for question in QUESTIONS)
     answers = list(prefix.ask_many(questions, batch=4, **NEW))
@@ -92,37 +86,12 @@ def test_many_questions_are_answered_in_order_whatever_their_lengths(prefix):
     assert list(prefix.ask_many([])) == []
 
 
-def test_questions_are_read_as_they_are_needed(prefix):
-    read = []
-
-    def questions():
-        for number in range(50):
-            read.append(number)
-            yield f"{number}?"
-
-    answers = prefix.ask_many(questions(), batch=2, max_new_tokens=1)
-    assert read == []
-    next(answers)
-    assert len(read) == 16
-
-
 def test_choices_are_scored_as_afresh(vlm, picture, prefix):
     choices = ["yes", "yes no", "12"]
     answer = prefix.ask("Is it?", choices=choices)
     fresh = vlm.ask(picture, "Is it?", choices=choices, method="v2drop", retention=0.4)
     assert answer.choices == pytest.approx(fresh.choices, abs=1e-4)
     assert (answer.text, answer.looked) == (fresh.text, 578)
-
-
-def test_an_answer_comes_piece_by_piece(prefix):
-    stream = prefix.ask("What is it?", stream=True, **NEW)
-    assert "".join(stream) == stream.answer.text == prefix.ask("What is it?", **NEW).text
-
-
-def test_settings_of_decoding_work_as_afresh(vlm, picture, prefix):
-    for settings in ({"num_beams": 3}, {"temperature": 1.0, "seed": 4}, {"stop": (" ",)}):
-        fresh = vlm.ask(picture, "What is it?", method="v2drop", retention=0.4, **NEW, **settings)
-        assert prefix.ask("What is it?", **NEW, **settings).tokens == fresh.tokens
 
 
 def test_several_pictures_and_a_film_are_looked_at_together(vlm, picture, tmp_path):
@@ -152,11 +121,6 @@ def test_what_stands_before_the_picture_belongs_to_the_look(vlm, picture):
     prefix = vlm.look(messages=answered)
     asked = [*answered, user(text("What is it?"))]
     assert prefix.ask("What is it?", **NEW).tokens == vlm.ask(messages=asked, **NEW).tokens
-
-
-def test_the_embedded_model_looks_at_its_own_picture():
-    prefix = fv.load().look(method="v2drop")
-    assert prefix.ask(embedded.QUESTION).text == embedded.ANSWER
 
 
 # -- conversations ------------------------------------------------------------------------------------------------
@@ -196,16 +160,10 @@ def test_a_streamed_answer_is_part_of_the_conversation_once_it_has_ended(prefix)
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("question", ["", " \n"])
-def test_an_empty_question_is_refused(prefix, question):
-    with pytest.raises(fv.SettingError, match="The question is empty"):
-        prefix.ask(question)
-
-
-@pytest.mark.parametrize("question", [None, 3, ("What?",)])
-def test_a_question_that_is_no_text_is_refused(prefix, question):
-    with pytest.raises(fv.SettingError, match="The question is a text"):
-        prefix.ask(question)
+def test_what_is_no_question_is_refused(prefix):
+    for question, says in (("", "is empty"), (" \n", "is empty"), (None, "is a text"), (3, "is a text")):
+        with pytest.raises(fv.SettingError, match=f"The question {says}"):
+            prefix.ask(question)
 
 
 def test_half_a_letter_and_a_placeholder_are_refused(prefix):
@@ -253,11 +211,6 @@ def test_nothing_to_look_at_is_refused(vlm, picture):
         vlm.look(picture, retention=0.3)
 
 
-def test_a_method_that_reads_the_question_is_refused_before_anything_runs(vlm, picture):
-    with pytest.raises(fv.UnsupportedError, match="fastv reads the question, so it cannot look before it is asked"):
-        vlm.look(picture, method="fastv", retention=0.5)
-
-
 def ways_of_asking(vlm, picture, prefix):
     """Each way to a model that nobody gave a method."""
     about = vlm.prepare(picture, "What?")
@@ -270,7 +223,6 @@ def ways_of_asking(vlm, picture, prefix):
         lambda: vlm.answer(about),
         lambda: vlm.answer_batch([about]),
         lambda: vlm.answer_sharing([about]),
-        lambda: vlm.choose(about, ["a", "b"]),
         lambda: vlm.look(picture),
         lambda: prefix.ask("What?"),
         lambda: list(prefix.ask_many(["What?"])),
@@ -385,7 +337,7 @@ def test_with_other_adapters_nothing_is_asked(adapted, picture, changed, looked_
 
 
 @pytest.mark.parametrize("name", ["language_model.layers.5.mlp.up_proj.weight", "vision_tower.*position_embedding"])
-@pytest.mark.parametrize("write", [lambda data: data.mul_(1.01), lambda data: data.copy_(data.flip(0)), Tensor.zero_])
+@pytest.mark.parametrize("write", [lambda data: data.mul_(1.01), lambda data: data.copy_(data.flip(0))])
 def test_weights_written_without_a_trace_are_noticed(vlm, picture, name, write):
     other = fv.VLM(copy.deepcopy(vlm.model), vlm.processor, "small")
     prefix = other.look(picture)

@@ -35,8 +35,7 @@ def slowed(vlm, seconds=0.05):
     return vlm.model.lm_head.register_forward_pre_hook(lambda *_: time.sleep(seconds))
 
 
-@pytest.mark.parametrize("question", [QUESTION, LISTING])
-@pytest.mark.parametrize("method", [None, METHOD])
+@pytest.mark.parametrize(("question", "method"), [(QUESTION, None), (LISTING, METHOD)])
 def test_the_pieces_together_are_the_answer(vlm, scenes, question, method):
     stream = vlm.ask(scenes[0], question, stream=True, method=method)
     assert isinstance(stream, Stream)
@@ -57,18 +56,11 @@ def test_after_its_end_a_stream_stays_at_its_end(vlm, demo):
     assert next(stream, "over") == "over"
 
 
-@pytest.mark.parametrize("stop", [("E",), ("E9",), ("4S", "S"), ("no such",), ("PE94S",), ("S!",)])
+@pytest.mark.parametrize("stop", [("E9",), ("4S", "S"), ("S!",)])
 def test_a_stop_is_part_of_no_piece(vlm, demo, stop):
     stream = vlm.ask(demo, QUESTION, stream=True, stop=stop)
     pieces = list(stream)
     assert "".join(pieces) == vlm.ask(demo, QUESTION, stop=stop).text == stream.answer.text
-
-
-def test_a_stop_over_several_words_is_held_back(vlm, scenes):
-    whole = vlm.ask(scenes[0], LISTING).text
-    stop = (whole[8:16],)
-    pieces = list(vlm.ask(scenes[0], LISTING, stream=True, stop=stop))
-    assert "".join(pieces) == vlm.ask(scenes[0], LISTING, stop=stop).text == whole[:8].strip()
 
 
 def test_a_sample_with_a_seed_is_the_same_as_a_stream(vlm, demo):
@@ -151,9 +143,3 @@ def test_a_keyboard_interrupt_of_the_reader_leaves_the_model_restored(vlm, scene
     with fv.drop(vlm.model, METHOD):
         pass
     assert vlm.ask().text == "PE94S"
-
-
-def test_another_question_waits_for_the_stream(vlm, scenes):
-    stream = vlm.ask(scenes[0], LISTING, stream=True)
-    assert vlm.ask().text == "PE94S"
-    assert "".join(stream) == stream.answer.text

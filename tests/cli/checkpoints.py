@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of Gemma 3 and Qwen3.5 with real processors, and what a command says of their caches."""
+"""A tiny random checkpoint of Qwen3.5 with a real processor, and what a command says of its cache."""
 
 import json
 from pathlib import Path
@@ -43,23 +43,6 @@ def save(folder: Path, config, kind: str, processor) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-def save_gemma3(folder: Path) -> Path:
-    """Gemma 3 with 25 tokens a picture, and windows of 20 tokens in four of six layers."""
-    from tests.families.test_gemma3 import config
-
-    roles = {
-        "boi_token": (VISION_START, "<start_of_image>"), "eoi_token": (VISION_END, "<end_of_image>"),
-        "image_token": (IMAGE, "<image_soft_token>"),
-    }  # fmt: skip
-    processor = transformers.Gemma3Processor(
-        image_processor=transformers.Gemma3ImageProcessorPil(size={"height": 70, "width": 70}),
-        tokenizer=tokenizer(roles),
-        chat_template=TEMPLATE.replace("MEDIA", "<start_of_image> "),
-        image_seq_length=25,
-    )
-    return save(folder, config(), "Gemma3ForConditionalGeneration", processor)
 
 
 def save_qwen3_5(folder: Path) -> Path:

@@ -1,9 +1,7 @@
 """`foveate batch`: what it prints, how it ends, and what it refuses before anything slow."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -186,19 +184,6 @@ def test_columns_that_cannot_be_meant_are_refused(run, table, tmp_path, words, s
     code, out, err = run("batch", table, tmp_path / "out", *words)
     assert (code, out) == (2, "")
     assert said in err
-
-
-@pytest.mark.parametrize("name", ["none.jsonl", "none"])
-def test_an_input_that_is_not_there_is_refused_before_torch_is_loaded(tmp_path, name):
-    program = (
-        f"import sys; from foveate.cli import main; code = main(['batch', {name!r}, 'out'])\n"
-        "print(code, [name for name in ('torch', 'numpy', 'pyarrow', 'transformers') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=os.environ
-    )
-    assert done.stdout == "1 []\n"
-    assert f"{name} cannot be read: No such file" in done.stderr
 
 
 def test_an_input_with_wrong_columns_is_refused(batch, table):

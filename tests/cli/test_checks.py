@@ -16,7 +16,7 @@ from foveate.errors import FoveateError, InputError, SettingError, UnknownNameEr
 from tests.test_grammar import WRONG
 
 PICTURE = str(embedded.picture())
-SLOW = ("torch", "transformers", "numpy", "matplotlib", "PIL", "pydantic")
+SLOW = ("torch", "transformers", "numpy", "matplotlib", "PIL", "pydantic", "gradio", "pyarrow")
 ASK = ["--prompt", "x"]
 REFUSED = [
     (["comparre"], "No command 'comparre'. Did you mean compare?"),
@@ -35,10 +35,16 @@ REFUSED = [
     (["compare", "nofile.png", *ASK], "nofile.png cannot be read"),
     (["compare", PICTURE, *ASK, "--method", "v2drop/llava-1.5-7b/99"], "Did you mean v2drop/llava-1.5-7b/"),
     (["eval", "--method", "v2dop:metric=l1"], "No method 'v2dop'. Did you mean v2drop?"),
+    (["eval", "--tasks", "pope", "--include", "nowhere"], "no folder nowhere"),
     (["eval", "--model", "./nofolder"], "There is no folder ./nofolder"),
     (["bench", "--method", "visiondrop+nosuch"], "No method 'nosuch'"),
     (["bench", "--model", "cpu-mediun"], "Shapes: foveate bench --shapes"),
     (["tune", "nofile.png", *ASK, "--retention", "0.5"], "nofile.png cannot be read"),
+    (["batch", "none.jsonl", "out"], "none.jsonl cannot be read: No such file"),
+    (["batch", "none", "out"], "none cannot be read: No such file"),
+    (["demo", "--model", "./nosuch"], "There is no folder ./nosuch"),
+    (["generate", "--figure", PICTURE], "exists already"),
+    (["generate", "--model", "a/b", *ASK], "Which picture?"),
     (["methods", "nosuch"], "No method 'nosuch'"),
     (["models", "qwen2vl"], "No model_type 'qwen2vl'. Did you mean qwen2_vl"),
     (["presets", "nosuch"], "No preset 'nosuch'"),
@@ -46,6 +52,9 @@ REFUSED = [
 
 
 LISTS = [[command, *flags] for command in ("methods", "models", "presets") for flags in ([], ["--json"])]
+LISTS += [[*words, "--help"] for words in ([], ["generate"], ["compare"], ["eval"], ["demo"])]
+BOXED = [["generate", "--bogus"], ["demo", "--port", "-1"], ["eval", "--questions", "9" * 30]]
+"""Flags that the parser refuses, in lines of its own."""
 PROGRAM = f"""
 import contextlib, io, json, sys
 from foveate.cli import main
@@ -62,7 +71,7 @@ print(json.dumps(ended))
 @pytest.fixture(scope="module")
 def ended():
     """Exit code, stderr and slow packages that are new, of each command in a fresh interpreter."""
-    commands = [*LISTS, *(words for words, _ in REFUSED)]
+    commands = [*LISTS, *BOXED, *(words for words, _ in REFUSED)]
     arguments = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     return dict(zip(map(tuple, commands), json.loads(done.stdout), strict=True))
@@ -80,6 +89,13 @@ def test_refusals_load_nothing_slow(ended, arguments, says):
 @pytest.mark.parametrize("command", LISTS, ids=" ".join)
 def test_lists_load_nothing_slow(ended, command):
     assert ended[tuple(command)] == [0, "", []]
+
+
+@pytest.mark.parametrize("command", BOXED, ids=" ".join)
+def test_flags_that_the_parser_refuses_load_nothing_slow(ended, command):
+    code, said, loaded = ended[tuple(command)]
+    assert (code, loaded) == (2, [])
+    assert said
 
 
 @pytest.mark.parametrize("text", [text for text, _ in WRONG], ids=[text[:40] for text, _ in WRONG])

@@ -92,13 +92,6 @@ def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, full_disk, th
     assert [(path.name, path.read_text()) for path in out.iterdir()] == ([("a.json", "old")] if there else [])
 
 
-def test_a_full_disk_leaves_no_half_figure(ask, picture, tmp_path, full_disk):
-    code, _, err = ask("generate", picture, "--retention", 0.5, "--figure", tmp_path / "a.png")
-    assert (code, err.count("\n")) == (1, 1)
-    assert "a.png could not be written: " in err
-    assert [path.name for path in tmp_path.iterdir()] == [picture.name]
-
-
 @pytest.mark.parametrize("there", [False, True])
 def test_a_full_disk_leaves_no_half_record(tmp_path, full_disk, there):
     path = tmp_path / "record.json"

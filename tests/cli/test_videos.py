@@ -45,14 +45,6 @@ def test_those_frames_are_the_files_own(ask, clip, tmp_path):
     assert as_video["cost"] == as_pictures["cost"]
 
 
-def test_three_frames_if_nothing_is_said(ask, clip):
-    _, out, err = ask("generate", clip, "--json", *HALF)
-    told = json.loads(out)
-    assert err == f"foveate: this model reads no videos: of the 30 frames read of {clip}, 3 go in as pictures.\n"
-    assert told["vision_tokens"] == [36] * 3
-    assert told["videos"][0]["seconds"] == pytest.approx([0.5, 1.5, 2.5], abs=0.11)
-
-
 def test_people_are_told_the_frames_and_how_much_of_what_stays_is_late(ask, clip):
     code, out, _ = ask("generate", clip, "--fps", 2)
     assert code == 0
@@ -70,13 +62,6 @@ def test_a_gif_is_a_video_where_frames_are_asked_for(ask, tmp_path):
     told = json.loads(ask("generate", path, "--frames", 2, "--json")[1])
     assert told["vision_tokens"] == [36, 36]
     assert told["videos"][0]["seconds"] == pytest.approx([0.1, 0.4])
-
-
-def test_by_frame_each_keeps_the_same(ask, clip):
-    code, out, _ = ask("generate", clip, "--frames", 3, "--retention", 0.4, "--set", "scope=frame", "--json")
-    assert code == 0
-    kept = json.loads(out)["trace"]["stages"][0]["kept"][0]
-    assert len({sum(36 * at <= token < 36 * at + 36 for token in kept) for at in range(3)}) == 1
 
 
 def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
@@ -118,16 +103,6 @@ def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
     assert (found, out) == (code, "")
     assert says in " ".join(err.split())
     assert len(err.splitlines()) == 1 or code == 2
-
-
-def test_a_damaged_video_is_a_note_and_no_warning(ask, clip, tmp_path):
-    whole = film(tmp_path / "whole.mp4", 200, size=(64, 64), options={"movflags": "faststart"}).read_bytes()
-    (path := tmp_path / "short.mp4").write_bytes(whole[: len(whole) * 6 // 10])
-    code, _, err = ask("generate", path, "--frames", 2, *HALF)
-    assert code == 0
-    first, second = err.splitlines()
-    assert first.startswith(f"foveate: {path} breaks off after")
-    assert second == f"foveate: this model reads no videos: the 2 frames of {path} go in as pictures."
 
 
 def test_of_a_damaged_video_both_are_said_how_many_frames_were_read_and_how_many_are_used(ask, tmp_path):

@@ -10,7 +10,7 @@ from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
 from foveate.viz.comparison import GAP
 from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scaled, stage_panels
-from tests.viz.test_prefill import brightest, clip, run
+from tests.viz.test_showing import brightest, clip, run
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
 HALF = fv.Uniform(layers=(1,), keep=(0.5,))
@@ -42,12 +42,6 @@ def test_a_stage_that_dropped_nothing_has_no_panel():
     everything = draw_comparison([("all", record(method=fv.Uniform(layers=(1,), keep=(1.0,))))], red())
     assert pixels_of(everything, RED) == SIDE * SIDE
     assert everything.height < both.height
-
-
-def test_seven_methods_fit_a_page():
-    page = draw_comparison([(f"method {number}: an answer", record()) for number in range(7)], red(), "A question?")
-    assert page.width < 1600
-    assert page.height < 1800
 
 
 def test_several_pictures_share_a_panel():

@@ -74,7 +74,7 @@ def test_a_merged_stage_is_tinted_and_says_so():
     assign = torch.tensor([0] * 6 + list(range(1, 7)))
     origin = torch.tensor([0, *range(6, 12)])
     tinted, plain = draw_frames(frames(2), [("merged", origin, assign)]), draw_frames(frames(2), [("kept", origin)])
-    assert tinted.size == plain.size
+    assert tinted.width == plain.width
     assert tinted.tobytes() != plain.tobytes()
 
 

@@ -9,8 +9,12 @@ from rich.console import Console
 from foveate.viz.terminal import COLUMNS, ROWS, preview, preview_on
 
 
+class Latin(StringIO):
+    encoding = "latin-1"
+
+
 def terminal(**options):
-    return Console(file=StringIO(), **{"force_terminal": True, "color_system": "truecolor", "width": 80} | options)
+    return Console(**{"file": StringIO(), "force_terminal": True, "color_system": "truecolor", "width": 80} | options)
 
 
 def shown(image, width=80):
@@ -45,32 +49,18 @@ def test_a_preview_fits(size, width, columns, rows):
     assert len(shown(Image.new("RGB", size, "red"), width).rstrip("\n").split("\n")) == rows
 
 
-def test_with_256_colours_rich_takes_the_nearest():
-    console = terminal(color_system="256")
-    console.print(preview(Image.new("L", (4, 4), 255), 4, "256"))
-    assert "38;5;" in console.file.getvalue()
-
-
-@pytest.mark.parametrize("colours", [None, "standard", "windows"])
-def test_without_enough_colours_there_is_none(colours):
-    assert preview(Image.new("RGB", (4, 4)), 80, colours) is None
-
-
-def test_a_console_that_can_show_it_gets_one():
-    assert preview_on(terminal(_environ={"TERM": "xterm"}), Image.new("RGB", (4, 4))) is not None
-
-
 @pytest.mark.parametrize(
     "options",
-    [{"force_terminal": False}, {"no_color": True}, {"_environ": {"TERM": "dumb"}}, {"color_system": None}],
+    [
+        {"force_terminal": False},
+        {"no_color": True},
+        {"_environ": {"TERM": "dumb"}},
+        {"color_system": "standard"},
+        {"file": Latin()},
+    ],
 )
-def test_a_console_that_cannot_gets_none(options):
+def test_a_console_that_cannot_show_it_gets_none(options):
+    can = {"_environ": {"TERM": "xterm"}}
+    assert preview_on(terminal(**can), Image.new("RGB", (4, 4))) is not None
+    assert preview_on(terminal(**can, color_system="256"), Image.new("RGB", (4, 4))) is not None
     assert preview_on(terminal(**options), Image.new("RGB", (4, 4))) is None
-
-
-def test_without_unicode_there_is_none():
-    class Latin(StringIO):
-        encoding = "latin-1"
-
-    console = Console(file=Latin(), force_terminal=True, color_system="truecolor", _environ={"TERM": "xterm"})
-    assert preview_on(console, Image.new("RGB", (4, 4))) is None

@@ -128,15 +128,16 @@ def cards(replies: Sequence[Reply], right: str | None = None) -> str:
 
 def _card(reply: Reply, full: Answer | None) -> str:
     name = escape(reply.name).replace("+", "+<wbr>").replace(":", ":<wbr>")
+    state = ""
     if reply.error is not None:
         body = f"<p class='fv-error' role='alert'>{escape(reply.error)}</p>"
-        return f"<article class='fv-card'><h3>{name}</h3>{body}</article>"
-    if reply.answer is None:
+    elif reply.answer is None:
+        state = " fv-waiting"
         body = f"<p class='fv-text'>{escape(reply.text) or '…'}</p>"
-        return f"<article class='fv-card fv-waiting'><h3>{name}</h3>{body}</article>"
-    rows = "".join(_measure(*measure) for measure in _measures(reply, reply.answer, full))
-    body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p><dl>{rows}</dl>"
-    return f"<article class='fv-card'><h3>{name}</h3>{body}</article>"
+    else:
+        rows = "".join(_measure(*measure) for measure in _measures(reply, reply.answer, full))
+        body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p><dl>{rows}</dl>"
+    return f"<article class='fv-card{state}'><h3>{name}</h3>{body}</article>"
 
 
 def _measures(reply: Reply, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:

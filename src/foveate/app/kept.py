@@ -13,8 +13,9 @@ from PIL import Image
 from foveate.app.answers import Reply
 from foveate.app.subjects import Subject
 from foveate.errors import FoveateError
+from foveate.viz.canvas import LEGEND
 from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
-from foveate.viz.prefill import frames_of
+from foveate.viz.showing import frames_of
 
 __all__ = ["Stop", "data_url", "figure", "stops_of"]
 
@@ -22,7 +23,6 @@ SIDE = 360
 """Pixels of a square panel."""
 BEFORE = {"vision tower": -2, "projector": -1}
 """Where stages stand that come before the decoder's layers."""
-LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark and hatched: dropped."
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ MODEL: dict[str, Any] = {"concurrency_id": "model", "show_progress": "hidden", "
 """Of an event that asks the model, which serves one question at a time: others wait in line."""
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of other events."""
+DISABLED = "() => ({__type__: 'update', interactive: false})"
+"""What the browser makes of a button while a picture is taken: nobody asks about the one before."""
 
 Changes = dict[Any, Any]
 
@@ -218,9 +220,11 @@ class AskTab:
         replied = [*cleared, self.stops, self.code]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
-        self.file.upload(self.upload, [self.file, names, percent], [*shown, self.file], cancels=running, **QUICK)
-        chosen = [*shown, self.file, self.question]
-        self.gallery.select(self.choose, [names, percent], chosen, cancels=running, **QUICK)
+        for taking in (self.file.upload, self.gallery.select):
+            # First of all, in the browser: the listeners of an event run one after the other, each to its end.
+            taking(None, outputs=self.ask, js=DISABLED, cancels=running, api_visibility="private")
+        self.file.upload(self.upload, [self.file, names, percent], [*shown, self.file], **QUICK)
+        self.gallery.select(self.choose, [names, percent], [*shown, self.file, self.question], **QUICK)
         self.slider.input(
             self.stand_at, [self.stops, self.slider], [self.kept, self.slider], trigger_mode="always_last", **QUICK
         )

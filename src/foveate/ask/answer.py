@@ -2,9 +2,10 @@
 
 import base64
 import io
+import itertools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -42,7 +43,7 @@ class Saved:
 
     def to_dict(self) -> dict[str, float]:
         """Plain values."""
-        return {name: getattr(self, name) for name in ("prefill_flops", "total_flops", "kv_bytes")}
+        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +82,7 @@ class Answer:
         """Its token ids up to what ends or pads a sequence."""
         model = self.prompt.loaded.model
         stop = {*ends_of(model), pad_id(model)}
-        for place, token in enumerate(self.tokens):
-            if token in stop:
-                return self.tokens[:place]
-        return self.tokens
+        return tuple(itertools.takewhile(lambda token: token not in stop, self.tokens))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -223,24 +221,46 @@ class Answer:
 
     def _repr_html_(self) -> str:
         """The answer, a table of what was spent and saved, and the picture of what was kept."""
-        return Sheet("", ["", Column("", wrap=True)], self._lines())._repr_html_() + self._drawing()
-
-    def _lines(self) -> list[tuple[str, str]]:
         lines = [("Question", self.prompt.text), ("Answer", self.text)]
         if self.method is not None:
-            words = f"{self.retention:.1%} of {self.vision_tokens} vision tokens, mean over decoder layers"
-            lines += [("Method", str(self.method)), ("Retention", words)]
-        if self.missed is not None:
-            lines.append(("Budget", f"not met: {self.missed}"))
-        if self.method is not None and self.vision_tokens:
-            saved = self.saved
-            # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
-            prefill, total = f"{saved.prefill_flops:z.1%}", f"{saved.total_flops:z.1%}"
-            words = f"{prefill} in the decoder's prefill, {total} from pixels to token"
-            lines += [("FLOPs saved", words), ("KV cache saved", f"{saved.kv_bytes:z.1%}")]
+            lines += [("Method", str(self.method)), *self.lines()]
         lines += [(choice, f"log-probability {value:.3f}") for choice, value in self.choices.items()]
         lines += [("Note", note) for note in self.notes]
+        return Sheet("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What it spent and saved, each with its label."""
+        depth = self.prompt.loaded.depth
+        spent = f"{self.retention:.1%} of the vision tokens: {self.spent:.3g} of {self.vision_tokens}"
+        lines = [("Retention", f"{spent}, mean over {depth} decoder layers")]
+        if self.missed is not None:
+            lines.append(("Budget", f"not met: {self.missed}"))
+        steps = [f"{stage.place}: {stage.before[0]} to {stage.after[0]}" for stage in self.trace.stages]
+        lines.append(("Stages", "; ".join(steps) or "nothing was dropped"))
+        if self.looked:
+            lines.append(("Looked", f"once: {self.looked} tokens of each prompt ran a single time"))
+        for clip in self.prompt.clips:
+            times = f"from {clip.seconds[0]:.2f} to {clip.seconds[-1]:.2f} s"
+            lines.append(("Frames", f"{len(clip)} of {clip.path}, {times}"))
+        if self.prompt.clips and len(self.prompt.media) == 1:
+            lines += _late_line(self.trace)
+        if self.vision_tokens:
+            lines.append(("FLOPs", self._flops_line()))
+        if self.kv_bytes_whole:
+            sizes = f"{self.kv_bytes / 2**20:.3g} of {self.kv_bytes_whole / 2**20:.3g} MiB"
+            lines.append(("KV cache", f"{self.saved.kv_bytes:z.1%} saved: {sizes} (measured after the answer)"))
         return lines
+
+    def _flops_line(self) -> str:
+        """What the arithmetic saves, counted."""
+        cost, saved = self.cost, self.saved
+        decoder = _flops(cost.prefill_flops + cost.scoring_flops)
+        # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
+        return (
+            f"{saved.prefill_flops:z.1%} saved in the decoder's prefill "
+            f"({decoder} of {_flops(self.cost_untouched.prefill_flops)}); "
+            f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
+        )
 
     def _drawing(self) -> str:
         """The picture of what was kept as an HTML image; empty where there is none to draw."""
@@ -254,6 +274,26 @@ class Answer:
         picture.save(file, "PNG")
         data = base64.b64encode(file.getvalue()).decode()
         return f"<img alt='kept patches' style='max-width:100%' src='data:image/png;base64,{data}'>"
+
+
+def _late_line(trace: Trace) -> list[tuple[str, str]]:
+    """How much of what each stage left of a film is of the second half of its frames, half of the middle one too."""
+    shares = []
+    for stage, counts in zip(trace.stages, trace.kept_by_frame(), strict=False):
+        half = len(counts) // 2
+        if half and sum(counts):
+            late = sum(counts[-half:]) + (len(counts) % 2) * counts[half] / 2
+            shares.append(f"{late / sum(counts):.0%} {stage.place}")
+    return [("Late frames", f"the second half of the video has {', '.join(shares)}")] if shares else []
+
+
+def _flops(count: float) -> str:
+    """A count of operations with its prefix: 8177382850560 -> 8.18 TFLOP."""
+    prefixes = ("", "k", "M", "G", "T", "P")
+    step = 0
+    while count >= 1000 and step < len(prefixes) - 1:
+        count, step = count / 1000, step + 1
+    return f"{count:.3g} {prefixes[step]}FLOP"
 
 
 def kv_bytes(cache: Any) -> tuple[int, int]:

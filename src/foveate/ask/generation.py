@@ -13,7 +13,7 @@ from foveate.ask.loaded import quiet
 from foveate.contract.settings import Part, check
 from foveate.errors import SettingError
 
-__all__ = ["FirstToken", "Forced", "Generation", "Options", "generate", "generation_of", "run"]
+__all__ = ["Decoding", "FirstToken", "Forced", "Generation", "generate", "generation_of", "run"]
 
 COLDEST = 1e-4
 """The least temperature of sampling: logits are divided by it, and infinity has no distribution."""
@@ -100,7 +100,7 @@ class Generation:
         return arguments
 
 
-class Options(TypedDict, total=False):
+class Decoding(TypedDict, total=False):
     """How answers are decoded; see `Generation`."""
 
     max_new_tokens: int

@@ -11,19 +11,16 @@ from torch import Tensor
 from foveate.ask.answer import Answer
 from foveate.ask.answering import answers_to, fitting, reply_to
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Generation, Options, generation_of
+from foveate.ask.generation import Decoding, Generation, generation_of
 from foveate.ask.loaded import Loaded, quiet
-from foveate.ask.look import Look, end_of_pictures, look_at, refuse_unshareable, weights_of
-from foveate.ask.pictures import Picture
+from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable, weights_of
 from foveate.ask.preparing import check_text, length_note, refuse_special, text_of
 from foveate.ask.prompt import Prompt, is_vision
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method
-from foveate.contract.naming import asked_share
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
-from foveate.video import Clip
 
 __all__ = ["QUESTION", "WINDOW", "Prefix", "Talk", "Wording"]
 
@@ -56,27 +53,7 @@ class Prefix:
         method: What dropped; None for the untouched model.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        look: Look,
-        wording: "Wording",
-        conversation: Conversation,
-        media: Sequence[Picture | Clip] = (),
-        notes: Sequence[str] = (),
-        method: Method | None = None,
-    ) -> None:
-        self.loaded = loaded
-        self.look = look
-        self.conversation = conversation
-        self.media = tuple(media)
-        self.notes = tuple(notes)
-        self.method = method
-        self._wording = wording
-        self._weights = weights_of(loaded.model)
-
-    @classmethod
-    def of(cls, prompt: Prompt, method: Method | None) -> "Prefix":
+    def __init__(self, prompt: Prompt, method: Method | None) -> None:
         """Look at what a prompt shows, whose last text is its question; see `VLM.look_at`."""
         loaded = prompt.loaded
         if not prompt.conversation.media:
@@ -84,11 +61,13 @@ class Prefix:
         with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question
             refuse_open(loaded.model)
         refuse_unshareable(loaded.model, method)
-        said = prompt.conversation.without_last_text()
+        self.loaded = loaded
+        self.conversation = prompt.conversation.without_last_text()
+        self.media, self.notes, self.method = prompt.media, prompt.notes, method
         with loaded.lock, fitting(loaded, prompt.inputs):
-            wording = Wording.of(loaded, said, prompt.text, prompt.inputs["input_ids"][0])
-            look = look_at(loaded.model, prompt.inputs, method)
-            return cls(loaded, look, wording, said, prompt.media, prompt.notes, method)
+            self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
+            self.look = look_at(loaded.model, prompt.inputs, method)
+            self._weights = weights_of(loaded.model)
 
     # -- what it is -------------------------------------------------------------------------------------------
 
@@ -96,13 +75,6 @@ class Prefix:
     def trace(self) -> Trace:
         """What the look dropped; empty without dropping."""
         return self.look.trace
-
-    @property
-    def asked_share(self) -> float | None:
-        """The retention that was asked for; None where nothing was."""
-        if self.method is None:
-            return None
-        return asked_share(self.method, int(is_vision(self.loaded.model.config, self.look.ids).sum()))
 
     @property
     def nbytes(self) -> int:
@@ -124,7 +96,7 @@ class Prefix:
     # -- asking -----------------------------------------------------------------------------------------------
 
     def ask(
-        self, question: str, *, choices: Sequence[str] = (), stream: bool = False, **generation: Unpack[Options]
+        self, question: str, *, choices: Sequence[str] = (), stream: bool = False, **generation: Unpack[Decoding]
     ) -> Any:
         """Ask about what was looked at.
 
@@ -147,7 +119,7 @@ class Prefix:
             reply.warn(stacklevel=2)
         return reply
 
-    def ask_many(self, questions: Iterable[str], *, batch: int = 8, **generation: Unpack[Options]) -> Iterator[Answer]:
+    def ask_many(self, questions: Iterable[str], *, batch: int = 8, **generation: Unpack[Decoding]) -> Iterator[Answer]:
         """Ask many questions, several at a time; the answers come in order.
 
         The rows of the look are in memory once, however many questions a batch has. Layers with a sliding window and
@@ -248,7 +220,7 @@ class Talk:
         return self._texts
 
     def ask(
-        self, question: str, *, choices: Sequence[str] = (), stream: bool = False, **generation: Unpack[Options]
+        self, question: str, *, choices: Sequence[str] = (), stream: bool = False, **generation: Unpack[Decoding]
     ) -> Any:
         """Ask the next question; see `Prefix.ask`. One that fails leaves the conversation as it was."""
         reply = self._prefix.reply((*self.texts, question), choices, stream, generation_of(generation))

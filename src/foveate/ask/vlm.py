@@ -6,9 +6,9 @@ from itertools import islice
 from typing import Any, Unpack
 
 from foveate.ask.answer import Answer
-from foveate.ask.answering import AnyMethod, answers_to, choice_of, dropped_in, fitting, method_of, reply_to
+from foveate.ask.answering import AnyMethod, answers_to, dropped_in, fitting, method_of, reply_to
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Generation, Options, generation_of
+from foveate.ask.generation import Decoding, Generation, generation_of
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import can_share, look_at
 from foveate.ask.media import Media
@@ -68,7 +68,7 @@ class VLM(Loaded):
         frames: int | None = None,
         fps: float | None = None,
         fit: Fit = "own",
-        **generation: Unpack[Options],
+        **generation: Unpack[Decoding],
     ) -> Any:
         """Ask about pictures or films.
 
@@ -131,7 +131,7 @@ class VLM(Loaded):
         frames: int | None = None,
         fps: float | None = None,
         fit: Fit = "own",
-        **generation: Unpack[Options],
+        **generation: Unpack[Decoding],
     ) -> Iterator[Answer]:
         """Ask many questions, in batches of prompts that are alike; the answers come in order.
 
@@ -214,7 +214,7 @@ class VLM(Loaded):
             raise SettingError("messages hold pictures and texts: leave media out.")
         few = frames is None and fps is None
         prompt = prepare(self, conversation, fit=fit, as_pictures=True, few=few)
-        prefix = Prefix.of(prompt, dropped_in(self, drops, prompt.vision_tokens))
+        prefix = Prefix(prompt, dropped_in(self, drops, prompt.vision_tokens))
         prompt.warn(stacklevel=2)
         return prefix
 
@@ -256,7 +256,7 @@ class VLM(Loaded):
         retention: float | None = None,
     ) -> Prefix:
         """Look at what a prompt shows, to ask other questions about it than its own; see `look`."""
-        return Prefix.of(prompt, self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention))
+        return Prefix(prompt, self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention))
 
     def solve(
         self,
@@ -324,19 +324,6 @@ class VLM(Loaded):
         with self.lock, fitting(self, prompts[0].inputs):
             look = look_at(self.model, prompts[0].inputs, method)
         return answers_to(self, prompts, method, generation or Generation(), look=look, first=first)
-
-    def choose(
-        self,
-        prompt: Prompt,
-        choices: Sequence[str],
-        method: AnyMethod | None = None,
-        *,
-        tokens: float | None = None,
-        retention: float | None = None,
-    ) -> Answer:
-        """The likeliest of several answers to one prompt, and the log-probability of each; see `ask`."""
-        drops = self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention)
-        return choice_of(self, prompt, choices, drops)
 
     def __repr__(self) -> str:
         about = self.to_dict()

@@ -2,17 +2,24 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from foveate.cli.checks import check_methods, check_shape
-from foveate.cli.options import EMBEDDED, Flag, MethodsOptions, ModelOptions, OutputOptions
+from foveate.cli.options import (
+    EMBEDDED,
+    Count,
+    Flag,
+    MaybeCount,
+    MethodsOptions,
+    ModelOptions,
+    OutputOptions,
+    whole,
+)
 from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError, check_budgets, check_most
+from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
 
 if TYPE_CHECKING:
@@ -53,19 +60,19 @@ class Bench(MethodsOptions):
     or all (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
     """a shape with random weights (list: --shapes), a hub id or a local folder"""
-    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    batch: Count = 1
     """samples a run"""
-    text_tokens: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    text_tokens: MaybeCount = None
     """tokens of text in the prompt (default: 40; a checkpoint's template may need more)"""
-    new_tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 16
+    new_tokens: Count = 16
     """length of every answer"""
-    images: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    images: MaybeCount = None
     """pictures in the prompt (default: 1)"""
-    frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    frames: MaybeCount = None
     """frames of a video instead of pictures, for shapes that take videos"""
-    pairs: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    pairs: Annotated[int | None, whole(LEAST), tyro.conf.arg(help_behavior_hint="")] = None
     """timed rounds, after one of warm-up (default: 30 on an accelerator, 10 on a CPU; a 95 % interval takes 6)"""
-    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    seed: Annotated[int, whole(0, 2**63 - 1)] = 0
     """of weights, noise, order and random dropping"""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1; auto takes the first accelerator there is"""
@@ -81,12 +88,7 @@ class Bench(MethodsOptions):
     """arithmetic alone: what FLOPs and the cache promise; nothing runs, no weights are needed"""
     shapes: Flag = False
     """list the shapes and do nothing else"""
-    json: Flag = False
-    """print only JSON to stdout"""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """write the same JSON, with the time of every round, to a file"""
-    force: Flag = False
-    """overwrite a file that exists"""
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
         """Predict, time, print, and write what was asked for.
@@ -94,8 +96,8 @@ class Bench(MethodsOptions):
         Raises:
             KeyboardInterrupt: After the rounds that were finished have been printed and written.
         """
-        self._check()
-        check_targets(self._outputs)
+        self.check_each_once()
+        check_targets(self.outputs)
         if self.method != (ALL,):
             check_methods(self.method)
         check_shape(self.model)
@@ -110,22 +112,6 @@ class Bench(MethodsOptions):
             self._finish(values, [shape_sheet(list(shapes().values()))])
         else:
             self._bench(shapes().get(self.model))
-
-    @property
-    def _outputs(self) -> OutputOptions:
-        return OutputOptions(json=self.json, out=self.out, force=self.force)
-
-    def _check(self) -> None:
-        """Refuse budgets that contradict each other, and numbers out of range."""
-        check_budgets(self.method, self.budget, self.retention)
-        least = {"batch": 1, "new_tokens": 1, "pairs": LEAST, "text_tokens": 1, "images": 1, "frames": 1}
-        for name, smallest in least.items():
-            number = getattr(self, name)
-            if number is not None and number < smallest:
-                raise UsageError(f"--{name.replace('_', '-')} {number}: {smallest} or more.")
-        check_most(**{name: getattr(self, name) for name in least})
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed {self.seed}: a seed lies between 0 and 2^63 - 1.")
 
     def _device(self) -> "torch.device":
         """Where everything runs."""
@@ -244,19 +230,13 @@ class Bench(MethodsOptions):
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
         """Run everything; what stopped it, if anything did. What is finished then stays in the run."""
-        from foveate.cli.screen import counted
+        from foveate.cli.screen import counting
 
         try:
-            with counted("Measuring memory", None) as progress:
-                describe = partial(progress.update, progress.task_ids[0])
-                run.prepare(
-                    methods,
-                    bare=self.bare,
-                    starting=lambda name: describe(description=f"Measuring the memory of {name}"),
-                )
-            with counted("Timing, in rounds", pairs + 1) as progress:
-                step = partial(progress.advance, progress.task_ids[0])
-                for _ in run.run(pairs, self.seed, step):
+            with counting("Measuring memory", None) as advance:
+                run.prepare(methods, bare=self.bare, starting=lambda _: advance())
+            with counting("Timing, in rounds", pairs + 1) as advance:
+                for _ in run.run(pairs, self.seed, advance):
                     pass
         except (KeyboardInterrupt, InputError) as error:
             return error
@@ -268,4 +248,4 @@ class Bench(MethodsOptions):
 
         from foveate.cli.outputs import finish
 
-        finish(record, Group(*sheets), None, self._outputs)
+        finish(record, Group(*sheets), self.outputs)

@@ -60,7 +60,8 @@ def run(words: list[str]) -> int:
     """Run the command that these words name; the exit code."""
     try:
         if not words or words[0] in ("-h", "--help"):
-            show(Text(_overview()))
+            lines = [f"  {name:10}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+            show(Text(OVERVIEW.format(commands="\n".join(lines))))
             return DONE
         ended = parsed(words).run()
         sys.stdout.flush()
@@ -79,11 +80,6 @@ def run(words: list[str]) -> int:
         _report(error)
         return BUG
     return DONE
-
-
-def _overview() -> str:
-    lines = [f"  {name:10}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
-    return OVERVIEW.format(commands="\n".join(lines))
 
 
 def parsed(words: list[str]) -> Any:

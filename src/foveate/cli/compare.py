@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, Files, MediaOptions, ModelOptions, OutputOptions, Pairs
+from foveate.cli.options import BudgetOptions, FigureOptions, Files, MediaOptions, ModelOptions, Pairs
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
 
@@ -55,7 +55,7 @@ class Compare:
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+    outputs: Annotated[FigureOptions, tyro.conf.arg(name="output")] = field(default_factory=FigureOptions)
 
     def run(self) -> None:
         """Answer with each, print the table, and write what was asked for."""
@@ -69,7 +69,7 @@ class Compare:
             from foveate.cli.asking import set_up
             from foveate.cli.generate import timed
             from foveate.cli.outputs import finish
-            from foveate.cli.report import agreement, race_note, race_values
+            from foveate.cli.report import agreement, full_values, race_note, race_values
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
@@ -92,7 +92,7 @@ class Compare:
         race = timed(setup.prompt, methods, len(full.tokens), self.pairs)
         agreements = {name: agreement(answer, full) for name, answer in answers.items()}
         values: dict[str, Any] = setup.to_dict() | {
-            "full": {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes},
+            "full": full_values(full),
             "methods": [
                 {"name": name, "agreement": agreements[name]} | answer.to_dict() for name, answer in answers.items()
             ],
@@ -111,8 +111,8 @@ class Compare:
         finish(
             values,
             Group(table, *map(Text, lines)),
-            lambda: draw_comparison(drawn, setup.prompt.shown, title),
             self.outputs,
+            lambda: draw_comparison(drawn, setup.prompt.shown, title),
         )
 
 

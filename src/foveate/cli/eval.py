@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOptions
+from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, OutputOptions, whole
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
-from foveate.cli.usage import BAD_ROWS, DONE, UsageError, check_budgets, check_most
+from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import UnknownNameError, UnsupportedError
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import samples_in
@@ -63,26 +63,26 @@ class Eval(MethodsOptions):
     {"image": file, "question": text, "label": text} a line; or a folder of pictures, with --prompt"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """your own samples: the question, asked of every one"""
-    questions: Annotated[int, tyro.conf.arg(metavar="N")] = 550
+    questions: Count = 550
     """embedded tasks: questions in all, up to one a task and picture"""
     seed: Annotated[tyro.conf.UseAppendAction[tuple[int, ...]], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
     """embedded tasks: which held-out pictures; with several, intervals are over pictures and seeds (default: 0)"""
-    draws: Annotated[int, tyro.conf.arg(metavar="N")] = 3
+    draws: Count = 3
     """runs of each method that drops at random, each with a seed of its own"""
     no_baselines: Flag = False
     """run only the methods given with --method"""
-    workers: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
+    workers: Annotated[int, whole(0), tyro.conf.arg(help_behavior_hint="")] = 0
     """processes, each with a model of its own; benchmarks: so many settings at a time (default: for the embedded model
     on a CPU one a core, at most 4; else 1; benchmarks: 1)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where answers are saved (default: foveate/eval in the user's cache folder)"""
     protocol: Literal["own", "llava"] = "own"
     """benchmarks: the model's own chat template, or the conditions of LLaVA-1.5's papers"""
-    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    batch_size: Count = 1
     """benchmarks: samples a batch"""
-    limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    limit: MaybeCount = None
     """benchmarks: run only the first N documents of each (default: all)"""
-    frames: Annotated[int, tyro.conf.arg(metavar="N")] = 32
+    frames: Count = 32
     """benchmarks: at most N frames of a video"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """benchmarks: a folder with tasks of your own in lmms-eval's format"""
@@ -128,31 +128,13 @@ class Eval(MethodsOptions):
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), lambda: draw_all(qualities), self.outputs)
+        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities))
         return BAD_ROWS if values.get("bad") else DONE
 
     def _check(self) -> None:
-        """Refuse flags that contradict each other, and numbers out of range."""
-        check_budgets(self.method, self.budget, self.retention)
+        """Refuse flags that contradict each other."""
+        self.check_each_once()
         check_methods(self.method)
-        for flag, value, least in (
-            ("--questions", self.questions, 1),
-            ("--draws", self.draws, 1),
-            ("--workers", self.workers, 0),
-            ("--max-new-tokens", self.models.max_new_tokens, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--frames", self.frames, 1),
-            ("--limit", self.limit, 1),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{flag} {value}: must be {least} or more.")
-        check_most(
-            questions=self.questions,
-            draws=self.draws,
-            workers=self.workers,
-            batch_size=self.batch_size,
-            frames=self.frames,
-        )
         if self.samples is not None:
             self._refuse(FOR_TASKS, "is for tasks, and --samples brings questions of its own. Leave it out.")
             samples_in(self.samples, question=self.prompt)

@@ -7,9 +7,9 @@ import tyro
 from rich.console import Group, RenderableType
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, Files, Flag, MediaOptions, ModelOptions, OutputOptions, Pairs
+from foveate.cli.options import BudgetOptions, FigureOptions, Files, Flag, MediaOptions, ModelOptions, Pairs
 from foveate.cli.outputs import check_targets
-from foveate.cli.screen import busy, counted, labelled, note, preview
+from foveate.cli.screen import busy, counting, labelled, note, preview
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 
@@ -63,7 +63,7 @@ class Generate:
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+    outputs: Annotated[FigureOptions, tyro.conf.arg(name="output")] = field(default_factory=FigureOptions)
 
     def run(self) -> None:
         """Answer, print, and write what was asked for."""
@@ -78,24 +78,22 @@ class Generate:
             from foveate.ask.generation import Generation
             from foveate.cli.asking import set_up
             from foveate.cli.outputs import finish
-            from foveate.cli.report import spent_lines
 
         setup = set_up(self.files, question, [self.method], self.models, self.budgets, self.media)
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         values: dict[str, Any] = setup.to_dict() | {"name": self.method}
-        rows: list[tuple[str, str]] = []
         if len(self.prompt) > 1:
             answers = _answer_all(setup, self.prompt, self.method, generation)
-            answer = answers[0]
-            values["answers"] = [{"prompt": each.prompt.text, **each.to_dict()} for each in answers]
-            for each in answers:
-                rows += [("Question", each.prompt.text), (f"With {self.method}", each.text)]
-            rows += spent_lines(answer)
+            values["answers"] = [{"prompt": answer.prompt.text, **answer.to_dict()} for answer in answers]
         else:
             with busy(f"Answering with {self.method}"):
-                answer = setup.answer(self.method, generation)
-            values |= answer.to_dict()
-            rows += [("Question", setup.prompt.text), (f"With {self.method}", answer.text), *spent_lines(answer)]
+                answers = [setup.answer(self.method, generation)]
+            values |= answers[0].to_dict()
+        rows: list[tuple[str, str]] = []
+        for answer in answers:
+            rows += [("Question", answer.prompt.text), (f"With {self.method}", answer.text)]
+        answer = answers[0]
+        rows += answer.lines()
         if self.full:
             more, lines = self._compared(setup, answer, generation)
             values |= more
@@ -106,21 +104,21 @@ class Generate:
         shown: RenderableType = labelled(rows)
         if self.show:
             shown = Group(shown, preview(answer.show()))
-        finish(values, shown, answer.show, self.outputs)
+        finish(values, shown, self.outputs, answer.show)
 
     def _compared(
         self, setup: "Setup", answer: "Answer", generation: "Generation"
     ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """The full model's answer and time beside a method's: values, and lines with their labels."""
         from foveate.bench.paired import AGAIN
-        from foveate.cli.report import agreement, agreement_words, interval, race_note, race_values
+        from foveate.cli.report import agreement, agreement_words, full_values, interval, race_note, race_values
 
         with busy("Answering without dropping"):
             full = setup.vlm.answer(setup.prompt, generation=generation)
         race = timed(setup.prompt, setup.methods, len(full.tokens), self.pairs)
         same = agreement(answer, full)
         values = {
-            "full": {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes},
+            "full": full_values(full),
             "agreement": same,
             "time": race_values(race, len(full.tokens)),
         }
@@ -146,21 +144,17 @@ def _answer_all(setup: "Setup", questions: "Sequence[str]", name: str, generatio
         with busy(f"Answering with {name}"):
             return list(prefix.ask_many(questions, max_new_tokens=generation.max_new_tokens))
     conversation = setup.prompt.conversation.without_last_text()
-    answers = []
-    for question in questions:
-        prompt = setup.vlm.prepare_conversation(conversation.with_text(question))
-        with busy(f"Answering with {name}"):
-            answers.append(setup.vlm.answer(prompt, method, generation=generation))
-    return answers
+    prompts = [setup.vlm.prepare_conversation(conversation.with_text(question)) for question in questions]
+    with busy(f"Answering with {name}"):
+        return setup.vlm.answer_batch(prompts, method, generation=generation)
 
 
 def timed(prompt: "Prompt", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":
     """The full model and methods timed on this prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
     from foveate.bench.paired import AGAIN, race
 
-    with counted("Timing, in rounds", pairs + 1) as progress:
-        bar = progress.task_ids[0]
-        times = race(prompt.loaded.model, prompt.inputs, methods, new_tokens, pairs, lambda: progress.advance(bar))
+    with counting("Timing, in rounds", pairs + 1) as advance:
+        times = race(prompt.loaded.model, prompt.inputs, methods, new_tokens, pairs, advance)
     if not times[AGAIN].holds_one:
         note(
             "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "

@@ -113,10 +113,11 @@ class Models:
         table = _table("Models", "model_type", "Drops tokens of")
         for row in sorted(rows, key=lambda row: row["title"].lower()):
             title = row["title"] or row["summary"].partition(":")[0].rstrip(".")
-            table.add_row(_one_line(title), row["model_type"], _media(row))
+            table.add_row(_one_line(title), row["model_type"], ", ".join(f"{medium}s" for medium in row["methods"]))
+        refusals = [f"{row['model_type']} refuses: {', '.join(_refused(row))}" for row in rows if _refused(row)]
         return show(
             table,
-            *_refusals(rows),
+            *map(Text, refusals or ["Every method runs on every family."]),
             Text("Where each method drops tokens: foveate models NAME"),
             Text(f"--model {EMBEDDED} (the default) is a small LLaVA that ships with foveate and runs offline."),
             Text(f"Presets exist for: {', '.join(named)} (foveate presets)."),
@@ -133,17 +134,6 @@ def _family(row: Mapping[str, Any]) -> list[RenderableType]:
     legend = Text("i: tokens of images are or may be dropped there; v: those of videos.")
     head = f"{row['title']} (model_type {row['model_type']}): {row['summary']}"
     return [Text(head), table, *refused, legend]
-
-
-def _refusals(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """Which methods do not run on which families."""
-    lines = [Text(f"{row['model_type']} refuses: {', '.join(_refused(row))}") for row in rows if _refused(row)]
-    return lines or [Text("Every method runs on every family.")]
-
-
-def _media(row: Mapping[str, Any]) -> str:
-    """What a family reads: "images" or "images, videos"."""
-    return ", ".join(f"{modality}s" for modality in row["methods"])
 
 
 def _refused(row: Mapping[str, Any]) -> dict[str, str]:

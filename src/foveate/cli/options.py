@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from foveate.cli.usage import UsageError
+
 __all__ = [
     "EMBEDDED",
     "BudgetOptions",
     "Count",
+    "FigureOptions",
     "Files",
     "Flag",
     "Images",
@@ -61,6 +64,8 @@ Rate = Annotated[
 ]
 Pairs = Annotated[int, whole(2)]
 """Rounds of timing: an interval needs two."""
+Tokens = Annotated[float, limited(float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "above 0")]
+Share = Annotated[float, limited(float, "SHARE", lambda share: 0 < share <= 1, "in (0, 1]; a token count is --budget")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Images = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
@@ -107,14 +112,22 @@ class MethodsOptions:
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
-    budget: Annotated[
-        tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")
-    ] = ()
+    budget: Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
     """mean vision tokens per decoder layer"""
-    retention: Annotated[
-        tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="SHARE", help_behavior_hint="")
-    ] = ()
+    retention: Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
     """the same as a share in (0, 1] (default: 1/3; eval also 2/9 and 1/9)"""
+
+    def check_each_once(self) -> None:
+        """Refuse methods and budgets that are given twice, or budgets in both ways.
+
+        Raises:
+            UsageError: If that is so.
+        """
+        if self.budget and self.retention:
+            raise UsageError("--budget and --retention say the same thing; give one of them.")
+        for flag, values in (("method", self.method), ("budget", self.budget), ("retention", self.retention)):
+            if len(set(values)) < len(values):
+                raise UsageError(f"--{flag}: the same one is given twice.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +146,23 @@ class MediaOptions:
 class OutputOptions:
     """What is written, and where."""
 
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
-    (png, jpg, webp, pdf)"""
     json: Flag = False
     """print only JSON to stdout"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """write the same JSON to a file"""
     force: Flag = False
     """overwrite files that exist"""
+
+    @property
+    def figure(self) -> Path | None:
+        """Where a picture goes, for commands that draw one."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions(OutputOptions):
+    """What is written, and where."""
+
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    (png, jpg, webp, pdf)"""

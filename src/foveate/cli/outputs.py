@@ -1,6 +1,5 @@
 """What a command hands out: files, written whole or not at all, then the screen."""
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,53 +27,38 @@ def check_targets(outputs: OutputOptions) -> None:
         InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
     """
     figure, out = outputs.figure, outputs.out
-    for flag, path in (("--figure", figure), ("--out", out)):
-        if path is not None:
-            _check_link(flag, path)
     if figure is not None and figure.suffix.lower() not in PICTURES:
         raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
-    if figure is not None and out is not None and figure.resolve() == out.resolve():
-        raise UsageError(f"--figure and --out both name {figure}; give each its own file.")
     for flag, path in (("--figure", figure), ("--out", out)):
         if path is not None:
             _check(flag, path, outputs.force)
-
-
-def _check_link(flag: str, path: Path) -> None:
-    """Refuse a link that leads in a circle or into a folder that is not there."""
-    if not os.path.islink(path):  # unlike Path.is_symlink, never an error
-        return
-    try:
-        target = path.resolve()
-        path.stat()
-    except FileNotFoundError:
-        if not target.parent.is_dir():
-            raise InputError(f"{flag} {path} is a link to {target}, and there is no such folder.") from None
-    except (OSError, RuntimeError) as error:  # Python up to 3.12 calls a circle a RuntimeError
-        raise InputError(f"{flag} {path} is a link that leads nowhere. Name another file.") from error
+    if figure is not None and out is not None and figure.resolve() == out.resolve():
+        raise UsageError(f"--figure and --out both name {figure}; give each its own file.")
 
 
 def _check(flag: str, path: Path, force: bool) -> None:
-    try:  # only trying tells: rights, a read-only disk, a name that is too long
-        if path.is_dir():
+    try:  # only trying tells: rights, a read-only disk, a name that is too long, a link in a circle
+        target = path.resolve()
+        if target.is_dir():
             raise InputError(f"{flag} {path} is a folder; name a file in it.")
-        if not path.parent.is_dir():
-            raise InputError(f"{flag} {path}: there is no folder {path.parent}. Create it first.")
-        if path.exists() and not path.is_file():  # --force would put a file in the place of /dev/null
+        if not target.parent.is_dir():
+            raise InputError(f"{flag} {path}: there is no folder {target.parent}. Create it first.")
+        if target.exists() and not target.is_file():  # --force would put a file in the place of /dev/null
             raise InputError(f"{flag} {path} is a device or a pipe. Name a file, or print to stdout with --json.")
-        if path.exists() and not force:
+        if target.exists() and not force:
             raise InputError(f"{flag} {path} exists already. Name another file, or overwrite it with --force.")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PART):
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=PART):
             pass
-    except OSError as error:
-        raise InputError(f"{flag} {path} cannot be written: {error.strerror}. Name another file.") from error
+    except (OSError, RuntimeError) as error:  # Python up to 3.12 calls a circle a RuntimeError
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{flag} {path} cannot be written: {why}. Name another file.") from error
 
 
 def finish(
     values: Mapping[str, Any],
     shown: "RenderableType",
-    draw: "Callable[[], Image.Image] | None",
     outputs: OutputOptions,
+    draw: "Callable[[], Image.Image] | None" = None,
 ) -> None:
     """Write the figure and the JSON file where they were asked for, then print JSON or `shown`.
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -31,7 +32,6 @@ __all__ = [
     "Lines",
     "as_json",
     "busy",
-    "counted",
     "counting",
     "discard",
     "labelled",
@@ -129,36 +129,27 @@ def busy(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def counted(doing: str, total: int | None, unit: str | None = None) -> Iterator["Progress"]:
-    """A progress bar on stderr with the time left; call `advance(progress.task_ids[0])` for each step."""
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    if unit is not None:
-        columns.append(_Rate(unit))
-    columns.append(TimeRemainingColumn())
-    console = Screen(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        progress.add_task(doing, total=total)
-        yield progress
-
-
-@contextmanager
-def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator[Callable[[int], object]]:
+def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator[Callable[..., object]]:
     """Show on stderr how many of `total` are done: a bar on a terminal, else a line now and then.
 
-    Gives what is called with the number that was added.
+    Gives what is called with the number that was added; one, where nothing is said.
 
     Args:
         doing: What is done, in a few words.
         total: How much there is to do; None where that is not known.
         unit: What is counted: the rate is then shown too.
     """
-    if Screen(stderr=True).is_terminal:
-        with counted(doing, total, unit) as progress:
-            yield lambda added: progress.advance(progress.task_ids[0], added)
+    console = Screen(stderr=True)
+    if not console.is_terminal:
+        lines = Lines(doing, total, unit=unit)
+        yield lines.add
+        lines.end()
         return
-    lines = Lines(doing, total, unit=unit)
-    yield lines.add
-    lines.end()
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    if unit is not None:
+        columns.append(_Rate(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        yield partial(progress.advance, progress.add_task(doing, total=total))
 
 
 class Lines:
@@ -189,7 +180,7 @@ class Lines:
         if total != 0:
             note(doing if total is None else f"{doing}: {total} to do")
 
-    def add(self, count: int) -> None:
+    def add(self, count: int = 1) -> None:
         """So many are done; a line, if one is due."""
         self.done += count
         passed = self._clock() - self._last

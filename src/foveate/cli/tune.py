@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.text import Text
 
 from foveate._files import check_readable
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import BudgetOptions, Flag, Images, ModelOptions, OutputOptions, Settings
+from foveate.cli.options import BudgetOptions, Count, Images, ModelOptions, OutputOptions, Settings, whole
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
@@ -61,7 +62,7 @@ class Tune:
     a setting that is given is not searched. Of mustdrop, thresholds give their ratio only"""
     settings: Settings = ()
     """a setting of the method, repeatable"""
-    search: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    search: Annotated[int, whole(0)] = 0
     """settings to try beyond the small grid, as optuna suggests them; needs the extra tune"""
     task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
     """a name for the samples, kept in the file"""
@@ -69,15 +70,10 @@ class Tune:
     """keep what was tried in this folder; with the same one a stopped search goes on"""
     seed: int = 0
     """of the split and of the search"""
-    workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    workers: Count = 1
     """processes that try settings, each with a model of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
-    json: Flag = False
-    """print only the outcome to stdout"""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """write the outcome to a file"""
-    force: Flag = False
-    """overwrite an existing file"""
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
         """Tune, print, and write what was asked for."""
@@ -85,18 +81,15 @@ class Tune:
         costs = {"tokens": self.budget, "retention": self.retention, "flops": self.flops, "kv": self.kv}
         if sum(value is not None for value in costs.values()) != 1:
             raise UsageError("Give one of --budget and --retention (or of --flops and --kv).")
-        if self.workers < 1:
-            raise UsageError(f"--workers {self.workers}: 1 or more.")
-        if self.search < 0:
-            raise UsageError(f"--search {self.search}: 0 or more.")
-        check_targets(OutputOptions(out=self.out, force=self.force))
-        if self.out is not None and self.state is not None and self.out.resolve() == self.state.resolve():
-            raise UsageError(f"--out and --state both name {self.out}; give each its own name.")
+        check_targets(self.outputs)
+        out = self.outputs.out
+        if out is not None and self.state is not None and out.resolve() == self.state.resolve():
+            raise UsageError(f"--out and --state both name {out}; give each its own name.")
         check_methods([self.method])
         for path, _ in asked:
             check_readable(path)
         check_model(self.models)
-        from foveate.cli.screen import busy, counted, note
+        from foveate.cli.screen import busy, counting, note
 
         with busy("Starting torch"):
             from foveate.ask.answering import fitting
@@ -109,7 +102,7 @@ class Tune:
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
-        with fitting(vlm, prompts[0].inputs), counted("Tuning, in steps", None) as progress:
+        with fitting(vlm, prompts[0].inputs), counting("Tuning, in steps", None) as advance:
             tuned = tune(
                 vlm,
                 prompts,
@@ -122,7 +115,7 @@ class Tune:
                 workers=self.workers,
                 max_new_tokens=self.models.max_new_tokens,
                 state=self.state,
-                advance=lambda: progress.advance(progress.task_ids[0]),
+                advance=advance,
             )
         for text in tuned.notes:
             note(text)
@@ -130,21 +123,15 @@ class Tune:
 
     def _hand_out(self, tuned: "Tuned") -> None:
         """Write the outcome where that was asked for, and print it, also where it could not be written."""
-        from foveate.cli.outputs import write_text
-        from foveate.cli.screen import as_json, show, show_json
+        from rich.console import Group
+
+        from foveate.cli.outputs import finish
 
         values = tuned.to_dict()
-        try:
-            if self.out is not None:
-                write_text(self.out, as_json(values), force=self.force)
-        finally:
-            if self.json:
-                show_json(values)
-            else:
-                summary = f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"
-                show(tuned.sheet(), json.dumps(values["method"]), summary)
-        if self.out is not None and not self.json:
-            show(f"Preset: {self.out}")
+        lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
+        if self.outputs.out is not None:
+            lines.append(f"Preset: {self.outputs.out}")
+        finish(values, Group(tuned.sheet(), *map(Text, lines)), self.outputs)
 
     def _asked(self) -> list[tuple[Path, str]]:
         """(picture, question) of each sample."""

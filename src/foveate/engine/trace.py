@@ -19,7 +19,7 @@ from foveate.errors import SessionError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from foveate.viz.prefill import Media
+    from foveate.viz.showing import Media
 
 __all__ = ["CacheRecord", "LazyCounts", "PrefillRecord", "StageRecord", "Trace"]
 
@@ -367,7 +367,7 @@ class Trace:
             InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
             SessionError: If the model has not run yet.
         """
-        from foveate.viz.prefill import show
+        from foveate.viz.showing import show
 
         return show(self.latest, images, sample)
 

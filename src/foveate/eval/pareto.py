@@ -46,10 +46,7 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
 
 def draw_all(qualities: Iterable[Quality]) -> Image.Image:
     """A picture for each of several benchmarks, one below the other."""
-    pictures = [draw(quality) for quality in qualities]
-    if len(pictures) == 1:
-        return pictures[0]
-    return stack([("", picture) for picture in pictures])
+    return stack([draw(quality) for quality in qualities])
 
 
 def _panel(axis: "Axes", quality: Quality, cost: str) -> None:

@@ -1,6 +1,6 @@
 """Video files in, some of their frames out: `clip = foveate.video.read("clip.mp4", frames=32)`. Needs PyAV."""
 
 from foveate.video.clip import Clip
-from foveate.video.reading import read
+from foveate.video.decoding import read
 
 __all__ = ["Clip", "read"]

@@ -4,6 +4,6 @@ from foveate._sheet import SECTION, Column, Sheet
 from foveate.viz.comparison import draw_comparison
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.stack import stack
-from foveate.viz.stages import draw_stages
+from foveate.viz.stills import draw_stages
 
 __all__ = ["SECTION", "Column", "Frame", "Sheet", "draw_comparison", "draw_frames", "draw_stages", "stack"]

@@ -72,16 +72,10 @@ def _darkened(grey: Map) -> Map:
     """How dropped patches look: (height, width, 1) -> (height, width, 3)."""
     height, width, _ = grey.shape
     dark = grey + FADE * (SLATE - grey)
-    lines = _diagonals(height, width)
+    rows, columns = np.ogrid[:height, :width]
+    lines = (rows + columns) % STEP == 0  # from the lower left to the upper right
     dark[lines] += HATCHED * (HATCH - dark[lines])
     return dark.astype(np.float32, copy=False)
-
-
-def _diagonals(height: int, width: int) -> NDArray[np.bool_]:
-    """Thin parallel lines from the lower left to the upper right: (height, width)."""
-    rows, columns = np.ogrid[:height, :width]
-    lines: NDArray[np.bool_] = (rows + columns) % STEP == 0
-    return lines
 
 
 def _hues(boxes: NDArray[np.float64], groups: NDArray[np.int64], height: int, width: int) -> Map:

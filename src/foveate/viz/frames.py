@@ -10,27 +10,18 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.viz.dim import Pixels
-from foveate.viz.page import FAINT, INK, Page, fitted, wrapped
-from foveate.viz.panel import Boxes, Stages, checked, panel
-from foveate.viz.stages import LEGEND
+from foveate.viz.canvas import FAINT, INK, Page, fitted
+from foveate.viz.panel import Boxes, Stages, Tokens
 
-__all__ = ["PLAIN_LEGEND", "Frame", "chosen", "draw_frames"]
+__all__ = ["Frame", "chosen", "draw_frames"]
 
 WIDTH = 1400  # pixels inside the margins
 MARGIN, GAP = 18, 10
 ACROSS = 8  # frames in a row, upright ones more
 MOST = 40  # frames drawn; of more, so many evenly chosen
-LABEL, HEADING = 26, 40  # pixels under a frame and above a sheet
-BARS, TICKS = 160, 46  # the histogram's height, and the room under it
-CAPTION = 32
+BARS, TICKS = 128, 30  # the histogram's height, and the room under it
 BAR = "#4a6fa5"
 HEADING_SIZE, NOTE_SIZE, LABEL_SIZE, TICK_SIZE = 10, 7.5, 6.5, 6
-PLAIN_LEGEND = "In colour: kept. Dark and hatched: dropped."
-
-
-_Contacts = tuple[str, list[tuple[Pixels, str]]]  # a heading, and frames with what stands under each
-_Counts = tuple[str, NDArray[np.int64]]  # a caption, and how many tokens of each frame a stage kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,27 +50,35 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     Raises:
         ShapeError: If there is no frame, a box array is not (tokens, 4), or an ordinal lies outside the tokens.
     """
-    places, parsed = checked(len(frames), [frame.boxes for frame in frames], stages)
-    starts = np.cumsum([0, *(len(place) for place in places)])
+    tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages)
     drawn = chosen(len(frames), MOST)
-    pictures = {index: _sized(frames[index].picture, len(drawn)) for index in drawn}
-    heading = f"the frames: {starts[-1]} tokens"
+    labels = [frame.label for frame in frames]
+    side = WIDTH // min(ACROSS, max(5, len(drawn))) - GAP  # a row of landscape frames fills the sheet
+    pictures = {at: fitted(frames[at].picture, side / max(frames[at].picture.size)) for at in drawn}
+    heading = f"the frames: {tokens.starts[-1]} tokens"
     if len(drawn) < len(frames):
         heading += f"; {len(drawn)} of {len(frames)} are drawn"
-    sheets: list[_Contacts] = [(heading, [(pictures[index], frames[index].label) for index in drawn])]
-    shares: list[_Counts] = []
-    legend = PLAIN_LEGEND
-    for stage in parsed:
-        cells = []
-        for index in drawn:
-            pixels, kept = panel(pictures[index], places[index], int(starts[index]), stage)
-            cells.append((pixels, f"{frames[index].label}: {kept}"))
-        sheets.append((stage.caption, cells))
-        of_frames, _ = np.histogram(stage.origin[stage.origin >= 0], starts)
-        shares.append((stage.caption, of_frames))
-        if stage.merges:
-            legend = LEGEND
-    return _compose(sheets, shares, [frame.label for frame in frames], np.diff(starts), legend)
+    sheets = [(heading, [(pixels, labels[at]) for at, pixels in pictures.items()])]
+    for stage in tokens.stages:
+        dimmed = zip(drawn, tokens.panels(stage, pictures), strict=True)
+        sheets.append((stage.caption, [(pixels, f"{labels[at]}: {kept}") for at, (pixels, kept) in dimmed]))
+
+    cell = max(pixels.shape[1] for pixels in pictures.values())
+    rows = ceil(len(drawn) / min(len(drawn), max(1, (WIDTH + GAP) // (cell + GAP))))
+    columns = ceil(len(drawn) / rows)  # no row much shorter than the others
+    page = Page(max(columns * (cell + GAP) - GAP, WIDTH // 2) + 2 * MARGIN)
+    inside, top = page.width - 2 * MARGIN, float(MARGIN)
+    for heading, cells in sheets:
+        top = page.write(heading, MARGIN, top, HEADING_SIZE, room=inside) + GAP
+        for start in range(0, len(cells), columns):
+            row = cells[start : start + columns]
+            top = page.row(row, MARGIN, top, cell=cell, gap=GAP, size=LABEL_SIZE) + GAP
+    if tokens.stages:
+        heading = "which frames the kept tokens are of (line: an even share)"
+        top = page.write(heading, MARGIN, top, HEADING_SIZE, room=inside) + GAP
+        top = _histograms(page, tokens, labels, top) + GAP
+    top = page.write(tokens.legend, MARGIN, top, NOTE_SIZE, room=inside, colour=FAINT)
+    return page.to_image(top + MARGIN)
 
 
 def chosen(count: int, most: int) -> list[int]:
@@ -88,59 +87,22 @@ def chosen(count: int, most: int) -> list[int]:
     return indices
 
 
-def _sized(picture: Image.Image, count: int) -> Pixels:
-    """The frame at the size it will be drawn in: a row of landscape frames fills the sheet."""
-    side = WIDTH // min(ACROSS, max(5, count)) - GAP
-    return fitted(picture, side / max(picture.size))
+def _histograms(page: Page, tokens: Tokens, labels: Sequence[str], top: float) -> float:
+    """A small bar chart a stage, side by side: tokens kept of each frame; where they end."""
+    room = (page.width - 2 * MARGIN) / len(tokens.stages)
+    ticks = sorted({0, (len(labels) - 1) // 2, len(labels) - 1})
+    sizes = np.array(tokens.counts)
+    for number, stage in enumerate(tokens.stages):
+        left = MARGIN + number * room
+        below = page.write(stage.caption, left + 44, top, NOTE_SIZE, room=room - 60, lines=1)
+        counts, _ = np.histogram(stage.origin[stage.origin >= 0], tokens.starts)
 
+        def draw(axes: Any, counts: NDArray[np.int64] = counts) -> None:
+            _bars(axes, counts, sizes)
+            axes.set_xticks(ticks, [labels[at] for at in ticks])
 
-def _compose(
-    sheets: Sequence[_Contacts], shares: Sequence[_Counts], labels: Sequence[str], sizes: NDArray[np.int64], legend: str
-) -> Image.Image:
-    """Sheets on white, from top to bottom, the histograms in one row below them."""
-    pictures = [pixels for _, cells in sheets for pixels, _ in cells]
-    wide = max(pixels.shape[1] for pixels in pictures) + GAP
-    tall = max(pixels.shape[0] for pixels in pictures) + LABEL
-    count = len(sheets[0][1])
-    columns = min(count, max(1, (WIDTH + GAP) // wide))
-    rows = ceil(count / columns)
-    columns = ceil(count / rows)  # no row much shorter than the others
-    width = max(columns * wide - GAP, WIDTH // 2) + 2 * MARGIN
-    height = 2 * MARGIN + len(sheets) * (HEADING + rows * tall) + LABEL
-    if shares:
-        height += HEADING + BARS + TICKS
-    page = Page(width, height)
-    top = MARGIN
-    for heading, cells in sheets:
-        page.write(heading, MARGIN, top + 6, HEADING_SIZE)
-        top += HEADING
-        for number, (pixels, label) in enumerate(cells):
-            row, column = divmod(number, columns)
-            left, upper = MARGIN + column * wide, top + row * tall
-            middle, below = left + pixels.shape[1] / 2, upper + pixels.shape[0] + 5
-            page.put(pixels, left, upper)
-            page.write(label, middle, below, LABEL_SIZE, colour=FAINT, align="center")
-        top += rows * tall
-    if shares:
-        page.write("which frames the kept tokens are of (line: an even share)", MARGIN, top + 6, HEADING_SIZE)
-        _histograms(page, shares, labels, sizes, top + HEADING)
-    page.write(legend, MARGIN, height - MARGIN - LABEL / 2, NOTE_SIZE, colour=FAINT)
-    return page.to_image()
-
-
-def _histograms(
-    page: Page, shares: Sequence[_Counts], labels: Sequence[str], sizes: NDArray[np.int64], top: float
-) -> None:
-    """A small bar chart a stage, side by side: tokens kept of each frame."""
-    room = (page.width - 2 * MARGIN) / len(shares)
-    for number, (caption, counts) in enumerate(shares):
-        left = MARGIN + number * room + 44
-        axes = page.axes(left, top + CAPTION, room - 60, BARS - CAPTION)
-        _bars(axes, counts, sizes)
-        ticks = sorted({0, (len(labels) - 1) // 2, len(labels) - 1})
-        axes.set_xticks(ticks, [labels[at] for at in ticks])
-        title = wrapped(caption, room, NOTE_SIZE)
-        axes.set_title(title, fontsize=NOTE_SIZE, color=INK, loc="left", pad=4, parse_math=False)
+        page.chart(left + 44, below, room - 60, BARS, draw)
+    return below + BARS + TICKS
 
 
 def _bars(axes: Any, counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:

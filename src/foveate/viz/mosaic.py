@@ -7,11 +7,11 @@ from math import ceil, sqrt
 import numpy as np
 from PIL import Image
 
+from foveate.viz.canvas import fitted
 from foveate.viz.dim import Pixels
 from foveate.viz.frames import chosen
-from foveate.viz.page import fitted
-from foveate.viz.panel import checked, panel
-from foveate.viz.prefill import Media, PrefillLike, frames_of, stages_of
+from foveate.viz.panel import Tokens
+from foveate.viz.showing import Media, PrefillLike, frames_of, stages_of
 
 __all__ = ["MOST", "SIDE", "StagePanel", "plain_panel", "scaled", "stage_panels"]
 
@@ -62,18 +62,14 @@ def stage_panels(prefill: PrefillLike, media: Media, sample: int = 0, side: int 
         InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
     """
     frames, _ = frames_of(prefill, media, sample)
-    places, stages = checked(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
-    starts = np.cumsum([0, *(len(place) for place in places)]).tolist()
+    tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
     drawn = chosen(len(frames), MOST)
-    pictures = scaled([frames[index].picture for index in drawn], side)
+    pictures = dict(zip(drawn, scaled([frames[index].picture for index in drawn], side), strict=True))
     panels = []
-    for record, stage in zip(prefill.stages, stages, strict=True):
-        dimmed = []
-        for index, picture in zip(drawn, pictures, strict=True):
-            pixels, _ = panel(picture, places[index], starts[index], stage)
-            dimmed.append(pixels)
+    for record, stage in zip(prefill.stages, tokens.stages, strict=True):
+        mosaic = _mosaic([pixels for pixels, _ in tokens.panels(stage, pictures)])
         before, after = record.before[sample], record.after[sample]
-        panels.append(StagePanel(record.place, record.layer, before, after, stage.merges, _mosaic(dimmed)))
+        panels.append(StagePanel(record.place, record.layer, before, after, stage.merges, mosaic))
     return panels
 
 
@@ -128,12 +124,7 @@ def _mosaic(pictures: Sequence[Pixels]) -> Pixels:
         cell = sheet[top : top + tall, left : left + wide]
         cell[:] = LIGHT_GREY
         if number < len(pictures):
-            _put_into(cell, pictures[number])
+            high, broad, _ = pictures[number].shape
+            top, left = (tall - high) // 2, (wide - broad) // 2
+            cell[top : top + high, left : left + broad] = pictures[number]
     return sheet
-
-
-def _put_into(cell: Pixels, pixels: Pixels) -> None:
-    """Write the pixels into the middle of a cell that is at least as large."""
-    tall, wide, _ = pixels.shape
-    top, left = (cell.shape[0] - tall) // 2, (cell.shape[1] - wide) // 2
-    cell[top : top + tall, left : left + wide] = pixels

@@ -1,6 +1,6 @@
 """What one panel shows: a picture with the tokens of a stage; and what such a stage is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from foveate.errors import ShapeError
+from foveate.viz.canvas import LEGEND, PLAIN_LEGEND
 from foveate.viz.dim import Pixels, dim, group_colour, outline
 
-__all__ = ["Boxes", "StageTokens", "Stages", "checked", "panel"]
+__all__ = ["Boxes", "StageTokens", "Stages", "Tokens"]
 
-Tokens = Tensor | Sequence[int]
-Stages = Sequence["tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]"]
+Rows = Tensor | Sequence[int]
+Stages = Sequence["tuple[str, Rows] | tuple[str, Rows, Rows | None]"]
 Boxes = Tensor | ArrayLike
 Ordinals = NDArray[np.int64]
 
@@ -34,7 +35,7 @@ class StageTokens:
     assign: Ordinals | None
 
     @classmethod
-    def of(cls, stage: "tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]") -> "StageTokens":
+    def of(cls, stage: "tuple[str, Rows] | tuple[str, Rows, Rows | None]") -> "StageTokens":
         """From (caption, kept), or (caption, origin, assign) where tokens were merged."""
         caption, origin, *rest = stage
         if not rest or rest[0] is None:
@@ -97,24 +98,53 @@ def _merged(picture: Pixels, place: NDArray[np.float64], start: int, origin: Ord
     return drawn
 
 
-def checked(images: int, boxes: Sequence[Boxes], stages: Stages) -> tuple[list[NDArray[np.float64]], list[StageTokens]]:
-    """The boxes as arrays, and the stages.
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Where the tokens of some pictures look, and what stages left of them.
 
-    Raises:
-        ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
-            or an ordinal lies outside the tokens.
+    Attributes:
+        places: (tokens, 4) boxes of each picture.
+        starts: The ordinal of each picture's first token, and how many there are in all.
+        stages: In order.
     """
-    if not images or images != len(boxes):
-        raise ShapeError(f"Give one array of boxes an image; got {images} images and {len(boxes)} arrays.")
-    places = [_as_array(box) for box in boxes]
-    for place in places:
-        if place.ndim != 2 or place.shape[1] != 4:
-            raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
-    total = sum(len(place) for place in places)
-    parsed = [StageTokens.of(stage) for stage in stages]
-    for stage in parsed:
-        stage.check(total)
-    return places, parsed
+
+    places: list[NDArray[np.float64]]
+    starts: list[int]
+    stages: list[StageTokens]
+
+    @classmethod
+    def of(cls, images: int, boxes: Sequence[Boxes], stages: Stages) -> "Tokens":
+        """From what a caller gave.
+
+        Raises:
+            ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
+                or an ordinal lies outside the tokens.
+        """
+        if not images or images != len(boxes):
+            raise ShapeError(f"Give one array of boxes an image; got {images} images and {len(boxes)} arrays.")
+        places = [_as_array(box) for box in boxes]
+        for place in places:
+            if place.ndim != 2 or place.shape[1] != 4:
+                raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
+        starts = np.cumsum([0, *(len(place) for place in places)]).tolist()
+        parsed = [StageTokens.of(stage) for stage in stages]
+        for stage in parsed:
+            stage.check(starts[-1])
+        return cls(places, starts, parsed)
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of each picture."""
+        return [len(place) for place in self.places]
+
+    @property
+    def legend(self) -> str:
+        """What colours mean."""
+        return LEGEND if any(stage.merges for stage in self.stages) else PLAIN_LEGEND
+
+    def panels(self, stage: StageTokens, pictures: Mapping[int, Pixels]) -> list[tuple[Pixels, int]]:
+        """Pictures, by their number, with what left at a stage dimmed; and how many tokens of each stayed."""
+        return [panel(pixels, self.places[at], self.starts[at], stage) for at, pixels in pictures.items()]
 
 
 def _as_array(boxes: Boxes) -> NDArray[np.float64]:
@@ -123,6 +153,6 @@ def _as_array(boxes: Boxes) -> NDArray[np.float64]:
     return np.asarray(boxes, dtype=np.float64)
 
 
-def _ordinals(kept: Tokens) -> Ordinals:
+def _ordinals(kept: Rows) -> Ordinals:
     values: Ordinals = torch.as_tensor(kept).detach().cpu().numpy().astype(np.int64)
     return values

@@ -14,10 +14,10 @@ from foveate._files import named, open_readable
 from foveate._memory import check_room
 from foveate._upstream import first_line, install_line
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
-from foveate.video.choosing import HAIR, FramesWanted
 from foveate.video.clip import Clip
 from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
+from foveate.video.wanted import HAIR, FramesWanted
 
 __all__ = ["read"]
 
@@ -79,7 +79,6 @@ def read(
     except ImportError as error:
         raise UnsupportedError(f"Reading videos needs PyAV: {install_line('video')}.") from error
     request = FramesWanted(frames, fps, start, end)
-    request.check()
     path = Path(path)
     name = named(path)
     with open_readable(path) as file:
@@ -106,7 +105,7 @@ def read(
 def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
     """The frames that are wanted of an open file."""
     name = named(path)
-    source = _Source(file, path)
+    source = _File(file, path)
     with _container(source, name) as container:
         stream = video_stream(container, name)
         size = _size(stream)
@@ -114,14 +113,15 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
         contents = survey(container, stream)
     if contents is None:
         raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
-    _check_frames(request.count(contents, name), *size)
-    times, part = request.times(contents, name), request.part(contents, name)
+    part = request.part(contents, name)
+    times = request.times(contents, part, name)
+    _check_frames(len(times), *size)
     source.seek(0)
     with _container(source, name) as container:
         return _Decoder(container, video_stream(container, name), contents).clip(path, times, part)
 
 
-def _container(source: "_Source", name: str) -> Any:
+def _container(source: "_File", name: str) -> Any:
     """PyAV's view of an open file. No other file is opened, whatever the file says.
 
     Raises:
@@ -175,7 +175,7 @@ def _check_frames(count: int, width: int, height: int) -> None:
     )
 
 
-class _Source:
+class _File:
     """An open file as FFmpeg goes about in it. The name helps to tell its format.
 
     A damaged file leads to places before its beginning. PyAV prints what is raised: so FFmpeg gets a number.

@@ -15,7 +15,7 @@ from foveate.errors import InputError
 from foveate.video import Clip
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages
-from foveate.viz.stages import draw_stages
+from foveate.viz.stills import draw_stages
 
 __all__ = ["Media", "PrefillLike", "StageLike", "frames_of", "show", "stages_of"]
 
@@ -73,17 +73,8 @@ class _Medium:
             return cls([medium], ["picture"], False)
         if isinstance(medium, str | Path):
             return cls([Image.open(medium)], ["picture"], False)
-        pictures = [_as_picture(frame) for frame in medium]
+        pictures = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in medium]
         return cls(pictures, [f"frame {number}" for number in range(1, len(pictures) + 1)], True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """A picture or clip, and which of the sample's images it is of: `count` of them from `first` on."""
-
-    medium: _Medium
-    first: int
-    count: int
 
 
 def show(prefill: PrefillLike, media: Media, sample: int) -> Image.Image:
@@ -105,14 +96,16 @@ def frames_of(prefill: PrefillLike, media: Media, sample: int) -> tuple[list[Fra
     if sample < len(prefill.videos):
         videos = list(prefill.videos[sample])
     shown = [_Medium.of(medium) for medium in _listed(media, videos)]
-    spans = _match(shown, videos)
-    places = _places(prefill, sample, len(videos))
     frames: list[Frame] = []
-    for span in spans:
-        images = range(span.first, span.first + span.count)
-        sizes = [size for image in images for size in prefill.frames[sample][image]]
-        boxes = np.concatenate([places[image] for image in images])
-        frames += _cut_up(span.medium, sizes, boxes)
+    first = 0
+    for medium, count in zip(shown, _images(shown, videos), strict=True):
+        boxes = prefill.boxes[sample][first : first + count]
+        places = [image for image in boxes if image is not None]
+        if len(places) < len(boxes):
+            raise InputError("Where this model's vision tokens look is not known, so they cannot be drawn.")
+        sizes = [size for image in prefill.frames[sample][first : first + count] for size in image]
+        frames += _cut_up(medium, sizes, np.concatenate(places))
+        first += count
     if prefill.fit == "crop":
         frames = [Frame(_centre_square(frame.picture), frame.boxes, frame.label) for frame in frames]
     return frames, any(medium.moves for medium in shown)
@@ -128,17 +121,6 @@ def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
     return media_list
 
 
-def _places(prefill: PrefillLike, sample: int, images: int) -> list[Tensor]:
-    """Where the tokens of each of a sample's images look."""
-    places = []
-    for image in range(images):
-        boxes = prefill.boxes[sample][image]
-        if boxes is None:
-            raise InputError("Where this model's vision tokens look is not known, so they cannot be drawn.")
-        places.append(boxes)
-    return places
-
-
 def stages_of(prefill: PrefillLike, sample: int) -> Stages:
     """Every cut as drawings take it: a caption, the token of each row, and where merged ones went."""
     arrived = prefill.vision_tokens[sample]
@@ -148,22 +130,20 @@ def stages_of(prefill: PrefillLike, sample: int) -> Stages:
     ]
 
 
-def _match(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[_Span]:
-    """Each picture or clip with the sample's images it is of: a clip may be shown to a model as one video or as so many
-    pictures."""
-    spans, first = [], 0
+def _images(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[int]:
+    """How many of the sample's images each picture or clip stands for: a clip may be shown to a model as one video, or
+    as so many pictures."""
+    counts: list[int] = []
     for medium in shown:
-        count = 1
-        if medium.moves and not any(videos[first : first + 1]):
-            count = len(medium.pictures)
-        spans.append(_Span(medium, first, count))
-        first += count
-    if first != len(videos):
+        first = sum(counts)
+        is_video = any(videos[first : first + 1])
+        counts.append(1 if is_video else len(medium.pictures))
+    if sum(counts) != len(videos):
         kinds = f"{videos.count(False)} images"
         if any(videos):
             kinds += f" and {videos.count(True)} videos"
-        raise InputError(f"The sample has {kinds}; got pictures and frames for {first} to draw on.")
-    return spans
+        raise InputError(f"The sample has {kinds}; got pictures and frames for {sum(counts)} to draw on.")
+    return counts
 
 
 def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -> Iterator[Frame]:
@@ -188,12 +168,6 @@ def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -
     for index in range(len(sizes)):
         picture, label = medium.pictures[index * step], medium.labels[index * step]
         yield Frame(picture, boxes[starts[index] : starts[index + 1]], label)
-
-
-def _as_picture(frame: Any) -> Image.Image:
-    if isinstance(frame, Image.Image):
-        return frame
-    return Image.fromarray(frame)
 
 
 def _clock(second: float) -> str:

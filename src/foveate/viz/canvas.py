@@ -1,0 +1,127 @@
+"""A white page that pictures and words are put on."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from foveate.viz.dim import Pixels
+
+__all__ = ["FAINT", "INK", "LEGEND", "PLAIN_LEGEND", "Page", "fitted", "line_height"]
+
+DPI = 150
+INK, FAINT = "#1c2330", "#667085"
+HAIRLINE = (152, 162, 179)
+LETTER = {"normal": 0.58, "bold": 0.65}  # the width of a letter as a share of its size, on the safe side
+SPACING = 1.45  # from line to line, as a share of the letters' size
+
+PLAIN_LEGEND = "In colour: kept. Dark and hatched: dropped."
+LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark and hatched: dropped."
+
+Weight = Literal["normal", "bold"]
+
+
+class Page:
+    """A white page that is as tall as what is put on it.
+
+    Places and sizes are pixels from its upper left corner; letters are sized in points.
+    """
+
+    def __init__(self, width: float) -> None:
+        self.width = ceil(width)
+        self._pictures: list[tuple[Pixels, float, float]] = []
+        self._texts: list[tuple[str, float, float, dict[str, Any]]] = []
+        self._charts: list[tuple[tuple[float, float, float, float], Callable[[Any], object]]] = []
+
+    def put(self, pixels: Pixels, left: float, top: float) -> None:
+        """Draw a picture pixel for pixel, so that patch edges stay sharp, with a hairline around it."""
+        tall, wide, _ = pixels.shape
+        framed = np.empty((tall + 2, wide + 2, 3), dtype=np.uint8)
+        framed[:] = HAIRLINE
+        framed[1:-1, 1:-1] = pixels
+        self._pictures.append((framed, left, top))
+
+    def write(
+        self,
+        text: str,
+        x: float,
+        top: float,
+        size: float,
+        *,
+        room: float,
+        lines: int | None = None,
+        colour: str = INK,
+        align: Literal["left", "center"] = "left",
+        weight: Weight = "normal",
+    ) -> float:
+        """Write text in lines that fit into `room`, their left ends or their middles at `x`; where they end.
+
+        After so many lines it is cut with an ellipsis.
+        """
+        text = wrapped(text, room, size, weight=weight, lines=lines)
+        options = {"ha": align, "fontsize": size, "fontweight": weight, "color": colour}
+        self._texts.append((text, x, top, options))
+        return top + text_height(text, size)
+
+    def row(
+        self, panels: Sequence[tuple[Pixels, str]], left: float, top: float, *, cell: float, gap: float, size: float
+    ) -> float:
+        """Pictures side by side, each in the middle of a cell with words below it; where the tallest ends."""
+        ends = [top]
+        for number, (pixels, words) in enumerate(panels):
+            tall, wide, _ = pixels.shape
+            middle = left + number * (cell + gap) + cell / 2
+            self.put(pixels, middle - wide / 2, top)
+            below = top + tall + 5
+            ends.append(self.write(words, middle, below, size, room=cell, colour=FAINT, align="center"))
+        return max(ends)
+
+    def chart(self, left: float, top: float, width: float, height: float, draw: Callable[[Any], object]) -> None:
+        """Let `draw` fill Matplotlib's axes in this place."""
+        self._charts.append(((left, top, width, height), draw))
+
+    def to_image(self, height: float) -> Image.Image:
+        """The finished page."""
+        tall = ceil(height)
+        # Matplotlib cuts off fractions: 1236.9999 would become 1236.
+        figure = Figure(figsize=((self.width + 0.01) / DPI, (tall + 0.01) / DPI), dpi=DPI, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        for framed, left, top in self._pictures:
+            figure.figimage(framed, round(left) - 1, tall - round(top) - framed.shape[0] + 1, origin="upper")
+        for text, x, top, options in self._texts:
+            place = x / self.width, 1 - top / tall
+            figure.text(*place, text, va="top", linespacing=1.25, parse_math=False, **options)  # a dollar is a dollar
+        for (left, top, wide, high), draw in self._charts:
+            draw(figure.add_axes((left / self.width, 1 - (top + high) / tall, wide / self.width, high / tall)))
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB")
+
+
+def wrapped(text: str, width: float, size: float, *, weight: Weight = "normal", lines: int | None = None) -> str:
+    """The text with line breaks so that it fits into `width` pixels, cut with an ellipsis after so many lines."""
+    letter = LETTER[weight] * size * DPI / 72
+    letters = max(12, int(width / letter))
+    return textwrap.fill(text, letters, max_lines=lines, placeholder=" …")
+
+
+def line_height(size: float) -> float:
+    """Pixels from one line of text to the next."""
+    return SPACING * size * DPI / 72
+
+
+def text_height(text: str, size: float) -> float:
+    """Pixels that the lines of a text take; none for an empty one."""
+    if not text:
+        return 0.0
+    return line_height(size) * (1 + text.count("\n"))
+
+
+def fitted(picture: Image.Image, scale: float) -> Pixels:
+    """The pixels of a picture at the size it will be drawn in, so that patch edges fall on whole pixels."""
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
