@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.scenes import still_places, still_scenes
+from foveate.core.films import still_places, still_scenes
 from foveate.methods.fastvid import FastVID
 from foveate.methods.flashvid import FlashVID
 from foveate.methods.holitom import HoliTom

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from foveate.contract import Arriving, Framed, Part, Share
 from foveate.core.cut import Cut
+from foveate.core.films import FilmRows, Scene, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
-from foveate.core.scenes import FilmRows, Scene, likeness, scenes
 
 __all__ = ["METHOD", "FastVID"]
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from foveate.contract import Arriving, Framed, Part
 from foveate.core.cut import Cut
+from foveate.core.films import FilmRows, likeness, scenes
 from foveate.core.merge import average, density_peaks, first_most, of_length_one
 from foveate.core.picks import cosines, max_min
 from foveate.core.rank import ranks
-from foveate.core.scenes import FilmRows, likeness, scenes
 
 __all__ = ["METHOD", "FlashVID"]
 

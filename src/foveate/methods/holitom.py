@@ -19,9 +19,9 @@ from torch import Tensor
 
 from foveate.contract import Arriving, Framed, Part, Positions
 from foveate.core.cut import Cut
+from foveate.core.films import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
 from foveate.core.rank import top
-from foveate.core.scenes import FilmRows, likeness, still_places, still_scenes
 
 __all__ = ["METHOD", "HoliTom"]
 
