@@ -2,12 +2,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache, StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 import foveate as fv
 from foveate.core.tensors import Memo
-from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
-from foveate.engine.guards import refuse_cache
+from foveate.engine.cache import PrunedLayer, pruned_layer
 
 WIDTH = 2
 
@@ -238,13 +237,6 @@ def test_rows_still_see_what_leaves_behind_them():
     assert slots(layer) == [[3, 5, 6]]
 
 
-def test_layers_alike_share_what_is_left():
-    memo = Memo()
-    first, second = (windowed(4, COLUMNS, 6, tail=1, made=memo) for _ in range(2))
-    assert first.base is second.base
-    assert windowed(4, COLUMNS, 6).base is not first.base
-
-
 @pytest.mark.parametrize("turn", [3, 9])
 def test_a_window_after_whole_turns(turn):
     """A turn without pictures, which may have evicted already, and then one with tokens that leave."""
@@ -304,16 +296,3 @@ def test_a_window_that_has_not_evicted_still_slides_for_the_mask_builder():
     cache = DynamicCache()
     cache.layers.append(layer)
     assert pruned_layer(cache, 0).is_sliding
-
-
-def test_caches_that_cannot_differ_in_length_are_refused():
-    from transformers import LlamaConfig
-
-    refuse_cache(None, CACHE_LAYERS)
-    refuse_cache(DynamicCache(), CACHE_LAYERS)
-    static = StaticCache(config=LlamaConfig(num_hidden_layers=2), max_cache_len=8)
-    with pytest.raises(fv.UnsupportedError, match="StaticLayer"):
-        refuse_cache(static, CACHE_LAYERS)
-    with pytest.raises(fv.UnsupportedError, match="needs a transformers DynamicCache"):
-        refuse_cache((), CACHE_LAYERS)
-    assert QuantizedCache is not None

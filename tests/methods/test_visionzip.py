@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape, TowerAttention, TowerKeys
 from foveate.core.grid import crops_of
-from foveate.core.rank import shared_out
 from foveate.methods.visionzip import VisionZip
 from tests.models import tiny
 
@@ -108,29 +107,6 @@ def test_a_newline_that_is_added_later_counts():
 
 
 # -- crops ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_map_is_cut_into_crops_as_large_as_the_base_view():
-    base, tiles = (2, 2), (4, 2)
-    assert [crop.tolist() for crop in crops_of((base, tiles), 12)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    wide = crops_of(((2, 2), (2, 4)), 12)
-    assert [crop.tolist() for crop in wide] == [[0, 1, 2, 3], [4, 5, 8, 9], [6, 7, 10, 11]]
-    # Four crops of 3 x 3, of whose map a row was cut off above and below.
-    cut = crops_of(((3, 3), (4, 6)), 33)
-    assert [len(crop) for crop in cut] == [9, 6, 6, 6, 6]
-    assert cut[1].tolist() == [9, 10, 11, 15, 16, 17]
-    assert cut[4].tolist() == [24, 25, 26, 30, 31, 32]
-    assert [crop.tolist() for crop in crops_of((), 3)] == [[0, 1, 2]]
-
-
-@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), data=st.data())
-def test_shares_add_up_and_stay_within_their_sizes(sizes, data):
-    total = data.draw(st.integers(0, sum(sizes)))
-    shares = shared_out(total, sizes)
-    assert sum(shares) == total
-    for share, size in zip(shares, sizes, strict=True):
-        assert 0 <= share <= size
-        assert abs(share - total * size / max(1, sum(sizes))) < 1
 
 
 @given(seed=st.integers(0, 2**16), tall=st.integers(1, 6), wide=st.integers(1, 6), data=st.data())
