@@ -1,7 +1,6 @@
 """Films: what they show can be seen in their frames."""
 
 import numpy as np
-import pytest
 
 from foveate.embedded.films import FRAMES, film
 from foveate.embedded.scenes import Text
@@ -15,13 +14,6 @@ def test_the_same_film_twice_and_frames_of_one_size():
             assert a.image.shape == (168, 168, 3)
             np.testing.assert_array_equal(a.image, b.image)
             np.testing.assert_array_equal(a.owner, b.owner)
-
-
-@pytest.mark.parametrize("frames", [4, 5, 8])
-def test_a_film_has_as_many_frames_as_asked_for(frames):
-    one = film("train", 3, frames)
-    assert len(one.frames) == frames
-    assert all(0 <= each.start < each.stop <= frames for each in one.shown)
 
 
 def test_things_do_not_show_before_they_come_nor_after_they_went(films):
