@@ -57,6 +57,17 @@ def test_a_reduction_by_hand():
     assert average(rows, merge)[:, 0].tolist() == [2.0, 3.0, 5.5, 12.0]
 
 
+def test_identical_keys_join_the_first_target_alike():
+    merge = dominant_and_contextual(torch.zeros(9), torch.ones(9, 3), dominant=1, contextual=2)
+    assert merge.source.tolist() == [0, 1, 5]
+    assert merge.parent.tolist() == [0, 1, 1, 1, 1, 2, 1, 1, 1]  # 5 is a target itself; ties go to the first
+
+
+def test_a_key_of_length_zero_does_no_harm():
+    merge = dominant_and_contextual(torch.zeros(5), torch.zeros(5, 2), dominant=1, contextual=2)
+    assert (merge.parent >= 0).all()
+
+
 def test_a_target_nobody_joins_stays_what_it_is_and_one_with_a_member_adds_it():
     rows = torch.tensor([[1.5, -2.0], [4.0, 8.0], [0.25, 0.5]])
     merge = Cut.join(torch.tensor([0, 1]), torch.tensor([0, 1, 1]))

@@ -206,6 +206,12 @@ def test_thin_equals_the_list_by_hand(tokens, seed, per_round, data):
     assert found.tolist() == thin_by_hand(order.tolist(), similarity.tolist(), count, per_round)
 
 
+def test_thin_breaks_ties_by_place_in_the_list():
+    assert thin(torch.arange(9), torch.ones(9, 9), 7, per_round=1).tolist() == thin_by_hand(
+        list(range(9)), [[1.0] * 9] * 9, 7, 1
+    )
+
+
 # -- quotas ----------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,18 @@ def test_boxes_against_a_hand_calculation():
     assert boxes.isnan().any(-1).nonzero()[:, 0].tolist() == [40, 56, 72]  # a newline behind every row
 
 
+@pytest.mark.parametrize("size", [(140, 90), (70, 70), (60, 140), (140, 140), (33, 200), (200, 33), (71, 70), (9, 400)])
+def test_every_token_has_a_box_for_any_shape(size):
+    given = prompt(size)
+    count = tokens_of(given)
+    (boxes,) = family_for(tiny("llava_next")).boxes("image", given, [count])
+    nowhere = boxes.isnan().any(-1)
+    assert len(boxes) == count
+    assert nowhere[-1]
+    assert not nowhere[:25].any()
+    assert nowhere.sum() == len(boxes[25:][~nowhere[25:]][:, 1].unique())
+
+
 @pytest.mark.parametrize(("size", "left"), [((4, 400), 9 + 10), ((1, 400), 9 + 7), ((400, 1), 9 + 5)])
 def test_a_smaller_picture_so_long_that_next_to_nothing_of_its_map_is_left(size, left):
     """A base view of 3 x 3, and one row with its newline, or the newlines of rows of which the model keeps nothing."""

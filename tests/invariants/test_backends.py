@@ -55,7 +55,7 @@ GAPS = ("glm46v", "glm4v_moe")
 # Each takes a second, and what it tries, masks made anew, is alike for all methods.
 FLEX = [
     (name, family)
-    for name, family in part(FIRST, 0, of=3)
+    for name, family in part(FIRST, 0, of=5)
     if getattr(transformers, TINY[family].kind)._supports_flex_attn and name in ("layer cut", "layer merge", "cache")
 ]
 
