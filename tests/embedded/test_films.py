@@ -22,10 +22,3 @@ def test_things_do_not_show_before_they_come_nor_after_they_went(films):
             for number, frame in enumerate(one.frames):
                 shows = each.what in (frame.texts if isinstance(each.what, Text) else frame.things)
                 assert shows == (each.start <= number < each.stop)
-
-
-def test_what_does_not_change_stays_the_same_from_frame_to_frame(films):
-    for one in films[:20]:
-        for a, b in zip(one.frames, one.frames[1:], strict=False):
-            if (a.things, a.texts) == (b.things, b.texts):
-                np.testing.assert_array_equal(a.image, b.image)

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -137,22 +136,6 @@ def test_a_seed_asks_what_it_always_asked(draw, asked, digest):
     drawn = [asked(draw("held-out", index), "held-out", index) for index in range(30)]
     words = "".join(f"{q.task}|{q.question}|{q.answer}\n" for questions in drawn for q in questions)
     assert hashlib.sha256(words.encode()).hexdigest()[:16] == digest
-
-
-def test_what_is_asked_of_one_thing_names_that_one_alone():
-    for index in range(200):
-        one = sketch("train", index)
-        names = Counter(thing.name for thing in one.things)
-        found = all_questions(one, rng_for("train", index, 1))
-        for task, pattern in (
-            ("quadrant", r"Where is the (.*)\?"),
-            ("relation", r"What is just .*?(?:of|above|below) the (.*)\?"),
-        ):
-            for question in found.get(task, []):
-                name = re.fullmatch(pattern, question.question)[1]
-                assert names[name] == 1
-        yes = {q.question for q in found.get("existence", []) if q.answer == "yes"}
-        assert len(yes) == len(names)
 
 
 def seen(one) -> dict[str, list[int]]:

@@ -79,15 +79,3 @@ def test_each_thing_and_character_of_a_sketch_owns_pixels_and_nothing_else_does(
     for one in sketches:
         marks = len(one.things) + sum(len(text.characters) for text in one.texts)
         assert set(np.unique(one.owner)) - {0} == set(range(1, marks + 1))
-
-
-def test_things_of_a_sketch_stand_where_they_are_said_to_and_apart(sketches):
-    for one in sketches:
-        for number, thing in enumerate(one.things, start=1):
-            rows, columns = np.nonzero(one.owner == number)
-            assert abs((rows.min() + rows.max() + 1) / 2 - thing.y) <= 0.15 * thing.size + 2
-            assert np.ptp(columns) <= thing.size + 2
-            assert np.ptp(rows) >= 0.7 * thing.size - 2
-        for i, a in enumerate(one.things):
-            for b in one.things[:i]:
-                assert max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2
