@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 from pathlib import Path
@@ -129,3 +130,16 @@ def sizes(monkeypatch):
     for module in ("cutting", "encode"):
         monkeypatch.setattr(f"foveate.engine.{module}.together", noting)
     return seen
+
+
+@pytest.fixture(scope="module")
+def others():
+    """In the place of every family's tiny model the other one, for the tests of a file."""
+    from tests import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        for family, other in models.OTHERS.items():
+            patch.setitem(models.TINY, family, other)
+        for name in ("config_of", "tiny", "sample"):
+            patch.setattr(models, name, functools.cache(getattr(models, name).__wrapped__))
+        yield

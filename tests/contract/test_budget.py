@@ -106,17 +106,6 @@ def test_a_larger_budget_leaves_no_fewer_tokens(problem, shares):
     assert all(few <= many for few, many in zip(small, large, strict=True))
 
 
-@pytest.mark.parametrize("layers", [(3, 17), (2, 6, 11, 16, 20, 26)])
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [(fv.V2Drop, "layers"), (fv.Uniform, "layers"), (fv.PyramidDrop, "layer_list"), (fv.VisionDrop, "layer_list")],
-)
-@given(share=st.floats(0.15, 1))
-def test_two_cuts_and_six_take_a_budget(kind, name, layers, share):
-    plan = kind(retention=share, **{name: layers}).plan(32, (576,))
-    assert sum(plan) / 32 == pytest.approx(share * 576, abs=1)
-
-
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

@@ -1,7 +1,5 @@
 """Methods one after the other: their order, their budgets, their notes."""
 
-import json
-
 import pytest
 import torch
 
@@ -79,11 +77,6 @@ def test_a_budget_goes_to_the_last_member_that_takes_one():
     assert chain.members == (fv.VisionDrop(retention=0.5), fv.V2Drop(tokens=64))
 
 
-def test_a_chain_without_a_member_for_a_budget_refuses_it():
-    with pytest.raises(fv.SettingError, match=r"No method of .* takes a budget"):
-        (fv.FinalKV() + fv.FinalKV(first_layer=1)).with_budget(retention=0.3)
-
-
 def test_a_members_budget_is_of_what_entered_the_model():
     """And is met with what an earlier member has left of it."""
     chain = AveragePool(keep=0.5) + fv.V2Drop(layers=(2,), retention=0.3)
@@ -100,17 +93,6 @@ def test_a_budget_counts_on_what_others_cut_before_layer_0():
 
 
 # -- settings --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "chain",
-    [V2DROP + fv.FinalKV(), RANDOM + V2DROP + fv.MustDrop(), fv.FinalKV() + V2DROP + RANDOM],
-    ids=lambda chain: "+".join(member.name for member in chain.members),
-)
-def test_a_chain_survives_json(chain):
-    assert Chain.from_dict(json.loads(json.dumps(chain.to_dict()))) == chain
-    assert hash(Chain.from_dict(json.loads(json.dumps(chain.to_dict())))) == hash(chain)
-    assert str(chain).count(" + ") == len(chain.members) - 1
 
 
 # -- in a model ------------------------------------------------------------------------------------------------
@@ -155,14 +137,6 @@ def test_two_of_a_kind_that_remember_do_not_mix():
     with fv.drop(tiny("llava"), one) as alone, torch.no_grad():
         tiny("llava")(**batch("llava", ["tit"]))
     assert torch.equal(trace.stages[0].kept[0], alone.stages[0].kept[0])
-
-
-def test_a_chain_may_be_given_by_name_and_with_a_budget():
-    model, inputs = tiny("llava"), batch("llava", ["tit"])
-    with fv.drop(model, "averagepool:keep=0.5+v2drop", retention=0.25) as trace, torch.no_grad():
-        model(**inputs)
-    assert [stage.where for stage in trace.stages] == ["projector", "layer", "layer", "layer"]
-    assert trace.tokens[0] == pytest.approx(25 * 0.25, abs=1)
 
 
 @pytest.mark.parametrize("second", ["v2drop", "fastv", "pyramiddrop:positions=keep", "visiondrop:positions=keep"])

@@ -141,24 +141,6 @@ def test_text_is_read_where_a_signal_says_so():
     assert follow.reads_text((ImageStage(reads=(Text(),), choose=some),))
 
 
-@pytest.mark.parametrize(
-    ("method", "reads"),
-    [
-        (fv.V2Drop(), False),
-        (fv.Random(), False),
-        (fv.Uniform(), False),
-        (fv.VisionDrop(), False),
-        (fv.MustDrop(), True),
-        (fv.MustDrop(filter=False), False),
-        (fv.MustDrop() + fv.FinalKV(), True),
-        (fv.V2Drop() + fv.MustDrop(), True),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_which_methods_read_text_is_derived(method, reads):
-    assert follow.reads_text(method.stages(Shape(depth=32))) is reads
-
-
 def test_rows_are_held_from_the_layer_that_is_looked_back_to():
     one, three = (LayerStage(4, reads=(Hidden(back=back),), choose=some) for back in (1, 3))
     tokens = (9, 8, 7, 6, 5, 4)
@@ -193,19 +175,6 @@ def test_v2drop_pays_for_a_path_at_every_layer_up_to_the_last_cut_once():
     method = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.2), over="path")
     assert scoring(method, 6, 32, (50,)) == 3 * 32 * (50 + 50 + 25 + 25)
     assert scoring(fv.V2Drop(layers=(2, 4), keep=(1.0, 1.0), over="path"), 6, 32, (50,)) == 0
-
-
-@pytest.mark.parametrize("sizes", [(576,), (576, 288)])
-@pytest.mark.parametrize(
-    "method", [fv.VisionDrop(), fv.VisionDrop(layer_list=(0, 8, 16)), fv.VisionDrop(retention=0.2)]
-)
-def test_visiondrop_pays_for_queries_keys_and_products_of_the_rows_at_a_cut(method, sizes):
-    width, counts = 64, method.plan(32, sizes)
-    total = 0
-    for layer in method.layer_list or (8, 16, 24):
-        rows = counts[layer - 1] if layer else sum(sizes)
-        total += 4 * rows * width**2 + 2 * rows**2 * width
-    assert scoring(method, 32, width, sizes) == total
 
 
 @pytest.mark.parametrize("sizes", [(576,), (576, 288, 30)])

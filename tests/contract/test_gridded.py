@@ -17,10 +17,10 @@ def seen(trace):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("keep", [0.4, 0.15])
 @pytest.mark.parametrize("kind", [AveragePool, Resize])
-def test_counts_are_as_the_grids_say(kind, keep, family):
-    model, method = tiny(family), kind(keep=keep)
+def test_counts_are_as_the_grids_say(kind, family):
+    turn = (FAMILIES.index(family) + (kind is Resize)) % 2
+    model, method = tiny(family), kind(keep=(0.4, 0.15)[turn])
     for word in ("tit", "titit"):
         with fv.drop(model, method) as trace, torch.no_grad():
             model(**batch(family, [word]))

@@ -87,10 +87,6 @@ def test_every_preset_is_named(name):
     assert parse(name) == fv.presets()[name].method
 
 
-def test_a_preset_prints_its_name():
-    assert repr(fv.presets()["v2drop/llava-1.5-7b/192"]) == "Preset('v2drop/llava-1.5-7b/192')"
-
-
 def test_a_chain_goes_round_as_json():
     chain = parse("visiondrop+v2drop:retention=0.3+finalkv")
     assert isinstance(chain, Chain)
@@ -100,15 +96,3 @@ def test_a_chain_goes_round_as_json():
         "v2drop",
         "finalkv",
     ]
-
-
-def test_a_chain_is_no_method_that_can_be_named_alone():
-    assert "chain" not in fv.methods()
-    with pytest.raises(fv.UnknownNameError):
-        parse("chain")
-
-
-def test_a_preset_like_no_other_is_refused_in_a_line():
-    with pytest.raises(fv.UnknownNameError) as error:
-        parse("f/tv")
-    assert str(error.value) == "No preset 'f/tv'. For all, run: foveate presets."

@@ -6,9 +6,10 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlavaConfig
 
 import foveate as fv
-from foveate.contract import Hidden, LayerStage, LayerView, Shape, naming
+from foveate.contract import Hidden, LayerStage, LayerView, Shape, catalogue, naming
 from foveate.contract.chain import Chain
 from foveate.contract.settings import Count, Layer, Layers, Share, Shares, check
 from foveate.methods.averagepool import AveragePool
@@ -24,61 +25,69 @@ for _ in range(2000):
 
 WRONG_TYPES = [
     (V2DROP, {"keep": 0.5}, "keep should be a valid tuple; got 0.5"),
-    (V2DROP, {"keep": "0.5"}, "keep should be a valid tuple; got '0.5'"),
     (V2DROP, {"keep": torch.tensor([0.5])}, "keep should be a valid tuple"),
     (V2DROP, {"keep": ("half", 0.3, 0.0)}, r"keep\[0\] should be a valid number"),
-    (V2DROP, {"layers": (3.7, 17, 22)}, r"layers\[0\] should be a valid integer"),
     (V2DROP, {"layers": (True, 17, 22)}, r"layers\[0\] should be a valid integer"),
-    (V2DROP, {"layers": "3,17,22"}, "layers should be a valid tuple"),
     (V2DROP, {"min_keep": 1.5}, "min_keep should be a valid integer; got 1.5"),
-    (V2DROP, {"min_keep": True}, "min_keep should be a valid integer; got True"),
-    (V2DROP, {"window": 1.5}, "window should be a valid integer"),
-    (V2DROP, {"reverse": "yes"}, "reverse should be a valid boolean"),
     (V2DROP, {"reverse": 1}, "reverse should be a valid boolean"),
     (V2DROP, {"metric": ["l2"]}, "metric should be 'l2', 'l1', 'cosine' or 'relative'"),
-    (V2DROP, {"metric": None}, "metric should be"),
-    (fv.Random, {"seed": "a"}, "seed should be a valid integer; got 'a'"),
-    (VISIONDROP, {"dominant": 2.5}, "dominant should be a valid integer"),
     (VISIONDROP, {"image_token_list": ((1,),)}, r"image_token_list\[0\]\[1\] is missing"),
     (VISIONDROP, {"image_token_list": ((1, 2, 3),)}, r"image_token_list\[0\] has too many values"),
-    (VISIONDROP, {"include_cls": None}, "include_cls should be a valid boolean"),
-    (MUSTDROP, {"merge_window": 2.5}, "merge_window should be a valid integer"),
-    (MUSTDROP, {"merge_threshold": "x"}, "merge_threshold should be a valid number"),
-    (AveragePool, {"keep": "half"}, "keep should be a valid number"),
     (Chain, {"members": (5, V2DROP())}, r"members\[0\] should be a method that drops; got"),
-    (Chain, {"members": (V2DROP, V2DROP())}, r"members\[0\] should be a method that drops"),
     (Chain, {"members": ({"method": "v2drop", "keep": 3},)}, "V2Drop: keep should be a valid tuple; got 3"),
     (Chain, {"members": (DEEP,)}, "nests? too many (methods|values)"),
 ]
 NOT_FINITE = [
-    (V2DROP, {"layers": math.inf}, "layers should be a valid tuple"),
-    (V2DROP, {"layers": (math.inf,)}, r"layers\[0\] should be a valid integer"),
     (V2DROP, {"keep": (math.inf, 0.3, 0.0)}, r"keep\[0\] should be a finite number"),
-    (V2DROP, {"keep": (math.nan, 0.3, 0.0)}, r"keep\[0\] should be a finite number"),
     (V2DROP, {"tokens": math.inf}, "tokens should be a finite number"),
-    (V2DROP, {"retention": math.nan}, "retention should be a finite number"),
-    (VISIONDROP, {"retention": 0.5, "entry": math.inf}, "entry should be a finite number"),
-    (MUSTDROP, {"merge_threshold": math.inf}, "merge_threshold should be a finite number"),
-    (MUSTDROP, {"global_thr": math.nan}, "global_thr should be a finite number"),
     (Resize, {"keep": math.nan}, "keep should be a finite number"),
+]
+OUT_OF_RANGE = [
+    (AveragePool, {"keep": 0}, "keep should be"),
+    (fv.CLSE, {"layers": (2, 11, 21)}, "before layer 1"),
+    (fv.DART, {"layer": 0}, "layer should be greater than or equal to 1"),
+    (fv.DART, {"pivots": 0}, "pivots should be greater than or equal to 1"),
+    (fv.FastV, {"layers": (0,)}, "start at 1 for this method; got 0"),
+    (fv.FinalKV, {"first_layer": -1}, "first_layer should be greater than or equal to 0"),
+    (fv.HiPrune, {"object_layer": 24}, "object_layer should be less than or equal to 23"),
+    (fv.HoloV, {"tau": -1.0}, "tau should be greater than"),
+    (MUSTDROP, {"pruning_layers": ()}, "at least one decoder layer"),
+    (MUSTDROP, {"merge_window": 1}, "merge_window should be greater than or equal to 2"),
+    (MUSTDROP, {"retention": 0.5, "global_thr": 0}, "global_thr must be above 0; got 0"),
+    (fv.PriorTR, {"question": "first"}, "question should be"),
+    (fv.Random, {"scope": "clip"}, "scope should be 'sample', 'image' or 'frame'; got 'clip'"),
+    (fv.Scope, {"alpha": -1.0}, "alpha should be greater than or equal to 0"),
+    (fv.SparseVLM, {"reference": 0}, "reference should be greater than or equal to 1"),
+    (fv.VidCom2, {"keep": 0.0}, "keep should be greater than 0"),
+    (VISIONDROP, {"dominant": 0, "contextual": 3}, "at least one dominant token"),
+    (VISIONDROP, {"queries": 0}, "queries should be"),
+    (fv.VisPruner, {"per_round": 0}, "per_round should be"),
+    (fv.VScan, {"entry": 0.5}, "entry should be"),
 ]
 CONTRADICTIONS = [
     (V2DROP, {"layers": (3, 9), "keep": (0.5,)}, "must have the same length"),
     (V2DROP, {"layers": (9, 3), "keep": (0.5, 0.5)}, "layers must ascend strictly; got"),
+    (V2DROP, {"window": 4, "layers": (3,), "keep": (0.5,)}, "window=4 needs 4 layers before the first cut"),
+    (V2DROP, {"over": "path", "window": 2}, "needs over='net'"),
     (V2DROP, {"retention": 0.3, "tokens": 100}, "Give one of tokens= and retention="),
     (V2DROP, {"retention": 0.3, "keep": (0.5, 0.3, 0.0)}, "either keep or a budget"),
     (V2DROP, {"retention": 0.0}, "retention must be above 0"),
-    (
-        VISIONDROP,
-        {"retention": 0.3, "image_token_list": ((1, 1),)},
-        "either image_token_list or a budget",
-    ),
-    (MUSTDROP, {"retention": 0.3, "tokens": 5}, "Give one of tokens= and retention="),
+    (VISIONDROP, {"retention": 0.3, "image_token_list": ((1, 1),)}, "either image_token_list or a budget"),
     (AveragePool, {"keep": 0.5, "tokens": 4}, "either keep or a budget"),
+    (fv.CLSE, {"keep": (0.5, 0.6, 0.1)}, "none may grow"),
+    (fv.CLSE, {"keep": (0.5, 0.4, 0.1), "tokens": 9}, "either keep or a budget"),
+    (fv.DART, {"target": 100, "retention": 0.3}, "either target or a budget"),
+    (fv.DyCoke, {"k": 0.5, "retention": 0.5}, "either k or a budget"),
+    (fv.PyramidDrop, {"image_token_ratio_list": (0.5, 0.25, 0.3)}, "none may grow"),
+    (fv.SparseVLM, {"targets": (9, 6, 3), "tokens": 9}, "either targets or a budget"),
+    (fv.VisionZip, {"dominant": 12, "retention": 0.3}, "not both"),
+    (fv.VScan, {"keep": (0.5,)}, "keep are two shares"),
+    (fv.VScan, {"keep": (0.5, 0.5), "tokens": 9}, "either keep or a budget"),
 ]
+REFUSED = [*WRONG_TYPES, *NOT_FINITE, *OUT_OF_RANGE, *CONTRADICTIONS]
 
 
-@pytest.mark.parametrize(("kind", "settings", "message"), [*WRONG_TYPES, *NOT_FINITE, *CONTRADICTIONS])
+@pytest.mark.parametrize(("kind", "settings", "message"), REFUSED)
 def test_what_does_not_fit_is_one_sentence(kind, settings, message):
     with pytest.raises(fv.SettingError, match=message) as refused:
         kind(**settings)
@@ -87,33 +96,6 @@ def test_what_does_not_fit_is_one_sentence(kind, settings, message):
     assert "\n" not in said
     assert len(said) < 300
     assert refused.value.__cause__ is None
-
-
-def test_a_method_of_an_unknown_name_within_settings_is_named():
-    with pytest.raises(fv.UnknownNameError, match="No method 'nope'"):
-        Chain(members=({"method": "nope"},))
-
-
-def test_a_budget_for_an_image_of_no_tokens_is_refused():
-    class Config:
-        num_hidden_layers, model_type = 32, "qwen2_vl"
-
-    for kind in (V2DROP, VISIONDROP, MUSTDROP, AveragePool):
-        with pytest.raises(
-            fv.SettingError, match="vision_tokens is the number of the image's tokens, 1 or more; got 0"
-        ):
-            kind.for_budget(Config(), tokens=10, vision_tokens=0)
-
-
-def test_records_that_are_none_are_refused():
-    for text, message in (
-        ('{"method": "v2drop", "keep": [Infinity, 0.3, 0]}', r"keep\[0\] should be a finite number"),
-        ('{"method": "v2drop", "min_keep": "one"}', "min_keep should be a valid integer"),
-        ("{1}", "Not valid JSON"),
-        ("{" + "[" * 100_000, "Not valid JSON"),
-    ):
-        with pytest.raises(fv.SettingError, match=message):
-            naming.parse(text)
 
 
 # -- what fits -------------------------------------------------------------------------------------------------
@@ -260,3 +242,79 @@ def test_a_subclass_may_check_its_own_rules():
     assert Careful(layer=4).keep == 0.5
     with pytest.raises(fv.SettingError, match="Not before layer 3"):
         Careful(layer=3)
+
+
+# -- values that nobody means, however they are given ------------------------------------------------------------
+
+MODEL = LlavaConfig(text_config=LlamaConfig(num_hidden_layers=32), image_seq_length=576)
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+NESTED, LONG, DIGITS = nested(3000), "x" * 5000, 10**5000
+
+
+def refused(call, says):
+    with pytest.raises(fv.SettingError, match=says) as error:
+        call()
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+ODD = {
+    "deep": NESTED,
+    "deep in a list": [NESTED],
+    "deep in a dictionary": {"a": NESTED},
+    "long": LONG,
+    "many": [LONG] * 99,
+    "digits": DIGITS,
+    "nan": float("nan"),
+    "control": "\x1b[31m\n",
+}
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("name", ["keep", "layers", "metric", "retention"])
+def test_a_value_that_nobody_means(name, value):
+    refused(lambda: fv.V2Drop(**{name: value}), name)
+    refused(lambda: catalogue.from_dict({"method": "v2drop", name: value}), name)
+
+
+@pytest.mark.parametrize(
+    "values", [NESTED, {"method": NESTED}, {"method": "chain", "members": {"a": NESTED}}, {"method": LONG}]
+)
+def test_settings_without_a_method(values):
+    with pytest.raises((fv.SettingError, fv.UnknownNameError)) as error:
+        catalogue.from_dict(values)
+    assert len(str(error.value)) < 500
+
+
+def test_names_of_settings_that_are_none():
+    refused(lambda: catalogue.from_dict({"method": "v2drop", LONG: 1}), "v2drop has no setting xxx")
+    refused(lambda: catalogue.from_dict({"method": "v2drop", 1: 1, "x": 2}), "v2drop has no setting 1, x")
+    refused(lambda: naming.parse(f"v2drop:{LONG}"), "write key=value")
+    refused(lambda: naming.parse(f"v2drop:{LONG}=1"), "no setting xxx")
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ({"tokens": 10**400}, "tokens must be a finite number above 0; got 1000"),
+        ({"tokens": "x"}, "tokens must be a number; got 'x'"),
+        ({"tokens": 1, "retention": NESTED}, "Give one of tokens= and retention="),
+        ({"tokens": 64, "vision_tokens": 0}, "vision_tokens is the number of the image's tokens, 1 or more; got 0"),
+        ({"tokens": 64, "vision_tokens": "x"}, "vision_tokens is the number .* got 'x'"),
+        ({"tokens": 64, "vision_tokens": 57.5}, "vision_tokens is the number .* got 57.5"),
+        ({"tokens": 64, "vision_tokens": True}, "vision_tokens is the number .* got True"),
+        ({"tokens": 64, "vision_tokens": float("nan")}, "vision_tokens is the number .* got nan"),
+        ({"tokens": 64, "vision_tokens": 10**400}, "vision_tokens is the number .* got 1000"),
+    ],
+    ids=range(9),
+)
+def test_a_budget_that_nobody_means(budget, says):
+    refused(lambda: fv.V2Drop.for_budget(MODEL, **budget), says)

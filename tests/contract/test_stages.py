@@ -18,7 +18,6 @@ from foveate.contract import (
     LayerStage,
     LayerView,
     PixelStage,
-    Place,
     TowerStage,
     follow,
 )
@@ -173,12 +172,6 @@ def test_a_stage_that_cannot_be_is_refused(make, message):
         make()
 
 
-def test_a_stage_may_look_back_to_the_first_layer():
-    assert LayerStage(3, reads=(Hidden(back=3),)).layer == 3
-    assert LayerStage(1, reads=(Attention(layer="ran"),)).layer == 1
-    assert LayerStage(0, reads=(Attention(layer="next"), Hidden())).layer == 0
-
-
 # -- where it stands -------------------------------------------------------------------------------------------
 
 
@@ -194,35 +187,9 @@ CACHE, DECODE = CacheStage(), DecodeStage()
 LIFE = (PIXELS, PATCHES, DEEPER, BEFORE, BEHIND, FIRST, LATER, CACHE, DECODE)
 
 
-def test_places_are_along_a_tokens_life():
-    assert [stage.place for stage in LIFE] == [
-        Place.PIXELS,
-        Place.TOWER,
-        Place.TOWER,
-        Place.BEFORE_PROJECTOR,
-        Place.BEHIND_PROJECTOR,
-        Place.LAYER,
-        Place.LAYER,
-        Place.CACHE,
-        Place.DECODE,
-    ]
-    assert follow.in_order(LIFE[::-1]) == LIFE
-
-
 @given(st.permutations(LIFE))
 def test_however_they_are_written_they_run_in_that_order(stages):
     assert follow.in_order(stages) == LIFE
-
-
-def test_two_at_one_place_stay_as_they_are_written():
-    other = LayerStage(5, choose=nothing)
-    assert follow.in_order((LATER, FIRST, other)) == (FIRST, LATER, other)
-    assert follow.in_order((other, FIRST, LATER)) == (FIRST, other, LATER)
-
-
-def test_what_stands_in_front_of_the_decoder_goes_by_image():
-    assert {stage.unit for stage in (PIXELS, PATCHES, BEFORE, BEHIND)} == {"image"}
-    assert LATER.unit == "sample"
 
 
 def test_an_image_stage_sees_features():

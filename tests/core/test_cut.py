@@ -67,12 +67,6 @@ def test_a_merge_of_which_only_the_device_knows_the_count():
     assert known.notes["size"].tolist() == [2, 1]
 
 
-def test_all_stay():
-    cut = Cut.stay(3, {"note": ints(5, 6, 7)})
-    assert (cut.count, cut.stays_whole) == (3, True)
-    assert cut.source.tolist() == cut.parent.tolist() == [0, 1, 2]
-
-
 def test_nothing_arrives_and_nobody_stays():
     assert Cut.keep(torch.zeros(0, dtype=torch.bool)).source.tolist() == []
     nobody = Cut.keep(torch.zeros(2, dtype=torch.bool))
@@ -161,13 +155,6 @@ def test_notes_go_with_their_rows_and_the_later_ones_win(data, arriving):
     assert ("note" in both.notes) == ("note" in first.notes or "note" in second.notes)
     if "note" in both.notes:
         assert both.notes["note"].tolist() == wanted.tolist()
-
-
-def test_a_row_without_a_token_stays_one_through_later_cuts():
-    first = Cut.merge(ints(-1, 2), torch.tensor([[7.0], [2.0]]), ints(1, 1, 1))
-    both = first.then(Cut.take(ints(0), 2))
-    assert (both.source.tolist(), both.parent.tolist()) == ([-1], [-1, -1, -1])
-    assert both.rows.tolist() == [[7.0]]
 
 
 # -- shapes do not depend on values ----------------------------------------------------------------------------

@@ -46,22 +46,6 @@ def naive(scores, metric, dominant, contextual):
     return kept + targets, assign
 
 
-@pytest.mark.parametrize(
-    ("tokens", "dominant", "contextual", "places"),
-    [
-        (48, 30, 5, [0, 3, 6, 9, 12]),
-        (35, 22, 4, [0, 3, 6, 9]),
-        (26, 16, 3, [0, 3, 6]),
-        (576, 41, 6, [0, 89, 178, 267, 356, 445]),
-        (10, 3, 4, [0, 1, 2, 3]),
-        (9, 6, 5, [0, 1, 2]),  # fewer are left than rows were asked for
-    ],
-)
-def test_targets_are_spread_over_the_rest(tokens, dominant, contextual, places):
-    merge = dominant_and_contextual(-torch.arange(float(tokens)), torch.randn(tokens, 4), dominant, contextual)
-    assert merge.source.tolist() == [*range(dominant), *(dominant + place for place in places)]
-
-
 def test_a_reduction_by_hand():
     scores = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.0])  # dominant 1 and 3; the rest 0, 2, 4, 5; targets 0 and 4
     keys = torch.tensor([[1.0, 0.0], [5.0, 5.0], [3.0, 0.1], [5.0, 5.0], [0.0, 2.0], [0.1, 9.0]])
@@ -79,23 +63,15 @@ def test_identical_keys_join_the_first_target_alike():
     assert merge.parent.tolist() == [0, 1, 1, 1, 1, 2, 1, 1, 1]  # 5 is a target itself; ties go to the first
 
 
+def test_a_key_of_length_zero_does_no_harm():
+    merge = dominant_and_contextual(torch.zeros(5), torch.zeros(5, 2), dominant=1, contextual=2)
+    assert (merge.parent >= 0).all()
+
+
 def test_a_target_nobody_joins_stays_what_it_is_and_one_with_a_member_adds_it():
     rows = torch.tensor([[1.5, -2.0], [4.0, 8.0], [0.25, 0.5]])
     merge = Cut.join(torch.tensor([0, 1]), torch.tensor([0, 1, 1]))
     assert torch.equal(target_plus_mean(rows, merge), torch.tensor([[1.5, -2.0], [4.25, 8.5]]))
-
-
-def test_without_context_the_rest_is_dropped():
-    merge = dominant_and_contextual(torch.tensor([3.0, 1.0, 2.0]), torch.ones(3, 2), dominant=2, contextual=0)
-    assert (merge.source.tolist(), merge.parent.tolist()) == ([0, 2], [0, -1, 1])
-    rows = torch.tensor([[1.0], [9.0], [2.0]])
-    assert target_plus_mean(rows, merge)[:, 0].tolist() == [1.0, 2.0]
-    assert average(rows, merge)[:, 0].tolist() == [1.0, 2.0]
-
-
-def test_a_key_of_length_zero_does_no_harm():
-    merge = dominant_and_contextual(torch.zeros(5), torch.zeros(5, 2), dominant=1, contextual=2)
-    assert (merge.parent >= 0).all()
 
 
 @given(tokens=st.integers(1, 40), seed=st.integers(0, 2**16), data=st.data())
@@ -130,28 +106,12 @@ def test_merged_rows_have_their_inputs_dtype_and_are_summed_in_float32():
 # -- windows -------------------------------------------------------------------------------------------------
 
 
-def two_flat_windows():
-    """A 6 x 6 grid whose windows 0 and 3 are nearly flat, the former flatter."""
-    rng = torch.Generator().manual_seed(3)
-    grid = torch.randn(6, 6, 8, generator=rng)
-    grid[:3, :3] = torch.ones(8) + 0.01 * torch.randn(3, 3, 8, generator=rng)
-    grid[3:, 3:] = torch.ones(8) + 0.1 * torch.randn(3, 3, 8, generator=rng)
-    return grid.reshape(36, 8)
-
-
 def into_windows(similarity, threshold, height, width, window):
     """The windows that reach the threshold merged, as the host has it once it knows the count."""
     merged = (similarity >= threshold).sum()
     merge = merge_windows(similarity, merged, height, width, window)
     assert (merge.source.shape, merge.parent.shape) == ((height * width,), (height * width,))
     return Cut.join(merge.source[: height * width - int(merged) * (window**2 - 1)], merge.parent)
-
-
-def test_the_windows_of_the_drawing():
-    """A 2 x 4 grid whose second window merges: it comes first and stands for its centre, the third of its four."""
-    merge = merge_windows(torch.tensor([0.1, 0.9]), torch.tensor(1), 2, 4, 2)
-    assert merge.parent.tolist() == [1, 2, 0, 0, 3, 4, 0, 0]
-    assert merge.source[:5].tolist() == [6, 0, 1, 4, 5]
 
 
 @given(
@@ -198,38 +158,6 @@ def test_windows_equal_loops_over_them(height, width, window, seed):
     assert merge.parent.tolist() == assign
 
 
-def test_two_flat_windows_of_a_6_by_6_grid():
-    rows = two_flat_windows()
-    similarity = window_similarity(rows, 6, 6, 3)
-    assert (similarity >= 0.8).tolist() == [True, False, False, True]
-    merge = into_windows(similarity, 0.8, 6, 6, 3)
-    first = [0, 1, 2, 6, 7, 8, 12, 13, 14]
-    second = [21, 22, 23, 27, 28, 29, 33, 34, 35]
-    alone = [token for token in range(36) if token not in first + second]
-    assert merge.count == 20
-    assert merge.source.tolist() == [7, 28, *alone]
-    assert [(merge.parent == row).nonzero()[:, 0].tolist() for row in (0, 1)] == [first, second]
-    merged = average(rows, merge)
-    torch.testing.assert_close(merged[0], rows[first].mean(dim=0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(merged[1], rows[second].mean(dim=0), atol=1e-6, rtol=0)
-    assert torch.equal(merged[2:], rows[alone])
-
-
-def test_windows_come_by_falling_similarity_and_ties_by_place():
-    merge = into_windows(torch.tensor([0.9, 0.95, 0.9, 0.99]), 0.9, 4, 4, 2)
-    assert merge.source[:3].tolist() == [14, 6, 4]  # windows 3, 1 and 0; of an even window the third of four
-
-
-@given(merged=st.integers(0, 64))
-def test_each_window_takes_eight_tokens_away(merged):
-    similarity = torch.rand(64, generator=torch.Generator().manual_seed(0))
-    threshold = similarity.sort(descending=True).values[merged - 1].item() if merged else 1.0
-    merge = into_windows(similarity, threshold, 24, 24, 3)
-    assert merge.count == 576 - 8 * merged
-    assert torch.bincount(merge.parent, minlength=merge.count).tolist() == [9] * merged + [1] * (576 - 9 * merged)
-    assert merge.source[merged:].tolist() == sorted(merge.source[merged:].tolist())
-
-
 @given(height=st.integers(2, 9), width=st.integers(2, 9), window=st.integers(2, 3), seed=st.integers(0, 2**16))
 def test_similarity_is_the_mean_over_ordered_pairs(height, width, window, seed):
     rows = torch.randn(height * width, 4, generator=torch.Generator().manual_seed(seed))
@@ -246,12 +174,6 @@ def test_similarity_is_the_mean_over_ordered_pairs(height, width, window, seed):
             ]
             wanted.append(sum(pairs) / len(pairs))
     assert window_similarity(rows, height, width, window).tolist() == pytest.approx(wanted, abs=1e-5)
-
-
-def test_what_no_window_covers_is_never_merged():
-    merge = into_windows(torch.tensor([0.9]), 0.5, 3, 4, 3)  # the last column of a 3 x 4 grid lies outside
-    assert merge.source.tolist() == [5, 3, 7, 11]
-    assert merge.parent.tolist() == [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]
 
 
 def test_a_flat_grid_of_zeros_is_no_division_by_zero():
@@ -297,21 +219,6 @@ def test_two_heaps_on_a_line_by_hand():
     (8 · .32).
     """
     assert found([[0.0], [1.0], [2.0], [10.0], [11.5]], 2) == ([0, 3], [0, 0, 0, 1, 1])
-
-
-def test_two_heaps_have_a_peak_each():
-    heaps = [[0.0, 0.0], [0.1, 0.0], [0.0, 0.2], [5.0, 5.0], [5.1, 5.0], [5.0, 5.3]]
-    centres, member = found(heaps, 2)
-    assert {centre // 3 for centre in centres} == {0, 1}
-    assert len(set(member[:3])) == len(set(member[3:])) == 1
-
-
-def test_one_cluster_and_as_many_as_rows():
-    assert found([[1.0], [5.0], [2.0]], 1)[1] == [0, 0, 0]
-    centres, member = found([[1.0], [5.0], [2.0]], 3)
-    assert sorted(centres) == [0, 1, 2]
-    assert [centres[cluster] for cluster in member] == [0, 1, 2]
-    assert found([[7.0, 1.0]], 1) == ([0], [0])
 
 
 def test_rows_that_are_alike_go_by_index_and_a_centre_stays_in_its_own_cluster():

@@ -39,14 +39,6 @@ def batched(function, *tensors):
 # -- cosines ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_cosines_by_hand(exact):
-    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-4.0, 3.0], [6.0, 8.0], [-3.0, -4.0]])
-    found = cosines(rows, exact)
-    wanted = [[1, 0, 0, 1, -1], [0] * 5, [0, 0, 1, 0, 0], [1, 0, 0, 1, -1], [-1, 0, 0, -1, 1]]
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64 if exact else torch.float32))
-
-
 def test_cosines_of_half_precision_are_float32():
     rows = points(9, seed=0).to(torch.bfloat16)
     found = cosines(rows)
@@ -86,13 +78,6 @@ def farthest_first(distance, count):
     return sorted(picked)
 
 
-def test_max_min_by_hand():
-    # On a line: 0, 1, 2, 10, 14. The nearest other is 1, 1, 1, 4 and 4 away, so 10 is first; then 0, then 14.
-    places = torch.tensor([0.0, 1.0, 2.0, 10.0, 14.0])
-    distance = (places[:, None] - places).abs()
-    assert [max_min(distance, count).tolist() for count in range(4)] == [[], [3], [0, 3], [0, 3, 4]]
-
-
 @given(tokens=st.integers(1, 12), seed=st.integers(0, 2**16), data=st.data())
 def test_max_min_equals_a_search(tokens, seed, data):
     count = data.draw(st.integers(0, tokens))
@@ -125,15 +110,6 @@ def cover_by_search(similarity, count, saliency):
 
         picked.append(best([token for token in range(len(similarity)) if token not in picked], gain))
     return sorted(picked)
-
-
-def test_cover_by_hand():
-    # Candidate 0 covers two targets by 0.6; 1 covers the first wholly; 2 the third; 3 none, being negative.
-    similarity = torch.tensor([[0.6, 0.6, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.9], [-1.0, -1.0, -1.0]])
-    assert cover(similarity, 1).tolist() == [0]  # 1.2 against 1.0 and 0.9
-    assert cover(similarity, 2).tolist() == [0, 2]  # 0.9 against 0.4
-    assert cover(similarity, 3).tolist() == [0, 1, 2]
-    assert cover(similarity, 1, torch.tensor([0.5, 0.9, 0.9, 9.0])).tolist() == [1]  # 0.6, 0.9, 0.81, 0
 
 
 @given(candidates=st.integers(1, 9), targets=st.integers(1, 9), seed=st.integers(0, 2**16), data=st.data())
@@ -189,20 +165,6 @@ def walk(scores, similarity, threshold, count):
     return sorted(kept + fill[: count - len(kept)])
 
 
-def test_suppress_by_hand():
-    scores = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
-    similarity = torch.eye(5)
-    similarity[0, 1] = similarity[1, 0] = 0.9  # 0 suppresses 1
-    similarity[1, 2] = similarity[2, 1] = 0.9  # 1 would suppress 2, but it is not kept
-    assert suppress(scores, similarity, 0.8, 2).tolist() == [0, 2]
-    assert suppress(scores, similarity, 0.8, 4).tolist() == [0, 2, 3, 4]
-    assert suppress(scores, similarity, 0.8, 5).tolist() == [0, 1, 2, 3, 4]
-    assert suppress(scores, similarity, 0.9 + 1e-6, 2).tolist() == [0, 1]
-    half = torch.where(similarity == 0.9, 0.5, similarity)
-    assert suppress(scores, half, 0.5, 2).tolist() == [0, 2]  # at the threshold is suppressed
-    assert suppress(scores, torch.ones(5, 5), 0.8, 3).tolist() == [0, 1, 2]  # one is found, two fill up
-
-
 @given(
     tokens=st.integers(1, 10),
     seed=st.integers(0, 2**16),
@@ -231,22 +193,6 @@ def thin_by_hand(order, similarity, count, per_round):
         leaving = min(per_round, len(order) - count, len(even))
         order = falling[leaving:] + odd
     return sorted(order[:count])
-
-
-def test_thin_by_hand():
-    # The list 4 2 0 1 3: A is 4, 0, 3 and B is 2, 1. 0 is most like one of B (0.9), then 3 (0.5), then 4 (0.1).
-    similarity = torch.eye(5)
-    for one, other, value in ((0, 1, 0.9), (3, 2, 0.5), (4, 1, 0.1), (3, 1, 0.8), (0, 4, 1.0), (1, 2, 0.2)):
-        similarity[one, other] = similarity[other, one] = value
-    similarity[3, 1] = similarity[1, 3] = 0.5
-    order = torch.tensor([4, 2, 0, 1, 3])
-    assert thin(order, similarity, 4).tolist() == [1, 2, 3, 4]  # 0 leaves
-    # A round of one: 0 leaves, and the list is 3 4 2 1. A is 3, 2 and B is 4, 1: 3 leaves (0.5 against 0.2).
-    assert thin(order, similarity, 3, per_round=1).tolist() == [1, 2, 4]
-    # In one round 0 and 3 leave at once. That 0 and 4 are alike goes unnoticed: both are in A.
-    assert thin(order, similarity, 3).tolist() == [1, 2, 4]
-    assert thin(order, similarity, 5).tolist() == [0, 1, 2, 3, 4]
-    assert thin(order, similarity, 0).tolist() == []
 
 
 @given(tokens=st.integers(1, 40), seed=st.integers(0, 2**16), per_round=st.sampled_from([1, 2, 8]), data=st.data())
@@ -323,17 +269,6 @@ def test_quotas_equal_shares_by_hand(data, groups):
     assert found == shares_by_hand(weights, room, count)
     tiny = torch.tensor(weights).float() * 2.0**-60  # as attention to a high power is
     assert quotas(tiny, torch.tensor(room), count).tolist() == found
-
-
-@given(groups=st.integers(1, 60), seed=st.integers(0, 2**16), count=st.integers(0, 400))
-def test_quotas_sum_exactly_and_stay_in_their_room(groups, seed, count):
-    rng = torch.Generator().manual_seed(seed)
-    weights = torch.rand(groups, generator=rng) ** 8  # a few outweigh all others
-    room = torch.randint(0, 9, (groups,), generator=rng)
-    found = quotas(weights, room, count)
-    assert int(found.sum()) == min(count, int(room.sum()))
-    assert (found >= 0).all()
-    assert (found <= room).all()
 
 
 # -- all of them -----------------------------------------------------------------------------------------------

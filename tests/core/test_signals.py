@@ -66,27 +66,10 @@ def test_equal_signals_are_one():
 
 
 def test_who_reads_text():
-    assert Attention(rows="last").reads_text
-    assert Attention(rows="after").reads_text
-    assert Attention(rows="null").reads_text
-    assert Attention(rows="raters").reads_text
-    assert Pivots().reads_text
-    assert Columns(pivots=4).reads_text
-    assert not Attention(rows="vision").reads_text
-    assert Text().reads_text
-    silent = (
-        Hidden(),
-        Keys(),
-        KeyNorms(),
-        Normed(),
-        TowerAttention(),
-        TowerKeys(),
-        Cls(),
-        Columns(),
-        Features(),
-        Cells(),
-        Resource("clip"),
-    )
+    textual = [Attention(rows=rows) for rows in ("last", "after", "null", "raters")]
+    assert all(signal.reads_text for signal in (*textual, Pivots(), Columns(pivots=4), Text()))
+    tower = (TowerAttention(), TowerKeys(), Cls(), Features(), Resource("clip"))
+    silent = (Attention(rows="vision"), Hidden(), Keys(), KeyNorms(), Normed(), Columns(), Cells(), *tower)
     assert not any(signal.reads_text for signal in silent)
 
 

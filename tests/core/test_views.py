@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.contract import Attention, Cls, Hidden, Keys, TowerAttention
+from foveate.contract import Attention, Cls, Keys, TowerAttention
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.errors import SettingError
 
@@ -19,12 +19,6 @@ def test_a_signal_that_is_not_declared_is_an_error_that_names_what_is():
         View(3).attention  # noqa: B018
     with pytest.raises(SettingError, match="It declares hidden"):
         LayerView(torch.zeros(3, 2)).attention  # noqa: B018
-
-
-def test_the_only_signal_of_a_kind_has_a_short_name():
-    view = View(2, signals={LAST: torch.tensor([1.0, 2.0]), Hidden(): torch.zeros(2, 4)})
-    assert view.attention is view[LAST]
-    assert view.hidden is view[Hidden()]
 
 
 def test_of_two_signals_of_a_kind_each_is_named():
@@ -91,12 +85,6 @@ def test_an_image_view_knows_its_grids():
     assert ImageView(torch.zeros(4, 2)).grids == ()
     patches = PatchView(torch.zeros(6, 2), (2, 3))
     assert (len(patches), patches.grid, patches.patches.shape) == (6, (2, 3), (6, 2))
-
-
-def test_what_python_asks_of_any_object_is_no_signal():
-    with pytest.raises(AttributeError):
-        View(3).__deepcopy__  # noqa: B018
-    assert not hasattr(View(3), "_nothing")
 
 
 def test_frames_are_known_of_videos_and_a_picture_is_one():

@@ -21,11 +21,6 @@ def test_no_two_characters_and_no_two_shapes_look_the_same():
     assert len({shape_mask(s, 24).tobytes() for s in SHAPES}) == len(SHAPES) == 8
 
 
-def test_an_unknown_shape_is_refused_by_name():
-    with pytest.raises(ValueError, match="No shape is called 'blob'"):
-        shape_mask("blob", 20)
-
-
 @pytest.mark.parametrize("name", FONTS)
 def test_every_font_is_there_and_draws_every_character(name):
     assert len(FONTS) >= 3

@@ -1,7 +1,6 @@
 """Films: what they show can be seen in their frames."""
 
 import numpy as np
-import pytest
 
 from foveate.embedded.films import FRAMES, film
 from foveate.embedded.scenes import Text
@@ -17,23 +16,9 @@ def test_the_same_film_twice_and_frames_of_one_size():
             np.testing.assert_array_equal(a.owner, b.owner)
 
 
-@pytest.mark.parametrize("frames", [4, 5, 8])
-def test_a_film_has_as_many_frames_as_asked_for(frames):
-    one = film("train", 3, frames)
-    assert len(one.frames) == frames
-    assert all(0 <= each.start < each.stop <= frames for each in one.shown)
-
-
 def test_things_do_not_show_before_they_come_nor_after_they_went(films):
     for one in films:
         for each in one.shown:
             for number, frame in enumerate(one.frames):
                 shows = each.what in (frame.texts if isinstance(each.what, Text) else frame.things)
                 assert shows == (each.start <= number < each.stop)
-
-
-def test_what_does_not_change_stays_the_same_from_frame_to_frame(films):
-    for one in films[:20]:
-        for a, b in zip(one.frames, one.frames[1:], strict=False):
-            if (a.things, a.texts) == (b.things, b.texts):
-                np.testing.assert_array_equal(a.image, b.image)

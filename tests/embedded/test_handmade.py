@@ -4,9 +4,8 @@ import re
 from collections import Counter
 
 import pytest
-from PIL import Image
 
-from handmade import PICTURES, QUESTIONS, Question, contact_sheet, drawn, table
+from handmade import PICTURES, QUESTIONS, drawn, table
 
 pytest.importorskip("matplotlib")  # its fonts
 
@@ -60,11 +59,11 @@ def test_a_picture_is_rgb_and_the_same_each_time(name: str):
     assert image.tobytes() == drawn(name).tobytes()
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: f"{question.picture}: {question.question}")
-def test_question_and_answer_are_in_the_words_of_the_model_card(question: Question):
-    fitting = [answer for words, answer in TEMPLATES.items() if re.fullmatch(words, question.question)]
-    assert len(fitting) == 1
-    assert re.fullmatch(fitting[0], question.answer)
+def test_questions_and_answers_are_in_the_words_of_the_model_card():
+    for question in QUESTIONS:
+        fitting = [answer for words, answer in TEMPLATES.items() if re.fullmatch(words, question.question)]
+        assert len(fitting) == 1, question
+        assert re.fullmatch(fitting[0], question.answer), question
 
 
 def test_characters_agree_with_the_text():
@@ -74,20 +73,6 @@ def test_characters_agree_with_the_text():
         match = re.fullmatch(r"What is the (\w+) character\?", question.question)
         if match:
             assert texts[question.picture][ordinals.index(match[1])] == question.answer
-
-
-def test_the_groups_of_text_say_how_long_it_is():
-    lengths = {"one letter": 1, "two letters": 2, "three letters": 3, "four letters": 4, "five letters": 5}
-    for question in QUESTIONS:
-        if question.group.startswith("text of") and question.question == "What does the text say?":
-            assert len(question.answer) == lengths[question.group.removeprefix("text of ")]
-
-
-def test_a_list_agrees_with_the_count():
-    counts = {each.picture: each.answer for each in QUESTIONS if each.question == "How many objects are there?"}
-    for question in QUESTIONS:
-        if question.question.startswith("List") and question.picture in counts:
-            assert len(question.answer.split(", ")) == int(counts[question.picture])
 
 
 def test_the_table_adds_up():
@@ -102,9 +87,3 @@ def test_the_table_adds_up():
         "low": 0,
         "high": 0,
     }
-
-
-def test_the_contact_sheet_holds_all_pictures():
-    sheet = contact_sheet(columns=12)
-    assert isinstance(sheet, Image.Image)
-    assert sheet.width == 12 * 240

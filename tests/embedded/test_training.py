@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
 
 from data import dense_targets, pictures
 from export import export, import_network, llava, processor
@@ -18,14 +17,12 @@ from foveate.embedded.films import film
 from foveate.embedded.questions import all_questions, ask, film_questions
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
-from labels import UNKNOWN, counts, labels, places
+from labels import UNKNOWN, labels, places
 from losses import dense_loss, right_answers
-from measure import about, interval, marks, table
 from network import Network, Shape
-from optimiser import orthogonal
 from packing import pack
 from stages import STAGES, Stage
-from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build, train
+from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build
 from train import Trainer, adopt, save
 
 TINY = Shape(width=32, heads=2, tower_layers=2, tower_mlp=48, layers=2, mlp=40)
@@ -58,21 +55,6 @@ def test_a_prompt_has_its_special_tokens_and_one_token_a_character(tokenizer):
     assert tokenizer.get_vocab_size() <= SIZE  # the rest of the embedding is padding
 
 
-def test_the_tokenizer_is_the_one_that_ships(tokenizer):
-    shipped = AutoTokenizer.from_pretrained(embedded.path())
-    assert shipped.get_vocab() == tokenizer.get_vocab()
-    words = "USER: <image>\nWhat is just below the red star? ASSISTANT: blue ring</s>"
-    assert shipped(words)["input_ids"] == tokenizer.encode(words).ids
-
-
-def test_training_a_tokenizer_gives_the_same_one_every_time():
-    one, two = train(scenes=100), train(scenes=100)
-    assert one.to_str() == two.to_str()
-    assert one.get_vocab_size() <= SIZE
-    word = one.encode("K7XQ", add_special_tokens=False).ids
-    assert [one.decode([i]) for i in word] == ["K", "7", "X", "Q"]
-
-
 def test_places_count_from_the_left_and_the_top_and_stay_open_beside_near_ties():
     assert places([50.0, 10.0, 90.0]).tolist() == [2, 1, 3]
     assert places([50.0, 10.0, 60.0]).tolist() == [UNKNOWN, 1, UNKNOWN]
@@ -84,19 +66,6 @@ def test_places_count_from_the_left_and_the_top_and_stay_open_beside_near_ties()
         patch = int(thing.y) // 14 * 12 + int(thing.x) // 14
         if thing.shape not in ("ring", "moon"):
             assert found.across[patch] == place
-
-
-def test_things_know_how_many_there_are_of_their_kind():
-    one = scene("held-out", 3, 168)
-    circle, square = (replace(one.things[0], shape=shape, colour="red") for shape in ("circle", "square"))
-    blue = replace(circle, colour="blue")
-    assert counts([circle, square, blue, circle]).tolist() == [[4, 4, 4, 4], [3, 1, 3, 3], [3, 3, 1, 3]]
-    assert counts([]).shape == (3, 0)
-    assert counts([circle] * 9).tolist() == [[9] * 9] * 3
-    assert counts([circle] * 10).tolist() == [[UNKNOWN] * 10] * 3
-    found = labels(one)
-    assert set(found.things.tolist()) == {0, len(one.things)}
-    assert (found.things > 0).tolist() == (found.shape > 0).tolist()
 
 
 def test_what_has_no_place_costs_nothing():
@@ -157,21 +126,6 @@ def test_packing_equals_asking_one_at_a_time(tokenizer):
 
     alone = torch.cat([logits([q]) for q in questions])
     torch.testing.assert_close(logits(questions), alone, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_padding_of_shorter_rows_changes_nothing(tokenizer):
-    network = Network(TINY).eval()
-    scenes = [scene("held-out", i, 84) for i in (1, 2)]
-    rows = [ask(s, rng_for("held-out", i, 1), n, EVERY) for i, (s, n) in enumerate(zip(scenes, (6, 1), strict=True))]
-    both = pack(rows, tokenizer, 38)
-    features, _ = network.tower(pictures(scenes), torch.float32)
-    prefix = network.prefix(features)
-    hidden = network.decoder(prefix, network.decoder.embed(both.ids), both.position, both.mask)
-    alone = pack(rows[1:], tokenizer, 38)
-    lone = network.decoder(prefix[1:], network.decoder.embed(alone.ids), alone.position, alone.mask)
-    count = len(alone.at)
-    torch.testing.assert_close(hidden.flatten(0, 1)[both.at[-count:]], lone[0][alone.at], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -285,34 +239,12 @@ def test_stages_share_no_scene():
     assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
 
 
-def test_newton_schulz_is_nearly_orthogonal():
-    x = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonal(x))
-    assert values.min() > 0.5
-    assert values.max() < 1.4
-    assert orthogonal(x.transpose(1, 2)).shape == (3, 40, 24)
-
-
 def test_marks_count_whole_answers(tokenizer):
     packed = pack([ask(scene("held-out", 3, 84), rng_for("held-out", 3, 1), 4, EVERY)], tokenizer, 38)
     logits = torch.nn.functional.one_hot(packed.next, SIZE).float()
     assert right_answers(logits, packed, 4) == [True] * 4
     logits[0] = 0
     assert right_answers(logits, packed, 4) == [False, True, True, True]
-
-
-def test_intervals_and_table():
-    low, high = interval(48, 50)
-    assert (round(low, 3), round(high, 3)) == (0.865, 0.989)
-    rows = table({"colour": [True, True], "count": [False, True]})
-    assert rows["all"]["accuracy"] == 0.75
-    assert rows["colour"]["n"] == 2
-
-
-def test_dense_targets_stack():
-    targets = dense_targets([scene("train", i, 84, dense=True) for i in range(3)])
-    assert targets["xy"].shape == (3, 36, 2)
-    assert targets["present"].shape == (3, 16)
 
 
 def test_a_stage_trains_on_sketches_and_on_films():
@@ -324,12 +256,3 @@ def test_a_stage_trains_on_sketches_and_on_films():
     report = trainer.advance()
     assert 0 < report["loss"] < 60
     assert set(report) & set(FILM_TASKS)
-
-
-@pytest.mark.parametrize("kind", ["scenes", "sketches", "films"])
-def test_every_kind_of_picture_can_be_measured(kind, tokenizer):
-    network = Network(TINY).eval()
-    shown, questions = about(kind, 4, 168)
-    assert len({question.task for question in questions}) == len(questions) > 1
-    right = marks(network, shown, questions, tokenizer)
-    assert len(right) == len(questions)

@@ -67,16 +67,6 @@ def cut(method, rows):
 # -- units -----------------------------------------------------------------------------------------------------
 
 
-def test_ranking_each_image_keeps_its_share_of_each():
-    rows = shown(torch.zeros(30, 2), 3, (10, 20))
-    per_image = cut(fv.Random(layers=(3,), keep=(0.5,), scope="image"), rows)
-    assert per_image.sizes == (5, 10)
-    assert (per_image.cut.source < 10).sum() == 5
-    together = cut(fv.Random(layers=(3,), keep=(0.5,)), rows)
-    assert together.sizes is None
-    assert together.cut.count == 15
-
-
 def rows_of(count, seed):
     rng = torch.Generator().manual_seed(seed)
     attention = torch.rand(count, count, generator=rng).tril() / count

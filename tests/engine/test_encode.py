@@ -87,12 +87,3 @@ def test_images_of_other_sizes_are_asked_apart(sizes):
     for one, other in zip(reducer(METHODS[0]).reduce(views), alone, strict=True):
         same(one, other)
     assert sorted(sizes) == [1, 2]
-
-
-def test_patches_merge_in_the_tower_together():
-    patches = [shown(seed, alike=share).features for seed, share in enumerate((1.0, 0.0, 1.0))]
-    merges = reducer(METHODS[1]).merge_early(patches, (6, 6))
-    assert [None if merge is None else merge.count for merge in merges] == [28, None, 28]
-    for tokens, merge in zip(patches, merges, strict=True):
-        (alone,) = reducer(METHODS[1]).merge_early([tokens], (6, 6))
-        same(merge, alone)

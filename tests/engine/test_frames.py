@@ -7,7 +7,6 @@ import torch
 
 import foveate as fv
 from foveate.core.rank import keep_count
-from tests.methods.test_visiondrop import EXAMPLES
 from tests.models import FAMILIES, TINY, batch, tiny
 
 FRAMES = {"qwen2_vl": (4, 4, 4), "qwen3_vl": (4, 4, 4), "llava_onevision": (9, 9, 10)}  # a newline ends the last
@@ -88,9 +87,3 @@ def test_a_trace_of_a_video_tells_what_each_frame_has_left():
     assert told == [[list(counts) for counts in trace.kept_by_frame()]]
     assert [sum(counts) for counts in told[0]] == [stage.after[0] for stage in trace.stages]
     assert "kept_by_frame" not in run("qwen2_vl", "tit").to_dict()
-
-
-def test_merged_rows_count_for_the_frame_of_the_token_they_stand_for():
-    trace = run("qwen2_vl", "tvt", EXAMPLES[0])
-    assert trace.stages[0].assign[0] is not None
-    assert [sum(counts) for counts in trace.kept_by_frame()] == [stage.after[0] for stage in trace.stages]

@@ -60,12 +60,6 @@ def test_eager():
     assert (got == 0).any(-1).all()
 
 
-def test_a_mask_shared_by_all_samples():
-    mask = sdpa_mask(**{**SIZES, "batch_size": 1}, allow_is_causal_skip=False)
-    got = remap()(mask, "sdpa")[0, 0]
-    assert torch.equal(got, expected()[0])
-
-
 def test_flash_takes_validity_of_slots():
     mask = flash_attention_mask(**SIZES, attention_mask=LIVE.bool())
     got = remap()(mask, "flash_attention_2")

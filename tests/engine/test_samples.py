@@ -10,7 +10,7 @@ from foveate.contract import Hidden, Place, follow
 from foveate.registry import family_for
 from tests.bench.counting import count
 from tests.invariants.alone import check_alone, left
-from tests.invariants.settings import EXAMPLES, FIRST, STAGES
+from tests.invariants.settings import EXAMPLES, FIRST, STAGES, part, with_kernels
 from tests.models import batch, tiny
 
 ALIKE = ("tit", "titttt", "tttit", "itt")
@@ -21,7 +21,7 @@ DECODER = [(name, family) for name, family in FIRST if follow.cut_layers(STAGES[
 
 @pytest.mark.parametrize(
     ("name", "family", "attention"),
-    [(*pair, "sdpa") for pair in DECODER] + [(*pair, "eager") for pair in DECODER if pair[1] == "llava"],
+    with_kernels(part(DECODER, 0, of=3)),
 )
 def test_samples_alike_are_asked_together_and_come_to_what_each_does_alone(name, family, attention, sizes):
     words = [word for word in ALIKE if word[0] == "t" or "mustdrop" not in name]

@@ -62,21 +62,6 @@ def test_its_repr_says_what_happened():
     assert repr(trace) == "Trace(retention 40.7%; before layer 1: 25 to 12; before layer 3: 12 to 4)"
 
 
-def test_reprs_are_one_line():
-    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["ti", "titi"]))
-    assert repr(trace.stages[1]) == "StageRecord(before layer 3: 37 to 14)"
-    assert repr(trace.latest) == (
-        "PrefillRecord(retention 40.7%, 43.3%; before layer 1: 75 to 37; before layer 3: 37 to 14)"
-    )
-
-
-def test_of_many_samples_a_repr_has_the_mean_and_the_range():
-    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["ti", "ti", "ti", "ti", "tt"]))
-    assert repr(trace).startswith("Trace(retention 52.5% (40.7% to 100.0% in 5 samples); before layer 1: 100 to 48;")
-
-
 def cells(html):
     """The text of every row of an HTML table, and what stands below it."""
     rows = re.findall("<tr>(.*?)</tr>", html)
@@ -96,24 +81,6 @@ def test_a_notebook_shows_a_row_a_stage_and_the_retention():
     ]
     assert notes == ["Retention 40.7%, the mean over 6 decoder layers."]
     assert trace.latest._repr_html_() == trace._repr_html_()
-
-
-def test_of_a_batch_a_notebook_shows_sums_and_of_several_prefills_the_latest():
-    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["tt"]))
-        tiny("llava")(**batch("llava", ["ti", "titi"]))
-    rows, notes = cells(trace._repr_html_())
-    assert rows[1] == ["before layer 1", "75", "37", "49.3%"]
-    assert notes[1:] == ["Tokens are sums over 2 samples.", "The latest of 2 prefills in `history`."]
-
-
-def test_without_a_picture_or_a_cut_the_table_says_so():
-    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["tt"]))
-    assert "Retention 100.0%" in trace._repr_html_()
-    with fv.drop(tiny("llava"), fv.FinalKV()) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["tt"]))
-    assert "%" not in "".join(cells(trace._repr_html_())[0][-1])
 
 
 def test_show_draws_the_part_the_processor_cut_out(tmp_path):

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-import transformers
 
 import foveate as fv
 from foveate.methods.resize import Resize
 from foveate.registry import family_for
 from tests.families import test_llava_next_video as next_video
-from tests.families.test_llava_next import config
-from tests.invariants.references import check_recomputed
-from tests.invariants.settings import EXAMPLES
-from tests.models import TEXT, batch, cuts_of, made_of, tiny
+from tests.models import cuts_of, made_of, tiny
 
 
 def prompt(size: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -101,24 +97,6 @@ def test_a_base_view_alone_keeps_its_newline():
     """No pinpoint makes one, but the model packs one so."""
     (boxes,) = family_for(tiny("llava_next")).boxes("image", {"image_sizes": torch.tensor([[70, 70]])}, [26])
     assert boxes.isnan().any(-1).tolist() == [False] * 25 + [True]
-
-
-def test_newlines_between_layers_are_tokens_like_any_other():
-    model, inputs = tiny("llava_next"), batch("llava_next", ["tit"])
-    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
-        model(**inputs)
-    newlines = trace.latest.boxes[0][0].isnan().any(-1)
-    kept = trace.stages[0].kept[0]
-    assert 0 < newlines[kept].sum() < newlines.sum()
-
-
-@pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0"])
-def test_a_vicuna_decoder_with_a_key_head_for_every_query_head(name):
-    torch.manual_seed(0)
-    model = transformers.LlavaNextForConditionalGeneration(
-        config(transformers.LlamaConfig(**{**TEXT, "num_key_value_heads": 4}))
-    ).eval()
-    check_recomputed(model, "llava_next", EXAMPLES[name], batch("llava_next", ["titit"]), atol=5e-5)
 
 
 def video(mode, seed=0):

@@ -220,20 +220,3 @@ def test_a_smaller_picture_is_what_the_tower_and_the_projector_make_of_it(keep):
     assert got.shape == (2, 25, 32)
     torch.testing.assert_close(got[:, : rows * columns], expected)
     assert not got[:, rows * columns :].any()
-
-
-@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
-def test_what_the_tower_left_goes_along_with_every_beam(family):
-    """Features are one tensor, which generate repeats for beams."""
-    from tests.models import batch, generate, tiny
-
-    model, words = tiny(family), ("titit", "tt", "tit")
-    method = VisionDrop(dominant=10, contextual=2, layer_list=(), image_token_list=(), reference=25)
-    settings = {"num_beams": 3, "length_penalty": 0.5, "output_scores": True}
-    with fv.drop(model, method) as trace:
-        out = generate(model, batch(family, words), **settings)
-        assert trace.stages[0].after == (24, 24, 24, 0, 0, 0, 12, 12, 12)
-        for index, word in enumerate(words):
-            alone = generate(model, batch(family, [word]), **settings)
-            assert torch.equal(out.sequences[index, -6:], alone.sequences[0, -6:])
-            torch.testing.assert_close(out.sequences_scores[index], alone.sequences_scores[0], atol=1e-4, rtol=1e-4)

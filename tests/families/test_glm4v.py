@@ -76,11 +76,3 @@ def test_a_batch_of_videos_is_its_samples_run_alone(method):
     from tests.models import tiny
 
     check_alone(tiny("glm4v"), "glm4v", method, ("tvt", "tvtvt", "ttt"))
-
-
-def test_transformers_takes_images_or_videos_in_one_call():
-    """It looks for the features of either behind all placeholders."""
-    from tests.models import batch, tiny
-
-    with pytest.raises((ValueError, RuntimeError), match="do not match"), torch.no_grad():
-        tiny("glm4v")(**batch("glm4v", ["titvt"]))

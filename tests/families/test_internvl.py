@@ -159,29 +159,6 @@ def test_a_tokens_score_is_the_mean_attention_its_patches_get_from_the_cls():
     assert [one[4:] for one in seen] == [(None, ((3, 3),) * 3), ((3, 3), ((3, 3),))]
 
 
-@pytest.mark.parametrize("word", ["ti", "titit"])
-def test_an_image_with_its_tiles_is_one_item(word):
-    """Its share is of all its tiles, wherever among them the tokens stand."""
-    model, inputs = models.tiny("internvl"), models.batch("internvl", [word])
-    with fv.drop(model, TOWER) as trace, torch.no_grad():
-        model(**inputs)
-    sizes = [27, 9][: word.count("i")]
-    assert trace.stages[0].after == (sum(max(1, int(14 * n / 25 + 0.5)) + int(3 * n / 25 + 0.5) for n in sizes),)
-    assert [len(boxes) for boxes in trace.latest.boxes[0]] == sizes
-
-
-@pytest.mark.parametrize("method", [TOWER, VisionDrop(dominant=9, contextual=2, layer_list=(), image_token_list=())])
-def test_beams_share_what_the_tower_made(method):
-    model, words = models.tiny("internvl"), ("titt", "titit", "tt")
-    with fv.drop(model, method):
-        out = models.generate(model, models.batch("internvl", words), num_beams=3)
-        for index, word in enumerate(words):
-            one = models.batch("internvl", [word])
-            alone = models.generate(model, one, num_beams=3)
-            start = models.batch("internvl", words)["input_ids"].shape[1]
-            assert torch.equal(out.sequences[index, start:], alone.sequences[0, one["input_ids"].shape[1] :])
-
-
 @pytest.mark.skipif("not models.ENCODES_FIRST", reason="here a model takes no features made before")
 def test_encoded_by_hand_all_tiles_of_a_call_are_one_image():
     model, inputs = models.tiny("internvl"), models.batch("internvl", ["tit"])
@@ -209,42 +186,6 @@ def test_features_made_outside_serve_a_method_between_layers():
             assert torch.equal(model(**inputs, mm_encoder_outputs={"image": output}).logits, expected)
     assert trace.stages[0].after == (13 + 4,)
     assert list(trace.latest.boxes[0]) == [None, None]
-
-
-def test_a_prompt_of_embeddings():
-    model, inputs = models.tiny("internvl"), models.batch("internvl", ["titit"])
-    with fv.drop(model, TOWER) as trace, torch.no_grad():
-        expected = model(**inputs).logits
-        embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
-        with pytest.raises(fv.UnsupportedError, match="without their prompt"):
-            model(inputs_embeds=embeds, **inputs)
-    method = fv.Uniform(layers=(1,), keep=(0.5,), scope="image")
-    with fv.drop(model, method) as trace, torch.no_grad():
-        expected = model(**models.batch("internvl", ["titit"])).logits
-        got = model(inputs_embeds=embeds, **inputs).logits
-    assert torch.equal(got, expected)
-    assert [stage.kept[0].tolist() for stage in trace.stages] == [
-        stage.kept[0].tolist() for stage in trace.history[0].stages
-    ]
-
-
-def test_a_second_turn_of_generate_with_new_pictures():
-    """Given all ids anew or the new ones alone, with the pixels of the new pictures alone."""
-    model, whole = models.tiny("internvl"), models.batch("internvl", ["titt"])
-    pixels = torch.randn(5 + 1, 3, 84, 84, generator=torch.Generator().manual_seed(3))
-    turn = torch.tensor([[5, 93, *[IMAGE] * 45, 94, 6, 93, *[IMAGE] * 9, 94, 7]])
-    answers = []
-    for every in (True, False):
-        with fv.drop(model, TOWER) as trace:
-            first = models.generate(model, whole, new_tokens=2)
-            ids, cache = torch.cat((first.sequences, turn), dim=1), first.past_key_values
-            given = ids if every else ids[:, cache.get_seq_length() :]
-            second = {"input_ids": given, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-            out = models.generate(model, second, new_tokens=2, past_key_values=cache)
-        assert [len(boxes) for boxes in trace.latest.boxes[0]] == [45, 9]
-        assert trace.stages[0].after == (25 + 5 + 5 + 1,)
-        answers.append(out.sequences[0, -2:].tolist())
-    assert answers[0] == answers[1]
 
 
 def test_a_frame_of_a_video_is_an_image():

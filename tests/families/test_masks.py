@@ -11,10 +11,9 @@ from tests import oracle
 from tests.families import test_llava_next as llava_next
 from tests.families import test_paligemma as paligemma
 from tests.families.shown import paid, ways
-from tests.invariants.alone import check_alone
 from tests.invariants.references import check_recomputed, reference
 from tests.invariants.settings import EXAMPLES
-from tests.models import ENCODES_FIRST, IMAGE, MIXED, TEXT, batch, generate, made_of, tiny
+from tests.models import ENCODES_FIRST, IMAGE, TEXT, batch, made_of, tiny
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 WINDOW = 20
@@ -59,23 +58,6 @@ def test_cached_generation_with_windows_is_the_recompute(name, family):
     (model, sees), inputs = model_of(family), batch(family, ["titit"])
     assert inputs["input_ids"].shape[1] > WINDOW
     check_recomputed(model, family, EXAMPLES[name], inputs, new_tokens=8, sees=sees, **CLOSE)
-
-
-@WINDOWED
-@pytest.mark.parametrize("name", NAMES)
-def test_a_batch_with_windows_is_its_samples_run_alone(name, family):
-    model, _ = model_of(family)
-    check_alone(model, family, EXAMPLES[name], MIXED, **CLOSE)
-
-
-@WINDOWED
-def test_keeping_all_with_windows_is_the_untouched_model(family):
-    model, _ = model_of(family)
-    inputs = batch(family, MIXED)
-    plain = generate(model, inputs)
-    with fv.drop(model, fv.V2Drop(layers=(1, 3), keep=(1.0, 1.0))):
-        kept = generate(model, inputs)
-    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
 @WINDOWED
@@ -125,8 +107,3 @@ def test_a_prompt_without_types_is_seen_both_ways_by_a_kernel_without_a_mask(nam
     inputs = batch("paligemma", ["titit"])
     del inputs["token_type_ids"]
     check_recomputed(tiny("paligemma"), "paligemma", EXAMPLES[name], inputs, **CLOSE)
-
-
-def test_the_count_of_a_picture_is_known_to_a_budget():
-    method = fv.Uniform.for_budget(tiny("paligemma"), tokens=12, layers=(1,))
-    assert method == fv.Uniform.for_budget(tiny("paligemma"), tokens=12, vision_tokens=25, layers=(1,))

@@ -140,15 +140,6 @@ def test_a_smaller_picture_is_what_the_model_makes_of_it_alone():
         assert not features[rows * columns :].any()
 
 
-def test_breaks_stay_where_all_tokens_of_their_row_have_left():
-    model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tit"])
-    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.0,))), torch.no_grad():
-        cache = model(**inputs).past_key_values
-    ids = inputs["input_ids"][0]
-    assert int((ids == BREAK).sum()) == 2
-    assert cache.layers[-1].keys.shape[-2] == int((ids != IMAGE).sum()) + 1
-
-
 def test_rows_stay_between_the_breaks_of_their_row():
     model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tit"])
     entered = []
@@ -162,18 +153,6 @@ def test_rows_stay_between_the_breaks_of_their_row():
     for row in range(3):
         mine = (origin // 4 == row).nonzero()[:, 0]
         assert torch.equal(entered[0][columns[4 * row : 4 * row + len(mine)]], features[mine])
-
-
-@pytest.mark.skipif("not models.ENCODES_FIRST", reason="here transformers leaves pictures out of a chunked prefill")
-def test_chunked_prefill_that_ends_on_a_break():
-    model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tttitttttt"])
-    size = inputs["input_ids"][0].tolist().index(BREAK) + 1
-    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.6,))), pytest.raises(fv.UnsupportedError, match="chunk"):
-        models.generate(model, inputs, prefill_chunk_size=size)
-    whole = models.generate(model, inputs, prefill_chunk_size=size)
-    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))):
-        kept = models.generate(model, inputs, prefill_chunk_size=size)
-    assert torch.equal(whole.sequences, kept.sequences)
 
 
 def test_a_small_picture_beside_a_large_one_is_not_its_padding():

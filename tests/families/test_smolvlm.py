@@ -167,20 +167,6 @@ def test_features_come_in_the_form_they_had(method):
     assert sum(one.shape[:-1].numel() for one in plain) == 2 * 36
 
 
-@FAMILIES
-@pytest.mark.parametrize("method", [TOWER, fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3))], ids=["tower", "layers"])
-def test_beams_on_a_ragged_batch(method, family):
-    model, words = models.tiny(family), ["titit", "tt", "tit"]
-    inputs = by_sample(family, words)
-    with fv.drop(model, method):
-        out = models.generate(model, inputs, num_beams=3)
-        for index, word in enumerate(words):
-            one = by_sample(family, [word]) if "i" in word else models.batch(family, [word])
-            alone = models.generate(model, one, num_beams=3)
-            got = out.sequences[index, inputs["input_ids"].shape[1] :]
-            assert torch.equal(got, alone.sequences[0, one["input_ids"].shape[1] :])
-
-
 # -- inside --------------------------------------------------------------------------------------------------
 
 
@@ -214,17 +200,6 @@ def test_a_tokens_score_is_the_mean_attention_that_its_patches_receive(family):
 
 
 @FAMILIES
-def test_tags_stay_where_all_tokens_of_their_tile_have_left(family):
-    model, inputs = models.tiny(family), models.batch(family, ["tit"])
-    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.0,))) as trace, torch.no_grad():
-        cache = model(**inputs).past_key_values
-    ids = inputs["input_ids"][0]
-    assert trace.stages[0].after == (1,)
-    assert cache.layers[-1].keys.shape[-2] == int((ids != IMAGE).sum()) + 1
-    assert int((ids == FENCE).sum()) == 4
-
-
-@FAMILIES
 @pytest.mark.parametrize("method", [TOWER, AveragePool(keep=0.4), Resize(keep=0.4)])
 def test_rows_stay_behind_the_tags_of_their_tiles(method, family):
     """What a tile's tokens became stands between its tag and the next, at ids as the trace names them."""
@@ -244,35 +219,6 @@ def test_rows_stay_behind_the_tags_of_their_tiles(method, family):
         assert torch.equal(entered[0][there], rows[mine])
         taken |= set(mine.tolist())
     assert len(taken) == trace.stages[0].after[0] == len(rows)
-
-
-@FAMILIES
-@pytest.mark.skipif("not models.ENCODES_FIRST", reason="here transformers leaves pictures out of a chunked prefill")
-def test_chunked_prefill_that_ends_between_two_tiles_of_an_image(family):
-    model, inputs = models.tiny(family), models.batch(family, ["tttitttttt"])
-    ids = inputs["input_ids"][0].tolist()
-    size = ids.index(FENCE, ids.index(IMAGE)) + 1
-    assert ids[size - 2] == IMAGE != ids[size - 1]
-    method = fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5))
-    with fv.drop(model, method), pytest.raises(fv.UnsupportedError, match="prefill_chunk_size"):
-        models.generate(model, inputs, prefill_chunk_size=size)
-    plain = models.generate(model, inputs, prefill_chunk_size=size)
-    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))):
-        kept = models.generate(model, inputs, prefill_chunk_size=size)
-    assert torch.equal(plain.sequences, kept.sequences)
-
-
-@FAMILIES
-def test_a_prompt_of_embeddings(family):
-    """The merger finds the placeholders by their embedding, and so does the engine."""
-    model, inputs = models.tiny(family), models.batch(family, ["titt"])
-    method = fv.Uniform(layers=(1,), keep=(0.5,))
-    with fv.drop(model, method) as trace, torch.no_grad():
-        expected = model(**inputs).logits
-        embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
-        got = model(inputs_embeds=embeds, **inputs).logits
-    assert torch.equal(got, expected)
-    assert trace.latest.vision_tokens == trace.history[0].vision_tokens == (27,)
 
 
 def test_a_picture_of_nothing_but_zeros_is_a_picture():

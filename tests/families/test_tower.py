@@ -86,10 +86,6 @@ def test_a_budget_counts_the_towers_tokens_whatever_image_seq_length_says(tower,
     assert trace.stages[0].after == (count // 2,)
 
 
-def test_a_budget_in_tokens_waits_for_the_picture_where_these_have_any_shape():
-    assert fv.Uniform.for_budget(llava("pixtral", "full"), tokens=12, layers=(0,)) == fv.Uniform(tokens=12, layers=(0,))
-
-
 def test_merging_early_reaches_a_projector_that_reads_the_first_layer():
     """Whether or not transformers has installed by then what captures hidden states, behind which nothing merges."""
     config = tiny("llava").config.__class__(**{**tiny("llava").config.to_dict(), "vision_feature_layer": [1, -1]})

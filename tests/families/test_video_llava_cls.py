@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.registry import family_for
 from tests.invariants.settings import EXAMPLES
-from tests.models import DEPTH, batch, features, generate, given, tiny
+from tests.models import batch, features, generate, tiny
 
 FRAMES, PATCHES = 3, 25
 FIRST = [0, 26, 52]
@@ -34,15 +33,6 @@ def test_the_cls_of_every_frame_stays_at_every_stage(name):
         for row, members in enumerate(stage.merged[0]):
             first = origin[row] in FIRST
             assert members.tolist() == [origin[row]] if first else not set(FIRST) & set(members.tolist())
-
-
-def test_boxes_have_no_place_for_a_cls():
-    (boxes,) = family_for(tiny("video_llava")).boxes("video", {}, [78])
-    assert boxes.isnan().any(-1).nonzero()[:, 0].tolist() == FIRST
-    assert boxes[1].tolist() == pytest.approx([0, 0, 0.2, 0.2])
-    assert boxes[26 + 8].tolist() == pytest.approx([0.4, 0.2, 0.6, 0.4])
-    (image,) = family_for(tiny("video_llava")).boxes("image", {}, [25])
-    assert not image.isnan().any()
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.2, 0.5])
@@ -114,17 +104,3 @@ def test_a_picture_by_its_old_name():
         with fv.drop(model, method):
             same = generate(model, old)
         assert torch.equal(out.sequences, same.sequences)
-
-
-def test_costs_of_images_and_frames():
-    config = tiny("video_llava").config
-    both = fv.cost(config, text_tokens=4, vision_tokens=[25, 78])
-    assert both == fv.cost(config, text_tokens=4, vision_tokens=[25, 78], tower_images=[1, 3])
-    with pytest.raises(fv.SettingError, match="has 25 vision tokens and a frame 26 in this model; 77"):
-        fv.cost(config, text_tokens=4, vision_tokens=77)
-    method = fv.Resize(keep=0.4)
-    told = fv.cost(config, text_tokens=4, vision_tokens=78, method=method)
-    assert told.tokens == (30,) * DEPTH
-    assert fv.families()["video_llava"].tower_images(config, "video", given(tiny("video_llava"), video(), "video")) == (
-        3,
-    )

@@ -1,6 +1,7 @@
 """Reference vectors recorded from the authors' own code, and how to run a case."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -53,6 +55,19 @@ def qwen_patches(pixels: Tensor) -> Tensor:
     rows, columns = pixels.shape[1] // 14, pixels.shape[2] // 14
     grid = frames.reshape(2, 3, rows // 2, 2, 14, columns // 2, 2, 14)
     return grid.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(rows * columns, -1)
+
+
+def every_case(*methods: str) -> Any:
+    """Runs a test with every recorded case of these methods as `case`, each with one kernel as `attention`: with
+    FOVEATE_TESTS=all, with both."""
+    kernels, everything = ("sdpa", "eager"), os.environ.get("FOVEATE_TESTS") == "all"
+    rows = [
+        pytest.param(case, kernel, id=f"{case.name}-{kernel}")
+        for index, case in enumerate(case for method in methods for case in cases(method))
+        for turn, kernel in enumerate(kernels)
+        if everything or index % 2 == turn
+    ]
+    return pytest.mark.parametrize(("case", "attention"), rows)
 
 
 @cache

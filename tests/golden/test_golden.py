@@ -8,7 +8,7 @@ from foveate.core.merge import sum_of_nearest
 from foveate.engine import cutting
 from foveate.engine.encode import TowerReducer
 from foveate.methods import fastv, mustdrop, prumerge, prumerge_plus, pyramiddrop, sparsevlm, visiondrop, visionzip
-from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
+from tests.golden import TOLERANCE, cases, every_case, generate, layer_inputs, positions_seen
 
 
 @pytest.mark.parametrize("case", cases("full"), ids=lambda case: case.name)
@@ -18,8 +18,7 @@ def test_the_untouched_model(case):
     torch.testing.assert_close(logits, case.tensors["logits"], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("v2drop"), ids=lambda case: case.name)
+@every_case("v2drop")
 def test_v2drop(case, attention):
     model, facts, tensors = case.model, case.facts, case.tensors
     text = model.model.language_model
@@ -97,8 +96,7 @@ def called(kind, monkeypatch, name):
     return found
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("visiondrop"), ids=lambda case: case.name)
+@every_case("visiondrop")
 def test_visiondrop(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     cuts, reduced = (called(visiondrop.VisionDrop, monkeypatch, name) for name in ("_in_decoder", "_in_tower"))
@@ -129,8 +127,7 @@ def check_stages(trace, case):
         assert stage.kept[0].tolist() == case.tensors[f"stage{index}.kept_patches"].tolist()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("fastv"), ids=lambda case: case.name)
+@every_case("fastv")
 def test_fastv(case, attention, monkeypatch):
     scored = called(fastv.FastV, monkeypatch, "select")
     method = fastv.FastV(layers=(case.facts["fastv_k"],), keep=(1 - case.facts["fastv_r"],))
@@ -139,8 +136,7 @@ def test_fastv(case, attention, monkeypatch):
     torch.testing.assert_close(view.attention, case.tensors["stage0.scores"], atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("pyramiddrop"), ids=lambda case: case.name)
+@every_case("pyramiddrop")
 def test_pyramiddrop(case, attention, monkeypatch):
     scored = called(pyramiddrop, monkeypatch, "attended")
     settings = {name: case.facts[name] for name in ("layer_list", "image_token_ratio_list")}
@@ -149,8 +145,7 @@ def test_pyramiddrop(case, attention, monkeypatch):
         torch.testing.assert_close(scores, case.tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("sparsevlm"), ids=lambda case: case.name)
+@every_case("sparsevlm")
 def test_sparsevlm(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     rated = called(cutting, monkeypatch, "raters_of")
@@ -174,8 +169,7 @@ def test_sparsevlm(case, attention, monkeypatch):
         torch.testing.assert_close(merged, tensors[f"stage{index}.merged_states"], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("mustdrop"), ids=lambda case: case.name)
+@every_case("mustdrop")
 def test_mustdrop(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     similarity = called(mustdrop, monkeypatch, "window_similarity")
@@ -204,8 +198,7 @@ def test_mustdrop(case, attention, monkeypatch):
     assert (cache.where, cache.layer, cache.origin[0].tolist()) == ("kv", None, left.tolist())
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("visionzip"), ids=lambda case: case.name)
+@every_case("visionzip")
 def test_visionzip(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     reduced = called(visionzip.VisionZip, monkeypatch, "_choose")
@@ -219,8 +212,7 @@ def test_visionzip(case, attention, monkeypatch):
     torch.testing.assert_close(cut.rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("prumerge"), ids=lambda case: case.name)
+@every_case("prumerge")
 def test_prumerge(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     kind = {"prumerge": prumerge.PruMerge, "prumerge_plus": prumerge_plus.PruMergePlus}[facts["method"]]

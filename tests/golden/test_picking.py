@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.contract import ImageView, Shape
 from foveate.methods import dart
-from tests.golden import TOLERANCE, cases, generate
+from tests.golden import TOLERANCE, cases, every_case, generate
 
 ONCE = {
     "divprune": lambda facts: fv.DivPrune(keep=facts["ratio"]),
@@ -36,8 +36,7 @@ def kept_on_the_model(case, method, attention):
     return stage.origin[0].tolist()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", [case for name in ONCE for case in cases(name)], ids=lambda case: case.name)
+@every_case(*ONCE)
 def test_tokens_kept_once(case, attention):
     method = ONCE[case.facts["method"]](case.facts)
     found, wanted = kept_on_the_model(case, method, attention), case.tensors["kept_patches"].tolist()
@@ -64,8 +63,7 @@ def test_tome_merges_what_the_code_merges(case):
     assert cut.source.tolist() == sorted(cut.source.tolist())
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("case", cases("dart"), ids=lambda case: case.name)
+@every_case("dart")
 def test_dart(case, attention, monkeypatch):
     """A whole run, in the order in which the code visits its pivots."""
     facts, tensors, visited = case.facts, case.tensors, []

@@ -15,7 +15,7 @@ from tests.models import IMAGE, TINY, VIDEO, cuts_of, generate, given, is_vision
 BANNED = {IMAGE, VIDEO, 93, 94}
 
 
-def check_recomputed(model, family, method, inputs, new_tokens=6, *, atol=1e-4, rtol=1e-4, **told):
+def check_recomputed(model, family, method, inputs, new_tokens=4, *, atol=1e-4, rtol=1e-4, **told):
     """Greedy tokens, logits and who was left are those of the plain recompute; `told` is for it, beside `reference`.
 
     Returns:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterable
 from functools import cache
 
 import pytest
@@ -14,11 +15,12 @@ from foveate.errors import FoveateError
 from foveate.support import Reach, reach, usual_input
 from tests import probes
 from tests.invariants.facts import attends_in, stages
-from tests.models import DEPTH, FAMILIES, PROMPTS, TINY, config_of
+from tests.models import DEPTH, ENCODES_FIRST, FAMILIES, PROMPTS, TINY, config_of
 from tests.probes import PROBES
 
 MODALITIES = ("image", "video")
-ATTENTIONS = ("sdpa", "eager")
+ATTENTIONS = ("sdpa", "eager") if ENCODES_FIRST else ("sdpa", "sdpa")
+"""Kernels that tests take in turns; with an older transformers the one that most people use."""
 EVERYTHING = os.environ.get("FOVEATE_TESTS") == "all"
 METHOD_FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl")
 """Where every method is run: one size of picture, tiles, film and newlines, M-RoPE and windows in the tower."""
@@ -122,8 +124,6 @@ SMALLEST = {**probes.SMALLEST, **smallest()}
 EXAMPLES = {**PROBES, **METHODS}
 STAGES = {name: stages(example) for name, example in EXAMPLES.items()}
 """The stages of every example on the tiny models."""
-ENGINE = EXAMPLES if EVERYTHING else PROBES
-"""What runs on every family."""
 
 
 def families_of(name: str) -> tuple[str, ...]:
@@ -131,29 +131,71 @@ def families_of(name: str) -> tuple[str, ...]:
     return tuple(FAMILIES) if EVERYTHING or name in PROBES or name in probes.KEEP_ALL else METHOD_FAMILIES
 
 
-PAIRS = [(name, family) for name in ENGINE for family in FAMILIES if works(name, family)]
+def runs_on(name: str, family: str) -> bool:
+    """Whether an example drops pictures or films on a family."""
+    return works(name, family) or (name in FILMS and bool(TINY[family].videos) and works(name, family, "v"))
+
+
+def in_turn(place: int) -> list[str]:
+    """Every probe, and of every method one example: the next for the next place."""
+    examples = [[name for name in METHODS if name.rsplit("-", 1)[0] == method] for method in OWN]
+    return [*PROBES, *METHODS] if EVERYTHING else [*PROBES, *(few[place % len(few)] for few in examples if few)]
+
+
+def one_each(shift: int = 0) -> list[tuple[str, str]]:
+    """Every probe on every family, and every method with one example on four of them. Another `shift` takes the next
+    examples, so that several tests together run them all."""
+    return [
+        (name, family)
+        for place, family in enumerate(FAMILIES)
+        for name in in_turn(place + shift)
+        if family in families_of(name) and runs_on(name, family)
+    ]
+
+
+def diagonal(name: str, family: str) -> int:
+    """Counts along both: with n kinds of a third thing, kind `diagonal % n` meets every name and every family."""
+    return list(EXAMPLES).index(name) + FAMILIES.index(family)
+
+
+def part(pairs: Iterable[tuple[str, str]], index: int, of: int) -> list[tuple[str, str]]:
+    """One of several parts of pairs: each has every name and every family, and together they are all pairs."""
+    return [pair for pair in pairs if EVERYTHING or diagonal(*pair) % of == index]
+
+
+def with_kernels(pairs: Iterable[tuple[str, str]], shift: int = 0) -> list[tuple[str, str, str]]:
+    """Each pair with one kernel: every name and every family meets both."""
+    if EVERYTHING:
+        return [(*pair, kernel) for pair in pairs for kernel in dict.fromkeys(ATTENTIONS)]
+    return [(*pair, ATTENTIONS[(diagonal(*pair) // 2 + shift) % 2]) for pair in pairs]
+
+
+def kernel_of(family: str, shift: int = 0) -> str:
+    """One kernel for each family, in turns, for what is tried on families alone."""
+    return ATTENTIONS[(FAMILIES.index(family) + shift) % 2]
+
+
+def words_for(name: str, family: str) -> list[str]:
+    """The prompts of a family that an example drops on."""
+    return [word for of, word in PROMPTS if of == family and works(name, family, word)]
+
+
+OWN = tuple(own_methods())
+FILMS = set(idle())
+"""Examples of methods that compare frames."""
+PAIRS = [(name, family) for name in (EXAMPLES if EVERYTHING else PROBES) for family in FAMILIES if works(name, family)]
 """Tier "engine": what runs on a family; what does not is refused, which tests/invariants/test_coverage.py proves."""
 FIRST = [(name, family) for name, family in PAIRS if name in PROBES or name.endswith("-0")]
 CORE = ("llava", "llava_onevision", "qwen2_vl", "qwen3_vl")
-FILMS = set(idle())
-"""Examples of methods that compare frames."""
-EVERY_PAIR = [
-    (name, family)
-    for name in EXAMPLES
-    for family in families_of(name)
-    if works(name, family) or (name in FILMS and TINY[family].videos and works(name, family, "v"))
+KINDS = FAMILIES if EVERYTHING else ["llava", "llava_onevision", "qwen2_vl", "gemma3", "qwen3_5"]
+"""A family of each kind: plain, newlines and film, M-RoPE, masks and windows of its own, layers that carry a state."""
+PROMPT_RUNS = [
+    (name, family, word, kernel)
+    for name, family, kernel in with_kernels(one_each())
+    for at, word in enumerate(words_for(name, family))
+    if EVERYTHING or (diagonal(name, family) - at) % len(words_for(name, family)) == 0
 ]
-"""Tiers "engine" and "methods"."""
-RUNS = [(*pair, "sdpa") for pair in EVERY_PAIR] + [(*pair, "eager") for pair in FIRST]
-PROMPT_RUNS = [(*pair, "titit", "sdpa") for pair in EVERY_PAIR if works(*pair)] + [
-    (name, family, word, attention)
-    for name in EXAMPLES
-    for family, word in PROMPTS
-    for attention in ATTENTIONS
-    if (word, attention) != ("titit", "sdpa")
-    and works(name, family, word)
-    and (name, family) in (FIRST if attention == "eager" else EVERY_PAIR)
-]
+"""Each pair with one of the family's prompts."""
 
 
 def complain() -> None:

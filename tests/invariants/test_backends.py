@@ -1,5 +1,7 @@
 """Invariants 5 and 7: backends agree, and half precision ranks in float32."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -8,8 +10,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import flash_attention_mask, sdpa_mask
 
 import foveate as fv
-from tests.invariants.settings import EXAMPLES, FIRST
+from tests.invariants.settings import EXAMPLES, FIRST, KINDS, part
 from tests.models import DEPTH, FAMILIES, IMAGE, MIXED, TINY, batch, generate, tiny
+from tests.probes import PROBES
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
@@ -52,14 +55,19 @@ GAPS = ("glm46v", "glm4v_moe")
 # Each takes a second, and what it tries, masks made anew, is alike for all methods.
 FLEX = [
     (name, family)
-    for name, family in FIRST
+    for name, family in part(FIRST, 0, of=5)
     if getattr(transformers, TINY[family].kind)._supports_flex_attn and name in ("layer cut", "layer merge", "cache")
 ]
 
 
 @pytest.mark.parametrize(
     ("attention", "words", "name", "family"),
-    [(*backend, *pair) for backend in BACKENDS for pair in FIRST if backend is not BACKENDS[2] or pair[1] not in GAPS]
+    [
+        (*backend, *pair)
+        for index, backend in enumerate(BACKENDS)
+        for pair in part(FIRST, index, of=3)
+        if backend is not BACKENDS[2] or pair[1] not in GAPS
+    ]
     + [("flex_attention", MIXED, *pair) for pair in FLEX],
 )
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -84,7 +92,7 @@ def test_backends_agree_with_sdpa(words, name, family, attention, request):
         assert [x.tolist() for x in a.kept] == [x.tolist() for x in b.kept]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", PROBES)
 def test_a_kernel_of_ones_own_with_masks_agrees_with_sdpa(name):
     test_backends_agree_with_sdpa(MIXED, name, "llava", "own_kernel_with_masks", None)
 
@@ -128,10 +136,8 @@ def test_a_ragged_batch_without_padding(attention):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_ranks_the_same_hidden_states_in_float32(family, dtype):
-    import copy
-
+def test_half_precision_ranks_the_same_hidden_states_in_float32(family):
+    dtype = (torch.bfloat16, torch.float16)[FAMILIES.index(family) % 2]
     model = copy.deepcopy(tiny(family)).to(dtype)
     inputs = batch(family, ["titit"])
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
@@ -147,10 +153,8 @@ def test_half_precision_ranks_the_same_hidden_states_in_float32(family, dtype):
         assert stage.kept[0].tolist() == alive.tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_keep_all_is_bit_identical_in_bfloat16(family):
-    import copy
-
     model = copy.deepcopy(tiny(family)).to(torch.bfloat16)
     inputs = batch(family, MIXED)
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()

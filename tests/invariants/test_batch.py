@@ -5,18 +5,18 @@ import torch
 
 import foveate as fv
 from tests.invariants.alone import check_alone
-from tests.invariants.settings import ATTENTIONS, EXAMPLES, RUNS
+from tests.invariants.settings import EXAMPLES, KINDS, kernel_of, one_each, with_kernels
 from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, mixed, slots, tiny
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.mark.parametrize(("name", "family", "attention"), RUNS)
+@pytest.mark.parametrize(("name", "family", "attention"), with_kernels(one_each(1), 1))
 def test_a_batch_is_its_samples_run_alone(name, family, attention):
     check_alone(tiny(family, attention), family, EXAMPLES[name], mixed(family))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_a_ragged_batch_shrinks(family):
     """The batch's own padding counts for nothing once tokens have left."""
     model, inputs = tiny(family), batch(family, ["ti", "tttttttt" * 6])
@@ -26,15 +26,14 @@ def test_a_ragged_batch_shrinks(family):
     assert slots(cache)[-1] == TINY[family].held(DEPTH - 1, alone)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(
     ("where", "family"),
     # A state fades where padding is between tokens, whoever drops: transformers' own forward differs then.
     [("right", one) for one in FAMILIES] + [("between", one) for one in FAMILIES if not TINY[one].recurrent],
 )
-def test_padding_right_of_or_between_real_tokens(family, attention, where):
+def test_padding_right_of_or_between_real_tokens(family, where):
     """Masked columns anywhere are dead: the real tokens' logits are those of the sample without them."""
-    model = tiny(family, attention)
+    model = tiny(family, kernel_of(family, where == "right"))
     one, method = batch(family, ["tit"]), fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
     length = one["input_ids"].shape[1]
     at = length if where == "right" else length - 2
@@ -60,11 +59,10 @@ def test_padding_right_of_or_between_real_tokens(family, attention, where):
     torch.testing.assert_close(got[text], expected[text], **CLOSE)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generation_reads_a_masked_last_column_as_the_model_does(family, attention):
+def test_generation_reads_a_masked_last_column_as_the_model_does(family):
     """Right padding: the next token comes from the last row, padding or not, so that row is kept up to date."""
-    model, inputs = tiny(family, attention), batch(family, ["tit"])
+    model, inputs = tiny(family, kernel_of(family)), batch(family, ["tit"])
     for name in [name for name in inputs if inputs[name].shape == inputs["input_ids"].shape]:
         pad = inputs[name].new_full((1, 2), 5 if name == "input_ids" else 0)
         inputs[name] = torch.cat((inputs[name], pad), dim=1)

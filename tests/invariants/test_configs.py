@@ -1,7 +1,5 @@
 """The first four invariants on models of other configs than those everything else is tested on."""
 
-import functools
-
 import pytest
 import torch
 
@@ -13,28 +11,22 @@ from foveate.methods.visiondrop import VisionDrop
 from tests import models, oracle
 from tests.invariants.alone import check_alone
 from tests.invariants.references import check_recomputed
+from tests.invariants.settings import EVERYTHING
 from tests.invariants.test_oracle import DEEPSTACK
 from tests.models import OTHERS, batch, generate, mixed, with_video
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 NAMES = ("v2drop", "random", "visiondrop", "mustdrop", "budget", "averagepool", "resize")
+PLACED = [(name, family, at + index) for at, name in enumerate(NAMES) for index, family in enumerate(OTHERS)]
+RECOMPUTED, BATCHED = ([place[:2] for place in PLACED if EVERYTHING or place[2] % 2 == half] for half in (0, 1))
 RECOMPUTED = [
     (name, family, with_video(family) if OTHERS[family].videos else "titit")
-    for name in NAMES
-    for family in OTHERS
+    for name, family in RECOMPUTED
     if name != "resize" or family not in DEEPSTACK  # whose features are the smaller picture's too
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def others():
-    """In the place of every family's tiny model the other one."""
-    with pytest.MonkeyPatch.context() as patch:
-        for family, other in OTHERS.items():
-            patch.setitem(models.TINY, family, other)
-        for name in ("config_of", "tiny", "sample"):
-            patch.setattr(models, name, functools.cache(getattr(models, name).__wrapped__))
-        yield
+pytestmark = pytest.mark.usefixtures("others")
 
 
 class Halving(MustDrop):
@@ -88,7 +80,6 @@ def test_cached_generation_is_the_recompute(name, family, word):
     assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
 
 
-@pytest.mark.parametrize("family", OTHERS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "family"), BATCHED)
 def test_a_batch_is_its_samples_run_alone(name, family):
     check_alone(models.tiny(family), family, method_for(name, family), mixed(family), new_tokens=2)

@@ -1,5 +1,7 @@
 """Tier "coverage": one prefill of every method on every family: tokens leave, or it is refused, as derived."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,17 +11,17 @@ from foveate.contract.method import Method
 from foveate.registry import support
 from foveate.support import reach
 from tests.invariants import facts, settings
-from tests.invariants.settings import EXAMPLES, MODALITIES, NOTHING, reach_of
+from tests.invariants.settings import EXAMPLES, MODALITIES, NOTHING, in_turn, reach_of
 from tests.models import FAMILIES, TINY, batch, tiny, with_video
 from tests.probes import DECODE
 
 CASES = [
     (name, family, modality)
-    for name in EXAMPLES
-    for family in FAMILIES
-    for modality in MODALITIES
+    for place, (family, modality) in enumerate(itertools.product(FAMILIES, MODALITIES))
     if modality == "image" or TINY[family].videos
+    for name in in_turn(place)
 ]
+"""Every probe and every method on every family, a method with the next of its examples on each."""
 
 
 def test_every_method_has_examples():

@@ -10,7 +10,7 @@ from tests import oracle
 from tests.invariants import facts
 from tests.invariants.alone import left
 from tests.invariants.references import reference
-from tests.invariants.settings import EXAMPLES, FIRST, SMALLEST, reach_of
+from tests.invariants.settings import EXAMPLES, FIRST, SMALLEST, part, reach_of
 from tests.invariants.test_oracle import recomputed, recomputes
 from tests.models import IMAGE, TINY, batch, features, generate, made_of, tiny
 
@@ -33,7 +33,7 @@ def checked(name, family, inputs, method, model):
     return trace, logits[0]
 
 
-@pytest.mark.parametrize(("name", "family"), FIRST)
+@pytest.mark.parametrize(("name", "family"), part(FIRST, 0, of=3))
 def test_pictures_first_last_alone_and_none(name, family):
     """Each against the recompute, and all together as a batch."""
     model, method, words = tiny(family), EXAMPLES[name], ("it", "ti", "i", "ttt")
@@ -101,7 +101,7 @@ def _cell(config):
 
 
 # Not Mistral 3, whose features transformers squeezes out of shape where there is one.
-@pytest.mark.parametrize(("name", "family"), [pair for pair in FIRST if pair[1] != "mistral3"])
+@pytest.mark.parametrize(("name", "family"), [pair for pair in part(FIRST, 1, of=3) if pair[1] != "mistral3"])
 def test_a_grid_of_one_cell(name, family):
     model, inputs = smallest(family)
     trace, _ = checked(name, family, inputs, EXAMPLES[name], model)
@@ -112,7 +112,7 @@ def test_a_grid_of_one_cell(name, family):
     assert all(1 <= stage.after[0] <= count for stage in trace.stages)
 
 
-@pytest.mark.parametrize(("name", "family"), [pair for pair in FIRST if pair[0] in SMALLEST])
+@pytest.mark.parametrize(("name", "family"), [pair for pair in part(FIRST, 2, of=3) if pair[0] in SMALLEST])
 def test_a_picture_that_shrinks_to_one_token(name, family):
     model, inputs, method = tiny(family), batch(family, ["tit"]), SMALLEST[name]
     trace, _ = checked(name, family, inputs, method, model)

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 import foveate as fv
-from tests.invariants.settings import ATTENTIONS, KEEP_ALLS, families_of
-from tests.models import DEPTH, FAMILIES, TINY, batch, cached, generate, mixed, tiny
+from tests.invariants.settings import KEEP_ALLS, KINDS, families_of, kernel_of
+from tests.models import DEPTH, TINY, batch, cached, generate, mixed, tiny
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(("name", "family"), [(n, f) for n in KEEP_ALLS for f in families_of(n)])
-def test_keep_all_is_the_untouched_model(name, family, attention):
-    words = mixed(family)
-    model, inputs = tiny(family, attention), batch(family, words)
+def test_keep_all_is_the_untouched_model(name, family):
+    words, kernel = mixed(family), kernel_of(family, list(KEEP_ALLS).index(name))
+    model, inputs = tiny(family, kernel), batch(family, words)
     plain = generate(model, inputs)
     with fv.drop(model, KEEP_ALLS[name]) as trace:
         kept = generate(model, inputs)
@@ -24,7 +23,7 @@ def test_keep_all_is_the_untouched_model(name, family, attention):
         assert all(torch.equal(a, b) for a, b in zip(cached(ours), cached(theirs), strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_a_text_prompt_of_two_thousand_tokens_is_untouched(family):
     model, inputs = tiny(family), batch(family, ["t" * 667])
     plain = generate(model, inputs, new_tokens=2)

@@ -7,7 +7,7 @@ import foveate as fv
 from tests import oracle
 from tests.invariants import facts
 from tests.invariants.references import check_recomputed
-from tests.invariants.settings import ATTENTIONS, EXAMPLES, PROMPT_RUNS, RUNS
+from tests.invariants.settings import EXAMPLES, PROMPT_RUNS, kernel_of, one_each, part, with_kernels, works
 from tests.models import PROMPTS, TINY, batch, generate, slots, tiny
 
 DEEPSTACK = {"qwen3_vl", "qwen3_vl_moe"}
@@ -31,10 +31,9 @@ def test_cached_generation_is_the_recompute(name, family, word, attention):
     assert (untouched[0] - logits[0]).abs().max() > 0.01  # dropping is no rounding error
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(("family", "word"), PROMPTS)
-def test_v2drop_chooses_what_the_recompute_chooses(family, word, attention):
-    model, inputs = tiny(family, attention), batch(family, [word])
+def test_v2drop_chooses_what_the_recompute_chooses(family, word):
+    model, inputs = tiny(family, kernel_of(family, "v" in word)), batch(family, [word])
     method = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3), scope="image")
     with fv.drop(model, method) as trace, torch.no_grad():
         model(**inputs)
@@ -51,7 +50,7 @@ def recomputes(method):
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [one[:2] for one in RUNS if one[2] == "sdpa" and recomputes(EXAMPLES[one[0]])]
+    ("name", "family"), [pair for pair in part(one_each(2), 0, of=2) if recomputes(EXAMPLES[pair[0]])]
 )
 def test_no_cache_gives_the_same(name, family):
     model, inputs = tiny(family), batch(family, ["titt", "tit"])
@@ -98,7 +97,10 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
     assert slots(cache) == [TINY[family].held(index, len(rows)) for index in range(len(cache.layers))]
 
 
-@pytest.mark.parametrize(("name", "family", "attention"), [one for one in RUNS if recomputed(*one[:2])])
+@pytest.mark.parametrize(
+    ("name", "family", "attention"),
+    with_kernels(pair for pair in part(one_each(3), 1, of=2) if works(*pair) and recomputed(*pair)),
+)
 def test_a_prompt_that_ends_in_an_image(name, family, attention):
     """Generation reads the last column, whose own token may have left: the last row that is left answers for it."""
     check_recomputed(tiny(family, attention), family, EXAMPLES[name], batch(family, ["tti"]), new_tokens=2)

@@ -5,12 +5,13 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import foveate as fv
-from tests.models import ENCODES_FIRST, FAMILIES, batch, cached, generate, tiny
+from tests.invariants.settings import KINDS
+from tests.models import ENCODES_FIRST, batch, cached, generate, tiny
 
 METHOD = fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_a_static_cache_is_refused_before_anything_is_written(family):
     model, inputs = tiny(family), batch(family, ["tit"])
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
@@ -21,7 +22,7 @@ def test_a_static_cache_is_refused_before_anything_is_written(family):
         generate(model, inputs, cache_implementation="static")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_a_static_cache_serves_where_nothing_is_dropped(family):
     model, inputs = tiny(family), batch(family, ["tit"])
     with fv.drop(model, fv.Uniform(layers=(1,), keep=(1.0,))):
@@ -38,7 +39,7 @@ def test_an_offloaded_cache_is_refused_by_name():
         model(**inputs, past_key_values=cache)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_a_pruned_cache_outside_its_context(family):
     model, inputs = tiny(family), batch(family, ["tit"])
     with fv.drop(model, METHOD), torch.no_grad():
@@ -48,7 +49,7 @@ def test_a_pruned_cache_outside_its_context(family):
 
 
 @pytest.mark.skipif(not ENCODES_FIRST, reason="here transformers leaves pictures out of a chunked prefill by itself")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_chunked_prefill_that_splits_a_picture(family):
     model, inputs = tiny(family), batch(family, ["tttitttttt"])
     with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match="prefill_chunk_size"):
@@ -56,7 +57,7 @@ def test_chunked_prefill_that_splits_a_picture(family):
 
 
 @pytest.mark.skipif(not ENCODES_FIRST, reason="here transformers leaves pictures out of a chunked prefill by itself")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_chunked_prefill_that_does_not_split_a_picture(family):
     model, inputs = tiny(family), batch(family, ["titttttttttttttttttttttttttttttttttttttttttttttt"])
     with fv.drop(model, METHOD):

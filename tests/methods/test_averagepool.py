@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +7,7 @@ import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape
 from foveate.methods.averagepool import AveragePool
 from tests.contract.test_scheduled import Config
-from tests.models import FAMILIES, IMAGE, QWENS, batch, features, generate, tiny
+from tests.models import FAMILIES, QWENS, batch, features, tiny
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
 KEEP_ALL = AveragePool(keep=1.0)
@@ -51,18 +49,6 @@ def test_where_sides_divide_it_is_torchs_adaptive_pooling(tall, wide, down, acro
         return
     wanted = torch.nn.functional.adaptive_avg_pool2d(features.T.view(1, 3, *grid), cells)[0].flatten(1).T
     torch.testing.assert_close(cut.rows, wanted)
-
-
-@given(rows=st.integers(1, 30), columns=st.integers(1, 30), keep=st.floats(0.001, 1.0))
-def test_means_stay_within_the_features_and_weigh_every_token_once(rows, columns, keep):
-    features = torch.arange(rows * columns, dtype=torch.float32)[:, None]
-    cut = None if keep == 1 else pooled(AveragePool(keep=keep), features, ((rows, columns),))
-    if cut is None:
-        return
-    assert len(cut.source) <= max(1, keep * rows * columns + 1e-6)
-    sizes = torch.bincount(cut.parent, minlength=len(cut.source))
-    assert (sizes > 0).all()
-    torch.testing.assert_close((cut.rows[:, 0] * sizes).sum(), features.sum(), rtol=1e-4, atol=1e-3)
 
 
 def test_frames_are_pooled_apart_and_a_closing_newline_is_spared():
@@ -107,17 +93,6 @@ def test_newlines_of_tile_rows_leave_and_the_one_that_ends_a_single_view_stays()
     assert torch.equal(single[len(single._foveate.cut.source) - 1], core.image_newline)
 
 
-def test_a_video_is_pooled_frame_by_frame():
-    model = tiny("llava_onevision")
-    pixels = torch.randn(1, 3, 3, 70, 70, generator=torch.Generator().manual_seed(0))
-    count = 3 * 9 + 1
-    ids = torch.tensor([[1, *[92] * count, 5, 6]])
-    with fv.drop(model, AveragePool(keep=0.5)) as trace:
-        generate(model, {"input_ids": ids, "pixel_values_videos": pixels})
-    assert trace.stages[0].after == (3 * 4 + 1,)
-    assert trace.stages[0].kept[0].tolist()[-1] == count - 1
-
-
 @pytest.mark.parametrize("family", QWENS)
 def test_a_video_of_patches_is_pooled_frame_by_frame(family):
     model, vision = tiny(family), tiny(family).config.vision_config
@@ -130,24 +105,6 @@ def test_a_video_of_patches_is_pooled_frame_by_frame(family):
         with fv.drop(model, AveragePool(keep=0.25)):
             (reduced,) = model.model.get_video_features(**given_).pooler_output
     torch.testing.assert_close(reduced[:3], whole.view(3, 4, -1).mean(dim=1))
-
-
-def test_positions_are_those_of_the_cells_centres():
-    """A pooled prompt is a prompt with its rows at its centres' position ids."""
-    model, inputs = tiny("llava"), batch("llava", ["tit"])
-    with fv.drop(model, AveragePool(keep=0.4)) as trace, torch.no_grad():
-        logits = model(**inputs, logits_to_keep=1).logits
-        features = model.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output[0]
-    ids = inputs["input_ids"][0]
-    vision = (ids == IMAGE).nonzero()[:, 0]
-    origin = vision[trace.stages[0].origin[0]]
-    embeds = model.get_input_embeddings()(ids)
-    embeds[origin] = features[: len(origin)]
-    rows = torch.cat(((ids != IMAGE).nonzero()[:, 0], origin)).sort().values
-    with torch.no_grad():
-        out = model.model.language_model(inputs_embeds=embeds[None, rows], position_ids=rows[None])
-        short = model.lm_head(out.last_hidden_state[:, -1:])
-    torch.testing.assert_close(logits, short, atol=1e-5, rtol=1e-4)
 
 
 def test_what_the_spec_asks_for_at_published_budgets():
@@ -169,23 +126,6 @@ def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
     (left, *_) = method.plan(28, (size,), [((rows, columns),)])
     assert 1 <= left <= tokens + 1e-6
     assert left > tokens / 2
-
-
-def test_budgets_that_cannot_be():
-    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
-        AveragePool.for_budget(Config(32), tokens=0.5)
-    with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
-        AveragePool.for_budget(Config(32))
-    for keep in (0, -0.1, 1.1, float("nan")):
-        with pytest.raises(fv.SettingError, match="keep should be"):
-            AveragePool(keep=keep)
-
-
-def test_settings_go_round():
-    method = AveragePool(keep=0.25)
-    assert AveragePool.from_dict(json.loads(json.dumps(method.to_dict()))) == method
-    assert method.to_dict() == {"method": "averagepool", "keep": 0.25, "tokens": None, "retention": None}
-    assert fv.methods()["averagepool"] is AveragePool
 
 
 def test_a_count_alone_does_not_say_how_wide_a_grid_is():

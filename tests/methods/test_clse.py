@@ -2,13 +2,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, Attention, CacheStage, Cells, Hidden, LayerView, Shape
+from foveate.contract import Arriving, Attention, Cells, LayerView, Shape
 from foveate.methods.clse import CLSE, evolution, high_pass
-from tests.contract.test_scheduled import Config, mean
+from tests.contract.test_scheduled import Config
 from tests.models import batch, tiny
 
 EXAMPLES = [CLSE(layers=(1, 3), keep=(0.6, 0.3)), CLSE(retention=0.5, kv=False)]
@@ -80,24 +78,6 @@ def test_where_nothing_changes_attention_alone_decides():
     assert evolution(hidden[:1], hidden[1:2], cells_of(1, 1), ((1, 1),)).tolist() == [0.5]
 
 
-def test_later_cuts_read_the_last_row_alone_and_caches_follow():
-    first, second, third, cache = CLSE().stages(Shape(depth=32))
-    assert [stage.layer for stage in (first, second, third)] == [1, 11, 21]
-    assert first.reads == (Hidden(back=1), Cells(), LAST)
-    assert second.reads == third.reads == (LAST,)
-    assert {stage.positions for stage in (first, second, third)} == {"keep"}
-    assert isinstance(cache, CacheStage)
-    assert cache.first_layer == 0
-    view = LayerView(attention=torch.tensor([0.1, 0.4, 0.2, 0.4]), arriving=Arriving(4, 8, 8))
-    assert third.cut(view).source.tolist() == [1]  # 62 / 576 of eight
-    assert not any(isinstance(stage, CacheStage) for stage in CLSE(kv=False).stages(Shape(depth=32)))
-
-
-@pytest.mark.parametrize(("depth", "layers"), [(32, (1, 11, 21)), (28, (1, 10, 19)), (36, (1, 13, 24)), (4, (1, 2, 3))])
-def test_default_layers(depth, layers):
-    assert tuple(stage.layer for stage in CLSE(kv=False).stages(Shape(depth=depth))) == layers
-
-
 def test_behind_a_method_that_drops_before_layer_1_it_is_refused():
     model = tiny("llava")
     with (
@@ -108,62 +88,8 @@ def test_behind_a_method_that_drops_before_layer_1_it_is_refused():
         model(**batch("llava", ["tit"]))
 
 
-def test_features_without_their_picture_are_refused():
-    """Where their tokens stand, nobody knows."""
-    model, inputs = tiny("qwen2_5_vl"), batch("qwen2_5_vl", ["tit"])
-    with torch.no_grad():
-        embeds = model.model.get_input_embeddings()(inputs["input_ids"])
-    with fv.drop(model, CLSE()) as trace, torch.no_grad():
-        model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])  # no picture at all: nothing to drop
-    assert not trace.stages
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layers": (2, 11, 21)}, "before layer 1"),
-        ({"keep": (0.5, 0.4)}, "must have the same length"),
-        ({"keep": (0.5, 0.6, 0.1)}, "none may grow"),
-        ({"keep": (0.5, 0.4, 0.1), "tokens": 9}, "either keep or a budget"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        CLSE(**settings)
-
-
-@pytest.mark.parametrize(
-    ("preset", "tokens", "counts", "average"),
-    [
-        ("llava-1.5-7b/192", 576, (330, 210, 62), 208.0625),
-        ("llava-1.5-7b/128", 576, (220, 140, 41), 144.59375),
-        ("llava-1.5-7b/64", 576, (110, 70, 20), 81.125),
-        ("qwen2-vl-7b/33.4%", 1000, (570, 360, 98), 366.143),
-        ("qwen2-vl-7b/22.3%", 1000, (380, 240, 66), 256.214),
-        ("qwen2-vl-7b/11.2%", 1000, (190, 120, 34), 146.286),
-        ("qwen2-vl-7b/33.4%", 100, (56, 36, 9), 36.0357),  # 100 · 0.57 is 56.99999999999999 in Python
-    ],
-)
-def test_presets_spend_what_the_page_says(preset, tokens, counts, average):
-    found = fv.presets()[f"clse/{preset}"]
-    plan = found.method.plan(found.depth, (tokens,))
-    assert tuple(dict.fromkeys(plan)) == (tokens, *counts)
-    assert sum(plan) / found.depth == pytest.approx(average, abs=5e-4)
-
-
 @pytest.mark.parametrize(("budget", "counts"), [(192, (302, 192, 57)), (128, (191, 122, 36)), (64, (80, 51, 15))])
 def test_budgets_keep_the_ratio(budget, counts):
     plan = CLSE.for_budget(Config(32), tokens=budget).plan(32, (576,))
     assert (plan[1], plan[11], plan[21]) == counts
     assert sum(plan) / 32 == pytest.approx(budget, abs=0.5)
-
-
-@given(depth=st.integers(4, 80), share=st.floats(0.01, 1.0), tokens=st.integers(16, 4000))
-def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
-    floor = (1 + (depth - 1) / tokens) / depth
-    if share < floor:
-        with pytest.raises(fv.BudgetError, match="its floor is"):
-            CLSE.for_budget(Config(depth), retention=share, vision_tokens=tokens)
-    else:
-        method = CLSE.for_budget(Config(depth), retention=share, vision_tokens=tokens)
-        assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)

@@ -1,15 +1,23 @@
-"""What every stage of every method keeps to, on made-up tensors: no model runs here."""
+"""What every stage of every method keeps to, on made-up tensors: no model runs here.
+
+What `foveate.testing` asks of any author's method on bare tensors is asked of these too; what it asks on models, the
+invariants ask on more models than it has.
+"""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import foveate as fv
 from foveate.contract import Attention, CacheStage, LayerStage, PixelStage, Place, Resource, Shape, TowerStage, follow
+from foveate.contract.entering import Counted
 from foveate.core.cut import Cut
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
-from foveate.testing import made_tensors, made_view
+from foveate.testing import MethodContract, made_tensors, made_view
 from tests.invariants.settings import EXAMPLES
 from tests.tiny import DEPTH
 
@@ -26,16 +34,17 @@ def known(cut):
     return cut if isinstance(cut.count, int) else cut.first(int(cut.count))
 
 
-def walk(method, shape, seed=0, dtype=torch.float32, sees=lambda stage, made: made):
+def walk(method, shape, seed=0, dtype=torch.float32, sees=lambda stage, made: made, entering=(TOKENS, GRID)):
     """Each stage that sees tokens, how many arrive at it and what it sees, on one image's way through a method."""
-    tokens, started, grid, notes = TOKENS, TOKENS, GRID, {}
+    (tokens, grid), notes = entering, {}
+    entered = started = tokens
     for stage in follow.in_order(method.stages(shape)):
         if stage.place not in SEEN:
             continue
         if stage.place < Place.LAYER:
             started = tokens
         made = sees(stage, made_tensors(stage, tokens, seed=seed, dtype=dtype))
-        options = {"grid": grid, "arriving": Arriving(tokens, TOKENS, started), "notes": dict(notes)}
+        options = {"grid": grid, "arriving": Arriving(tokens, entered, started), "notes": dict(notes)}
         yield stage, tokens, made, options
         cut = stage.cut(made_view(stage, tokens, tensors=made, **options))
         if cut is None:
@@ -52,17 +61,6 @@ def looked(method, shape, **options):
     """The same, and what the stage makes of it."""
     for stage, tokens, made, known_ in walk(method, shape, **options):
         yield stage, tokens, made, known_, stage.cut(made_view(stage, tokens, tensors=made, **known_))
-
-
-@every_shape
-@every_method
-def test_as_many_are_left_as_were_counted(name, shape):
-    for stage, tokens, _, options, cut in looked(EXAMPLES[name], shape):
-        left = tokens if cut is None else known(cut).count
-        counted = stage.left(made_view(stage, tokens, **options).arriving)
-        assert counted in (None, left)
-        if stage.look is not None:
-            assert left == tokens
 
 
 @every_method
@@ -162,6 +160,32 @@ def test_of_equal_scores_the_lower_index_stays(name):
     for stage, tokens, _, _, cut in looked(EXAMPLES[name], SHAPES["cls"], sees=alike):
         if stage.score is not None and stage.reads and cut is not None:
             assert cut.source.tolist() == list(range(cut.count)), (stage, tokens)
+
+
+@every_method
+def test_it_keeps_the_contract_of_every_author(name):
+    contract = MethodContract()
+    contract.examples = (EXAMPLES[name],)
+    contract.test_settings_survive_json()
+    contract.test_stages_are_pure()
+    contract.test_stages_count_right()
+
+
+EXACT = [kind for kind in fv.methods().values() if issubclass(kind, Counted)]
+EXACT += [fv.HiPrune, fv.PruMerge, fv.PruMergePlus, fv.ToMe, fv.VisionZip]
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@settings(max_examples=20)
+@given(tokens=st.integers(1, 300), share=st.floats(0.005, 1.0))
+def test_a_budget_is_met_exactly(kind, tokens, share):
+    if share == 1:
+        assert kind(retention=share).stages(SHAPES["cls"]) == ()
+        return
+    left = tokens
+    for *_, cut in looked(kind(retention=share), SHAPES["cls"], entering=(tokens, (1, tokens))):
+        left = known(cut).count if cut is not None and not cut.stays_whole else left
+    assert left == max(1, int(share * tokens + 0.5))
 
 
 def test_tokens_that_moved_alike_stay_from_the_lowest_on():

@@ -2,14 +2,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-import foveate as fv
-from foveate.contract import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
+from foveate.contract import LayerView, Shape
 from foveate.methods.dart import DART, visiting_order
-from tests.contract.test_scheduled import Config, mean
-from tests.models import batch, tiny
 
 EXAMPLES = [DART(layer=2, keep=0.6, pivots=2, text_pivots=2), DART(layer=3, retention=0.7, text_pivots=0)]
 SMALLEST = DART(layer=1, target=0, pivots=1)
@@ -62,16 +57,6 @@ def test_equal_columns_are_visited_by_falling_norm_and_pivots_never_leave():
     assert kept(DART(target=2, pivots=2, text_pivots=0), norms, at(*[0] * 5)) == [0, 1, 2, 3]
 
 
-def test_it_reads_norms_normed_states_and_text_pivots():
-    (stage,) = DART().stages(Shape(depth=32))
-    assert (stage.layer, stage.positions, stage.unit) == (2, "keep", "image")
-    assert stage.reads == (KeyNorms(), Normed(), Columns(4), Pivots(4))
-    assert stage.reads_text
-    (stage,) = DART(text_pivots=0).stages(Shape(depth=32))
-    assert stage.reads == (KeyNorms(), Normed(), Columns())
-    assert not stage.reads_text
-
-
 @pytest.mark.parametrize(
     ("settings", "tokens", "count"),
     [
@@ -103,104 +88,3 @@ def test_ties_and_zero_rows_go_to_the_lower_index():
     method = DART(target=2, pivots=2, text_pivots=0)
     assert kept(method, [1.0] * 5, at(*[40] * 5)) == [0, 1, 2, 3]
     assert kept(method, [0.0] * 5, [[0.0, 0.0]] * 5) == [0, 1, 2, 3]
-
-
-def slowly(norms, features, text, columns, pivots, count):
-    """The same, token by token."""
-    order = sorted(range(len(norms)), key=lambda token: (-norms[token], token))
-    stay = order[: min(pivots, count)]
-    places = columns[stay].tolist() + columns[len(norms) :].tolist()
-    visited = [features[token] for token in stay] + list(text)
-    visited = [visited[turn] for turn in sorted(range(len(visited)), key=lambda turn: (places[turn] % 32, turn))]
-    total = count - len(stay)
-    for place, pivot in enumerate(visited):
-        share = total // len(visited) + (place < total % len(visited))
-        pool = [token for token in range(len(norms)) if token not in stay]
-        pool.sort(key=lambda token: (float(torch.cosine_similarity(features[token], pivot, dim=0)), token))
-        stay += pool[:share]
-    return sorted(stay)
-
-
-@given(
-    tokens=st.integers(2, 40),
-    count=st.integers(1, 40),
-    pivots=st.integers(1, 5),
-    words=st.integers(0, 4),
-    seed=st.integers(0, 999),
-)
-def test_it_is_the_loop_over_pivots_and_tokens(tokens, count, pivots, words, seed):
-    rng = torch.Generator().manual_seed(seed)
-    count = min(count, tokens - 1)
-    norms, features = torch.rand(tokens, generator=rng), torch.randn(tokens, 6, generator=rng).double()
-    text, columns = torch.randn(words, 6, generator=rng).double(), torch.randperm(tokens + words, generator=rng)
-    method = DART(pivots=pivots, text_pivots=words, tokens=float(count), layer=1)
-    told = {"key_norms": norms, "normed": features, "pivots": text, "columns": columns}
-    view = LayerView(count=tokens, arriving=Arriving.all_of(tokens), **told)
-    got = method._pick(view, count).tolist()
-    assert got == slowly(norms.tolist(), features, text, columns, pivots, count)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layer": 0}, "layer should be greater than or equal to 1"),
-        ({"pivots": 0}, "pivots should be greater than or equal to 1"),
-        ({"target": 100, "retention": 0.3}, "either target or a budget"),
-        ({"tokens": 100, "retention": 0.3}, "one of tokens= and retention="),
-        ({"scope": "sample"}, "scope should be"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        DART(**settings)
-
-
-@pytest.mark.parametrize(
-    ("preset", "tokens", "left", "average"),
-    [
-        ("llava-1.5-7b/192", 576, 196, 219.75),
-        ("llava-1.5-7b/128", 576, 132, 159.75),
-        ("llava-1.5-7b/64", 576, 68, 99.75),
-        ("llava-next-7b/320", 2880, 324, 483.75),
-    ],
-)
-def test_presets_spend_what_the_page_says(preset, tokens, left, average):
-    plan = fv.presets()[f"dart/{preset}"].method.plan(32, (tokens,))
-    assert plan == (tokens,) * 2 + (left,) * 30
-    assert sum(plan) / 32 == average
-
-
-@pytest.mark.parametrize("model", ["qwen2-vl-7b", "qwen2.5-vl-7b"])
-@pytest.mark.parametrize(
-    ("share", "left", "average"), [("33.3%", 340, 38.0), ("22.2%", 228, 27.8), ("11.1%", 116, 17.7)]
-)
-def test_presets_of_the_qwens_keep_multiples_of_the_pivots(model, share, left, average):
-    preset = fv.presets()[f"dart/{model}/{share}"]
-    assert preset.depth == 28
-    plan = preset.method.plan(28, (1024,))
-    assert plan == (1024,) * 2 + (left,) * 26
-    assert sum(plan) / 28 / 1024 == pytest.approx(average / 100, abs=5e-4)
-
-
-@given(depth=st.integers(3, 80), share=st.floats(0.01, 1.0), tokens=st.integers(16, 4000))
-def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
-    floor = (2 + (depth - 2) / tokens) / depth
-    if share < floor:
-        with pytest.raises(fv.BudgetError, match="floor is"):
-            DART.for_budget(Config(depth), retention=share, vision_tokens=tokens)
-    else:
-        method = DART.for_budget(Config(depth), retention=share, vision_tokens=tokens)
-        assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)
-
-
-def test_a_layer_that_carries_a_state_has_no_keys_but_may_be_cut_before():
-    model, inputs = tiny("qwen3_5"), batch("qwen3_5", ["titt"])  # its layers 0 and 5 carry a state
-    with (
-        pytest.raises(fv.UnsupportedError, match="Layer 0 has no attention to rank by"),
-        fv.drop(model, DART(layer=1)),
-        torch.no_grad(),
-    ):
-        model(**inputs)
-    with fv.drop(model, DART(layer=5, keep=0.6)) as trace, torch.no_grad():
-        model(**inputs)
-    assert trace.stages[0].after[0] < trace.stages[0].before[0]

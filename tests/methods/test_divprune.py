@@ -1,13 +1,9 @@
-import json
 import math
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import LayerView, Shape, follow
+from foveate.contract import LayerView, Shape
 from foveate.methods.divprune import DivPrune
 from tests.models import IMAGE, batch, tiny
 
@@ -47,12 +43,6 @@ def test_the_spec_token_by_token():
     assert kept(rows, tokens=6) == kept(rows, tokens=99) == list(range(6))
 
 
-def test_the_count_is_the_share_rounded():
-    for share, count in ((0.333, 192), (0.222, 128), (0.111, 64), (0.098, 56)):
-        assert DivPrune(keep=share).plan(32, (576,)) == (count,) * 32
-    assert DivPrune().plan(32, (576,)) == (56,) * 32
-
-
 def test_of_equal_tokens_one_stays_until_nothing_else_is_left():
     newline = torch.full((1, 8), 0.3)
     patches = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -79,24 +69,6 @@ def test_near_tokens_of_half_precision_are_told_apart():
     assert kept(rows, tokens=4) == [0, 2, 3, 4]
 
 
-@given(tokens=st.integers(2, 30), seed=st.integers(0, 2**16), data=st.data())
-def test_lengths_do_not_matter_and_no_token_comes_twice(tokens, seed, data):
-    count = data.draw(st.integers(1, tokens))
-    rng = torch.Generator().manual_seed(seed)
-    rows = torch.randn(tokens, 12, generator=rng)
-    found = kept(rows, tokens=count)
-    assert found == sorted(set(found))
-    assert len(found) == count
-    lengths = torch.rand(tokens, 1, generator=rng) + 0.5
-    assert kept(rows * lengths, tokens=count) == found
-
-
-def test_neither_the_question_nor_the_layers_decide():
-    stages = DivPrune().stages(Shape(depth=32))
-    assert not follow.reads_text(stages)
-    assert follow.cut_layers(stages) == (0,)
-
-
 def test_it_is_the_set_of_a_models_own_features_newlines_among_them():
     model, inputs = tiny("llava_next"), batch("llava_next", ["tit"])
     with torch.no_grad():
@@ -114,21 +86,6 @@ def test_it_is_the_set_of_a_models_own_features_newlines_among_them():
     newlines = (features == model.model.image_newline).all(dim=-1).nonzero()[:, 0].tolist()
     assert len(newlines) > 2
     assert len(set(newlines) & set(stage.origin[0].tolist())) == 1
-
-
-def test_two_images_of_a_prompt_are_picked_from_one_by_one():
-    model, inputs = tiny("llava"), batch("llava", ["titit"])
-    with torch.no_grad():
-        first, second = model.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
-        with fv.drop(model, DivPrune(keep=0.4)) as trace:
-            model(**inputs)
-    wanted = kept(first, keep=0.4) + [25 + token for token in kept(second, keep=0.4)]
-    assert trace.stages[0].origin[0].tolist() == wanted
-
-
-@pytest.mark.parametrize("method", [*EXAMPLES, DivPrune()], ids=str)
-def test_a_setting_survives_json(method):
-    assert DivPrune.from_dict(json.loads(json.dumps(method.to_dict()))) == method
 
 
 def test_scoring_counts_the_cosines():

@@ -6,33 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, ImageView, Shape
+from foveate.contract import Arriving, ImageView
 from foveate.methods.dycoke import DyCoke
 from tests.methods.test_vidcom2 import kept, stage_of
 from tests.models import batch, generate, tiny
 
 EXAMPLES = [DyCoke(k=0.6), DyCoke(retention=0.7, positions="keep")]
 ONLY_VIDEOS = True
-
-
-def by_hand(rows, frames, drops):
-    """The tokens that stay, in plain Python: each compared frame loses all but int((1 − k) · n) of its n tokens."""
-    size = len(rows) // frames
-    earlier = {1: 1, 2: 2, 3: 1}
-
-    def cosine(a, b):
-        lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
-        return sum(x * y for x, y in zip(a, b, strict=True)) / max(lengths, 1e-8)
-
-    stays = []
-    for frame in range(frames):
-        tokens = list(range(frame * size, (frame + 1) * size))
-        back = earlier.get(frame % 4)
-        if back is not None:
-            alike = {token: cosine(rows[token], rows[token - back * size]) for token in tokens}
-            tokens = sorted(sorted(tokens, key=lambda token: (alike[token], token))[: int((1 - drops) * size)])
-        stays += tokens
-    return stays
 
 
 def angles(*degrees):
@@ -58,12 +38,6 @@ def test_six_frames_of_two_tokens_worked_on_paper():
 def test_the_third_frame_is_compared_with_the_first_and_not_with_its_neighbour():
     rows = angles(0, 0, 60, 0, 60, 20)  # from frame 0: 60 and 20; from frame 1: 0 and 20
     assert kept(DyCoke(k=0.5), rows, 3) == [0, 1, 2, 4]
-
-
-@given(frames=st.integers(2, 11), tokens=st.integers(1, 9), drops=st.sampled_from([0.3, 0.5, 0.7, 0.9, 1.0]))
-def test_it_is_the_rule_in_plain_python(frames, tokens, drops):
-    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(31 * frames + tokens))
-    assert kept(DyCoke(k=drops), rows, frames) == by_hand(rows.double().tolist(), frames, drops)
 
 
 @pytest.mark.parametrize(
@@ -128,34 +102,3 @@ def test_how_many_stay_is_not_known_where_views_may_be_frames_or_tiles():
     assert DyCoke().plan(28, (576,), [((24, 24),)]) == (576,) * 28
     with pytest.raises(fv.UnsupportedError, match="where the frames of these tokens begin is not known"):
         stage_of(DyCoke()).cut(ImageView(torch.randn(8, 4)))
-
-
-def test_settings():
-    assert DyCoke().own == 0.7
-    assert DyCoke(k=0.0).stages(Shape(depth=6)) == ()
-    assert fv.preset("dycoke/llava-onevision-7b/47.5%") == DyCoke(k=0.7)
-    with pytest.raises(fv.SettingError, match="either k or a budget"):
-        DyCoke(k=0.5, retention=0.5)
-
-
-@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video", "qwen2_5_vl", "qwen3_vl", "video_llava"])
-def test_a_video_loses_what_the_rule_says_and_a_picture_beside_it_nothing(family):
-    model, inputs = tiny(family), batch(family, ["tvt" if family == "video_llava" else "titvt"])
-    seen = []
-    stage = DyCoke._choose
-
-    def spy(self, view, count):
-        seen.append((view.arriving.video, view.arriving.frames, count))
-        return stage(self, view, count)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DyCoke, "_choose", spy)
-        with fv.drop(model, DyCoke(k=0.6)) as trace, torch.no_grad():
-            model(**inputs)
-    (video,) = [(frames, count) for is_video, frames, count in seen if is_video]
-    frames, count = video
-    firsts = math.ceil(len(frames) / 4)
-    assert len(frames) > 1
-    assert count == firsts * frames[0] + (len(frames) - firsts) * int(0.4 * frames[0])
-    (stage,) = trace.stages
-    assert stage.before[0] - stage.after[0] == sum(frames) - count

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, Shape
+from foveate.contract import Shape
 from foveate.contract.entering import change
 from foveate.methods.evs import EVS
 from tests.methods.test_dycoke import angles
-from tests.methods.test_vidcom2 import kept, stage_of
+from tests.methods.test_vidcom2 import kept
 from tests.models import batch, tiny
 
 EXAMPLES = [EVS(q=0.5), EVS(retention=0.6)]
@@ -52,23 +52,6 @@ def test_from_and_to_nothing_is_a_change_like_a_right_angle():
     assert change(torch.zeros(1, 2), torch.zeros(1, 2)).tolist() == [1.0]
 
 
-@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), q=st.sampled_from([0.1, 0.5, 0.75, 0.9, 1.0]))
-def test_it_is_the_rule_in_plain_python(frames, tokens, q):
-    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 17 * tokens))
-    values = rows.double().tolist()
-
-    def change(token):
-        if token < tokens:
-            return 255.0
-        a, b = values[token], values[token - tokens]
-        lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
-        return 1 - sum(x * y for x, y in zip(a, b, strict=True)) / lengths
-
-    order = sorted(range(len(rows)), key=lambda token: (-change(token), token))
-    count = max(tokens, int(frames * tokens * (1 - q)))
-    assert kept(EVS(q=q), rows, frames) == sorted(order[:count])
-
-
 @given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1))
 def test_a_budget_is_met_exactly_or_its_floor_is_named(frames, tokens, share):
     rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 13 * tokens))
@@ -78,13 +61,6 @@ def test_a_budget_is_met_exactly_or_its_floor_is_named(frames, tokens, share):
             kept(EVS(retention=share), rows, frames)
         return
     assert len(kept(EVS(retention=share), rows, frames)) == total
-
-
-def test_the_count_is_known_from_the_shape_alone():
-    arriving = Arriving(6272, 6273, 6272, reserved=1, grids=((14, 14),) * 32, video=True)
-    assert stage_of(EVS(q=0.75)).left(arriving) == 1568
-    assert stage_of(EVS(q=0.99)).left(arriving) == 196
-    assert stage_of(EVS(tokens=1569)).left(arriving) == 1568  # and the newline
 
 
 def test_a_picture_keeps_everything():
@@ -123,16 +99,3 @@ def test_on_qwen3_vl_what_is_added_later_counts_too():
         with fv.drop(model, EVS(q=q)) as trace, torch.no_grad():
             model(**inputs)
         assert trace.stages[0].kept[0].tolist() == kept_of(beside, q)
-
-
-def test_two_videos_are_two_clips():
-    model = tiny("llava_onevision")
-    inputs = batch("llava_onevision", ["tvtvt"])
-    frames = inputs["pixel_values_videos"].shape[1]
-    with fv.drop(model, EVS(q=1.0)) as trace, torch.no_grad():
-        model(**inputs)
-    (stage,) = trace.stages
-    of_each = stage.before[0] // 2  # frames and a newline
-    size = (of_each - 1) // frames
-    first = [*list(range(size)), of_each - 1]
-    assert stage.kept[0].tolist() == first + [of_each + token for token in first]

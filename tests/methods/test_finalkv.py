@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -7,7 +6,6 @@ import torch
 import foveate as fv
 from foveate.engine.cache import PrunedLayer
 from foveate.methods.finalkv import FinalKV
-from tests.invariants.alone import check_alone
 from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
 
 V2DROP = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
@@ -61,11 +59,6 @@ def test_caches_from_the_first_layer_on_hold_the_final_tokens_and_the_prefill_is
     assert [layer[0] for layer in beside.kv_lengths] == [len(text) + 25] + [len(text) + left] * (DEPTH - 1)
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl"])
-def test_a_batch_answers_as_each_of_its_samples_alone(family):
-    check_alone(tiny(family), family, V2DROP + FinalKV(), MIXED)
-
-
 @pytest.mark.xfail(strict=True, reason="a row that is no token leaves the earlier caches, though it is left at the end")
 def test_a_cls_that_is_left_at_the_end_stays_in_earlier_caches():
     _, trace = prefill(VISIONDROP + FinalKV(first_layer=0), batch("llava", ["titt"]))
@@ -80,21 +73,6 @@ def test_the_cost_counts_the_smaller_cache():
     assert cut.prefill_flops == bare.prefill_flops
     assert cut.cached == (bare.tokens[-1],) * DEPTH
     assert cut.kv_bytes < bare.kv_bytes
-
-
-def test_a_setting_survives_json():
-    for method in (FinalKV(), FinalKV(first_layer=3)):
-        assert FinalKV.from_dict(json.loads(json.dumps(method.to_dict()))) == method
-        assert hash(FinalKV.from_dict(json.loads(json.dumps(method.to_dict())))) == hash(method)
-    with pytest.raises(fv.SettingError, match="belong to 'v2drop'"):
-        FinalKV.from_dict(V2DROP.to_dict())
-
-
-def test_it_takes_no_budget_and_no_layer_below_0():
-    with pytest.raises(fv.SettingError, match="finalkv has no setting retention"):
-        FinalKV.for_budget(tiny("llava"), retention=0.5)
-    with pytest.raises(fv.SettingError, match="first_layer should be greater than or equal to 0; got -1"):
-        FinalKV(first_layer=-1)
 
 
 def padded(where):

@@ -1,17 +1,14 @@
-import json
 import math
 import statistics
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import ImageView, LayerView, Place, Shape, TowerAttention, follow
+from foveate.contract import ImageView, LayerView, Shape
 from foveate.core.views import Arriving
 from foveate.methods.holov import HoloV
-from tests.models import batch, tiny
 
 EXAMPLES = [
     HoloV(keep=0.4),
@@ -169,46 +166,3 @@ def test_a_sharp_tau_prefers_the_heaviest_crop_also_where_attention_is_small():
     found = kept(features, attention, ((8, 8),), tokens=16, crops=4, tau=30.0)
     crop = (-1 - notes_of(attention, ((8, 8),), crops=4)["crop"])[found]
     assert len(crop.unique()) == 1
-
-
-def test_it_reads_the_cls_where_there_is_one_and_no_question():
-    for cls, by in ((True, "cls"), (False, "patches")):
-        look, pick = HoloV().stages(Shape(depth=32, cls=cls))
-        assert look.reads == (TowerAttention(by=by),)
-        assert (look.place, pick.place, pick.layer) == (Place.BEFORE_PROJECTOR, Place.LAYER, 0)
-        assert not look.drops
-        assert not follow.reads_text([look, pick])
-
-
-def test_it_is_the_set_of_a_models_own_tower_and_projector():
-    model, inputs = tiny("llava", "eager"), batch("llava", ["tit"])
-    with torch.no_grad():
-        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
-        features = model.model.multi_modal_projector(tower.hidden_states[-2][0, 1:])
-        with fv.drop(model, HoloV(keep=0.4, rule="paper", crops=4)) as trace:
-            model(**inputs)
-    attention = tower.attentions[-2][0].mean(dim=0)[0, 1:]  # the CLS row, mean over heads
-    crop = [2 * (row > 2) + (column > 2) for row in range(5) for column in range(5)]
-    stage = trace.stages[-1]
-    assert (stage.where, stage.before, stage.after) == ("layer", (25,), (10,))
-    found = stage.origin[0].tolist()
-    crops = [
-        [token for token in range(25) if (-1 - notes_of(attention, ((5, 5),), crops=4)["crop"])[token] == number]
-        for number in range(4)
-    ]
-    assert sorted(map(len, crops)) == sorted(crop.count(number) for number in range(4))
-    assert found == by_hand(features, attention, crops, 10)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"crops": 0}, "crops should be greater than or equal to 1"), ({"tau": -1.0}, "tau should be greater than")],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        HoloV(**settings)
-
-
-@pytest.mark.parametrize("method", [*EXAMPLES, HoloV()], ids=str)
-def test_a_setting_survives_json(method):
-    assert HoloV.from_dict(json.loads(json.dumps(method.to_dict()))) == method

@@ -1,18 +1,16 @@
-import json
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
 from foveate.contract import Arriving, Cut, ImageView, LayerView, PatchView, Place, Shape, follow
 from foveate.core.merge import window_similarity
 from foveate.methods.mustdrop import PEAK, SHARE, MustDrop
 from tests import golden
-from tests.models import IMAGE, TINY, batch, generate, tiny
+from tests.models import batch, generate, tiny
 from tests.probes import OneLeft
 
 CUTS = {"pruning_layers": (1, 3), "merge_window": 2}
@@ -83,47 +81,11 @@ def test_the_filter_by_hand():
     assert left(0.6, 0.6, keys=[2]) == [2]
 
 
-@pytest.mark.parametrize(
-    ("gamma", "alpha"), [(0.001, 0.001), (0.0012, 0.001), (0.011, 0.01), (0.03, 0.05), (0.05, 0.02)]
-)
-@given(seed=st.integers(0, 2**16), rows=st.integers(1, 8), tokens=st.integers(1, 60), data=st.data())
-def test_thresholds_and_the_score_of_both_attentions_agree(gamma, alpha, seed, rows, tokens, data):
-    keys = data.draw(st.lists(st.integers(0, tokens - 1), max_size=5, unique=True))
-    attention = attention_of(rows, tokens, seed)
-    kept = staying(filtered(MustDrop(global_thr=gamma, individual_thr=alpha), looked_at(attention, keys)))
-    column, total = attention.sum(dim=0), attention.sum()
-    score = torch.maximum(column / total, attention.max(dim=0).values * gamma / alpha)
-    close = ((score - gamma).abs() < 1e-6).nonzero()[:, 0].tolist()  # rounding may decide either way
-    wanted = [j for j in range(tokens) if score[j] >= gamma or j in keys]
-    assert set(kept) ^ set(wanted) <= set(close)
-    looked = int((attention.max(dim=0).values >= alpha).sum())
-    assert len(kept) <= int(1 / gamma) + looked + len(keys)
-
-
 def test_thresholds_off_keep_all_and_thresholds_above_any_attention_keep_the_key_tokens():
     attention = attention_of(5, 40, seed=1)
     assert staying(filtered(MustDrop(global_thr=0), looked_at(attention))) == list(range(40))
     cut = filtered(MustDrop(global_thr=2, individual_thr=2), looked_at(attention, keys=[3, 17, 18]))
     assert staying(cut) == [3, 17, 18]
-
-
-def test_without_text_after_the_image_nothing_leaves():
-    view = looked_at(torch.zeros(0, 12))
-    assert filtered(MustDrop(global_thr=0.5, individual_thr=0.5), view) is None
-
-
-def test_one_key_token_is_enough_to_keep_one():
-    cut = filtered(MustDrop(global_thr=2, individual_thr=2), looked_at(attention_of(4, 10, seed=2), keys=[6]))
-    assert staying(cut) == [6]
-
-
-def test_each_image_has_its_own_text_and_its_own_shares():
-    attention = torch.tensor([[0.2, 0.1, 0.0, 0.05, 0.05, 0.0], [0.2, 0.1, 0.0, 0.05, 0.05, 0.0]])
-    method = MustDrop(global_thr=0.4, individual_thr=1)
-    assert {stage.unit for stage in follow.layer_stages(method.stages(Shape(depth=32)))} == {"image"}
-    images = attention.split(3, dim=1)
-    # shares 2/3, 1/3, 0 of the first and 1/2, 1/2, 0 of the second
-    assert [staying(filtered(method, looked_at(image))) for image in images] == [[0], [0, 1]]
 
 
 @given(seed=st.integers(0, 2**16), share=st.floats(0.3, 1), keys=st.lists(st.integers(0, 29), max_size=6, unique=True))
@@ -257,26 +219,8 @@ def test_every_image_meets_the_budget_with_what_its_merging_leaves(started):
     assert mean(started, method, 32, full=576) == pytest.approx(192, abs=0.5)
 
 
-@pytest.mark.parametrize("layers", [(2, 10), (1, 4, 7, 10, 13, 16)])
-def test_two_cuts_and_six_take_a_budget(layers):
-    method = MustDrop.for_budget(Config(32), tokens=192, pruning_layers=layers)
-    assert mean(440, method, 32, full=576) == pytest.approx(192, abs=0.5)
-
-
-def test_the_whole_budget_is_no_stage_at_all():
-    assert MustDrop(retention=1).stages(Shape(32)) == ()
-
-
 def test_an_image_that_merging_leaves_less_of_than_the_budget_keeps_all_it_has():
     assert counts_of(120, MustDrop.for_budget(Config(32), tokens=192), 576) == (120,) * 4
-
-
-@pytest.mark.parametrize(
-    ("depth", "layers"),
-    [(4, (1, 2, 3)), (5, (1, 2, 3)), (28, (3, 6, 10, 13)), (32, (3, 7, 11, 15)), (40, (3, 9, 13, 19))],
-)
-def test_cuts_scale_with_the_decoder(depth, layers):
-    assert layers_of(MustDrop(), depth) == layers
 
 
 @given(depth=st.integers(4, 80), share=st.floats(0.02, 0.999), tokens=st.integers(16, 3000))
@@ -313,32 +257,6 @@ def test_each_stage_can_be_switched_off():
     nothing = MustDrop(filter=False, merge_windows=False)
     assert nothing.plan(32, (576, 10)) == (586,) * 32
     assert nothing.stages(Shape(32)) == ()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"global_thr": -0.1}, "global_thr should be greater than or equal to 0"),
-        ({"individual_thr": -1}, "individual_thr should be greater than or equal to 0"),
-        ({"pruning_layers": ()}, "at least one decoder layer"),
-        ({"pruning_layers": (-1, 3)}, r"pruning_layers\[0\] should be greater than or equal to 0"),
-        ({"pruning_layers": (6, 6)}, "ascend strictly"),
-        ({"key_rate": 1.1}, "key_rate should be less than or equal to 1"),
-        ({"merge_window": 1}, "merge_window should be greater than or equal to 2"),
-        ({"retention": 1.5}, "retention should be less than or equal to 1"),
-        ({"retention": 0.5, "global_thr": 0}, "global_thr must be above 0; got 0"),
-        ({"positions": "compact"}, "positions should be"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        MustDrop(**settings)
-
-
-@pytest.mark.parametrize("method", [*EXAMPLES, KEEP_ALL, MustDrop()], ids=str)
-def test_a_setting_survives_json(method):
-    assert MustDrop.from_dict(json.loads(json.dumps(method.to_dict()))) == method
-    assert hash(MustDrop.from_dict(json.loads(json.dumps(method.to_dict())))) == hash(method)
 
 
 @pytest.mark.parametrize(
@@ -391,64 +309,12 @@ def merged_similarity(case):
     return found[0]
 
 
-def test_the_caches_of_filtering_layers_hold_the_final_rows_not_the_first_ones():
-    model, inputs = tiny("llava"), batch("llava", ["titt"])
-    settings = {"pruning_layers": (1, 3), "retention": 0.58, "merge_windows": False}
-    caches = {}
-    for kv in (False, True):
-        with fv.drop(model, MustDrop(**settings, kv=kv)) as trace, torch.no_grad():
-            caches[kv] = model(**inputs, use_cache=True).past_key_values
-        final = trace.stages[-1].kept[0]
-        if kv:
-            vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
-            text = (inputs["input_ids"][0] != IMAGE).nonzero()[:, 0]
-            stood = [torch.arange(25), torch.arange(25), trace.stages[0].kept[0], trace.stages[0].kept[0]]
-            for layer in (1, 2, 3):
-                columns = torch.cat((text, vision[stood[layer]])).sort().values
-                rows = torch.isin(columns, torch.cat((text, vision[final])))
-                for part in ("keys", "values"):
-                    before, after = (getattr(caches[key].layers[layer], part)[0] for key in (False, True))
-                    assert torch.equal(before[:, rows], after)
-            assert torch.equal(caches[True].layers[0].keys, caches[False].layers[0].keys)
-
-
 def test_key_tokens_survive_every_cut():
     with fv.drop(tiny("llava"), MustDrop(pruning_layers=(1, 3), global_thr=2, individual_thr=2, key_rate=0.2)) as trace:
         generate(tiny("llava"), batch("llava", ["titt"]))
     first, second = (stage for stage in trace.stages if stage.where == "layer")
     assert first.after == (math.ceil(0.2 * first.before[0]),)
     assert first.kept[0].tolist() == second.kept[0].tolist()
-
-
-def test_a_text_only_prompt_is_the_models_own():
-    model, inputs = tiny("llava"), batch("llava", ["ttt"])
-    whole = generate(model, inputs)
-    with fv.drop(model, EXAMPLES[0]) as trace:
-        dropped = generate(model, inputs)
-    assert torch.equal(torch.stack(whole.logits), torch.stack(dropped.logits))
-    assert trace.retention == [1.0]
-
-
-def test_an_image_at_the_prompts_end_loses_nothing_to_the_filter():
-    method = MustDrop(pruning_layers=(1, 3), global_thr=1, individual_thr=1, merge_windows=False)
-    with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["ti"]))
-    assert trace.retention == [1.0]
-
-
-@pytest.mark.parametrize("depth", [28, 40])
-def test_decoders_of_other_depths(depth):
-    torch.manual_seed(0)
-    config = TINY["llava"].config()
-    config.text_config.num_hidden_layers = depth
-    model = LlavaForConditionalGeneration(config).eval()
-    method = MustDrop.for_budget(model, tokens=8, merge_windows=False)
-    with fv.drop(model, method) as trace, torch.no_grad():
-        model(**batch("llava", ["titt"]))
-    assert trace.tokens == pytest.approx([mean(25, method, depth)])
-    assert trace.tokens == pytest.approx([8], abs=0.5)
-    first, last, text = layers_of(method, depth)[0] - 1, counts_of(25, method, 25, depth)[-1], 1 + 3 * 3
-    assert [layer[0] for layer in trace.kv_lengths] == [text + 25] * first + [text + last] * (depth - first)
 
 
 @pytest.mark.parametrize("thresholds", [(0.001, 0.001), (2.0, 2.0)])

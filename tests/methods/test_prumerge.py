@@ -1,11 +1,9 @@
 import numpy
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import ImageView, Shape, TowerAttention, TowerKeys
+from foveate.contract import ImageView, Shape
 from foveate.methods.prumerge import PruMerge
 from foveate.methods.prumerge_plus import PruMergePlus
 from tests.models import batch, tiny
@@ -67,45 +65,6 @@ def test_where_position_ids_are_kept_rows_stand_in_raster_order():
     assert renumbered.source.tolist() == cut.source.tolist()
 
 
-def reference(features, scores, keys, method):
-    """The released rule in numpy, one token at a time: (kept in order, rows), the last row being all others."""
-    tokens, spatial = len(scores), isinstance(method, PruMergePlus)
-    low, high = numpy.percentile(scores.numpy(), [25, 75])
-    outliers = max(1, int((scores.numpy() > high + 1.5 * (high - low)).sum()))
-    ratio = outliers / tokens
-    order = sorted(range(tokens), key=lambda token: (-scores[token].item(), token))
-    kept = order[: max(1, int(tokens * ratio))]
-    if spatial:
-        step = max(1, int(int(1 / ratio) / 3))
-        kept += [token for token in range(0, tokens - 1, step) if token not in kept]
-    unit = keys / keys.norm(dim=1, keepdim=True)
-    rows = []
-    for token in kept:
-        others = [other for other in range(tokens) if other != token]
-        others.sort(key=lambda other: (-(unit[other] @ unit[token]).item(), other))
-        near = others[: method.neighbours]
-        rows.append(features[token] + sum((scores[other] * features[other] for other in near), torch.zeros(1)))
-    dropped = [token for token in range(tokens) if token not in kept]
-    rows.append(sum((scores[token] * features[token] for token in dropped), torch.zeros(features.shape[1])))
-    return kept, torch.stack(rows)
-
-
-@pytest.mark.parametrize("kind", [PruMerge, PruMergePlus])
-@given(tokens=st.integers(1, 60), seed=st.integers(0, 2**16), spikes=st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.6]))
-def test_it_is_the_released_rule_token_by_token(kind, tokens, seed, spikes):
-    view, method = random_view(tokens, seed, spikes), kind(neighbours=5)
-    kept, rows = reference(view.features, view.attention, view.keys, method)
-    cut = cut_of(method, view)
-    if len(rows) >= tokens:
-        assert cut.count == tokens  # which the engine takes for a merge of nothing
-        return
-    assert cut.count == len(rows)
-    assert cut.source[:-1].tolist() == kept
-    torch.testing.assert_close(cut.rows, rows, atol=1e-5, rtol=1e-4)
-    assert cut.parent[kept].tolist() == list(range(len(kept)))
-    assert cut.parent[cut.source].tolist() == list(range(len(rows)))
-
-
 # -- counts and edges ----------------------------------------------------------------------------------------------
 
 
@@ -130,19 +89,6 @@ def test_a_single_outlier_stays_whatever_the_number_of_patches(kind, tokens):
     assert (cut.parent == 0).nonzero().tolist() == [[5]]  # a row of its own, not that of all others
 
 
-@given(tokens=st.integers(1, 700), share=st.floats(0.005, 1.0), seed=st.integers(0, 99))
-def test_a_budget_is_met_exactly(tokens, share, seed):
-    for kind in (PruMerge, PruMergePlus):
-        if share == 1:
-            assert kind(retention=share).stages(Shape(depth=32)) == ()
-            continue
-        cut = cut_of(kind(retention=share, neighbours=2), random_view(tokens, seed))
-        count = max(1, int(share * tokens + 0.5))
-        assert (tokens if cut is None else cut.count) == count
-        if cut is not None:
-            assert len(set(cut.source.tolist())) == count
-
-
 @pytest.mark.parametrize("budget", [192, 128, 64])
 def test_a_budget_keeps_the_highest(budget):
     view = random_view(576)
@@ -160,21 +106,7 @@ def test_one_row_is_the_sum_of_all():
     assert cut.parent.tolist() == [0] * 9
 
 
-def test_budgets_below_a_token_are_refused():
-    with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens"):
-        PruMerge.for_budget(tiny("llava"), tokens=0.3)
-    with pytest.raises(fv.SettingError):
-        PruMerge(tokens=3, retention=0.4)
-
-
 # -- on models -----------------------------------------------------------------------------------------------------
-
-
-def test_it_reads_the_layer_after_the_feature_layer_with_heads_side_by_side():
-    (stage,) = PruMerge().stages(Shape(depth=32, cls=True))
-    assert stage.reads == (TowerAttention("cls", layer=1, heads="joined"), TowerKeys(layer=1, heads="joined"))
-    (stage,) = PruMerge().stages(Shape(depth=32))
-    assert stage.reads[0] == TowerAttention("patches", layer=1, heads="joined")
 
 
 def test_pictures_of_a_batch_keep_as_many_as_each_has_outliers(monkeypatch):

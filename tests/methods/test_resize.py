@@ -1,4 +1,4 @@
-import json
+import copy
 
 import pytest
 import torch
@@ -12,7 +12,6 @@ from foveate.families.qwen_vl import _resized
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from tests.contract.test_gridded import seen
-from tests.contract.test_scheduled import Config
 from tests.models import IMAGE, QWENS, batch, generate, tiny
 
 EXAMPLES = [Resize(keep=0.4), Resize(keep=0.15)]
@@ -45,10 +44,9 @@ def test_llavas_rows_are_the_towers_on_the_smaller_picture():
 
 
 @pytest.mark.parametrize("family", QWENS)
-@pytest.mark.parametrize("word", ["tit", "titit"])
-def test_a_qwen_sees_what_it_would_natively_see_of_the_smaller_picture(family, word):
+def test_a_qwen_sees_what_it_would_natively_see_of_the_smaller_picture(family):
     """The whole decoder against a short prompt with small pictures, at the position ids the trace names."""
-    model, inputs = tiny(family), batch(family, [word])
+    model, inputs = tiny(family), batch(family, ["titit"])
     vision = model.config.vision_config
     with fv.drop(model, Resize(keep=0.4)) as trace, torch.no_grad():
         logits = model(**inputs, logits_to_keep=1).logits
@@ -142,7 +140,7 @@ def test_onevisions_tiles_are_packed_as_the_model_packs_its_own():
     assert cut.source[15] == 25 + 10  # the first tile row's newline for a newline
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("keep", [0.05, 0.3, 0.7, 0.97])
 def test_tiles_of_any_size_and_share_hold_together(count, keep):
     model, inputs = tiny("llava_onevision"), batch("llava_onevision", ["t" + "it" * count])
@@ -192,7 +190,7 @@ def test_a_qwen_video_is_resized_frame_by_frame(family):
     assert got._foveate.cut.source.tolist() == [3, 7, 11]
 
 
-@pytest.mark.parametrize("family", ["idefics3", "internvl", "llava", "mistral3", "smolvlm", *QWENS])
+@pytest.mark.parametrize("family", ["idefics3", "internvl", "llava", "mistral3", "qwen2_vl", "qwen2_5_vl"])
 def test_the_smaller_towers_flops_are_counted(family):
     model, inputs, method = tiny(family, "eager"), batch(family, ["tit"]), Resize(keep=0.4)
     with fv.drop(model, method) as trace, torch.no_grad():
@@ -211,20 +209,6 @@ def test_it_spends_what_average_pooling_spends(rows, columns, keep):
     assert Resize(keep=keep).plan(8, (size,), grids) == AveragePool(keep=keep).plan(8, (size,), grids)
 
 
-def test_budgets():
-    method = Resize.for_budget(Config(32), tokens=192)
-    assert method.plan(32, (576,), [((24, 24),)]) == (182,) * 32
-    assert Resize.for_budget(Config(32), tokens=576).plan(32, (576,), [((24, 24),)]) == (576,) * 32
-    with pytest.raises(fv.BudgetError, match=r"Resize cannot average 0.5 of 576 .* floor is 0.17%, 1.0 tokens"):
-        Resize.for_budget(Config(32), tokens=0.5)
-
-
-def test_settings_go_round():
-    method = Resize(keep=0.25)
-    assert Resize.from_dict(json.loads(json.dumps(method.to_dict()))) == method
-    assert fv.methods()["resize"] is Resize
-
-
 def test_a_family_that_does_not_know_how_says_so():
     class Plain(fv.Family):
         model_type = "plain"
@@ -237,8 +221,6 @@ def test_a_family_that_does_not_know_how_says_so():
 
 
 def test_half_precision_pixels_stay_half():
-    import copy
-
     model = copy.deepcopy(tiny("llava")).to(torch.bfloat16)
     pixels = batch("llava", ["tit"])["pixel_values"].bfloat16()
     with fv.drop(model, Resize(keep=0.4)), torch.no_grad():

@@ -1,15 +1,11 @@
-import json
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import foveate as fv
-from foveate.contract import Features, ImageView, Shape, TowerAttention, follow
+from foveate.contract import ImageView, Shape
 from foveate.methods.scope import Scope
-from tests.models import batch, tiny
 
 EXAMPLES = [Scope(keep=0.4), Scope(tokens=6, alpha=0.5, positions="keep"), Scope(keep=0.3, alpha=0.0)]
 SMALLEST = Scope(keep=0.001)
@@ -112,33 +108,3 @@ def test_each_crop_gets_its_share():
     grids = ((2, 2), (2, 4))
     assert kept(features, attention, grids, tokens=6) == wanted(2, 2, 2)
     assert kept(features, attention, grids, tokens=7) == wanted(3, 2, 2)  # int(7 / 3) of each would be 6
-
-
-def test_it_reads_the_cls_where_there_is_one_and_nothing_where_saliency_does_not_count():
-    assert stage_of().reads == (TowerAttention(by="cls"), Features())
-    assert stage_of(cls=False).reads == (TowerAttention(by="patches"), Features())
-    assert stage_of(alpha=0.0).reads == (Features(),)
-    assert not follow.reads_text([stage_of()])
-
-
-def test_it_is_the_set_of_a_models_own_tower():
-    model, inputs = tiny("llava", "eager"), batch("llava", ["tit"])
-    with torch.no_grad():
-        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
-        with fv.drop(model, EXAMPLES[0]) as trace:
-            model(**inputs)
-    features = tower.hidden_states[-2][0, 1:]
-    attention = tower.attentions[-2][0].sum(dim=0)[0, 1:]  # the CLS row, summed over heads
-    (stage,) = trace.stages
-    assert (stage.where, stage.before, stage.after) == ("tower", (25,), (10,))
-    assert stage.origin[0].tolist() == by_hand(features, attention.tolist(), 10)
-
-
-def test_a_negative_exponent_is_refused():
-    with pytest.raises(fv.SettingError, match="alpha should be greater than or equal to 0"):
-        Scope(alpha=-1.0)
-
-
-@pytest.mark.parametrize("method", [*EXAMPLES, Scope()], ids=str)
-def test_a_setting_survives_json(method):
-    assert Scope.from_dict(json.loads(json.dumps(method.to_dict()))) == method

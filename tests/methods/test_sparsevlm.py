@@ -1,12 +1,8 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-import foveate as fv
-from foveate.contract import Arriving, Attention, Hidden, LayerView, Shape
+from foveate.contract import Arriving, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
-from tests.contract.test_scheduled import Config, mean
 
 RATED = SparseVLM.rated
 EXAMPLES = [
@@ -58,16 +54,6 @@ def test_clusters_stand_behind_what_stays_and_are_means():
     assert (cut.parent[59:] == -1).all()
 
 
-def test_it_reads_the_raters_of_the_layer_that_ran():
-    stages = SparseVLM().stages(Shape(depth=32))
-    assert [stage.layer for stage in stages] == [3, 7, 16]
-    for stage in stages:
-        assert stage.reads == (Attention(rows="raters", layer="ran", heads="mean", over="mean"), Hidden())
-        assert (stage.positions, stage.unit) == ("reindex", "image")
-    for stage in SparseVLM(recycle=False, positions="keep").stages(Shape(depth=32)):
-        assert (stage.reads, stage.positions) == ((RATED,), "keep")
-
-
 @pytest.mark.parametrize(
     ("tokens", "target", "rows"),
     [
@@ -106,48 +92,3 @@ def test_ties_go_to_the_lower_index():
 def test_without_text_behind_tokens_at_even_steps_stay():
     method = SparseVLM(pruning_layers=(2,), targets=(2,), reference=9)
     assert cut_of(method, [0.0] * 9, [[0.0]] * 9, text_behind=False).source.tolist() == [1, 4, 7]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"targets": (2, 6)}, "must have the same length"),
-        ({"targets": (9, 6, 3), "tokens": 9}, "either targets or a budget"),
-        ({"reference": 0}, "reference should be greater than or equal to 1"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        SparseVLM(**settings)
-
-
-@pytest.mark.parametrize(
-    ("preset", "rows", "average"),
-    [
-        ("192", (309, 204, 113), 206.5),
-        ("128", (312, 117, 39), 145.40625),
-        ("96", (249, 55, 27), 114.09375),
-        ("64", (82, 32, 18), 82.25),
-    ],
-)
-def test_presets_spend_what_the_page_says(preset, rows, average):
-    plan = fv.presets()[f"sparsevlm/llava-1.5-7b/{preset}"].method.plan(32, (576,))
-    assert plan == (576,) * 3 + (rows[0],) * 4 + (rows[1],) * 9 + (rows[2],) * 16
-    assert sum(plan) / 32 == average
-
-
-@pytest.mark.parametrize(("depth", "cuts"), [(32, (3, 7, 16)), (28, (3, 6, 14)), (6, (1, 2, 4))])
-def test_default_layers_of_a_budget(depth, cuts):
-    assert tuple(stage.layer for stage in SparseVLM(retention=0.6).stages(Shape(depth=depth))) == cuts
-
-
-@given(depth=st.integers(6, 80), share=st.floats(0.01, 1.0), tokens=st.integers(16, 4000), recycle=st.booleans())
-def test_a_budget_is_met_with_what_comes_back_or_refused_with_its_floor(depth, share, tokens, recycle):
-    first = SparseVLM(retention=0.5).stages(Shape(depth))[0].layer
-    floor = (first + (depth - first) / tokens) / depth
-    if share < floor:
-        with pytest.raises(fv.BudgetError, match="its floor is"):
-            SparseVLM.for_budget(Config(depth), retention=share, vision_tokens=tokens, recycle=recycle)
-    else:
-        method = SparseVLM.for_budget(Config(depth), retention=share, vision_tokens=tokens, recycle=recycle)
-        assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)

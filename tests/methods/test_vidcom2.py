@@ -9,7 +9,6 @@ import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape
 from foveate.core.rank import by_quota
 from foveate.methods.vidcom2 import VidCom2
-from tests.contract.test_scheduled import Config
 from tests.models import batch, features, generate, tiny
 
 EXAMPLES = [VidCom2(keep=0.4), VidCom2(retention=0.3, positions="reindex")]
@@ -34,48 +33,6 @@ def kept(method, rows, frames, **known):
     return list(range(len(rows))) if cut is None else cut.source[: int(cut.count)].tolist()
 
 
-def by_hand(rows, frames, rate):
-    """The paper's rule in plain Python: the tokens that stay, and the tokens of each frame before rounding."""
-    total, width = len(rows), len(rows[0])
-    size = total // frames
-
-    def variance(channel):
-        values = [row[channel] for row in rows]
-        mean = sum(values) / total
-        return sum((value - mean) ** 2 for value in values)
-
-    steady = sorted(range(width), key=lambda channel: (variance(channel), channel))[: max(1, width // 2)]
-    unit = []
-    for row in rows:
-        length = math.sqrt(sum(row[channel] ** 2 for channel in steady)) or 1.0
-        unit.append([row[channel] / length for channel in steady])
-
-    def mean_of(tokens):
-        return [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
-
-    def kernel(token, centre):
-        squared = sum((a - b) ** 2 for a, b in zip(token, centre, strict=True))
-        return sum(math.exp(-squared / (2 * a)) for a in (0.125, 0.25, 0.5, 1.0, 2.0))
-
-    whole = mean_of(unit)
-    like_video = [kernel(token, whole) for token in unit]
-    like_frame = []
-    for frame in range(frames):
-        own = unit[frame * size : (frame + 1) * size]
-        like_frame += [kernel(token, mean_of(own)) for token in own]
-    unique = [-sum(like_video[frame * size : (frame + 1) * size]) / size for frame in range(frames)]
-    powers = [math.exp((value - max(unique)) / 0.01) for value in unique]
-    share = [power / sum(powers) for power in powers]
-    wanted = [min(1.0, rate * (1 + p - sum(share) / frames)) * size for p in share]
-    stays = []
-    for frame in range(frames):
-        count = max(1, round(wanted[frame]))
-        tokens = range(frame * size, (frame + 1) * size)
-        lowest = sorted(tokens, key=lambda token: (like_video[token] + like_frame[token], token))[:count]
-        stays += sorted(lowest)
-    return stays, wanted
-
-
 # -- the paper's rule ------------------------------------------------------------------------------------------
 
 
@@ -93,19 +50,6 @@ def test_a_film_of_two_frames_worked_on_paper():
     wild = [[90.0, -80.0], [-70.0, 60.0], [50.0, 80.0], [-90.0, -60.0]] * 2
     rows = torch.tensor([pair + noise for pair, noise in zip([a, a, a, b, a, a, b, c], wild, strict=True)])
     assert kept(VidCom2(keep=0.5), rows, 2) == [3, 4, 6, 7]
-
-
-@given(
-    frames=st.integers(1, 6), tokens=st.integers(1, 12), rate=st.sampled_from([0.1, 0.25, 0.5, 0.8]), seed=st.integers()
-)
-def test_it_is_the_rule_in_plain_python(frames, tokens, rate, seed):
-    rng = torch.Generator().manual_seed(seed % 2**31)
-    rows = torch.randn(frames * tokens, 6, generator=rng)
-    rows[: tokens // 2] *= 0.1  # part of a frame that is unlike the others
-    wanted, quotas = by_hand(rows.double().tolist(), frames, rate)
-    if any(abs(quota % 1 - 0.5) < 1e-3 for quota in quotas):  # float32 may round to the other side
-        return
-    assert kept(VidCom2(keep=rate), rows, frames) == wanted
 
 
 def test_one_frame_can_get_twice_the_rate_and_never_more_than_it_has():
@@ -154,8 +98,8 @@ def test_largest_remainders_by_hand():
     assert by_quota(scores, torch.tensor([1.0, 1.0, 1.0]), 0).tolist() == []
 
 
-@given(frames=st.integers(1, 8), tokens=st.integers(1, 20), share=st.floats(0.01, 1), seed=st.integers(0, 2**16))
-def test_a_budget_is_met_exactly_and_in_the_rules_proportions(frames, tokens, share, seed):
+@given(frames=st.integers(1, 8), tokens=st.integers(1, 20), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**16))
+def test_a_budget_is_met_exactly_and_every_frame_has_a_token_where_there_are_enough(frames, tokens, share, seed):
     rows = torch.randn(frames * tokens, 8, generator=torch.Generator().manual_seed(seed))
     stays = kept(VidCom2(retention=share), rows, frames)
     total = max(1, math.floor(share * frames * tokens + 0.5))
@@ -164,35 +108,12 @@ def test_a_budget_is_met_exactly_and_in_the_rules_proportions(frames, tokens, sh
     counts = [sum(token // tokens == frame for token in stays) for frame in range(frames)]
     if total >= frames:
         assert min(counts) >= 1
-    _, quotas = by_hand(rows.double().tolist(), frames, total / (frames * tokens))
-    if all(1 <= quota <= tokens - 1e-3 for quota in quotas):
-        assert all(abs(count - quota) < 1 + 1e-3 for count, quota in zip(counts, quotas, strict=True))
 
 
 def test_a_closing_newline_is_one_of_the_tokens_of_a_budget():
     stage = stage_of(VidCom2(tokens=9))
     assert stage.left(Arriving(24, 25, 24, reserved=1, grids=((2, 4),) * 3, video=True)) == 8
     assert stage.left(Arriving(5, 5, 5, grids=((1, 5),))) == 5
-
-
-def test_budgets_that_cannot_be():
-    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
-        VidCom2.for_budget(Config(32), tokens=0.5)
-    with pytest.raises(fv.SettingError, match=r"either keep or a budget .* keep=0.5"):
-        VidCom2(keep=0.5, tokens=9)
-    with pytest.raises(fv.SettingError, match="keep should be greater than 0"):
-        VidCom2(keep=0.0)
-    with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
-        VidCom2(retention=0.5, tokens=9)
-    assert VidCom2.for_budget(Config(32), tokens=192).plan(32, (576,)) == (192,) * 32
-
-
-def test_presets_spend_what_they_say():
-    assert fv.preset("vidcom2/llava-1.5-7b/64").plan(32, (576,)) == (64,) * 32
-    assert fv.preset("vidcom2/llava-onevision-7b/15%") == VidCom2(keep=0.15, positions="reindex")
-    assert fv.preset("vidcom2/qwen2-vl-7b/15%") == VidCom2(keep=0.15)
-    assert fv.presets()["vidcom2/qwen3-vl-8b/25%"].depth == 36
-    assert VidCom2().own == 0.25
 
 
 # -- on models -------------------------------------------------------------------------------------------------

@@ -1,11 +1,7 @@
 import itertools
-import json
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
 from foveate.contract import (
@@ -16,14 +12,12 @@ from foveate.contract import (
     LayerView,
     Place,
     Shape,
-    TowerAttention,
-    TowerKeys,
     follow,
 )
 from foveate.methods.visiondrop import VisionDrop
 from tests import golden
-from tests.families.shown import paid, ways
-from tests.models import FAMILIES, IMAGE, TINY, batch, generate, tiny
+from tests.contract.test_scheduled import Config, mean
+from tests.models import IMAGE, batch, tiny
 
 COUNTS = {"dominant": 14, "contextual": 3, "image_token_list": ((9, 2), (5, 1)), "layer_list": (2, 4), "reference": 25}
 EXAMPLES = [
@@ -87,12 +81,6 @@ def test_without_a_cls_one_more_patch_stays(settings, known):
     assert (cut.source >= 0).all()
     top42 = view.attention.sort(descending=True).indices[:42].sort().values
     assert cut.source[:42].tolist() == top42.tolist()
-
-
-def test_a_tower_without_cls_is_scored_by_its_patches():
-    assert TowerAttention(by="cls") in tower_stages(VisionDrop())[0].reads
-    assert TowerAttention(by="patches") in tower_stages(VisionDrop(), cls=False)[0].reads
-    assert TowerKeys() in tower_stages(VisionDrop())[0].reads
 
 
 def test_an_image_of_another_size_gets_its_share():
@@ -165,73 +153,11 @@ def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole():
 # -- schedules, settings -------------------------------------------------------------------------------------
 
 
-class Config:
-    """As much of a model's config as a budget asks for."""
-
-    def __init__(self, depth, model_type="llava"):
-        self.num_hidden_layers, self.model_type, self.image_seq_length = depth, model_type, 576
-
-
-def mean(method, depth, tokens):
-    plan = method.plan(depth, (tokens,))
-    return sum(plan) / len(plan)
-
-
 @pytest.mark.parametrize(("entry", "ratio"), [(1.5, 0.73362), (3, 0.25308)])
 def test_the_ratio_between_stages(entry, ratio):
     sizes = VisionDrop(tokens=1e6, entry=entry).plan(32, (10**8,))[::8]
     assert sizes[0] == 1e6 * entry
     assert [after / before for before, after in itertools.pairwise(sizes)] == pytest.approx([ratio] * 3, abs=5e-6)
-
-
-def test_the_papers_video_schedule():
-    assert VisionDrop(tokens=256, entry=3).plan(32, (2048,))[::8] == (768, 194, 49, 12)
-
-
-@pytest.mark.parametrize(
-    ("preset", "sizes", "first", "tokens"),
-    [
-        ("llava-1.5-7b/32", (48, 35, 26, 19), (42, 6), 32),
-        ("llava-1.5-7b/64", (96, 70, 52, 38), (82, 14), 64),
-        ("llava-1.5-7b/128", (192, 141, 103, 76), (163, 29), 128),
-        ("llava-1.5-7b/192", (288, 211, 155, 114), (245, 43), 192),
-        ("llava-next-7b/160", (240, 176, 129, 95), (204, 36), 160),
-        ("llava-next-7b/320", (480, 352, 258, 190), (408, 72), 320),
-        ("llava-next-7b/640", (960, 704, 517, 379), (816, 144), 640),
-        ("video-llava-7b/256", (768, 194, 49, 12), (653, 115), 255.75),
-    ],
-)
-def test_every_preset_spends_what_its_name_says(preset, sizes, first, tokens):
-    found = fv.presets()[f"visiondrop/{preset}"]
-    method = found.method
-    plan = method.plan(32, (found.vision_tokens,))
-    assert plan == tuple(size for size in sizes for _ in range(8))
-    assert (method.dominant, method.contextual) == first
-    assert sum(plan) / 32 == tokens
-    for dominant, contextual in method.image_token_list:
-        assert contextual / (dominant + contextual) == pytest.approx(0.15, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("depth", "layers"), [(4, (1, 2, 3)), (24, (6, 12, 18)), (28, (7, 14, 21)), (32, (8, 16, 24)), (40, (10, 20, 30))]
-)
-def test_cuts_are_at_the_quarters(depth, layers):
-    method = VisionDrop.for_budget(Config(depth), tokens=64)
-    assert follow.cut_layers(method.stages(Shape(depth))) == layers
-    assert mean(method, depth, 576) == 64
-
-
-@given(
-    depth=st.integers(4, 80),
-    share=st.floats(0.1, 1.0),
-    tokens=st.integers(100, 3000),
-    entry=st.sampled_from([1.0, 1.5, 2.0]),
-)
-def test_a_budget_is_met(depth, share, tokens, entry):
-    method = VisionDrop.for_budget(Config(depth), retention=share, vision_tokens=tokens, entry=entry)
-    assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)
-    plan = method.plan(depth, (tokens,))
-    assert list(plan) == sorted(plan, reverse=True)
 
 
 def test_uneven_cuts_are_weighed_by_their_spans():
@@ -247,41 +173,10 @@ def test_a_budget_near_the_whole_lowers_the_entry():
     assert mean(method, 32, 576) == pytest.approx(500, abs=0.5)
 
 
-def test_the_whole_budget_is_no_stage_at_all():
-    assert VisionDrop.for_budget(Config(32), retention=1).stages(Shape(depth=32)) == ()
-    assert VisionDrop.for_budget(Config(32), tokens=576).plan(32, (576,)) == (576,) * 32
-
-
 def test_less_than_a_token_at_the_end_is_refused_with_the_floor():
     with pytest.raises(fv.BudgetError, match=r"cannot average 0.9 of 576 .* its floor is 0.17%, 1.0 tokens"):
         VisionDrop.for_budget(Config(32), tokens=0.9)
     assert mean(VisionDrop.for_budget(Config(32), tokens=1), 32, 576) == pytest.approx(1, abs=0.5)
-    with pytest.raises(fv.SettingError, match="4 layers or more; got 3"):
-        VisionDrop.for_budget(Config(3), retention=0.5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layer_list": (8, 16), "image_token_list": ((9, 2),)}, "must have the same length"),
-        ({"layer_list": (8, 8, 16)}, "ascend strictly"),
-        ({"dominant": -1}, "dominant should be greater than or equal to 0"),
-        ({"dominant": 0, "contextual": 3}, "at least one dominant token"),
-        ({"image_token_list": ((30, 5), (22, -4), (16, 3))}, r"image_token_list\[1\]\[1\] should be greater"),
-        ({"reference": 0}, "reference should be greater than or equal to 1"),
-        ({"positions": "compact"}, "positions should be"),
-        ({"merge": "max"}, "merge should be"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        VisionDrop(**settings)
-
-
-@pytest.mark.parametrize("method", [*EXAMPLES, KEEP_ALL, VisionDrop()], ids=str)
-def test_a_setting_survives_json(method):
-    assert VisionDrop.from_dict(json.loads(json.dumps(method.to_dict()))) == method
-    assert hash(VisionDrop.from_dict(json.loads(json.dumps(method.to_dict())))) == hash(method)
 
 
 # -- in a model ----------------------------------------------------------------------------------------------
@@ -300,73 +195,6 @@ def test_the_table_of_the_spec():
     assert trace.tokens == [32.0]
 
 
-# transformers lists the attentions of those layers alone that have any: tests/families/test_qwen3_5.py knows which.
-@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.startswith("qwen3_5")])
-def test_scores_are_the_models_own_attention(family):
-    inputs = batch(family, ["titt"])
-    with torch.no_grad():
-        attention = tiny(family, "eager")(**inputs, output_attentions=True).attentions[2][0].mean(dim=0)
-    vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
-    seen = paid(tiny(family), inputs, 2, "vision")
-    torch.testing.assert_close(seen, ways(attention[vision][:, vision]), atol=1e-6, rtol=1e-5)
-
-
-def test_text_before_the_image_has_a_say_and_text_after_it_none():
-    inputs = batch("llava", ["tit"])
-
-    def scores(change):
-        ids = inputs["input_ids"].clone()
-        ids[0, change] = 5 if ids[0, change] != 5 else 6
-        return paid(tiny("llava"), {**inputs, "input_ids": ids}, 2, "vision")["mean"]
-
-    same = paid(tiny("llava"), inputs, 2, "vision")["mean"]
-    assert torch.equal(scores(-1), same)
-    assert not torch.equal(scores(1), same)
-
-
-def test_shared_key_heads_equal_the_same_heads_written_out():
-    torch.manual_seed(0)
-    config = TINY["llava"].config()
-    text = config.text_config
-    text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 64, 8, 2
-    few = LlavaForConditionalGeneration(config).eval()
-    config = TINY["llava"].config()
-    text = config.text_config
-    text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 64, 8, 8
-    many = LlavaForConditionalGeneration(config).eval()
-    state = few.state_dict()
-    for name, weight in state.items():
-        if "language_model" in name and ("k_proj" in name or "v_proj" in name):
-            state[name] = weight.view(2, 8, 64).repeat_interleave(4, dim=0).reshape(64, 64)
-    many.load_state_dict(state)
-    told = []
-    for model in (few, many):
-        with fv.drop(model, EXAMPLES[0]) as trace, torch.no_grad():
-            logits = model(**batch("llava", ["titt"])).logits
-        told.append(([stage.origin[0].tolist() for stage in trace.stages], logits))
-    assert told[0][0] == told[1][0]
-    torch.testing.assert_close(told[0][1], told[1][1], atol=1e-5, rtol=1e-4)
-
-
-def test_decoder_cuts_that_keep_all_change_nothing_behind_the_tower():
-    model, inputs = tiny("llava"), batch("llava", ["titt"])
-    logits = []
-    for layers, tokens in (((), ()), ((2, 4), ((17, 0), (17, 0)))):
-        method = VisionDrop(dominant=14, contextual=3, layer_list=layers, image_token_list=tokens, reference=25)
-        with fv.drop(model, method) as trace, torch.no_grad():
-            logits.append(model(**inputs).logits)
-        assert trace.stages[0].after == (17,)
-    assert torch.equal(*logits)
-
-
-def test_no_stage_at_all_is_the_untouched_model():
-    model, inputs = tiny("llava"), batch("llava", ["titt"])
-    whole = generate(model, inputs)
-    with fv.drop(model, VisionDrop.for_budget(model, retention=1.0)):
-        dropped = generate(model, inputs)
-    assert torch.equal(torch.stack(whole.logits), torch.stack(dropped.logits))
-
-
 def test_the_first_vision_row_of_a_tower_with_cls_is_its_projection():
     model, inputs = tiny("llava"), batch("llava", ["titt"])
     entered = []
@@ -381,20 +209,6 @@ def test_the_first_vision_row_of_a_tower_with_cls_is_its_projection():
     torch.testing.assert_close(entered[0][first], cls)
 
 
-def test_a_tower_without_cls_has_none_in_its_output():
-    with fv.drop(tiny("llava_onevision"), EXAMPLES[3]) as trace, torch.no_grad():
-        tiny("llava_onevision")(**batch("llava_onevision", ["titt"]))
-    assert (trace.stages[0].origin[0] >= 0).all()
-
-
-def test_a_text_only_prompt_is_the_models_own():
-    model, inputs = tiny("llava"), batch("llava", ["ttt"])
-    whole = generate(model, inputs)
-    with fv.drop(model, EXAMPLES[0]):
-        dropped = generate(model, inputs)
-    assert torch.equal(torch.stack(whole.logits), torch.stack(dropped.logits))
-
-
 @pytest.mark.parametrize(("dominant", "contextual"), [(1, 0), (2, 0), (24, 6), (25, 1), (26, 0), (2, 30)])
 def test_a_cls_takes_the_place_of_a_token(dominant, contextual):
     """Also where it is the only one, or where the counts exceed the image."""
@@ -404,11 +218,6 @@ def test_a_cls_takes_the_place_of_a_token(dominant, contextual):
     if trace.stages:
         assert trace.stages[0].after[0] == min(25, dominant + contextual)
         assert trace.stages[0].origin[0][0] == -1
-
-
-def test_cuts_before_the_first_layer_are_refused():
-    with pytest.raises(fv.SettingError, match=r"layer_list\[0\] should be greater than or equal to 0"):
-        VisionDrop(layer_list=(-1, 8, 16))
 
 
 def test_counts_larger_than_what_arrives_still_order_it():
@@ -428,27 +237,6 @@ def test_all_rows_score_unless_a_sample_is_asked_for():
     for method, sample in ((VisionDrop(), None), (VisionDrop(queries=64), 64), (VisionDrop(tokens=99, queries=7), 7)):
         for stage in follow.layer_stages(method.stages(Shape(depth=32))):
             assert Attention(rows="vision", layer="next", over="mean", sample=sample) in stage.reads
-
-
-@pytest.mark.parametrize("queries", [0, -1, 2.5])
-def test_a_sample_has_one_query_or_more(queries):
-    with pytest.raises(fv.SettingError, match="queries should be"):
-        VisionDrop(queries=queries)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_as_many_queries_as_rows_are_the_paper_bit_for_bit(bidirectional):
-    model, inputs = tiny("llava"), batch("llava", ["titt", "titit"])
-    logits, kept = {}, {}
-    for queries in (None, 25, 3):
-        method = VisionDrop(**COUNTS, bidirectional=bidirectional, queries=queries)
-        with fv.drop(model, method) as trace, torch.no_grad():
-            logits[queries] = model(**inputs).logits
-        kept[queries] = [stage.origin[0].tolist() for stage in trace.stages]
-    assert torch.equal(logits[None], logits[25])
-    assert kept[None] == kept[25]
-    assert kept[None][0] == kept[3][0]  # the tower's score is no other
-    assert kept[None][1:] != kept[3][1:]
 
 
 def test_a_sample_of_queries_costs_less_and_leaves_as_many_tokens():

@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape, TowerAttention, TowerKeys
 from foveate.core.grid import crops_of
-from foveate.core.rank import shared_out
 from foveate.methods.visionzip import VisionZip
-from tests import golden
-from tests.models import batch, tiny
+from tests.models import tiny
 
 EXAMPLES = [
     VisionZip(dominant=7, contextual=3, reference=25),
@@ -75,36 +73,6 @@ def test_a_target_that_nothing_joins_stays_itself():
     assert cut.rows[:, 0].tolist() == [1, 2, 7]  # 3 + 4
 
 
-def reference(scores, keys, features, dominant, contextual):
-    """One token at a time: (sources, rows) without a CLS."""
-    order = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
-    kept = sorted(order[:dominant])
-    rest = [token for token in range(len(scores)) if token not in kept]
-    step = max(1, len(rest) // contextual) if contextual else 1
-    targets = [rest[place * step] for place in range(min(contextual, len(rest)))]
-    joined = {target: [] for target in targets}
-    for token in rest:
-        if targets and token not in joined:
-            unit = [keys[target] / keys[target].norm().clamp(min=1e-6) for target in targets]
-            cosines = [float(keys[token] / keys[token].norm().clamp(min=1e-6) @ other) for other in unit]
-            joined[targets[cosines.index(max(cosines))]].append(token)
-    rows = [features[token] for token in kept]
-    for target, members in joined.items():
-        rows.append(features[target] + (features[members].mean(dim=0) if members else 0))
-    return [*kept, *targets], torch.stack(rows)
-
-
-@given(tokens=st.integers(2, 40), data=st.data(), seed=st.integers(0, 2**16))
-def test_it_is_the_released_rule_token_by_token(tokens, data, seed):
-    dominant = data.draw(st.integers(1, tokens - 1))
-    contextual = data.draw(st.integers(0, tokens - dominant - 1))
-    view = random_view(tokens, seed)
-    cut = stage_of(VisionZip(dominant=dominant, contextual=contextual, reference=tokens), cls=False).cut(view)
-    sources, rows = reference(view.attention, view.keys, view.features, dominant, contextual)
-    assert cut.source.tolist() == sources
-    torch.testing.assert_close(cut.rows, rows, atol=1e-5, rtol=1e-5)
-
-
 # -- counts --------------------------------------------------------------------------------------------------------
 
 
@@ -123,17 +91,6 @@ def test_small_images_stay_whole(tokens, left):
     assert (cut is None) == (tokens == left)
 
 
-@given(tokens=st.integers(1, 900), share=st.floats(0.01, 1.0), cls=st.booleans())
-def test_a_budget_is_met_exactly(tokens, share, cls):
-    method = VisionZip(retention=share)
-    if share == 1:
-        assert method.stages(Shape(depth=32)) == ()
-        return
-    view = random_view(tokens, cls=torch.zeros(1, 8) if cls else None)
-    cut = stage_of(method, cls=cls).cut(view)
-    assert (tokens if cut is None else cut.count) == max(1, int(share * tokens + 0.5))
-
-
 @pytest.mark.parametrize(("budget", "pair"), [(192, (162, 30)), (128, (108, 20)), (64, (54, 10))])
 def test_a_budget_splits_as_the_published_settings_do(budget, pair):
     assert VisionZip(tokens=budget)._counts(Arriving.all_of(576)) == pair
@@ -149,58 +106,7 @@ def test_a_newline_that_is_added_later_counts():
     assert stage_of(VisionZip(dominant=7, contextual=3, reference=26), cls=False).cut(view).count == 9
 
 
-def test_what_contradicts_a_budget_is_refused():
-    with pytest.raises(fv.SettingError, match="not both"):
-        VisionZip(dominant=12, retention=0.3)
-    with pytest.raises(fv.SettingError):
-        VisionZip(dominant=0)
-    with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens"):
-        VisionZip.for_budget(tiny("llava"), tokens=0.5)
-
-
 # -- crops ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_map_is_cut_into_crops_as_large_as_the_base_view():
-    base, tiles = (2, 2), (4, 2)
-    assert [crop.tolist() for crop in crops_of((base, tiles), 12)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    wide = crops_of(((2, 2), (2, 4)), 12)
-    assert [crop.tolist() for crop in wide] == [[0, 1, 2, 3], [4, 5, 8, 9], [6, 7, 10, 11]]
-    # Four crops of 3 x 3, of whose map a row was cut off above and below.
-    cut = crops_of(((3, 3), (4, 6)), 33)
-    assert [len(crop) for crop in cut] == [9, 6, 6, 6, 6]
-    assert cut[1].tolist() == [9, 10, 11, 15, 16, 17]
-    assert cut[4].tolist() == [24, 25, 26, 30, 31, 32]
-    assert [crop.tolist() for crop in crops_of((), 3)] == [[0, 1, 2]]
-
-
-@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), data=st.data())
-def test_shares_add_up_and_stay_within_their_sizes(sizes, data):
-    total = data.draw(st.integers(0, sum(sizes)))
-    shares = shared_out(total, sizes)
-    assert sum(shares) == total
-    for share, size in zip(shares, sizes, strict=True):
-        assert 0 <= share <= size
-        assert abs(share - total * size / max(1, sum(sizes))) < 1
-
-
-def test_the_published_counts_are_per_crop():
-    grids = ((24, 24), (48, 48))
-    view = random_view(2880, entered=2928, grids=grids)
-    cut = stage_of(fv.preset("visionzip/llava-next-7b/640"), cls=False).cut(view)
-    crops = [set(crop.tolist()) for crop in crops_of(grids, 2880)]
-    dominant, context = cut.source[:540].tolist(), cut.source[540:].tolist()
-    assert [len(crop & set(dominant)) for crop in crops] == [108] * 5
-    assert [len(crop & set(context)) for crop in crops] == [20] * 5
-    assert dominant == sorted(dominant)
-    for crop in crops:  # each crop by itself, as an image of its own
-        places = sorted(crop)
-        sources, rows = reference(view.attention[places], view.keys[places], view.features[places], 108, 20)
-        sources = [places[source] for source in sources]
-        own = [row for row, source in enumerate(cut.source.tolist()) if source in crop]
-        assert cut.source[own].tolist() == sources
-        torch.testing.assert_close(cut.rows[own], rows, atol=1e-5, rtol=1e-5)
-        assert set(cut.parent[places].tolist()) == set(own)
 
 
 @given(seed=st.integers(0, 2**16), tall=st.integers(1, 6), wide=st.integers(1, 6), data=st.data())
@@ -219,36 +125,3 @@ def test_every_token_of_any_map_has_a_row_of_its_own_crop(seed, tall, wide, data
 
 
 # -- on models -----------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_numbered_anew_with_the_cls_in_front():
-    model, inputs = tiny("llava"), batch("llava", ["tit"])
-    with fv.drop(model, VisionZip(dominant=6, contextual=2, reference=25)) as trace, torch.no_grad():
-        model(**inputs)
-    (stage,) = trace.stages
-    assert (stage.where, stage.after) == ("tower", (8,))
-    assert stage.origin[0][0] == -1
-    assert (stage.origin[0][1:] >= 0).all()
-
-
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
-def test_a_tower_without_a_cls_scores_by_the_attention_received(family):
-    stage = stage_of(VisionZip(), cls=False)
-    assert stage.reads[0] == TowerAttention("patches")
-    model, inputs = tiny(family), batch(family, ["tit"])
-    with fv.drop(model, VisionZip(retention=0.4)) as trace, torch.no_grad():
-        model(**inputs)
-    before, after = trace.stages[0].before[0], trace.stages[0].after[0]
-    assert after == int(0.4 * before + 0.5)
-    assert (trace.stages[0].origin[0] >= 0).all()
-
-
-@pytest.mark.parametrize("case", golden.cases("visionzip"), ids=lambda case: case.name)
-def test_recorded_scores_and_keys_choose_as_the_authors_code(case):
-    """The stage alone, on the recorded scores: which patches stay. The model runs in tests/golden."""
-    facts, tensors = case.facts, case.tensors
-    rng = torch.Generator().manual_seed(0)
-    keys = torch.randn(576, 4, generator=rng)
-    view = ImageView(torch.randn(576, 2), attention=tensors["vision.cls_attention"], keys=keys, cls=torch.zeros(1, 2))
-    cut = stage_of(VisionZip(dominant=facts["dominant"], contextual=facts["contextual"])).cut(view)
-    assert cut.source.tolist() == tensors["vision.origin_patch"].tolist()

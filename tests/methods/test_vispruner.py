@@ -1,15 +1,12 @@
-import json
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, Features, ImageView, Shape, TowerAttention, follow
+from foveate.contract import Arriving, ImageView, Shape
 from foveate.methods.vispruner import VisPruner
-from tests.models import batch, tiny
 
 EXAMPLES = [
     VisPruner(keep=0.4),
@@ -93,15 +90,6 @@ def test_the_kept_set_is_the_specs(tokens, seed, ratio, per_round, data):
     assert found == by_hand(features, attention, count, ratio, per_round)
 
 
-@pytest.mark.parametrize("count", [54, 130, 8, 1])
-def test_budgets_that_crash_the_released_code_are_met(count):
-    rng = torch.Generator().manual_seed(count)
-    features, attention = torch.randn(576, 16, generator=rng), torch.rand(576, generator=rng)
-    found = kept(features, attention, tokens=count)
-    assert len(found) == count
-    assert found == by_hand(features, attention, count)
-
-
 def test_fastervlm_is_the_highest_attention_and_ties_go_to_the_lower_index():
     attention = torch.tensor([0.2, 0.5, 0.5, 0.1, 0.5])
     assert kept(torch.randn(5, 4), attention, tokens=2, important_ratio=1.0) == [1, 2]
@@ -147,46 +135,6 @@ def test_each_crop_gets_its_share():
     for crop in crops:
         wanted += [crop[token] for token in by_hand(features[crop], attention[crop], 4)]
     assert kept(features, attention, grids=((4, 4), (4, 8)), tokens=12) == sorted(wanted)
-
-
-def test_frames_each_get_their_share():
-    rng = torch.Generator().manual_seed(2)
-    features, attention = torch.randn(27, 8, generator=rng), torch.rand(27, generator=rng)
-    found = kept(features, attention, grids=((3, 3),) * 3, tokens=6, important_ratio=1.0)
-    assert [sum(9 * frame <= token < 9 * frame + 9 for token in found) for frame in range(3)] == [2, 2, 2]
-
-
-def test_it_reads_the_cls_where_there_is_one_and_no_question():
-    assert stage_of().reads == (TowerAttention(by="cls"), Features())
-    assert stage_of(cls=False).reads == (TowerAttention(by="patches"), Features())
-    assert not follow.reads_text([stage_of()])
-
-
-def test_it_is_the_set_of_a_models_own_tower():
-    model, inputs = tiny("llava", "eager"), batch("llava", ["tit"])
-    with torch.no_grad():
-        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
-        with fv.drop(model, EXAMPLES[0]) as trace:
-            model(**inputs)
-    features = tower.hidden_states[-2][0, 1:]
-    attention = tower.attentions[-2][0].mean(dim=0)[0, 1:]  # the CLS row, mean over heads
-    (stage,) = trace.stages
-    assert (stage.where, stage.before, stage.after) == ("tower", (25,), (10,))
-    assert stage.origin[0].tolist() == by_hand(features, attention, 10)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"important_ratio": 1.5}, "important_ratio should be"), ({"per_round": 0}, "per_round should be")],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        VisPruner(**settings)
-
-
-@pytest.mark.parametrize("method", [*EXAMPLES, VisPruner()], ids=str)
-def test_a_setting_survives_json(method):
-    assert VisPruner.from_dict(json.loads(json.dumps(method.to_dict()))) == method
 
 
 def test_a_closing_newline_counts():

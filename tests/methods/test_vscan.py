@@ -1,16 +1,12 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import foveate as fv
 from foveate.contract import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.grid import windows_of
 from foveate.methods import vscan
 from foveate.methods.vscan import VScan
-from tests.models import batch, tiny
 
 EXAMPLES = [
     VScan(retention=0.4, window=3),
@@ -94,38 +90,6 @@ def test_what_makes_no_whole_window_belongs_to_the_last():
     assert window.bincount().tolist() == [36] * 16
 
 
-def visited(near, grid, count, side):
-    """The local scan of the released code for Qwen2.5-VL, token by token."""
-    rows, columns = grid
-    down, across = max(1, rows // side), max(1, columns // side)
-    room = [math.ceil(count / (down * across))] * (down * across)
-    picked = []
-    for token in sorted(range(rows * columns), key=lambda token: (-near[token].item(), token)):
-        row, column = divmod(token, columns)
-        window = min(row // side, down - 1) * across + min(column // side, across - 1)
-        if room[window] and len(picked) < count:
-            room[window] -= 1
-            picked.append(token)
-    return picked
-
-
-@given(
-    rows=st.integers(1, 14), columns=st.integers(1, 14), side=st.integers(1, 9), share=st.floats(0.02, 0.66),
-    levels=st.sampled_from([3, 1000]), seed=st.integers(0, 2**16),
-)  # fmt: skip
-def test_scans_are_the_description_token_by_token(rows, columns, side, share, levels, seed):
-    """Also where scores tie, and where the windows cannot hold half of the tokens: then the global scan has more."""
-    scores = torch.randint(levels, (2, rows * columns), generator=torch.Generator().manual_seed(seed))
-    near, far = scores.float()
-    method = VScan(retention=share, window=side)
-    _, behind, _ = stages_of(method)
-    total = behind.left(Arriving.all_of(rows * columns))
-    local = visited(near, (rows, columns), total // 2, side)
-    others = sorted(set(range(rows * columns)) - set(local), key=lambda token: (-far[token].item(), token))
-    picked = scanned(method, near, far, ((rows, columns),)).nonzero()[:, 0].tolist()
-    assert picked == sorted(local + others[: total - len(local)])
-
-
 def test_windows_that_are_too_small_leave_more_to_the_global_scan():
     window = windows_of(((29, 29),), 10, 841)
     assert window.bincount().tolist() == [100, 190, 190, 361]
@@ -133,29 +97,7 @@ def test_windows_that_are_too_small_leave_more_to_the_global_scan():
     assert len(vscan.local_picks(near, window, 420)) == 415  # at most 105 of each, and one window has 100
 
 
-@pytest.mark.parametrize(("budget", "each"), [(64, 3), (128, 6), (192, 9)])
-def test_of_24_by_24_patches_each_window_of_the_published_settings_has_as_many(budget, each):
-    near, far = torch.rand(2, 576, generator=torch.Generator().manual_seed(3))
-    window = windows_of(((24, 24),), 6, 576)
-    local = vscan.local_picks(near, window, 16 * each)
-    assert window[local].bincount().tolist() == [each] * 16
-    picked = scanned(fv.preset(f"vscan/llava-1.5-7b/{budget}"), near, far, ((24, 24),))
-    assert set(local.tolist()) < set(picked.nonzero()[:, 0].tolist())
-
-
 # -- counts --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("budget", "entering", "left"), [(64, 96, 32), (128, 192, 64), (192, 288, 96)])
-def test_the_published_counts(budget, entering, left):
-    plan = fv.preset(f"vscan/llava-1.5-7b/{budget}").plan(32, (576,))
-    assert plan == (entering,) * 16 + (left,) * 16
-    assert sum(plan) / 32 == budget
-
-
-def test_qwens_counts():
-    plan = fv.preset("vscan/qwen2.5-vl-7b/11.1%").plan(28, (1296,))
-    assert plan == (216,) * 14 + (71,) * 14  # both truncated: 16.7 %, then 33.3 % of these
 
 
 @given(tokens=st.integers(1, 3000), share=st.floats(0.001, 1), depth=st.integers(2, 40))
@@ -168,32 +110,4 @@ def test_a_budget_is_met_to_the_rounding_of_counts(tokens, share, depth):
     assert max(plan) <= tokens
 
 
-def test_wrong_settings_are_refused():
-    with pytest.raises(fv.SettingError):
-        VScan(entry=0.5)
-    with pytest.raises(fv.SettingError):
-        VScan(layer=0)
-    with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens"):
-        VScan.for_budget(tiny("llava"), tokens=0.9)
-    with pytest.raises(fv.SettingError, match="keep are two shares"):
-        VScan(keep=(0.5,))
-    with pytest.raises(fv.SettingError, match="either keep or a budget"):
-        VScan(keep=(0.5, 0.5), tokens=9)
-    assert VScan().plan(32, (576,)) == VScan(retention=1 / 3).plan(32, (576,))
-
-
 # -- on models -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"])
-def test_counts_on_models(family):
-    model, inputs = tiny(family), batch(family, ["tit"])
-    depth = len(model.get_decoder().layers)
-    with fv.drop(model, VScan(retention=0.4, window=2)) as trace, torch.no_grad():
-        model(**inputs)
-    *_, merging, last = trace.stages
-    entered = merging.before[0]
-    assert (merging.layer, last.layer) == (0, depth // 2)
-    spent = (merging.after[0] * (depth // 2) + last.after[0] * (depth - depth // 2)) / depth
-    assert spent == pytest.approx(0.4 * entered, abs=0.75)
-    assert merging.origin[0].tolist() == sorted(merging.origin[0].tolist())

@@ -80,9 +80,9 @@ def plain(signal, attention, columns):
     return {"sum": total, "mean": total / len(rows), "share": total / total.sum()}[signal.over]
 
 
-@pytest.mark.parametrize("word", ["titt", "titit"])
 @pytest.mark.parametrize("family", KINDS)
-def test_so_many_rows_of_each_image_pay(family, word):
+def test_so_many_rows_of_each_image_pay(family):
+    word = "titit"
     inputs = batch(family, [word])
     with torch.no_grad():
         attentions = tiny(family, "eager")(**inputs, output_attentions=True).attentions
@@ -120,26 +120,6 @@ def test_sampled_rows_may_see_all_of_their_image(family):
         torch.testing.assert_close(got, plain(signal, dense, image), **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl"])
-def test_a_batch_is_read_as_its_samples_alone(family):
-    """Samples differ in text, in padding and in images."""
-    words = ("tit", "titttt", "titit", "titt")
-    inputs = batch(family, words)
-    if family != "qwen2_5_vl":  # as generate gives them
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    together = read(tiny(family), inputs, ways())
-    alone = [read(tiny(family), batch(family, [word]), ways())[0] for word in words]
-    assert len(together) == len(words)
-    for one in together:  # samples that are alike are read together, so their order may be another
-        likeness = [len(one[ways()[0]]) == len(other[ways()[0]]) and close(one, other) for other in alone]
-        assert sum(likeness) == 1
-        alone.pop(likeness.index(True))
-
-
-def close(left, right):
-    return all(torch.allclose(left[signal], right[signal], atol=1e-5, rtol=1e-4) for signal in left)
-
-
 @pytest.mark.parametrize("count", ["as many", "more"])
 @pytest.mark.parametrize("family", KINDS)
 def test_a_sample_of_all_rows_is_bit_for_bit_all_of_them(family, count):
@@ -165,13 +145,3 @@ def test_other_rows_are_never_computed(monkeypatch):
     (seen,) = read(tiny("llava"), batch("llava", ["titit"]), (signal,))
     assert asked == [FEW, FEW]
     assert len(seen[signal]) == 50
-
-
-def test_one_row_is_the_one_in_the_middle():
-    inputs = batch("llava", ["tit"])
-    with torch.no_grad():
-        attention = tiny("llava", "eager")(**inputs, output_attentions=True).attentions[LAYER][0]
-    signal = Attention(rows="vision", layer="next", sample=1)
-    (seen,) = read(tiny("llava"), inputs, (signal,), unit="image")
-    (image,) = images_of(inputs)
-    torch.testing.assert_close(seen[signal], attention.mean(dim=0)[image[12]][image], **CLOSE)

@@ -5,8 +5,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.contract import Features, ImageStage, TowerAttention, TowerKeys
@@ -181,14 +179,3 @@ def test_places_by_hand():
     assert [block_of(TowerKeys(layer=layer), 23, 24) for layer in (0, 1)] == [23, 23]
     assert block_of(TowerKeys(), 31, 32, (7, 15, 23)) == 23
     assert block_of(TowerKeys(block=23), 22, 24) == 23
-
-
-@given(block=st.integers(0, 40), of=st.integers(1, 41), depth=st.integers(1, 41))
-def test_a_scaled_block_is_in_the_tower_and_keeps_its_share_of_the_depth(block, of, depth):
-    if block >= of:
-        return
-    place = block_of(TowerKeys(block=block, of=of), depth - 1, depth)
-    assert 0 <= place < depth
-    assert abs((place + 1) - (block + 1) * depth / of) <= 0.5 or place == 0
-    if depth == of:
-        assert place == block
