@@ -1,7 +1,6 @@
 """Attaching and detaching survive an interrupt at any point: whatever line it comes at, the model is as it was."""
 
 import contextlib
-import itertools
 import sys
 
 import pytest
@@ -65,10 +64,10 @@ def with_apply(model, interrupt):
         raise
 
 
-@pytest.mark.parametrize(
-    ("way", "step"),
-    [(with_context, 0), (with_apply, 29)] if not EVERYTHING else itertools.product((with_context, with_apply), (0, 7)),
-)
+WAYS = [(with_context, 0), (with_apply, 29), *[(with_apply, 0), (with_context, 7)] * EVERYTHING]
+
+
+@pytest.mark.parametrize(("way", "step"), WAYS)
 def test_an_interrupt_at_any_point_leaves_the_model_as_it_was(way, step):
     """At every line, or at every so many of the opcodes, which are ten times as many."""
     opcodes = step > 0
