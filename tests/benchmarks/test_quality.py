@@ -53,10 +53,13 @@ def test_every_method_of_the_record_stands_at_every_budget_or_names_its_floor():
         assert set(QUALITY.tasks_of(row)) == set(TASKS)
 
 
+FILM = ("dycoke", "evs", "dtd", "fastvid", "holitom", "flashvid")
+
+
 def test_every_method_that_works_on_pictures_is_asked():
-    """DyCoke and EVS compare the frames of a film; FinalKV drops nothing by itself, and is in a chain."""
+    """Others compare the frames of a film; FinalKV drops nothing by itself, and is in a chain."""
     asked = {kind.name for row in run.rows() if not row.startswith("chain/") for kind in kinds_of(row)}
-    assert set(fv.methods()) - asked - set(table.CONTROLS) == {"dycoke", "evs", "finalkv"}
+    assert set(fv.methods()) - asked - set(table.CONTROLS) == {*FILM, "finalkv"}
     chains = {preset.name for preset in PRESETS}
     assert (
         {row for row in run.rows() if row.startswith("chain/")} == chains <= {row["name"] for row in QUALITY.settings}
