@@ -81,9 +81,9 @@ def measured(rows: int, kv_heads: int, count: int) -> dict[str, object]:
 def main() -> None:
     """Measure all sizes."""
     found = [measured(rows, kv_heads, 9) for rows in (6_000, 30_000) for kv_heads in (8, 2)]
-    record = {"command": "python benchmarks/speed/decode.py", "commit": commit(), "versions": versions(), "sizes": found}
+    made = {"command": "python benchmarks/speed/decode.py", "commit": commit(), "versions": versions()}
+    record = {**made, "sizes": found}
     (HERE / "decode.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ TURNS = angles(0, 0, 10, 50, 40, 45)  # from the frame before: by 10 and 50 degr
         (DTD(threshold=0.9), [0, 1, 3, 4]),  # cos 10° is 0.98, cos 50° 0.64, cos 30° 0.87, cos 5° above 0.99
         (DTD(threshold=0.5), [0, 1]),
         (DTD(share=0.5), [0, 1, 3, 4]),  # one token of each later frame leaves
-        (DTD(share=1.0), [0, 1]),
         (DTD(tokens=3), [0, 1, 3]),  # 50 degrees before 30
     ],
 )
