@@ -9,7 +9,6 @@ import torch
 
 import foveate as fv
 from foveate.contract import Arriving, ImageView, LayerView, Shape, TowerAttention
-from foveate.contract.entering import Framed
 from foveate.core.attention import mean_of_busiest, nearness
 from foveate.methods import vidcom2, vscan
 from foveate.methods.clse import CLSE
@@ -214,7 +213,7 @@ def test_dycoke(case):
 
 
 def test_what_the_code_shortens_before_the_prompt_is_numbered_anew():
-    """VidCom2's and DyCoke's code for OneVision."""
+    """VidCom2's, DyCoke's and HoliTom's code for OneVision."""
     for name, preset in fv.presets().items():
-        if isinstance(preset.method, Framed) and "onevision" in name:
+        if name.startswith(("vidcom2/llava-one", "dycoke/llava-one", "holitom/llava-one")):
             assert preset.method.positions == "reindex", name

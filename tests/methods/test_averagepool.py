@@ -137,7 +137,7 @@ def test_a_count_alone_does_not_say_how_wide_a_grid_is():
     told = fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method)  # LLaVA's are known
     assert told.tokens == (6,) * DEPTH
     assert told.scoring_flops == 25 * 32
-    with pytest.raises(fv.SettingError, match="got 2 for 1 images"):
+    with pytest.raises(fv.SettingError, match="got 2 for 1"):
         fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method, grids=[((5, 5),), ((5, 5),)])
 
 
