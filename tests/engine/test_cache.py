@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 import foveate as fv
 from foveate.core.tensors import Memo
+from foveate.engine import cache as cache_module
 from foveate.engine.cache import PrunedLayer, pruned_layer
 
 WIDTH = 2
@@ -304,6 +305,12 @@ def test_a_window_that_has_not_evicted_still_slides_for_the_mask_builder():
 # -- room for decoded rows ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def long(monkeypatch):
+    """A few slots are many."""
+    monkeypatch.setattr(cache_module, "LONG", 4)
+
+
 def decode(layer, column):
     """One more token of every sample."""
     new = torch.full((layer.keys.shape[0], 1), column)
@@ -312,7 +319,7 @@ def decode(layer, column):
 
 
 @torch.no_grad()
-def test_a_step_writes_its_row_and_copies_nothing():
+def test_a_step_writes_its_row_and_copies_nothing(long):
     layer = filled(COLUMNS, 6, tail=1)
     place, rows = layer.keys.data_ptr(), []
     for column in range(7, 40):
@@ -325,7 +332,7 @@ def test_a_step_writes_its_row_and_copies_nothing():
 
 
 @torch.no_grad()
-def test_a_full_room_is_followed_by_a_larger_one():
+def test_a_full_room_is_followed_by_a_larger_one(long):
     layer = filled(COLUMNS, 6, tail=1)
     places = {decode(layer, column)[0].data_ptr() for column in range(7, 200)}
     assert 1 < len(places) < 5
@@ -337,7 +344,7 @@ COPIES = {"copy": copy.copy, "deep": copy.deepcopy, "sent": lambda layer: pickle
 
 @torch.no_grad()
 @pytest.mark.parametrize("made", COPIES)
-def test_copies_go_on_apart(made):
+def test_copies_go_on_apart(long, made):
     """From one room: each writes rows of its own, also after the other was cropped to where they parted."""
     layer = filled(COLUMNS, 6, tail=3)
     other = COPIES[made](layer)
@@ -352,7 +359,7 @@ def test_copies_go_on_apart(made):
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", ["reorder_cache", "crop"])
-def test_what_changes_the_rows_ends_the_room(change):
+def test_what_changes_the_rows_ends_the_room(long, change):
     layer = filled(COLUMNS, 6, tail=2)
     before = layer.keys
     kept = before.clone()

@@ -7,7 +7,20 @@ from typing import Any
 
 import foveate as fv
 
-__all__ = ["COUNTED", "EMBEDDED", "EXAMPLES", "FILMS", "FIRST", "ON", "PROMPTS", "QUICK", "WRITTEN", "Example", "stem"]
+__all__ = [
+    "COUNTED",
+    "EMBEDDED",
+    "EXAMPLES",
+    "FILMS",
+    "FIRST",
+    "NEW",
+    "ON",
+    "PROMPTS",
+    "QUICK",
+    "WRITTEN",
+    "Example",
+    "stem",
+]
 
 Example = tuple[str, dict[str, Any]]
 """A method's name and its settings; a setting may be an example again. With "budget" alone it is the name that is given
@@ -106,6 +119,8 @@ BUDGETS: dict[str, Example] = {
     for name in NAMES
     for words, share in (("fifth", 0.2), ("third", 1 / 3), ("half", 0.5))
 }
+NEW = {"dtd", "fastvid", "flashvid", "holitom"}
+"""Methods that neither of the old trees has."""
 WITHOUT_PRESETS = {"averagepool", "dycoke", "evs", "random", "resize", "uniform", "mustdrop"}
 PRESETS = [f"{name}/llava-1.5-7b/64" for name in NAMES if name not in WITHOUT_PRESETS]
 ASKED: dict[str, Example] = {name: (name, {}) for name in ("untouched", *PRESETS)}

@@ -28,8 +28,8 @@ __all__ = [
     "tensors_of",
 ]
 
-LEAST_ROOM = 64
-"""Slots that a layer gets for decoded rows, or an eighth of those it has."""
+LONG = 1024
+"""Slots from which on a layer has room for decoded rows, an eighth of those it has; copying fewer costs no more."""
 MOST_STEP = 16
 """Rows of a call for which room is made: a step of decoding, also with guesses, and no prompt."""
 MEMO_SIZE = 8
@@ -144,7 +144,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Put rows behind those that are there, and return all: a decode step without copying what is there."""
         coming, here = key_states.shape[-2], self.keys.shape[-2] if self.is_initialized else 0
-        if coming > MOST_STEP or coming > here or torch.is_grad_enabled():
+        if here < LONG or coming > MOST_STEP or torch.is_grad_enabled():
             rows: tuple[Tensor, Tensor] = super().update(key_states, value_states)
             return rows
         if self._room is None or not self._room.has_place(self.keys, coming):
@@ -299,7 +299,7 @@ class _Room:
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._filled = keys.shape[-2]
-        free = max(LEAST_ROOM, self._filled // 8)
+        free = max(4 * MOST_STEP, self._filled // 8)
         self._keys, self._values = _with_room(keys, free), _with_room(values, free)
         self._given: Tensor | None = None
 
