@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 import foveate as fv
 from foveate.core.tensors import Memo
 from foveate.engine import cache as cache_module
-from foveate.engine.cache import PrunedLayer, pruned_layer
+from foveate.engine.cache import PrunedLayer, pruned_layer, settle
 
 WIDTH = 2
 
@@ -320,14 +320,14 @@ def decode(layer, column):
 
 @torch.no_grad()
 def test_a_step_writes_its_row_and_copies_nothing(long):
-    layer = filled(COLUMNS, 6, tail=1)
+    layer = filled(COLUMNS, 6, tail=2)
     place, rows = layer.keys.data_ptr(), []
-    for column in range(7, 40):
+    for column in range(8, 40):
         keys, values = decode(layer, column)
         rows.append(keys[:, 0, -1, 0].tolist())
         assert layer.keys.data_ptr() == keys.data_ptr() == place
         assert values.shape == keys.shape
-    assert rows == [[column] * 3 for column in range(7, 40)]
+    assert rows == [[column] * 3 for column in range(8, 40)]
     assert slots(layer)[0] == [0, 5, *range(6, 40)]
 
 
@@ -358,11 +358,24 @@ def test_copies_go_on_apart(long, made):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("change", ["reorder_cache", "crop"])
+@pytest.mark.parametrize("change", ["reorder", "repeat", "keep", "crop", "settle"])
 def test_what_changes_the_rows_ends_the_room(long, change):
+    """Nothing is written where somebody may still look, and no memory is held that nobody reads."""
     layer = filled(COLUMNS, 6, tail=2)
-    before = layer.keys
+    before, cache = layer.keys, DynamicCache()
     kept = before.clone()
-    getattr(layer, change)(torch.tensor([2, 0, 1]) if change == "reorder_cache" else -1)
+    cache.layers.append(layer)
+    match change:
+        case "reorder":
+            layer.reorder_cache(torch.tensor([2, 0, 1]))
+        case "repeat":
+            layer.batch_repeat_interleave(2)
+        case "keep":
+            layer.keep(torch.tensor([[False, True]]).expand(3, -1), (1, 1, 1))
+        case "crop":
+            layer.crop(-1)
+        case "settle":
+            settle(cache)
+    assert change == "crop" or layer._room is None
     decode(layer, layer.seen)
     assert torch.equal(before, kept)

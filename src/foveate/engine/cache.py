@@ -77,6 +77,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self._pruned = False
         self._announced: tuple[Tensor | None, int, bool] | None = None
         self._room: _Room | None = None
+        self._grown: int | None = None  # the keys that the last update left, by their id
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: it finds room of its own."""
@@ -97,7 +98,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
         `base` and `shift` are of so many samples already. Layers with a window cannot: their rows leave.
         """
-        self.head = self.keys, self.values
+        self.head, self._room = (self.keys, self.values), None
         self.keys, self.values = (rows[..., :0, :].repeat_interleave(samples, dim=0) for rows in self.head)
 
     def columns(self, coming: Tensor | int, samples: int, device: torch.device) -> Tensor:
@@ -142,14 +143,17 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return keys, values
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Put rows behind those that are there, and return all: a decode step without copying what is there."""
+        """Put rows behind those that are there, and return all: from the second step on without copying these."""
         coming, here = key_states.shape[-2], self.keys.shape[-2] if self.is_initialized else 0
-        if here < LONG or coming > MOST_STEP or torch.is_grad_enabled():
-            rows: tuple[Tensor, Tensor] = super().update(key_states, value_states)
-            return rows
-        if self._room is None or not self._room.has_place(self.keys, coming):
-            self._room = _Room(self.keys, self.values)
-        self.keys, self.values = self._room.put(key_states, value_states)
+        grows = here >= LONG and coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
+        if grows and id(self.keys) == self._grown:  # nobody has changed them since the step before
+            if self._room is None or not self._room.has_place(coming):
+                self._room = _Room(self.keys, self.values)
+            self.keys, self.values = self._room.put(key_states, value_states)
+        else:
+            self._room = None
+            super().update(key_states, value_states)
+        self._grown = id(self.keys)
         return self.keys, self.values
 
     def _and_these(self, coming: Tensor) -> Tensor:
@@ -228,6 +232,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Let columns and shift follow the samples, which are in front of both."""
         self.base = on_tensors(self.base, change)
         self.shift = on_tensors(self.shift, change)
+        self._room = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""
@@ -285,27 +290,26 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _keep_slots(self, chosen: "_Chosen") -> None:
         """Keep these slots and no others."""
-        self.base, self.ragged = chosen.base, chosen.ragged
+        self.base, self.ragged, self._room = chosen.base, chosen.ragged, None
         self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
 
 
 class _Room:
     """A layer's keys and values with free places behind them, so that a decoded row is written and the others stay.
 
-    It serves one layer (a copy has none), and only while this holds the very tensors that `put` has given it: whatever
-    else changes them, such as a crop or a reorder, makes others, and then the next row finds a new room. So a row is
-    never written where somebody else may still look.
+    It serves one layer (a copy has none), and only while this holds the very tensors that `put` has given it: a crop or
+    a reorder makes others, and then a new room is found, so that no row is written where somebody else may still look.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._filled = keys.shape[-2]
         free = max(4 * MOST_STEP, self._filled // 8)
         self._keys, self._values = _with_room(keys, free), _with_room(values, free)
-        self._given: Tensor | None = None
+        self._given: Tensor | None = None  # held, so that no other tensor has its id
 
-    def has_place(self, keys: Tensor, coming: int) -> bool:
-        """Whether the layer, which holds these keys, still gets so many rows in."""
-        return self._given is keys and coming <= self._keys.shape[-2] - self._filled
+    def has_place(self, coming: int) -> bool:
+        """Whether so many rows still go in."""
+        return coming <= self._keys.shape[-2] - self._filled
 
     def put(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write rows behind the others, (samples, heads, rows, head size) each, and give all."""
@@ -422,6 +426,8 @@ def settle(cache: Any) -> Any:
         if isinstance(layer, LinearAttentionLayer) or not layer.is_initialized:
             continue
         layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
+        if type(layer) is PrunedLayer:
+            layer._room = None
     return cache
 
 
