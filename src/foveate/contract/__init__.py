@@ -5,7 +5,7 @@ from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 
 from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional, quarters
 from foveate.contract.chain import Chain
-from foveate.contract.entering import Counted, Entering, Framed, Gridded, change
+from foveate.contract.entering import ByScene, Counted, Entering, Framed, Gridded, change, changes
 from foveate.contract.method import Budgeted, Method, Preset
 from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, highest
 from foveate.contract.settings import (
@@ -58,6 +58,7 @@ __all__ = [
     "Arriving",
     "Attention",
     "Budgeted",
+    "ByScene",
     "CacheStage",
     "Cells",
     "Chain",
@@ -113,6 +114,7 @@ __all__ = [
     "at_cuts",
     "attended",
     "change",
+    "changes",
     "check_depth",
     "free_settings",
     "geometric",

@@ -18,7 +18,7 @@ from foveate.core.signals import Signal, TowerAttention
 from foveate.core.views import Arriving, ImageView
 from foveate.errors import BudgetError, UnsupportedError
 
-__all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change"]
+__all__ = ["ByScene", "Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change", "changes"]
 
 
 class Entering(Budgeted):
@@ -155,8 +155,6 @@ class Framed(Entering):
     """What `select` sees beside the features, in models that have it."""
     only_videos: ClassVar[bool] = False
     """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with."""
-    by_scene: ClassVar[bool] = False
-    """Whether it merges scene by scene (`merge`, which reads values on the host and attention in the tower)."""
 
     positions: Positions = "keep"
 
@@ -176,17 +174,7 @@ class Framed(Entering):
         Returns:
             (count,) int64, ascending, of all frames' tokens one behind the other.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define select(features, count), or merge by scene.")
-
-    def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
-        """What tokens become, scene by scene: rows of any order.
-
-        Args:
-            features: (frames, tokens of each, width) float32.
-            attention: (frames, tokens of each) float32, in the vision tower.
-            count: How many rows are left in all; None: `merge` decides.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define merge(features, attention, count).")
+        raise NotImplementedError(f"{type(self).__name__} must define select(features, count).")
 
     @abstractmethod
     def own_count(self, frames: tuple[int, ...]) -> int | None:
@@ -197,16 +185,12 @@ class Framed(Entering):
         return min(1, sum(frames))
 
     def stage(self, shape: Shape) -> Stage:
-        ascending = self.positions == "keep" or not shape.renumbers
-        # Attention is there on the way out of the tower; where the projector pools or merges, so are the tokens behind.
-        reads = (*self.reads, TowerAttention(by=shape.payer)) if self.by_scene else self.reads
         return ImageStage(
-            side="before" if self.by_scene else "behind",
-            reads=reads,
+            side="behind",
+            reads=self.reads,
             count=self._count,
-            choose=partial(self._choose, ascending),
+            choose=self._choose,
             positions=self.positions,
-            host=self.by_scene,
             flops=self.flops,
         )
 
@@ -234,9 +218,20 @@ class Framed(Entering):
             floor=least / arriving.entered,
         )
 
-    def _choose(self, ascending: bool, view: ImageView, count: int | None) -> Cut | None:
+    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
         if count == len(view):
             return None
+        chosen = self.select(self.frames_of(view), count)
+        if isinstance(chosen, Cut):
+            return chosen
+        return Cut.take(chosen, len(view))
+
+    def frames_of(self, view: ImageView) -> Tensor:
+        """What is compared, (frames, tokens of each, width) float32.
+
+        Raises:
+            UnsupportedError: If it is not known where frames begin.
+        """
         frames = view.arriving.frames
         if frames is None or len(set(frames)) > 1:
             raise UnsupportedError(
@@ -244,16 +239,56 @@ class Framed(Entering):
                 "Let no other stage of a chain drop tokens in front of it."
             )
         beside = [view[signal] for signal in self.reads if signal in view]
-        features = torch.cat((view.features, *beside), dim=-1).float().reshape(len(frames), frames[0], -1)
-        if self.by_scene:
-            cut = self.merge(features, view.attention.reshape(features.shape[:2]), count)
-            cut = by_source(cut) if ascending else cut
-            assert cut.rows is not None
-            return cut.with_rows(cut.rows.to(view.features.dtype))
-        chosen = self.select(features, count)
-        if isinstance(chosen, Cut):
-            return chosen
-        return Cut.take(chosen, len(view))
+        return torch.cat((view.features, *beside), dim=-1).float().reshape(len(frames), frames[0], -1)
+
+
+class ByScene(Framed):
+    """Merges scene by scene (`merge`), which reads values on the host, by features and attention in the tower.
+
+    Attributes:
+        keep: The share of a film's tokens to keep, in (0, 1].
+        retention, tokens, positions: See `Framed`.
+    """
+
+    schedule = ("keep",)
+    usual = 0.25
+
+    keep: Part | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        return 1 in (self.keep, self.retention)
+
+    @abstractmethod
+    def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
+        """What tokens become, scene by scene: rows of any order.
+
+        Args:
+            features: (frames, tokens of each, width) float32.
+            attention: (frames, tokens of each) float32, in the vision tower.
+            count: How many rows are left in all; None: `merge` decides.
+        """
+
+    def stage(self, shape: Shape) -> Stage:
+        ascending = self.positions == "keep" or not shape.renumbers
+        # Attention is there on the way out of the tower; where the projector pools or merges, so are the tokens behind.
+        return ImageStage(
+            reads=(*self.reads, TowerAttention(by=shape.payer)),
+            count=self._count,
+            choose=partial(self._merge, ascending),
+            positions=self.positions,
+            host=True,
+            flops=self.flops,
+        )
+
+    def _merge(self, ascending: bool, view: ImageView, count: int | None) -> Cut | None:
+        if count == len(view):
+            return None
+        features = self.frames_of(view)
+        cut = self.merge(features, view.attention.reshape(features.shape[:2]), count)
+        cut = by_source(cut) if ascending else cut
+        assert cut.rows is not None
+        return cut.with_rows(cut.rows.to(view.features.dtype))
 
 
 def change(now: Tensor, before: Tensor) -> Tensor:
@@ -265,3 +300,12 @@ def change(now: Tensor, before: Tensor) -> Tensor:
     a, b = of_length_one(now, SHORTEST), of_length_one(before, SHORTEST)
     without_length = (a == 0).all(dim=-1).float() + (b == 0).all(dim=-1).float()
     return 0.5 * ((a - b).square().sum(dim=-1) + without_length)
+
+
+def changes(features: Tensor) -> Tensor:
+    """`change` of each token from the one at its place in the frame before: (frames, tokens of each); 3 in the first.
+
+    That is above any other, as cosines lie in [−1, 1], so that the first frame stays before all.
+    """
+    first = torch.full_like(features[:1, :, 0], 3.0)
+    return torch.cat((first, change(features[1:], features[:-1])))

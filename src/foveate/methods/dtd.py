@@ -10,11 +10,10 @@ The first frame stays whole. Or, by `share`, each later frame loses ⌊share · 
 
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Arriving, Framed, Share, change
+from foveate.contract import Arriving, Framed, Share, changes
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, top
 from foveate.errors import SettingError
@@ -68,17 +67,15 @@ class DTD(Framed):
         return 6 * width * arriving.tokens
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
-        later = change(features[1:], features[:-1])
-        first = torch.full_like(features[:1, :, 0], 3.0)  # above any other: cosines lie in [−1, 1]
-        changes = torch.cat((first, later))
+        changed = changes(features)
         if count is None:
-            return Cut.keep((changes >= 1 - self.own).flatten())
+            return Cut.keep((changed >= 1 - self.own).flatten())
         if self.share is None:
-            return top(changes.flatten(), count)
-        frames, tokens = changes.shape
-        quotas = changes.new_full((frames,), tokens - int(tokens * self.share))
+            return top(changed.flatten(), count)
+        frames, tokens = changed.shape
+        quotas = changed.new_full((frames,), tokens - int(tokens * self.share))
         quotas[0] = tokens
-        return by_quota(-changes, quotas, count)
+        return by_quota(-changed, quotas, count)
 
 
 DTD.presets = (

@@ -10,10 +10,9 @@ The first frame stays whole; of all others together, those with the largest d st
 frames of n tokens. The count depends on the clip's shape alone, so that a server knows it before it encodes.
 """
 
-import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Deepstack, Framed, Share, change
+from foveate.contract import Arriving, Deepstack, Framed, Share, changes
 from foveate.core.rank import top
 
 __all__ = ["EVS", "METHOD"]
@@ -55,9 +54,7 @@ class EVS(Framed):
 
     def select(self, features: Tensor, count: int | None) -> Tensor:
         assert count is not None
-        later = change(features[1:], features[:-1])
-        first = torch.full_like(features[:1, :, 0], 3.0)  # above any other: cosines lie in [−1, 1]
-        return top(torch.cat((first, later)).flatten(), count)
+        return top(changes(features).flatten(), count)
 
 
 EVS.presets = tuple(

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Framed, Part, Share
+from foveate.contract import Arriving, ByScene, Share
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, Scene, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
@@ -29,7 +29,7 @@ __all__ = ["METHOD", "FastVID"]
 SCENES, NEIGHBOURS, STEP, BETA, ALIKE = 8, 4, 4, 0.6, 0.95
 
 
-class FastVID(Framed):
+class FastVID(ByScene):
     """Salient tokens of each frame, and density centres of every fourth one into which its scene is merged.
 
     Counts are truncated, as in the code, so that a little less stays; with a budget the most attended of the others
@@ -45,18 +45,10 @@ class FastVID(Framed):
     """
 
     name = "fastvid"
-    schedule = ("keep",)
-    usual = 0.25
-    by_scene = True
 
-    keep: Part | None = None
     rule: Literal["onevision", "qwen"] = "onevision"
     tau: Share = 0.9
     centres: Share = 0.4
-
-    @property
-    def keeps_all(self) -> bool:
-        return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
         return max(1, int(frames[0] * self.own)) if len(frames) == 1 else None

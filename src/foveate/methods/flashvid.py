@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Arriving, Framed, Part
+from foveate.contract import Arriving, ByScene
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, scenes
 from foveate.core.merge import average, density_peaks, first_most, of_length_one
@@ -29,7 +29,7 @@ __all__ = ["METHOD", "FlashVID"]
 SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 
 
-class FlashVID(Framed):
+class FlashVID(ByScene):
     """Diverse tokens of each frame, and trees of tokens that show the same over time.
 
     The released system cuts once more inside the decoder, by FastV's rule: "flashvid+fastv:layers=20;keep=0.3;
@@ -48,18 +48,10 @@ class FlashVID(Framed):
     """
 
     name = "flashvid"
-    schedule = ("keep",)
-    usual = 0.25
-    by_scene = True
 
-    keep: Part | None = None
     form: Literal["attention", "events"] = "attention"
     trees: Literal["mean", "released"] = "mean"
     expansion: Annotated[float, Ge(1)] = 1.25
-
-    @property
-    def keeps_all(self) -> bool:
-        return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
         return min(frames[0], math.ceil(frames[0] * self.own * self.expansion)) if len(frames) == 1 else None

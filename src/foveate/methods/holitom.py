@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Arriving, Framed, Part, Positions
+from foveate.contract import Arriving, ByScene, Positions
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
@@ -28,7 +28,7 @@ __all__ = ["METHOD", "HoliTom"]
 NEIGHBOURS, BETA = 7, 0.6
 
 
-class HoliTom(Framed):
+class HoliTom(ByScene):
     """Still places are merged over each scene and clustered; of what moves the most attended tokens stay.
 
     This is the paper's method without its merging inside the decoder, which is `FastV` with `join`:
@@ -44,17 +44,9 @@ class HoliTom(Framed):
     """
 
     name = "holitom"
-    schedule = ("keep",)
-    usual = 0.25
-    by_scene = True
 
-    keep: Part | None = None
     tau: Annotated[float, Ge(-1), Le(1)] = 0.8
     positions: Positions = "reindex"
-
-    @property
-    def keeps_all(self) -> bool:
-        return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
         return math.ceil(frames[0] * self.own) if len(frames) == 1 else None
