@@ -55,30 +55,34 @@ def _few_resamples(monkeypatch):
     monkeypatch.setattr("foveate._stats.RESAMPLES", 2)
 
 
+def share_that_agrees(both):
+    """How often the interval of the difference of two records holds 0."""
+    found = [difference(*both()) for _ in range(TIMES)]
+    return sum(between.low <= 0 <= between.high for between in found) / TIMES
+
+
 @pytest.mark.parametrize(
     ("chance", "pictures", "questions", "fresh_seeds"),
     [(0.5, 264, 7, 3), (0.9, 264, 7, 1), (0.99, 264, 7, 3), (0.04, 90, 1, 1), (0.97, 60, 1, 3), (0.999, 264, 7, 1)],
 )
 def test_records_of_the_same_truth_agree_as_often_as_intervals_say(chance, pictures, questions, fresh_seeds):
     rng = np.random.default_rng([round(1000 * chance), pictures, fresh_seeds])
-    agreed = 0
-    for _ in range(TIMES):
+
+    def both():
         first = accuracy(rng, chance, pictures, questions, 3)
-        second = accuracy(rng, chance, pictures // 3 * fresh_seeds, questions, fresh_seeds)
-        between = difference(first, second)
-        agreed += between.low <= 0 <= between.high
-    assert agreed / TIMES >= 0.93
+        return first, accuracy(rng, chance, pictures // 3 * fresh_seeds, questions, fresh_seeds)
+
+    assert share_that_agrees(both) >= 0.93
 
 
 def test_records_agree_where_seeds_differ_by_more_than_their_pictures_explain():
     """Seeds whose log-odds differ by 0.15: over pictures alone, seven of ten records would agree."""
     rng = np.random.default_rng(8)
-    agreed = 0
-    for _ in range(TIMES):
-        first, second = (accuracy(rng, 0.5, 264, 7, 3, between=0.15) for _ in range(2))
-        between = difference(first, second)
-        agreed += between.low <= 0 <= between.high
-    assert agreed / TIMES >= 0.91
+
+    def both():
+        return [accuracy(rng, 0.5, 264, 7, 3, between=0.15) for _ in range(2)]
+
+    assert share_that_agrees(both) >= 0.91
 
 
 def test_whole_tables_of_the_same_truth_are_seldom_refused():
