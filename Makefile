@@ -33,7 +33,7 @@ help:
 	@echo "make setup-vllm  an environment of its own, .venv-vllm, with vLLM for the CPU"
 	@echo "make test-vllm   test foveate inside vLLM (runners V1 and V2) in that environment; says loudly where it cannot be installed"
 	@echo "make space   out/space: a folder that can be pushed to a hosting space as it is"
-	@echo "make test    run all tests, tier by tier, and print each one's time; make tier-signals runs one of: $(TIERS)"
+	@echo "make test    run all tests and say what each tier took; make tier-signals runs one of: $(TIERS)"
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
@@ -160,18 +160,17 @@ space:
 index: $(LIGHT)
 	$(BIN)/python -m foveate._index
 
-# One tier after the other, each with its time; all of them run also where one has failed.
-test: setup
-	@failed=; for tier in $(TIERS); do $(MAKE) --no-print-directory tier-$$tier || failed="$$failed $$tier"; done; \
-	  test -z "$$failed" || { echo "==> failed:$$failed" >&2; exit 1; }
-
-# One torch thread a process: with several processes, more only get in each other's way. What the files of `rest` make
-# once (models, servers, long runs) is made in one process alone. PYTEST="--durations=50" shows what is slow.
+# One torch thread a process: with several processes, more only get in each other's way. What a file makes once (models,
+# servers, long runs) is made in one process alone. At its end pytest says what each tier took. PYTEST="--durations=50"
+# shows what is slow. Compiled modules are written, whatever the environment says: some tests start processes.
 PYTEST ?=
-TOGETHER = $(if $(filter rest,$*),--dist loadfile --no-loadscope-reorder)
+RUN_TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(JOBS) \
+  --dist loadfile --no-loadscope-reorder
+test: setup
+	@$(RUN_TESTS) $(PYTEST)
+
 $(TIERS:%=tier-%): tier-%: setup
-	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(TOGETHER) -m $* $(PYTEST); code=$$?; \
-	  echo "==> tier $* took $$(($$(date +%s) - start)) s"; exit $$code
+	@$(RUN_TESTS) -m $* $(PYTEST)
 
 # What has passed is in the log of this commit, and is left out the next time.
 test-all: setup

@@ -14,6 +14,7 @@ TIERS = {
     "engine": ("invariants",),
 }
 """Folders of each tier; methods and coverage are parts of tests/invariants, see `tier_of`."""
+ALL_TIERS = (*TIERS, "methods", "coverage", "rest")
 HEAVY = (
     "test_on_ray.py", "test_job.py", "test_lmms_eval.py", "test_docs.py", "test_compile.py", "test_commands.py",
     "test_with_torchvision.py", "test_serving.py", "test_schedules.py",
@@ -41,7 +42,7 @@ def pytest_ignore_collect(collection_path, config):
     """Where one tier is asked for, do not even look into the folders of the others."""
     tier = config.option.markexpr
     parts = collection_path.relative_to(ROOT).parts
-    if not parts or tier not in (*TIERS, "methods", "coverage", "rest"):
+    if not parts or tier not in ALL_TIERS:
         return None
     if tier in ("methods", "coverage"):
         tier = "engine"  # parts of the same folder
@@ -106,7 +107,12 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Count the pairs of method and family that are refused."""
+    """Say how long each tier worked, and count the pairs of method and family that are refused."""
+    every = [one for some in terminalreporter.stats.values() for one in some if hasattr(one, "duration")]
+    for tier in ALL_TIERS:
+        if own := [one for one in every if tier in one.keywords]:
+            count, seconds = len({one.nodeid for one in own}), sum(one.duration for one in own)
+            terminalreporter.line(f"==> tier {tier}: {count:,} tests, {seconds:.0f} s of work")
     reports = terminalreporter.getreports("passed")
     told = [each for one in reports if one.when == "call" for each in one.user_properties]
     refused = [reason for name, reason in told if name == "refused"]
