@@ -105,7 +105,6 @@ def test_a_url_is_told_that_nothing_is_downloaded(vlm):
     assert "No such file" not in str(refused.value)
 
 
-@line("4.29", "a hub id without a network: 30 s before the error")
 def test_a_model_of_the_hub_is_not_waited_for_where_there_is_no_network(monkeypatch):
     waited = []
 

@@ -20,7 +20,6 @@ from foveate.runs.listener import Listener
 from foveate.tune.trials import open_trials
 from foveate.tune.tuned import HeldOut, Tuned
 from tests.cli.conftest import QUESTION
-from tests.found import line
 
 
 def test_a_setting_that_is_ahead_on_held_out_pictures_is_named():
@@ -81,7 +80,6 @@ def test_a_method_of_two_cuts_takes_a_budget(vlm):
     assert vlm.solve(Twice(layers=(1, 2), retention=0.5), 36).plan(6, (36,)) == (36, 36, 9, 9, 9, 9)
 
 
-@line("5.10", "the message for an undeclared signal has 900 characters")
 def test_the_error_for_an_undeclared_signal_can_be_read():
     declared = [
         Attention(rows=rows, layer="ran", heads="mean") for rows in ("last", "after", "null", "raters", "vision")
@@ -120,7 +118,6 @@ def test_parts_hold_no_digits_that_mean_nothing(answer, questions, tmp_path):
     assert re.findall(r"\d\.\d{9,}", part.read_text()) == []
 
 
-@line("5.24", "raw reprs in a notebook's table")
 def test_a_notebook_shows_a_method_as_one_writes_it(vlm, picture):
     html = vlm.ask(picture, "What is this ?", method="v2drop:layers=1,2,3", max_new_tokens=2)._repr_html_()
     assert "min_keep=1, scope=" not in html

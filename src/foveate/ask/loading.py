@@ -1,11 +1,15 @@
 """Models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 
@@ -62,12 +66,13 @@ def load(
     place = str(folder or name)
     target = device_of(device)
     number_format = _dtype(dtype, target)
+    local = folder is None and _is_unreachable()
     with quiet(bars=folder is None):
         with explained(name, "config"):
-            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=local)
         _check_config(name, config)
         if folder is None:
-            _check_index(name, config)
+            _check_index(name, config, local)
         with explained(name, "weights"):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place,
@@ -76,12 +81,13 @@ def load(
                 attn_implementation=_kernel(attention),
                 use_safetensors=True,
                 trust_remote_code=False,
+                local_files_only=local,
                 ignore_mismatched_sizes=True,  # reported, and refused below by name
                 output_loading_info=True,
             )
         _check_weights(name, report)
         with explained(name, "processor"):
-            processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
         _check_processor(name, processor)
     if name == embedded.FILMS:
         embedded.for_films(model, processor)
@@ -113,7 +119,18 @@ def _folder(name: str) -> Path | None:
     return folder
 
 
-def _check_index(name: str, config: Any) -> None:
+def _is_unreachable() -> bool:
+    """Whether the hub has no address here: then only what was downloaded is looked for, at once."""
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
+
+
+def _check_index(name: str, config: Any, local: bool) -> None:
     """Refuse a model of the hub whose index names files that are no safetensors or lie elsewhere."""
     explicit = getattr(config, "transformers_weights", None)
     if explicit is not None:
@@ -122,7 +139,7 @@ def _check_index(name: str, config: Any) -> None:
     if not file.endswith(".json"):
         return
     with explained(name, "weights"):
-        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(name, file, local_files_only=local, _raise_exceptions_for_missing_entries=False)
     if path is not None:
         check_weight_names(name, file, index_weights(name, Path(path)))
 

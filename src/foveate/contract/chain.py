@@ -164,7 +164,7 @@ class Chain(Method):
         return left
 
     def __str__(self) -> str:
-        return " + ".join(map(str, self.members))
+        return "+".join(map(str, self.members))
 
 
 Method._chain_of = Chain.of

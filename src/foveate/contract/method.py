@@ -140,6 +140,13 @@ class Method(ABC):
         depth, vision_tokens = MODELS[name.partition("/")[0]]
         return Preset(f"{cls.name}/{name}", cls(**settings), depth, full or vision_tokens, source)
 
+    def __str__(self) -> str:
+        """As people write it: `v2drop:layers=3,17,22`, with what is not as it is by default."""
+        fields = self._fields()
+        given = {name: value for name, value in self._values().items() if value != fields[name].default}
+        written = ";".join(f"{name}={_as_written(value)}" for name, value in given.items())
+        return f"{self.name}:{written}" if written else self.name
+
     @abstractmethod
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         """The steps of the method on a model of this shape."""
@@ -339,6 +346,13 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
         raise SettingError(f"tokens must be between 1 and {count} for this input; got {asked:.6g}.")
     if count is not None or not asked:
         method._check_floor(decoder_depth(model), count or ANY_COUNT)
+
+
+def _as_written(value: Any) -> str:
+    """A setting's value as people write it: `3,17,22`, and numbers with six digits."""
+    if isinstance(value, tuple):
+        return ",".join(map(_as_written, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _as_plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ A view holds plain tensors, so a stage runs without a model:
 
 What a family shows of an image in its vision tower, of which an `ImageView` is made, is a `TowerView`."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,7 +166,11 @@ class View:
         return value
 
     def _declared(self) -> str:
-        return ", ".join([*map(repr, self._signals), *self._named]) or "nothing"
+        """What the stage declares; of several signals of a kind, how many."""
+        counts = Counter(signal.kind for signal in self._signals)
+        alone = [repr(signal) for signal in self._signals if counts[signal.kind] == 1]
+        several = [f"{count} of kind {kind!r}" for kind, count in counts.items() if count > 1]
+        return ", ".join([*alone, *several, *self._named]) or "nothing"
 
 
 class LayerView(View):
