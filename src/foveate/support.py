@@ -8,7 +8,7 @@ from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import WAYS, PixelStage, Place, Shape, Stage, TowerStage
 from foveate.core import signals
-from foveate.core.signals import Cells, Columns, Features, Signal
+from foveate.core.signals import Cells, Columns, Features, Resource, Signal, Text
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
@@ -98,8 +98,10 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
 
 def _is_served(signal: Signal, place: Place) -> bool:
     """Whether this engine reads a signal for a stage at this place."""
-    if isinstance(signal, Cells | Columns):
+    if isinstance(signal, Cells | Columns | Text):
         return place is Place.LAYER
+    if isinstance(signal, Resource):
+        return place is (Place.LAYER if signal.of == "text" else Place.BEFORE_PROJECTOR)
     if isinstance(signal, Features):
         return signal.side == "before" and place is Place.BEFORE_PROJECTOR
     return isinstance(signal, SERVED)

@@ -48,7 +48,7 @@ from foveate.errors import SettingError
         (lambda: TowerAttention(block=2, layer=1), "either layer or block; got layer=1 and block=2"),
         (lambda: TowerKeys(of=24), "of=24 needs a block below it; got block=None"),
         (lambda: TowerKeys(block=24, of=24), "of=24 needs a block below it; got block=24"),
-        (lambda: Text(of="words"), "'embeddings', 'hidden', 'ids'; got 'words'"),
+        (lambda: Resource("clip", of="words"), "'features', 'text'; got 'words'"),
         (lambda: Pivots(count=0), "Pivots: count must be a whole number, 1 or more; got 0"),
         (lambda: Features(side="left"), "'before', 'behind'; got 'left'"),
     ],
@@ -67,7 +67,7 @@ def test_equal_signals_are_one():
 
 def test_who_reads_text():
     textual = [Attention(rows=rows) for rows in ("last", "after", "null", "raters")]
-    assert all(signal.reads_text for signal in (*textual, Pivots(), Columns(pivots=4), Text()))
+    assert all(signal.reads_text for signal in (*textual, Pivots(), Columns(pivots=4), Text(), Resource("clip", of="text")))
     tower = (TowerAttention(), TowerKeys(), Cls(), Features(), Resource("clip"))
     silent = (Attention(rows="vision"), Hidden(), Keys(), KeyNorms(), Normed(), Columns(), Cells(), *tower)
     assert not any(signal.reads_text for signal in silent)

@@ -50,11 +50,13 @@ class Shape:
         depth: Decoder layers.
         cls: Whether the vision tower has a CLS.
         renumbers: Whether positions may be numbered anew (not with M-RoPE).
+        resources: Names of what was handed in with `foveate.drop(…, resources={…})`.
     """
 
     depth: int
     cls: bool = False
     renumbers: bool = True
+    resources: frozenset[str] = frozenset()
 
     @property
     def payer(self) -> Literal["cls", "patches"]:

@@ -30,32 +30,41 @@ __all__ = [
     "thin",
 ]
 
-SHORTEST = 1e-12  # the smallest norm that divides, and the smallest variance that is left of a token
+SHORTEST = 1e-12  # the smallest norm that divides
+NO_VARIANCE = 1e-6  # the share of the largest variance up to which only rounding is left of a token
 TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides
 ROUNDS = 16  # of a redistribution; each round ends it or fills a group
 HAIR = 1e-5  # what rounding may take off a group's share, in tokens
 GRID = 2.0**40  # exact cosines are multiples of 1 / GRID, 4,096 times what float64 rounds by
 
 
-def cosines(rows: Tensor, exact: bool = False) -> Tensor:
+def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> Tensor:
     """The cosine of every two rows: (rows, width) of any dtype -> (rows, rows) float32, symmetric; float64 if exact.
 
     Args:
         rows: The rows.
+        others: Rows to compare them with instead, (others, width): the answer is (rows, others) then.
         exact: Compute in float64, and round to multiples of 2⁻⁴⁰. What a batched product gives is then what a plain one
             gives, and a row's cosine with itself is 1: so that kernels do not decide between tokens that tie. Rounded
             to float32, cosines that differ would tie. float32 on Apple's GPUs, which have no float64.
     """
     is_double = exact and rows.device.type != "mps"
-    wide = rows.to(torch.float64 if is_double else torch.float32)
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    unit = wide / length.clamp(min=SHORTEST)
-    product = unit @ unit.T
-    # A kernel may round the cosine of two rows differently from that of the same two the other way round.
-    symmetric: Tensor = 0.5 * (product + product.T)
+
+    def of_length_one(rows: Tensor) -> Tensor:
+        wide = rows.to(torch.float64 if is_double else torch.float32)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        return wide / length.clamp(min=SHORTEST)
+
+    unit = of_length_one(rows)
+    if others is None:
+        product = unit @ unit.T
+        # A kernel may round the cosine of two rows differently from that of the same two the other way round.
+        product = 0.5 * (product + product.T)
+    else:
+        product = unit @ of_length_one(others).T
     if is_double:
-        symmetric = (symmetric * GRID).round() / GRID
-    return symmetric
+        product = (product * GRID).round() / GRID
+    return product
 
 
 def cosine_flops(arriving: Arriving, width: int) -> int:
@@ -125,33 +134,38 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
     return _ascending(picks, similarity)
 
 
-def determinantal(kernel: Tensor, count: int) -> Tensor:
+def determinantal(kernel: Tensor, count: int, fill: Tensor | None = None) -> Tensor:
     """The subset with a large determinant of its kernel, by greedy picks: MAP inference of a determinantal process.
 
     d_j is the variance that is left of token j beside those picked. Picking j takes the row
-    e = (L_j − Cᵀ c_j) / √d_j of a Cholesky factor C, and e² from every d (Chen et al., NeurIPS 2018). What rounding
-    takes below 1e-12 is set to it, so that picks beyond the kernel's rank go by index.
+    e = (L_j − Cᵀ c_j) / √d_j of a Cholesky factor C, and e² from every d (Chen et al., NeurIPS 2018). Of a variance
+    of 1e-6 of the largest or less, only rounding is left: such tokens, those beyond the kernel's rank, go by `fill`.
 
     Args:
         kernel: (tokens, tokens), positive semidefinite.
         count: How many to pick.
+        fill: (tokens,), the highest of which are picked where no variance is left; None: by index.
 
     Returns:
         (count,) int64, ascending.
     """
     _check(kernel, count)
-    left = kernel.diagonal().clamp(min=SHORTEST)
+    left = kernel.diagonal()
+    least = left.amax() * NO_VARIANCE if len(kernel) else 0
+    # Below 0, so below every variance that counts.
+    by_fill = torch.zeros_like(left) if fill is None or not len(fill) else fill - fill.amax()
     taken = torch.zeros_like(left, dtype=torch.bool)
     factor = kernel.new_zeros(count, len(kernel))  # C, a row a pick
     picks = []
     for step in range(count):
-        pick = left.masked_fill(taken, float("-inf")).argmax(dim=0, keepdim=True)
+        scores = torch.where(left > least, left, by_fill)
+        pick = scores.masked_fill(taken, float("-inf")).argmax(dim=0, keepdim=True)
         picks.append(pick)
         before = factor[:step]
         row = kernel[pick] - before[:, pick].T @ before  # (1, tokens)
-        row = (row / left[pick].sqrt())[0]
+        row = torch.where(left[pick] > least, row[0] / left[pick].clamp(min=TINIEST).sqrt(), 0)
         factor[step] = row
-        left = (left - row.square()).clamp(min=SHORTEST)
+        left = left - row.square()
         taken = taken.index_fill(0, pick, True)
     return _ascending(picks, kernel)
 

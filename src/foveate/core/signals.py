@@ -239,11 +239,13 @@ class Pivots(Signal):
 
 @dataclass(frozen=True)
 class Text(Signal):
-    """Text behind the tokens' image: its input embeddings, its hidden states or its ids."""
+    """The text behind the tokens' image as it enters the layer, template included: (words, width), the model's dtype.
+
+    Before layer 0 these are its embeddings. Behind tokens of several images it is the text behind the last of them.
+    """
 
     kind: ClassVar[str] = "text"
-
-    of: Literal["embeddings", "hidden", "ids"] = "embeddings"
+    served: ClassVar[bool] = True
 
     @property
     def reads_text(self) -> bool:
@@ -374,11 +376,24 @@ class Cells(Signal):
 
 @dataclass(frozen=True)
 class Resource(Signal):
-    """Something handed in by name with `foveate.drop(…, resources={…})`, such as a text encoder."""
+    """What something makes that was handed in by name, with `foveate.drop(…, resources={name: …})`.
+
+    Attributes:
+        name: Its name. A method finds the names that were handed in in `Shape.resources`.
+        of: "features": its function `features` gets the image's tokens before the projector, (tokens, width), and makes
+            (tokens, any) of them. "text": its function `text` gets the ids of the text that `Text` has, (words,) int64,
+            and makes one tensor of them, whose shape is the same for every text.
+    """
 
     kind: ClassVar[str] = "resource"
+    served: ClassVar[bool] = True
 
-    name: str = ""
+    name: str
+    of: Literal["features", "text"] = "features"
+
+    @property
+    def reads_text(self) -> bool:
+        return self.of == "text"
 
 
 def refuse_other_options(values: Any) -> None:

@@ -11,14 +11,26 @@ from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
 from foveate.core.cut import Cut, Pick, followed, note_of, together
-from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
+from foveate.core.signals import (
+    Attention,
+    Cells,
+    Columns,
+    Hidden,
+    KeyNorms,
+    Keys,
+    Normed,
+    Pivots,
+    Resource,
+    Signal,
+    Text,
+)
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, named, ran_note
 from foveate.engine.reading import RATERS, raters_of, streams
-from foveate.engine.samples import Begun, Bucket, Sample, Sizes, Unit, image_units, sample_unit
+from foveate.engine.samples import WORDS, Begun, Bucket, Sample, Sizes, Unit, image_units, sample_unit
 
 __all__ = [
     "SampleRows",
@@ -154,11 +166,16 @@ class SampleRows:
             note = ran_note(signal, self.layer - 1)
             own = part(self.notes[note])
             return torch.cat((own, self.text[note][unit.image])) if signal.pivots else own
+        if isinstance(signal, Resource):
+            return self.text[repr(signal)][unit.image]
         if isinstance(signal, KeyNorms) or (isinstance(signal, Attention) and signal.layer == "ran"):
             return part(self.notes[ran_note(signal, self.layer - 1)])
         assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
         if isinstance(signal, Keys):
             return part(self.reader.keys())
+        if isinstance(signal, Text):
+            columns = self.text[WORDS]
+            return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))
         if isinstance(signal, Pivots):

@@ -4,7 +4,7 @@
 what its tower shows, projects rows, and puts what is left into a prompt that is shorter by as much."""
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from foveate.contract.stages import Stage
 from foveate.core.cut import Cut, Pick, followed, together
 from foveate.core.grid import Grid
 from foveate.core.merge import average
-from foveate.core.signals import Cls, Deepstack, Features, Hidden, Signal, TowerAttention, TowerSignal
+from foveate.core.signals import Cls, Deepstack, Features, Hidden, Resource, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, PatchView, TowerView
 from foveate.engine import guards
@@ -44,12 +44,14 @@ class ImageTokens:
 
     Attributes:
         view: What the family shows.
+        resources: What was handed in, by name.
         patches: What became of patches: in the tower, or behind the projector where the tower cannot lose any.
         pooled: The same, where signals are still those of all patches.
         done: What image stages have made of the rows that were left then.
     """
 
     view: TowerView
+    resources: Mapping[str, Any]
     patches: Cut = field(init=False)
     pooled: Cut | None = None
     done: Cut = field(init=False)
@@ -136,9 +138,11 @@ class ImageTokens:
             assert self.view.deepstack is not None
             values = self.view.deepstack()
             return values if self.untouched else values[self.source.clamp(min=0)]
-        if isinstance(signal, Features):
-            assert self.view.made is not None
-            values = self.view.made()
+        if isinstance(signal, Features | Resource):
+            # Where the family shows none of the other side, the rows are what it shows.
+            values = self.view.features if self.view.made is None else self.view.made()
+            if isinstance(signal, Resource):
+                values = self.resources[signal.name].features(values)
         else:
             assert isinstance(signal, TowerSignal)
             values = self.view.read(signal)  # attention as keys of size 1
@@ -293,7 +297,7 @@ class TowerReducer:
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         """What becomes of each image's tokens on their way out of the tower, newlines apart."""
-        images = [ImageTokens(view) for view in views]
+        images = [ImageTokens(view, self._program.resources) for view in views]
         # Where the tower itself cannot lose tokens, the stage inside it works behind the projector.
         late = [image for image in images if self.early and image.can_pool]
         pooled = self._merged([image.rows for image in late], [image.grid for image in late])

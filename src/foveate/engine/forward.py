@@ -275,7 +275,7 @@ class Forward:
         self.drops = True
         self.samples = samples
         self.span = embeds.shape[1]
-        self.buckets = buckets_of(samples, program.together, embeds.device)
+        self.buckets = buckets_of(samples, program.together, embeds.device, program.reads_words)
         if not self.last_only:
             self.image_ends = _ends_of_runs(samples)
         text = torch.zeros(len(samples), self.span, dtype=torch.bool)

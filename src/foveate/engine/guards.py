@@ -1,6 +1,6 @@
 """Every refusal of the engine: what cannot run while tokens are dropped, said before anything is computed wrongly."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from foveate._transformers import recomputes_from_outside
 from foveate.contract.method import Method
 from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
-from foveate.core.signals import Keys
+from foveate.core.signals import Keys, Resource
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.support import refusal
@@ -34,6 +34,26 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> No
     reason = refusal(stages, family.lacks)
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
+
+
+def refuse_resources(method: Method, stages: Sequence[Stage], resources: Mapping[str, Any]) -> None:
+    """What was handed in by name must be what the stages read by name."""
+    read = {signal.name for stage in stages for signal in stage.reads if isinstance(signal, Resource)}
+    for name in sorted(read - set(resources)):
+        raise UnsupportedError(
+            f"{method.name} reads the resource {name!r}, and none was handed in. Hand it in: "
+            f"foveate.drop(model, method, resources={{{name!r}: …}})."
+        )
+    for name in sorted(set(resources) - read):
+        raise SettingError(f"{method.name} reads no resource {name!r} here. Leave it out of resources.")
+
+
+def refuse_unknown_text(ids: Tensor | None, columns: int) -> None:
+    """What encodes text gets its ids."""
+    if ids is None or ids.shape[1] != columns:
+        raise UnsupportedError(
+            "The question's token ids are encoded for this method, and this prompt came as embeddings. Pass input_ids."
+        )
 
 
 def refuse_copies() -> NoReturn:

@@ -2,8 +2,9 @@
 
 Behind the last layer caches of earlier layers are cut for decoding, and the record is closed."""
 
+import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,13 +13,14 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from foveate.core.cut import Cut
+from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
 from foveate.engine.forward import Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
-from foveate.engine.samples import Sample, read_samples
+from foveate.engine.samples import WORDS, Sample, read_samples
 from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord
 from foveate.families.base import Family
 
@@ -73,6 +75,7 @@ def begin(
     masks = [(mask, _media_in(forward, program, family, modality, mask)) for modality, mask in forward.placeholders]
     if forward.encoded and forward.arguments and not masks:
         guards.refuse_unplaced_pictures()
+    ids = forward.ids
     forward.let_go_of_arguments()  # the layers need no pixels
     if embeds is None or not masks:
         forward.record = _text_record(family, kwargs, live)
@@ -94,7 +97,32 @@ def begin(
     forward.live, forward.idle = live, False
     forward.additions = family.added_later(kwargs)
     forward.drop_in(samples, program, embeds)
+    _note_text(forward, program, ids)
     return _take_tower_cuts(forward, program, embeds)
+
+
+def _note_text(forward: Forward, program: Program, ids: Tensor | None) -> None:
+    """Remember where the text behind the images is, and what was handed in makes of its ids, (samples, columns)."""
+    for bucket in forward.buckets if program.reads_words else ():
+        words = torch.stack([sample.words_behind(0) for sample in bucket.samples])
+        bucket.text[WORDS] = send(words, bucket.index.device)
+    if not program.encodes_text:
+        return
+    guards.refuse_unknown_text(ids, forward.span)
+    assert ids is not None
+    rows = ids.cpu()
+    for bucket, signal in itertools.product(forward.buckets, program.encodes_text):
+        encode = program.resources[signal.name].text
+        pairs = zip(bucket.members, bucket.samples, strict=True)
+        made = [_of_text(encode, rows[member], sample) for member, sample in pairs]
+        bucket.text[repr(signal)] = torch.stack(made).to(bucket.index.device)
+
+
+def _of_text(encode: Callable[[Tensor], Tensor], ids: Tensor, sample: Sample) -> Tensor:
+    """What is made of the text behind each image (or frame) of a sample: (images, …). The same text is encoded once."""
+    lengths = {count: image for image, count in enumerate(sample.text_after)}
+    made = {count: encode(ids[sample.words_behind(image)]) for count, image in lengths.items()}
+    return torch.stack([made[count] for count in sample.text_after])
 
 
 def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tensor:

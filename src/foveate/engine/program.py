@@ -1,6 +1,7 @@
 """Attach: a method's stages, each at its place along the way. Made once, when a context opens."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -9,13 +10,12 @@ from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, Place, Shape, Stage, TowerStage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.signals import Cells, Hidden, Signal
+from foveate.core.signals import Cells, Hidden, Resource, Signal, Text
 from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
 
 __all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "named", "ran_note"]
-
 
 class Program:
     """Which of a method's stages act where. Those that act before decoder layer 1 need no decoder of transformers.
@@ -25,8 +25,10 @@ class Program:
         stages: All of the method's, in order; or some of them, for a host that runs a part of the way.
         depth: Decoder layers.
         renumbers: Whether the model's rows may be numbered anew.
+        resources: What was handed in, by name.
 
     Attributes:
+        resources: The same.
         method: The same.
         stages: The same.
         pixels: Stages in front of the tower.
@@ -43,10 +45,20 @@ class Program:
         cached: Decoder layers whose caches are cut after the prefill.
         reads_cells: Whether a stage before a layer reads where tokens stand.
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
+        reads_words: Whether a stage before a layer reads the text behind images itself.
+        encodes_text: What stages read that something handed in makes of that text.
     """
 
-    def __init__(self, method: Method, stages: Sequence[Stage], depth: int = 0, renumbers: bool = False) -> None:
+    def __init__(
+        self,
+        method: Method,
+        stages: Sequence[Stage],
+        depth: int = 0,
+        renumbers: bool = False,
+        resources: Mapping[str, Any] | None = None,
+    ) -> None:
         self.method = method
+        self.resources = resources or {}
         self.stages = tuple(stages)
         self._depth = depth
         self._renumbers = renumbers
@@ -78,21 +90,25 @@ class Program:
         self.adds_rows = any(stage.ownerless for stage in stages)
         self.reads_cells = any(Cells() in stage.reads for stage in layers)
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
+        read = tuple(dict.fromkeys(signal for stage in layers for signal in stage.reads))
+        self.reads_words = Text() in read
+        self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
         self._remembered, self._signals_while = _looking_back(layers)
 
     @classmethod
-    def on(cls, method: Method, family: Family) -> "Program":
-        """The program of a method on a model of transformers.
+    def on(cls, method: Method, family: Family, resources: Mapping[str, Any] | None = None) -> "Program":
+        """The program of a method on a model of transformers, with what was handed in by name.
 
         Raises:
-            SettingError: If the method's cuts do not fit the decoder's depth.
+            SettingError: If the method's cuts do not fit the decoder's depth, or it reads no such resource.
             UnsupportedError: If a stage reads what this model or this engine has not, or stands where nothing runs.
         """
-        shape = Shape(len(family.layers), cls=family.tower_cls, renumbers=family.renumbers)
+        shape = Shape(len(family.layers), family.tower_cls, family.renumbers, frozenset(resources or ()))
         stages = follow.in_order(method.stages(shape))
         follow.refuse_shallow(type(method).__name__, stages, shape.depth)
         guards.refuse_stages(method, stages, family)
-        return cls(method, stages, shape.depth, shape.renumbers)
+        guards.refuse_resources(method, stages, resources or {})
+        return cls(method, stages, shape.depth, shape.renumbers, resources)
 
     # -- encode ------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ __all__ = [
     "Bucket",
     "Sample",
     "Sizes",
+    "WORDS",
     "Unit",
     "buckets_of",
     "image_units",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+NOTHING = torch.zeros(0, dtype=torch.int64)
+WORDS = "words"
+"""The name under which a bucket remembers the columns of the text behind its first image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +57,7 @@ class Sample:
             does.
         cells: Frame, row and column of each of `vision`, (entered, 3) int64 (see `Cells`); None if no stage reads them.
         grids: The grids of each image, where a stage reads them.
+        words: Columns of `text` that are no padding, (…,) int64, ascending.
     """
 
     live: int
@@ -69,6 +74,7 @@ class Sample:
     ordinals: tuple[Tensor, Tensor] | None = None
     cells: Tensor | None = None
     grids: tuple[tuple[Grid, ...], ...] = ()
+    words: Tensor = NOTHING
 
     @property
     def fixed(self) -> int:
@@ -102,6 +108,10 @@ class Sample:
     def parted(self) -> bool:
         """Whether text stands between the tokens of an image."""
         return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.media)
+
+    def words_behind(self, image: int) -> Tensor:
+        """Columns of the text behind an image (or frame), (words,) int64, ascending."""
+        return self.words[len(self.words) - self.text_after[image] :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +256,8 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
         frames = tuple(itertools.chain(*(image.free_frames for image in images)))
     guards.refuse_unknown_frames(frames, len(vision))
     sizes = frames or tuple(counts)
-    text_after, text_from = _text_behind(text[live[text]], vision, sizes)
+    words = text[live[text]]
+    text_after, text_from = _text_behind(words, vision, sizes)
     ordinals: tuple[Tensor, Tensor] | None = None
     if fixed.any():
         counted = every.cumsum() - 1  # of columns text, image, image: −1 0 1
@@ -264,6 +275,7 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
         ordinals=ordinals,
+        words=torch.from_numpy(words),
     )
 
 
@@ -322,7 +334,8 @@ class Bucket:
         parent: The row each vision token went into, (samples, entered) int64, −1 if it was dropped; None while nothing
             is merged.
         notes: What is remembered of the rows, a tensor a name with samples and rows in front.
-        text: What is remembered of the text behind the images, a tensor a name with samples and images in front.
+        text: What is remembered of the text behind the images, a tensor a name with samples and images in front; and
+            `WORDS`, (samples, words) int64.
         ordinals: See `Sample.ordinals`, with the samples in front.
         begun: Rows that layer 0 has processed, of each sample; None before it has.
     """
@@ -539,10 +552,21 @@ def _looked_up(tables: Tensor, places: Tensor) -> Tensor:
     return torch.where(places < 0, places, tables.gather(1, places.clamp(min=0)))
 
 
-def buckets_of(samples: Sequence[Sample], at_once: bool, device: torch.device) -> list[Bucket]:
-    """The samples that have vision tokens, those alike together if they may be looked at together."""
+def buckets_of(
+    samples: Sequence[Sample], at_once: bool, device: torch.device, by_words: bool = False
+) -> list[Bucket]:
+    """The samples that have vision tokens, those alike together if they may be looked at together.
+
+    Args:
+        samples: The batch.
+        at_once: Whether they may be.
+        device: Where they will be.
+        by_words: Whether samples that are alike have as much text behind each image.
+    """
     with_vision = [index for index, sample in enumerate(samples) if len(sample.vision)]
-    kinds = [_kind(samples[index]) if at_once else index for index in with_vision]
+    kinds: list[Any] = list(with_vision)
+    if at_once:
+        kinds = [(*_kind(samples[index]), by_words and samples[index].text_after) for index in with_vision]
     groups = [[with_vision[place] for place in places] for places in alike(kinds)]
     return [Bucket.of(members, samples, device) for members in groups]
 

@@ -8,7 +8,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -51,6 +51,7 @@ def drop(
     *,
     retention: float | None = None,
     tokens: float | None = None,
+    resources: Mapping[str, Any] | None = None,
 ) -> Iterator[Trace]:
     """Drop vision tokens while the context is open.
 
@@ -69,6 +70,7 @@ def drop(
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
             the last one that takes a budget) solves its schedule for every image.
         tokens: The same as a number of tokens.
+        resources: What the method reads that no model has, by name, such as CDPruner's "clip"; its page says what.
 
     Yields:
         The trace, which every prefill inside the context fills.
@@ -79,7 +81,7 @@ def drop(
         UnknownNameError: If there is no method of that name.
         UnsupportedError: If no family serves the model, or the model lacks a signal that the method reads.
     """
-    session = _session(model, method, family, retention, tokens)
+    session = _session(model, method, family, retention, tokens, resources or {})
     try:
         try:
             session.attach()
@@ -97,12 +99,13 @@ def apply(
     *,
     retention: float | None = None,
     tokens: float | None = None,
+    resources: Mapping[str, Any] | None = None,
 ) -> Trace:
     """Drop vision tokens from now until `foveate.remove(model)`; see `drop`.
 
     The trace's `history` holds the latest 100 prefills, so that a server may go on for weeks.
     """
-    session = _session(model, method, family, retention, tokens)
+    session = _session(model, method, family, retention, tokens, resources or {})
     session.trace.most = LATEST
     try:
         session.attach()
@@ -162,12 +165,13 @@ def _session(
     kind: Literal["generic"] | None,
     retention: float | None,
     tokens: float | None,
+    resources: Mapping[str, Any],
 ) -> "Session":
     """The session that will be attached; nothing is put on the model yet."""
     chosen = _chosen(method, retention, tokens)
     family = family_for(model, kind)
     _refuse_running(model, family)
-    return Session(family, chosen)
+    return Session(family, chosen, resources)
 
 
 def _chosen(method: Method | str, retention: float | None, tokens: float | None) -> Method:
@@ -204,12 +208,12 @@ class Session:
         trace: Filled by every prefill.
     """
 
-    def __init__(self, family: Family, method: Method) -> None:
+    def __init__(self, family: Family, method: Method, resources: Mapping[str, Any]) -> None:
         self.method = method
         self.trace = Trace()
         self._core = family.core
         self._family = family
-        self._program = Program.on(method, family)
+        self._program = Program.on(method, family, resources)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
         self._forward: Forward | None = None

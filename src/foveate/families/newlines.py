@@ -132,9 +132,9 @@ def _read(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
 
 
 def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str, Tensor]:
-    """Notes of some rows as notes of all; true, or one, for a newline."""
+    """Notes of some rows as notes of all; true, or one, for a newline, and zeros where a note is a vector."""
     spread = {}
     for name, note in notes.items():
-        spread[name] = note.new_ones(count)
+        spread[name] = note.new_ones(count) if note.dim() == 1 else note.new_zeros(count, *note.shape[1:])
         spread[name][places] = note
     return spread

@@ -127,8 +127,6 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         place = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
         return place.view(tokens, 3)
     if isinstance(signal, Text):
-        if signal.of == "ids":
-            return torch.randint(0, 99, (WORDS,), generator=random)
         return torch.randn(WORDS, WIDTH, generator=random).to(dtype)
     what = f"resource {signal.name!r}" if isinstance(signal, Resource) else repr(signal)
     raise SettingError(f"No tensor can be made for the {what}: give it with tensors=.")

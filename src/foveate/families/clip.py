@@ -1,0 +1,65 @@
+"""CLIP's text encoder, beside a model whose tower is the same CLIP's: what CDPruner can be handed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import UnsupportedError
+
+__all__ = ["ClipEncoder"]
+
+
+class ClipEncoder:
+    """Brings patches of a CLIP tower and text into CLIP's common space.
+
+        clip = CLIPModel.from_pretrained("openai/clip-vit-large-patch14-336")
+        words = CLIPTokenizer.from_pretrained("openai/clip-vit-large-patch14-336")
+        encoder = ClipEncoder(clip, words, processor.tokenizer)
+        with foveate.drop(model, "cdpruner", tokens=64, resources={"clip": encoder}): ...
+
+    Args:
+        clip: The `CLIPModel` that the model's tower is from; checkpoints of LLaVA hold the tower alone.
+        words: Its tokenizer.
+        tokenizer: The model's own, which tells what its prompt says.
+    """
+
+    def __init__(self, clip: Any, words: Any, tokenizer: Any) -> None:
+        self._clip = clip
+        self._words = words
+        self._tokenizer = tokenizer
+
+    @torch.no_grad()
+    def features(self, features: Tensor) -> Tensor:
+        """Patches as the tower makes them, (patches, width), in the common space: (patches, size) float32.
+
+        Raises:
+            UnsupportedError: If they are of another tower.
+        """
+        norm = self._clip.vision_model.post_layernorm
+        if features.shape[-1] != norm.weight.shape[0]:
+            raise UnsupportedError(
+                f"This model's features have width {features.shape[-1]}, and the CLIP that was handed in makes features "
+                f"of width {norm.weight.shape[0]}. Hand in the CLIP that the model's tower is from, or none."
+            )
+        place = norm.weight
+        projected: Tensor = self._clip.visual_projection(norm(features.to(place.device, place.dtype)))
+        return projected.float().to(features.device)
+
+    @torch.no_grad()
+    def text(self, ids: Tensor) -> Tensor:
+        """A text in the common space, from its ids in the model's prompt: (size,) float32.
+
+        The mean over parts of 75 words of their embeddings at length one; zeros where there is no text.
+        """
+        projection = self._clip.text_projection
+        said = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+        if not said:
+            return torch.zeros(projection.out_features)
+        words = self._words(said, add_special_tokens=False).input_ids
+        most = self._clip.config.text_config.max_position_embeddings - 2  # the beginning and the end have a place each
+        parts = [words[start : start + most] for start in range(0, len(words), most)]
+        rows = [self._words.build_inputs_with_special_tokens(part) for part in parts]
+        made = [self._clip.text_model(torch.tensor([row], device=projection.weight.device)) for row in rows]
+        embeds = projection(torch.cat([output.pooler_output for output in made])).float()
+        return torch.nn.functional.normalize(embeds, dim=-1).mean(dim=0).cpu()

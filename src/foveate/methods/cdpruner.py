@@ -1,0 +1,119 @@
+"""CDPruner: keep vision tokens that are unlike one another and that the question is about.
+
+Paper: Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
+NeurIPS 2025, arXiv:2506.10967. Reads what enters the decoder, and embeddings of the question.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foveate.contract import (
+    Counted,
+    Features,
+    Hidden,
+    ImageStage,
+    ImageView,
+    LayerStage,
+    LayerView,
+    Resource,
+    Shape,
+    Stage,
+    Text,
+)
+from foveate.core.merge import of_length_one
+from foveate.core.picks import cosine_flops, cosines, determinantal
+
+__all__ = ["METHOD", "CDPruner"]
+
+CLIP = "clip"
+PATCHES, WORDS = Resource(CLIP), Resource(CLIP, of="text")
+SMALL = 1e-6  # added to the least relevance, so that no token has none
+SHORTEST = 1e-12  # the smallest norm that divides
+
+
+class CDPruner(Counted):
+    """A determinantal point process whose kernel is the tokens' similarity, weighted by their relevance to the question.
+
+        K_ij = r_i · cos(x_i, x_j) · r_j      then the greedy subset with the largest determinant
+
+    x are the rows that enter the decoder, before layer 0. The relevance r is between a token and all text behind the
+    sample's last image, template included, and goes from about 0 to 1 over all images of a sample:
+
+        r = (s − min s + 1e-6) / (max s − min s)
+
+    With CLIP's encoders handed in (`foveate.drop(…, resources={"clip": foveate.families.clip.ClipEncoder(…)})`), s is
+    −cos of a patch and the text in CLIP's space, as in the paper: CLIP's patches are *less* like a text about them.
+    Without, s is the mean cosine of a token and the embeddings of the text, as ports do for towers without a text
+    encoder. Without text behind the images all tokens are equally relevant, which leaves diversity alone.
+
+    Unlike in the released code, LLaVA-NeXT's packed tokens are picked from together, where there five crops each leave
+    a fifth (with CLIP, newlines are the least relevant); and tokens beyond the rank of K go by relevance, where there
+    fewer than asked for are left.
+
+    Attributes:
+        keep, tokens, retention, positions: See `Counted`.
+        scope: Pick from an image or a whole video ("image"), or from each frame of a video ("frame").
+    """
+
+    name = "cdpruner"
+
+    scope: Literal["image", "frame"] = "image"
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        rate = LayerStage(0, reads=(Hidden(), Text()), look=_rate_by_embeddings)
+        pick = LayerStage(
+            0,
+            reads=(Hidden(),),
+            count=self.rows,
+            pick=_pick,
+            unit=self.scope,
+            positions=self.positions,
+            flops=cosine_flops,  # the picks add about N · k²
+        )
+        if CLIP not in shape.resources:
+            return (rate, pick)
+        encode = ImageStage(reads=(Features(), PATCHES), look=_encode)
+        return (encode, LayerStage(0, reads=(WORDS,), look=_rate_by_clip), pick)
+
+
+def _encode(view: ImageView) -> Mapping[str, Tensor]:
+    return {"patches": view[PATCHES]}
+
+
+def _rate_by_clip(view: LayerView) -> Mapping[str, Tensor]:
+    patches = view.notes["patches"]
+    likeness = of_length_one(patches, SHORTEST) @ view[WORDS].float()
+    is_patch = patches.any(dim=1)  # a newline's are zeros
+    scores = torch.where(is_patch, -likeness, (-likeness).masked_fill(~is_patch, float("inf")).amin())
+    return {"relevance": relevance(scores)}
+
+
+def _rate_by_embeddings(view: LayerView) -> Mapping[str, Tensor]:
+    words = of_length_one(view.text, SHORTEST).sum(dim=0) / max(1, len(view.text))
+    return {"relevance": relevance(of_length_one(view.hidden, SHORTEST) @ words)}
+
+
+def relevance(scores: Tensor) -> Tensor:
+    """Scores, (tokens,) float32, from 1e-6 to 1; where all are the same, all are 1."""
+    least = scores.amin()
+    spread = (scores.amax() - least).clamp(min=SMALL)  # between equal scores there is rounding alone
+    return (scores - least + SMALL) / spread
+
+
+def _pick(view: LayerView, count: int) -> Tensor:
+    weight = view.notes["relevance"]
+    kernel = weight[:, None] * cosines(view.hidden) * weight
+    return determinantal(kernel, count, fill=weight)
+
+
+CDPruner.presets = (
+    *(CDPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in") for tokens in (192, 128, 64, 32)),
+    *(CDPruner.counted(f"llava-next-7b/{tokens}", "paper, with CLIP handed in") for tokens in (640, 320, 160)),
+)
+
+METHOD = CDPruner

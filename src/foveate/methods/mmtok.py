@@ -1,0 +1,97 @@
+"""MMTok: keep the vision tokens that cover the question's words and the whole picture best.
+
+Paper: Dong et al., "MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs", ICLR 2026,
+arXiv:2508.18264. Reads the tower's features, what enters the decoder, and embeddings of the question.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from foveate.contract import Counted, Features, Hidden, ImageStage, ImageView, LayerStage, LayerView, Shape, Stage, Text
+from foveate.core.picks import cosine_flops, cosines, cover
+
+__all__ = ["METHOD", "MMTok", "coverage"]
+
+
+class MMTok(Counted):
+    """Greedy coverage of two kinds of targets at once: words of the question, and all vision tokens.
+
+        P_tj = softmax_j(cos(word_t, x_j) / τ_text) / words        Q_ij = softmax_j(cos(v_i, v_j) / τ_vision) / tokens
+
+    x are the rows that enter the decoder, v the tower's features of the same tokens. Each pick is the token j not yet
+    picked with the largest Σ_u max(0, M_uj − covered_u) over the rows u of M = [P; α · Q]; covered_u = max M_uj of those
+    picked. Each image is covered by itself. The words are all tokens of the text behind it, template included.
+
+    The Qwen-VLs, families of tiles and videos show no features before the projector; there v are those behind it.
+
+    Unlike in the released code for LLaVA, 47 stop words are not left out, as they are not in its code for Qwen. LLaVA-NeXT's
+    packed tokens are picked from together, where there each crop leaves its share.
+
+    Attributes:
+        keep, tokens, retention, positions: See `Counted`.
+        alpha: α, what covering vision tokens counts beside covering words.
+        tau_text: τ_text; 0.01 for the Qwen-VLs in the paper.
+        tau_vision: τ_vision.
+    """
+
+    name = "mmtok"
+
+    alpha: Annotated[float, Ge(0)] = 0.5
+    tau_text: Annotated[float, Gt(0)] = 0.02
+    tau_vision: Annotated[float, Gt(0)] = 0.2
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        pick = LayerStage(
+            0,
+            reads=(Hidden(), Text()),
+            count=self.rows,
+            pick=self._pick,
+            unit="image",
+            positions=self.positions,
+            flops=cosine_flops,  # words are few; the picks add 3 · k · N²
+        )
+        return (ImageStage(reads=(Features(),), look=_remember), pick)
+
+    def _pick(self, view: LayerView, count: int) -> Tensor:
+        targets = coverage(view.text, view.hidden, view.notes["features"], self.tau_text, self.tau_vision, self.alpha)
+        return cover(targets, count)
+
+
+def _remember(view: ImageView) -> Mapping[str, Tensor]:
+    return {"features": view[Features()]}
+
+
+def coverage(
+    words: Tensor, tokens: Tensor, features: Tensor, tau_text: float, tau_vision: float, alpha: float
+) -> Tensor:
+    """How well each token covers each target: (tokens, words + tokens) float32.
+
+    Args:
+        words: (words, width).
+        tokens: (tokens, width), what enters the decoder.
+        features: (tokens, any), the same in the tower.
+        tau_text, tau_vision, alpha: See `MMTok`.
+    """
+    to_words = cosines(tokens, exact=True, others=words) / tau_text
+    to_tokens = cosines(features, exact=True) / tau_vision
+    # Each target's column sums to 1 over the tokens, before it is divided.
+    text = to_words.softmax(dim=0) / max(1, len(words))
+    return torch.cat((text, alpha * to_tokens.softmax(dim=0) / len(tokens)), dim=1).float()
+
+
+MMTok.presets = (
+    *(MMTok.counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32, 16)),
+    *(MMTok.counted(f"llava-next-7b/{tokens}", "paper") for tokens in (640, 320, 160)),
+    *(
+        MMTok.preset(f"qwen2.5-vl-7b/{keep:.0%}", "paper, τ_text 0.01", keep=keep, tau_text=0.01)
+        for keep in (0.2, 0.1, 0.05)
+    ),
+)
+
+METHOD = MMTok

@@ -1,0 +1,111 @@
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.contract import LayerView, Shape
+from foveate.methods.mmtok import MMTok
+from tests.models import batch, is_vision, tiny
+
+EXAMPLES = [MMTok(keep=0.4), MMTok(tokens=6, alpha=1.0, tau_text=0.1, positions="keep")]
+SMALLEST = MMTok(keep=0.001)
+
+
+def kept(words, rows, features, **settings):
+    _, pick = MMTok(**settings).stages(Shape(depth=32))
+    cut = pick.cut(LayerView(rows, text=words, notes={"features": features}))
+    return list(range(len(rows))) if cut is None else cut.source.tolist()
+
+
+def by_hand(words, tokens, features, count, alpha=0.5, tau_text=0.02, tau_vision=0.2):
+    """The spec in plain Python, in double precision."""
+
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+    def shares(target, candidates, tau):
+        powers = [math.exp((cosine(target, candidate) - 1) / tau) for candidate in candidates]
+        return [power / sum(powers) for power in powers]
+
+    words, tokens, features = words.tolist(), tokens.tolist(), features.tolist()
+    targets = [[share / len(words) for share in shares(word, tokens, tau_text)] for word in words]
+    targets += [[alpha * share / len(tokens) for share in shares(one, features, tau_vision)] for one in features]
+    covered, picked = [0.0] * len(targets), []
+    for _ in range(count):
+        gains = {}
+        for token in set(range(len(tokens))) - set(picked):
+            gains[token] = sum(max(0.0, row[token] - have) for row, have in zip(targets, covered, strict=True))
+        pick = max(gains, key=lambda token: (gains[token], -token))
+        picked.append(pick)
+        covered = [max(row[pick], have) for row, have in zip(targets, covered, strict=True)]
+    return sorted(picked)
+
+
+def test_the_spec_token_by_token():
+    """Four tokens of two directions, two alike each, and a word along the third token's direction.
+
+    With τ = 1 the word's softmax over cosines 0 0 1 1 is e⁰ / (2 + 2e) = 0.134 and 0.366. Vision tokens cover their own
+    kind at 0.366 / 4 and the other at 0.134 / 4, in halves. The third gains 0.366 + (2 · 0.366 + 2 · 0.134) / 8 = 0.491,
+    the first 0.134 + 0.125. Behind the third the fourth gains nothing, the first 2 · (0.366 − 0.134) / 8 = 0.058.
+    Without covering vision tokens nothing is left to gain behind the third, and the lowest index is next.
+    """
+    rows = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    word = torch.tensor([[0.0, 7.0]])
+    soft = {"tau_text": 1.0, "tau_vision": 1.0}
+    assert kept(word, rows, rows, tokens=1, **soft) == [2]
+    assert kept(word, rows, rows, tokens=2, **soft) == [0, 2]
+    assert kept(word, rows, rows, tokens=3, **soft) == [0, 1, 2]
+    assert kept(word, rows, rows, tokens=2, alpha=0.0, **soft) == [0, 2]
+    assert kept(word, rows, rows, tokens=4) == kept(word, rows, rows, tokens=99) == [0, 1, 2, 3]
+    # What the tower shows is compared on its own: there the second and third are alike, and the first and fourth.
+    assert kept(word, rows, rows[[0, 2, 2, 0]], tokens=2, **soft) == [0, 2]
+    assert kept(word, rows, rows[[0, 0, 0, 2]], tokens=2, **soft) == [2, 3]
+
+
+@given(
+    tokens=st.integers(2, 14),
+    words=st.integers(1, 5),
+    alpha=st.sampled_from((0.5, 2.0)),
+    tau=st.sampled_from((0.02, 0.3)),
+    seed=st.integers(0, 2**16),
+    data=st.data(),
+)
+def test_picks_are_those_of_the_spec(tokens, words, alpha, tau, seed, data):
+    rng = torch.Generator().manual_seed(seed)
+    text, rows = torch.randn(words, 6, generator=rng), torch.randn(tokens, 6, generator=rng)
+    features, count = torch.randn(tokens, 9, generator=rng), data.draw(st.integers(1, tokens))
+    wanted = by_hand(text, rows, features, count, alpha, tau)
+    assert kept(text, rows, features, tokens=count, alpha=alpha, tau_text=tau) == wanted
+
+
+def test_without_text_vision_tokens_alone_are_covered():
+    rng = torch.Generator().manual_seed(0)
+    rows, features, text = (torch.randn(9, 6, generator=rng) for _ in range(3))
+    assert kept(text[:0], rows, features, tokens=4) == kept(text[:0], rows * 0, features, tokens=4)
+    same = torch.ones(9, 6)  # words say nothing about tokens that are all alike
+    assert kept(text[:0], rows, features, tokens=1) == by_hand(text, same, features, 1)
+
+
+def test_on_a_model_it_is_the_towers_features_and_the_text_behind_each_image():
+    model, inputs = tiny("llava"), batch("llava", ["titit"])
+    columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0].view(2, -1)
+    seen = {}
+    hooks = [
+        model.get_decoder().layers[0].register_forward_pre_hook(lambda _, args: seen.update(rows=args[0][0])),
+        model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.update(tower=args[0])),
+    ]
+    with fv.drop(model, MMTok(tokens=5)) as trace, torch.no_grad():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    text = torch.ones(len(seen["rows"]), dtype=torch.bool)
+    text[columns.flatten()] = False
+    found = []
+    for image, (own, features) in enumerate(zip(columns, seen["tower"], strict=True)):
+        behind = text & (torch.arange(len(text)) > own[-1])
+        picked = by_hand(seen["rows"][behind], seen["rows"][own], features, 5)
+        found += [image * columns.shape[1] + token for token in picked]
+    (stage,) = trace.stages
+    assert stage.kept[0].tolist() == found
