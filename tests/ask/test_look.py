@@ -241,10 +241,17 @@ def test_a_family_whose_prompt_is_seen_both_ways_is_refused():
     assert [name for name, kind in fv.families().items() if not kind.shares_prefix] == ["paligemma"]
 
 
-@pytest.mark.parametrize("kind", [fv.MustDrop, fv.FinalKV])
-def test_a_method_that_needs_the_question_is_refused_and_others_are_named(kind):
-    why = {fv.MustDrop: "reads the question", fv.FinalKV: "cuts caches that the question still sees whole"}[kind]
-    method = METHODS["mustdrop-0"] if kind is fv.MustDrop else EXAMPLES["v2drop-0"] + fv.FinalKV()
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("mustdrop-0", "reads the question"),
+        ("cdpruner-0", "reads the question"),
+        ("mmtok-0", "reads the question"),
+        ("finalkv", "cuts caches that the question still sees whole"),
+    ],
+)
+def test_a_method_that_needs_the_question_is_refused_and_others_are_named(name, why):
+    method = EXAMPLES["v2drop-0"] + fv.FinalKV() if name == "finalkv" else METHODS[name]
     with pytest.raises(fv.UnsupportedError, match=why) as raised:
         refuse_unshareable(models.tiny("llava"), method)
     serving = str(raised.value).rpartition(": ")[2].rstrip(".").split(", ")

@@ -12,7 +12,7 @@ from foveate.methods.cdpruner import CDPruner
 from foveate.testing import tiny_model
 from tests.models import batch, is_vision, tiny
 
-EXAMPLES = [CDPruner(keep=0.4), CDPruner(tokens=6, positions="keep", scope="frame")]
+EXAMPLES = [CDPruner(keep=0.4), CDPruner(tokens=3, positions="keep", scope="frame")]
 SMALLEST = CDPruner(keep=0.001)
 FEATURES, TEXT = Resource("clip"), Resource("clip", of="text")
 WITH_CLIP = Shape(depth=32, cls=True, resources=frozenset(["clip"]))

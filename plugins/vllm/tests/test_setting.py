@@ -3,10 +3,12 @@
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from foveate.contract import LayerStage, Resource, Shape, Text
 from foveate.contract.naming import parse, with_given
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.llava import Llava
 from foveate.registry import methods
+from foveate_vllm.guards import refuse_stages
 from foveate_vllm.setting import Rate, Setting
 
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
@@ -42,3 +44,16 @@ def test_a_servers_budget_is_the_librarys(name):
 def test_a_servers_budget_never_replaces_one_that_the_method_brings(name):
     with pytest.raises(SettingError, match="its own"):
         Setting({"method": name, "retention": 0.5}, CONFIG, Llava)
+
+
+@pytest.mark.parametrize("name", ["cdpruner", "mmtok"])
+def test_a_method_that_reads_the_question_before_the_decoder_is_refused(name):
+    with pytest.raises(UnsupportedError, match=f"{name} reads the question before the decoder"):
+        Setting({"method": name, "retention": 0.5}, CONFIG, Llava)
+
+
+@pytest.mark.parametrize("signal", [Text(), Resource("clip", of="text")], ids=repr)
+def test_a_stage_between_layers_that_reads_the_text_itself_is_refused(signal):
+    stage = LayerStage(2, reads=(signal,), keep=0.5, score=len)
+    with pytest.raises(UnsupportedError, match=r"no stage before decoder layer 2 can read (Text|Resource)\("):
+        refuse_stages((stage,), Shape(depth=28))

@@ -388,7 +388,7 @@ class Resource(Signal):
     kind: ClassVar[str] = "resource"
     served: ClassVar[bool] = True
 
-    name: str
+    name: str = ""
     of: Literal["features", "text"] = "features"
 
     @property

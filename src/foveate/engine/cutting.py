@@ -287,7 +287,7 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     cuts = [_explicit(cut, device) for cut in cuts]
     # A note must be there for all rows, so one that only some units have is left out.
     shared = set.intersection(*(set(cut.notes) for cut in cuts))
-    notes = {name: torch.cat([cut.notes[name] for cut in cuts]) for name in shared}
+    notes = {name: _one_behind_the_other([cut.notes[name] for cut in cuts]) for name in shared}
     if any(cut.stays is not None for cut in cuts):
         masks = [cut.parent >= 0 if cut.stays is None else cut.stays for cut in cuts]
         return Cut.keep(torch.cat(masks), notes)
@@ -301,6 +301,14 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
     merged = [cut.rows_left(part) for cut, part in zip(cuts, torch.split(hidden(), tokens), strict=True)]
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
+
+
+def _one_behind_the_other(notes: Sequence[Tensor]) -> Tensor:
+    """Notes of all units; vectors that are shorter than others, as features of other towers are, end in zeros."""
+    if notes[0].dim() > 1:
+        width = max(note.shape[-1] for note in notes)
+        notes = [torch.nn.functional.pad(note, (0, width - note.shape[-1])) for note in notes]
+    return torch.cat(list(notes))
 
 
 def _explicit(cut: Cut, device: torch.device) -> Cut:

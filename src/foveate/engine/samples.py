@@ -583,4 +583,4 @@ def _kind_of_cut(cut: Cut | None) -> Any:
     """What the tower did to an image, as far as samples that are alike must have it in common."""
     if cut is None:
         return None
-    return cut.count, cut.stays_whole, tuple(sorted(cut.notes))
+    return cut.count, cut.stays_whole, tuple(sorted((name, note.shape[1:]) for name, note in cut.notes.items()))

@@ -58,8 +58,10 @@ class ClipEncoder:
             return torch.zeros(projection.out_features)
         words = self._words(said, add_special_tokens=False).input_ids
         most = self._clip.config.text_config.max_position_embeddings - 2  # the beginning and the end have a place each
-        parts = [words[start : start + most] for start in range(0, len(words), most)]
-        rows = [self._words.build_inputs_with_special_tokens(part) for part in parts]
-        made = [self._clip.text_model(torch.tensor([row], device=projection.weight.device)) for row in rows]
-        embeds = projection(torch.cat([output.pooler_output for output in made])).float()
+        pooled = []
+        for start in range(0, len(words), most):
+            part = [self._words.bos_token_id, *words[start : start + most], self._words.eos_token_id]
+            row = torch.tensor([part], device=projection.weight.device)
+            pooled.append(self._clip.text_model(row).pooler_output)
+        embeds = projection(torch.cat(pooled)).float()
         return torch.nn.functional.normalize(embeds, dim=-1).mean(dim=0).cpu()
