@@ -16,6 +16,8 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    CLIPModel,
+    CLIPTokenizer,
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
@@ -26,6 +28,7 @@ from foveate.ask.generation import Generation
 from foveate.contract import catalogue
 from foveate.eval.plan import BASELINES
 from tests.cli.conftest import save_tiny_llava
+from tests.families.test_clip import small, spelling
 from tests.films import film
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +90,8 @@ def stand_in(tiny, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", always(model))
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: processor)
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: model.config)
+    monkeypatch.setattr(CLIPModel, "from_pretrained", lambda *_, **__: small(model.config.vision_config))
+    monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda *_, **__: spelling())
     monkeypatch.setattr(embedded, "load", lambda: (model, processor))
     monkeypatch.setattr(embedded, "path", lambda: tiny)
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")

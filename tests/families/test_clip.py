@@ -22,22 +22,30 @@ class Letters:
         return "".join(LETTERS[(index - 1) % 26] if index else " " for index in ids)
 
 
-@pytest.fixture(scope="module")
-def clip():
+def small(vision):
+    """A random CLIP with this tower and six places for text."""
     torch.manual_seed(0)
     text = {
         "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 54,
         "max_position_embeddings": 6, "bos_token_id": START, "eos_token_id": END, "projection_dim": 16,
     }  # fmt: skip
-    config = CLIPConfig(text_config=CLIPTextConfig(**text), vision_config=CLIPVisionConfig(**CLIP), projection_dim=16)
-    return CLIPModel(config).eval()
+    return CLIPModel(CLIPConfig(text_config=CLIPTextConfig(**text), vision_config=vision, projection_dim=16)).eval()
+
+
+def spelling():
+    """A tokenizer for it that knows letters."""
+    symbols = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return small(CLIPVisionConfig(**CLIP))
 
 
 @pytest.fixture(scope="module")
 def encoder(clip):
-    symbols = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    words = CLIPTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
-    return ClipEncoder(clip, words, Letters())
+    return ClipEncoder(clip, spelling(), Letters())
 
 
 def of_text(clip, *ids):
