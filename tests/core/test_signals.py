@@ -67,7 +67,9 @@ def test_equal_signals_are_one():
 
 def test_who_reads_text():
     textual = [Attention(rows=rows) for rows in ("last", "after", "null", "raters")]
-    assert all(signal.reads_text for signal in (*textual, Pivots(), Columns(pivots=4), Text(), Resource("clip", of="text")))
+    assert all(
+        signal.reads_text for signal in (*textual, Pivots(), Columns(pivots=4), Text(), Resource("clip", of="text"))
+    )
     tower = (TowerAttention(), TowerKeys(), Cls(), Features(), Resource("clip"))
     silent = (Attention(rows="vision"), Hidden(), Keys(), KeyNorms(), Normed(), Columns(), Cells(), *tower)
     assert not any(signal.reads_text for signal in silent)

@@ -44,7 +44,10 @@ def by_hand(rows, words, count):
     low, high = min(scores), max(scores)
     weights = [(score - low + 1e-6) / (high - low) for score in scores]
     kernel = torch.tensor(
-        [[w * cosine(a, b) * v for b, v in zip(rows, weights, strict=True)] for a, w in zip(rows, weights, strict=True)],
+        [
+            [w * cosine(a, b) * v for b, v in zip(rows, weights, strict=True)]
+            for a, w in zip(rows, weights, strict=True)
+        ],
         dtype=torch.float64,
     )
     picked = []
@@ -60,9 +63,10 @@ EAST = torch.tensor([[5.0, 0.0]])
 
 
 def test_the_spec_token_by_token():
-    """Cosines with the one word 1, 1, 0.6, 0, so r = 1, 1, 0.6 and about 0. The first of the two alike is picked. Beside
-    it nothing is left of the second, 0.36 · (1 − 0.36) = 0.23 of the third and 1e-12 of the fourth. Then nothing is left
-    of any, and relevance alone decides.
+    """Cosines with the one word 1, 1, 0.6, 0, so r = 1, 1, 0.6 and about 0. The first of the two alike is picked.
+
+    Beside it nothing is left of the second, 0.36 · (1 − 0.36) = 0.23 of the third and 1e-12 of the fourth. Then nothing
+    is left of any, and relevance alone decides.
     """
     assert kept(ROWS, EAST, 1) == [0]
     assert kept(ROWS, EAST, 2) == [0, 2]

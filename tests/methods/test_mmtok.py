@@ -47,7 +47,7 @@ def test_the_spec_token_by_token():
     """Four tokens of two directions, two alike each, and a word along the third token's direction.
 
     With τ = 1 the word's softmax over cosines 0 0 1 1 is e⁰ / (2 + 2e) = 0.134 and 0.366. Vision tokens cover their own
-    kind at 0.366 / 4 and the other at 0.134 / 4, in halves. The third gains 0.366 + (2 · 0.366 + 2 · 0.134) / 8 = 0.491,
+    kind at 0.366 / 4 and the other at 0.134 / 4, in halves. The third gains 0.366 + 2 · (0.366 + 0.134) / 8 = 0.491,
     the first 0.134 + 0.125. Behind the third the fourth gains nothing, the first 2 · (0.366 − 0.134) / 8 = 0.058.
     Without covering vision tokens nothing is left to gain behind the third, and the lowest index is next.
     """

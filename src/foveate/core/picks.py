@@ -53,7 +53,8 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
     def of_length_one(rows: Tensor) -> Tensor:
         wide = rows.to(torch.float64 if is_double else torch.float32)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return wide / length.clamp(min=SHORTEST)
+        unit: Tensor = wide / length.clamp(min=SHORTEST)
+        return unit
 
     unit = of_length_one(rows)
     if others is None:

@@ -17,6 +17,7 @@ from foveate.families.base import Family
 
 __all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "named", "ran_note"]
 
+
 class Program:
     """Which of a method's stages act where. Those that act before decoder layer 1 need no decoder of transformers.
 

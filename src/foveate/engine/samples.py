@@ -19,11 +19,11 @@ from foveate.engine.media import MediaTokens
 from foveate.engine.program import CELLS
 
 __all__ = [
+    "WORDS",
     "Begun",
     "Bucket",
     "Sample",
     "Sizes",
-    "WORDS",
     "Unit",
     "buckets_of",
     "image_units",
@@ -552,9 +552,7 @@ def _looked_up(tables: Tensor, places: Tensor) -> Tensor:
     return torch.where(places < 0, places, tables.gather(1, places.clamp(min=0)))
 
 
-def buckets_of(
-    samples: Sequence[Sample], at_once: bool, device: torch.device, by_words: bool = False
-) -> list[Bucket]:
+def buckets_of(samples: Sequence[Sample], at_once: bool, device: torch.device, by_words: bool = False) -> list[Bucket]:
     """The samples that have vision tokens, those alike together if they may be looked at together.
 
     Args:

@@ -39,8 +39,8 @@ class ClipEncoder:
         norm = self._clip.vision_model.post_layernorm
         if features.shape[-1] != norm.weight.shape[0]:
             raise UnsupportedError(
-                f"This model's features have width {features.shape[-1]}, and the CLIP that was handed in makes features "
-                f"of width {norm.weight.shape[0]}. Hand in the CLIP that the model's tower is from, or none."
+                f"This model's features have width {features.shape[-1]}, and those of the CLIP that was handed in have "
+                f"width {norm.weight.shape[0]}. Hand in the CLIP that the model's tower is from, or none."
             )
         place = norm.weight
         projected: Tensor = self._clip.visual_projection(norm(features.to(place.device, place.dtype)))

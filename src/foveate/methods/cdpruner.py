@@ -35,7 +35,7 @@ SHORTEST = 1e-12  # the smallest norm that divides
 
 
 class CDPruner(Counted):
-    """A determinantal point process whose kernel is the tokens' similarity, weighted by their relevance to the question.
+    """A determinantal point process: its kernel is the tokens' similarity, weighted by relevance to the question.
 
         K_ij = r_i · cos(x_i, x_j) · r_j      then the greedy subset with the largest determinant
 
@@ -112,7 +112,10 @@ def _pick(view: LayerView, count: int) -> Tensor:
 
 
 CDPruner.presets = (
-    *(CDPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in") for tokens in (192, 128, 64, 32)),
+    *(
+        CDPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in")
+        for tokens in (192, 128, 64, 32)
+    ),
     *(CDPruner.counted(f"llava-next-7b/{tokens}", "paper, with CLIP handed in") for tokens in (640, 320, 160)),
 )
 

@@ -22,14 +22,14 @@ class MMTok(Counted):
 
         P_tj = softmax_j(cos(word_t, x_j) / τ_text) / words        Q_ij = softmax_j(cos(v_i, v_j) / τ_vision) / tokens
 
-    x are the rows that enter the decoder, v the tower's features of the same tokens. Each pick is the token j not yet
-    picked with the largest Σ_u max(0, M_uj − covered_u) over the rows u of M = [P; α · Q]; covered_u = max M_uj of those
-    picked. Each image is covered by itself. The words are all tokens of the text behind it, template included.
+    x are the rows that enter the decoder, v the tower's features of the same tokens. The rows of M = [P; α · Q] are the
+    targets u. Each pick is the token j not yet picked with the largest Σ_u max(0, M_uj − covered_u), and covered_u is
+    the largest M_uj of those picked. Each image is covered by itself. Words are all tokens of the text behind it, template included.
 
     The Qwen-VLs, families of tiles and videos show no features before the projector; there v are those behind it.
 
-    Unlike in the released code for LLaVA, 47 stop words are not left out, as they are not in its code for Qwen. LLaVA-NeXT's
-    packed tokens are picked from together, where there each crop leaves its share.
+    Unlike in the released code for LLaVA, 47 stop words are not left out, as they are not in its code for Qwen.
+    LLaVA-NeXT's packed tokens are picked from together, where there each crop leaves its share.
 
     Attributes:
         keep, tokens, retention, positions: See `Counted`.
