@@ -24,7 +24,8 @@ class MMTok(Counted):
 
     x are the rows that enter the decoder, v the tower's features of the same tokens. The rows of M = [P; α · Q] are the
     targets u. Each pick is the token j not yet picked with the largest Σ_u max(0, M_uj − covered_u), and covered_u is
-    the largest M_uj of those picked. Each image is covered by itself. Words are all tokens of the text behind it, template included.
+    the largest M_uj of those picked. Each image is covered by itself. Words are all tokens of the text behind it,
+    template included.
 
     The Qwen-VLs, families of tiles and videos show no features before the projector; there v are those behind it.
 
