@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.rank import into_runs, keep_count, ranks_in_groups, shared_out, spread, top
+from foveate.core.rank import into_runs, keep_count, marked_first, ranks_in_groups, shared_out, spread, top
 from foveate.errors import ShapeError
 
 
@@ -58,6 +58,12 @@ def test_top_equals_sorting_pairs(scores, data):
 def test_more_than_there_are_is_refused(shape, count):
     with pytest.raises(ShapeError, match="Cannot take the top"):
         top(torch.zeros(shape), count)
+
+
+@given(rows=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=3))
+def test_marked_tokens_come_first_and_both_kinds_in_order(rows):
+    by_hand = [sorted(range(7), key=lambda place: (not row[place], place)) for row in rows]
+    assert marked_first(torch.tensor(rows)).tolist() == by_hand
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), max_size=40))

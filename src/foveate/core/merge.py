@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS
 from foveate.core.cut import Cut
-from foveate.core.rank import ranks_in_groups, top
+from foveate.core.rank import marked_first, ranks_in_groups, top
 from foveate.errors import ShapeError
 
 __all__ = [
@@ -55,9 +55,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     kept = top(scores, dominant)
     is_rest = torch.ones_like(scores, dtype=torch.bool)
     is_rest[kept] = False
-    # A stable sort brings the rest to the front. The host knows their number, so nothing waits for the device.
-    order = torch.sort(is_rest.logical_not().long(), stable=True).indices
-    rest = order[: len(scores) - dominant]
+    rest = marked_first(is_rest)[: len(scores) - dominant]
     contextual = min(contextual, len(rest))
     parent = torch.full_like(scores, -1, dtype=torch.int64)
     parent[kept] = torch.arange(dominant, device=scores.device)

@@ -11,6 +11,7 @@ __all__ = [
     "by_quota",
     "into_runs",
     "keep_count",
+    "marked_first",
     "mean_tokens",
     "ranks",
     "ranks_in_groups",
@@ -65,6 +66,14 @@ def top(scores: Tensor, count: int) -> Tensor:
 def ranks(scores: Tensor) -> Tensor:
     """The place of each score in its row by falling score, ties by index: 0.3 0.9 0.3 have 1 0 2. (…, tokens) int64."""
     return torch.sort(scores, descending=True, stable=True).indices.argsort()
+
+
+def marked_first(marked: Tensor) -> Tensor:
+    """All tokens, first those that are marked, in order, then the others: of 0 1 0 1 they are 1 3 0 2.
+
+    Who knows how many are marked cuts them off, where `nonzero` would let the host wait. (…, tokens) bool -> int64.
+    """
+    return marked.logical_not().long().sort(dim=-1, stable=True).indices
 
 
 def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:

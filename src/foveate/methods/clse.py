@@ -37,7 +37,7 @@ from foveate.contract import (
     proportional,
 )
 from foveate.core.grid import Grid
-from foveate.core.rank import top
+from foveate.core.rank import marked_first, top
 from foveate.errors import SettingError, UnsupportedError
 
 __all__ = ["CLSE", "METHOD", "evolution", "high_pass"]
@@ -132,8 +132,7 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
         grids: Rows and columns of the image's grids; their tokens come in raster order, grid by grid.
     """
     count = sum(math.prod(grid) for grid in grids)
-    # A stable sort of 0s and 1s brings tokens on a grid to the front, in order.
-    order = (cells[:, 0] < 0).long().sort(stable=True).indices[:count]
+    order = marked_first(cells[:, 0] >= 0)[:count]  # the tokens that stand on a grid
     now, then = (_of_grids(rows[order], grids) for rows in (hidden, before))
     change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
     spread = change.std() if count > 1 else torch.zeros_like(change).sum()

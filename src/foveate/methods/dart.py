@@ -30,6 +30,7 @@ from foveate.contract import (
     Shape,
     Stage,
 )
+from foveate.core.rank import marked_first
 
 __all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
 
@@ -110,8 +111,7 @@ def least_alike(
         scores = likeness[:, place].masked_fill(taken, float("inf"))
         least = scores.sort(stable=True).indices[: each + (place < rest)]
         taken = taken.scatter(0, least, True)
-    # A stable sort of 0s and 1s brings what was taken to the front, in order.
-    return taken.logical_not().long().sort(stable=True).indices[:count]
+    return marked_first(taken)[:count]
 
 
 def visiting_order(columns: Tensor) -> Tensor:

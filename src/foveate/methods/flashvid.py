@@ -22,7 +22,7 @@ from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, scenes
 from foveate.core.merge import average, density_peaks, first_most, of_length_one
 from foveate.core.picks import cosines, max_min
-from foveate.core.rank import ranks
+from foveate.core.rank import marked_first, ranks
 
 __all__ = ["METHOD", "FlashVID"]
 
@@ -77,7 +77,7 @@ class FlashVID(ByScene):
         scenes_of = [self._trees(features[a:b], is_diverse[a:b], budget) for a, b in runs]
         values, grows = (torch.cat(parts) for parts in zip(*[tree[:2] for tree in scenes_of], strict=True))
         left = grows.sum(dim=1).tolist()  # and waits again: how many trees each frame has
-        roots = grows.logical_not().long().sort(dim=1, stable=True).indices
+        roots = marked_first(grows)
         rows = FilmRows(features)
         for first, end in runs:
             each = budget - diverse
