@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from foveate.contract import Arriving, Attention, Hidden, LayerStage, LayerView, Positions, Rated, highest
 from foveate.core.cut import Cut
@@ -50,16 +51,13 @@ class SparseVLM(Rated):
         stage = super().stage_at(depth, index, layer)
         if not self.recycle:
             return stage
-        choose, flops = partial(self._choose, depth, index), partial(self._flops, depth, index)
-        return replace(stage, reads=(self.rated, Hidden()), pick=None, choose=choose, flops=flops)
+        pick, flops = partial(self._pick, depth, index), partial(self._flops, depth, index)
+        return replace(stage, reads=(self.rated, Hidden()), pick=pick, flops=flops)
 
-    def _choose(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
-        assert count is not None
+    def _pick(self, depth: int, index: int, view: LayerView, count: int) -> Tensor | Cut:
         kept, pool, clusters = self._parts(depth, index, view.arriving)
-        if count == len(view):
-            return None
         if not clusters or not view.text_behind:
-            return Cut.take(highest(view, count), len(view))
+            return highest(view, count)
         order = view.attention.sort(descending=True, stable=True).indices
         stay = order[:kept].sort().values
         recycled = order[kept : kept + pool]

@@ -71,7 +71,7 @@ class VisionZip(Entering):
         return ImageStage(
             reads=reads,
             count=self._left,
-            choose=self._choose,
+            pick=self._pick,
             positions=self.positions,
             ownerless=feeds_cls,
         )
@@ -90,10 +90,7 @@ class VisionZip(Entering):
         contextual = CONTEXT if self.contextual is None else self.contextual
         return max(1, half_up(dominant * scale) - arriving.reserved), half_up(contextual * scale)
 
-    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
-        assert count is not None
-        if count == len(view):
-            return None
+    def _pick(self, view: ImageView, count: int) -> Cut:
         with_cls = Cls() in view
         dominant, _ = self._counts(view.arriving)
         rows, dominant = count - with_cls, min(dominant, count) - with_cls

@@ -86,7 +86,7 @@ class VScan(Entering):
         enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
         return (
             ImageStage(reads=(near, far), look=partial(self._scan, enter, near, far)),
-            ImageStage(side="behind", count=enter, choose=merged, positions=self.positions),
+            ImageStage(side="behind", count=enter, pick=merged, positions=self.positions),
             LayerStage(layer, reads=(asked,), count=stay, score=attended, unit="image", positions=self.positions),
         )
 
@@ -132,11 +132,8 @@ def local_picks(scores: Tensor, window: Tensor, count: int) -> Tensor:
     return top(scores.masked_fill(full, float("-inf")), min(count, int(sizes.clamp(max=most).sum())))
 
 
-def merged(view: ImageView, count: int | None) -> Cut | None:
+def merged(view: ImageView, count: int) -> Cut:
     """What was picked stays, and the others join what is most like them. Newlines are dropped but for a last one."""
-    assert count is not None
-    if count == len(view):
-        return None
     picked = view.notes["picked"]
     cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)
     return cut.with_rows(average(view.features, cut))
