@@ -65,7 +65,7 @@ def test_vscan(case, monkeypatch):
 
 @named("priortr")
 def test_priortr(case, monkeypatch):
-    scored = called(PriorTR, monkeypatch, "_pick")
+    scored = called(PriorTR, monkeypatch, "pick")
     stage, _ = ran(case, PriorTR(**settings(case))).stages
     assert stage.kept[0].tolist() == case.tensors["kept_patches"].tolist()
     method, view, _ = scored[0][0]

@@ -248,7 +248,7 @@ def at_depth(depth: int) -> tuple[int, ...]:
 
 
 class OneCut(Budgeted):
-    """One cut before a decoder layer.
+    """One cut before a decoder layer. A subclass says which tokens stay (`pick`), what it reads for that, and how many.
 
     Attributes:
         layer: The first layer that processes fewer tokens, 1 or more.
@@ -274,6 +274,28 @@ class OneCut(Budgeted):
     def check_settings(self) -> None:
         if self.keep is not None and self.target is not None:
             raise SettingError(f"Give one of keep and target; got keep={self.keep}, target={self.target}.")
+
+    @abstractmethod
+    def reads(self) -> tuple[Signal, ...]:
+        """The signals that `pick` reads."""
+
+    @abstractmethod
+    def pick(self, view: LayerView, count: int) -> Tensor:
+        """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """FLOPs of its own arithmetic."""
+        return 0
+
+    def stage(self, shape: Shape) -> Stage:
+        return LayerStage(
+            self.layer,
+            reads=self.reads(),
+            count=partial(self.count, shape.depth),
+            pick=self.pick,
+            unit=self.scope,
+            flops=self.flops,
+        )
 
     @property
     def share(self) -> float:
