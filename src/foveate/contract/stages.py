@@ -61,6 +61,10 @@ class Shape:
         """Whose attention in the tower scores patches: the CLS's, or that of all patches where there is none."""
         return "cls" if self.cls else "patches"
 
+    def numbers_anew(self, positions: Literal["keep", "reindex"]) -> bool:
+        """Whether rows are numbered anew where a method asks for these positions."""
+        return positions == "reindex" and self.renumbers
+
 
 class Place(IntEnum):
     """The places where a stage may work, in the order in which a token meets them."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS
 from foveate.core.cut import Cut
-from foveate.core.rank import marked_first, ranks_in_groups, top
+from foveate.core.grid import Grid, crops_of
+from foveate.core.rank import marked_first, ranks_in_groups, shared_out, top
 from foveate.errors import ShapeError
 
 __all__ = [
@@ -22,8 +23,8 @@ __all__ = [
     "by_source",
     "density_peaks",
     "dominant_and_contextual",
+    "dominant_and_contextual_by_crop",
     "first_most",
-    "join_parts",
     "joined_to_nearest",
     "merge_windows",
     "merged",
@@ -72,7 +73,27 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     return Cut.join(torch.cat((kept, rest[targets])), parent)
 
 
-def join_parts(tokens: int, parts: Sequence[tuple[Tensor, Cut, int]]) -> Cut:
+def dominant_and_contextual_by_crop(
+    grids: Sequence[Grid], scores: Tensor, metric: Tensor, dominant: int, contextual: int
+) -> Cut:
+    """The same where every crop gets its share of all rows by its tokens, and of the dominant ones by its rows.
+
+    Args:
+        grids: See `foveate.core.grid.crops_of`.
+        scores, metric, dominant, contextual: See `dominant_and_contextual`; the rows of all crops are no more than the
+            tokens.
+    """
+    crops = crops_of(grids, len(scores))
+    rows_of = shared_out(dominant + contextual, [len(crop) for crop in crops])
+    dominant_of = shared_out(dominant, rows_of)
+    parts = []
+    for crop, rows, high in zip(crops, rows_of, dominant_of, strict=True):
+        tokens = crop.to(scores.device)
+        parts.append((tokens, dominant_and_contextual(scores[tokens], metric[tokens], high, rows - high), high))
+    return _joined_parts(len(scores), parts)
+
+
+def _joined_parts(tokens: int, parts: Sequence[tuple[Tensor, Cut, int]]) -> Cut:
     """One cut of all `tokens` from cuts of some of them each: first the dominant rows of all parts, ascending, then the
     others, part by part.
 

@@ -129,7 +129,7 @@ class MustDrop(Layered):
         if self.merge_windows or (self.filter and self.key_rate > 0):
             # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
             paid = TowerAttention(by=shape.payer, layer=1)
-            mark = partial(self._mark, self.positions == "keep" or not shape.renumbers, shape.depth)
+            mark = partial(self._mark, not shape.numbers_anew(self.positions), shape.depth)
             all_stay = attrgetter("tokens")
             stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=self.positions))
         if self.filter:

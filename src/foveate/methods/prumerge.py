@@ -45,7 +45,7 @@ class PruMerge(Entering):
     def stage(self, shape: Shape) -> Stage:
         paid = TowerAttention(by=shape.payer, layer=1, heads="joined")
         keys = TowerKeys(layer=1, heads="joined")
-        raster = self.positions == "keep" or not shape.renumbers
+        raster = not shape.numbers_anew(self.positions)
         return ImageStage(
             reads=(paid, keys),
             count=None if self.budget is None else self.rows,

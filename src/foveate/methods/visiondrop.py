@@ -19,7 +19,6 @@ from foveate.contract import (
     Cls,
     Count,
     Hidden,
-    ImageStage,
     ImageView,
     Keys,
     Layered,
@@ -29,14 +28,12 @@ from foveate.contract import (
     Positions,
     Preset,
     Shape,
-    Signal,
     Space,
     Stage,
     Tokens,
-    TowerAttention,
-    TowerKeys,
     free_settings,
     half_up,
+    merging_stage,
     quarters,
 )
 from foveate.core.cut import Cut
@@ -129,19 +126,8 @@ class VisionDrop(Layered):
         cuts = super().stages(shape)
         if self.keeps_all or self.dominant == 0:
             return cuts
-        # Where the tower has no CLS, the patches score each other, as the tokens do in the decoder.
-        reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
-        feeds_cls = self.include_cls and self.positions == "reindex" and shape.renumbers
-        if feeds_cls:
-            reads = (*reads, Cls())
-        tower = ImageStage(
-            reads=reads,
-            count=partial(self.left, shape.depth, 0),
-            choose=partial(self._in_tower, shape.depth),
-            positions=self.positions,
-            ownerless=feeds_cls,
-        )
-        return (tower, *cuts)
+        count, choose = partial(self.left, shape.depth, 0), partial(self._in_tower, shape.depth)
+        return (merging_stage(shape, self.positions, count, self.include_cls, choose=choose), *cuts)
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
         if self.budget is not None and count == len(view):  # it keeps all; a CLS would replace a patch
