@@ -81,7 +81,7 @@ CONTRADICTIONS = [
     (fv.PyramidDrop, {"image_token_ratio_list": (0.5, 0.25, 0.3)}, "none may grow"),
     (fv.SparseVLM, {"targets": (9, 6, 3), "tokens": 9}, "either targets or a budget"),
     (fv.VisionZip, {"dominant": 12, "retention": 0.3}, "not both"),
-    (fv.VScan, {"keep": (0.5,)}, "keep are two shares"),
+    (fv.VScan, {"keep": (0.5,)}, r"keep\[1\] is missing"),
     (fv.VScan, {"keep": (0.5, 0.5), "tokens": 9}, "either keep or a budget"),
 ]
 REFUSED = [*WRONG_TYPES, *NOT_FINITE, *OUT_OF_RANGE, *CONTRADICTIONS]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import scheduled
 from foveate.core.merge import sum_of_nearest
 from foveate.engine import cutting
 from foveate.engine.encode import TowerReducer
@@ -138,7 +139,7 @@ def test_fastv(case, attention, monkeypatch):
 
 @every_case("pyramiddrop")
 def test_pyramiddrop(case, attention, monkeypatch):
-    scored = called(pyramiddrop, monkeypatch, "attended")
+    scored = called(scheduled, monkeypatch, "attended")
     settings = {name: case.facts[name] for name in ("layer_list", "image_token_ratio_list")}
     check_stages(as_the_authors_ran(case, pyramiddrop.PyramidDrop(**settings), attention), case)
     for index, (_, scores) in enumerate(scored):

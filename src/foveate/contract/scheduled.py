@@ -15,13 +15,13 @@ from foveate.contract.budget import at_cuts, check_depth, half_up, proportional
 from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.space import Space, free_settings
-from foveate.contract.stages import LayerStage, Shape, Stage
+from foveate.contract.stages import LayerStage, Number, Shape, Stage
 from foveate.core.rank import keep_count, spread, top
 from foveate.core.signals import Attention, Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
-__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "highest"]
+__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "by_last_token", "highest"]
 
 LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
@@ -53,9 +53,7 @@ class Layered(Budgeted):
         if values is not None:
             self._check_lengths(self.usual_layers if layers is None else layers, values)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         return tuple(self.stage_at(shape.depth, index, layer) for index, layer in enumerate(self.cuts(shape.depth)))
 
     def cuts(self, depth: int) -> tuple[int, ...]:
@@ -384,6 +382,12 @@ class Rated(Layered):
 def attended(view: LayerView) -> Tensor:
     """The attention that each token gets, as its score."""
     return view.attention
+
+
+def by_last_token(layer: int, count: Number, unit: Unit, positions: Positions) -> LayerStage:
+    """A cut before this layer: the tokens stay to which the prompt's last token pays most attention in this layer."""
+    paid = Attention(rows="last", layer="next", heads="mean")
+    return LayerStage(layer, reads=(paid,), count=count, score=attended, unit=unit, positions=positions)
 
 
 def highest(view: LayerView, count: int) -> Tensor:

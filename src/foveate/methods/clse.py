@@ -91,8 +91,8 @@ class CLSE(Layered):
         second = 1 + round((depth - 1) / 3)
         return 1, second, second + (depth - second) // 2
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().stages(shape)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().steps(shape)
         return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:

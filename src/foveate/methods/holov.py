@@ -49,9 +49,7 @@ class HoloV(Counted):
     crops: Annotated[int, Ge(1)] = 16
     tau: Annotated[float, Ge(0)] = 1.0
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         by_paper = self.rule == "paper"
         pick = LayerStage(
             0,

@@ -120,9 +120,7 @@ class MustDrop(Layered):
         """28 layers: 2, 5, 9, 12. In a shallow decoder some coincide and count once: 4 gives 0, 1, 2."""
         return tuple(dict.fromkeys(round(layer * depth / 32) for layer in self.usual_layers))
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         stages: list[Stage] = []
         if self.merge_windows:  # behind the tower's first layer, so before its block 1
             stages.append(TowerStage(1, choose=self._merge, positions=self.positions))
@@ -133,7 +131,7 @@ class MustDrop(Layered):
             all_stay = attrgetter("tokens")
             stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=self.positions))
         if self.filter:
-            stages.extend(super().stages(shape))
+            stages.extend(super().steps(shape))
         if self.filter and self.kv:
             stages.append(CacheStage(first_layer=self.cuts(shape.depth)[0] - 1))
         return tuple(stages)

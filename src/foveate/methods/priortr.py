@@ -57,8 +57,8 @@ class PriorTR(OneCut):
     def _question(self) -> Attention:
         return Attention(rows=self.question, layer="ran", heads=self.heads)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().stages(shape)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().steps(shape)
         return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
 
     def reads(self) -> tuple[Signal, ...]:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from foveate.contract import (
-    Attention,
     FallingShares,
     Layered,
     Layers,
@@ -20,7 +19,7 @@ from foveate.contract import (
     Positions,
     Space,
     Unit,
-    attended,
+    by_last_token,
     check_depth,
     free_settings,
     geometric,
@@ -30,7 +29,6 @@ from foveate.contract import (
 __all__ = ["METHOD", "PyramidDrop"]
 
 RATIOS = (0.5, 0.25, 0.125)
-PAID = Attention(rows="last", layer="next", heads="mean")
 
 
 class PyramidDrop(Layered):
@@ -73,14 +71,7 @@ class PyramidDrop(Layered):
         return first, second, max(second + 1, round(depth / 2))
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        return LayerStage(
-            layer,
-            reads=(PAID,),
-            count=partial(self.left, depth, index),
-            score=attended,
-            unit=self.scope,
-            positions=self.positions,
-        )
+        return by_last_token(layer, partial(self.left, depth, index), self.scope, self.positions)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         cuts = self.cuts(depth)

@@ -71,12 +71,12 @@ class V2Drop(Scheduled):
         # The notes of a path's steps have all moves.
         return () if self.over == "path" else (Hidden(back=self.window),)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         """With "path" a look before every layer up to the last cut adds the last move to the path since the cut before.
 
         With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6: those see the first move.
         """
-        stages = super().stages(shape)
+        stages = super().steps(shape)
         if self.over == "net" or not stages:
             return stages
         cuts = self.cuts(shape.depth)

@@ -122,9 +122,9 @@ class VisionDrop(Layered):
 
     # -- stage 0: behind the vision tower ----------------------------------------------------------------------
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().stages(shape)
-        if self.keeps_all or self.dominant == 0:
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().steps(shape)
+        if self.dominant == 0:
             return cuts
         count, choose = partial(self.left, shape.depth, 0), partial(self._in_tower, shape.depth)
         return (merging_stage(shape, self.positions, count, self.include_cls, choose=choose), *cuts)
