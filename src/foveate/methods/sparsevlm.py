@@ -25,8 +25,7 @@ __all__ = ["METHOD", "SparseVLM"]
 class SparseVLM(Rated):
     """Three cuts by the attention of the words that resemble the picture, with recycling.
 
-    This is the first version (1.x); `SparseVLMPlus` is the later one. Each image has its own raters. Where no word
-    stands out, all are raters; where there is no text, tokens at even steps stay, and nothing is recycled.
+    This is the first version (1.x); `SparseVLMPlus` is the later one. Each image has its own raters.
 
     Attributes:
         targets: Tokens that each cut keeps before recycling. By default the code's list for 192, whose true mean is
@@ -35,9 +34,6 @@ class SparseVLM(Rated):
         recycle: Bring clusters of dropped tokens back; False leaves them out.
         pruning_layers, reference: See `Rated`.
         positions: As in `Rated`, by default "reindex", as in the code. With "keep" a cluster takes its centre's.
-
-    Raises:
-        SettingError: If the lists differ in length.
     """
 
     name = "sparsevlm"

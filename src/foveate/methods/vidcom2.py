@@ -27,8 +27,8 @@ TEMPERATURE = 0.01
 class VidCom2(Framed):
     """Frame by frame: more tokens for frames unlike the video, and in each the least redundant ones.
 
-    With `keep` the total follows the paper's rule, so it depends on the video. A budget is met exactly: it is shared out
-    to frames by largest remainders, in the same proportions.
+    With `keep` the total follows the paper's rule, so it depends on the video. A budget is met exactly, shared out to
+    frames by largest remainders in the same proportions.
 
     Attributes:
         keep: R, the share of the tokens to keep, in (0, 1]; 1 keeps every token. By default a quarter, as in the paper.
