@@ -20,6 +20,7 @@ __all__ = [
     "into_cells",
     "join",
     "neighbours_of",
+    "regions_of",
     "windows_of",
 ]
 
@@ -235,4 +236,24 @@ def windows_of(grids: Sequence[Grid], side: int, tokens: int) -> Tensor:
         column = (torch.arange(columns) // min(side, columns)).clamp(max=across - 1)
         parts.append((first + row[:, None] * across + column).flatten())
         first += down * across
+    return torch.cat(parts)
+
+
+def regions_of(grids: Sequence[Grid], tokens: int, most: int, windows: bool) -> Tensor:
+    """The region of each token, (tokens,) int64: at most `most` in a grid, counted on from grid to grid.
+
+    Near-square windows of each grid, or runs in raster order, of which the first are the longer ones: five tokens in
+    two runs are in 0 0 0 1 1. Where the grids are not known, runs of all tokens.
+    """
+    parts = []
+    first = 0
+    for grid in grids or ((1, tokens),):
+        cells = math.prod(grid)
+        if windows and grids:
+            region = into_cells(grid, coarser(grid, most)).parent
+        else:
+            runs = torch.arange(cells).tensor_split(min(most, cells))
+            region = torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
+        parts.append(region + first)
+        first += 1 + int(region[-1])  # the last token is in the last region
     return torch.cat(parts)
