@@ -31,6 +31,7 @@ def test_shares_by_hand():
     assert shared_out(64, [576] * 5) == [13, 13, 13, 13, 12]
     assert shared_out(10, [4, 12, 4]) == [2, 6, 2]
     assert shared_out(3, [1, 1, 9]) == [0, 0, 3]  # 0.27, 0.27, 2.45
+    assert shared_out(7, [7] * 3) == [3, 2, 2]
     assert shared_out(0, [3, 3]) == [0, 0]
     assert shared_out(0, []) == []
 

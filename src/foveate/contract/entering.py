@@ -269,7 +269,7 @@ class ByScene(Framed):
     """Merges scene by scene (`merge`), which reads values on the host, by features and attention in the tower.
 
     Attributes:
-        keep: The share of a film's tokens to keep, in (0, 1].
+        keep: r, the share of a film's tokens to keep, in (0, 1]; usually a quarter.
         retention, tokens, positions: See `Framed`.
     """
 
