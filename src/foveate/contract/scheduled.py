@@ -76,6 +76,11 @@ class Layered(Budgeted):
         """How many tokens the cut of this index leaves."""
         return int(self.counts(depth, arriving)[index])
 
+    def in_ratio(self, shares: Sequence[float], depth: int, entered: int, started: int) -> tuple[int, ...]:
+        """Whole tokens behind each cut, in the ratio of these shares, where the budget is met."""
+        cuts = self.cuts(depth)
+        return self.rounded(proportional(started, at_cuts(shares, len(cuts))), cuts, depth, entered, started)
+
     def with_cuts(self, layers: tuple[int, ...], values: Sequence[Any], settings: Mapping[str, Any]) -> Self:
         """This setting with other cuts and without a budget."""
         lists = dict(zip(self._lists, (layers, tuple(values)), strict=True))
@@ -362,10 +367,8 @@ class Rated(Layered):
         return first, second, max(second + 1, round(15 * depth / 32))
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        cuts = self.cuts(depth)
         if self.budget is not None:
-            curve = proportional(started, at_cuts(self.usual_targets, len(cuts)))
-            return self.rounded(curve, cuts, depth, entered, started)
+            return self.in_ratio(self.usual_targets, depth, entered, started)
         targets = self.values(depth, self.usual_targets)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 
