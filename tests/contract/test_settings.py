@@ -53,7 +53,7 @@ OUT_OF_RANGE = [
     (fv.HoloV, {"tau": -1.0}, "tau should be greater than"),
     (MUSTDROP, {"pruning_layers": ()}, "at least one decoder layer"),
     (MUSTDROP, {"merge_window": 1}, "merge_window should be greater than or equal to 2"),
-    (MUSTDROP, {"retention": 0.5, "global_thr": 0}, "global_thr must be above 0; got 0"),
+    (MUSTDROP, {"retention": 0.5, "global_thr": 0.01}, "either global_thr or a budget"),
     (fv.PriorTR, {"question": "first"}, "question should be"),
     (fv.Random, {"scope": "clip"}, "scope should be 'sample', 'image' or 'frame'; got 'clip'"),
     (fv.Scope, {"alpha": -1.0}, "alpha should be greater than or equal to 0"),

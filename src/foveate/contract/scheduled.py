@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract.budget import at_cuts, check_depth, half_up, proportional
+from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional
 from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.space import Space, free_settings
@@ -80,6 +80,11 @@ class Layered(Budgeted):
         """Whole tokens behind each cut, in the ratio of these shares, where the budget is met."""
         cuts = self.cuts(depth)
         return self.rounded(proportional(started, at_cuts(shares, len(cuts))), cuts, depth, entered, started)
+
+    def falling(self, depth: int, entered: int, started: int, least: int = 1) -> tuple[int, ...]:
+        """The same, each cut leaving one share of what arrives, and never fewer than `least`."""
+        cuts = self.cuts(depth)
+        return self.rounded(geometric(started, len(cuts), least), cuts, depth, entered, started)
 
     def with_cuts(self, layers: tuple[int, ...], values: Sequence[Any], settings: Mapping[str, Any]) -> Self:
         """This setting with other cuts and without a budget."""

@@ -4,6 +4,7 @@ Which ones is a cut whose rows are still to be worked out; `average` and `target
 that tokens have: features, scores, keys."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from foveate.errors import ShapeError
 
 __all__ = [
     "average",
+    "average_windows",
     "behind_cls",
     "bipartite",
     "by_first_token",
@@ -331,6 +333,22 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
     others = pairs.sum(dim=(1, 2)) - with_itself.sum(dim=1)
     mean: Tensor = others / (count * (count - 1))
     return mean
+
+
+def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, window: int, threshold: float) -> Cut:
+    """A cut whose rows are the means of the windows at least as similar as `threshold`, and the tokens outside them.
+
+    How many windows that are the device knows. The most similar come first; see `merge_windows` for the arguments.
+    """
+    merged = (similarity >= threshold).sum()
+    # 17 windows of 9 tokens leave 576 − 8 · 17 = 440.
+    left = len(rows) - merged * (window**2 - 1)
+    return Cut.fewer(len(rows), left, partial(_averaged, height, width, window), rows, similarity, merged)
+
+
+def _averaged(height: int, width: int, window: int, rows: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
+    cut = merge_windows(similarity, merged, height, width, window)
+    return cut.with_rows(average(rows, cut))
 
 
 def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, window: int) -> Cut:

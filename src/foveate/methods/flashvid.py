@@ -32,8 +32,8 @@ SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 class FlashVID(ByScene):
     """Diverse tokens of each frame, and trees of tokens that show the same over time.
 
-    The released system cuts once more inside the decoder, "flashvid+fastv:layers=20;keep=0.3;rounding=up", which is what
-    the expansion pays for. With a budget there is none, and the most attended of the others fill up.
+    The released system cuts once more inside the decoder, "flashvid+fastv:layers=20;keep=0.3;rounding=up", which the
+    expansion pays for. With a budget there is none, and the most attended of the others fill up.
 
     Attributes:
         form: "attention", as above, the code's `attn_div` (Qwen-VL); or "events", its `attn_div_v2` (LLaVA), where

@@ -22,7 +22,6 @@ from foveate.contract import (
     by_last_token,
     check_depth,
     free_settings,
-    geometric,
     quarters,
 )
 
@@ -74,9 +73,8 @@ class PyramidDrop(Layered):
         return by_last_token(layer, partial(self.left, depth, index), self.scope, self.positions)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        cuts = self.cuts(depth)
         if self.budget is not None:
-            return self.rounded(geometric(started, len(cuts)), cuts, depth, entered, started)
+            return self.falling(depth, entered, started)
         return tuple(max(1, int(started * ratio)) for ratio in self.values(depth, RATIOS))
 
     def space(self, depth: int) -> Space:
