@@ -53,7 +53,7 @@ OUT_OF_RANGE = [
     (fv.HoloV, {"tau": -1.0}, "tau should be greater than"),
     (MUSTDROP, {"pruning_layers": ()}, "at least one decoder layer"),
     (MUSTDROP, {"merge_window": 1}, "merge_window should be greater than or equal to 2"),
-    (MUSTDROP, {"retention": 0.5, "global_thr": 0}, "global_thr must be above 0; got 0"),
+    (MUSTDROP, {"retention": 0.5, "global_thr": 0.01}, "either global_thr or a budget"),
     (fv.PriorTR, {"question": "first"}, "question should be"),
     (fv.Random, {"scope": "clip"}, "scope should be 'sample', 'image' or 'frame'; got 'clip'"),
     (fv.Scope, {"alpha": -1.0}, "alpha should be greater than or equal to 0"),
@@ -81,7 +81,7 @@ CONTRADICTIONS = [
     (fv.PyramidDrop, {"image_token_ratio_list": (0.5, 0.25, 0.3)}, "none may grow"),
     (fv.SparseVLM, {"targets": (9, 6, 3), "tokens": 9}, "either targets or a budget"),
     (fv.VisionZip, {"dominant": 12, "retention": 0.3}, "not both"),
-    (fv.VScan, {"keep": (0.5,)}, "keep are two shares"),
+    (fv.VScan, {"keep": (0.5,)}, r"keep\[1\] is missing"),
     (fv.VScan, {"keep": (0.5, 0.5), "tokens": 9}, "either keep or a budget"),
 ]
 REFUSED = [*WRONG_TYPES, *NOT_FINITE, *OUT_OF_RANGE, *CONTRADICTIONS]

@@ -96,8 +96,9 @@ def test_a_stage_that_leaves_another_number_than_it_counted_is_an_error(left):
     """As `select` once could, silently. Where all stay, a pick is not asked."""
     taken = torch.arange(left)
     picking = LayerStage(4, count=lambda arriving: 2, pick=lambda view, count: taken)
-    choosing = replace(picking, pick=None, choose=lambda view, count: Cut.take(taken, len(view)))
-    for stage in (picking, choosing):
+    cutting = replace(picking, pick=lambda view, count: Cut.take(taken, len(view)))
+    choosing = replace(cutting, pick=None, choose=cutting.pick)
+    for stage in (picking, cutting, choosing):
         with pytest.raises(SettingError, match=rf"LayerStage\(4\) keeps {left} of 5 tokens, but its count is 2"):
             stage.cut(LayerView(count=5))
     assert picking.cut(LayerView(count=2)) is None

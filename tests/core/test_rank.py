@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.rank import into_runs, keep_count, ranks_in_groups, shared_out, spread, top
+from foveate.core.rank import into_runs, keep_count, marked_first, ranks_in_groups, shared_out, spread, top
 from foveate.errors import ShapeError
 
 
@@ -31,6 +31,7 @@ def test_shares_by_hand():
     assert shared_out(64, [576] * 5) == [13, 13, 13, 13, 12]
     assert shared_out(10, [4, 12, 4]) == [2, 6, 2]
     assert shared_out(3, [1, 1, 9]) == [0, 0, 3]  # 0.27, 0.27, 2.45
+    assert shared_out(7, [7] * 3) == [3, 2, 2]
     assert shared_out(0, [3, 3]) == [0, 0]
     assert shared_out(0, []) == []
 
@@ -58,6 +59,12 @@ def test_top_equals_sorting_pairs(scores, data):
 def test_more_than_there_are_is_refused(shape, count):
     with pytest.raises(ShapeError, match="Cannot take the top"):
         top(torch.zeros(shape), count)
+
+
+@given(rows=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=3))
+def test_marked_tokens_come_first_and_both_kinds_in_order(rows):
+    by_hand = [sorted(range(7), key=lambda place: (not row[place], place)) for row in rows]
+    assert marked_first(torch.tensor(rows)).tolist() == by_hand
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), max_size=40))

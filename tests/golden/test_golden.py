@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import scheduled
 from foveate.core.merge import sum_of_nearest
 from foveate.engine import cutting
 from foveate.engine.encode import TowerReducer
@@ -138,7 +139,7 @@ def test_fastv(case, attention, monkeypatch):
 
 @every_case("pyramiddrop")
 def test_pyramiddrop(case, attention, monkeypatch):
-    scored = called(pyramiddrop, monkeypatch, "attended")
+    scored = called(scheduled, monkeypatch, "attended")
     settings = {name: case.facts[name] for name in ("layer_list", "image_token_ratio_list")}
     check_stages(as_the_authors_ran(case, pyramiddrop.PyramidDrop(**settings), attention), case)
     for index, (_, scores) in enumerate(scored):
@@ -149,7 +150,7 @@ def test_pyramiddrop(case, attention, monkeypatch):
 def test_sparsevlm(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     rated = called(cutting, monkeypatch, "raters_of")
-    chosen = called(sparsevlm.SparseVLM, monkeypatch, "_choose")
+    chosen = called(sparsevlm.SparseVLM, monkeypatch, "_pick")
     clustered = called(sparsevlm, monkeypatch, "density_peaks")
     method = sparsevlm.SparseVLM(pruning_layers=(2, 6, 15), targets=tuple(facts["token_list"]))
     trace = as_the_authors_ran(case, method, attention)
@@ -201,7 +202,7 @@ def test_mustdrop(case, attention, monkeypatch):
 @every_case("visionzip")
 def test_visionzip(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
-    reduced = called(visionzip.VisionZip, monkeypatch, "_choose")
+    reduced = called(visionzip.VisionZip, monkeypatch, "_pick")
     method = visionzip.VisionZip(dominant=facts["dominant"], contextual=facts["contextual"])
     (tower,) = as_the_authors_ran(case, method, attention).stages
     assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["stages"][0]["n_after"],))

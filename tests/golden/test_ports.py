@@ -55,7 +55,7 @@ def settings(case):
 @named("vscan")
 def test_vscan(case, monkeypatch):
     tensors = case.tensors
-    picked, merged = (called(vscan, monkeypatch, name) for name in ("local_picks", "merged"))
+    picked, merged = (called(vscan, monkeypatch, name) for name in ("top_in_groups", "merged"))
     merging, last = ran(case, VScan(**settings(case))).stages[-2:]
     assert picked[0][1].tolist() == tensors["local_patches"].sort().values.tolist()
     assert merging.origin[0].tolist() == tensors["entering_patches"].tolist()
@@ -65,7 +65,7 @@ def test_vscan(case, monkeypatch):
 
 @named("priortr")
 def test_priortr(case, monkeypatch):
-    scored = called(PriorTR, monkeypatch, "_pick")
+    scored = called(PriorTR, monkeypatch, "pick")
     stage, _ = ran(case, PriorTR(**settings(case))).stages
     assert stage.kept[0].tolist() == case.tensors["kept_patches"].tolist()
     method, view, _ = scored[0][0]
@@ -132,7 +132,7 @@ def entering(method, case):
 @named("vscan_qwen2_5_vl")
 def test_vscan_on_qwen2_5_vl(case, monkeypatch):
     facts, tensors = case.facts, case.tensors
-    local = called(vscan, monkeypatch, "local_picks")
+    local = called(vscan, monkeypatch, "top_in_groups")
     enter, tokens = facts["tokens_that_enter"], math.prod(facts["merged_grid"])
     count, kept, _ = entering(VScan(retention=enter / tokens / 1.5, window=facts["window"]), case)
     assert (count, kept) == (enter, tensors["kept"].tolist())

@@ -5,7 +5,8 @@ import torch
 
 import foveate as fv
 from foveate.contract import Arriving, Attention, Cells, LayerView, Shape
-from foveate.methods.clse import CLSE, evolution, high_pass
+from foveate.core.grid import high_pass
+from foveate.methods.clse import CLSE, evolution
 from tests.contract.test_scheduled import Config
 from tests.models import batch, tiny
 
@@ -24,8 +25,8 @@ def test_six_tokens_by_hand():
     hidden = [4.0, 4.0, 0.0, 5.0, 2.0, 3.0]  # the mean is 3: u = 1 1 3 2 1 0
     u_0, u_1 = [2.0, 0, 2, 2, 0, 2], [1.0, 1, 3, 2, 1, 0]
     grid, column = (2, 3), torch.tensor([hidden, before])[:, :, None]
-    torch.testing.assert_close(high_pass(column[0], grid), torch.tensor(u_1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(high_pass(column[1], grid), torch.tensor(u_0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(high_pass(column[0], (grid,)), torch.tensor(u_1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(high_pass(column[1], (grid,)), torch.tensor(u_0), atol=1e-5, rtol=0)
     change = [min(1.0, abs(b - a) / (4 / 3 + a + 1e-6)) for a, b in zip(u_0, u_1, strict=True)]
     middle = sum(change) / 6
     spread = math.sqrt(sum((value - middle) ** 2 for value in change) / 5)  # of a sample
@@ -50,14 +51,14 @@ def test_waves_are_damped_by_the_factors_of_the_spec(frequency, factor):
     across = torch.arange(24.0).expand(24, 24)
     for wave in (across, across.T):
         values = torch.cos(2 * math.pi * frequency * wave / 24).flatten()
-        score = high_pass(torch.stack((values, 3 * values), dim=1), (24, 24))
+        score = high_pass(torch.stack((values, 3 * values), dim=1), ((24, 24),))
         torch.testing.assert_close(score, 2 * factor * values.abs(), atol=2e-4, rtol=1e-3)
 
 
 def test_grids_of_any_size_are_transformed_by_themselves():
     rng = torch.Generator().manual_seed(0)
     for grid in ((1, 1), (1, 7), (5, 2), (3, 3)):
-        assert high_pass(torch.randn(math.prod(grid), 4, generator=rng), grid).isfinite().all()
+        assert high_pass(torch.randn(math.prod(grid), 4, generator=rng), (grid,)).isfinite().all()
     # A view of 2 x 3 and a tile of 2 x 2, newlines behind its rows: each alone, one mean over both.
     hidden, before = torch.randn(2, 12, 1100, generator=rng)  # more channels than one block
     none = torch.full((1, 3), -1)
@@ -66,7 +67,7 @@ def test_grids_of_any_size_are_transformed_by_themselves():
     got = evolution(hidden, before, cells, ((2, 3), (2, 2)))
     assert got[[8, 11]].tolist() == [0.5, 0.5]
     view, where = slice(0, 6), [6, 7, 9, 10]
-    u = [torch.cat((high_pass(h[view], (2, 3)), high_pass(h[where], (2, 2)))) for h in (before, hidden)]
+    u = [torch.cat((high_pass(h[view], ((2, 3),)), high_pass(h[where], ((2, 2),)))) for h in (before, hidden)]
     change = ((u[1] - u[0]).abs() / (u[0].mean() + u[0] + 1e-6)).clamp(max=1)
     wanted = torch.sigmoid((change - change.mean()) / (change.std() + 1e-6) / 0.1)
     torch.testing.assert_close(got[[*range(6), *where]], wanted)

@@ -1,12 +1,8 @@
 import torch
 
-from foveate.methods.fastvid import FastVID, evenly
+from foveate.methods.fastvid import FastVID
 
 EXAMPLES = [FastVID(keep=0.4), FastVID(retention=0.5, rule="qwen")]
-
-
-def test_a_total_is_divided_with_the_first_ones_ahead():
-    assert evenly(7, 3) == [3, 2, 2]
 
 
 def test_salient_tokens_and_centres_of_a_scene():

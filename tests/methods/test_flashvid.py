@@ -1,18 +1,19 @@
 import pytest
 import torch
 
+from foveate.core.films import trees
 from foveate.methods.flashvid import FlashVID
 
 EXAMPLES = [FlashVID(keep=0.4), FlashVID(retention=0.5, form="events")]
 STILL = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
 
 
-@pytest.mark.parametrize(("trees", "times"), [("mean", 1.0), ("released", 1.5)])
-def test_a_tree_is_its_mean_or_the_released_sum(trees, times):
+@pytest.mark.parametrize(("released", "times"), [(False, 1.0), (True, 1.5)])
+def test_a_tree_is_its_mean_or_the_released_sum(released, times):
     """Three still frames: what no diverse token is hangs on the frame before. The release adds up all three and divides
     by two, one more than hang on the first directly."""
     features = STILL.expand(3, -1, -1)
-    values, starts, root = FlashVID(trees=trees)._trees(features, torch.zeros(3, 3, dtype=torch.bool), 1)
+    values, starts, root = trees(features, torch.zeros(3, 3, dtype=torch.bool), 1, 0.8, released)
     assert int(starts.sum()) == 3
     torch.testing.assert_close(values[0, 0], times * STILL[0])
     assert root.view(3, 3)[:, 0].tolist() == [0, 0, 0]
@@ -21,7 +22,7 @@ def test_a_tree_is_its_mean_or_the_released_sum(trees, times):
 def test_diverse_tokens_hang_on_nothing():
     is_diverse = torch.zeros(2, 3, dtype=torch.bool)
     is_diverse[1, 0] = True  # so that its place stands alone, in both frames
-    _, starts, root = FlashVID()._trees(STILL.expand(2, -1, -1), is_diverse, 1)
+    _, starts, root = trees(STILL.expand(2, -1, -1), is_diverse, 1, 0.8)
     assert starts.tolist() == [[True, True, True], [False, False, False]]
     assert root.tolist() == [0, 1, 2, 3, 1, 2]
 

@@ -92,12 +92,12 @@ def test_thresholds_off_keep_all_and_thresholds_above_any_attention_keep_the_key
 def test_a_budget_keeps_the_key_tokens_and_then_the_highest_scores(seed, share, keys):
     attention = attention_of(4, 30, seed)
     rate = max(0, len(keys) - 0.5) / 30  # as many keys as the tower marks
-    method = MustDrop(tokens=30 * share, global_thr=0.02, individual_thr=0.1, key_rate=rate)
+    method = MustDrop(tokens=30 * share, key_rate=rate)
     cut = filtered(method, looked_at(attention, keys))
     kept = list(range(30)) if cut is None else cut.source.tolist()
     assert len(kept) == counts_of(30, method, 30)[1]
     assert set(keys) <= set(kept)
-    score = torch.maximum(attention.sum(dim=0) / attention.sum(), attention.max(dim=0).values * 0.02 / 0.1)
+    score = torch.maximum(attention.sum(dim=0) / attention.sum(), attention.max(dim=0).values)
     others = [score[j].item() for j in kept if j not in keys]
     gone = [score[j].item() for j in range(30) if j not in kept]
     assert not others or not gone or min(others) >= max(gone) - 1e-6

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from foveate.contract import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.grid import windows_of
+from foveate.core.rank import top_in_groups
 from foveate.methods import vscan
 from foveate.methods.vscan import VScan
 
@@ -94,7 +95,7 @@ def test_windows_that_are_too_small_leave_more_to_the_global_scan():
     window = windows_of(((29, 29),), 10, 841)
     assert window.bincount().tolist() == [100, 190, 190, 361]
     near = torch.arange(841.0).flip(0)
-    assert len(vscan.local_picks(near, window, 420)) == 415  # at most 105 of each, and one window has 100
+    assert len(top_in_groups(near, window, 420)) == 415  # at most 105 of each, and one window has 100
 
 
 # -- counts --------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 
 from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional, quarters
 from foveate.contract.chain import Chain
-from foveate.contract.entering import ByScene, Counted, Entering, Framed, Gridded, change, changes
+from foveate.contract.entering import ByScene, Counted, Entering, Framed, Gridded, change, changes, merging_stage
 from foveate.contract.method import Budgeted, Method, Preset
-from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, highest
+from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, by_last_token, highest
 from foveate.contract.settings import (
     Count,
     Counts,
@@ -113,6 +113,7 @@ __all__ = [
     "View",
     "at_cuts",
     "attended",
+    "by_last_token",
     "change",
     "changes",
     "check_depth",
@@ -120,6 +121,7 @@ __all__ = [
     "geometric",
     "half_up",
     "highest",
+    "merging_stage",
     "proportional",
     "quarters",
 ]

@@ -10,15 +10,25 @@ from torch import Tensor
 from foveate.contract.budget import Budget, half_up
 from foveate.contract.method import MODELS, Budgeted, Preset
 from foveate.contract.settings import Part, Positions
-from foveate.contract.stages import ImageStage, Shape, Stage
+from foveate.contract.stages import ImageStage, Number, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, coarser
 from foveate.core.merge import by_source, of_length_one
-from foveate.core.signals import Signal, TowerAttention
+from foveate.core.signals import Cls, Signal, TowerAttention, TowerKeys
 from foveate.core.views import Arriving, ImageView
 from foveate.errors import BudgetError, UnsupportedError
 
-__all__ = ["ByScene", "Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change", "changes"]
+__all__ = [
+    "ByScene",
+    "Counted",
+    "Entering",
+    "EnteringShare",
+    "Framed",
+    "Gridded",
+    "change",
+    "changes",
+    "merging_stage",
+]
 
 
 class Entering(Budgeted):
@@ -135,6 +145,19 @@ class Gridded(EnteringShare):
         return sum(rows * columns for rows, columns in grids)
 
 
+def merging_stage(shape: Shape, positions: Positions, count: Number, cls: bool = True, **way: Any) -> ImageStage:
+    """A stage on the way out of the vision tower that ranks by attention and merges by keys.
+
+    The tower's CLS becomes a row (`cls`) where rows are numbered anew, as it has no position of its own. In a tower
+    without one a token's score is the attention that it receives.
+    """
+    feeds_cls = cls and shape.numbers_anew(positions)
+    reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
+    if feeds_cls:
+        reads = (*reads, Cls())
+    return ImageStage(reads=reads, count=count, positions=positions, ownerless=feeds_cls, **way)
+
+
 SHORTEST = 1e-12  # the smallest norm that divides
 
 
@@ -246,7 +269,7 @@ class ByScene(Framed):
     """Merges scene by scene (`merge`), which reads values on the host, by features and attention in the tower.
 
     Attributes:
-        keep: The share of a film's tokens to keep, in (0, 1].
+        keep: r, the share of a film's tokens to keep, in (0, 1]; usually a quarter.
         retention, tokens, positions: See `Framed`.
     """
 
@@ -270,7 +293,7 @@ class ByScene(Framed):
         """
 
     def stage(self, shape: Shape) -> Stage:
-        ascending = self.positions == "keep" or not shape.renumbers
+        ascending = not shape.numbers_anew(self.positions)
         # Attention is there on the way out of the tower; where the projector pools or merges, so are the tokens behind.
         return ImageStage(
             reads=(*self.reads, TowerAttention(by=shape.payer)),

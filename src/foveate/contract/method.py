@@ -293,11 +293,15 @@ class Budgeted(Method):
         return self.retention == 1
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return () if self.keeps_all else (self.stage(shape),)
+        return () if self.keeps_all else self.steps(shape)
+
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        """The stages where a token may leave."""
+        return (self.stage(shape),)
 
     def stage(self, shape: Shape) -> Stage:
-        """The step of a method that has one; others define `stages`."""
-        raise NotImplementedError(f"{type(self).__name__} must define stage(shape) or stages(shape).")
+        """The step of a method that has one; others define `steps`."""
+        raise NotImplementedError(f"{type(self).__name__} must define stage(shape) or steps(shape).")
 
     def counts(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
         """What each stage leaves of such an image, by the method's settings or its budget: solved once an image."""

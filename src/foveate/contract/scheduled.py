@@ -11,17 +11,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract.budget import at_cuts, check_depth, half_up, proportional
+from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional
 from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.space import Space, free_settings
-from foveate.contract.stages import LayerStage, Shape, Stage
+from foveate.contract.stages import LayerStage, Number, Shape, Stage
 from foveate.core.rank import keep_count, spread, top
 from foveate.core.signals import Attention, Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
-__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "highest"]
+__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "by_last_token", "highest"]
 
 LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
@@ -53,9 +53,7 @@ class Layered(Budgeted):
         if values is not None:
             self._check_lengths(self.usual_layers if layers is None else layers, values)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         return tuple(self.stage_at(shape.depth, index, layer) for index, layer in enumerate(self.cuts(shape.depth)))
 
     def cuts(self, depth: int) -> tuple[int, ...]:
@@ -77,6 +75,16 @@ class Layered(Budgeted):
     def left(self, depth: int, index: int, arriving: Arriving) -> int:
         """How many tokens the cut of this index leaves."""
         return int(self.counts(depth, arriving)[index])
+
+    def in_ratio(self, shares: Sequence[float], depth: int, entered: int, started: int) -> tuple[int, ...]:
+        """Whole tokens behind each cut, in the ratio of these shares, where the budget is met."""
+        cuts = self.cuts(depth)
+        return self.rounded(proportional(started, at_cuts(shares, len(cuts))), cuts, depth, entered, started)
+
+    def falling(self, depth: int, entered: int, started: int, least: int = 1) -> tuple[int, ...]:
+        """The same, each cut leaving one share of what arrives, and never fewer than `least`."""
+        cuts = self.cuts(depth)
+        return self.rounded(geometric(started, len(cuts), least), cuts, depth, entered, started)
 
     def with_cuts(self, layers: tuple[int, ...], values: Sequence[Any], settings: Mapping[str, Any]) -> Self:
         """This setting with other cuts and without a budget."""
@@ -248,7 +256,7 @@ def at_depth(depth: int) -> tuple[int, ...]:
 
 
 class OneCut(Budgeted):
-    """One cut before a decoder layer.
+    """One cut before a decoder layer. A subclass says which tokens stay (`pick`), what it reads for that, and how many.
 
     Attributes:
         layer: The first layer that processes fewer tokens, 1 or more.
@@ -274,6 +282,28 @@ class OneCut(Budgeted):
     def check_settings(self) -> None:
         if self.keep is not None and self.target is not None:
             raise SettingError(f"Give one of keep and target; got keep={self.keep}, target={self.target}.")
+
+    @abstractmethod
+    def reads(self) -> tuple[Signal, ...]:
+        """The signals that `pick` reads."""
+
+    @abstractmethod
+    def pick(self, view: LayerView, count: int) -> Tensor:
+        """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """FLOPs of its own arithmetic."""
+        return 0
+
+    def stage(self, shape: Shape) -> Stage:
+        return LayerStage(
+            self.layer,
+            reads=self.reads(),
+            count=partial(self.count, shape.depth),
+            pick=self.pick,
+            unit=self.scope,
+            flops=self.flops,
+        )
 
     @property
     def share(self) -> float:
@@ -342,10 +372,8 @@ class Rated(Layered):
         return first, second, max(second + 1, round(15 * depth / 32))
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        cuts = self.cuts(depth)
         if self.budget is not None:
-            curve = proportional(started, at_cuts(self.usual_targets, len(cuts)))
-            return self.rounded(curve, cuts, depth, entered, started)
+            return self.in_ratio(self.usual_targets, depth, entered, started)
         targets = self.values(depth, self.usual_targets)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 
@@ -362,6 +390,12 @@ class Rated(Layered):
 def attended(view: LayerView) -> Tensor:
     """The attention that each token gets, as its score."""
     return view.attention
+
+
+def by_last_token(layer: int, count: Number, unit: Unit, positions: Positions) -> LayerStage:
+    """A cut before this layer: the tokens stay to which the prompt's last token pays most attention in this layer."""
+    paid = Attention(rows="last", layer="next", heads="mean")
+    return LayerStage(layer, reads=(paid,), count=count, score=attended, unit=unit, positions=positions)
 
 
 def highest(view: LayerView, count: int) -> Tensor:

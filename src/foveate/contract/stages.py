@@ -63,6 +63,10 @@ class Shape:
         """Whose attention in the tower scores patches: the CLS's, or that of all patches where there is none."""
         return "cls" if self.cls else "patches"
 
+    def numbers_anew(self, positions: Literal["keep", "reindex"]) -> bool:
+        """Whether rows are numbered anew where a method asks for these positions."""
+        return positions == "reindex" and self.renumbers
+
 
 class Place(IntEnum):
     """The places where a stage may work, in the order in which a token meets them."""
@@ -81,14 +85,16 @@ class Stage:
     """One step of a method at one place.
 
     A stage has one of four functions: `score` gives each token a number, and the highest stay; `pick` says which tokens
-    stay; `choose` returns a whole cut; `look` drops nothing and returns notes.
+    stay, or what they become; `choose` says the same where all stay too, and where their number is not known; `look`
+    drops nothing and returns notes.
 
     Attributes:
         reads: The signals it reads.
         keep: How many stay, as a share of those that arrive: truncated, and never below one.
         count: How many stay, as a function of what arrives; instead of `keep`.
         score: A number for each token, (tokens,); larger stays, ties go to the lower index.
-        pick: Which tokens stay, from the view and their number: (count,) int64, ascending. Not asked where all stay.
+        pick: Which tokens stay, from the view and their number: (count,) int64, ascending; or a whole cut, which may
+            merge. Not asked where all stay.
         choose: A cut, from the view and how many stay by `keep` or `count` (None: it decides itself). It returns None
             where all tokens stay as they are.
         look: Notes: tensors by name, whose first dimension is the tokens.
@@ -107,7 +113,7 @@ class Stage:
     keep: float | None = None
     count: Number | None = None
     score: Callable[[Any], Tensor] | None = None
-    pick: Callable[[Any, int], Tensor] | None = None
+    pick: Callable[[Any, int], Tensor | Cut] | None = None
     choose: Callable[[Any, int | None], Cut | None] | None = None
     look: Callable[[Any], Mapping[str, Tensor]] | None = None
     unit: Literal["sample", "image", "frame"] = "sample"
@@ -180,7 +186,8 @@ class Stage:
         if self.score is not None:
             return Cut.take(top(self.score(view), count), len(view))
         assert self.pick is not None
-        cut = Cut.take(self.pick(view, count), len(view))
+        picked = self.pick(view, count)
+        cut = picked if isinstance(picked, Cut) else Cut.take(picked, len(view))
         self._check(cut, len(view), count)
         return cut
 

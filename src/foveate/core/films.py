@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.merge import of_length_one
-from foveate.core.rank import top
+from foveate.core.merge import first_most, of_length_one
+from foveate.core.rank import ranks, top
 
-__all__ = ["FilmRows", "Scene", "likeness", "scenes", "still_places", "still_scenes"]
+__all__ = ["FilmRows", "Scene", "likeness", "scenes", "still_places", "still_scenes", "trees"]
 
 Scene = tuple[int, int]
 """The first frame of a run of frames, and the one behind its last."""
@@ -82,6 +82,49 @@ def still_scenes(places: Sequence[Sequence[int]]) -> tuple[list[Scene], int]:
         found.append((end - lengths[end - 1], end))
         end -= lengths[end - 1]
     return found[::-1], best[-1]
+
+
+def trees(
+    features: Tensor, alone: Tensor, left: int, above: float, released: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Trees of tokens that show the same over time: each token hangs on the one most like it in the frame before.
+
+    Args:
+        features: Of a scene, (frames, tokens of each, width) float32.
+        alone: (frames, tokens of each) bool: tokens that hang on none, and on which none hangs.
+        left: How many tokens a frame there are left at least, those alone among them; the least alike are not linked.
+        above: The cosine above which a token hangs on another.
+        released: As FlashVID's code has it: a tree is its sum over one more than the tokens that hang on its first one
+            directly, one tree more is left, and in a single frame tokens that are alone are trees as well.
+
+    Returns:
+        What each token's tree is, the mean of what hangs on it, (frames, tokens of each, width); whether it is the
+        first of a tree, (frames, tokens of each) bool; and which token is the first of its own, (frames · tokens,).
+    """
+    frames, tokens, _ = features.shape
+    itself = torch.arange(frames * tokens, device=features.device).view(frames, tokens)
+    if frames == 1:
+        return features, ~alone | released, itself.flatten()
+    unit = of_length_one(features, least=1e-12)
+    alike = unit[1:] @ unit[:-1].transpose(1, 2)  # (frames − 1, tokens, tokens of the frame before)
+    alike = alike.masked_fill(alone[1:, :, None] | alone[:-1, None], -1.0)
+    best, hangs_on = alike.amax(dim=-1), first_most(alike)
+    linked = best > above
+    most = torch.full_like(linked.sum(), frames * (tokens - left))
+    if released:
+        most = most - (linked.sum() > most).long()
+    linked = linked & (ranks(best.flatten()).view_as(best) < most)
+    total, size, root = list(features), list(torch.ones_like(features[..., 0])), list(itself)
+    for frame in range(frames - 1, 0, -1):
+        up, to = linked[frame - 1].float(), hangs_on[frame - 1]
+        more = up if released else up * size[frame]
+        total[frame - 1] = total[frame - 1].index_add(0, to, total[frame] * up[:, None])
+        size[frame - 1] = size[frame - 1].index_add(0, to, more)
+    for frame in range(1, frames):
+        root[frame] = torch.where(linked[frame - 1], root[frame - 1][hangs_on[frame - 1]], itself[frame])
+    starts = torch.cat((torch.ones_like(linked[:1]), ~linked))
+    values = torch.stack(total) / torch.stack(size)[..., None]
+    return values, starts & ~alone, torch.cat(root)
 
 
 class FilmRows:

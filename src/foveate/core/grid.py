@@ -17,9 +17,11 @@ __all__ = [
     "crops_of",
     "frames_of",
     "grids_of",
+    "high_pass",
     "into_cells",
     "join",
     "neighbours_of",
+    "regions_of",
     "windows_of",
 ]
 
@@ -236,3 +238,53 @@ def windows_of(grids: Sequence[Grid], side: int, tokens: int) -> Tensor:
         parts.append((first + row[:, None] * across + column).flatten())
         first += down * across
     return torch.cat(parts)
+
+
+def regions_of(grids: Sequence[Grid], tokens: int, most: int, windows: bool) -> Tensor:
+    """The region of each token, (tokens,) int64: at most `most` in a grid, counted on from grid to grid.
+
+    Near-square windows of each grid, or runs in raster order, of which the first are the longer ones: five tokens in
+    two runs are in 0 0 0 1 1. Where the grids are not known, runs of all tokens.
+    """
+    parts = []
+    first = 0
+    for grid in grids or ((1, tokens),):
+        cells = math.prod(grid)
+        if windows and grids:
+            region = into_cells(grid, coarser(grid, most)).parent
+        else:
+            runs = torch.arange(cells).tensor_split(min(most, cells))
+            region = torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
+        parts.append(region + first)
+        first += 1 + int(region[-1])  # the last token is in the last region
+    return torch.cat(parts)
+
+
+CHANNELS = 512  # of a block of the Fourier transform
+
+
+def high_pass(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """How much fine content each token has: (tokens, width), grid by grid in raster order -> (tokens,) float32.
+
+    Each channel's 2-D Fourier transform times 1 − exp(−f² / 2s²), transformed back; the mean of the magnitudes. f is
+    the frequency's radius in whole numbers and s = 0.1 · min(⌊rows / 2⌋, ⌊columns / 2⌋): 1.2 of 24 x 24, so that only
+    radii up to 2 are damped much, by factors 0, 0.29 and 0.75.
+    """
+    parts = torch.split(rows, [math.prod(grid) for grid in grids])
+    return torch.cat([_high_pass(part, *grid) for part, grid in zip(parts, grids, strict=True)])
+
+
+def _high_pass(rows: Tensor, height: int, width: int) -> Tensor:
+    sigma = 0.1 * min(height // 2, width // 2)
+    down = torch.fft.fftfreq(height, 1 / height, device=rows.device)
+    across = torch.fft.fftfreq(width, 1 / width, device=rows.device)
+    radius_squared = down[:, None] ** 2 + across[None] ** 2
+    # Of a single row or column, where s is 0, all but the mean passes.
+    passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))
+    channels = rows.shape[1]
+    total = torch.zeros_like(rows[:, 0], dtype=torch.float32)
+    for part in torch.split(rows, CHANNELS, dim=1):
+        planes = part.float().T.reshape(-1, height, width)
+        filtered = torch.fft.ifft2(torch.fft.fft2(planes) * passes)
+        total = total + filtered.abs().sum(dim=0).flatten()
+    return total / channels

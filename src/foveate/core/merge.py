@@ -4,6 +4,7 @@ Which ones is a cut whose rows are still to be worked out; `average` and `target
 that tokens have: features, scores, keys."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,19 +12,21 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS
 from foveate.core.cut import Cut
-from foveate.core.rank import ranks_in_groups, top
+from foveate.core.grid import Grid, crops_of
+from foveate.core.rank import marked_first, ranks_in_groups, shared_out, top
 from foveate.errors import ShapeError
 
 __all__ = [
     "average",
+    "average_windows",
     "behind_cls",
     "bipartite",
     "by_first_token",
     "by_source",
     "density_peaks",
     "dominant_and_contextual",
+    "dominant_and_contextual_by_crop",
     "first_most",
-    "join_parts",
     "joined_to_nearest",
     "merge_windows",
     "merged",
@@ -55,9 +58,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     kept = top(scores, dominant)
     is_rest = torch.ones_like(scores, dtype=torch.bool)
     is_rest[kept] = False
-    # A stable sort brings the rest to the front. The host knows their number, so nothing waits for the device.
-    order = torch.sort(is_rest.logical_not().long(), stable=True).indices
-    rest = order[: len(scores) - dominant]
+    rest = marked_first(is_rest)[: len(scores) - dominant]
     contextual = min(contextual, len(rest))
     parent = torch.full_like(scores, -1, dtype=torch.int64)
     parent[kept] = torch.arange(dominant, device=scores.device)
@@ -74,7 +75,27 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     return Cut.join(torch.cat((kept, rest[targets])), parent)
 
 
-def join_parts(tokens: int, parts: Sequence[tuple[Tensor, Cut, int]]) -> Cut:
+def dominant_and_contextual_by_crop(
+    grids: Sequence[Grid], scores: Tensor, metric: Tensor, dominant: int, contextual: int
+) -> Cut:
+    """The same where every crop gets its share of all rows by its tokens, and of the dominant ones by its rows.
+
+    Args:
+        grids: See `foveate.core.grid.crops_of`.
+        scores, metric, dominant, contextual: See `dominant_and_contextual`; the rows of all crops are no more than the
+            tokens.
+    """
+    crops = crops_of(grids, len(scores))
+    rows_of = shared_out(dominant + contextual, [len(crop) for crop in crops])
+    dominant_of = shared_out(dominant, rows_of)
+    parts = []
+    for crop, rows, high in zip(crops, rows_of, dominant_of, strict=True):
+        tokens = crop.to(scores.device)
+        parts.append((tokens, dominant_and_contextual(scores[tokens], metric[tokens], high, rows - high), high))
+    return _joined_parts(len(scores), parts)
+
+
+def _joined_parts(tokens: int, parts: Sequence[tuple[Tensor, Cut, int]]) -> Cut:
     """One cut of all `tokens` from cuts of some of them each: first the dominant rows of all parts, ascending, then the
     others, part by part.
 
@@ -312,6 +333,22 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
     others = pairs.sum(dim=(1, 2)) - with_itself.sum(dim=1)
     mean: Tensor = others / (count * (count - 1))
     return mean
+
+
+def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, window: int, threshold: float) -> Cut:
+    """A cut whose rows are the means of the windows at least as similar as `threshold`, and the tokens outside them.
+
+    How many windows that are the device knows. The most similar come first; see `merge_windows` for the arguments.
+    """
+    merged = (similarity >= threshold).sum()
+    # 17 windows of 9 tokens leave 576 − 8 · 17 = 440.
+    left = len(rows) - merged * (window**2 - 1)
+    return Cut.fewer(len(rows), left, partial(_averaged, height, width, window), rows, similarity, merged)
+
+
+def _averaged(height: int, width: int, window: int, rows: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
+    cut = merge_windows(similarity, merged, height, width, window)
+    return cut.with_rows(average(rows, cut))
 
 
 def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, window: int) -> Cut:

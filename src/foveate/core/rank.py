@@ -11,12 +11,14 @@ __all__ = [
     "by_quota",
     "into_runs",
     "keep_count",
+    "marked_first",
     "mean_tokens",
     "ranks",
     "ranks_in_groups",
     "shared_out",
     "spread",
     "top",
+    "top_in_groups",
 ]
 
 
@@ -67,6 +69,14 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.sort(scores, descending=True, stable=True).indices.argsort()
 
 
+def marked_first(marked: Tensor) -> Tensor:
+    """All tokens, first those that are marked, in order, then the others: of 0 1 0 1 they are 1 3 0 2.
+
+    Who knows how many are marked cuts them off, where `nonzero` would let the host wait. (…, tokens) bool -> int64.
+    """
+    return marked.logical_not().long().sort(dim=-1, stable=True).indices
+
+
 def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
     """The place of each score among those of its group by falling score, ties by index.
 
@@ -79,6 +89,23 @@ def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
     order = by_score[order]
     place = torch.arange(len(scores), device=scores.device)
     return torch.zeros_like(order).scatter(0, order, place - torch.searchsorted(runs, runs))
+
+
+def top_in_groups(scores: Tensor, groups: Tensor, count: int) -> Tensor:
+    """The `count` highest, but at most ⌈count / groups⌉ of each group: (count,) int64, ascending.
+
+    Fewer where groups are too small. It is what visiting tokens by falling score picks, if a full group is passed over:
+    of scores 9 8 7 1 in groups 0 0 0 1, two are 9 and 1.
+
+    Args:
+        scores: (tokens,) float.
+        groups: (tokens,) int64 on the host, the group of each token, from 0 on.
+        count: Of all groups.
+    """
+    sizes = groups.bincount()
+    most = -(-count // max(1, len(sizes)))
+    full = ranks_in_groups(scores, groups.to(scores.device)) >= most
+    return top(scores.masked_fill(full, float("-inf")), min(count, int(sizes.clamp(max=most).sum())))
 
 
 def spread(tokens: int, count: int, device: torch.device | str | None = None) -> Tensor:

@@ -30,43 +30,32 @@ from foveate.contract import (
     LayerView,
     Shape,
     Stage,
-    at_cuts,
     attended,
     check_depth,
     half_up,
-    proportional,
 )
-from foveate.core.grid import Grid
-from foveate.core.rank import top
+from foveate.core.grid import Grid, high_pass
+from foveate.core.rank import marked_first, top
 from foveate.errors import SettingError, UnsupportedError
 
-__all__ = ["CLSE", "METHOD", "evolution", "high_pass"]
+__all__ = ["CLSE", "METHOD", "evolution"]
 
 LAST = Attention(rows="last", layer="ran", heads="mean")
 KEEP = (330 / 576, 210 / 576, 62 / 576)  # the released setting that the authors call 192
 TEMPERATURE = 0.1
-CHANNELS = 512  # of a block of the Fourier transform
 EPSILON = 1e-6
 
 
 class CLSE(Layered):
     """Three cuts: the first by attention where high frequencies evolve, the others by attention alone.
 
-    A picture of several views or frames is transformed grid by grid, with one mean over all; newline tokens stand on no
-    grid, and count as of average change. The variants for video (h_2, one cut, merging) are not built.
-
     Attributes:
         layers: Decoder layers whose input is cut, ascending; the first is 1, as it compares what enters layers 0 and 1.
             By default (1, 11, 21) of 32 layers, and alike at other depths: (1, 10, 19) of 28.
-        keep: Share of the *original* tokens that each cut leaves. By default the code's 330, 210 and 62 of 576, whose
-            true mean is 208 and not 192: the authors count layer 0 as cut.
+        keep: Share of the *original* tokens that each cut leaves. By default the code's 330, 210 and 62 of 576.
         rounding: Of these shares: to the "nearest" number of tokens, or "down", as the code for Qwen2-VL has it.
-        retention, tokens: Instead; see `Budgeted`. The counts are then in the ratio of 330, 210 and 62.
-        kv: Cut the caches of earlier layers to the tokens that are left at the end, as the code does for LLaVA; its
-            port for Qwen does not.
-
-    Raises:
-        SettingError: If the lists differ in length, ratios grow, or the first cut is not before layer 1.
+        retention, tokens: Instead; see `Budgeted`. The counts are then in this ratio.
+        kv: Cut the caches of earlier layers to the tokens that are left at the end, as the code for LLaVA does.
     """
 
     name = "clse"
@@ -91,8 +80,8 @@ class CLSE(Layered):
         second = 1 + round((depth - 1) / 3)
         return 1, second, second + (depth - second) // 2
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().stages(shape)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().steps(shape)
         return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
@@ -103,10 +92,8 @@ class CLSE(Layered):
         return LayerStage(layer, reads=reads, count=count, pick=_evolving, unit="image", flops=_flops)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        cuts = self.cuts(depth)
         if self.budget is not None:
-            curve = proportional(started, at_cuts(KEEP, len(cuts)))
-            return self.rounded(curve, cuts, depth, entered, started)
+            return self.in_ratio(KEEP, depth, entered, started)
         rounded = half_up if self.rounding == "nearest" else int
         return tuple(max(1, rounded(started * share)) for share in self.values(depth, KEEP))
 
@@ -132,9 +119,8 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
         grids: Rows and columns of the image's grids; their tokens come in raster order, grid by grid.
     """
     count = sum(math.prod(grid) for grid in grids)
-    # A stable sort of 0s and 1s brings tokens on a grid to the front, in order.
-    order = (cells[:, 0] < 0).long().sort(stable=True).indices[:count]
-    now, then = (_of_grids(rows[order], grids) for rows in (hidden, before))
+    order = marked_first(cells[:, 0] >= 0)[:count]  # the tokens that stand on a grid
+    now, then = (high_pass(rows[order], grids) for rows in (hidden, before))
     change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
     spread = change.std() if count > 1 else torch.zeros_like(change).sum()
     gate = torch.sigmoid((change - change.mean()) / (spread + EPSILON) / TEMPERATURE)
@@ -142,55 +128,21 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
     return average.scatter(0, order, gate)
 
 
-def _of_grids(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """u of the tokens of some grids, one behind the other: (tokens,) float32."""
-    parts = torch.split(rows, [math.prod(grid) for grid in grids])
-    return torch.cat([high_pass(part, grid) for part, grid in zip(parts, grids, strict=True)])
-
-
-def high_pass(rows: Tensor, grid: Grid) -> Tensor:
-    """u(z) of a grid of tokens: (tokens, width) in raster order -> (tokens,) float32.
-
-    Each channel's 2-D Fourier transform times 1 − exp(−f² / 2s²), transformed back; the mean of the magnitudes. f is
-    the frequency's radius in whole numbers and s = 0.1 · min(⌊rows / 2⌋, ⌊columns / 2⌋): 1.2 of 24 x 24, so that only
-    radii up to 2 are damped much, by factors 0, 0.29 and 0.75.
-    """
-    height, width = grid
-    sigma = 0.1 * min(height // 2, width // 2)
-    down = torch.fft.fftfreq(height, 1 / height, device=rows.device)
-    across = torch.fft.fftfreq(width, 1 / width, device=rows.device)
-    radius_squared = down[:, None] ** 2 + across[None] ** 2
-    # Of a single row or column, where s is 0, all but the mean passes.
-    passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))
-    channels = rows.shape[1]
-    total = torch.zeros_like(rows[:, 0], dtype=torch.float32)
-    for part in torch.split(rows, CHANNELS, dim=1):
-        planes = part.float().T.reshape(-1, height, width)
-        filtered = torch.fft.ifft2(torch.fft.fft2(planes) * passes)
-        total = total + filtered.abs().sum(dim=0).flatten()
-    return total / channels
-
-
 def _flops(arriving: Arriving, width: int) -> int:
     """Two transforms there and back: about 5 · n · log2 n for each channel."""
     return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))
 
 
-_BUDGET = "released code; its nominal budget counts layer 0 as cut"
-_SHARE = "released code; its nominal share counts layer 0 as cut"
+_CODE = "released code; its nominal budget counts layer 0 as cut"
 
 CLSE.presets = (
     *(
-        CLSE.preset(f"llava-1.5-7b/{budget}", _BUDGET, layers=(1, 11, 21), keep=tuple(count / 576 for count in counts))
-        for budget, counts in ((192, (330, 210, 62)), (128, (220, 140, 41)), (64, (110, 70, 20)))
+        CLSE.preset(f"llava-1.5-7b/{nominal}", _CODE, layers=(1, 11, 21), keep=tuple(count / 576 for count in counts))
+        for nominal, counts in ((192, (330, 210, 62)), (128, (220, 140, 41)), (64, (110, 70, 20)))
     ),
     *(
-        CLSE.preset(f"qwen2-vl-7b/{budget}", _SHARE, layers=(1, 10, 19), keep=keep, rounding="down", kv=False)
-        for budget, keep in (
-            ("33.4%", (0.57, 0.36, 0.098)),
-            ("22.3%", (0.38, 0.24, 0.066)),
-            ("11.2%", (0.19, 0.12, 0.034)),
-        )
+        CLSE.preset(f"qwen2-vl-7b/{nominal}%", _CODE, layers=(1, 10, 19), keep=keep, rounding="down", kv=False)
+        for nominal, keep in ((33.4, (0.57, 0.36, 0.098)), (22.3, (0.38, 0.24, 0.066)), (11.2, (0.19, 0.12, 0.034)))
     ),
 )
 

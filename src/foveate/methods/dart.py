@@ -9,7 +9,6 @@ m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) of those that no p
 stay: 8m + 4 for a budget B of tokens. Whose turn it is the column in the prompt says; see `visiting_order`.
 """
 
-from functools import partial
 from typing import Annotated
 
 import torch
@@ -17,43 +16,22 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.contract import (
-    Arriving,
-    Columns,
-    Count,
-    KeyNorms,
-    LayerStage,
-    LayerView,
-    Normed,
-    OneCut,
-    Pivots,
-    Shape,
-    Stage,
-)
+from foveate.contract import Arriving, Columns, Count, KeyNorms, LayerView, Normed, OneCut, Pivots, Signal
+from foveate.core.rank import marked_first
 
 __all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
 
 
 class DART(OneCut):
-    """One cut that keeps what differs most from a few pivots.
-
-    Each image has its own pivots. Where less text than pivots stands behind it, the same text is visited again; where
-    none does, vision pivots alone share the budget.
+    """One cut that keeps what differs most from a few pivots, which each image has of its own.
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
-        keep: The code's 1 − R: B is this share of the vision tokens. Usually 0.222, the middle one of the paper's
-            three, R = 77.8 %.
-        target: Instead of `keep`: B as a number of tokens, as in the code's evaluation scripts; at most the tokens that
-            are no vision pivots. 8 · ⌊B / 8⌋ + 4 tokens stay, 132 for 128.
-        retention, tokens: Instead, and met exactly: the first pivots take one token more where the number does not
-            divide. See `OneCut`.
+        keep: The code's 1 − R: B is this share of the vision tokens. Usually 0.222, for the paper's R = 77.8 %.
+        target: Instead of `keep`: B as a number of tokens; 8 · ⌊B / 8⌋ + 4 tokens stay, 132 for 128.
+        retention, tokens: Instead, and met exactly: the first pivots take what does not divide. See `OneCut`.
         pivots: Vision pivots.
         text_pivots: Text pivots; with 0 the choice does not depend on the question.
-        scope: Pivots and budget for each "image" or video, or each "frame".
-
-    Raises:
-        SettingError: If more than one of `keep`, `target` and a budget is given.
     """
 
     name = "dart"
@@ -63,11 +41,9 @@ class DART(OneCut):
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
 
-    def stage(self, shape: Shape) -> Stage:
+    def reads(self) -> tuple[Signal, ...]:
         text = (Pivots(self.text_pivots),) if self.text_pivots else ()
-        reads = (KeyNorms(), Normed(), Columns(self.text_pivots), *text)
-        count = partial(self.count, shape.depth)
-        return LayerStage(self.layer, reads=reads, count=count, pick=self._pick, unit=self.scope, flops=self._flops)
+        return KeyNorms(), Normed(), Columns(self.text_pivots), *text
 
     def own_count(self, tokens: int) -> int:
         wanted = tokens * self.share
@@ -76,26 +52,25 @@ class DART(OneCut):
         visited = self.pivots + self.text_pivots
         return min(tokens, int(wanted // visited) * visited + self.pivots)
 
-    def _pick(self, view: LayerView, count: int) -> Tensor:
+    def pick(self, view: LayerView, count: int) -> Tensor:
         text = view.pivots if self.text_pivots and view.text_behind else None
         return least_alike(view.key_norms, view.normed, text, view.columns, self.pivots, count)
 
-    def _flops(self, arriving: Arriving, width: int) -> int:
+    def flops(self, arriving: Arriving, width: int) -> int:
         return 2 * arriving.tokens * (self.pivots + self.text_pivots) * width  # a cosine with each pivot
 
 
 def least_alike(
     norms: Tensor, features: Tensor, text: Tensor | None, columns: Tensor, pivots: int, count: int
 ) -> Tensor:
-    """Which `count` vision tokens stay: (count,) int64, ascending.
+    """Which `count` vision tokens stay, pivots among them: (count,) int64, ascending.
 
     Args:
         norms: (tokens,) float32, by which pivots are chosen.
         features: (tokens, width), by which tokens resemble one another.
         text: (text pivots, width) of the same; None: none.
         columns: (tokens + text pivots,) int64, where they stand in the prompt: which pivot is visited first.
-        pivots: Vision pivots.
-        count: Tokens that stay, pivots among them.
+        pivots, count: How many vision pivots, and how many tokens in all.
     """
     chosen = norms.sort(descending=True, stable=True).indices[: min(pivots, count)]
     visited, places = features[chosen], columns[chosen]
@@ -110,28 +85,22 @@ def least_alike(
         scores = likeness[:, place].masked_fill(taken, float("inf"))
         least = scores.sort(stable=True).indices[: each + (place < rest)]
         taken = taken.scatter(0, least, True)
-    # A stable sort of 0s and 1s brings what was taken to the front, in order.
-    return taken.logical_not().long().sort(stable=True).indices[:count]
+    return marked_first(taken)[:count]
 
 
 def visiting_order(columns: Tensor) -> Tensor:
-    """In which order pivots of these columns are visited: (pivots,) int64. Columns 40 64 8 are visited as 64 40 8.
-
-    The released code iterates a Python set of 8 columns, which CPython keeps in a table of 32 places, a column at its
-    remainder. (Of two with the same it may put the second elsewhere; that is left out.)
-    """
+    """How CPython walks a set of 8 columns, by their remainders of 32: 40 64 8 as 64 40 8. (pivots,) int64."""
     return (columns % 32).sort(stable=True).indices
 
 
 _CODE = "released code, B tokens asked for at layer 2"
+_PORT = "derived: the constants of the released port, R = {} at layer 2"
 
 DART.presets = (
     *(DART.preset(f"llava-1.5-7b/{target}", _CODE, target=target) for target in (192, 128, 64)),
     DART.preset("llava-next-7b/320", _CODE, full=2880, target=320),
     *(
-        DART.preset(
-            f"{model}/{keep:.1%}", f"derived: the constants of the released port, R = {dropped} at layer 2", keep=keep
-        )
+        DART.preset(f"{model}/{keep:.1%}", _PORT.format(dropped), keep=keep)
         for model in ("qwen2-vl-7b", "qwen2.5-vl-7b")
         for dropped, keep in ((0.667, 0.333), (0.778, 0.222), (0.889, 0.111))
     ),

@@ -57,7 +57,7 @@ class FastV(Scheduled):
         stage = super().stage_at(depth, index, layer)
         if not self.join:
             return stage
-        return replace(stage, reads=(*stage.reads, Hidden()), score=None, choose=_join)
+        return replace(stage, reads=(*stage.reads, Hidden()), score=None, pick=_join)
 
     def kept(self, tokens: int, ratio: float) -> int:
         rounded = round if self.rounding == "nearest" else math.ceil
@@ -67,10 +67,7 @@ class FastV(Scheduled):
         return count / tokens
 
 
-def _join(view: LayerView, count: int | None) -> Cut | None:
-    assert count is not None
-    if count == len(view):
-        return None
+def _join(view: LayerView, count: int) -> Cut:
     everything = torch.ones_like(view.attention, dtype=torch.bool)
     cut = joined_to_nearest(view.hidden, top(view.attention, count), everything)
     return cut.with_rows(one_by_one(view.hidden, cut))

@@ -9,8 +9,6 @@ arXiv:2503.11187. With n tokens a frame, of which m = ⌊r n⌋ are kept on aver
               salient, in every fourth frame, counted from the scene's end
     merging   each token of the scene that is not salient joins the centre most like it in each of these frames:
               w · centre + (1 − w) · mean, w = max(1 / (joined + 1), 0.6)
-
-A frame's own feature is the mean of its tokens: the head that gives the release's, of SigLIP, is not in the model.
 """
 
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from foveate.contract import Arriving, ByScene, Share
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, Scene, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
+from foveate.core.rank import shared_out
 
 __all__ = ["METHOD", "FastVID"]
 
@@ -32,16 +31,12 @@ SCENES, NEIGHBOURS, STEP, BETA, ALIKE = 8, 4, 4, 0.6, 0.95
 class FastVID(ByScene):
     """Salient tokens of each frame, and density centres of every fourth one into which its scene is merged.
 
-    Counts are truncated, as in the code, so that a little less stays; with a budget the most attended of the others
-    fill up. Where a film has fewer than 8 frames, each is a scene.
-
     Attributes:
-        keep: r, the share of a film's tokens to keep, in (0, 1]; usually a quarter.
         rule: "onevision", as above; or "qwen": of frames that follow one another within a scene, cosine 0.95 or more,
             the last alone keeps tokens, those of all of them. The first counts a centre among those that join it.
         tau: The cosine of neighbouring frames below which a scene ends: the code's 0.9, for Qwen2.5-VL 0.84.
         centres: The share of what is kept that are centres.
-        retention, tokens, positions: See `Framed`.
+        keep, retention, tokens, positions: See `ByScene`. With a budget the most attended of the others fill up.
     """
 
     name = "fastvid"
@@ -92,33 +87,25 @@ class FastVID(ByScene):
     def _shares(self, scene: Scene, alike: Sequence[float], tokens: int, kept: int) -> list[tuple[int, int]]:
         """How many tokens of each frame of a scene are salient, and how many centres."""
         first, end = scene
-        total = kept * (end - first)
+        total, ends = kept * (end - first), list(range(first, end))
         if self.rule == "onevision":
-            ends = list(range(first, end))
-            centres = int(kept * self.centres)
-            salient = [kept - centres] * len(ends)
+            each = kept - int(kept * self.centres)
+            salient = each * len(ends)
+            room = tokens - each
             anchors = ends[::-STEP]
-            each = [centres * len(ends) // len(anchors)] * len(anchors)
-            most = [tokens - few for few in salient]
+            centres = (total - salient) // len(anchors) * len(anchors)
         else:
-            ends = [frame for frame in range(first, end) if frame == end - 1 or alike[frame] < ALIKE]
+            ends = [frame for frame in ends if frame == end - 1 or alike[frame] < ALIKE]
             centres = min(total, max(int(total * self.centres), 1))
-            salient = evenly(total - centres, len(ends))
+            salient = total - centres
+            room = tokens if end - first == 1 else tokens // 2
             anchors = ends[::-STEP]
-            each = evenly(centres, len(anchors))
-            most = [tokens if end - first == 1 else tokens // 2] * len(ends)
-        few = dict(zip(anchors, each, strict=True))
+        few = dict(zip(anchors, shared_out(centres, [total] * len(anchors)), strict=True))
         shares = dict.fromkeys(range(first, end), (0, 0))
-        for frame, high, room in zip(ends, salient, most, strict=True):
+        for frame, high in zip(ends, shared_out(salient, [total] * len(ends)), strict=True):
             own = min(few.get(frame, 0), room)
             shares[frame] = min(high, tokens - own), own
         return list(shares.values())
-
-
-def evenly(total: int, parts: int) -> list[int]:
-    """7 in 3 parts are 3, 2, 2."""
-    each, rest = divmod(total, parts)
-    return [each + (part < rest) for part in range(parts)]
 
 
 FastVID.presets = (

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from foveate.contract import Arriving, ByScene
 from foveate.core.cut import Cut
-from foveate.core.films import FilmRows, likeness, scenes
-from foveate.core.merge import average, density_peaks, first_most, of_length_one
+from foveate.core.films import FilmRows, likeness, scenes, trees
+from foveate.core.merge import average, density_peaks
 from foveate.core.picks import cosines, max_min
-from foveate.core.rank import ranks
+from foveate.core.rank import marked_first
 
 __all__ = ["METHOD", "FlashVID"]
 
@@ -32,19 +32,16 @@ SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 class FlashVID(ByScene):
     """Diverse tokens of each frame, and trees of tokens that show the same over time.
 
-    The released system cuts once more inside the decoder, by FastV's rule: "flashvid+fastv:layers=20;keep=0.3;
-    rounding=up", which is what the expansion by 1.25 pays for. With a budget there is no expansion, counts are
-    truncated, and the most attended of the others fill up.
+    The released system cuts once more inside the decoder, "flashvid+fastv:layers=20;keep=0.3;rounding=up", which the
+    expansion pays for. With a budget there is none, and the most attended of the others fill up.
 
     Attributes:
-        keep: r, the share of a film's tokens to keep, in (0, 1]; usually a quarter.
         form: "attention", as above, the code's `attn_div` (Qwen-VL); or "events", its `attn_div_v2` (LLaVA), where
             attention is multiplied by the product of the token with the mean of its scene.
-        trees: "mean"; or "released": its sum over one more than the number of tokens that hang on its first one
-            directly, which makes a place that is still through a scene as much larger; one tree more is left; and in a
-            scene of one frame diverse tokens are clustered too, so that a position may come twice.
-        expansion: 1.25.
-        retention, tokens, positions: See `Framed`.
+        trees: "mean"; or "released": what the code makes of a tree, larger where a place is still for long. It leaves
+            one tree more, and in a scene of one frame a position may come twice.
+        expansion: How many times r enters, 1.25 as in the code.
+        keep, retention, tokens, positions: See `ByScene`.
     """
 
     name = "flashvid"
@@ -74,10 +71,11 @@ class FlashVID(ByScene):
             weight = attention * (features * means[:, None]).sum(dim=-1)
         picks = torch.func.vmap(lambda rows, each: max_min((1 - cosines(rows)) * each, diverse))(features, weight)
         is_diverse = torch.zeros_like(attention, dtype=torch.bool).scatter(1, picks, True)
-        scenes_of = [self._trees(features[a:b], is_diverse[a:b], budget) for a, b in runs]
+        released = self.trees == "released"
+        scenes_of = [trees(features[a:b], is_diverse[a:b], budget, LINKED, released) for a, b in runs]
         values, grows = (torch.cat(parts) for parts in zip(*[tree[:2] for tree in scenes_of], strict=True))
         left = grows.sum(dim=1).tolist()  # and waits again: how many trees each frame has
-        roots = grows.logical_not().long().sort(dim=1, stable=True).indices
+        roots = marked_first(grows)
         rows = FilmRows(features)
         for first, end in runs:
             each = budget - diverse
@@ -92,34 +90,6 @@ class FlashVID(ByScene):
                     rows.join(start + own[peaks], merged, start + own, cluster)
         rows.follow(torch.cat([first * tokens + tree[2] for (first, _), tree in zip(runs, scenes_of, strict=True)]))
         return rows.cut(attention, count)
-
-    def _trees(self, features: Tensor, is_diverse: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The trees of a scene, (frames, tokens, width): what each token's tree is; whether it is the first of one;
-        and which token is the first of its own, (frames · tokens,)."""
-        frames, tokens, _ = features.shape
-        itself = torch.arange(frames * tokens, device=features.device).view(frames, tokens)
-        if frames == 1:
-            return features, ~is_diverse | (self.trees == "released"), itself.flatten()
-        unit = of_length_one(features, least=1e-12)
-        alike = unit[1:] @ unit[:-1].transpose(1, 2)  # (frames − 1, tokens, tokens of the frame before)
-        alike = alike.masked_fill(is_diverse[1:, :, None] | is_diverse[:-1, None], -1.0)
-        best, hangs_on = alike.amax(dim=-1), first_most(alike)
-        linked = best > LINKED
-        most = torch.full_like(linked.sum(), frames * (tokens - budget))
-        if self.trees == "released":
-            most = most - (linked.sum() > most).long()
-        linked = linked & (ranks(best.flatten()).view_as(best) < most)
-        total, size, root = list(features), list(torch.ones_like(features[..., 0])), list(itself)
-        for frame in range(frames - 1, 0, -1):
-            up, to = linked[frame - 1].float(), hangs_on[frame - 1]
-            more = up if self.trees == "released" else up * size[frame]
-            total[frame - 1] = total[frame - 1].index_add(0, to, total[frame] * up[:, None])
-            size[frame - 1] = size[frame - 1].index_add(0, to, more)
-        for frame in range(1, frames):
-            root[frame] = torch.where(linked[frame - 1], root[frame - 1][hangs_on[frame - 1]], itself[frame])
-        starts = torch.cat((torch.ones_like(linked[:1]), ~linked))
-        values = torch.stack(total) / torch.stack(size)[..., None]
-        return values, starts & ~is_diverse, torch.cat(root)
 
 
 FlashVID.presets = tuple(

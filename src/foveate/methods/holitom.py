@@ -21,7 +21,7 @@ from foveate.contract import Arriving, ByScene, Positions
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
-from foveate.core.rank import top
+from foveate.core.rank import marked_first, top
 
 __all__ = ["METHOD", "HoliTom"]
 
@@ -69,8 +69,7 @@ class HoliTom(ByScene):
             scene = torch.arange(first, end, device=features.device)[:, None] * tokens  # the first token of each frame
             still = places[end - 1][end - 1 - first] if end - first > 1 else 0
             stays = is_still[first : end - 1].all(dim=0) & (still > 0)
-            # A stable sort of 0s and 1s brings the still places to the front; the host knows how many they are.
-            order = stays.logical_not().long().sort(stable=True).indices
+            order = marked_first(stays)
             alike, moving = order[:still], order[still:]
             # With a budget both are rounded down, and what that leaves is filled up.
             if centres := (round if count is None else int)(still * ratio):

@@ -10,7 +10,6 @@ With the CLS's attention A crop c keeps ⌊w_c k⌋ of k tokens, those of the hi
                    its crop, of the rows that enter the decoder; γ = mean |A| / mean |V| over the image (ours)
 """
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -19,7 +18,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Counted, Hidden, ImageStage, ImageView, LayerStage, LayerView, Shape, Stage, TowerAttention
-from foveate.core.grid import coarser, into_cells
+from foveate.core.grid import regions_of
 from foveate.core.picks import cosine_flops, cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
 
@@ -31,14 +30,9 @@ SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
 class HoloV(Counted):
     """A quota for each crop, and in each crop the tokens with the highest score H.
 
-    What rounding leaves goes to the heaviest crops; what a crop has no room for to the others in proportion to w_c
-    times their room. Each view or frame has crops of its own, and all of an image share k. A newline stays only once
-    every other token does.
-
     Attributes:
         rule: "released" or "paper": see above.
-        crops: C, at most as many crops in a view or frame. On Qwen-VL the released code takes int(1024 / 576 · N / k)
-            for N tokens.
+        crops: C, at most as many crops in a view or frame; all of an image share k.
         tau: τ, how sharply quotas follow the score; 0 gives every crop the same.
         keep, tokens, retention, positions: See `Counted`.
     """
@@ -49,9 +43,7 @@ class HoloV(Counted):
     crops: Annotated[int, Ge(1)] = 16
     tau: Annotated[float, Ge(0)] = 1.0
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         by_paper = self.rule == "paper"
         pick = LayerStage(
             0,
@@ -66,8 +58,8 @@ class HoloV(Counted):
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
         """Attention and crop of each token. Crop c is −1 − c, as notes of newlines are 1."""
-        crop = _crops(view, self.crops, windows=self.rule == "paper").to(view.attention.device)
-        return {"attention": view.attention, "crop": -1 - crop}
+        crop = regions_of(view.grids, len(view), self.crops, windows=self.rule == "paper")
+        return {"attention": view.attention, "crop": -1 - crop.to(view.attention.device)}
 
     def _pick(self, view: LayerView, count: int) -> Tensor:
         is_patch = view.notes["crop"] < 0
@@ -100,22 +92,6 @@ def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) ->
     variance = ((similarity - mean[:, None]).square() * together).sum(dim=1) / others
     gamma = attention.abs().sum() / variance.sum().clamp(min=SMALLEST * len(crop))
     return attention + gamma * variance
-
-
-def _crops(view: ImageView, most: int, windows: bool) -> Tensor:
-    """The crop of each token, (tokens,) int64: windows or runs of each grid; runs of tokens on no known grid."""
-    crops = []
-    first = 0
-    for grid in view.grids or ((1, len(view)),):
-        if windows and view.grids:
-            crop = into_cells(grid, coarser(grid, most)).parent
-        else:
-            # In raster order, the first runs the longer ones: 0 0 0 1 1 for five tokens in two.
-            runs = torch.arange(math.prod(grid)).tensor_split(min(most, math.prod(grid)))
-            crop = torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
-        crops.append(crop + first)
-        first += 1 + int(crop[-1])  # the last token is in the last crop
-    return torch.cat(crops)
 
 
 HoloV.presets = tuple(

@@ -20,7 +20,6 @@ from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from foveate.contract import (
     Arriving,
@@ -40,31 +39,26 @@ from foveate.contract import (
     Stage,
     TowerAttention,
     TowerStage,
-    geometric,
 )
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid
-from foveate.core.merge import average, merge_windows, window_similarity
+from foveate.core.merge import average_windows, window_similarity
 from foveate.core.rank import top
 from foveate.errors import SettingError
 
 __all__ = ["METHOD", "MustDrop"]
 
 USUAL = 0.001  # both thresholds of the released code, at 192 tokens
-RATIOS = (1.0, 0.2)
-"""α/γ of the presets that are furthest apart."""
-SHARE = Attention(rows="after", over="share")
-"""g_j / Σ g: the share that each token gets of all the attention that text pays to its image."""
-PEAK = Attention(rows="after", over="max")
-"""m_j: the most attention that a single text token pays to each token."""
+RATIOS = (1.0, 0.2)  # α/γ of the presets that are furthest apart
+SHARE = Attention(rows="after", over="share")  # g_j / Σ g
+PEAK = Attention(rows="after", over="max")  # m_j
 
 
 class MustDrop(Layered):
     """Drops over a token's whole life: window merging, a dual attention filter, and a final set for decoding.
 
     Attributes:
-        global_thr: γ, a share of the attention that all vision tokens get. None: 0.001.
-        individual_thr: α, an attention probability. None: 0.001.
+        global_thr: γ, a share of the attention that all vision tokens get, usually 0.001.
+        individual_thr: α, an attention probability, usually 0.001.
         pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the
             released code's (2, 6, 10, 14) of 32 layers, and alike at other depths.
         merge_windows: Merge windows of nearly identical patches after the tower's first layer.
@@ -73,16 +67,14 @@ class MustDrop(Layered):
         key_rate: Share of the tokens that are key tokens.
         filter: Drop tokens in the prefill.
         kv: Before decoding, cut the caches of the filtering layers to the final tokens.
-        retention, tokens: Instead of γ; see `Budgeted`. The key tokens stay (fewer, where they alone exceed it), and
-            the highest scores. The counts fall geometrically from what the tower keeps of the image.
+        retention, tokens: Instead of the thresholds; see `Budgeted`. The key tokens stay, as far as they go, and the
+            highest scores. The counts fall geometrically from what the tower keeps of the image.
         positions: See `Positions`; the released code numbers anew. A merged token keeps its window's centre.
-
-    Raises:
-        SettingError: If settings contradict each other or leave their range.
     """
 
     name = "mustdrop"
     layers_setting = "pruning_layers"
+    schedule = ("global_thr", "individual_thr")
     behind = 1
     usual_layers = (2, 6, 10, 14)
 
@@ -100,15 +92,6 @@ class MustDrop(Layered):
     def check_settings(self) -> None:
         if self.pruning_layers == ():
             raise SettingError("pruning_layers must name at least one decoder layer, from 0 on; got ().")
-        if self.budget is not None and self.thresholds[0] == 0:
-            raise SettingError(
-                "A budget ranks by individual_thr divided by global_thr, so global_thr must be above 0; got 0."
-            )
-
-    @property
-    def open(self) -> bool:
-        """Thresholds that somebody has given stay: presets and tuned records are run with theirs."""
-        return super().open and self.global_thr is None and self.individual_thr is None
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -120,38 +103,30 @@ class MustDrop(Layered):
         """28 layers: 2, 5, 9, 12. In a shallow decoder some coincide and count once: 4 gives 0, 1, 2."""
         return tuple(dict.fromkeys(round(layer * depth / 32) for layer in self.usual_layers))
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         stages: list[Stage] = []
         if self.merge_windows:  # behind the tower's first layer, so before its block 1
             stages.append(TowerStage(1, choose=self._merge, positions=self.positions))
         if self.merge_windows or (self.filter and self.key_rate > 0):
             # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
             paid = TowerAttention(by=shape.payer, layer=1)
-            mark = partial(self._mark, self.positions == "keep" or not shape.renumbers, shape.depth)
+            mark = partial(self._mark, not shape.numbers_anew(self.positions), shape.depth)
             all_stay = attrgetter("tokens")
             stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=self.positions))
         if self.filter:
-            stages.extend(super().stages(shape))
+            stages.extend(super().steps(shape))
         if self.filter and self.kv:
             stages.append(CacheStage(first_layer=self.cuts(shape.depth)[0] - 1))
         return tuple(stages)
 
     def space(self, depth: int) -> Space:
-        """γ for a budget, at each of a few ratios α/γ; thresholds that somebody has given say the only one.
-
-        Raises:
-            SettingError: If there is no γ to change.
-        """
+        """γ for a budget, at each of a few ratios α/γ; thresholds that somebody has given say the only one."""
         gamma, alpha = self.thresholds
         if not self.filter or gamma <= 0:
             raise SettingError(
                 "Tuning changes global_thr of the filter, so it needs filter=True and global_thr above 0."
             )
-        usual = self.global_thr is None and self.individual_thr is None
-        ratios = RATIOS if usual else (alpha / gamma,)
-        settings = {"ratio": ratios}
+        settings = {"ratio": (alpha / gamma,) if self._given(self.schedule) else RATIOS}
         return Space(build=self._thresholded, depth=depth, most_cuts=0, solved_for="threshold", settings=settings)
 
     def _thresholded(
@@ -170,15 +145,7 @@ class MustDrop(Layered):
             return None
         # Mean cosine over the pairs of a 3 x 3 window: Σ_{p≠q} cos(F_p, F_q) / 72, (windows,).
         similarity = window_similarity(view.patches, *view.grid, self.merge_window)
-        merged = (similarity >= self.merge_threshold).sum()
-        # N = P − (w² − 1) · merged: 17 windows of 9 patches leave 576 − 8 · 17 = 440.
-        left = len(view) - merged * (self.merge_window**2 - 1)
-        return Cut.fewer(len(view), left, partial(self._windows, view.grid), view.patches, similarity, merged)
-
-    def _windows(self, grid: Grid, patches: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
-        """The `merged` most similar windows become one patch each: the mean of theirs."""
-        windows = merge_windows(similarity, merged, *grid, self.merge_window)
-        return windows.with_rows(average(patches, windows))
+        return average_windows(view.patches, similarity, *view.grid, self.merge_window, self.merge_threshold)
 
     def _mark(self, ascending: bool, depth: int, view: ImageView, _: int | None) -> Cut:
         """Mark the key tokens. Where position ids are kept, sort the rows by them: merging puts merged rows first."""
@@ -216,26 +183,18 @@ class MustDrop(Layered):
         self.counts(depth, arriving)
 
     def _highest(self, depth: int, index: int, view: LayerView, _: int | None) -> Cut | None:
-        """With a budget: keep the key tokens and the highest s_j = max(g_j / Σ g, m_j · γ / α), up to an exact count.
-
-        The thresholds keep those of s_j >= γ, so both rank alike.
-        """
+        """With a budget: keep the key tokens and the highest max(g_j / Σ g, m_j), which γ = α compare with γ."""
         count = min(len(view), self.left(depth, index, view.arriving))
         if not view.text_behind or count == len(view):
             return None
-        scores = view[SHARE]
-        gamma, alpha = self.thresholds
-        if alpha:
-            scores = torch.maximum(scores, view[PEAK] * (gamma / alpha))
+        scores = torch.maximum(view[SHARE], view[PEAK])
         if "key" in view.notes:
             scores = scores.masked_fill(view.notes["key"], float("inf"))
         return Cut.take(top(scores, count), len(view))
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         """Tokens left at each cut, never fewer than the key tokens."""
-        cuts = self.cuts(depth)
-        curve = geometric(started, len(cuts), least=max(1, self._keys(depth, entered, started)))
-        return self.rounded(curve, cuts, depth, entered, started)
+        return self.falling(depth, entered, started, least=max(1, self._keys(depth, entered, started)))
 
     def _keys(self, depth: int, entered: int, started: int) -> int:
         """Key tokens among those that enter the decoder."""

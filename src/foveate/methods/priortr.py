@@ -11,14 +11,13 @@ Before layer K, of the attention A of layer K − 1, mean over heads, over the i
 The k tokens with the largest S stay: gained attention first, then what neither looks at, then what lost attention.
 """
 
-from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Attention, CacheStage, LayerStage, LayerView, OneCut, Shape, Stage
+from foveate.contract import Attention, CacheStage, LayerView, OneCut, Shape, Signal, Stage
 from foveate.core.rank import spread, top
 
 __all__ = ["METHOD", "PriorTR", "gained"]
@@ -35,15 +34,11 @@ class PriorTR(OneCut):
         layer: The code's prune_layer, 1 or more: the first layer that processes fewer tokens.
         keep: Share of the vision tokens that stays, truncated; at least one. Usually 0.1111, the code's for Qwen3-VL.
         target: Instead of `keep`: their number for each image, the k of the paper.
-        retention, tokens: Instead; see `OneCut`.
+        retention, tokens, scope: See `OneCut`.
         question: Whose attention P is: "after" is the mean of all rows of text behind the image (the code's default for
             LLaVA-1.5), "but_last" that of all but the last (its ports), "last" the last row (for LLaVA-NeXT).
         heads: The "mean" over heads, or the "max" of their means over rows.
         kv: Cut the caches of earlier layers to the tokens that stay, as the code does.
-        scope: Score each "image" or video by itself, or each "frame".
-
-    Raises:
-        SettingError: If more than one of `keep`, `target` and a budget is given.
     """
 
     name = "priortr"
@@ -62,21 +57,19 @@ class PriorTR(OneCut):
     def _question(self) -> Attention:
         return Attention(rows=self.question, layer="ran", heads=self.heads)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().stages(shape)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().steps(shape)
         return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
 
-    def stage(self, shape: Shape) -> Stage:
-        reads = (self._null, self._question)
-        count = partial(self.count, shape.depth)
-        return LayerStage(self.layer, reads=reads, count=count, pick=self._pick, unit=self.scope)
+    def reads(self) -> tuple[Signal, ...]:
+        return self._null, self._question
 
     def own_count(self, tokens: int) -> int:
         if self.target is not None:
             return max(1, self.target)
         return max(1, int(tokens * self.share))
 
-    def _pick(self, view: LayerView, count: int) -> Tensor:
+    def pick(self, view: LayerView, count: int) -> Tensor:
         if not view.text_behind:
             return spread(len(view), count, device=view.device)
         return top(gained(view[self._question], view[self._null]), count)

@@ -7,11 +7,8 @@ arXiv:2403.15388. Of the tower's last layer, with queries q and keys k over its 
     x_i + Σ a_j x_j over the 32 tokens j nearest to i by the cosine of k, kept ones included      for each kept i
     Σ a_j x_j over all that are not kept                                                          one row more, the last
 
-How many are kept depends on the picture. With a budget the count is exact: the highest a.
-
-Where nothing is an outlier, or the count is rounded down to none, the most attended token stays. The last row stands at
-the place of the most attended token that is dropped. Where kept rows and the last would be as many as arrive, nothing
-merges. A tower without a CLS scores a token by the attention it receives. The count with a budget is ours.
+How many are kept depends on the picture, and one is at the least. With a budget (ours) they are so many of the highest
+a. The last row stands at the place of the most attended token that is dropped.
 """
 
 from functools import partial
@@ -45,13 +42,10 @@ class PruMerge(Entering):
     def stage(self, shape: Shape) -> Stage:
         paid = TowerAttention(by=shape.payer, layer=1, heads="joined")
         keys = TowerKeys(layer=1, heads="joined")
-        raster = self.positions == "keep" or not shape.renumbers
-        return ImageStage(
-            reads=(paid, keys),
-            count=None if self.budget is None else self.rows,
-            choose=partial(self._choose, raster),
-            positions=self.positions,
-        )
+        raster = not shape.numbers_anew(self.positions)
+        count = None if self.budget is None else self.rows
+        choose = partial(self._choose, raster)
+        return ImageStage(reads=(paid, keys), count=count, choose=choose, positions=self.positions)
 
     def _choose(self, raster: bool, view: ImageView, count: int | None) -> Cut | None:
         tokens, scores = len(view), view.attention
@@ -70,9 +64,8 @@ class PruMerge(Entering):
         return Cut.fewer(tokens, left, merge, view.features, scores, view.keys, order, kept)
 
     def kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens, first those that stay for a number of outliers, (1,) int64; and how many stay, no dimensions.
-
-        Shape: (tokens,) int64; what is dropped stands behind by falling score.
+        """All tokens, (tokens,) int64: those that stay for a number of outliers, (1,) int64, and then the others by
+        falling score; and how many stay, no dimensions.
         """
         kept = counts_by_score(len(scores), scores.device)[outliers][0]
         return scores.sort(descending=True, stable=True).indices, kept
@@ -107,10 +100,8 @@ def _quantile(ascending: Tensor, share: float) -> Tensor:
 
 
 def counts_by_score(tokens: int, device: torch.device) -> Tensor:
-    """For each number of outliers how many tokens stay by score, (tokens + 1,): ⌊N · ratio⌋ in Python's floats.
-
-    At least one stays: of 196 tokens and one outlier the product is 0.999….
-    """
+    """For each number of outliers how many tokens stay by score, (tokens + 1,): ⌊N · ratio⌋ in Python's floats."""
+    # One at the least: of 196 tokens and one outlier the product is 0.999….
     return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
 
 

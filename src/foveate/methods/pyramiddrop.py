@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from foveate.contract import (
-    Attention,
     FallingShares,
     Layered,
     Layers,
@@ -20,17 +19,15 @@ from foveate.contract import (
     Positions,
     Space,
     Unit,
-    attended,
+    by_last_token,
     check_depth,
     free_settings,
-    geometric,
     quarters,
 )
 
 __all__ = ["METHOD", "PyramidDrop"]
 
 RATIOS = (0.5, 0.25, 0.125)
-PAID = Attention(rows="last", layer="next", heads="mean")
 
 
 class PyramidDrop(Layered):
@@ -73,19 +70,11 @@ class PyramidDrop(Layered):
         return first, second, max(second + 1, round(depth / 2))
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        return LayerStage(
-            layer,
-            reads=(PAID,),
-            count=partial(self.left, depth, index),
-            score=attended,
-            unit=self.scope,
-            positions=self.positions,
-        )
+        return by_last_token(layer, partial(self.left, depth, index), self.scope, self.positions)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        cuts = self.cuts(depth)
         if self.budget is not None:
-            return self.rounded(geometric(started, len(cuts)), cuts, depth, entered, started)
+            return self.falling(depth, entered, started)
         return tuple(max(1, int(started * ratio)) for ratio in self.values(depth, RATIOS))
 
     def space(self, depth: int) -> Space:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from foveate.contract import Arriving, Attention, Hidden, LayerStage, LayerView, Positions, Rated, highest
 from foveate.core.cut import Cut
@@ -24,8 +25,7 @@ __all__ = ["METHOD", "SparseVLM"]
 class SparseVLM(Rated):
     """Three cuts by the attention of the words that resemble the picture, with recycling.
 
-    This is the first version (1.x); `SparseVLMPlus` is the later one. Each image has its own raters. Where no word
-    stands out, all are raters; where there is no text, tokens at even steps stay, and nothing is recycled.
+    This is the first version (1.x); `SparseVLMPlus` is the later one. Each image has its own raters.
 
     Attributes:
         targets: Tokens that each cut keeps before recycling. By default the code's list for 192, whose true mean is
@@ -34,9 +34,6 @@ class SparseVLM(Rated):
         recycle: Bring clusters of dropped tokens back; False leaves them out.
         pruning_layers, reference: See `Rated`.
         positions: As in `Rated`, by default "reindex", as in the code. With "keep" a cluster takes its centre's.
-
-    Raises:
-        SettingError: If the lists differ in length.
     """
 
     name = "sparsevlm"
@@ -50,16 +47,13 @@ class SparseVLM(Rated):
         stage = super().stage_at(depth, index, layer)
         if not self.recycle:
             return stage
-        choose, flops = partial(self._choose, depth, index), partial(self._flops, depth, index)
-        return replace(stage, reads=(self.rated, Hidden()), pick=None, choose=choose, flops=flops)
+        pick, flops = partial(self._pick, depth, index), partial(self._flops, depth, index)
+        return replace(stage, reads=(self.rated, Hidden()), pick=pick, flops=flops)
 
-    def _choose(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
-        assert count is not None
+    def _pick(self, depth: int, index: int, view: LayerView, count: int) -> Tensor | Cut:
         kept, pool, clusters = self._parts(depth, index, view.arriving)
-        if count == len(view):
-            return None
         if not clusters or not view.text_behind:
-            return Cut.take(highest(view, count), len(view))
+            return highest(view, count)
         order = view.attention.sort(descending=True, stable=True).indices
         stay = order[:kept].sort().values
         recycled = order[kept : kept + pool]

@@ -34,14 +34,11 @@ class ToMe(Entering):
     positions: Positions = "reindex"
 
     def stage(self, shape: Shape) -> Stage:
-        return ImageStage(reads=(TowerKeys(),), count=self.rows, choose=merged, positions=self.positions)
+        return ImageStage(reads=(TowerKeys(),), count=self.rows, pick=merged, positions=self.positions)
 
 
-def merged(view: ImageView, count: int | None) -> Cut | None:
+def merged(view: ImageView, count: int) -> Cut:
     """Merge an image's tokens to `count` rows."""
-    assert count is not None
-    if count == len(view):
-        return None
     # 576 tokens to 64: 288 edges, then 144, then 80 of the 144 tokens that are left.
     cut = bipartite(view.keys, count)
     while len(cut.source) > count:

@@ -27,20 +27,15 @@ OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 class V2Drop(Scheduled):
     """Progressive dropping by token-wise variation: before each cut, the tokens that moved least are dropped.
 
-    The defaults are the paper's 192-token setting for LLaVA-1.5-7B.
-
     Attributes:
         metric: How movement is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity,
             the first public release) or "relative" (L2 over the norm it started from).
-        over: "net": the movement through the last `window` layers; "path": the sum of all movements since the last
-            cut.
+        over: "net": the movement through the last `window` layers; "path": the sum of all since the last cut.
         window: Number of layers for "net", 1 or more; 1 is the paper's value.
         reverse: Keep the tokens that moved least instead: a control that shows whether the order matters.
         score_dtype: "float32", or "model" to round like the released code in half precision.
-        layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layers start at 1.
-
-    Raises:
-        SettingError: If layers and ratios differ in length or a setting leaves its range.
+        layers, keep: See `Scheduled`; layers start at 1. By default the paper's 192-token setting for LLaVA-1.5-7B.
+        retention, tokens, min_keep, scope, skip_below: See `Scheduled`.
     """
 
     name = "v2drop"
@@ -71,12 +66,12 @@ class V2Drop(Scheduled):
         # The notes of a path's steps have all moves.
         return () if self.over == "path" else (Hidden(back=self.window),)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         """With "path" a look before every layer up to the last cut adds the last move to the path since the cut before.
 
         With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6: those see the first move.
         """
-        stages = super().stages(shape)
+        stages = super().steps(shape)
         if self.over == "net" or not stages:
             return stages
         cuts = self.cuts(shape.depth)
@@ -117,10 +112,7 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torc
         ShapeError: If the two shapes differ.
     """
     if hidden.shape != before.shape:
-        raise ShapeError(
-            f"hidden and before must have the same shape; hidden is {tuple(hidden.shape)}, before is "
-            f"{tuple(before.shape)}."
-        )
+        raise ShapeError(f"Shapes must be the same; hidden is {tuple(hidden.shape)}, before is {tuple(before.shape)}.")
     # In bf16 (8 significant bits) near scores tie, and the order turns arbitrary: hence float32.
     now, then = hidden.to(dtype), before.to(dtype)
     if metric == "cosine":

@@ -27,9 +27,8 @@ TEMPERATURE = 0.01
 class VidCom2(Framed):
     """Frame by frame: more tokens for frames unlike the video, and in each the least redundant ones.
 
-    With `keep` the total follows the paper's rule, so it depends on the video. A budget (`retention`, `tokens`) shares
-    an exact total out to the frames by largest remainders, in the same proportions, at least one token each as far as
-    they go.
+    With `keep` the total follows the paper's rule, so it depends on the video. A budget is met exactly, shared out to
+    frames by largest remainders in the same proportions.
 
     Attributes:
         keep: R, the share of the tokens to keep, in (0, 1]; 1 keeps every token. By default a quarter, as in the paper.
@@ -47,20 +46,17 @@ class VidCom2(Framed):
         return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        if len(frames) > 1:
-            return None
-        return max(1, round(self.own * frames[0]))
+        return max(1, round(self.own * frames[0])) if len(frames) == 1 else None
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number: 4 for the variances; and for each on the kept half of the channels 3 for the length, 2 for
-        the means and 6 for the distances. The kernels, for each token and not for each number, are left out."""
+        """For each number 4 for the variances; on the kept half of the channels 3 for lengths, 2 for means and 6 for
+        distances. The kernels, of one number a token, are left out."""
         return arriving.tokens * (4 * width + 11 * (width // 2))
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
         frames, tokens, _ = features.shape
         like_video, like_frame = redundancy(features)
         uniqueness = -like_video.mean(dim=1)  # (frames,)
-        # The largest score is taken off by softmax itself.
         weights = 1 + torch.softmax(uniqueness / TEMPERATURE, dim=0) - 1 / frames
         scores = like_video + like_frame
         if count is None:

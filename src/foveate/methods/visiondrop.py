@@ -19,7 +19,6 @@ from foveate.contract import (
     Cls,
     Count,
     Hidden,
-    ImageStage,
     ImageView,
     Keys,
     Layered,
@@ -29,14 +28,11 @@ from foveate.contract import (
     Positions,
     Preset,
     Shape,
-    Signal,
     Space,
     Stage,
-    Tokens,
-    TowerAttention,
-    TowerKeys,
     free_settings,
     half_up,
+    merging_stage,
     quarters,
 )
 from foveate.core.cut import Cut
@@ -48,6 +44,7 @@ __all__ = ["METHOD", "VisionDrop"]
 # The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
 DOMINANT, CONTEXT = 42, 6
 PAIRS = ((30, 5), (22, 4), (16, 3))
+ENTRY = 1.5  # rows that enter the decoder with a budget, as a multiple of the mean
 CONTEXTUAL = 0.15  # share of merged rows with a budget; the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
 
 Pair = tuple[Count, Count]
@@ -57,28 +54,19 @@ Pair = tuple[Count, Count]
 class VisionDrop(Layered):
     """Dominant tokens and merged context, on the way out of the tower and before three decoder layers.
 
-    The names are those of the authors' command line; the defaults are their setting, 32 tokens on average.
-
     Attributes:
         dominant: Tokens that the tower stage keeps unmerged, usually 42; the CLS, if the tower has one, counts as one.
         contextual: Rows into which it merges the other tokens, usually 6. 0 and 0 switch the tower stage off.
-        layer_list: Decoder layers whose input is cut, strictly ascending: by default a quarter, half and three quarters
-            of the depth.
+        layer_list: Decoder layers whose input is cut: by default a quarter, half and three quarters of the depth.
         image_token_list: (dominant, contextual) at each of these layers, usually (30, 5), (22, 4) and (16, 3).
         reference: Vision tokens of the image that these counts are for; scaled for images of another size.
         retention, tokens: Instead of the counts; see `Budgeted`.
-        entry: With a budget: rows that enter the decoder, as a multiple of the mean (in the paper 1.5 for images and
-            3 for video).
         positions: See `Positions`; the released code numbers anew. With "keep" a merged row takes its target's.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
         include_cls: Give the tower's CLS state to the decoder (only if rows are renumbered: it has no position).
         renorm: Renormalise the scoring rows over the vision tokens.
         bidirectional: Scoring rows also attend to later vision tokens. This removes the causal bias to early tokens.
-        queries: Of an image, so many vision rows score before a decoder layer, spread evenly over those that are left.
-            None: all, as in the paper.
-
-    Raises:
-        SettingError: If the lists differ in length or counts leave their range.
+        queries: So many of an image's rows score before a decoder layer, spread evenly. None: all, as in the paper.
     """
 
     name = "visiondrop"
@@ -97,7 +85,6 @@ class VisionDrop(Layered):
     layer_list: Layers | None = None
     image_token_list: tuple[Pair, ...] | None = None
     reference: Annotated[int, Ge(1)] = 576
-    entry: Tokens = 1.5
     positions: Positions = "reindex"
     merge: Literal["sum", "average"] = "sum"
     include_cls: bool = True
@@ -125,31 +112,19 @@ class VisionDrop(Layered):
 
     # -- stage 0: behind the vision tower ----------------------------------------------------------------------
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().stages(shape)
-        if self.keeps_all or self.dominant == 0:
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().steps(shape)
+        if self.dominant == 0:
             return cuts
-        # Where the tower has no CLS, the patches score each other, as the tokens do in the decoder.
-        reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
-        feeds_cls = self.include_cls and self.positions == "reindex" and shape.renumbers
-        if feeds_cls:
-            reads = (*reads, Cls())
-        tower = ImageStage(
-            reads=reads,
-            count=partial(self.left, shape.depth, 0),
-            choose=partial(self._in_tower, shape.depth),
-            positions=self.positions,
-            ownerless=feeds_cls,
-        )
-        return (tower, *cuts)
+        count, choose = partial(self.left, shape.depth, 0), partial(self._in_tower, shape.depth)
+        return (merging_stage(shape, self.positions, count, self.include_cls, choose=choose), *cuts)
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
         if self.budget is not None and count == len(view):  # it keeps all; a CLS would replace a patch
             return None
         dominant, contextual = self.counts(depth, view.arriving)[0]
-        # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches: 42 + 6 with a
-        # CLS are the CLS, 41 patches and 6 merged rows. An image never has more rows than placeholders, so the CLS
-        # takes the place of a patch.
+        # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches: the CLS takes
+        # the place of a patch, so that an image never has more rows than placeholders.
         with_cls = Cls() in view
         room = len(view) - with_cls
         patches = min(max(0, dominant - with_cls - view.arriving.reserved), room)
@@ -197,12 +172,12 @@ class VisionDrop(Layered):
     def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
         if self.budget is None:
             return tuple(self._scaled(pair, entered) for pair in (self._in_front, *self.values(depth, PAIRS)))
-        # Stage i leaves e · T · ρ^i rows: the paper's schedule, for any number of cuts. For four stages of equal length
-        # e = 1.5 gives ρ = 0.7336, and T = 32 the sizes 48, 35.2, 25.8 and 19.0. e is lowered to what the image has.
-        # Each later stage leaves one row at least, so no more may enter than that lets them.
+        # Stage i leaves 1.5 · T · ρ^i rows: the paper's schedule for images, for any number of cuts. For four stages of
+        # equal length ρ = 0.7336, and T = 32 gives 48, 35.2, 25.8 and 19.0. No more enter than the image has, or than
+        # lets each later stage leave one row.
         mean, cuts = self.budget.mean(entered), (0, *self.cuts(depth))
         before = (*cuts, depth)[1]  # layers that process what enters
-        first = max(mean, min(self.entry * mean, entered))
+        first = max(mean, min(ENTRY * mean, entered))
         first = min(first, max(mean, (depth * mean - (depth - before)) / max(1, before)))
 
         def curve(ratio: float) -> list[float]:
@@ -223,8 +198,7 @@ class VisionDrop(Layered):
     def _cutting(
         self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
     ) -> Self:
-        """This setting with other stages, which leave so many of `entered` tokens, the first of them behind the
-        tower."""
+        """This setting with other stages, which leave so many of `entered` tokens, the first behind the tower."""
         (dominant, contextual), *pairs = [_split(int(count)) for count in counts]
         tower = {"dominant": dominant, "contextual": contextual, "reference": entered}
         return self.with_cuts(layers, pairs, {**tower, **settings})

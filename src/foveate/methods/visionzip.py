@@ -17,25 +17,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from foveate.contract import (
-    Arriving,
-    Cls,
-    Count,
-    Entering,
-    ImageStage,
-    ImageView,
-    Positions,
-    Shape,
-    Signal,
-    Stage,
-    TowerAttention,
-    TowerKeys,
-    half_up,
-)
+from foveate.contract import Arriving, Cls, Count, Entering, ImageView, Positions, Shape, Stage, half_up, merging_stage
 from foveate.core.cut import Cut
-from foveate.core.grid import crops_of
-from foveate.core.merge import dominant_and_contextual, join_parts, merged
-from foveate.core.rank import shared_out
+from foveate.core.merge import dominant_and_contextual_by_crop, merged
 
 __all__ = ["METHOD", "VisionZip"]
 
@@ -64,17 +48,7 @@ class VisionZip(Entering):
     merge: Literal["sum", "average"] = "sum"
 
     def stage(self, shape: Shape) -> Stage:
-        reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
-        feeds_cls = self.positions == "reindex" and shape.renumbers
-        if feeds_cls:
-            reads = (*reads, Cls())
-        return ImageStage(
-            reads=reads,
-            count=self._left,
-            choose=self._choose,
-            positions=self.positions,
-            ownerless=feeds_cls,
-        )
+        return merging_stage(shape, self.positions, self._left, pick=self._pick)
 
     def _left(self, arriving: Arriving) -> int:
         return sum(self._counts(arriving))
@@ -90,24 +64,12 @@ class VisionZip(Entering):
         contextual = CONTEXT if self.contextual is None else self.contextual
         return max(1, half_up(dominant * scale) - arriving.reserved), half_up(contextual * scale)
 
-    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
-        assert count is not None
-        if count == len(view):
-            return None
+    def _pick(self, view: ImageView, count: int) -> Cut:
         with_cls = Cls() in view
-        dominant, _ = self._counts(view.arriving)
-        rows, dominant = count - with_cls, min(dominant, count) - with_cls
-        # Every crop gets its share of the rows by its tokens, and of the dominant ones by its rows.
-        crops = crops_of(view.grids, len(view))
-        rows_of = shared_out(rows, [len(crop) for crop in crops])
-        dominant_of = shared_out(dominant, rows_of)
-        parts = []
-        for crop, few, high in zip(crops, rows_of, dominant_of, strict=True):
-            tokens = crop.to(view.features.device)
-            cut = dominant_and_contextual(view.attention[tokens], view.keys[tokens], high, few - high)
-            parts.append((tokens, cut, high))
-        whole = join_parts(len(view), parts)
-        return merged(view.features, whole, self.merge, view.cls if with_cls else None)
+        dominant = min(self._counts(view.arriving)[0], count)
+        patches, contextual = dominant - with_cls, count - dominant
+        cut = dominant_and_contextual_by_crop(view.grids, view.attention, view.keys, patches, contextual)
+        return merged(view.features, cut, self.merge, view.cls if with_cls else None)
 
 
 VisionZip.presets = tuple(

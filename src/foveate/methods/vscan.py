@@ -8,9 +8,6 @@ arXiv:2505.22654. For a mean of M tokens in a decoder of L layers T = 1.5 M ente
     global    the highest others by the CLS attention of the feature layer, until T patches are kept
     merging   each other token joins the kept one with the nearest projected features, by cosine; a row is their mean
     decoder   before layer L / 2 the tokens to which the prompt's last token pays most attention in that layer stay
-
-The local scan has ⌊rows / side⌋ · ⌊columns / side⌋ windows, of each crop its own. Towers without a CLS score by the
-attention received, and a block that looks through windows is replaced by the nearest that sees all of the picture.
 """
 
 import math
@@ -23,26 +20,22 @@ from torch import Tensor
 
 from foveate.contract import (
     Arriving,
-    Attention,
     Entering,
     ImageStage,
     ImageView,
-    Layer,
-    LayerStage,
     Positions,
     Shape,
-    Shares,
+    Share,
+    Signal,
     Stage,
-    Tokens,
     TowerAttention,
-    attended,
+    by_last_token,
     half_up,
 )
 from foveate.core.cut import Cut
 from foveate.core.grid import windows_of
 from foveate.core.merge import average, joined_to_nearest
-from foveate.core.rank import ranks_in_groups, top
-from foveate.errors import SettingError
+from foveate.core.rank import top, top_in_groups
 
 __all__ = ["METHOD", "VScan"]
 
@@ -56,8 +49,7 @@ class VScan(Entering):
     Attributes:
         retention, tokens: The mean that a decoder layer processes; see `Entering`. By default a third, 192 of 576.
         entry: Rows that enter the decoder, as a multiple of the mean.
-        keep: Instead of a budget: the share of the tokens that enters and the share of these that is left behind the
-            second cut, both truncated. The code for Qwen2.5-VL has (0.167, 0.333).
+        keep: Instead of a budget: the share of the tokens that enters, and of these the share that is left; truncated.
         layer: The decoder layer before which the second cut is; None: half the depth.
         window: Side of the windows of the local scan, in tokens: 6 for LLaVA and 4 for Qwen2.5-VL.
         positions: See `Positions`; the released code numbers anew for LLaVA.
@@ -67,27 +59,20 @@ class VScan(Entering):
     schedule = ("keep",)
     usual = 1 / 3
 
-    keep: Shares | None = None
-    entry: Annotated[Tokens, Ge(1)] = 1.5
-    layer: Annotated[Layer, Ge(1)] | None = None
+    keep: tuple[Share, Share] | None = None
+    entry: Annotated[float, Ge(1)] = 1.5
+    layer: Annotated[int, Ge(1)] | None = None
     window: Annotated[int, Ge(1)] = 6
     positions: Positions = "reindex"
 
-    def check_settings(self) -> None:
-        if self.keep is not None and len(self.keep) != 2:
-            raise SettingError(f"keep are two shares; got keep={self.keep}.")
-
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         near, far = TowerAttention(by=shape.payer, block=LOCAL, of=DEPTH), TowerAttention(by=shape.payer)
         layer = max(1, shape.depth // 2) if self.layer is None else self.layer
-        asked = Attention(rows="last", layer="next", heads="mean")
         enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
         return (
             ImageStage(reads=(near, far), look=partial(self._scan, enter, near, far)),
-            ImageStage(side="behind", count=enter, choose=merged, positions=self.positions),
-            LayerStage(layer, reads=(asked,), count=stay, score=attended, unit="image", positions=self.positions),
+            ImageStage(side="behind", count=enter, pick=merged, positions=self.positions),
+            by_last_token(layer, stay, "image", self.positions),
         )
 
     def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:
@@ -103,52 +88,27 @@ class VScan(Entering):
             left = min(entering, max(1, half_up((depth * mean - layer * entering) / max(1, depth - layer))))
         return min(arriving.tokens, max(1, (entering, left)[place] - arriving.reserved))
 
-    def _scan(
-        self, enter: partial[int], near: TowerAttention, far: TowerAttention, view: ImageView
-    ) -> dict[str, Tensor]:
+    def _scan(self, enter: partial[int], near: Signal, far: Signal, view: ImageView) -> dict[str, Tensor]:
         """Notes which tokens stay."""
         total = min(len(view), enter(view.arriving))
-        local = local_picks(view[near], windows_of(view.grids, self.window, len(view)), total // 2)
+        local = top_in_groups(view[near], windows_of(view.grids, self.window, len(view)), total // 2)
         far_scores = view[far]
         others = top(far_scores.scatter(0, local, float("-inf")), total - len(local))
         return {"picked": torch.zeros_like(far_scores).scatter(0, torch.cat((local, others)), KEPT)}
 
 
-def local_picks(scores: Tensor, window: Tensor, count: int) -> Tensor:
-    """The `count` highest, but at most ⌈count / windows⌉ of each window: (count,) int64, ascending.
-
-    Fewer where windows are too small. It is what visiting tokens by falling score picks, if a full window is passed
-    over: of scores 9 8 7 1 in windows 0 0 0 1, two are 9 and 1.
-
-    Args:
-        scores: (tokens,) float.
-        window: (tokens,) int64 on the host, the window of each token, from 0 on.
-        count: Of all windows.
-    """
-    sizes = window.bincount()
-    most = -(-count // max(1, len(sizes)))
-    window = window.to(scores.device)
-    full = ranks_in_groups(scores, window) >= most
-    return top(scores.masked_fill(full, float("-inf")), min(count, int(sizes.clamp(max=most).sum())))
-
-
-def merged(view: ImageView, count: int | None) -> Cut | None:
+def merged(view: ImageView, count: int) -> Cut:
     """What was picked stays, and the others join what is most like them. Newlines are dropped but for a last one."""
-    assert count is not None
-    if count == len(view):
-        return None
     picked = view.notes["picked"]
     cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)
     return cut.with_rows(average(view.features, cut))
 
 
-_MEAN = "; mean over the decoder's layers"
-
 VScan.presets = (
-    VScan.preset("llava-1.5-7b/64", f"README of the released code, 96 then 32{_MEAN}", tokens=64),
-    VScan.preset("llava-1.5-7b/128", f"the same rule, 192 then 64{_MEAN}", tokens=128),
-    VScan.preset("llava-1.5-7b/192", f"the same rule, 288 then 96{_MEAN}", tokens=192),
-    VScan.preset("qwen2.5-vl-7b/11.1%", f"released code{_MEAN}", keep=(0.167, 0.333), window=4),
+    VScan.preset("llava-1.5-7b/64", "README of the released code, 96 rows then 32", tokens=64),
+    VScan.preset("llava-1.5-7b/128", "the same rule, 192 then 64", tokens=128),
+    VScan.preset("llava-1.5-7b/192", "the same rule, 288 then 96", tokens=192),
+    VScan.preset("qwen2.5-vl-7b/11.1%", "released code, mean over the decoder's layers", keep=(0.167, 0.333), window=4),
 )
 
 METHOD = VScan
