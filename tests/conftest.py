@@ -52,7 +52,9 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     """Mark each test with its tier; leave out what a run before has done."""
     for item in items:
-        item.add_marker(getattr(pytest.mark, tier_of(item)))
+        tier = tier_of(item)
+        item.add_marker(getattr(pytest.mark, tier))
+        item.user_properties.append(("tier", tier))
     items.sort(key=lambda item: item.path.name not in HEAVY)
     if (log := config.getoption("--done")) and Path(log).exists():
         done = set(Path(log).read_text().splitlines())
@@ -110,7 +112,7 @@ def pytest_terminal_summary(terminalreporter):
     """Say how long each tier worked, and count the pairs of method and family that are refused."""
     every = [one for some in terminalreporter.stats.values() for one in some if hasattr(one, "duration")]
     for tier in ALL_TIERS:
-        if own := [one for one in every if tier in one.keywords]:
+        if own := [one for one in every if ("tier", tier) in map(tuple, one.user_properties)]:
             count, seconds = len({one.nodeid for one in own}), sum(one.duration for one in own)
             terminalreporter.line(f"==> tier {tier}: {count:,} tests, {seconds:.0f} s of work")
     reports = terminalreporter.getreports("passed")
