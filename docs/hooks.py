@@ -86,7 +86,7 @@ def reference() -> str:
 def traits() -> str:
     """Where each method works with its default settings, what it reads there, and whether the question matters."""
     import foveate
-    from foveate.contract.stages import ImageStage, LayerStage, Shape
+    from foveate.contract.stages import ImageStage, LayerStage, PatchStage, Shape
 
     lines = ["| method | drops | reads | does the question matter? |", "|---|---|---|---|"]
     for name, kind in foveate.methods().items():
@@ -98,6 +98,8 @@ def traits() -> str:
         reads = dict.fromkeys(words(signal) for stage in stages for signal in stage.reads)
         if any(isinstance(stage, ImageStage) for stage in stages):
             reads = {"features": None, **reads}
+        if any(isinstance(stage, PatchStage) for stage in stages):
+            reads = {"pixels": None, **reads}
         asks = "yes" if any(stage.reads_text for stage in stages) else "no"
         cells = (f"[`{name}`](../methods/{name}.md)", ", ".join(places), ", ".join(reads) or "nothing", asks)
         lines.append(f"| {' | '.join(cells)} |")

@@ -34,7 +34,11 @@ def draw(vlm: fv.VLM, name: str) -> None:
     try:
         answer = vlm.ask(embedded.picture(), embedded.QUESTION, method=name, tokens=BUDGET)
     except fv.SettingError:  # it takes no budget
-        answer = vlm.ask(embedded.picture(), embedded.QUESTION, method=name)
+        try:
+            answer = vlm.ask(embedded.picture(), embedded.QUESTION, method=name)
+        except fv.UnsupportedError as error:
+            print(f"{name}: not on this model, {error}")
+            return
     if answer.retention == 1:
         print(f"{name}: keeps all of a picture, not drawn")
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import WAYS, PixelStage, Place, Shape, Stage, TowerStage
+from foveate.contract.stages import WAYS, PatchStage, PixelStage, Place, Shape, Stage, TowerStage
 from foveate.core import signals
 from foveate.core.signals import Cells, Columns, Features, Resource, Signal, Text
 from foveate.core.views import Arriving
@@ -27,7 +27,7 @@ BLOCK = 1
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where tokens are dropped, as a trace names it: "tower", "projector", "layer", "kv".
+    """Where tokens are dropped, as a trace names it: "pixels", "tower", "projector", "layer", "kv".
 
     Attributes:
         sure: Places where tokens are dropped for any picture and question.
@@ -55,24 +55,34 @@ class Reach:
         return Reach(sure, anywhere - sure)
 
 
-def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> str | None:
+def refusal(
+    stages: Sequence[Stage], lacks: Callable[[Signal], str | None], needs_all_patches: str | None = None
+) -> str | None:
     """Why the engine does not run these stages, as the end of a sentence ("reads …", "has …"); None if it runs them.
 
     Args:
         stages: In order.
         lacks: Why the model has no such signal; None if it has.
+        needs_all_patches: See `Family`.
     """
+    by_pixels = any(isinstance(stage, PatchStage) for stage in stages)
+    if by_pixels and needs_all_patches is not None:
+        return f"drops patches before the vision tower, which here needs all of them: {needs_all_patches}."
     for stage in stages:
         reason = _refusal_of(stage, lacks)
         if reason is not None:
             return reason
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
+    before = "drops patches before the tower" if by_pixels else "makes pictures smaller"
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
         return (
-            "makes pictures smaller and also cuts in the tower; the engine cannot do both in one pass yet. Drop "
+            f"{before} and also cuts in the tower; the engine cannot do both in one pass yet. Drop "
             "between layers instead of in the tower."
         )
-    for place, kind in ((Place.PIXELS, "PixelStage"), (Place.TOWER, "TowerStage")):
+    if by_pixels and any(isinstance(stage, PixelStage) for stage in stages):
+        return f"{before} and also makes pictures smaller; the engine does one of the two. Leave the other out."
+    pixels = "PatchStage" if by_pixels else "PixelStage"
+    for place, kind in ((Place.PIXELS, pixels), (Place.TOWER, "TowerStage")):
         if early.count(place) > 1:
             return f"has {early.count(place)} {kind}s, and the engine runs one. Do both steps in one stage."
     return None
@@ -91,6 +101,8 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     ways = [way for way in WAYS if getattr(stage, way) is not None]
     if isinstance(stage, PixelStage) and ways:
         return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
+    if isinstance(stage, PatchStage) and stage.look is not None:
+        return "has a PatchStage with a look, of which nothing would be remembered: it has score, pick or choose."
     if isinstance(stage, TowerStage) and stage.block != BLOCK:
         return f"cuts in the tower before block {stage.block}, and the engine before block {BLOCK} alone."
     return None
@@ -98,6 +110,8 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
 
 def _is_served(signal: Signal, place: Place) -> bool:
     """Whether this engine reads a signal for a stage at this place."""
+    if place is Place.PIXELS:
+        return False
     if isinstance(signal, Cells | Columns | Text):
         return place is Place.LAYER
     if isinstance(signal, Resource):
@@ -132,9 +146,9 @@ def reach(
 
 def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> Reach:
     stages = follow.in_order(method.stages(Shape(depth, cls=cls, renumbers=kind.renumbers)))
-    reason = refusal(stages, lambda signal: kind.lacking(signal, cls))
+    reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind.needs_all_patches)
     early = {stage.place for stage in stages if stage.place < Place.LAYER}
-    way = _way(early)
+    way = _way(stages, early)
     if reason is None and way is not None and _unknown(kind, way):
         reason = f"drops in or after the vision tower, which foveate cannot do for {kind.model_type!r}."
     if reason is not None:
@@ -142,7 +156,7 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     walk = _Walk(arriving)
     for stage in stages:
         if stage.place is not Place.CACHE:
-            walk.through(stage, _where(stage.place, way, several=len(early) > 1))
+            walk.through(stage, _where(stage, several=len(early) > 1))
         elif not follow.cut_layers(stages):
             walk.can.add("kv")
         elif follow.cached_layers(stages):
@@ -187,8 +201,10 @@ class _Walk:
             self.arriving = replace(self.arriving, tokens=left)
 
 
-def _way(places: set[Place]) -> str | None:
-    """The name of the family's function that runs the tower for stages at these places."""
+def _way(stages: Sequence[Stage], places: set[Place]) -> str | None:
+    """The name of the family's function that runs the tower for these stages, of which some are at these places."""
+    if any(isinstance(stage, PatchStage) for stage in stages):
+        return "encode_subset"
     if Place.PIXELS in places:
         return "encode_smaller"
     if Place.TOWER in places or Place.BEFORE_PROJECTOR in places:
@@ -203,10 +219,12 @@ def _unknown(kind: type[Family], way: str) -> bool:
     return getattr(kind, way) in (Family.encode, Family.encode_smaller)
 
 
-def _where(place: Place, way: str | None, several: bool) -> str:
-    """What a trace calls a place."""
-    if place >= Place.LAYER:
+def _where(stage: Stage, several: bool) -> str:
+    """What a trace calls the place of a stage."""
+    if stage.place >= Place.LAYER:
         return "layer"
-    if place is not Place.BEHIND_PROJECTOR:
+    if isinstance(stage, PatchStage):
+        return "pixels"
+    if stage.place is not Place.BEHIND_PROJECTOR:
         return "tower"
     return "layer" if several else "projector"

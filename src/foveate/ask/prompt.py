@@ -104,9 +104,10 @@ class Prompt:
         Raises:
             SettingError: If the method's counts depend on the picture and no trace tells them.
         """
-        counts = None
+        counts = tower_tokens = None
         if trace is not None and trace.history:
             counts = [layer[sample] for layer in trace.history[0].per_layer]
+            tower_tokens = trace.history[0].tower_tokens[sample]
         return cost(
             self.loaded.model.config,
             text_tokens=self.text_tokens,
@@ -115,6 +116,7 @@ class Prompt:
             tower_images=self.tower_images,
             dtype=self.loaded.model.dtype,
             tokens=counts,
+            tower_tokens=tower_tokens,
             grids=self.grids,
             videos=self.videos,
         )

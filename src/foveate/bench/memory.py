@@ -1,6 +1,7 @@
 """What a prompt processes and holds: tokens, the cache, and the most bytes that live at once."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Held:
 
     Attributes:
         tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
+        tower_tokens: Tokens of each image or video that the tower runs on, of the sample with most.
         retention: Mean over samples of what the trace says.
         kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
         peak: Bytes at the most, without weights and inputs: what CUDA's allocator says, elsewhere the tensors that
@@ -35,6 +37,7 @@ class Held:
     retention: float
     kv_bytes: int
     peak: int
+    tower_tokens: Sequence[Sequence[int]] | None = None
 
 
 def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
@@ -46,11 +49,13 @@ def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
             cache = generate(model, workload.inputs, 1).past_key_values
         peak = memory.peak
     tokens = (workload.vision_tokens,) * len(family_for(model).layers)
-    retention = 1.0
+    retention, tower_tokens = 1.0, None
     if trace is not None:
         tokens = tuple(max(samples) for samples in trace.latest.per_layer)
         retention = sum(trace.retention) / len(trace.retention)
-    return Held(tokens, retention, kv_bytes(cache)[0], peak)
+        most = max(trace.latest.tower_tokens, key=lambda images: sum(map(len, images)))
+        tower_tokens = [image.tolist() for image in most]
+    return Held(tokens, retention, kv_bytes(cache)[0], peak, tower_tokens)
 
 
 def _prefill_on_cuda(model: Any, workload: Workload) -> tuple[Any, int]:

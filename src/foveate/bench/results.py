@@ -96,8 +96,10 @@ def _kernel(run: PairedRun) -> str:
 
 
 def _cost(run: PairedRun, candidate: Candidate) -> Cost:
-    tokens = None if candidate.held is None else candidate.held.tokens
-    return run.workload.kernel_cost(run.model, _kernel(run), candidate.method, tokens)
+    held, kernel = candidate.held, _kernel(run)
+    if held is None:
+        return run.workload.kernel_cost(run.model, kernel, candidate.method)
+    return run.workload.kernel_cost(run.model, kernel, candidate.method, held.tokens, held.tower_tokens)
 
 
 def _scoring_known(candidate: Candidate, cost: Cost) -> bool:

@@ -70,14 +70,16 @@ class Workload:
         method: Method | None = None,
         tokens: Sequence[int] | None = None,
         attention: Literal["full", "causal"] = "full",
+        tower_tokens: Sequence[Sequence[int]] | None = None,
     ) -> Cost:
-        """What one sample costs; `model` or its config, `tokens` of each layer where a trace has them."""
+        """What one sample costs; `model` or its config, tokens of each layer and of the tower as a trace has them."""
         return cost(
             model,
             text_tokens=self.text_tokens,
             vision_tokens=self.sizes,
             method=method,
             tokens=tokens,
+            tower_tokens=tower_tokens,
             tower_images=self.tower_images,
             grids=self.grids,
             videos=self.videos,
@@ -86,10 +88,15 @@ class Workload:
         )
 
     def kernel_cost(
-        self, model: Any, kernel: str, method: Method | None = None, tokens: Sequence[int] | None = None
+        self,
+        model: Any,
+        kernel: str,
+        method: Method | None = None,
+        tokens: Sequence[int] | None = None,
+        tower_tokens: Sequence[Sequence[int]] | None = None,
     ) -> Cost:
         """What one sample costs under an attention kernel: only eager attention computes what causality hides."""
-        return self.cost(model, method, tokens, "full" if kernel == "eager" else "causal")
+        return self.cost(model, method, tokens, "full" if kernel == "eager" else "causal", tower_tokens)
 
 
 def synthetic(

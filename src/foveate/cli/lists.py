@@ -17,7 +17,13 @@ from foveate.cli.screen import busy, show, show_json
 
 __all__ = ["STAGES", "Methods", "Models", "Presets", "marks"]
 
-STAGES = {"tower": "In the tower", "projector": "Behind it", "layer": "Between layers", "kv": "In the KV cache"}
+STAGES = {
+    "pixels": "Before the tower",
+    "tower": "In the tower",
+    "projector": "Behind it",
+    "layer": "Between layers",
+    "kv": "In the KV cache",
+}
 BELOW = (
     "Settings: foveate methods NAME. Best on the embedded model: v2drop and others at 1/3, divprune and scope at 1/9."
 )

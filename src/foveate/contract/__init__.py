@@ -27,6 +27,7 @@ from foveate.contract.stages import (
     DecodeStage,
     ImageStage,
     LayerStage,
+    PatchStage,
     PixelStage,
     Place,
     Shape,
@@ -52,7 +53,7 @@ from foveate.core.signals import (
     TowerAttention,
     TowerKeys,
 )
-from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView, PixelView, View
 
 __all__ = [
     "Arriving",
@@ -89,9 +90,11 @@ __all__ = [
     "Normed",
     "OneCut",
     "Part",
+    "PatchStage",
     "PatchView",
     "Pivots",
     "PixelStage",
+    "PixelView",
     "Place",
     "Positions",
     "Preset",

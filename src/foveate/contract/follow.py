@@ -6,7 +6,7 @@ Each walks through the stages in order. It is written here once, so that no meth
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from foveate.contract.stages import CacheStage, LayerStage, Place, Stage
+from foveate.contract.stages import CacheStage, LayerStage, PixelStage, Place, Stage
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.signals import Hidden
 from foveate.core.views import Arriving
@@ -240,8 +240,9 @@ def _left_early(stage: Stage, image: Arriving) -> int | None:
 
 def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
     """The token grids of an image's frames or views after the stages before the tower."""
-    for stage in at(stages, Place.PIXELS):
-        arriving = replace(arriving, grids=stage.coarsen(arriving))  # type: ignore[attr-defined]
+    for stage in stages:
+        if isinstance(stage, PixelStage):
+            arriving = replace(arriving, grids=stage.coarsen(arriving))
     return arriving.grids
 
 

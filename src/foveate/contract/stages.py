@@ -29,6 +29,7 @@ __all__ = [
     "DecodeStage",
     "ImageStage",
     "LayerStage",
+    "PatchStage",
     "PixelStage",
     "Place",
     "Shape",
@@ -224,6 +225,28 @@ class PixelStage(Stage):
 
     unit: Literal["sample", "image", "frame"] = "image"
     coarsen: Callable[[Arriving], tuple[Grid, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatchStage(Stage):
+    """Before the vision tower, behind a `PixelStage`: the tower runs on the patches of the tokens that stay.
+
+    It sees the pixels of one image or video, a `PixelView`, and reads no signals. Its cut says who stays: it makes no
+    new rows, and leaves no notes.
+    """
+
+    place: ClassVar[Place] = Place.PIXELS
+
+    unit: Literal["sample", "image", "frame"] = "image"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return int(self.place), 1
+
+    def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
+        super()._check(cut, arriving, count)
+        if cut is not None and (cut.notes or cut.rows is not None):
+            raise SettingError(f"{self} may say which tokens stay, with Cut.keep or Cut.take, and nothing more.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,6 +7,7 @@ A view holds plain tensors, so a stage runs without a model:
 
 What a family shows of an image in its vision tower, of which an `ImageView` is made, is a `TowerView`."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from foveate.core.grid import Grid
 from foveate.core.signals import Signal, TowerSignal
 from foveate.errors import SettingError
 
-__all__ = ["Arriving", "ImageView", "LayerView", "PatchView", "TowerView", "View"]
+__all__ = ["Arriving", "ImageView", "LayerView", "PatchView", "PixelView", "TowerView", "View"]
 
 Given = Tensor | Callable[[], Tensor]
 """A tensor, or a function that makes it when it is first read."""
@@ -210,6 +211,28 @@ class LayerView(View):
             count = next(len(value) for value in values if isinstance(value, Tensor))
         super().__init__(count, **named, **rest)
         self.text_behind = text_behind
+
+
+class PixelView(View):
+    """The pixels of one image or video before the vision tower, token by token.
+
+    Args:
+        units: (frames, rows, columns, numbers) float32: the pixels of each token's patches, normalised; of a video a
+            frame is a temporal patch, which has several pictures.
+        mean: What the processor subtracts from pixels in [0, 1], (numbers,).
+        std: What it divides them by then, (numbers,).
+        rest: See `View`.
+    """
+
+    def __init__(self, units: Tensor, mean: Tensor, std: Tensor, **rest: Any) -> None:
+        super().__init__(math.prod(units.shape[:3]), device=units.device, **rest)
+        self.units = units
+        self.mean = mean
+        self.std = std
+
+    def levels(self) -> Tensor:
+        """The pixels as a file has them: whole numbers from 0 to 255, of the shape of `units`, float32."""
+        return (255 * (self.units * self.std + self.mean)).round().clamp(0, 255)
 
 
 class PatchView(View):

@@ -10,11 +10,11 @@ import torch
 from foveate._sheet import SECTION, Column, Sheet
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import Place
+from foveate.contract.stages import PatchStage, Place, Shape
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
 from foveate.cost._prompt import PromptLengths
-from foveate.cost._tower import smaller_tower_flops, tower_bytes, tower_flops
+from foveate.cost._tower import smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.registry import families, no_family
@@ -45,7 +45,7 @@ class Cost:
             without weights and inputs: one prompt alone, without gradients, padding or an attention matrix (SDPA,
             flash), as transformers 5.23 runs it. A batch of n such prompts holds n times as much. Not counted are
             buffers inside a kernel, and what a method needs to score: less than a layer, except in toy models. None
-            where it is not known: for most families, for prompts longer than a window, and for Resize.
+            where it is not known: for most families, for prompts longer than a window, for Resize and PixelPrune.
     """
 
     text_tokens: int
@@ -138,6 +138,7 @@ def cost(
     tower_images: int | Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     tokens: Sequence[int] | None = None,
+    tower_tokens: Sequence[Sequence[int] | torch.Tensor] | None = None,
     grids: Sequence[Sequence[tuple[int, int]]] | None = None,
     videos: bool | Sequence[bool] | None = None,
 ) -> Cost:
@@ -148,7 +149,7 @@ def cost(
 
     The parts equal torch's `FlopCounterMode` under eager attention. The full tower is counted,
     because methods drop tokens behind it. Only for Resize the smaller tower is counted, if the grids are known (not for
-    LLaVA-OneVision).
+    LLaVA-OneVision), and for PixelPrune the patches that are left.
 
     Args:
         config: The config of a vision-language model of a supported family, or such a model.
@@ -165,6 +166,8 @@ def cost(
         dtype: Of the cache and the activations; by default the config's, and bfloat16 if it names none.
         tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
             (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
+        tower_tokens: For a method that drops before the tower (PixelPrune), beside `tokens`: the tokens of each image
+            or video whose patches the tower runs on, `trace.latest.tower_tokens[0]`. Others need none.
         grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
             (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]`
             for one LLaVA-1.5 image, whose grids are known without.
@@ -173,9 +176,9 @@ def cost(
             grids=[[(14, 14)] * 32], videos=True`.
 
     Raises:
-        SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule
-            does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the counts leave it open,
-            or contradicts them.
+        SettingError: If such a method is given without `tokens` (or `tower_tokens`), a count is negative or all are
+            zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the
+            counts leave it open, or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
             not known.
     """
@@ -188,6 +191,13 @@ def cost(
     if isinstance(videos, bool):
         videos = [videos] * len(prompt.sizes)
     _check_lengths(decoder, prompt, tokens, grids, videos)
+
+    by_pixels = method is not None and _by_pixels(method, decoder.depth)
+    if by_pixels and tower_tokens is None:
+        raise SettingError(
+            f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
+            "tokens=[count for (count,) in trace.latest.per_layer], tower_tokens=trace.latest.tower_tokens[0]."
+        )
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
     known_grids = family.token_grids(config, prompt.sizes) or grids
@@ -202,9 +212,13 @@ def cost(
     tower_grids = None
     if grids:
         tower_grids = known_grids
-    tower, projector = tower_flops(family, config, prompt, tower_grids)
+    if by_pixels:
+        assert tower_tokens is not None
+        tower, projector = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens)
+    else:
+        tower, projector = tower_flops(family, config, prompt, tower_grids)
     smaller = bool(follow.at(dropping.stages, Place.PIXELS))
-    if smaller and known_grids:
+    if smaller and known_grids and not by_pixels:
         ranked = rankable(family, config, prompt.sizes)
         of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids)
         tower, projector = of_smaller or (tower, projector)
@@ -233,6 +247,11 @@ def cost(
         kv_bytes=sum(map(decoder.cached, kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
     )
+
+
+def _by_pixels(method: Method, depth: int) -> bool:
+    """Whether a method drops patches before the tower."""
+    return any(isinstance(stage, PatchStage) for stage in method.stages(Shape(depth)))
 
 
 def _family_of(config: Any) -> type[Family]:

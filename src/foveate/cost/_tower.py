@@ -4,16 +4,20 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from foveate.contract import follow
 from foveate.contract.stages import Stage
 from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
 from foveate.cost._prompt import PromptLengths
+from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.shape import PicturesRun, RopeTower, StatesTower, TowerShape
 
-__all__ = ["smaller_tower_flops", "tower_bytes", "tower_flops"]
+__all__ = ["smaller_tower_flops", "subset_tower_flops", "tower_bytes", "tower_flops"]
 
 Grids = Sequence[Sequence[Grid]]
 
@@ -54,6 +58,36 @@ def smaller_tower_flops(
     return _flops_of_grids(family, config, cells)
 
 
+def subset_tower_flops(
+    family: type[Family],
+    config: Any,
+    prompt: PromptLengths,
+    grids: Grids | None,
+    tokens: Sequence[Sequence[int] | Tensor],
+) -> tuple[int, int]:
+    """The same where the tower runs on the patches of these tokens alone, ascending for each image or video.
+
+    Raises:
+        SettingError: If an image has no such tokens, or the grids have to be given.
+    """
+    if len(tokens) != len(prompt.sizes):
+        raise SettingError(
+            f"tower_tokens must have one entry per image or video; got {len(tokens)} for {len(prompt.sizes)} in "
+            "vision_tokens."
+        )
+    if grids:
+        pictures = PicturesRun(tuple(itertools.chain.from_iterable(grids)))
+    else:
+        pictures = family.pictures_run(config, prompt.sizes, prompt.pictures)
+    stays = [torch.zeros(size, dtype=torch.bool) for size in prompt.sizes]
+    for of_image, places in zip(stays, tokens, strict=True):
+        of_image[torch.as_tensor(places, dtype=torch.int64)] = True
+    sizes = [rows * columns for rows, columns in pictures.grids]
+    pieces = torch.split(torch.cat(stays), sizes)
+    kept = [piece.view(grid) for piece, grid in zip(pieces, pictures.grids, strict=True)]
+    return _flops(family.tower_shape(config), pictures, kept)
+
+
 def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
     """The token grids of an image of `size` vision tokens after the stages before the tower."""
     cells = sum(rows * columns for rows, columns in grids)
@@ -70,9 +104,19 @@ def _flops_of_grids(family: type[Family], config: Any, grids: Grids) -> tuple[in
     return _flops(family.tower_shape(config), pictures)
 
 
-def _flops(shape: TowerShape, pictures: PicturesRun) -> tuple[int, int]:
-    """FLOPs of (tower, projector); a multiply-add counts two."""
+def _flops(shape: TowerShape, pictures: PicturesRun, kept: Sequence[Tensor] | None = None) -> tuple[int, int]:
+    """FLOPs of (tower, projector); a multiply-add counts two.
+
+    Args:
+        shape: The tower's.
+        pictures: That run through it.
+        kept: Which tokens of each it runs on, (rows, columns) bool; None: all.
+    """
     tokens = [rows * columns for rows, columns in pictures.grids]
+    windows = [_windows(shape, grid) for grid in pictures.grids]
+    if kept is not None:
+        tokens = [int(picture.sum()) for picture in kept]
+        windows = [_windows_left(shape, picture) for picture in kept]
     projected = pictures.projected
     if projected is None:
         each = [shape.tokens or count + shape.extra for count in tokens]
@@ -81,7 +125,7 @@ def _flops(shape: TowerShape, pictures: PicturesRun) -> tuple[int, int]:
         tokens = [sum(tokens)]
     tower = sum(_picture(shape, count * shape.patches) for count in tokens)
     if shape.windowed:  # as if all blocks saw the whole picture; so what windows save is taken off
-        tower -= shape.windowed * sum(_saved(shape, grid) for grid in pictures.grids)
+        tower -= shape.windowed * sum(_saved(shape, of_picture) for of_picture in windows)
     return tower, projected * shape.projector + pictures.pooling
 
 
@@ -100,13 +144,28 @@ def _picture(shape: TowerShape, patches: int) -> int:
     return flops
 
 
-def _saved(shape: TowerShape, grid: Grid) -> int:
-    """FLOPs that a block saves on a picture by looking through windows; those at its edges are smaller."""
-    tall, wide = (_pieces(length, shape.window) for length in grid)
-    windows = [rows * columns * shape.patches for rows in tall for columns in wide]
+def _saved(shape: TowerShape, windows: Sequence[int]) -> int:
+    """FLOPs that a block saves on a picture by looking through windows of so many patches."""
     patches = sum(windows)
     whole = attention(patches, patches, shape.width)
     return whole - sum(attention(count, count, shape.width) for count in windows)
+
+
+def _windows(shape: TowerShape, grid: Grid) -> list[int]:
+    """Patches of each window of a picture; those at its edges are smaller. None where no block looks through any."""
+    if not shape.windowed:
+        return []
+    tall, wide = (_pieces(length, shape.window) for length in grid)
+    return [rows * columns * shape.patches for rows in tall for columns in wide]
+
+
+def _windows_left(shape: TowerShape, kept: Tensor) -> list[int]:
+    """The same of the tokens that are kept, (rows, columns) bool."""
+    if not shape.windowed:
+        return []
+    bands = torch.split(kept, shape.window)
+    windows = [window for band in bands for window in torch.split(band, shape.window, dim=1)]
+    return [int(window.sum()) * shape.patches for window in windows]
 
 
 def _pieces(length: int, side: int) -> list[int]:

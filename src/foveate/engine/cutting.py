@@ -103,6 +103,7 @@ class SampleRows:
         frames = self.sample.frames
         guards.refuse_unknown_units(stage, self.sizes, frames is not None and len(frames) > len(self.sample.media))
         assert self.sizes is not None
+        guards.refuse_frames_behind_tower(stage, frames, self.sizes)
         return image_units(self.sample, self.sizes)
 
     def view(self, stage: Stage, unit: Unit) -> View:

@@ -18,7 +18,7 @@ from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Hidden, Resource, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import Tensors, alike, stacked
-from foveate.core.views import Arriving, ImageView, PatchView, TowerView
+from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
 from foveate.engine import guards
 from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.media import MediaTokens, lengths_in, nowhere
@@ -286,6 +286,18 @@ class TowerReducer:
         """What the token grids of an image's frames or views become in front of the tower."""
         return self._program.coarsen(grids, entered, reserved)
 
+    def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
+        """Which tokens of each image or video the tower shall make, of their pixels."""
+        (stage,) = self._program.pixels
+
+        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
+            view = views[places[0]]
+            return stage.cut(PixelView(tensors["units"], view.mean, view.std))
+
+        inputs = [{"units": view.units} for view in views]
+        cuts = cuts_of(look, inputs, [kind_of(view.units) for view in views], self._program.together)
+        return [_if_it_merges(cut) for cut in cuts]
+
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
         """Which patches of each image become one after the tower's first layer.
 
@@ -357,8 +369,14 @@ def encode(
     Returns:
         What the original answers, each image's rows in the first places of its features; and what became of each.
     """
-    # Where the first cut is: a smaller picture, inside the tower or before the projector, or behind the projector.
-    ways = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
+    # Where the first cut is: a smaller picture, some of its patches, inside the tower or before the projector, or
+    # behind the projector.
+    ways = {
+        "pixels": family.encode_smaller,
+        "subset": family.encode_subset,
+        "tower": family.encode,
+        "projector": family.encode_projected,
+    }
     assert program.encodes is not None
     reducer = TowerReducer(program, prompt, video=modality == "video")
     try:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.program import Program
 from foveate.engine.samples import Bucket, Sample, buckets_of
-from foveate.engine.trace import PrefillRecord, StageRecord
+from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
 __all__ = ["Forward", "LayerCall", "Original", "RowMap", "rows_of"]
 
@@ -360,9 +360,7 @@ class Forward:
             origin = came_from.to(added.device) + first
             self.additions[depth] = added.index_put((target,), added[origin])
 
-    def note_cut(
-        self, where: Literal["tower", "projector", "layer", "kv"], layer: int | None, before: tuple[int, ...]
-    ) -> None:
+    def note_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
         """Write a cut into the trace."""
         assert self.record is not None
         sources: dict[int, Tensor] = {}

@@ -31,7 +31,7 @@ def refuse_second_session(model: nn.Module, running: Method | None) -> None:
 
 def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> None:
     """A stage may read what this model or this engine has not, or stand where nothing runs."""
-    reason = refusal(stages, family.lacks)
+    reason = refusal(stages, family.lacks, family.needs_all_patches)
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
 
@@ -139,6 +139,15 @@ def refuse_unknown_frames(frames: Sequence[int] | None, tokens: int) -> None:
         raise UnsupportedError(
             "Where this video's frames begin is not known, so its tokens cannot be ranked frame by frame: its family "
             "does not report the frames, or the attention_mask hides some tokens. Use scope='image' or 'sample'."
+        )
+
+
+def refuse_frames_behind_tower(stage: Stage, frames: Sequence[int] | None, sizes: Sequence[int]) -> None:
+    """Where tokens left before the decoder, it is known how many of a video are left, and not of each frame."""
+    if frames is not None and len(frames) != len(sizes):
+        raise UnsupportedError(
+            f"{stage} ranks each frame separately, but an earlier stage has dropped tokens before the decoder, so the "
+            "number of tokens left in each frame is not known. Use scope='image' or 'sample'."
         )
 
 

@@ -6,7 +6,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from foveate.engine.forward import Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
 from foveate.engine.samples import WORDS, Sample, read_samples
-from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord
+from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, Where
 from foveate.families.base import Family
 
 __all__ = ["Ending", "begin", "finish"]
@@ -152,8 +152,8 @@ def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tens
             forward.move_additions(bucket, 0, rows)
     if not changed:
         return hidden
-    where: Literal["tower", "projector"] = "projector" if program.encodes == "projector" else "tower"
-    forward.note_cut(where, None, before)
+    names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
+    forward.note_cut(names.get(program.encodes, "tower"), None, before)
     forward.lay_out(program.renumbers_before(None))
     return hidden
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import LayerStage, Place, Shape, Stage, TowerStage
+from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, TowerStage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Hidden, Resource, Signal, Text
@@ -127,7 +127,10 @@ class Program:
 
     @property
     def encodes(self) -> str | None:
-        """How a run through the tower is made: "pixels", "tower" or "projector"; None: as the model does."""
+        """How a run through the tower is made: of smaller pictures ("pixels"), of some patches ("subset"), with cuts in
+        the "tower" or behind the "projector"; None: as the model does."""
+        if any(isinstance(stage, PatchStage) for stage in self.pixels):
+            return "subset"
         if self.pixels:
             return "pixels"
         before = any(stage.place < Place.BEHIND_PROJECTOR for stage in self.images)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from foveate.viz.showing import Media
 
-__all__ = ["CacheRecord", "LazyCounts", "PrefillRecord", "StageRecord", "Trace"]
+__all__ = ["CacheRecord", "LazyCounts", "PrefillRecord", "StageRecord", "Trace", "Where"]
+
+Where = Literal["pixels", "tower", "projector", "layer", "kv"]
+"""Where a cut is."""
 
 
 @dataclass(eq=False, repr=False)
@@ -29,14 +32,14 @@ class StageRecord:
     """One cut of one prefill.
 
     Attributes:
-        where: "tower" for a cut in the vision tower, "projector" for a cut after the projector, "layer" for a cut
-            before a decoder layer, "kv" for the cut of the caches after the prefill.
+        where: "pixels" for a cut before the vision tower, "tower" for a cut in it, "projector" for a cut after the
+            projector, "layer" for a cut before a decoder layer, "kv" for the cut of the caches after the prefill.
         layer: The first decoder layer (0-based) that processes fewer tokens; None if the cut is not before a layer.
         before: Number of vision tokens before the cut, one per sample.
         after: Number of vision tokens after the cut, one per sample.
     """
 
-    where: Literal["tower", "projector", "layer", "kv"]
+    where: Where
     layer: int | None
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -46,7 +49,12 @@ class StageRecord:
     @property
     def place(self) -> str:
         """Where it is, in words."""
-        names = {"tower": "vision tower", "projector": "projector", "kv": "decoding"}
+        names = {
+            "pixels": "before the vision tower",
+            "tower": "vision tower",
+            "projector": "projector",
+            "kv": "decoding",
+        }
         return names.get(self.where, f"before layer {self.layer}")
 
     @cached_property
@@ -175,6 +183,25 @@ class PrefillRecord:
     def frames(self) -> list[list[tuple[int, ...]]]:
         """For each sample, each of its images or videos: vision tokens of each frame; empty where that is not known."""
         return [[image.frames for image in media] for media in self.media]
+
+    @property
+    def tower_tokens(self) -> list[list[Tensor]]:
+        """For each sample, each of its images or videos: the tokens whose patches the tower ran on, ascending int64.
+
+        All of them, except where a stage has dropped by pixels.
+        """
+        kept = [torch.arange(count) for count in self.vision_tokens]
+        for stage in self.stages:
+            if stage.where == "pixels":
+                kept = stage.kept
+        tokens = []
+        for media, places in zip(self.media or [()] * len(kept), kept, strict=True):
+            # The images of a sample stand one behind the other: 3 and 2 tokens end before 3 and 5.
+            ends = list(itertools.accumulate(image.length for image in media))
+            parts = places.tensor_split(torch.searchsorted(places, torch.tensor(ends[:-1], dtype=torch.int64)))
+            starts = (0, *ends)
+            tokens.append([part - start for part, start, _ in zip(parts, starts, media, strict=False)])
+        return tokens
 
     @property
     def videos(self) -> list[list[bool]]:

@@ -41,6 +41,9 @@ class AnyResolution(OfClip):
     """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
 
     runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
+    needs_all_patches: ClassVar[str | None] = (
+        "tiles are put together by their places, with newlines behind rows, and padding is cut off"
+    )
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:

@@ -46,6 +46,8 @@ class Family:
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
         runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
+        needs_all_patches: Why the tower cannot run on the patches of some tokens, as the end of a sentence; None: it
+            can (see `encode_subset`).
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
             projections, attention, and a gated MLP, all dense; and whose queries and keys are made in the usual way.
@@ -64,6 +66,7 @@ class Family:
     videos: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
     runs_grids: ClassVar[bool] = True
+    needs_all_patches: ClassVar[str | None] = "nobody has said how it would run on some of them"
 
     def __init__(self, model: Any) -> None:
         require(self.oldest, type(self).__name__)
@@ -336,6 +339,10 @@ class Family:
             f"foveate cannot give smaller images to the tower of {self.model_type!r} ({modality}). "
             "Use AveragePool, which averages the tower's tokens instead."
         )
+
+    def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """As `encode`, of a tower that runs on the patches of the tokens alone that `reducer.leave` lets stay."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode_subset, or needs_all_patches.")
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""

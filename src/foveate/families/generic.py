@@ -37,6 +37,7 @@ class Generic(Family):
     tiled: ClassVar[bool] = True
     decoders: ClassVar[frozenset[str]] = frozenset()
     encode_projected = encode_smaller = Family.encode  # all refused: that would take knowing the pictures
+    needs_all_patches: ClassVar[str | None] = "a model without a family does not say how it cuts pictures into patches"
 
     def __init__(self, model: Any) -> None:
         config = getattr(model, "config", None)

@@ -27,6 +27,7 @@ class SmolVLM(Tiled):
 
     model_type: ClassVar[str] = "smolvlm"
     title: ClassVar[str] = "SmolVLM"
+    needs_all_patches: ClassVar[str | None] = "tokens are made by shuffling the patches of a whole tile"
     closing_tokens: ClassVar[int] = 1  # the fence behind its last tile tells tiles from images
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"

@@ -19,6 +19,9 @@ class InternVL(Tiled):
 
     model_type: ClassVar[str] = "internvl"
     title: ClassVar[str] = "InternVL3"
+    needs_all_patches: ClassVar[str | None] = (
+        "tokens are made by shuffling the patches of a whole tile, whose places have learned positions"
+    )
     videos: ClassVar[bool] = True
     has_cls: ClassVar[bool] = True
 

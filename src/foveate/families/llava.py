@@ -65,6 +65,9 @@ class Llava(OfClip):
     model_type: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
+    needs_all_patches: ClassVar[str | None] = (
+        "CLIP reads pictures of one size, and adds a learned position to every place of the full grid"
+    )
 
     @property
     def tower(self) -> Any:

@@ -32,6 +32,7 @@ class Mistral3(Family):
 
     model_type: ClassVar[str] = "mistral3"
     title: ClassVar[str] = "Mistral 3"
+    needs_all_patches: ClassVar[str | None] = "Pixtral reads whole padded pictures, and its merger unfolds whole grids"
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
     shares_prefix: ClassVar[bool] = True
 

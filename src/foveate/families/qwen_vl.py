@@ -9,13 +9,20 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
+from torch.nn.functional import pad
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
+from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
-from foveate.core.views import TowerView
+from foveate.core.views import PixelView, TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import first_rows, replace_images
@@ -39,6 +46,11 @@ __all__ = [
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The argument that a modality's patches are given in."""
+PRECOMPUTED = {
+    "cu_seqlens", "cu_window_seqlens", "interp_indices", "interp_weights", "max_seqlen", "max_window_seqlen",
+    "position_ids", "window_index",
+}  # fmt: skip
+"""What a tower takes that is made of the grids alone; users may hand it over, by these names behind `image_`."""
 
 
 class Qwen2VL(Family):
@@ -54,6 +66,10 @@ class Qwen2VL(Family):
     renumbers: ClassVar[bool] = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
     shares_prefix: ClassVar[bool] = True
+    needs_all_patches: ClassVar[str | None] = None
+    pixel_mean: ClassVar[tuple[float, ...]] = (0.48145466, 0.4578275, 0.40821073)
+    """What the processor subtracts from each channel of pixels in [0, 1], and divides it by then: CLIP's."""
+    pixel_std: ClassVar[tuple[float, ...]] = (0.26862954, 0.26130258, 0.27577711)
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         side: int = self.core.visual.spatial_merge_size
@@ -142,6 +158,99 @@ class Qwen2VL(Family):
     def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
         """Nothing: this family has none."""
 
+    # -- the tower on some of the patches ----------------------------------------------------------------------
+
+    def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """What leaves is told by the call's own pixels, before transformers casts them to the model's dtype."""
+        for name in inputs:
+            if name.removeprefix(f"{modality}_") in PRECOMPUTED:
+                raise UnsupportedError(
+                    f"{name} is of all patches, and some leave before the vision tower. Leave it out: the model makes "
+                    "it itself."
+                )
+        grids = inputs[f"{modality}_grid_thw"].cpu()
+        views = self.pixel_views(inputs[PIXELS[modality]], grids)
+        cuts = reducer.leave(views)
+        if all(cut is None for cut in cuts):
+            return run(), cuts
+        masks = []
+        for cut, view in zip(cuts, views, strict=True):
+            stays = torch.ones(len(view), dtype=torch.bool, device=view.device)
+            masks.append(stays if cut is None else torch.zeros_like(stays).index_fill(0, cut.source, True))
+        del views  # pixels in float32, which need not live beside the tower
+        stays_of_all = torch.cat(masks).cpu()  # the device is asked once
+        units = torch.split(stays_of_all, [len(mask) for mask in masks])
+        with Patcher() as patches:
+            patches.wrap(self.core.visual, "forward", partial(self._run_subset, units))
+            return run(), cuts
+
+    def pixel_views(self, patches: Tensor, grids: Tensor) -> list[PixelView]:
+        """The pixels of each image or video.
+
+        Args:
+            patches: (patches, pixels), token by token.
+            grids: (images, 3): temporal patches, rows and columns of patches.
+        """
+        side: int = self.core.visual.spatial_merge_size
+        # A patch is (channels, frames, rows, columns), and a token side x side patches.
+        each = patches.shape[1] // len(self.pixel_mean)
+        mean, std = (
+            patches.new_tensor(of_channels, dtype=torch.float32).repeat_interleave(each).repeat(side**2)
+            for of_channels in (self.pixel_mean, self.pixel_std)
+        )
+        views = []
+        for image, grid in zip(torch.split(patches, grids.prod(-1).tolist()), grids.tolist(), strict=True):
+            times, height, width = grid
+            units = image.float().reshape(times, height // side, width // side, -1)
+            views.append(PixelView(units, mean, std))
+        return views
+
+    def _run_subset(
+        self, units: Sequence[Tensor], forward: Callable[..., Any], hidden: Tensor, grid_thw: Tensor, **options: Any
+    ) -> Any:
+        """Run the tower's forward on the patches of some tokens, and put zeros behind the rows of each image.
+
+        Args:
+            units: Which tokens of each image or video stay, (tokens,) bool on the host.
+            forward: Of the tower.
+            hidden: (patches, pixels) of all.
+            grid_thw: (images, 3), or (frames, 3) where the family gives the tower a video's frames one by one.
+            options: Its other arguments.
+        """
+        grids, stays = grid_thw.cpu(), torch.cat(list(units))
+        side: int = self.core.visual.spatial_merge_size
+        patches = stays.repeat_interleave(side**2)
+        arguments = {name: value.to(hidden.device) for name, value in self.subset_arguments(grids, patches).items()}
+        rows = patches.nonzero()[:, 0].to(hidden.device)
+        output = forward(hidden[rows], **arguments, **options)
+        left = [int(image.sum()) for image in units]
+
+        def lengthened(features: Tensor) -> Tensor:
+            images = zip(torch.split(features, left), units, strict=True)
+            return torch.cat([first_rows(of_image, len(image)) for of_image, image in images])
+
+        output.pooler_output = lengthened(output.pooler_output)
+        if getattr(output, "deepstack_features", None):
+            output.deepstack_features = [lengthened(features) for features in output.deepstack_features]
+        return output
+
+    def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        """What the tower would make of the grids, of the patches that stay, by the names it takes it by.
+
+        Args:
+            grids: (images, 3), on the host.
+            patches: Which stay, (patches,) bool.
+        """
+        ends = get_vision_cu_seqlens(grids)
+        frames = grids.repeat_interleave(grids[:, 0], dim=0)  # one for each segment
+        some_left = torch.stack([of_frame.any() for of_frame in torch.split(patches, ends.diff().tolist())])
+        positions = get_vision_position_ids(grids, self.core.visual.spatial_merge_size)
+        return {
+            "grid_thw": frames[some_left],
+            "position_ids": positions[patches],
+            "cu_seqlens": ends_of_left(ends, patches),
+        }
+
     # -- costs -------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -167,6 +276,32 @@ class Qwen2VL(Family):
                 )
             grids += [(1, size // count)] * count
         return PicturesRun(tuple(grids))
+
+
+def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
+    """Where segments end, 0 in front, once patches have left; a segment that has lost all is none.
+
+    Ends 0 2 4 6 and patches 1 1 0 0 1 0 (stay) give 0 2 3.
+
+    Args:
+        ends: Before they left, (segments + 1,).
+        patches: Which stay, (patches,) bool.
+    """
+    left_before = pad(patches.cumsum(0), (1, 0))
+    left: Tensor = torch.unique_consecutive(left_before[ends])
+    return left.to(torch.int32)
+
+
+def learned_positions(visual: Any, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
+    """Where patches that stay look up the learned positions of a Qwen3-VL's tower; see `Qwen2VL.subset_arguments`."""
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        grids,
+        num_grid_per_side=visual.num_grid_per_side,
+        mode=visual.interpolation_mode,
+        align_corners=visual.interpolation_align_corners,
+        spatial_merge_size=visual.spatial_merge_size,
+    )
+    return {"interp_indices": indices[patches], "interp_weights": weights[patches]}
 
 
 def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1, learned: bool = False) -> TowerShape:
@@ -284,6 +419,20 @@ class Qwen25VL(Qwen2VL):
         order: Tensor = index.argsort()
         return order
 
+    def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        """Windows have fewer tokens, and some none."""
+        visual = self.core.visual
+        side: int = visual.spatial_merge_size
+        index, ends = get_vision_window_index(grids, side, visual.window_size, visual.patch_size)
+        stays = patches[:: side**2]  # of each token
+        by_window = stays[index]
+        # A token is known by its rank among those that stay: of 0 2 1 3 (window by window) 0 2 3 stay, as 0 1 2.
+        ranks = stays.cumsum(0) - 1
+        return super().subset_arguments(grids, patches) | {
+            "window_index": ranks[index[by_window]],
+            "cu_window_seqlens": ends_of_left(ends, by_window.repeat_interleave(side**2)),
+        }
+
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
         vision = config.vision_config
@@ -311,6 +460,8 @@ class Qwen3VL(Qwen2VL):
     model_type: ClassVar[str] = "qwen3_vl"
     title: ClassVar[str] = "Qwen3-VL"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
+    pixel_mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
+    pixel_std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
 
     def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         return inputs.get("deepstack_visual_embeds")
@@ -330,6 +481,9 @@ class Qwen3VL(Qwen2VL):
 
     def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
         _change_deepstack(output, index, partial(first_rows, length=length))
+
+    def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        return super().subset_arguments(grids, patches) | learned_positions(self.core.visual, grids, patches)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
@@ -370,6 +524,8 @@ class Qwen35(Qwen2VL):
     model_type: ClassVar[str] = "qwen3_5"
     title: ClassVar[str] = "Qwen3.5"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_text"})
+    pixel_mean: ClassVar[tuple[float, ...]] = Qwen3VL.pixel_mean
+    pixel_std: ClassVar[tuple[float, ...]] = Qwen3VL.pixel_std
 
     @property
     def recurrent(self) -> frozenset[int]:
@@ -385,6 +541,9 @@ class Qwen35(Qwen2VL):
             return queries
 
         return project
+
+    def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        return super().subset_arguments(grids, patches) | learned_positions(self.core.visual, grids, patches)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:

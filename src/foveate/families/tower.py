@@ -14,7 +14,7 @@ from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerKeys, TowerSignal
-from foveate.core.views import TowerView
+from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
 from foveate.families.tap import Tapped, tap
@@ -61,6 +61,10 @@ class Reducer(Protocol):
 
     def lengths(self, total: int) -> Sequence[int]:
         """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
+        ...
+
+    def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
+        """Which tokens of each image the tower shall make, of their pixels, ascending; None: all."""
         ...
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import CacheStage, LayerStage, Shape, Stage
+from foveate.contract.stages import CacheStage, LayerStage, PatchStage, Shape, Stage
 from foveate.core.signals import Attention, Cells, Hidden, Resource, Text
 from foveate.core.views import Arriving
 from foveate.engine.program import Program
@@ -20,6 +20,11 @@ REDUCED = "Make its rows on transformers, which stock vLLM takes as they are: Re
 def refuse_early(stages: Program) -> None:
     """A server's tower runs whole pictures, and a prompt is made before any picture is seen."""
     name = stages.method.name
+    if any(isinstance(stage, PatchStage) for stage in stages.pixels):
+        raise UnsupportedError(
+            f"{name} drops patches before the vision tower, so that the picture decides how many tokens are left; "
+            "vLLM's towers run whole pictures, and it makes room for their tokens before. Use transformers."
+        )
     if stages.pixels:
         raise UnsupportedError(
             f"{name} makes pictures smaller, which vLLM's vision towers cannot take. Use averagepool, or let the "
