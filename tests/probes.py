@@ -1,4 +1,4 @@
-"""Eight methods that do to a model what a method may do, one place and one kind of cut each.
+"""Nine methods that do to a model what a method may do, one place and one kind of cut each.
 
 The engine is proven with these on every family and kernel; what a method adds to it are signals and arithmetic, which
 have tests of their own. Where a method of the package does it already, it is that with settings.
@@ -15,6 +15,8 @@ from foveate.contract import (
     ImageView,
     LayerStage,
     LayerView,
+    PatchStage,
+    PixelView,
     Shape,
     Stage,
     TowerAttention,
@@ -27,7 +29,22 @@ from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 
-__all__ = ["DECODE", "KEEP_ALL", "PROBES", "SMALLEST", "ImageCut", "LayerCut", "OneLeft"]
+__all__ = ["DECODE", "KEEP_ALL", "PROBES", "SMALLEST", "ImageCut", "LayerCut", "OneLeft", "PatchCut"]
+
+
+class PatchCut(Method):
+    """Before the tower: the tokens with the brightest pixels stay, whichever frames they are in."""
+
+    name = "patch cut"
+
+    keep: Share = 0.5
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        return (PatchStage(keep=self.keep, score=self._brightness),)
+
+    @staticmethod
+    def _brightness(view: PixelView) -> torch.Tensor:
+        return view.units.mean(dim=-1).flatten()
 
 
 class ImageCut(Method):
@@ -105,6 +122,7 @@ IMAGES = {"layer_list": (), "image_token_list": (), "reference": 25}
 
 PROBES: dict[str, Method] = {
     "pixels": Resize(keep=0.4),
+    "patch cut": PatchCut(),
     "tower merge": MustDrop(**WINDOWS, merge_threshold=-1.0),
     "image cut": ImageCut(),
     "image merge": VisionDrop(dominant=9, contextual=2, **IMAGES),
@@ -115,6 +133,7 @@ PROBES: dict[str, Method] = {
 """All but `DECODE`, by what they do."""
 KEEP_ALL: dict[str, Method] = {
     "pixels": Resize(keep=1.0),
+    "patch cut": PatchCut(keep=1.0),
     "tower merge": MustDrop(**WINDOWS, merge_threshold=2.0),
     "image cut": ImageCut(keep=1.0),
     "layer cut": LayerCut(keep=1.0),
@@ -124,6 +143,7 @@ KEEP_ALL: dict[str, Method] = {
 """The same where nothing leaves; merging an image's tokens with a CLS adds one, so it has none."""
 SMALLEST: dict[str, Method] = {
     "pixels": Resize(keep=0.001),
+    "patch cut": PatchCut(keep=0.0),
     "image cut": ImageCut(keep=0.0),
     "image merge": VisionDrop(dominant=1, contextual=0, layer_list=(), image_token_list=(), reference=10_000),
     "layer cut": LayerCut(keep=0.0, unit="sample"),

@@ -59,7 +59,7 @@ def tower(
 ) -> Callable[[Tensor], Any] | None:
     """The rows each picture left the tower with, as the engine has them (golden vectors check their values)."""
     first = trace.stages[0] if trace.stages else None
-    if first is None or first.where not in ("tower", "projector"):
+    if first is None or first.where not in ("pixels", "tower", "projector"):
         return None
     features, cuts = [], []
     for modality in ("image", "video"):  # in these prompts images come first

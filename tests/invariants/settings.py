@@ -97,6 +97,11 @@ def reach_of(example: str, family: str, modality: str = "image") -> Reach:
     return reach(EXAMPLES[example], kind, config_of(family), depth=DEPTH, arriving=arriving)
 
 
+def serves(family: str, method: Method) -> bool:
+    """Whether a family refuses nothing of a method; tests/invariants/test_coverage.py proves it."""
+    return reach(method, fv.families()[family], config_of(family), depth=DEPTH).refused is None
+
+
 def works(example: str, family: str, word: str = "i") -> bool:
     """Whether an example drops on a family's tiny model; tests/invariants/test_coverage.py proves it."""
     modality = "video" if "v" in word else "image"
