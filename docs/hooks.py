@@ -13,6 +13,7 @@ MODELS, REFERENCE, TRAITS, SIGNALS = "<!-- models -->", "<!-- methods -->", "<!-
 
 WORDS = {
     "Hidden": "hidden states",
+    "CachedAttention": "attention of the question",
     "Keys": "keys",
     "KeyNorms": "norms of keys",
     "Normed": "normed states",
@@ -41,6 +42,7 @@ PLACES = (
     "behind the projector",
     "before layers",
     "in the cache",
+    "nothing: answers read less",
 )
 
 

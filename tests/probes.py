@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from foveate.contract import (
-    DecodeStage,
     Hidden,
     ImageStage,
     ImageView,
@@ -24,12 +23,11 @@ from foveate.contract import (
 )
 from foveate.contract.method import Method
 from foveate.contract.settings import Layers, Share
-from foveate.core.cut import Cut
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 
-__all__ = ["DECODE", "KEEP_ALL", "PROBES", "SMALLEST", "ImageCut", "LayerCut", "OneLeft", "PatchCut"]
+__all__ = ["KEEP_ALL", "PROBES", "SMALLEST", "ImageCut", "LayerCut", "OneLeft", "PatchCut"]
 
 
 class PatchCut(Method):
@@ -98,15 +96,6 @@ class LayerCut(Method):
         return view.hidden.float().norm(dim=-1) - view.notes["norm"]
 
 
-class Decoding(Method):
-    """During decoding, which the engine refuses today."""
-
-    name = "decode"
-
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return (DecodeStage(choose=lambda view, count: Cut.stay(len(view))),)
-
-
 class OneLeft(MustDrop):
     """One token behind each cut, whatever the budget."""
 
@@ -130,7 +119,7 @@ PROBES: dict[str, Method] = {
     "layer merge": VisionDrop(**AWAY, **LAYERS, image_token_list=((9, 2), (5, 1))),
     "cache": MustDrop(**CACHED, global_thr=0.2, individual_thr=0.2),
 }
-"""All but `DECODE`, by what they do."""
+"""By what they do."""
 KEEP_ALL: dict[str, Method] = {
     "pixels": Resize(keep=1.0),
     "patch cut": PatchCut(keep=1.0),
@@ -151,4 +140,3 @@ SMALLEST: dict[str, Method] = {
     "cache": OneLeft(**CACHED, retention=0.5, key_rate=0.0),
 }
 """The same where one token of an image is left, or one of each of its tiles; not where windows set the count."""
-DECODE = Decoding()

@@ -45,8 +45,8 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
     """What works on which family, derived from the stages of each method's defaults.
 
     For each `model_type`, modality ("image", "video") and method: where tokens are dropped or can be, as a trace names
-    it ("pixels", "tower", "projector", "layer", "kv"), or why the method is refused. The tests check it for each method
-    on each family.
+    it ("pixels", "tower", "projector", "layer", "kv"), or where they are cached and not read ("read"); or why the
+    method is refused. The tests check it for each method on each family.
     """
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for model_type, family in sorted(families().items()):

@@ -6,9 +6,9 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import WAYS, PatchStage, PixelStage, Place, Shape, Stage, TowerStage
+from foveate.contract.stages import WAYS, DecodeStage, PatchStage, PixelStage, Place, Shape, Stage, TowerStage
 from foveate.core import signals
-from foveate.core.signals import Cells, Columns, Features, Resource, Signal, Text
+from foveate.core.signals import CachedAttention, Cells, Columns, Features, Resource, Signal, Text
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
@@ -27,7 +27,8 @@ BLOCK = 1
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where tokens are dropped, as a trace names it: "pixels", "tower", "projector", "layer", "kv".
+    """Where tokens are dropped, as a trace names it: "pixels", "tower", "projector", "layer", "kv"; "read": where they are
+    cached and not read.
 
     Attributes:
         sure: Places where tokens are dropped for any picture and question.
@@ -82,10 +83,22 @@ def refusal(
     if by_pixels and any(isinstance(stage, PixelStage) for stage in stages):
         return f"{before} and also makes pictures smaller; the engine does one of the two. Leave the other out."
     pixels = "PatchStage" if by_pixels else "PixelStage"
-    for place, kind in ((Place.PIXELS, pixels), (Place.TOWER, "TowerStage")):
-        if early.count(place) > 1:
-            return f"has {early.count(place)} {kind}s, and the engine runs one. Do both steps in one stage."
-    return None
+    places = [stage.place for stage in stages]
+    for place, kind in ((Place.PIXELS, pixels), (Place.TOWER, "TowerStage"), (Place.DECODE, "DecodeStage")):
+        if places.count(place) > 1:
+            return f"has {places.count(place)} {kind}s, and the engine runs one. Do both steps in one stage."
+    return _refusal_of_cuts(stages, follow.reading(stages))
+
+
+def _refusal_of_cuts(stages: Sequence[Stage], reading: DecodeStage | None) -> str | None:
+    """Why cuts do not go beside what a step picks once for all layers that it reads."""
+    late = [layer for layer in follow.cut_layers(stages) if reading is not None and layer >= reading.layer]
+    if reading is None or reading.when == "turn" or not late:
+        return None
+    return (
+        f"picks in each step what all layers from {reading.layer} on read, but also drops before layer {late[0]}, so "
+        "that layers hold different tokens. Drop before earlier layers, or read from a later layer on."
+    )
 
 
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
@@ -96,8 +109,6 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
             reason = lacks(signal)
         if reason is not None:
             return f"reads {signal!r}: {reason}."
-    if stage.place is Place.DECODE:
-        return "has stages of decoding, which the engine does not run yet."
     ways = [way for way in WAYS if getattr(stage, way) is not None]
     if isinstance(stage, PixelStage) and ways:
         return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
@@ -112,6 +123,8 @@ def _is_served(signal: Signal, place: Place) -> bool:
     """Whether this engine reads a signal for a stage at this place."""
     if place is Place.PIXELS:
         return False
+    if isinstance(signal, CachedAttention) or place is Place.DECODE:
+        return isinstance(signal, CachedAttention) and place is Place.DECODE
     if isinstance(signal, Cells | Columns | Text):
         return place is Place.LAYER
     if isinstance(signal, Resource):
@@ -155,7 +168,9 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
         return Reach(refused=f"{method.name} {reason}")
     walk = _Walk(arriving)
     for stage in stages:
-        if stage.place is not Place.CACHE:
+        if stage.place is Place.DECODE:
+            walk.read(stage)
+        elif stage.place is not Place.CACHE:
             walk.through(stage, _where(stage, several=len(early) > 1))
         elif not follow.cut_layers(stages):
             walk.can.add("kv")
@@ -185,6 +200,12 @@ class _Walk:
             self.sure.add(where)
         else:
             self.can.add(where)
+
+    def read(self, stage: Stage) -> None:
+        """Note whether a step of decoding reads less than there is."""
+        left = stage.left(self.arriving)
+        if left is None or left < self.arriving.tokens:
+            self.add("read", sure=self.counted and left is not None)
 
     def through(self, stage: Stage, where: str) -> None:
         """Count what a stage leaves."""

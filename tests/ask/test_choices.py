@@ -9,6 +9,8 @@ import torch
 import foveate as fv
 from foveate import embedded
 from foveate.ask.answering import begin_alike, choice_of, log_probabilities, tokens_of
+from foveate.methods.dycoke import DyCoke
+from foveate.methods.read import Read
 from tests.ask.conftest import prompt_of, random_vlm
 from tests.methods.test_mustdrop import EXAMPLES
 from tests.models import TINY, batch, generate, tiny
@@ -24,7 +26,9 @@ METHODS = {
     "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)),
     "visiondrop": fv.VisionDrop(retention=0.5),
     "mustdrop": EXAMPLES[0],
+    "dycoke": DyCoke(k=0.0, p=0.7),
     "finalkv": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)) + fv.FinalKV(),
+    "read": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)) + Read(keep=0.4),
 }
 CLOSE = {"abs": 2e-4}
 

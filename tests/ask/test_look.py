@@ -13,6 +13,8 @@ from foveate.ask.answer import kv_bytes
 from foveate.ask.answering import answers_to
 from foveate.ask.look import can_share, look_at, refuse_unshareable, resumed, together, weights_of
 from foveate.engine.cache import copy_of, tensors_of
+from foveate.methods.dycoke import DyCoke
+from foveate.methods.read import Read
 from foveate.registry import family_for
 from tests import models
 from tests.ask.conftest import asked, random_vlm
@@ -51,6 +53,17 @@ def assert_as_alone(vlm, prompts, method, generation=FEW):
 def test_questions_about_two_pictures_get_the_answers_that_each_gets_alone(family, name, monkeypatch):
     vlm = random_vlm(family, monkeypatch)
     assert_as_alone(vlm, asked(vlm, "titi", lengths=(3, 9)), method_of(name))
+
+
+@pytest.mark.parametrize("method", [Read(keep=0.3), DyCoke(k=0.0, p=0.7)], ids=["read", "dycoke"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_question_picks_what_its_own_answer_reads(family, method, monkeypatch):
+    vlm = random_vlm(family, monkeypatch)
+    prompts = asked(vlm, "titi", lengths=(3, 9))
+    assert_as_alone(vlm, prompts, method)
+    assert [answer.tokens for answer in vlm.answer_sharing(prompts, None, generation=FEW)] != [
+        answer.tokens for answer in vlm.answer_sharing(prompts, method, generation=FEW)
+    ]
 
 
 @pytest.mark.parametrize("family", FILMS)

@@ -56,7 +56,8 @@ with torch.no_grad(), far.Far():
     assert ((x * 2).cpu() == torch.tensor([6, 0, 10])).all()
 place = next(iter(count(lambda: x.tolist(), (), far.Far()).waits))
 assert place[0] == "<string>", place
-print(json.dumps([counts.counts(), [waits.waits(*run) for run in waits.RUNS]]))
+reading = [waits.of_reading(method) for method in waits.READING]
+print(json.dumps([counts.counts(), [waits.waits(*run) for run in waits.RUNS], reading]))
 """
 
 
@@ -128,6 +129,12 @@ def test_a_step_on_even_lengths_runs_the_untouched_models_operators(found, promp
     whole, dropped = found[prompt]["untouched"]["decode"], found[prompt][name]["decode"]
     assert dropped["per_layer"] == whole["per_layer"]
     assert dropped["made"] < whole["made"]
+
+
+def test_where_steps_read_less_a_prompt_waits_once_more_and_no_step(program):
+    for prompt, *steps in program[2]:
+        assert own(prompt) == {PLACES: 1, "foveate/engine/reads.py _count: aten._to_copy": 1}
+        assert [own(step) for step in steps] == [{}, {}, {}]
 
 
 @pytest.mark.parametrize(("family", "name", "prompt"), RUNS)

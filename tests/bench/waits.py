@@ -8,6 +8,8 @@ from functools import cache
 import torch
 
 import foveate as fv
+from foveate.methods.dycoke import DyCoke
+from foveate.methods.read import Read
 from tests.bench import far
 from tests.bench.counting import count
 from tests.bench.counts import METHODS
@@ -60,3 +62,21 @@ def _of(model, inputs, turns):
         seen = count(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), (), far.Far())
         cache = made[0].past_key_values
     return seen.to_dict()
+
+
+READING = (Read(keep=0.3), DyCoke(k=0.0, p=0.7))
+
+
+def of_reading(method):
+    """What a prompt does behind which steps read less, and three steps."""
+    inputs, made, seen, cache = batch("llava", ["titit", "tit", "ttt"]), [], [], None
+    mask, model = inputs["attention_mask"], model_of("llava")
+    with fv.drop(model, method):
+        for token in (7, 8, 9, 10):
+            given = {name: far.FarTensor(value.contiguous()) for name, value in inputs.items()}
+            given |= {"past_key_values": cache, "use_cache": True}
+            seen.append(count(lambda given=given: made.append(model(**given)), (), far.Far()).to_dict())
+            cache, mask = made[0].past_key_values, torch.cat((mask, mask.new_ones(3, 1)), dim=1)
+            ids = mask.cumsum(1)[:, -1:] - 1
+            inputs = {"input_ids": torch.full((3, 1), token), "attention_mask": mask, "position_ids": ids}
+    return seen

@@ -54,12 +54,12 @@ def test_every_method_of_the_record_stands_at_every_budget_or_names_its_floor():
 
 
 def test_every_method_that_works_on_pictures_is_asked():
-    """Others compare the frames of a film; FinalKV drops nothing by itself, and is in a chain; PixelPrune needs a
+    """Others compare the frames of a film; FinalKV and Read drop nothing by themselves; PixelPrune needs a
     Qwen-VL or a GLM."""
     asked = {kind.name for row in run.rows() if not row.startswith("chain/") for kind in kinds_of(row)}
     film = {"dycoke", "evs", "dtd", "fastvid", "holitom", "flashvid"}
     younger = {"cdpruner", "mmtok"}  # than the record
-    assert set(fv.methods()) - asked - set(table.CONTROLS) - film - younger == {"finalkv", "pixelprune"}
+    assert set(fv.methods()) - asked - set(table.CONTROLS) - film - younger == {"finalkv", "pixelprune", "read"}
     chains = {preset.name for preset in PRESETS}
     assert (
         {row for row in run.rows() if row.startswith("chain/")} == chains <= {row["name"] for row in QUALITY.settings}

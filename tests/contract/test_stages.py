@@ -184,7 +184,7 @@ PIXELS = PixelStage(coarsen=lambda arriving: arriving.grids)
 PATCHES, DEEPER = TowerStage(0, choose=nothing), TowerStage(2, choose=nothing)
 BEFORE, BEHIND = ImageStage(choose=nothing), ImageStage(side="behind", choose=nothing)
 FIRST, LATER = LayerStage(0, choose=nothing), LayerStage(5, choose=nothing)
-CACHE, DECODE = CacheStage(), DecodeStage()
+CACHE, DECODE = CacheStage(), DecodeStage(0)
 LIFE = (PIXELS, PATCHES, DEEPER, BEFORE, BEHIND, FIRST, LATER, CACHE, DECODE)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import Arriving, ImageView, LayerView, Shape, TowerAttention
+from foveate.contract import Arriving, ImageView, LayerView, ReadView, Shape, TowerAttention, follow
 from foveate.core.attention import mean_of_busiest, nearness
 from foveate.methods import vidcom2, vscan
 from foveate.methods.clse import CLSE
@@ -198,7 +198,12 @@ def test_vidcom2(case):
         assert film(tensors["features"], vidcom2.VidCom2(keep=float(rate))) == tensors[f"kept_R{rate}"].tolist()
 
 
-@named("dycoke")
+STAGES_OF_DYCOKE = [
+    [case for case in cases("dycoke") if ("features" in case.tensors) == first] for first in (True, False)
+]
+
+
+@pytest.mark.parametrize("case", STAGES_OF_DYCOKE[0], ids=lambda case: case.name)
 def test_dycoke(case):
     """As sets, and without the frames that the page names: the code's rows stand in the order of their cosines."""
     facts, tensors = case.facts, case.tensors
@@ -210,6 +215,44 @@ def test_dycoke(case):
         assert [token for token in kept if token // size not in differ] == sorted(
             token for token in wanted if token // size not in differ
         )
+
+
+@pytest.mark.parametrize("above", ["all", "reuse"])
+@pytest.mark.parametrize("case", STAGES_OF_DYCOKE[1], ids=lambda case: case.name)
+def test_what_dycoke_reads_in_each_step(case, above):
+    """The code reads all where a step is like the one before (and then lists nothing), the paper what was read before.
+    Two samples at once, the second backwards."""
+    facts, tensors = case.facts, case.tensors
+    first, count = facts["image_start"], facts["image_token_length_as_the_code_counts"]
+    stage = follow.reading(DyCoke(p=facts["P"], above=above).stages(Shape(8)))
+    paid = tensors["attention"].mean(dim=1)[:, first : first + count]
+    before, read = torch.zeros(2, count), torch.zeros(2, count, dtype=torch.bool)
+    for step, likeness in enumerate(facts["cosine_with_previous"]):
+        attention = torch.stack((paid[step], paid[step].flip(0)))
+        assert torch.cosine_similarity(attention[0], before[0], dim=0).item() == pytest.approx(likeness, abs=1e-5)
+        now = reads_of(stage, attention, before, read)
+        slots = tensors[f"step{step}.read_slots"].long() - first
+        wanted = torch.zeros(count, dtype=torch.bool)
+        if not facts["reads_everything"][step]:
+            wanted[slots[(slots >= 0) & (slots < count)]] = True
+        else:
+            wanted = torch.ones(count, dtype=torch.bool) if above == "all" else read[0]
+        assert torch.equal(now[0], wanted)
+        assert torch.equal(now[1], wanted.flip(0))
+        before, read = attention, now
+
+
+def reads_of(stage, attention, before, read):
+    """Which tokens two samples read: by vmap, unless the stage reads values in Python."""
+
+    def one(attention, before, read):
+        cut = stage.cut(ReadView(attention, before, read))
+        source = torch.arange(len(attention)) if cut is None else cut.source
+        return torch.zeros_like(attention).scatter(0, source, torch.ones_like(attention)) > 0
+
+    if stage.host:
+        return torch.stack([one(*sample) for sample in zip(attention, before, read, strict=True)])
+    return torch.func.vmap(one)(attention, before, read)
 
 
 def test_what_the_code_shortens_before_the_prompt_is_numbered_anew():

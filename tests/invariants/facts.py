@@ -3,7 +3,17 @@
 from foveate.contract import Attention, KeyNorms, Keys, Method, Pivots, Place, Shape, Stage, follow
 from tests.models import DEPTH
 
-__all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_key_norms", "reads_text", "renumbers"]
+__all__ = [
+    "attends_in",
+    "by_frame",
+    "cuts",
+    "kv_layers",
+    "of_pixels",
+    "reads_key_norms",
+    "reads_less",
+    "reads_text",
+    "renumbers",
+]
 
 
 def cuts(method: Method, depth: int = DEPTH) -> tuple[int, ...]:
@@ -24,6 +34,11 @@ def reads_key_norms(method: Method) -> bool:
 def reads_text(method: Method) -> bool:
     """Whether text decides what is left."""
     return follow.reads_text(stages(method))
+
+
+def reads_less(method: Method) -> bool:
+    """Whether steps of decoding read less than is cached."""
+    return follow.reading(stages(method)) is not None
 
 
 def by_frame(method: Method) -> bool:

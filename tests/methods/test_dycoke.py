@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, ImageView
+from foveate.contract import Arriving, ImageView, ReadView, Shape, follow
 from foveate.methods.dycoke import DyCoke
 from tests.methods.test_vidcom2 import kept, stage_of
 from tests.models import batch, generate, tiny
 
-EXAMPLES = [DyCoke(k=0.6), DyCoke(retention=0.7, positions="keep")]
+EXAMPLES = [DyCoke(k=0.6), DyCoke(retention=0.7, positions="keep"), DyCoke(k=0.6, p=0.5, layer=2)]
 ONLY_VIDEOS = True
 
 
@@ -102,3 +102,32 @@ def test_how_many_stay_is_not_known_where_views_may_be_frames_or_tiles():
     assert DyCoke().plan(28, (576,), [((24, 24),)]) == (576,) * 28
     with pytest.raises(fv.UnsupportedError, match="where the frames of these tokens begin is not known"):
         stage_of(DyCoke()).cut(ImageView(torch.randn(8, 4)))
+
+
+# -- second stage --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.7, 3), (0.5, 5), (0.91, 0), (1.0, 0)])
+def test_a_step_reads_the_most_attended_or_what_was_read_before(share, count):
+    stage = follow.reading(DyCoke(p=share).stages(Shape(28)))
+    assert (stage.layer, stage.when) == (3, "step")
+    paid = torch.tensor([0.1, 0.5, 0.1, 0.9, 0.2, 0.8, 0.0, 0.1, 0.1, 0.3])
+    ranked = [3, 5, 1, 9, 4]
+    first = stage.cut(ReadView(paid))
+    assert first.source.tolist() == sorted(ranked[:count])
+    earlier = torch.zeros(10, dtype=torch.bool).index_fill(0, torch.arange(count), True)
+    alike, other = 2 * paid, paid.flip(0)
+    assert stage.cut(ReadView(paid, alike, earlier)).source.tolist() == list(range(count))
+    assert torch.equal(stage.cut(ReadView(paid, other, earlier)).source, first.source)
+
+
+def test_without_p_there_is_one_stage_and_a_picture_too_is_read_in_part():
+    assert follow.reading(DyCoke().stages(Shape(28))) is None
+    assert DyCoke(k=0.0).stages(Shape(28)) == ()
+    inputs = batch("llava", ["tit"])
+    with fv.drop(tiny("llava"), DyCoke(p=0.7)) as trace:
+        generate(tiny("llava"), inputs)
+    assert trace.retention == [1.0]
+    assert trace.reads == dict.fromkeys((3, 4, 5), (7,))
+    told = fv.cost(tiny("llava").config, text_tokens=7, vision_tokens=25, method=DyCoke(k=0.0, p=0.7))
+    assert told.read == (25, 25, 25, 7, 7, 7)

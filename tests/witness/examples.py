@@ -119,7 +119,7 @@ BUDGETS: dict[str, Example] = {
     for name in NAMES
     for words, share in (("fifth", 0.2), ("third", 1 / 3), ("half", 0.5))
 }
-NEW = {"cdpruner", "dtd", "fastvid", "flashvid", "holitom", "mmtok", "pixelprune"}
+NEW = {"cdpruner", "dtd", "fastvid", "flashvid", "holitom", "mmtok", "pixelprune", "read"}
 """Methods that neither of the old trees has."""
 WITHOUT_PRESETS = {"averagepool", "dycoke", "evs", "random", "resize", "uniform", "mustdrop"}
 PRESETS = [f"{name}/llava-1.5-7b/64" for name in NAMES if name not in WITHOUT_PRESETS]

@@ -300,7 +300,8 @@ def kv_bytes(cache: Any) -> tuple[int, int]:
     """Bytes of keys and values in a cache, and what they would be without dropping.
 
     A layer that carries a state in the place of keys and values counts nothing. A layer with a sliding window of w
-    tokens holds at most w − 1 of them without dropping too: what its window saves is no merit of a method.
+    tokens holds at most w − 1 of them without dropping too: what its window saves is no merit of a method. Where steps
+    read copies of some rows, these are held too.
 
     Args:
         cache: Of transformers, as `generate` gave it; None for a model that keeps none.
@@ -314,6 +315,8 @@ def kv_bytes(cache: Any) -> tuple[int, int]:
         slot = (keys[:1, :, :1].nbytes + values[:1, :, :1].nbytes) if slots else 0  # of one sample
         size = keys.nbytes + values.nbytes
         held += size
+        if getattr(layer, "reads", None) is not None:  # copies, of what steps read
+            held += layer.reads.keys.nbytes + layer.reads.values.nbytes
         head = getattr(layer, "head", None)  # rows that all samples go on from, held once
         if head is None:
             undropped += samples * slot * _undropped(layer, slots)

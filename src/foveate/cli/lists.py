@@ -23,6 +23,7 @@ STAGES = {
     "projector": "Behind it",
     "layer": "Between layers",
     "kv": "In the KV cache",
+    "read": "Not read while decoding",
 }
 BELOW = (
     "Settings: foveate methods NAME. Best on the embedded model: v2drop and others at 1/3, divprune and scope at 1/9."

@@ -37,6 +37,7 @@ from foveate.contract.stages import (
 from foveate.core.cut import Cut
 from foveate.core.signals import (
     Attention,
+    CachedAttention,
     Cells,
     Cls,
     Columns,
@@ -53,7 +54,7 @@ from foveate.core.signals import (
     TowerAttention,
     TowerKeys,
 )
-from foveate.core.views import Arriving, ImageView, LayerView, PatchView, PixelView, View
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView, PixelView, ReadView, View
 
 __all__ = [
     "Arriving",
@@ -61,6 +62,7 @@ __all__ = [
     "Budgeted",
     "ByScene",
     "CacheStage",
+    "CachedAttention",
     "Cells",
     "Chain",
     "Cls",
@@ -99,6 +101,7 @@ __all__ = [
     "Positions",
     "Preset",
     "Rated",
+    "ReadView",
     "Resource",
     "Scheduled",
     "Shape",

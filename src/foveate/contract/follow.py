@@ -6,7 +6,7 @@ Each walks through the stages in order. It is written here once, so that no meth
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from foveate.contract.stages import CacheStage, LayerStage, PixelStage, Place, Stage
+from foveate.contract.stages import CacheStage, DecodeStage, LayerStage, PixelStage, Place, Stage
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.signals import Hidden
 from foveate.core.views import Arriving
@@ -15,12 +15,15 @@ from foveate.errors import SettingError
 __all__ = [
     "at",
     "cached_layers",
+    "cached_plan",
     "coarsened",
     "cut_layers",
     "held_rows",
     "in_order",
     "layer_plan",
     "opening",
+    "read_plan",
+    "reading",
     "reads_text",
     "refuse_shallow",
     "scoring_flops",
@@ -59,6 +62,12 @@ def refuse_shallow(name: str, stages: Sequence[Stage], depth: int) -> None:
             f"{name} cuts before layers {late}, but the decoder has layers 0 to {depth - 1}. Give earlier layers, or a "
             "budget (retention=…), which fits any depth."
         )
+    reads = reading(stages)
+    if reads is not None and reads.layer >= depth:
+        raise SettingError(
+            f"{name} reads less from layer {reads.layer} on, but the decoder has layers 0 to {depth - 1}. Give an "
+            "earlier layer."
+        )
 
 
 def opening(stages: Sequence[Stage]) -> frozenset[tuple[int, ...]]:
@@ -89,7 +98,34 @@ def cached_layers(stages: Sequence[Stage]) -> range:
 
 def reads_text(stages: Sequence[Stage]) -> bool:
     """Whether the prompt's text decides what is left."""
-    return any(stage.reads_text for stage in stages)
+    return any(stage.reads_text for stage in stages if stage.place is not Place.DECODE)
+
+
+def reading(stages: Sequence[Stage]) -> DecodeStage | None:
+    """The stage that says what decoding reads, if any; one that reads all counts as none."""
+    found: tuple[DecodeStage, ...] = at(stages, Place.DECODE)  # type: ignore[assignment]
+    return next((stage for stage in found if stage.reads_less), None)
+
+
+def cached_plan(stages: Sequence[Stage], plan: Sequence[int]) -> tuple[int, ...]:
+    """Vision tokens in each layer's cache once decoding starts, where layers process so many."""
+    cut = cached_layers(stages)
+    return tuple(plan[-1] if layer in cut else count for layer, count in enumerate(plan))
+
+
+def read_plan(stages: Sequence[Stage], cached: Sequence[int]) -> tuple[int, ...]:
+    """Vision tokens that a step of decoding reads in each layer, of those that are cached there.
+
+    A stage whose count the question decides may read all, and counts so.
+    """
+    stage = reading(stages)
+    if stage is None:
+        return tuple(cached)
+    read = []
+    for layer, count in enumerate(cached):
+        left = stage.left(Arriving.all_of(count)) if layer >= stage.layer and count else None
+        read.append(count if left is None else left)
+    return tuple(read)
 
 
 # -- how many tokens are left ---------------------------------------------------------------------------------

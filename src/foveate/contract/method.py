@@ -170,6 +170,15 @@ class Method(ABC):
         follow.refuse_shallow(type(self).__name__, stages, depth)
         return follow.layer_plan(stages, depth, sizes, grids, videos)
 
+    def read_plan(self, depth: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
+        """Vision tokens that a step of decoding reads in each layer; see `plan`, of which it is a part.
+
+        Fewer than the cache holds for methods that read less than they keep (Read, DyCoke with `p`).
+        """
+        plan = self.plan(depth, sizes)
+        stages = follow.in_order(self.stages(Shape(depth)))
+        return None if plan is None else follow.read_plan(stages, follow.cached_plan(stages, plan))
+
     @classmethod
     def for_budget(
         cls,

@@ -332,9 +332,37 @@ class CacheStage(Stage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodeStage(Stage):
-    """During decoding: (slots that stay, memory) from a view of a layer's cache and the sample's memory.
+    """During decoding: which vision tokens of a layer's cache are read. None leaves, and a later turn may read others.
 
-    Reserved for later methods; the engine refuses it today.
+    It sees a `ReadView` and reads `CachedAttention`; the tokens that "stay" are read. Text, generated tokens and tokens
+    that always stay are read too. A prompt itself, and so the first token of an answer, reads everything.
+
+    Attributes:
+        layer: The first decoder layer, 0-based, that may read less.
+        when: "turn": once a turn, when the prompt has been read, each layer by its own attention. "step": for each
+            token, by the attention in the layer before `layer`, and for all layers from there on.
     """
 
     place: ClassVar[Place] = Place.DECODE
+
+    layer: int = dataclasses.field(kw_only=False)
+    when: Literal["turn", "step"] = "turn"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unit != "sample" or self.look is not None:
+            raise SettingError("A DecodeStage says what is read of a whole sample: leave unit and look out.")
+        if self.layer < (self.when == "step"):
+            raise SettingError("A DecodeStage of each step looks at the layer before it: move it to layer 1 or later.")
+
+    @property
+    def reads_less(self) -> bool:
+        """Whether any token may be left unread."""
+        return self.keep is None or self.keep < 1
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return int(self.place), self.layer
+
+    def __str__(self) -> str:
+        return f"DecodeStage({self.layer})"

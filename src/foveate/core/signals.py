@@ -13,6 +13,7 @@ from foveate.errors import SettingError, UnsupportedError
 
 __all__ = [
     "Attention",
+    "CachedAttention",
     "Cells",
     "Cls",
     "Columns",
@@ -184,6 +185,23 @@ class Attention(Signal):
         if self.sample is None:
             return tokens
         return sum(min(size, self.sample) for size in images)
+
+
+@dataclass(frozen=True)
+class CachedAttention(Signal):
+    """Attention that reaches cached vision tokens, for stages of decoding: (tokens,) float32.
+
+    Probabilities after a softmax over all that a row sees, mean over heads, summed over the rows that ask. Once a turn
+    these are the turn's text behind its last vision token, in the stage's own layer; in each step the new row, in the
+    layer before.
+    """
+
+    kind: ClassVar[str] = "attention"
+    served: ClassVar[bool] = True
+
+    @property
+    def reads_text(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)

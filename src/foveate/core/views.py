@@ -18,10 +18,10 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.signals import Signal, TowerSignal
+from foveate.core.signals import CachedAttention, Signal, TowerSignal
 from foveate.errors import SettingError
 
-__all__ = ["Arriving", "ImageView", "LayerView", "PatchView", "PixelView", "TowerView", "View"]
+__all__ = ["Arriving", "ImageView", "LayerView", "PatchView", "PixelView", "ReadView", "TowerView", "View"]
 
 Given = Tensor | Callable[[], Tensor]
 """A tensor, or a function that makes it when it is first read."""
@@ -285,6 +285,30 @@ class ImageView(View):
         super().__init__(count, attention=attention, keys=keys, cls=cls, features=features, **rest)
         self.features = features
         self.merged = merged
+
+
+class ReadView(View):
+    """One sample's vision tokens in a decoder layer's cache.
+
+    Args:
+        attention: (tokens,) float32, see `CachedAttention`.
+        attention_before: The same in the step before; zeros in the first of an answer, and once a turn.
+        read_before: (tokens,) bool, which of them that step read; none before the first.
+        rest: See `View`.
+    """
+
+    def __init__(
+        self,
+        attention: Tensor,
+        attention_before: Tensor | None = None,
+        read_before: Tensor | None = None,
+        **rest: Any,
+    ) -> None:
+        rest.setdefault("signals", {CachedAttention(): attention})
+        super().__init__(len(attention), **rest)
+        self.attention_before = torch.zeros_like(attention) if attention_before is None else attention_before
+        none = torch.zeros_like(attention, dtype=torch.bool)
+        self.read_before = none if read_before is None else read_before
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ class Cost:
         vision_tokens: Vision tokens of each image or video, as they enter the decoder.
         tokens: Vision tokens each decoder layer processes.
         cached: Vision tokens in each layer's cache once decoding starts; fewer where a method cuts caches afterwards.
+        read: Of these, those that a step of decoding reads; fewer where a method reads less than it keeps (Read).
         kv_lengths: Rows in each layer's cache after the prefill, text included. A layer with a sliding window has at
             most one row less than its window, a layer that keeps a state has none.
         attention: "full", or "causal" if half of the prefill's attention was counted.
@@ -39,7 +40,7 @@ class Cost:
         projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers).
         head_flops: The language-model head on the last row, which gives the first token.
         scoring_flops: The method's own arithmetic.
-        decode_flops: The token after the prompt: decoder layers over their caches, and the head.
+        decode_flops: The token after the prompt: decoder layers over what they read of their caches, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
         peak_bytes: The most bytes of activations, keys and values that live at once from the pixels to the first token,
             without weights and inputs: one prompt alone, without gradients, padding or an attention matrix (SDPA,
@@ -52,6 +53,7 @@ class Cost:
     vision_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
     cached: tuple[int, ...]
+    read: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     attention: Literal["full", "causal"]
     layer_flops: tuple[int, ...]
@@ -236,6 +238,7 @@ def cost(
         vision_tokens=prompt.sizes,
         tokens=dropping.tokens,
         cached=dropping.cached,
+        read=dropping.read,
         kv_lengths=kv_lengths,
         attention=attention,
         layer_flops=tuple(decoder.layer(layer, n, keys=n, halved=halved) for layer, n in enumerate(rows)),
@@ -243,7 +246,7 @@ def cost(
         projector_flops=projector,
         head_flops=decoder.head(),
         scoring_flops=dropping.scoring,
-        decode_flops=_decode_flops(decoder, kv_lengths),
+        decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
         kv_bytes=sum(map(decoder.cached, kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
     )
@@ -296,9 +299,9 @@ def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: 
     return beside
 
 
-def _decode_flops(decoder: Decoder, kv_lengths: Sequence[int]) -> int:
-    """The token after the prompt: every layer over its cache and the token itself, and the head."""
-    layers = (decoder.layer(layer, 1, keys=held + 1) for layer, held in enumerate(kv_lengths))
+def _decode_flops(decoder: Decoder, rows: Sequence[int]) -> int:
+    """The token after the prompt: every layer over what it reads of its cache and the token itself, and the head."""
+    layers = (decoder.layer(layer, 1, keys=decoder.held(layer, read) + 1) for layer, read in enumerate(rows))
     return sum(layers) + decoder.head()
 
 

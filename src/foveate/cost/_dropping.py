@@ -26,6 +26,7 @@ class Effect:
         stages: The method's, in order; none without a method.
         tokens: Vision tokens that each decoder layer processes.
         cached: Vision tokens in each layer's cache once decoding starts.
+        read: Of these, those that a step of decoding reads.
         scoring: FLOPs of the method's own arithmetic.
         remembered: Rows that the method remembers while each layer runs.
     """
@@ -33,6 +34,7 @@ class Effect:
     stages: tuple[Stage, ...]
     tokens: tuple[int, ...]
     cached: tuple[int, ...]
+    read: tuple[int, ...]
     scoring: int
     remembered: tuple[int, ...]
 
@@ -40,7 +42,7 @@ class Effect:
     def nothing(cls, prompt: PromptLengths, depth: int, tokens: Sequence[int] | None) -> "Effect":
         """The untouched model, or one whose layers process so many vision tokens."""
         counts = tuple(tokens or (prompt.vision,) * depth)
-        return cls((), counts, counts, 0, (0,) * depth)
+        return cls((), counts, counts, counts, 0, (0,) * depth)
 
     @classmethod
     def by(
@@ -80,19 +82,27 @@ class Effect:
                 raise _unknown(method, grids, videos)
             always_kept = prompt.vision - sum(ranked)
             tokens = [count + always_kept for count in plan]
-        cached = list(tokens)
-        for layer in follow.cached_layers(stages):
-            cached[layer] = tokens[-1]
+        cached = follow.cached_plan(stages, tokens)
         remembered = (0,) * depth
         if min(tokens) < prompt.vision:  # else the stages do not run
             remembered = follow.held_rows(stages, tokens)
         return cls(
             stages=stages,
             tokens=tuple(tokens),
-            cached=tuple(cached),
+            cached=cached,
+            read=_read(decoder, stages, cached, prompt.vision - sum(ranked)),
             scoring=follow.scoring_flops(stages, depth, decoder.width, ranked, grids, videos),
             remembered=remembered,
         )
+
+
+def _read(decoder: Decoder, stages: tuple[Stage, ...], cached: Sequence[int], always: int) -> tuple[int, ...]:
+    """What a step reads in each layer; where a window or a state holds less than all, what is there."""
+    plan = follow.read_plan(stages, [count - always for count in cached])
+    whole = [window is None and layer not in decoder.recurrent for layer, window in enumerate(decoder.windows)]
+    return tuple(
+        read + always if all_there else count for read, count, all_there in zip(plan, cached, whole, strict=True)
+    )
 
 
 def rankable(family: type[Family], config: Any, sizes: Sequence[int]) -> tuple[int, ...]:

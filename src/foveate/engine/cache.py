@@ -5,7 +5,7 @@ gets rows of its own. Recurrent states are written in place: these are cloned.""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -17,6 +17,7 @@ from foveate.engine import guards
 
 __all__ = [
     "CACHE_LAYERS",
+    "Chosen",
     "PrunedLayer",
     "copy_of",
     "find_pruned",
@@ -32,6 +33,8 @@ LONG = 1024
 """Slots from which on a layer has room for decoded rows, an eighth of those it has; copying fewer costs no more."""
 MOST_STEP = 16
 """Rows of a call for which room is made: a step of decoding, also with guesses, and no prompt."""
+FOLLOWING = ("base", "shift", "kinds", "memory")
+"""The attributes of a layer, beside keys and values, that have the samples in front; some may be None."""
 MEMO_SIZE = 8
 """How many tensors that layers of one cache share are remembered: layers alike follow each other."""
 
@@ -53,6 +56,13 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         shift: (samples,) int64, how far positions have moved up on this layer, where rows are numbered anew; else None.
         head: Keys and values that all samples go on from, (1, heads, slots, head size) each; `keys` and `values` have
             what each sample added. None where each has rows of its own.
+        reads: Where a step reads less: a layer with copies of the slots that it reads, and of the rows that came since,
+            which go to it alone. `keys` and `values` are frozen until `settle`.
+        held: Of a layer that is such a copy: how many slots each sample had at first.
+        kinds: (samples, unpruned columns) int8, what each is: 0 padding, 1 text, 2 a vision token that may stay unread;
+            None where nothing is ever unread.
+        memory: What a stage of each step remembers of the step before, a tensor a name with the samples in front.
+        counted: How many vision tokens and how much text each of its samples has; None where only the device knows.
     """
 
     is_croppable = True
@@ -74,14 +84,19 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.ragged = False
         self.shift: Tensor | None = None
         self.head: tuple[Tensor, Tensor] | None = None
+        self.reads: PrunedLayer | None = None
+        self.held: tuple[int, ...] | None = None
+        self.kinds: Tensor | None = None
+        self.memory: dict[str, Tensor] = {}
+        self.counted: list[tuple[int, int]] | None = None
         self._pruned = False
         self._announced: tuple[Tensor | None, int, bool] | None = None
         self._room: _Room | None = None
         self._grown: int | None = None  # the keys that the last update left, by their id
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: it finds room of its own."""
-        return {**self.__dict__, "_room": None}
+        """Of a copy: it finds room of its own, and so does what it reads."""
+        return {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
         """Say what the next `update` brings.
@@ -122,6 +137,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Raises:
             SessionError: If a pruned layer is used outside `foveate.drop`.
         """
+        if self.reads is not None and self.reads._announced is not None:
+            self.seen += self.reads._announced[1]
+            return self.reads.update(key_states, value_states)
+        if self._announced is None:  # nobody reads less outside the context
+            self.settle()
         if self._announced is None and self._pruned:
             guards.refuse_pruned_cache_outside()
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
@@ -155,6 +175,45 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             super().update(key_states, value_states)
         self._grown = id(self.keys)
         return self.keys, self.values
+
+    def read(self, chosen: "Chosen") -> None:
+        """From now on steps read these slots alone, and the rows that came since something was read first."""
+        keys, values, waiting = self.keys, self.values, self._waiting()
+        if self.head is not None:
+            keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
+        reads = copy.copy(self)
+        reads.keys, reads.values = chosen.of_states(keys), chosen.of_states(values)
+        if waiting is not None:
+            reads._put_behind(*waiting)
+        reads.head, reads.kinds, reads.memory = None, None, {}
+        reads.base, reads.ragged, reads.held = chosen.base.to(keys.device), chosen.ragged, chosen.counts
+        reads.base_end = self.seen if self.reads is None else self.reads.base_end
+        reads.reads, self.reads = None, reads
+
+    def remember(self, columns: Tensor, kinds: Tensor, counts: list[tuple[int, int]]) -> None:
+        """Begin to remember steps: of these slots, (samples, slots) each, none was read and nothing was seen."""
+        nothing = torch.zeros_like(columns, dtype=torch.float32)
+        self.memory = {"columns": columns, "kinds": kinds, "attention": nothing, "read": nothing != 0}
+        self.counted = counts
+
+    def settle(self) -> None:
+        """End the reading: the rows that came meanwhile go behind those that were there, and all are read."""
+        waiting, self.reads, self.memory = self._waiting(), None, {}
+        if waiting is not None:
+            self._put_behind(*waiting)
+
+    def _put_behind(self, keys: Tensor, values: Tensor) -> None:
+        """Append rows of which all else is known."""
+        self.keys, self.values = torch.cat((self.keys, keys), dim=-2), torch.cat((self.values, values), dim=-2)
+        self._room = None
+
+    def _waiting(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the rows that came since something was read first; None if none did."""
+        reads = self.reads
+        if reads is None or reads.seen == reads.base_end:
+            return None
+        rows = reads.seen - reads.base_end
+        return reads.keys[..., -rows:, :], reads.values[..., -rows:, :]
 
     def _and_these(self, coming: Tensor) -> Tensor:
         """The columns of all slots once these have come."""
@@ -213,25 +272,34 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
         self.seen = 0
         self.base, self.base_end, self.ragged = None, 0, False
-        self.shift = self.head = self._room = None
+        self.shift = self.head = self._room = self.reads = self.kinds = None
+        self.memory = {}
         self._announced, self._pruned = None, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
+        if self.reads is not None:
+            self.reads.reorder_cache(beam_idx)
         self._for_samples(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
+        self.counted = None
+        if self.reads is not None:
+            self.reads.batch_repeat_interleave(repeats)
         self._for_samples(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
+        self.counted = None
+        if self.reads is not None:
+            self.reads.batch_select_indices(indices)
         self._for_samples(lambda tensor: tensor[indices.to(tensor.device)])
 
     def _for_samples(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Let columns and shift follow the samples, which are in front of both."""
-        self.base = on_tensors(self.base, change)
-        self.shift = on_tensors(self.shift, change)
+        """Let what is known of the samples follow them: they are in front of it."""
+        for name in FOLLOWING:
+            setattr(self, name, on_tensors(getattr(self, name), change))
         self._room = None
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -244,6 +312,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
             guards.refuse_crop(self.window)
         end = self.seen + tokens_to_remove
+        if self.kinds is not None and end < self.kinds.shape[1]:  # of the prompt itself
+            self.settle()
+        elif self.reads is not None:
+            self.reads.crop(tokens_to_remove)
+            self.seen = end
+            return
         if self.head is not None and -tokens_to_remove > self.keys.shape[-2]:
             guards.refuse_crop_of_head(self.keys.shape[-2])
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
@@ -262,7 +336,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         stays = (self.base < end) & (self.base >= 0)
         counts = stays.sum(dim=1).tolist()
         ragged = min(counts) < max(counts)
-        self._keep_slots(_Chosen.of(self.base, 0, stays, max(counts), ragged))
+        self._keep_slots(Chosen.of(self.base, 0, stays, max(counts), ragged))
         self.base_end = end
 
     def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
@@ -279,16 +353,16 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
 
-    def _chosen(self, wanted: Tensor, counts: Sequence[int]) -> "_Chosen":
+    def _chosen(self, wanted: Tensor, counts: Sequence[int]) -> "Chosen":
         columns = self.columns(0, wanted.shape[0], wanted.device)
         rows = min(wanted.shape[1], columns.shape[1])  # the window may have evicted the first of them
         earlier = columns.shape[1] - rows  # slots of earlier turns, which all stay
         stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)
         most = min(rows, max(counts))
         even = rows == wanted.shape[1] and min(counts) == most
-        return _Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
+        return Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
 
-    def _keep_slots(self, chosen: "_Chosen") -> None:
+    def _keep_slots(self, chosen: "Chosen") -> None:
         """Keep these slots and no others."""
         self.base, self.ragged, self._room = chosen.base, chosen.ragged, None
         self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
@@ -329,18 +403,26 @@ def _with_room(rows: Tensor, free: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Which of a layer's slots stay.
+class Chosen:
+    """Which of a layer's slots stay, or are read.
 
     Attributes:
         base: (samples, slots) int64, their columns, −1 for a pad.
         order: (samples, slots) int64, where they are now.
         ragged: Whether any may be a pad.
+        counts: How many each sample has, where that is known.
     """
 
     base: Tensor
     order: Tensor
     ragged: bool
+    counts: tuple[int, ...] | None = None
+
+    @classmethod
+    def read(cls, columns: Tensor, stays: Tensor, counts: Sequence[int]) -> Self:
+        """These slots, (samples, slots) bool; `columns` are those of all, and `counts` how many each sample has."""
+        chosen = cls.of(columns, 0, stays, max(counts), ragged=min(counts) < max(counts))
+        return replace(chosen, counts=tuple(counts))
 
     @classmethod
     def of(cls, columns: Tensor, earlier: int, stays: Tensor, most: int, ragged: bool) -> Self:
@@ -367,6 +449,8 @@ class _Chosen:
     def of_states(self, states: Tensor) -> Tensor:
         """Keys or values of what stays, from (samples, heads, slots, head size)."""
         order = self.order.to(states.device)
+        if len(order) == 1:  # twice as fast
+            return states.index_select(2, order[0])
         # Indices (samples, 1, 1), (heads, 1) and (samples, 1, slots) pick (samples, heads, slots, head size).
         samples, heads = (torch.arange(size, device=states.device) for size in states.shape[:2])
         return states[samples[:, None, None], heads[:, None], order[:, None]]
@@ -425,6 +509,8 @@ def settle(cache: Any) -> Any:
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer) or not layer.is_initialized:
             continue
+        if type(layer) is PrunedLayer:
+            layer.settle()
         layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
         if type(layer) is PrunedLayer:
             layer._room = None
@@ -506,8 +592,11 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
         return copied
     if type(layer) is PrunedLayer:
         copied._memo = memo
-        copied.base = on_tensors(layer.base, spread)
-        copied.shift = on_tensors(layer.shift, spread)
+        for name in FOLLOWING:
+            setattr(copied, name, on_tensors(getattr(layer, name), spread))
+        copied.counted = None
+        if layer.reads is not None:
+            copied.reads = _layer(layer.reads, memo, spread)
     if not layer.is_initialized:
         return copied
     if layer.is_sliding or not spread.shares:
@@ -521,10 +610,12 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
 
 def tensors_of(layer: Any) -> Iterator[tuple[str, Tensor]]:
     """Everything that a layer of a cache holds, by name."""
-    for name in ("keys", "values", "base", "shift"):
+    for name in ("keys", "values", *FOLLOWING):
         tensor = getattr(layer, name, None)
         if isinstance(tensor, Tensor):
             yield name, tensor
+    if getattr(layer, "reads", None) is not None:
+        yield from ((f"reads.{name}", tensor) for name, tensor in tensors_of(layer.reads))
     for kind in STATES:
         for index, state in getattr(layer, kind, {}).items():
             if state is not None:

@@ -16,7 +16,7 @@ from foveate.engine.program import Program
 from foveate.engine.samples import Bucket, Sample, buckets_of
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
-__all__ = ["Forward", "LayerCall", "Original", "RowMap", "rows_of"]
+__all__ = ["Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
@@ -203,6 +203,25 @@ Original = Callable[..., Any]
 NOTHING = torch.zeros(0, 0, dtype=torch.bool)
 
 
+@dataclass(slots=True, eq=False)
+class Turn:
+    """What is noted of a prompt's forward behind which steps may read less of the caches.
+
+    Attributes:
+        kinds: (samples, unpruned columns) int8, see `PrunedLayer`.
+        asking: (samples, span) bool, its text that asks.
+        most: At most so much in each sample.
+        past: Unpruned columns before this call.
+        asked: What that pays to every column, (samples, unpruned columns) float32, by layer.
+    """
+
+    kinds: Tensor
+    asking: Tensor
+    most: int
+    past: int
+    asked: dict[int, Tensor] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class Forward:
     """One forward: a prefill, a later turn or a decode step.
@@ -224,6 +243,8 @@ class Forward:
         position_ids: (samples or 1, columns); None until the model has made them, and where no stage renumbers rows.
         memo: Masks, tables and copies that several layers share.
         record: What the trace keeps; None for a decode step.
+        turn: Of a prompt behind which steps may read less of the caches; else None.
+        noted: The latest prefill's record, where it is noted what steps read.
 
     Attributes, the rows that are left (where `drops`):
         span: Columns of the forward.
@@ -253,6 +274,8 @@ class Forward:
     position_ids: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
     record: PrefillRecord | None = None
+    turn: Turn | None = None
+    noted: PrefillRecord | None = None
 
     span: int = 0
     samples: list[Sample] = field(default_factory=list)
@@ -288,6 +311,11 @@ class Forward:
         self.first = send(entered.to(torch.uint8).argmax(dim=1), embeds.device)
         self.text = send(text, embeds.device)
         self._entered = entered
+
+    @property
+    def kinds(self) -> Tensor:
+        """What each column is, (samples, columns) int8: see `PrunedLayer`."""
+        return 2 * send(self._entered.to(torch.int8), self.text.device) - self.text.to(torch.int8)
 
     @property
     def entering_rows(self) -> tuple[int, ...]:

@@ -87,7 +87,8 @@ def refuse_candidates(original: Callable[..., Any], *args: Any, **kwargs: Any) -
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             raise UnsupportedError(
                 f"{name} puts candidate tokens into the prefill, and this method would read them as part of the "
-                f"prompt. Leave {name} unset, or use a method that reads no text (V2Drop, VisionDrop)."
+                f"prompt. Leave {name} unset, or use a method that reads no text (V2Drop, VisionDrop) and reads all "
+                "tokens while decoding."
             )
     return original(*args, **kwargs)
 
@@ -290,6 +291,14 @@ def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) 
             f"Layer {layer} has no attention to rank by: it carries a state from token to token. "
             f"Read attention at layers {', '.join(readable)}, or use a method that reads none (V2Drop)."
         )
+
+
+def refuse_windowed_reading(layer: int) -> NoReturn:
+    """What a step reads cannot be told by a layer that sees only the latest tokens."""
+    raise UnsupportedError(
+        f"Layer {layer} has a sliding window, so its attention does not reach all vision tokens. Read from a layer on "
+        "before which one sees everything."
+    )
 
 
 def refuse_recurrent_padding(layer: int, ragged: bool, cache: Any) -> None:

@@ -17,9 +17,10 @@ from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
-from foveate.engine.forward import Forward, RowMap
+from foveate.engine.forward import Forward, RowMap, Turn
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
+from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import WORDS, Sample, read_samples
 from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, Where
 from foveate.families.base import Family
@@ -51,7 +52,14 @@ class Ending:
 
 
 def begin(
-    forward: Forward, program: Program, family: Family, kwargs: dict[str, Any], ending: Ending | None, split: bool
+    forward: Forward,
+    program: Program,
+    family: Family,
+    kwargs: dict[str, Any],
+    ending: Ending | None,
+    split: bool,
+    goes_on: bool = False,
+    before: Turn | None = None,
 ) -> Tensor | None:
     """Begin a forward in front of the decoder's first layer.
 
@@ -62,12 +70,16 @@ def begin(
         kwargs: The arguments of the decoder's forward.
         ending: How the forward before this one ended, where it ended in an image.
         split: Whether chunked prefill will cut an image in two.
+        goes_on: Whether this is a chunk of a prompt, and not the first.
+        before: What was noted of the chunk before it.
 
     Returns:
         The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
     """
     cache = kwargs.get("past_key_values")
     embeds = kwargs.get("inputs_embeds")
+    prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
+    reads = _reads_less(program, kwargs, prompt is not None and (prompt.shape[1] > 1 or goes_on))
     forward.backend = str(family.text.config._attn_implementation)
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = not any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ()))
@@ -79,26 +91,42 @@ def begin(
     forward.let_go_of_arguments()  # the layers need no pixels
     if embeds is None or not masks:
         forward.record = _text_record(family, kwargs, live)
+        if reads:
+            forward.turn = begin_turn(forward, cache, prompt, live, before)
         return None
     span = embeds.shape[1]
     alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
     samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
     drops = _drops(samples, program)
-    if drops:
+    reads = reads and any(len(sample.vision) for sample in samples)
+    if drops or reads:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
     if drops and split:
         guards.refuse_split_image()
     if ending is not None and _splits_image(ending, cache, samples) and (drops or ending.dropped):
         guards.refuse_split_image()
     forward.record = _record(family, samples, live, span, cache)
-    if not drops:  # every layer runs untouched
+    if not drops and not reads:  # every layer runs untouched
         forward.record.note_that_all_stay(sorted(program.cuts))
         return None
     forward.live, forward.idle = live, False
     forward.additions = family.added_later(kwargs)
     forward.drop_in(samples, program, embeds)
     _note_text(forward, program, ids)
+    if reads:
+        forward.turn = begin_turn(forward, cache, embeds, live, before)
     return _take_tower_cuts(forward, program, embeds)
+
+
+def _reads_less(program: Program, kwargs: dict[str, Any], is_prompt: bool) -> bool:
+    """Whether this is a prompt behind which steps may read less. One new row goes on with an answer, and is none.
+
+    With a prompt, and without such a stage, all that is cached is read again.
+    """
+    for layer in getattr(kwargs.get("past_key_values"), "layers", ()):
+        if type(layer) is PrunedLayer and (is_prompt or program.reading is None):
+            layer.settle()
+    return is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
 
 
 def _note_text(forward: Forward, program: Program, ids: Tensor | None) -> None:
@@ -275,19 +303,23 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
     Returns:
         How the forward ended, if in an image.
     """
-    if forward.record is None:
-        return None
-    forward.record.cache = None if cache is None else CacheRecord(_held(cache))
-    if not forward.drops:
+    if forward.record is not None:
+        forward.record.cache = None if cache is None else CacheRecord(_held(cache))
+    if forward.turn is not None and not forward.drops and cache is not None:
+        end_turn(forward, program, family, cache)
+    if forward.record is None or not forward.drops:
         return None
     guards.refuse_lost_layers(forward.row_maps)
     if cache is None:
         return None
     _cut_cache(forward, program, family, cache)
     # Slots are counted when that is asked for.
-    slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer}
+    pruned = [(index, layer) for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer]
+    slots = {index: layer.valid_slots() for index, layer in pruned if layer.base is not None}
     dead = tuple(sample.rows - sample.live for sample in forward.samples)
     forward.record.cache = CacheRecord(_held(cache), slots, dead)
+    if forward.turn is not None:
+        end_turn(forward, program, family, cache)
     if not forward.ends_in_vision:
         return None
     return Ending(weakref.ref(cache), length_of(cache), forward.dropped)

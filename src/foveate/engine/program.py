@@ -45,6 +45,7 @@ class Program:
         adds_rows: Whether rows may come that are no tokens of their own.
         cached: Decoder layers whose caches are cut after the prefill.
         reads_cells: Whether a stage before a layer reads where tokens stand.
+        reading: The stage that says what decoding reads, if any.
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
         reads_words: Whether a stage before a layer reads the text behind images itself.
         encodes_text: What stages read that something handed in makes of that text.
@@ -90,6 +91,7 @@ class Program:
         self.by_frame = any(stage.unit == "frame" for stage in stages)
         self.adds_rows = any(stage.ownerless for stage in stages)
         self.reads_cells = any(Cells() in stage.reads for stage in layers)
+        self.reading = follow.reading(stages)
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
         read = tuple(dict.fromkeys(signal for stage in layers for signal in stage.reads))
         self.reads_words = Text() in read
@@ -109,6 +111,9 @@ class Program:
         follow.refuse_shallow(type(method).__name__, stages, shape.depth)
         guards.refuse_stages(method, stages, family)
         guards.refuse_resources(method, stages, resources or {})
+        reading = follow.reading(stages)
+        if reading is not None and reading.when == "step":
+            guards.refuse_recurrent_reading(reading.layer - 1, family.recurrent, shape.depth)
         return cls(method, stages, shape.depth, shape.renumbers, resources)
 
     # -- encode ------------------------------------------------------------------------------------------------

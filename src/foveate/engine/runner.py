@@ -17,8 +17,10 @@ from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Forward, LayerCall, Original, RowMap
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
+from foveate.engine.reads import noting
 from foveate.engine.samples import Bucket
 from foveate.families.base import Family, tapped_layer, unreadable
+from foveate.families.tap import See
 
 __all__ = ["LayerRunner"]
 
@@ -42,6 +44,8 @@ class LayerRunner:
         stored = find_pruned(kwargs.get("past_key_values"), index)
         if not forward.drops and stored is None:
             return original(*args, **kwargs)
+        if stored is not None and stored.reads is not None:
+            stored = stored.reads
         hidden = args[0] if args else kwargs["hidden_states"]
         module = self._family.layers[index]
         call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored)
@@ -157,22 +161,24 @@ class LayerRunner:
 
         if stored is None:
             return forward.memo.once(remapped, "mask", mask, rows, None, 0)
-        return forward.memo.once(remapped, "mask", mask, rows, stored.base, stored.base_end)
+        # What is read of a layer has no column that a step may not see: its pads alone make the mask.
+        return forward.memo.once(remapped, "mask", mask, rows, stored.held or stored.base, stored.base_end)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     def _attention_tap(self, forward: Forward, call: LayerCall, reader_of: Callable[..., AttentionReader]) -> Tap:
         """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
-        signals = self._program.signals_while(call.index)
-        if not (forward.drops and signals):
+        signals = self._program.signals_while(call.index) if forward.drops else ()
+        notes = noting(forward, call, self._program, self._family)
+        if not signals and notes is None:
             return nullcontext()
         own_attention: OwnAttention = []
         readers = []
-        for bucket in forward.buckets:
+        for bucket in forward.buckets if signals else ():
             if bucket.left:
                 bucket.to(call.hidden.device)
                 readers.append((bucket, reader_of(bucket, own_attention, signals)))
-        return _reading(call, signals, readers, own_attention)
+        return _reading(call, signals, readers, own_attention, notes)
 
 
 @contextmanager
@@ -181,6 +187,7 @@ def _reading(
     signals: Sequence[Signal],
     readers: list[tuple[Bucket, AttentionReader]],
     own_attention: OwnAttention,
+    notes: See | None,
 ) -> Iterator[None]:
     """While a layer runs, reduce its queries and keys as it attends, for stages before the next layer.
 
@@ -189,9 +196,15 @@ def _reading(
         signals: What they are reduced to.
         readers: The buckets and how they are read.
         own_attention: Where the readers find the layer's queries and keys.
+        notes: Notes what a stage of decoding reads.
     """
+    attended = False
 
     def attends(queries: Tensor, keys: Tensor, scaling: float) -> None:
+        nonlocal attended
+        attended = True
+        if notes is not None:
+            notes(queries, keys, scaling)
         own_attention.append((queries, keys, scaling))
         for bucket, reader in readers:
             note_attending(bucket, signals, call.index, reader)
@@ -200,7 +213,7 @@ def _reading(
 
     with tapped_layer(call.module, attends):
         yield
-    if readers:
+    if not attended:
         raise unreadable(call.module.self_attn)
 
 

@@ -24,7 +24,7 @@ from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
-from foveate.engine.forward import Forward, Original
+from foveate.engine.forward import Forward, Original, Turn
 from foveate.engine.media import image_lengths, placed, tag, tagged_media
 from foveate.engine.prefill import Ending, begin, finish
 from foveate.engine.program import Program
@@ -193,11 +193,16 @@ class GenerateCall:
         ids: Those that it will feed, (samples, columns); None where it was given none.
         chunk: Columns of a chunk, where it prefills in chunks.
         splits: Whether that cuts an image in two, which may well end between its tokens, in text.
+        start, end: The unpruned columns that its prompt covers.
+        turn: What was noted of the chunk that ran last.
     """
 
     ids: Tensor | None = None
     chunk: int | None = None
     splits: bool = False
+    start: int = 0
+    end: int = 0
+    turn: Turn | None = None
 
 
 class Session:
@@ -237,7 +242,7 @@ class Session:
             patches.wrap(model, "init_continuous_batching", guards.refuse_pages)
         if hasattr(model, "generate"):
             patches.wrap(model, "generate", self.around_generate)
-            if self._program.reads_text:
+            if self._program.reads_text or self._program.reading is not None:
                 patches.wrap(model, "generate", guards.refuse_candidates)
         patches.hook(model, "before", self.before_model, with_kwargs=True)
         patches.hook(core, "before", self.before_core, with_kwargs=True)
@@ -280,7 +285,11 @@ class Session:
         arguments.update(arguments.pop("kwargs", {}))
         config = arguments.get("generation_config") or self._family.model.generation_config
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        self._generation = GenerateCall(_new_ids(arguments), chunk)
+        ids, cache = _new_ids(arguments), arguments.get("past_key_values")
+        start = 0 if cache is None else max(0, length_of(cache))
+        fed = ids if ids is not None else arguments.get("inputs_embeds")
+        end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
+        self._generation = GenerateCall(ids, chunk, start=start, end=end)
         self._forward = None
         try:
             return original(*args, **kwargs)
@@ -356,9 +365,14 @@ class Session:
         forward = self._arriving()
         forward.begun = True
         ending, self._ending = self._ending, None
-        embeds = begin(forward, self._program, self._family, kwargs, ending, self._generation.splits)
+        now, cache = self._generation, kwargs.get("past_key_values")
+        goes_on = cache is not None and now.start < length_of(cache) < now.end
+        before = now.turn if goes_on else None
+        embeds = begin(forward, self._program, self._family, kwargs, ending, now.splits, goes_on, before)
+        now.turn = forward.turn
         if forward.record is not None:
             self.trace.add(forward.record)
+        forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:
             return None
         return args, {**kwargs, "inputs_embeds": embeds}

@@ -1,30 +1,52 @@
-"""DyCoke, first stage: in windows of four frames, what a frame shows as an earlier one does is dropped.
+"""DyCoke: what a frame shows as an earlier one does is dropped, and steps of decoding read a share of what is left.
 
 Paper: Tao et al., "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models", CVPR 2025,
-arXiv:2411.15024. Reads nothing but features, behind the projector.
+arXiv:2411.15024.
+
+First stage, in windows of four frames. It reads nothing but features, behind the projector:
 
     frame 0   stays whole
     frame 1   keeps the int((1 − k) · n) of its n tokens whose cosine with frame 0, at the same place, is lowest
     frame 2   the same, compared with frame 0
     frame 3   the same, compared with frame 2
 
-Similar tokens are dropped, not averaged. The second stage, which picks anew in each step of decoding which vision
-tokens the caches show, is not part of this.
+Similar tokens are dropped, not averaged.
+
+Second stage, in each step of decoding: a is the attention that the new token pays to the n cached vision tokens in
+layer L − 1, mean over heads. Where its cosine with that of the step before is below 0.9, the layers from L on read the
+int((1 − P) · n) tokens with the largest a; else what they read before.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from foveate.contract import Arriving, Framed, Positions, Share, change
-from foveate.core.rank import by_quota
+from foveate.contract import (
+    Arriving,
+    CachedAttention,
+    Cut,
+    DecodeStage,
+    Framed,
+    Layer,
+    Positions,
+    ReadView,
+    Shape,
+    Share,
+    Stage,
+    change,
+)
+from foveate.core.rank import by_quota, top
 
 __all__ = ["METHOD", "DyCoke"]
 
 WINDOW = 4
+ALIKE = 0.9
 
 
 class DyCoke(Framed):
-    """Drops what a frame repeats of an earlier one. A picture keeps all its tokens.
+    """Drops what a frame repeats of an earlier one; with `p`, steps read a share. A picture keeps all its tokens.
 
     Whole windows of four frames leave (1 + 3 (1 − k)) / 4 of a video: 47.5 % at k = 0.7. A budget is spread over the
     frames that are compared, to the token; its floor is the first frame of each window.
@@ -32,10 +54,15 @@ class DyCoke(Framed):
     Unlike the released code: the last window is compared as all others are, also where it has fewer than four frames
     (the release leaves out its last comparison, and loses the last of an odd number of frames); kept tokens stand in
     raster order (the release: in order of their cosines); k is 0.7 by default, as in the paper and its evaluation (the
-    release's model builder has 0.3).
+    release's model builder has 0.3). The second stage is off by default: it saves no memory, and reads what a picture
+    shows too (P is 0.7 in the paper). The release leaves the last vision token out of it, which is always read there.
 
     Attributes:
         k: K, the share of a compared frame's tokens that is dropped, in [0, 1].
+        p: P, the share of the cached vision tokens that a step does not read, in [0, 1]; 0 reads all.
+        layer: L, the first decoder layer that reads less, from 1 on.
+        above: What is read where a step's attention is like that of the step before: "reuse" what was read then, as in
+            the paper; "all", as the release does. "all" waits for the device in each step.
         retention, tokens, positions: See `Framed`; numbered anew by default, as in the release.
     """
 
@@ -45,7 +72,28 @@ class DyCoke(Framed):
     only_videos = True
 
     k: Share | None = None
+    p: Share = 0.0
+    layer: Layer = 3
+    above: Literal["reuse", "all"] = "reuse"
     positions: Positions = "reindex"
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        stages = super().stages(shape)
+        if self.p == 0:
+            return stages
+        paid = (CachedAttention(),)
+        if self.above == "all":
+            return (*stages, DecodeStage(self.layer, when="step", reads=paid, choose=self._best_or_all, host=True))
+        return (*stages, DecodeStage(self.layer, when="step", reads=paid, count=self._read, choose=reused))
+
+    def _read(self, arriving: Arriving) -> int:
+        """Vision tokens that a step reads."""
+        return int(arriving.tokens * (1 - self.p))
+
+    def _best_or_all(self, view: ReadView, count: int | None) -> Cut | None:
+        if is_alike(view):
+            return None
+        return Cut.take(top(view.attention, self._read(view.arriving)), len(view))
 
     @property
     def keeps_all(self) -> bool:
@@ -85,7 +133,19 @@ def windows(frames: int) -> int:
     return -(-frames // WINDOW)
 
 
-DyCoke.presets = tuple(
+def is_alike(view: ReadView) -> Tensor:
+    """Whether the new token attends as the one before it did, a bool tensor without dimensions."""
+    return cosine_similarity(view.attention, view.attention_before, dim=0) >= ALIKE
+
+
+def reused(view: ReadView, count: int | None) -> Cut:
+    """What was read before where the attention is alike, else the tokens with most attention."""
+    assert count is not None
+    best, before = top(view.attention, count), top(view.read_before.float(), count)
+    return Cut.take(torch.where(is_alike(view), before, best), len(view))
+
+
+_STAGES = tuple(
     DyCoke.preset(f"llava-onevision-7b/{spent}", source, k=k)
     for k, spent, source in (
         (0.7, "47.5%", "paper, K = 0.7: 47.5 % of 32 frames enter the decoder"),
@@ -93,5 +153,7 @@ DyCoke.presets = tuple(
         (1.0, "25%", "derived: K = 1, the first frame of each four"),
     )
 )
+_WHOLE = "paper, K = 0.7, P = 0.7 and L = 3: both stages"
+DyCoke.presets = (*_STAGES, DyCoke.preset("llava-onevision-7b/paper", _WHOLE, k=0.7, p=0.7, layer=3))
 
 METHOD = DyCoke

@@ -12,6 +12,7 @@ from foveate.contract.stages import Place, Stage
 from foveate.core.grid import Grid
 from foveate.core.signals import (
     Attention,
+    CachedAttention,
     Cells,
     Cls,
     Columns,
@@ -28,7 +29,7 @@ from foveate.core.signals import (
     TowerAttention,
     TowerKeys,
 )
-from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView, ReadView, View
 from foveate.errors import SettingError
 
 __all__ = ["made_tensors", "made_view"]
@@ -77,6 +78,8 @@ def made_view(
         known["tokens"] = tokens
     if stage.place is Place.TOWER:
         return PatchView(own, grid or _squarest(count), arriving=arriving, **known)
+    if stage.place is Place.DECODE:
+        return ReadView(given[CachedAttention()], arriving=arriving, **known)
     whole = arriving.tokens == arriving.entered
     if stage.place in (Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR):
         grids = () if grid is None else (grid,)
@@ -97,7 +100,7 @@ def made_tensors(
     Raises:
         SettingError: If the stage sees no tokens, or reads what cannot be made.
     """
-    if stage.place in (Place.PIXELS, Place.CACHE, Place.DECODE):
+    if stage.place in (Place.PIXELS, Place.CACHE):
         raise SettingError(f"{stage} sees no tokens, so it has no view.")
     random = torch.Generator().manual_seed(seed)
     made: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
@@ -108,7 +111,7 @@ def made_tensors(
 
 def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
     """A tensor as `foveate.core.signals` says this one is."""
-    if isinstance(signal, Attention | TowerAttention):
+    if isinstance(signal, Attention | CachedAttention | TowerAttention):
         return torch.rand(tokens, generator=random).softmax(dim=0)
     if isinstance(signal, Keys | TowerKeys):
         return torch.randn(tokens, HEAD, generator=random)

@@ -200,6 +200,11 @@ def refuse_stages(late: Sequence[Stage], shape: Shape) -> None:
             "This method cuts KV caches after the prefill (FinalKV, or kv=true), when vLLM has filled its blocks. "
             "Leave finalkv out, or set kv=false."
         )
+    if follow.reading(late) is not None:
+        raise UnsupportedError(
+            "This method reads only some of the cached tokens while decoding (read, or dycoke with p), and vLLM's "
+            "kernels read all. Leave read out, or set p=0."
+        )
     for stage in follow.layer_stages(late):
         reason = _reason_against(stage, shape)
         if reason:

@@ -23,6 +23,7 @@ ENGINES = {
 STAGES = {
     "may number rows anew": "pyramiddrop:layer_list=1,2,4",
     "cuts KV caches": "priortr",
+    "reads only some of the cached tokens": "fastv+read",
     "may merge tokens": "visiondrop:positions=keep;layer_list=1,2,4",
     "can read where tokens are": "clse:kv=false;layers=1,2,4",
     "rows='raters'": "sparsevlm_plus:pruning_layers=1,2,4",

@@ -1,0 +1,287 @@
+"""Decode: which cached vision tokens a step reads, picked once a turn or in each step. All of them stay in the cache.
+
+A prompt's forward reads everything. While its layers attend, what its last text pays to the cached columns is summed
+up; behind it the slots that steps will read are copied together, once (`PrunedLayer.read`). A stage of each step looks
+at the new row instead, in the layer before its own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from foveate.contract.stages import DecodeStage
+from foveate.core.attention import BLOCK_NUMBERS, attention_rows
+from foveate.core.cut import Cut, together
+from foveate.core.tensors import Memo, Tensors, alike, send, stacked, take_along
+from foveate.core.views import Arriving, ReadView
+from foveate.engine import guards
+from foveate.engine.arguments import visibility
+from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
+from foveate.engine.forward import Forward, LayerCall, Turn
+from foveate.engine.program import Program
+from foveate.engine.reading import is_causal, last_marked
+from foveate.families.base import Family
+from foveate.families.tap import See
+
+__all__ = ["begin_turn", "end_turn", "noting"]
+
+TEXT, VISION = 1, 2
+"""What `PrunedLayer.kinds` says of columns that are no padding."""
+
+
+@dataclass(slots=True, eq=False)
+class Slots:
+    """A cache layer's slots at the end of a prompt.
+
+    Attributes:
+        columns: (samples, slots) int64, −1 for a pad.
+        kinds: (samples, slots) int8, what each column is.
+        counts: How many vision tokens and how much text each sample has.
+    """
+
+    columns: Tensor
+    kinds: Tensor
+    counts: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, layer: PrunedLayer) -> "Slots":
+        """Those of a layer whose columns are known; they are counted later."""
+        assert layer.kinds is not None
+        columns = layer.columns(0, len(layer.kinds), layer.kinds.device)
+        kinds = layer.kinds.take_along_dim(columns.clamp(min=0), dim=1)
+        return cls(columns, kinds.masked_fill(columns < 0, 0), [])
+
+
+def _count(slots: Sequence[Slots]) -> None:
+    """Ask the device how many tokens there are, once for all."""
+    if not slots:
+        return
+    tallies = [torch.stack([(one.kinds == kind).sum(dim=1) for kind in (VISION, TEXT)], dim=1) for one in slots]
+    numbers = torch.stack([tally.to(tallies[0].device) for tally in tallies]).tolist()
+    for one, counts in zip(slots, numbers, strict=True):
+        one.counts = [(vision, text) for vision, text in counts]
+
+
+# -- a prompt -----------------------------------------------------------------------------------------------------
+
+
+def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None, before: Turn | None) -> Turn | None:
+    """What a prompt's forward needs to know, so that later steps may read less; None where there is no vision token.
+
+    Args:
+        forward: Has the samples, where there are pictures.
+        cache: Earlier turns.
+        prompt: Ids or embeddings, (samples, columns, …).
+        live: (samples, unpruned columns), nonzero where a column is no padding; None if all are.
+        before: The chunk before this one, where a prompt comes in several.
+    """
+    known = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
+    earlier = next((kinds for kinds in known if kinds is not None), None)
+    if earlier is None and not forward.samples:
+        return None
+    samples, span = prompt.shape[:2]
+    past, most = max(0, length_of(cache)) if cache is not None else 0, span
+    new = prompt.new_ones(samples, span, dtype=torch.int8)
+    if forward.samples:
+        new = forward.kinds
+        most = max(sample.text_after[-1] if len(sample.vision) else sample.live for sample in forward.samples)
+    old = new.new_ones(samples, 0) if earlier is None else earlier[:, :past].to(new.device)
+    kinds = torch.cat((pad(old, (0, past - old.shape[1]), value=TEXT), new), dim=1)
+    if live is not None:
+        width = min(live.shape[1], kinds.shape[1])
+        kinds[:, -width:] *= live[:, -width:].to(new.device) != 0
+    places = torch.arange(span, device=new.device)
+    shown = new == VISION
+    behind = (shown * (places + 1)).amax(dim=1, keepdim=True)  # where the text behind the last vision token begins
+    turn = Turn(kinds, (kinds[:, past:] == TEXT) & (places >= behind), most, past)
+    if before is not None:  # text behind a picture of this chunk asks alone
+        goes_on = ~shown.any(dim=1, keepdim=True)
+        for layer, paid in before.asked.items():
+            turn.asked[layer] = pad(paid, (0, kinds.shape[1] - paid.shape[1])) * goes_on.to(paid.device)
+    return turn
+
+
+def end_turn(forward: Forward, program: Program, family: Family, cache: Any) -> None:
+    """Let the layers' caches read less from now on, where a stage of decoding wants that."""
+    turn, stage = forward.turn, program.reading
+    assert turn is not None
+    assert stage is not None
+    looks = stage.layer - (stage.when == "step")
+    layers = [index for index in range(looks, len(cache.layers)) if _holds_all(cache, index, family)]
+    if stage.when == "step" and looks not in layers:
+        guards.refuse_windowed_reading(looks)
+    memo, slots = Memo(), {}
+    for index in layers:
+        stored = pruned_layer(cache, index)
+        device = stored.keys.device
+        stored.kinds = memo.once(partial(turn.kinds.to, device), device)
+        alike_in = stored.base, stored.base_end, stored.keys.shape[-2], device
+        slots[index] = memo.once(partial(Slots.of, stored), *alike_in)
+    _count([*slots.values()])
+    if stage.when == "step":
+        cache.layers[looks].remember(slots[looks].columns, slots[looks].kinds, slots[looks].counts)
+        return
+    for index in turn.asked:
+        one = slots[index]
+        reads, counts = picked(stage, one, {"attention": turn.asked[index].gather(1, one.columns.clamp(min=0))})
+        if forward.noted is not None:
+            forward.noted.reads[index] = tuple(counts)
+        if counts != [vision for vision, _ in one.counts]:
+            cache.layers[index].read(_chosen(one, reads, counts))
+
+
+def _holds_all(cache: Any, index: int, family: Family) -> bool:
+    """Whether a layer's cache has all tokens, of which some may be left unread: no window, and no state."""
+    if index in family.recurrent:
+        return False
+    return index >= len(cache.layers) or not cache.layers[index].is_sliding
+
+
+def picked(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
+    """Which slots are read, (samples, slots) bool, and how many vision tokens that are of each sample.
+
+    Args:
+        stage: Picks them, samples with as many vision tokens together.
+        slots: All there are.
+        signals: What the stage sees of each slot, (samples, slots) each, by its names in `ReadView`.
+    """
+    reads, vision = slots.kinds == TEXT, slots.kinds == VISION
+    counts = [0] * len(reads)
+    kinds = [(found, place if stage.host else 0) for place, (found, _) in enumerate(slots.counts)]
+    for places in alike(kinds):
+        found, _ = kinds[places[0]]
+        if not found:
+            continue
+        at = send(torch.tensor(places), reads.device)
+        where, _ = last_marked(vision[at].long(), found)
+
+        def look(sample: Tensors, _: Any, found: int = found) -> Cut | None:
+            return stage.cut(ReadView(**sample, arriving=Arriving.all_of(found)))
+
+        cuts = together(look, {name: signal[at].gather(1, where) for name, signal in signals.items()})
+        left = [cut for cut in cuts if cut is not None]
+        if left:
+            found = int(left[0].count)
+            where = where.gather(1, stacked([cut.source[:found] for cut in left]).to(where.device))
+        reads = reads.index_put((at[:, None], where), reads.new_ones(()))
+        for place in places:
+            counts[place] = found
+    return reads, counts
+
+
+def _chosen(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
+    totals = [text + count for (_, text), count in zip(slots.counts, counts, strict=True)]
+    return Chosen.read(slots.columns, reads, totals)
+
+
+# -- while a layer attends ----------------------------------------------------------------------------------------
+
+
+def noting(forward: Forward, call: LayerCall, program: Program, family: Family) -> See | None:
+    """What notes, of a layer that attends, the attention that a stage of decoding reads; None if none reads it.
+
+    It must be made while the layer's arguments are those of all rows.
+    """
+    stage, turn, stored, index = program.reading, forward.turn, call.stored, call.index
+    if stage is None or call.cache is None or not _holds_all(call.cache, index, family):
+        return None
+    if turn is not None:
+        asked = stage.when == "turn" and index >= stage.layer and turn.most
+        return _asked(forward, call, family, turn, partial(_add, turn, index)) if asked else None
+    if index != stage.layer - 1 or stored is None or stored.kinds is None or not stored.memory:
+        return None
+    every = torch.ones(call.hidden.shape[:2], dtype=torch.bool, device=call.hidden.device)
+    kinds = pad(stored.kinds, (0, stored.seen + every.shape[1] - stored.kinds.shape[1]), value=TEXT)
+    step = Turn(kinds, every, every.shape[1], stored.seen)
+    return _asked(forward, call, family, step, partial(_step, forward, call, stage))
+
+
+def _add(turn: Turn, index: int, columns: Tensor, paid: Tensor) -> None:
+    """Note what is paid to slots, (samples, slots) both, by their columns."""
+    by_column = paid.new_zeros(turn.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
+    turn.asked[index] = turn.asked[index] + by_column if index in turn.asked else by_column
+
+
+def _asked(
+    forward: Forward, call: LayerCall, family: Family, turn: Turn, note: Callable[[Tensor, Tensor], None]
+) -> See:
+    """What sums up the attention that some rows of a layer pay to each slot.
+
+    Args:
+        forward: Which rows are left.
+        call: The layer's call.
+        family: Knows the layer's kernel.
+        turn: Which rows ask, and what the columns are; also of a step.
+        note: Gets the unpruned column of each slot and what it is paid, (samples, slots) int64 and float32; no column
+            and nothing (−1, 0) for padding.
+    """
+    device, (samples, span), past = call.hidden.device, call.hidden.shape[:2], turn.past
+    marks, kinds = turn.asking.to(device), turn.kinds.to(device)
+    columns = torch.arange(span, device=device).expand(samples, -1)
+    coming = columns + past
+    if forward.rows is not None:
+        rows = forward.rows.on(device)
+        columns, coming = rows.columns, rows.unpruned(past)
+        marks = marks.gather(1, columns) & (coming >= 0)
+    asking, real = last_marked(marks.long(), min(turn.most, marks.shape[1]))
+    earlier = torch.arange(past, device=device).expand(samples, -1)
+    slots = torch.cat((earlier, coming), dim=1) if call.stored is None else call.stored.columns(coming, samples, device)
+    slots = slots.masked_fill(kinds.take_along_dim(slots.clamp(min=0), dim=1) == 0, -1)
+    mask = call.kwargs.get("attention_mask")
+    every = torch.arange(samples, device=device)
+    sees = visibility(mask, every, slots, past, past + span, ragged=True, causal=is_causal(call.module))
+    assert sees is not None
+
+    @torch.no_grad()
+    def see(queries: Tensor, keys: Tensor, scaling: float) -> None:
+        query = take_along(queries, asking[:, None, :, None], dim=2)
+        total, done = query.new_zeros(slots.shape, dtype=torch.float32), 0
+        for block in attention_rows(
+            query.flatten(0, 1),
+            keys.flatten(0, 1),
+            scaling,
+            visible=lambda some: sees(columns.gather(1, asking[:, some])),
+            block=max(BLOCK_NUMBERS, call.hidden.numel()),
+            softcap=family.softcap(call.module),
+            samples=samples,
+        ):
+            paid = block.view(samples, -1, *block.shape[1:]).mean(dim=1)  # (samples, some rows, slots)
+            lacks = real[:, done : done + paid.shape[1], None] == 0  # a row in its place may see nothing at all
+            total += paid.masked_fill(lacks, 0).sum(dim=1)
+            done += paid.shape[1]
+        note(slots, total.masked_fill(slots < 0, 0))
+
+    return see
+
+
+# -- a step -------------------------------------------------------------------------------------------------------
+
+
+def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor, paid: Tensor) -> None:
+    """Let the layers from `stage.layer` on read what the stage picks now."""
+    layer = call.stored
+    assert layer is not None
+    memory, later = layer.memory, call.cache.layers[stage.layer :]
+    slots = Slots(memory["columns"], memory["kinds"], layer.counted or [])
+    if not slots.counts:
+        _count([slots])
+        layer.counted = slots.counts
+    paid, before = paid[:, : slots.columns.shape[1]], memory["read"]
+    signals = {"attention": paid, "attention_before": memory["attention"], "read_before": before}
+    reads, counts = picked(stage, slots, signals)
+    layer.memory = {**memory, "attention": paid, "read": reads}
+    reading = {stage.layer + place: one for place, one in enumerate(later) if getattr(one, "kinds", None) is not None}
+    if forward.noted is not None:
+        forward.noted.reads = dict.fromkeys(reading, tuple(counts))
+        forward.noted.note_step((reads == before).all(dim=1), [found > 0 for found, _ in slots.counts])
+    # To ask a CPU whether anything has changed costs nothing; any other device would be waited for.
+    if (stage.host or reads.device.type == "cpu") and torch.equal(reads, before):
+        return
+    chosen = _chosen(slots, reads, counts)
+    for one in reading.values():
+        one.read(chosen)
