@@ -27,8 +27,8 @@ BLOCK = 1
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where tokens are dropped, as a trace names it: "pixels", "tower", "projector", "layer", "kv"; "read": where they are
-    cached and not read.
+    """Where tokens are dropped, as a trace names it: "pixels", "tower", "projector", "layer", "kv"; "read": where they
+    are cached and not read.
 
     Attributes:
         sure: Places where tokens are dropped for any picture and question.
