@@ -41,7 +41,7 @@ class TestLongest(MethodContract):
 
 
 def test_its_name_is_known():
-    assert str(parse("longest:keep=0.3+finalkv")).startswith("Longest(layer=2, keep=0.3")
+    assert str(parse("longest:keep=0.3+finalkv")).startswith("longest:keep=0.3+finalkv")
 """
 ENTRY_POINT = "[foveate.methods]\nlongest = somebody.longest:Longest\n"
 
