@@ -36,7 +36,7 @@ FILMS = (
     "v2drop", "visiondrop", "mustdrop", "fastv", "visionzip", "divprune",
     "dycoke", "evs", "vidcom2", "fastvid", "holitom", "flashvid", "dtd", AT_ENTRY,
 )  # fmt: skip
-"""What is asked about films. DTD takes no budget: it stands at what it spends, between its own controls."""
+"""What is asked about films."""
 FILM_SHARES = (0.5, 0.25, 0.125)
 """Of a film's vision tokens: 144 a frame."""
 
