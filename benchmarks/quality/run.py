@@ -3,7 +3,7 @@
     python benchmarks/quality/run.py [--questions N] [--seed N …] [--films] [--out FILE] [--cache FOLDER]
 
 Answers are kept as they come: the same command again goes on where it stopped, and a larger N asks only what is new.
-`--films` asks about films instead, whose frames the embedded model gets as pictures.
+`--films` asks about films instead: eight frames of 144 vision tokens each.
 """
 
 import argparse
@@ -32,7 +32,11 @@ AT_ENTRY = "random:layers=0"
 BUDGETS = (192, 128, 64, 32)
 DRAWN = ("v2drop", "v2drop:metric=cosine", "visiondrop", "mustdrop", "fastv", "dart", "visionzip", "divprune", "scope")
 """Rows in the picture: with all of them nothing could be read."""
-FILMS = ("v2drop", "visiondrop", "fastv", "visionzip", "divprune")
+FILMS = (
+    "v2drop", "visiondrop", "mustdrop", "fastv", "visionzip", "divprune",
+    "dycoke", "evs", "vidcom2", "fastvid", "holitom", "flashvid", "dtd", AT_ENTRY,
+)  # fmt: skip
+"""What is asked about films."""
 FILM_SHARES = (0.5, 0.25, 0.125)
 """Of a film's vision tokens: 144 a frame."""
 

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from foveate.eval.quality import Quality
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
 BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
+FILM_BUDGETS = (1 / 2, 1 / 4, 1 / 8)
 SHOWN = 8
 """Most cells whose lost tasks are listed one by one."""
 RANKED = 1 / 9
@@ -69,28 +71,40 @@ def quality_of(record: dict[str, Any]) -> Quality:
     return Quality(record["rows"], origin=record)
 
 
-def table(record: dict[str, Any], names: Sequence[str] = ()) -> str:
-    """The table and the sentences around it, as Markdown; of these rows, or of all."""
+def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[float] = BUDGETS) -> str:
+    """The table and the sentences around it, as Markdown.
+
+    Args:
+        record: What `run.py` wrote.
+        shown: What was asked about.
+        budgets: Shares of the vision tokens, a column each.
+    """
     quality = quality_of(record)
     listed = dict.fromkeys(row["name"] for row in (*quality.settings, *quality.infeasible))
     ran = [name for name in listed if name not in CONTROLS]
-    in_columns = {row["name"] for row in quality.settings if nearest(row, quality) in BUDGETS}
-    rows = [name for name in names or (*ran, *CONTROLS) if name in in_columns]
+    in_columns = {row["name"] for row in quality.settings if nearest(row, quality, budgets) in budgets}
+    rows = [name for name in (*ran, *CONTROLS) if name in in_columns]
     count = quality.full["tokens"]
     lines = [
-        f"Accuracy on {quality.full['questions']:,} questions about {quality.full['pictures']} generated pictures "
+        f"Accuracy on {quality.full['questions']:,} questions about {quality.full['pictures']} generated {shown} "
         f"{drawn(record)}, % ± half the 95 % interval, by mean vision tokens a decoder layer (of {count:.0f}). The "
         f"full model: {points(quality.full, 'accuracy')}. In brackets what was truly spent, where that is not the "
         "budget. †: less than a quarter is left of a task, see below.",
         "",
-        by_budget("method", {name: name for name in rows}, quality, lambda budget: f"{count * budget:.0f}"),
+        by_budget("method", {name: name for name in rows}, quality, lambda budget: f"{count * budget:.0f}", budgets),
         *sentences(quality, rows),
         "",
     ]
     return "\n".join(lines)
 
 
-def by_budget(head: str, names: dict[str, str], quality: Quality, column: Callable[[float], str]) -> str:
+def by_budget(
+    head: str,
+    names: dict[str, str],
+    quality: Quality,
+    column: Callable[[float], str],
+    budgets: Sequence[float] = BUDGETS,
+) -> str:
     """A line a method, a column a budget, as Markdown.
 
     Args:
@@ -98,26 +112,27 @@ def by_budget(head: str, names: dict[str, str], quality: Quality, column: Callab
         names: How each method is shown.
         quality: The figures.
         column: The head of a budget's column.
+        budgets: One a column.
     """
-    cells = {(row["name"], nearest(row, quality)): row for row in quality.settings}
-    floors = {(row["name"], near(row["budget"])): row["floor"] for row in quality.infeasible}
+    cells = {(row["name"], nearest(row, quality, budgets)): row for row in quality.settings}
+    floors = {(row["name"], near(row["budget"], budgets)): row["floor"] for row in quality.infeasible}
     lines = [
-        [shown, *(entry(cells, floors, name, budget, quality) for budget in BUDGETS)] for name, shown in names.items()
+        [shown, *(entry(cells, floors, name, budget, quality) for budget in budgets)] for name, shown in names.items()
     ]
-    return Sheet("", [head, *(Column(column(budget), right=True) for budget in BUDGETS)], lines).to_markdown()
+    return Sheet("", [head, *(Column(column(budget), right=True) for budget in budgets)], lines).to_markdown()
 
 
-def near(share: float) -> float:
+def near(share: float, budgets: Sequence[float]) -> float:
     """The budget that a share is, but for its last digits; else the share."""
-    return next((budget for budget in BUDGETS if abs(budget - share) < 1e-4), share)
+    return next((budget for budget in budgets if abs(budget - share) < 1e-4), share)
 
 
-def nearest(row: dict[str, Any], quality: Quality) -> float:
+def nearest(row: dict[str, Any], quality: Quality, budgets: Sequence[float] = BUDGETS) -> float:
     """The budget in whose column a cell stands; that of a chain with a setting of its own by what it spends."""
     if row["budget"] is not None:
-        return near(row["budget"])
+        return near(row["budget"], budgets)
     share = row["tokens"] / quality.full["tokens"]
-    return min(BUDGETS, key=lambda budget: abs(budget - share))
+    return min(budgets, key=lambda budget: abs(budget - share))
 
 
 def ranking(record: dict[str, Any]) -> str:
@@ -218,6 +233,7 @@ PLACES = (
     Place("README.md", "quality", "embedded.json", table),
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
     Place("docs/guides/choosing.md", "resized", "embedded.json", resized),
+    Place("docs/guides/video.md", "films", "films.json", partial(table, shown="films", budgets=FILM_BUDGETS)),
 )
 
 

@@ -60,7 +60,7 @@ def asked(prompt: str, pictures: int, checked: bool) -> Iterator[Question]:
 
 
 def _question(question: Asked, prompt: str, checked: bool) -> Question:
-    picture = None if prompt == TEXT else as_url(question.media()[0])
+    picture = None if prompt == TEXT else as_url(question.media())
     text = question.text
     if prompt == LONG:
         text = f"{'word ' * 100}{text}"

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method, meet
 from foveate.contract.naming import draws, with_seed
 from foveate.contract.scheduled import Scheduled
+from foveate.core.grid import Grid
 from foveate.errors import BudgetError, SettingError
 
 __all__ = ["EARLY", "USUAL", "Cell", "at_budgets", "before_decoder"]
@@ -46,6 +48,8 @@ def at_budgets(
     vision_tokens: int | None,
     seeds: Sequence[int],
     *,
+    grids: Sequence[Sequence[Grid]] | None = None,
+    videos: Sequence[bool] | None = None,
     of_tokens: bool = False,
     passes_over: type[SettingError] = BudgetError,
 ) -> list[Cell]:
@@ -57,6 +61,7 @@ def at_budgets(
         budgets: Mean shares of the vision tokens that a decoder layer processes, or numbers of them.
         vision_tokens: Tokens of each picture, where all have the same count.
         seeds: Draws of a method that draws at random.
+        grids, videos: Of every sample's images, where all have the same; some floors depend on a film's frames.
         of_tokens: Whether budgets are numbers; whether one can be met then depends on the sample.
         passes_over: Errors of a method that make its cell infeasible; others are raised.
     """
@@ -69,6 +74,9 @@ def at_budgets(
                 continue
             try:
                 met, note = _met(method, share, model, vision_tokens)
+                if grids is not None:
+                    sizes = [sum(rows * columns for rows, columns in frames) for frames in grids]
+                    met.plan(decoder_depth(model), sizes, grids, videos)
             except passes_over as error:
                 cells.append(Cell(name, share, (), infeasible=str(error), floor=getattr(error, "floor", None)))
             else:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import foveate as fv
 from foveate import embedded
 from foveate.ask.loading import load
+from foveate.eval.held_out import shown
 from tests.models import tiny
 
 NORM = "model.language_model.layers.1.input_layernorm.weight"
@@ -83,13 +84,22 @@ def test_experts_that_do_not_fit_together_are_refused(tmp_path):
 
 def test_the_model_for_films_has_144_tokens_a_frame_and_the_same_weights():
     films, pictures = fv.load("embedded-films", device="cpu"), fv.load("embedded", device="cpu")
-    frame = Image.effect_noise((168, 168), 60).convert("RGB")
-    prompt = films.prepare([frame] * 3, "Which object appears first?")
-    assert sum(prompt.sizes) == 3 * 144
+    clip = shown(3, is_film=True)
+    assert films.prepare(clip, "Which object appears first?").sizes == (8 * 144,)
     assert pictures.model.config.vision_config.image_size == 336
     own, other = films.model.state_dict(), pictures.model.state_dict()
-    differ = {name for name in own if own[name].shape != other[name].shape or not torch.equal(own[name], other[name])}
-    assert differ == {name for name in own if "position_embedding" in name}
-    answer = films.ask([frame] * 3, "Which object appears first?", method="v2drop", retention=0.5)
-    assert answer.vision_tokens == 3 * 144
+    assert own.keys() - other.keys() == {"model.image_newline"}
+    differ = {name for name in other if own[name].shape != other[name].shape or not torch.equal(own[name], other[name])}
+    assert differ == {name for name in other if "position_embedding" in name}
+    answer = films.ask(clip, "Which object appears first?", method="v2drop", retention=0.5)
+    assert answer.vision_tokens == 8 * 144
     assert answer.retention == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_picture_is_a_film_of_one_frame_and_films_are_of_one_length():
+    films = fv.load("embedded-films", device="cpu")
+    frame = Image.effect_noise((168, 168), 60).convert("RGB")
+    assert films.prepare([frame] * 3, "Which object appears first?").sizes == (144, 144, 144)
+    assert films.prepare([], "Which object appears first?").sizes == ()
+    with pytest.raises(fv.InputError, match="unlike numbers of frames"):
+        films.prepare([frame, shown(3, is_film=True)], "Which object appears first?")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from data import dense_targets, pictures
 from export import export, import_network, llava, processor
-from foveate import embedded
 from foveate.embedded import FILM_TASKS, TASKS
 from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded.film_model import for_films
 from foveate.embedded.films import film
 from foveate.embedded.questions import all_questions, ask, film_questions
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
@@ -170,7 +170,7 @@ def test_the_exported_model_gives_our_logits(tmp_path, tokenizer):
 def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
     network = Network(replace(TINY, grid=24)).eval()
     model, preparer = llava(network), processor()
-    embedded.for_films(model, preparer)
+    model, preparer = for_films(model, preparer)
     one = film("held-out", 2, frames=4)
     questions = film_questions(one, rng_for("held-out", 2, 1))[:3]
     features, _ = network.tower(pictures(list(one.frames)), torch.float32)
@@ -179,10 +179,10 @@ def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
     packed = pack([questions], tokenizer, prefix.shape[1])
     hidden = network.decoder(prefix, network.decoder.embed(packed.ids), packed.position, packed.mask)
     own, start = network.logits(hidden[0][packed.at]), 0
-    frames = [Image.fromarray(frame.image) for frame in one.frames]
+    frames = [frame.image for frame in one.frames]
     for q in questions:
-        text = "USER: " + "<image>\n" * 4 + f"{q.question} ASSISTANT: {q.answer}</s>"
-        theirs = model(**preparer(images=frames, text=text, return_tensors="pt")).logits[0]
+        text = f"USER: <video>{q.question} ASSISTANT: {q.answer}</s>"
+        theirs = model(**preparer(videos=[frames], text=text, return_tensors="pt")).logits[0]
         count = len(tokenizer.encode(q.answer, add_special_tokens=False).ids) + 1
         torch.testing.assert_close(theirs[-count - 1 : -1], own[start : start + count], atol=1e-4, rtol=1e-4)
         start += count

@@ -86,6 +86,13 @@ def test_the_model_for_films_is_asked_about_films_and_keeps_its_answers_apart(vl
         evaluate(films, ["colour"], plan, count=3)
 
 
+def test_a_floor_that_the_frames_of_a_film_decide_is_known_before_anything_is_asked(tmp_path):
+    plan = Plan(methods=("dycoke",), retention=(0.125,), baselines=False, cache=tmp_path, max_new_tokens=8)
+    quality = evaluate(load("embedded-films", device="cpu"), (), plan, count=1)
+    (row,) = quality.infeasible
+    assert (row["name"], row["floor"]) == ("dycoke", 0.25)
+
+
 def test_controls_at_what_two_methods_spend_run_once(vlm, tmp_path):
     methods = ("random:layers=3;keep=0.2", "random:layers=3;keep=0.2;seed=1")
     quality = evaluate(vlm, ["colour"], Plan(methods=methods, draws=1, cache=tmp_path, max_new_tokens=8), count=1)

@@ -19,6 +19,7 @@ from foveate._upstream import explained, shown
 from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
+from foveate.embedded.film_model import for_films
 from foveate.errors import InputError, UnsupportedError
 from foveate.registry import families, no_family
 
@@ -49,7 +50,7 @@ def load(
     Only safetensors are read, and code that comes with a model is never run.
 
     Args:
-        name: A hub id, a local folder, "embedded", or "embedded-films", which takes 168-px pictures of 144 tokens.
+        name: A hub id, a local folder, "embedded", or "embedded-films" for films (168 px, 144 tokens a frame).
         device: Such as "cpu", "cuda:1" or "mps"; "auto" is the first accelerator there is, else the CPU.
         dtype: A torch dtype or its name; "auto" is the checkpoint's own, and float32 on a CPU.
         attention: A kernel that transformers knows, such as "sdpa"; "auto" is the model's default.
@@ -90,7 +91,7 @@ def load(
             processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
         _check_processor(name, processor)
     if name == embedded.FILMS:
-        embedded.for_films(model, processor)
+        model, processor = for_films(model, processor)
     return VLM(model.to(target).eval(), processor, name=name)
 
 

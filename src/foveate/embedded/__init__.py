@@ -17,7 +17,6 @@ __all__ = [
     "NAMES",
     "QUESTION",
     "TASKS",
-    "for_films",
     "load",
     "path",
     "picture",
@@ -28,7 +27,7 @@ NAME = "embedded"
 """The name of the model on the command line and in `foveate.load`."""
 
 FILMS = "embedded-films"
-"""The same weights for frames of 168 px, each of 144 vision tokens: for films, and where time matters."""
+"""The same weights for films, of frames of 168 px, each of 144 vision tokens; a picture is a film of one frame."""
 
 NAMES = (NAME, FILMS)
 
@@ -89,31 +88,3 @@ def load(device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
     model = LlavaForConditionalGeneration.from_pretrained(path(), dtype=dtype, local_files_only=True)
     processor = AutoProcessor.from_pretrained(path(), local_files_only=True)
     return model.to(device).eval(), processor
-
-
-def for_films(model: Any, processor: Any) -> None:
-    """Change the model and its processor, in place, to pictures of half the width and height: 144 tokens each.
-
-    Its tower learnt that size too, with the mean of each two by two position embeddings.
-    """
-    import torch
-
-    vision = model.config.vision_config
-    side = vision.image_size // 2
-    grid = vision.image_size // vision.patch_size
-    tower = model.model.vision_tower.embeddings
-    first, rest = tower.position_embedding.weight.detach().split([1, grid * grid])
-    # (grid * grid, width) -> (grid / 2, 2, grid / 2, 2, width) -> (patches, width)
-    blocks = rest.unflatten(0, (grid // 2, 2, grid // 2, 2))
-    patches = blocks.mean((1, 3)).flatten(0, 1)
-    places = torch.cat([first, patches])
-    tower.position_embedding = torch.nn.Embedding(*places.shape)
-    tower.position_embedding.weight = torch.nn.Parameter(places, requires_grad=False)
-    tower.position_ids = torch.arange(len(places), device=places.device)[None]
-    tower.num_patches = len(patches)
-    tower.num_positions = len(places)
-    tower.image_size = side
-    vision.image_size = side
-    model.config.image_seq_length = len(patches)
-    processor.image_processor.size = {"shortest_edge": side}
-    processor.image_processor.crop_size = {"height": side, "width": side}

@@ -11,6 +11,7 @@ from foveate._cells import Cell, at_budgets
 from foveate._files import is_video, named, sha256_of
 from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
+from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
@@ -67,15 +68,17 @@ def evaluate(
     names = check_tasks(tasks, embedded.tasks_of(vlm.name))
     with listener.stage("Drawing pictures", None):
         chosen = questions(names, count, seeds)
+    first = prompts_of(vlm, chosen[:1])[0]  # all pictures have the same size
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     return _compare(
         vlm,
         chosen,
         plan or Plan(),
         listener,
-        prompts_of(vlm, chosen[:1])[0].vision_tokens,  # all pictures have the same size
+        first.vision_tokens,
         origin={"what": EMBEDDED, "seeds": list(seeds)},
         title=f", {of_seeds}",
+        alike=first,
     )
 
 
@@ -186,6 +189,7 @@ def _compare(
     vision_tokens: int | None,
     origin: Mapping[str, Any],
     title: str = "",
+    alike: Prompt | None = None,
 ) -> Quality:
     """Ask the same questions of the full model and of every method of a plan.
 
@@ -198,15 +202,18 @@ def _compare(
         vision_tokens: Of every prompt; None where they differ.
         origin: What the figures depend on besides.
         title: What is said of the pictures, behind how many there are.
+        alike: One of the prompts, where all have media of one size.
     """
+    grids, videos = (alike.grids, alike.videos) if alike else (None, None)
+    budgeted = partial(at_budgets, model=vlm.model, vision_tokens=vision_tokens, grids=grids, videos=videos)
     conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
-    cells = at_budgets(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
+    cells = budgeted(plan.contenders(), budgets=plan.shares_of(vision_tokens), seeds=plan.seeds)
     with plan.store(conditions, listener.note) as store:
         asking = _Asking(vlm, asked, plan, store, listener)
         rows = asking.rows(cells, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
-        controls = at_budgets(baselines, vlm.model, spent, vision_tokens, plan.seeds)
+        controls = budgeted(baselines, budgets=spent, seeds=plan.seeds)
         names = {(cell.name, cell.budget) for cell in cells}
         controls = [cell for cell in controls if (cell.name, cell.budget) not in names]
         if controls:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from foveate.embedded import FILM_TASKS, TASKS
@@ -11,6 +13,7 @@ from foveate.embedded.questions import one_per_film_task, one_per_task
 from foveate.embedded.scenes import Scene, scene, sketch
 from foveate.errors import SettingError, UnknownNameError
 from foveate.eval.questioning import Asked
+from foveate.video import Clip
 
 __all__ = ["APART", "SPLIT", "check_tasks", "questions", "shown"]
 
@@ -79,11 +82,13 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
     return chosen[:count]
 
 
-def shown(number: int, is_film: bool = False) -> list[Image.Image]:
-    """Picture number `number` of the held-out split, or the frames of that film."""
+def shown(number: int, is_film: bool = False) -> Image.Image | Clip:
+    """Picture number `number` of the held-out split, or that film."""
     if is_film:
-        return [Image.fromarray(frame.image) for frame in film(SPLIT, number).frames]
-    return [Image.fromarray(_picture(number).image)]
+        frames = np.stack([frame.image for frame in film(SPLIT, number).frames])
+        seconds = tuple(map(float, range(len(frames))))
+        return Clip(Path(f"film-{number}"), frames, seconds, start=0, end=len(frames), rate=1)
+    return Image.fromarray(_picture(number).image)
 
 
 def _picture(number: int) -> Scene:

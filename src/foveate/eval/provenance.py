@@ -33,8 +33,6 @@ def conditions(vlm: VLM) -> dict[str, Any]:
     setup = vlm.to_dict()
     del setup["name"]
     values = {"weights": weights, "files": files, **setup, **versions(), "libraries": _libraries()}
-    if vlm.name == embedded.FILMS:
-        values["pictures"] = "of half the size"  # the same files as the other embedded model
     generation = getattr(vlm.model, "generation_config", None)
     if getattr(generation, "repetition_penalty", None) not in (None, 1.0):
         values["decoding"] = "without the checkpoint's repetition penalty"  # earlier versions applied it

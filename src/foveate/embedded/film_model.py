@@ -1,0 +1,121 @@
+"""The embedded model for films: its weights in a LLaVA-NeXT-Video, and the processor that shows it frames."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration, LlavaProcessor
+
+__all__ = ["FilmProcessor", "for_films"]
+
+UNUSED = -2
+"""From the end of the vocabulary, an id that no text has: the model for films is shown films alone."""
+
+
+class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
+    """Writes a film as its frames, each on a line, as the model learnt them; a picture is a film of one frame."""
+
+    video_processor = "the frames are pictures"
+
+    def __call__(
+        self,
+        images: Sequence[Any] | None = None,
+        text: str | Sequence[str] = "",
+        videos: Sequence[Any] | None = None,
+        video_metadata: Any = None,
+        do_sample_frames: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Ids and pixels, (films, frames, 3, height, width).
+
+        Args:
+            images: Pictures, in the order of `<image>` in the text.
+            text: With a place for each.
+            videos: The frames of each film, in the order of `<video>`.
+            video_metadata: Not needed: the model reads no times.
+            do_sample_frames: Not done.
+            options: Of transformers' processor.
+
+        Raises:
+            ValueError: If films have unlike numbers of frames.
+        """
+        text = text if isinstance(text, str) else text[0]
+        pictures, clips = ([each] for each in images or ()), (list(each) for each in videos or ())
+        films = [next(clips if place == "<video>" else pictures) for place in re.findall("<image>|<video>", text)]
+        if len({len(frames) for frames in films}) > 1:
+            raise ValueError("films have unlike numbers of frames")
+        if films:
+            text = text.replace("<video>", "<image>\n" * len(films[0]))
+        encoded = super().__call__([frame for frames in films for frame in frames] or None, text, **options)
+        if films:
+            encoded["pixel_values_videos"] = encoded.pop("pixel_values").unflatten(0, (len(films), -1))
+        return encoded
+
+
+def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
+    """The same weights as a model that is shown films, of frames of half the width and height: 144 tokens each.
+
+    Its tower learnt that size too, with the mean of each two by two position embeddings.
+
+    Args:
+        model: The embedded model, which must not be used any more.
+        processor: Its processor.
+    """
+    config, vision = model.config, model.config.vision_config
+    side = vision.image_size // 2
+    tower = model.model.vision_tower.embeddings
+    tower.position_embedding = _halved(tower.position_embedding.weight.detach(), vision.image_size // vision.patch_size)
+    places = tower.position_embedding.num_embeddings
+    tower.position_ids = torch.arange(places, device=tower.position_embedding.weight.device)[None]
+    tower.num_positions, tower.num_patches = places, places - 1
+    tower.image_size = vision.image_size = side
+    settings = LlavaNextVideoConfig(
+        vision_config=vision,
+        text_config=config.text_config,
+        image_token_index=config.text_config.vocab_size + UNUSED,
+        video_token_index=config.image_token_index,
+        vision_feature_layer=config.vision_feature_layer,
+        projector_hidden_act=config.projector_hidden_act,
+        spatial_pool_stride=1,  # nothing is pooled
+        image_grid_pinpoints=[[side, side]],
+        video_seq_length=places - 1,
+        tie_word_embeddings=True,
+        dtype=config.dtype,
+    )
+    with torch.device("meta"):
+        films = LlavaNextVideoForConditionalGeneration(settings)
+    for name in ("vision_tower", "multi_modal_projector", "language_model"):
+        setattr(films.model, name, getattr(model.model, name))
+    films.model.image_newline = torch.nn.Parameter(torch.zeros(config.text_config.hidden_size, dtype=model.dtype))
+    films.lm_head, films.generation_config = model.lm_head, model.generation_config
+    films.requires_grad_(False)
+
+    pictures = processor.image_processor
+    pictures.size, pictures.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
+    shown = FilmProcessor(
+        image_processor=pictures,
+        tokenizer=processor.tokenizer,
+        patch_size=processor.patch_size,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        num_additional_image_tokens=processor.num_additional_image_tokens,
+        chat_template=_with_films(processor.chat_template),
+    )
+    return films.eval(), shown
+
+
+def _halved(places: torch.Tensor, grid: int) -> torch.nn.Embedding:
+    """Position embeddings of a CLS and `grid` rows of patches, (1 + grid², width), for half as many rows."""
+    # (grid * grid, width) -> (grid / 2, 2, grid / 2, 2, width) -> (patches, width)
+    patches = places[1:].view(grid // 2, 2, grid // 2, 2, -1).mean((1, 3)).flatten(0, 1)
+    halved = torch.cat([places[:1], patches])
+    made = torch.nn.Embedding(*halved.shape)
+    made.weight = torch.nn.Parameter(halved)
+    return made
+
+
+def _with_films(template: str) -> str:
+    """A chat template that writes `<video>` where a film is."""
+    loop = "if part['type'] == 'image' %}<image>\n{% endfor %}"
+    kinds = "if part['type'] != 'text' %}{% if part['type'] == 'image' %}<image>\n{% else %}<video>{% endif %}"
+    return template.replace(loop, kinds + "{% endfor %}")
