@@ -74,7 +74,7 @@ def test_questions_about_a_film_get_the_answers_that_each_gets_alone(family, mon
     assert_as_alone(vlm, asked(vlm, word, lengths=(3, 5)), EXAMPLES["v2drop-0"])
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name.endswith("-0")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name.endswith("-0") and name != "pixelprune-0"])
 def test_every_method_that_may_look_answers_as_alone(name, monkeypatch):
     vlm, method = random_vlm("llava", monkeypatch), EXAMPLES[name]
     if not can_share(vlm.model, method):

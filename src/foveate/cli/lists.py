@@ -121,7 +121,11 @@ class Models:
         for row in sorted(rows, key=lambda row: row["title"].lower()):
             title = row["title"] or row["summary"].partition(":")[0].rstrip(".")
             table.add_row(_one_line(title), row["model_type"], ", ".join(f"{medium}s" for medium in row["methods"]))
-        refusals = [f"{row['model_type']} refuses: {', '.join(_refused(row))}" for row in rows if _refused(row)]
+        refusing: dict[str, list[str]] = {}
+        for row in rows:
+            for method in _refused(row):
+                refusing.setdefault(method, []).append(row["model_type"])
+        refusals = [f"{method} is refused on: {', '.join(kinds)}" for method, kinds in refusing.items()]
         return show(
             table,
             *map(Text, refusals or ["Every method runs on every family."]),
