@@ -35,9 +35,9 @@ SHORTEST = 1e-12  # the smallest norm that divides
 
 
 class CDPruner(Counted):
-    """A determinantal point process: its kernel is the tokens' similarity, weighted by relevance to the question.
+    """Tokens that differ and that the question is about: the greedy subset of largest determinant.
 
-        K_ij = r_i · cos(x_i, x_j) · r_j      then the greedy subset with the largest determinant
+        K_ij = r_i · cos(x_i, x_j) · r_j
 
     x are the rows that enter the decoder, before layer 0. The relevance r is between a token and all text behind the
     sample's last image, template included, and goes from about 0 to 1 over all images of a sample:

@@ -46,7 +46,7 @@ ALIKE = 0.9
 
 
 class DyCoke(Framed):
-    """Drops what a frame repeats of an earlier one; with `p`, steps read a share. A picture keeps all its tokens.
+    """Drops what a frame repeats of an earlier one; with `p`, steps read less. Pictures stay whole.
 
     Whole windows of four frames leave (1 + 3 (1 − k)) / 4 of a video: 47.5 % at k = 0.7. A budget is spread over the
     frames that are compared, to the token; its floor is the first frame of each window.

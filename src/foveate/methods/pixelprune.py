@@ -22,7 +22,7 @@ __all__ = ["METHOD", "PixelPrune"]
 
 
 class PixelPrune(Method):
-    """Drops what neighbours predict, before the vision tower; the picture decides how much. For screens and pages.
+    """Drops what neighbours predict, before the vision tower: for screens and pages.
 
     Attributes:
         tau: How far units may differ that count as alike, in pixels from 0 to 1. 0: not at all, and no pixel is lost.

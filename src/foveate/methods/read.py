@@ -10,7 +10,7 @@ __all__ = ["METHOD", "Read"]
 
 
 class Read(Method):
-    """Drops nothing: a step of decoding reads a share of the cached vision tokens, picked once a turn by its question.
+    """Drops nothing: steps of decoding read a share of the cached vision tokens, by the question.
 
         VisionZip() + Read(keep=0.3)
 
