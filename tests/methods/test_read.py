@@ -7,7 +7,7 @@ import foveate as fv
 from foveate.contract import ReadView, Shape
 from foveate.contract.naming import parse
 from foveate.methods.read import Read
-from tests.models import DEPTH, batch, generate, tiny
+from tests.models import batch, generate, tiny
 
 EXAMPLES = [Read(keep=0.3), fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5)) + Read(keep=0.4, layer=2)]
 KEEP_ALL = Read(keep=1.0)
@@ -54,7 +54,6 @@ def test_behind_others_it_reads_a_share_of_what_they_leave_in_each_layer(name):
     told = fv.cost(model.config, text_tokens=7, vision_tokens=25, method=other + Read(keep=0.5))
     assert [counts[1] for counts in trace.reads.values()] == list(told.read)
     assert list(told.cached) == [counts[1] for counts in cached]
-    assert (other + Read(keep=0.5)).read_plan(DEPTH, (25,)) == told.read
     assert told.decode_flops < fv.cost(model.config, text_tokens=7, vision_tokens=25, method=other).decode_flops
     assert "decoding reads" in repr(trace.latest)
     assert trace.to_dict()["reads"]["2"] == list(trace.reads[2])

@@ -170,15 +170,6 @@ class Method(ABC):
         follow.refuse_shallow(type(self).__name__, stages, depth)
         return follow.layer_plan(stages, depth, sizes, grids, videos)
 
-    def read_plan(self, depth: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
-        """Vision tokens that a step of decoding reads in each layer; see `plan`, of which it is a part.
-
-        Fewer than the cache holds for methods that read less than they keep (Read, DyCoke with `p`).
-        """
-        plan = self.plan(depth, sizes)
-        stages = follow.in_order(self.stages(Shape(depth)))
-        return None if plan is None else follow.read_plan(stages, follow.cached_plan(stages, plan))
-
     @classmethod
     def for_budget(
         cls,
@@ -203,7 +194,7 @@ class Method(ABC):
             SettingError: If the budget is contradictory, or the method takes none.
         """
         Budget(tokens, retention)
-        cls.refuse_unknown({"retention": retention, **values})
+        cls._refuse_unknown({"retention": retention, **values})
         given = {"retention": retention} if tokens is None else {"tokens": tokens}
         method = cls(**given, **values)
         meet(method, model, vision_tokens)
@@ -264,11 +255,11 @@ class Method(ABC):
         values = dict(values)
         if (name := values.pop("method", cls.name)) != cls.name:
             raise SettingError(f"These settings belong to {brief(name)}, not to {cls.name!r}.")
-        cls.refuse_unknown(values)
+        cls._refuse_unknown(values)
         return cls(**values)
 
     @classmethod
-    def refuse_unknown(cls, names: Iterable[str]) -> None:
+    def _refuse_unknown(cls, names: Iterable[str]) -> None:
         """Refuse what is no setting of the method.
 
         Raises:

@@ -101,11 +101,11 @@ class _Member:
             kind = catalogue.method(part.name)
             member = cls(kind, kind, {})
         for name, value in (part.values or {}).items():
-            member.kind.refuse_unknown((name,))
+            member.kind._refuse_unknown((name,))
             member.add(name, value)
         for pair in part.pairs:
             name, text = pair_of(pair)
-            member.kind.refuse_unknown((name,))
+            member.kind._refuse_unknown((name,))
             member.add(name, value_of(member.kind, name, text))
         return member
 
