@@ -37,6 +37,11 @@ def chosen(vlm, demo):
     return vlm.ask(demo, QUESTION, choices=["PE94S", "ABC"], method="v2drop")
 
 
+def test_what_a_step_reads_is_told(vlm, demo):
+    lines = dict(vlm.ask(demo, QUESTION, method="read:keep=0.25", max_new_tokens=2).lines())
+    assert lines["Decoding"] == "a step reads 144 vision tokens in each of 32 layers"
+
+
 @pytest.mark.parametrize("name", ["dropped", "whole", "text_alone", "chosen"])
 def test_an_answer_is_json(name, request):
     answer = request.getfixturevalue(name)

@@ -237,6 +237,9 @@ class Answer:
             lines.append(("Budget", f"not met: {self.missed}"))
         steps = [f"{stage.place}: {stage.before[0]} to {stage.after[0]}" for stage in self.trace.stages]
         lines.append(("Stages", "; ".join(steps) or "nothing was dropped"))
+        if self.trace.history and (reads := self.trace.history[0].reads):
+            mean = sum(counts[self._row] for counts in reads.values()) / len(reads)
+            lines.append(("Decoding", f"a step reads {mean:.3g} vision tokens in each of {len(reads)} layers"))
         if self.looked:
             lines.append(("Looked", f"once: {self.looked} tokens of each prompt ran a single time"))
         for clip in self.prompt.clips:
