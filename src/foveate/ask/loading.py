@@ -19,7 +19,6 @@ from foveate._upstream import explained, shown
 from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
-from foveate.embedded.film_model import for_films
 from foveate.errors import InputError, UnsupportedError
 from foveate.registry import families, no_family
 
@@ -91,6 +90,8 @@ def load(
             processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
         _check_processor(name, processor)
     if name == embedded.FILMS:
+        from foveate.embedded.film_model import for_films  # another model's code, which no other name needs
+
         model, processor = for_films(model, processor)
     return VLM(model.to(target).eval(), processor, name=name)
 
