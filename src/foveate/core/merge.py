@@ -226,9 +226,9 @@ def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -
     return torch.cat(sums)
 
 
-def of_length_one(rows: Tensor, least: float) -> Tensor:
-    """Rows divided by their lengths, (rows, size) float32; by `least` where a row is shorter than that."""
-    rows = rows.float()
+def of_length_one(rows: Tensor, least: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows divided by their lengths, (rows, size) in this dtype; by `least` where a row is shorter than that."""
+    rows = rows.to(dtype)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     unit: Tensor = rows / length.clamp(min=least)
     return unit

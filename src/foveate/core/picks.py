@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid, crops_of
+from foveate.core.merge import of_length_one
 from foveate.core.rank import shared_out
 from foveate.core.tensors import alike, send
 from foveate.core.views import Arriving
@@ -49,20 +50,14 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
             to float32, cosines that differ would tie. float32 on Apple's GPUs, which have no float64.
     """
     is_double = exact and rows.device.type != "mps"
-
-    def of_length_one(rows: Tensor) -> Tensor:
-        wide = rows.to(torch.float64 if is_double else torch.float32)
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        unit: Tensor = wide / length.clamp(min=SHORTEST)
-        return unit
-
-    unit = of_length_one(rows)
+    dtype = torch.float64 if is_double else torch.float32
+    unit = of_length_one(rows, SHORTEST, dtype)
     if others is None:
         product = unit @ unit.T
         # A kernel may round the cosine of two rows differently from that of the same two the other way round.
         product = 0.5 * (product + product.T)
     else:
-        product = unit @ of_length_one(others).T
+        product = unit @ of_length_one(others, SHORTEST, dtype).T
     if is_double:
         product = (product * GRID).round() / GRID
     return product
