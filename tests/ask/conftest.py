@@ -102,7 +102,7 @@ def random_vlm(family, monkeypatch=None):
 def prompt_of(vlm, inputs, pictures=1):
     """A prompt of tensors that are there already."""
     shown = [Picture(None, Image.fromarray(np.zeros((8, 8, 3), np.uint8))) for _ in range(pictures)]
-    return Prompt(vlm, Conversation.about(shown, "What ?"), inputs, tuple(shown))
+    return Prompt(vlm.card, Conversation.about(shown, "What ?"), inputs, tuple(shown))
 
 
 def asked(vlm, word="ti", lengths=(3, 5, 9)):

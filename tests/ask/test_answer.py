@@ -124,9 +124,9 @@ def test_the_cost_is_that_of_the_prompt(vlm, scenes):
     assert answer.flops < 0.2 * fv.cost(vlm.model.config, text_tokens=text, vision_tokens=576).total_flops
 
 
-def test_the_said_tokens_are_those_before_the_end(whole):
+def test_the_said_tokens_are_those_before_the_end(vlm, whole):
     assert whole.said == whole.tokens[:-1]
-    assert whole.prompt.loaded.tokenizer.decode(list(whole.said)) == "PE94S"
+    assert vlm.tokenizer.decode(list(whole.said)) == "PE94S"
 
 
 def test_the_first_token_is_kept_only_where_asked_for(vlm, demo, whole):

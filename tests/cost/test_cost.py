@@ -158,7 +158,7 @@ def check_counted(family):
     pictures = pictures_of(model, inputs)
     with torch.no_grad(), FlopCounterMode(display=False) as before:
         sizes = [len(one) for one in model.model.get_image_features(**pictures).pooler_output]
-    places = family_for(model).boxes("image", inputs, sizes)
+    places = family_for(model).boxes(model.config, "image", inputs, sizes)
     found = fv.cost(
         model,
         text_tokens=inputs["input_ids"].shape[1] - sum(sizes),

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.families.llava_next import LlavaNext, LlavaNextVideo
 from foveate.methods.resize import Resize
-from foveate.registry import family_for
 from tests.families import test_llava_next_video as next_video
 from tests.models import cuts_of, made_of, tiny
 
@@ -25,7 +25,7 @@ def test_boxes_against_a_hand_calculation():
     are picture: scaled by 210 / 200 it is 34.65 pixels high, 2 patches and a bit, and an even number of rows leaves."""
     given = prompt((33, 200))
     assert tokens_of(given) == 25 + 3 * (15 + 1)
-    (boxes,) = family_for(tiny("llava_next")).boxes("image", given, [73])
+    (boxes,) = LlavaNext.boxes(tiny("llava_next").config, "image", given, [73])
     assert boxes[7].tolist() == pytest.approx([2 / 5, 1 / 5, 3 / 5, 2 / 5])  # base view, second row, third column
     assert boxes[25].tolist() == pytest.approx([0, 0, 1 / 15, 1 / 3])
     assert boxes[25 + 16 + 3].tolist() == pytest.approx([3 / 15, 1 / 3, 4 / 15, 2 / 3])
@@ -36,7 +36,7 @@ def test_boxes_against_a_hand_calculation():
 def test_every_token_has_a_box_for_any_shape(size):
     given = prompt(size)
     count = tokens_of(given)
-    (boxes,) = family_for(tiny("llava_next")).boxes("image", given, [count])
+    (boxes,) = LlavaNext.boxes(tiny("llava_next").config, "image", given, [count])
     nowhere = boxes.isnan().any(-1)
     assert len(boxes) == count
     assert nowhere[-1]
@@ -95,7 +95,7 @@ def test_the_tower_ranks_patches_of_all_crops_and_padding_never_stays(size, down
 
 def test_a_base_view_alone_keeps_its_newline():
     """No pinpoint makes one, but the model packs one so."""
-    (boxes,) = family_for(tiny("llava_next")).boxes("image", {"image_sizes": torch.tensor([[70, 70]])}, [26])
+    (boxes,) = LlavaNext.boxes(tiny("llava_next").config, "image", {"image_sizes": torch.tensor([[70, 70]])}, [26])
     assert boxes.isnan().any(-1).tolist() == [False] * 25 + [True]
 
 
@@ -133,7 +133,7 @@ def test_a_next_videos_frames_are_scored_as_they_are_pooled(mode):
 
 def test_boxes_of_pooled_frames_leave_out_what_fills_no_cell():
     model, _ = video("average")
-    (boxes,) = family_for(model).boxes("video", {}, [12])
+    (boxes,) = LlavaNextVideo.boxes(model.config, "video", {}, [12])
     cells = torch.tensor([[0, 0, 2, 2], [2, 0, 4, 2], [0, 2, 2, 4], [2, 2, 4, 4]]) / 5
     torch.testing.assert_close(boxes[:4], cells)
     assert torch.equal(boxes[4:8], boxes[:4])

@@ -41,7 +41,7 @@ def test_onevision_newlines_close_every_row(size):
     given = {"pixel_values": torch.randn(1, 5, 3, 70, 70), "image_sizes": torch.tensor([size])}
     with torch.no_grad():
         length = len(model.model.get_image_features(**given).pooler_output[0])
-    boxes = family_for(model).boxes("image", given, [length])[0]
+    boxes = family_for(model).boxes(model.config, "image", given, [length])[0]
     assert len(boxes) == length
     nowhere = boxes.isnan().any(-1)
     assert not nowhere[:25].any()
@@ -52,7 +52,7 @@ def test_onevision_newlines_close_every_row(size):
 
 def test_onevision_video_frames_end_in_one_newline():
     model = tiny("llava_onevision")
-    boxes = family_for(model).boxes("video", {}, [4 * 9 + 1])[0]
+    boxes = family_for(model).boxes(model.config, "video", {}, [4 * 9 + 1])[0]
     assert boxes.isnan().any(-1).tolist() == [False] * 36 + [True]
     assert torch.equal(boxes[:9], boxes[9:18])
 
@@ -65,7 +65,7 @@ def test_a_family_that_cannot_tell_says_so_when_asked_to_draw():
         model(**inputs)
     with pytest.raises(fv.InputError, match=r"The sample has 1 images; got .* 2 to draw on"):
         trace.show([Image.new("RGB", (70, 70))] * 2)
-    trace.latest.boxes = [Family.boxes(family_for(model), "image", {}, [25])]
+    trace.latest.boxes = [Family.boxes(model.config, "image", {}, [25])]
     with pytest.raises(fv.InputError, match="not known"):
         trace.show(Image.new("RGB", (70, 70)))
 

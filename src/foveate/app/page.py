@@ -62,8 +62,8 @@ def application(vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 6
             AskTab(vlm, max_new_tokens)
         with gr.Tab("Where do methods look?"):
             LookTab(vlm)
-        facts = vlm.to_dict()
-        kind = f"{facts['model_type']}, {vlm.depth} decoder layers, {facts['dtype']} on {facts['device']}"
+        facts = vlm.card.to_dict()
+        kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
         words = f"Model: {facts['name']} ({kind}). One picture illustrates; it measures nothing."
         gr.HTML(f"<p class='fv-foot'>{escape(words)}</p>")
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)

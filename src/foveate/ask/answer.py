@@ -80,8 +80,7 @@ class Answer:
     @property
     def said(self) -> tuple[int, ...]:
         """Its token ids up to what ends or pads a sequence."""
-        model = self.prompt.loaded.model
-        stop = {*ends_of(model), pad_id(model)}
+        stop = {*ends_of(self.prompt.card), pad_id(self.prompt.card)}
         return tuple(itertools.takewhile(lambda token: token not in stop, self.tokens))
 
     @property
@@ -230,7 +229,7 @@ class Answer:
 
     def lines(self) -> list[tuple[str, str]]:
         """What it spent and saved, each with its label."""
-        depth = self.prompt.loaded.depth
+        depth = self.prompt.card.depth
         spent = f"{self.retention:.1%} of the vision tokens: {self.spent:.3g} of {self.vision_tokens}"
         lines = [("Retention", f"{spent}, mean over {depth} decoder layers")]
         if self.missed is not None:

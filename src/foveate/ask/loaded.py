@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import huggingface_hub.utils.logging
@@ -11,7 +12,43 @@ import transformers
 
 from foveate.registry import families, no_family
 
-__all__ = ["Loaded", "quiet"]
+__all__ = ["Card", "Loaded", "quiet"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Card:
+    """What is known of a model without its weights: an answer holds no more of it, so that a model can leave memory.
+
+    Attributes:
+        name: What to call it in records.
+        config: Its config.
+        generation_config: How it generates where nothing is said.
+        device: Where it runs.
+        dtype: Of its weights.
+    """
+
+    name: str
+    config: Any
+    generation_config: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a reader needs to know to repeat a run."""
+        return {
+            "name": self.name,
+            "model_type": self.config.model_type,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": self.config.get_text_config()._attn_implementation,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
 
 
 class Loaded:
@@ -41,9 +78,10 @@ class Loaded:
         return self.processor.tokenizer
 
     @property
-    def depth(self) -> int:
-        """Decoder layers."""
-        return int(self.model.config.get_text_config().num_hidden_layers)
+    def card(self) -> Card:
+        """What is known of it without its weights."""
+        model = self.model
+        return Card(self.name, model.config, model.generation_config, model.device, model.dtype)
 
     @property
     def crops(self) -> bool:
@@ -56,18 +94,6 @@ class Loaded:
     def pads(self) -> bool:
         """Whether the processor makes a picture square before it cuts anything off."""
         return bool(getattr(getattr(self.processor, "image_processor", None), "do_pad", False))
-
-    def to_dict(self) -> dict[str, Any]:
-        """What a reader needs to know to repeat a run."""
-        return {
-            "name": self.name,
-            "model_type": self.model.config.model_type,
-            "device": str(self.model.device),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "attention": self.model.config.get_text_config()._attn_implementation,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
 
     def misfit(self, why: str) -> str:
         """A sentence on a processor that is another model's."""

@@ -30,7 +30,7 @@ EMBEDDED = embedded.NAME
 
 def reloading(vlm: VLM) -> Callable[[], VLM]:
     """How another process loads the same model in the same way."""
-    setup = vlm.to_dict()
+    setup = vlm.card.to_dict()
     return partial(load, vlm.name, **{name: setup[name] for name in ("device", "dtype", "attention")})
 
 

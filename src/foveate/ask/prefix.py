@@ -53,9 +53,8 @@ class Prefix:
         method: What dropped; None for the untouched model.
     """
 
-    def __init__(self, prompt: Prompt, method: Method | None) -> None:
+    def __init__(self, loaded: Loaded, prompt: Prompt, method: Method | None) -> None:
         """Look at what a prompt shows, whose last text is its question; see `VLM.look_at`."""
-        loaded = prompt.loaded
         if not prompt.conversation.media:
             raise SettingError("There is nothing to look at: give a picture or a film.")
         with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question
@@ -172,7 +171,7 @@ class Prefix:
         too_long = length_note(self.loaded.model.config.get_text_config(), ids.shape[1])
         if too_long is not None and too_long not in notes:
             notes = (*notes, too_long)
-        return Prompt(self.loaded, conversation, inputs, self.media, notes)
+        return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
 
     def refuse_stale(self) -> None:
         """Refuse to go on inside an open context, or with other weights.

@@ -128,7 +128,7 @@ def prepare(
     if too_long is not None:
         notes.append(too_long)
     inputs: Mapping[str, Tensor] = encoded.to(loaded.model.device, dtype=loaded.model.dtype)
-    return Prompt(loaded, conversation, inputs, tuple(media), tuple(notes))
+    return Prompt(loaded.card, conversation, inputs, tuple(media), tuple(notes))
 
 
 def check_text(text: Any, name: str = "The question") -> None:

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.ask.conversation import Conversation
-from foveate.ask.loaded import Loaded
+from foveate.ask.loaded import Card
 from foveate.ask.pictures import Picture
 from foveate.contract.method import Method
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
 from foveate.engine.trace import Trace
-from foveate.registry import families, family_for
+from foveate.registry import families
 from foveate.video import Clip
 
 __all__ = ["Prompt", "is_vision", "placeholders", "runs_of"]
@@ -31,14 +31,14 @@ class Prompt:
     """A question as a model gets it.
 
     Attributes:
-        loaded: The model it was made for.
+        card: The model it was made for, without its weights.
         conversation: What is said and shown.
         inputs: The model's arguments: tensors of one sample, on its device.
         media: Its pictures and films, in order; of a film whose frames go in as pictures, the film.
         notes: What the user should know, such as that a picture is cropped.
     """
 
-    loaded: Loaded
+    card: Card
     conversation: Conversation
     inputs: Mapping[str, Tensor]
     media: tuple[Picture | Clip, ...] = ()
@@ -63,7 +63,7 @@ class Prompt:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Vision tokens of each image or video; where a template does not tell them apart, of all together."""
-        runs = runs_of(self.loaded.model.config, self.inputs["input_ids"][0])
+        runs = runs_of(self.card.config, self.inputs["input_ids"][0])
         if len(runs) in (0, len(self.kinds)):
             return runs
         return (sum(runs),)
@@ -109,12 +109,12 @@ class Prompt:
             counts = [layer[sample] for layer in trace.history[0].per_layer]
             tower_tokens = trace.history[0].tower_tokens[sample]
         return cost(
-            self.loaded.model.config,
+            self.card.config,
             text_tokens=self.text_tokens,
             vision_tokens=self.sizes,
             method=method,
             tower_images=self.tower_images,
-            dtype=self.loaded.model.dtype,
+            dtype=self.card.dtype,
             tokens=counts,
             tower_tokens=tower_tokens,
             grids=self.grids,
@@ -135,9 +135,9 @@ class Prompt:
     @property
     def tower_images(self) -> list[int] | None:
         """How many pictures the tower encodes for each of `sizes`, where the family knows; see `foveate.cost`."""
-        config = self.loaded.model.config
-        kind = families()[config.model_type]
-        pictures = self._by_kind(lambda modality, _: kind.tower_images(config, modality, self.inputs))
+        config = self.card.config
+        family = families()[config.model_type]
+        pictures = self._by_kind(lambda kind, _: family.tower_images(config, kind, self.inputs))
         if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
             return [sum(pictures)]
         return pictures
@@ -154,8 +154,9 @@ class Prompt:
         """Rows and columns of each image's or frame's tokens, where they are known."""
         if not self.sizes or len(self.sizes) != len(self.kinds):  # only the images' sum is known
             return None
-        family = family_for(self.loaded.model)
-        boxes = self._by_kind(lambda kind, sizes: family.boxes(kind, self.inputs, sizes))
+        config = self.card.config
+        family = families()[config.model_type]
+        boxes = self._by_kind(lambda kind, sizes: family.boxes(config, kind, self.inputs, sizes))
         places = [image for image in boxes or () if image is not None]
         if len(places) != len(self.sizes):
             return None
@@ -169,7 +170,7 @@ class Prompt:
             for clip in self.clips
         ]
         return {
-            "model": self.loaded.to_dict(),
+            "model": self.card.to_dict(),
             "images": images,
             "videos": videos,
             "prompt": self.text,

@@ -214,7 +214,7 @@ class VLM(Loaded):
             raise SettingError("messages hold pictures and texts: leave media out.")
         few = frames is None and fps is None
         prompt = prepare(self, conversation, fit=fit, as_pictures=True, few=few)
-        prefix = Prefix(prompt, dropped_in(self, drops, prompt.vision_tokens))
+        prefix = Prefix(self, prompt, dropped_in(self, drops, prompt.vision_tokens))
         prompt.warn(stacklevel=2)
         return prefix
 
@@ -256,7 +256,7 @@ class VLM(Loaded):
         retention: float | None = None,
     ) -> Prefix:
         """Look at what a prompt shows, to ask other questions about it than its own; see `look`."""
-        return Prefix(prompt, self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention))
+        return Prefix(self, prompt, self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention))
 
     def solve(
         self,
@@ -326,7 +326,7 @@ class VLM(Loaded):
         return answers_to(self, prompts, method, generation or Generation(), look=look, first=first)
 
     def __repr__(self) -> str:
-        about = self.to_dict()
+        about = self.card.to_dict()
         return f"VLM({self.name!r}: {about['model_type']}, {about['dtype']} on {about['device']})"
 
 

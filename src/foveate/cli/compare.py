@@ -89,7 +89,7 @@ class Compare:
             full = setup.vlm.answer(setup.prompt, generation=generation)
         answers = _answers(setup, controls, generation)
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
-        race = timed(setup.prompt, methods, len(full.tokens), self.pairs)
+        race = timed(setup, methods, len(full.tokens), self.pairs)
         agreements = {name: agreement(answer, full) for name, answer in answers.items()}
         values: dict[str, Any] = setup.to_dict() | {
             "full": full_values(full),
@@ -138,7 +138,7 @@ def _at_schedule(answer: "Answer", control: Any) -> Any:
     from foveate.methods.random import same_schedule
 
     assert answer.method is not None
-    stages = in_order(answer.method.stages(Shape(answer.prompt.loaded.depth)))
+    stages = in_order(answer.method.stages(Shape(answer.prompt.card.depth)))
     counts = [layer[0] for layer in answer.trace.latest.per_layer]
     return same_schedule(counts, answer.vision_tokens, cached_layers(stages), control)
 

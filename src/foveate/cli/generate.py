@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from foveate.ask.answer import Answer
     from foveate.ask.generation import Generation
-    from foveate.ask.prompt import Prompt
     from foveate.bench.timing import Ratio
     from foveate.cli.asking import Setup
     from foveate.contract.method import Method
@@ -115,7 +114,7 @@ class Generate:
 
         with busy("Answering without dropping"):
             full = setup.vlm.answer(setup.prompt, generation=generation)
-        race = timed(setup.prompt, setup.methods, len(full.tokens), self.pairs)
+        race = timed(setup, setup.methods, len(full.tokens), self.pairs)
         same = agreement(answer, full)
         values = {
             "full": full_values(full),
@@ -149,12 +148,12 @@ def _answer_all(setup: "Setup", questions: "Sequence[str]", name: str, generatio
         return setup.vlm.answer_batch(prompts, method, generation=generation)
 
 
-def timed(prompt: "Prompt", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":
-    """The full model and methods timed on this prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
+def timed(setup: "Setup", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":
+    """The full model and methods timed on the prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
     from foveate.bench.paired import AGAIN, race
 
     with counting("Timing, in rounds", pairs + 1) as advance:
-        times = race(prompt.loaded.model, prompt.inputs, methods, new_tokens, pairs, advance)
+        times = race(setup.vlm.model, setup.prompt.inputs, methods, new_tokens, pairs, advance)
     if not times[AGAIN].holds_one:
         note(
             "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "

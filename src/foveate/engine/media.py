@@ -147,8 +147,8 @@ def tag(
     if family.tiled:
         lengths = lengths_in(prompt, sum(tensor.shape[:-1].numel() for tensor in features))
     # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
-    # trace holds this, so it must not hold pixels.
-    boxes = cache(partial(family.boxes, modality, family.remembered(arguments), lengths))
+    # trace holds this, so it must hold neither pixels nor the model.
+    boxes = cache(partial(type(family).boxes, family.model.config, modality, family.remembered(arguments), lengths))
     media = []
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
         own = partial(_boxes_of, boxes, index)

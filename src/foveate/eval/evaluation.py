@@ -225,7 +225,7 @@ def _compare(
         title=f"{vlm.name}: {len(asked)} questions about {len(pictures)} pictures{title}",
         origin={
             **origin,
-            "model": vlm.to_dict() | {"weights": conditions["weights"]},
+            "model": vlm.card.to_dict() | {"weights": conditions["weights"]},
             "versions": versions(),
             "commit": commit(),
             "draws": plan.draws,

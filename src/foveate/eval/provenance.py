@@ -30,7 +30,7 @@ def conditions(vlm: VLM) -> dict[str, Any]:
     weights = f"{vlm.name}@{revision}"
     if not from_hub:
         weights = joined([digest for name, digest in files.items() if name.endswith(".safetensors")])
-    setup = vlm.to_dict()
+    setup = vlm.card.to_dict()
     del setup["name"]
     values = {"weights": weights, "files": files, **setup, **versions(), "libraries": _libraries()}
     generation = getattr(vlm.model, "generation_config", None)

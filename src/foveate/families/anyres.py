@@ -55,10 +55,11 @@ class AnyResolution(OfClip):
         or of each video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
         raise NotImplementedError
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         sizes = picture_sizes(inputs["image_sizes"])
         pairs = zip(lengths, sizes, strict=True)
-        return [self.image_boxes(self.model.config, length, size) for length, size in pairs]
+        return [cls.image_boxes(config, length, size) for length, size in pairs]
 
     @classmethod
     def image_boxes(cls, config: Any, length: int, size: tuple[int, int]) -> Tensor | None:
@@ -107,7 +108,7 @@ class AnyResolution(OfClip):
 
         images = output.pooler_output
         lengths = [len(image) for image in images]
-        places = self.boxes(modality, inputs, lengths)
+        places = self.boxes(self.model.config, modality, inputs, lengths)
         # A video's frames may be pooled before the projector.
         shown = (lambda index: made()[index]) if modality == "image" else None
         cuts = reduce_apart(images, places, reducer, stats, made=shown)

@@ -319,7 +319,7 @@ class Family:
         grids = self.token_grids(self.model.config, sizes)
         # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
         if grids is None or [_cells(frames) for frames in grids] != sizes:
-            places = self.boxes(modality, self.remembered(inputs), sizes)
+            places = self.boxes(self.model.config, modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
         self.place(output, features, cuts)
         return cuts
@@ -365,10 +365,12 @@ class Family:
         """Rows and columns of the token grids of images of these sizes, where the config alone says them; else None."""
         return None
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         """Where each vision token looks, for every image (or video) of a `get_*_features` call.
 
         Args:
+            config: The model's config.
             modality: "image" or "video".
             inputs: The call's arguments by name, as far as `remembered`.
             lengths: Vision tokens of each image.

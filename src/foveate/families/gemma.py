@@ -127,9 +127,10 @@ class Gemma3(Family):
             return None
         return [((rows, columns),)] * len(sizes)
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         """Of the picture the processor made of each image: with pan and scan that may be a part of it."""
-        return [grid_boxes(*self._grid)] * len(lengths)
+        return [grid_boxes(*_grid(config))] * len(lengths)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
@@ -235,7 +236,8 @@ class Gemma4(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
-        grids_of = self._grids(modality, inputs)  # read before the device has work to wait for
+        kernel = self.model.config.vision_config.pooling_kernel_size
+        grids_of = self._grids(self.model.config, modality, inputs)  # read before the device has work to wait for
         modules = attentions(self.core.vision_tower.encoder.layers, reducer.reads)
         with tapped_all(modules, keys_of=("k_norm", _keys_of)) as taps:
             output = run()
@@ -247,7 +249,7 @@ class Gemma4(Family):
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
             pictures = zip(taps.samples(signal), inputs[positions], flat, strict=True)
-            means = [_picture(signal, *picture, self._kernel) for picture in pictures]
+            means = [_picture(signal, *picture, kernel) for picture in pictures]
             return torch.split(torch.cat(means), lengths)
 
         images = output.pooler_output
@@ -265,7 +267,7 @@ class Gemma4(Family):
         patches, positions = (inputs[name].clone() for name in names)
         merged: list[Cut | None] = []
         picture = 0
-        for grids in self._grids(modality, inputs):
+        for grids in self._grids(self.model.config, modality, inputs):
             tokens = sum(map(math.prod, grids))
             cells = reducer.coarsen(grids, tokens, 0)
             if cells == grids:
@@ -284,7 +286,8 @@ class Gemma4(Family):
 
     def _resized(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
         """A picture's patches, (patches, size · size · channels), and their places, as of one of `cells` tokens."""
-        size, kernel = self.model.config.vision_config.patch_size, self._kernel
+        vision = self.model.config.vision_config
+        size, kernel = vision.patch_size, vision.pooling_kernel_size
         rows, columns = grid[0] * kernel, grid[1] * kernel  # in patches, before and after
         tall, wide = cells[0] * kernel, cells[1] * kernel
         # (patches, …) -> (channels, rows, size, columns, size) -> one picture
@@ -303,17 +306,12 @@ class Gemma4(Family):
         places[: tall * wide] = real.to(places.device)
         return first_rows(cut, len(patches)), places
 
-    @property
-    def _kernel(self) -> int:
-        """Patches of a token's side."""
-        kernel: int = self.model.config.vision_config.pooling_kernel_size
-        return kernel
-
-    def _grids(self, modality: str, inputs: Inputs) -> list[tuple[Grid, ...]]:
+    @staticmethod
+    def _grids(config: Any, modality: str, inputs: Inputs) -> list[tuple[Grid, ...]]:
         """Rows and columns of the tokens of each image, or of each video's frames."""
         _, positions = INPUTS[modality]
         last = inputs[positions].amax(dim=1)  # column and row of each picture's last patch
-        sides = (last + 1) // self._kernel
+        sides = (last + 1) // config.vision_config.pooling_kernel_size
         grids = [(rows, columns) for columns, rows in sides.tolist()]
         if modality == "image":
             return [(grid,) for grid in grids]
@@ -321,9 +319,10 @@ class Gemma4(Family):
         counts = inputs["num_frames_per_video"].tolist()
         return [tuple(next(frames) for _ in range(count)) for count in counts]
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         boxes: list[Tensor | None] = []
-        for grids in self._grids(modality, inputs):
+        for grids in cls._grids(config, modality, inputs):
             frames = [grid_boxes(*grid) for grid in grids]
             boxes.append(torch.cat(frames))
         return boxes

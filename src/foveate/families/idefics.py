@@ -73,7 +73,8 @@ class SmolVLM(Tiled):
         layers: Any = encoder_layers(self.core.vision_model)
         return layers[block_of(signal, len(layers) - 1, len(layers))].self_attn
 
-    def tiles(self, inputs: Inputs) -> Tensor:
+    @classmethod
+    def tiles(cls, inputs: Inputs) -> Tensor:
         pixels: Tensor = inputs["pixel_values"]
         if pixels.dim() != 5:  # already (tiles, channels, rows, columns), and not by sample
             return pixels

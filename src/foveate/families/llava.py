@@ -122,12 +122,14 @@ class Llava(OfClip):
             return None
         return [((side, side),)] * len(sizes)
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if inputs.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
-            patch = self.model.config.vision_config.patch_size
+            patch = config.vision_config.patch_size
             sizes = picture_sizes(inputs["image_sizes"])
             return [grid_boxes(height // patch, width // patch) for height, width in sizes]
-        picture = grid_boxes(self.side, self.side)
+        side = side_of(config)
+        picture = grid_boxes(side, side)
         by_length = {len(picture): picture}  # of any other length nothing is known
         return [by_length.get(length) for length in lengths]
 

@@ -47,26 +47,23 @@ class LlavaNextVideo(LlavaNext):
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
-    @property
-    def stride(self) -> int:
-        """Patches along a side of what becomes one token of a video."""
-        return int(self.model.config.spatial_pool_stride)
-
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         """Scores are averaged also where features pass through a convolution."""
         if modality != "video":
             return super().packed(modality, views, inputs)
         pool = self.core.vision_resampler.pool
         if isinstance(pool, nn.Conv2d):
-            pool = nn.AvgPool2d(self.stride)
+            pool = nn.AvgPool2d(self.model.config.spatial_pool_stride)
         grid = (self.side, self.side)
         return [_pooled(pool, grid, frames).flatten(0, 1) for frames in views]
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
-            return super().boxes(modality, inputs, lengths)
-        cells = self.side // self.stride
-        seen = cells * self.stride / self.side  # patches at the edge that fill no cell are not
+            return super().boxes(config, modality, inputs, lengths)
+        side, stride = side_of(config), config.spatial_pool_stride
+        cells = side // stride
+        seen = cells * stride / side  # patches at the edge that fill no cell are not
         frame = grid_boxes(cells, cells) * seen
         return [_repeated(frame, length, NOWHERE[:0]) for length in lengths]
 
@@ -74,12 +71,12 @@ class LlavaNextVideo(LlavaNext):
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
-        resampler = self.core.vision_resampler
+        resampler, stride = self.core.vision_resampler, self.model.config.spatial_pool_stride
 
         def pooling(rows: int, columns: int) -> Pooling:
-            return resampler.pool, (self.stride * rows, self.stride * columns)
+            return resampler.pool, (stride * rows, stride * columns)
 
-        frames = SmallerFrames(self, self.side // self.stride, pooling, resampler, "forward")
+        frames = SmallerFrames(self, self.side // stride, pooling, resampler, "forward")
         return frames.encode(run, inputs, reducer)
 
     @classmethod
@@ -184,11 +181,6 @@ class LlavaOnevision(AnyResolution):
             return rows, columns
         return int(rows // ratio), int(columns // ratio)
 
-    @property
-    def _cells(self) -> int:
-        """Tokens along a side of a video's frame."""
-        return math.ceil(self.side / 2)
-
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         if modality == "video":
             return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
@@ -196,10 +188,12 @@ class LlavaOnevision(AnyResolution):
         images, _ = self.core.pack_image_features(views, sizes, image_newline=None, vision_aspect_ratio=ratio)
         return list(images)
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
-            return super().boxes(modality, inputs, lengths)
-        frame = grid_boxes(self._cells, self._cells)
+            return super().boxes(config, modality, inputs, lengths)
+        cells = math.ceil(side_of(config) / 2)
+        frame = grid_boxes(cells, cells)
         return [_repeated(frame, length - 1, NOWHERE) for length in lengths]
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -211,7 +205,7 @@ class LlavaOnevision(AnyResolution):
             pool = partial(interpolate, size=(rows, columns), mode="bilinear")
             return pool, (min(self.side, 2 * rows), min(self.side, 2 * columns))
 
-        frames = SmallerFrames(self, self._cells, pooling, self.core, "apply_pooling", newlines=1)
+        frames = SmallerFrames(self, math.ceil(self.side / 2), pooling, self.core, "apply_pooling", newlines=1)
         return frames.encode(run, inputs, reducer)
 
     @classmethod

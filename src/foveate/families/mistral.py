@@ -36,14 +36,9 @@ class Mistral3(Family):
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
     shares_prefix: ClassVar[bool] = True
 
-    @property
-    def _side(self) -> int:
-        """Pixels of a token's side."""
-        config = self.model.config
-        return int(config.vision_config.patch_size * config.spatial_merge_size)
-
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        return [grid_boxes(*grid) for grid in _grids(inputs, self._side)]
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        return [grid_boxes(*grid) for grid in _grids(inputs, _side(config))]
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, whose merger makes one token of a block of patches: scores and keys are their means.
@@ -67,7 +62,7 @@ class Mistral3(Family):
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Each image is resized without its padding and padded anew."""
-        side = self._side
+        side = _side(self.model.config)
         pictures: list[Tensor] = []
         merged: list[Cut | None] = []
         for pixels, grid in zip(inputs["pixel_values"], _grids(inputs, side), strict=True):
@@ -113,6 +108,11 @@ def _of_images(signal: TowerSignal, together: Tapped, grids: Sequence[Grid]) -> 
         image = slice(start, start + rows * columns)
         yield shown(signal, together.at(image)).reshape(1, rows, columns, -1)
         start = image.stop
+
+
+def _side(config: Any) -> int:
+    """Pixels of a token's side."""
+    return int(config.vision_config.patch_size * config.spatial_merge_size)
 
 
 def _grids(inputs: Inputs, side: int) -> list[Grid]:

@@ -71,8 +71,9 @@ class Qwen2VL(Family):
     """What the processor subtracts from each channel of pixels in [0, 1], and divides it by then: CLIP's."""
     pixel_std: ClassVar[tuple[float, ...]] = (0.26862954, 0.26130258, 0.27577711)
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        side: int = self.core.visual.spatial_merge_size
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        side: int = config.vision_config.spatial_merge_size
         boxes: list[Tensor | None] = []
         for times, height, width in inputs[f"{modality}_grid_thw"].tolist():
             frame = grid_boxes(height // side, width // side)

@@ -65,7 +65,8 @@ class Tiled(Family):
         """
         raise NotImplementedError
 
-    def tiles(self, inputs: Inputs) -> Tensor:
+    @classmethod
+    def tiles(cls, inputs: Inputs) -> Tensor:
         """The pixels of all tiles of a call, (tiles, channels, rows, columns), in prompt order and without padding."""
         pixels: Tensor = inputs["pixel_values"]
         return pixels
@@ -81,11 +82,12 @@ class Tiled(Family):
         small = small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)
         return {**super().remembered(inputs), "pixel_values": small}
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        side = self.side(self.model.config)
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        side = cls.side(config)
         tokens = side**2  # of a tile
         counts = [length // tokens for length in lengths]
-        tiles = self.tiles(inputs)
+        tiles = cls.tiles(inputs)
         if sum(counts) != len(tiles) or any(length % tokens for length in lengths):
             return [None] * len(lengths)
         images = torch.split(tiles.cpu(), counts)

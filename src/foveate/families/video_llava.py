@@ -14,7 +14,7 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
-from foveate.families.llava import Llava, picture_tokens
+from foveate.families.llava import Llava, picture_tokens, side_of
 from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import (
@@ -65,13 +65,15 @@ class VideoLlava(Llava):
             return ()
         return range(0, size, picture_tokens(config) + 1)
 
-    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
-            return super().boxes(modality, inputs, lengths)
-        frame = torch.cat((CLS, grid_boxes(self.side, self.side)))
+            return super().boxes(config, modality, inputs, lengths)
+        side = side_of(config)
+        frame = torch.cat((CLS, grid_boxes(side, side)))
         videos: list[Tensor | None] = []
         for length in lengths:
-            frames = _frames(self.model.config, length)
+            frames = _frames(config, length)
             videos.append(frame.repeat(frames, 1) if frames else None)
         return videos
 

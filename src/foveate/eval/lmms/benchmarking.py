@@ -74,7 +74,7 @@ def evaluate_benchmarks(
             ran = iter(_ran(vlm, names, methods, conduct, store, min(plan.workers, len(methods)), advance))
     origin = {
         "what": WHAT,
-        "model": vlm.to_dict() | {"weights": conditions["weights"]},
+        "model": vlm.card.to_dict() | {"weights": conditions["weights"]},
         "versions": versions() | {"lmms_eval": version("lmms-eval")},
         "commit": commit(),
         "protocol": conduct.protocol,
