@@ -188,7 +188,8 @@ def noting(forward: Forward, call: LayerCall, program: Program, family: Family) 
     It must be made while the layer's arguments are those of all rows.
     """
     stage, turn, stored, index = program.reading, forward.turn, call.stored, call.index
-    if stage is None or call.cache is None or not _holds_all(call.cache, index, family):
+    assert stage is not None
+    if call.cache is None or not _holds_all(call.cache, index, family):
         return None
     if turn is not None:
         asked = stage.when == "turn" and index >= stage.layer and turn.most

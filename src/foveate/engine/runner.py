@@ -169,7 +169,7 @@ class LayerRunner:
     def _attention_tap(self, forward: Forward, call: LayerCall, reader_of: Callable[..., AttentionReader]) -> Tap:
         """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
         signals = self._program.signals_while(call.index) if forward.drops else ()
-        notes = noting(forward, call, self._program, self._family)
+        notes = None if self._program.reading is None else noting(forward, call, self._program, self._family)
         if not signals and notes is None:
             return nullcontext()
         own_attention: OwnAttention = []
