@@ -18,6 +18,7 @@ from foveate.errors import InputError, SettingError, UnknownNameError
 __all__ = [
     "CHAIN",
     "Written",
+    "fractions",
     "members_in",
     "method_name",
     "no_setting",
@@ -33,6 +34,7 @@ __all__ = [
 CHAIN = "chain"
 """The name of a chain of methods. It is in no list of methods."""
 NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
+FRACTION = re.compile(r"(\d+)/([1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,11 @@ def pair_of(text: str) -> tuple[str, str]:
     if not (key and equals and value):
         raise SettingError(f"{brief(text)}: write key=value, such as metric=cosine.")
     return key, value
+
+
+def fractions(text: str) -> str:
+    """A text with decimals in the place of fractions: 1/4,1/8 is 0.25,0.125."""
+    return FRACTION.sub(lambda found: repr(int(found[1]) / int(found[2])), text)
 
 
 # -- JSON and files -------------------------------------------------------------------------------------------

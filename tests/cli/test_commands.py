@@ -51,7 +51,7 @@ COMPARED = {"v2drop", "divprune", "vidcom2", "averagepool", "resize", *AT_SCHEDU
     ],
 )
 def test_a_method_is_counted_and_where_it_drops_is_said(ask, picture, method, where):
-    asked = ("generate", picture, "--method", method, "--retention", 1 / 3)
+    asked = ("generate", picture, "--method", method, "--retention", "1/3")
     assert where in " ".join(ask(*asked)[1].split())
     code, out, _ = ask(*asked, "--json")
     assert code == 0

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from foveate._spelling import fractions
 from foveate.cli.usage import UsageError
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Flag",
     "Images",
     "MaybeCount",
+    "MaybeShare",
+    "MaybeTokens",
     "MediaOptions",
     "MethodsOptions",
     "ModelOptions",
@@ -36,7 +39,7 @@ def limited(kind: type, metavar: str, fits: Callable[[Any], bool], says: str) ->
     """A number in a range, or None, as the type of a flag: tyro refuses others, with `says`."""
 
     def read(words: list[str]) -> Any:
-        number = kind(words[0])
+        number = kind(fractions(words[0]))
         if not fits(number):
             raise ValueError(f"{words[0]} is not {says}.")
         return number
@@ -64,8 +67,12 @@ Rate = Annotated[
 ]
 Pairs = Annotated[int, whole(2)]
 """Rounds of timing: an interval needs two."""
-Tokens = Annotated[float, limited(float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "above 0")]
-Share = Annotated[float, limited(float, "SHARE", lambda share: 0 < share <= 1, "in (0, 1]; a token count is --budget")]
+TOKENS = limited(float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "above 0")
+SHARE = limited(float, "SHARE", lambda share: 0 < share <= 1, "in (0, 1]; a token count is --budget")
+Tokens = Annotated[float, TOKENS]
+Share = Annotated[float, SHARE]
+MaybeTokens = Annotated[float | None, TOKENS, tyro.conf.arg(help_behavior_hint="")]
+MaybeShare = Annotated[float | None, SHARE, tyro.conf.arg(help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Images = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
@@ -95,9 +102,9 @@ class ModelOptions:
 class BudgetOptions:
     """How many vision tokens to keep."""
 
-    budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
+    budget: MaybeTokens = None
     """mean vision tokens per decoder layer, for this input"""
-    retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    retention: MaybeShare = None
     """the same as a share in (0, 1] (default: 1/3)"""
     settings: Settings = ()
     """a setting of the method, repeatable; the settings of a method: foveate methods NAME"""

@@ -11,7 +11,17 @@ from rich.text import Text
 
 from foveate._files import check_readable
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import BudgetOptions, Count, Images, ModelOptions, OutputOptions, Settings, whole
+from foveate.cli.options import (
+    BudgetOptions,
+    Count,
+    Images,
+    MaybeShare,
+    MaybeTokens,
+    ModelOptions,
+    OutputOptions,
+    Settings,
+    whole,
+)
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
@@ -49,13 +59,13 @@ class Tune:
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
     """instead of pictures: a file of samples, as foveate batch takes it (JSON lines, CSV, Parquet), such as
     {"image": file, "prompt": text} a line; paths are relative to this file; of a folder, its samples.jsonl"""
-    budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
+    budget: MaybeTokens = None
     """mean vision tokens per decoder layer, over the samples"""
-    retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    retention: MaybeShare = None
     """the same as a share in (0, 1]"""
-    flops: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    flops: MaybeShare = None
     """instead: FLOPs to the first token, as a share of the full model's"""
-    kv: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    kv: MaybeShare = None
     """instead: bytes of the KV cache after the prompt, likewise"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """the method or chain, one of its presets or a tuned file, with settings such as "v2drop:metric=cosine";

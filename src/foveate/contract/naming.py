@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from foveate._spelling import Written, no_setting, pair_of, settings_in, written
+from foveate._spelling import Written, fractions, no_setting, pair_of, settings_in, written
 from foveate.contract import catalogue
 from foveate.contract.chain import Chain
 from foveate.contract.method import BUDGET, Method
@@ -188,7 +188,7 @@ def value_of(kind: type[Method], name: str, text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python on texts such as 0or1
-            value = literal_eval(text)
+            value = literal_eval(fractions(text))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
     return listed(kind, {name: value})[name]
