@@ -132,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-model-len", default="2048")
     parser.add_argument("--flag", action="append", default=[], help="another argument of vLLM, such as --flag=--seed=1")
     parser.add_argument("--settings", nargs="+", default=[one.name for one in SETTINGS], metavar="NAME")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="in the place of the settings, at --retention")
+    parser.add_argument("--retention", type=float, default=1 / 9)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 8, 32])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--requests", type=int, default=6, help="the fewest in a cell")
@@ -142,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := sorted(set(options.settings) - {one.name for one in SETTINGS}):
         parser.error(f"no setting {unknown[0]!r}; there are: {', '.join(one.name for one in SETTINGS)}")
     settings = [one for one in SETTINGS if one.name in options.settings or one.name == STOCK]
+    if options.methods:
+        rate = {"retention": options.retention}
+        settings = [*SETTINGS[:2], *(Setting(name=name, foveate={"method": name} | rate) for name in options.methods)]
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or _embedded(Path(scratch) / "model")
         logs = Path(scratch) / "logs"

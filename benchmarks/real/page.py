@@ -1,0 +1,199 @@
+"""The page of a day on a GPU: a table a model and budget, from what the cells of `run.py` have left.
+
+python benchmarks/real/page.py real                 # writes real/page.md
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from foveate._sheet import Column, Sheet
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "published"
+FULL, FULL_AGAIN = "full model", "v2drop:retention=1"
+"""The full model's row, and the name of the method that keeps all: the full model again."""
+CONTROLS = ("random", "resize", "averagepool")
+TIMED = {FULL: "untouched", FULL_AGAIN: "untouched again"}
+"""What `foveate bench` calls these rows."""
+NONE = "–"
+MS, GIB = 1000, 2**30
+NEAR = 0.02
+
+Row = Mapping[str, Any]
+
+
+def write(folder: Path) -> Path:
+    """Write `page.md` into the folder of a run."""
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    (folder / "page.md").write_text("\n".join(_page(record, folder)) + "\n", encoding="utf-8")
+    return folder / "page.md"
+
+
+def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    limit = "" if record["limit"] is None else f" The first {record['limit']} documents of each benchmark alone."
+    lines = ["# Real checkpoints", "", f"{record['device']}; {versions}; foveate at {record['commit']}.{limit}", ""]
+    for model in record["model"]:
+        results = {kind: _results(folder, kind, model) for kind in ("quality", "speed", "serving")}
+        lines += [f"## {model}", ""]
+        lines += [f"{_conditions(speed)}\n" for speed in results["speed"]]
+        for budget in record["retention"]:
+            lines += [f"Budget {budget:.1%} of the vision tokens, mean over the decoder's layers:", ""]
+            lines += [_table(record, budget, results).to_markdown(), ""]
+        beside = _beside_published(model, record["retention"], _tasks(results["quality"]))
+        if beside.rows:
+            lines += [beside.to_markdown(), ""]
+    lines += ["## Missing", ""]
+    return lines + ([f"- {name}: {why}" for name, why in record["missing"].items()] or ["Nothing."]) + ["", NOTES]
+
+
+NOTES = """\
+Scores with the 95 % interval of their difference to the full model's, paired over pictures. Of full: mean of ratios.
+Hard: accuracy where the full model is right and resize wrong. TTFT, TPOT: p50 of one call alone, ms. Clients: requests
+a second through vLLM over stock vLLM's. Peak: without weights. Scoring: the prefill's time beyond random's, ms."""
+
+
+def _results(folder: Path, kind: str, model: str) -> list[Any]:
+    start = f"{kind}-{model.replace('/', '--')}"
+    files = sorted(file for file in folder.glob("*.json") if file.stem == start or file.stem.startswith(f"{start}-"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _conditions(speed: Mapping[str, Any]) -> str:
+    model = speed["model"]
+    return (
+        f"Times on {speed['machine']['chip']}: {model['weights']} weights, {model['dtype']}, {model['attention']}; "
+        f"{sum(speed['vision_tokens'])} vision and {speed['text_tokens']} text tokens, answers of "
+        f"{speed['new_tokens']}, {speed['rounds']} rounds."
+    )
+
+
+def _tasks(quality: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, float | None], Row]]:
+    """Rows over all questions by name and budget, task by task."""
+    tasks = {}
+    for result in quality:
+        for task, found in result["tasks"].items():
+            rows = [row for row in found["rows"] if row["task"] is None]
+            tasks[task] = {(row["name"], row["budget"]): row for row in rows}
+    return tasks
+
+
+def _table(record: Mapping[str, Any], budget: float, results: Mapping[str, Sequence[Any]]) -> Sheet:
+    tasks = _tasks(results["quality"])
+    clients = sorted({row["clients"] for serving in results["serving"] for row in serving["summary"]})
+    heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "TTFT", "TPOT"]
+    heads += [f"{count} clients" for count in clients] + ["Peak GiB", "Scoring"]
+    rows = []
+    for name in (FULL, FULL_AGAIN, *CONTROLS, *record["method"]):
+        own = None if name in (FULL, FULL_AGAIN) else budget
+        found = [of_task.get((name, own)) for of_task in tasks.values()]
+        shown = "full model again" if name == FULL_AGAIN else name
+        first, each, *memory = _speed(name, budget, results["speed"])
+        served = [_served(name, count, results["serving"]) for count in clients]
+        rows.append((shown, *_quality(found), first, each, *served, *memory))
+    return Sheet("", ["", *(Column(head, right=True) for head in heads)], rows)
+
+
+def _quality(found: Sequence[Row | None]) -> list[str]:
+    """Tokens, the score of each benchmark, their mean ratio, hard and agreement."""
+    known = [row for row in found if row is not None and "infeasible" not in row]
+    compared = [row for row in known if row.get("agreement") is not None]
+    hard = [row for row in compared if row["hard"] is not None]
+    count = sum(row["hard_questions"] for row in hard)
+    shares = [row["share"] for row in compared if row["share"] is not None]
+    return [
+        f"{fmean(row['tokens'] for row in known):.4g}" if known else NONE,
+        *map(_score, found),
+        f"{fmean(shares):.1%}" if shares else NONE,
+        f"{sum(row['hard'] * row['hard_questions'] for row in hard) / count:.1%} ({count})" if count else NONE,
+        f"{fmean(row['agreement'] for row in compared):.1%}" if compared else NONE,
+    ]
+
+
+def _score(row: Row | None) -> str:
+    if row is None:
+        return NONE
+    if "infeasible" in row:
+        return "below its floor"
+    unit = 100 if abs(row["accuracy"]) <= 1 else 1
+    if row.get("difference") is None:
+        return f"{unit * row['accuracy']:.1f}"
+    low, high = (unit * row[f"difference_{end}"] for end in ("low", "high"))
+    return f"{unit * row['accuracy']:.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _speed(name: str, budget: float, speeds: Sequence[Any]) -> list[str]:
+    """TTFT, TPOT, peak and scoring."""
+    rows = {row["name"]: row for speed in speeds for row in speed["rows"]}
+    row = rows.get(TIMED.get(name, ""))
+    if row is None:
+        alike = [row for row in rows.values() if row["name"].rpartition(" ")[0] == name]
+        row = min(alike, key=lambda row: abs(row["retention"] - budget), default=None)
+    if row is None:
+        return [NONE] * 4
+    control = rows.get(row["control"] or "")
+    scoring = f"{MS * (row['prefill'] - control['prefill']):.1f}" if control else NONE
+    each = f"{MS * row['tpot']:.1f}" if "tpot" in row else NONE
+    peak = f"{row['peak_bytes'] / GIB:.3g}" if row.get("peak_bytes") is not None else NONE
+    return [f"{MS * row['ttft']:.1f}", each, peak, scoring]
+
+
+def _served(name: str, clients: int, servings: Sequence[Any]) -> str:
+    """Requests a second over stock vLLM's."""
+    setting = "stock again" if name == FULL_AGAIN else name
+    for serving in servings:
+        for row in serving["summary"]:
+            if (row["setting"], row["clients"]) == (setting, clients):
+                ratio = row["requests_per_s"]
+                return f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    return "1" if name == FULL and servings else NONE
+
+
+# -- the papers' own numbers --------------------------------------------------------------------------------------
+
+
+def _beside_published(model: str, budgets: Sequence[float], tasks: Mapping[str, Any]) -> Sheet:
+    """What papers print of a model at these budgets, as a share of their own full model, beside ours."""
+    rows = []
+    for file in sorted(PUBLISHED.glob("*.csv")):
+        with file.open(encoding="utf-8", newline="") as lines:
+            printed = [row for row in csv.DictReader(lines) if _is_same(row.get("model") or "", model)]
+        full = {row["benchmark"]: row for row in printed if row["method"] == FULL}
+        for row in printed:
+            whole, ours = full.get(row["benchmark"]), _ours(row, full, budgets, tasks)
+            if whole is not None and ours is not None:
+                theirs = float(row["value"]) / float(whole["value"])
+                shares = (f"{theirs:.1%}", f"{ours:.1%}", f"{100 * (ours - theirs):+.1f}")
+                rows.append((row["method"], row["benchmark"], row["budget"], *shares, row["reported_by"]))
+    heads = ("Method", "Benchmark", "Budget", "Printed, of full", "Here", "Points apart", "Printed by")
+    return Sheet("", heads, rows)
+
+
+def _ours(row: Row, full: Mapping[str, Row], budgets: Sequence[float], tasks: Mapping[str, Any]) -> float | None:
+    """Our share of the full model's score, for a printed row; None where we have none."""
+    whole = full.get(row["benchmark"])
+    if whole is None or row["budget_unit"] != "tokens" or row["variant"] or row["method"] == FULL:
+        return None
+    share = float(row["budget"]) / float(whole["budget"])
+    for task, rows in tasks.items():
+        if task.split("_")[0] != row["benchmark"].split("_")[0]:
+            continue
+        for budget in budgets:
+            found = rows.get((row["method"].lower(), budget))
+            if found is not None and abs(budget - share) < NEAR * share and found.get("share") is not None:
+                return float(found["share"])
+    return None
+
+
+def _is_same(printed: str, model: str) -> bool:
+    """Whether "LLaVA-1.5-7B" is llava-hf/llava-1.5-7b-hf."""
+    plain = ["".join(filter(str.isalnum, name.lower())) for name in (printed, model.rpartition("/")[2])]
+    return bool(plain[0]) and plain[1].startswith(plain[0])
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1])))

@@ -1,0 +1,227 @@
+"""A day on a GPU, one command: what methods cost and save on real checkpoints, as one page.
+
+    python benchmarks/real/run.py --plan                # what would run, and about how long; nothing runs
+    python benchmarks/real/run.py --out real            # run it; the same command goes on where it stopped
+    python benchmarks/real/page.py real                 # write the page again: real/page.md
+
+A cell is a command of its own and leaves one file: a benchmark with a model under every method (`foveate eval`), the
+times of a model (`foveate bench`), or its servers (`benchmarks/serving/run.py`, in vLLM's environment). A cell that
+fails is told with its reason, the others go on, and the page names what is missing; the next run tries it again. Beside
+the methods run the full model twice, random, resize, average pooling and uniform at the same budget.
+
+`--model` also takes the name of a shape (`foveate bench --shapes`): random weights of a model's sizes, speed alone.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import page
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from foveate import _memory, embedded
+from foveate._sheet import Column, Sheet
+from foveate._spelling import fractions
+from foveate._versions import commit, versions
+from foveate.bench.shapes import shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen3-VL-8B-Instruct", "llava-hf/llava-onevision-qwen2-7b-ov-hf")
+METHODS = ("v2drop", "visiondrop", "mustdrop", "fastv", "divprune", "visionzip", "scope", "vidcom2")
+SERVED = ("divprune", "visionzip", "scope")
+"""Methods that vLLM runs in front of the decoder."""
+DOCUMENTS = {"gqa": 12_578, "pope": 9_000, "mme": 2_374, "textvqa": 5_000, "scienceqa": 2_017}
+DOCUMENTS |= {"docvqa": 5_349, "ocrbench": 1_000, "refcoco": 8_811}
+"""The default benchmarks, and about how many questions each has."""
+UNKNOWN = 5_000
+SECONDS = 0.4
+"""An answer, until a cell of its kind has run."""
+SERVERS = "requests a second through vLLM"
+DRAWS = 3
+"""Runs of random, in an evaluation."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One command of the day.
+
+    Attributes:
+        model: A checkpoint or shape.
+        kind: "quality", "speed" or "serving".
+        what: The benchmark, of a quality cell.
+        command: What runs; the file for its figures is added at the end.
+        answers: How many answers it makes about, for the estimate.
+    """
+
+    model: str
+    kind: str
+    what: str
+    command: tuple[str, ...]
+    answers: int
+
+    @property
+    def name(self) -> str:
+        """Of its file, without an ending."""
+        return "-".join(filter(None, (self.kind, self.model.replace("/", "--"), self.what)))
+
+
+def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
+    """All cells, model by model, the quick ones first."""
+    foveate = (str(Path(sys.executable).with_name("foveate")),)
+    budgets = [word for share in options.retention for word in ("--retention", str(share))]
+    named = [word for name in options.method for word in ("--method", name)]
+    beside = [word for name in page.CONTROLS for word in ("--method", name)]
+    settings = 2 + (len(options.method) + DRAWS + 3) * len(options.retention)
+    for model in options.model:
+        size = ("--model", model, "--new-tokens", "32", *options.bench)
+        speed = (*foveate, "bench", *size, *named, *beside, *budgets, "--force", "--out")
+        yield Cell(model, "speed", "", speed, 100 * settings)
+        if model in shapes():
+            continue
+        if options.served and options.vllm.exists():
+            asked = ("--methods", *options.served, "--retention", str(min(options.retention)), *options.serving)
+            command = (str(options.vllm), str(ROOT / "benchmarks/serving/run.py"), *asked, *_server(model, options))
+            yield Cell(model, "serving", "", (*command, "--out"), 2_000)
+        for task in options.task:
+            asked = ("--model", model, "--tasks", task, "--draws", str(DRAWS), "--cache", str(options.out / "answers"))
+            again = ("--method", page.FULL_AGAIN)
+            command = (*foveate, "eval", *asked, *named, *again, *budgets, *options.eval, "--force", "--out")
+            documents = min(DOCUMENTS.get(task, UNKNOWN), options.limit or UNKNOWN**2)
+            yield Cell(model, "quality", task, command, settings * documents)
+
+
+def _server(model: str, options: argparse.Namespace) -> tuple[str, ...]:
+    """What the servers of a model are started with; all of them share the GPU."""
+    if model in embedded.NAMES:
+        return ()
+    (kind, *_) = getattr(_config(model), "architectures", None) or ["LlavaForConditionalGeneration"]
+    words = ("--model", model, "--architecture", f"Foveate{kind}")
+    if not torch.cuda.is_available():
+        return words
+    share = 0.9 / (2 + len(options.served))
+    room = ("--block-size", "16", "--max-model-len", "8192", f"--flag=--gpu-memory-utilization={share:.2f}")
+    return (*words, "--dtype", "bfloat16", *room)
+
+
+def _config(model: str) -> object | None:
+    if model in shapes():
+        return shapes()[model].make_config()
+    place = embedded.path() if model in embedded.NAMES else model
+    try:
+        return AutoConfig.from_pretrained(place)
+    except (OSError, ValueError):
+        return None
+
+
+def too_large(model: str) -> str | None:
+    """Why a model does not fit into the memory that is free here; None where it does, or is not known."""
+    config = _config(model)
+    if config is None:
+        return None
+    with torch.device("meta"):
+        weights = sum(tensor.numel() for tensor in AutoModelForImageTextToText.from_config(config).parameters())
+    on_gpu = torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else _memory.available()
+    need = weights * (2 if on_gpu else 4) + min(2 * page.GIB, 2 * weights)  # activations and keys
+    if need <= free:
+        return None
+    sizes = f"about {need / page.GIB:.1f} GiB, and {free / page.GIB:.1f} GiB are free here"
+    return f"{model} takes {sizes}. Name a smaller --model."
+
+
+# -- a run --------------------------------------------------------------------------------------------------------
+
+
+def run(cell: Cell, out: Path) -> str | None:
+    """Run a cell; why it failed, in a line, or None."""
+    result, part, log = (out / f"{cell.name}{ending}" for ending in (".json", ".part", ".log"))
+    began = time.monotonic()
+    with log.open("w", encoding="utf-8") as said:
+        process = subprocess.run([*cell.command, str(part)], stdout=said, stderr=subprocess.STDOUT)
+    if process.returncode or not part.exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return next((line for line in reversed(lines) if line.strip(" ╰─╯│")), f"exit code {process.returncode}")
+    with (out / "times.jsonl").open("a", encoding="utf-8") as times:
+        took = {"cell": cell.name, "seconds": round(time.monotonic() - began, 1), "answers": cell.answers}
+        times.write(json.dumps(took) + "\n")
+    log.unlink()
+    part.rename(result)
+    return None
+
+
+def seconds_each(out: Path, kind: str) -> float:
+    """Seconds an answer takes in cells of this kind: of those that have run here, else as assumed."""
+    times = out / "times.jsonl"
+    ran = [json.loads(line) for line in times.read_text(encoding="utf-8").splitlines()] if times.exists() else []
+    alike = [cell for cell in ran if cell["cell"].startswith(kind)]
+    return sum(cell["seconds"] for cell in alike) / sum(cell["answers"] for cell in alike) if alike else SECONDS
+
+
+def plan(cells: Sequence[Cell], out: Path) -> Sheet:
+    """What runs and about how long; a cell that is done takes nothing."""
+    rows, left = [], 0.0
+    for cell in cells:
+        hours = cell.answers * seconds_each(out, cell.kind) / 3600
+        done = (out / f"{cell.name}.json").exists()
+        left += 0 if done else hours
+        rows.append((cell.model, cell.kind, cell.what, f"{cell.answers:,}", "done" if done else f"{hours:.2f}"))
+    heads = ("Model", "Cell", "Benchmark", Column("Answers", right=True), Column("Hours", right=True))
+    note = f"About {left:.1f} hours are left, with {SECONDS} s an answer where no cell of a kind has run yet."
+    return Sheet("", heads, rows, [note])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not done, and write the page; 1 where a cell has failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("real"), help="a folder for figures and page (default: real)")
+    parser.add_argument("--plan", action="store_true", help="say what would run and about how long, and end")
+    parser.add_argument("--model", nargs="+", default=MODELS, help="checkpoints, folders or shapes")
+    parser.add_argument("--method", nargs="+", default=METHODS)
+    parser.add_argument("--task", nargs="*", default=[*DOCUMENTS], help="benchmarks, as foveate eval names them")
+    parser.add_argument("--retention", nargs="+", default=[2 / 9], type=lambda text: float(fractions(text)))
+    parser.add_argument("--limit", type=int, help="of each benchmark the first documents alone")
+    parser.add_argument("--include", type=Path, help="a folder of tasks of one's own, in lmms-eval's format")
+    parser.add_argument("--bench", type=str.split, default=[], metavar="FLAGS", help="more, for foveate bench")
+    parser.add_argument("--serving", type=str.split, default=["--clients", "1", "8", "32"], metavar="FLAGS")
+    parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python", help="Python of its environment")
+    options = parser.parse_args(arguments)
+    options.eval = ["--batch-size", "8"]
+    options.eval += [] if options.limit is None else ["--limit", str(options.limit)]
+    options.eval += [] if options.include is None else ["--include", str(options.include)]
+    options.served = [name for name in options.method if name in SERVED]
+    missing = {} if options.vllm.exists() else {SERVERS: f"no {options.vllm}; make setup-vllm makes one"}
+    cells = list(cells_of(options))
+    print(plan(cells, options.out).to_text(width=120))
+    if options.plan:
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {name: list(getattr(options, name)) for name in ("method", "retention", "eval", "bench", "serving")}
+    begun = options.out / "settings.json"
+    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != settings:
+        parser.error(f"{options.out} was begun with other settings ({begun}): give the same, or name another --out.")
+    begun.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    refused = {model: why for model in options.model if (why := too_large(model))}
+    for number, cell in enumerate(cells, 1):
+        if (options.out / f"{cell.name}.json").exists():
+            continue
+        print(f"{number} of {len(cells)}: {cell.name}", file=sys.stderr, flush=True)
+        why = refused.get(cell.model) or run(cell, options.out)
+        if why:
+            missing[cell.name] = why
+            print(f"  failed: {why}", file=sys.stderr, flush=True)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    about = {"commit": commit(), "versions": versions(), "device": device, "model": list(options.model)}
+    record = json.dumps({**about, **settings, "limit": options.limit, "missing": missing}, indent=1)
+    (options.out / "record.json").write_text(record + "\n", encoding="utf-8")
+    print(f"The page: {page.write(options.out)}", file=sys.stderr)
+    return int(bool(missing.keys() - {SERVERS}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
