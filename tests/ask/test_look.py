@@ -226,6 +226,8 @@ def test_a_batch_holds_the_rows_of_the_look_once(name, monkeypatch):
     head = sum(layer.keys.nbytes + layer.values.nbytes for layer in ask.look.cache.layers)
     assert held == head
     assert whole == (head if method is None else kv_bytes(ask.look.cache)[1])
+    with pytest.raises(fv.UnsupportedError, match="Of this cache only the 0 tokens behind"):
+        cache.layers[-1].crop(-1)
     answers = ask(*[prompt] * 8)
     alone = ask(prompt)[0]
     own = alone.kv_bytes - head

@@ -124,6 +124,19 @@ def test_a_batch_without_room_is_halved_and_all_is_answered(asking, vlm, picture
     assert calls.tried.count(8) == 1  # what does not fit is not tried again at once
 
 
+def test_a_file_that_has_no_room_beside_others_waits_for_them(asking, vlm, pictures, monkeypatch):
+    read = RowAnswerer._read_into
+
+    def reads(self, window, sample):
+        if len(window.entries) == 3:
+            raise MemoryError
+        read(self, window, sample)
+
+    monkeypatch.setattr(RowAnswerer, "_read_into", reads)
+    results = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 6))
+    assert [(result["row"], "reason" in result) for result in by_number(results)] == [(row, False) for row in range(6)]
+
+
 def test_larger_batches_come_back_after_a_while(asking, vlm, pictures, monkeypatch):
     monkeypatch.setattr(answering, "CALM", 2)
     short = [True]

@@ -85,6 +85,13 @@ def test_a_members_budget_is_of_what_entered_the_model():
     assert sum(plan) / DEPTH == pytest.approx(30, abs=1)
 
 
+def test_a_tuned_schedule_cuts_what_an_earlier_member_leaves():
+    space = (AveragePool() + fv.DivPrune(keep=0.5) + fv.V2Drop()).space(DEPTH)
+    v2drop = space.build((2,), (30,), 100, {}).members[-1]
+    assert v2drop == fv.V2Drop(layers=(2,), keep=v2drop.keep)
+    assert int(50 * v2drop.keep[0]) == 30
+
+
 def test_a_budget_counts_on_what_others_cut_before_layer_0():
     chain = RANDOM + fv.V2Drop(layers=(2,), retention=0.3)
     assert chain.plan(DEPTH, (100,)) == (80, 80, 5, 5, 5, 5)  # 30 on average

@@ -21,6 +21,7 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
             {"method": "v2drop:layers=3,17,22;keep=0.5,0.3,0", "max_frames": 8},
         ),
         ("method='v2drop:layers=3,17,22', retention=0.333", {"method": "v2drop:layers=3,17,22", "retention": 0.333}),
+        ("method = v2drop, budget = 64", {"method": "v2drop", "budget": 64.0}),
         ("method=v2drop/llava-1.5-7b/192,", {"method": "v2drop/llava-1.5-7b/192"}),
         ("method=random,seed=3,budget=64.5", {"method": "random", "seed": 3, "budget": 64.5}),
         (
@@ -58,6 +59,7 @@ def test_arguments_are_read_as_the_commands_write_them(text, values):
         ('{"budget": true}', "budget is a number; got True."),
         ("max_frames=some", "max_frames is a whole number; got 'some'."),
         ("method=,budget=192", "method= has no value."),
+        ("seed=1,seed =2", "seed is given twice in model_args."),
         ("method=v2drop,method=random", "method is given twice"),
         ('{"log": 5}', "log is a text; got 5."),
         ('{"settings": [1]}', "settings is a text; got [1]."),

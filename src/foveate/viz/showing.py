@@ -172,10 +172,10 @@ def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -
 
 def _clock(second: float) -> str:
     """7.25 s, or 1:07.2 from a minute on."""
-    minutes, rest = divmod(second, 60)
-    if minutes:
-        return f"{int(minutes)}:{rest:04.1f}"
-    return f"{second:.2f} s"
+    if second < 60:
+        return f"{second:.2f} s"
+    minutes, rest = divmod(round(second, 1), 60)
+    return f"{int(minutes)}:{rest:04.1f}"
 
 
 def _centre_square(picture: Image.Image) -> Image.Image:
