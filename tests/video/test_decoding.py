@@ -525,6 +525,13 @@ def test_whatever_pyav_raises_of_a_file_is_one_line(steady, monkeypatch):
         assert "\n" not in str(refused.value)
 
 
+def test_room_is_asked_for_by_the_header_and_by_the_first_frame(steady, monkeypatch):
+    asked = []
+    monkeypatch.setattr(decoding, "check_room", lambda what, *_: asked.append(what))
+    height, width = read(steady, frames=4).frames.shape[1:3]
+    assert asked.count(f"4 frames of {width} x {height} pixels take") == 2
+
+
 def test_a_part_behind_the_end_is_refused(steady):
     with pytest.raises(InputError, match=r"ends after 6\.00 s, before start=7 s"):
         read(steady, start=7)
