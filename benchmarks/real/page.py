@@ -86,7 +86,7 @@ def _table(record: Mapping[str, Any], budget: float, results: Mapping[str, Seque
     tasks = _tasks(results["quality"])
     clients = sorted({row["clients"] for serving in results["serving"] for row in serving["summary"]})
     heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "TTFT", "TPOT"]
-    heads += [f"{count} clients" for count in clients] + ["Peak GiB", "Scoring"]
+    heads += [f"Clients: {count}" for count in clients] + ["Peak GiB", "Scoring"]
     rows = []
     for name in (FULL, FULL_AGAIN, *CONTROLS, *record["method"]):
         own = None if name in (FULL, FULL_AGAIN) else budget
