@@ -336,6 +336,13 @@ def test_outside_its_context_everything_is_read_again(method):
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), **CLOSE)
 
 
+def test_a_second_question_reads_in_layers_that_read_all_for_the_first():
+    cache, _ = prefilled(Read(keep=0.6, layer=2), batch("llava", ["titt"]))
+    with fv.drop(tiny("llava"), READ), torch.no_grad():
+        tiny("llava")(input_ids=TURN, past_key_values=cache)
+    assert [layer.reads.held for layer in cache.layers] == [(35 - 25 + 7 + 4,)] * DEPTH
+
+
 def test_an_answer_that_is_gone_on_with_is_one_answer():
     """One new row is no new turn: it goes on reading what the question picked."""
     model, inputs = tiny("llava"), batch("llava", ["titt"])

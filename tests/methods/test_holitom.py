@@ -1,6 +1,8 @@
+import dataclasses
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from foveate.core.films import still_places, still_scenes
@@ -57,3 +59,17 @@ def test_a_budget_is_met_to_the_token(method, frames, tokens, still, seed):
         assert cut.parent[cut.source].tolist() == list(range(count))
         assert int(cut.parent.max()) < count
     assert torch.isfinite(method.merge(features, attention, None).rows).all()
+
+
+@pytest.mark.parametrize("method", BY_SCENE, ids=lambda method: f"{method.name}-{method.to_dict()}"[:30])
+@given(tokens=st.integers(2, 60), keep=st.sampled_from([0.15, 0.2, 0.4, 0.68, 0.8]))
+def test_one_frame_of_a_known_count_is_what_the_method_makes_of_it(method, tokens, keep):
+    """The counts that the host knows beforehand round as the method's own: 12 · 0.2 · 1.25, 22 · (15 / 22)."""
+    method = dataclasses.replace(method, keep=keep)
+    made = torch.Generator().manual_seed(tokens)
+    film = torch.randn(1, tokens, 5, generator=made), torch.rand(1, tokens, generator=made)
+    known = method.own_count((tokens,))
+    assume(int(tokens * keep))
+    own, told = method.merge(*film, None), method.merge(*film, known)
+    assert own.source.tolist() == told.source.tolist()
+    assert torch.equal(own.rows, told.rows)

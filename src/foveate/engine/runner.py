@@ -42,7 +42,7 @@ class LayerRunner:
         if forward.idle:
             return original(*args, **kwargs)
         stored = find_pruned(kwargs.get("past_key_values"), index)
-        if not forward.drops and stored is None:
+        if not forward.drops and stored is None and forward.turn is None:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
             stored = stored.reads

@@ -57,7 +57,7 @@ class FastVID(ByScene):
         """`whole` is the feature of each frame, (frames, width); None: the mean of its tokens."""
         frames, tokens, _ = features.shape
         alike = likeness(features.mean(dim=1) if whole is None else whole).tolist()  # the host waits once
-        kept = int(tokens * (self.own if count is None else count / (frames * tokens)))
+        kept = int(tokens * self.own) if count is None else count // frames
         rows = FilmRows(features)
         for scene in scenes(alike, self.tau, SCENES):
             shares = self._shares(scene, alike, tokens, kept)

@@ -62,8 +62,8 @@ class HoliTom(ByScene):
         is_still = likeness(features) > self.tau
         places = still_places(is_still).tolist()  # the host waits once
         scenes, saved = still_scenes(places)
-        share = self.own if count is None else count / (frames * tokens)
-        ratio = min(1.0, share / ((frames * tokens - saved) / (frames * tokens)))
+        left = max(count or 0, frames * tokens - saved)
+        ratio = min(1.0, self.own / (left / (frames * tokens)))
         rows = FilmRows(features)
         for first, end in scenes:
             scene = torch.arange(first, end, device=features.device)[:, None] * tokens  # the first token of each frame
@@ -72,14 +72,14 @@ class HoliTom(ByScene):
             order = marked_first(stays)
             alike, moving = order[:still], order[still:]
             # With a budget both are rounded down, and what that leaves is filled up.
-            if centres := (round if count is None else int)(still * ratio):
+            if centres := round(still * ratio) if count is None else still * count // left:
                 means = features[first:end, alike].mean(dim=0)
                 peaks, cluster = density_peaks(means, centres, min(NEIGHBOURS, centres))
                 peaks, by_place = peaks.sort()
                 row = by_place.argsort()[cluster]
                 joined = towards(means[peaks], means, row.scatter(0, peaks, -1), BETA)
                 rows.join(first * tokens + alike[peaks], joined, (scene + alike).flatten(), row.repeat(end - first))
-            kept = (math.ceil if count is None else int)(len(moving) * ratio)
+            kept = math.ceil(len(moving) * ratio) if count is None else len(moving) * count // left
             for frame in range(first, end):
                 rows.keep(frame * tokens + moving[top(attention[frame, moving], kept)])
         return rows.cut(attention, count)
