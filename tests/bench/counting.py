@@ -138,11 +138,16 @@ class Counts:
     waits: dict[tuple[str, int, str, str], int]
 
     def to_dict(self):
-        """Plain values; waits by file, function and operator, since lines move."""
-        waits = Counter()
-        for (file, _, name, operator), times in sorted(self.waits.items()):
-            waits[f"{file} {name}: {operator}"] += times
-        return asdict(self) | {"per_layer": list(self.per_layer), "waits": dict(waits)}
+        """Plain values."""
+        return asdict(self) | {"per_layer": list(self.per_layer), "waits": by_name(self.waits)}
+
+
+def by_name(places):
+    """Waits by file, function and operator, since lines move."""
+    waits = Counter()
+    for (file, _, name, operator), times in sorted(places.items()):
+        waits[f"{file} {name}: {operator}"] += times
+    return dict(waits)
 
 
 def count(call, layers=(), *modes):
@@ -180,7 +185,7 @@ def waits_in(call, *modes):
         for mode in (*modes, waits):
             stack.enter_context(mode)
         call()
-    return Counts(0, 0, (), 0, 0, dict(waits.places)).to_dict()["waits"]
+    return by_name(waits.places)
 
 
 def waits_above(modes):
@@ -203,7 +208,7 @@ class Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function not in FORMULAS and _is_composite(function):
+        if _is_composite(function):
             with self:
                 return function.decompose(*args, **kwargs)
         result = function(*args, **kwargs)
