@@ -19,14 +19,6 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
 
-try:
-    from transformers import AttentionInterface  # noqa: F401  # its image code imports torchvision wherever there is one
-except (ImportError, RuntimeError) as error:
-    raise UnsupportedError(
-        "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "
-        "or none: pip uninstall torchvision timm."
-    ) from error
-
 __all__ = [
     "NAMES",
     "NEWEST",
@@ -191,3 +183,11 @@ class FeatureCall:
 
 
 check_version(transformers.__version__)
+
+try:
+    from transformers import AttentionInterface  # noqa: F401  # its image code imports torchvision wherever there is one
+except (ImportError, RuntimeError) as error:
+    raise UnsupportedError(
+        "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "
+        "or none: pip uninstall torchvision timm."
+    ) from error

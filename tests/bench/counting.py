@@ -4,11 +4,12 @@ import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from foveate.bench import memory
 from foveate.bench.memory import tensors_of
@@ -137,11 +138,16 @@ class Counts:
     waits: dict[tuple[str, int, str, str], int]
 
     def to_dict(self):
-        """Plain values; waits by file, function and operator, since lines move."""
-        waits = Counter()
-        for (file, _, name, operator), times in sorted(self.waits.items()):
-            waits[f"{file} {name}: {operator}"] += times
-        return asdict(self) | {"per_layer": list(self.per_layer), "waits": dict(waits)}
+        """Plain values."""
+        return asdict(self) | {"per_layer": list(self.per_layer), "waits": by_name(self.waits)}
+
+
+def by_name(places):
+    """Waits by file, function and operator, since lines move."""
+    waits = Counter()
+    for (file, _, name, operator), times in sorted(places.items()):
+        waits[f"{file} {name}: {operator}"] += times
+    return dict(waits)
 
 
 def count(call, layers=(), *modes):
@@ -152,7 +158,7 @@ def count(call, layers=(), *modes):
         layers: Decoder layers, whose operators are counted apart.
         modes: Of torch's dispatch.
     """
-    seen, waits = Memory(), Waits(*(str(sys.modules[type(mode).__module__].__file__) for mode in modes))
+    seen, waits = Memory(), waits_above(modes)
     per_layer, starts = [], []
 
     def enter(*_):
@@ -165,20 +171,61 @@ def count(call, layers=(), *modes):
         for layer in layers:
             for handle in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)):
                 stack.callback(handle.remove)
-        flops = stack.enter_context(counter())
+        flops = stack.enter_context(Flops())
         for mode in (seen, *modes, waits):
             stack.enter_context(mode)
         call()
-    total = flops.get_total_flops()
-    return Counts(total, seen.operators, tuple(per_layer), seen.made, seen.peak, dict(waits.places))
+    return Counts(flops.total, seen.operators, tuple(per_layer), seen.made, seen.peak, dict(waits.places))
 
 
-def counter():
-    """Torch's counter of FLOPs, and the attention of CPU kernels too, which it leaves out by itself."""
-    flash = aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={flash: _attention_flops})
+def waits_in(call, *modes):
+    """Run `call`; where the host waited, in the form of `Counts.to_dict`. Nothing else is counted, which is faster."""
+    waits = waits_above(modes)
+    with ExitStack() as stack, torch.no_grad():
+        for mode in (*modes, waits):
+            stack.enter_context(mode)
+        call()
+    return by_name(waits.places)
+
+
+def waits_above(modes):
+    """A counter of waits to enter behind these modes."""
+    return Waits(*(str(sys.modules[type(mode).__module__].__file__) for mode in modes))
+
+
+class Flops(TorchDispatchMode):
+    """Counts by torch's own formulas, and the attention of CPU kernels too, which torch leaves out.
+
+    Torch's `FlopCounterMode` takes twice as long, since it notes for which module and tries to decompose each operator.
+
+    Attributes:
+        total: Of matrix products and attention; a multiply-add counts two.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if _is_composite(function):
+            with self:
+                return function.decompose(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if formula := FORMULAS.get(function.overloadpacket):
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
 
 
 def _attention_flops(query, key, value, *_, **__):
     """Of shapes (samples, heads, rows, head size)."""
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+FORMULAS = {**flop_registry, aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+@cache
+def _is_composite(function):
+    """Whether an operator is made of others, which are then the ones to count."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")

@@ -10,7 +10,7 @@ from foveate.bench.results import noisy_parts, result_sheets, rows_of
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import interval_words
 from foveate.bench.workload import Workload
-from tests.bench.counting import counter
+from tests.bench.counting import Flops
 from tests.memory import AFTER, BEFORE, llava
 
 
@@ -21,8 +21,8 @@ def paired_run(methods, *, layers=5, side=168, attention="eager", batch=1, new_t
     inputs = {name: torch.cat([value] * batch) for name, value in inputs.items()}
     inputs["attention_mask"][:1, :shorter] = 0
     workload = Workload(inputs, batch, BEFORE + AFTER, ((side // 14) ** 2,))
-    started, flops = [], counter()
-    made = PairedRun(model, workload, new_tokens, clock=flops.get_total_flops)
+    started, flops = [], Flops()
+    made = PairedRun(model, workload, new_tokens, clock=lambda: flops.total)
     made.prepare(methods, **asked, starting=started.append)
     with flops:
         assert list(made.run(pairs)) == list(range(1, pairs + 1))

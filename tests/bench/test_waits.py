@@ -30,12 +30,12 @@ BY_PROMPT = {"internvl": "families/tiles.py runs", "smolvlm": "families/idefics.
 PROGRAM = """
 import json
 import torch
-from tests.bench.counting import count
+from tests.bench.counting import count, waits_in
 from tests.bench import counts, far, waits
 far.register()
 
 def each(work):
-    found = count(work, (), far.Far()).to_dict()["waits"]
+    found = waits_in(work, far.Far())
     return [place.split(": ")[1] for place, times in found.items() for _ in range(times)]
 
 x = far.FarTensor(torch.tensor([3, 0, 5]))
@@ -85,9 +85,9 @@ def test_what_the_host_waits_for_is_seen(program):
     """The device that is none is one to the counter of waits: the program says so before it counts."""
 
 
-def own(counts):
+def own(waits):
     """Where foveate's own code waits for the device."""
-    return {place: times for place, times in counts["waits"].items() if place.startswith("foveate/")}
+    return {place: times for place, times in waits.items() if place.startswith("foveate/")}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -106,14 +106,14 @@ def test_what_a_prompt_and_a_step_do_is_as_committed(found, prompt, name):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_no_decode_step_waits_for_the_device(found, prompt, name):
-    assert own(found[prompt][name]["decode"]) == {}
+    assert own(found[prompt][name]["decode"]["waits"]) == {}
 
 
 @pytest.mark.parametrize("name", ["keep-all", "random", "v2drop", "visiondrop"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_waits_once_to_know_where_its_vision_tokens_are(found, prompt, name):
     reads_grids = prompt == "qwen2_vl" and name == "visiondrop"
-    assert own(found[prompt][name]["prefill"]) == {PLACES: 1} | ({GRIDS: 1} if reads_grids else {})
+    assert own(found[prompt][name]["prefill"]["waits"]) == {PLACES: 1} | ({GRIDS: 1} if reads_grids else {})
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

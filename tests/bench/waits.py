@@ -11,7 +11,7 @@ import foveate as fv
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from tests.bench import far
-from tests.bench.counting import count
+from tests.bench.counting import waits_in
 from tests.bench.counts import METHODS
 from tests.models import FAMILIES, TINY, batch, made_of
 
@@ -41,7 +41,7 @@ def model_of(family):
 
 
 def waits(family, name, prompt):
-    """What a run does."""
+    """Where a run waits."""
     words, turns = PROMPTS[prompt]
     with fv.drop(model_of(family), METHODS[name]):
         return _of(model_of(family), batch(family, words), turns)
@@ -59,23 +59,23 @@ def _of(model, inputs, turns):
             ids = ids.expand(3, -1, -1) if TINY[model.config.model_type].mrope else ids
             passed = {"past_key_values": cache, "position_ids": far.FarTensor(ids.contiguous())}
         made = []
-        seen = count(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), (), far.Far())
+        seen = waits_in(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), far.Far())
         cache = made[0].past_key_values
-    return seen.to_dict()
+    return seen
 
 
 READING = (Read(keep=0.3), DyCoke(k=0.0, p=0.7))
 
 
 def of_reading(method):
-    """What a prompt does behind which steps read less, and three steps."""
+    """Where a prompt waits behind which steps read less, and three steps."""
     inputs, made, seen, cache = batch("llava", ["titit", "tit", "ttt"]), [], [], None
     mask, model = inputs["attention_mask"], model_of("llava")
     with fv.drop(model, method):
         for token in (7, 8, 9, 10):
             given = {name: far.FarTensor(value.contiguous()) for name, value in inputs.items()}
             given |= {"past_key_values": cache, "use_cache": True}
-            seen.append(count(lambda given=given: made.append(model(**given)), (), far.Far()).to_dict())
+            seen.append(waits_in(lambda given=given: made.append(model(**given)), far.Far()))
             cache, mask = made[0].past_key_values, torch.cat((mask, mask.new_ones(3, 1)), dim=1)
             ids = mask.cumsum(1)[:, -1:] - 1
             inputs = {"input_ids": torch.full((3, 1), token), "attention_mask": mask, "position_ids": ids}

@@ -1,6 +1,7 @@
 """lmms-eval's own command line, on drawn benchmarks, offline: it finds the model and says what `harness.run` says."""
 
 import json
+import socket
 import subprocess
 import sys
 from statistics import mean
@@ -16,9 +17,15 @@ from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.harness import run
 from foveate.eval.lmms.setting import Setting
 from foveate.integrations.lmms_eval import manifest
-from tests.integrations.conftest import QUESTIONS
+from tests.integrations.conftest import QUESTIONS, index
 
 NAMES = ("foveate_mme", "foveate_textvqa")
+PROGRAM = """
+import lmms_eval.tasks
+from lmms_eval.__main__ import cli_evaluate
+lmms_eval.tasks.__file__ = "own/__init__.py"  # its own 1,900 tasks take seconds to read
+cli_evaluate()
+"""
 SETTING = Setting(name="v2drop:metric=cosine", budget=192)
 
 
@@ -38,17 +45,25 @@ def found(loaded, tasks, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(tasks, offline, tmp_path_factory):
-    """What `python -m lmms_eval` leaves in two processes: its folder, what it prints, and the folder of its log."""
+    """What lmms-eval leaves in two processes: its folder, what the first prints, and the folder of its log."""
     out, log = tmp_path_factory.mktemp("written"), tmp_path_factory.mktemp("log")
-    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"]
-    words += ["--rdzv_endpoint=localhost:0", "--no_python", sys.executable]
-    words += ["-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(NAMES), "--include_path", str(tasks)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    words = ["--model", "foveate", "--tasks", ",".join(NAMES), "--include_path", str(tasks)]
     words += ["--model_args", f"pretrained=embedded,method=v2drop:metric=cosine,budget=192,log={log}"]
     words += ["--batch_size", "3", "--output_path", str(out), "--log_samples"]
-    done = subprocess.run([sys.executable, *words], env=offline, cwd=out, capture_output=True, text=True, timeout=300)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words], cwd=out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env=offline | shared | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in processes]
     folders = list(out.glob("embedded*"))  # beside one for submissions
-    assert len(folders) == 1, done.stdout + done.stderr
-    return folders[0], done.stdout, log
+    assert len(folders) == 1, said
+    return folders[0], said[0], log
 
 
 def results_in(folder):
@@ -157,6 +172,7 @@ def test_data_that_cannot_be_read_are_named(loaded, tmp_path, tasks, monkeypatch
     monkeypatch.setattr(ConfigurableTask.download.retry, "sleep", lambda seconds: None)
     text = (tasks / "gqa/foveate_gqa.yaml").read_text()
     (tmp_path / "foveate_lost.yaml").write_text(text.replace("foveate_gqa", "foveate_lost"))
+    index(tmp_path)
     with pytest.raises(
         InputError, match=r"The data of foveate_lost cannot be read: FileNotFoundError: .*hf auth login"
     ):
