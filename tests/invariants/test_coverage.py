@@ -11,23 +11,16 @@ from foveate.contract.method import Method
 from foveate.registry import support
 from foveate.support import reach
 from tests.invariants import facts, settings
-from tests.invariants.settings import EVERYTHING, EXAMPLES, FILMS, MODALITIES, NOTHING, OWN, in_turn, reach_of
+from tests.invariants.settings import EVERYTHING, EXAMPLES, FILMS, MODALITIES, NOTHING, in_turn, reach_of
 from tests.models import FAMILIES, TINY, batch, config_of, tiny, with_video
 from tests.probes import PROBES
-
-
-def modality_of(name, family):
-    """What a method is shown on a family: pictures and, where it knows them, films in turns."""
-    turn = OWN.index(name.rsplit("-", 1)[0]) + FAMILIES.index(family) // 2
-    return MODALITIES[turn % 2 if TINY[family].videos else 0]
-
 
 CASES = [
     (name, family, modality)
     for place, family in enumerate(FAMILIES)
-    for modality in MODALITIES[: 2 if TINY[family].videos else 1]
-    for name in in_turn(place)
-    if EVERYTHING or name in PROBES or name in FILMS or modality == modality_of(name, family)
+    for at, name in enumerate(in_turn(place))
+    for turn, modality in enumerate(MODALITIES if TINY[family].videos else MODALITIES[:1])
+    if EVERYTHING or name in {*PROBES, *FILMS} or not TINY[family].videos or (at + place // 2) % 2 == turn
 ]
 """Every probe with pictures and with films on every family; every method on each, with one of both and the next of its
 examples in turns, but those that compare frames with both."""
