@@ -179,7 +179,7 @@ def mixed(family: str) -> tuple[str, ...]:
 NO_PLACEHOLDERS = {"bad_words_ids": [[IMAGE], [VIDEO], [93], [94]]}  # a random model would draw them
 
 
-def generate(model: Any, inputs: dict[str, Any], new_tokens: int = 6, **settings: Any) -> Any:
+def generate(model: Any, inputs: dict[str, Any], new_tokens: int = 4, **settings: Any) -> Any:
     """Greedy tokens and logits without placeholders among the new ones."""
     settings = {"do_sample": False, "max_new_tokens": new_tokens, **NO_PLACEHOLDERS, **settings}
     return model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)

@@ -393,17 +393,14 @@ def vision_decides(
 
 
 @torch.no_grad()
-def greedy(
-    model: Any, inputs: Mapping[str, Any], new_tokens: int, cuts: Mapping[int, Any], banned: set[int], **settings: Any
-) -> tuple[list[int], Tensor, dict[int, list[int]]]:
-    """Greedy tokens by full recompute at every step: (tokens, logits, tokens left after each cut)."""
-    tokens: list[int] = []
-    logits, first = torch.empty(0), {}
-    for step in range(new_tokens):
-        generated = torch.tensor(tokens, dtype=torch.long)
-        logits, kept = forward(model, inputs, generated, cuts, **settings)
-        first = first if step else kept
-        last = logits[-1].clone()
-        last[list(banned)] = float("-inf")
-        tokens.append(int(last.argmax()))
-    return tokens, logits, first
+def recomputed(
+    model: Any, inputs: Mapping[str, Any], out: Any, cuts: Mapping[int, Any], banned: list[int], **settings: Any
+) -> tuple[Tensor, dict[int, list[int]]]:
+    """Fail unless a greedy answer's tokens are the recompute's likeliest: (its logits, tokens left after each cut).
+
+    No row sees a generated one behind it, so the last step recomputes all.
+    """
+    tokens = out.sequences[0, inputs["input_ids"].shape[1] :]
+    logits, kept = forward(model, inputs, tokens[:-1], cuts, **settings)
+    assert logits.index_fill(1, torch.tensor(banned), float("-inf")).argmax(1).tolist() == tokens.tolist()
+    return logits, kept

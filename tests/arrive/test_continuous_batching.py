@@ -24,7 +24,7 @@ def model():
 
 
 @pytest.fixture(autouse=True)
-def quiet(caplog):
+def quiet():
     logging.getLogger("ContinuousBatchingLogger").propagate = False
 
 

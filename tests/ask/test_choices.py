@@ -175,15 +175,15 @@ def test_a_shorter_choice_does_not_win_by_being_short(vlm, demo):
 
 
 def test_the_values_are_those_of_a_forward_over_prompt_and_choice(vlm, demo):
-    for choices, end in ((["PE94S", "KRP", "yes"], ()), (["PE9", "PE94S", "yes"], (2,))):
-        answer = vlm.ask(demo, QUESTION, choices=choices)
+    for media, choices, end in (([], ["PE94S", "KRP", "yes"], ()), (demo, ["PE9", "PE94S", "yes"], (2,))):
+        answer = vlm.ask(media, QUESTION, choices=choices)
         prompt = answer.prompt
         for choice in choices:
             tokens = tokens_of(vlm.tokenizer, [choice, "?"])[0] + end
             ids = torch.cat((prompt.inputs["input_ids"], torch.tensor([tokens])), dim=1)
             with torch.no_grad():
                 logits = vlm.model(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=prompt.inputs["pixel_values"]
+                    input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=prompt.inputs.get("pixel_values")
                 ).logits[0]
             logs = logits.log_softmax(-1)[-1 - len(tokens) : -1].gather(1, torch.tensor(tokens)[:, None])
             assert answer.choices[choice] == pytest.approx(float(logs.sum()), abs=1e-3)

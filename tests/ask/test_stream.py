@@ -30,7 +30,7 @@ def is_free(vlm):
     return bool(taken)
 
 
-def slowed(vlm, seconds=0.05):
+def slowed(vlm, seconds=0.02):
     """Let each forward of the decoder take a moment."""
     return vlm.model.lm_head.register_forward_pre_hook(lambda *_: time.sleep(seconds))
 

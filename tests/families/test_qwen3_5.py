@@ -109,8 +109,7 @@ def test_cuts_right_before_states_in_the_released_pattern(models, attention):
             torch.cat([a[index, None] for a in together.logits]), torch.cat(alone.logits), **CLOSE
         )
         cuts = {stage.layer: stage.kept[0] for stage in trace.stages}
-        tokens, logits, _ = oracle.greedy(model, inputs, 4, cuts, {IMAGE, VIDEO, 93, 94})
-        assert alone.sequences[0, -4:].tolist() == tokens
+        logits, _ = oracle.recomputed(model, inputs, alone, cuts, [IMAGE, VIDEO, 93, 94])
         torch.testing.assert_close(torch.cat(alone.logits), logits, **CLOSE)
 
 

@@ -8,7 +8,7 @@ from tests.models import batch, generate
 __all__ = ["check_alone", "left"]
 
 
-def check_alone(model, family, method, words, new_tokens=4, *, atol=1e-4, rtol=1e-4):
+def check_alone(model, family, method, words, new_tokens=3, *, atol=1e-4, rtol=1e-4):
     """Tokens, logits (nearly), who was left where, what the caches hold and the retention are the same."""
     inputs = batch(family, words)
     with fv.drop(model, method) as together:

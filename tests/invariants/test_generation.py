@@ -132,7 +132,6 @@ def test_a_second_turn_of_text_on_the_same_cache(family):
         second |= {name: inputs[name] for name in inputs if name.endswith("grid_thw")}
         out = generate(model, second, new_tokens=3)
         assert len(trace.history) == 1  # nothing was dropped in a turn without pictures
-    _, logits, _ = oracle.greedy(model, inputs, 1, cuts, set())
     generated = out.sequences[0, length:-1]
     with torch.no_grad():
         logits, _ = oracle.forward(model, inputs, generated, cuts)

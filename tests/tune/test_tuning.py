@@ -17,7 +17,7 @@ LLAVA = tiny("llava")
 SAMPLES = questions("llava", 12)
 PICTURES = grouped(LLAVA, SAMPLES)
 EVERY = [sample for about in PICTURES for sample in about.samples]
-FEW = {"retention": 0.6, "search": 7, "max_new_tokens": 4}
+FEW = {"retention": 0.6, "search": 3, "max_new_tokens": 4}
 
 
 def test_questions_about_one_picture_stay_together_and_the_parts_share_none():
@@ -114,7 +114,7 @@ def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
 
 
 def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
-    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, task="squares")
+    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, task="squares", max_new_tokens=4)
     assert isinstance(tuned, fv.Tuned)
     assert tuned.chosen == "published"
     assert any("only 3 pictures are left to choose with, too few" in note for note in tuned.notes)
@@ -149,7 +149,7 @@ def test_what_cannot_be_searched_is_refused(method, budget, message):
 
 
 def test_a_method_that_is_exact_only_with_a_budget_is_tuned():
-    tuned = fv.tune(LLAVA, SAMPLES, method="prumerge", retention=0.5)
+    tuned = fv.tune(LLAVA, SAMPLES, method="prumerge", retention=0.5, max_new_tokens=4)
     assert tuned.cost <= 0.5
 
 
