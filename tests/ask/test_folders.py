@@ -176,7 +176,7 @@ def test_sound_parts_and_the_links_of_the_hubs_cache_are_loaded(folder, tmp_path
     for number, file in enumerate(sorted(folder.iterdir())):
         shutil.copy(file, blobs / str(number))
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    assert load(snapshot).depth == 2
+    assert load(snapshot).card.depth == 2
 
 
 # -- what the packages below raise ----------------------------------------------------------------------------
