@@ -58,6 +58,15 @@ def by_hand(rows, words, count):
     return sorted(picked)
 
 
+@given(seed=st.integers(0, 99), times=st.sampled_from([1, 3]))
+def test_rounding_decides_nothing_between_tokens_that_tie(seed, times):
+    """Without text all are equally relevant, so the first is picked first; of those that are the same the first is."""
+    rows = torch.randn(24, 16, generator=torch.Generator().manual_seed(seed))
+    assert kept(rows, rows[:0], 1) == [0]
+    words = torch.randn(5 * (times - 1), 16, generator=torch.Generator().manual_seed(seed + 100))
+    assert max(kept(rows.repeat(times, 1), words, 8)) < 24
+
+
 ROWS = torch.tensor([[2.0, 0.0], [1.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
 EAST = torch.tensor([[5.0, 0.0]])
 

@@ -37,6 +37,13 @@ def test_a_still_place_is_the_mean_of_its_scene():
     assert cut.parent.tolist() == [0, 1, 2, 0, 1, 3]
 
 
+@pytest.mark.parametrize("method", [HoliTom(keep=0.05, tau=-1.0), FastVID(keep=0.05), FastVID(keep=0.05, rule="qwen")])
+def test_a_film_of_which_nothing_is_left_keeps_its_most_attended_token(method):
+    cut = method.merge(torch.ones(2, 3, 6), torch.tensor([[0.1, 0.3, 0.2], [0.3, 0.1, 0.1]]), None)
+    assert cut.source.tolist() == [1]
+    assert cut.parent.tolist() == [-1, 0, -1, -1, -1, -1]
+
+
 def test_what_moves_goes_by_attention():
     features = torch.eye(6).view(2, 3, 6)  # no token is like any other
     attention = torch.tensor([[0.1, 0.3, 0.2], [0.9, 0.7, 0.8]])

@@ -172,9 +172,10 @@ class FilmRows:
         Args:
             attention: (frames, tokens of each); where rows are fewer than `count`, the most attended tokens that no
                 row stands for stay as well.
-            count: How many rows there shall be, at least as many as there are; None: as many as there are.
+            count: How many rows there shall be, at least as many as there are; None: as many as there are, or one.
         """
-        if count is not None and count > self._count:
+        count = count or 1
+        if count > self._count:
             free = attention.flatten().scatter(0, torch.cat(self._source), float("-inf"))
             more = top(free, count - self._count)
             self._add(more, self._features[more])

@@ -269,8 +269,8 @@ def refuse_unknown_owners(sizes: Sequence[int] | None, left: Sequence[int] | Non
     """Merged rows go to their image's columns, so it must be known which rows are whose."""
     if sizes is None or left is None:
         raise SettingError(
-            "A stage that merges must know which rows belong to which image. Set unit='image', and give a count that "
-            "does not depend on tensor values."
+            "A stage that merges must know which rows belong to which image. Set scope='image' (of a stage: "
+            "unit='image'), and give a count that does not depend on tensor values."
         )
 
 

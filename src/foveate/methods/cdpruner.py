@@ -94,8 +94,8 @@ def _rate_by_clip(view: LayerView) -> Mapping[str, Tensor]:
 
 
 def _rate_by_embeddings(view: LayerView) -> Mapping[str, Tensor]:
-    words = of_length_one(view.text, SHORTEST).sum(dim=0) / max(1, len(view.text))
-    return {"relevance": relevance(of_length_one(view.hidden, SHORTEST) @ words)}
+    likeness = cosines(view.hidden, exact=True, others=view.text)
+    return {"relevance": relevance((likeness.sum(dim=1) / max(1, len(view.text))).float())}
 
 
 def relevance(scores: Tensor) -> Tensor:
@@ -107,7 +107,11 @@ def relevance(scores: Tensor) -> Tensor:
 
 def _pick(view: LayerView, count: int) -> Tensor:
     weight = view.notes["relevance"]
-    kernel = weight[:, None] * cosines(view.hidden) * weight
+    likeness = cosines(view.hidden)
+    itself = torch.eye(len(likeness), dtype=torch.bool, device=likeness.device)
+    # 1 to the bit: where all are equally relevant, rounding would pick the first.
+    likeness = torch.where(itself, likeness.round(), likeness)
+    kernel = weight[:, None] * likeness * weight
     return determinantal(kernel, count, fill=weight)
 
 

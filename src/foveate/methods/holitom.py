@@ -32,8 +32,8 @@ class HoliTom(ByScene):
     """Still places are merged over each scene and clustered; of what moves the most attended tokens stay.
 
     This is the paper's method without its merging inside the decoder, which is `FastV` with `join`:
-    "holitom+fastv:layers=18;join=true". The release's D, a share of moving tokens that is clustered, is not built: it
-    cannot be run there.
+    "holitom+fastv:layers=18;join=true;scope=image". The release's D, a share of moving tokens that is clustered,
+    is not built: it cannot be run there.
 
     Attributes:
         keep: r, the share of a film's tokens to keep, in (0, 1]; usually a quarter. Counts are rounded as in the code:

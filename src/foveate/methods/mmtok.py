@@ -27,7 +27,7 @@ class MMTok(Counted):
     the largest M_uj of those picked. Each image is covered by itself. Words are all tokens of the text behind it,
     template included.
 
-    The Qwen-VLs, families of tiles and videos show no features before the projector; there v are those behind it.
+    Where the projector merges or pools, and of videos, v are the features behind it. A newline's are zeros.
 
     Unlike in the released code for LLaVA, 47 stop words are not left out, as they are not in its code for Qwen.
     LLaVA-NeXT's packed tokens are picked from together, where there each crop leaves its share.
