@@ -159,7 +159,7 @@ WRONG = [
     (("--prompt", "x", "--id-column", "name"), "is a folder: it has no columns"),
     (("--prompt", "x", "--root", "nowhere"), "no columns|no such folder"),
     (("--prompt", "x", "--untouched", "--retention", "0.3"), "--untouched drops nothing"),
-    (("--prompt", "x", "--retention", "2"), "retention must be above 0 and at most 1"),
+    (("--prompt", "x", "--retention", "2"), "2 is not in (0, 1]; a token count is --budget"),
 ]
 
 

@@ -33,7 +33,7 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):
 def stub(name) -> VLM:
     """A model of this name that was never loaded."""
     text = SimpleNamespace(_attn_implementation="sdpa")
-    model = SimpleNamespace(device="cpu", dtype="float32")
+    model = SimpleNamespace(device="cpu", dtype="float32", generation_config=SimpleNamespace())
     model.config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
     return VLM(model, None, str(name))
 
