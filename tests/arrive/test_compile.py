@@ -42,9 +42,9 @@ def layer_by_layer(model):
 def logits(model, method=None):
     inputs = batch("llava", WORDS)
     if method is None:
-        return torch.cat(generate(model, inputs, new_tokens=3).logits)
+        return torch.cat(generate(model, inputs, new_tokens=2).logits)
     with fv.drop(model, method) as trace:
-        made = torch.cat(generate(model, inputs, new_tokens=3).logits)
+        made = torch.cat(generate(model, inputs, new_tokens=2).logits)
     assert [stage.layer for stage in trace.stages] == list(method.layers)
     return made
 
