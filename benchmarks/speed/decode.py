@@ -27,7 +27,7 @@ from foveate.engine.session import drop_or_not
 from foveate.methods.read import Read
 
 HERE = Path(__file__).resolve().parent
-LAYERS, WIDTH, HEADS, STEPS, KEEP, ROUNDS = 8, 512, 8, 2, 0.2, 5
+LAYERS, WIDTH, HEADS, STEPS, KEEP, ROUNDS = 8, 512, 8, 2, 0.2, 9
 
 
 class Steps(Method):
@@ -127,7 +127,7 @@ def main() -> None:
     found: list[dict[str, object]] = []
     for rows, kv_heads in ((6_000, 8), (6_000, 2), (30_000, 8), (30_000, 2)):
         found.append(measured(rows, kv_heads, ROUNDS))
-        record = {**made, "machine": "busy with other work", "sizes": found}
+        record = {**made, "threads": torch.get_num_threads(), "sizes": found}
         (HERE / "decode.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
