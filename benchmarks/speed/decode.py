@@ -127,7 +127,7 @@ def main() -> None:
     found: list[dict[str, object]] = []
     for rows, kv_heads in ((6_000, 8), (6_000, 2), (30_000, 8), (30_000, 2)):
         found.append(measured(rows, kv_heads, ROUNDS))
-        record = {**made, "threads": torch.get_num_threads(), "sizes": found}
+        record = {**made, "sizes": found}
         (HERE / "decode.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -80,8 +80,8 @@ def test_flex():
     rng = torch.Generator().manual_seed(0)
     query = torch.randn(3, 2, rows, 16, generator=rng)
     key, value = torch.randn(2, 3, 2, slots, 16, generator=rng)
-    with warnings.catch_warnings():  # without compilation flex materialises the scores, and says so once a process
-        warnings.simplefilter("ignore")
+    # Without compilation flex materialises the scores, and says so once a process.
+    with warnings.catch_warnings(action="ignore"):
         flexed = flex_attention(query, key, value, block_mask=got)
     dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=expected()[:, None])
     picked = LAYOUT.valid[:, None].expand(-1, 2, -1)
