@@ -24,6 +24,7 @@ MS, GIB = 1000, 2**30
 NEAR = 0.02
 
 Row = Mapping[str, Any]
+Tasks = dict[str, dict[tuple[str, float | None], Row]]
 
 
 def write(folder: Path) -> Path:
@@ -38,13 +39,14 @@ def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
     limit = "" if record["limit"] is None else f" The first {record['limit']} documents of each benchmark alone."
     lines = ["# Real checkpoints", "", f"{record['device']}; {versions}; foveate at {record['commit']}.{limit}", ""]
     for model in record["model"]:
-        results = {kind: _results(folder, kind, model) for kind in ("quality", "speed", "serving")}
+        tasks = _tasks(_results(folder, "quality", model))
+        speeds, servings = (_results(folder, kind, model) for kind in ("speed", "serving"))
         lines += [f"## {model}", ""]
-        lines += [f"{_conditions(speed)}\n" for speed in results["speed"]]
+        lines += [f"{_conditions(speed)}\n" for speed in speeds]
         for budget in record["retention"]:
             lines += [f"Budget {budget:.1%} of the vision tokens, mean over the decoder's layers:", ""]
-            lines += [_table(record, budget, results).to_markdown(), ""]
-        beside = _beside_published(model, record["retention"], _tasks(results["quality"]))
+            lines += [_table(record, budget, tasks, speeds, servings).to_markdown(), ""]
+        beside = _beside_published(model, record["retention"], tasks)
         if beside.rows:
             lines += [beside.to_markdown(), ""]
     lines += ["## Missing", ""]
@@ -72,7 +74,7 @@ def _conditions(speed: Mapping[str, Any]) -> str:
     )
 
 
-def _tasks(quality: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, float | None], Row]]:
+def _tasks(quality: Sequence[Mapping[str, Any]]) -> Tasks:
     """Rows over all questions by name and budget, task by task."""
     tasks = {}
     for result in quality:
@@ -82,9 +84,10 @@ def _tasks(quality: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, fl
     return tasks
 
 
-def _table(record: Mapping[str, Any], budget: float, results: Mapping[str, Sequence[Any]]) -> Sheet:
-    tasks = _tasks(results["quality"])
-    clients = sorted({row["clients"] for serving in results["serving"] for row in serving["summary"]})
+def _table(
+    record: Mapping[str, Any], budget: float, tasks: Tasks, speeds: Sequence[Any], servings: Sequence[Any]
+) -> Sheet:
+    clients = sorted({row["clients"] for serving in servings for row in serving["summary"]})
     heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "TTFT", "TPOT"]
     heads += [f"Clients: {count}" for count in clients] + ["Peak GiB", "Scoring"]
     rows = []
@@ -92,8 +95,8 @@ def _table(record: Mapping[str, Any], budget: float, results: Mapping[str, Seque
         own = None if name in (FULL, FULL_AGAIN) else budget
         found = [of_task.get((name, own)) for of_task in tasks.values()]
         shown = "full model again" if name == FULL_AGAIN else name
-        first, each, *memory = _speed(name, budget, results["speed"])
-        served = [_served(name, count, results["serving"]) for count in clients]
+        first, each, *memory = _speed(name, budget, speeds)
+        served = [_served(name, count, servings) for count in clients]
         rows.append((shown, *_quality(found), first, each, *served, *memory))
     return Sheet("", ["", *(Column(head, right=True) for head in heads)], rows)
 
@@ -156,7 +159,7 @@ def _served(name: str, clients: int, servings: Sequence[Any]) -> str:
 # -- the papers' own numbers --------------------------------------------------------------------------------------
 
 
-def _beside_published(model: str, budgets: Sequence[float], tasks: Mapping[str, Any]) -> Sheet:
+def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> Sheet:
     """What papers print of a model at these budgets, as a share of their own full model, beside ours."""
     rows = []
     for file in sorted(PUBLISHED.glob("*.csv")):
@@ -164,7 +167,8 @@ def _beside_published(model: str, budgets: Sequence[float], tasks: Mapping[str, 
             printed = [row for row in csv.DictReader(lines) if _is_same(row.get("model") or "", model)]
         full = {row["benchmark"]: row for row in printed if row["method"] == FULL}
         for row in printed:
-            whole, ours = full.get(row["benchmark"]), _ours(row, full, budgets, tasks)
+            whole = full.get(row["benchmark"])
+            ours = None if whole is None else _ours(row, whole, budgets, tasks)
             if whole is not None and ours is not None:
                 theirs = float(row["value"]) / float(whole["value"])
                 shares = (f"{theirs:.1%}", f"{ours:.1%}", f"{100 * (ours - theirs):+.1f}")
@@ -173,10 +177,9 @@ def _beside_published(model: str, budgets: Sequence[float], tasks: Mapping[str, 
     return Sheet("", heads, rows)
 
 
-def _ours(row: Row, full: Mapping[str, Row], budgets: Sequence[float], tasks: Mapping[str, Any]) -> float | None:
-    """Our share of the full model's score, for a printed row; None where we have none."""
-    whole = full.get(row["benchmark"])
-    if whole is None or row["budget_unit"] != "tokens" or row["variant"] or row["method"] == FULL:
+def _ours(row: Row, whole: Row, budgets: Sequence[float], tasks: Tasks) -> float | None:
+    """Our share of the full model's score, for a printed row and its full model's; None where we have none."""
+    if row["budget_unit"] != "tokens" or row["variant"] or row["method"] == FULL:
         return None
     share = float(row["budget"]) / float(whole["budget"])
     for task, rows in tasks.items():

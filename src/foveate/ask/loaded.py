@@ -10,6 +10,7 @@ import huggingface_hub.utils.logging
 import torch
 import transformers
 
+from foveate.families.base import Family
 from foveate.registry import families, no_family
 
 __all__ = ["Card", "Loaded", "quiet"]
@@ -32,6 +33,11 @@ class Card:
     generation_config: Any
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def family(self) -> type[Family]:
+        """What knows where things are in it."""
+        return families()[self.config.model_type]
 
     @property
     def depth(self) -> int:

@@ -17,7 +17,6 @@ from foveate.contract.method import Method
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
 from foveate.engine.trace import Trace
-from foveate.registry import families
 from foveate.video import Clip
 
 __all__ = ["Prompt", "is_vision", "placeholders", "runs_of"]
@@ -135,9 +134,8 @@ class Prompt:
     @property
     def tower_images(self) -> list[int] | None:
         """How many pictures the tower encodes for each of `sizes`, where the family knows; see `foveate.cost`."""
-        config = self.card.config
-        family = families()[config.model_type]
-        pictures = self._by_kind(lambda kind, _: family.tower_images(config, kind, self.inputs))
+        card = self.card
+        pictures = self._by_kind(lambda kind, _: card.family.tower_images(card.config, kind, self.inputs))
         if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
             return [sum(pictures)]
         return pictures
@@ -154,9 +152,8 @@ class Prompt:
         """Rows and columns of each image's or frame's tokens, where they are known."""
         if not self.sizes or len(self.sizes) != len(self.kinds):  # only the images' sum is known
             return None
-        config = self.card.config
-        family = families()[config.model_type]
-        boxes = self._by_kind(lambda kind, sizes: family.boxes(config, kind, self.inputs, sizes))
+        card = self.card
+        boxes = self._by_kind(lambda kind, sizes: card.family.boxes(card.config, kind, self.inputs, sizes))
         places = [image for image in boxes or () if image is not None]
         if len(places) != len(self.sizes):
             return None

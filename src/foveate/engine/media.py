@@ -43,7 +43,7 @@ class MediaTokens:
     video: bool = False
 
     def __deepcopy__(self, memo: Any) -> "MediaTokens":
-        return self  # assisted decoding copies what `generate` has encoded, and must not copy the model with it
+        return self  # assisted decoding copies what `generate` has encoded; nothing changes it
 
     @property
     def free(self) -> int:
