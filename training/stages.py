@@ -51,6 +51,13 @@ COUNT_WEIGHTS = SKETCH_WEIGHTS | {
     "list top to bottom": 5.0,
 }
 
+READ_WEIGHTS = COUNT_WEIGHTS | {
+    "read text": 9.0,
+    "character": 4.0,
+    "list left to right": 9.0,
+    "list top to bottom": 9.0,
+}
+
 
 def _by_side(values: tuple[Any, Any, Any]) -> dict[int, Any]:
     return dict(zip(SIDES, values, strict=True))
@@ -235,5 +242,20 @@ STAGES: dict[str, Stage] = {
         exit_from=18,
         sketches=0.55,
         films=0.15,
+    ),
+    "deep-read": _joint(
+        11_000,
+        300_000_000,
+        (0.02, 0.4, 0.58),
+        (4e-4, 6e-4, 1e-3, 4e-4),
+        tasks=READ_WEIGHTS,
+        questions=14,
+        draws=2,
+        constant=0.35,
+        exits=0.25,
+        exit_from=18,
+        sketches=0.4,
+        crowded=0.3,
+        films=0.3,
     ),
 }
