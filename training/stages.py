@@ -249,6 +249,7 @@ STAGES: dict[str, Stage] = {
         (0.02, 0.4, 0.58),
         (4e-4, 6e-4, 1e-3, 4e-4),
         tasks=READ_WEIGHTS,
+        dense_weight=0.1,  # the heads begin anew
         questions=14,
         draws=2,
         constant=0.35,
