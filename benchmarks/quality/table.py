@@ -1,4 +1,4 @@
-"""Write the quality tables of README.md, benchmarks/quality/README.md and docs/guides from the records in this folder.
+"""Write the quality tables of README.md and docs from the records in this folder.
 
 python benchmarks/quality/table.py            # write it
 python benchmarks/quality/table.py --check    # fail if it is not what the figures give
@@ -18,10 +18,16 @@ from foveate.eval.quality import Quality
 
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
+SMALL = (
+    "One small model on synthetic pictures: the table can show whether a method is implemented well and that dropping "
+    "has a price; it cannot show which method is best on your model."
+)
 BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
 FILM_BUDGETS = (1 / 2, 1 / 4, 1 / 8)
 SHOWN = 8
 """Most cells whose lost tasks are listed one by one."""
+FEW = ("v2drop", "visiondrop", "divprune", "fastv", "random", "resize")
+"""The rows of README.md."""
 RANKED = 1 / 9
 """The budget by which the ranking is sorted: 64 of 576 tokens."""
 
@@ -86,16 +92,31 @@ def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[flo
     rows = [name for name in (*ran, *CONTROLS) if name in in_columns]
     count = quality.full["tokens"]
     lines = [
-        f"Accuracy on {quality.full['questions']:,} questions about {quality.full['pictures']} generated {shown} "
-        f"{drawn(record)}, % ± half the 95 % interval, by mean vision tokens a decoder layer (of {count:.0f}). The "
-        f"full model: {points(quality.full, 'accuracy')}. In brackets what was truly spent, where that is not the "
-        "budget. †: less than a quarter is left of a task, see below.",
+        f"{caption(record, shown)} In brackets what was truly spent, where that is not the budget. †: less than a "
+        "quarter is left of a task, see below.",
         "",
         by_budget("method", {name: name for name in rows}, quality, lambda budget: f"{count * budget:.0f}", budgets),
         *sentences(quality, rows),
         "",
     ]
     return "\n".join(lines)
+
+
+def caption(record: dict[str, Any], shown: str = "pictures") -> str:
+    """What was asked, what the figures are, and the full model's."""
+    full = quality_of(record).full
+    return (
+        f"Accuracy on {full['questions']:,} questions about {full['pictures']} generated {shown} {drawn(record)}, "
+        f"% ± half the 95 % interval, by mean vision tokens a decoder layer (of {full['tokens']:.0f}). The full model: "
+        f"{points(full, 'accuracy')}."
+    )
+
+
+def few(record: dict[str, Any]) -> str:
+    """Six rows, for whoever has two minutes."""
+    quality = quality_of(record)
+    shown = by_budget("", {name: f"`{name}`" for name in FEW}, quality, lambda b: f"{quality.full['tokens'] * b:.0f}")
+    return "\n".join([caption(record), SMALL, "", shown.replace("†", "")])
 
 
 def by_budget(
@@ -212,10 +233,7 @@ def points(row: dict[str, Any], figure: str) -> str:
 
 def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:
     """What the table shows and what it cannot, and who lost to a control."""
-    lines = [
-        "One small model on synthetic pictures: the table can show whether a method is implemented well and that "
-        "dropping has a price; it cannot show which method is best on your model.",
-    ]
+    lines = [SMALL]
     own = [row for row in quality.settings if row["name"] in rows and row["name"] not in CONTROLS]
     worse, alike = [], []
     for row in own:
@@ -230,7 +248,8 @@ def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:
 
 
 PLACES = (
-    Place("README.md", "quality", "embedded.json", table),
+    Place("README.md", "quality", "embedded.json", few),
+    Place("docs/results.md", "quality", "embedded.json", table),
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
     Place("docs/guides/choosing.md", "resized", "embedded.json", resized),
     Place("docs/guides/video.md", "films", "films.json", partial(table, shown="films", budgets=FILM_BUDGETS)),

@@ -1,4 +1,4 @@
-"""Write the speed tables of README.md and of benchmarks/speed/README.md from the records beside this file.
+"""Write the speed tables of README.md, docs/results.md and benchmarks/speed/README.md from the records beside this file.
 
 python benchmarks/speed/table.py            # write them
 python benchmarks/speed/table.py --check    # fail if they are not what the records give
@@ -12,24 +12,26 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- speed: begin -->\n", "<!-- speed: end -->\n"
+LARGE = ("cpu-large.json", "gpu-*.json")
 PAGES = {
-    HERE / "README.md": (("*.json",), True),
-    HERE.parents[1] / "README.md": (("cpu-large.json", "gpu-*.json"), False),
+    HERE / "README.md": (("*.json",), ""),
+    HERE.parents[1] / "docs/results.md": (LARGE, "method"),
+    HERE.parents[1] / "README.md": (LARGE, "v2drop"),
 }
-"""Where tables go, of which records, and whether with every row or the methods' alone."""
+"""Where tables go, of which records, and of which rows: all, those of methods, or those of one method."""
 AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
 
 
 def main(arguments: list[str]) -> int:
     """Write or check; the exit code."""
     stale = False
-    for page, (files, whole) in PAGES.items():
+    for page, (files, of) in PAGES.items():
         text = page.read_text(encoding="utf-8")
         if BEGIN not in text:
             continue
         before, _, rest = text.partition(BEGIN)
         old, _, after = rest.partition(END)
-        new = tables(records(HERE, files), whole)
+        new = tables(records(HERE, files), of)
         stale |= old != new
         if "--check" not in arguments:
             page.write_text(before + BEGIN + new + END + after, encoding="utf-8")
@@ -48,14 +50,14 @@ def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, 
     return sorted((one for one in found if "rows" in one), key=lambda one: one["model"]["device"] != "cpu")
 
 
-def tables(found: list[dict[str, Any]], whole: bool) -> str:
-    """A table a record, CPU and accelerator apart; `whole` with controls, memory and the noise of the machine."""
+def tables(found: list[dict[str, Any]], of: str = "") -> str:
+    """A table a record, CPU and accelerator apart; all rows come with memory."""
     lines: list[str] = []
     for title, cpu in (("On a CPU", True), ("On a GPU", False)):
         mine = [one for one in found if (one["model"]["device"] == "cpu") == cpu]
         lines += [f"**{title}**", ""] if mine else []
         for record in mine:
-            lines += [caption(record), "", *table(record, whole), ""]
+            lines += [caption(record), "", *table(record, of), ""]
     return "\n".join(lines) + ("\n" if lines else "")
 
 
@@ -72,15 +74,17 @@ def caption(record: dict[str, Any]) -> str:
     )
 
 
-def table(record: dict[str, Any], whole: bool) -> list[str]:
+def table(record: dict[str, Any], of: str = "") -> list[str]:
     """Speed-ups and shares against the untouched model."""
+    whole = not of
     base = next(row for row in record["rows"] if row["name"] == FULL)
     bare = any("prefill_over_bare" in row for row in record["rows"])
     heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", *(["÷ bare"] if bare else [])]
     heads += ["first token", "each token", "items/s", *(["peak memory", "KV"] if whole else [])]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
     for row in record["rows"]:
-        if row["name"] == FULL or (not whole and not row["control"]):
+        of_method = bool(row["control"]) and (of == "method" or row["name"].startswith(of))
+        if row["name"] == FULL or not (whole or of_method):
             continue
         cells = [
             row["name"],

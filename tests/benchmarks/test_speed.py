@@ -45,7 +45,7 @@ def test_the_tables_are_what_the_records_give():
 
 
 def test_a_row_has_speed_ups_with_their_intervals_beside_the_limit():
-    lines = table.tables([RECORD], whole=False).splitlines()
+    lines = table.tables([RECORD], "method").splitlines()
     assert lines[0] == "**On a CPU**"
     assert "`cpu-small`, random weights, float32, sdpa (x86_64, 2 threads; torch 2.13.0)" in lines[2]
     assert "1152 vision and 40 text tokens" in lines[2]
@@ -63,9 +63,9 @@ def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
         (tmp_path / name).write_text(json.dumps(record))
     found = table.records(tmp_path)
     assert [one["model"]["device"] for one in found] == ["cpu", "cuda:0"]
-    said = table.tables(found, whole=False)
+    said = table.tables(found, "method")
     assert said.index("**On a CPU**") < said.index("**On a GPU**")
-    assert table.tables([], whole=True) == ""
+    assert table.tables([]) == ""
 
 
 def test_the_files_that_the_page_lists_are_there():
