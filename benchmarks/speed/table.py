@@ -1,4 +1,4 @@
-"""Write the speed tables of README.md, docs/results.md and benchmarks/speed/README.md from the records beside this file.
+"""Write the speed tables of README.md, docs/results.md and benchmarks/speed/README.md from the records here.
 
 python benchmarks/speed/table.py            # write them
 python benchmarks/speed/table.py --check    # fail if they are not what the records give
