@@ -52,9 +52,10 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in what is derived."""
-    return filled(markdown)
+    path = Path(page.file.src_uri)
+    return filled(with_picture(markdown, path.stem) if path.parent.name == "methods" else markdown)
 
 
 def filled(markdown: str) -> str:
@@ -68,6 +69,16 @@ def filled(markdown: str) -> str:
     if SIGNALS in markdown:
         markdown = markdown.replace(SIGNALS, signals())
     return markdown
+
+
+def with_picture(markdown: str, name: str) -> str:
+    """A method's page with the picture of what it keeps, if docs/pictures.py drew one: before its first code or table."""
+    first = re.search(r"^(```|\||## )", markdown, re.MULTILINE)
+    if first is None or not (DOCS / f"images/methods/{name}.webp").exists():
+        return markdown
+    title = markdown.splitlines()[0].removeprefix("# ")
+    shown = f"![{title}: what is kept of a picture or film](../images/methods/{name}.webp)\n\n"
+    return markdown[: first.start()] + shown + markdown[first.start() :]
 
 
 def method_pages() -> list[dict[str, str]]:

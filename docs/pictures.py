@@ -1,19 +1,42 @@
-"""Draw what each method keeps of the demo picture: docs/images/methods/NAME.webp.
+"""Draw what each method keeps: docs/images/methods/NAME.webp, which docs/hooks.py puts on the method's page.
 
     python docs/pictures.py [NAME …]
 
-The embedded model answers the demo's question with a mean of 64 vision tokens a decoder layer, or with the method's own
-defaults where it takes no budget. A method that works on films alone is left out.
+The embedded model answers a question about its demo picture with a mean of a ninth of the vision tokens a decoder layer, or
+about a film with a third where the method is for films; with the method's own defaults where it takes no budget. PixelPrune
+sees pixels alone, and gets a screenshot that benchmarks/pixels draws.
 """
 
+import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+
 import foveate as fv
 from foveate import embedded
+from foveate.contract import Method, PixelView, Shape
+from foveate.contract.stages import PatchStage
+from foveate.eval.held_out import shown
+from foveate.viz.canvas import FAINT, LEGEND, PLAIN_LEGEND, Page, fitted
+from foveate.viz.dim import Pixels, dim
+from foveate.viz.mosaic import plain_panel, stage_panels
+from foveate.viz.showing import Media, PrefillLike, frames_of
 
 FOLDER = Path(__file__).parent / "images/methods"
-BUDGET = 64
+SCREENSHOT = Path(__file__).parent.parent / "benchmarks/pixels/pictures.py"
+FOR_FILMS = ("dtd", "dycoke", "evs", "fastvid", "flashvid", "holitom")
+RETENTION, OF_FILMS = 1 / 9, 1 / 3
+SIDE, GAP, SIZE = 144, 12, 6.5
+"""Pixels of a panel, 6 a vision token, and between panels; points of the letters."""
+FILM, FRAMES = 4, 6
+UNIT = 28
+"""Pixels of a side of Qwen2-VL's vision tokens."""
+QUALITY = 50
+
+Panels = list[tuple[Pixels, str]]
 
 
 def main(names: list[str]) -> int:
@@ -23,28 +46,71 @@ def main(names: list[str]) -> int:
         print(f"pictures.py: no method {unknown[0]!r}. There are: {', '.join(known)}.", file=sys.stderr)
         return 2
     FOLDER.mkdir(parents=True, exist_ok=True)
-    vlm = fv.load()
     for name in names or known:
-        draw(vlm, name)
+        if page := drawn(name):
+            path = FOLDER / f"{name}.webp"
+            page.save(path, quality=QUALITY, method=6)
+            print(f"{name}: {path.stat().st_size / 1024:.0f} KiB")
+        else:
+            print(f"{name}: drops nothing, not drawn")
     return 0
 
 
-def draw(vlm: fv.VLM, name: str) -> None:
-    """Draw one method, if it drops anything of a single picture."""
+def drawn(name: str) -> Image.Image | None:
+    """The picture of one method; None where it drops nothing."""
+    method = fv.methods()[name]()
+    if isinstance(method.stages(Shape(depth=32, cls=True))[0], PatchStage):
+        return page(of_pixels(method), merges=False)
+    if name in FOR_FILMS:
+        film = shown(FILM, is_film=True).thinned(FRAMES)
+        return of_prefill(asked(fv.load(embedded.FILMS), film, name, OF_FILMS), film)
+    picture = Image.open(embedded.picture())
+    spelling = "v2drop+finalkv" if name == "finalkv" else name  # it drops where another method does
+    return of_prefill(asked(fv.load(), picture, spelling, RETENTION), picture)
+
+
+def asked(vlm: fv.VLM, media: Media, name: str, retention: float) -> PrefillLike:
+    """What a method did to a prompt, with the budget, or with its own settings if it takes none."""
     try:
-        answer = vlm.ask(embedded.picture(), embedded.QUESTION, method=name, tokens=BUDGET)
-    except fv.SettingError:  # it takes no budget
-        try:
-            answer = vlm.ask(embedded.picture(), embedded.QUESTION, method=name)
-        except fv.UnsupportedError as error:
-            print(f"{name}: not on this model, {error}")
-            return
-    if answer.retention == 1:
-        print(f"{name}: keeps all of a picture, not drawn")
-        return
-    path = FOLDER / f"{name}.webp"
-    answer.show().save(path, quality=80, method=6)
-    print(f"{name}: {answer.spent:.1f} tokens, {path.stat().st_size / 1024:.0f} KiB")
+        answer = vlm.ask(media, embedded.QUESTION, method=name, retention=retention, max_new_tokens=1)
+    except (fv.SettingError, fv.BudgetError):
+        answer = vlm.ask(media, embedded.QUESTION, method=name, max_new_tokens=1)
+    return answer.trace.latest
+
+
+def of_prefill(prefill: PrefillLike, media: Media) -> Image.Image | None:
+    """What was there, and a panel for each stage that dropped something."""
+    stages = [stage for stage in stage_panels(prefill, media, side=SIDE) if stage.dropped]
+    frames, _ = frames_of(prefill, media, 0)
+    whole = plain_panel([frame.picture for frame in frames], SIDE)
+    panels = [(whole, f"{prefill.vision_tokens[0]} tokens")]
+    panels += [(stage.pixels, f"{stage.place}: {stage.after}") for stage in stages]
+    return page(panels, any(stage.merges for stage in stages)) if stages else None
+
+
+def of_pixels(method: Method) -> Panels:
+    """A screenshot, and what a method that sees pixels alone keeps of it."""
+    picture = runpy.run_path(str(SCREENSHOT))["screenshot"]((27 * UNIT, 20 * UNIT))
+    rows, columns = picture.height // UNIT, picture.width // UNIT
+    cells = torch.from_numpy(np.asarray(picture).copy()).float().view(rows, UNIT, columns, UNIT, 3)
+    units = cells.transpose(1, 2).reshape(1, rows, columns, -1) / 255  # a token's numbers behind one another
+    none = torch.zeros(units.shape[-1])
+    kept = method.stages(Shape(depth=32))[0].cut(PixelView(units, none, none + 1)).stays.nonzero().flatten().numpy()
+    steps = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
+    boxes = np.concatenate([steps, steps + 1], axis=1) / [columns, rows, columns, rows]
+    pixels = fitted(picture, 14 / UNIT)
+    dimmed = dim(pixels, boxes, kept)
+    return [(pixels, f"{rows * columns} tokens"), (dimmed, f"before the tower: {len(kept)}")]
+
+
+def page(panels: Panels, merges: bool) -> Image.Image:
+    """Panels side by side, with what their colours mean."""
+    cell = max(pixels.shape[1] for pixels, _ in panels)
+    sheet = Page(GAP + max(3, len(panels)) * (cell + GAP))
+    top = sheet.row(panels, GAP, GAP, cell=cell, gap=GAP, size=SIZE)
+    legend = LEGEND if merges else PLAIN_LEGEND
+    top = sheet.write(legend, GAP, top + GAP / 2, SIZE, room=sheet.width - 2 * GAP, colour=FAINT)
+    return sheet.to_image(top + GAP / 2)
 
 
 if __name__ == "__main__":

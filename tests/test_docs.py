@@ -187,6 +187,13 @@ def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
 
 
+def test_the_page_of_every_method_that_drops_shows_what_it_keeps():
+    """Draw a new one: python docs/pictures.py NAME."""
+    for name in registry.methods():
+        page = hooks.with_picture((ROOT / f"docs/methods/{name}.md").read_text(), name)
+        assert page.count(f"](../images/methods/{name}.webp)\n") == (name != "read"), name
+
+
 def test_every_public_name_is_in_the_reference():
     pages = [hooks.filled(page.read_text()) for page in (*(ROOT / "docs").glob("api*.md"), ROOT / "docs/exceptions.md")]
     reference = "".join(pages)
