@@ -110,3 +110,6 @@ def test_the_version_is_the_packages():
     from importlib.metadata import version
 
     assert foveate.__version__ == version("foveate")
+    root = Path(__file__).parent.parent
+    assert f"\nversion: {foveate.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert f'"foveate=={foveate.__version__}"' in (root / "plugins/vllm/pyproject.toml").read_text()
