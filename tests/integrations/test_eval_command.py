@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from foveate import cli
+from foveate.eval.plan import BASELINES
 from tests.integrations.conftest import QUESTIONS
 
 
@@ -30,7 +31,7 @@ def test_benchmarks_are_run_under_every_setting_and_paired(run, tasks, tmp_path)
         "--cache",
         tmp_path / "kept",
     )
-    asked = ("eval", *asked, "--method", "v2drop", "--budget", 64, "--budget", 32, "--draws", 1)
+    asked = ("eval", *asked, "--method", "divprune", "--method", "v2drop", "--budget", 32, "--draws", 1)
     code, said, err = run(*asked, "--out", out, "--figure", drawn)
     assert code == 0, err
     assert "benchmarks: foveate_pope, foveate_textvqa" in err
@@ -41,22 +42,15 @@ def test_benchmarks_are_run_under_every_setting_and_paired(run, tasks, tmp_path)
     assert (pope["protocol"], pope["names"]["foveate_pope"]) == ("own", "foveate_pope")
     assert pope["metric"] == "pope_f1_score"
     rows = {(row["name"], row["budget"]): row for row in pope["rows"] if row["task"] is None}
-    assert rows.keys() >= {
-        ("full model", None),
-        ("random", 64),
-        ("random", 32),
-        ("uniform", 64),
-        ("averagepool", 64),
-        ("resize", 64),
-    }
+    assert rows.keys() >= {("full model", None), *((name, 32) for name in BASELINES)}
     assert [key for key, row in rows.items() if "infeasible" in row] == [("v2drop", 32)]
-    ours = rows["v2drop", 64]
-    assert ours["tokens"] == pytest.approx(64, abs=1)
+    ours = rows["divprune", 32]
+    assert ours["tokens"] == pytest.approx(32, abs=1)
     assert ours["kl"] >= 0
     assert None not in (ours["minus_random"], ours["minus_resize"])
     Image.open(drawn).verify()
     answered = sum(len(path.read_text().splitlines()) for path in (tmp_path / "kept").glob("*/part-*"))
-    assert answered == 2 * QUESTIONS * (1 + 1 + 2 * 4)
+    assert answered == 2 * QUESTIONS * (1 + 1 + len(BASELINES))
     code, said, err = run(*asked, "--json")
     assert code == 0, err
     assert "answers are known already" in err

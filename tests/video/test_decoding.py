@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 import warnings
 from fractions import Fraction
+from functools import cache
 
 import av
 import numpy as np
@@ -35,6 +36,7 @@ def steady(folder):
     return film(folder / "steady.mp4")
 
 
+@cache
 def every_frame(path):
     """An independent look: (time, brightness) of all frames, in order."""
     with av.open(str(path)) as container:
