@@ -72,7 +72,7 @@ def filled(markdown: str) -> str:
 
 
 def with_picture(markdown: str, name: str) -> str:
-    """A method's page with the picture of what it keeps, if docs/pictures.py drew one: before its first code or table."""
+    """A method's page with what it keeps, if docs/pictures.py drew that, in front of its first code or table."""
     first = re.search(r"^(```|\||## )", markdown, re.MULTILINE)
     if first is None or not (DOCS / f"images/methods/{name}.webp").exists():
         return markdown

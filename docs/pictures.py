@@ -2,9 +2,9 @@
 
     python docs/pictures.py [NAME …]
 
-The embedded model answers a question about its demo picture with a mean of a ninth of the vision tokens a decoder layer, or
-about a film with a third where the method is for films; with the method's own defaults where it takes no budget. PixelPrune
-sees pixels alone, and gets a screenshot that benchmarks/pixels draws.
+The embedded model answers a question about its demo picture with a mean of a ninth of the vision tokens a decoder
+layer, or about a film with a third where the method is for films; with the method's own defaults where it takes no
+budget. PixelPrune sees pixels alone, and gets a screenshot that benchmarks/pixels draws.
 """
 
 import runpy
