@@ -10,11 +10,13 @@ of the processor, from pixels to the first token, beside random dropping with as
 
 import argparse
 import json
+import math
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,7 +40,10 @@ RECORD, PAGE, GUIDE = HERE / "methods.json", HERE / "README.md", HERE.parents[1]
 TOKENS = (576, 4096, 16_384)
 UNTOUCHED, FILM = "untouched", "untouched, film"
 FILMS = ("dtd", "dycoke", "evs", "fastvid", "flashvid", "holitom", "pixelprune", "vidcom2")
-INSIDE = ("clse", "dart", "fastv", "mustdrop", "priortr", "pyramiddrop", "sparsevlm", "sparsevlm_plus", "v2drop")
+INSIDE = (
+    "clse", "dart", "fastv", "mustdrop", "priortr", "pyramiddrop", "random", "sparsevlm", "sparsevlm_plus", "uniform",
+    "v2drop",
+)  # fmt: skip
 ENTER, SHARE, A_FRAME = 192, 0.6, 64
 SECONDS, GIB = 120, 8
 PAIRS = {1: 9, 20: 3, SECONDS: 1}  # of processor seconds that a prompt takes at most
@@ -176,12 +181,12 @@ def memory_of(record: dict[str, Any], name: str, tokens: int) -> str:
 
 
 def time_of(record: dict[str, Any], name: str, tokens: int) -> str:
-    """`0.12 (1.05)`: seconds beyond random, and the ratio to it; medians over the pairs."""
+    """`120 (1.05)`: milliseconds beyond random, and the ratio to it; medians over the pairs."""
     found = record["rows"].get(name, {}).get(str(tokens), {"failed": "–"})
     if "seconds" not in found:
         return str(found.get("failed", ""))
     pairs = list(zip(found["seconds"], found["random"], strict=True))
-    return f"{median(a - b for a, b in pairs):.2f} ({median(a / b for a, b in pairs):.2f})"
+    return f"{round(1000 * median(a - b for a, b in pairs)):,} ({median(a / b for a, b in pairs):.2f})"
 
 
 def growth(record: dict[str, Any], name: str) -> str:
@@ -189,17 +194,21 @@ def growth(record: dict[str, Any], name: str) -> str:
     row = [record["rows"].get(name, {}).get(str(tokens), {}).get("peak") for tokens in TOKENS[1:]]
     if None in row:
         return ""
-    return f"{torch.tensor(row[1] / row[0]).log().item() / torch.tensor(TOKENS[2] / TOKENS[1]).log().item():.2f}"
+    return f"{math.log(row[1] / row[0], TOKENS[2] / TOKENS[1]):.2f}"
 
 
-def table(record: dict[str, Any]) -> list[str]:
-    """Every method: memory and time at three sizes."""
-    sizes = [f"{tokens:,}" for tokens in TOKENS]
-    heads = ["method", *(f"MiB at {size}" for size in sizes), "power", *(f"s at {size}" for size in sizes)]
+def table(record: dict[str, Any], memory: Sequence[int] = TOKENS, times: Sequence[int] = TOKENS) -> list[str]:
+    """Every method: memory and time at some sizes."""
+    heads = [
+        "method",
+        *(f"MiB at {tokens:,}" for tokens in memory),
+        "power",
+        *(f"ms at {tokens:,}" for tokens in times),
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in names():
-        cells = [*(memory_of(record, name, tokens) for tokens in TOKENS), growth(record, name)]
-        cells += [time_of(record, name, tokens) for tokens in TOKENS]
+        cells = [*(memory_of(record, name, tokens) for tokens in memory), growth(record, name)]
+        cells += [time_of(record, name, tokens) for tokens in times]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
 
@@ -207,10 +216,10 @@ def table(record: dict[str, Any]) -> list[str]:
 NOTES = f"""\
 MiB of tensors that live at once, weights and inputs apart, and in brackets the share of what the untouched model takes.
 Power: the peak grows with the number of tokens to this power, from 4,096 to 16,384; 1 is linear, 2 is all pairs.
-s: processor seconds to the first token beyond random dropping with as many tokens in every layer, and in brackets the
+ms: processor time to the first token beyond random dropping with as many tokens in every layer, and in brackets the
 ratio to it; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than 20 s. A
 figure near 0, or a ratio near that of `random` with itself, is noise. "over {SECONDS} s" and "over {GIB} GiB" are the
-limits of a prompt."""
+limits of a prompt; "–" is not measured yet."""
 
 
 def page(record: dict[str, Any]) -> str:
@@ -244,7 +253,7 @@ def filled(text: str, record: dict[str, Any]) -> str:
     """The guide with its part of the record."""
     begin, end = "<!-- memory: begin -->", "<!-- memory: end -->"
     before, rest = text.split(begin)
-    return "\n".join([before + begin, *table(record), "", NOTES, end + rest.split(end)[1]])
+    return "\n".join([before + begin, *table(record, TOKENS[2:], TOKENS[1:]), "", NOTES, end + rest.split(end)[1]])
 
 
 def main() -> None:
