@@ -1,18 +1,8 @@
-"""Bytes that live at once in a prefill, counted tensor by tensor.
+"""Bytes that live at once in a prefill, counted tensor by tensor: what a kernel takes inside itself is not seen."""
 
-    python -m tests.memory          # writes benchmarks/memory: up to 16,384 vision tokens, some minutes
-
-What a kernel takes and gives back inside itself is not seen.
-"""
-
-import json
-import platform
-import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
-import transformers
 from transformers import (
     LlamaConfig,
     LlavaConfig,
@@ -102,64 +92,3 @@ CONTROLS = {
     "averagepool": fv.AveragePool(keep=0.4),
     "resize": fv.Resize(keep=0.4),
 }
-
-
-def page(record):
-    """The README of a record."""
-    rows, sizes = record["rows"], record["vision_tokens"]
-    whole = rows["untouched"]
-    lines = [
-        "# Memory: one prompt of up to 16,384 vision tokens",
-        "",
-        "One image, one prefill, batch 1, SDPA, float32, on a random LLaVA of "
-        f"{record['layers']} layers and width {record['width']}: MiB of tensors that live at once, weights and inputs "
-        "apart, and in brackets the share of what the untouched model takes. Counted tensor by tensor, so that a run "
-        "anywhere gives the same; what a kernel takes and gives back inside itself is not seen. Made by",
-        "",
-        "```bash",
-        "python -m tests.memory",
-        "```",
-        "",
-        f"with torch {record['torch']} and transformers {record['transformers']}.",
-        "",
-        "| | " + " | ".join(f"{size:,} tokens" for size in sizes) + " | a token more, bytes |",
-        "|---|" + "---|" * (len(sizes) + 1),
-    ]
-    for name, peaks in rows.items():
-        cells = [f"{peak / 2**20:.1f} ({peak / full:.2f})" for peak, full in zip(peaks, whole, strict=True)]
-        slopes = [(b - a) / (n - m) for a, b, m, n in zip(peaks, peaks[1:], sizes, sizes[1:], strict=False)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " | " + ", ".join(f"{slope:,.0f}" for slope in slopes) + " |")
-    lines += [
-        "",
-        "The last column is linear growth if its figures are alike: bytes a token between one size and the next. "
-        "VisionDrop scores in blocks of 4 MiB, which is what it takes more in the smallest prompt: as much as a few "
-        "layers' rows at this width, next to nothing in a real model.",
-    ]
-    return "\n".join([*lines, ""])
-
-
-def main():
-    """Measure, and write the record and its page."""
-    folder = Path(__file__).parents[1] / "benchmarks" / "memory"
-    width, layers, sides = 64, 5, (896, 1260, 1792)
-    rows = {name: [] for name in ("untouched", *METHODS, *CONTROLS)}
-    for side in sides:
-        model, inputs = llava(side=side, width=width, layers=layers)
-        for name, method in {"untouched": None, **METHODS, **CONTROLS}.items():
-            start = time.process_time()
-            rows[name].append(watched(model, inputs, method).peak)
-            print(
-                f"{(side // 14) ** 2} tokens, {name}: {rows[name][-1]:,} bytes, {time.process_time() - start:.0f} s",
-                flush=True,
-            )
-    record = {
-        "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
-        "layers": layers, "width": width, "vision_tokens": [(side // 14) ** 2 for side in sides], "rows": rows,
-    }  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / "linear.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(page(record), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -44,7 +44,7 @@ MUTANTS = [
     ("core.rank:keep_count", "minmax 2", "tests/core tests/methods"),
     ("core.grid:_axis", "more 2", "tests/core"),
     ("core.grid:frames_of", "left 2", "tests/core"),
-    ("core.merge:dominant_and_contextual", "drop 14", "tests/core tests/golden"),
+    ("core.merge:dominant_and_contextual", "drop 13", "tests/core tests/golden"),
     ("core.merge:merge_windows", "more 4", "tests/core tests/golden"),
     ("core.merge:target_plus_mean", "right 1", "tests/core tests/golden"),
     ("core.rank:top", "opposite 2", "tests/core tests/methods"),

@@ -1,21 +1,35 @@
-"""The committed record of peak memory: what it says, and the page made from it."""
+"""The committed record of memory and scoring time: it has every method, and the pages made from it."""
 
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
-from tests.memory import page
+import foveate as fv
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "memory"
-RECORD = json.loads((FOLDER / "linear.json").read_text(encoding="utf-8"))
-
-
-def test_memory_is_linear_up_to_sixteen_thousand_tokens():
-    small, _, large = RECORD["vision_tokens"]
-    assert large == 16_384
-    for name, peaks in RECORD["rows"].items():
-        assert peaks[-1] <= 1.01 * peaks[0] * large / small, name
-        assert name == "untouched" or peaks[-1] < RECORD["rows"]["untouched"][-1]
+ROOT = Path(__file__).parents[2]
+run = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/memory/run.py")))
+RECORD = json.loads(run.RECORD.read_text(encoding="utf-8"))
+ALL_PAIRS = {"mmtok", "scope", "vispruner"}
+"""Methods that hold a matrix of all pairs; their pages say so."""
 
 
-def test_the_page_is_that_of_the_record():
-    assert (FOLDER / "README.md").read_text(encoding="utf-8") == page(RECORD)
+def test_memory_of_every_method_is_linear_or_its_page_says_the_limit():
+    assert set(RECORD["rows"]) >= set(fv.methods())
+    for name, row in RECORD["rows"].items():
+        peaks = [row[str(tokens)].get("peak", float("inf")) for tokens in run.TOKENS[1:]]
+        assert (peaks[1] > 4.4 * peaks[0]) == (name in ALL_PAIRS), name
+    for name in ALL_PAIRS:
+        assert "matrix of all pairs" in (ROOT / f"docs/methods/{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_are_those_of_the_record():
+    guide = run.GUIDE.read_text(encoding="utf-8")
+    assert run.PAGE.read_text(encoding="utf-8") == run.page(RECORD)
+    assert guide == run.filled(guide, RECORD)
+
+
+def test_a_cell_is_measured_and_one_without_room_says_so(monkeypatch):
+    found = run.cell("random", 576)
+    assert found["peak"] > 0
+    assert len(found["seconds"]) == len(found["random"])

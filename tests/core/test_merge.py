@@ -184,7 +184,7 @@ def test_blocks_of_rows_find_the_same_targets(monkeypatch):
     rng = torch.Generator().manual_seed(0)
     scores, metric = torch.rand(200, generator=rng), torch.randn(200, 6, generator=rng)
     whole = dominant_and_contextual(scores, metric, 20, 9)
-    monkeypatch.setattr("foveate.core.merge.BLOCK_NUMBERS", 5 * 9)
+    monkeypatch.setattr("foveate.core.tensors.BLOCK_NUMBERS", 5 * 9)
     with Memory() as watch:
         parts = dominant_and_contextual(scores, metric, 20, 9)
     assert watch.largest <= metric.numel()  # and no matrix of 180 rows and 9 targets

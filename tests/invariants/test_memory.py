@@ -63,3 +63,12 @@ def test_memory_grows_in_step_with_vision_tokens(name):
         (b - a) / (n - m) for (a, b), (m, n) in zip(itertools.pairwise(peaks), itertools.pairwise(sizes), strict=True)
     )
     assert second <= 1.05 * first, f"{first:.0f} bytes a token, then {second:.0f}"
+
+
+@pytest.mark.parametrize("method", [fv.DivPrune(tokens=32), fv.CDPruner(tokens=32), fv.FlashVID(tokens=32)], ids=str)
+def test_methods_that_stream_hold_no_matrix_of_all_pairs(method):
+    """Beyond a block, a token more costs the same; a matrix of 2,304 tokens has 5,308,416 numbers."""
+    model, inputs = llava(side=672, layers=2)
+    found = watched(model, inputs, method)
+    whole = watched(model, inputs, None)
+    assert found.largest <= max(whole.largest, BLOCK_NUMBERS), found.where

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from foveate.core.tensors import take_along
+from foveate.core.tensors import BLOCK_NUMBERS, take_along
 
 __all__ = [
     "BLOCK_NUMBERS",
@@ -15,8 +15,6 @@ __all__ = [
     "nearness",
     "received_attention",
 ]
-
-BLOCK_NUMBERS = 1 << 20  # float32 numbers of one block of logits: 4 MiB, below what a layer itself needs meanwhile
 
 LEAST_NEARNESS = 0.05
 """The least that `nearness` answers, so that dividing by it raises nothing more than twentyfold.

@@ -3,17 +3,17 @@
 Which ones is a cut whose rows are still to be worked out; `average` and `target_plus_mean` work them out of anything
 that tokens have: features, scores, keys."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.attention import BLOCK_NUMBERS
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, crops_of
 from foveate.core.rank import marked_first, ranks_in_groups, shared_out, top
+from foveate.core.tensors import blocks
 from foveate.errors import ShapeError
 
 __all__ = [
@@ -68,8 +68,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     targets = torch.arange(contextual, device=scores.device) * step
     unit = of_length_one(metric[rest], least=1e-6)
     # A block of rows at a time: both numbers grow with the image.
-    blocks = torch.split(unit, max(1, BLOCK_NUMBERS // contextual))
-    nearest = torch.cat([_most_like(block, unit[targets]) for block in blocks])
+    nearest = torch.cat([_most_like(block, unit[targets]) for block in blocks(unit, contextual)])
     nearest[targets] = torch.arange(contextual, device=scores.device)
     parent[rest] = nearest + dominant
     return Cut.join(torch.cat((kept, rest[targets])), parent)
@@ -151,7 +150,7 @@ def bipartite(metric: Tensor, count: int) -> Cut:
     even, odd = unit[0::2], unit[1::2]
     nearest, cosine = [], []
     # A block of rows at a time: both numbers grow with the image.
-    for block in torch.split(even, max(1, BLOCK_NUMBERS // max(1, len(odd)))):
+    for block in blocks(even, len(odd)):
         target = _most_like(block, odd)
         nearest.append(target)
         cosine.append((block * odd[target]).sum(dim=1))
@@ -193,8 +192,7 @@ def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
     rows = torch.arange(len(kept), device=kept.device)
     # A kept token that may not be joined is no target: its similarity is below any cosine.
     lowered = torch.where(joins[kept], 0.0, -4.0)
-    blocks = torch.split(unit, max(1, BLOCK_NUMBERS // len(kept)))
-    nearest = torch.cat([first_most(block @ unit[kept].T + lowered) for block in blocks])
+    nearest = torch.cat([first_most(block @ unit[kept].T + lowered) for block in blocks(unit, len(kept))])
     parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)
     return Cut.join(kept, parent)
 
@@ -217,7 +215,7 @@ def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -
     unit = of_length_one(metric, least=1e-12)
     sums = [values.new_zeros(0, values.shape[1])]
     # A block of rows at a time: both numbers grow with the image.
-    for block in torch.split(tokens, max(1, BLOCK_NUMBERS // len(values))):
+    for block in blocks(tokens, len(values)):
         similarity = unit[block] @ unit.T
         similarity = similarity.scatter(1, block[:, None], float("-inf"))
         nearest = torch.sort(similarity, dim=1, descending=True, stable=True).indices[:, :count]
@@ -422,30 +420,38 @@ def density_peaks(rows: Tensor, clusters: int, neighbours: int | None = None) ->
     Raises:
         ShapeError: If there are fewer rows than clusters, or no cluster.
     """
-    count, width = rows.shape
+    count = len(rows)
     if not 1 <= clusters <= count:
         raise ShapeError(f"Cannot make {clusters} clusters of {count} rows.")
-    squared = _squared_distances(rows) / width
-    nearest = squared.sort(dim=1).values[:, : clusters if neighbours is None else neighbours]
-    density = torch.exp(-nearest.mean(dim=1))
-    distance = squared.sqrt()
-    # Row i, column j: whether j is denser than i.
-    denser = density[None, :] > density[:, None]
-    lower = torch.ones_like(distance, dtype=torch.bool).tril(-1)
-    denser = denser | ((density[None, :] == density[:, None]) & lower)
-    separation = torch.where(denser, distance, distance.max()).amin(dim=1)
-    peaks = (density * separation).sort(descending=True, stable=True).indices[:clusters]
-    cluster = first_most(-distance[:, peaks])
+    rows = rows.to(torch.float64 if count <= EXACT else torch.float32)
+    rows = rows - rows.mean(dim=0)  # distances stay, and less is lost in the difference below
+    places = torch.arange(count, device=rows.device)
+    parts, near = blocks(places, count), min(count, clusters if neighbours is None else neighbours)
+    squares: Callable[[Tensor], Tensor] = partial(_squared_distances, rows)
+    if len(parts) == 1:  # else they are made again for each of three looks at them
+        squares = squares(places).__getitem__
+    nearest = [squares(part).topk(near, dim=1, largest=False).values.mean(dim=1) for part in parts]
+    density = torch.exp(-torch.cat(nearest))
+    separation, farthest = [], []
+    for part in parts:
+        distance = squares(part).sqrt()
+        # Row i, column j: whether j is denser than i.
+        denser = density > density[part, None]
+        denser = denser | ((density == density[part, None]) & (places < part[:, None]))
+        separation.append(torch.where(denser, distance, float("inf")).amin(dim=1))
+        farthest.append(distance.amax())
+    # Only the densest has none that is denser.
+    separated = torch.cat(separation).clamp(max=torch.stack(farthest).amax())
+    peaks = (density * separated).sort(descending=True, stable=True).indices[:clusters]
+    cluster = torch.cat([first_most(-squares(part)[:, peaks].sqrt()) for part in parts])
     return peaks, cluster.scatter(0, peaks, torch.arange(clusters, device=rows.device))
 
 
-def _squared_distances(rows: Tensor) -> Tensor:
-    """|a − b|² of all pairs: (rows, rows)."""
-    rows = rows.to(torch.float64 if len(rows) <= EXACT else torch.float32)
-    rows = rows - rows.mean(dim=0)  # distances stay, and less is lost in the difference below
-    products = rows @ rows.T
-    lengths = (rows * rows).sum(dim=1)
+def _squared_distances(rows: Tensor, some: Tensor) -> Tensor:
+    """|a − b|² of some rows from all, over the width: (some, rows)."""
     # Both halves of the products are added, so that a is exactly as far from b as b is from a.
-    squared = (lengths[:, None] + lengths[None, :] - (products + products.T)).clamp(min=0)
-    apart = 1 - torch.eye(len(rows), dtype=squared.dtype, device=squared.device)
-    return squared * apart
+    products = rows[some] @ rows.T
+    products = products + (rows @ rows[some].T).T
+    lengths = (rows * rows).sum(dim=1)
+    squared = (lengths[some, None] + lengths - products).clamp(min=0) / rows.shape[1]
+    return squared.masked_fill(some[:, None] == torch.arange(len(rows), device=rows.device), 0)

@@ -4,7 +4,7 @@ All are tensor code for one sample and run under `torch.func.vmap`: one Python l
 tokens the lowest index is picked, no token is picked twice, and the picks come back ascending. `pick_by_crop` lets one
 of them pick from a base view, tiles and frames, each its share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -14,17 +14,19 @@ from torch import Tensor
 from foveate.core.grid import Grid, crops_of
 from foveate.core.merge import of_length_one
 from foveate.core.rank import shared_out
-from foveate.core.tensors import alike, send
+from foveate.core.tensors import BLOCK_NUMBERS, alike, blocks, send
 from foveate.core.views import Arriving
 from foveate.errors import ShapeError
 
 __all__ = [
+    "Pairs",
     "Pick",
     "cosine_flops",
     "cosines",
     "cover",
     "determinantal",
     "max_min",
+    "pairs",
     "pick_by_crop",
     "quotas",
     "suppress",
@@ -55,12 +57,44 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
     if others is None:
         product = unit @ unit.T
         # A kernel may round the cosine of two rows differently from that of the same two the other way round.
-        product = 0.5 * (product + product.T)
+        product = (product + product.T).mul_(0.5)  # in place: each copy is one more matrix of all pairs
     else:
         product = unit @ of_length_one(others, SHORTEST, dtype).T
     if is_double:
-        product = (product * GRID).round() / GRID
+        product.mul_(GRID).round_().div_(GRID)
     return product
+
+
+class Pairs:
+    """A matrix of all pairs of tokens that is never whole: indexed by ordinals, (some,) int64, it makes these rows.
+
+    Args:
+        rows: (tokens, width) of any dtype.
+        made: Called with cosines, (some, tokens) float32, and the ordinals of their rows; answers what stands there.
+    """
+
+    def __init__(self, rows: Tensor, made: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._unit = of_length_one(rows, SHORTEST)
+        self._made = made
+        self.device = rows.device
+
+    def __len__(self) -> int:
+        return len(self._unit)
+
+    def __getitem__(self, tokens: Tensor) -> Tensor:
+        return self._made(self._unit[tokens] @ self._unit.T, tokens)
+
+    def diagonal(self) -> Tensor:
+        """What stands at each token and itself: (tokens,)."""
+        places = torch.arange(len(self), device=self.device)
+        return torch.cat([self[part].gather(1, part[:, None])[:, 0] for part in blocks(places, len(self))])
+
+
+def pairs(rows: Tensor, made: Callable[[Tensor, Tensor], Tensor]) -> Tensor | Pairs:
+    """`Pairs`, or the matrix itself where that is no larger than a block, (tokens, tokens)."""
+    if len(rows) ** 2 > BLOCK_NUMBERS:
+        return Pairs(rows, made)
+    return made(cosines(rows), torch.arange(len(rows), device=rows.device))
 
 
 def cosine_flops(arriving: Arriving, width: int) -> int:
@@ -68,32 +102,34 @@ def cosine_flops(arriving: Arriving, width: int) -> int:
     return 2 * arriving.tokens**2 * width
 
 
-def max_min(distance: Tensor, count: int) -> Tensor:
+def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     """The subset whose smallest distance between two tokens is large, by greedy picks.
 
     The first pick is the token farthest from its nearest other token; each next one is farthest from its nearest
     picked one.
 
     Args:
-        distance: (tokens, tokens): column j says how far token j is from each, so that tokens can have weights.
+        distance: (tokens, tokens), or `Pairs`: column j says how far token j is from each; tokens can have weights.
         count: How many to pick.
 
     Returns:
         (count,) int64, ascending.
     """
     _check(distance, count)
-    itself = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
-    scores = distance.masked_fill(itself, float("inf")).amin(dim=0)  # distance to the nearest other token
-    # Whoever is picked is at −inf from itself, so it is never the farthest again.
-    distance = distance.masked_fill(itself, float("-inf"))
-    nearest = torch.full_like(scores, float("inf"))
+    places = torch.arange(len(distance), device=distance.device)
+    nearest = torch.full(places.shape, float("inf"), device=distance.device)
+    scores = nearest  # distance to the nearest other token
+    for part in blocks(places, len(places)):
+        to_others = distance[part].masked_fill(part[:, None] == places, float("inf"))
+        scores = torch.minimum(scores, to_others.amin(dim=0))
     picks = []
     for _ in range(count):
         pick = scores.argmax(dim=0, keepdim=True)  # (1,): an index with a dimension, for which no value is read
         picks.append(pick)
-        nearest = torch.fmin(nearest, distance[pick][0])
+        # Whoever is picked is at −inf from itself, so it is never the farthest again.
+        nearest = torch.fmin(nearest, distance[pick][0].index_fill(0, pick, float("-inf")))
         scores = nearest
-    return _ascending(picks, distance)
+    return _ascending(picks, places)
 
 
 def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Tensor:
@@ -120,7 +156,8 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
     taken = torch.zeros_like(similarity.sum(dim=1), dtype=torch.bool)
     picks = []
     for _ in range(count):
-        gains = (similarity - covered).relu_().sum(dim=1)  # in place: a second matrix takes longer than the rest
+        # A block of rows at a time: a second matrix takes longer than the rest.
+        gains = torch.cat([(rows - covered).relu_().sum(dim=1) for rows in blocks(similarity, len(covered))])
         if saliency is not None:
             gains = gains * saliency
         pick = gains.masked_fill(taken, float("-inf")).argmax(dim=0, keepdim=True)
@@ -130,7 +167,7 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
     return _ascending(picks, similarity)
 
 
-def determinantal(kernel: Tensor, count: int, fill: Tensor | None = None) -> Tensor:
+def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None) -> Tensor:
     """The subset with a large determinant of its kernel, by greedy picks: MAP inference of a determinantal process.
 
     d_j is the variance that is left of token j beside those picked. Picking j takes the row
@@ -138,7 +175,7 @@ def determinantal(kernel: Tensor, count: int, fill: Tensor | None = None) -> Ten
     of 1e-6 of the largest or less, only rounding is left: such tokens, those beyond the kernel's rank, go by `fill`.
 
     Args:
-        kernel: (tokens, tokens), positive semidefinite.
+        kernel: (tokens, tokens), or `Pairs`: positive semidefinite.
         count: How many to pick.
         fill: (tokens,), the highest of which are picked where no variance is left; None: by index.
 
@@ -147,11 +184,11 @@ def determinantal(kernel: Tensor, count: int, fill: Tensor | None = None) -> Ten
     """
     _check(kernel, count)
     left = kernel.diagonal()
-    least = left.amax() * NO_VARIANCE if len(kernel) else 0
+    least = left.amax() * NO_VARIANCE if len(left) else 0
     # Below 0, so below every variance that counts.
     by_fill = torch.zeros_like(left) if fill is None or not len(fill) else fill - fill.amax()
     taken = torch.zeros_like(left, dtype=torch.bool)
-    factor = kernel.new_zeros(count, len(kernel))  # C, a row a pick
+    factor = left.new_zeros(count, len(left))  # C, a row a pick
     picks = []
     for step in range(count):
         scores = torch.where(left > least, left, by_fill)
@@ -163,7 +200,7 @@ def determinantal(kernel: Tensor, count: int, fill: Tensor | None = None) -> Ten
         factor[step] = row
         left = left - row.square()
         taken = taken.index_fill(0, pick, True)
-    return _ascending(picks, kernel)
+    return _ascending(picks, left)
 
 
 def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, count: int) -> Tensor:
@@ -273,14 +310,14 @@ def _first(order: Tensor, some: Tensor) -> Tensor:
     return torch.zeros_like(order).scatter(0, order, (places < some).to(order.dtype))
 
 
-def _check(matrix: Tensor, count: int) -> None:
-    if matrix.dim() != 2 or not 0 <= count <= len(matrix):
-        raise ShapeError(f"Cannot pick {count} tokens by a matrix of shape {tuple(matrix.shape)}.")
+def _check(matrix: Tensor | Pairs, count: int) -> None:
+    if not 0 <= count <= len(matrix):
+        raise ShapeError(f"Cannot pick {count} tokens of {len(matrix)}.")
 
 
-def _ascending(picks: list[Tensor], matrix: Tensor) -> Tensor:
+def _ascending(picks: list[Tensor], beside: Tensor) -> Tensor:
     if not picks:
-        return torch.zeros(0, dtype=torch.int64, device=matrix.device)
+        return torch.zeros(0, dtype=torch.int64, device=beside.device)
     return torch.cat(picks).sort().values
 
 

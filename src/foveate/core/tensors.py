@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Memo", "Tensors", "alike", "on_tensors", "send", "stacked", "take_along"]
+__all__ = ["BLOCK_NUMBERS", "Memo", "Tensors", "alike", "blocks", "on_tensors", "send", "stacked", "take_along"]
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
@@ -58,6 +58,14 @@ def stacked(samples: Sequence[Any]) -> Any:
     if not isinstance(first, Tensor):
         return {name: stacked([sample[name] for sample in samples]) for name in first}
     return first[None] if len(samples) == 1 else torch.stack(list(samples))
+
+
+BLOCK_NUMBERS = 1 << 20  # numbers of a block where rows meet all others: 4 MiB in float32, less than a layer needs
+
+
+def blocks(rows: Tensor, columns: int) -> tuple[Tensor, ...]:
+    """Rows a few at a time, as views, for what has so many `columns` a row meanwhile: memory grows with rows alone."""
+    return torch.split(rows, max(1, BLOCK_NUMBERS // max(1, columns)))
 
 
 def alike(kinds: Iterable[Hashable]) -> list[list[int]]:

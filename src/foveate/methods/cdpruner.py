@@ -24,7 +24,7 @@ from foveate.contract import (
     Text,
 )
 from foveate.core.merge import of_length_one
-from foveate.core.picks import cosine_flops, cosines, determinantal
+from foveate.core.picks import cosine_flops, cosines, determinantal, pairs
 
 __all__ = ["METHOD", "CDPruner"]
 
@@ -107,12 +107,14 @@ def relevance(scores: Tensor) -> Tensor:
 
 def _pick(view: LayerView, count: int) -> Tensor:
     weight = view.notes["relevance"]
-    likeness = cosines(view.hidden)
-    itself = torch.eye(len(likeness), dtype=torch.bool, device=likeness.device)
-    # 1 to the bit: where all are equally relevant, rounding would pick the first.
-    likeness = torch.where(itself, likeness.round(), likeness)
-    kernel = weight[:, None] * likeness * weight
-    return determinantal(kernel, count, fill=weight)
+    places = torch.arange(len(weight), device=weight.device)
+
+    def kernel(likeness: Tensor, tokens: Tensor) -> Tensor:
+        # 1 to the bit: where all are equally relevant, rounding would pick the first.
+        likeness = torch.where(tokens[:, None] == places, likeness.round(), likeness)
+        return weight[tokens, None] * likeness * weight
+
+    return determinantal(pairs(view.hidden, kernel), count, fill=weight)
 
 
 CDPruner.presets = (

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from foveate.contract import Counted, Hidden, LayerStage, LayerView, Shape, Stage
-from foveate.core.picks import cosine_flops, cosines, max_min
+from foveate.core.picks import cosine_flops, max_min, pairs
 
 __all__ = ["METHOD", "DivPrune"]
 
@@ -50,7 +50,7 @@ class DivPrune(Counted):
 
 
 def _most_diverse(view: LayerView, count: int) -> Tensor:
-    return max_min(1 - cosines(view.hidden), count)
+    return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
 
 
 DivPrune.presets = (

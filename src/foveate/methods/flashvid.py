@@ -21,7 +21,7 @@ from foveate.contract import Arriving, ByScene
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, scenes, trees
 from foveate.core.merge import average, density_peaks
-from foveate.core.picks import cosines, max_min
+from foveate.core.picks import max_min, pairs
 from foveate.core.rank import marked_first
 
 __all__ = ["METHOD", "FlashVID"]
@@ -72,7 +72,11 @@ class FlashVID(ByScene):
         if self.form == "events":
             means = torch.cat([features[a:b].mean(dim=(0, 1)).expand(b - a, -1) for a, b in runs])
             weight = attention * (features * means[:, None]).sum(dim=-1)
-        picks = torch.func.vmap(lambda rows, each: max_min((1 - cosines(rows)) * each, diverse))(features, weight)
+
+        def diverse_of(rows: Tensor, each: Tensor) -> Tensor:
+            return max_min(pairs(rows, lambda cosines, _: (1 - cosines) * each), diverse)
+
+        picks = torch.func.vmap(diverse_of)(features, weight)
         is_diverse = torch.zeros_like(attention, dtype=torch.bool).scatter(1, picks, True)
         released = self.trees == "released"
         scenes_of = [trees(features[a:b], is_diverse[a:b], budget, LINKED, released) for a, b in runs]

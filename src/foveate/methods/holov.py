@@ -21,6 +21,7 @@ from foveate.contract import Counted, Hidden, ImageStage, ImageView, LayerStage,
 from foveate.core.grid import regions_of
 from foveate.core.picks import cosine_flops, cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
+from foveate.core.tensors import blocks
 
 __all__ = ["METHOD", "HoloV"]
 
@@ -84,12 +85,15 @@ def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) ->
 
     Shapes: (tokens,) float32, (tokens, width), (tokens,) int64 and (tokens,) bool.
     """
-    itself = torch.eye(len(crop), dtype=torch.bool, device=crop.device)
-    together = ((crop[:, None] == crop) & is_patch & ~itself).float()
-    others = together.sum(dim=1).clamp(min=1)
-    similarity = cosines(rows)
-    mean = (similarity * together).sum(dim=1) / others
-    variance = ((similarity - mean[:, None]).square() * together).sum(dim=1) / others
+    places = torch.arange(len(crop), device=crop.device)
+    parts = []
+    for part in blocks(places, len(crop)):
+        together = ((crop[part, None] == crop) & is_patch & (part[:, None] != places)).float()
+        others = together.sum(dim=1).clamp(min=1)
+        similarity = cosines(rows[part], others=rows)
+        mean = (similarity * together).sum(dim=1) / others
+        parts.append(((similarity - mean[:, None]).square() * together).sum(dim=1) / others)
+    variance = torch.cat(parts)
     gamma = attention.abs().sum() / variance.sum().clamp(min=SMALLEST * len(crop))
     return attention + gamma * variance
 

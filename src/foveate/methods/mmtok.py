@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.contract import Counted, Features, Hidden, ImageStage, ImageView, LayerStage, LayerView, Shape, Stage, Text
 from foveate.core.picks import cosine_flops, cosines, cover
+from foveate.core.tensors import blocks
 
 __all__ = ["METHOD", "MMTok", "coverage"]
 
@@ -79,11 +80,13 @@ def coverage(
         features: (tokens, any), the same in the tower.
         tau_text, tau_vision, alpha: See `MMTok`.
     """
-    to_words = cosines(tokens, exact=True, others=words) / tau_text
-    to_tokens = cosines(features, exact=True) / tau_vision
     # Each target's column sums to 1 over the tokens, before it is divided.
-    text = to_words.softmax(dim=0) / max(1, len(words))
-    return torch.cat((text, alpha * to_tokens.softmax(dim=0) / len(tokens)), dim=1).float()
+    text = (cosines(tokens, exact=True, others=words) / tau_text).softmax(dim=0) / max(1, len(words))
+    parts = [text.float()]
+    for some in blocks(features, len(features)):
+        to_tokens = (cosines(features, exact=True, others=some) / tau_vision).softmax(dim=0)
+        parts.append((alpha * to_tokens / len(tokens)).float())
+    return torch.cat(parts, dim=1)
 
 
 MMTok.presets = (

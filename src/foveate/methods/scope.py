@@ -6,11 +6,13 @@ arXiv:2510.24214.
 
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
 from foveate.core.picks import cosine_flops, cosines, cover, pick_by_crop
+from foveate.core.tensors import blocks
 
 __all__ = ["METHOD", "Scope"]
 
@@ -57,7 +59,10 @@ class Scope(Counted):
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
         def pick(tokens: Tensor, count: int) -> Tensor:
-            similarity = cosines(view[Features()][tokens], exact=True).float()
+            rows = view[Features()][tokens]
+            parts = [cosines(part, exact=True, others=rows).float() for part in blocks(rows, len(rows))]
+            similarity = torch.cat(parts)
+            del parts
             if not self.alpha:
                 return cover(similarity, count)
             return cover(similarity, count, view.attention[tokens] ** self.alpha)
