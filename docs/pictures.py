@@ -1,6 +1,6 @@
 """Draw what each method keeps: docs/images/methods/NAME.webp, which docs/hooks.py puts on the method's page.
 
-    python docs/pictures.py [NAME …]
+    python docs/pictures.py [NAME …]     # "places" is the picture of docs/guides/dropping.md
 
 The embedded model answers a question about its demo picture with a mean of a ninth of the vision tokens a decoder
 layer, or about a film with a third where the method is for films; with the method's own defaults where it takes no
@@ -11,9 +11,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from transformers import LlavaConfig
 
 import foveate as fv
 from foveate import embedded
@@ -26,6 +29,7 @@ from foveate.viz.mosaic import plain_panel, stage_panels
 from foveate.viz.showing import Media, PrefillLike, frames_of
 
 FOLDER = Path(__file__).parent / "images/methods"
+PLACES = Path(__file__).parent / "images/places.svg"
 SCREENSHOT = Path(__file__).parent.parent / "benchmarks/pixels/pictures.py"
 FOR_FILMS = ("dtd", "dycoke", "evs", "fastvid", "flashvid", "holitom")
 RETENTION, OF_FILMS = 1 / 9, 1 / 3
@@ -41,13 +45,15 @@ Panels = list[tuple[Pixels, str]]
 
 def main(names: list[str]) -> int:
     """Draw the named methods, or all; the exit code."""
-    known = fv.methods()
+    known = [PLACES.stem, *fv.methods()]
     if unknown := sorted(set(names) - set(known)):
         print(f"pictures.py: no method {unknown[0]!r}. There are: {', '.join(known)}.", file=sys.stderr)
         return 2
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names or known:
-        if page := drawn(name):
+        if name == PLACES.stem:
+            draw_places()
+        elif page := drawn(name):
             path = FOLDER / f"{name}.webp"
             page.save(path, quality=QUALITY, method=6)
             print(f"{name}: {path.stat().st_size / 1024:.0f} KiB")
@@ -101,6 +107,31 @@ def of_pixels(method: Method) -> Panels:
     pixels = fitted(picture, 14 / UNIT)
     dimmed = dim(pixels, boxes, kept)
     return [(pixels, f"{rows * columns} tokens"), (dimmed, f"before the tower: {len(kept)}")]
+
+
+def draw_places() -> None:
+    """How many vision tokens each part of LLaVA-1.5-7B processes, with two methods at the same mean."""
+    config, count, depth, tower = LlavaConfig(), 576, 32, 10  # the tower's width is drawn, not counted
+    plans = {"untouched": (count,) * depth}
+    for method in (fv.DivPrune(tokens=192), fv.V2Drop.for_budget(config, tokens=192)):
+        plans[f"{type(method).__name__}, 192 tokens"] = method.plan(depth, (count,))
+    colours = ("#98a2b3", "#d97706", "#2563eb")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "places", "font.size": 9}):
+        figure = Figure(figsize=(8.6, 3.4), facecolor="white", layout="constrained")
+        axes = figure.subplots()
+        for (name, plan), colour in zip(plans.items(), colours, strict=True):
+            steps = [count, *plan, plan[-1]]
+            axes.step([-tower, *range(depth + 1)], steps, where="post", label=name, color=colour, linewidth=2)
+            axes.fill_between(range(depth + 1), steps[1:], step="post", alpha=0.1, color=colour)
+        axes.axvspan(-tower, 0, color="#eef2f6", zorder=0)
+        for x, words in ((-tower / 2, "vision tower,\nprojector"), (depth / 2, "decoder layers, and their KV caches")):
+            axes.text(x, count * 1.05, words, ha="center", va="bottom", color="#475467")
+        axes.set(xlim=(-tower, depth), ylim=(0, count * 1.25), ylabel="vision tokens", xlabel="decoder layer")
+        axes.set_xticks(range(0, depth + 1, 4))
+        axes.set_yticks([0, 192, 384, 576])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.62))
+        figure.savefig(PLACES, metadata={"Date": None})
 
 
 def page(panels: Panels, merges: bool) -> Image.Image:
