@@ -1,9 +1,6 @@
 """The index says what the classes say, and is not used where it might not."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from foveate import _index
 from foveate.contract import catalogue
 from foveate.contract.settings import Share
 from foveate.methods.uniform import Uniform
+from tests.forked import ANEW, said_by
 
 STALE = "src/foveate/index.json is an old one: run make index, and commit it"
 
@@ -53,14 +51,9 @@ def test_a_new_method_in_the_folder_is_found_without_make_index(tmp_path):
     package = tmp_path / "foveate"
     shutil.copytree(Path(foveate.__file__).parent, package, ignore=shutil.ignore_patterns("model", "__pycache__"))
     (package / "methods" / "another.py").write_text(NEW)
-    done = subprocess.run(
-        [sys.executable, "-c", "from foveate.cli import main; main(['methods', 'another'])"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "another: Found although no index names it." in done.stdout
+    program = f"{ANEW}sys.path.insert(0, {str(tmp_path)!r})\nfrom foveate.cli import main; main(['methods', 'another'])"
+    said = said_by(program)
+    assert "another: Found although no index names it." in said
 
 
 class Odd(Uniform):

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pytest
 
 import foveate as fv
 from foveate import embedded
+from tests.forked import forked
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -37,8 +37,9 @@ def served(script, *arguments):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SERVERS / script), *map(str, arguments), "--port", str(port)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = f"import runpy; runpy.run_path({str(SERVERS / script)!r}, run_name='__main__')"
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = forked(program, *arguments, "--port", port, env=environment, **silent)
     address = f"http://localhost:{port}"
     try:
         until = time.monotonic() + PATIENCE

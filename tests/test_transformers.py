@@ -17,6 +17,7 @@ import transformers
 import foveate as fv
 from foveate._transformers import NAMES, NEWEST, OLDEST, FeatureCall, check_version, rotation
 from foveate.families.llava import Llava
+from tests.forked import ANEW, said_by
 from tests.models import FAMILIES, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -111,8 +112,7 @@ for room in ("engine", "families"):
 
 
 def test_importing_says_so():
-    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=True)
-    assert done.stdout.count("foveate needs transformers") == 2
+    assert said_by(ANEW + IMPORTING).count("foveate needs transformers") == 2
 
 
 def test_the_range_is_stated_where_it_is_looked_for():

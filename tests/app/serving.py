@@ -6,10 +6,10 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from urllib.parse import urlsplit
+
+from tests.forked import forked
 
 HAS_GRADIO = importlib.util.find_spec("gradio") is not None
 HAS_PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
@@ -30,14 +30,12 @@ class Served:
         absent = f"import sys; sys.modules[{missing!r}] = None"
         program = f"{absent}; from foveate.cli import main; sys.exit(main(['demo', *sys.argv[1:]]))"
         self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "--port", "0", "--json", *map(str, arguments)],
+        self.process = forked(
+            program, "--port", 0, "--json", *arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        )  # fmt: skip
         lines = []
         for line in self.process.stdout:
             lines.append(line)

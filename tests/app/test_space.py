@@ -4,12 +4,13 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.forked import ANEW, said_by
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "spaces"
@@ -58,15 +59,13 @@ def test_it_is_whole_without_what_is_made(made):
 )
 def test_its_app_imports_and_its_page_builds(made, folder):
     program = (
+        f"{ANEW}sys.path.insert(0, {str(made)!r})\n"
         "import app, foveate, pathlib; from foveate.app.page import application\n"
         "print(pathlib.Path(foveate.__file__).parent.parent)\n"
         "print(len(application(app.fv.load(app.MODEL)).routes) > 0, app.PORT)"
     )
     environment = os.environ | {
         "FOVEATE_MODEL": str(folder),
-        "PYTHONPATH": str(made),
         "GRADIO_ANALYTICS_ENABLED": "False",
     }
-    done = subprocess.run([sys.executable, "-c", program], cwd=made, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(made), "True", "7860"]
+    assert said_by(program, cwd=made, env=environment).split() == [str(made), "True", "7860"]

@@ -1,8 +1,6 @@
 """Models that accelerate has spread: layers in memory, layers and tower on disk, hooks that come and go."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from foveate.contract import PixelStage
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
+from tests.forked import said_by
 from tests.invariants.settings import STAGES
 from tests.invariants.test_restore import state
 from tests.models import DEPTH, MIXED, batch, generate, tiny
@@ -121,10 +120,8 @@ def test_a_smaller_picture_needs_its_tower_in_memory(spread):
 
 
 def test_layers_on_several_devices():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.arrive.several_devices"], capture_output=True, text=True
-    )
-    assert done.stdout.splitlines() == [f"{name} works" for name in METHODS], done.stderr
+    said = said_by("import runpy; runpy.run_module('tests.arrive.several_devices', run_name='__main__')")
+    assert said.splitlines() == [f"{name} works" for name in METHODS]
 
 
 @pytest.mark.parametrize("family", SOME)

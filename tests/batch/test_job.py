@@ -4,7 +4,6 @@ import faulthandler
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from foveate.runs.listener import Listener
 from foveate.runs.samples import SampleColumns
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
+from tests.forked import forked
 
 ROWS = 90
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -167,10 +167,9 @@ def test_two_processes_answer_as_one_and_end_when_the_first_is_killed(uninterrup
         "4",
     ]
     words += ["--batch-size", "2", "--part-rows", "1", "--workers", "2"]
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "batch", str(path), str(out), *words],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    program = forked(
+        PROGRAM, "batch", path, out, *words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
     try:
         until(lambda: len(list(out.glob("part-*"))) > 24, program)  # a row each
         program.kill()

@@ -4,16 +4,13 @@ Prompts wait for the device a few times, however many samples and pictures they 
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.bench.counts import COUNTS, METHODS, PROMPTS, versions
 from tests.bench.waits import RUNS
+from tests.forked import said_by
 
-ROOT = Path(__file__).parents[2]
 PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
 GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
 SAMPLES = "engine/samples.py read_samples"
@@ -64,9 +61,7 @@ print(json.dumps([counts.counts(), [waits.waits(*run) for run in waits.RUNS], re
 @pytest.fixture(scope="module")
 def program():
     """What a process of its own prints, since torch learns of the device for good."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(said_by(PROGRAM))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -16,6 +14,7 @@ from foveate import embedded
 from foveate.contract.naming import kinds_of
 from foveate.embedded import TASKS
 from foveate.methods.chains import PRESETS
+from tests.forked import said_by
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks/quality/embedded.json").read_text())
@@ -30,8 +29,7 @@ CELLS = {
 
 @pytest.mark.parametrize("script", ["benchmarks/quality/table.py", "training/card.py"])
 def test_tables_are_what_the_figures_give(script):
-    done = subprocess.run([sys.executable, ROOT / script, "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said_by(f"import runpy; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')", "--check")
 
 
 def test_the_figures_are_of_the_shipped_weights():

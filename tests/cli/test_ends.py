@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 import foveate as fv
 from foveate.cli import main
 from foveate.cli.lists import Methods
+from tests.forked import forked
 from tests.tune.presets import preset_of
 
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -33,9 +33,9 @@ ASKED = ("--questions", "80", "--method", "v2drop", "--budget", "64", "--no-base
 @pytest.fixture
 def evaluation(tmp_path):
     """An evaluation that goes on for long, in a session of its own."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "eval", *ASKED, "--cache", str(tmp_path)],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    program = forked(
+        PROGRAM, "eval", *ASKED, "--cache", tmp_path,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     yield program
     if alive(program.pid):

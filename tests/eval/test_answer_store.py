@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.eval.answer_store import fingerprint, open_answers
+from tests.forked import forked
 
 
 def record(method, question, answer="red", **more):
@@ -142,8 +142,7 @@ with open_answers({}, sys.argv[1]):
 
 def test_a_second_run_waits_then_refuses_and_goes_on_when_the_first_has_ended(tmp_path, monkeypatch):
     heard = []
-    command = [sys.executable, "-c", HOLD, tmp_path]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with forked(HOLD, tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == "held\n"
         with open_answers({"weights": "others"}, tmp_path):
             pass

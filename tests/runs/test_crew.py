@@ -1,5 +1,6 @@
 """Processes that work: what they say where they cannot begin or die, and which device each takes."""
 
+import multiprocessing
 import os
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +32,9 @@ def test_a_model_that_cannot_be_loaded_is_said_by_the_first_call(process, asking
             crew._ask(item)
 
 
-def test_a_process_that_dies_costs_the_row_that_it_dies_of(answer, questions, asking, tmp_path):
+def test_a_process_that_dies_costs_the_row_that_it_dies_of(answer, questions, asking, tmp_path, monkeypatch):
+    copies = multiprocessing.get_context("fork")  # begin sooner
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: copies)
     path = questions(7)
     answer(path, out="whole")
     asking = deadly(asking)

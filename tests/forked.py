@@ -1,0 +1,77 @@
+"""A process that begins as a copy of this one: what is imported here is there, which takes a new one six seconds."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+
+OPEN = Path("/dev/fd")
+ANEW = """
+import sys
+for name in list(sys.modules):
+    if name.partition(".")[0] == "foveate":
+        del sys.modules[name]
+"""
+"""The beginning of a program that imports foveate anew, from another place or in other circumstances."""
+
+
+def forked(program, *arguments, env=None, **options):
+    """As `subprocess.Popen([sys.executable, "-c", program, *arguments], env=env, **options)`.
+
+    For programs that need no interpreter of their own; what is called at an interpreter's end is not called.
+    """
+    ours = {*os.listdir(OPEN), "0", "1", "2"}
+
+    def run():
+        # Popen waits until its own pipe is closed, as a new program would close it.
+        for number in map(int, set(os.listdir(OPEN)) - ours):
+            with contextlib.suppress(OSError):  # one was open to list them
+                os.close(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore", DeprecationWarning)
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        for handler in logging.getLogger("transformers").handlers:
+            handler.setStream(sys.stderr)
+        sys.argv = ["-c", *map(str, arguments)]
+        if env is not None:
+            os.environ.clear()
+            os.environ.update(env)
+            tempfile.tempdir = None
+        os._exit(_code_of(program))
+
+    with warnings.catch_warnings():
+        # Tests have one thread of torch; pytest-xdist has threads that the child never meets.
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        return subprocess.Popen([sys.executable, "-c", "raise"], preexec_fn=run, text=True, **options)
+
+
+def said_by(program, *arguments, **options):
+    """What a program prints that ends well."""
+    child = forked(program, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    out, err = child.communicate(timeout=600)
+    assert child.returncode == 0, err[-2000:]
+    return out
+
+
+def _code_of(program):
+    """Run it; the exit code."""
+    try:
+        exec(program, {"__name__": "__main__"})
+        return 0
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
