@@ -5,6 +5,7 @@ import pytest
 
 import foveate as fv
 from foveate.ask.loading import load, reloading
+from foveate.eval import questioning
 from foveate.eval.answer_store import key_of, open_answers
 from foveate.eval.held_out import questions
 from foveate.eval.questioning import _begin, outstanding, prompts_of, run
@@ -59,6 +60,25 @@ def test_every_question_is_answered_under_every_method(loaded, asked, methods, w
 def store(tmp_path):
     with open_answers({}, tmp_path) as store:
         yield store
+
+
+def test_a_tower_looks_once_at_a_picture_where_methods_leave_it_alone(loaded, asked, store, tmp_path, monkeypatch):
+    """And every value is what it is where each method looks again."""
+    apart = [kind.for_budget(loaded.model, tokens=64) for kind in (fv.FastV, fv.V2Drop, fv.DivPrune)]
+    methods = [*apart, fv.MustDrop.for_budget(loaded.model, tokens=96)]
+    looks = []
+    with loaded.model.model.vision_tower.encoder.layers[0].register_forward_pre_hook(
+        lambda _, given: looks.append(len(given[0]))
+    ):
+        ask(loaded, asked, apart, store)
+    assert looks == [1] * len({one.picture for one in asked})
+    ask(loaded, asked, methods, store)
+    monkeypatch.setattr(questioning, "_tower_apart", lambda *_: None)
+    with open_answers({}, tmp_path / "again") as again:
+        ask(loaded, asked, methods, again)
+        for method in (None, *methods):
+            for one in asked:
+                assert again.get(key_of(method), one.key) == store.get(key_of(method), one.key)
 
 
 def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, whole, tmp_path):

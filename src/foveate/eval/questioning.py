@@ -7,13 +7,20 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
 from foveate import embedded
 from foveate.ask.generation import Generation
 from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
+from foveate.core.patching import Patcher
+from foveate.engine.program import Program
 from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
+from foveate.registry import family_for
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
@@ -158,9 +165,13 @@ def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
     generation = Generation(max_new_tokens=max_new_tokens)
     first = dict(work.first)
     rows = []
+    seen = _Seen()
     for method, places in work.methods:
         answer_all = vlm.answer_sharing if vlm.can_share(method) else vlm.answer_batch
-        answers = answer_all([prompts[place] for place in places], method, generation=generation, first=True)
+        with Patcher() as patches:
+            if (tower := _tower_apart(vlm.model, method)) is not None:
+                patches.wrap(tower, "forward", seen)
+            answers = answer_all([prompts[place] for place in places], method, generation=generation, first=True)
         for place, answer in zip(places, answers, strict=True):
             question = work.questions[place].key
             row = record_of(answer, key_of(method), question, first.get(question))
@@ -168,3 +179,31 @@ def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
                 first[question] = First.from_dict(row["first"])
             rows.append(row)
     return rows
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Stands around a vision tower that takes a picture a row: it does not look again at what it has just seen, nor
+    twice at rows that are alike."""
+
+    pictures: Tensor | None = None
+    options: dict[str, Any] | None = None
+    shown: Any = None
+
+    def __call__(self, look: Callable[..., Any], pixel_values: Tensor, **options: Any) -> Any:
+        if pixel_values.ndim != 4:
+            return look(pixel_values, **options)
+        pictures, like = torch.unique(pixel_values, dim=0, return_inverse=True)
+        if self.pictures is None or not torch.equal(self.pictures, pictures) or self.options != options:
+            self.pictures, self.options = pictures, options
+            self.shown = look(pictures, **options)
+        made = {name: tree_map_only(Tensor, lambda rows: rows[like], value) for name, value in self.shown.items()}
+        return type(self.shown)(**made)
+
+
+def _tower_apart(model: Any, method: Method | None) -> Any:
+    """The vision tower, where a method neither works in it nor reads it; else None."""
+    family = family_for(model)
+    if method is not None and Program.on(method, family).encodes not in (None, "projector"):
+        return None
+    return getattr(family.core, "vision_tower", None)
