@@ -190,11 +190,13 @@ def time_of(record: dict[str, Any], name: str, tokens: int) -> str:
 
 
 def growth(record: dict[str, Any], name: str) -> str:
-    """The power of the number of tokens with which the peak grows, from the second size to the third."""
-    row = [record["rows"].get(name, {}).get(str(tokens), {}).get("peak") for tokens in TOKENS[1:]]
-    if None in row:
+    """The power of the number of tokens with which the peak grows, between the two largest that are measured."""
+    found = record["rows"].get(name, {})
+    peaks = [(tokens, found[str(tokens)]["peak"]) for tokens in TOKENS if "peak" in found.get(str(tokens), {})]
+    if len(peaks) < 2:
         return ""
-    return f"{math.log(row[1] / row[0], TOKENS[2] / TOKENS[1]):.2f}"
+    (few, low), (many, high) = peaks[-2:]
+    return f"{math.log(high / low, many / few):.2f}"
 
 
 def table(record: dict[str, Any], memory: Sequence[int] = TOKENS, times: Sequence[int] = TOKENS) -> list[str]:
@@ -215,7 +217,7 @@ def table(record: dict[str, Any], memory: Sequence[int] = TOKENS, times: Sequenc
 
 NOTES = f"""\
 MiB of tensors that live at once, weights and inputs apart, and in brackets the share of what the untouched model takes.
-Power: the peak grows with the number of tokens to this power, from 4,096 to 16,384; 1 is linear, 2 is all pairs.
+Power: the peak grows with the number of tokens to this power, between the two largest sizes; 1 is linear, 2 all pairs.
 ms: processor time to the first token beyond random dropping with as many tokens in every layer, and in brackets the
 ratio to it; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than 20 s. A
 figure near 0, or a ratio near that of `random` with itself, is noise. "over {SECONDS} s" and "over {GIB} GiB" are the
@@ -253,7 +255,7 @@ def filled(text: str, record: dict[str, Any]) -> str:
     """The guide with its part of the record."""
     begin, end = "<!-- memory: begin -->", "<!-- memory: end -->"
     before, rest = text.split(begin)
-    return "\n".join([before + begin, *table(record, TOKENS[2:], TOKENS[1:]), "", NOTES, end + rest.split(end)[1]])
+    return "\n".join([before + begin, *table(record, TOKENS[1:2], TOKENS[1:2]), "", NOTES, end + rest.split(end)[1]])
 
 
 def main() -> None:
