@@ -173,7 +173,8 @@ def plan(cells: Sequence[Cell], out: Path) -> Sheet:
         rows.append((cell.model, cell.kind, cell.what, f"{cell.answers:,}", "done" if done else f"{hours:.2f}"))
     heads = ("Model", "Cell", "Benchmark", Column("Answers", right=True), Column("Hours", right=True))
     note = f"About {left:.1f} hours are left, with {SECONDS} s an answer where no cell of a kind has run yet."
-    return Sheet("", heads, rows, [note])
+    unknown = f"A benchmark that is no default is taken to have {UNKNOWN:,} questions, or --limit."
+    return Sheet("", heads, rows, [note, unknown])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -224,4 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on.", file=sys.stderr)
+        sys.exit(130)
