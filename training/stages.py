@@ -259,4 +259,23 @@ STAGES: dict[str, Stage] = {
         crowded=0.3,
         films=0.3,
     ),
+    "tower-read": _tower(
+        24_000, 320_000_000, (0.04, 0.46, 0.5), (1e-3, 2e-3), constant=0.5, sketches=0.7, crowded=0.6
+    ),
+    "deep-films": _joint(
+        7_000,
+        330_000_000,
+        (0.02, 0.46, 0.52),
+        (4e-4, 6e-4, 1e-3, 4e-4),
+        tasks=READ_WEIGHTS,
+        dense_weight=0.3,
+        questions=14,
+        draws=2,
+        constant=0.35,
+        exits=0.25,
+        exit_from=18,
+        sketches=0.45,
+        crowded=0.4,
+        films=0.4,
+    ),
 }
