@@ -8,6 +8,8 @@ import importlib.util
 import os
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +20,6 @@ import pytest
 
 import foveate as fv
 from foveate import embedded
-from tests.forked import forked
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -37,24 +38,25 @@ def served(script, *arguments):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    program = f"import runpy; runpy.run_path({str(SERVERS / script)!r}, run_name='__main__')"
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = forked(program, *arguments, "--port", port, env=environment, **silent)
-    address = f"http://localhost:{port}"
-    try:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                httpx.get(f"{address}/health").raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert process.poll() is None, "the server has ended"
-                assert time.monotonic() < until, "the server does not listen"
-                time.sleep(0.5)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=PATIENCE)
+    command = [sys.executable, str(SERVERS / script), *map(str, arguments), "--port", str(port)]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+        address = f"http://localhost:{port}"
+        try:
+            until = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    httpx.get(f"{address}/health").raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    said = os.pread(log.fileno(), 1 << 16, 0).decode()
+                    assert process.poll() is None, f"the server has ended: {said[-2000:]}"
+                    assert time.monotonic() < until, "the server does not listen"
+                    time.sleep(0.5)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -260,10 +260,10 @@ STAGES: dict[str, Stage] = {
         films=0.3,
     ),
     "tower-read": _tower(
-        24_000, 320_000_000, (0.04, 0.46, 0.5), (1e-3, 2e-3), constant=0.5, sketches=0.7, crowded=0.6
+        12_000, 320_000_000, (0.04, 0.46, 0.5), (1e-3, 2e-3), constant=0.5, sketches=0.7, crowded=0.6
     ),
     "deep-films": _joint(
-        7_000,
+        2_300,
         330_000_000,
         (0.02, 0.46, 0.52),
         (4e-4, 6e-4, 1e-3, 4e-4),

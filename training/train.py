@@ -165,6 +165,11 @@ class Trainer:
         self.step, self.seen = state["step"], state["seen"]
 
 
+def fastest_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it; elsewhere it takes six times as long as float32."""
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
 def save(state: dict[str, object], path: Path) -> None:
     """Write a checkpoint so that a crash leaves either the old or the new one."""
     temporary = path.with_suffix(".tmp")
@@ -192,7 +197,7 @@ def work(rank: int, ranks: int, name: str, run: Path, start: Path | None) -> Non
         network = import_network(source)
     else:
         network = Network(Shape(**state["shape"]) if state else Shape())
-    trainer = Trainer(name, STAGES[name], network, rank, ranks)
+    trainer = Trainer(name, STAGES[name], network, rank, ranks, fastest_dtype())
     if checkpoint.exists():
         trainer.restore(state)
     elif state:
