@@ -259,9 +259,7 @@ STAGES: dict[str, Stage] = {
         crowded=0.3,
         films=0.3,
     ),
-    "tower-read": _tower(
-        12_000, 320_000_000, (0.04, 0.46, 0.5), (1e-3, 2e-3), constant=0.5, sketches=0.7, crowded=0.6
-    ),
+    "tower-read": _tower(12_000, 320_000_000, (0.04, 0.46, 0.5), (1e-3, 2e-3), constant=0.5, sketches=0.7, crowded=0.6),
     "deep-films": _joint(
         2_300,
         330_000_000,
