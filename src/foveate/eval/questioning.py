@@ -165,7 +165,7 @@ def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
     generation = Generation(max_new_tokens=max_new_tokens)
     first = dict(work.first)
     rows = []
-    seen = _Seen()
+    seen = _TowerMemo()
     for method, places in work.methods:
         answer_all = vlm.answer_sharing if vlm.can_share(method) else vlm.answer_batch
         with Patcher() as patches:
@@ -182,16 +182,16 @@ def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _TowerMemo:
     """Stands around a vision tower that takes a picture a row: it does not look again at what it has just seen, nor
-    twice at rows that are alike."""
+    twice at rows that are alike. A tower that is given sizes beside the pixels, as Pixtral is, always looks."""
 
     pictures: Tensor | None = None
     options: dict[str, Any] | None = None
     shown: Any = None
 
     def __call__(self, look: Callable[..., Any], pixel_values: Tensor, **options: Any) -> Any:
-        if pixel_values.ndim != 4:
+        if pixel_values.ndim != 4 or any(isinstance(value, Tensor) for value in options.values()):
             return look(pixel_values, **options)
         pictures, like = torch.unique(pixel_values, dim=0, return_inverse=True)
         if self.pictures is None or not torch.equal(self.pictures, pictures) or self.options != options:
