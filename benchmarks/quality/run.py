@@ -24,7 +24,7 @@ VARIANTS = (
 BETWEEN = ("fastv", "sparsevlm", "sparsevlm_plus", "pyramiddrop", "dart", "priortr", "clse")
 BEFORE = (
     "visionzip", "prumerge", "prumerge_plus", "tome", "hiprune", "vscan", "divprune", "vispruner",
-    "vispruner:important_ratio=1", "scope", "holov", "vidcom2",
+    "vispruner:important_ratio=1", "scope", "holov", "vidcom2", "cdpruner", "mmtok",
 )  # fmt: skip
 CHAINS = tuple(preset.name for preset in PRESETS)
 AT_ENTRY = "random:layers=0"
