@@ -33,7 +33,8 @@ def vlm():
 
 
 def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vlm, tmp_path, capfd):
-    plan = Plan(methods=("v2drop",), tokens=(64,), baselines=False, cache=tmp_path, max_new_tokens=8)
+    names = ("v2drop", "v2drop:metric=l2")  # the same twice, which is asked once
+    plan = Plan(methods=names, tokens=(64,), baselines=False, cache=tmp_path, max_new_tokens=8)
     first, second = Heard(), Heard()
     quality = evaluate(vlm, ["colour"], plan, count=2, listener=first)
     assert first.stages == [("Drawing pictures", None, 0), ("Answering", 4, 4)]
@@ -43,8 +44,9 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert second.notes == [f"4 of 4 answers are known already, from {next(tmp_path.iterdir())}"]
     assert again.to_dict() == quality.to_dict()
     assert capfd.readouterr() == ("", "")
-    (ours,) = quality.settings
+    ours, same = quality.settings
     assert (ours["name"], quality.full["questions"], quality.to_dict()["seeds"]) == ("v2drop", 2, [0])
+    assert {**same, "name": "v2drop"} == ours
     assert ours["tokens"] == pytest.approx(64, abs=1)
 
 

@@ -251,7 +251,7 @@ class _Asking:
 
     def rows(self, cells: Sequence[Cell], doing: str) -> list[dict[str, Any]]:
         """All figures of these cells, after asking what the store does not have."""
-        methods = [draw for cell in cells for draw in cell.draws]
+        methods = list({key_of(draw): draw for cell in cells for draw in cell.draws}.values())
         work = outstanding(self.asked, methods, self.store)
         left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
         if left < total:
