@@ -38,5 +38,7 @@ def test_the_program_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
 
 
 def test_the_embedded_model_needs_no_name(subject):
-    assert "vlm = fv.load()\n" in program(subject, "?", [], 0.33, "embedded", 64)
+    text = program(subject, "?", (), 0.33, "embedded", 64)
+    assert "vlm = fv.load()\n" in text
+    assert "for method in []:\n" in text
     assert "vlm = fv.load('a/b')\n" in program(subject, "?", [], 0.33, "a/b", 64)

@@ -74,7 +74,7 @@ def test_maps_fill_picture_by_picture_and_what_cannot_run_is_left_out(vlm):
 
 def test_names_are_escaped_and_nothing_to_show_is_said():
     maps = HeatMaps([], failed={"<script>": "no <b>"})
-    assert "<script>" not in heat_html(maps, 2)
+    assert heat_html(maps, 2) == "<p class='fv-error'>&lt;script&gt;: no &lt;b&gt;</p>"
     one = HeatMaps(["<img>"], 1, {"<img>": np.ones((GRID, GRID))})
     assert "<b>&lt;img&gt;</b>" in heat_html(one, 1)
     assert "Overlap" not in heat_html(one, 1)

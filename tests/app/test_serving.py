@@ -44,6 +44,52 @@ def test_no_file_outside_its_own_folder_is_served(served, tmp_path):
             assert status >= 400, (route, path)
 
 
+PARTS = {
+    "gallery examples": {"columns": 7, "interactive": False, "allow_preview": False, "selected_index": 0},
+    "file file": {"file_types": ["image", "video"], "file_count": "single"},
+    "textbox question": {"value": "What does the text say?"},
+    "dropdown Methods": {"value": ["v2drop", "visionzip", "random"], "multiselect": True, "allow_custom_value": True},
+    "slider Budget: % of vision tokens": {"minimum": 12, "maximum": 100, "step": 1, "value": 33},
+    "button ask": {"value": "Ask", "variant": "primary", "interactive": True},
+    "button stop": {"value": "Stop", "interactive": True},
+    "html notice": {"visible": False},
+    "slider stages": {"minimum": 0, "maximum": 1, "step": 1, "value": 0, "visible": False},
+    "downloadbutton share": {"visible": False},
+    "accordion python": {"visible": False, "open": False},
+    "slider pictures": {"minimum": 2, "maximum": 32, "step": 1, "value": 12},
+    "file Or pictures of your own": {"file_types": ["image"], "file_count": "multiple"},
+    "textbox Question": {"value": "What does the text say?"},
+    "button look": {"value": "Look", "variant": "primary", "interactive": True},
+}
+
+
+def test_the_page_has_its_parts_and_says_what_it_runs(served, folder):
+    config = json.loads(served.get("/config")[2])
+    assert (config["title"], config["analytics_enabled"], config["show_error"]) == ("foveate", False, False)
+    parts = {}
+    for part in config["components"]:
+        told = part["props"]
+        parts.setdefault(f"{part['type']} {told.get('elem_id') or told.get('label')}", told)
+    for name, wanted in PARTS.items():
+        assert {fact: parts[name].get(fact) for fact in wanted} == wanted, name
+    words = " ".join(str(part["props"].get("value")) for part in config["components"] if part["type"] == "html")
+    assert "<h1>foveate</h1>" in words
+    assert f"Model: {folder} (llava, 32 decoder layers, float32 on cpu)." in words
+    assert "Press Look" in words
+
+
+def test_no_program_may_use_an_event_and_stopping_ends_what_is_asked(served):
+    events = json.loads(served.get("/config")[2])["dependencies"]
+    assert {event["api_visibility"] for event in events} == {"private"}
+    asked = [event["id"] for event in events if event["backend_fn"] and event["types"]["generator"]]
+    click, submit, _upload, look = sorted(asked)
+    assert sorted(event["cancels"] for event in events if event["cancels"]) == [*3 * [[click, submit]], [look]]
+    shown = {
+        event["show_progress"] for event in events if event["backend_fn"] and not event["cancels"] and event["queue"]
+    }
+    assert shown == {"hidden"}
+
+
 def test_an_upload_is_served(served, tmp_path):
     """So that the test above does not pass because nothing is served."""
     (tmp_path / "a.txt").write_text("it is there")

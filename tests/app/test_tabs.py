@@ -129,18 +129,11 @@ def test_where_nothing_is_dropped_there_is_no_slider_and_nothing_to_share(tab, s
     assert FULL in last[tab.answers]
 
 
-def test_what_an_answer_notes_is_said_below_the_button_once(page):
-    said = page.notice(["one note", "film.mp4 has 3 frames", "one note"])
-    assert said.visible
-    assert said.value == page.hint("One note") + page.hint("film.mp4 has 3 frames")
-    assert (page.notice([]).visible, page.hint("<b>")) == (False, "<p class='fv-hint'>&lt;b&gt;</p>")
-
-
-@pytest.mark.parametrize(("shown", "question"), [(None, QUESTION), (examples()[0], "  ")])
-def test_without_a_picture_or_a_question_nothing_is_asked(tab, shown, question):
-    (said,) = tab.reply(shown, question, NAMES, 40)
-    assert set(said) == {tab.answers}
-    assert alerts("There is no picture" if shown is None else "What is the question?") in said[tab.answers]
+def test_without_a_picture_or_a_question_nothing_is_asked(tab, subject):
+    for shown, question, words in ((None, QUESTION, "There is no picture"), (subject, "  ", "What is the question?")):
+        (said,) = tab.reply(shown, question, NAMES, 40)
+        assert set(said) == {tab.answers}
+        assert alerts(words) in said[tab.answers]
 
 
 def test_the_slider_begins_where_all_methods_can_be(tab, subject):
