@@ -5,6 +5,7 @@ import pytest
 from foveate.ask.loading import load
 from foveate.embedded import FILM_TASKS
 from foveate.errors import SettingError, UnknownNameError
+from foveate.eval import evaluation
 from foveate.eval.evaluation import evaluate
 from foveate.eval.plan import Plan
 from foveate.eval.provenance import conditions
@@ -48,6 +49,11 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert (ours["name"], quality.full["questions"], quality.to_dict()["seeds"]) == ("v2drop", 2, [0])
     assert {**same, "name": "v2drop"} == ours
     assert ours["tokens"] == pytest.approx(64, abs=1)
+
+
+def test_without_a_plan_the_usual_methods_and_budgets_are_compared(vlm, monkeypatch):
+    monkeypatch.setattr(evaluation, "_compare", lambda vlm, asked, plan, *_, **__: (len(asked), plan))
+    assert evaluate(vlm, ["colour"], count=1) == (1, Plan())
 
 
 def test_several_seeds_are_pooled_and_each_ones_counts_are_kept(vlm, tmp_path):

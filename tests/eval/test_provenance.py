@@ -79,6 +79,7 @@ def test_what_decides_nothing_is_no_part_of_the_key(folder):
     before = key(stub(folder))
     (folder / "MODEL_CARD.md").write_text("Another card.")
     (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (folder / "checkpoints.json").mkdir()
     assert key(stub(folder)) == before
     moved = folder.rename(folder.parent / "elsewhere")
     assert key(stub(moved)) == before
