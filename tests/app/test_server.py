@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.app.server import bound, hosts_of, url_of
+from foveate.app.server import bound, check_gradio, hosts_of, url_of
 from foveate.errors import UnsupportedError
 
 
@@ -32,3 +32,9 @@ def test_a_page_for_this_machine_alone_is_found_by_its_names_alone():
     assert hosts_of("0.0.0.0") == ["*"]
     assert "[::1]" in hosts_of("::1")
     assert "evil.example" not in hosts_of("127.0.0.1")
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[app\]'"):
+        check_gradio()

@@ -152,9 +152,9 @@ def test_the_slider_begins_where_all_methods_can_be(tab, subject):
     assert alerts(f"At most {MOST} methods") in refused[tab.dropping.refusal].value
 
 
-def test_maps_fill_from_pictures_of_ones_own_or_generated_ones(looking, picture):
+def test_maps_fill_from_pictures_of_ones_own_or_generated_ones(page, looking, picture):
     begun, first = looking.run(NAMES, 40, 12, [str(picture)], QUESTION)
-    assert "Showing the first of 1 pictures." in begun
+    assert begun == page.hint("Showing the first of 1 pictures.")
     assert "Mean over 1 pictures" in first
     begun, first, second = looking.run(NAMES, 40, 2.0, None, f" {QUESTION} ")
     assert "Mean over 1 of 2 pictures" in first

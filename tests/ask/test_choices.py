@@ -162,20 +162,20 @@ def test_choices_that_begin_alike_are_told():
 
 
 def test_the_likeliest_choice_is_the_answer(vlm, demo):
-    answer = vlm.ask(demo, QUESTION, choices=["ABCDE", "PE94S", "KRPM"])
-    assert answer.text == "PE94S" == max(answer.choices, key=answer.choices.get)
-    assert list(answer.choices) == ["ABCDE", "PE94S", "KRPM"]
-    assert vlm.processor.decode(list(answer.tokens)) == "PE94S"
+    answer = vlm.ask(demo, QUESTION, choices=["ABCDE", "36KUM", "KRPM"])
+    assert answer.text == "36KUM" == max(answer.choices, key=answer.choices.get)
+    assert list(answer.choices) == ["ABCDE", "36KUM", "KRPM"]
+    assert vlm.processor.decode(list(answer.tokens)) == "36KUM"
     assert answer.to_dict()["choices"] == answer.choices
 
 
 def test_a_shorter_choice_does_not_win_by_being_short(vlm, demo):
-    answer = vlm.ask(demo, QUESTION, choices=["PE94SZ", "PE94S", "PE9"], method=fv.V2Drop(retention=0.7))
-    assert answer.text == "PE94S"
+    answer = vlm.ask(demo, QUESTION, choices=["36KUMZ", "36KUM", "36K"], method=fv.V2Drop(retention=0.7))
+    assert answer.text == "36KUM"
 
 
 def test_the_values_are_those_of_a_forward_over_prompt_and_choice(vlm, demo):
-    for media, choices, end in (([], ["PE94S", "KRP", "yes"], ()), (demo, ["PE9", "PE94S", "yes"], (2,))):
+    for media, choices, end in (([], ["36KUM", "KRP", "yes"], ()), (demo, ["36K", "36KUM", "yes"], (2,))):
         answer = vlm.ask(media, QUESTION, choices=choices)
         prompt = answer.prompt
         for choice in choices:
