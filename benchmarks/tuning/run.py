@@ -1,15 +1,16 @@
-"""Search settings on the embedded model with optuna, and judge them on pictures of seeds that nothing else has seen.
+"""Tune four methods at three budgets on the embedded model, and judge what is found on pictures of other seeds.
 
-    python benchmarks/tuning/run.py                     # some hour of one core; goes on where it was stopped
-    python benchmarks/tuning/run.py --judge             # a quarter of an hour: pairs all that the record has
+    python benchmarks/tuning/run.py       # an hour or two of one core; goes on where it was stopped
 
-The record, search.json, also has what the search found that foveate had before, at the commit that it names: on the
-same pictures, with as many settings.
+Each cell is what `foveate tune --search` does: the small grid, then settings that optuna suggests, chosen by pictures
+that are used for nothing else. The record, search.json, has what was found and how many answers it gets right on the
+seeds of `HELD_OUT`, with which nothing was tuned, chosen or looked at.
 """
 
 import argparse
 import json
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,92 +18,80 @@ import torch
 from judging import Judge, asked, pictures_of
 
 import foveate as fv
-from foveate._versions import versions
+from foveate._versions import commit, versions
 from foveate.contract.catalogue import from_dict
+from foveate.eval.provenance import conditions
 from foveate.tune.parts import grouped
 from foveate.tune.trials import open_trials
 
 OUT = Path(__file__).with_name("search.json")
-# Method, budget in tokens: pictures to tune with, most questions about each, settings beyond the grid.
-CELLS = {("v2drop", 32): (60, 6, 90), ("fastv", 32): (80, 3, 87), ("pyramiddrop", 192): (80, 3, 45)}
-SEEDS = (1201, 1202, 1203)
-HELD_OUT = (1211, 1212, 1213, 1214)
-JUDGED = 25
-"""Pictures of each held-out seed."""
+METHODS = ("v2drop", "visiondrop", "fastv", "divprune:tokens={entering}+v2drop")
+ENTERING = {32: 55, 64: 110, 128: 220}
+"""What DivPrune leaves to V2Drop at each budget, in tokens: as in the preset chain/llava-1.5-7b/64-divprune-v2drop."""
+SEED, PICTURES, MOST, SEARCH = 1301, 48, 4, 60
+"""Of the pictures to tune with, how many, most questions about each, and settings beyond the small grid."""
+HELD_OUT, JUDGED = (1311, 1312, 1313, 1314), 25
+"""Other seeds, and pictures of each."""
+ROWS = {
+    "published": "published",
+    "grid": "small grid",
+    "tuned": "tuned",
+    "random, tuned schedule": "random at tuned",
+}
+"""What is judged, as `foveate.Tuned` and as the record name it."""
 
 
-def tuned(vlm: Any, name: str, budget: int, seed: int, work: Path) -> dict[str, Any]:
-    """What one search finds."""
-    pictures, most, search = CELLS[name, budget]
-    prompts = asked(vlm, pictures_of(seed, pictures, most))
+def tuned(vlm: Any, name: str, budget: int, work: Path) -> dict[str, Any]:
+    """What one run of tuning finds."""
+    prompts = asked(vlm, pictures_of(SEED, PICTURES, MOST))
     begun = time.process_time()
-    found = fv.tune(
-        vlm, prompts, method=name, tokens=budget, search=search, seed=seed, state=work / f"{name}-{budget}-{seed}"
-    )
-    return {
-        "by": "optuna",
-        "method": name,
-        "budget": budget,
-        "seed": seed,
-        "chosen": found.chosen,
-        "tried": found.tried,
-        "cpu_minutes": round((time.process_time() - begun) / 60, 1),
-        "grid": next(row.method.to_dict() for row in found.rows if row.name == "grid"),
-        "setting": found.method.to_dict(),
-    }
+    found = fv.tune(vlm, prompts, method=name, tokens=budget, search=SEARCH, seed=SEED, state=work / f"{name}-{budget}")
+    settings = {ROWS[row.name]: row.method.to_dict() for row in found.rows if row.name in ROWS}
+    minutes = round((time.process_time() - begun) / 60, 1)
+    return {"chosen": found.chosen, "tried": found.tried, "cpu_minutes": minutes, "settings": settings}
 
 
-def judged(vlm: Any, found: list[dict[str, Any]], name: str, budget: int, work: Path) -> dict[str, Any]:
-    """Accuracy on held-out pictures, over the seeds of the searches, and how far optuna is ahead of the others."""
-    _, most, _ = CELLS[name, budget]
-    chosen = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED, most)]
-    of_cell = [one for one in found if (one["method"], one["budget"]) == (name, budget)]
-    settings = {
-        by: [from_dict(one["setting"]) for one in of_cell if one["by"] == by]
-        for by in dict.fromkeys(one["by"] for one in of_cell)
-    }
-    settings["small grid"] = [from_dict(one["grid"]) for one in of_cell if one["by"] == "optuna"]
+def judged(vlm: Any, settings: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Accuracy of each setting on the held-out pictures, and how far one is ahead of another, paired."""
+    chosen = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED)]
     pictures = grouped(vlm, asked(vlm, chosen))
-    with open_trials(vlm, pictures, 1, state=work / f"judged-{name}-{budget}", origin=str(versions())) as trials:
+    with open_trials(vlm, pictures, 1, state=work / "judged", origin=str(versions())) as trials:
         judge = Judge(vlm, chosen, trials)
-        marks = {by: judge.marks(methods) for by, methods in settings.items()}
+        marks = {row: judge.marks([from_dict(setting)]) for row, setting in settings.items()}
+        pairs = [("small grid", "published"), ("tuned", "small grid"), ("tuned", "random at tuned")]
         return {
-            "method": name,
-            "budget": budget,
-            "pictures": len(pictures),
             "questions": len(chosen),
             "full": judge.full(),
-            "accuracy": {by: judge.accuracy(one) for by, one in marks.items()},
-            "ahead": {by: judge.ahead(marks["optuna"], one) for by, one in marks.items() if by != "optuna"},
+            "accuracy": {row: judge.accuracy(one) for row, one in marks.items()},
+            "ahead": {
+                f"{one} of {other}": judge.ahead(marks[one], marks[other]) for one, other in pairs if other in marks
+            },
         }
 
 
 def main() -> None:
-    """Search the cells that the record has not, or judge those that it has."""
+    """Tune and judge the cells that the record has not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", action="store_true", help="judge what was found")
     parser.add_argument("--work", type=Path, default=Path("tuning-work"))
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
     vlm = fv.load()
-    record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"found": []}
-    known = {(one["by"], one["method"], one["budget"], one["seed"]) for one in record["found"]}
-    for seed in SEEDS if not options.judge else ():
-        for name, budget in CELLS:
-            if ("optuna", name, budget, seed) not in known:
-                record["found"].append(tuned(vlm, name, budget, seed, options.work))
-                write(options.out, record)
-    if options.judge:
-        record["held_out"] = list(HELD_OUT)
-        record["judged"] = [judged(vlm, record["found"], *cell, options.work) for cell in CELLS]
-        record["versions"] = versions()
-        write(options.out, record)
-
-
-def write(out: Path, record: dict[str, Any]) -> None:
-    """Write the record."""
-    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    about = {
+        "weights": conditions(vlm)["files"]["model.safetensors"],
+        "seed": SEED, "pictures": PICTURES, "held_out": list(HELD_OUT), "judged": JUDGED * len(HELD_OUT),
+    }  # fmt: skip
+    record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    cells = record["cells"] if record.get("about") == about else []
+    known = {(cell["method"], cell["budget"]) for cell in cells}
+    for budget, text in product(ENTERING, METHODS):
+        name = text.format(entering=ENTERING[budget])
+        if (name, budget) not in known:
+            found = tuned(vlm, name, budget, options.work)
+            cells.append({"method": name, "budget": budget, **found, **judged(vlm, found["settings"], options.work)})
+            made = {"about": about, "versions": versions(), "commit": commit(), "cells": cells}
+            options.out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            print(f"{name} at {budget}: {found['chosen']}, {found['cpu_minutes']} min", flush=True)
 
 
 if __name__ == "__main__":

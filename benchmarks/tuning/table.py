@@ -7,42 +7,41 @@ import json
 from pathlib import Path
 from typing import Any
 
+from foveate.contract.catalogue import from_dict
+
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "tuning-found.md"
-LITTLE = 0.02
-"""A smaller loss is no base for a share."""
+ROWS = ("published", "small grid", "tuned", "random at tuned")
+PAIRS = ("small grid of published", "tuned of small grid")
 
 
-def tables(record: dict[str, Any]) -> str:
-    """A summary, and V2Drop on more seeds."""
-    seeds = ", ".join(map(str, record["seeds"]["held-out"]))
+def cells(record: dict[str, Any]) -> str:
+    """A line for each method and budget: accuracy by what is tuned."""
+    about, first = record["about"], record["cells"][0]
+    seeds = ", ".join(map(str, about["held_out"]))
     lines = [
-        f"Judged on {record['pictures']} pictures of seeds {seeds}, which nothing was tuned on. [ ] are 95 % intervals "
-        "over pictures; differences are paired.",
+        f"Right answers, %, on {first['questions']} questions about {about['judged']} pictures of seeds {seeds}, which "
+        f"nothing was tuned, chosen or looked at with; the full model: {interval(first['full'])}. [ ] and ± are 95 % "
+        "intervals over pictures and seeds; what one is ahead of another is paired. Minutes are of one core.",
         "",
-        *summary(record["cells"]),
+        "| tokens | method | published | small grid | tuned | random at tuned | grid ahead of published "
+        "| tuned ahead of grid | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += further(record["further"])
+    for cell in record["cells"]:
+        shown = [percent(cell["accuracy"].get(row)) for row in ROWS]
+        shown += [interval(cell["ahead"][pair], "+") if pair in cell["ahead"] else "–" for pair in PAIRS]
+        lines.append(f"| {cell['budget']} | {cell['method']} | {' | '.join(shown)} | {cell['cpu_minutes']:.0f} |")
     return "\n".join(lines)
 
 
-def summary(cells: list[dict[str, Any]]) -> list[str]:
-    """A line for each cell: accuracy by what is tuned."""
-    lines = [
-        "Right answers, %. *Recovered* is the share of the published schedule's loss against the full model that the "
-        "tuned one takes back.",
-        "",
-        "| method | tokens | full | published | small grid | tuned | recovered | random at tuned | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cell in cells:
-        rows = {row["name"]: row["accuracy"]["value"] for row in cell["rows"]}
-        full = cell["full"]["value"]
-        shown = [percent(rows.get(name)) for name in ("published", "small grid", "tuned")]
-        gained = recovered(full, rows.get("published"), rows.get("tuned"))
-        figures = [percent(full), *shown, gained, percent(rows.get("random at tuned")), f"{cell['minutes']:.0f}"]
-        lines.append(f"| {cell['method']} | {cell['budget']} | {' | '.join(figures)} |")
-    return [*lines, ""]
+def settings(record: dict[str, Any]) -> str:
+    """What was found, as it is typed."""
+    lines = ["| tokens | from | setting |", "|---|---|---|"]
+    for cell in record["cells"]:
+        found = from_dict(cell["settings"]["tuned"])
+        lines.append(f"| {cell['budget']} | {cell['chosen']} | `{found}` |")
+    return "\n".join(lines)
 
 
 def batching(record: dict[str, Any]) -> str:
@@ -64,66 +63,11 @@ def ratio(times: dict[str, float]) -> str:
     return f"{times['median']:.2f} [{times['low']:.2f}, {times['high']:.2f}]"
 
 
-def recovered(full: float, published: float | None, tuned: float | None) -> str:
-    """How much of a loss is taken back, in hundredths; nothing where there is little to lose."""
-    if published is None or tuned is None or full - published < LITTLE:
-        return "–"
-    return f"{100 * (tuned - published) / (full - published):.0f} %"
-
-
-def percent(share: float | None) -> str:
-    """In hundredths; a dash where there is none."""
+def percent(share: dict[str, float] | None) -> str:
+    """In hundredths, with half the interval; a dash where there is none."""
     if share is None:
         return "–"
-    return f"{100 * share:.1f}"
-
-
-def further(found: dict[str, Any]) -> list[str]:
-    """V2Drop's settings on more seeds."""
-    seeds = ", ".join(map(str, found["seeds"]))
-    lines = [
-        "## V2Drop on further seeds",
-        "",
-        f"The same settings on {found['pictures']} pictures of seeds {seeds}, which nobody looked at while the search "
-        f"was built. Full model: {interval(found['full'])} on {found['questions']} questions.",
-        "",
-        "| budget | setting | tokens | accuracy, % | ahead of published | recovered | text, other | scenes, sketches |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    published = {row["budget"]: row["accuracy"]["value"] for row in found["rows"] if row["name"] == "published"}
-    for row in found["rows"]:
-        ahead = interval(row["ahead"], "+") if "ahead" in row else ""
-        gained = ""
-        if row["name"] != "published":
-            gained = recovered(found["full"]["value"], published.get(row["budget"]), row["accuracy"]["value"])
-        cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), ahead, gained, *kinds(row))
-        lines.append(f"| {row['budget']} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def searches(record: dict[str, Any]) -> str:
-    """What optuna finds, beside what the search of before found, by the pictures of seeds that neither has seen."""
-    seeds = ", ".join(map(str, record["held_out"]))
-    pictures = record["judged"][0]["pictures"]
-    lines = [
-        f"Right answers, %, on {pictures} pictures of seeds {seeds}: the mean of what three searches found, "
-        "each on pictures of its own. *Ahead* is optuna's minus the other's, paired over pictures.",
-        "",
-        "| method | tokens | questions | full | small grid | own search | optuna | ahead of own | ahead of grid |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cell in record["judged"]:
-        accuracy, ahead = cell["accuracy"], cell["ahead"]
-        shown = [interval(cell["full"]), *(interval(accuracy[by]) for by in ("small grid", "own search", "optuna"))]
-        shown += [interval(ahead[by], "+") for by in ("own search", "small grid")]
-        lines.append(f"| {cell['method']} | {cell['budget']} | {cell['questions']} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
-def kinds(row: dict[str, Any]) -> tuple[str, str]:
-    """Accuracy by kind of question and of picture."""
-    shares = [f"{100 * row[name]:.0f}" for name in ("text", "other", "scenes", "sketches")]
-    return ", ".join(shares[:2]), ", ".join(shares[2:])
+    return f"{100 * share['value']:.1f} ± {50 * (share['high'] - share['low']):.1f}"
 
 
 def interval(estimate: dict[str, float], sign: str = "") -> str:
@@ -134,11 +78,10 @@ def interval(estimate: dict[str, float], sign: str = "") -> str:
 
 def parts() -> dict[str, str]:
     """What stands between the marks of the page, by their name."""
-    found, compared, batches = (
-        json.loads((HERE / name).read_text(encoding="utf-8"))
-        for name in ("embedded.json", "search.json", "batching.json")
+    found, batches = (
+        json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("search.json", "batching.json")
     )
-    return {"tables": tables(found), "searches": searches(compared), "batching": batching(batches)}
+    return {"cells": cells(found), "settings": settings(found), "batching": batching(batches)}
 
 
 def marked(name: str, text: str) -> str:

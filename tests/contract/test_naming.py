@@ -39,6 +39,7 @@ from foveate.contract.naming import parse
 )  # fmt: skip
 def test_what_a_text_names(text, method):
     assert parse(text) == method
+    assert str(parse(str(method))) == str(method)
 
 
 @pytest.mark.parametrize(

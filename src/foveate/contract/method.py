@@ -353,8 +353,10 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
 
 
 def _as_written(value: Any) -> str:
-    """A setting's value as people write it: `3,17,22`, and numbers with six digits."""
+    """A setting's value as people write it: `3,17,22`, `(30,5),(22,4)`, and numbers with six digits."""
     if isinstance(value, tuple):
+        if any(isinstance(part, tuple) for part in value):
+            return str(value)[1:-1].replace(" ", "")
         return ",".join(map(_as_written, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
