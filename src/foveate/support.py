@@ -15,7 +15,7 @@ from foveate.families.base import Family
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
 SERVED: tuple[type[Signal], ...] = tuple(
-    kind for kind in map(vars(signals).__getitem__, signals.__all__) if vars(kind).get("served")
+    kind for kind in map(vars(signals).__getitem__, signals.__all__) if "kind" in vars(kind)
 )
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
@@ -130,7 +130,7 @@ def _is_served(signal: Signal, place: Place) -> bool:
     if isinstance(signal, Resource):
         return place is (Place.LAYER if signal.of == "text" else Place.BEFORE_PROJECTOR)
     if isinstance(signal, Features):
-        return signal.side == "before" and place is Place.BEFORE_PROJECTOR
+        return place is Place.BEFORE_PROJECTOR
     return isinstance(signal, SERVED)
 
 

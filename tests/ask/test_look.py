@@ -184,7 +184,7 @@ def test_questions_leave_a_look_as_it_was_and_know_nothing_of_one_another(family
     vlm, method = random_vlm(family, monkeypatch), method_of(name)
     prompts = asked(vlm, lengths=(3, 5))
     ask = prefix_of(vlm, prompts[0], method)
-    held = [(tensor, tensor.clone()) for layer in ask.look.cache.layers for _, tensor in tensors_of(layer)]
+    held = [(tensor, tensor.clone()) for layer in ask.look.cache.layers for tensor in tensors_of(layer)]
     once = ask(prompts[0])[0]
     ask(prompts[1])
     ask(*prompts)
@@ -239,7 +239,7 @@ def test_of_pixels_only_the_shape_stays_and_nothing_holds_more_memory_than_it_sa
         vlm = random_vlm(family)
         look = look_at(vlm.model, asked(vlm)[0].inputs, EXAMPLES["v2drop-0"])
         assert look.inputs["pixel_values"].is_meta
-        tensors = {id(tensor): tensor for layer in look.cache.layers for _, tensor in tensors_of(layer)}.values()
+        tensors = {id(tensor): tensor for layer in look.cache.layers for tensor in tensors_of(layer)}.values()
         assert look.nbytes == sum(tensor.nbytes for tensor in tensors)
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         assert sum(storages.values()) <= look.nbytes

@@ -50,7 +50,6 @@ from foveate.errors import SettingError
         (lambda: TowerKeys(block=24, of=24), "of=24 needs a block below it; got block=24"),
         (lambda: Resource("clip", of="words"), "'features', 'text'; got 'words'"),
         (lambda: Pivots(count=0), "Pivots: count must be a whole number, 1 or more; got 0"),
-        (lambda: Features(side="left"), "'before', 'behind'; got 'left'"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_names_the_right_ones(make, message):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveate.core.rank import marked_first
 from foveate.core.tensors import Tensors, on_tensors
 from foveate.errors import ShapeError
 
@@ -188,17 +189,10 @@ class Cut:
     def _source_of_stays(self) -> Tensor:
         if self._stays is None:  # all stay
             return torch.arange(self.arriving)
-        order = self._stays_first()
+        order = marked_first(self._stays)
         # Behind them −1, so that the shape does not depend on how many stay: 0 2 −1.
         places = torch.arange(self.arriving, device=order.device)
         return order.masked_fill(places >= self.count, -1)
-
-    def _stays_first(self) -> Tensor:
-        """The tokens that arrived, (arriving,) int64: those that stay, then the others, each in order."""
-        assert self._stays is not None
-        # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
-        leaves = self._stays.logical_not().to(torch.uint8)
-        return torch.sort(leaves, stable=True).indices
 
     @property
     def stays_whole(self) -> bool:
@@ -281,7 +275,7 @@ class Cut:
     def first(self, count: int) -> "Cut":
         """The same where the host knows by now that `count` rows are real."""
         if self._stays is not None:  # its notes have the arriving tokens as their first dimension
-            source = self._stays_first()[:count]
+            source = marked_first(self._stays)[:count]
             notes = {name: note[source] for name, note in self.notes.items()}
             return Cut.take(source, self.arriving, notes)
         source, rows = self.source[:count], self.rows

@@ -74,7 +74,7 @@ def marked_first(marked: Tensor) -> Tensor:
 
     Who knows how many are marked cuts them off, where `nonzero` would let the host wait. (…, tokens) bool -> int64.
     """
-    return marked.logical_not().long().sort(dim=-1, stable=True).indices
+    return marked.logical_not().to(torch.uint8).sort(dim=-1, stable=True).indices
 
 
 def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:

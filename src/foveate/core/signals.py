@@ -1,7 +1,7 @@
 """What a stage may read: declared here by the method, computed by whoever runs it, and reduced on the way.
 
-A signal is a value: two that are equal are read once. Every one says which tensor the stage gets for it, whether the
-engine computes it, from which layers, and what that costs. A new one is declared here; the tables are made of this.
+A signal is a value: two that are equal are read once. Every one says which tensor the stage gets for it, from which
+layers, and what that costs. A new one is declared here; the tables are made of this.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,6 @@ class Signal:
 
     kind: ClassVar[str]
     """What a view calls it: `view.attention` for `Attention`."""
-    served: ClassVar[bool] = False
-    """Whether the engine computes it, at a cost that `queries` knows. Each class says it for itself."""
     of_ran: ClassVar[bool] = False
     """Whether it is made of queries or keys of the layer before the stage, while that layer attends."""
 
@@ -68,19 +66,16 @@ class Signal:
         Args:
             tokens: Vision tokens that arrive at the stage.
             images: How many these are of each image.
-
-        Raises:
-            UnsupportedError: If that is not known.
         """
         return None
 
-    def refuse_unpriced(self, known: bool = True) -> None:
-        """What nobody has priced must not count as nothing; also a subclass with another option.
+    def refuse_unpriced(self) -> None:
+        """What nobody has priced must not count as nothing: a signal that an author declared elsewhere.
 
         Raises:
             UnsupportedError: If its cost is not known.
         """
-        if not (known and vars(type(self)).get("served")):
+        if type(self).__module__ != __name__:
             raise UnsupportedError(f"What {self!r} costs is not known: say it in foveate.core.signals.")
 
 
@@ -92,7 +87,6 @@ class Hidden(Signal):
     """
 
     kind: ClassVar[str] = "hidden"
-    served: ClassVar[bool] = True
 
     back: int = 0
 
@@ -136,7 +130,6 @@ class Attention(Signal):
     """
 
     kind: ClassVar[str] = "attention"
-    served: ClassVar[bool] = True
 
     rows: Literal["last", "after", "but_last", "null", "raters", "vision"] = "last"
     layer: Literal["ran", "next"] = "ran"
@@ -176,11 +169,9 @@ class Attention(Signal):
         return self.layer == "ran"
 
     def queries(self, tokens: int, images: Sequence[int]) -> int | None:
-        of_text = self.rows in ("last", "after", "but_last", "null", "raters")
-        self.refuse_unpriced((of_text or self.rows == "vision") and self.layer in ("ran", "next"))
         if self.layer == "ran":
             return None
-        if of_text:
+        if self.rows != "vision":
             return 1  # text rows count as a single one
         if self.sample is None:
             return tokens
@@ -197,7 +188,6 @@ class CachedAttention(Signal):
     """
 
     kind: ClassVar[str] = "attention"
-    served: ClassVar[bool] = True
 
     @property
     def reads_text(self) -> bool:
@@ -209,7 +199,6 @@ class Keys(Signal):
     """The next decoder layer's keys of the tokens after RoPE, mean over heads: (tokens, head size) float32."""
 
     kind: ClassVar[str] = "keys"
-    served: ClassVar[bool] = True
 
     def queries(self, tokens: int, images: Sequence[int]) -> int | None:
         return 0
@@ -220,7 +209,6 @@ class KeyNorms(Signal):
     """L1 norm of each token's key in the layer that just ran, after RoPE, all key heads together: (tokens,) float32."""
 
     kind: ClassVar[str] = "key_norms"
-    served: ClassVar[bool] = True
     of_ran: ClassVar[bool] = True
 
 
@@ -229,7 +217,6 @@ class Normed(Signal):
     """The residual stream entering the layer, through the norm in front of the model's head: (tokens, width)."""
 
     kind: ClassVar[str] = "normed"
-    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -241,7 +228,6 @@ class Pivots(Signal):
     """
 
     kind: ClassVar[str] = "pivots"
-    served: ClassVar[bool] = True
     of_ran: ClassVar[bool] = True
 
     count: int = 4
@@ -263,7 +249,6 @@ class Text(Signal):
     """
 
     kind: ClassVar[str] = "text"
-    served: ClassVar[bool] = True
 
     @property
     def reads_text(self) -> bool:
@@ -315,7 +300,6 @@ class TowerAttention(TowerSignal):
     """
 
     kind: ClassVar[str] = "attention"
-    served: ClassVar[bool] = True
 
     by: Literal["cls", "patches"] = "cls"
 
@@ -326,7 +310,6 @@ class TowerKeys(TowerSignal):
     are "joined"."""
 
     kind: ClassVar[str] = "keys"
-    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -334,7 +317,6 @@ class Cls(Signal):
     """The tower's CLS state beside the features: (1, width). Only useful for a row without a position."""
 
     kind: ClassVar[str] = "cls"
-    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -344,7 +326,6 @@ class Deepstack(Signal):
     """
 
     kind: ClassVar[str] = "deepstack"
-    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -356,7 +337,6 @@ class Columns(Signal):
     """
 
     kind: ClassVar[str] = "columns"
-    served: ClassVar[bool] = True
     of_ran: ClassVar[bool] = True
 
     pivots: int = 0
@@ -368,16 +348,13 @@ class Columns(Signal):
 
 @dataclass(frozen=True)
 class Features(Signal):
-    """The image's tokens before the projector or behind it: (tokens, width).
+    """The image's tokens before the projector: (tokens, width).
 
     The tower's features of a LLaVA-NeXT or LLaVA-OneVision picture are packed as its tokens are. Where a family shows
-    no features of the other side (Qwen-VLs, videos), the stage gets those of its own.
+    none (Qwen-VLs, videos), the stage gets those behind it.
     """
 
     kind: ClassVar[str] = "features"
-    served: ClassVar[bool] = True
-
-    side: Literal["before", "behind"] = "before"
 
 
 @dataclass(frozen=True)
@@ -389,7 +366,6 @@ class Cells(Signal):
     """
 
     kind: ClassVar[str] = "cells"
-    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -404,7 +380,6 @@ class Resource(Signal):
     """
 
     kind: ClassVar[str] = "resource"
-    served: ClassVar[bool] = True
 
     name: str = ""
     of: Literal["features", "text"] = "features"

@@ -608,23 +608,18 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
     return copied
 
 
-def tensors_of(layer: Any) -> Iterator[tuple[str, Tensor]]:
-    """Everything that a layer of a cache holds, by name."""
-    for name in ("keys", "values", *FOLLOWING):
-        tensor = getattr(layer, name, None)
-        if isinstance(tensor, Tensor):
-            yield name, tensor
+def tensors_of(layer: Any) -> Iterator[Tensor]:
+    """Everything that a layer of a cache holds."""
+    held = [getattr(layer, name, None) for name in ("keys", "values", *FOLLOWING)]
+    held += [state for kind in STATES for state in getattr(layer, kind, {}).values()]
+    yield from (tensor for tensor in held if isinstance(tensor, Tensor))
     if getattr(layer, "reads", None) is not None:
-        yield from ((f"reads.{name}", tensor) for name, tensor in tensors_of(layer.reads))
-    for kind in STATES:
-        for index, state in getattr(layer, kind, {}).items():
-            if state is not None:
-                yield f"{kind}.{index}", state
+        yield from tensors_of(layer.reads)
 
 
 def nbytes(cache: Any) -> int:
     """Bytes of all tensors in a cache; what layers share counts once."""
-    held = {id(tensor): tensor.nbytes for layer in cache.layers for _, tensor in tensors_of(layer)}
+    held = {id(tensor): tensor.nbytes for layer in cache.layers for tensor in tensors_of(layer)}
     return sum(held.values())
 
 
