@@ -34,10 +34,7 @@ def tower_flops(family: type[Family], config: Any, prompt: PromptLengths, grids:
     """
     if not prompt.vision:
         return 0, 0
-    if grids and family.runs_grids:
-        return _flops_of_grids(family, config, grids)
-    shape = family.tower_shape(config)
-    return _flops(shape, family.pictures_run(config, prompt.sizes, prompt.pictures))
+    return _flops(family.tower_shape(config), _pictures(family, config, prompt, grids))
 
 
 def smaller_tower_flops(
@@ -55,7 +52,7 @@ def smaller_tower_flops(
     if not family.runs_grids:
         return None
     cells = [_coarsened(stages, tuple(grid), size) for grid, size in zip(grids, ranked, strict=True)]
-    return _flops_of_grids(family, config, cells)
+    return _flops(family.tower_shape(config), PicturesRun(tuple(itertools.chain.from_iterable(cells))))
 
 
 def subset_tower_flops(
@@ -75,10 +72,7 @@ def subset_tower_flops(
             f"tower_tokens must have one entry per image or video; got {len(tokens)} for {len(prompt.sizes)} in "
             "vision_tokens."
         )
-    if grids:
-        pictures = PicturesRun(tuple(itertools.chain.from_iterable(grids)))
-    else:
-        pictures = family.pictures_run(config, prompt.sizes, prompt.pictures)
+    pictures = _pictures(family, config, prompt, grids)
     stays = [torch.zeros(size, dtype=torch.bool) for size in prompt.sizes]
     for of_image, places in zip(stays, tokens, strict=True):
         of_image[torch.as_tensor(places, dtype=torch.int64)] = True
@@ -98,10 +92,11 @@ def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> t
 # -- FLOPs --------------------------------------------------------------------------------------------------------
 
 
-def _flops_of_grids(family: type[Family], config: Any, grids: Grids) -> tuple[int, int]:
-    """Of pictures whose tokens stand on these grids."""
-    pictures = PicturesRun(tuple(itertools.chain.from_iterable(grids)))
-    return _flops(family.tower_shape(config), pictures)
+def _pictures(family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None) -> PicturesRun:
+    """What runs through the tower, by the grids if the caller gave any and they tell it."""
+    if grids and family.runs_grids:
+        return PicturesRun(tuple(itertools.chain.from_iterable(grids)))
+    return family.pictures_run(config, prompt.sizes, prompt.pictures)
 
 
 def _flops(shape: TowerShape, pictures: PicturesRun, kept: Sequence[Tensor] | None = None) -> tuple[int, int]:

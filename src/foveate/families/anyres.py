@@ -29,7 +29,7 @@ from foveate.families.tower import (
     feature_layers,
     tapped_all,
 )
-from foveate.families.vision import grid_boxes, picture_sizes, smaller
+from foveate.families.vision import grid_boxes, picture_sizes
 
 __all__ = ["NOWHERE", "AnyResolution", "tiles_of"]
 
@@ -130,15 +130,6 @@ class AnyResolution(OfClip):
             patches.wrap(self.core, "pack_image_features", packer.pack)
             output = self.run_smaller(run, "pixel_values", inputs, cells)
         return output, replace_images(output, packer.cells)
-
-    def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
-        """Run with pictures resized to `cells`, rows and columns of patches."""
-        pixels = inputs[name]  # (…, channels, rows, columns)
-        patch = self.model.config.vision_config.patch_size
-        rows, columns = cells
-        resized = smaller(pixels.flatten(0, -4), rows * patch, columns * patch)
-        resized = resized.view(*pixels.shape[:-2], *resized.shape[-2:])
-        return run(**{name: resized, "interpolate_pos_encoding": True})
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:

@@ -58,6 +58,15 @@ class OfClip(Family):
     def tower_shape(cls, config: Any) -> TowerShape:
         return llava_shape(config)
 
+    def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
+        """Run with pictures resized to `cells`, rows and columns of patches."""
+        pixels = inputs[name]  # (…, channels, rows, columns)
+        patch = self.model.config.vision_config.patch_size
+        rows, columns = cells
+        resized = smaller(pixels.flatten(0, -4), rows * patch, columns * patch)
+        resized = resized.view(*pixels.shape[:-2], *resized.shape[-2:])
+        return run(**{name: resized, "interpolate_pos_encoding": True})
+
 
 class Llava(OfClip):
     """Where things are inside `LlavaForConditionalGeneration`."""
@@ -110,9 +119,7 @@ class Llava(OfClip):
         (cells,) = reducer.coarsen((grid,), math.prod(grid), 0)
         if cells == grid:
             return run(), [None] * len(pixels)
-        rows, columns = cells
-        small = smaller(pixels, rows * patch, columns * patch)
-        output = run(**{name: small, "interpolate_pos_encoding": True})
+        output = self.run_smaller(run, name, inputs, cells)
         return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
     @classmethod

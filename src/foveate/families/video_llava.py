@@ -27,7 +27,7 @@ from foveate.families.tower import (
     encoder_layers,
     feature_layers,
 )
-from foveate.families.vision import grid_boxes, smaller
+from foveate.families.vision import grid_boxes
 
 __all__ = ["FAMILY", "VideoLlava"]
 
@@ -108,17 +108,12 @@ class VideoLlava(Llava):
         """The tower interpolates its position embeddings; the CLS of each frame is the smaller frame's."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
-        pixels, patch = inputs["pixel_values_videos"], self.model.config.vision_config.patch_size
-        videos, frames = pixels.shape[:2]
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
         grids = ((self.side, self.side),) * frames
         coarse = reducer.coarsen(grids, frames * self.side**2, 0)
         if coarse == grids:
             return run(), [None] * videos
-        rows, columns = coarse[0]
-        # As if each frame were a picture, and back: (videos, frames, channels, rows, columns)
-        small = smaller(pixels.flatten(0, 1), rows * patch, columns * patch)
-        small = small.view(videos, frames, *small.shape[1:])
-        output = run(pixel_values_videos=small, interpolate_pos_encoding=True)
+        output = self.run_smaller(run, "pixel_values_videos", inputs, coarse[0])
         states = output.pooler_output
         frame = into_cells(grids[0], coarse[0])
         output.pooler_output = _patches(states, frames)
