@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 from foveate.app.subjects import examples
-from foveate.video import read
 from tests.app.serving import CHROMIUM, HAS_GRADIO, HAS_PLAYWRIGHT
-from tests.films import film
 
 NEEDED = {"Gradio": HAS_GRADIO, "playwright": HAS_PLAYWRIGHT, "Chromium": CHROMIUM is not None}
 MISSING = ", ".join(name for name, is_there in NEEDED.items() if not is_there)
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.skipif(
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 LONG = 120_000  # milliseconds: a busy machine
 QUESTION = "What is this ?"
-STRIPES = np.kron(np.arange(0, 256, 32, np.uint8)[None, :, None], np.ones((48, 8, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -176,23 +173,6 @@ def test_an_example_brings_its_questions(page):
     assert right in page.inner_text("#answers .fv-right")
 
 
-def test_an_uploaded_picture_is_asked_about(page, picture, vlm):
-    upload(page, picture)
-    ask(page)
-    assert cards(page)["full model"] == vlm.ask(picture, QUESTION, max_new_tokens=4).text
-
-
-@pytest.mark.filterwarnings("ignore:this model reads no videos", "ignore:the processor cuts off")
-def test_a_film_is_asked_about(page, tmp_path, vlm):
-    path = film(tmp_path / "clip.mp4", 12, draw=lambda number, *_: np.roll(STRIPES, 4 * number, axis=1))
-    upload(page, path)
-    assert "Of the film clip.mp4, 8 frames are read." in page.inner_text("#notice")
-    ask(page)
-    wanted = vlm.ask(read(path, frames=8), QUESTION, max_new_tokens=4)
-    assert cards(page)["full model"] == wanted.text
-    assert f"of {wanted.vision_tokens} " in page.locator("#answers article").nth(1).inner_text()
-
-
 def test_after_a_file_that_cannot_be_read_nothing_is_asked_until_there_is_a_picture(page, tmp_path, picture, vlm):
     for name, content in {"broken.png": b"none", "broken.mp4": b"none", "empty.jpg": b""}.items():
         (path := tmp_path / name).write_bytes(content)
@@ -210,15 +190,6 @@ def test_after_a_file_that_cannot_be_read_nothing_is_asked_until_there_is_a_pict
     upload(page, picture)
     ask(page)
     assert cards(page)["full model"] == vlm.ask(picture, QUESTION, max_new_tokens=4).text
-
-
-def test_an_empty_question_has_a_clear_message_and_the_page_goes_on(page):
-    page.fill("#question textarea", "  ")
-    page.click("#ask")
-    assert "What is the question?" in page.locator("#answers [role=alert]").inner_text()
-    ask(page)
-    assert len(cards(page)) == 4
-    page.errors[:] = [line for line in page.errors if "Failed to load resource" not in line]
 
 
 def test_all_that_is_asked_is_seen_without_scrolling(browser, served):
@@ -251,18 +222,6 @@ def test_a_method_is_chosen_by_keyboard_and_has_a_word_on_what_it_does(page):
     assert page.locator(".fv-methods .token").first.bounding_box()["height"] < 40  # its name, in one line
 
 
-def test_a_sixth_method_and_one_that_is_not_there_are_refused_with_a_sentence(page):
-    choose(page, "visonzip")
-    page.locator(".fv-refusal", has_text="Did you mean visionzip").first.wait_for()
-    for text in ("tome", "random:seed=1"):
-        choose(page, text)
-    page.locator(".fv-refusal", has_text="At most 5 methods are compared at a time; got 6.").first.wait_for()
-    page.click("#ask")
-    page.locator("#answers [role=alert]", has_text="At most 5 methods").wait_for()
-    page.locator(".fv-methods .remove-all").first.click()
-    page.locator(".fv-refusal").first.wait_for(state="hidden")
-
-
 def test_a_budget_below_a_methods_floor_cannot_be_chosen(page):
     slider = page.locator(".fv-budget input[type=range]").first
     least = int(slider.get_attribute("min"))
@@ -277,16 +236,6 @@ def test_a_budget_below_a_methods_floor_cannot_be_chosen(page):
     assert slider.get_attribute("min") == slider.input_value() == str(least)
     ask(page)
     assert "Budget not met" not in page.inner_text("#answers")
-
-
-def test_heat_maps_fill_and_methods_are_compared(page):
-    page.get_by_role("tab", name="Where do methods look?").click()
-    look(page, 3)
-    assert page.locator("#maps figure").count() == 4
-    numbers = [float(cell) for cell in page.locator("#maps td").all_inner_texts()]
-    assert len(numbers) == 16
-    assert numbers[::5] == [1.0] * 4
-    assert all(0 <= number <= 1 for number in numbers)
 
 
 def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(browser, served):
