@@ -27,7 +27,7 @@ FRAMES = 8
 """Of a film."""
 RATE = 2.0
 """Frames a second of a generated film."""
-DRAWN = ((scene, 17), (scene, 2), (scene, 7), (sketch, 11), (sketch, 20), (sketch, 22))
+DRAWN = ((scene, 5), (scene, 2), (scene, 7), (sketch, 11), (sketch, 20), (sketch, 22))
 """Examples; the first is the picture that ships."""
 ORDER = (
     *("read text", "count", "colour", "list left to right", "quadrant", "relation", "existence", "character"),
