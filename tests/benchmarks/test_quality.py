@@ -57,8 +57,7 @@ def test_every_method_that_works_on_pictures_is_asked():
     asked = {kind.name for row in run.rows() if not row.startswith("chain/") for kind in kinds_of(row)}
     film = {"dycoke", "evs", "dtd", "fastvid", "holitom", "flashvid"}
     assert film <= {row["name"] for row in json.loads((table.HERE / "films.json").read_text())["rows"]}
-    younger = {"cdpruner", "mmtok"}  # than the record
-    assert set(fv.methods()) - asked - set(table.CONTROLS) - film - younger == {"finalkv", "pixelprune", "read"}
+    assert set(fv.methods()) - asked - set(table.CONTROLS) - film == {"finalkv", "pixelprune", "read"}
     chains = {preset.name for preset in PRESETS}
     assert (
         {row for row in run.rows() if row.startswith("chain/")} == chains <= {row["name"] for row in QUALITY.settings}
