@@ -28,9 +28,9 @@ OUT = Path(__file__).with_name("search.json")
 METHODS = ("v2drop", "visiondrop", "fastv", "divprune:tokens={entering}+v2drop")
 ENTERING = {32: 55, 64: 110, 128: 220}
 """What DivPrune leaves to V2Drop at each budget, in tokens: as in the preset chain/llava-1.5-7b/64-divprune-v2drop."""
-SEED, PICTURES, MOST, SEARCH = 1301, 48, 4, 60
+SEED, PICTURES, MOST, SEARCH = 1301, 45, 3, 30
 """Of the pictures to tune with, how many, most questions about each, and settings beyond the small grid."""
-HELD_OUT, JUDGED = (1311, 1312, 1313, 1314), 25
+HELD_OUT, JUDGED = (1311, 1312, 1313, 1314), 20
 """Other seeds, and pictures of each."""
 ROWS = {
     "published": "published",
