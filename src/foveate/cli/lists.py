@@ -26,7 +26,7 @@ STAGES = {
     "read": "Not read while decoding",
 }
 BELOW = (
-    "Settings: foveate methods NAME. Best on the embedded model: v2drop and others at 1/3, divprune and scope at 1/9."
+    "Settings: foveate methods NAME. Best on the embedded model: divprune, vidcom2 and mmtok, at 1/3 as at 1/9."
 )
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
