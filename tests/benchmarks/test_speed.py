@@ -56,19 +56,6 @@ def test_a_row_has_speed_ups_with_their_intervals_beside_the_limit():
     ]
 
 
-def test_the_whole_way_has_seconds_and_then_ratios_and_the_towers_share():
-    base, *_, method = (dict(one) for one in RECORD["rows"][:3])
-    seconds = {"tower": 1.0, "prefill": 2.0, "ttft": 3.5, "tpot": 0.5, "whole": 5.0}
-    rows = [base | seconds, method | seconds | {"whole": 2.0}, RECORD["rows"][-1]]
-    lines = table.whole([{**RECORD, "rows": rows}]).splitlines()
-    assert lines[4:] == [
-        "| untouched | 75 | 1 s | 2 s | 3.5 s | 0.5 s | 5 s | 20% |",
-        "| v2drop 192 | 75 |  | 2.00× [1.60, 2.50] | 2.00× [1.60, 2.50] |  | 2.00× [1.60, 2.50] | 50% |",
-        "| ÷ random |  |  | 1.010 [1.000, 1.020] |  |  |  |  |",
-        "| ÷ bare |  |  |  |  |  |  |  |",
-    ]
-
-
 def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
     other = {**RECORD, "model": {**RECORD["model"], "device": "cuda:0"}}
     for name, record in (("a.json", other), ("b.json", RECORD), ("linear.json", {"vision_tokens": []})):
