@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     bool(MISSING), reason=f"THE SERVERS ARE NOT TESTED: {', '.join(MISSING)} missing; see make setup-page"
 )
 SERVERS = Path(__file__).parents[1] / "examples" / "servers"
-QUESTIONS = ("What is written ?", "What is this ?")
+QUESTIONS = ("What is written ?", "How many green objects are there?")
 METHOD, RETENTION = "v2drop", 0.1
 PATIENCE = 180  # seconds: a busy machine
 
