@@ -142,7 +142,7 @@ def test_the_page_takes_no_fonts_and_scripts_from_elsewhere(served):
 
 
 def test_without_pyav_pictures_are_asked_about_and_ctrl_c_ends_it_while_an_answer_comes(folder, tmp_path, picture):
-    served = Served("--model", folder, "--max-new-tokens", 5000, folder=tmp_path, missing="av")
+    served = Served("--model", folder, "--max-new-tokens", 100_000, folder=tmp_path, missing="av")
     assert len(served.files) == 1
     asking = [None, "What is this ?", [], 33]
     assert "Reading videos needs PyAV" in served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)), [], 33)

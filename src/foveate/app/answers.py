@@ -6,19 +6,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from weakref import WeakSet
 
 from foveate import embedded
 from foveate._spelling import written
 from foveate.app.subjects import Subject
 from foveate.ask.answer import Answer
+from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, FoveateError, SettingError
 
-__all__ = ["FULL", "MOST", "Reply", "answered", "cards", "checked", "least_percent", "program"]
+__all__ = ["FULL", "MOST", "UNDER_WAY", "Reply", "answered", "cards", "checked", "least_percent", "program"]
 
 FULL = "full model"
 MOST = 5
 """Methods that are compared at a time."""
+UNDER_WAY: WeakSet[Stream] = WeakSet()
+"""Answers that are being made. Gradio leaves them alone when the server ends; see `foveate.app.server.serve`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ def answered(
                 stream=True,
                 max_new_tokens=max_new_tokens,
             )
+        UNDER_WAY.add(stream)
         with stream:
             for piece in stream:
                 first = first or time.perf_counter() - begun

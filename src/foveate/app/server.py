@@ -94,6 +94,7 @@ def serve(
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         import uvicorn
 
+        from foveate.app.answers import UNDER_WAY
         from foveate.app.page import application
 
         config = uvicorn.Config(
@@ -103,4 +104,8 @@ def serve(
             server_header=False,
         )
         ready(url_of(listening))  # connections wait in the socket until the server takes them
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            for stream in list(UNDER_WAY):
+                stream.close()
