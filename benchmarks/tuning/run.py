@@ -41,9 +41,8 @@ ROWS = {
 """What is judged, as `foveate.Tuned` and as the record name it."""
 
 
-def tuned(vlm: Any, name: str, budget: int, work: Path) -> dict[str, Any]:
+def tuned(vlm: Any, prompts: list[Any], name: str, budget: int, work: Path) -> dict[str, Any]:
     """What one run of tuning finds."""
-    prompts = asked(vlm, pictures_of(SEED, PICTURES, MOST))
     begun = time.process_time()
     found = fv.tune(vlm, prompts, method=name, tokens=budget, search=SEARCH, seed=SEED, state=work / f"{name}-{budget}")
     settings = {ROWS[row.name]: row.method.to_dict() for row in found.rows if row.name in ROWS}
@@ -51,22 +50,16 @@ def tuned(vlm: Any, name: str, budget: int, work: Path) -> dict[str, Any]:
     return {"chosen": found.chosen, "tried": found.tried, "cpu_minutes": minutes, "settings": settings}
 
 
-def judged(vlm: Any, settings: dict[str, Any], work: Path) -> dict[str, Any]:
+def judged(judge: Judge, settings: dict[str, Any]) -> dict[str, Any]:
     """Accuracy of each setting on the held-out pictures, and how far one is ahead of another, paired."""
-    chosen = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED)]
-    pictures = grouped(vlm, asked(vlm, chosen))
-    with open_trials(vlm, pictures, 1, state=work / "judged", origin=str(versions())) as trials:
-        judge = Judge(vlm, chosen, trials)
-        marks = {row: judge.marks([from_dict(setting)]) for row, setting in settings.items()}
-        pairs = [("small grid", "published"), ("tuned", "small grid"), ("tuned", "random at tuned")]
-        return {
-            "questions": len(chosen),
-            "full": judge.full(),
-            "accuracy": {row: judge.accuracy(one) for row, one in marks.items()},
-            "ahead": {
-                f"{one} of {other}": judge.ahead(marks[one], marks[other]) for one, other in pairs if other in marks
-            },
-        }
+    marks = {row: judge.marks([from_dict(setting)]) for row, setting in settings.items()}
+    pairs = [("small grid", "published"), ("tuned", "small grid"), ("tuned", "random at tuned")]
+    return {
+        "questions": len(judge.right),
+        "full": judge.full(),
+        "accuracy": {row: judge.accuracy(one) for row, one in marks.items()},
+        "ahead": {f"{one} of {other}": judge.ahead(marks[one], marks[other]) for one, other in pairs if other in marks},
+    }
 
 
 def main() -> None:
@@ -79,16 +72,24 @@ def main() -> None:
     vlm = fv.load()
     about = {
         "weights": conditions(vlm)["files"]["model.safetensors"],
-        "seed": SEED, "pictures": PICTURES, "held_out": list(HELD_OUT), "judged": JUDGED * len(HELD_OUT),
+        "seed": SEED, "pictures": PICTURES, "most": MOST, "search": SEARCH,
+        "held_out": list(HELD_OUT), "judged": JUDGED * len(HELD_OUT),
     }  # fmt: skip
     record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     cells = record["cells"] if record.get("about") == about else []
     known = {(cell["method"], cell["budget"]) for cell in cells}
-    for budget, text in product(ENTERING, METHODS):
-        name = text.format(entering=ENTERING[budget])
-        if (name, budget) not in known:
-            found = tuned(vlm, name, budget, options.work)
-            cells.append({"method": name, "budget": budget, **found, **judged(vlm, found["settings"], options.work)})
+    wanted = [(text.format(entering=ENTERING[budget]), budget) for budget, text in product(ENTERING, METHODS)]
+    missing = [cell for cell in wanted if cell not in known]
+    if not missing:
+        return
+    prompts = asked(vlm, pictures_of(SEED, PICTURES, MOST))
+    chosen = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED)]
+    pictures = grouped(vlm, asked(vlm, chosen))
+    with open_trials(vlm, pictures, 1, state=options.work / "judged", origin=str(versions())) as trials:
+        judge = Judge(vlm, chosen, trials)
+        for name, budget in missing:
+            found = tuned(vlm, prompts, name, budget, options.work)
+            cells.append({"method": name, "budget": budget, **found, **judged(judge, found["settings"])})
             made = {"about": about, "versions": versions(), "commit": commit(), "cells": cells}
             options.out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             print(f"{name} at {budget}: {found['chosen']}, {found['cpu_minutes']} min", flush=True)
