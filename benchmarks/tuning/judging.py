@@ -13,7 +13,7 @@ from foveate.embedded.questions import TEXT_TASKS
 from foveate.eval.held_out import questions
 from foveate.eval.questioning import Asked
 from foveate.tune.forcing import Target, targets
-from foveate.tune.parts import grouped
+from foveate.tune.parts import About
 from foveate.tune.trials import Trials
 
 
@@ -43,12 +43,13 @@ class Judge:
     Args:
         vlm: The model.
         chosen: The questions.
+        pictures: The same as prompts, grouped.
         trials: On the pictures of these questions; its targets become the true answers.
     """
 
-    def __init__(self, vlm: Any, chosen: Sequence[Asked], trials: Trials) -> None:
+    def __init__(self, vlm: Any, chosen: Sequence[Asked], pictures: Sequence[About], trials: Trials) -> None:
         self.trials = trials
-        self.pictures = grouped(vlm, asked(vlm, chosen))
+        self.pictures = pictures
         self.resampled = Resampled([question.picture for question in chosen], [question.seed for question in chosen])
         self.right: list[bool] = []
         answers = iter(chosen)
@@ -59,14 +60,11 @@ class Judge:
 
     def full(self) -> dict[str, Any]:
         """The full model's accuracy."""
-        return self.resampled.proportion(np.array(self.right, dtype=float)).to_dict()
+        return self.accuracy(np.array(self.right, dtype=float))
 
-    def marks(self, methods: Sequence[Method]) -> Any:
-        """(questions,) share of the settings that answer right."""
-        every = [
-            self.trials.column(method, self.pictures, lambda fidelity: float(fidelity.agrees)) for method in methods
-        ]
-        return np.mean(every, axis=0)
+    def marks(self, method: Method) -> Any:
+        """(questions,) 1 where a setting answers right, else 0."""
+        return self.trials.column(method, self.pictures, lambda fidelity: float(fidelity.agrees))
 
     def accuracy(self, marks: Any) -> dict[str, float]:
         """The share of right answers."""

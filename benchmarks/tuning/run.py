@@ -45,15 +45,18 @@ def tuned(vlm: Any, prompts: list[Any], name: str, budget: int, work: Path) -> d
     """What one run of tuning finds."""
     begun = time.process_time()
     found = fv.tune(vlm, prompts, method=name, tokens=budget, search=SEARCH, seed=SEED, state=work / f"{name}-{budget}")
-    settings = {ROWS[row.name]: row.method.to_dict() for row in found.rows if row.name in ROWS}
-    minutes = round((time.process_time() - begun) / 60, 1)
-    return {"chosen": found.chosen, "tried": found.tried, "cpu_minutes": minutes, "settings": settings}
+    return {
+        "chosen": found.chosen,
+        "tried": found.tried,
+        "cpu_minutes": round((time.process_time() - begun) / 60, 1),
+        "settings": {ROWS[row.name]: row.method.to_dict() for row in found.rows if row.name in ROWS},
+    }
 
 
 def judged(judge: Judge, settings: dict[str, Any]) -> dict[str, Any]:
     """Accuracy of each setting on the held-out pictures, and how far one is ahead of another, paired."""
-    marks = {row: judge.marks([from_dict(setting)]) for row, setting in settings.items()}
-    pairs = [("small grid", "published"), ("tuned", "small grid"), ("tuned", "random at tuned")]
+    marks = {row: judge.marks(from_dict(setting)) for row, setting in settings.items()}
+    pairs = ("small grid", "published"), ("tuned", "small grid"), ("tuned", "random at tuned")
     return {
         "questions": len(judge.right),
         "full": judge.full(),
@@ -78,7 +81,7 @@ def main() -> None:
     record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     cells = record["cells"] if record.get("about") == about else []
     known = {(cell["method"], cell["budget"]) for cell in cells}
-    wanted = [(text.format(entering=ENTERING[budget]), budget) for budget, text in product(ENTERING, METHODS)]
+    wanted = ((text.format(entering=left), budget) for (budget, left), text in product(ENTERING.items(), METHODS))
     missing = [cell for cell in wanted if cell not in known]
     if not missing:
         return
@@ -86,12 +89,12 @@ def main() -> None:
     chosen = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED)]
     pictures = grouped(vlm, asked(vlm, chosen))
     with open_trials(vlm, pictures, 1, state=options.work / "judged", origin=str(versions())) as trials:
-        judge = Judge(vlm, chosen, trials)
+        judge = Judge(vlm, chosen, pictures, trials)
         for name, budget in missing:
             found = tuned(vlm, prompts, name, budget, options.work)
             cells.append({"method": name, "budget": budget, **found, **judged(judge, found["settings"])})
-            made = {"about": about, "versions": versions(), "commit": commit(), "cells": cells}
-            options.out.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            record = {"about": about, "versions": versions(), "commit": commit(), "cells": cells}
+            options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             print(f"{name} at {budget}: {found['chosen']}, {found['cpu_minutes']} min", flush=True)
 
 
