@@ -84,6 +84,12 @@ def test_rivals_are_those_that_truly_cost_the_same(quality):
     assert unmatched(quality.rows) == [pytest.approx(30 / 576, abs=1e-3)]
 
 
+def test_baselines_do_not_run_twice_at_nearly_the_same_share():
+    chain = (cell("chain", None, 6), [log(right(0.5), 63)])
+    assert unmatched(figures_of(FULL, [RAN[1], chain])) == []
+    assert unmatched(figures_of(FULL, [chain])) == [pytest.approx(63 / 576, abs=1e-3)]
+
+
 def test_hard_questions_are_those_that_the_full_model_gets_right_and_a_smaller_picture_wrong():
     """Eight sorts of questions, 25 each; the method answers more of those that the full model fails at."""
     full, small, ours = np.array(list(product((0, 1), repeat=3)) * 25, float).T

@@ -254,15 +254,12 @@ def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
 
 
 def unmatched(rows: Iterable[Row]) -> list[float]:
-    """Shares truly spent by methods that spend another share than they were given, for baselines to be run at."""
-    shares = set()
-    for row in rows:
-        if row["task"] is not None or row["name"] == FULL_MODEL or "infeasible" in row:
-            continue
-        budget, retention = row["budget"], row["retention"]
-        if budget is None or (row["name"] not in BASELINES and abs(retention - budget) > NEAR / 2 * budget):
-            shares.add(round(retention, 3))
-    return sorted(shares, reverse=True)
+    """Shares that methods truly spend where no baseline was run near by, for baselines to be run at."""
+    ran = [row for row in rows if row["task"] is None and row["name"] != FULL_MODEL and "infeasible" not in row]
+    asked = [row["budget"] for row in ran if row["name"] in BASELINES]
+    spent = {round(row["retention"], 3) for row in ran if row["name"] not in BASELINES}
+    far = (share for share in spent if all(abs(share - budget) > NEAR / 2 * budget for budget in asked))
+    return sorted(far, reverse=True)
 
 
 def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
