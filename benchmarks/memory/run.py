@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -199,18 +198,14 @@ def growth(record: dict[str, Any], name: str) -> str:
     return f"{math.log(high / low, many / few):.2f}"
 
 
-def table(record: dict[str, Any], memory: Sequence[int] = TOKENS, times: Sequence[int] = TOKENS) -> list[str]:
-    """Every method: memory and time at some sizes."""
-    heads = [
-        "method",
-        *(f"MiB at {tokens:,}" for tokens in memory),
-        "power",
-        *(f"ms at {tokens:,}" for tokens in times),
-    ]
+def table(record: dict[str, Any]) -> list[str]:
+    """Every method: memory and time."""
+    heads = ["method", *(f"MiB at {tokens:,}" for tokens in TOKENS)]
+    heads += ["power", *(f"ms at {tokens:,}" for tokens in TOKENS)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in names():
-        cells = [*(memory_of(record, name, tokens) for tokens in memory), growth(record, name)]
-        cells += [time_of(record, name, tokens) for tokens in times]
+        cells = [*(memory_of(record, name, tokens) for tokens in TOKENS), growth(record, name)]
+        cells += [time_of(record, name, tokens) for tokens in TOKENS]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
 
@@ -255,7 +250,7 @@ def filled(text: str, record: dict[str, Any]) -> str:
     """The guide with its part of the record."""
     begin, end = "<!-- memory: begin -->", "<!-- memory: end -->"
     before, rest = text.split(begin)
-    return "\n".join([before + begin, *table(record, TOKENS[1:2], TOKENS[1:2]), "", NOTES, end + rest.split(end)[1]])
+    return "\n".join([before + begin, *table(record), "", NOTES, end + rest.split(end)[1]])
 
 
 def main() -> None:
