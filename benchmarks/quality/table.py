@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate._sheet import Column, Sheet
+from foveate.contract import Chain
 from foveate.eval.figures import RIVALS, collapsed, verdict
 from foveate.eval.quality import Quality
+from foveate.methods.chains import PRESETS
 
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
@@ -179,6 +181,22 @@ def resized(record: dict[str, Any]) -> str:
     return shown.replace("†", "")
 
 
+def chains(record: dict[str, Any]) -> str:
+    """Each chain with a name beside its first method alone, and V2Drop alone, at as many tokens."""
+    quality = quality_of(record)
+    cells = {(row["name"], nearest(row, quality)): row for row in quality.settings}
+    floors = {(row["name"], near(row["budget"], BUDGETS)): row["floor"] for row in quality.infeasible}
+    lines = []
+    for preset in PRESETS:
+        assert isinstance(preset.method, Chain)
+        (budget,) = (budget for name, budget in cells if name == preset.name)
+        names = (preset.name, preset.method.members[0].name, "v2drop")
+        accuracies = [entry(cells, floors, name, budget, quality) for name in names]
+        lines.append([f"`{preset.name}`", f"{cells[preset.name, budget]['tokens']:.1f}", *accuracies])
+    heads = ["preset", "tokens", "accuracy", "first method alone", "V2Drop alone"]
+    return "\n".join([caption(record), "", Sheet("", heads, lines).to_markdown()]).replace("†", "")
+
+
 def drawn(record: dict[str, Any]) -> str:
     """Which seeds drew the pictures, and what the intervals are over."""
     seeds = record["seeds"]
@@ -252,6 +270,7 @@ PLACES = (
     Place("docs/results.md", "quality", "embedded.json", table),
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
     Place("docs/guides/choosing.md", "resized", "embedded.json", resized),
+    Place("docs/guides/composing.md", "chains", "embedded.json", chains),
     Place("docs/guides/video.md", "films", "films.json", partial(table, shown="films", budgets=FILM_BUDGETS)),
 )
 
