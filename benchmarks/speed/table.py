@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- speed: begin -->\n", "<!-- speed: end -->\n"
 LARGE = ("cpu-large.json", "gpu-*.json")
 PAGES = {
     HERE / "README.md": (("*.json",), ""),
@@ -19,6 +18,9 @@ PAGES = {
     HERE.parents[1] / "README.md": (LARGE, "v2drop"),
 }
 """Where tables go, of which records, and of which rows: all, those of methods, or those of one method."""
+WHOLE = "whole-*.json"
+"""Records of real sizes, from pixels to the last word."""
+PARTS = {"tower": "tower", "prefill": "prefill", "ttft": "first token", "tpot": "each token", "whole": "end to end"}
 AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
 
 
@@ -26,27 +28,31 @@ def main(arguments: list[str]) -> int:
     """Write or check; the exit code."""
     stale = False
     for page, (files, of) in PAGES.items():
-        text = page.read_text(encoding="utf-8")
-        if BEGIN not in text:
-            continue
-        before, _, rest = text.partition(BEGIN)
-        old, _, after = rest.partition(END)
-        new = tables(records(HERE, files), of)
-        stale |= old != new
+        text = new = page.read_text(encoding="utf-8")
+        for mark, made in (("speed", tables(records(HERE, files), of)), ("whole", whole(records(HERE, (WHOLE,))))):
+            new = between(new, mark, made)
+        stale |= text != new
         if "--check" not in arguments:
-            page.write_text(before + BEGIN + new + END + after, encoding="utf-8")
+            page.write_text(new, encoding="utf-8")
     if stale and "--check" in arguments:
         print("The speed tables are not what the records give: run python benchmarks/speed/table.py", file=sys.stderr)
         return 1
     return 0
 
 
+def between(text: str, mark: str, new: str) -> str:
+    """A page with something else between these marks, where it has them."""
+    before, begin, rest = text.partition(f"<!-- {mark}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {mark}: end -->\n")
+    return before + begin + new + end + after if end else text
+
+
 def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, Any]]:
     """The records of `foveate bench` in a folder, those of CPUs first."""
-    found = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(path for one in files for path in folder.glob(one))
-    ]
+    paths = sorted({path for one in files for path in folder.glob(one)})
+    if WHOLE not in files:
+        paths = [path for path in paths if not path.match(WHOLE)]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return sorted((one for one in found if "rows" in one), key=lambda one: one["model"]["device"] != "cpu")
 
 
@@ -101,6 +107,30 @@ def table(record: dict[str, Any], of: str = "") -> list[str]:
                 cells.append(f"{row[size] / base[size] - 1:+.1%}" if size in row else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def whole(found: list[dict[str, Any]]) -> str:
+    """A table a record: seconds of the untouched model, and of each method its speed-up, beside random and bare."""
+    lines: list[str] = []
+    for record in found:
+        base = next(row for row in record["rows"] if row["name"] == FULL)
+        heads = ["", "tokens", *PARTS.values(), "tower's share"]
+        seconds = [f"{base[part]:.3g} s" for part in PARTS]
+        lines += [caption(record), "", f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
+        lines.append(f"| untouched | {base['tokens']:.0f} | {' | '.join(seconds)} | {tower_of(base)} |")
+        for row in (row for row in record["rows"] if row["control"]):
+            faster = [speed_up(row, part) for part in PARTS]
+            lines.append(f"| {row['name']} | {row['tokens']:.0f} | {' | '.join(faster)} | {tower_of(row)} |")
+            for other in ("random", "bare"):
+                ratios = [interval(row, f"{part}_over_{other}") for part in PARTS]
+                lines.append(f"| ÷ {other} |  | {' | '.join(ratios)} |  |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def tower_of(row: dict[str, Any]) -> str:
+    """The tower's share of the time from pixels to the last word."""
+    return f"{row['tower'] / row['whole']:.0%}"
 
 
 def interval(row: dict[str, Any], column: str) -> str:

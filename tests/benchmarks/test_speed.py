@@ -4,8 +4,13 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.speed import table
+import torch
+from benchmarks.speed import table, whole
 
+from foveate.ask.generation import generate
+from foveate.bench.shapes import shape
+from foveate.bench.workload import PromptRequest, synthetic
+from foveate.registry import family_for
 from tests.forked import said_by
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +59,32 @@ def test_a_row_has_speed_ups_with_their_intervals_beside_the_limit():
         "2.00× [1.60, 2.50] |",
         "",
     ]
+
+
+def test_the_whole_way_has_seconds_and_then_ratios_and_the_towers_share():
+    base, *_, method = (dict(one) for one in RECORD["rows"][:3])
+    seconds = {"tower": 1.0, "prefill": 2.0, "ttft": 3.5, "tpot": 0.5, "whole": 5.0}
+    rows = [base | seconds, method | seconds | {"whole": 2.0}, RECORD["rows"][-1]]
+    lines = table.whole([{**RECORD, "rows": rows}]).splitlines()
+    assert lines[4:] == [
+        "| untouched | 75 | 1 s | 2 s | 3.5 s | 0.5 s | 5 s | 20% |",
+        "| v2drop 192 | 75 |  | 2.00× [1.60, 2.50] | 2.00× [1.60, 2.50] |  | 2.00× [1.60, 2.50] | 50% |",
+        "| ÷ random |  |  | 1.010 [1.000, 1.020] |  |  |  |  |",
+        "| ÷ bare |  |  |  |  |  |  |  |",
+    ]
+
+
+def test_layers_that_share_weights_are_those_of_the_whole_model():
+    of, cpu = shape("cpu-qwen"), torch.device("cpu")
+    shared = whole.Shared(of.name, of.of, of.config, of.image, of.frame).build(cpu, torch.float32)
+    plain = of.build(cpu, torch.float32)
+    plain.load_state_dict(shared.state_dict())
+    layers = family_for(shared).text.layers
+    assert len(layers) == len(family_for(plain).text.layers) > whole.OWN
+    assert layers[whole.OWN].mlp.up_proj.weight is layers[0].mlp.up_proj.weight
+    inputs = synthetic(of, PromptRequest(), cpu, torch.float32).inputs
+    said, same = (generate(model, inputs, 4).sequences for model in (shared, plain))
+    assert torch.equal(said, same)
 
 
 def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
