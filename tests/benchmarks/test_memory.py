@@ -5,8 +5,6 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import foveate as fv
-
 ROOT = Path(__file__).parents[2]
 run = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/memory/run.py")))
 RECORD = json.loads(run.RECORD.read_text(encoding="utf-8"))
