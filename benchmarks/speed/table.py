@@ -70,7 +70,8 @@ def tables(found: list[dict[str, Any]], of: str = "") -> str:
 def caption(record: dict[str, Any]) -> str:
     """What was run, in a sentence, and what noise alone did."""
     model, again = record["model"], next(row for row in record["rows"] if row["name"] == AGAIN)
-    cores = f", {record['machine']['threads']} threads" if model["device"] == "cpu" else ""
+    threads = record["machine"]["threads"]
+    cores = f", {threads} thread{'s' * (threads > 1)}" if model["device"] == "cpu" else ""
     return (
         f"`{model['name']}`, {'random' if model['weights'] == 'random' else 'its own'} weights, {model['dtype']}, "
         f"{model['attention']} ({record['machine']['chip']}{cores}; torch {record['versions']['torch']}): batch "
@@ -116,7 +117,8 @@ def whole(found: list[dict[str, Any]]) -> str:
         base = next(row for row in record["rows"] if row["name"] == FULL)
         heads = ["", "tokens", *PARTS.values(), "tower's share"]
         seconds = [f"{base[part]:.3g} s" for part in PARTS]
-        lines += [caption(record), "", f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
+        shared = f" Processor time; the layers share the weights of {record['layers_with_own_weights']}."
+        lines += [caption(record) + shared, "", f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
         lines.append(f"| untouched | {base['tokens']:.0f} | {' | '.join(seconds)} | {tower_of(base)} |")
         for row in (row for row in record["rows"] if row["control"]):
             faster = [speed_up(row, part) for part in PARTS]
