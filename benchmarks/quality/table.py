@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from foveate._sheet import Column, Sheet
-from foveate.contract import Chain
 from foveate.eval.figures import RIVALS, collapsed, verdict
 from foveate.eval.quality import Quality
 from foveate.methods.chains import PRESETS
@@ -137,12 +136,18 @@ def by_budget(
         column: The head of a budget's column.
         budgets: One a column.
     """
-    cells = {(row["name"], nearest(row, quality, budgets)): row for row in quality.settings}
-    floors = {(row["name"], near(row["budget"], budgets)): row["floor"] for row in quality.infeasible}
+    cells, floors = placed(quality, budgets)
     lines = [
         [shown, *(entry(cells, floors, name, budget, quality) for budget in budgets)] for name, shown in names.items()
     ]
     return Sheet("", [head, *(Column(column(budget), right=True) for budget in budgets)], lines).to_markdown()
+
+
+def placed(quality: Quality, budgets: Sequence[float] = BUDGETS) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """The cells by method and budget, and the floors of those that cannot meet it."""
+    cells = {(row["name"], nearest(row, quality, budgets)): row for row in quality.settings}
+    floors = {(row["name"], near(row["budget"], budgets)): row["floor"] for row in quality.infeasible}
+    return cells, floors
 
 
 def near(share: float, budgets: Sequence[float]) -> float:
@@ -184,11 +189,9 @@ def resized(record: dict[str, Any]) -> str:
 def chains(record: dict[str, Any]) -> str:
     """Each chain with a name beside its first method alone, and V2Drop alone, at as many tokens."""
     quality = quality_of(record)
-    cells = {(row["name"], nearest(row, quality)): row for row in quality.settings}
-    floors = {(row["name"], near(row["budget"], BUDGETS)): row["floor"] for row in quality.infeasible}
+    cells, floors = placed(quality)
     lines = []
     for preset in PRESETS:
-        assert isinstance(preset.method, Chain)
         (budget,) = (budget for name, budget in cells if name == preset.name)
         names = (preset.name, preset.method.members[0].name, "v2drop")
         accuracies = [entry(cells, floors, name, budget, quality) for name in names]
