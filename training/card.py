@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from foveate._sheet import between
+
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "src/foveate/embedded/model/MODEL_CARD.md"
 SHIPPED = ROOT / "training/results/shipped.json"
@@ -35,13 +37,6 @@ def main(arguments: list[str]) -> int:
         return int(old != new)
     CARD.write_text(new, encoding="utf-8")
     return 0
-
-
-def between(text: str, name: str, table: str) -> str:
-    """The text with what stands between a pair of marks replaced."""
-    before, begin, rest = text.partition(f"<!-- {name}: begin -->\n")
-    _, end, after = rest.partition(f"<!-- {name}: end -->\n")
-    return before + begin + table + end + after
 
 
 def full(found: dict[str, Any], head: str = "task") -> str:

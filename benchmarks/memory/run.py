@@ -24,6 +24,7 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import foveate as fv
+from foveate._sheet import between
 from foveate._versions import commit, versions
 from foveate.bench.memory import hold
 from foveate.bench.shapes import NamedShape
@@ -248,9 +249,7 @@ def page(record: dict[str, Any]) -> str:
 
 def filled(text: str, record: dict[str, Any]) -> str:
     """The guide with its part of the record."""
-    begin, end = "<!-- memory: begin -->", "<!-- memory: end -->"
-    before, rest = text.split(begin)
-    return "\n".join([before + begin, *table(record), "", NOTES, end + rest.split(end)[1]])
+    return between(text, "memory", "\n".join([*table(record), "", NOTES, ""]))
 
 
 def main() -> None:

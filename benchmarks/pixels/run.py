@@ -28,6 +28,7 @@ from transformers import (
 )
 
 import foveate as fv
+from foveate._sheet import between
 from foveate._versions import commit, versions
 from foveate.bench.timing import ratio, rounds
 from foveate.contract import Cut, PatchStage, Shape, Stage
@@ -257,9 +258,7 @@ def table_of_times(times: dict[str, Any]) -> list[str]:
 def filled(page: str, record: dict[str, Any]) -> str:
     """The page with the tables of a record."""
     for name, lines in tables(record).items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, _, rest = page.partition(begin)
-        page = "".join((before, begin, *(f"{line}\n" for line in lines), end, rest.partition(end)[2]))
+        page = between(page, name, "".join(f"{line}\n" for line in lines))
     return page
 
 

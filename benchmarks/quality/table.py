@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import Column, Sheet
+from foveate._sheet import Column, Sheet, between
 from foveate.eval.figures import RIVALS, collapsed, verdict
 from foveate.eval.quality import Quality
 from foveate.methods.chains import PRESETS
@@ -61,15 +61,12 @@ def main(arguments: list[str]) -> int:
 def write(place: Place, *, check: bool) -> bool:
     """Put the text between a page's marks, or only compare; False where it is another one."""
     record = json.loads((HERE / place.record).read_text(encoding="utf-8"))
-    new = place.make(record)
-    begin, end = f"<!-- {place.mark}: begin -->\n", f"<!-- {place.mark}: end -->\n"
     path = HERE.parents[1] / place.page
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(begin)
-    old, _, after = rest.partition(end)
+    old = path.read_text(encoding="utf-8")
+    new = between(old, place.mark, place.make(record))
     if check:
         return old == new
-    path.write_text(before + begin + new + end + after, encoding="utf-8")
+    path.write_text(new, encoding="utf-8")
     return True
 
 

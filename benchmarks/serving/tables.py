@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from foveate._sheet import Column, Sheet
+from foveate._sheet import Column, Sheet, between
 from foveate.bench.timing import interval_words, ratio
 
 __all__ = ["AGAIN", "LONG", "PROMPTS", "STOCK", "TEXT", "USUAL", "page", "sheets", "summary"]
 
 HERE = Path(__file__).resolve().parent
 GUIDE = HERE.parents[1] / "docs/guides/vllm.md"
-BEGIN, END = "<!-- serving: begin -->\n", "\n<!-- serving: end -->"
 STOCK, AGAIN = "stock", "stock again"
 PROMPTS = {
     "a picture and a question": "as it is",
@@ -108,12 +107,15 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(written).strip()
 
 
+def filled(guide: str) -> str:
+    """The guide with its tables."""
+    record = json.loads((HERE / "serving.json").read_text(encoding="utf-8"))
+    return between(guide, "serving", f"{page(record)}\n")
+
+
 def main() -> None:
     """Write the tables into the guide."""
-    record = json.loads((HERE / "serving.json").read_text(encoding="utf-8"))
-    before, _, rest = GUIDE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    GUIDE.write_text(before + BEGIN + page(record) + END + after, encoding="utf-8")
+    GUIDE.write_text(filled(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

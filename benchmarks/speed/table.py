@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate._sheet import between
+
 HERE = Path(__file__).resolve().parent
 LARGE = ("cpu-large.json", "gpu-*.json")
 PAGES = {
@@ -30,7 +32,8 @@ def main(arguments: list[str]) -> int:
     for page, (files, of) in PAGES.items():
         text = new = page.read_text(encoding="utf-8")
         for mark, made in (("speed", tables(records(HERE, files), of)), ("whole", whole(records(HERE, (WHOLE,))))):
-            new = between(new, mark, made)
+            if f"<!-- {mark}: begin -->" in new:
+                new = between(new, mark, made)
         stale |= text != new
         if "--check" not in arguments:
             page.write_text(new, encoding="utf-8")
@@ -38,13 +41,6 @@ def main(arguments: list[str]) -> int:
         print("The speed tables are not what the records give: run python benchmarks/speed/table.py", file=sys.stderr)
         return 1
     return 0
-
-
-def between(text: str, mark: str, new: str) -> str:
-    """A page with something else between these marks, where it has them."""
-    before, begin, rest = text.partition(f"<!-- {mark}: begin -->\n")
-    _, end, after = rest.partition(f"<!-- {mark}: end -->\n")
-    return before + begin + new + end + after if end else text
 
 
 def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, Any]]:

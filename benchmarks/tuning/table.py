@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from foveate._sheet import between
 from foveate.contract.catalogue import from_dict
 
 HERE = Path(__file__).resolve().parent
@@ -84,19 +85,16 @@ def parts() -> dict[str, str]:
     return {"cells": cells(found), "settings": settings(found), "batching": batching(batches)}
 
 
-def marked(name: str, text: str) -> str:
-    """A part of the page between its marks."""
-    return f"<!-- {name}: begin -->\n{text}\n<!-- {name}: end -->"
+def filled(page: str) -> str:
+    """The page with its tables."""
+    for name, text in parts().items():
+        page = between(page, name, f"{text}\n")
+    return page
 
 
 def main() -> None:
     """Write the tables into the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    for name, text in parts().items():
-        head, rest = page.split(f"<!-- {name}: begin -->")
-        _, foot = rest.split(f"<!-- {name}: end -->")
-        page = head + marked(name, text) + foot
-    PAGE.write_text(page, encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
-__all__ = ["SECTION", "Column", "Sheet"]
+__all__ = ["SECTION", "Column", "Sheet", "between"]
 
 SECTION: tuple[str, ...] = ()
 """A row without cells: a gap between the rows above and below it."""
@@ -179,6 +179,14 @@ class Sheet:
         yield self.to_rich()
         for note in self.notes:
             yield Text(note)
+
+
+def between(page: str, mark: str, text: str) -> str:
+    """A page of Markdown with this text between its lines `<!-- mark: begin -->` and `<!-- mark: end -->`."""
+    begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return before + begin + text + end + after
 
 
 def _as_column(head: str | Column) -> Column:

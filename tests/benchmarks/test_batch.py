@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from foveate._sheet import between
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/batch.py"
 
@@ -30,7 +32,7 @@ def test_memory_does_not_grow_with_the_rows(record):
 
 def test_the_guide_says_what_the_record_says(script, record):
     guide = (ROOT / "docs/guides/batch.md").read_text(encoding="utf-8")
-    assert f"<!-- batch: begin -->\n{script['page'](record)}\n<!-- batch: end -->" in guide
+    assert between(guide, "batch", f"{script['page'](record)}\n") == guide
 
 
 def test_the_script_runs(script, tmp_path, capsys, monkeypatch):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from foveate._sheet import between
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "prefix.py"
 
@@ -14,7 +16,7 @@ def test_the_guide_says_what_the_committed_record_says():
     record = json.loads(SCRIPT.with_suffix(".json").read_text(encoding="utf-8"))
     guide = (ROOT / "docs/guides/look-once.md").read_text(encoding="utf-8")
     page = runpy.run_path(str(SCRIPT))["page"](record)
-    assert f"<!-- prefix: begin -->\n{page}\n<!-- prefix: end -->" in guide
+    assert between(guide, "prefix", f"{page}\n") == guide
 
 
 def test_a_question_behind_a_look_is_many_times_faster_than_one_afresh():

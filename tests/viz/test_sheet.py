@@ -6,6 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from foveate._sheet import between
 from foveate.viz import SECTION, Column, Sheet
 
 SPEED = Sheet(
@@ -109,3 +110,12 @@ def test_an_empty_sheet_shows_what_it_has():
 def test_a_row_with_too_many_cells_is_refused():
     with pytest.raises(ValueError, match="A row has 2 cells, but the table has 1 columns"):
         Sheet("", ["a"], [("1", "2")])
+
+
+def test_text_between_two_marks_is_replaced_and_a_page_without_them_refused():
+    page = "a\n<!-- b: begin -->\n<!-- b: end -->\n<!-- c: begin -->\nold\n<!-- c: end -->\nd\n"
+    for text in ("", "x\n", "y\n"):
+        page = between(page, "b", text)
+        assert page == f"a\n<!-- b: begin -->\n{text}<!-- b: end -->\n<!-- c: begin -->\nold\n<!-- c: end -->\nd\n"
+    with pytest.raises(ValueError, match="unpack"):
+        between(page, "e", "")
