@@ -14,6 +14,8 @@ the methods run the full model twice, random, resize, average pooling and unifor
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,11 +141,18 @@ def too_large(model: str) -> str | None:
 
 
 def run(cell: Cell, out: Path) -> str | None:
-    """Run a cell; why it failed, in a line, or None."""
+    """Run a cell; why it failed, in a line, or None. Where this is stopped, so is all that the cell started."""
     result, part, log = (out / f"{cell.name}{ending}" for ending in (".json", ".part", ".log"))
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as said:
-        process = subprocess.run([*cell.command, str(part)], stdout=said, stderr=subprocess.STDOUT)
+        command = [*cell.command, str(part)]
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, process_group=0)
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            raise
     if process.returncode or not part.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return next((line for line in reversed(lines) if line.strip(" ╰─╯│")), f"exit code {process.returncode}")
@@ -225,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:

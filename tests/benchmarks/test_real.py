@@ -12,6 +12,14 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "real"
 OK = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{}')"
 WRONG = "import sys; sys.exit('no such benchmark')"
+STOPS = """
+import os, pathlib, signal, sys, time
+try:
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path(sys.argv[1]).write_text("ended its servers")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,14 @@ def test_a_failed_cell_is_named_and_one_that_is_done_keeps_its_figures(real, tmp
     ]
     assert real["seconds_each"](tmp_path, "quality") != 0.4
     assert real["seconds_each"](tmp_path, "speed") == 0.4
+
+
+def test_a_day_that_is_stopped_stops_its_cell_and_waits_for_its_end(real, tmp_path):
+    cell = real["Cell"]("m", "serving", "", (sys.executable, "-c", STOPS), 9)
+    with pytest.raises(KeyboardInterrupt):
+        real["run"](cell, tmp_path)
+    assert (tmp_path / "serving-m.part").read_text() == "ended its servers"
+    assert not (tmp_path / "serving-m.json").exists()
 
 
 def test_other_settings_in_the_same_folder_are_refused(real, tmp_path, capsys):
