@@ -25,7 +25,7 @@ STAGES = {
     "kv": "In the KV cache",
     "read": "Not read while decoding",
 }
-BELOW = "Settings: foveate methods NAME. Best on the embedded model: divprune, vidcom2 and mmtok, at 1/3 as at 1/9."
+BELOW = "Settings: foveate methods NAME. Best on the embedded model at 1/9: vidcom2, mmtok, vscan, divprune."
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
 
