@@ -149,10 +149,10 @@ def run(cell: Cell, out: Path) -> str | None:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, process_group=0)
         try:
             process.wait()
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait()
-            raise
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait()
     if process.returncode or not part.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return next((line for line in reversed(lines) if line.strip(" ╰─╯│")), f"exit code {process.returncode}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate._sheet import between
+from foveate.bench.timing import interval_words
 
 HERE = Path(__file__).resolve().parent
 LARGE = ("cpu-large.json", "gpu-*.json")
@@ -72,7 +73,8 @@ def caption(record: dict[str, Any]) -> str:
         f"`{model['name']}`, {'random' if model['weights'] == 'random' else 'its own'} weights, {model['dtype']}, "
         f"{model['attention']} ({record['machine']['chip']}{cores}; torch {record['versions']['torch']}): batch "
         f"{record['batch']}, {sum(record['vision_tokens'])} vision and {record['text_tokens']} text tokens, answers of "
-        f"{record['new_tokens']}; {record['rounds']} paired rounds. Untouched against itself: "
+        f"{record['new_tokens']}; {record['rounds']} paired rounds, in brackets their "
+        f"{interval_words(record['rounds'])}. Untouched against itself: "
         f"{interval(again, 'prefill_ratio')} of the prefill's time."
     )
 

@@ -53,6 +53,7 @@ def test_a_row_has_speed_ups_with_their_intervals_beside_the_limit():
     assert lines[0] == "**On a CPU**"
     assert "`cpu-small`, random weights, float32, sdpa (x86_64, 2 threads; torch 2.13.0)" in lines[2]
     assert "1152 vision and 40 text tokens" in lines[2]
+    assert "10 paired rounds, in brackets their 95 % bootstrap interval" in lines[2]
     assert "Untouched against itself: 1.000 [0.800, 1.250]" in lines[2]
     assert lines[6:] == [
         "| v2drop 192 | 75 | 4.00× | 2.00× [1.60, 2.50] | 50% | 1.010 [1.000, 1.020] | 2.00× [1.60, 2.50] |  | "
@@ -65,7 +66,8 @@ def test_the_whole_way_has_seconds_and_then_ratios_and_the_towers_share():
     base, *_, method = (dict(one) for one in RECORD["rows"][:3])
     seconds = {"tower": 1.0, "prefill": 2.0, "ttft": 3.5, "tpot": 0.5, "whole": 5.0}
     rows = [base | seconds, method | seconds | {"whole": 2.0}, RECORD["rows"][-1]]
-    lines = table.whole([{**RECORD, "rows": rows, "layers_with_own_weights": 8}]).splitlines()
+    lines = table.whole([{**RECORD, "rounds": 4, "rows": rows, "layers_with_own_weights": 8}]).splitlines()
+    assert "4 paired rounds, in brackets their range" in lines[0]
     assert "the weights of 8" in lines[0]
     assert lines[4:] == [
         "| untouched | 75 | 1 s | 2 s | 3.5 s | 0.5 s | 5 s | 20% |",
