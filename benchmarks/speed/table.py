@@ -116,6 +116,8 @@ def whole(found: list[dict[str, Any]]) -> str:
         heads = ["", "tokens", *PARTS.values(), "tower's share"]
         seconds = [f"{base[part]:.3g} s" for part in PARTS]
         shared = f" Processor time; the layers share the weights of {record['layers_with_own_weights']}."
+        noise = ", ".join(PARTS[part] for part in record["noisy"])
+        shared += f" Untouched and untouched again differ in: {noise}." if noise else ""
         lines += [caption(record) + shared, "", f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
         lines.append(f"| untouched | {base['tokens']:.0f} | {' | '.join(seconds)} | {tower_of(base)} |")
         for row in (row for row in record["rows"] if row["control"]):

@@ -66,9 +66,11 @@ def test_the_whole_way_has_seconds_and_then_ratios_and_the_towers_share():
     base, *_, method = (dict(one) for one in RECORD["rows"][:3])
     seconds = {"tower": 1.0, "prefill": 2.0, "ttft": 3.5, "tpot": 0.5, "whole": 5.0}
     rows = [base | seconds, method | seconds | {"whole": 2.0}, RECORD["rows"][-1]]
-    lines = table.whole([{**RECORD, "rounds": 4, "rows": rows, "layers_with_own_weights": 8}]).splitlines()
+    lines = table.whole(
+        [{**RECORD, "rounds": 4, "rows": rows, "layers_with_own_weights": 8, "noisy": ["whole"]}]
+    ).splitlines()
     assert "4 paired rounds, in brackets their range" in lines[0]
-    assert "the weights of 8" in lines[0]
+    assert lines[0].endswith("the weights of 8. Untouched and untouched again differ in: end to end.")
     assert lines[4:] == [
         "| untouched | 75 | 1 s | 2 s | 3.5 s | 0.5 s | 5 s | 20% |",
         "| v2drop 192 | 75 |  | 2.00× [1.60, 2.50] | 2.00× [1.60, 2.50] |  | 2.00× [1.60, 2.50] | 50% |",
