@@ -1,5 +1,6 @@
 """The harness of bad input: a case can be made again by its number, and what must fail fails."""
 
+import gc
 import os
 import signal
 import time
@@ -57,9 +58,10 @@ def test_an_end_that_is_not_allowed_is_a_failure(case, verdict, words):
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="memory is not told here")
 def test_a_case_that_takes_much_memory_is_a_failure(monkeypatch):
-    monkeypatch.setattr(judging, "MOST_MEMORY", 150 * 2**20)
-    outcome = judge(Case("large", lambda: len(b"x" * 170 * 2**20)), 30.0)
-    assert (outcome.verdict, outcome.words[:12]) == ("failed", "it took 170 ")
+    gc.collect()  # what other tests left may be freed during the case, which then seems to take less
+    monkeypatch.setattr(judging, "MOST_MEMORY", 200 * 2**20)
+    outcome = judge(Case("large", lambda: len(b"x" * 400 * 2**20)), 30.0)
+    assert (outcome.verdict, outcome.words[:8]) == ("failed", "it took ")
 
 
 def test_failures_of_one_sort_are_one_line():

@@ -49,7 +49,7 @@ def test_kill_in_an_evaluation_loses_no_answer_and_leaves_no_process(tmp_path, e
         time.sleep(0.2)
     evaluation.terminate()
     _, err = evaluation.communicate(timeout=60)
-    assert (evaluation.returncode, err.splitlines()[-1]) == (KILLED, "foveate: terminated.")
+    assert (evaluation.returncode, err.splitlines()[-1]) == (KILLED, "foveate: terminated."), err
     assert [row for row in lines_in(tmp_path) if "sha256" not in row] == []
     until = time.monotonic() + 30
     while alive(evaluation.pid):
