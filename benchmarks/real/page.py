@@ -19,6 +19,8 @@ FULL, FULL_AGAIN = "full model", "v2drop:retention=1"
 CONTROLS = ("random", "resize", "averagepool")
 TIMED = {FULL: "untouched", FULL_AGAIN: "untouched again"}
 """What `foveate bench` calls these rows."""
+STOCK_AGAIN = "stock again"
+"""What serving calls stock vLLM beside itself."""
 NONE = "–"
 MS, GIB = 1000, 2**30
 NEAR = 0.02
@@ -39,16 +41,14 @@ def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
     limit = "" if record["limit"] is None else f" The first {record['limit']} documents of each benchmark alone."
     lines = ["# Real checkpoints", "", f"{record['device']}; {versions}; foveate at {record['commit']}.{limit}", ""]
     for model in record["model"]:
-        tasks = _tasks(_results(folder, "quality", model))
-        speeds, servings = (_results(folder, kind, model) for kind in ("speed", "serving"))
+        cells = {kind: _results(folder, kind, model) for kind in ("quality", "speed", "serving")}
         lines += [f"## {model}", ""]
-        lines += [f"{_conditions(speed)}\n" for speed in speeds]
+        lines += [f"{_conditions(speed)}\n" for speed in cells["speed"]]
         for budget in record["retention"]:
             lines += [f"Budget {budget:.1%} of the vision tokens, mean over the decoder's layers:", ""]
-            lines += [_table(record, budget, tasks, speeds, servings).to_markdown(), ""]
-        beside = _beside_published(model, record["retention"], tasks)
-        if beside.rows:
-            lines += [beside.to_markdown(), ""]
+            lines += [_table(record, budget, cells).to_markdown(), ""]
+        beside = _beside_published(model, record["retention"], _tasks(cells["quality"]))
+        lines += [beside.to_markdown(), ""] if beside.rows else []
     lines += ["## Missing", ""]
     return lines + ([f"- {name}: {why}" for name, why in record["missing"].items()] or ["Nothing."]) + ["", NOTES]
 
@@ -76,17 +76,12 @@ def _conditions(speed: Mapping[str, Any]) -> str:
 
 def _tasks(quality: Sequence[Mapping[str, Any]]) -> Tasks:
     """Rows over all questions by name and budget, task by task."""
-    tasks = {}
-    for result in quality:
-        for task, found in result["tasks"].items():
-            rows = [row for row in found["rows"] if row["task"] is None]
-            tasks[task] = {(row["name"], row["budget"]): row for row in rows}
-    return tasks
+    tasks = [(task, found["rows"]) for result in quality for task, found in result["tasks"].items()]
+    return {task: {(row["name"], row["budget"]): row for row in rows if row["task"] is None} for task, rows in tasks}
 
 
-def _table(
-    record: Mapping[str, Any], budget: float, tasks: Tasks, speeds: Sequence[Any], servings: Sequence[Any]
-) -> Sheet:
+def _table(record: Mapping[str, Any], budget: float, cells: Mapping[str, Sequence[Any]]) -> Sheet:
+    tasks, servings = _tasks(cells["quality"]), cells["serving"]
     clients = sorted({row["clients"] for serving in servings for row in serving["summary"]})
     heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "TTFT", "TPOT"]
     heads += [f"Clients: {count}" for count in clients] + ["Peak GiB", "Scoring"]
@@ -95,8 +90,8 @@ def _table(
         own = None if name in (FULL, FULL_AGAIN) else budget
         found = [of_task.get((name, own)) for of_task in tasks.values()]
         shown = "full model again" if name == FULL_AGAIN else name
-        first, each, *memory = _speed(name, budget, speeds)
-        served = [_served(name, count, servings) for count in clients]
+        first, each, *memory = _speed(name, budget, cells["speed"])
+        served = [_served(name, budget, count, servings) for count in clients]
         rows.append((shown, *_quality(found), first, each, *served, *memory))
     return Sheet("", ["", *(Column(head, right=True) for head in heads)], rows)
 
@@ -132,10 +127,9 @@ def _score(row: Row | None) -> str:
 def _speed(name: str, budget: float, speeds: Sequence[Any]) -> list[str]:
     """TTFT, TPOT, peak and scoring."""
     rows = {row["name"]: row for speed in speeds for row in speed["rows"]}
-    row = rows.get(TIMED.get(name, ""))
-    if row is None:
-        alike = [row for row in rows.values() if row["name"].rpartition(" ")[0] == name]
-        row = min(alike, key=lambda row: abs(row["retention"] - budget), default=None)
+    alike = [row for row in rows.values() if row["name"].rpartition(" ")[0] == name]
+    nearest = min(alike, key=lambda row: abs(row["retention"] - budget), default=None)
+    row = rows.get(TIMED.get(name, ""), nearest)
     if row is None:
         return [NONE] * 4
     control = rows.get(row["control"] or "")
@@ -145,12 +139,13 @@ def _speed(name: str, budget: float, speeds: Sequence[Any]) -> list[str]:
     return [f"{MS * row['ttft']:.1f}", each, peak, scoring]
 
 
-def _served(name: str, clients: int, servings: Sequence[Any]) -> str:
+def _served(name: str, budget: float, clients: int, servings: Sequence[Any]) -> str:
     """Requests a second over stock vLLM's."""
-    setting = "stock again" if name == FULL_AGAIN else name
+    setting = STOCK_AGAIN if name == FULL_AGAIN else name
     for serving in servings:
         for row in serving["summary"]:
-            if (row["setting"], row["clients"]) == (setting, clients):
+            rate = (serving["settings"][row["setting"]] or {}).get("retention", budget)
+            if (row["setting"], row["clients"], rate) == (setting, clients, budget):
                 ratio = row["requests_per_s"]
                 return f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
     return "1" if name == FULL and servings else NONE
@@ -167,29 +162,24 @@ def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> She
             printed = [row for row in csv.DictReader(lines) if _is_same(row.get("model") or "", model)]
         full = {row["benchmark"]: row for row in printed if row["method"] == FULL}
         for row in printed:
-            whole = full.get(row["benchmark"])
-            ours = None if whole is None else _ours(row, whole, budgets, tasks)
-            if whole is not None and ours is not None:
-                theirs = float(row["value"]) / float(whole["value"])
+            ours = _ours(row, full, budgets, tasks)
+            if ours is not None:
+                theirs = float(row["value"]) / float(full[row["benchmark"]]["value"])
                 shares = (f"{theirs:.1%}", f"{ours:.1%}", f"{100 * (ours - theirs):+.1f}")
                 rows.append((row["method"], row["benchmark"], row["budget"], *shares, row["reported_by"]))
     heads = ("Method", "Benchmark", "Budget", "Printed, of full", "Here", "Points apart", "Printed by")
     return Sheet("", heads, rows)
 
 
-def _ours(row: Row, whole: Row, budgets: Sequence[float], tasks: Tasks) -> float | None:
-    """Our share of the full model's score, for a printed row and its full model's; None where we have none."""
-    if row["budget_unit"] != "tokens" or row["variant"] or row["method"] == FULL:
+def _ours(row: Row, full: Mapping[str, Row], budgets: Sequence[float], tasks: Tasks) -> float | None:
+    """Our share of the full model's score, for a printed row and the full model's by benchmark; None without one."""
+    if row["budget_unit"] != "tokens" or row["variant"] or row["method"] == FULL or row["benchmark"] not in full:
         return None
-    share = float(row["budget"]) / float(whole["budget"])
-    for task, rows in tasks.items():
-        if task.split("_")[0] != row["benchmark"].split("_")[0]:
-            continue
-        for budget in budgets:
-            found = rows.get((row["method"].lower(), budget))
-            if found is not None and abs(budget - share) < NEAR * share and found.get("share") is not None:
-                return float(found["share"])
-    return None
+    share = float(row["budget"]) / float(full[row["benchmark"]]["budget"])
+    near = [budget for budget in budgets if abs(budget - share) < NEAR * share]
+    alike = [rows for task, rows in tasks.items() if task.split("_")[0] == row["benchmark"].split("_")[0]]
+    found = (rows.get((row["method"].lower(), budget), {}).get("share") for rows in alike for budget in near)
+    return next((float(one) for one in found if one is not None), None)
 
 
 def _is_same(printed: str, model: str) -> bool:

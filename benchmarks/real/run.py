@@ -5,7 +5,8 @@
     python benchmarks/real/page.py real                 # write the page again: real/page.md
 
 A cell is a command of its own and leaves one file: a benchmark with a model under every method (`foveate eval`), the
-times of a model (`foveate bench`), or its servers (`benchmarks/serving/run.py`, in vLLM's environment). A cell that
+times of a model (`foveate bench`), or a server of it with a method beside stock vLLM (`benchmarks/serving/run.py`, in
+vLLM's environment), which share the GPU. A cell that
 fails is told with its reason, the others go on, and the page names what is missing; the next run tries it again. Beside
 the methods run the full model twice, random, resize, average pooling and uniform at the same budget.
 
@@ -56,7 +57,7 @@ class Cell:
     Attributes:
         model: A checkpoint or shape.
         kind: "quality", "speed" or "serving".
-        what: The benchmark, of a quality cell.
+        what: The benchmark, of a quality cell; what is served, of a serving cell.
         command: What runs; the file for its figures is added at the end.
         answers: How many answers it makes about, for the estimate.
     """
@@ -70,7 +71,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its file, without an ending."""
-        return "-".join(filter(None, (self.kind, self.model.replace("/", "--"), self.what)))
+        return "-".join(filter(None, (self.kind, self.model.replace("/", "--"), self.what.replace(" ", "-"))))
 
 
 def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
@@ -79,6 +80,7 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     budgets = [word for share in options.retention for word in ("--retention", str(share))]
     named = [word for name in options.method for word in ("--method", name)]
     beside = [word for name in page.CONTROLS for word in ("--method", name)]
+    lowest, kept = str(min(options.retention)), ("--cache", str(options.out / "answers"))
     settings = 2 + (len(options.method) + DRAWS + 3) * len(options.retention)
     for model in options.model:
         size = ("--model", model, "--new-tokens", "32", *options.bench)
@@ -86,55 +88,32 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
         yield Cell(model, "speed", "", speed, 100 * settings)
         if model in shapes():
             continue
-        if options.served and options.vllm.exists():
-            asked = ("--methods", *options.served, "--retention", str(min(options.retention)), *options.serving)
-            command = (str(options.vllm), str(ROOT / "benchmarks/serving/run.py"), *asked, *_server(model, options))
-            yield Cell(model, "serving", "", (*command, "--out"), 2_000)
+        of = () if model in embedded.NAMES else ("--model", model)
+        for served in options.served if options.vllm.exists() else ():
+            asked = ("--settings" if served == page.STOCK_AGAIN else "--methods", served, *of, *options.serving)
+            command = (str(options.vllm), str(ROOT / "benchmarks/serving/run.py"), *asked, "--retention", lowest)
+            yield Cell(model, "serving", served, (*command, "--out"), 700)
         for task in options.task:
-            asked = ("--model", model, "--tasks", task, "--draws", str(DRAWS), "--cache", str(options.out / "answers"))
-            again = ("--method", page.FULL_AGAIN)
-            command = (*foveate, "eval", *asked, *named, *again, *budgets, *options.eval, "--force", "--out")
+            asked = ("--model", model, "--tasks", task, "--draws", str(DRAWS), "--method", page.FULL_AGAIN)
+            command = (*foveate, "eval", *asked, *named, *budgets, *kept, *options.eval, "--force", "--out")
             documents = min(DOCUMENTS.get(task, UNKNOWN), options.limit or UNKNOWN**2)
             yield Cell(model, "quality", task, command, settings * documents)
 
 
-def _server(model: str, options: argparse.Namespace) -> tuple[str, ...]:
-    """What the servers of a model are started with; all of them share the GPU."""
-    if model in embedded.NAMES:
-        return ()
-    (kind, *_) = getattr(_config(model), "architectures", None) or ["LlavaForConditionalGeneration"]
-    words = ("--model", model, "--architecture", f"Foveate{kind}")
-    if not torch.cuda.is_available():
-        return words
-    share = 0.9 / (2 + len(options.served))
-    room = ("--block-size", "16", "--max-model-len", "8192", f"--flag=--gpu-memory-utilization={share:.2f}")
-    return (*words, "--dtype", "bfloat16", *room)
-
-
-def _config(model: str) -> object | None:
-    if model in shapes():
-        return shapes()[model].make_config()
-    place = embedded.path() if model in embedded.NAMES else model
-    try:
-        return AutoConfig.from_pretrained(place)
-    except (OSError, ValueError):
-        return None
-
-
 def too_large(model: str) -> str | None:
     """Why a model does not fit into the memory that is free here; None where it does, or is not known."""
-    config = _config(model)
-    if config is None:
+    place = embedded.path() if model in embedded.NAMES else model
+    try:
+        config = shapes()[model].make_config() if model in shapes() else AutoConfig.from_pretrained(place)
+    except (OSError, ValueError):
         return None
     with torch.device("meta"):
         weights = sum(tensor.numel() for tensor in AutoModelForImageTextToText.from_config(config).parameters())
     on_gpu = torch.cuda.is_available()
     free = torch.cuda.mem_get_info()[0] if on_gpu else _memory.available()
     need = weights * (2 if on_gpu else 4) + min(2 * page.GIB, 2 * weights)  # activations and keys
-    if need <= free:
-        return None
     sizes = f"about {need / page.GIB:.1f} GiB, and {free / page.GIB:.1f} GiB are free here"
-    return f"{model} takes {sizes}. Name a smaller --model."
+    return f"{model} takes {sizes}. Name a smaller --model." if need > free else None
 
 
 # -- a run --------------------------------------------------------------------------------------------------------
@@ -145,8 +124,7 @@ def run(cell: Cell, out: Path) -> str | None:
     result, part, log = (out / f"{cell.name}{ending}" for ending in (".json", ".part", ".log"))
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as said:
-        command = [*cell.command, str(part)]
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, process_group=0)
+        process = subprocess.Popen([*cell.command, str(part)], stdout=said, stderr=subprocess.STDOUT, process_group=0)
         try:
             process.wait()
         finally:
@@ -201,10 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--serving", type=str.split, default=["--clients", "1", "8", "32"], metavar="FLAGS")
     parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python", help="Python of its environment")
     options = parser.parse_args(arguments)
-    options.eval = ["--batch-size", "8"]
-    options.eval += [] if options.limit is None else ["--limit", str(options.limit)]
-    options.eval += [] if options.include is None else ["--include", str(options.include)]
-    options.served = [name for name in options.method if name in SERVED]
+    more = {"--batch-size": 8, "--limit": options.limit, "--include": options.include}
+    options.eval = [str(word) for pair in more.items() if pair[1] is not None for word in pair]
+    options.served = [page.STOCK_AGAIN, *(name for name in options.method if name in SERVED)]
     missing = {} if options.vllm.exists() else {SERVERS: f"no {options.vllm}; make setup-vllm makes one"}
     cells = list(cells_of(options))
     print(plan(cells, options.out).to_text(width=120))

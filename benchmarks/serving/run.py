@@ -2,15 +2,16 @@
 
     make setup-vllm && .venv-vllm/bin/python benchmarks/serving/run.py              # half an hour on two cores
     .venv-vllm/bin/python benchmarks/serving/run.py --rounds 1 --clients 1 8        # a look
-    python benchmarks/serving/run.py --model llava-hf/llava-1.5-7b-hf --out gpu.json --block-size 16 --pictures 64
+    python benchmarks/serving/run.py --model llava-hf/llava-1.5-7b-hf --out gpu.json --methods divprune --pictures 64
 
 Stock vLLM, stock again as the control, dropping before the decoder and between its layers, and tokens drawn at random
 at the same counts: a server each, all started at once, and asked in turn, in an order drawn for each round. A round is
 every server with every number of clients. Ratios are of a server's figure to stock's in the same round and cell.
 
 Every request brings a picture that the server has no memory of: prefix cache and cache of processed pictures are off,
-since with them the second request for a picture would cost nothing in any server. With `--model` the answers are not
-checked, and `--weights dummy` takes random weights of a checkpoint's shape.
+since with them the second request for a picture would cost nothing in any server. A GPU's memory is shared among the
+servers: name few of a large model. With `--model` the answers are not checked, and `--weights dummy` takes random
+weights of a checkpoint's shape.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from clients import Load, Question, as_url, load
 from servers import Server, Setting, running
 from tables import AGAIN, LONG, STOCK, TEXT, USUAL, sheets, summary
+from transformers import AutoConfig
 
 from foveate._versions import commit, versions
 from foveate.bench.timing import rounds
@@ -36,6 +38,7 @@ from foveate.eval.questioning import Asked
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "serving.json"
+GPU = torch.cuda.is_available()
 CUTS = "layers=2,8,16;keep=0.25,0.5,0"
 """Cuts between layers that are early, so that they save much: 82 of 576 tokens a layer on average."""
 SETTINGS = (
@@ -114,10 +117,11 @@ def _tell() -> None:
 # -- the command --------------------------------------------------------------------------------------------------
 
 
-def flags(options: argparse.Namespace) -> list[str]:
+def flags(options: argparse.Namespace, servers: int) -> list[str]:
     """The arguments of every server: the same, so that nothing but foveate is between them."""
     words = ["--dtype", options.dtype, "--block-size", options.block_size, "--max-model-len", options.max_model_len]
     words += ["--max-num-seqs", "32", "--enforce-eager", "--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
+    words += [f"--gpu-memory-utilization={0.9 / servers:.2f}"] if GPU else []
     return [*words, "--load-format", options.weights, *options.flag]
 
 
@@ -125,14 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a hub id or folder in the place of the embedded model")
-    parser.add_argument("--architecture", default="FoveateLlavaForConditionalGeneration")
     parser.add_argument("--weights", default="auto", help="dummy: random weights of the model's shape")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--block-size", default="32")
-    parser.add_argument("--max-model-len", default="2048")
+    parser.add_argument("--dtype", default="bfloat16" if GPU else "float32")
+    parser.add_argument("--block-size", default="16" if GPU else "32")
+    parser.add_argument("--max-model-len", default="8192" if GPU else "2048")
     parser.add_argument("--flag", action="append", default=[], help="another argument of vLLM, such as --flag=--seed=1")
     parser.add_argument("--settings", nargs="+", default=[one.name for one in SETTINGS], metavar="NAME")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="in the place of the settings, at --retention")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="beside stock, in the place of --settings")
     parser.add_argument("--retention", type=float, default=1 / 9)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 8, 32])
     parser.add_argument("--rounds", type=int, default=6)
@@ -146,11 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = [one for one in SETTINGS if one.name in options.settings or one.name == STOCK]
     if options.methods:
         rate = {"retention": options.retention}
-        settings = [*SETTINGS[:2], *(Setting(name=name, foveate={"method": name} | rate) for name in options.methods)]
+        settings = [SETTINGS[0], *(Setting(name=name, foveate={"method": name} | rate) for name in options.methods)]
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or _embedded(Path(scratch) / "model")
         logs = Path(scratch) / "logs"
-        with running(settings, model, options.architecture, flags(options), logs) as servers:
+        architecture = f"Foveate{AutoConfig.from_pretrained(model).architectures[0]}"
+        with running(settings, model, architecture, flags(options, len(settings)), logs) as servers:
             found = measure(servers, options, checked=options.model is None)
     import vllm
 
@@ -161,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": {"chip": platform.machine(), "threads": torch.get_num_threads()},
         "versions": versions() | {"vllm": vllm.__version__, "python": platform.python_version()},
         "commit": commit(),
-        "flags": flags(options),
+        "flags": flags(options, len(settings)),
         "settings": {one.name: one.foveate for one in settings},
         "rounds": options.rounds,
         "new_tokens": options.new_tokens,
@@ -182,7 +186,7 @@ def _embedded(folder: Path) -> str:
 
 
 def _device() -> str:
-    if torch.cuda.is_available():
+    if GPU:
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads"
 
