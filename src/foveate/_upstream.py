@@ -103,7 +103,7 @@ def printable(text: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a lack of memory raised this: Python's, an accelerator's, or that of torch on a CPU."""
+    """Whether a lack of memory raised this: Python's, an accelerator's, the system's, or that of torch on a CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError | OSError) and "allocate memory" in str(error)

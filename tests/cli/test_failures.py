@@ -1,5 +1,6 @@
 """What cannot be done ends in one line on stderr, and a code."""
 
+import errno
 import json
 import os
 import re
@@ -172,7 +173,13 @@ def test_a_bug_ends_with_70_and_with_what_a_report_needs(run, monkeypatch):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: no")],
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: no"),
+        RuntimeError("unable to mmap 9 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
 )
 def test_a_lack_of_memory_is_no_bug(run, monkeypatch, error):
     def greedy(self):
@@ -220,6 +227,17 @@ def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
     code, _, err = ask("generate", picture)
     assert code == 70
     assert "foveate: this is a bug in foveate: ValueError: a mistake of our own. Please report it" in err
+
+
+def test_a_lack_of_memory_is_no_misfit(ask, picture, monkeypatch):
+    def greedy(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("foveate.ask.answering.kv_bytes", greedy)
+    monkeypatch.setattr("foveate.ask.answering.generate", greedy)
+    code, _, err = ask("generate", picture)
+    assert code == 1
+    assert "foveate: out of memory: DefaultCPUAllocator" in err
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there")

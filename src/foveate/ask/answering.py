@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._upstream import is_out_of_memory
 from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
 from foveate.ask.generation import FirstToken, Forced, Generation, generate, run
@@ -226,8 +227,8 @@ def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
         try:
             generate(loaded.model, inputs, 1)
         except (ValueError, TypeError, LookupError, RuntimeError) as refused:
-            if isinstance(refused, RuntimeError) and type(refused) is not RuntimeError:
-                raise error from None  # out of memory, or a kernel that cannot be compiled
+            if is_out_of_memory(refused) or (isinstance(refused, RuntimeError) and type(refused) is not RuntimeError):
+                raise error from None  # or a kernel that cannot be compiled
             raise InputError(loaded.misfit(str(refused).partition("\n")[0])) from error
         raise
 
