@@ -129,7 +129,7 @@ def run(cell: Cell, out: Path) -> str | None:
             process.wait()
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
     if process.returncode or not part.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

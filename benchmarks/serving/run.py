@@ -17,6 +17,7 @@ weights of a checkpoint's shape.
 import argparse
 import json
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -192,4 +193,5 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers end, too
     main()

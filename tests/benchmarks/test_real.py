@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -14,8 +15,9 @@ OK = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{}')"
 WRONG = "import sys; sys.exit('no such benchmark')"
 STOPS = """
 import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
-    os.kill(os.getppid(), signal.SIGINT)
+    os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(60)
 except KeyboardInterrupt:
     pathlib.Path(sys.argv[1]).write_text("ended its servers")
@@ -60,6 +62,15 @@ def test_a_failed_cell_is_named_and_one_that_is_done_keeps_its_figures(real, tmp
     assert real["seconds_each"](tmp_path, "speed") == 0.4
 
 
+@pytest.fixture
+def killed_gently():
+    """SIGTERM interrupts, as in a day; Ctrl-C does not where tests run in the background of a shell."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("killed_gently")
 def test_a_day_that_is_stopped_stops_its_cell_and_waits_for_its_end(real, tmp_path):
     cell = real["Cell"]("m", "serving", "", (sys.executable, "-c", STOPS), 9)
     with pytest.raises(KeyboardInterrupt):
