@@ -64,7 +64,7 @@ def test_a_case_that_takes_much_memory_is_a_failure(monkeypatch):
 
     monkeypatch.setattr(judging, "MOST_MEMORY", 150 * 2**20)
     outcome = judge(Case("large", large), 30.0)
-    assert (outcome.verdict, outcome.words[:8]) == ("failed", "it took ")
+    assert (outcome.verdict, outcome.words[:12]) == ("failed", "it took 170 ")
 
 
 def test_failures_of_one_sort_are_one_line():

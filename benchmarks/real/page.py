@@ -41,13 +41,14 @@ def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
     limit = "" if record["limit"] is None else f" The first {record['limit']} documents of each benchmark alone."
     lines = ["# Real checkpoints", "", f"{record['device']}; {versions}; foveate at {record['commit']}.{limit}", ""]
     for model in record["model"]:
-        cells = {kind: _results(folder, kind, model) for kind in ("quality", "speed", "serving")}
+        tasks = _tasks(_results(folder, "quality", model))
+        cells = {kind: _results(folder, kind, model) for kind in ("speed", "serving")}
         lines += [f"## {model}", ""]
         lines += [f"{_conditions(speed)}\n" for speed in cells["speed"]]
         for budget in record["retention"]:
             lines += [f"Budget {budget:.1%} of the vision tokens, mean over the decoder's layers:", ""]
-            lines += [_table(record, budget, cells).to_markdown(), ""]
-        beside = _beside_published(model, record["retention"], _tasks(cells["quality"]))
+            lines += [_table(record, budget, tasks, cells).to_markdown(), ""]
+        beside = _beside_published(model, record["retention"], tasks)
         lines += [beside.to_markdown(), ""] if beside.rows else []
     lines += ["## Missing", ""]
     return lines + ([f"- {name}: {why}" for name, why in record["missing"].items()] or ["Nothing."]) + ["", NOTES]
@@ -80,18 +81,17 @@ def _tasks(quality: Sequence[Mapping[str, Any]]) -> Tasks:
     return {task: {(row["name"], row["budget"]): row for row in rows if row["task"] is None} for task, rows in tasks}
 
 
-def _table(record: Mapping[str, Any], budget: float, cells: Mapping[str, Sequence[Any]]) -> Sheet:
-    tasks, servings = _tasks(cells["quality"]), cells["serving"]
-    clients = sorted({row["clients"] for serving in servings for row in serving["summary"]})
+def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mapping[str, Sequence[Any]]) -> Sheet:
+    clients = sorted({row["clients"] for serving in cells["serving"] for row in serving["summary"]})
     heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "TTFT", "TPOT"]
     heads += [f"Clients: {count}" for count in clients] + ["Peak GiB", "Scoring"]
     rows = []
     for name in (FULL, FULL_AGAIN, *CONTROLS, *record["method"]):
         own = None if name in (FULL, FULL_AGAIN) else budget
         found = [of_task.get((name, own)) for of_task in tasks.values()]
-        shown = "full model again" if name == FULL_AGAIN else name
         first, each, *memory = _speed(name, budget, cells["speed"])
-        served = [_served(name, budget, count, servings) for count in clients]
+        served = [_served(name, budget, count, cells["serving"]) for count in clients]
+        shown = "full model again" if name == FULL_AGAIN else name
         rows.append((shown, *_quality(found), first, each, *served, *memory))
     return Sheet("", ["", *(Column(head, right=True) for head in heads)], rows)
 

@@ -6,9 +6,9 @@
 
 A cell is a command of its own and leaves one file: a benchmark with a model under every method (`foveate eval`), the
 times of a model (`foveate bench`), or a server of it with a method beside stock vLLM (`benchmarks/serving/run.py`, in
-vLLM's environment), which share the GPU. A cell that
-fails is told with its reason, the others go on, and the page names what is missing; the next run tries it again. Beside
-the methods run the full model twice, random, resize, average pooling and uniform at the same budget.
+vLLM's environment), which share the GPU. A cell that fails is told with its reason, the others go on, and the page
+names what is missing; the next run tries it again. Beside the methods run the full model twice, random, resize, average
+pooling and uniform at the same budget.
 
 `--model` also takes the name of a shape (`foveate bench --shapes`): random weights of a model's sizes, speed alone.
 """
@@ -78,13 +78,13 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     """All cells, model by model, the quick ones first."""
     foveate = (str(Path(sys.executable).with_name("foveate")),)
     budgets = [word for share in options.retention for word in ("--retention", str(share))]
-    named = [word for name in options.method for word in ("--method", name)]
-    beside = [word for name in page.CONTROLS for word in ("--method", name)]
-    lowest, kept = str(min(options.retention)), ("--cache", str(options.out / "answers"))
+    compared = [word for name in (page.FULL_AGAIN, *options.method) for word in ("--method", name)]
+    timed = [word for name in (*options.method, *page.CONTROLS) for word in ("--method", name)]
+    lowest = str(min(options.retention))
     settings = 2 + (len(options.method) + DRAWS + 3) * len(options.retention)
     for model in options.model:
         size = ("--model", model, "--new-tokens", "32", *options.bench)
-        speed = (*foveate, "bench", *size, *named, *beside, *budgets, "--force", "--out")
+        speed = (*foveate, "bench", *size, *timed, *budgets, "--force", "--out")
         yield Cell(model, "speed", "", speed, 100 * settings)
         if model in shapes():
             continue
@@ -94,8 +94,8 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
             command = (str(options.vllm), str(ROOT / "benchmarks/serving/run.py"), *asked, "--retention", lowest)
             yield Cell(model, "serving", served, (*command, "--out"), 700)
         for task in options.task:
-            asked = ("--model", model, "--tasks", task, "--draws", str(DRAWS), "--method", page.FULL_AGAIN)
-            command = (*foveate, "eval", *asked, *named, *budgets, *kept, *options.eval, "--force", "--out")
+            asked = ("--model", model, "--tasks", task, "--cache", str(options.out / "answers"))
+            command = (*foveate, "eval", *asked, *compared, *budgets, *options.eval, "--force", "--out")
             documents = min(DOCUMENTS.get(task, UNKNOWN), options.limit or UNKNOWN**2)
             yield Cell(model, "quality", task, command, settings * documents)
 
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--serving", type=str.split, default=["--clients", "1", "8", "32"], metavar="FLAGS")
     parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python", help="Python of its environment")
     options = parser.parse_args(arguments)
-    more = {"--batch-size": 8, "--limit": options.limit, "--include": options.include}
+    more = {"--batch-size": 8, "--draws": DRAWS, "--limit": options.limit, "--include": options.include}
     options.eval = [str(word) for pair in more.items() if pair[1] is not None for word in pair]
     options.served = [page.STOCK_AGAIN, *(name for name in options.method if name in SERVED)]
     missing = {} if options.vllm.exists() else {SERVERS: f"no {options.vllm}; make setup-vllm makes one"}

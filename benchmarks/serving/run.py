@@ -151,11 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.methods:
         rate = {"retention": options.retention}
         settings = [SETTINGS[0], *(Setting(name=name, foveate={"method": name} | rate) for name in options.methods)]
+    common = flags(options, len(settings))
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or _embedded(Path(scratch) / "model")
         logs = Path(scratch) / "logs"
         architecture = f"Foveate{AutoConfig.from_pretrained(model).architectures[0]}"
-        with running(settings, model, architecture, flags(options, len(settings)), logs) as servers:
+        with running(settings, model, architecture, common, logs) as servers:
             found = measure(servers, options, checked=options.model is None)
     import vllm
 
@@ -166,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": {"chip": platform.machine(), "threads": torch.get_num_threads()},
         "versions": versions() | {"vllm": vllm.__version__, "python": platform.python_version()},
         "commit": commit(),
-        "flags": flags(options, len(settings)),
+        "flags": common,
         "settings": {one.name: one.foveate for one in settings},
         "rounds": options.rounds,
         "new_tokens": options.new_tokens,

@@ -228,7 +228,7 @@ def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
             generate(loaded.model, inputs, 1)
         except (ValueError, TypeError, LookupError, RuntimeError) as refused:
             if is_out_of_memory(refused) or (isinstance(refused, RuntimeError) and type(refused) is not RuntimeError):
-                raise error from None  # or a kernel that cannot be compiled
+                raise error from None  # that, or a kernel that cannot be compiled
             raise InputError(loaded.misfit(str(refused).partition("\n")[0])) from error
         raise
 
