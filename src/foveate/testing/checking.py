@@ -39,8 +39,9 @@ PADS = 7
 CLEARLY = 5.0
 """How many times the noise, and the difference found, what is wrong on purpose must differ by."""
 FLOOR = 1e-5
-LIMITS = {torch.float32: (10.0, 2e-3), torch.bfloat16: (2.0, 5e-2), torch.float16: (2.0, 5e-2)}
-"""By number format: how many times the noise a difference may be, and how much it may be at most."""
+HALF = (torch.bfloat16, torch.float16)
+EXACT_LIMITS, HALF_LIMITS = (10.0, 2e-3), (4.0, 1e-1)
+"""How many times the noise a difference may be, and how much at most; in half precision noise varies more."""
 KEEP_ALL = "keeping everything = untouched, bit for bit"
 RESTORED = "the model is restored, also after an error"
 MERGED = (
@@ -91,8 +92,8 @@ class Checked:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        rows = [asdict(row) for row in self.rows]
-        return {"passed": self.passed, "about": dict(self.about), "noise": self.noise, "rows": rows}
+        values = {"passed": self.passed, "about": dict(self.about), "noise": self.noise}
+        return values | {"rows": [asdict(row) for row in self.rows]}
 
     @property
     def sheet(self) -> Sheet:
@@ -105,10 +106,11 @@ class Checked:
             rows.append((row.name, row.verdict, *cells))
         notes = [f"{row.name}: {row.verdict}: {row.reason}" for row in self.rows if row.reason]
         notes += [
-            "Logits of the answer's rows, as shares of the largest logit. Noise: the untouched model beside itself. "
-            f"Wrong columns: hidden on purpose, must be {CLEARLY:g} times noise and difference, or nothing is proved.",
+            "Differences of the answer's logits, as shares of the largest. Noise: the untouched model beside itself. "
+            f"Wrong columns: others hidden on purpose; below {CLEARLY:g} times noise or difference they prove nothing.",
             MERGED,
-            "; ".join(f"{name} {value}" for name, value in self.about.items()),
+            "For an issue, paste the table with this: "
+            + ", ".join(f"{name} {value}" for name, value in self.about.items()),
         ]
         title = "foveate check: " + ("passed" if self.passed else "FAILED")
         return Sheet(title, [Column("Compared", wrap=True), "Verdict", *numbers], rows, notes)
@@ -188,8 +190,8 @@ class Checking:
     def run(self, advance: Callable[..., object]) -> Checked:
         """Run everything; `advance` is called with the number of runs that are done."""
         self._advance = advance
-        state = state_of(self._model)
         plain, tokens = self._generated(self._inputs)
+        state = state_of(self._model)  # only now: transformers puts hooks of its own on towers in the first run
         self._answer = tokens[0]
         self._oracle = Oracle(self._family, self._inputs, self._answer)
         self._untouched = self._logits(Hidden.nothing(self._depth, self.tokens))
@@ -199,7 +201,7 @@ class Checking:
         rows += [self._guarded(probe.name, self._probe, probe) for probe in self._probes]
         rows += [self._guarded("cache = no cache", self._uncached), self._guarded("batch = alone", self._batched)]
         rows.append(self._guarded(RESTORED, self._restored, state, plain))
-        return Checked(self._about(), self.noise, tuple(rows))
+        return Checked(self._about(), self._noise, tuple(rows))
 
     def _about(self) -> dict[str, Any]:
         model = self._model
@@ -221,8 +223,8 @@ class Checking:
         """Logits (samples, rows, vocabulary) and tokens that `generate` decodes: these, or greedily its own."""
         output = self._model.generate(
             **inputs, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_new_tokens=STEPS + 1,
-            repetition_penalty=1.0, cache_implementation=None, prompt_lookup_num_tokens=None, return_dict_in_generate=True,
-            output_logits=True, logits_processor=[_Told(answer, _special(self._model.config))],
+            repetition_penalty=1.0, cache_implementation=None, prompt_lookup_num_tokens=None, output_logits=True,
+            return_dict_in_generate=True, logits_processor=[_Told(answer, _special(self._model.config))],
         )  # fmt: skip
         self._advance()
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
@@ -278,21 +280,23 @@ class Checking:
         batched = self._forced(together)
         noises = [difference(plain, self._untouched), difference(alone[0], self._untouched)]
         noises += [difference(row, one) for row, one in zip(batched, alone, strict=True)]
-        self.noise = max(noises)
-        times, most = LIMITS.get(self._model.dtype, LIMITS[torch.float32])
-        self._tolerance = min(most, max(FLOOR, times * self.noise))
+        self._noise = max(noises)
+        times, most = EXACT_LIMITS
+        if self._model.dtype in HALF:
+            times, most = HALF_LIMITS
+        self._tolerance = min(most, max(FLOOR, times * self._noise))
         last = Hidden.nothing(self._depth, self.tokens).in_caches(0, torch.tensor([self.tokens - 1]))
         wrong = difference(self._logits(last), self._untouched)
         name = "untouched: cache = no cache, padded in a batch = alone"
         reason = ""
-        if self.noise > most:
-            reason = f"the untouched model differs from itself by {self.noise:.1e}, so that nothing can be told"
-        return self._judged(name, self.noise, wrong, reason)
+        if self._noise > most:
+            reason = f"the untouched model differs from itself by {self._noise:.1e}, so that nothing can be told"
+        return self._judged(name, self._noise, wrong, reason)
 
     def _judged(self, name: str, found: float, wrong: float, reason: str = "") -> Row:
         if not reason and not found <= self._tolerance:  # NaN is above everything
             reason = "the difference is above the tolerance"
-        if not reason and not wrong >= CLEARLY * max(found, self.noise):
+        if not reason and not wrong >= CLEARLY * max(found, self._noise):
             reason = "cannot tell: columns that are wrong on purpose differ too little"
         return Row(name, "failed" if reason else "passed", found, self._tolerance, wrong, reason)
 
@@ -320,24 +324,32 @@ class Checking:
             self._advance(2)
             reason = "a window is narrower than the prompt, and rows from behind the projector stand in other columns"
             return Row(probe.name, "not served", reason=reason)
-        right, wrong = (self._logits(self._hidden(probe.method, stages, shift)) for shift in (0, 1))
+        right, wrong = (self._logits(self._hidden(probe.method, stages, moved)) for moved in (False, True))
         row = self._judged(probe.name, difference(logits, right), difference(wrong, right), reason)
         if probe is self._probes[0]:
             self._control = logits, row.wrong or 0.0
         return row
 
-    def _hidden(self, method: Method, stages: Sequence[StageRecord], shift: int) -> Hidden:
-        """What a trace says was dropped, as columns; shifted by one, as they must not be."""
+    def _hidden(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Hidden:
+        """What a trace says was dropped, as columns; or columns that are wrong on purpose."""
         vision, hidden = self._oracle.vision, Hidden.nothing(self._depth, self.tokens)
         for stage in stages:
             stays = torch.zeros(len(vision), dtype=torch.bool)
-            stays[(stage.kept[0] + shift) % len(vision)] = True
+            stays[stage.kept[0]] = True
+            if wrong:
+                stays = self._wrongly(stays)
             if stage.where == "kv":
                 first = follow.cached_layers(follow.in_order(method.stages(Shape(self._depth))))[0]
                 hidden = hidden.in_caches(first, vision[~stays])
             else:
                 hidden = hidden.since(stage.layer or 0, vision[~stays])
         return hidden
+
+    def _wrongly(self, stays: Tensor) -> Tensor:
+        """As many other tokens: each one's neighbour; in half precision, whose noise would hide that, dropped ones."""
+        if self._model.dtype not in HALF:
+            return stays.roll(1)
+        return ~stays & ((~stays).cumsum(0) <= stays.sum())
 
     def _uncached(self) -> Row:
         """Whether decoding from a cache says what one forward over prompt and answer says."""
@@ -395,11 +407,11 @@ def probes(depth: int, recurrent: Collection[int]) -> list[Probe]:
 
     They keep few tokens, and cut early: what late layers no longer read would hide a fault.
     """
-    early, late = cuts(depth, 1 / 8, 1 / 4), cuts(depth, 1 / 2, 3 / 4)
+    early, wide = cuts(depth, 1 / 8, 1 / 4), cuts(depth, 1 / 8, 1 / 2)
     attending = [layer for layer in range(early[0], depth) if layer - 1 not in recurrent]
     two = Random(layers=early, keep=(0.5,) * len(early))
     return [
-        Probe("cuts in the middle (random)", Random(layers=late, keep=(0.25, 0.5)[: len(late)])),
+        Probe("two cuts, one in the middle (random)", Random(layers=wide, keep=(0.25, 0.5)[: len(wide)])),
         Probe("two cuts by hidden states (v2drop)", V2Drop(layers=early, keep=(0.5, 0.3)[: len(early)])),
         Probe("a cut before layer 0 (uniform)", Uniform(layers=(0,), keep=(0.25,))),
         Probe("a cut by attention (fastv)", FastV(layers=tuple(attending[:1]), keep=(0.3,)), optional=True),

@@ -1,4 +1,4 @@
-"""The hidden-column oracle: the untouched model in which nobody sees the dropped tokens. It shares no code with the engine.
+"""The hidden-column oracle: the untouched model, where no row sees dropped tokens. Nothing of the engine is in it.
 
 The model runs on prompt and answer at once, without a cache. Nothing is gathered: positions, routers, deepstack and
 windows are the model's own. Around each decoder layer only the mask changes: of the tokens that have been dropped by
