@@ -28,7 +28,7 @@ from foveate.methods.v2drop import V2Drop
 from foveate.methods.vidcom2 import VidCom2
 from foveate.registry import family_for
 from foveate.testing.contract import state_of
-from foveate.testing.hiding import Hidden, Oracle, columns_of
+from foveate.testing.hiding import Oracle, columns_of
 
 __all__ = ["Checked", "Checking", "Row", "check"]
 
@@ -48,6 +48,7 @@ MERGED = (
     "Merged rows stand for no column that could be hidden, so methods that merge are not proved here: "
     "what is proved is that rows left, masks, positions and caches are right."
 )
+HALVED = "In half precision a fault below the tolerance cannot be seen. Check float32 too, where the model fits."
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Checked:
             "Differences of the answer's logits, as shares of the largest. Noise: the untouched model beside itself. "
             f"Wrong columns: others hidden on purpose; below {CLEARLY:g} times noise or difference they prove nothing.",
             MERGED,
+            *([HALVED] if self.about["dtype"] in map(_name, HALF) else []),
             "For an issue, paste the table with this: "
             + ", ".join(f"{name} {value}" for name, value in self.about.items()),
         ]
@@ -120,6 +122,10 @@ class Checked:
 
     def _repr_html_(self) -> str:
         return self.sheet.to_html()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _short(number: float | None) -> str:
@@ -194,7 +200,7 @@ class Checking:
         state = state_of(self._model)  # only now: transformers puts hooks of its own on towers in the first run
         self._answer = tokens[0]
         self._oracle = Oracle(self._family, self._inputs, self._answer)
-        self._untouched = self._logits(Hidden.nothing(self._depth, self.tokens))
+        self._untouched = self._logits(self._oracle.nothing())
         if not len(self._oracle.vision):
             raise InputError("The inputs have no vision tokens. A check takes one sample with a picture.")
         rows = [self._noise_row(plain[0]), self._guarded(KEEP_ALL, self._keep_all, plain, tokens)]
@@ -207,7 +213,7 @@ class Checking:
         model = self._model
         return {
             "model": f"{type(model).__name__} ({model.config.model_type})",
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": _name(model.dtype),
             "device": str(model.device),
             "attention": self._family.text.config._attn_implementation,
             "layers": self._depth,
@@ -233,7 +239,7 @@ class Checking:
     def _forced(self, inputs: Mapping[str, Any]) -> Tensor:
         return self._generated(inputs, self._answer)[0]
 
-    def _logits(self, hidden: Hidden) -> Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._oracle.logits(hidden)
         self._advance()
         return logits
@@ -285,7 +291,8 @@ class Checking:
         if self._model.dtype in HALF:
             times, most = HALF_LIMITS
         self._tolerance = min(most, max(FLOOR, times * self._noise))
-        last = Hidden.nothing(self._depth, self.tokens).in_caches(0, torch.tensor([self.tokens - 1]))
+        last = self._oracle.nothing()
+        last[:, 1, -1] = True  # as if caches had lost the prompt's last row
         wrong = difference(self._logits(last), self._untouched)
         name = "untouched: cache = no cache, padded in a batch = alone"
         reason = ""
@@ -330,9 +337,9 @@ class Checking:
             self._control = logits, row.wrong or 0.0
         return row
 
-    def _hidden(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Hidden:
-        """What a trace says was dropped, as columns; or columns that are wrong on purpose."""
-        vision, hidden = self._oracle.vision, Hidden.nothing(self._depth, self.tokens)
+    def _hidden(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
+        """What a trace says was dropped, as hidden columns; or columns that are wrong on purpose."""
+        vision, hidden = self._oracle.vision, self._oracle.nothing()
         for stage in stages:
             stays = torch.zeros(len(vision), dtype=torch.bool)
             stays[stage.kept[0]] = True
@@ -340,9 +347,9 @@ class Checking:
                 stays = self._wrongly(stays)
             if stage.where == "kv":
                 first = follow.cached_layers(follow.in_order(method.stages(Shape(self._depth))))[0]
-                hidden = hidden.in_caches(first, vision[~stays])
+                hidden[first:, 1, vision[~stays]] = True
             else:
-                hidden = hidden.since(stage.layer or 0, vision[~stays])
+                hidden[stage.layer or 0 :, 0, vision[~stays]] = True
         return hidden
 
     def _wrongly(self, stays: Tensor) -> Tensor:
@@ -382,6 +389,7 @@ class Checking:
             try:
                 with drop(self._model, self._probes[0].method):
                     self._forced(self._inputs)
+                return _exact(RESTORED, False, "an error inside a layer did not come through")
             except _PlannedError:
                 self._advance()
         logits.append(self._generated(self._inputs)[0])

@@ -15,7 +15,6 @@ A layer that carries a state has no columns to hide, so it runs on the rows that
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,45 +25,12 @@ from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
-__all__ = ["Hidden", "Oracle", "columns_of", "dense_kernel", "extended"]
+__all__ = ["Oracle", "columns_of"]
 
 DENSE = ("sdpa", "eager")
 """Kernels whose mask says of every row what it sees."""
 
 Inputs = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Which columns of a prompt are hidden.
-
-    Attributes:
-        gone: (layers, columns) bool, from every row.
-        unread: (layers, columns) bool, from rows of the answer alone: what was cut from a cache after the prompt.
-    """
-
-    gone: Tensor
-    unread: Tensor
-
-    @classmethod
-    def nothing(cls, layers: int, columns: int) -> "Hidden":
-        """No column is hidden."""
-        none = torch.zeros(layers, columns, dtype=torch.bool)
-        return cls(none, none)
-
-    def since(self, layer: int, columns: Tensor) -> "Hidden":
-        """The same with these columns hidden from every row, from this layer on."""
-        return replace(self, gone=_marked(self.gone, layer, columns))
-
-    def in_caches(self, layer: int, columns: Tensor) -> "Hidden":
-        """The same with these columns hidden from the answer, from this layer on."""
-        return replace(self, unread=_marked(self.unread, layer, columns))
-
-
-def _marked(table: Tensor, layer: int, columns: Tensor) -> Tensor:
-    marked = table.clone()
-    marked[layer:, columns] = True
-    return marked
 
 
 class Oracle:
@@ -88,18 +54,23 @@ class Oracle:
         self.vision = torch.zeros(0, dtype=torch.long)
         self.windows = False
 
-    def untouched(self) -> Tensor:
-        """Logits of the prompt's last column and of the answer's, nothing hidden: (1 + count, vocabulary) float32."""
-        return self.logits(Hidden.nothing(len(self._family.layers), self._prompt))
+    def nothing(self) -> Tensor:
+        """No column is hidden; see `logits`."""
+        return torch.zeros(len(self._family.layers), 2, self._prompt, dtype=torch.bool)
 
-    def logits(self, hidden: Hidden) -> Tensor:
-        """The same with these columns hidden."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the prompt's last column and of the answer's: (1 + count, vocabulary) float32.
+
+        Args:
+            hidden: (layers, 2, columns) bool, which columns of the prompt are hidden in a layer: first from every row,
+                then from rows of the answer alone, as those are which were cut from a cache behind the prompt.
+        """
         family = self._family
         with Patcher() as patches, dense_kernel(family):
             patches.wrap(family.core, family.merger, self._note_vision)
             for index, layer in enumerate(family.layers):
                 around = self._state_layer if index in family.recurrent else self._attention_layer
-                patches.wrap(layer, "forward", partial(around, layer, hidden.gone[index], hidden.unread[index]))
+                patches.wrap(layer, "forward", partial(around, layer, hidden[index]))
             return self.plainly()
 
     @torch.no_grad()
@@ -119,9 +90,7 @@ class Oracle:
 
     # -- layers -----------------------------------------------------------------------------------------------
 
-    def _attention_layer(
-        self, layer: nn.Module, gone: Tensor, unread: Tensor, original: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def _attention_layer(self, layer: nn.Module, hidden: Tensor, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a layer on all rows, with its own mask and the hidden columns."""
         states = args[0] if args else kwargs["hidden_states"]
         mask, rows = kwargs.get("attention_mask"), states.shape[1]
@@ -131,32 +100,29 @@ class Oracle:
             mask = mask.tril() if causal else mask
         if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-2:] != (rows, rows):
             raise UnsupportedError(f"foveate check cannot hide columns in the mask that {type(layer).__name__} gets.")
-        hidden = self._unseen(gone, unread, rows).to(mask.device)
+        unseen = self._unseen(hidden, rows).to(mask.device)
         if mask.dtype == torch.bool:
             self.windows |= not bool(mask[..., -1, :].all())
-            kwargs["attention_mask"] = mask & ~hidden
+            kwargs["attention_mask"] = mask & ~unseen
         else:
             self.windows |= bool((mask[..., -1, :] < 0).any())
-            kwargs["attention_mask"] = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+            kwargs["attention_mask"] = mask.masked_fill(unseen, torch.finfo(mask.dtype).min)
         return original(*args, **kwargs)
 
-    def _unseen(self, gone: Tensor, unread: Tensor, rows: int) -> Tensor:
+    def _unseen(self, hidden: Tensor, rows: int) -> Tensor:
         """What is hidden from each row, (rows, rows) bool."""
         column, row = torch.arange(rows), torch.arange(rows)[:, None]
-        answers = row >= self._prompt
-        behind = torch.zeros(rows - self._prompt, dtype=torch.bool)
-        unseen = torch.cat((gone, behind)) | (answers & torch.cat((unread, behind)))
+        gone, unread = nn.functional.pad(hidden, (0, rows - self._prompt))
+        unseen = gone | (unread & (row >= self._prompt))
         # Where all of a prompt sees all of it (PaliGemma), it must not see the answer that comes later.
         unseen = unseen | ((column >= self._prompt) & (column > row))
         return unseen & (column != row)
 
-    def _state_layer(
-        self, layer: nn.Module, gone: Tensor, unread: Tensor, original: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def _state_layer(self, _: nn.Module, hidden: Tensor, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a layer with a state on the rows that are left; the others stay as they come."""
         states = args[0] if args else kwargs.pop("hidden_states")
-        behind = torch.zeros(states.shape[1] - self._prompt, dtype=torch.bool)
-        rows = (~torch.cat((gone, behind))).nonzero()[:, 0].to(states.device)
+        gone = nn.functional.pad(hidden[0], (0, states.shape[1] - self._prompt))
+        rows = (~gone).nonzero()[:, 0].to(states.device)
         if kwargs.get("attention_mask") is not None:
             kwargs["attention_mask"] = kwargs["attention_mask"][:, rows]
         output = original(states[:, rows], *args[1:], **kwargs)
