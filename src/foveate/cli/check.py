@@ -55,6 +55,7 @@ class Check:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate import embedded
+            from foveate.ask.answering import fitting
             from foveate.ask.loaded import quiet
             from foveate.cli.asking import load
             from foveate.cli.outputs import finish
@@ -64,10 +65,10 @@ class Check:
         prompt = vlm.prepare(self.image or embedded.picture(), QUESTION)
         checking = Checking(vlm.model, prompt.inputs)
         note(
-            f"up to {checking.runs} runs of the model, of {checking.tokens} prompt tokens each "
-            f"({prompt.vision_tokens} of the picture) and {STEPS} tokens of answer; two of the runs are batches of three."
+            f"up to {checking.runs} runs of the model, each of {checking.tokens} prompt tokens "
+            f"({prompt.vision_tokens} of the picture) and {STEPS} tokens of answer; two runs are batches of three."
         )
-        with counting("Checking", checking.runs) as advance, quiet():
+        with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)
         finish({"model": self.model, **checked.to_dict()}, checked.sheet, self.outputs)
         return DONE if checked.passed else FAILED

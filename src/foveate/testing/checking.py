@@ -18,7 +18,7 @@ from foveate.contract.stages import Place, Shape
 from foveate.core.patching import Patcher
 from foveate.engine.session import drop, refuse_open
 from foveate.engine.trace import StageRecord
-from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.errors import InputError, SessionError, SettingError, UnsupportedError
 from foveate.methods.divprune import DivPrune
 from foveate.methods.fastv import FastV
 from foveate.methods.finalkv import FinalKV
@@ -38,10 +38,9 @@ PADS = 7
 """Columns that the prompt is padded with, on its left, in a batch."""
 CLEARLY = 5.0
 """How many times the noise, and the difference found, what is wrong on purpose must differ by."""
-FLOOR = 1e-5
 HALF = (torch.bfloat16, torch.float16)
-EXACT_LIMITS, HALF_LIMITS = (10.0, 2e-3), (4.0, 1e-1)
-"""How many times the noise a difference may be, and how much at most; in half precision noise varies more."""
+EXACT_LIMITS, HALF_LIMITS = (10.0, 1e-5, 2e-3), (4.0, 4e-3, 1e-1)
+"""How many times the noise a difference may be, and the least and the most that this allows."""
 KEEP_ALL = "keeping everything = untouched, bit for bit"
 RESTORED = "the model is restored, also after an error"
 MERGED = (
@@ -190,6 +189,7 @@ class Checking:
         self._depth = len(self._family.layers)
         self._probes = probes(self._depth, self._family.recurrent)
         self.runs = 16 + 3 * len(self._probes)
+        self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
         self._advance: Callable[..., object] = lambda count=1: None
 
@@ -201,8 +201,9 @@ class Checking:
         self._answer = tokens[0]
         self._oracle = Oracle(self._family, self._inputs, self._answer)
         self._untouched = self._logits(self._oracle.nothing())
-        if not len(self._oracle.vision):
-            raise InputError("The inputs have no vision tokens. A check takes one sample with a picture.")
+        vision = self._oracle.vision.tolist()
+        if not vision or vision[-1] == self.tokens - 1:
+            raise InputError("A check takes one sample with a picture and text behind it, as a question is.")
         rows = [self._noise_row(plain[0]), self._guarded(KEEP_ALL, self._keep_all, plain, tokens)]
         rows += [self._guarded(probe.name, self._probe, probe) for probe in self._probes]
         rows += [self._guarded("cache = no cache", self._uncached), self._guarded("batch = alone", self._batched)]
@@ -281,16 +282,18 @@ class Checking:
 
     def _noise_row(self, plain: Tensor) -> Row:
         """The untouched model beside itself, which says how near is near enough."""
-        together, others = self._batch
-        alone = [self._forced(self._inputs)[0], *(self._forced(other)[0] for other in others)]
-        batched = self._forced(together)
-        noises = [difference(plain, self._untouched), difference(alone[0], self._untouched)]
-        noises += [difference(row, one) for row, one in zip(batched, alone, strict=True)]
+        noises = [difference(plain, self._untouched)]
+        alone = self._forced(self._inputs)[0]
+        noises.append(difference(alone, self._untouched))
+        try:
+            noises.append(self._batch_noise(alone))
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            self._no_batch = f"the untouched model does not take the check's batch of three: {first_line(error)}"
         self._noise = max(noises)
-        times, most = EXACT_LIMITS
-        if self._model.dtype in HALF:
-            times, most = HALF_LIMITS
-        self._tolerance = min(most, max(FLOOR, times * self._noise))
+        times, least, most = HALF_LIMITS if self._model.dtype in HALF else EXACT_LIMITS
+        self._tolerance = min(most, max(least, times * self._noise))
         last = self._oracle.nothing()
         last[:, 1, -1] = True  # as if caches had lost the prompt's last row
         wrong = difference(self._logits(last), self._untouched)
@@ -299,6 +302,12 @@ class Checking:
         if self._noise > most:
             reason = f"the untouched model differs from itself by {self._noise:.1e}, so that nothing can be told"
         return self._judged(name, self._noise, wrong, reason)
+
+    def _batch_noise(self, alone: Tensor) -> float:
+        """How far samples of a left-padded batch differ from each alone."""
+        together, others = self._batch
+        batched, each = self._forced(together), [alone, *(self._forced(other)[0] for other in others)]
+        return max(difference(row, one) for row, one in zip(batched, each, strict=True))
 
     def _judged(self, name: str, found: float, wrong: float, reason: str = "") -> Row:
         if not reason and not found <= self._tolerance:  # NaN is above everything
@@ -358,9 +367,15 @@ class Checking:
             return stays.roll(1)
         return ~stays & ((~stays).cumsum(0) <= stays.sum())
 
+    def _compared_first(self) -> tuple[Tensor, float]:
+        """Logits of the first method, and what wrong columns made of them."""
+        if self._control is None:
+            raise SessionError(f"This needs the comparison '{self._probes[0].name}', which did not come to its end.")
+        return self._control
+
     def _uncached(self) -> Row:
         """Whether decoding from a cache says what one forward over prompt and answer says."""
-        name, (cached, wrong) = "cache = no cache", self._control
+        name, (cached, wrong) = "cache = no cache", self._compared_first()
         plain = self._oracle.plainly()
         self._advance()
         if difference(plain, self._untouched) > self._tolerance:
@@ -373,12 +388,11 @@ class Checking:
 
     def _batched(self) -> Row:
         """Whether each sample of a left-padded batch says what it says alone."""
-        alone, wrong = self._control
-        together, others = self._batch
+        alone, wrong = self._compared_first()
+        if self._no_batch:
+            return Row("batch = alone", "not served", reason=self._no_batch)
         with drop(self._model, self._probes[0].method):
-            batched = self._forced(together)
-            each = [alone, *(self._forced(other)[0] for other in others)]
-        found = max(difference(row, one) for row, one in zip(batched, each, strict=True))
+            found = self._batch_noise(alone)
         return self._judged("batch = alone", found, wrong)
 
     def _restored(self, state: dict[str, Any], plain: Tensor) -> Row:
