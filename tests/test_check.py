@@ -1,5 +1,8 @@
 """`foveate.testing.check`: models that drop right pass, and each fault planted in foveate or in the model fails."""
 
+import copy
+import json
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
@@ -287,6 +290,16 @@ def test_whatever_is_raised_is_a_row(monkeypatch):
     reasons = {row.reason for row in found.rows if row.verdict == "failed"}
     assert "IndexError: no such row." in reasons
     assert any("did not come to its end" in reason for reason in reasons)
+
+
+def test_logits_that_are_no_numbers_fail():
+    model = copy.deepcopy(tiny("llava"))
+    with torch.no_grad():
+        model.lm_head.weight[0] = float("nan")
+    found = check(model, batch("llava", ["tit"]))
+    assert not found.passed
+    assert found.to_dict()["noise"] is None
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 # -- the oracle, and what goes in and comes out -------------------------------------------------------------------

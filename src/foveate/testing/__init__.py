@@ -1,6 +1,7 @@
 """What any method and any model must hold: tiny random models, the contract of a method, and the check of a model."""
 
-from foveate.testing.checking import Checked, Row, check
+from foveate.testing.checked import Checked, Row
+from foveate.testing.checking import check
 from foveate.testing.contract import MethodContract, check_method
 from foveate.testing.models import TinyModel, tiny_model
 from foveate.testing.views import made_tensors, made_view

@@ -1,15 +1,15 @@
 """`check`: prove dropping on one's own model, dtype, device, kernel and versions, beside the same model untouched."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate._sheet import Column, Sheet
 from foveate._upstream import first_line, is_out_of_memory
 from foveate._versions import versions
 from foveate.contract import Chain, follow
@@ -27,108 +27,21 @@ from foveate.methods.uniform import Uniform
 from foveate.methods.v2drop import V2Drop
 from foveate.methods.vidcom2 import VidCom2
 from foveate.registry import family_for
+from foveate.testing.checked import CLEARLY, HALF, Checked, Row, name_of
 from foveate.testing.contract import state_of
 from foveate.testing.hiding import Oracle, columns_of
 
-__all__ = ["Checked", "Checking", "Row", "check"]
+__all__ = ["STEPS", "Checking", "check"]
 
 STEPS = 6
 """Tokens of the answer: with the prompt's last row, logits of seven rows are compared."""
 PADS = 7
 """Columns that the prompt is padded with, on its left, in a batch."""
-CLEARLY = 5.0
-"""How many times the noise, and the difference found, what is wrong on purpose must differ by."""
-HALF = (torch.bfloat16, torch.float16)
-EXACT_LIMITS, HALF_LIMITS = (10.0, 1e-5, 2e-3), (4.0, 4e-3, 1e-1)
-"""How many times the noise a difference may be, and the least and the most that this allows."""
+CPU_LIMITS, EXACT_LIMITS, HALF_LIMITS = (10.0, 1e-5, 1e-4), (10.0, 1e-5, 2e-3), (4.0, 4e-3, 1e-1)
+"""How many times the noise a difference may be, and the least and the most that this allows: in float32 on a CPU, on an
+accelerator, whose convolutions round to TF32, and in half precision."""
 KEEP_ALL = "keeping everything = untouched, bit for bit"
 RESTORED = "the model is restored, also after an error"
-MERGED = (
-    "Merged rows stand for no column that could be hidden, so methods that merge are not proved here: "
-    "what is proved is that rows left, masks, positions and caches are right."
-)
-HALVED = "In half precision a fault below the tolerance cannot be seen. Check float32 too, where the model fits."
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a check. Differences are of logits, as shares of the largest logit.
-
-    Attributes:
-        name: What is compared.
-        verdict: "not served" where this model lacks what the method reads, or nothing can be compared.
-        difference: The largest that was found; None where bits are compared, or nothing was.
-        tolerance: The largest that passes.
-        wrong: What hiding wrong columns on purpose makes of it.
-        reason: Why it failed, or was not served.
-    """
-
-    name: str
-    verdict: Literal["passed", "failed", "not served"]
-    difference: float | None = None
-    tolerance: float | None = None
-    wrong: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What a check found; it prints as a table that can be pasted into an issue.
-
-    Attributes:
-        about: The model, how it runs, and the versions.
-        noise: How far the untouched model differs from itself: cached or not, alone or padded in a batch.
-        rows: One a comparison.
-    """
-
-    about: Mapping[str, Any]
-    noise: float
-    rows: tuple[Row, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no comparison failed, of those that every model must allow."""
-        return all(row.verdict != "failed" for row in self.rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        values = {"passed": self.passed, "about": dict(self.about), "noise": self.noise}
-        return values | {"rows": [asdict(row) for row in self.rows]}
-
-    @property
-    def sheet(self) -> Sheet:
-        """The table, and below it what to know of the run."""
-        numbers = [Column(head, right=True) for head in ("Noise", "Difference", "Tolerance", "Wrong columns")]
-        rows = []
-        for row in self.rows:
-            noise = None if row.tolerance is None else self.noise
-            cells = map(_short, (noise, row.difference, row.tolerance, row.wrong))
-            rows.append((row.name, row.verdict, *cells))
-        notes = [f"{row.name}: {row.verdict}: {row.reason}" for row in self.rows if row.reason]
-        notes += [
-            "Differences of the answer's logits, as shares of the largest. Noise: the untouched model beside itself. "
-            f"Wrong columns: others hidden on purpose; below {CLEARLY:g} times noise or difference they prove nothing.",
-            MERGED,
-            *([HALVED] if self.about["dtype"] in map(_name, HALF) else []),
-            "For an issue, paste the table with this: "
-            + ", ".join(f"{name} {value}" for name, value in self.about.items()),
-        ]
-        title = "foveate check: " + ("passed" if self.passed else "FAILED")
-        return Sheet(title, [Column("Compared", wrap=True), "Verdict", *numbers], rows, notes)
-
-    def __str__(self) -> str:
-        return str(self.sheet)
-
-    def _repr_html_(self) -> str:
-        return self.sheet.to_html()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _short(number: float | None) -> str:
-    return "" if number is None else f"{number:.1e}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +127,7 @@ class Checking:
         model = self._model
         return {
             "model": f"{type(model).__name__} ({model.config.model_type})",
-            "dtype": _name(model.dtype),
+            "dtype": name_of(model.dtype),
             "device": str(model.device),
             "attention": self._family.text.config._attn_implementation,
             "layers": self._depth,
@@ -231,7 +144,7 @@ class Checking:
         output = self._model.generate(
             **inputs, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_new_tokens=STEPS + 1,
             repetition_penalty=1.0, cache_implementation=None, prompt_lookup_num_tokens=None, output_logits=True,
-            return_dict_in_generate=True, logits_processor=[_Told(answer, _special(self._model.config))],
+            return_dict_in_generate=True, logits_processor=[_Told(answer, _special(self._model))],
         )  # fmt: skip
         self._advance()
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
@@ -249,7 +162,7 @@ class Checking:
     def _batch(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The sample, one with other pictures and more text, and one of text alone: together, and each by itself."""
         vision, ids = set(self._oracle.vision.tolist()), self._inputs["input_ids"][0].tolist()
-        special = _special(self._model.config)
+        special = _special(self._model)
         every = [*range(self.tokens)]
         text = [column for column in every if column not in vision and ids[column] not in special]
         longer = [*every, *[every[-1]] * 3]
@@ -292,7 +205,9 @@ class Checking:
                 raise
             self._no_batch = f"the untouched model does not take the check's batch of three: {first_line(error)}"
         self._noise = max(noises)
-        times, least, most = HALF_LIMITS if self._model.dtype in HALF else EXACT_LIMITS
+        times, least, most = CPU_LIMITS if self._model.device.type == "cpu" else EXACT_LIMITS
+        if self._model.dtype in HALF:
+            times, least, most = HALF_LIMITS
         self._tolerance = min(most, max(least, times * self._noise))
         last = self._oracle.nothing()
         last[:, 1, -1] = True  # as if caches had lost the prompt's last row
@@ -310,9 +225,9 @@ class Checking:
         return max(difference(row, one) for row, one in zip(batched, each, strict=True))
 
     def _judged(self, name: str, found: float, wrong: float, reason: str = "") -> Row:
-        if not reason and not found <= self._tolerance:  # NaN is above everything
+        if not reason and found > self._tolerance:
             reason = "the difference is above the tolerance"
-        if not reason and not wrong >= CLEARLY * max(found, self._noise):
+        if not reason and wrong < CLEARLY * max(found, self._noise):
             reason = "cannot tell: columns that are wrong on purpose differ too little"
         return Row(name, "failed" if reason else "passed", found, self._tolerance, wrong, reason)
 
@@ -413,8 +328,9 @@ class Checking:
 
 
 def difference(logits: Tensor, reference: Tensor) -> float:
-    """The largest difference of two sets of logits, as a share of the largest logit of the second."""
-    return float((logits - reference).abs().max() / reference.abs().max())
+    """The largest difference of logits, as a share of the reference's largest; infinite where there is a NaN."""
+    share = float((logits - reference).abs().max() / reference.abs().max())
+    return math.inf if math.isnan(share) else share
 
 
 def _exact(name: str, same: bool, reason: str) -> Row:
@@ -480,14 +396,15 @@ class _Told:
         return scores.masked_fill(barred, -torch.inf)
 
 
-def _special(config: Any) -> set[int]:
-    """Ids that the config gives a meaning: placeholders of pictures, ends, padding."""
+def _special(model: Any) -> set[int]:
+    """Ids that a model's configs give a meaning: placeholders of pictures, ends, padding."""
     ids: set[int] = set()
-    for own in (config, config.get_text_config()):
-        for name, value in own.to_dict().items():
+    text = model.config.get_text_config()
+    for config in (model.config, text, model.generation_config):
+        for name, value in config.to_dict().items():
             if name.endswith(("_token_id", "_token_index")) and value is not None:
                 ids.update(value if isinstance(value, list) else [value])
-    return {token for token in ids if 0 <= token < config.get_text_config().vocab_size}
+    return {token for token in ids if 0 <= token < text.vocab_size}
 
 
 class _PlannedError(Exception):

@@ -77,7 +77,8 @@ class Oracle:
     def plainly(self) -> Tensor:
         """Logits of the same rows, of the model as it is now."""
         output = self._family.model(**self._inputs, use_cache=False, logits_to_keep=self._rows)
-        return output.logits[0, -self._rows :].float().cpu()
+        logits: Tensor = output.logits[0, -self._rows :].float().cpu()
+        return logits
 
     def _note_vision(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         answer = original(*args, **kwargs)
@@ -116,7 +117,7 @@ class Oracle:
         unseen = gone | (unread & (row >= self._prompt))
         # Where all of a prompt sees all of it (PaliGemma), it must not see the answer that comes later.
         unseen = unseen | ((column >= self._prompt) & (column > row))
-        return unseen & (column != row)
+        return torch.logical_and(unseen, column != row)
 
     def _state_layer(self, _: nn.Module, hidden: Tensor, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a layer with a state on the rows that are left; the others stay as they come."""
