@@ -119,7 +119,12 @@ def test_each_hook_that_is_lost_is_told(host, monkeypatch):
     assert changes >= 8 + len(model.get_decoder().layers)
     for number in range(changes):
         made.clear()
-        told("foveate's any more|in another way|did not report", model, inputs, lambda _, number=number: made[0]._changes[number].undo())
+        told(
+            "foveate's any more|in another way|did not report",
+            model,
+            inputs,
+            lambda _, number=number: made[0]._changes[number].undo(),
+        )
 
 
 def test_a_decoder_that_is_called_past_its_hooks_is_told(host, monkeypatch):
