@@ -23,7 +23,7 @@ QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants fuzz
+.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check docs index clean mutants fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -37,6 +37,7 @@ help:
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
+	@echo "make test-installed  install the wheel as README says, in an empty environment without constraints, and use it"
 	@echo "make check   formatting, linting, types, import rules, and that no more code came in (tests/ratchet.json)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
@@ -75,7 +76,7 @@ AV := av==18.1.0
 # put apart, where only the tests of video processors look for it.
 $(READY): $(LIGHT)
 	@echo "[3/3] Installing what tests, checks and documentation need: about 3 minutes and 1.7 GB"
-	@$(QUIET_PIP) -e '.[dev,docs,eval,video]' -c constraints.txt $(LOGGED)
+	@$(QUIET_PIP) -e '.[dev,docs,eval,vision]' -c constraints.txt $(LOGGED)
 	@$(QUIET_PIP) --no-deps --upgrade $(AV) $(LOGGED)
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --yes torchvision timm && \
 	  $(QUIET_PIP) --no-deps --upgrade --target $(VENV)/apart torchvision -c constraints.txt; } $(LOGGED)
@@ -193,6 +194,10 @@ test-oldest: $(OLD)
 	PYTHONPATH=$(OLD) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -k "not ($(OLDEST_NOT))" \
 	  tests/test_transformers.py tests/engine tests/families $(OLDEST_TESTS:%=tests/invariants/test_%.py)
 
+# What people do: an empty environment, the wheel, and README's lines without constraints.
+test-installed: setup
+	TORCH="$(TORCH)" $(BIN)/python -m tests.installed
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -200,6 +205,8 @@ check: setup
 	cd plugins/vllm && $(abspath $(BIN))/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.ratchet
+	@! grep -rn --include='*.py' past_key_values src | grep -v '^src/foveate/_transformers.py:' || \
+	  { echo "The cache's names stand in foveate/_transformers.py alone: see cache_of, cache_in and with_cache." >&2; exit 1; }
 
 # With --quiet, --strict counts no warning, such as a dead link.
 docs: setup

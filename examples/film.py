@@ -2,7 +2,7 @@
 
     python examples/film.py [kept.png]
 
-The embedded model reads pictures only, so the frames go in as pictures. Needs PyAV: pip install -e '.[video]'.
+The embedded model reads pictures only, so the frames go in as pictures. Needs PyAV: pip install -e '.[vision]'.
 """
 
 import sys

@@ -3,6 +3,8 @@
 The backend "eager" runs what was traced as it is, so this is about tracing, guards and graph breaks alone.
 """
 
+import logging
+
 import pytest
 import torch
 import transformers
@@ -13,7 +15,6 @@ from tests.families.test_llava import config
 from tests.models import NO_PLACEHOLDERS, batch, generate
 from tests.tiny import PAD
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 ONE, OTHER = fv.V2Drop(layers=(1,), keep=(0.5,)), fv.Uniform(layers=(0, 1), keep=(0.6, 0.5))
 WORDS = ["titit"]
 
@@ -60,6 +61,37 @@ def test_contexts_come_and_go_around_a_compiled_model(compiled, methods):
         torch.testing.assert_close(logits(model, method), expected[method], atol=1e-6, rtol=1e-5)
     assert counters["stats"]["unique_graphs"] > 2  # dynamo did trace
     assert not torch.equal(expected[None], expected[ONE])
+
+
+class Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def test_nothing_of_ours_is_logged():
+    """What Dynamo says of the host's own code it may say; of foveate's it sees nothing."""
+    model, inputs, said = shallow(), batch("llava", WORDS), Said()
+    logger = logging.getLogger("torch._dynamo")
+    level = logger.level
+    logger.addHandler(said)
+    logger.setLevel(logging.INFO)
+    try:
+        for method in (ONE, fv.VisionZip(retention=0.4), fv.FastV(layers=(1,), keep=(0.5,))):
+            torch._dynamo.reset()
+            with fv.drop(model, method) as trace, torch.no_grad():
+                torch.compile(model, backend="eager")(**inputs)
+            assert trace.stages
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(level)
+    assert said.lines  # it traced, and said something of the host
+    assert [line for line in said.lines if "foveate" in line] == []
 
 
 def test_decoding_in_an_open_context_traces_nothing_anew():

@@ -121,7 +121,7 @@ def test_of_a_damaged_video_both_are_said_how_many_frames_were_read_and_how_many
 def test_without_pyav_the_extra_is_named(ask, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     code, _, err = ask("generate", clip)
-    assert (code, err) == (1, f"foveate: Reading videos needs PyAV: {install_line('video')}.\n")
+    assert (code, err) == (1, f"foveate: Reading videos needs PyAV: {install_line('vision')}.\n")
 
 
 def test_files_are_videos_by_their_ending(tmp_path):

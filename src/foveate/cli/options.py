@@ -139,7 +139,7 @@ class MethodsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaOptions:
-    """How pictures and videos are shown to the model; videos are read with PyAV, pip install -e '.[video]'."""
+    """How pictures and videos are shown to the model; videos are read with PyAV, pip install -e '.[vision]'."""
 
     frames: MaybeCount = None
     """most frames of a video, evenly spread (default: 32; 3 for a model that reads only pictures)"""

@@ -184,7 +184,6 @@ def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
     return units
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def read_samples(
     masks: Sequence[tuple[Tensor, Sequence[MediaTokens]]],
     live: Tensor | None,

@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import trace_rules
 
 from foveate._transformers import FeatureCall, cache_in, cache_of
 from foveate.contract import naming
@@ -36,6 +37,9 @@ from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "drop_or_not", "refuse_open", "remove"]
 
+# torch.compile traces the layers that our functions call, and not these: they look at the host's state.
+if hasattr(trace_rules, "add"):
+    trace_rules.add("foveate")
 
 LATEST = 100
 """Prefills that the trace of `apply` holds."""

@@ -77,7 +77,7 @@ def read(
     try:
         import av
     except ImportError as error:
-        raise UnsupportedError(f"Reading videos needs PyAV: {install_line('video')}.") from error
+        raise UnsupportedError(f"Reading videos needs PyAV: {install_line('vision')}.") from error
     request = FramesWanted(frames, fps, start, end)
     path = Path(path)
     name = named(path)

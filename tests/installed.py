@@ -1,0 +1,117 @@
+"""Install foveate as README says, in an empty environment and without constraints, and use it there.
+
+    python -m tests.installed
+
+The wheel stands in the place of the checkout, and a torch for the CPU is there beforehand. README's Python runs with the
+embedded model, its commands and `foveate check` by name, and a choice of the invariants. All that is made is in out/installed.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "out" / "installed"
+PYTHON = FOLDER / "venv" / "bin" / "python"
+TORCH = os.environ.get("TORCH", "torch==2.13.0")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INVARIANTS = ("keep_all", "closed", "restore")
+FAMILIES = "llava or qwen2_vl or gemma3"
+COMMANDS = (
+    "foveate --version",
+    "foveate generate --retention 1/3 --full",
+    "foveate methods",
+    "foveate check",
+)
+
+
+def main() -> None:
+    """Do it all; the first step that fails ends it."""
+    began = time.monotonic()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    venv.create(FOLDER / "venv", with_pip=True)
+    wheel, plugin = wheel_of(ROOT), wheel_of(ROOT / "plugins" / "vllm")
+    version = tomllib.loads((ROOT / "plugins/vllm/pyproject.toml").read_text())["project"]["version"]
+    assert f"-{version}-" in wheel.name, (wheel, version)
+    assert f"-{version}-" in plugin.name, (plugin, version)
+    install(wheel)
+    use(FOLDER / "use")
+    print(f"==> installed as README says, and used, in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def wheel_of(project: Path) -> Path:
+    """The wheel of a project, built here."""
+    folder = FOLDER / "wheels" / project.name
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(project))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path) -> None:
+    """README's lines that install, with the wheel in the place of the checkout."""
+    pip("install", "--quiet", *shlex.split(TORCH))
+    lines = [line for line in "\n".join(blocks("bash")).splitlines() if line.startswith("pip install")]
+    assert lines, "README says nowhere how to install"
+    for line in lines:
+        words = [re.sub(r"^\.(?=\[|$)", str(wheel), word) for word in shlex.split(line, comments=True)[1:]]
+        assert str(wheel) in " ".join(words), line
+        # A torch for CUDA, which the newest torchvision may ask for, is gigabytes: the one that is here stays.
+        pip(words[0], "--quiet", *shlex.split(TORCH), *words[1:])
+    if subprocess.run([PYTHON, "-c", "import torchvision"], capture_output=True, check=False).returncode:
+        print("==> the torchvision that pip finds is for another torch: as README says, without it", flush=True)
+        pip("uninstall", "--quiet", "--yes", "torchvision")
+    pip("install", "--quiet", "pytest", "hypothesis", "accelerate")
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", "list")
+
+
+def use(folder: Path) -> None:
+    """README's Python, its commands, the check, and invariants, far from the checkout's source."""
+    folder.mkdir()
+    shutil.copy(ROOT / "src/foveate/embedded/demo.png", folder / "cat.jpg")  # Pillow goes by what is in it
+    source = "\n".join(blocks("python")).replace('fv.load("Qwen/Qwen3-VL-8B-Instruct")', "fv.load()")
+    assert "fv.load()" in source, "README loads another model: name it here"
+    (folder / "readme.py").write_text(source)
+    run(PYTHON, "-W", "error::FutureWarning", "readme.py", cwd=folder)
+    assert (folder / "kept.png").stat().st_size > 1000
+    for command in COMMANDS:
+        run(*shlex.split(f"{PYTHON.parent}/{command}"), cwd=folder)
+    chosen = [f"tests/invariants/test_{name}.py" for name in INVARIANTS]
+    run(PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", FAMILIES, *chosen, cwd=ROOT)
+    where = "import foveate, sys; sys.exit('site-packages' not in foveate.__file__)"
+    run(PYTHON, "-c", where, cwd=ROOT)
+
+
+def blocks(language: str) -> list[str]:
+    """README's code in a language."""
+    return [body for kind, body in BLOCK.findall((ROOT / "README.md").read_text()) if kind == language]
+
+
+def pip(*arguments: str) -> None:
+    """Run the environment's own pip."""
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments)
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    """Say a command and run it.
+
+    Raises:
+        SystemExit: If it fails.
+    """
+    words = [str(word).replace(f"{ROOT}/", "") for word in command]
+    print("==>", shlex.join(words), flush=True)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"==> {shlex.join(words)} ended with {done.returncode}")
+
+
+if __name__ == "__main__":
+    main()
