@@ -1,8 +1,9 @@
-"""What a call does, counted and not timed, so that a run anywhere gives the same: FLOPs, operators, waits, bytes."""
+"""What a call does, counted and not timed, so that a run anywhere gives the same: FLOPs, operators, waits, bytes, and
+how many functions of foveate Python calls."""
 
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+import foveate
 from foveate.bench import memory
 from foveate.bench.memory import tensors_of
 
@@ -124,7 +126,8 @@ class Counts:
     Attributes:
         flops: Matrix products, a multiply-add counts two; attention in full.
         operators: Operators that ran, views included.
-        per_layer: Of these, those inside each decoder layer and what stands around it.
+        calls: Functions of foveate that Python called; see `Calls`.
+        per_layer: Of the operators, those inside each decoder layer and what stands around it.
         made: Bytes of tensors made.
         peak: The most of these that lived at once.
         waits: Where the host waited for an accelerator, and how often: (file, line, function, operator).
@@ -132,6 +135,7 @@ class Counts:
 
     flops: int
     operators: int
+    calls: int
     per_layer: tuple[int, ...]
     made: int
     peak: int
@@ -158,7 +162,7 @@ def count(call, layers=(), *modes):
         layers: Decoder layers, whose operators are counted apart.
         modes: Of torch's dispatch.
     """
-    seen, waits = Memory(), waits_above(modes)
+    seen, waits, calls = Memory(), waits_above(modes), Calls()
     per_layer, starts = [], []
 
     def enter(*_):
@@ -174,8 +178,11 @@ def count(call, layers=(), *modes):
         flops = stack.enter_context(Flops())
         for mode in (seen, *modes, waits):
             stack.enter_context(mode)
-        call()
-    return Counts(flops.total, seen.operators, tuple(per_layer), seen.made, seen.peak, dict(waits.places))
+        with calls.counting():
+            call()
+    return Counts(
+        flops.total, seen.operators, calls.total, tuple(per_layer), seen.made, seen.peak, dict(waits.places)
+    )
 
 
 def waits_in(call, *modes):
@@ -191,6 +198,42 @@ def waits_in(call, *modes):
 def waits_above(modes):
     """A counter of waits to enter behind these modes."""
     return Waits(*(str(sys.modules[type(mode).__module__].__file__) for mode in modes))
+
+
+PACKAGE = str(Path(foveate.__file__).parent)
+COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}
+"""Calls in Python 3.11 alone; later versions run them where they stand."""
+
+
+class Calls:
+    """Counts calls of functions whose code is foveate's own, each step of a generator too: what it costs the host
+    beside the operators.
+
+    Attributes:
+        by_function: How often, by file and name.
+    """
+
+    def __init__(self):
+        self.by_function = Counter()
+
+    @property
+    def total(self):
+        return sum(self.by_function.values())
+
+    @contextmanager
+    def counting(self):
+        """While it is open, and where nobody else profiles."""
+        sys.setprofile(self._see)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+    def _see(self, frame, event, _):
+        code = frame.f_code
+        counts = event == "call" and code.co_filename.startswith(PACKAGE) and code.co_name not in COMPREHENSIONS
+        if counts and code.co_filename != memory.__file__:  # which counts operators here
+            self.by_function[f"{code.co_filename.removeprefix(PACKAGE)} {code.co_qualname}"] += 1
 
 
 class Flops(TorchDispatchMode):
