@@ -218,6 +218,7 @@ def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tup
 # -- a probe ------------------------------------------------------------------------------------------------------
 
 
+NOTHING = object()
 NAME = re.compile(r"(?P<module>[\w.]+):(?P<owner>\w+)(?P<made>\(\d*\))?(\.(?P<attribute>\w+))?(\((?P<takes>.+)\))?")
 
 
@@ -236,6 +237,8 @@ def probe() -> Iterator[str]:
             if attribute:
                 value = getattr(value, attribute)
         except (AttributeError, TypeError):
+            value = NOTHING
+        if value is NOTHING or getattr(value, "__isabstractmethod__", False):
             yield f"has no {name.partition(':')[2]} ({NAMES[name]})"
             continue
         if takes and _parameters(value)[: len(takes)] != takes:
