@@ -236,7 +236,7 @@ def probe() -> Iterator[str]:
                 value = value(*made)
             if attribute:
                 value = getattr(value, attribute)
-        except (AttributeError, TypeError):
+        except (AttributeError, NameError, TypeError):
             value = NOTHING
         if value is NOTHING or getattr(value, "__isabstractmethod__", False):
             yield f"has no {name.partition(':')[2]} ({NAMES[name]})"

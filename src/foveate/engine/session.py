@@ -392,6 +392,8 @@ class Session:
         """Run a layer on the rows that are left; outside the decoder's forward as it is."""
         if self._forward is None:
             return original(*args, **kwargs)
+        if not self._forward.begun:
+            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
         return self._runner.run(self._forward, index, original, *args, **kwargs)
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
