@@ -324,9 +324,10 @@ def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
     return rotate
 
 
-def scales_by_position(attention: Any) -> bool:
+@functools.cache
+def scales_by_position(attention: type[nn.Module]) -> bool:
     """Whether an attention module asks for position ids beside RoPE, since it scales queries by them (Ministral 3)."""
-    asked = inspect.signature(type(attention).forward).parameters.get("position_ids")
+    asked = inspect.signature(attention.forward).parameters.get("position_ids")
     return asked is not None and asked.default is inspect.Parameter.empty
 
 

@@ -48,11 +48,17 @@ class Patcher:
         finally:
             self.restore()  # what is left where an interrupt ended the first
 
-    def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
-        """Let `around(original, *args, **kwargs)` run in the place of a method, on this one object."""
+    def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> Callable[..., Any]:
+        """Let `around(original, *args, **kwargs)` run in the place of a method, on this one object.
+
+        Returns:
+            What stands in its place now.
+        """
         change = _Wrapped(owner, name, getattr(owner, name), owned=name in vars(owner))
         self._changes.append(change)
-        setattr(owner, name, change.around(around))
+        wrapper = change.around(around)
+        setattr(owner, name, wrapper)
+        return wrapper
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         """Give an attribute of this one object another value."""

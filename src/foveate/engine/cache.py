@@ -67,6 +67,19 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = True
 
+    base: Tensor | None = None
+    ragged = False
+    shift: Tensor | None = None
+    head: tuple[Tensor, Tensor] | None = None
+    reads: "PrunedLayer | None" = None
+    held: tuple[int, ...] | None = None
+    kinds: Tensor | None = None
+    counted: list[tuple[int, int]] | None = None
+    _pruned = False
+    _announced: tuple[Tensor | None, int, bool] | None = None
+    _room: "_Room | None" = None
+    _grown: int | None = None  # the keys that the last update left, by their id
+
     def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
         """Take over what a layer of the usual kind holds; layers of one cache share one `memo`."""
         super().__init__()
@@ -78,21 +91,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.window: int | None = getattr(layer, "sliding_window", None)
         self.record_past: bool = getattr(layer, "record_past", False)
         self.seen: int = layer.get_seq_length()
-        self.base: Tensor | None = None
         # Where a window has evicted slots, fewer are stored than were seen.
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
-        self.ragged = False
-        self.shift: Tensor | None = None
-        self.head: tuple[Tensor, Tensor] | None = None
-        self.reads: PrunedLayer | None = None
-        self.held: tuple[int, ...] | None = None
-        self.kinds: Tensor | None = None
         self.memory: dict[str, Tensor] = {}
-        self.counted: list[tuple[int, int]] | None = None
-        self._pruned = False
-        self._announced: tuple[Tensor | None, int, bool] | None = None
-        self._room: _Room | None = None
-        self._grown: int | None = None  # the keys that the last update left, by their id
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: it finds room of its own, and so does what it reads."""
@@ -154,7 +155,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.ragged |= ragged
             self._pruned = True
         self.seen += span
-        keys, values = self._append(key_states, value_states)
+        if self.is_initialized and self.keys.shape[-2] >= LONG:
+            keys, values = self._append(key_states, value_states)
+        else:
+            keys, values = super().update(key_states, value_states)
+            self._room, self._grown = None, id(keys)
         if self.head is not None:  # a copy that lives while the layer attends
             keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
         if self.window is not None and not self.record_past:
@@ -166,8 +171,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Put rows behind those that are there, and return all: from the second step on without copying these."""
-        coming, here = key_states.shape[-2], self.keys.shape[-2] if self.is_initialized else 0
-        grows = here >= LONG and coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
+        coming = key_states.shape[-2]
+        grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
         if grows and id(self.keys) == self._grown:  # nobody has changed them since the step before
             if self._room is None or not self._room.has_place(coming):
                 self._room = _Room(self.keys, self.values)
@@ -497,8 +502,8 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
     layer = cache.layers[index]
     if type(layer) is PrunedLayer:
         return layer
-    others = (other._memo for other in cache.layers if type(other) is PrunedLayer)
-    cache.layers[index] = pruned = PrunedLayer(layer, next(others, None))
+    others = [other._memo for other in cache.layers if type(other) is PrunedLayer]
+    cache.layers[index] = pruned = PrunedLayer(layer, others[0] if others else None)
     return pruned
 
 

@@ -17,7 +17,7 @@ from foveate.engine.program import Program
 from foveate.engine.samples import Bucket, Sample, buckets_of
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
-__all__ = ["Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]
+__all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
@@ -223,6 +223,46 @@ class Turn:
     asked: dict[int, Tensor] = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
+class Alike:
+    """What a layer on rows was handed and got: one behind it that is handed the same gets the same.
+
+    Only where no layer's forward is somebody else's, so that nobody moves what layers get to other devices.
+
+    Attributes:
+        mask, tables: What the model handed it.
+        given: What it got in the place of these, by name.
+        rows: Its rows.
+        announced: What its cache layer was told: see `PrunedLayer.announce`.
+        shift: See `PrunedLayer`.
+        kind: The layer's class.
+        device: Where it ran.
+        handed: Its output, where it handed the rows on as they are; None: they are back in the full-length stream.
+        full: That stream then, without them.
+    """
+
+    mask: Any
+    tables: Any
+    given: dict[str, Any]
+    rows: RowMap
+    announced: tuple[Tensor, int, bool]
+    shift: Tensor | None
+    kind: type
+    device: torch.device
+    handed: Tensor | None = None
+    full: Tensor | None = None
+
+    def put_back(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Arguments of layer `index`, in which the rows are back in the full-length stream."""
+        if self.handed is None:
+            return args, kwargs
+        if self.handed is not (args[0] if args else kwargs.get("hidden_states")):
+            guards.refuse_changed_rows(index)
+        assert self.full is not None
+        full = self.rows.scatter(self.full, self.handed)
+        return ((full, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": full})
+
+
 @dataclass(eq=False)
 class Forward:
     """One forward: a prefill, a later turn or a decode step.
@@ -249,6 +289,10 @@ class Forward:
         plans: Vision tokens that each layer will process, for each sample; None where that is not known beforehand.
         turn: Of a prompt behind which steps may read less of the caches; else None.
         noted: The latest prefill's record, where it is noted what steps read.
+        steps: Of a step, the pruned layers of its cache (None: another layer), if they hold as much of each sample and
+            number nothing anew, so that a layer without a mask runs as it is; else empty.
+        alike: What the layer before has in common with the coming one, perhaps.
+        hands_on: Whether layers hand rows on to one another.
 
     Attributes, the rows that are left (where `drops`):
         span: Columns of the forward.
@@ -283,6 +327,9 @@ class Forward:
     plans: Sequence[Sequence[int] | None] = ()
     turn: Turn | None = None
     noted: PrefillRecord | None = None
+    steps: Sequence[PrunedLayer | None] = ()
+    alike: Alike | None = None
+    hands_on: bool = False
 
     span: int = 0
     samples: list[Sample] = field(default_factory=list)

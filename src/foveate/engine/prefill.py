@@ -79,10 +79,21 @@ def begin(
     cache = cache_of(kwargs)
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
-    reads = _reads_less(program, kwargs, prompt is not None and (prompt.shape[1] > 1 or goes_on))
-    forward.backend = str(family.text.config._attn_implementation)
+    layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
+    is_prompt = prompt is not None and (prompt.shape[1] > 1 or goes_on)
+    reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
-    forward.idle = not any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ()))
+    forward.idle = True
+    even = program.reading is None and prompt is not None
+    for layer in layers:
+        if layer is None:
+            continue
+        forward.idle = False
+        # With a prompt, and without such a stage, all that is cached is read again. One new row goes on with an answer.
+        if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
+            layer.settle()
+        even = even and layer.shift is layer.window is None and not layer.ragged
+    forward.backend = str(family.text.config._attn_implementation)
     live = _live(kwargs, forward.arguments)
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         if forward.arguments.get(name) is not None and modality not in forward.encoded:
@@ -94,6 +105,8 @@ def begin(
     forward.let_go_of_arguments()  # the layers need no pixels
     if embeds is None or not masks:
         forward.record = _text_record(family, kwargs, live)
+        if even and not forward.idle:
+            forward.steps, forward.cache, forward.span = layers, cache, prompt.shape[1]
         if reads:
             forward.turn = begin_turn(forward, cache, prompt, live, before)
         return None
@@ -121,17 +134,6 @@ def begin(
     if reads:
         forward.turn = begin_turn(forward, cache, embeds, live, before)
     return _take_tower_cuts(forward, program, embeds)
-
-
-def _reads_less(program: Program, kwargs: dict[str, Any], is_prompt: bool) -> bool:
-    """Whether this is a prompt behind which steps may read less. One new row goes on with an answer, and is none.
-
-    With a prompt, and without such a stage, all that is cached is read again.
-    """
-    for layer in getattr(cache_of(kwargs), "layers", ()):
-        if type(layer) is PrunedLayer and (is_prompt or program.reading is None):
-            layer.settle()
-    return is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
 
 
 def _note_text(forward: Forward, program: Program, ids: Tensor | None) -> None:

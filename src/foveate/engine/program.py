@@ -49,6 +49,7 @@ class Program:
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
         reads_words: Whether a stage before a layer reads the text behind images itself.
         encodes_text: What stages read that something handed in makes of that text.
+        busy: Decoder layers before which a stage stands, or of which one reads while they run or later.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Program:
         self.reads_words = Text() in read
         self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
         self._remembered, self._signals_while = _looking_back(layers)
+        self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
 
     @classmethod
     def on(cls, method: Method, family: Family, resources: Mapping[str, Any] | None = None) -> "Program":

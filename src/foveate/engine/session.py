@@ -256,7 +256,8 @@ class Session:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
             # The layer's forward, not a hook: hooks of others then all see the full-length stream.
-            patches.wrap(layer, "forward", functools.partial(self.around_layer, index))
+            put = patches.wrap(layer, "forward", functools.partial(self.around_layer, index))
+            self._runner.wrappers.append(put)
         patches.hook(text, "after", self.after_decoder)
 
     def detach(self) -> None:
@@ -371,6 +372,7 @@ class Session:
         before = now.turn if goes_on else None
         embeds = begin(forward, self._program, self._family, kwargs, ending, now.splits, goes_on, before)
         now.turn = forward.turn
+        forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.record is not None:
             lost = self._patches.lost()
             if lost is not None:
