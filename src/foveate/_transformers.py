@@ -37,6 +37,7 @@ __all__ = [
     "DynamicSlidingWindowLayer",
     "FeatureCall",
     "LinearAttentionLayer",
+    "arguments_of",
     "cache_in",
     "cache_of",
     "cached_file",
@@ -151,6 +152,7 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
             )
 
 
+@functools.cache
 def older(version: str, than: str) -> bool:
     """Whether one version comes before another, by their numbers alone."""
     return _numbers(version) < _numbers(than)
@@ -337,6 +339,20 @@ def recomputes_from_outside(layer: Any) -> bool:
     return outside and bool(layer.training and getattr(layer, "gradient_checkpointing", False))
 
 
+def arguments_of(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those behind ** among them."""
+    plain = getattr(function, "__func__", None)  # of a method, which is a new object for every model
+    signature = inspect.signature(function) if plain is None else _signature(plain)
+    arguments = dict(signature.bind(*args if plain is None else (None, *args), **kwargs).arguments)
+    if plain is not None:
+        del arguments[next(iter(arguments))]
+    arguments.update(arguments.pop("kwargs", {}))
+    return arguments
+
+
+_signature = functools.lru_cache(256)(inspect.signature)
+
+
 class FeatureCall:
     """One call of `get_image_features` or `get_video_features`, asked and answered in the form of the newest version.
 
@@ -350,8 +366,7 @@ class FeatureCall:
     def __init__(
         self, core: Any, modality: str, original: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> None:
-        self.arguments = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
-        self.arguments.update(self.arguments.pop("kwargs", {}))
+        self.arguments = arguments_of(original, args, kwargs)
         self._original = original
         self._renamed = modality == "video" and "pixel_values" in self.arguments
         self._newline = core.image_newline if self._renamed and core.config.model_type == "llava_onevision" else None

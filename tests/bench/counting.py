@@ -159,29 +159,20 @@ def count(call, layers=(), *modes):
 
     Args:
         call: What is counted.
-        layers: Decoder layers, whose operators are counted apart.
+        layers: Decoder layers, whose operators are counted apart, without a hook: where a hook could read, dropping
+            does more.
         modes: Of torch's dispatch.
     """
-    seen, waits, calls = Memory(), waits_above(modes), Calls()
-    per_layer, starts = [], []
-
-    def enter(*_):
-        starts.append(seen.operators)
-
-    def leave(*_):
-        per_layer.append(seen.operators - starts.pop())
-
+    seen, waits = Memory(), waits_above(modes)
+    calls = Calls(layers, seen)
     with ExitStack() as stack, torch.no_grad():
-        for layer in layers:
-            for handle in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)):
-                stack.callback(handle.remove)
         flops = stack.enter_context(Flops())
         for mode in (seen, *modes, waits):
             stack.enter_context(mode)
         with calls.counting():
             call()
     return Counts(
-        flops.total, seen.operators, calls.total, tuple(per_layer), seen.made, seen.peak, dict(waits.places)
+        flops.total, seen.operators, calls.total, tuple(calls.per_layer), seen.made, seen.peak, dict(waits.places)
     )
 
 
@@ -201,6 +192,7 @@ def waits_above(modes):
 
 
 PACKAGE = str(Path(foveate.__file__).parent)
+CALL = torch.nn.Module._call_impl.__code__
 COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}
 """Calls in Python 3.11 alone; later versions run them where they stand."""
 
@@ -209,12 +201,18 @@ class Calls:
     """Counts calls of functions whose code is foveate's own, each step of a generator too: what it costs the host
     beside the operators.
 
+    Args:
+        layers: Modules of which it is seen when they run.
+        memory: Counts operators.
+
     Attributes:
         by_function: How often, by file and name.
+        per_layer: Operators in each run of a layer, with what stands around its forward.
     """
 
-    def __init__(self):
-        self.by_function = Counter()
+    def __init__(self, layers=(), memory=None):
+        self.by_function, self.per_layer = Counter(), []
+        self._layers, self._memory, self._starts = set(layers), memory, []
 
     @property
     def total(self):
@@ -231,6 +229,11 @@ class Calls:
 
     def _see(self, frame, event, _):
         code = frame.f_code
+        if code is CALL and frame.f_locals["self"] in self._layers:
+            if event == "call":
+                self._starts.append(self._memory.operators)
+            elif event == "return":
+                self.per_layer.append(self._memory.operators - self._starts.pop())
         counts = event == "call" and code.co_filename.startswith(PACKAGE) and code.co_name not in COMPREHENSIONS
         if counts and code.co_filename != memory.__file__:  # which counts operators here
             self.by_function[f"{code.co_filename.removeprefix(PACKAGE)} {code.co_qualname}"] += 1

@@ -54,9 +54,18 @@ class Patcher:
         Returns:
             What stands in its place now.
         """
-        change = _Wrapped(owner, name, getattr(owner, name), owned=name in vars(owner))
+        original = getattr(owner, name)
+        change = _Wrapped(owner, name, original, owned=name in vars(owner))
         self._changes.append(change)
-        wrapper = change.around(around)
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if change.active:
+                return around(original, *args, **kwargs)
+            # Taken back, but somebody else's wrapper, put around this one since, goes on calling it.
+            return original(*args, **kwargs)
+
+        change.wrapper = wrapper
         setattr(owner, name, wrapper)
         return wrapper
 
@@ -104,19 +113,6 @@ class _Wrapped:
     owned: bool
     active: bool = True
     wrapper: Callable[..., Any] | None = None
-
-    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """What to put in the method's place."""
-
-        @functools.wraps(self.original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if self.active:
-                return call(self.original, *args, **kwargs)
-            # Taken back, but somebody else's wrapper, put around this one since, goes on calling it.
-            return self.original(*args, **kwargs)
-
-        self.wrapper = wrapper
-        return wrapper
 
     def undo(self) -> None:
         self.active = False

@@ -263,7 +263,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     @property
     def is_whole(self) -> bool:
         """Whether what was announced has come, and every column that is known has its slot."""
-        slots = sum(keys.shape[-2] for keys in (self.keys, self.head and self.head[0]) if keys is not None)
+        slots = self.keys.shape[-2] if self.is_initialized else 0
+        if self.head is not None:
+            slots += self.head[0].shape[-2]
         based = 0 if self.base is None else self.base.shape[1]
         return self._announced is None and slots == based + self.seen - self.base_end
 

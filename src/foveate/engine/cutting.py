@@ -42,6 +42,7 @@ __all__ = [
     "note_attending",
 ]
 
+ALL_CELLS = Cells()
 Part = Callable[[Tensor], Tensor]
 """Of a tensor with a sample's rows in front, the rows of a unit."""
 
@@ -154,7 +155,7 @@ class SampleRows:
             elif begun.sizes is not None:
                 arriving = replace(arriving, started=begun.sizes[unit.image])
         alone = self.sample.frames is None and (unit.in_sample is not None or len(grids) == 1)
-        if Cells() in stage.reads and alone and len(unit) == arriving.started == arriving.entered:
+        if alone and ALL_CELLS in stage.reads and len(unit) == arriving.started == arriving.entered:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 

@@ -310,7 +310,7 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
     Returns:
         How the forward ended, if in an image.
     """
-    if forward.record is not None:
+    if forward.record is not None and not forward.drops:
         forward.record.cache = None if cache is None else CacheRecord(_held(cache))
     if forward.turn is not None and not forward.drops and cache is not None:
         end_turn(forward, program, family, cache)
@@ -324,6 +324,7 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
         guards.refuse_other_cache(None)
     cache = forward.cache
     if cache is None:
+        forward.record.cache = None
         return None
     _refuse_lost_rows(forward, family, cache)
     _cut_cache(forward, program, family, cache)
@@ -352,11 +353,12 @@ def _held(cache: Any) -> dict[int, int]:
 
 def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
     """Layers that ran on rows must have stored them."""
+    recurrent = family.recurrent
     for index, rows in enumerate(forward.row_maps):
-        if rows is None or index in family.recurrent:
+        if rows is None or index in recurrent:
             continue
-        layer = find_pruned(cache, index)
-        if layer is None or not layer.is_whole:
+        layer = cache.layers[index] if index < len(cache.layers) else None
+        if type(layer) is not PrunedLayer or not layer.is_whole:
             guards.refuse_lost_rows(index)
 
 

@@ -50,7 +50,8 @@ class LayerRunner:
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
-        if program.reading is None and not any(["forward" in vars(layer) for layer in self._layers]):  # see `Alike`
+        self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
+        if program.reading is None and self._bare:
             others = program.busy | family.recurrent | self._positions.scaling
             self._plain = frozenset(range(1, len(self._layers))) - others
 
@@ -227,6 +228,8 @@ class LayerRunner:
     def _bring_together(self, forward: Forward, call: LayerCall) -> None:
         """Bring input, tables and mask to where the layer computes."""
         hidden, kwargs = call.hidden, call.kwargs
+        if self._bare and kwargs["position_embeddings"][0].device == hidden.device:
+            return
         if forward.drops or call.index not in self._devices:
             self._devices[call.index] = _device_of(call.module, hidden)
         device = self._devices[call.index]

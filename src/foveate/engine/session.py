@@ -5,7 +5,6 @@ One forward runs the hooks so: `generate` or the model, the core, `get_*_feature
 """
 
 import functools
-import inspect
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import FeatureCall, cache_in, cache_of
+from foveate._transformers import FeatureCall, arguments_of, cache_in, cache_of
 from foveate.contract import naming
 from foveate.contract.method import Method
 from foveate.core.cut import Cut
@@ -40,7 +39,11 @@ __all__ = ["apply", "drop", "drop_or_not", "refuse_open", "remove"]
 LATEST = 100
 """Prefills that the trace of `apply` holds."""
 
+MOST_PROGRAMS = 64
+"""Methods whose programs are remembered for a model."""
+
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
+_programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Program]]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -174,6 +177,20 @@ def _session(
     return Session(family, chosen, resources)
 
 
+def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
+    """The method's stages on this model: made once, where nothing was handed in."""
+    if resources or type(method).__hash__ is None:
+        return Program.on(method, family, resources)
+    made = _programs.setdefault(family.core, {})
+    # What stands around the core, PEFT for example, is none of a program's business.
+    key = type(family), method, len(family.layers)
+    if key not in made:
+        if len(made) >= MOST_PROGRAMS:
+            made.clear()
+        made[key] = Program.on(method, family)
+    return made[key]
+
+
 def _chosen(method: Method | str, retention: float | None, tokens: float | None) -> Method:
     """A method by itself or by its name, with the budget given from outside."""
     if isinstance(method, str):
@@ -219,7 +236,7 @@ class Session:
         self._core = family.core
         self._family = family
         guards.refuse_unknown_host(family)
-        self._program = Program.on(method, family, resources)
+        self._program = _program(method, family, resources)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
         self._forward: Forward | None = None
@@ -283,8 +300,7 @@ class Session:
             return self._generate(original, *args, **kwargs)
 
     def _generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        arguments = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
-        arguments.update(arguments.pop("kwargs", {}))
+        arguments = arguments_of(original, args, kwargs)
         config = arguments.get("generation_config") or self._family.model.generation_config
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         ids, cache = _new_ids(arguments), cache_of(arguments)
@@ -352,7 +368,7 @@ class Session:
 
     def around_merger(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Note where the vision tokens are."""
-        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+        arguments = arguments_of(original, args, kwargs)
         placeholders, forward = original(*args, **kwargs), self._arriving()
         for modality, mask in self._family.vision_masks(placeholders, {**forward.arguments, **arguments}):
             if mask.dim() == 3:  # (samples, columns, width), the same in all of the width
