@@ -263,6 +263,31 @@ class Alike:
         return ((full, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": full})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepped:
+    """What a layer got in a step: one behind it that is handed the same, and has stored the same rows, gets the same.
+
+    Attributes:
+        stored: Its cache, before the step.
+        mask, tables: What the model handed it.
+        given: What it got in the place of these, by name.
+        kind: The layer's class.
+    """
+
+    stored: PrunedLayer
+    mask: Any
+    tables: Any
+    given: dict[str, Any]
+    kind: type
+
+    def given_to(self, layer: PrunedLayer, mask: Any, tables: Any, kind: type) -> dict[str, Any] | None:
+        """What a layer gets that stores in `layer`; None if that is to be worked out."""
+        stored = self.stored
+        rows = layer.base is stored.base and layer.base_end == stored.base_end and layer.ragged is stored.ragged
+        same = rows and layer.shift is stored.shift and mask is self.mask and tables is self.tables
+        return self.given if same and kind is self.kind else None
+
+
 @dataclass(eq=False)
 class Forward:
     """One forward: a prefill, a later turn or a decode step.
@@ -289,8 +314,9 @@ class Forward:
         plans: Vision tokens that each layer will process, for each sample; None where that is not known beforehand.
         turn: Of a prompt behind which steps may read less of the caches; else None.
         noted: The latest prefill's record, where it is noted what steps read.
-        steps: Of a step, the pruned layers of its cache (None: another layer), if they hold as much of each sample and
-            number nothing anew, so that a layer without a mask runs as it is; else empty.
+        steps: Where text alone goes on from a cache of which all is read, its pruned layers (None: another layer); else
+            empty.
+        stepped: What the layer before got then, if that was not what it was handed.
         alike: What the layer before has in common with the coming one, perhaps.
         hands_on: Whether layers hand rows on to one another.
 
@@ -328,6 +354,7 @@ class Forward:
     turn: Turn | None = None
     noted: PrefillRecord | None = None
     steps: Sequence[PrunedLayer | None] = ()
+    stepped: "Stepped | None" = None
     alike: Alike | None = None
     hands_on: bool = False
 

@@ -84,7 +84,7 @@ def begin(
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = True
-    even = program.reading is None and prompt is not None
+    steps = program.reading is None and prompt is not None
     for layer in layers:
         if layer is None:
             continue
@@ -92,7 +92,7 @@ def begin(
         # With a prompt, and without such a stage, all that is cached is read again. One new row goes on with an answer.
         if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
             layer.settle()
-        even = even and layer.shift is layer.window is None and not layer.ragged
+        steps = steps and layer.window is None
     forward.backend = str(family.text.config._attn_implementation)
     live = _live(kwargs, forward.arguments)
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
@@ -105,7 +105,7 @@ def begin(
     forward.let_go_of_arguments()  # the layers need no pixels
     if embeds is None or not masks:
         forward.record = _text_record(family, kwargs, live)
-        if even and not forward.idle:
+        if steps and not forward.idle:
             forward.steps, forward.cache, forward.span = layers, cache, prompt.shape[1]
         if reads:
             forward.turn = begin_turn(forward, cache, prompt, live, before)

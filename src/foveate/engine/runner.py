@@ -15,7 +15,7 @@ from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.cache import CACHE_LAYERS, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap
+from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import noting
@@ -60,12 +60,18 @@ class LayerRunner:
         if forward.idle:
             return original(*args, **kwargs)
         mask, tables = kwargs.get("attention_mask", args), kwargs.get("position_embeddings")
-        if forward.steps and mask is None and tables is not None and len(args) == 1:
-            layer = forward.steps[index]
-            if forward.cache in map(kwargs.get, CACHE_NAMES):
+        if forward.steps and len(args) == 1 and tables is not None and forward.cache in map(kwargs.get, CACHE_NAMES):
+            layer, stepped = forward.steps[index], forward.stepped
+            if layer is None or (mask is layer.shift is None and not layer.ragged):
+                given: dict[str, Any] | None = {}
+            elif stepped is not None and index in self._plain:
+                given = stepped.given_to(layer, mask, tables, type(self._layers[index]))
+            else:
+                given = None
+            if given is not None:
                 if layer is not None:
-                    layer.announce(None, forward.span)
-                return original(*args, **kwargs)
+                    layer._announced = None, forward.span, False
+                return original(*args, **{**kwargs, **given})
         if forward.alike is not None:
             alike, cache = forward.alike, cache_of(kwargs)
             in_turn = index in self._plain and index == len(forward.row_maps) and cache is forward.cache
@@ -97,22 +103,27 @@ class LayerRunner:
         call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored)
         del hidden, args  # so that the call alone holds the input
         self._bring_together(forward, call)
+        tables = kwargs["position_embeddings"]
         self._positions.move_up(forward, call)
         reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
         if forward.drops:
             cut_before(forward, self._program, call, reader_of, self._family.final_norm)
         tap = self._attention_tap(forward, call, reader_of)
         if forward.rows is None:
-            return self._run_whole(forward, call, original, tap)
+            return self._run_whole(forward, call, original, tap, tables)
         return self._run_rows(forward, call, original, tap)
 
     def _run_whole(
-        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None]
+        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None], tables: Any
     ) -> Any:
-        """Run a layer on all columns; in its cache some may be missing."""
+        """Run a layer on all columns; in its cache some may be missing. It was handed these tables."""
         if call.stored is not None:
+            mask = call.kwargs.get("attention_mask")
             call.kwargs["attention_mask"] = self._mask(forward, call)
             call.stored.announce(None, call.hidden.shape[1])
+            if forward.steps and call.index in self._plain:
+                given = {name: call.kwargs[name] for name in ("attention_mask", "position_embeddings")}
+                forward.stepped = Stepped(call.stored, mask, tables, given, type(call.module))
         with tap:
             return call.run(original, call.hidden)
 
