@@ -259,7 +259,11 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
     """One decision about a sample from the cuts of its units; None where nothing is dropped."""
-    if all(cut is None for cut in cuts):
+    if len(cuts) == 1 and cuts[0] is not None:
+        cut = named(cuts[0], stage)
+        counted = isinstance(cut._count, int) and rows.sizes is not None and len(rows.sizes) == 1
+        return Decision(cut, (cut._count,) if counted else None)
+    if all([cut is None for cut in cuts]):
         return None
     unit_cuts = []
     for unit_cut, unit in zip(cuts, units, strict=True):
@@ -374,7 +378,7 @@ def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: R
         for bucket in forward.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
-                bucket.notes[hidden_note(layer)] = call.hidden[bucket.owners, bucket.columns]
+                bucket.notes[f"hidden {layer}"] = call.hidden[bucket.owners, bucket.columns]
     forward.row_maps.append(forward.rows)
 
 
@@ -471,9 +475,10 @@ def decide_bucket(
         A cut for each sample, whose notes are all that is remembered of its rows; no cuts where no rows arrive. And how
         many rows they leave of each image; None where only the device knows.
     """
-    if not bucket.left:
+    if not bucket.source.shape[1]:
         return [], bucket.sizes
-    bucket.to(hidden.device)
+    if bucket.index.device != hidden.device:
+        bucket.to(hidden.device)
     stages = program.before(layer)
     reader = cache(partial(reader_of, bucket))  # made when it is first needed
     left: list[Sizes | None] = []  # the same of all samples
@@ -525,7 +530,7 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
     """
     unknown = []
     for bucket, cuts, _ in decided:
-        stays = [cut.stays for cut in cuts if cut.stays is not None]
+        stays = [cut._stays for cut in cuts if cut._stays is not None]
         if stays:
             unknown.append((bucket, stacked(stays)))
     if not unknown:

@@ -19,7 +19,7 @@ from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
 __all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]
 
-TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples")
+TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
 
 
@@ -69,7 +69,9 @@ class RowMap:
         self.numbered: RowMap | None = None
         self._numbers: Tensor | None = None
         self._span = left.shape[1]
-        self._samples = torch.arange(len(left), device=device)[:, None]
+        # Of one sample the columns alone are enough, which takes fewer operators.
+        self._samples = torch.arange(len(left), device=device)[:, None] if len(left) > 1 else None
+        self._first = self.columns[0]
         self._copies: dict[torch.device, RowMap] = {device: self}
         self.memo = Memo()
 
@@ -127,17 +129,21 @@ class RowMap:
         return self.memo.once(lambda: self._shifted(past), "unpruned", past)
 
     def _shifted(self, past: int) -> Tensor:
-        columns = self.columns + past
+        columns = self.columns + past if past else self.columns
         if self.valid is None:
             return columns
         return columns.masked_fill(~self.valid, -1)
 
     def gather(self, full: Tensor) -> Tensor:
         """Rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
+        if self._samples is None:
+            return full.index_select(-2, self._first)
         return rows_of(full, self.columns, self._samples)
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
         """A copy of `full` with the real rows written back; columns that were dropped keep their last value."""
+        if self._real is None and self._samples is None:
+            return full.index_copy(1, self._first, rows)
         if self._real is None:
             return full.index_put((self._samples, self.columns), rows)
         sample, row = self._real
@@ -156,6 +162,8 @@ class RowMap:
 
     def pick(self, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The rows of a full-length (cos, sin) pair, each at the position it had."""
+        if self.source is self.columns:
+            return self.gather(tables[0]), self.gather(tables[1])
         places = self.source.clamp(min=0)
         return rows_of(tables[0], places, self._samples), rows_of(tables[1], places, self._samples)
 
@@ -191,8 +199,13 @@ class RowMap:
         return send(gone, before.device) + before
 
 
-def rows_of(full: Tensor, places: Tensor, samples: Tensor) -> Tensor:
-    """(…, samples or 1, columns, width) -> (…, samples, rows, width); M-RoPE's tables may have its axes in front."""
+def rows_of(full: Tensor, places: Tensor, samples: Tensor | None) -> Tensor:
+    """(…, samples or 1, columns, width) -> (…, samples, rows, width); M-RoPE's tables may have its axes in front.
+
+    `samples` is None where there is one.
+    """
+    if samples is None:
+        return full.index_select(-2, places[0])
     if full.shape[-3] == 1:  # shared by all samples
         return full[..., 0, places, :]
     return full[..., samples, places, :]
@@ -406,7 +419,7 @@ class Forward:
     @property
     def ends_in_vision(self) -> bool:
         """Whether any sample ends in a vision token."""
-        return any(sample.ends for sample in self.samples)
+        return any([sample.ends for sample in self.samples])
 
     @property
     def dropped(self) -> bool:
@@ -422,14 +435,15 @@ class Forward:
 
     def vision_left(self) -> tuple[int, ...]:
         """Vision tokens left of each sample, those that always stay among them."""
-        return self._with_left([sample.fixed for sample in self.samples])
+        return self._with_left([0 if sample.ordinals is None else len(sample.ordinals[1]) for sample in self.samples])
 
     def _with_left(self, others: list[int]) -> tuple[int, ...]:
         """Rows of each sample: so many others, and those that are left of its vision tokens."""
         counts = list(others)
         for bucket in self.buckets:
+            left = bucket.source.shape[1]
             for member in bucket.members:
-                counts[member] += bucket.left
+                counts[member] += left
         return tuple(counts)
 
     def lay_out(self, renumbers: bool) -> None:
@@ -446,7 +460,7 @@ class Forward:
         device = self.buckets[0].index.device
         left = self.text.to(device)  # (samples, columns): text first, then each bucket's rows
         source: Tensor | None = None
-        if any(bucket.parent is not None for bucket in self.buckets):
+        if any([bucket.parent is not None for bucket in self.buckets]):
             source = torch.arange(self.span, device=device).expand_as(left)
         for bucket in self.buckets:
             columns = bucket.columns

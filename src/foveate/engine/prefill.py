@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLayer, cache_of
+from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
@@ -56,6 +56,7 @@ def begin(
     program: Program,
     family: Family,
     kwargs: dict[str, Any],
+    cache: Any,
     ending: Ending | None,
     split: bool,
     goes_on: bool = False,
@@ -68,6 +69,7 @@ def begin(
         program: The method's stages.
         family: Knows the model.
         kwargs: The arguments of the decoder's forward.
+        cache: The cache among these.
         ending: How the forward before this one ended, where it ended in an image.
         split: Whether chunked prefill will cut an image in two.
         goes_on: Whether this is a chunk of a prompt, and not the first.
@@ -76,7 +78,6 @@ def begin(
     Returns:
         The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
     """
-    cache = cache_of(kwargs)
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
     layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
@@ -93,7 +94,6 @@ def begin(
         if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
             layer.settle()
         steps = steps and layer.window is None
-    forward.backend = str(family.text.config._attn_implementation)
     live = _live(kwargs, forward.arguments)
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         if forward.arguments.get(name) is not None and modality not in forward.encoded:
@@ -104,7 +104,10 @@ def begin(
     ids = forward.ids
     forward.let_go_of_arguments()  # the layers need no pixels
     if embeds is None or not masks:
-        forward.record = _text_record(family, kwargs, live)
+        if prompt is not None and prompt.shape[1] > 1:  # a decode step is no prefill
+            forward.record = _text_record(family, prompt, cache, live)
+        if not forward.idle or reads:
+            forward.backend = str(family.text.config._attn_implementation)
         if steps and not forward.idle:
             forward.steps, forward.cache, forward.span = layers, cache, prompt.shape[1]
         if reads:
@@ -126,6 +129,7 @@ def begin(
     if not drops and not reads:  # every layer runs untouched
         forward.record.note_that_all_stay(sorted(program.cuts))
         return None
+    forward.backend = str(family.text.config._attn_implementation)
     forward.live, forward.idle, forward.plans = live, False, plans
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.added_later(kwargs)
@@ -281,12 +285,9 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
     )
 
 
-def _text_record(family: Family, kwargs: dict[str, Any], live: Tensor | None) -> PrefillRecord | None:
-    """A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none."""
-    prompt, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
-    if prompt is None:
-        prompt = kwargs.get("input_ids")
-    if prompt is None or prompt.shape[1] == 1 or (cache is not None and length_of(cache) != 0):
+def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None) -> PrefillRecord | None:
+    """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
+    if cache is not None and length_of(cache) != 0:
         return None
     samples = prompt.shape[0]
     rows: Sequence[int] = (prompt.shape[1],) * samples

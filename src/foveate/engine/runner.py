@@ -38,10 +38,12 @@ class LayerRunner:
     """Stands around every decoder layer's forward.
 
     Attributes:
+        forward: The forward on its way; None outside.
         wrappers: What was put in the place of each layer's forward.
     """
 
     def __init__(self, family: Family, program: Program) -> None:
+        self.forward: Forward | None = None
         self.wrappers: list[Original] = []
         self._family = family
         self._program = program
@@ -55,10 +57,13 @@ class LayerRunner:
             others = program.busy | family.recurrent | self._positions.scaling
             self._plain = frozenset(range(1, len(self._layers))) - others
 
-    def run(self, forward: Forward, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
+    def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
-        if forward.idle:
+        forward = self.forward
+        if forward is None or forward.idle:  # outside the decoder's forward, or nothing to do
             return original(*args, **kwargs)
+        if not forward.begun:
+            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
         mask, tables = kwargs.get("attention_mask", args), kwargs.get("position_embeddings")
         if forward.steps and len(args) == 1 and tables is not None and forward.cache in map(kwargs.get, CACHE_NAMES):
             layer, stepped = forward.steps[index], forward.stepped

@@ -239,7 +239,6 @@ class Session:
         self._program = _program(method, family, resources)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
-        self._forward: Forward | None = None
         self._generation = GenerateCall()
         self._ending: Ending | None = None
         self._last_only = False
@@ -273,7 +272,7 @@ class Session:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
             # The layer's forward, not a hook: hooks of others then all see the full-length stream.
-            put = patches.wrap(layer, "forward", functools.partial(self.around_layer, index))
+            put = patches.wrap(layer, "forward", functools.partial(self._runner.run, index))
             self._runner.wrappers.append(put)
         patches.hook(text, "after", self.after_decoder)
 
@@ -285,9 +284,9 @@ class Session:
 
     def _arriving(self) -> Forward:
         """The forward on its way to the decoder: a new one where there is none, or one that never came through it."""
-        if self._forward is None or self._forward.begun:
-            self._forward = Forward(ids=self._generation.ids)
-        return self._forward
+        if self._runner.forward is None or self._runner.forward.begun:
+            self._runner.forward = Forward(ids=self._generation.ids)
+        return self._runner.forward
 
     # -- encode ------------------------------------------------------------------------------------------------
 
@@ -308,7 +307,7 @@ class Session:
         fed = ids if ids is not None else arguments.get("inputs_embeds")
         end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
         self._generation = GenerateCall(ids, chunk, start=start, end=end)
-        self._forward = None
+        self._runner.forward = None
         try:
             return original(*args, **kwargs)
         finally:
@@ -324,7 +323,7 @@ class Session:
         if not self._turn.acquire(blocking=False):
             guards.refuse_threads()
         self._turn.release()
-        self._forward = forward = Forward(last_only=self._last_only, arguments=kwargs)
+        self._runner.forward = forward = Forward(last_only=self._last_only, arguments=kwargs)
         self._last_only = False
         forward.ids = kwargs.get("input_ids", args[0] if args else None)
         outputs = kwargs.get("mm_encoder_outputs") or {}
@@ -384,9 +383,9 @@ class Session:
         forward.begun = True
         ending, self._ending = self._ending, None
         now, cache = self._generation, cache_of(kwargs)
-        goes_on = cache is not None and now.start < length_of(cache) < now.end
+        goes_on = now.end > 0 and cache is not None and now.start < length_of(cache) < now.end
         before = now.turn if goes_on else None
-        embeds = begin(forward, self._program, self._family, kwargs, ending, now.splits, goes_on, before)
+        embeds = begin(forward, self._program, self._family, kwargs, cache, ending, now.splits, goes_on, before)
         now.turn = forward.turn
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.record is not None:
@@ -401,25 +400,18 @@ class Session:
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""
-        if self._forward is not None and self._forward.position_ids is None:
-            self._forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+        if self._runner.forward is not None and self._runner.forward.position_ids is None:
+            self._runner.forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
 
-    # -- each layer, finish ------------------------------------------------------------------------------------
-
-    def around_layer(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Run a layer on the rows that are left; outside the decoder's forward as it is."""
-        if self._forward is None:
-            return original(*args, **kwargs)
-        if not self._forward.begun:
-            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
-        return self._runner.run(self._forward, index, original, *args, **kwargs)
+    # -- finish ------------------------------------------------------------------------------------------------
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
         """Finish the forward, and let go of its state."""
-        forward, self._forward = self._forward, None
+        forward, self._runner.forward = self._runner.forward, None
         if forward is None or not forward.begun:
             guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
-        self._ending = finish(forward, self._program, self._family, cache_in(output))
+        if forward.record is not None or forward.turn is not None:
+            self._ending = finish(forward, self._program, self._family, cache_in(output))
 
 
 def _new_ids(arguments: dict[str, Any]) -> Tensor | None:
