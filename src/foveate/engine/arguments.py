@@ -74,7 +74,7 @@ class Positions:
 
     def move_up(self, forward: Forward, call: LayerCall) -> None:
         """Number all columns of the forward on from the rows that the layer's cache holds."""
-        shift = call.shift
+        shift = None if call.stored is None else call.stored.shift
         if shift is None:
             return
         kind = self._kinds[call.index]

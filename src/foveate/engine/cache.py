@@ -150,7 +150,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if key_states.shape[-2] != (span if columns is None else columns.shape[1]):
             guards.refuse_other_rows(key_states.shape[-2], span if columns is None else columns.shape[1])
         if columns is not None:
-            self.base = self._and_these(columns)
+            self.base = self._and_these(columns) if self.seen else columns
             self.base_end = self.seen + span
             self.ragged |= ragged
             self._pruned = True
@@ -224,8 +224,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _and_these(self, coming: Tensor) -> Tensor:
         """The columns of all slots once these have come."""
-        if self.seen == 0:
-            return coming
         samples, device = coming.shape[0], coming.device
         alike = "joined", coming, self.base, self.base_end, self.seen
         return self._memo.once(lambda: self.columns(coming, samples, device), *alike)
@@ -504,8 +502,10 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
     layer = cache.layers[index]
     if type(layer) is PrunedLayer:
         return layer
-    others = [other._memo for other in cache.layers if type(other) is PrunedLayer]
-    cache.layers[index] = pruned = PrunedLayer(layer, others[0] if others else None)
+    other = cache.layers[index - 1]  # before the first the last: one that is there
+    if type(other) is not PrunedLayer:
+        other = next((other for other in cache.layers if type(other) is PrunedLayer), None)
+    cache.layers[index] = pruned = PrunedLayer(layer, None if other is None else other._memo)
     return pruned
 
 

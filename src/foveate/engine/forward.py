@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import cache_of
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer
@@ -527,6 +526,7 @@ class LayerCall:
         kwargs: Arguments by name; masks, tables and ids are replaced on the way.
         by_name: Whether the input came by name too.
         stored: The layer's cache, where tokens of it were dropped.
+        cache: The model's; None if it runs without one.
     """
 
     index: int
@@ -537,11 +537,7 @@ class LayerCall:
     kwargs: dict[str, Any]
     by_name: bool
     stored: PrunedLayer | None
-
-    @property
-    def cache(self) -> Any:
-        """The model's cache; None if it runs without one."""
-        return cache_of(self.kwargs)
+    cache: Any
 
     @property
     def past(self) -> int:

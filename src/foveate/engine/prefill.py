@@ -118,7 +118,7 @@ def begin(
     samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
     plans = _plans(samples, program)
     drops = _drops(samples, plans)
-    reads = reads and any(len(sample.vision) for sample in samples)
+    reads = reads and any([len(sample.vision) for sample in samples])
     if drops or reads:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
     if drops and split:
@@ -256,7 +256,7 @@ def _splits_image(ending: Ending, cache: Any, samples: Sequence[Sample]) -> bool
 
 def _plans(samples: Sequence[Sample], program: Program) -> list[Sequence[int] | None]:
     """Vision tokens that may leave which each layer processes, for each sample; None where that is not known now."""
-    if any(image.changed for sample in samples for image in sample.media):
+    if any([image.changed for sample in samples for image in sample.media]):
         return [None] * len(samples)
     # None too where the picture or the question decides.
     return [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
@@ -265,12 +265,12 @@ def _plans(samples: Sequence[Sample], program: Program) -> list[Sequence[int] | 
 def _drops(samples: Sequence[Sample], plans: Sequence[Sequence[int] | None]) -> bool:
     """Whether tokens will be dropped, as far as can be said beforehand."""
     counts = [len(sample.vision) for sample in samples]
-    return any(plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True))
+    return any([plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True)])
 
 
 def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span: int, cache: Any) -> PrefillRecord:
     """What the trace keeps of a prefill with pictures."""
-    rows: Sequence[int] = tuple(sample.live for sample in samples)
+    rows: Sequence[int] = tuple([sample.live for sample in samples])
     # Earlier turns count too: the mask has their columns, or the cache their number.
     if live is not None and live.shape[1] > span:
         rows = LazyCounts(live.sum(dim=1))
@@ -279,7 +279,7 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
     return PrefillRecord(
         depth=len(family.layers),
         rows=rows,
-        vision_tokens=tuple(sample.vision_tokens for sample in samples),
+        vision_tokens=tuple([sample.vision_tokens for sample in samples]),
         media=[sample.media for sample in samples],
         fit=family.fit,
     )
@@ -332,7 +332,7 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
     # Slots are counted when that is asked for.
     pruned = [(index, layer) for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer]
     slots = {index: layer.valid_slots() for index, layer in pruned if layer.base is not None}
-    dead = tuple(sample.rows - sample.live for sample in forward.samples)
+    dead = tuple([sample.rows - sample.live for sample in forward.samples])
     forward.record.cache = CacheRecord(_held(cache), slots, dead)
     if forward.turn is not None:
         end_turn(forward, program, family, cache)

@@ -51,10 +51,11 @@ class LayerRunner:
         self._devices: dict[int, torch.device] = {}  # of each layer, as its last prefill found it
         self._layers = family.layers
         self._last = len(self._layers) - 1
+        self._recurrent = family.recurrent
         self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
         self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
         if program.reading is None and self._bare:
-            others = program.busy | family.recurrent | self._positions.scaling
+            others = program.busy | self._recurrent | self._positions.scaling
             self._plain = frozenset(range(1, len(self._layers))) - others
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +106,7 @@ class LayerRunner:
         elif forward.drops and cache is not forward.cache:
             guards.refuse_other_cache(index)
         module = self._layers[index]
-        call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored)
+        call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored, cache)
         del hidden, args  # so that the call alone holds the input
         self._bring_together(forward, call)
         tables = kwargs["position_embeddings"]
@@ -138,17 +139,19 @@ class LayerRunner:
         """Run a layer on the rows that are left."""
         assert forward.rows is not None
         rows = forward.rows.on(call.hidden.device)
-        recurrent = call.index in self._family.recurrent
+        recurrent = call.index in self._recurrent
         if call.cache is not None and not recurrent:
             call.stored = pruned_layer(call.cache, call.index)
-        columns, first = rows.unpruned(call.past), call.past == 0
+        past = call.past
+        columns = rows.unpruned(past)
         mask, tables = call.kwargs.get("attention_mask"), call.kwargs["position_embeddings"]
         if recurrent:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
             call.kwargs["attention_mask"] = self._mask(forward, call, rows, columns)
         call.kwargs["position_embeddings"] = self._positions.tables(forward, call, rows)
-        call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+        scales = call.index in self._positions.scaling
+        call.kwargs["position_ids"] = self._positions.ids(forward, call, rows) if scales else None
         if call.stored is not None:
             call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
             if rows.numbered is not None:
@@ -157,7 +160,7 @@ class LayerRunner:
         call.hidden = call.entered  # frees the copy with merged rows while the layer runs
         with tap:
             output = call.run(original, gathered)
-        if first and call.index + 1 in self._plain and not recurrent and _is_new(call.cache, call.index):
+        if past == 0 and call.index + 1 in self._plain and not recurrent and _is_new(call.cache, call.index):
             given = {name: call.kwargs[name] for name in ("attention_mask", "position_embeddings", "position_ids")}
             announced = columns, call.hidden.shape[1], rows.valid is not None
             shift = None if call.stored is None else call.stored.shift
