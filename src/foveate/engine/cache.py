@@ -96,7 +96,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.memory: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: it finds room of its own, and so does what it reads."""
+        """Of a copy: it finds room of its own, and so does what it reads. What it looks at is written no more."""
+        if self._room is not None:
+            self._room.looked_at = True
         return {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
@@ -335,7 +337,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.head is not None and -tokens_to_remove > self.keys.shape[-2]:
             guards.refuse_crop_of_head(self.keys.shape[-2])
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
-        if from_tail:
+        if from_tail and self._room is not None and self._room.gives_back(self.keys, from_tail):
+            self.keys, self.values = self._room.given()
+            self._grown = id(self.keys)
+        elif from_tail:
             self.keys = self.keys[..., :-from_tail, :]
             self.values = self.values[..., :-from_tail, :]
         if self.base is not None and end < self.base_end:
@@ -385,9 +390,15 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 class _Room:
     """A layer's keys and values with free places behind them, so that a decoded row is written and the others stay.
 
-    It serves one layer (a copy has none), and only while this holds the very tensors that `put` has given it: a crop or
-    a reorder makes others, and then a new room is found, so that no row is written where somebody else may still look.
+    It serves one layer (a copy has none), and only while this holds the very tensors that it was given here: a reorder
+    makes others, and then a new room is found, so that no row is written where somebody else may still look. Rows that
+    are taken back give their places back, unless a copy of the layer looks at them.
+
+    Attributes:
+        looked_at: Whether a copy may look at the rows that are there.
     """
+
+    looked_at = False
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._filled = keys.shape[-2]
@@ -404,8 +415,19 @@ class _Room:
         start, self._filled = self._filled, self._filled + keys.shape[-2]
         self._keys[..., start : self._filled, :] = keys
         self._values[..., start : self._filled, :] = values
+        return self.given()
+
+    def given(self) -> tuple[Tensor, Tensor]:
+        """All rows, as a layer holds them."""
         self._given = self._keys[..., : self._filled, :]
         return self._given, self._values[..., : self._filled, :]
+
+    def gives_back(self, keys: Tensor, rows: int) -> bool:
+        """Free the places of the last rows, if the layer holds these `keys` from here and nobody else looks at them."""
+        if keys is not self._given or self.looked_at or torch.is_grad_enabled():
+            return False
+        self._filled -= rows
+        return True
 
 
 def _with_room(rows: Tensor, free: int) -> Tensor:

@@ -178,12 +178,12 @@ def _session(
 
 
 def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
-    """The method's stages on this model: made once, where nothing was handed in."""
-    if resources or type(method).__hash__ is None:
+    """The method's stages on this model: made once for the same object, where nothing is handed in."""
+    if resources:
         return Program.on(method, family, resources)
     made = _programs.setdefault(family.core, {})
     # What stands around the core, PEFT for example, is none of a program's business.
-    key = type(family), method, len(family.layers)
+    key = id(method), type(family), len(family.layers)  # a program holds its method, so the id stays its own
     if key not in made:
         if len(made) >= MOST_PROGRAMS:
             made.clear()
