@@ -17,7 +17,6 @@ import os
 import pstats
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from statistics import median
 from time import thread_time

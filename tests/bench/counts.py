@@ -3,8 +3,8 @@
     python -m tests.bench.counts            # writes tests/bench/counts.json: after a change that is meant
     python -m tests.bench.counts --print    # the same to stdout
 
-In a process of its own, since torch learns of the device for good. Beside the counts stand under "calls at 956fcd9" those
-of Python functions that this commit needed for the same, with transformers 5.23; these stay as they are.
+In a process of its own, since torch learns of the device for good. Under "calls at 956fcd9" stand the calls of Python
+functions that this commit needed for the same, with transformers 5.23; these stay as they are.
 """
 
 import json

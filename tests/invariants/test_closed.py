@@ -125,7 +125,12 @@ def test_each_hook_that_is_lost_is_told(host, monkeypatch):
 
     for number in range(changes):
         made.clear()
-        told("foveate's any more|in another way|did not report", model, inputs, lambda _, number=number: take_back(number))
+        told(
+            "foveate's any more|in another way|did not report",
+            model,
+            inputs,
+            lambda _, number=number: take_back(number),
+        )
 
 
 def test_a_decoder_that_is_called_past_its_hooks_is_told(host, monkeypatch):

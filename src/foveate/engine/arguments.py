@@ -57,7 +57,7 @@ class Positions:
         self.scaling: set[int] = set()
         for index, layer in enumerate(family.layers):
             attention = getattr(layer, "self_attn", None)
-            if attention is not None and scales_by_position(type(attention)):
+            if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
                 self.scaling.add(index)
 
     def scales(self, index: int) -> bool:

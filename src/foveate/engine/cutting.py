@@ -261,8 +261,8 @@ def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows,
     """One decision about a sample from the cuts of its units; None where nothing is dropped."""
     if len(cuts) == 1 and cuts[0] is not None:
         cut = named(cuts[0], stage)
-        counted = isinstance(cut._count, int) and rows.sizes is not None and len(rows.sizes) == 1
-        return Decision(cut, (cut._count,) if counted else None)
+        known = rows.sizes is not None and len(rows.sizes) == 1
+        return Decision(cut, (cut._count,) if known and isinstance(cut._count, int) else None)
     if all([cut is None for cut in cuts]):
         return None
     unit_cuts = []

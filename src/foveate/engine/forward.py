@@ -262,16 +262,16 @@ class Alike:
     kind: type
     device: torch.device
     handed: Tensor | None = None
-    full: Tensor | None = None
+    full: Any = None
 
     def put_back(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Arguments of layer `index`, in which the rows are back in the full-length stream."""
-        if self.handed is None:
+        handed = self.handed
+        if handed is None:
             return args, kwargs
-        if self.handed is not (args[0] if args else kwargs.get("hidden_states")):
+        if handed is not (args[0] if args else kwargs.get("hidden_states")):
             guards.refuse_changed_rows(index)
-        assert self.full is not None
-        full = self.rows.scatter(self.full, self.handed)
+        full = self.rows.scatter(self.full, handed)
         return ((full, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": full})
 
 

@@ -15,7 +15,7 @@ from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLaye
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
-from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, find_pruned, length_of, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
 from foveate.engine.forward import Forward, RowMap, Turn
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media

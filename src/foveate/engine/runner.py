@@ -220,7 +220,7 @@ class LayerRunner:
         asked = kwargs.get("output_hidden_states") or getattr(text.config, "output_hidden_states", False)
         if not (self._plain and known) or asked or forward.additions is not None or torch.is_grad_enabled():
             return False
-        if torch.nn.modules.module._has_any_global_hook() or torch.compiler.is_compiling():
+        if torch.nn.modules.module._has_any_global_hook() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
             return False
         hooked = [layer for layer in layers if layer._forward_hooks or layer._forward_pre_hooks]
         own = [vars(layer).get("forward") is put for layer, put in zip(layers, self.wrappers, strict=True)]

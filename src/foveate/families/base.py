@@ -1,7 +1,7 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
