@@ -23,7 +23,7 @@ QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants witness fuzz
+.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -40,7 +40,6 @@ help:
 	@echo "make check   formatting, linting, types, import rules, and that no more code came in (tests/ratchet.json)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
-	@echo "make witness run all methods on the families here and at the commits 32cba4e and a50230a; compare bit for bit (slow)"
 	@echo "make fuzz    try 34,500 pictures, films, settings, records, command lines and model folders with something wrong"
 	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
@@ -209,10 +208,6 @@ docs: setup
 # Breaks the code in some seventy places, one at a time; each time a test must fail. An hour.
 mutants: setup
 	$(BIN)/python -m tests.mutants
-
-# What was found is in benchmarks/witness/log-COMMIT.txt, what each tree did in out/witness.
-witness: setup
-	$(BIN)/python -m tests.witness --jobs $(JOBS)
 
 # A choice: FUZZ="--kinds films --seed 2"; one case again: FUZZ="--case films:17".
 fuzz: setup

@@ -182,7 +182,7 @@ def unknown(what: str) -> UnsupportedError:
     """
     return UnsupportedError(
         f"transformers {transformers.__version__} {what}. foveate {__version__} knows transformers {OLDEST} to "
-        f"{NEWEST}: install one of these (pip install 'transformers=={NEWEST}.*'), or a newer foveate."
+        f"{NEWEST}: install one of these, as by pip install 'transformers=={NEWEST}.*', or a newer version of foveate."
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import with_cache
 from foveate.registry import family_for
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.invariants.settings import EXAMPLES
@@ -121,8 +122,17 @@ def test_an_adapter_of_its_own_for_each_sample():
         wrapped.generate(**batch("llava", ("tit", "titit")), adapter_names=list(names), **settings)
 
 
+PREFIX = pytest.param(
+    peft.PrefixTuningConfig,
+    marks=pytest.mark.skipif(
+        "cache" in with_cache(None),
+        reason="peft 0.21 hands prefixes in by the cache's old name, which transformers 5.24 ignores beside its own",
+    ),
+)
+
+
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
-@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, PREFIX])
 def test_learned_prompts(kind):
     """They stand before the text as embeddings, or as keys and values of an earlier turn."""
     torch.manual_seed(0)

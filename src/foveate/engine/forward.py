@@ -271,7 +271,7 @@ class Alike:
             return args, kwargs
         if handed is not (args[0] if args else kwargs.get("hidden_states")):
             guards.refuse_changed_rows(index)
-        full = self.rows.scatter(self.full, handed)
+        full = self.rows.scatter(self.full, handed)  # type: ignore[arg-type]
         return ((full, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": full})
 
 

@@ -193,6 +193,7 @@ class _TowerMemo:
     def __call__(self, look: Callable[..., Any], pixel_values: Tensor, **options: Any) -> Any:
         if pixel_values.ndim != 4 or any(isinstance(value, Tensor) for value in options.values()):
             return look(pixel_values, **options)
+        options.pop("use_cache", None)  # transformers 5.24 hands it on to towers, which have none
         pictures, like = torch.unique(pixel_values, dim=0, return_inverse=True)
         if self.pictures is None or not torch.equal(self.pictures, pictures) or self.options != options:
             self.pictures, self.options = pictures, options

@@ -51,8 +51,8 @@ class Generic(Family):
         super().__init__(model)
         warnings.warn(
             f"{type(model).__name__} ({kind!r}) runs with foveate's generic adapter, which was never tested on this "
-            "model and does not know its pictures. First check that a setting that keeps every token gives the same "
-            "output as the model alone.",
+            "model and does not know its pictures. Prove it first, with `foveate check MODEL` or "
+            "foveate.testing.check(model, inputs).",
             UserWarning,
             stacklevel=4,
         )
