@@ -164,7 +164,7 @@ def rows_of_the_first_sample(original):
 def one_row_not_put_back(original):
     def scatter(self, full, rows):
         whole = original(self, full, rows).clone()
-        whole[0, self.columns[0, 5]] = full[0, self.columns[0, 5]]
+        whole[0, self.columns[0, 1]] = full[0, self.columns[0, 1]]
         return whole
 
     return scatter
