@@ -227,7 +227,7 @@ def main() -> None:
             profile(name, asked.profile)
         return
     record: dict[str, Any] = {
-        "command": "python benchmarks/speed/host.py",
+        "command": " ".join(("python benchmarks/speed/host.py", *sys.argv[1:])),
         "commit": commit(),
         "versions": versions(),
         "models": {},
