@@ -35,6 +35,7 @@ OTHERS = {
     "_cdata",
     "_exit",
     "_getframe",
+    "_has_any_global_hook",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_to_copy",
     "_unique2",

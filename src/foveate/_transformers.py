@@ -37,6 +37,7 @@ __all__ = [
     "DynamicSlidingWindowLayer",
     "FeatureCall",
     "LinearAttentionLayer",
+    "arguments_of",
     "cache_in",
     "cache_of",
     "cached_file",
@@ -151,6 +152,7 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
             )
 
 
+@functools.cache
 def older(version: str, than: str) -> bool:
     """Whether one version comes before another, by their numbers alone."""
     return _numbers(version) < _numbers(than)
@@ -324,9 +326,10 @@ def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
     return rotate
 
 
-def scales_by_position(attention: Any) -> bool:
+@functools.cache
+def scales_by_position(attention: type[nn.Module]) -> bool:
     """Whether an attention module asks for position ids beside RoPE, since it scales queries by them (Ministral 3)."""
-    asked = inspect.signature(type(attention).forward).parameters.get("position_ids")
+    asked = inspect.signature(attention.forward).parameters.get("position_ids")
     return asked is not None and asked.default is inspect.Parameter.empty
 
 
@@ -334,6 +337,20 @@ def recomputes_from_outside(layer: Any) -> bool:
     """Whether gradient checkpointing repeats, going back, all that stands around this layer's forward (5.16)."""
     outside = type(layer).__call__ is not nn.Module.__call__
     return outside and bool(layer.training and getattr(layer, "gradient_checkpointing", False))
+
+
+def arguments_of(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those behind ** among them."""
+    plain = getattr(function, "__func__", None)  # of a method, which is a new object for every model
+    signature = inspect.signature(function) if plain is None else _signature(plain)
+    arguments = dict(signature.bind(*args if plain is None else (None, *args), **kwargs).arguments)
+    if plain is not None:
+        del arguments[next(iter(arguments))]
+    arguments.update(arguments.pop("kwargs", {}))
+    return arguments
+
+
+_signature = functools.lru_cache(256)(inspect.signature)
 
 
 class FeatureCall:
@@ -349,8 +366,7 @@ class FeatureCall:
     def __init__(
         self, core: Any, modality: str, original: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> None:
-        self.arguments = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
-        self.arguments.update(self.arguments.pop("kwargs", {}))
+        self.arguments = arguments_of(original, args, kwargs)
         self._original = original
         self._renamed = modality == "video" and "pixel_values" in self.arguments
         self._newline = core.image_newline if self._renamed and core.config.model_type == "llava_onevision" else None

@@ -1,8 +1,9 @@
-"""What a call does, counted and not timed, so that a run anywhere gives the same: FLOPs, operators, waits, bytes."""
+"""What a call does, counted and not timed, so that a run anywhere gives the same: FLOPs, operators, waits, bytes, and
+how many functions of foveate Python calls."""
 
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+import foveate
 from foveate.bench import memory
 from foveate.bench.memory import tensors_of
 
@@ -124,7 +126,8 @@ class Counts:
     Attributes:
         flops: Matrix products, a multiply-add counts two; attention in full.
         operators: Operators that ran, views included.
-        per_layer: Of these, those inside each decoder layer and what stands around it.
+        calls: Functions of foveate that Python called; see `Calls`.
+        per_layer: Of the operators, those inside each decoder layer and what stands around it.
         made: Bytes of tensors made.
         peak: The most of these that lived at once.
         waits: Where the host waited for an accelerator, and how often: (file, line, function, operator).
@@ -132,6 +135,7 @@ class Counts:
 
     flops: int
     operators: int
+    calls: int
     per_layer: tuple[int, ...]
     made: int
     peak: int
@@ -155,27 +159,21 @@ def count(call, layers=(), *modes):
 
     Args:
         call: What is counted.
-        layers: Decoder layers, whose operators are counted apart.
+        layers: Decoder layers, whose operators are counted apart, without a hook: where a hook could read, dropping
+            does more.
         modes: Of torch's dispatch.
     """
     seen, waits = Memory(), waits_above(modes)
-    per_layer, starts = [], []
-
-    def enter(*_):
-        starts.append(seen.operators)
-
-    def leave(*_):
-        per_layer.append(seen.operators - starts.pop())
-
+    calls = Calls(layers, seen)
     with ExitStack() as stack, torch.no_grad():
-        for layer in layers:
-            for handle in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)):
-                stack.callback(handle.remove)
         flops = stack.enter_context(Flops())
         for mode in (seen, *modes, waits):
             stack.enter_context(mode)
-        call()
-    return Counts(flops.total, seen.operators, tuple(per_layer), seen.made, seen.peak, dict(waits.places))
+        with calls.counting():
+            call()
+    return Counts(
+        flops.total, seen.operators, calls.total, tuple(calls.per_layer), seen.made, seen.peak, dict(waits.places)
+    )
 
 
 def waits_in(call, *modes):
@@ -191,6 +189,54 @@ def waits_in(call, *modes):
 def waits_above(modes):
     """A counter of waits to enter behind these modes."""
     return Waits(*(str(sys.modules[type(mode).__module__].__file__) for mode in modes))
+
+
+PACKAGE = str(Path(foveate.__file__).parent)
+CALL = torch.nn.Module._call_impl.__code__
+COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}
+"""Calls in Python 3.11 alone; later versions run them where they stand."""
+
+
+class Calls:
+    """Counts calls of functions whose code is foveate's own, each step of a generator too: what it costs the host
+    beside the operators.
+
+    Args:
+        layers: Modules of which it is seen when they run.
+        memory: Counts operators.
+
+    Attributes:
+        by_function: How often, by file and name.
+        per_layer: Operators in each run of a layer, with what stands around its forward.
+    """
+
+    def __init__(self, layers=(), memory=None):
+        self.by_function, self.per_layer = Counter(), []
+        self._layers, self._memory, self._starts = set(layers), memory, []
+
+    @property
+    def total(self):
+        return sum(self.by_function.values())
+
+    @contextmanager
+    def counting(self):
+        """While it is open, and where nobody else profiles."""
+        sys.setprofile(self._see)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+    def _see(self, frame, event, _):
+        code = frame.f_code
+        if code is CALL and frame.f_locals["self"] in self._layers:
+            if event == "call":
+                self._starts.append(self._memory.operators)
+            elif event == "return":
+                self.per_layer.append(self._memory.operators - self._starts.pop())
+        counts = event == "call" and code.co_filename.startswith(PACKAGE) and code.co_name not in COMPREHENSIONS
+        if counts and code.co_filename != memory.__file__:  # which counts operators here
+            self.by_function[f"{code.co_filename.removeprefix(PACKAGE)} {code.co_qualname}"] += 1
 
 
 class Flops(TorchDispatchMode):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from foveate.core.picks import cosines, cover, determinantal, max_min, pick_by_crop, quotas, suppress, thin
 from foveate.errors import ShapeError
+from tests.bench.counting import count
 
 
 def points(tokens, seed, width=6):
@@ -83,6 +84,13 @@ def test_max_min_equals_a_search(tokens, seed, data):
     count = data.draw(st.integers(0, tokens))
     distance = torch.cdist(points(tokens, seed), points(tokens, seed))
     assert max_min(distance, count).tolist() == farthest_first(distance.tolist(), count)
+
+
+@pytest.mark.parametrize("pick", [max_min, lambda matrix, count: suppress(matrix[0], matrix, 0.5, count)])
+def test_a_pick_takes_three_operators(pick):
+    matrix = torch.rand(12, 12)
+    few, many = (count(lambda number=number: pick(matrix, number)).operators for number in (4, 9))
+    assert many - few == 5 * 3
 
 
 def test_max_min_never_picks_twice_also_where_all_are_alike():

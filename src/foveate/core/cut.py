@@ -233,7 +233,10 @@ class Cut:
         return Cut.merge(self.source, rows, self.parent, self.notes)
 
     def to(self, device: torch.device) -> "Cut":
-        """The same with its tensors on another device."""
+        """The same with its tensors on this device."""
+        tensors = [self._stays, self._source, self._parent, self._rows, *self.notes.values(), *self._inputs]
+        if all([tensor is None or tensor.device == device for tensor in tensors]):
+            return self
         return self.with_tensors(on_tensors(self.tensors(), lambda tensor: tensor.to(device)))
 
     def tensors(self) -> dict[str, Any]:
@@ -370,7 +373,8 @@ def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> l
     """
     first = _first_of(samples)
     if len(first) == 1:
-        return [look(on_tensors(samples, _at_first), _at_first)]
+        tensors = {name: part[0] if isinstance(part, Tensor) else _firsts(part) for name, part in samples.items()}
+        return [look(tensors, _at_first)]
     cuts: list[Cut | None] = []
 
     def of_sample(place: Tensor, sample: Tensors) -> Tensors:
@@ -396,6 +400,10 @@ def _first_of(tensors: Tensors) -> Tensor:
 def _at(unbound: dict[str, Any], place: int) -> Tensors:
     """The tensors of one sample, from those of all by name."""
     return {name: part[place] if isinstance(part, tuple) else _at(part, place) for name, part in unbound.items()}
+
+
+def _firsts(tensors: Tensors) -> Tensors:
+    return {name: tensor[0] for name, tensor in tensors.items()}
 
 
 def _at_first(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from torch import nn
 
@@ -18,14 +18,6 @@ TABLES = (
 """Where torch keeps a module's hooks, and what it marks some of them with, by the same keys."""
 
 
-class Undoable(Protocol):
-    """A change to somebody else's object."""
-
-    def undo(self) -> None:
-        """Take it back. May be called before the change was made, and again after."""
-        ...
-
-
 class Patcher:
     """Changes to objects of others, taken back in the opposite order.
 
@@ -37,7 +29,7 @@ class Patcher:
     """
 
     def __init__(self) -> None:
-        self._changes: list[Undoable] = []
+        self._changes: list[_Put | _Hooked] = []
 
     def __enter__(self) -> Self:
         return self
@@ -48,11 +40,26 @@ class Patcher:
         finally:
             self.restore()  # what is left where an interrupt ended the first
 
-    def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
-        """Let `around(original, *args, **kwargs)` run in the place of a method, on this one object."""
-        change = _Wrapped(owner, name, getattr(owner, name), owned=name in vars(owner))
+    def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> Callable[..., Any]:
+        """Let `around(original, *args, **kwargs)` run in the place of a method, on this one object.
+
+        Returns:
+            What stands in its place now.
+        """
+        original = getattr(owner, name)
+        change = _Put(owner, name, original, GONE, owned=name in vars(owner), wraps=True)
         self._changes.append(change)
-        setattr(owner, name, change.around(around))
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if change.active:
+                return around(original, *args, **kwargs)
+            # Taken back, but somebody else's wrapper, put around this one since, goes on calling it.
+            return original(*args, **kwargs)
+
+        change.value = wrapper
+        setattr(owner, name, wrapper)
+        return wrapper
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         """Give an attribute of this one object another value."""
@@ -77,71 +84,59 @@ class Patcher:
                 module, hooks = change.module, (change.module._forward_pre_hooks, change.module._forward_hooks)
                 if change.call not in hooks[0].values() and change.call not in hooks[1].values():
                     return f"a hook of {type(module).__name__}"
-            elif isinstance(change, _Wrapped) and vars(change.owner).get(change.name) in (None, change.original):
+            elif change.wraps and vars(change.owner).get(change.name) in (None, change.original):
                 return f"{type(change.owner).__name__}.{change.name}"
         return None
 
     def restore(self) -> None:
         """Take all changes back; calling it again does nothing."""
-        while self._changes:
-            self._changes[-1].undo()
-            self._changes.pop()
-
-
-@dataclass(eq=False)
-class _Wrapped:
-    """A method that something else runs around."""
-
-    owner: Any
-    name: str
-    original: Callable[..., Any]
-    owned: bool
-    active: bool = True
-    wrapper: Callable[..., Any] | None = None
-
-    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """What to put in the method's place."""
-
-        @functools.wraps(self.original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if self.active:
-                return call(self.original, *args, **kwargs)
-            # Taken back, but somebody else's wrapper, put around this one since, goes on calling it.
-            return self.original(*args, **kwargs)
-
-        self.wrapper = wrapper
-        return wrapper
-
-    def undo(self) -> None:
-        self.active = False
-        # accelerate and others keep what they wrap under another name.
-        names = [name for name, value in vars(self.owner).items() if value is self.wrapper and value is not None]
-        for name in names:
-            if name == self.name and not self.owned:
-                delattr(self.owner, name)
+        changes = self._changes
+        while changes:
+            change = changes[-1]
+            if isinstance(change, _Hooked):
+                for hooks, marks in TABLES:
+                    registered = getattr(change.module, hooks)
+                    for key in [key for key, call in registered.items() if call is change.call]:
+                        for mark in marks:
+                            getattr(change.module, mark).pop(key, None)
+                        del registered[key]
             else:
-                setattr(self.owner, name, self.original)
-        # The wrapper knows this object: in a circle, what it holds would live until garbage is collected.
-        self.wrapper = None
+                change.active = False
+                # accelerate and others keep what they wrap under another name.
+                put = [name for name, value in vars(change.owner).items() if value is change.value]
+                for name in put if change.wraps else {change.name}.intersection(put):
+                    if name == change.name and not change.owned:
+                        delattr(change.owner, name)
+                    else:
+                        setattr(change.owner, name, change.original)
+                change.value = GONE
+            changes.pop()
+
+
+GONE = object()
 
 
 @dataclass(eq=False)
 class _Put:
-    """An attribute with another value."""
+    """An attribute of an object with another value.
+
+    Attributes:
+        owner, name: The object, and its attribute.
+        original: What was there.
+        value: What is there now. A wrapper knows this object: in a circle, what it holds would live until garbage is
+            collected, so it is let go of when it is taken back.
+        owned: Whether it was the object's own, and not its class's.
+        wraps: Whether the value is a method around the original.
+        active: Whether it was not taken back yet.
+    """
 
     owner: Any
     name: str
     original: Any
     value: Any
     owned: bool
-
-    def undo(self) -> None:
-        if vars(self.owner).get(self.name) is not self.value:
-            return
-        if self.owned:
-            setattr(self.owner, self.name, self.original)
-        else:
-            delattr(self.owner, self.name)
+    wraps: bool = False
+    active: bool = True
 
 
 @dataclass(eq=False)
@@ -150,12 +145,3 @@ class _Hooked:
 
     module: nn.Module
     call: Callable[..., Any]
-
-    def undo(self) -> None:
-        for hooks, marks in TABLES:
-            registered = getattr(self.module, hooks)
-            keys = [key for key, call in registered.items() if call is self.call]
-            for key in keys:
-                for mark in marks:
-                    getattr(self.module, mark).pop(key, None)
-                del registered[key]

@@ -123,12 +123,19 @@ def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
         to_others = distance[part].masked_fill(part[:, None] == places, float("inf"))
         scores = torch.minimum(scores, to_others.amin(dim=0))
     picks = []
+    # Whoever is picked is at −inf from itself, so it is never the farthest again: said once of a matrix, so that a pick
+    # takes three operators, and of every row where there is none.
+    apart: Tensor | Pairs = distance
+    if isinstance(distance, Tensor):
+        apart = distance.masked_fill(places[:, None] == places, float("-inf"))
+    nearest, scores = nearest[None], scores[None]
     for _ in range(count):
-        pick = scores.argmax(dim=0, keepdim=True)  # (1,): an index with a dimension, for which no value is read
+        pick = scores.argmax(dim=1)  # (1,): an index with a dimension, for which no value is read
         picks.append(pick)
-        # Whoever is picked is at −inf from itself, so it is never the farthest again.
-        nearest = torch.fmin(nearest, distance[pick][0].index_fill(0, pick, float("-inf")))
-        scores = nearest
+        row = apart[pick]
+        if isinstance(apart, Pairs):
+            row = row.index_fill(1, pick, float("-inf"))
+        nearest = scores = torch.fmin(nearest, row)
     return _ascending(picks, places)
 
 
@@ -225,14 +232,16 @@ def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, coun
     places = torch.arange(tokens, 0, -1, device=scores.device)
     rank = torch.zeros_like(order).scatter(0, order, places)
     limit = torch.as_tensor(threshold, device=similarity.device).expand(tokens)[:, None]
-    too_near = (similarity >= limit).to(rank.dtype) * tokens
-    held_back = torch.zeros_like(rank)  # `tokens` where suppressed: behind all that are not; more where kept
+    # What is left of each rank once a token is kept: `tokens` less where it suppresses, behind all that it does not;
+    # and twice as much less for the token itself. Worked out before, so that a pick takes three operators.
+    token = torch.arange(tokens, device=scores.device)
+    behind = (similarity >= limit).to(rank.dtype).masked_fill(token[:, None] == token, 2) * -tokens + rank
+    left = rank[None]
     picks = []
     for _ in range(count):
-        pick = (rank - held_back).argmax(dim=0, keepdim=True)
+        pick = left.argmax(dim=1)
         picks.append(pick)
-        held_back = torch.maximum(held_back, too_near[pick][0])
-        held_back = held_back.index_fill(0, pick, 2 * tokens)
+        left = torch.minimum(left, behind[pick])
     return _ascending(picks, similarity)
 
 

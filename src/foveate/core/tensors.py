@@ -1,6 +1,7 @@
 """Tensors, whatever they hold: sent to a device, picked along a dimension, changed or stacked in a nest, made once."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -80,6 +81,7 @@ T = TypeVar("T")
 PLAIN = (str, int, tuple, torch.device)
 
 
+@dataclass(slots=True, eq=False)
 class Memo:
     """Remembers what was made for which key.
 
@@ -90,9 +92,8 @@ class Memo:
         limit: How many are remembered, the latest; None: all.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self._made: list[tuple[tuple[Any, ...], Any]] = []
-        self._limit = limit
+    limit: int | None = None
+    _made: list[tuple[tuple[Any, ...], Any]] = field(default_factory=list, init=False)
 
     def once(self, make: Callable[[], T], *key: Any) -> T:
         """What `make` answers, or answered before for the same key."""
@@ -102,8 +103,8 @@ class Memo:
                 return made  # type: ignore[no-any-return]
         made = make()
         self._made.append((key, made))
-        if self._limit is not None:
-            del self._made[: -self._limit]
+        if self.limit is not None:
+            del self._made[: -self.limit]
         return made
 
 

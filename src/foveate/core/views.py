@@ -103,7 +103,7 @@ class View:
         **named: Given | None,
     ) -> None:
         self.arriving = arriving or Arriving.all_of(count)
-        self.notes: Mapping[str, Tensor] = notes or {}
+        self.notes: Mapping[str, Tensor] = {} if notes is None else notes
         self._count = count
         self._device = device
         self._tokens = tokens

@@ -44,6 +44,9 @@ class Positions:
     Args:
         family: Knows the decoder's RoPE.
         renumbers: Whether any stage numbers rows anew.
+
+    Attributes:
+        scaling: Layers whose attention scales queries by their positions (Ministral 3).
     """
 
     def __init__(self, family: Family, renumbers: bool) -> None:
@@ -51,15 +54,15 @@ class Positions:
         self._kinds: list[Any] = []
         if renumbers:
             self._kinds = [family.rotary_type(index) for index in range(len(family.layers))]
-        self._scaling: set[int] = set()
+        self.scaling: set[int] = set()
         for index, layer in enumerate(family.layers):
             attention = getattr(layer, "self_attn", None)
-            if attention is not None and scales_by_position(attention):
-                self._scaling.add(index)
+            if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
+                self.scaling.add(index)
 
     def scales(self, index: int) -> bool:
         """Whether a layer's attention scales queries by their positions (Ministral 3)."""
-        return index in self._scaling
+        return index in self.scaling
 
     @property
     def learned_length(self) -> int:
@@ -71,7 +74,7 @@ class Positions:
 
     def move_up(self, forward: Forward, call: LayerCall) -> None:
         """Number all columns of the forward on from the rows that the layer's cache holds."""
-        shift = call.shift
+        shift = None if call.stored is None else call.stored.shift
         if shift is None:
             return
         kind = self._kinds[call.index]

@@ -67,6 +67,19 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = True
 
+    base: Tensor | None = None
+    ragged = False
+    shift: Tensor | None = None
+    head: tuple[Tensor, Tensor] | None = None
+    reads: "PrunedLayer | None" = None
+    held: tuple[int, ...] | None = None
+    kinds: Tensor | None = None
+    counted: list[tuple[int, int]] | None = None
+    _pruned = False
+    _announced: tuple[Tensor | None, int, bool] | None = None
+    _room: "_Room | None" = None
+    _grown: int | None = None  # the keys that the last update left, by their id
+
     def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
         """Take over what a layer of the usual kind holds; layers of one cache share one `memo`."""
         super().__init__()
@@ -78,24 +91,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.window: int | None = getattr(layer, "sliding_window", None)
         self.record_past: bool = getattr(layer, "record_past", False)
         self.seen: int = layer.get_seq_length()
-        self.base: Tensor | None = None
         # Where a window has evicted slots, fewer are stored than were seen.
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
-        self.ragged = False
-        self.shift: Tensor | None = None
-        self.head: tuple[Tensor, Tensor] | None = None
-        self.reads: PrunedLayer | None = None
-        self.held: tuple[int, ...] | None = None
-        self.kinds: Tensor | None = None
         self.memory: dict[str, Tensor] = {}
-        self.counted: list[tuple[int, int]] | None = None
-        self._pruned = False
-        self._announced: tuple[Tensor | None, int, bool] | None = None
-        self._room: _Room | None = None
-        self._grown: int | None = None  # the keys that the last update left, by their id
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: it finds room of its own, and so does what it reads."""
+        """Of a copy: it finds room of its own, and so does what it reads. What it looks at is written no more."""
+        if self._room is not None:
+            self._room.looked_at = True
         return {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
@@ -149,12 +152,16 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if key_states.shape[-2] != (span if columns is None else columns.shape[1]):
             guards.refuse_other_rows(key_states.shape[-2], span if columns is None else columns.shape[1])
         if columns is not None:
-            self.base = self._and_these(columns)
+            self.base = self._and_these(columns) if self.seen else columns
             self.base_end = self.seen + span
             self.ragged |= ragged
             self._pruned = True
         self.seen += span
-        keys, values = self._append(key_states, value_states)
+        if self.is_initialized and self.keys.shape[-2] >= LONG:
+            keys, values = self._append(key_states, value_states)
+        else:
+            keys, values = super().update(key_states, value_states)
+            self._room, self._grown = None, id(keys)
         if self.head is not None:  # a copy that lives while the layer attends
             keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
         if self.window is not None and not self.record_past:
@@ -166,8 +173,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Put rows behind those that are there, and return all: from the second step on without copying these."""
-        coming, here = key_states.shape[-2], self.keys.shape[-2] if self.is_initialized else 0
-        grows = here >= LONG and coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
+        coming = key_states.shape[-2]
+        grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
         if grows and id(self.keys) == self._grown:  # nobody has changed them since the step before
             if self._room is None or not self._room.has_place(coming):
                 self._room = _Room(self.keys, self.values)
@@ -219,8 +226,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _and_these(self, coming: Tensor) -> Tensor:
         """The columns of all slots once these have come."""
-        if self.seen == 0:
-            return coming
         samples, device = coming.shape[0], coming.device
         alike = "joined", coming, self.base, self.base_end, self.seen
         return self._memo.once(lambda: self.columns(coming, samples, device), *alike)
@@ -258,7 +263,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     @property
     def is_whole(self) -> bool:
         """Whether what was announced has come, and every column that is known has its slot."""
-        slots = sum(keys.shape[-2] for keys in (self.keys, self.head and self.head[0]) if keys is not None)
+        slots = self.keys.shape[-2] if self.is_initialized else 0
+        if self.head is not None:
+            slots += self.head[0].shape[-2]
         based = 0 if self.base is None else self.base.shape[1]
         return self._announced is None and slots == based + self.seen - self.base_end
 
@@ -330,7 +337,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.head is not None and -tokens_to_remove > self.keys.shape[-2]:
             guards.refuse_crop_of_head(self.keys.shape[-2])
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
-        if from_tail:
+        if from_tail and self._room is not None and self._room.gives_back(self.keys, from_tail):
+            self.keys, self.values = self._room.given()
+            self._grown = id(self.keys)
+        elif from_tail:
             self.keys = self.keys[..., :-from_tail, :]
             self.values = self.values[..., :-from_tail, :]
         if self.base is not None and end < self.base_end:
@@ -380,9 +390,15 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 class _Room:
     """A layer's keys and values with free places behind them, so that a decoded row is written and the others stay.
 
-    It serves one layer (a copy has none), and only while this holds the very tensors that `put` has given it: a crop or
-    a reorder makes others, and then a new room is found, so that no row is written where somebody else may still look.
+    It serves one layer (a copy has none), and only while this holds the very tensors that it was given here: a reorder
+    makes others, and then a new room is found, so that no row is written where somebody else may still look. Rows that
+    are taken back give their places back, unless a copy of the layer looks at them.
+
+    Attributes:
+        looked_at: Whether a copy may look at the rows that are there.
     """
+
+    looked_at = False
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._filled = keys.shape[-2]
@@ -399,8 +415,19 @@ class _Room:
         start, self._filled = self._filled, self._filled + keys.shape[-2]
         self._keys[..., start : self._filled, :] = keys
         self._values[..., start : self._filled, :] = values
+        return self.given()
+
+    def given(self) -> tuple[Tensor, Tensor]:
+        """All rows, as a layer holds them."""
         self._given = self._keys[..., : self._filled, :]
         return self._given, self._values[..., : self._filled, :]
+
+    def gives_back(self, keys: Tensor, rows: int) -> bool:
+        """Free the places of the last rows, if the layer holds these `keys` from here and nobody else looks at them."""
+        if keys is not self._given or self.looked_at or torch.is_grad_enabled():
+            return False
+        self._filled -= rows
+        return True
 
 
 def _with_room(rows: Tensor, free: int) -> Tensor:
@@ -497,8 +524,10 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
     layer = cache.layers[index]
     if type(layer) is PrunedLayer:
         return layer
-    others = (other._memo for other in cache.layers if type(other) is PrunedLayer)
-    cache.layers[index] = pruned = PrunedLayer(layer, next(others, None))
+    other = cache.layers[index - 1]  # before the first the last: one that is there
+    if type(other) is not PrunedLayer:
+        other = next((other for other in cache.layers if type(other) is PrunedLayer), None)
+    cache.layers[index] = pruned = PrunedLayer(layer, None if other is None else other._memo)
     return pruned
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "note_attending",
 ]
 
+ALL_CELLS = Cells()
 Part = Callable[[Tensor], Tensor]
 """Of a tensor with a sample's rows in front, the rows of a unit."""
 
@@ -154,7 +155,7 @@ class SampleRows:
             elif begun.sizes is not None:
                 arriving = replace(arriving, started=begun.sizes[unit.image])
         alone = self.sample.frames is None and (unit.in_sample is not None or len(grids) == 1)
-        if Cells() in stage.reads and alone and len(unit) == arriving.started == arriving.entered:
+        if alone and ALL_CELLS in stage.reads and len(unit) == arriving.started == arriving.entered:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 
@@ -258,7 +259,11 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
     """One decision about a sample from the cuts of its units; None where nothing is dropped."""
-    if all(cut is None for cut in cuts):
+    if len(cuts) == 1 and cuts[0] is not None:
+        cut = named(cuts[0], stage)
+        known = rows.sizes is not None and len(rows.sizes) == 1
+        return Decision(cut, (cut._count,) if known and isinstance(cut._count, int) else None)
+    if all([cut is None for cut in cuts]):
         return None
     unit_cuts = []
     for unit_cut, unit in zip(cuts, units, strict=True):
@@ -373,7 +378,7 @@ def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: R
         for bucket in forward.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
-                bucket.notes[hidden_note(layer)] = call.hidden[bucket.owners, bucket.columns]
+                bucket.notes[f"hidden {layer}"] = call.hidden[bucket.owners, bucket.columns]
     forward.row_maps.append(forward.rows)
 
 
@@ -470,9 +475,10 @@ def decide_bucket(
         A cut for each sample, whose notes are all that is remembered of its rows; no cuts where no rows arrive. And how
         many rows they leave of each image; None where only the device knows.
     """
-    if not bucket.left:
+    if not bucket.source.shape[1]:
         return [], bucket.sizes
-    bucket.to(hidden.device)
+    if bucket.index.device != hidden.device:
+        bucket.to(hidden.device)
     stages = program.before(layer)
     reader = cache(partial(reader_of, bucket))  # made when it is first needed
     left: list[Sizes | None] = []  # the same of all samples
@@ -524,7 +530,7 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
     """
     unknown = []
     for bucket, cuts, _ in decided:
-        stays = [cut.stays for cut in cuts if cut.stays is not None]
+        stays = [cut._stays for cut in cuts if cut._stays is not None]
         if stays:
             unknown.append((bucket, stacked(stays)))
     if not unknown:

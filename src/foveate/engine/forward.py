@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import cache_of
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer
@@ -17,9 +16,9 @@ from foveate.engine.program import Program
 from foveate.engine.samples import Bucket, Sample, buckets_of
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
-__all__ = ["Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]
+__all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]
 
-TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples")
+TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
 
 
@@ -69,7 +68,9 @@ class RowMap:
         self.numbered: RowMap | None = None
         self._numbers: Tensor | None = None
         self._span = left.shape[1]
-        self._samples = torch.arange(len(left), device=device)[:, None]
+        # Of one sample the columns alone are enough, which takes fewer operators.
+        self._samples = torch.arange(len(left), device=device)[:, None] if len(left) > 1 else None
+        self._first = self.columns[0]
         self._copies: dict[torch.device, RowMap] = {device: self}
         self.memo = Memo()
 
@@ -127,17 +128,21 @@ class RowMap:
         return self.memo.once(lambda: self._shifted(past), "unpruned", past)
 
     def _shifted(self, past: int) -> Tensor:
-        columns = self.columns + past
+        columns = self.columns + past if past else self.columns
         if self.valid is None:
             return columns
         return columns.masked_fill(~self.valid, -1)
 
     def gather(self, full: Tensor) -> Tensor:
         """Rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
+        if self._samples is None:
+            return full.index_select(-2, self._first)
         return rows_of(full, self.columns, self._samples)
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
         """A copy of `full` with the real rows written back; columns that were dropped keep their last value."""
+        if self._real is None and self._samples is None:
+            return full.index_copy(1, self._first, rows)
         if self._real is None:
             return full.index_put((self._samples, self.columns), rows)
         sample, row = self._real
@@ -156,6 +161,8 @@ class RowMap:
 
     def pick(self, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The rows of a full-length (cos, sin) pair, each at the position it had."""
+        if self.source is self.columns:
+            return self.gather(tables[0]), self.gather(tables[1])
         places = self.source.clamp(min=0)
         return rows_of(tables[0], places, self._samples), rows_of(tables[1], places, self._samples)
 
@@ -191,8 +198,13 @@ class RowMap:
         return send(gone, before.device) + before
 
 
-def rows_of(full: Tensor, places: Tensor, samples: Tensor) -> Tensor:
-    """(…, samples or 1, columns, width) -> (…, samples, rows, width); M-RoPE's tables may have its axes in front."""
+def rows_of(full: Tensor, places: Tensor, samples: Tensor | None) -> Tensor:
+    """(…, samples or 1, columns, width) -> (…, samples, rows, width); M-RoPE's tables may have its axes in front.
+
+    `samples` is None where there is one.
+    """
+    if samples is None:
+        return full.index_select(-2, places[0])
     if full.shape[-3] == 1:  # shared by all samples
         return full[..., 0, places, :]
     return full[..., samples, places, :]
@@ -223,6 +235,71 @@ class Turn:
     asked: dict[int, Tensor] = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
+class Alike:
+    """What a layer on rows was handed and got: one behind it that is handed the same gets the same.
+
+    Only where no layer's forward is somebody else's, so that nobody moves what layers get to other devices.
+
+    Attributes:
+        mask, tables: What the model handed it.
+        given: What it got in the place of these, by name.
+        rows: Its rows.
+        announced: What its cache layer was told: see `PrunedLayer.announce`.
+        shift: See `PrunedLayer`.
+        kind: The layer's class.
+        device: Where it ran.
+        handed: Its output, where it handed the rows on as they are; None: they are back in the full-length stream.
+        full: That stream then, without them.
+    """
+
+    mask: Any
+    tables: Any
+    given: dict[str, Any]
+    rows: RowMap
+    announced: tuple[Tensor, int, bool]
+    shift: Tensor | None
+    kind: type
+    device: torch.device
+    handed: Tensor | None = None
+    full: Any = None
+
+    def put_back(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Arguments of layer `index`, in which the rows are back in the full-length stream."""
+        handed = self.handed
+        if handed is None:
+            return args, kwargs
+        if handed is not (args[0] if args else kwargs.get("hidden_states")):
+            guards.refuse_changed_rows(index)
+        full = self.rows.scatter(self.full, handed)  # type: ignore[arg-type]
+        return ((full, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": full})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepped:
+    """What a layer got in a step: one behind it that is handed the same, and has stored the same rows, gets the same.
+
+    Attributes:
+        stored: Its cache, before the step.
+        mask, tables: What the model handed it.
+        given: What it got in the place of these, by name.
+        kind: The layer's class.
+    """
+
+    stored: PrunedLayer
+    mask: Any
+    tables: Any
+    given: dict[str, Any]
+    kind: type
+
+    def given_to(self, layer: PrunedLayer, mask: Any, tables: Any, kind: type) -> dict[str, Any] | None:
+        """What a layer gets that stores in `layer`; None if that is to be worked out."""
+        stored = self.stored
+        rows = layer.base is stored.base and layer.base_end == stored.base_end and layer.ragged is stored.ragged
+        same = rows and layer.shift is stored.shift and mask is self.mask and tables is self.tables
+        return self.given if same and kind is self.kind else None
+
+
 @dataclass(eq=False)
 class Forward:
     """One forward: a prefill, a later turn or a decode step.
@@ -249,6 +326,11 @@ class Forward:
         plans: Vision tokens that each layer will process, for each sample; None where that is not known beforehand.
         turn: Of a prompt behind which steps may read less of the caches; else None.
         noted: The latest prefill's record, where it is noted what steps read.
+        steps: Where text alone goes on from a cache of which all is read, its pruned layers (None: another layer); else
+            empty.
+        stepped: What the layer before got then, if that was not what it was handed.
+        alike: What the layer before has in common with the coming one, perhaps.
+        hands_on: Whether layers hand rows on to one another.
 
     Attributes, the rows that are left (where `drops`):
         span: Columns of the forward.
@@ -283,6 +365,10 @@ class Forward:
     plans: Sequence[Sequence[int] | None] = ()
     turn: Turn | None = None
     noted: PrefillRecord | None = None
+    steps: Sequence[PrunedLayer | None] = ()
+    stepped: "Stepped | None" = None
+    alike: Alike | None = None
+    hands_on: bool = False
 
     span: int = 0
     samples: list[Sample] = field(default_factory=list)
@@ -332,7 +418,7 @@ class Forward:
     @property
     def ends_in_vision(self) -> bool:
         """Whether any sample ends in a vision token."""
-        return any(sample.ends for sample in self.samples)
+        return any([sample.ends for sample in self.samples])
 
     @property
     def dropped(self) -> bool:
@@ -348,14 +434,15 @@ class Forward:
 
     def vision_left(self) -> tuple[int, ...]:
         """Vision tokens left of each sample, those that always stay among them."""
-        return self._with_left([sample.fixed for sample in self.samples])
+        return self._with_left([0 if sample.ordinals is None else len(sample.ordinals[1]) for sample in self.samples])
 
     def _with_left(self, others: list[int]) -> tuple[int, ...]:
         """Rows of each sample: so many others, and those that are left of its vision tokens."""
         counts = list(others)
         for bucket in self.buckets:
+            left = bucket.source.shape[1]
             for member in bucket.members:
-                counts[member] += bucket.left
+                counts[member] += left
         return tuple(counts)
 
     def lay_out(self, renumbers: bool) -> None:
@@ -372,7 +459,7 @@ class Forward:
         device = self.buckets[0].index.device
         left = self.text.to(device)  # (samples, columns): text first, then each bucket's rows
         source: Tensor | None = None
-        if any(bucket.parent is not None for bucket in self.buckets):
+        if any([bucket.parent is not None for bucket in self.buckets]):
             source = torch.arange(self.span, device=device).expand_as(left)
         for bucket in self.buckets:
             columns = bucket.columns
@@ -439,6 +526,7 @@ class LayerCall:
         kwargs: Arguments by name; masks, tables and ids are replaced on the way.
         by_name: Whether the input came by name too.
         stored: The layer's cache, where tokens of it were dropped.
+        cache: The model's; None if it runs without one.
     """
 
     index: int
@@ -449,11 +537,7 @@ class LayerCall:
     kwargs: dict[str, Any]
     by_name: bool
     stored: PrunedLayer | None
-
-    @property
-    def cache(self) -> Any:
-        """The model's cache; None if it runs without one."""
-        return cache_of(self.kwargs)
+    cache: Any
 
     @property
     def past(self) -> int:

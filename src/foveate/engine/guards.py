@@ -328,6 +328,11 @@ def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: di
     raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(given)})")
 
 
+def refuse_changed_rows(index: int) -> NoReturn:
+    """A layer that gets other rows than the layer before it has handed on."""
+    raise unknown(f"changes what layer {index - 1} answers before layer {index} gets it")
+
+
 def refuse_other_cache(index: int | None) -> NoReturn:
     """Layers that store in one cache, and another that the model answers with or hands the next layer."""
     where = "The model answers with" if index is None else f"Layer {index} gets"

@@ -257,7 +257,7 @@ def media_of(output: Any, lengths: Sequence[Sequence[int]] | None) -> list[tuple
         return _media_of_samples(encoded, lengths)
     features = features_of(output, 1 if encoded is None else encoded.pieces)
     media = [tag_of(tensor, MediaTokens) for tensor in features]
-    if encoded is not None and any(image is None for image in media):
+    if encoded is not None and any([image is None for image in media]):
         originals = list(itertools.chain(*encoded.media))
         places = _which(features, encoded.features)
         media = [None if place is None else originals[place] for place in places]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLayer, cache_of
+from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
-from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, find_pruned, length_of, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
 from foveate.engine.forward import Forward, RowMap, Turn
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
@@ -56,6 +56,7 @@ def begin(
     program: Program,
     family: Family,
     kwargs: dict[str, Any],
+    cache: Any,
     ending: Ending | None,
     split: bool,
     goes_on: bool = False,
@@ -68,6 +69,7 @@ def begin(
         program: The method's stages.
         family: Knows the model.
         kwargs: The arguments of the decoder's forward.
+        cache: The cache among these.
         ending: How the forward before this one ended, where it ended in an image.
         split: Whether chunked prefill will cut an image in two.
         goes_on: Whether this is a chunk of a prompt, and not the first.
@@ -76,13 +78,22 @@ def begin(
     Returns:
         The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
     """
-    cache = cache_of(kwargs)
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
-    reads = _reads_less(program, kwargs, prompt is not None and (prompt.shape[1] > 1 or goes_on))
-    forward.backend = str(family.text.config._attn_implementation)
+    layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
+    is_prompt = prompt is not None and (prompt.shape[1] > 1 or goes_on)
+    reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
-    forward.idle = not any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ()))
+    forward.idle = True
+    steps = program.reading is None and prompt is not None
+    for layer in layers:
+        if layer is None:
+            continue
+        forward.idle = False
+        # With a prompt, and without such a stage, all that is cached is read again. One new row goes on with an answer.
+        if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
+            layer.settle()
+        steps = steps and layer.window is None
     live = _live(kwargs, forward.arguments)
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         if forward.arguments.get(name) is not None and modality not in forward.encoded:
@@ -93,7 +104,12 @@ def begin(
     ids = forward.ids
     forward.let_go_of_arguments()  # the layers need no pixels
     if embeds is None or not masks:
-        forward.record = _text_record(family, kwargs, live)
+        if prompt is not None and prompt.shape[1] > 1:  # a decode step is no prefill
+            forward.record = _text_record(family, prompt, cache, live)
+        if not forward.idle or reads:
+            forward.backend = str(family.text.config._attn_implementation)
+        if steps and not forward.idle:
+            forward.steps, forward.cache, forward.span = layers, cache, prompt.shape[1]
         if reads:
             forward.turn = begin_turn(forward, cache, prompt, live, before)
         return None
@@ -102,7 +118,7 @@ def begin(
     samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
     plans = _plans(samples, program)
     drops = _drops(samples, plans)
-    reads = reads and any(len(sample.vision) for sample in samples)
+    reads = reads and any([len(sample.vision) for sample in samples])
     if drops or reads:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
     if drops and split:
@@ -113,6 +129,7 @@ def begin(
     if not drops and not reads:  # every layer runs untouched
         forward.record.note_that_all_stay(sorted(program.cuts))
         return None
+    forward.backend = str(family.text.config._attn_implementation)
     forward.live, forward.idle, forward.plans = live, False, plans
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.added_later(kwargs)
@@ -121,17 +138,6 @@ def begin(
     if reads:
         forward.turn = begin_turn(forward, cache, embeds, live, before)
     return _take_tower_cuts(forward, program, embeds)
-
-
-def _reads_less(program: Program, kwargs: dict[str, Any], is_prompt: bool) -> bool:
-    """Whether this is a prompt behind which steps may read less. One new row goes on with an answer, and is none.
-
-    With a prompt, and without such a stage, all that is cached is read again.
-    """
-    for layer in getattr(cache_of(kwargs), "layers", ()):
-        if type(layer) is PrunedLayer and (is_prompt or program.reading is None):
-            layer.settle()
-    return is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
 
 
 def _note_text(forward: Forward, program: Program, ids: Tensor | None) -> None:
@@ -250,7 +256,7 @@ def _splits_image(ending: Ending, cache: Any, samples: Sequence[Sample]) -> bool
 
 def _plans(samples: Sequence[Sample], program: Program) -> list[Sequence[int] | None]:
     """Vision tokens that may leave which each layer processes, for each sample; None where that is not known now."""
-    if any(image.changed for sample in samples for image in sample.media):
+    if any([image.changed for sample in samples for image in sample.media]):
         return [None] * len(samples)
     # None too where the picture or the question decides.
     return [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
@@ -259,12 +265,12 @@ def _plans(samples: Sequence[Sample], program: Program) -> list[Sequence[int] | 
 def _drops(samples: Sequence[Sample], plans: Sequence[Sequence[int] | None]) -> bool:
     """Whether tokens will be dropped, as far as can be said beforehand."""
     counts = [len(sample.vision) for sample in samples]
-    return any(plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True))
+    return any([plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True)])
 
 
 def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span: int, cache: Any) -> PrefillRecord:
     """What the trace keeps of a prefill with pictures."""
-    rows: Sequence[int] = tuple(sample.live for sample in samples)
+    rows: Sequence[int] = tuple([sample.live for sample in samples])
     # Earlier turns count too: the mask has their columns, or the cache their number.
     if live is not None and live.shape[1] > span:
         rows = LazyCounts(live.sum(dim=1))
@@ -273,18 +279,15 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
     return PrefillRecord(
         depth=len(family.layers),
         rows=rows,
-        vision_tokens=tuple(sample.vision_tokens for sample in samples),
+        vision_tokens=tuple([sample.vision_tokens for sample in samples]),
         media=[sample.media for sample in samples],
         fit=family.fit,
     )
 
 
-def _text_record(family: Family, kwargs: dict[str, Any], live: Tensor | None) -> PrefillRecord | None:
-    """A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none."""
-    prompt, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
-    if prompt is None:
-        prompt = kwargs.get("input_ids")
-    if prompt is None or prompt.shape[1] == 1 or (cache is not None and length_of(cache) != 0):
+def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None) -> PrefillRecord | None:
+    """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
+    if cache is not None and length_of(cache) != 0:
         return None
     samples = prompt.shape[0]
     rows: Sequence[int] = (prompt.shape[1],) * samples
@@ -308,7 +311,7 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
     Returns:
         How the forward ended, if in an image.
     """
-    if forward.record is not None:
+    if forward.record is not None and not forward.drops:
         forward.record.cache = None if cache is None else CacheRecord(_held(cache))
     if forward.turn is not None and not forward.drops and cache is not None:
         end_turn(forward, program, family, cache)
@@ -322,13 +325,14 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
         guards.refuse_other_cache(None)
     cache = forward.cache
     if cache is None:
+        forward.record.cache = None
         return None
     _refuse_lost_rows(forward, family, cache)
     _cut_cache(forward, program, family, cache)
     # Slots are counted when that is asked for.
     pruned = [(index, layer) for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer]
     slots = {index: layer.valid_slots() for index, layer in pruned if layer.base is not None}
-    dead = tuple(sample.rows - sample.live for sample in forward.samples)
+    dead = tuple([sample.rows - sample.live for sample in forward.samples])
     forward.record.cache = CacheRecord(_held(cache), slots, dead)
     if forward.turn is not None:
         end_turn(forward, program, family, cache)
@@ -350,11 +354,12 @@ def _held(cache: Any) -> dict[int, int]:
 
 def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
     """Layers that ran on rows must have stored them."""
+    recurrent = family.recurrent
     for index, rows in enumerate(forward.row_maps):
-        if rows is None or index in family.recurrent:
+        if rows is None or index in recurrent:
             continue
-        layer = find_pruned(cache, index)
-        if layer is None or not layer.is_whole:
+        layer = cache.layers[index] if index < len(cache.layers) else None
+        if type(layer) is not PrunedLayer or not layer.is_whole:
             guards.refuse_lost_rows(index)
 
 

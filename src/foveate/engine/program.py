@@ -18,6 +18,10 @@ from foveate.families.base import Family
 __all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "named", "ran_note"]
 
 
+MOST_PLANS = 1024
+"""Of samples of so many kinds the plans are remembered."""
+
+
 class Program:
     """Which of a method's stages act where. Those that act before decoder layer 1 need no decoder of transformers.
 
@@ -49,6 +53,10 @@ class Program:
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
         reads_words: Whether a stage before a layer reads the text behind images itself.
         encodes_text: What stages read that something handed in makes of that text.
+        encodes: How a run through the tower is made: of smaller pictures ("pixels"), of some patches ("subset"), with
+            cuts in the "tower" or behind the "projector"; None: as the model does.
+        renumbers: Whether rows are numbered anew anywhere.
+        busy: Decoder layers before which a stage stands, or of which one reads while they run or later.
     """
 
     def __init__(
@@ -97,6 +105,10 @@ class Program:
         self.reads_words = Text() in read
         self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
         self._remembered, self._signals_while = _looking_back(layers)
+        self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
+        self.encodes = self._encodes()
+        self.renumbers = self._renumbering(self.stages)
+        self._plans: dict[tuple[int, ...], tuple[int, ...] | None] = {}
 
     @classmethod
     def on(cls, method: Method, family: Family, resources: Mapping[str, Any] | None = None) -> "Program":
@@ -130,10 +142,7 @@ class Program:
         early = self.early
         return tuple(stage for stage in self.stages if stage not in early)
 
-    @property
-    def encodes(self) -> str | None:
-        """How a run through the tower is made: of smaller pictures ("pixels"), of some patches ("subset"), with cuts in
-        the "tower" or behind the "projector"; None: as the model does."""
+    def _encodes(self) -> str | None:
         if any(isinstance(stage, PatchStage) for stage in self.pixels):
             return "subset"
         if self.pixels:
@@ -156,8 +165,13 @@ class Program:
         return None if plan is None else plan[0]
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
-        """Vision tokens that each layer processes, as far as that is known beforehand."""
-        return follow.layer_plan(self.stages, self._depth, sizes)
+        """Vision tokens that each layer processes, as far as that is known beforehand; worked out once."""
+        known = tuple(sizes)
+        if known not in self._plans:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[known] = follow.layer_plan(self.stages, self._depth, known)
+        return self._plans[known]
 
     # -- each layer --------------------------------------------------------------------------------------------
 
@@ -183,11 +197,6 @@ class Program:
 
     # -- positions ---------------------------------------------------------------------------------------------
 
-    @property
-    def renumbers(self) -> bool:
-        """Whether rows are numbered anew anywhere."""
-        return self._renumbering(self.stages)
-
     def renumbers_before(self, layer: int | None) -> bool:
         """Whether rows are numbered anew by what cuts before this layer (None: before the decoder)."""
         if layer is not None:
@@ -197,7 +206,7 @@ class Program:
         return self._renumbering([stage for stage in early if stage not in self.before(0)])
 
     def _renumbering(self, stages: Sequence[Stage]) -> bool:
-        return self._renumbers and any(stage.positions == "reindex" for stage in stages)
+        return self._renumbers and any([stage.positions == "reindex" for stage in stages])
 
 
 def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Signal]]]:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import cache_of
+from foveate._transformers import CACHE_NAMES, cache_of
 from foveate.core.signals import Signal
 from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.cache import CACHE_LAYERS, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Forward, LayerCall, Original, RowMap
+from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import noting
@@ -35,18 +35,57 @@ BY_NAME = {"hidden_states", *BY_PLACE}
 
 
 class LayerRunner:
-    """Stands around every decoder layer's forward."""
+    """Stands around every decoder layer's forward.
+
+    Attributes:
+        forward: The forward on its way; None outside.
+        wrappers: What was put in the place of each layer's forward.
+    """
 
     def __init__(self, family: Family, program: Program) -> None:
+        self.forward: Forward | None = None
+        self.wrappers: list[Original] = []
         self._family = family
         self._program = program
         self._positions = Positions(family, program.renumbers)
         self._devices: dict[int, torch.device] = {}  # of each layer, as its last prefill found it
+        self._layers = family.layers
+        self._last = len(self._layers) - 1
+        self._recurrent = family.recurrent
+        self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
+        self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
+        if program.reading is None and self._bare:
+            others = program.busy | self._recurrent | self._positions.scaling
+            self._plain = frozenset(range(1, len(self._layers))) - others
 
-    def run(self, forward: Forward, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
+    def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
-        if forward.idle:
+        forward = self.forward
+        if forward is None or forward.idle:  # outside the decoder's forward, or nothing to do
             return original(*args, **kwargs)
+        if not forward.begun:
+            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
+        mask, tables = kwargs.get("attention_mask", args), kwargs.get("position_embeddings")
+        if forward.steps and len(args) == 1 and tables is not None and forward.cache in map(kwargs.get, CACHE_NAMES):
+            layer, stepped = forward.steps[index], forward.stepped
+            if layer is None or (mask is layer.shift is None and not layer.ragged):
+                given: dict[str, Any] | None = {}
+            elif stepped is not None and index in self._plain:
+                given = stepped.given_to(layer, mask, tables, type(self._layers[index]))
+            else:
+                given = None
+            if given is not None:
+                if layer is not None:
+                    layer._announced = None, forward.span, False
+                return original(*args, **{**kwargs, **given})
+        if forward.alike is not None:
+            alike, cache = forward.alike, cache_of(kwargs)
+            in_turn = index in self._plain and index == len(forward.row_maps) and cache is forward.cache
+            same = mask is alike.mask and tables is alike.tables and type(self._layers[index]) is alike.kind
+            if in_turn and same and len(args) == 1 and args[0].device == alike.device:
+                return self._run_alike(forward, alike, index, original, args[0], kwargs)
+            forward.alike = None
+            args, kwargs = alike.put_back(index, args, kwargs)
         cache = cache_of(kwargs)
         stored = find_pruned(cache, index)
         if not forward.drops and stored is None and forward.turn is None:
@@ -62,30 +101,35 @@ class LayerRunner:
             guards.refuse_layer_call(index, expected, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         if forward.drops and index == 0:
-            guards.refuse_first_layer(self._family.layers[0], kwargs, hidden.shape[1], forward.caches, CACHE_LAYERS)
+            guards.refuse_first_layer(self._layers[0], kwargs, hidden.shape[1], forward.caches, CACHE_LAYERS)
             forward.cache = cache
         elif forward.drops and cache is not forward.cache:
             guards.refuse_other_cache(index)
-        module = self._family.layers[index]
-        call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored)
+        module = self._layers[index]
+        call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored, cache)
         del hidden, args  # so that the call alone holds the input
         self._bring_together(forward, call)
+        tables = kwargs["position_embeddings"]
         self._positions.move_up(forward, call)
         reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
         if forward.drops:
             cut_before(forward, self._program, call, reader_of, self._family.final_norm)
         tap = self._attention_tap(forward, call, reader_of)
         if forward.rows is None:
-            return self._run_whole(forward, call, original, tap)
+            return self._run_whole(forward, call, original, tap, tables)
         return self._run_rows(forward, call, original, tap)
 
     def _run_whole(
-        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None]
+        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None], tables: Any
     ) -> Any:
-        """Run a layer on all columns; in its cache some may be missing."""
+        """Run a layer on all columns; in its cache some may be missing. It was handed these tables."""
         if call.stored is not None:
+            mask = call.kwargs.get("attention_mask")
             call.kwargs["attention_mask"] = self._mask(forward, call)
             call.stored.announce(None, call.hidden.shape[1])
+            if forward.steps and call.index in self._plain:
+                given = {name: call.kwargs[name] for name in ("attention_mask", "position_embeddings")}
+                forward.stepped = Stepped(call.stored, mask, tables, given, type(call.module))
         with tap:
             return call.run(original, call.hidden)
 
@@ -95,16 +139,19 @@ class LayerRunner:
         """Run a layer on the rows that are left."""
         assert forward.rows is not None
         rows = forward.rows.on(call.hidden.device)
-        recurrent = call.index in self._family.recurrent
+        recurrent = call.index in self._recurrent
         if call.cache is not None and not recurrent:
             call.stored = pruned_layer(call.cache, call.index)
-        columns = rows.unpruned(call.past)
+        past = call.past
+        columns = rows.unpruned(past)
+        mask, tables = call.kwargs.get("attention_mask"), call.kwargs["position_embeddings"]
         if recurrent:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
             call.kwargs["attention_mask"] = self._mask(forward, call, rows, columns)
         call.kwargs["position_embeddings"] = self._positions.tables(forward, call, rows)
-        call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+        scales = call.index in self._positions.scaling
+        call.kwargs["position_ids"] = self._positions.ids(forward, call, rows) if scales else None
         if call.stored is not None:
             call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
             if rows.numbered is not None:
@@ -113,18 +160,80 @@ class LayerRunner:
         call.hidden = call.entered  # frees the copy with merged rows while the layer runs
         with tap:
             output = call.run(original, gathered)
-        if isinstance(output, tuple):
-            return (self._put_back(forward, call, rows, output[0]), *output[1:])
-        return self._put_back(forward, call, rows, output)
+        if past == 0 and call.index + 1 in self._plain and not recurrent and _is_new(call.cache, call.index):
+            given = {name: call.kwargs[name] for name in ("attention_mask", "position_embeddings", "position_ids")}
+            announced = columns, call.hidden.shape[1], rows.valid is not None
+            shift = None if call.stored is None else call.stored.shift
+            forward.alike = Alike(mask, tables, given, rows, announced, shift, type(call.module), gathered.device)
+        return self._hand_on(forward, forward.alike, call.index, rows, call.entered, output)
 
-    def _put_back(self, forward: Forward, call: LayerCall, rows: RowMap, output: Tensor) -> Tensor:
+    def _run_alike(
+        self, forward: Forward, alike: Alike, index: int, original: Original, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a layer on the rows that the one before it ran on, with the same arguments."""
+        rows, entered = alike.rows, hidden
+        if alike.handed is None:
+            hidden = rows.gather(entered)
+        elif hidden is alike.handed:
+            entered = alike.full
+        else:
+            guards.refuse_changed_rows(index)
+        if forward.cache is not None:
+            stored = pruned_layer(forward.cache, index)
+            stored._announced, stored.shift = alike.announced, alike.shift
+        forward.row_maps.append(rows)
+        output = original(hidden, **{**kwargs, **alike.given})
+        return self._hand_on(forward, alike, index, rows, entered, output)
+
+    def _hand_on(
+        self, forward: Forward, alike: Alike | None, index: int, rows: RowMap, entered: Tensor, output: Any
+    ) -> Any:
+        """What a layer that ran on rows answers: the full-length stream, or the rows alone where the next takes them.
+
+        Args:
+            forward: The forward.
+            alike: What the next layer may have in common with this one.
+            index: The layer's.
+            rows: Its rows.
+            entered: The full-length stream that they came from.
+            output: What it made of them.
+        """
+        made = output[0] if isinstance(output, tuple) else output
+        if alike is not None and forward.hands_on and index < self._last:
+            alike.full, alike.handed = entered, made
+            return output
+        full = self._put_back(forward, index, rows, entered, made)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    def hands_on(self, forward: Forward, kwargs: dict[str, Any]) -> bool:
+        """Whether layers may hand rows on to one another, so that these go back into the full-length stream once.
+
+        Nobody may read between the layers: no hook or wrapper of others, no hidden states that are asked for, nothing
+        that the decoder adds, no gradient. Decoders whose loop over the layers is not known go without.
+
+        Args:
+            forward: The forward.
+            kwargs: The arguments of the decoder's forward.
+        """
+        text, layers = self._family.text, self._layers
+        known = self._family.is_usual and type(text).__module__.startswith("transformers.")
+        asked = kwargs.get("output_hidden_states") or getattr(text.config, "output_hidden_states", False)
+        if not (self._plain and known) or asked or forward.additions is not None or torch.is_grad_enabled():
+            return False
+        if torch.nn.modules.module._has_any_global_hook() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
+            return False
+        hooked = [layer for layer in layers if layer._forward_hooks or layer._forward_pre_hooks]
+        own = [vars(layer).get("forward") is put for layer, put in zip(layers, self.wrappers, strict=True)]
+        return not hooked and all(own)
+
+    def _put_back(self, forward: Forward, index: int, rows: RowMap, entered: Tensor, output: Tensor) -> Tensor:
         """The full-length stream with a layer's rows in it.
 
         Behind the last layer, an image's last column gets the last row that is left at or before it: the next token is
         predicted from this column, whose own token may have been dropped.
         """
-        full = rows.scatter(call.entered, output)
-        if not output.shape[1] or call.index < len(self._family.layers) - 1:
+        full = rows.scatter(entered, output)
+        if not output.shape[1] or index < self._last:
             return full
         if forward.image_ends is not None:
             samples, columns = (send(places, full.device) for places in forward.image_ends)
@@ -138,6 +247,8 @@ class LayerRunner:
     def _bring_together(self, forward: Forward, call: LayerCall) -> None:
         """Bring input, tables and mask to where the layer computes."""
         hidden, kwargs = call.hidden, call.kwargs
+        if self._bare and kwargs["position_embeddings"][0].device == hidden.device:
+            return
         if forward.drops or call.index not in self._devices:
             self._devices[call.index] = _device_of(call.module, hidden)
         device = self._devices[call.index]
@@ -236,6 +347,11 @@ def _reading(
         yield
     if not attended:
         raise unreadable(call.module.self_attn)
+
+
+def _is_new(cache: Any, index: int) -> bool:
+    """Whether layers of a cache behind this one hold nothing yet."""
+    return cache is None or not any([getattr(layer, "is_initialized", False) for layer in cache.layers[index + 1 :]])
 
 
 def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:

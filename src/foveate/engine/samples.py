@@ -97,12 +97,12 @@ class Sample:
     @property
     def entered_sizes(self) -> tuple[int, ...]:
         """Vision tokens that may be dropped, of each image (or frame)."""
-        return self.frames or tuple(image.free for image in self.media)
+        return self.frames or tuple([image.free for image in self.media])
 
     @property
     def started_sizes(self) -> tuple[int, ...]:
         """Rows of each that enter the decoder."""
-        return self.frames or tuple(image.started for image in self.media)
+        return self.frames or tuple([image.started for image in self.media])
 
     @property
     def parted(self) -> bool:
@@ -167,7 +167,7 @@ class Unit:
 
 def sample_unit(sample: Sample, count: int) -> Unit:
     """All `count` rows that are left of a sample."""
-    text_after = tuple(after > 0 for after in sample.text_after)
+    text_after = tuple([after > 0 for after in sample.text_after])
     return Unit(0, count, sum(sample.entered_sizes), sum(sample.started_sizes), text_after)
 
 
@@ -199,7 +199,7 @@ def read_samples(
         reads_cells: Whether a stage reads the cells that tokens stand in.
     """
     # One number a column: bit 0 says that it is live, bit 1 + n that it belongs to the n-th modality.
-    flags = sum(mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks))
+    flags = sum([mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks)])
     first_mask = masks[0][0]
     alive = torch.ones_like(first_mask) if live is None else live.to(first_mask.device) != 0
     table = (flags + alive).cpu().numpy()
@@ -212,7 +212,7 @@ def read_samples(
         # Two images of 2 and 3 tokens: 0 0 1 1 1, in the order in which their columns come.
         lengths = [image.length for image in images]
         owners[placed] = np.repeat(np.arange(len(images)), lengths) + len(media)
-        if any(len(image.fixed) for image in images):
+        if any([image.fixed for image in images]):
             fixed[placed] = np.concatenate([_marked(image) for image in images])
         media.extend(images)
     samples = [_read_sample(*columns, media, by_frame) for columns in zip(owners, lives, fixed, strict=True)]
@@ -352,6 +352,7 @@ class Bucket:
     text: dict[str, Tensor] = field(default_factory=dict)
     ordinals: tuple[Tensor, Tensor] | None = None
     begun: Begun | None = None
+    _columns: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, members: Sequence[int], batch: Sequence[Sample], device: torch.device) -> Self:
@@ -360,7 +361,7 @@ class Bucket:
         def sent(tensors: Sequence[Tensor]) -> Tensor:
             return send(torch.stack(list(tensors)), device)
 
-        samples = tuple(batch[member] for member in members)
+        samples = tuple([batch[member] for member in members])
         vision = sent([sample.vision for sample in samples])
         slots = torch.arange(vision.shape[1], device=device).expand_as(vision)
         bucket = cls(
@@ -400,8 +401,11 @@ class Bucket:
 
     @property
     def columns(self) -> Tensor:
-        """Where the rows that are left are stored, (samples, left) int64: columns of the call."""
-        return self.vision.gather(1, self.slots)
+        """Where the rows that are left are stored, (samples, left) int64: columns of the call. Worked out once."""
+        if self._columns is None or self._columns[0] is not self.slots:
+            whole = self.slots.shape == self.vision.shape  # ascending, so these are all
+            self._columns = self.slots, self.vision if whole else self.vision.gather(1, self.slots)
+        return self._columns[1]
 
     @property
     def owners(self) -> Tensor:
@@ -463,18 +467,19 @@ class Bucket:
         """
         first = cuts[0]
         self.notes = stacked([cut.notes for cut in cuts])
-        if first.rows is None and first.count == self.left:
+        if first.count == self.source.shape[1] and first.rows is None:
             return None
         device = self.index.device
         kept = stacked([cut.source for cut in cuts]).to(device)
         if first.rows is None:
+            alike = self.source is self.slots
             self.slots = before = self.slots.gather(1, kept)
             if self.parent is not None:
                 # Of three rows the first and last stay: went 0 −1 1.
                 rows = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
                 went = torch.full_like(self.source, -1).scatter(1, kept, rows)
                 self.parent = _looked_up(went, self.parent)
-            self.source, self.sizes = self.source.gather(1, kept), sizes
+            self.source, self.sizes = before if alike else self.source.gather(1, kept), sizes
             return None, before
         rows = stacked([cut.rows for cut in cuts if cut.rows is not None])
         went = stacked([cut.parent for cut in cuts]).to(device)
@@ -570,8 +575,8 @@ def buckets_of(samples: Sequence[Sample], at_once: bool, device: torch.device, b
 
 def _kind(sample: Sample) -> Any:
     """What samples that are alike have in common."""
-    tower = tuple(_kind_of_cut(image.cut) for image in sample.media)
-    text = tuple(after > 0 for after in sample.text_after)
+    tower = tuple([_kind_of_cut(image.cut) for image in sample.media])
+    text = tuple([after > 0 for after in sample.text_after])
     sizes = (sample.sizes, sample.entered_sizes, sample.started_sizes, sample.fixed, sample.parted)
     return (*sizes, sample.grids, text, tower)
 

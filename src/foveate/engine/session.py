@@ -5,7 +5,6 @@ One forward runs the hooks so: `generate` or the model, the core, `get_*_feature
 """
 
 import functools
-import inspect
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import trace_rules
 
-from foveate._transformers import FeatureCall, cache_in, cache_of
+from foveate._transformers import FeatureCall, arguments_of, cache_in, cache_of
 from foveate.contract import naming
 from foveate.contract.method import Method
 from foveate.core.cut import Cut
@@ -44,7 +43,11 @@ if hasattr(trace_rules, "add"):
 LATEST = 100
 """Prefills that the trace of `apply` holds."""
 
+MOST_PROGRAMS = 64
+"""Methods whose programs are remembered for a model."""
+
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
+_programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Program]]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -178,6 +181,20 @@ def _session(
     return Session(family, chosen, resources)
 
 
+def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
+    """The method's stages on this model: made once for the same object, where nothing is handed in."""
+    if resources:
+        return Program.on(method, family, resources)
+    made = _programs.setdefault(family.core, {})
+    # What stands around the core, PEFT for example, is none of a program's business.
+    key = id(method), type(family), len(family.layers)  # a program holds its method, so the id stays its own
+    if key not in made:
+        if len(made) >= MOST_PROGRAMS:
+            made.clear()
+        made[key] = Program.on(method, family)
+    return made[key]
+
+
 def _chosen(method: Method | str, retention: float | None, tokens: float | None) -> Method:
     """A method by itself or by its name, with the budget given from outside."""
     if isinstance(method, str):
@@ -223,10 +240,9 @@ class Session:
         self._core = family.core
         self._family = family
         guards.refuse_unknown_host(family)
-        self._program = Program.on(method, family, resources)
+        self._program = _program(method, family, resources)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
-        self._forward: Forward | None = None
         self._generation = GenerateCall()
         self._ending: Ending | None = None
         self._last_only = False
@@ -260,7 +276,8 @@ class Session:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
             # The layer's forward, not a hook: hooks of others then all see the full-length stream.
-            patches.wrap(layer, "forward", functools.partial(self.around_layer, index))
+            put = patches.wrap(layer, "forward", functools.partial(self._runner.run, index))
+            self._runner.wrappers.append(put)
         patches.hook(text, "after", self.after_decoder)
 
     def detach(self) -> None:
@@ -271,9 +288,9 @@ class Session:
 
     def _arriving(self) -> Forward:
         """The forward on its way to the decoder: a new one where there is none, or one that never came through it."""
-        if self._forward is None or self._forward.begun:
-            self._forward = Forward(ids=self._generation.ids)
-        return self._forward
+        if self._runner.forward is None or self._runner.forward.begun:
+            self._runner.forward = Forward(ids=self._generation.ids)
+        return self._runner.forward
 
     # -- encode ------------------------------------------------------------------------------------------------
 
@@ -286,8 +303,7 @@ class Session:
             return self._generate(original, *args, **kwargs)
 
     def _generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        arguments = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
-        arguments.update(arguments.pop("kwargs", {}))
+        arguments = arguments_of(original, args, kwargs)
         config = arguments.get("generation_config") or self._family.model.generation_config
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         ids, cache = _new_ids(arguments), cache_of(arguments)
@@ -295,7 +311,7 @@ class Session:
         fed = ids if ids is not None else arguments.get("inputs_embeds")
         end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
         self._generation = GenerateCall(ids, chunk, start=start, end=end)
-        self._forward = None
+        self._runner.forward = None
         try:
             return original(*args, **kwargs)
         finally:
@@ -311,7 +327,7 @@ class Session:
         if not self._turn.acquire(blocking=False):
             guards.refuse_threads()
         self._turn.release()
-        self._forward = forward = Forward(last_only=self._last_only, arguments=kwargs)
+        self._runner.forward = forward = Forward(last_only=self._last_only, arguments=kwargs)
         self._last_only = False
         forward.ids = kwargs.get("input_ids", args[0] if args else None)
         outputs = kwargs.get("mm_encoder_outputs") or {}
@@ -355,7 +371,7 @@ class Session:
 
     def around_merger(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Note where the vision tokens are."""
-        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+        arguments = arguments_of(original, args, kwargs)
         placeholders, forward = original(*args, **kwargs), self._arriving()
         for modality, mask in self._family.vision_masks(placeholders, {**forward.arguments, **arguments}):
             if mask.dim() == 3:  # (samples, columns, width), the same in all of the width
@@ -371,10 +387,11 @@ class Session:
         forward.begun = True
         ending, self._ending = self._ending, None
         now, cache = self._generation, cache_of(kwargs)
-        goes_on = cache is not None and now.start < length_of(cache) < now.end
+        goes_on = now.end > 0 and cache is not None and now.start < length_of(cache) < now.end
         before = now.turn if goes_on else None
-        embeds = begin(forward, self._program, self._family, kwargs, ending, now.splits, goes_on, before)
+        embeds = begin(forward, self._program, self._family, kwargs, cache, ending, now.splits, goes_on, before)
         now.turn = forward.turn
+        forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.record is not None:
             lost = self._patches.lost()
             if lost is not None:
@@ -387,25 +404,18 @@ class Session:
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""
-        if self._forward is not None and self._forward.position_ids is None:
-            self._forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+        if self._runner.forward is not None and self._runner.forward.position_ids is None:
+            self._runner.forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
 
-    # -- each layer, finish ------------------------------------------------------------------------------------
-
-    def around_layer(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Run a layer on the rows that are left; outside the decoder's forward as it is."""
-        if self._forward is None:
-            return original(*args, **kwargs)
-        if not self._forward.begun:
-            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
-        return self._runner.run(self._forward, index, original, *args, **kwargs)
+    # -- finish ------------------------------------------------------------------------------------------------
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
         """Finish the forward, and let go of its state."""
-        forward, self._forward = self._forward, None
+        forward, self._runner.forward = self._runner.forward, None
         if forward is None or not forward.begun:
             guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
-        self._ending = finish(forward, self._program, self._family, cache_in(output))
+        if forward.record is not None or forward.turn is not None:
+            self._ending = finish(forward, self._program, self._family, cache_in(output))
 
 
 def _new_ids(arguments: dict[str, Any]) -> Tensor | None:

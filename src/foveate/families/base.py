@@ -1,7 +1,7 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -446,16 +446,11 @@ def _cells(grids: Sequence[Grid]) -> int:
 def core_of(model: nn.Module, decoder: str, mergers: Sequence[str]) -> nn.Module | None:
     """The innermost module of a model that has both a decoder of this name and one of these functions."""
     core: nn.Module | None = None
-    for module in _outside_lists(model):  # outer ones first
+    ahead = [model]
+    while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
+        module = ahead.pop()
         decodes = isinstance(getattr(module, decoder, None), nn.Module)
-        if decodes and any(hasattr(module, name) for name in mergers):
+        if decodes and any([hasattr(module, name) for name in mergers]):
             core = module
+        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
     return core
-
-
-def _outside_lists(module: nn.Module) -> Iterator[nn.Module]:
-    """A module and all in it, outer ones first, without those of lists: layers are many, and none is a whole model."""
-    yield module
-    for child in module.children():
-        if not isinstance(child, nn.ModuleList):
-            yield from _outside_lists(child)
