@@ -2,8 +2,8 @@
 
     python -m tests.installed
 
-The wheel stands in the place of the checkout, and a torch for the CPU is there beforehand. README's Python runs with the
-embedded model, its commands and `foveate check` by name, and a choice of the invariants. All that is made is in out/installed.
+The wheel stands in the place of the checkout, and a torch for the CPU is there beforehand. README's Python runs with
+the embedded model, its commands and `foveate check` by name, and a choice of the invariants, all in out/installed.
 """
 
 import os
