@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask
+
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+"""What transformers calls the cache of a call: from 5.24 on, and before."""
 
 TILED = {"idefics3", "internvl", "smolvlm"}
 
@@ -183,7 +187,7 @@ def forward(
         seen = bias[None, None] if hasattr(layer, "self_attn") else None  # a recurrent layer reads its rows in order
         row = torch.arange(len(x))[None] if reindex else ids[..., columns]
         given = {"position_ids": row} if _scales(layer) else {}
-        x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), past_key_values=None, **given)[0]
+        x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), **{CACHE: None}, **given)[0]
         if index < len(deep):
             there = token >= 0
             x = x.clone()
@@ -333,7 +337,7 @@ def heads_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Te
             normed,
             position_embeddings=[table.unsqueeze(-3) for table in rotary],
             attention_mask=None,
-            past_key_values=cache,
+            **{CACHE: cache},
             **_shared(attention, x),
         )
     finally:

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from foveate._transformers import cache_in, with_cache
+
 ROUNDS, STEPS = 15, 20
 METHODS = ("untouched", "v2drop", "visiondrop", "mustdrop", "fastv")
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +62,7 @@ def serve() -> None:
                 for step in range(STEPS):
                     length = inputs["input_ids"].shape[1] + step + 1
                     token, mask = output.logits[:, -1:].argmax(-1), torch.ones(1, length, dtype=torch.long)
-                    output = model(input_ids=token, past_key_values=output.past_key_values, attention_mask=mask)
+                    output = model(input_ids=token, **with_cache(cache_in(output)), attention_mask=mask)
         print(time.process_time() - began, flush=True)
 
 

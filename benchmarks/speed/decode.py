@@ -19,6 +19,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
+from foveate._transformers import with_cache
 from foveate._versions import commit, versions
 from foveate.bench.timing import ratio, rounds
 from foveate.contract import CachedAttention, DecodeStage, Method, ReadView, Shape, Stage, attended
@@ -97,7 +98,7 @@ def steps(model: LlavaForConditionalGeneration, cache: DynamicCache, method: Met
     with drop_or_not(model, method):
         start = perf_counter()
         for _ in range(STEPS):
-            model(input_ids=torch.ones(1, 1, dtype=torch.long), past_key_values=cache)
+            model(input_ids=torch.ones(1, 1, dtype=torch.long), **with_cache(cache))
         return (perf_counter() - start) / STEPS
 
 
@@ -107,7 +108,7 @@ def measured(rows: int, kv_heads: int, count: int) -> dict[str, object]:
     model = model_of(kv_heads)
     token = torch.ones(1, 1, dtype=torch.long)
     first, second = (
-        model(input_ids=token, past_key_values=cache_of(rows, kv_heads, way)).logits for way in ("untouched", "room")
+        model(input_ids=token, **with_cache(cache_of(rows, kv_heads, way))).logits for way in ("untouched", "room")
     )
     runs = {name: partial(steps, model, cache_of(rows, kv_heads, name), method) for name, method in WAYS.items()}
     found = list(rounds(runs, count))

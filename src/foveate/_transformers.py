@@ -1,7 +1,8 @@
-"""What foveate needs of transformers: which versions, which names they do not promise, what older ones did otherwise.
+"""The host: all that foveate knows of transformers' inside, which its documentation does not promise.
 
-Importing this module, and with it the engine or a family, fails on a version that is too old and warns on one that is
-newer than those tested.
+Which versions are served, the names that are used, what they are called in each version, and a probe that says when one
+is gone. Importing this module, and with it the engine or a family, fails on a version that is too old or that lacks a
+name, and warns on one that is newer than those tested.
 """
 
 import copy
@@ -10,65 +11,114 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from foveate._version import __version__
 from foveate.errors import UnsupportedError
 
 __all__ = [
+    "ALL_ATTENTION_FUNCTIONS",
+    "ALL_MASK_ATTENTION_FUNCTIONS",
+    "CACHE_NAMES",
+    "DECODER",
+    "LAYER",
     "NAMES",
     "NEWEST",
+    "NEWEST_TORCH",
     "OLDEST",
+    "AttentionInterface",
+    "Cache",
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
     "FeatureCall",
+    "LinearAttentionLayer",
+    "cache_in",
+    "cache_of",
+    "cached_file",
     "check_version",
+    "eager_mask",
+    "flash_attention_mask",
+    "get_vision_cu_seqlens",
+    "get_vision_interpolation_indices_and_weights",
+    "get_vision_position_ids",
+    "get_vision_window_index",
+    "lacks",
     "older",
+    "probe",
     "recomputes_from_outside",
     "require",
     "rotation",
     "scales_by_position",
+    "sdpa_mask",
+    "select_best_resolution",
+    "stores_by_layer",
+    "unknown",
+    "with_cache",
 ]
 
-OLDEST, NEWEST = "5.16.1", "5.23"
+OLDEST, NEWEST = "5.16.1", "5.24"
 """The versions all tests pass on, `make test-oldest` and `make test`."""
+NEWEST_TORCH = "2.13"
+"""The newest torch that all tests pass on."""
 
 NAMES: Mapping[str, str] = {
     "transformers:PreTrainedConfig._attn_implementation": "which kernel a model runs; public only to set",
     "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS.get_interface": "the kernel that a look goes on to",
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS.get": "which form of mask a kernel reads",
+    "transformers.masking_utils:create_causal_mask": "what the cache of a call is called",
     "transformers.masking_utils:sdpa_mask": "4-D bool masks",
     "transformers.masking_utils:eager_mask": "4-D float masks",
     "transformers.masking_utils:flash_attention_mask": "2-D masks",
     "transformers.utils:cached_file": "where the hub's cache has a file of a model",
     "transformers.cache_utils:Cache": "what may hold layers of different lengths",
+    "transformers.cache_utils:Cache.update(key_states, value_states, layer_idx)": "how a layer's rows get there",
+    "transformers.cache_utils:Cache.get_seq_length": "how many columns it has",
+    "transformers.cache_utils:Cache.get_mask_sizes(query_length, layer_idx)": "how long masks are",
+    "transformers.cache_utils:DynamicCache": "the usual cache",
     "transformers.cache_utils:DynamicCache().layers": "where a pruned layer takes the place of the cache's own",
     "transformers.cache_utils:DynamicCache().layer_class_to_replicate": "which layer an empty cache will make",
     "transformers.cache_utils:DynamicCache().offloading": "whether a cache moves its layers away",
+    "transformers.cache_utils:DynamicCache().has_previous_state": "whether there is a state to go on from",
     "transformers.cache_utils:DynamicLayer": "base of the pruned layer",
+    "transformers.cache_utils:DynamicLayer.update(key_states, value_states)": "stores rows",
+    "transformers.cache_utils:DynamicLayer.crop(tokens_to_remove)": "takes rows back",
+    "transformers.cache_utils:DynamicLayer.reset": "empties it",
+    "transformers.cache_utils:DynamicLayer.reorder_cache(beam_idx)": "goes on with other beams",
+    "transformers.cache_utils:DynamicLayer.batch_repeat_interleave(repeats)": "goes on with more samples",
+    "transformers.cache_utils:DynamicLayer.batch_select_indices(indices)": "goes on with fewer samples",
+    "transformers.cache_utils:DynamicLayer.get_seq_length": "how many columns it has",
+    "transformers.cache_utils:DynamicLayer.get_mask_sizes(query_length)": "how long that mask is",
     "transformers.cache_utils:DynamicLayer().keys": "what it stores",
     "transformers.cache_utils:DynamicLayer().values": "what it stores",
     "transformers.cache_utils:DynamicLayer().is_initialized": "whether it stores anything yet",
     "transformers.cache_utils:DynamicLayer().is_sliding": "which mask the model builds for it",
-    "transformers.cache_utils:DynamicLayer().get_mask_sizes": "how long that mask is",
+    "transformers.cache_utils:DynamicSlidingWindowLayer": "a layer that evicts tokens",
+    "transformers.cache_utils:DynamicSlidingWindowLayer(4).sliding_window": "whether it has evicted tokens",
+    "transformers.cache_utils:DynamicSlidingWindowLayer(4).record_past": "whether it waits before it evicts them",
     "transformers.cache_utils:LinearAttentionLayer": "what holds a state in the place of keys and values",
-    "transformers.cache_utils:DynamicCache().has_previous_state": "whether there is a state to go on from",
     "transformers.vision_utils:get_vision_window_index": "in what order Qwen2.5-VL's tower has its tokens",
     "transformers.vision_utils:get_vision_cu_seqlens": "where segments of a Qwen-VL's tower end",
     "transformers.vision_utils:get_vision_position_ids": "rows and columns of its patches",
     "transformers.vision_utils:get_vision_interpolation_indices_and_weights": "their learned positions",
-    "transformers.cache_utils:DynamicSlidingWindowLayer(4).sliding_window": "whether it has evicted tokens",
     "transformers.image_processing_utils:select_best_resolution": "tiles of a picture",
     "transformers.models.llama.modeling_llama:apply_rotary_pos_emb": "RoPE of a decoder, of its own module",
     "transformers.models.llama.modeling_llama:eager_attention_forward": "eager attention of a module, of its own",
 }
-"""Names of transformers that its documentation does not promise, as module:expression, and what each is for.
+"""Names of transformers that its documentation does not promise, and what each is for.
 
-Everything imported from below the top of transformers and every attribute with an underscore is in here; a test sees to
-that, and to each still being there. What modules inside a model are called is in the families, and tested with them.
+As module:expression; parameters in brackets behind a function are those that it must take, in this order, and brackets
+behind a class make an instance, whose attribute is meant. Everything imported from below the top of transformers and
+every attribute with an underscore is in here; a test sees to that. What modules inside a model are called is in the
+families, and tested with them.
 """
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a call's cache, and that of its output, is called: from 5.24 on, and before."""
 
 
 def require(oldest: str, who: str, version: str = transformers.__version__) -> None:
@@ -84,19 +134,21 @@ def require(oldest: str, who: str, version: str = transformers.__version__) -> N
         )
 
 
-def check_version(version: str) -> None:
-    """Refuse a version of transformers that is too old, and warn of one that is too new to have been tested.
+def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
+    """Refuse a version of transformers that is too old, and warn of one, or of a torch, that is too new to be tested.
 
     Raises:
         UnsupportedError: If it is older than `OLDEST`.
     """
     require(OLDEST, "foveate", version)
-    if older(f"{NEWEST}.99", version):
-        warnings.warn(
-            f"foveate is tested with transformers {OLDEST} to {NEWEST}; this is {version}. If anything fails, "
-            f"install a tested version: pip install 'transformers=={NEWEST}.*'.",
-            stacklevel=2,
-        )
+    for name, installed, newest in (("transformers", version, NEWEST), ("torch", of_torch, NEWEST_TORCH)):
+        if older(f"{newest}.99", installed):
+            oldest = f"{OLDEST} to " if name == "transformers" else "up to "
+            warnings.warn(
+                f"foveate {__version__} is tested with {name} {oldest}{newest}; this is {installed}. Prove it on your "
+                f"model with `foveate check MODEL`, or install a tested version: pip install '{name}=={newest}.*'.",
+                stacklevel=2,
+            )
 
 
 def older(version: str, than: str) -> bool:
@@ -107,6 +159,156 @@ def older(version: str, than: str) -> bool:
 def _numbers(version: str) -> tuple[int, ...]:
     """5.16.1 of "5.16.1.dev0"."""
     return tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
+
+
+check_version(transformers.__version__)
+
+try:
+    from transformers import AttentionInterface  # its image code imports torchvision wherever there is one
+except (ImportError, RuntimeError) as error:
+    raise UnsupportedError(
+        "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "
+        "or none: pip uninstall torchvision timm."
+    ) from error
+
+
+def unknown(what: str) -> UnsupportedError:
+    """The error for a transformers that is not as foveate knows it.
+
+    Args:
+        what: What is wrong with it, as the end of a sentence: "has no DynamicLayer.crop".
+    """
+    return UnsupportedError(
+        f"transformers {transformers.__version__} {what}. foveate {__version__} knows transformers {OLDEST} to "
+        f"{NEWEST}: install one of these (pip install 'transformers=={NEWEST}.*'), or a newer foveate."
+    )
+
+
+try:
+    from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+    from transformers.masking_utils import (
+        ALL_MASK_ATTENTION_FUNCTIONS,
+        create_causal_mask,
+        eager_mask,
+        flash_attention_mask,
+        sdpa_mask,
+    )
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils import cached_file
+    from transformers.vision_utils import (
+        get_vision_cu_seqlens,
+        get_vision_interpolation_indices_and_weights,
+        get_vision_position_ids,
+        get_vision_window_index,
+    )
+except ImportError as error:
+    raise unknown(f"lacks a name that foveate needs ({error})") from error
+
+
+def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tuple[int, int]:
+    """(height, width) of the tiles for a picture of such a size; imported late, as image code takes its time."""
+    try:
+        from transformers.image_processing_utils import select_best_resolution as select
+    except ImportError as error:
+        raise unknown(f"lacks a name that foveate needs ({error})") from error
+    best: tuple[int, int] = select(size, resolutions)
+    return best
+
+
+# -- a probe ------------------------------------------------------------------------------------------------------
+
+
+NAME = re.compile(r"(?P<module>[\w.]+):(?P<owner>\w+)(?P<made>\(\d*\))?(\.(?P<attribute>\w+))?(\((?P<takes>.+)\))?")
+
+
+def probe() -> Iterator[str]:
+    """What is wrong with this transformers, as `unknown` takes it: nothing, if all `NAMES` are as they are known.
+
+    It is asked whenever a context opens, and looks at modules that are imported already; some microseconds.
+    """
+    for (module, owner, made, attribute, takes), name in zip(_PARTS, NAMES, strict=True):
+        if module not in sys.modules:
+            continue
+        try:
+            value = getattr(sys.modules[module], owner)
+            if made is not None:
+                value = value(*made)
+            if attribute:
+                value = getattr(value, attribute)
+        except (AttributeError, TypeError):
+            yield f"has no {name.partition(':')[2]} ({NAMES[name]})"
+            continue
+        if takes and _parameters(value)[: len(takes)] != takes:
+            yield f"has another {owner}.{attribute}: it takes ({', '.join(_parameters(value))}), and not {takes}"
+
+
+def _parts(name: str) -> tuple[str, str, tuple[int, ...] | None, str | None, tuple[str, ...]]:
+    """Of "m:Layer(4).window": m, Layer, (4,), window and (); of "m:Layer.crop(rows)": m, Layer, None, crop, (rows,)."""
+    match = NAME.fullmatch(name)
+    assert match is not None
+    made = None if match["made"] is None else tuple(int(digits) for digits in re.findall(r"\d+", match["made"]))
+    takes = tuple((match["takes"] or "").split(", ")) if match["takes"] else ()
+    return match["module"], match["owner"], made, match["attribute"], takes
+
+
+_PARTS = tuple(_parts(name) for name in NAMES)
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters, without `self`."""
+    return tuple(name for name in inspect.signature(function).parameters if name != "self")
+
+
+DECODER = ("inputs_embeds", "attention_mask", CACHE_NAMES)
+LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE_NAMES)
+"""What a decoder, and a layer of it, is called with; where there are several names, one of them."""
+
+
+def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
+    """What the forward of a module does not take of these names, as `unknown` takes it; None if it takes all.
+
+    A forward of somebody else's, which takes anything, says nothing.
+    """
+    takes = _parameters(type(module).forward)
+    if "args" in takes:
+        return None
+    for name in names:
+        either = (name,) if isinstance(name, str) else name
+        if not set(either) & set(takes):
+            return f"has a {type(module).__name__} that takes no {' or '.join(either)}"
+    return None
+
+
+# -- caches -------------------------------------------------------------------------------------------------------
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a call, by name; None if there is none."""
+    for name in CACHE_NAMES:
+        if arguments.get(name) is not None:
+            return arguments[name]
+    return None
+
+
+def cache_in(output: Any) -> Any:
+    """The cache that a forward or `generate` answers with; None if there is none."""
+    name = next((name for name in CACHE_NAMES if hasattr(output, name)), None)
+    return None if name is None else getattr(output, name)
+
+
+def with_cache(cache: Any) -> dict[str, Any]:
+    """A cache as an argument of a forward or of `generate`, by its name in this version."""
+    takes = _parameters(create_causal_mask)
+    return {next(name for name in CACHE_NAMES if name in takes): cache}
+
+
+def stores_by_layer(cache: Any) -> bool:
+    """Whether a cache hands rows on to its layers as transformers' own does, and not in a way of its own."""
+    return getattr(cache.update, "__func__", None) is Cache.update
+
+
+# -- models -------------------------------------------------------------------------------------------------------
 
 
 def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
@@ -180,14 +382,3 @@ class FeatureCall:
         if self._deepstack_whole:
             output.deepstack_features = [torch.cat(tuple(parts)) for parts in output.deepstack_features]
         return output
-
-
-check_version(transformers.__version__)
-
-try:
-    from transformers import AttentionInterface  # noqa: F401  # its image code imports torchvision wherever there is one
-except (ImportError, RuntimeError) as error:
-    raise UnsupportedError(
-        "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "
-        "or none: pip uninstall torchvision timm."
-    ) from error

@@ -16,6 +16,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from transformers import DynamicCache
 
 import foveate as fv
+from foveate._transformers import CACHE_NAMES, with_cache
 from foveate.methods.visiondrop import VisionDrop
 from tests.models import batch, tiny
 
@@ -42,7 +43,7 @@ def aligned(original, device):
 
     def forward(*args, **kwargs):
         there = lambda one: one.to(device) if isinstance(one, torch.Tensor) else one  # noqa: E731
-        cache = {"past_key_values": kwargs.pop("past_key_values")} if "past_key_values" in kwargs else {}
+        cache = {name: kwargs.pop(name) for name in CACHE_NAMES if name in kwargs}
         return original(*tree_map(there, args), **tree_map(there, kwargs), **cache)
 
     return forward
@@ -82,7 +83,7 @@ def prefilled(model, mode, words, cache):
 
     handle = text.register_forward_pre_hook(begin, with_kwargs=True)
     try:
-        return model.model(**inputs, past_key_values=cache, use_cache=True)
+        return model.model(**inputs, **with_cache(cache), use_cache=True)
     finally:
         mode.__exit__(None, None, None)
         handle.remove()
@@ -96,7 +97,7 @@ def prefill_and_steps(name):
         with mode:
             for _ in range(2):
                 step = torch.empty(1, 1, 32, device=DEVICES[0])
-                out = model.model.language_model(inputs_embeds=step, past_key_values=cache, use_cache=True)
+                out = model.model.language_model(inputs_embeds=step, **with_cache(cache), use_cache=True)
     assert str(out.last_hidden_state.device) == DEVICES[-1]
     assert [str(layer.keys.device) for layer in cache.layers] == list(DEVICES)
     assert trace.stages[-1].after[0] < trace.vision_tokens[0]

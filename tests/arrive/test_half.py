@@ -9,6 +9,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import foveate as fv
+from foveate._transformers import cache_in
 from foveate.contract import Attention, LayerView, Shape
 from foveate.core.attention import attention_rows
 from foveate.engine.cutting import SampleRows
@@ -121,5 +122,5 @@ def test_a_batch_generates(family, dtype):
     model, inputs = half(family, dtype, ("titt", "tit", "tt"))
     with fv.drop(model, fv.V2Drop(layers=(1, 3), keep=(0.5, 0.5))) as trace:
         out = generate(model, inputs, new_tokens=3)
-    assert {layer.keys.dtype for layer in out.past_key_values.layers} == {dtype}
+    assert {layer.keys.dtype for layer in cache_in(out).layers} == {dtype}
     assert trace.retention[0] < 1

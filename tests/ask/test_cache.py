@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in
 from foveate.ask.answer import kv_bytes
 from tests.models import FAMILIES, TINY, batch, cached, generate, tiny
 
@@ -25,9 +26,9 @@ def cache_of(family, words, method=None):
     """The cache after an answer of six tokens."""
     model, inputs = tiny(family), batch(family, words)
     if method is None:
-        return generate(model, inputs, NEW).past_key_values
+        return cache_in(generate(model, inputs, NEW))
     with fv.drop(model, method):
-        return generate(model, inputs, NEW).past_key_values
+        return cache_in(generate(model, inputs, NEW))
 
 
 def counted(cache):
@@ -100,7 +101,7 @@ def test_layers_that_carry_a_state_count_nothing():
 def test_half_precision_is_half_the_bytes():
     model = tiny("llava")
     inputs = batch("llava", (LONG,))
-    full = kv_bytes(generate(model, inputs, 2).past_key_values)
+    full = kv_bytes(cache_in(generate(model, inputs, 2)))
     halved = copy.deepcopy(model).to(torch.bfloat16)  # other tests hold the model itself
-    half = kv_bytes(generate(halved, inputs | {"pixel_values": inputs["pixel_values"].bfloat16()}, 2).past_key_values)
+    half = kv_bytes(cache_in(generate(halved, inputs | {"pixel_values": inputs["pixel_values"].bfloat16()}, 2)))
     assert half == (full[0] // 2,) * 2

@@ -6,6 +6,7 @@ from transformers import GenerationConfig
 
 import foveate as fv
 from foveate import embedded
+from foveate._transformers import cache_in
 from foveate.ask.generation import generate
 from foveate.ask.generation import run as run_generate
 
@@ -117,4 +118,4 @@ def test_exactly_so_many_tokens_where_that_is_wanted(vlm, demo):
     assert generate(vlm.model, prompt.inputs, 7, exactly=True).sequences.shape[1] == columns + 7
     assert generate(vlm.model, prompt.inputs, 7).sequences.shape[1] < columns + 7
     out = run_generate(vlm.model, prompt.inputs, fv.Generation(max_new_tokens=2).arguments(None))
-    assert out.past_key_values.get_seq_length() == columns + 1
+    assert cache_in(out).get_seq_length() == columns + 1

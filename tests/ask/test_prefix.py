@@ -174,7 +174,8 @@ def test_half_a_letter_and_a_placeholder_are_refused(prefix):
 
 
 @pytest.mark.parametrize(
-    "setting", ["assistant_model", "prompt_lookup_num_tokens", "use_cache", "past_key_values", "num_return_sequences"]
+    "setting",
+    ["assistant_model", "prompt_lookup_num_tokens", "use_cache", "past_key_values", "cache", "num_return_sequences"],
 )
 def test_settings_that_would_give_wrong_tokens_are_refused(prefix, setting):
     with pytest.raises(fv.SettingError, match=f"has no setting {setting}"):

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.registry import family_for
 from tests.bench import far
 from tests.bench.counting import count
@@ -59,10 +60,10 @@ def _counted(model, inputs, method):
     step = {name: far.FarTensor(value) for name, value in step.items()}
 
     def prefill():
-        passed["cache"] = model(**given, use_cache=True, logits_to_keep=1).past_key_values
+        passed["cache"] = cache_in(model(**given, use_cache=True, logits_to_keep=1))
 
     def decode():
-        model(**step, past_key_values=passed["cache"], use_cache=True, logits_to_keep=1)
+        model(**step, **with_cache(passed["cache"]), use_cache=True, logits_to_keep=1)
 
     with nullcontext() if method is None else fv.drop(model, method):
         return {

@@ -5,6 +5,7 @@ import torch
 
 import foveate as fv
 from foveate._cells import USUAL
+from foveate._transformers import cache_in
 from foveate.bench.benched import config_of_shape, from_checkpoint, named_methods, solved_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
@@ -59,7 +60,7 @@ def test_caches_with_states_and_sliding_windows_are_weighed(family):
     model, inputs = tiny(family), batch(family, ("tit",))
     text_tokens = inputs["input_ids"].shape[1] - 25
     held = hold(model, Workload(inputs, 1, text_tokens, (25,)), None)
-    layers = model(**inputs, use_cache=True).past_key_values.layers
+    layers = cache_in(model(**inputs, use_cache=True)).layers
     with_keys = [layer for layer in layers if getattr(layer, "keys", None) is not None]
     assert held.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in with_keys) > 0
     assert held.tokens == (25,) * len(layers)

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from tests.bench import far
@@ -57,10 +58,10 @@ def _of(model, inputs, turns):
         if cache is not None:
             ids = torch.arange(mask.shape[1] * turn, mask.shape[1] * (turn + 1))[None].expand(len(mask), -1)
             ids = ids.expand(3, -1, -1) if TINY[model.config.model_type].mrope else ids
-            passed = {"past_key_values": cache, "position_ids": far.FarTensor(ids.contiguous())}
+            passed = {**with_cache(cache), "position_ids": far.FarTensor(ids.contiguous())}
         made = []
         seen = waits_in(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), far.Far())
-        cache = made[0].past_key_values
+        cache = cache_in(made[0])
     return seen
 
 
@@ -74,9 +75,9 @@ def of_reading(method):
     with fv.drop(model, method):
         for token in (7, 8, 9, 10):
             given = {name: far.FarTensor(value.contiguous()) for name, value in inputs.items()}
-            given |= {"past_key_values": cache, "use_cache": True}
+            given |= {**with_cache(cache), "use_cache": True}
             seen.append(waits_in(lambda given=given: made.append(model(**given)), far.Far()))
-            cache, mask = made[0].past_key_values, torch.cat((mask, mask.new_ones(3, 1)), dim=1)
+            cache, mask = cache_in(made[0]), torch.cat((mask, mask.new_ones(3, 1)), dim=1)
             ids = mask.cumsum(1)[:, -1:] - 1
             inputs = {"input_ids": torch.full((3, 1), token), "attention_mask": mask, "position_ids": ids}
     return seen

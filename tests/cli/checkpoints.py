@@ -8,6 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import foveate as fv
+from foveate._transformers import cache_in
 from tests.tiny import IMAGE, VIDEO, VISION_START, VOCABULARY
 
 VISION_END = 94
@@ -95,7 +96,7 @@ def untouched(folder: Path, picture: Path, count: int) -> list[int]:
     lengths = {"max_new_tokens": count, "min_new_tokens": count}
     out = vlm.model.generate(**inputs, **lengths, do_sample=False, return_dict_in_generate=True)
     found = []
-    for layer in out.past_key_values.layers:
+    for layer in cache_in(out).layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         found.append(0 if keys is None else keys.numel() * 4 + values.numel() * 4)  # float32
     return found

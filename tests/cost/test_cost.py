@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.core.grid import grids_of
 from foveate.methods import v2drop
 from foveate.registry import family_for
@@ -176,10 +177,10 @@ def check_counted(family):
     assert found.tower_flops + found.projector_flops + padding == before.get_total_flops()
     with torch.no_grad(), fv.drop(model, method) as trace:
         with FlopCounterMode(display=False) as counter:
-            cache = model(**inputs, use_cache=True).past_key_values
+            cache = cache_in(model(**inputs, use_cache=True))
         held = sum(t.nbytes for layer in cache.layers if hasattr(layer, "keys") for t in cached(layer))
         with FlopCounterMode(display=False) as step:
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+            model(input_ids=torch.tensor([[5]]), **with_cache(cache), use_cache=True)
     assert of_layers(counter, model, family) == list(found.layer_flops)
     assert trace.retention == [pytest.approx(found.retention)]
     assert [lengths[0] for lengths in trace.kv_lengths] == list(found.kv_lengths)

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
 import foveate as fv
+from foveate._transformers import with_cache
 from tests.cost.test_cost import COUNTED, check_counted
 
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3,
@@ -92,7 +93,7 @@ def decoder_flops(model, rows):
     for layer, n in zip(text.layers, rows, strict=True):
         for queries, counts in ((n, prefill), (1, decode)):
             pair = text.rotary_emb(meta(1, queries, width), meta(1, queries))
-            inputs = {"position_embeddings": pair, "past_key_values": cache, "attention_mask": None}
+            inputs = {"position_embeddings": pair, **with_cache(cache), "attention_mask": None}
             counts.append(count(layer, meta(1, queries, width), **inputs).get_total_flops())
     return prefill, decode
 

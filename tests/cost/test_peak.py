@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import foveate as fv
-from foveate._transformers import older
+from foveate._transformers import cache_in, older
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.visiondrop import VisionDrop
 from tests.bench.counting import Memory
@@ -129,7 +129,7 @@ def measured(model, inputs, method):
     trace = None if method is None else fv.apply(model, method)
     try:
         with torch.no_grad(), Memory() as watch:
-            cache = generate(model, inputs, 1).past_key_values
+            cache = cache_in(generate(model, inputs, 1))
     finally:
         if method is not None:
             fv.remove(model)

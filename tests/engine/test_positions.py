@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.contract import Hidden, ImageStage, LayerStage
 from foveate.core.rank import spread
 from tests.golden import positions_seen
@@ -85,9 +86,9 @@ def test_a_second_turn_counts_on_from_what_each_layer_holds():
     model, first = tiny("llava"), batch("llava", ["titt"])
     text = torch.tensor([[7, 8, 9]])
     with fv.drop(model, Renumbering() + BEHIND) as trace, positions_seen(model) as seen, torch.no_grad():
-        cache = model(**first, use_cache=True).past_key_values
+        cache = cache_in(model(**first, use_cache=True))
         renumbered, _ = columns_left(first["input_ids"][0], trace)
-        model(input_ids=text, past_key_values=cache, use_cache=True)
+        model(input_ids=text, **with_cache(cache), use_cache=True)
     span = first["input_ids"].shape[1]
     for layer, calls in enumerate(seen):
         start = span if layer < 2 else len(renumbered)

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.ask.answer import kv_bytes
 from foveate.contract import CachedAttention, Cut, DecodeStage, Method
 from foveate.core.rank import top
@@ -120,7 +121,7 @@ def second_turn(family, inputs, first, turn=TURN, **more):
     turn = turn.expand(len(first.sequences), -1)
     ids = torch.cat((first.sequences, turn), dim=1)
     mask = torch.cat((inputs["attention_mask"], torch.ones(len(ids), ids.shape[1] - inputs["input_ids"].shape[1])), 1)
-    given = {"input_ids": ids, "attention_mask": mask.long(), "past_key_values": first.past_key_values, **more}
+    given = {"input_ids": ids, "attention_mask": mask.long(), **with_cache(cache_in(first)), **more}
     given |= TINY[family].extra(ids)
     return given | {name: inputs[name] for name in inputs if name.endswith("grid_thw")}
 
@@ -183,9 +184,9 @@ def test_a_turn_with_a_new_picture_reads_of_both(method):
     with fv.drop(model, method), torch.no_grad():
         for part, picture in zip((slice(0, split), slice(split, None)), pictures, strict=True):
             given = {"input_ids": ids[:, part], "pixel_values": whole["pixel_values"][picture]}
-            out = model(**given, past_key_values=cache, use_cache=True)
+            out = model(**given, **with_cache(cache), use_cache=True)
         for token in (7, 8, 9):
-            out = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            out = model(input_ids=torch.tensor([[token]]), **with_cache(cache), use_cache=True)
             said.append(out.logits[0, -1])
     after, length = torch.tensor([7, 8, 9]), ids.shape[1]
     turns = [(0, split), (split, length)]
@@ -217,7 +218,7 @@ def test_a_share_of_all_is_the_untouched_model_bit_for_bit():
             whole = generate(model, inputs)
         assert torch.equal(torch.stack(whole.logits), torch.stack(plain.logits))
         assert trace.reads == {}
-    assert type(whole.past_key_values.layers[0]) is type(plain.past_key_values.layers[0])
+    assert type(cache_in(whole).layers[0]) is type(cache_in(plain).layers[0])
 
 
 # -- what layers hold ----------------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def test_a_share_of_all_is_the_untouched_model_bit_for_bit():
 def prefilled(method, inputs):
     with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
         out = tiny("llava")(**inputs, use_cache=True)
-    return out.past_key_values, trace
+    return cache_in(out), trace
 
 
 def stepped(method, cache, *tokens, mask=None):
@@ -237,7 +238,7 @@ def stepped(method, cache, *tokens, mask=None):
             if mask is not None:
                 mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
             given = torch.full((len(cache.layers[0].keys), 1), token)
-            out = tiny("llava")(input_ids=given, past_key_values=cache, attention_mask=mask)
+            out = tiny("llava")(input_ids=given, **with_cache(cache), attention_mask=mask)
             said.append(out.logits[:, -1])
     return torch.stack(said)
 
@@ -245,12 +246,12 @@ def stepped(method, cache, *tokens, mask=None):
 def test_what_is_cached_is_not_touched_while_an_answer_grows_and_nobody_reads_it():
     inputs = batch("llava", ["titt"])
     with fv.drop(tiny("llava"), READ) as trace, torch.no_grad():
-        cache = tiny("llava")(**inputs, use_cache=True).past_key_values
+        cache = cache_in(tiny("llava")(**inputs, use_cache=True))
         before = [layer.keys.data_ptr() for layer in cache.layers]
         for layer in cache.layers:
             layer.values.fill_(float("nan"))  # of the store alone
         for token in (7, 8, 9):
-            out = tiny("llava")(input_ids=torch.tensor([[token]]), past_key_values=cache)
+            out = tiny("llava")(input_ids=torch.tensor([[token]]), **with_cache(cache))
     assert bool(out.logits.isfinite().all())
     assert [layer.keys.data_ptr() for layer in cache.layers] == before
     length = inputs["input_ids"].shape[1]
@@ -268,12 +269,12 @@ def test_behind_an_answer_the_cache_is_one_that_never_read_less():
     inputs = batch("llava", ["titit", "tit"])
     method = Read(keep=0.3, layer=DEPTH - 1)
     cache, _ = prefilled(method, inputs)
-    plain = tiny("llava")(**inputs, use_cache=True).past_key_values
+    plain = cache_in(tiny("llava")(**inputs, use_cache=True))
     mask = inputs["attention_mask"]
     stepped(method, cache, 7, 8, mask=mask)
     with torch.no_grad():
         longer = torch.cat((mask, torch.ones_like(mask[:, :2])), dim=1)
-        tiny("llava")(input_ids=torch.tensor([[7, 8]] * 2), past_key_values=plain, attention_mask=longer)
+        tiny("llava")(input_ids=torch.tensor([[7, 8]] * 2), **with_cache(plain), attention_mask=longer)
     copied = pickle_of(cache)
     assert nbytes(copied) == nbytes(cache)
     cache.layers[-1].settle()
@@ -318,9 +319,9 @@ def test_tokens_are_taken_back(method):
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] - 3
     shorter = {**inputs, "input_ids": inputs["input_ids"][:, : cache.get_seq_length()]}
     shorter["attention_mask"] = inputs["attention_mask"][:, : cache.get_seq_length()]
-    plain = tiny("llava")(**shorter, use_cache=True).past_key_values
+    plain = cache_in(tiny("llava")(**shorter, use_cache=True))
     with torch.no_grad():
-        wanted = tiny("llava")(input_ids=torch.tensor([[5]]), past_key_values=plain).logits[:, -1]
+        wanted = tiny("llava")(input_ids=torch.tensor([[5]]), **with_cache(plain)).logits[:, -1]
     torch.testing.assert_close(stepped(method, cache, 5)[0], wanted, **CLOSE)
 
 
@@ -328,18 +329,18 @@ def test_tokens_are_taken_back(method):
 def test_outside_its_context_everything_is_read_again(method):
     inputs = batch("llava", ["titt"])
     cache, _ = prefilled(method, inputs)
-    plain = tiny("llava")(**inputs, use_cache=True).past_key_values
+    plain = cache_in(tiny("llava")(**inputs, use_cache=True))
     with torch.no_grad():
         given = torch.tensor([[7]])
-        expected = [tiny("llava")(input_ids=given, past_key_values=plain).logits for _ in range(2)]
-        found = [tiny("llava")(input_ids=given, past_key_values=cache).logits for _ in range(2)]
+        expected = [tiny("llava")(input_ids=given, **with_cache(plain)).logits for _ in range(2)]
+        found = [tiny("llava")(input_ids=given, **with_cache(cache)).logits for _ in range(2)]
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), **CLOSE)
 
 
 def test_a_second_question_reads_in_layers_that_read_all_for_the_first():
     cache, _ = prefilled(Read(keep=0.6, layer=2), batch("llava", ["titt"]))
     with fv.drop(tiny("llava"), READ), torch.no_grad():
-        tiny("llava")(input_ids=TURN, past_key_values=cache)
+        tiny("llava")(input_ids=TURN, **with_cache(cache))
     assert [layer.reads.held for layer in cache.layers] == [(35 - 25 + 7 + 4,)] * DEPTH
 
 
@@ -351,7 +352,7 @@ def test_an_answer_that_is_gone_on_with_is_one_answer():
             whole = generate(model, inputs, new_tokens=6)
             begun = generate(model, inputs, new_tokens=3)
             mask = torch.ones_like(begun.sequences)
-            given = {"input_ids": begun.sequences, "attention_mask": mask, "past_key_values": begun.past_key_values}
+            given = {"input_ids": begun.sequences, "attention_mask": mask, **with_cache(cache_in(begun))}
             rest = generate(model, given, new_tokens=3)
         assert torch.equal(torch.stack(whole.logits[3:]), torch.stack(rest.logits))
 
@@ -408,7 +409,7 @@ def test_reading_a_copy_of_some_rows_is_reading_all_with_the_others_hidden(kerne
         assert [counts[1] for counts in trace.reads.values()] == [3, 1, 3, 1, 3, 1]
     copies, hidden = (torch.stack(out.logits) for out in made)
     torch.testing.assert_close(copies, hidden, **CLOSE)
-    assert made[0].past_key_values.layers[-1].reads.keys.shape < made[1].past_key_values.layers[-1].reads.keys.shape
+    assert cache_in(made[0]).layers[-1].reads.keys.shape < cache_in(made[1]).layers[-1].reads.keys.shape
 
 
 def all_but_hidden(columns, stays, counts):
@@ -433,9 +434,9 @@ def test_all_layers_share_one_mask_a_step(monkeypatch):
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
 def test_windows_and_states_are_left_alone(family):
     model, inputs = tiny(family), batch(family, ["titt"])
-    plain = generate(model, inputs).past_key_values
+    plain = cache_in(generate(model, inputs))
     with fv.drop(model, READ) as trace:
-        cache = generate(model, inputs).past_key_values
+        cache = cache_in(generate(model, inputs))
     full = [index for index, layer in enumerate(plain.layers) if type(layer) is DynamicLayer]
     assert 0 < len(full) < DEPTH
     assert list(trace.reads) == full
@@ -463,7 +464,7 @@ def test_after_an_error_the_model_and_the_cache_are_as_before():
     cache = DynamicCache(config=model.config.get_text_config())
     tired = tired_after(inputs["input_ids"].shape[1] + 2)
     with pytest.raises(ZeroDivisionError), fv.drop(model, STEP):
-        generate(model, inputs, past_key_values=cache, logits_processor=[tired])
+        generate(model, inputs, **with_cache(cache), logits_processor=[tired])
     assert state_of(model) == before
     assert torch.equal(torch.stack(generate(model, inputs).logits), torch.stack(plain.logits))
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 2
@@ -482,11 +483,11 @@ def tired_after(length):
 def test_what_is_like_the_step_before_is_not_gathered_again():
     mask = batch("llava", ["titt", "ttt"])["attention_mask"]
     with fv.drop(tiny("llava"), STEP) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["titt", "ttt"]), past_key_values=(cache := DynamicCache()), use_cache=True)
+        tiny("llava")(**batch("llava", ["titt", "ttt"]), **with_cache(cache := DynamicCache()), use_cache=True)
         made = []
         for _ in range(6):  # one token again and again: it attends alike sooner or later
             mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-            tiny("llava")(input_ids=torch.tensor([[7]] * 2), past_key_values=cache, attention_mask=mask)
+            tiny("llava")(input_ids=torch.tensor([[7]] * 2), **with_cache(cache), attention_mask=mask)
             made.append(id(cache.layers[-1].reads))
     again = sum(a == b for a, b in itertools.pairwise(made))
     assert again > 0
@@ -500,7 +501,7 @@ def test_a_second_prompt_begins_anew():
     stepped(STEP, cache, 7, 8)
     assert bool(cache.layers[2].memory["read"].any())
     with fv.drop(tiny("llava"), STEP), torch.no_grad():
-        tiny("llava")(input_ids=TURN, past_key_values=cache)
+        tiny("llava")(input_ids=TURN, **with_cache(cache))
     assert not bool(cache.layers[2].memory["read"].any())
     assert not bool(cache.layers[2].memory["attention"].any())
     assert cache.layers[-1].reads is None

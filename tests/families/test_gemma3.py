@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from foveate._transformers import cache_in
 from foveate.core.grid import coarser
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
@@ -154,7 +155,7 @@ def test_decoding_until_no_window_reaches_the_prompt(attention):
     with torch.no_grad():
         logits, _ = oracle.forward(model, inputs, generated, cuts)
     torch.testing.assert_close(torch.cat(out.logits), logits, atol=5e-5, rtol=1e-4)
-    lengths = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
+    lengths = [layer.keys.shape[-2] for layer in cache_in(out).layers]
     assert lengths == [TINY.held(layer, rows[0] + 29) for layer, rows in enumerate(trace.kv_lengths)]
 
 

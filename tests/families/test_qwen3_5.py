@@ -9,6 +9,7 @@ import transformers
 from transformers import DynamicCache
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from tests import oracle, others
 from tests.families.test_qwen3_vl import ids, other_vision
 from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
@@ -73,14 +74,14 @@ def models() -> Any:
 def test_a_state_is_that_of_a_prompt_without_the_rows_that_left(models):
     model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["titt"])
     with fv.drop(model, fv.Uniform(layers=(0,), keep=(0.5,))) as trace, torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_in(model(**inputs))
     with torch.no_grad():
         embeds, picture, _ = oracle.embed(model, inputs)
         vision = (picture >= 0).nonzero()[:, 0][trace.stages[0].kept[0]]
         rows = torch.cat(((picture < 0).nonzero()[:, 0], vision)).sort().values
         short = DynamicCache(config=model.config.get_text_config())
         positions = oracle.positions(model, inputs, 0)[..., rows]
-        model.model.language_model(inputs_embeds=embeds[:, rows], position_ids=positions, past_key_values=short)
+        model.model.language_model(inputs_embeds=embeds[:, rows], position_ids=positions, **with_cache(short))
     for ours, theirs in zip(cache.layers, short.layers, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(models.cached(ours), models.cached(theirs), strict=True))
     assert [lengths[0] for lengths in trace.kv_lengths] == [0, *[len(rows)] * 4, 0]
@@ -146,9 +147,9 @@ def test_a_ragged_batch_does_not_go_on_from_a_state(models):
     mask = torch.cat((torch.ones_like(first), inputs["attention_mask"]), dim=1)
     places = torch.arange(mask.shape[1]).expand(3, 2, -1)
     with fv.drop(model, fv.Uniform(layers=(2,), keep=(0.5,))), torch.no_grad():
-        model(input_ids=first, position_ids=places[..., :3], past_key_values=cache)
+        model(input_ids=first, position_ids=places[..., :3], **with_cache(cache))
         with pytest.raises(fv.UnsupportedError, match="padding would change the state"):
-            model(**{**inputs, "attention_mask": mask}, position_ids=places[..., 3:], past_key_values=cache)
+            model(**{**inputs, "attention_mask": mask}, position_ids=places[..., 3:], **with_cache(cache))
 
 
 def test_the_final_cache_leaves_states_as_they_are(models):
@@ -156,9 +157,9 @@ def test_the_final_cache_leaves_states_as_they_are(models):
     model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["titt"])
     inner = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.4))
     with fv.drop(model, inner) as bare, torch.no_grad():
-        before = model(**inputs).past_key_values
+        before = cache_in(model(**inputs))
     with fv.drop(model, inner + fv.FinalKV()) as cut, torch.no_grad():
-        after = model(**inputs).past_key_values
+        after = cache_in(model(**inputs))
     for index in (0, 5):
         pairs = zip(models.cached(before.layers[index]), models.cached(after.layers[index]), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)

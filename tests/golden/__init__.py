@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedModel, Qwen2VLForConditionalGeneration
 
+from foveate._transformers import cache_in
+
 HERE = Path(__file__).parent
 TOLERANCE = 1e-3  # absolute, on logits and hidden states: a wrong position, layer or token moves logits by over 1
 
@@ -91,7 +93,7 @@ def generate(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor,
         **inputs, max_new_tokens=8, do_sample=False, return_dict_in_generate=True, output_logits=True,
         eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    return out.sequences[0, inputs["input_ids"].shape[1] :], torch.cat(out.logits), out.past_key_values
+    return out.sequences[0, inputs["input_ids"].shape[1] :], torch.cat(out.logits), cache_in(out)
 
 
 @contextmanager

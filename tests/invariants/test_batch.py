@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in
 from tests.invariants.alone import check_alone
 from tests.invariants.settings import EVERYTHING, EXAMPLES, KINDS, diagonal, kernel_of, one_each, with_kernels
 from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, mixed, slots, tiny
@@ -23,7 +24,7 @@ def test_a_ragged_batch_shrinks(family):
     """The batch's own padding counts for nothing once tokens have left."""
     model, inputs = tiny(family), batch(family, ["ti", "tttttttt" * 6])
     with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.0,))), torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_in(model(**inputs))
     alone = batch(family, ["tttttttt" * 6])["input_ids"].shape[1]
     assert slots(cache)[-1] == TINY[family].held(DEPTH - 1, alone)
 

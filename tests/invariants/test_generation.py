@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import foveate as fv
-from foveate._transformers import recomputes_from_outside
+from foveate._transformers import cache_in, recomputes_from_outside, with_cache
 from foveate.engine.cache import PrunedLayer
 from tests import oracle
 from tests.invariants.settings import EXAMPLES, KINDS, kernel_of, works
@@ -127,7 +127,7 @@ def test_a_second_turn_of_text_on_the_same_cache(family):
         cuts = {stage.layer: stage.kept[0] for stage in trace.stages}
         turn = torch.tensor([[11, 12, 13, 14, 15]])
         ids = torch.cat((first.sequences, turn), dim=1)
-        second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
+        second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **with_cache(cache_in(first))}
         second |= TINY[family].extra(ids)
         second |= {name: inputs[name] for name in inputs if name.endswith("grid_thw")}
         out = generate(model, second, new_tokens=3)
@@ -154,7 +154,7 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family):
             given = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
             for name, of_prompt in TINY[family].extra(ids[:, : part.stop]).items():
                 given[name] = of_prompt if TINY[family].from_start else of_prompt[:, part]
-            out = model(**given, past_key_values=cache, use_cache=True)
+            out = model(**given, **with_cache(cache), use_cache=True)
     first, second = trace.history
     assert second.stages[0].before == second.vision_tokens
     cuts = {
@@ -244,11 +244,11 @@ def test_a_cache_that_was_reset_starts_anew(family):
     model, inputs = tiny(family), batch(family, ["titt"])
     with fv.drop(model, METHOD):
         fresh = generate(model, inputs)
-        cache = fresh.past_key_values
+        cache = cache_in(fresh)
         cache.reset()
-        again = generate(model, inputs, past_key_values=cache)
+        again = generate(model, inputs, **with_cache(cache))
     assert torch.equal(fresh.sequences, again.sequences)
     cache.reset()
     plain = generate(model, inputs)
-    reused = generate(model, inputs, past_key_values=cache)  # outside the context an empty layer is a plain one
+    reused = generate(model, inputs, **with_cache(cache))  # outside the context an empty layer is a plain one
     assert torch.equal(plain.sequences, reused.sequences)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in
 from tests.invariants.settings import KEEP_ALLS, KINDS, families_of, kernel_of, serves
 from tests.models import DEPTH, TINY, batch, cached, generate, mixed, tiny
 
@@ -28,7 +29,7 @@ def test_keep_all_is_the_untouched_model(name, family):
     assert torch.equal(kept.sequences, plain.sequences)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
     assert trace.retention == [1.0] * len(words)
-    for ours, theirs in zip(kept.past_key_values.layers, plain.past_key_values.layers, strict=True):
+    for ours, theirs in zip(cache_in(kept).layers, cache_in(plain).layers, strict=True):
         assert type(ours) is type(theirs)
         assert all(torch.equal(a, b) for a, b in zip(cached(ours), cached(theirs), strict=True))
 

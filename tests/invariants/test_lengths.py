@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 import foveate as fv
+from foveate._transformers import cache_in
 from tests.invariants import facts
 from tests.invariants.settings import EXAMPLES, PAIRS, part
 from tests.models import DEPTH, TINY, batch, features, generate, is_vision, mixed, slots, tiny
@@ -41,8 +42,8 @@ def test_lengths_and_retention_are_as_planned(name, family):
         longest = [max(a, text + n) for a, n in zip(longest, stored, strict=True)]
     first = next(layer for layer, counts in enumerate(told) if counts != trace.latest.vision_tokens)
     wanted = [held(layer, n + 3) for layer, n in enumerate(longest)]  # four tokens are three decode steps
-    assert slots(out.past_key_values)[first:] == wanted[first:]
-    assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 3
+    assert slots(cache_in(out))[first:] == wanted[first:]
+    assert cache_in(out).get_seq_length() == inputs["input_ids"].shape[1] + 3
 
 
 def without(frames, places):
@@ -76,4 +77,4 @@ def test_the_table_of_the_spec():
         )
     expected = [631] * 3 + [343] * 14 + [141] * 5 + [56] * 10
     assert [layer[0] for layer in trace.kv_lengths] == expected
-    assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [n + 5 for n in expected]
+    assert [layer.keys.shape[-2] for layer in cache_in(out).layers] == [n + 5 for n in expected]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in
 from tests import oracle
 from tests.invariants import facts
 from tests.invariants.references import check_recomputed
@@ -79,7 +80,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
     model, inputs = tiny(family), batch(family, [word])
     with fv.drop(model, fv.Uniform(layers=(0,), keep=(0.5,))) as trace, torch.no_grad():
         logits = model(**inputs, logits_to_keep=1).logits
-        cache = model(**inputs).past_key_values
+        cache = cache_in(model(**inputs))
     kept = trace.stages[0].kept[0]
     with torch.no_grad():
         embeds, picture, deep = oracle.embed(model, inputs)

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from tests.invariants.settings import KINDS
 from tests.models import ENCODES_FIRST, batch, cached, generate, tiny
 
@@ -16,7 +17,7 @@ def test_a_static_cache_is_refused_before_anything_is_written(family):
     model, inputs = tiny(family), batch(family, ["tit"])
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
     with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match=r"StaticLayer.*Use a DynamicCache"):
-        generate(model, inputs, past_key_values=cache)
+        generate(model, inputs, **with_cache(cache))
     assert all(part is None for layer in cache.layers for part in cached(layer))
     with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match="Use a DynamicCache"):
         generate(model, inputs, cache_implementation="static")
@@ -36,16 +37,16 @@ def test_an_offloaded_cache_is_refused_by_name():
     cache = DynamicCache(config=model.config.get_text_config())
     cache.offloading = True
     with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match="Offloaded"), torch.no_grad():
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **with_cache(cache))
 
 
 @pytest.mark.parametrize("family", KINDS)
 def test_a_pruned_cache_outside_its_context(family):
     model, inputs = tiny(family), batch(family, ["tit"])
     with fv.drop(model, METHOD), torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_in(model(**inputs))
     with pytest.raises(fv.SessionError, match="used outside its context"), torch.no_grad():
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5]]), **with_cache(cache))
 
 
 @pytest.mark.skipif(not ENCODES_FIRST, reason="here transformers leaves pictures out of a chunked prefill by itself")

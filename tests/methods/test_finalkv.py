@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in
 from foveate.engine.cache import PrunedLayer
 from foveate.methods.finalkv import FinalKV
 from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
@@ -52,7 +53,7 @@ def test_caches_from_the_first_layer_on_hold_the_final_tokens_and_the_prefill_is
             columns = torch.cat((text, vision[trace.stages[stood[layer]].kept[0]])).sort().values
             rows = torch.isin(columns, final)
         for part in ("keys", "values"):
-            before, after = (getattr(output.past_key_values.layers[layer], part)[0] for output in (bare, cut))
+            before, after = (getattr(cache_in(output).layers[layer], part)[0] for output in (bare, cut))
             assert torch.equal(before[:, rows], after)
     assert beside.stages[-1].where == "kv"
     left = beside.stages[-2].after[0]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.contract import (
     Attention,
     Cells,
@@ -227,9 +228,9 @@ def test_columns_go_on_behind_earlier_turns_and_padding_does_not_count():
         with fv.drop(model, Reading()), torch.no_grad():
             past = None
             if start:
-                past = model(input_ids=ids[1:, :start], attention_mask=mask[1:, :start]).past_key_values
+                past = cache_in(model(input_ids=ids[1:, :start], attention_mask=mask[1:, :start]))
             pixels = {name: tensor[1:] for name, tensor in whole.items()}
-            model(input_ids=ids[1:, start:], attention_mask=mask[1:], past_key_values=past, **pixels)
+            model(input_ids=ids[1:, start:], attention_mask=mask[1:], **with_cache(past), **pixels)
         rest.append(SEEN[PLACED].tolist())
     assert rest[0][:25] == list(range(4, 29))
     assert rest[0] == rest[1]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -36,10 +37,17 @@ def embedded_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def llava_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A tiny random LLaVA-1.5 of 36 vision tokens an image, with the embedded model's tokenizer."""
+def llava_checkpoint(
+    folder: Path, seed: int = 0, text: type[transformers.PreTrainedConfig] = transformers.LlamaConfig, **changes: Any
+) -> Path:
+    """A tiny random LLaVA-1.5 of 36 vision tokens an image, with the embedded model's tokenizer.
+
+    Args:
+        text: The kind of its decoder.
+        changes: To the decoder's config.
+    """
     config = transformers.LlavaConfig(
-        text_config=transformers.LlamaConfig(**TEXT),
+        text_config=text(**TEXT, **changes),
         vision_config=transformers.CLIPVisionConfig(**CLIP),
         image_token_index=IMAGE,
         vision_feature_layer=-2,

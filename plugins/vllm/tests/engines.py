@@ -59,11 +59,11 @@ def request(images: Sequence = (), prompt: str | None = None, **rate) -> dict:
     return made
 
 
-def answers(llm, requests: Sequence[dict], tokens: int = 8) -> list[list[int]]:
+def answers(llm, requests: Sequence[dict], tokens: int = 8, **options) -> list[list[int]]:
     """Greedy tokens of each request."""
     from vllm import SamplingParams
 
-    outputs = llm.generate(list(requests), SamplingParams(temperature=0, max_tokens=tokens), use_tqdm=False)
+    outputs = llm.generate(list(requests), SamplingParams(temperature=0, max_tokens=tokens), use_tqdm=False, **options)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 

@@ -1,7 +1,11 @@
 """LLaVA-1.5 in vLLM answers as foveate on transformers does, and what it drops the scheduler does not count."""
 
+import json
+
 import pytest
+import torch
 import transformers
+from safetensors.torch import save_file
 
 from foveate.contract.naming import parse
 from foveate.errors import FoveateError, SettingError
@@ -86,6 +90,34 @@ def test_a_server_that_keeps_everything_drops_for_a_request_that_asks_for_less(l
     with engine(llava_folder, {"method": "visionzip", "retention": 1}) as llm:
         said = answers(llm, [one, less])
     assert said == [reference.answer(one), reference.answer(one, _with("visionzip", tokens=6))]
+
+
+def _adapter(folder, model):
+    """Write a LoRA adapter of the decoder, and add it to the model's own weights."""
+    generator, tensors = torch.Generator().manual_seed(1), {}
+    for index, layer in enumerate(model.model.language_model.layers):
+        down = 0.2 * torch.randn(8, 64, generator=generator)
+        up = 0.2 * torch.randn(64, 8, generator=generator)
+        name = f"base_model.model.model.language_model.layers.{index}.self_attn.o_proj"
+        tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        layer.self_attn.o_proj.weight.data += up @ down
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["o_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_adapters_of_the_decoder_answer_as_weights_that_have_them(llava_folder, tmp_path):
+    from vllm.lora.request import LoRARequest
+
+    asked = [request([picture(0)]), request([picture(1), picture(2)]), request(prompt="USER: Hello? ASSISTANT:")]
+    method, reference = parse("visionzip:tokens=9"), Reference(llava_folder)
+    plain = [reference.answer(one, method) for one in asked]
+    _adapter(tmp_path, reference.model)
+    adapted = [reference.answer(one, method) for one in asked]
+    assert all(before != after for before, after in zip(plain, adapted, strict=True))
+    with engine(llava_folder, {"method": "visionzip", "tokens": 9}, enable_lora=True) as llm:
+        assert answers(llm, asked) == plain
+        assert answers(llm, asked, lora_request=LoRARequest("one", 1, str(tmp_path))) == adapted
 
 
 def test_the_prompt_is_shorter_by_what_is_dropped(llm):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._transformers import cache_in, with_cache
 from foveate._upstream import is_out_of_memory
 from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
@@ -147,7 +148,7 @@ def _answers_of(
         arguments["logits_processor"] = [recorder]
     with _begun(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), _seeded(model, settings.seed):
         out = run(model, inputs, arguments)
-        held, undropped = kv_bytes(out.past_key_values)
+        held, undropped = kv_bytes(cache_in(out))
     columns = inputs["input_ids"].shape[1]
     answers = []
     for sample, prompt in enumerate(prompts):
@@ -326,9 +327,9 @@ def log_probabilities(
     for tokens in choices:
         value = float(first.logs[0, tokens[0]])
         if len(tokens) > 1 or ends:
-            value += _rest(model, inputs, tokens, copy_of(out.past_key_values), settings, ends)
+            value += _rest(model, inputs, tokens, copy_of(cache_in(out)), settings, ends)
         values.append(value)
-    return values, out.past_key_values
+    return values, cache_in(out)
 
 
 def _rest(
@@ -348,5 +349,5 @@ def _rest(
         longer[name] = torch.cat((value, value.new_full((1, 1), column)), dim=1)
     # No `min_new_tokens`: it takes the end's probability away and shares it among the other tokens.
     steps = len(tokens) - 1 + bool(ends)
-    run(model, {**longer, "past_key_values": cache}, {**settings, "max_new_tokens": steps}, logits_processor=[forced])
+    run(model, {**longer, **with_cache(cache)}, {**settings, "max_new_tokens": steps}, logits_processor=[forced])
     return forced.value

@@ -11,10 +11,10 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import cached_file
 
 from foveate import embedded
 from foveate._folders import check_folder, check_weight_names, folder_of, index_weights
+from foveate._transformers import cached_file
 from foveate._upstream import explained, shown
 from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders

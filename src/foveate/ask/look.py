@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._transformers import cache_in, with_cache
 from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
@@ -183,7 +184,7 @@ def end_of_pictures(model: Any, ids: Tensor) -> int:
 
 def _prefilled(model: Any, inputs: Inputs) -> Any:
     with torch.inference_mode():
-        return model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+        return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
 
 
 def _without_pixels(name: str, value: Tensor) -> Tensor:
@@ -271,7 +272,7 @@ def resumed(
         core.rope_deltas = None
         placed = _of_positions(core, look, len(rows), longest)
     cache = copy_of(look.cache, len(rows) * beams) if places is None else picked(look.cache, places)
-    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, **placed}
+    return {"input_ids": ids, "attention_mask": mask, **with_cache(cache), **placed}
 
 
 def _of_positions(core: Any, look: Look, samples: int, columns: int) -> dict[str, Tensor]:

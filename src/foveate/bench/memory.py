@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from foveate._transformers import cache_in
 from foveate.ask.answer import kv_bytes
 from foveate.ask.generation import generate
 from foveate.bench.workload import Workload
@@ -46,7 +47,7 @@ def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
         cache, peak = _prefill_on_cuda(model, workload)
     else:  # another accelerator's allocator cannot be asked for its peak, but its tensors can be counted as well
         with Memory() as memory:
-            cache = generate(model, workload.inputs, 1).past_key_values
+            cache = cache_in(generate(model, workload.inputs, 1))
         peak = memory.peak
     tokens = (workload.vision_tokens,) * len(family_for(model).layers)
     retention, tower_tokens = 1.0, None
@@ -65,7 +66,7 @@ def _prefill_on_cuda(model: Any, workload: Workload) -> tuple[Any, int]:
     gc.collect()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    cache = generate(model, workload.inputs, 1).past_key_values
+    cache = cache_in(generate(model, workload.inputs, 1))
     return cache, torch.cuda.max_memory_allocated() - before
 
 

@@ -13,6 +13,7 @@ from foveate._spelling import unknown
 from foveate._upstream import first_line, is_out_of_memory
 from foveate.cli.batch import Batch
 from foveate.cli.bench import Bench
+from foveate.cli.check import Check
 from foveate.cli.compare import Compare
 from foveate.cli.demo import Demo
 from foveate.cli.eval import Eval
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[Any]] = {
     "bench": Bench,
     "eval": Eval,
     "tune": Tune,
+    "check": Check,
     "demo": Demo,
     "methods": Methods,
     "models": Models,

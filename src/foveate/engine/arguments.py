@@ -18,9 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, flash_attention_mask, sdpa_mask
 
-from foveate._transformers import scales_by_position
+from foveate._transformers import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    eager_mask,
+    flash_attention_mask,
+    scales_by_position,
+    sdpa_mask,
+)
 from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.families.base import Family

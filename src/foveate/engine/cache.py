@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from foveate._transformers import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 
@@ -73,7 +73,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self._memo = Memo(MEMO_SIZE) if memo is None else memo
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, layer.is_initialized
         if self.is_initialized:
-            self.dtype, self.device = layer.dtype, layer.device
+            self.device = layer.device
         self.is_sliding = layer.is_sliding  # which mask the model builds for layers of this type
         self.window: int | None = getattr(layer, "sliding_window", None)
         self.record_past: bool = getattr(layer, "record_past", False)

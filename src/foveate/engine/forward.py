@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import cache_of
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer
@@ -446,7 +447,7 @@ class LayerCall:
     @property
     def cache(self) -> Any:
         """The model's cache; None if it runs without one."""
-        return self.kwargs.get("past_key_values")
+        return cache_of(self.kwargs)
 
     @property
     def past(self) -> int:

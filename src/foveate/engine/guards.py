@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
-from foveate._transformers import recomputes_from_outside
+from foveate._transformers import (
+    Cache,
+    cache_of,
+    recomputes_from_outside,
+)
 from foveate.contract.method import Method
 from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
@@ -163,7 +166,7 @@ def refuse_unknown_cells(known: int, tokens: int) -> None:
 
 def refuse_call(kwargs: dict[str, Any], live: Tensor | None, layer: nn.Module, cache_layers: Sequence[type]) -> None:
     """A call in which tokens will be dropped: its cache, packing, recomputing and outputs must allow it."""
-    refuse_cache(kwargs.get("past_key_values"), cache_layers)
+    refuse_cache(cache_of(kwargs), cache_layers)
     _refuse_packing(kwargs, live)
     _refuse_recomputing(layer)
     _refuse_router_logits(kwargs)
@@ -176,7 +179,7 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
         return
     if not isinstance(cache, Cache):
         raise UnsupportedError(
-            f"past_key_values is a {type(cache).__name__}; foveate needs a transformers DynamicCache. Pass one, or "
+            f"The cache is a {type(cache).__name__}; foveate needs a transformers DynamicCache. Pass one, or "
             "leave it out."
         )
     if cache.offloading:
@@ -188,7 +191,7 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
     if odd:
         raise UnsupportedError(
             f"The cache has layers of type {', '.join(odd)}, which cannot differ in length. Use a DynamicCache: "
-            "leave cache_implementation unset, or pass past_key_values=DynamicCache(config=model.config)."
+            "leave cache_implementation unset, or pass DynamicCache(config=model.config)."
         )
 
 

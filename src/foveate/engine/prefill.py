@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLayer, cache_of
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
@@ -76,7 +76,7 @@ def begin(
     Returns:
         The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
     """
-    cache = kwargs.get("past_key_values")
+    cache = cache_of(kwargs)
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
     reads = _reads_less(program, kwargs, prompt is not None and (prompt.shape[1] > 1 or goes_on))
@@ -123,7 +123,7 @@ def _reads_less(program: Program, kwargs: dict[str, Any], is_prompt: bool) -> bo
 
     With a prompt, and without such a stage, all that is cached is read again.
     """
-    for layer in getattr(kwargs.get("past_key_values"), "layers", ()):
+    for layer in getattr(cache_of(kwargs), "layers", ()):
         if type(layer) is PrunedLayer and (is_prompt or program.reading is None):
             layer.settle()
     return is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
@@ -276,7 +276,7 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
 
 def _text_record(family: Family, kwargs: dict[str, Any], live: Tensor | None) -> PrefillRecord | None:
     """A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none."""
-    prompt, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+    prompt, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
     if prompt is None:
         prompt = kwargs.get("input_ids")
     if prompt is None or prompt.shape[1] == 1 or (cache is not None and length_of(cache) != 0):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import cache_of
 from foveate.core.signals import Signal
 from foveate.core.tensors import send
 from foveate.engine import guards
@@ -41,7 +42,7 @@ class LayerRunner:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
         if forward.idle:
             return original(*args, **kwargs)
-        stored = find_pruned(kwargs.get("past_key_values"), index)
+        stored = find_pruned(cache_of(kwargs), index)
         if not forward.drops and stored is None and forward.turn is None:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:

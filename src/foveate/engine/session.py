@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import FeatureCall
+from foveate._transformers import FeatureCall, cache_in, cache_of
 from foveate.contract import naming
 from foveate.contract.method import Method
 from foveate.core.cut import Cut
@@ -285,7 +285,7 @@ class Session:
         arguments.update(arguments.pop("kwargs", {}))
         config = arguments.get("generation_config") or self._family.model.generation_config
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        ids, cache = _new_ids(arguments), arguments.get("past_key_values")
+        ids, cache = _new_ids(arguments), cache_of(arguments)
         start = 0 if cache is None else max(0, length_of(cache))
         fed = ids if ids is not None else arguments.get("inputs_embeds")
         end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
@@ -365,7 +365,7 @@ class Session:
         forward = self._arriving()
         forward.begun = True
         ending, self._ending = self._ending, None
-        now, cache = self._generation, kwargs.get("past_key_values")
+        now, cache = self._generation, cache_of(kwargs)
         goes_on = cache is not None and now.start < length_of(cache) < now.end
         before = now.turn if goes_on else None
         embeds = begin(forward, self._program, self._family, kwargs, ending, now.splits, goes_on, before)
@@ -395,7 +395,7 @@ class Session:
         """Finish the forward, and let go of its state."""
         forward, self._forward = self._forward, None
         assert forward is not None
-        self._ending = finish(forward, self._program, self._family, getattr(output, "past_key_values", None))
+        self._ending = finish(forward, self._program, self._family, cache_in(output))
 
 
 def _new_ids(arguments: dict[str, Any]) -> Tensor | None:
@@ -403,7 +403,7 @@ def _new_ids(arguments: dict[str, Any]) -> Tensor | None:
     ids = arguments.get("input_ids")
     if ids is None:
         ids = arguments.get("inputs")
-    cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+    cache, mask = cache_of(arguments), arguments.get("attention_mask")
     if ids is None or cache is None or (mask is not None and mask.shape != ids.shape):
         return ids
     new: Tensor = ids[:, max(0, length_of(cache)) :]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from foveate._transformers import select_best_resolution
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
@@ -270,9 +271,6 @@ def _shrunk_alike(usual: Grid, fine: Grid, sides: Sequence[int]) -> Grid:
 
 def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
     """Tiles down and across of a picture of this height and width."""
-    # Here, as listing the families should not load it.
-    from transformers.image_processing_utils import select_best_resolution
-
     height, width = select_best_resolution(size, config.image_grid_pinpoints)
     crop = config.vision_config.image_size
     return height // crop, width // crop

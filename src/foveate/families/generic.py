@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from foveate._transformers import CACHE_NAMES
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, core_of
 from foveate.families.tiles import run_lengths
@@ -17,8 +18,8 @@ from foveate.families.tiles import run_lengths
 __all__ = ["Generic", "lacking"]
 
 KNOWN = {
-    "hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "past_key_value",
-    "use_cache", "cache_position", "output_attentions", "kwargs",
+    "hidden_states", "attention_mask", "position_ids", "position_embeddings", *CACHE_NAMES, "use_cache",
+    "cache_position", "output_attentions", "kwargs",
 }  # fmt: skip
 """What a decoder layer of the usual kind is called with."""
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.vision_utils import (
+
+from foveate._transformers import (
     get_vision_cu_seqlens,
     get_vision_interpolation_indices_and_weights,
     get_vision_position_ids,
     get_vision_window_index,
 )
-
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join

@@ -6,10 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate._transformers import scales_by_position
+from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, scales_by_position
 from foveate.core.patching import Patcher
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError

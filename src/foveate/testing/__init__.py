@@ -1,7 +1,19 @@
-"""What any method must hold, for a package of your own: tiny random models, and the contract that runs on them."""
+"""What any method and any model must hold: tiny random models, the contract of a method, and the check of a model."""
 
+from foveate.testing.checked import Checked, Row
+from foveate.testing.checking import check
 from foveate.testing.contract import MethodContract, check_method
 from foveate.testing.models import TinyModel, tiny_model
 from foveate.testing.views import made_tensors, made_view
 
-__all__ = ["MethodContract", "TinyModel", "check_method", "made_tensors", "made_view", "tiny_model"]
+__all__ = [
+    "Checked",
+    "MethodContract",
+    "Row",
+    "TinyModel",
+    "check",
+    "check_method",
+    "made_tensors",
+    "made_view",
+    "tiny_model",
+]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._transformers import cache_in, cache_of, with_cache
 from foveate.ask.batch import collate, ends_of, pad_id
 from foveate.ask.generation import Generation, run
 from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
@@ -189,8 +190,8 @@ def _behind_a_look(
                 input_ids=torch.cat((asked, forced), dim=1),
                 attention_mask=mask,
                 position_ids=_positions(mask)[:, look.tokens :],
-                past_key_values=inputs["past_key_values"],
                 use_cache=True,
+                **with_cache(cache_of(inputs)),
             )
         for row, place in enumerate(places):
             start = asked.shape[1] - 1
@@ -233,8 +234,8 @@ def _behind_prompts(
                     input_ids=forced,
                     attention_mask=mask,
                     position_ids=positions,
-                    past_key_values=begun.past_key_values,
                     use_cache=True,
+                    **with_cache(cache_in(begun)),
                 )
                 logits = torch.cat((logits, out.logits), dim=1)
         for row, place in enumerate(places):

@@ -39,6 +39,7 @@ class Dropping:
         for index, layer in enumerate(decoder.layers):
             attention = layer.self_attn.attn
             guards.refuse_backend(attention.attn_backend.get_name())
+            guards.refuse_window(attention.sliding_window)
             attention.attn_backend = recording(attention.attn_backend)
             self._names.append(attention.layer_name)
             layer.forward = self._around(index, layer, layer.forward)

@@ -261,6 +261,7 @@ def refuse_engine(config: Any) -> None:
         refuse_backend(backend.name)
     elif device != "cpu":
         refuse_backend(f"one for {device}")
+    refuse_window(config.cache_config.sliding_window)
     parallel, scheduling = config.parallel_config, config.scheduler_config
     reasons = [
         (
@@ -277,6 +278,11 @@ def refuse_engine(config: Any) -> None:
             config.speculative_config is not None,
             "cannot check tokens that were guessed ahead: rejected ones would move the places of the others. "
             "Leave --speculative-config out.",
+        ),
+        (
+            config.lora_config is not None,
+            "cannot serve LoRA adapters: vLLM assigns them to all rows of a step, and some of these leave on the way. "
+            "Leave --enable-lora out, or take a method before the decoder, such as visionzip.",
         ),
         (
             config.kv_transfer_config is not None,
@@ -315,6 +321,17 @@ def refuse_backend(name: str) -> None:
             "Dropping vision tokens between layers works with the attention backend CPU_ATTN alone, which is vLLM's on "
             f"a CPU; this engine would take {name}. Serve on a CPU and leave --attention-backend out, or take a method "
             "before the decoder, such as visionzip."
+        )
+
+
+def refuse_window(size: int | None) -> None:
+    """A layer's sliding window, in tokens: it counts those that are left, and blocks behind it are freed by all."""
+    if size is not None:
+        raise UnsupportedError(
+            "Dropping vision tokens between layers cannot work in a layer with a sliding window: behind a cut its "
+            f"{size} tokens would reach farther back than in the whole prompt. Start the server with "
+            "--disable-sliding-window, which lets no request be longer than the window, or take a method before the "
+            "decoder, such as visionzip."
         )
 
 

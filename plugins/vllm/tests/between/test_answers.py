@@ -1,8 +1,9 @@
 """Between the layers vLLM drops the tokens that foveate drops in transformers: same tokens, same log-probabilities."""
 
 import pytest
+import transformers
 
-from tests import checkpoints_qwen
+from tests import checkpoints, checkpoints_qwen
 from tests.between.models import DEMO, METHODS, NEAR, SIX, Reference, answers, engine, misses, use
 
 EMBEDDED = ("v2drop:layers=3,17,22;keep=0.5,0.3,0.0", "fastv:layers=2;keep=0.2;scope=image")
@@ -64,3 +65,12 @@ def test_members_before_and_behind_the_decoders_entrance_work_together(llava_fol
     with engine(llava_folder, method) as made:
         for ask, got in zip(SIX, answers(made, SIX), strict=True):
             assert misses(got, reference.answer(ask, method)) < NEAR
+
+
+def test_a_model_whose_sliding_window_is_switched_off_answers_as_on_transformers(tmp_path):
+    checkpoints.llava_checkpoint(tmp_path, text=transformers.MistralConfig, sliding_window=300)
+    reference = Reference(tmp_path)
+    with engine(tmp_path, METHODS[0], disable_sliding_window=True, max_model_len=None) as made:
+        assert made.model_config.max_model_len == 300
+        for ask, got in zip(SIX, answers(made, SIX), strict=True):
+            assert misses(got, reference.answer(ask, METHODS[0])) < NEAR

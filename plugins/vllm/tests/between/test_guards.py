@@ -3,10 +3,12 @@
 from types import SimpleNamespace as Some
 
 import pytest
+import transformers
 
 from foveate.errors import UnsupportedError
 from foveate_vllm import guards
-from tests.between.models import METHODS, settings
+from tests import checkpoints
+from tests.between.models import METHODS, engine, settings
 
 ENGINES = {
     "--no-enable-prefix-caching": {"enable_prefix_caching": True},
@@ -76,6 +78,32 @@ def test_layers_with_another_attention_backend_are_refused():
     layers = [Some(self_attn=Some(attn=attention), forward=print)]
     with pytest.raises(UnsupportedError, match="would take TRITON_ATTN"):
         Dropping(Some(cuts=()), Some(layers=layers))
+
+
+def test_an_engine_with_adapters_does_not_start(llava_folder):
+    advice = "between layers cannot serve LoRA adapters.* Leave --enable-lora out"
+    with pytest.raises(Exception, match=advice), engine(llava_folder, METHODS[0], enable_lora=True):
+        pass
+
+
+WINDOWS = (
+    "between layers cannot work in a layer with a sliding window: behind a cut its 40 tokens .*disable-sliding-window"
+)
+
+
+def test_a_model_with_sliding_windows_is_refused_before_it_is_made(tmp_path):
+    checkpoints.llava_checkpoint(tmp_path, text=transformers.MistralConfig, sliding_window=40)
+    with pytest.raises(Exception, match=WINDOWS):
+        configured(tmp_path, METHODS[0])
+    config = configured(tmp_path, "visionzip")
+    assert config.cache_config.sliding_window == 40
+
+
+def test_an_engine_with_a_sliding_window_in_some_layers_does_not_start(tmp_path):
+    kinds = ["full_attention", "full_attention", "sliding_attention"] * 2
+    checkpoints.llava_checkpoint(tmp_path, sliding_window=40, layer_types=kinds)
+    with pytest.raises(Exception, match=WINDOWS), engine(tmp_path, METHODS[0]):
+        pass
 
 
 def test_a_slip_of_the_pen_in_the_server_s_own_kwargs_is_refused_at_its_start(llava_folder):

@@ -1,0 +1,74 @@
+"""`foveate check`: prove dropping on a model, as it runs here."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from foveate._files import check_readable
+from foveate.cli.checks import check_model
+from foveate.cli.options import EMBEDDED, ModelOptions, OutputOptions
+from foveate.cli.outputs import check_targets
+from foveate.cli.screen import busy, counting, note
+from foveate.cli.usage import DONE, FAILED
+
+__all__ = ["Check"]
+
+QUESTION = "What is in the picture?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Prove dropping on a model: this checkpoint, number format, device, attention kernel and these versions.
+
+    Several methods drop on one picture, and their logits are compared with the same model untouched, in which the
+    dropped tokens are hidden from all others. Also: keeping everything changes no bit, a cache and a batch change
+    nothing, and the model is restored. No labels are needed. Exit code 1: something differs, or nothing can be told.
+
+    Examples:
+      foveate check
+      foveate check llava-hf/llava-1.5-7b-hf --device cuda --dtype bfloat16
+      foveate check ./my-model --image cat.jpg --attention flash_attention_2 --out check.json
+      foveate check Qwen/Qwen2-VL-2B-Instruct --json
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    """hub id or local folder; only safetensors are read, and remote code is never run"""
+    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """the picture (default: the embedded one)"""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the first accelerator, else the CPU"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """number format; auto is the checkpoint's own, and float32 on a CPU; small faults show in float32 alone"""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """attention kernel; auto is the model's default"""
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+
+    def run(self) -> int:
+        """Check, print the table, and write what was asked for; the exit code."""
+        check_targets(self.outputs)
+        options = ModelOptions(model=self.model, device=self.device, dtype=self.dtype, attention=self.attention)
+        check_model(options)
+        if self.image is not None:
+            check_readable(self.image)
+        # Only now anything slow is imported: --help and refusals stay quick.
+        with busy("Starting torch"):
+            from foveate import embedded
+            from foveate.ask.answering import fitting
+            from foveate.ask.loaded import quiet
+            from foveate.cli.asking import load
+            from foveate.cli.outputs import finish
+            from foveate.testing.checking import STEPS, Checking
+
+        vlm = load(options)
+        prompt = vlm.prepare(self.image or embedded.picture(), QUESTION)
+        checking = Checking(vlm.model, prompt.inputs)
+        note(
+            f"up to {checking.runs} runs of the model, each of {checking.tokens} prompt tokens "
+            f"({prompt.vision_tokens} of the picture) and {STEPS} tokens of answer; two runs are batches of three."
+        )
+        with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
+            checked = checking.run(advance)
+        finish({"model": self.model, **checked.to_dict()}, checked.sheet, self.outputs)
+        return DONE if checked.passed else FAILED

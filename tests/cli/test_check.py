@@ -1,0 +1,72 @@
+"""`foveate check`: the table, the record, and its exit codes."""
+
+import json
+
+import pytest
+
+from foveate.engine.cache import PrunedLayer
+from foveate.testing.checking import Checking
+
+
+def test_a_model_that_drops_right_ends_with_0(run, tiny_llava, picture, tmp_path):
+    code, out, err = run("check", tiny_llava, "--image", picture, "--out", tmp_path / "check.json")
+    assert code == 0
+    assert out.startswith("foveate check: passed")
+    assert "a cut by attention (fastv)" in out
+    assert "transformers" in out.splitlines()[-1]
+    record = json.loads((tmp_path / "check.json").read_text())
+    assert (record["passed"], record["about"]["vision tokens"]) == (True, 36)
+    assert {row["verdict"] for row in record["rows"]} == {"passed"}
+    runs = next(line for line in err.splitlines() if "runs of the model" in line)
+    assert f"of {record['about']['prompt']} prompt tokens (36 of the picture)" in runs  # what it costs comes first
+    assert f"up to {runs.split('up to ')[1].split()[0]} runs" in runs
+    assert err.index("runs of the model") < err.index("Checking: ")
+    assert f"Checking: {runs.split('up to ')[1].split()[0]} done" in err
+
+
+def test_json_is_all_that_is_printed_and_the_embedded_picture_is_taken(run, tiny_llava):
+    code, out, _ = run("check", tiny_llava, "--json", "--dtype", "float32")
+    record = json.loads(out)
+    assert code == 0
+    assert record["passed"] is True
+    assert record["about"]["dtype"] == "float32"
+    assert record["about"]["layers"] == 32
+
+
+def test_a_fault_ends_with_1_and_names_the_rows(run, tiny_llava, monkeypatch):
+    update = PrunedLayer.update
+
+    def forgets(self, keys, values, *others, **known):
+        return update(self, keys, values * (keys.shape[-2] > 1), *others, **known)
+
+    monkeypatch.setattr(PrunedLayer, "update", forgets)
+    code, out, err = run("check", tiny_llava)
+    assert code == 1
+    assert out.startswith("foveate check: FAILED")
+    assert "two cuts by hidden states (v2drop): failed: the difference is above the tolerance" in out
+    assert "bug in foveate" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["no/such/folder/"], 1, "is no folder here, and no hub id"),
+        (["embedded", "--image", "nowhere.png"], 1, "nowhere.png"),
+        (["embedded", "--dtype", "int3"], 2, "int3"),
+        (["embedded", "--device", "abacus"], 2, "--device abacus is not available here"),
+    ],
+)
+def test_what_cannot_be_checked_is_told_before_anything_runs(run, arguments, code, told, monkeypatch):
+    monkeypatch.setattr(Checking, "run", lambda *_: pytest.fail("it ran"))
+    ended, out, err = run("check", *arguments)
+    assert ended == code
+    assert out == ""
+    assert told in err
+
+
+def test_an_image_that_is_no_picture_is_refused(run, tiny_llava, tmp_path):
+    path = tmp_path / "words.png"
+    path.write_text("no picture")
+    code, out, err = run("check", tiny_llava, "--image", path)
+    assert (code, out) == (1, "")
+    assert "is not a picture" in err

@@ -1,0 +1,367 @@
+"""`foveate.testing.check`: models that drop right pass, and each fault planted in foveate or in the model fails."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import foveate as fv
+from foveate.engine import arguments, runner
+from foveate.engine.arguments import Positions, Remap
+from foveate.engine.cache import PrunedLayer
+from foveate.engine.forward import RowMap, rows_of
+from foveate.engine.runner import LayerRunner
+from foveate.engine.session import Session
+from foveate.engine.trace import StageRecord
+from foveate.families.qwen_vl import Qwen3VL
+from foveate.registry import family_for
+from foveate.testing import check
+from foveate.testing.hiding import Oracle, columns_of
+from tests.models import FAMILIES, batch, tiny
+
+WINDOWS = ("gemma3", "gemma4")
+"""Families whose tiny models have a window that is narrower than the prompt."""
+HALF_TELLS = ("llava", "qwen3_5")
+"""Families whose tiny models read enough of a picture that half precision can tell."""
+
+
+def checked(family, attention="sdpa", dtype=torch.float32, word="tit"):
+    inputs = batch(family, [word])
+    if dtype == torch.float32:
+        return check(tiny(family, attention), inputs)
+    model = tiny(family, attention).to(dtype)
+    try:
+        return check(model, {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()})
+    finally:
+        tiny.cache_clear()  # others want float32
+
+
+def verdicts(found, verdict):
+    return [row.name for row in found.rows if row.verdict == verdict]
+
+
+# -- what drops right ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_passes(family):
+    found = checked(family)
+    assert found.passed, found
+    left_out = ["behind the projector (vidcom2)"] * (family in WINDOWS) + ["cache = no cache"] * (family == "paligemma")
+    assert verdicts(found, "not served") == left_out
+    compared = [row for row in found.rows if row.difference is not None]
+    assert len(compared) >= 9
+    assert max(row.difference for row in compared) < 1e-5
+    assert all(row.wrong > 100 * row.tolerance for row in compared)  # so that small faults show
+
+
+@pytest.mark.parametrize("family", [family for family in ("qwen2_vl", "video_llava", "qwen3_vl") if family in FAMILIES])
+def test_a_video_and_two_pictures_pass(family):
+    for word in ("tvt", "titit"):
+        assert checked(family, word=word).passed
+
+
+@pytest.mark.parametrize("family", HALF_TELLS)
+def test_half_precision_takes_its_tolerance_from_the_run(family):
+    found = checked(family, dtype=torch.bfloat16)
+    assert found.passed, found
+    assert 1e-3 < found.noise < 5e-2
+    assert all(
+        row.tolerance == pytest.approx(min(max(4 * found.noise, 4e-3), 0.1)) for row in found.rows if row.tolerance
+    )
+    assert "Check float32 too" in str(found)
+
+
+def test_noise_that_hides_wrong_columns_is_no_proof():
+    """Six tokens of a picture change less than bfloat16's own noise does."""
+    found = checked("glm4v", dtype=torch.bfloat16)
+    assert not found.passed
+    assert all(row.reason.startswith("cannot tell") for row in found.rows if row.verdict == "failed")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch
+def test_a_kernel_without_dense_masks_is_compared_with_another():
+    """Flex attention has masks that no column can be hidden in: there the reference attends eagerly."""
+    stance = torch.compiler.set_stance("force_eager")
+    try:
+        found = checked("qwen2_vl", "flex_attention")
+    finally:
+        stance.__exit__(None, None, None)
+    assert found.passed, found
+    assert found.about["attention"] == "flex_attention"
+
+
+# -- what drops wrong ---------------------------------------------------------------------------------------------
+
+
+def mask_columns_shifted(original):
+    return lambda *known: (original(*known) - 1).clamp(min=-1)
+
+
+def rows_of_the_mask_shifted(original):
+    return lambda self, queries, *known: original(self, (queries - 1).clamp(min=0), *known)
+
+
+def positions_of_the_next_row(original):
+    return lambda *known: tuple(table.roll(1, -2) for table in original(*known))
+
+
+def positions_plus_one(original):
+    """Decoded rows keep their own: between prompt rows every distance is right."""
+
+    def tables(self, forward, call, rows):
+        places = (rows.source + 1).clamp(0, call.hidden.shape[1] - 1)
+        return tuple(rows_of(table, places, rows._samples) for table in call.kwargs["position_embeddings"])
+
+    return tables
+
+
+def position_of_one_row(original):
+    def tables(*known):
+        pair = [table.clone() for table in original(*known)]
+        for table in pair:
+            table[..., 3, :] = table[..., 4, :]
+        return tuple(pair)
+
+    return tables
+
+
+def forgets(rows):
+    """A cache layer that loses one row: of the prompt (a slice of several), or each decoded one."""
+
+    def fault(original):
+        def update(self, keys, *others, **known):
+            answer = original(self, keys, *others, **known)
+            if (keys.shape[-2] == 1) == (rows is None):
+                place = -1 if rows is None else rows
+                self.values = self.values.clone()
+                self.values[..., place, :] = 0
+            return answer
+
+        return update
+
+    return fault
+
+
+def one_wrong_row_gathered(original):
+    def gather(self, full):
+        columns = self.columns.clone()
+        columns[:, 5] = columns[:, 4]
+        return rows_of(full, columns, self._samples)
+
+    return gather
+
+
+def rows_of_the_first_sample(original):
+    return lambda self, full: rows_of(full, self.columns, 0 * self._samples)
+
+
+def one_row_not_put_back(original):
+    def scatter(self, full, rows):
+        whole = original(self, full, rows).clone()
+        whole[0, self.columns[0, 5]] = full[0, self.columns[0, 5]]
+        return whole
+
+    return scatter
+
+
+def without_layer(index):
+    def fault(original):
+        def run(self, forward, layer, module, *states, **known):
+            return (
+                module(*states, **known) if layer == index else original(self, forward, layer, module, *states, **known)
+            )
+
+        return run
+
+    return fault
+
+
+def pads_seen_while_decoding(original):
+    def mask(self, forward, call, *known):
+        return None if call.hidden.shape[1] == 1 else original(self, forward, call, *known)
+
+    return mask
+
+
+def other_tokens_in_caches(original):
+    return lambda self, wanted, counts: original(self, wanted.roll(1, 1), counts)
+
+
+def nothing_done(original):
+    return lambda *_: None
+
+
+def another_trace(original):
+    return property(lambda stage: [(kept.cpu() + 1) % stage.before[0] for kept in stage._origin])
+
+
+def touched_where_nothing_drops(original):
+    def around(self, *known, **others):
+        answer = original(self, *known, **others)
+        return answer + 1e-6 if isinstance(answer, torch.Tensor) else answer
+
+    return around
+
+
+def leaves_something(original):
+    def detach(self):
+        original(self)
+        self._core.left_behind = True
+
+    return detach
+
+
+FAULTS = [
+    ("llava", arguments, "_columns_of", mask_columns_shifted, "batch"),
+    ("gemma3", arguments, "_columns_of", mask_columns_shifted, "two cuts"),
+    ("qwen2_vl", Remap, "__init__", rows_of_the_mask_shifted, "batch"),
+    ("gemma3", Remap, "__init__", rows_of_the_mask_shifted, "two cuts"),
+    ("llava", Positions, "tables", positions_of_the_next_row, "two cuts"),
+    ("llava", Positions, "tables", positions_plus_one, "two cuts"),
+    ("qwen2_vl", Positions, "tables", positions_plus_one, "two cuts"),
+    ("qwen3_5", Positions, "tables", position_of_one_row, "two cuts"),
+    ("llava", PrunedLayer, "update", forgets(None), "two cuts"),
+    ("gemma3", PrunedLayer, "update", forgets(4), "two cuts"),
+    ("qwen3_5", PrunedLayer, "update", forgets(4), "two cuts"),
+    ("qwen2_vl", RowMap, "gather", one_wrong_row_gathered, "two cuts"),
+    ("llava", RowMap, "gather", rows_of_the_first_sample, "batch"),
+    ("llava", RowMap, "scatter", one_row_not_put_back, "two cuts"),
+    *(("llava", LayerRunner, "run", without_layer(index), "two cuts") for index in range(1, 6)),
+    ("llava", LayerRunner, "_mask", pads_seen_while_decoding, "batch"),
+    ("gemma3", LayerRunner, "_mask", pads_seen_while_decoding, "two cuts"),
+    ("qwen3_5", runner, "_padding", nothing_done, "batch"),
+    ("llava", PrunedLayer, "keep", other_tokens_in_caches, "caches"),
+    ("gemma3", PrunedLayer, "keep", nothing_done, "caches"),
+    ("llava", StageRecord, "kept", another_trace, "two cuts"),
+    ("qwen3_vl", Qwen3VL, "place_deepstack", nothing_done, "behind the projector"),
+    ("llava", Session, "around_layer", touched_where_nothing_drops, "keeping everything"),
+    ("llava", Session, "detach", leaves_something, "the model is restored"),
+]
+
+
+@pytest.mark.parametrize(("family", "owner", "name", "fault", "where"), FAULTS)
+def test_a_fault_of_foveate_fails(family, owner, name, fault, where, monkeypatch, request):
+    if family not in FAMILIES:
+        pytest.skip(f"{family} needs a newer transformers")
+    if fault is leaves_something:
+        request.addfinalizer(tiny.cache_clear)
+    monkeypatch.setattr(owner, name, fault(vars(owner)[name]))
+    found = checked(family)
+    assert not found.passed, found
+    assert any(name.startswith(where) for name in verdicts(found, "failed")), found
+
+
+def test_a_layer_that_nothing_stands_around_anywhere_fails(monkeypatch):
+    monkeypatch.setattr(
+        LayerRunner, "run", lambda self, forward, index, original, *args, **kwargs: original(*args, **kwargs)
+    )
+    assert len(verdicts(checked("llava"), "failed")) == 9
+
+
+def test_a_cache_of_the_model_that_forgets_fails(monkeypatch):
+    monkeypatch.setattr(DynamicLayer, "update", forgets(None)(DynamicLayer.update))
+    found = checked("llava")
+    assert found.rows[0].verdict == "failed"
+    assert "the untouched model differs from itself" in found.rows[0].reason
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_an_attention_that_ignores_masks_fails(family, monkeypatch):
+    def blind(module, query, key, value, attention_mask=None, **known):
+        return sdpa_attention_forward(module, query, key, value, None, **known)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", blind)
+    found = checked(family)
+    assert {"untouched: cache = no cache, padded in a batch = alone", "batch = alone"} <= set(verdicts(found, "failed"))
+
+
+def test_whatever_is_raised_is_a_row(monkeypatch):
+    def broken(*_):
+        raise IndexError("no such row")
+
+    monkeypatch.setattr(RowMap, "gather", broken)
+    found = checked("llava")
+    reasons = {row.reason for row in found.rows if row.verdict == "failed"}
+    assert "IndexError: no such row." in reasons
+    assert any("did not come to its end" in reason for reason in reasons)
+
+
+def test_logits_that_are_no_numbers_fail():
+    model = copy.deepcopy(tiny("llava"))
+    with torch.no_grad():
+        model.lm_head.weight[0] = float("nan")
+    found = check(model, batch("llava", ["tit"]))
+    assert not found.passed
+    assert found.to_dict()["noise"] is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+# -- the oracle, and what goes in and comes out -------------------------------------------------------------------
+
+
+def test_hiding_columns_is_leaving_them_out():
+    """Of a plain decoder, at the positions that the rows had."""
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    answer = torch.tensor([7, 11])
+    oracle = Oracle(family_for(model), inputs, answer)
+    with torch.no_grad():
+        whole = model(input_ids=torch.cat((inputs["input_ids"], answer[None]), 1), pixel_values=inputs["pixel_values"])
+        torch.testing.assert_close(oracle.logits(oracle.nothing()), whole.logits[0, -3:], atol=1e-5, rtol=1e-5)
+        assert oracle.vision.tolist() == (inputs["input_ids"][0] == 91).nonzero()[:, 0].tolist()
+        features = model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+        left = torch.ones(inputs["input_ids"].shape[1] + 2, dtype=torch.bool)
+        left[oracle.vision[3:20]] = False
+        embeds = model.get_input_embeddings()(torch.cat((inputs["input_ids"], answer[None]), 1))
+        embeds[0, oracle.vision] = features
+        places = left.nonzero()[:, 0]
+        mask = torch.ones(1, len(places), dtype=torch.long)  # without it gaps in positions part packed samples
+        shorter = model.model.language_model(
+            inputs_embeds=embeds[:, left], position_ids=places[None], attention_mask=mask, use_cache=False
+        )
+        expected = model.lm_head(shorter.last_hidden_state)[0, -3:]
+    hidden = oracle.nothing()
+    hidden[:, 0, oracle.vision[3:20]] = True
+    torch.testing.assert_close(oracle.logits(hidden), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_columns_make_a_left_padded_batch():
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "types": torch.tensor([[0, 1, 2]]), "pixels": torch.ones(2, 4)}
+    made = columns_of(inputs, [[0, 1, 2], [2, 2, 1, 0, 2]])
+    assert made["input_ids"].tolist() == [[0, 0, 5, 6, 7], [7, 7, 6, 5, 7]]
+    assert made["types"].tolist() == [[0, 0, 0, 1, 2], [2, 2, 1, 0, 2]]
+    assert made["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert made["pixels"] is inputs["pixels"]
+
+
+def test_a_result_prints_what_an_issue_needs():
+    found = checked("llava")
+    values = found.to_dict()
+    assert values["passed"] is True
+    assert values["about"]["model"] == "LlavaForConditionalGeneration (llava)"
+    assert {"torch", "transformers", "foveate", "dtype", "device", "attention"} <= set(values["about"])
+    text = str(found)
+    assert text.startswith("foveate check: passed")
+    assert all(row.name in text for row in found.rows)
+    assert f"transformers {values['about']['transformers']}" in text.splitlines()[-1]
+    assert "<table" in found._repr_html_()
+
+
+def test_a_picture_and_text_behind_it_are_needed():
+    model = tiny("llava")
+    for word in ("ttt", "ti"):
+        with pytest.raises(fv.FoveateError, match="a picture and text behind it"):
+            check(model, batch("llava", [word]))
+    with pytest.raises(fv.FoveateError, match="one sample"):
+        check(model, batch("llava", ["tit", "titt"]))
+
+
+def test_a_model_inside_a_context_is_refused():
+    model = tiny("llava")
+    with fv.drop(model, "random"), pytest.raises(fv.SessionError):
+        check(model, batch("llava", ["tit"]))
