@@ -438,7 +438,7 @@ def test_neither_may_a_format_that_is_let_through_open_another_file(folder, stea
         read(path)
 
 
-@pytest.mark.parametrize("name", ["concat:steady.mp4", "subfile,,start,0,end,0,,:steady.mp4", "file:steady.mp4"])
+@pytest.mark.parametrize("name", ["concat:steady.mp4", "subfile,,start,0,end,0,,:steady.mp4"])
 def test_the_name_of_a_protocol_is_a_file_that_is_not_there(folder, steady, monkeypatch, name):
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=r"cannot be read: No such file or directory\. Check the path"):

@@ -3,14 +3,16 @@
 import errno
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate._files import named, open_readable
+from foveate._files import local_path, named, open_readable
 from foveate._memory import check_room
 from foveate._upstream import first_line, install_line
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
@@ -37,13 +39,15 @@ PIXELS = 2 * 89_478_485
 DECODING = {"max_pixels": str(PIXELS)}
 BYTES = 12
 """Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
+UNNAMED = Path("the film")
+"""What is said of one that is no file."""
 BUFFER = 2**16
 
 NEAR = 4.0  # seconds up to which decoding on is cheaper than looking for a key frame
 
 
 def read(
-    path: str | Path,
+    path: str | Path | bytes,
     frames: int | None = None,
     fps: float | None = None,
     start: float | None = None,
@@ -60,7 +64,7 @@ def read(
     wanted frames are kept in memory, and in a long file only the parts near them are decoded.
 
     Args:
-        path: A video file.
+        path: A video file, a `file:` URL, or the file's bytes.
         frames: Most frames to read; 32 if neither `frames` nor `fps` is given.
         fps: Frames per second to read.
         start, end: The part of the video to read, in seconds; None: from the beginning, to the end.
@@ -79,9 +83,14 @@ def read(
     except ImportError as error:
         raise UnsupportedError(f"Reading videos needs PyAV: {install_line('video')}.") from error
     request = FramesWanted(frames, fps, start, end)
-    path = Path(path)
+    if isinstance(path, bytes):
+        opened: Callable[[], BinaryIO] = partial(BytesIO, path)
+        path = UNNAMED
+    else:
+        path = local_path(str(path))
+        opened = partial(open_readable, path)
     name = named(path)
-    with open_readable(path) as file:
+    with opened() as file:
         try:
             clip = _read(file, path, request)
         except FoveateError:
