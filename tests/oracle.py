@@ -187,6 +187,8 @@ def forward(
         seen = bias[None, None] if hasattr(layer, "self_attn") else None  # a recurrent layer reads its rows in order
         row = torch.arange(len(x))[None] if reindex else ids[..., columns]
         given = {"position_ids": row} if _scales(layer) else {}
+        if hasattr(layer, "self_attn") and "shared_kv_states" in inspect.signature(layer.forward).parameters:
+            given["shared_kv_states"] = {}  # where layers may share keys, also where none do
         x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), **{CACHE: None}, **given)[0]
         if index < len(deep):
             there = token >= 0
@@ -317,7 +319,7 @@ def _shared(attention: Any, x: Tensor) -> dict[str, Any]:
     """Some attentions must be told where layers share keys, also where none do; or positions, where they do nothing
     yet."""
     if "shared_kv_states" in inspect.signature(attention.forward).parameters:
-        return {"shared_kv_states": None}
+        return {"shared_kv_states": {}}
     return {"position_ids": torch.zeros(1, len(x))} if type(attention).__name__ == "Ministral3Attention" else {}
 
 

@@ -218,6 +218,7 @@ def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tup
 # -- a probe ------------------------------------------------------------------------------------------------------
 
 
+NOTHING = object()
 NAME = re.compile(r"(?P<module>[\w.]+):(?P<owner>\w+)(?P<made>\(\d*\))?(\.(?P<attribute>\w+))?(\((?P<takes>.+)\))?")
 
 
@@ -235,7 +236,9 @@ def probe() -> Iterator[str]:
                 value = value(*made)
             if attribute:
                 value = getattr(value, attribute)
-        except (AttributeError, TypeError):
+        except (AttributeError, NameError, TypeError):
+            value = NOTHING
+        if value is NOTHING or getattr(value, "__isabstractmethod__", False):
             yield f"has no {name.partition(':')[2]} ({NAMES[name]})"
             continue
         if takes and _parameters(value)[: len(takes)] != takes:

@@ -70,6 +70,17 @@ class Patcher:
         else:
             module.register_forward_hook(call, **options)
 
+    def lost(self) -> str | None:
+        """What somebody else has taken off meanwhile, or None. A wrapper that others have put around it is there."""
+        for change in self._changes:
+            if isinstance(change, _Hooked):
+                module, hooks = change.module, (change.module._forward_pre_hooks, change.module._forward_hooks)
+                if change.call not in hooks[0].values() and change.call not in hooks[1].values():
+                    return f"a hook of {type(module).__name__}"
+            elif isinstance(change, _Wrapped) and vars(change.owner).get(change.name) in (None, change.original):
+                return f"{type(change.owner).__name__}.{change.name}"
+        return None
+
     def restore(self) -> None:
         """Take all changes back; calling it again does nothing."""
         while self._changes:

@@ -30,7 +30,7 @@ from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.families.base import Family
 
-__all__ = ["Positions", "Remap", "visibility"]
+__all__ = ["Positions", "Remap", "visibility", "width_of"]
 
 # -- positions ----------------------------------------------------------------------------------------------------
 
@@ -119,20 +119,26 @@ class Positions:
 
 def moved_up(forward: Forward, shift: Tensor) -> Tensor:
     """Position ids of all columns, less the number of tokens dropped before them."""
-    assert forward.position_ids is not None
-    return forward.position_ids - shift.to(forward.position_ids.device)[:, None]
+    ids = _position_ids(forward)
+    return ids - shift.to(ids.device)[:, None]
 
 
 def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | None) -> Tensor:
     """Position ids of rows that are numbered anew, (samples, rows)."""
-    assert forward.position_ids is not None
-    device = forward.position_ids.device
+    ids = _position_ids(forward)
+    device = ids.device
     # Counting begins at the position of each sample's first column that is no padding.
-    ids = forward.position_ids.expand(hidden.shape[0], -1)
+    ids = ids.expand(hidden.shape[0], -1)
     first = ids.gather(1, forward.first.to(device)[:, None])[:, 0]
     if shift is not None:
         first = first - shift.to(device)
     return rows.on(device).renumbered(first)
+
+
+def _position_ids(forward: Forward) -> Tensor:
+    if forward.position_ids is None:
+        guards.refuse_unknown_positions()
+    return forward.position_ids
 
 
 # -- masks --------------------------------------------------------------------------------------------------------
@@ -244,6 +250,12 @@ def visibility(
         return partial(_in_order, keys, past, causal)
     reached = (columns >= 0)[:, None, None, :]
     return lambda rows: by_row(rows) & reached
+
+
+def width_of(mask: Any) -> int:
+    """How many columns a mask covers, of whatever form."""
+    width: int = mask.seq_lengths[1] if isinstance(mask, BlockMask) else mask.shape[-1]
+    return width
 
 
 def _columns_of(width: int, keys: Tensor, total: int) -> Tensor:

@@ -146,6 +146,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             guards.refuse_pruned_cache_outside()
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
         plain, self._announced = self._announced is None, None
+        if key_states.shape[-2] != (span if columns is None else columns.shape[1]):
+            guards.refuse_other_rows(key_states.shape[-2], span if columns is None else columns.shape[1])
         if columns is not None:
             self.base = self._and_these(columns)
             self.base_end = self.seen + span
@@ -252,6 +254,13 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.window is not None:
             before = max(0, self.seen - self.window + 1)
         return self.seen - before + query_length, before
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what was announced has come, and every column that is known has its slot."""
+        slots = sum(keys.shape[-2] for keys in (self.keys, self.head and self.head[0]) if keys is not None)
+        based = 0 if self.base is None else self.base.shape[1]
+        return self._announced is None and slots == based + self.seen - self.base_end
 
     def valid_slots(self) -> Callable[[], list[int]]:
         """A function that counts the slots of each sample that are no pads now.

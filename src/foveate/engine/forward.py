@@ -244,6 +244,9 @@ class Forward:
         position_ids: (samples or 1, columns); None until the model has made them, and where no stage renumbers rows.
         memo: Masks, tables and copies that several layers share.
         record: What the trace keeps; None for a decode step.
+        cache: What layers store in, as the first one found it; None if the model runs without one.
+        caches: Whether the model was told to cache.
+        plans: Vision tokens that each layer will process, for each sample; None where that is not known beforehand.
         turn: Of a prompt behind which steps may read less of the caches; else None.
         noted: The latest prefill's record, where it is noted what steps read.
 
@@ -275,6 +278,9 @@ class Forward:
     position_ids: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
     record: PrefillRecord | None = None
+    cache: Any = None
+    caches: bool = False
+    plans: Sequence[Sequence[int] | None] = ()
     turn: Turn | None = None
     noted: PrefillRecord | None = None
 
@@ -429,7 +435,7 @@ class LayerCall:
         module: The layer.
         entered: Its full-length input, (samples, columns, width).
         hidden: The same with merged rows in it, once the stages before the layer have cut.
-        others: Positional arguments behind it.
+        others: Positional arguments behind it, all None.
         kwargs: Arguments by name; masks, tables and ids are replaced on the way.
         by_name: Whether the input came by name too.
         stored: The layer's cache, where tokens of it were dropped.

@@ -6,9 +6,16 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from foveate._transformers import (
+    CACHE_NAMES,
+    DECODER,
+    LAYER,
     Cache,
     cache_of,
+    lacks,
+    probe,
     recomputes_from_outside,
+    stores_by_layer,
+    unknown,
 )
 from foveate.contract.method import Method
 from foveate.contract.stages import Stage
@@ -29,6 +36,24 @@ def refuse_second_session(model: nn.Module, running: Method | None) -> None:
         raise SessionError(
             f"{running} is already applied to this {type(model).__name__}. Contexts cannot be nested: "
             "exit the first one, or call foveate.remove(model)."
+        )
+
+
+def refuse_unknown_host(family: Family) -> None:
+    """What is used of transformers, and of the model's own modules, must be there, under the names that are known."""
+    for what in probe():
+        raise unknown(what)
+    core, text, layers = family.core, family.text, family.layers
+    if not hasattr(core, "get_image_features"):
+        raise unknown(f"has a {type(core).__name__} without get_image_features")
+    called = {type(layer): layer for layer in layers}
+    for what in (lacks(text, DECODER), *(lacks(layer, LAYER) for layer in called.values())):
+        if what is not None:
+            raise unknown(what)
+    if len(set(map(id, layers))) < len(layers):
+        raise UnsupportedError(
+            f"Some of the {len(layers)} layers of {type(text).__name__} are the same module, so it cannot be told "
+            "which of them runs. Use copies: model.load_state_dict of a model whose layers are its own."
         )
 
 
@@ -128,6 +153,24 @@ def refuse_unplaced_pictures() -> NoReturn:
     )
 
 
+def refuse_lost_hooks(lost: str) -> NoReturn:
+    """Without one of its hooks the context knows half of what the model does."""
+    raise SessionError(
+        f"{lost} is not foveate's any more: something inside the context has replaced or removed it, or the model "
+        "calls its parts in another way. Exit the context before you change the model, and open a new one afterwards."
+    )
+
+
+def refuse_unseen_pictures(name: str) -> NoReturn:
+    """Pictures that were encoded by another function than is known."""
+    raise unknown(f"encodes {name} in another way than by get_image_features or get_video_features of the model's core")
+
+
+def refuse_unseen_embeddings() -> NoReturn:
+    """Where vision tokens are known to stand, the decoder gets them as embeddings."""
+    raise unknown("hands the decoder no inputs_embeds, though the prompt has vision tokens")
+
+
 def refuse_partly_masked(masked: bool) -> None:
     """The rows of an image that the tower has reduced stand in its first columns, so none may be masked."""
     if masked:
@@ -172,6 +215,33 @@ def refuse_call(kwargs: dict[str, Any], live: Tensor | None, layer: nn.Module, c
     _refuse_router_logits(kwargs)
 
 
+def refuse_first_layer(
+    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type]
+) -> None:
+    """The first layer's call: its cache must be one that is known, and so must all that has a value for each column.
+
+    Args:
+        layer: It.
+        kwargs: What the model hands it by name.
+        span: Columns of the call.
+        caches: Whether the model was told to cache.
+        served: The kinds of cache layers that may differ in length.
+    """
+    cache = cache_of(kwargs)
+    refuse_cache(cache, served)
+    for name in kwargs.keys() - LAYER_ARGUMENTS:
+        value = kwargs[name]
+        # What a layer does not name is handed on to the kernel, labels for example, and none reads columns in it.
+        by_column = isinstance(value, Tensor) and span in value.shape[-2:] and lacks(layer, (name,)) is None
+        if by_column or isinstance(value, Cache):
+            raise unknown(f"hands its layers {name}, which foveate does not know")
+    if cache is None and caches:
+        raise unknown("caches, and hands its layers no cache under a name that foveate knows")
+
+
+LAYER_ARGUMENTS = {"hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
+
+
 def refuse_cache(cache: Any, served: Sequence[type]) -> None:
     """A cache must hold layers of different lengths, of the kinds that are served: none that is static, quantised,
     offloaded or unknown."""
@@ -185,6 +255,11 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
     if cache.offloading:
         raise UnsupportedError(
             "Offloaded caches do not work while tokens are dropped. Use a DynamicCache without offloading."
+        )
+    if not stores_by_layer(cache):
+        raise UnsupportedError(
+            f"A {type(cache).__name__} stores rows in a way of its own (its update is not transformers' own), "
+            "so its layers cannot differ in length. Use a DynamicCache."
         )
     kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
     odd = sorted(kind.__name__ for kind in kinds - set(served))
@@ -238,6 +313,27 @@ def refuse_split_image() -> NoReturn:
     raise UnsupportedError(
         "Chunked prefill has split an image, so its tokens cannot be ranked together. "
         "Leave prefill_chunk_size unset, or choose a size that splits no image."
+    )
+
+
+def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: dict[str, Any]) -> NoReturn:
+    """A layer that is called out of turn, or in another way than is known."""
+    if index != expected:
+        raise UnsupportedError(
+            f"The model ran decoder layer {index} where layer {expected} was due, so it leaves a layer out or repeats "
+            "one, and what is dropped before it would be wrong. foveate serves decoders that run each layer once, in "
+            "order."
+        )
+    given = [*(type(argument).__name__ for argument in args), *kwargs]
+    raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(given)})")
+
+
+def refuse_other_cache(index: int | None) -> NoReturn:
+    """Layers that store in one cache, and another that the model answers with or hands the next layer."""
+    where = "The model answers with" if index is None else f"Layer {index} gets"
+    raise UnsupportedError(
+        f"{where} another cache than the layers before it, so rows would be missing in it. Leave the cache to the "
+        "model, or pass one DynamicCache."
     )
 
 
@@ -353,13 +449,44 @@ def refuse_unknown_backend(backend: str) -> NoReturn:
 # -- finish ---------------------------------------------------------------------------------------------------
 
 
-def refuse_lost_layers(ran: Sequence[Any]) -> None:
-    """If no layer came by, the model's layers have got another forward meanwhile."""
-    if not ran:
+def refuse_lost_layers(ran: int, depth: int) -> None:
+    """If a layer did not come by, the model left it out, or it has got another forward meanwhile."""
+    if ran < depth:
         raise SessionError(
-            "No token was dropped: the forward of the decoder layers was replaced inside the context, for example by "
-            "removing accelerate's hooks. Exit the context before you change the model, and open a new one afterwards."
+            f"Tokens were dropped in {ran} of {depth} decoder layers: the model ran no more of them, or the forward of "
+            "the others was replaced inside the context, for example by removing accelerate's hooks. Exit the context "
+            "before you change the model, and open a new one afterwards."
         )
+
+
+def refuse_other_counts(planned: Sequence[int | None], left: Sequence[int]) -> None:
+    """What is left at the end must be what the method's plan says, where it says it beforehand."""
+    for sample, (wanted, got) in enumerate(zip(planned, left, strict=True)):
+        if wanted not in (None, got):
+            raise SessionError(
+                f"Sample {sample} has {got} vision tokens left, and the method's plan says {wanted}. This is a fault "
+                "of foveate or of the method: please report it, with what `foveate check MODEL` prints."
+            )
+
+
+def refuse_lost_rows(index: int) -> NoReturn:
+    """A cache layer that does not hold what its layer ran on."""
+    raise unknown(f"does not store in layer {index} of the cache the rows that decoder layer {index} ran on")
+
+
+def refuse_unknown_positions() -> NoReturn:
+    """Rows are numbered anew from the position ids that the model hands its rotary embedding."""
+    raise unknown("hands the decoder's rotary_emb no position_ids, and this method numbers rows anew")
+
+
+def refuse_unknown_mask(width: int, total: int) -> NoReturn:
+    """A mask whose columns are not those of the unpruned sequence."""
+    raise unknown(f"makes masks of {width} columns where the sequence has {total}")
+
+
+def refuse_other_rows(got: int, wanted: int) -> NoReturn:
+    """What a layer stores must be the rows that it ran on."""
+    raise unknown(f"stores {got} rows in a layer of the cache where its decoder layer ran on {wanted}")
 
 
 # -- decode ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLaye
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
-from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, find_pruned, length_of, pruned_layer
 from foveate.engine.cutting import joined
 from foveate.engine.forward import Forward, RowMap, Turn
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
@@ -84,6 +84,9 @@ def begin(
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = not any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ()))
     live = _live(kwargs, forward.arguments)
+    for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if forward.arguments.get(name) is not None and modality not in forward.encoded:
+            guards.refuse_unseen_pictures(name)
     masks = [(mask, _media_in(forward, program, family, modality, mask)) for modality, mask in forward.placeholders]
     if forward.encoded and forward.arguments and not masks:
         guards.refuse_unplaced_pictures()
@@ -97,7 +100,8 @@ def begin(
     span = embeds.shape[1]
     alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
     samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
-    drops = _drops(samples, program)
+    plans = _plans(samples, program)
+    drops = _drops(samples, plans)
     reads = reads and any(len(sample.vision) for sample in samples)
     if drops or reads:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
@@ -109,7 +113,8 @@ def begin(
     if not drops and not reads:  # every layer runs untouched
         forward.record.note_that_all_stay(sorted(program.cuts))
         return None
-    forward.live, forward.idle = live, False
+    forward.live, forward.idle, forward.plans = live, False, plans
+    forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.added_later(kwargs)
     forward.drop_in(samples, program, embeds)
     _note_text(forward, program, ids)
@@ -243,18 +248,18 @@ def _splits_image(ending: Ending, cache: Any, samples: Sequence[Sample]) -> bool
     return ending.goes_on_in(cache) and any(sample.starts for sample in samples)
 
 
-def _drops(samples: Sequence[Sample], program: Program) -> bool:
-    """Whether tokens will be dropped, as far as can be said beforehand."""
+def _plans(samples: Sequence[Sample], program: Program) -> list[Sequence[int] | None]:
+    """Vision tokens that may leave which each layer processes, for each sample; None where that is not known now."""
     if any(image.changed for sample in samples for image in sample.media):
-        return True
-    for sample in samples:
-        count = len(sample.vision)
-        if count == 0:
-            continue
-        plan = program.plan(sample.sizes)  # None where the picture or the question decides
-        if plan is None or (plan and min(plan) < count):
-            return True
-    return False
+        return [None] * len(samples)
+    # None too where the picture or the question decides.
+    return [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
+
+
+def _drops(samples: Sequence[Sample], plans: Sequence[Sequence[int] | None]) -> bool:
+    """Whether tokens will be dropped, as far as can be said beforehand."""
+    counts = [len(sample.vision) for sample in samples]
+    return any(plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True))
 
 
 def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span: int, cache: Any) -> PrefillRecord:
@@ -309,9 +314,16 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
         end_turn(forward, program, family, cache)
     if forward.record is None or not forward.drops:
         return None
-    guards.refuse_lost_layers(forward.row_maps)
+    guards.refuse_lost_layers(len(forward.row_maps), len(family.layers))
+    stay = [sample.fixed for sample in forward.samples]
+    planned = [None if not plan else plan[-1] + fixed for plan, fixed in zip(forward.plans, stay, strict=True)]
+    guards.refuse_other_counts(planned, forward.vision_left())
+    if cache not in (None, forward.cache):
+        guards.refuse_other_cache(None)
+    cache = forward.cache
     if cache is None:
         return None
+    _refuse_lost_rows(forward, family, cache)
     _cut_cache(forward, program, family, cache)
     # Slots are counted when that is asked for.
     pruned = [(index, layer) for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer]
@@ -334,6 +346,16 @@ def _held(cache: Any) -> dict[int, int]:
         elif isinstance(layer, LinearAttentionLayer):
             held[index] = 0
     return held
+
+
+def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
+    """Layers that ran on rows must have stored them."""
+    for index, rows in enumerate(forward.row_maps):
+        if rows is None or index in family.recurrent:
+            continue
+        layer = find_pruned(cache, index)
+        if layer is None or not layer.is_whole:
+            guards.refuse_lost_rows(index)
 
 
 def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -> None:

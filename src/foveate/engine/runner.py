@@ -12,8 +12,8 @@ from foveate._transformers import cache_of
 from foveate.core.signals import Signal
 from foveate.core.tensors import send
 from foveate.engine import guards
-from foveate.engine.arguments import Positions, Remap
-from foveate.engine.cache import find_pruned, pruned_layer
+from foveate.engine.arguments import Positions, Remap, width_of
+from foveate.engine.cache import CACHE_LAYERS, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Forward, LayerCall, Original, RowMap
 from foveate.engine.program import Program
@@ -29,6 +29,11 @@ Tap = AbstractContextManager[None]
 """Reads a layer's own attention while the layer runs, if a stage asks for it."""
 
 
+BY_PLACE = {"attention_mask", "position_embeddings"}
+BY_NAME = {"hidden_states", *BY_PLACE}
+"""What a layer must be handed by name, and what else if its input comes by name too."""
+
+
 class LayerRunner:
     """Stands around every decoder layer's forward."""
 
@@ -42,12 +47,25 @@ class LayerRunner:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
         if forward.idle:
             return original(*args, **kwargs)
-        stored = find_pruned(cache_of(kwargs), index)
+        cache = cache_of(kwargs)
+        stored = find_pruned(cache, index)
         if not forward.drops and stored is None and forward.turn is None:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
             stored = stored.reads
+        expected = len(forward.row_maps) if forward.drops else index
+        if (
+            index != expected
+            or args[1:].count(None) < len(args) - 1
+            or not kwargs.keys() >= (BY_PLACE if args else BY_NAME)
+        ):
+            guards.refuse_layer_call(index, expected, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
+        if forward.drops and index == 0:
+            guards.refuse_first_layer(self._family.layers[0], kwargs, hidden.shape[1], forward.caches, CACHE_LAYERS)
+            forward.cache = cache
+        elif forward.drops and cache is not forward.cache:
+            guards.refuse_other_cache(index)
         module = self._family.layers[index]
         call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored)
         del hidden, args  # so that the call alone holds the input
@@ -157,6 +175,8 @@ class LayerRunner:
             if stored is not None:
                 keys = stored.columns(span if columns is None else columns, samples, device)
             assert keys is not None
+            if mask is not None and (stored is None or stored.window is None) and width_of(mask) != call.past + span:
+                guards.refuse_unknown_mask(width_of(mask), call.past + span)
             remap = Remap(queries, keys, call.past, call.past + span, ragged, is_causal(call.module))
             return remap(mask, forward.backend)
 

@@ -218,6 +218,7 @@ class Session:
         self.trace = Trace()
         self._core = family.core
         self._family = family
+        guards.refuse_unknown_host(family)
         self._program = Program.on(method, family, resources)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
@@ -371,6 +372,9 @@ class Session:
         embeds = begin(forward, self._program, self._family, kwargs, ending, now.splits, goes_on, before)
         now.turn = forward.turn
         if forward.record is not None:
+            lost = self._patches.lost()
+            if lost is not None:
+                guards.refuse_lost_hooks(lost)
             self.trace.add(forward.record)
         forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:
@@ -380,8 +384,7 @@ class Session:
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""
         if self._forward is not None and self._forward.position_ids is None:
-            by_name = "position_ids" in kwargs
-            self._forward.position_ids = kwargs["position_ids"] if by_name else args[1]
+            self._forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
 
     # -- each layer, finish ------------------------------------------------------------------------------------
 
@@ -389,12 +392,15 @@ class Session:
         """Run a layer on the rows that are left; outside the decoder's forward as it is."""
         if self._forward is None:
             return original(*args, **kwargs)
+        if not self._forward.begun:
+            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
         return self._runner.run(self._forward, index, original, *args, **kwargs)
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
         """Finish the forward, and let go of its state."""
         forward, self._forward = self._forward, None
-        assert forward is not None
+        if forward is None or not forward.begun:
+            guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
         self._ending = finish(forward, self._program, self._family, cache_in(output))
 
 
