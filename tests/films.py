@@ -28,13 +28,17 @@ def film(
     gop: int = 12,
     draw: Callable[[int, int, tuple[int, int]], np.ndarray] = brightening,
     options: dict[str, str] | None = None,
+    stream_options: dict[str, str] | None = None,
+    pixels: str = "yuv420p",
 ) -> Path:
     """Encode `count` frames, at an even `rate` or at these `times` in seconds."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.gop_size = gop
-        if codec == "libx264":
+        if stream_options:
+            stream.options = stream_options
+        elif codec == "libx264":
             stream.options = {"x264-params": "scenecut=0"}  # key frames where the group of pictures ends, nowhere else
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)

@@ -72,7 +72,6 @@ MUTANTS = [
     ("engine.cache:PrunedLayer.update", "left 6", "tests/engine"),
     ("engine.cache:PrunedLayer.update", "never 1", f"{INVARIANTS}/test_refusals.py"),
     ("engine.cache:PrunedLayer.update", "right 2", f"{INVARIANTS}/test_lengths.py tests/engine"),
-    ("engine.prefill:_tokens_left", "always 1", "tests/bench/test_waits.py"),
     ("engine.prefill:_wanted", "left 2", "tests/methods/test_finalkv.py"),
     ("engine.prefill:_wanted", "left 4", "tests/methods/test_finalkv.py"),
     ("engine.samples:Bucket._merge", "never 2", "tests/golden " + f"{INVARIANTS}/test_oracle.py"),

@@ -68,7 +68,7 @@ def _question(question: Asked, prompt: str, checked: bool) -> Question:
     text = question.text
     if prompt == LONG:
         text = f"{'word ' * 100}{text}"
-    answer = question.label if checked and prompt == USUAL else None
+    answer = question.labels[0] if checked and prompt == USUAL else None
     return Question(text, picture, answer)
 
 

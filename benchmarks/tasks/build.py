@@ -57,7 +57,7 @@ def pope(count: int, seed: int) -> list[dict[str, Any]]:
             "id": str(at),
             "question_id": str(at),
             "question": one.text,
-            "answer": one.label,
+            "answer": one.labels[0],
             "image_source": f"scene_{one.picture}",
             "image": picture(one.picture),
             "category": "random",
@@ -81,8 +81,8 @@ def textvqa(count: int, seed: int) -> list[dict[str, Any]]:
             "image": picture(one.picture),
             "image_width": 336,
             "image_height": 336,
-            "answers": [one.label] * PERSONS,
-            "ocr_tokens": [one.label],
+            "answers": [one.labels[0]] * PERSONS,
+            "ocr_tokens": [one.labels[0]],
             "set_name": "val",
         }
         for at, one in enumerate(questions(("read text",), count, (seed,)))
@@ -125,7 +125,7 @@ def gqa(count: int, seed: int) -> list[dict[str, Any]]:
             "id": str(at),
             "imageId": f"scene_{one.picture}",
             "question": one.text,
-            "answer": one.label,
+            "answer": one.labels[0],
             "image": picture(one.picture),
         }
         for at, one in enumerate(questions(("colour", "shape", "quadrant", "relation"), count, (seed,)))

@@ -54,7 +54,7 @@ class Judge:
         self.right: list[bool] = []
         answers = iter(chosen)
         for about in self.pictures:
-            ids = [ids_of(vlm, next(answers).label) for _ in about.samples]
+            ids = [ids_of(vlm, next(answers).labels[0]) for _ in about.samples]
             trials.targets[about.key] = wanted = targets(vlm.model, about, ids)
             self.right += map(likeliest, wanted)
 

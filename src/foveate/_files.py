@@ -2,14 +2,22 @@
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
 
 from foveate._upstream import shown
 from foveate.errors import InputError
 
-__all__ = ["check_readable", "is_video", "named", "open_readable", "sha256_of"]
+__all__ = ["check_readable", "is_video", "local_path", "named", "open_readable", "scheme_of", "sha256_of"]
+
+URL = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//)?", re.IGNORECASE)
+SCHEMES = {"blob", "cid", "data", "file", "ftp", "gs", "hf", "http", "https", "s3"}
+"""Those known without the slashes behind them: a file may be called "12:30.jpg"."""
+LONG = 1000
+"""Letters of a name. A longer one is no path, but perhaps the file itself in base64."""
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".f4v",
@@ -38,6 +46,48 @@ def is_video(path: Path, frames_asked: bool = False) -> bool:
 def named(path: Path) -> str:
     """A path as one line can say it, whatever bytes are in its name."""
     return shown(str(path), most=1000)
+
+
+def scheme_of(source: str) -> str | None:
+    """The scheme of a URL, in lower case; None for a path."""
+    match = URL.match(source)
+    if match is None:
+        return None
+    scheme = match[1].lower()
+    return scheme if match[2] or scheme in SCHEMES else None
+
+
+def local_path(source: str) -> Path:
+    """The file on this machine that a path or a `file:` URL names.
+
+    Raises:
+        InputError: If it is a URL of another kind, or names another machine. The message never repeats a file's data.
+    """
+    scheme = scheme_of(source)
+    if scheme is None:
+        if len(source) > LONG and not os.path.exists(source):
+            raise InputError(
+                f"A text of {len(source):,} letters is no path. A file in base64 is written "
+                "data:image/png;base64,… with the right type."
+            )
+        return Path(source)
+    if scheme in ("http", "https"):
+        raise InputError(f"Nothing is downloaded by itself: fetch {shown(source)} first, and name the file.")
+    if scheme == "data":
+        raise InputError("A data: URL is not read here. Save the file that it holds, and name that.")
+    if scheme != "file":
+        raise InputError(f"A {scheme}: URL is not read: {shown(source)}. Fetch the file first, and name that.")
+    rest = source.strip().partition(":")[2]
+    host = ""
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        rest = slash + path
+    if host.lower() not in ("", "localhost") or not rest.startswith("/"):
+        raise InputError(
+            f"A file: URL names a file of this machine by its whole path, as in file:///home/me/cat.jpg; "
+            f"got {shown(source)}. Give the path alone, or write it so."
+        )
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(rest))))
 
 
 def check_readable(path: Path) -> None:

@@ -45,7 +45,7 @@ def whole(loaded, asked, methods, tmp_path_factory):
 def test_every_question_is_answered_under_every_method(loaded, asked, methods, whole):
     store, done = whole
     assert done == len(store) == 3 * len(asked)
-    right = sum(store.get("full", one.key)["answer"] == one.label for one in asked)
+    right = sum(store.get("full", one.key)["answer"] in one.labels for one in asked)
     assert right >= len(asked) - 1
     for one in asked:
         kept = store.get(key_of(methods[0]), one.key)

@@ -59,3 +59,28 @@ def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp
 def test_samples_that_cannot_be_compared_are_refused(evaluated, rows, error, says):
     with pytest.raises(error, match=says):
         evaluated(*rows, tokens=(64,))
+
+
+def test_any_of_a_list_of_labels_is_right(evaluated):
+    answer = fv.load(device="cpu").ask(picture(), ROW["question"], max_new_tokens=6).text
+    for row in (
+        {"label": ["Neither", answer]},
+        {"answers": [answer.upper() + ".", "Neither"]},
+        {"label": f" {answer} "},
+    ):
+        quality, _ = evaluated(row, retention=(0.9,))
+        assert (quality.figure, quality.full["accuracy"]) == ("Accuracy", 1), row
+    quality, _ = evaluated({"label": ["Neither", "Nor"]}, retention=(0.9,))
+    assert quality.full["accuracy"] == 0
+
+
+@pytest.mark.parametrize("label", ["", [], ["", " "], None, [None]])
+def test_an_empty_label_is_none(evaluated, label):
+    quality, heads = evaluated({"label": label}, retention=(0.9,))
+    assert (quality.full["accuracy"], "Agreement" in heads) == (1, True)
+
+
+@pytest.mark.parametrize("row", [{"label": {"text": "red"}}, {"label": [["red"]]}, {"label": True}, {"task": {"a": 1}}])
+def test_what_is_no_text_is_neither_label_nor_task(evaluated, row):
+    with pytest.raises(fv.InputError, match=f"{next(iter(row))} is a text or a number; got"):
+        evaluated(row, retention=(0.9,))

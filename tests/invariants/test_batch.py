@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from foveate._transformers import cache_in
-from tests.invariants.alone import check_alone
+from tests.invariants.alone import check_alone, left
 from tests.invariants.settings import EVERYTHING, EXAMPLES, KINDS, diagonal, kernel_of, one_each, with_kernels
 from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, mixed, slots, tiny
 
@@ -17,6 +17,30 @@ def test_a_batch_is_its_samples_run_alone(name, family, attention):
     words = mixed(family)
     half = words[diagonal(name, family) % 2 :: 2]  # no picture beside one, and two; where there are videos, they too
     check_alone(tiny(family, attention), family, EXAMPLES[name], words if EVERYTHING else half)
+
+
+def padded_right(inputs):
+    """A left-padded batch with its padding behind the samples, as scoring and training have it."""
+    shape, counts = inputs["input_ids"].shape, inputs["attention_mask"].sum(dim=1)
+    places = (torch.arange(shape[1]) - counts[:, None]) % shape[1]
+    return {name: value.gather(1, places) if value.shape == shape else value for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize(("name", "family", "attention"), with_kernels(one_each(2), 2))
+def test_padding_on_the_right_is_as_none(name, family, attention):
+    """The last token of a sample is its last one that is no padding, for every method and however it ends."""
+    model, words = tiny(family, attention), [*mixed(family), "tti"][diagonal(name, family) % 2 :: 2]
+    right = padded_right(batch(family, words))
+    with torch.no_grad():
+        with fv.drop(model, EXAMPLES[name]) as together:
+            logits = model(**right).logits
+        for index, word in enumerate(words):
+            with fv.drop(model, EXAMPLES[name]) as alone:
+                expected = model(**batch(family, [word])).logits[0, -1]
+            assert left(together, index) == left(alone, 0)
+            assert together.retention[index] == alone.retention[0]
+            last = int(right["attention_mask"][index].sum()) - 1
+            torch.testing.assert_close(logits[index, last], expected, **CLOSE)
 
 
 @pytest.mark.parametrize("family", KINDS)

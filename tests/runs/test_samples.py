@@ -85,7 +85,7 @@ BAD_LINES = [
     (b'{"id": "x", "image": null, "question": "What?"}', "nothing under media"),
     (b'{"id": "x", "image": 5, "question": "What?"}', "path of a file, or a list of them; got 5"),
     (b'{"id": "x", "image": ["1.png", {}], "question": "What?"}', "got {}"),
-    (b'{"id": "x", "image": "https://a.b/1.png", "question": "What?"}', "nothing is downloaded"),
+    (b'{"id": "x", "image": "https://a.b/1.png", "question": "What?"}', "Nothing is downloaded"),
     (b'{"id": "x", "image": "1.png", "question": ["What?"]}', "A question is a text; got"),
     (b'{"id": "x", "image": "1.png", "question": "  "}', "A question is a text; got"),
     (b'{"id": "x", "image": "1.png", "question": "\\ud800"}', "no text of Unicode"),

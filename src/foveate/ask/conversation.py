@@ -192,7 +192,9 @@ def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     if not isinstance(part, Mapping) or "type" not in part:
         raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {part!r:.100}.')
     kind = part["type"]
-    if kind == "text" and isinstance(part.get("text"), str):
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise InputError(f'A part of type text has its text under "text"; got the keys {sorted(map(str, part))}.')
         return kind, part["text"]
     kind = str(kind).removesuffix("_url")
     if kind not in MEDIA:

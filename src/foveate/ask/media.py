@@ -2,25 +2,26 @@
 
 import base64
 import dataclasses
-import io
+import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
 
-from foveate._files import is_video
+from foveate._files import is_video, local_path, scheme_of
 from foveate._memory import check_room
-from foveate._upstream import shown
-from foveate.ask.pictures import BYTES, Picture, load_picture, picture_of
+from foveate.ask.pictures import BYTES, Picture, load_picture, picture_in, picture_of
 from foveate.errors import InputError
 from foveate.video import Clip, read
 
-__all__ = ["Media", "as_frames", "crop_note", "padded", "read_media", "read_medium", "refuse_thin", "square"]
+__all__ = ["Media", "as_frames", "crop_note", "decoded", "padded", "read_media", "read_medium", "refuse_thin", "square"]
 
-Medium = str | Path | Image.Image | np.ndarray | Picture | Clip
+Medium = str | Path | bytes | Image.Image | np.ndarray | Picture | Clip
 Media = Medium | Sequence[Medium]
 
 FEW = 3
@@ -35,7 +36,8 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
     """Read pictures and videos, in order; a GIF is a video where frames are asked for.
 
     Args:
-        media: A path, PIL picture, array of (height, width, 3) uint8, or clip; or a sequence of them.
+        media: A path, `file:` or `data:` URL, the bytes of a file, PIL picture, array of (height, width, 3) uint8, or
+            clip; or a sequence of them.
         frames: How many frames of a video at most; see `foveate.video.read`.
         fps: How many a second.
 
@@ -44,7 +46,7 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
         SettingError: If frames or fps leave their range.
         UnsupportedError: If there is a video and no PyAV.
     """
-    several = isinstance(media, Sequence) and not isinstance(media, str)
+    several = isinstance(media, Sequence) and not isinstance(media, str | bytes | bytearray | memoryview)
     listed: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
     return [read_medium(medium, frames, fps) for medium in listed]
 
@@ -58,7 +60,7 @@ def read_medium(
     start: float | None = None,
     end: float | None = None,
 ) -> Picture | Clip:
-    """Read a picture or a video, which may be a `data:` URL too; see `read_media`.
+    """Read a picture or a video; see `read_media`.
 
     Args:
         source: What is shown.
@@ -68,6 +70,7 @@ def read_medium(
         start: Where a video begins, seconds.
         end: Where it ends.
     """
+    wanted = _Wanted(frames, fps, start, end)
     if isinstance(source, Picture | Clip):
         return source
     if isinstance(source, Image.Image):
@@ -79,30 +82,74 @@ def read_medium(
                 f"{source.dtype}."
             )
         return Picture(None, Image.fromarray(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _in_bytes(bytes(source), kind, "", wanted)
+    if isinstance(source, str) and scheme_of(source) == "data":
+        media_type, data = decoded(source)
+        return _in_bytes(data, kind, media_type, wanted)
     if not isinstance(source, str | Path):
-        raise InputError(f"A picture is a path, a PIL picture, an array or a clip; got a {type(source).__name__}.")
-    if isinstance(source, str) and source.startswith("data:"):
-        return _decoded(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        raise InputError(f"Nothing is downloaded by itself: fetch {shown(source)} first, and name the file.")
-    path = Path(source)
-    if kind == "image" or (kind is None and not is_video(path, frames_asked=frames is not None or fps is not None)):
+        hint = " Give what its read() gives." if hasattr(source, "read") else ""
+        raise InputError(
+            "A picture or film is a path, a file: or data: URL, the bytes of a file, a PIL picture, an array or a "
+            f"clip; got a {type(source).__name__}.{hint}"
+        )
+    path = local_path(str(source))
+    if kind == "image" or (kind is None and not is_video(path, frames_asked=wanted.asked)):
         return load_picture(path)
+    return _film(path, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which frames of a film are wanted; see `foveate.video.read`."""
+
+    frames: int | None
+    fps: float | None
+    start: float | None
+    end: float | None
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody asked for frames, so that a GIF is a film."""
+        return self.frames is not None or self.fps is not None
+
+
+def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: _Wanted) -> Picture | Clip:
+    """The picture or film in a file's bytes: by `kind`, else by the type that a URL says; else a picture."""
+    is_film = media_type.startswith("video/") or (media_type == "image/gif" and wanted.asked)
+    if kind == "video" or (kind is None and is_film):
+        return _film(data, wanted)
+    return picture_in(data)
+
+
+def _film(source: Path | bytes, wanted: _Wanted) -> Clip:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the same sentence is the clip's note
-        return read(path, frames=frames, fps=fps, start=start, end=end)
+        return read(source, frames=wanted.frames, fps=wanted.fps, start=wanted.start, end=wanted.end)
 
 
-def _decoded(url: str) -> Picture:
-    """The picture in a `data:` URL."""
-    head, _, body = url.partition(",")
-    try:
-        if not head.endswith(";base64"):
-            raise ValueError("it is not base64")
-        with Image.open(io.BytesIO(base64.b64decode(body, validate=True))) as image:
-            return picture_of(image, "the picture in the data: URL")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The picture in the data: URL cannot be read: {error}.") from error
+def decoded(url: str) -> tuple[str, bytes]:
+    """The media type in a `data:` URL, in lower case, and its bytes, as browsers read them (URL and Fetch standards).
+
+    Raises:
+        InputError: If it has no comma, is not well encoded, or holds nothing.
+    """
+    text = re.sub(r"[\t\n\r]", "", url.strip()).partition("#")[0]
+    head, comma, body = text.partition(":")[2].partition(",")
+    media_type, *parameters = (part.strip().lower() for part in head.split(";"))
+    why = "there is no comma before the data" if not comma else ""
+    data = unquote_to_bytes(body.encode(errors="surrogateescape"))
+    if parameters[-1:] == ["base64"]:
+        data = re.sub(rb"[ \t\n\f\r]", b"", data)
+        if len(data) % 4 == 0:
+            data = re.sub(rb"={1,2}$", b"", data)
+        if re.search(rb"[^A-Za-z0-9+/]", data) or len(data) % 4 == 1:
+            why = why or "its base64 is damaged"
+        else:
+            data = base64.b64decode(data + b"=" * (-len(data) % 4))
+    if why or not data:
+        raise InputError(f"The data: URL cannot be read: {why or 'it holds nothing'}. Write data:image/png;base64,….")
+    return media_type, data
 
 
 def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:

@@ -1,5 +1,7 @@
 """Picture files in, upright 8-bit RGB out: every odd one handled, or refused by name."""
 
+import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from foveate._files import named, open_readable
 from foveate._memory import check_room
 from foveate.errors import InputError
 
-__all__ = ["BYTES", "Picture", "load_picture", "picture_of"]
+__all__ = ["BYTES", "Picture", "load_picture", "picture_in", "picture_of"]
 
 BYTES = 14
 """Bytes of memory a pixel while a processor works on a picture, all copies together.
@@ -24,6 +26,10 @@ LONGEST = 1_000_000
 """Pixels a side. Pillow takes 8 bytes more for every row of each copy; a damaged header may name a hundred million."""
 BAND = 2**20
 """Pixels that are worked on at a time where that takes several times the memory of the picture."""
+WHOLE = ("MPO", "PSD")
+"""Files of which the first picture is all: a phone's JPEG with a second view, and layers that are one picture."""
+UNKNOWN = re.compile("unsupported|unimplemented|unknown|not supported|not available", re.IGNORECASE)
+"""What Pillow's errors say of files that it does not know; of damaged ones they say anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +59,50 @@ def load_picture(path: Path) -> Picture:
     """
     name = named(path)
     with open_readable(path) as file, _explained(name), Image.open(file) as image:
-        _check(image, name)
-        frames, kind = int(getattr(image, "n_frames", 1)), image.format
-        image.seek(0)
-        image.load()
-        upright, turned = _upright(image)
-        rgb = _rgb(upright, name)
-    if not turned:
-        return Picture(path, rgb, f"{name} has unreadable EXIF data; it is taken as it lies.")
-    if frames > 1 and kind != "MPO":  # MPO: a phone's JPEG with a second view, no animation
-        return Picture(path, rgb, f"{name} has {frames} frames; only the first is read.")
-    return Picture(path, rgb)
+        return _as_shown(image, name, path)
+
+
+def picture_in(data: bytes, name: str = "the picture") -> Picture:
+    """The picture in the bytes of a file, read as `load_picture` reads one.
+
+    Raises:
+        InputError: As `load_picture`.
+    """
+    with _explained(name), Image.open(io.BytesIO(data)) as image:
+        return _as_shown(image, name)
 
 
 def picture_of(image: Image.Image, name: str = "the picture") -> Picture:
     """A PIL picture as the model will see it: what a file of it would give.
+
+    Of an animation the frame is taken that it stands at.
 
     Raises:
         InputError: If its pixels are read only now and are damaged, or it is larger than is meant or than the memory
             that is there.
     """
     with _explained(name):
-        _check(image, name)
-        upright, _ = _upright(image)
-        return Picture(None, _rgb(upright, name))
+        return _as_shown(image, name)
+
+
+def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Picture:
+    """The frame that a picture stands at: with its pixels read, upright, RGB, and with a note where one is due."""
+    _check(image, name)
+    notes = []
+    kind, place, frames = image.format, image.tell(), 1
+    if getattr(image, "fp", None) is not None:  # of a closed file, no other frame can be looked for
+        frames = int(getattr(image, "n_frames", 1))
+    if image.tell() != place:
+        image.seek(place)
+    image.load()
+    upright, turned = _upright(image)
+    rgb = _rgb(upright, name)
+    if not turned:
+        notes.append(f"{name} has unreadable EXIF data; it is taken as it lies.")
+    if frames > 1 and kind not in WHOLE:
+        which = f"number {place + 1}" if place else "the first"
+        notes.append(f"{name} has {frames} frames; only {which} is read.")
+    return Picture(path, rgb, " ".join(notes) or None)
 
 
 def _check(image: Image.Image, name: str) -> None:
@@ -127,6 +153,10 @@ def _explained(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:  # of the disk, not of the decoder
             raise InputError(f"{name} cannot be read: {error.strerror}. Copy it to another place first.") from error
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if isinstance(error, NotImplementedError) or UNKNOWN.search(why):
+            raise InputError(
+                f"{name} is of a kind that Pillow does not read: {why:.200}. Convert it to PNG."
+            ) from error
         raise InputError(f"{name} is damaged: {why:.200}. Fetch or export it again.") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from foveate._files import local_path
 from foveate._spelling import fractions
 from foveate.cli.usage import UsageError
+from foveate.errors import InputError
 
 __all__ = [
     "EMBEDDED",
@@ -39,7 +41,10 @@ def limited(kind: type, metavar: str, fits: Callable[[Any], bool], says: str) ->
     """A number in a range, or None, as the type of a flag: tyro refuses others, with `says`."""
 
     def read(words: list[str]) -> Any:
-        number = kind(fractions(words[0]))
+        try:
+            number = kind(fractions(words[0]))
+        except ValueError:
+            number = float("nan")
         if not fits(number):
             raise ValueError(f"{words[0]} is not {says}.")
         return number
@@ -68,14 +73,34 @@ Rate = Annotated[
 Pairs = Annotated[int, whole(2)]
 """Rounds of timing: an interval needs two."""
 TOKENS = limited(float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "above 0")
-SHARE = limited(float, "SHARE", lambda share: 0 < share <= 1, "in (0, 1]; a token count is --budget")
+SHARE = limited(
+    float, "SHARE", lambda share: 0 < share <= 1, "a share in (0, 1], such as 0.33 or 1/3; a token count is --budget"
+)
 Tokens = Annotated[float, TOKENS]
 Share = Annotated[float, SHARE]
 MaybeTokens = Annotated[float | None, TOKENS, tyro.conf.arg(help_behavior_hint="")]
 MaybeShare = Annotated[float | None, SHARE, tyro.conf.arg(help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
-Images = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
-Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
+
+
+def _file(words: list[str]) -> Path:
+    try:
+        return local_path(words[0])
+    except InputError as error:  # a ValueError, which tyro would put into a frame without its words
+        raise UsageError(str(error)) from error
+
+
+FILE = PrimitiveConstructorSpec[Path](
+    nargs=1,
+    metavar="FILE",
+    instance_from_str=_file,
+    is_instance=lambda value: isinstance(value, Path),
+    str_from_instance=lambda value: [str(value)],
+)
+"""A path or `file:` URL."""
+File = Annotated[Path, FILE]
+Images = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
+Files = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),

@@ -499,10 +499,16 @@ class Forward:
         assign = [parents.get(member) for member in range(len(self.samples))]
         self.record.stages.append(StageRecord(where, layer, before, self.vision_left(), origin, assign))
 
-    def final(self) -> Tensor:
-        """Which columns the tokens that are left stand for: (samples, columns) bool; all text does."""
+    def final(self) -> tuple[Tensor, Tensor]:
+        """What is left at the end.
+
+        Returns:
+            Which columns have a token that a row stands for, text included; and which hold a row that stands for none,
+            such as a CLS: (samples, columns) bool each. Such a row stays in its column from cut to cut.
+        """
         # 1 at text and 0 at vision tokens, then the number of rows that stand for the column.
         final = torch.ones_like(self.text, dtype=torch.int32)
+        others = torch.zeros_like(self.text, dtype=torch.bool)
         for bucket in self.buckets:
             owners = bucket.owners.to(final.device)
             final = final.index_put((owners, bucket.vision.to(final.device)), final.new_zeros(()))
@@ -510,7 +516,8 @@ class Forward:
             columns = bucket.vision.to(final.device).gather(1, source.clamp(min=0))
             # A row that stands for no token is read as token 0 here, so it adds a 0 there: adding, not writing.
             final = final.index_put((owners, columns), (source >= 0).to(final.dtype), accumulate=True)
-        return final > 0
+            others = others.index_put((owners, bucket.columns.to(final.device)), source < 0)
+        return final > 0, others
 
 
 @dataclass(slots=True, eq=False)

@@ -368,7 +368,7 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
     layers = [index for index in program.cached if index < len(cache.layers) and index not in family.recurrent]
     if not layers or forward.rows is None:
         return
-    final, left = forward.final(), _tokens_left(forward, program)
+    final, others = forward.final()
     # Row maps live meanwhile, so their ids stay theirs.
     wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}
     for index in layers:
@@ -379,7 +379,7 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
         device = stored.keys.device
         alike = id(rows), device
         if alike not in wanted:
-            wanted[alike] = _wanted(forward, rows, final.to(device), left)
+            wanted[alike] = _wanted(forward, rows, final.to(device), others.to(device))
         stored.keep(*wanted[alike])
         if forward.rows.numbered is not None:
             before = forward.entering_rows if rows is None else rows.lengths
@@ -391,8 +391,14 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
     forward.note_cut("kv", None, arriving[0])
 
 
-def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, left: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`."""
+def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:
+    """Which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`.
+
+    Args:
+        forward: What is left.
+        rows: The rows that these layers hold; None: all.
+        final, others: See `Forward.final`.
+    """
     if rows is None:
         wanted = final
         if forward.live is not None:
@@ -401,20 +407,10 @@ def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, left: Sequence
     else:
         rows = rows.on(final.device)
         # (samples, columns) read at the column that each row stands for: (samples, rows).
-        wanted = final.take_along_dim(rows.source.clamp(min=0), dim=1) & (rows.source >= 0)
+        tokens = final.take_along_dim(rows.source.clamp(min=0), dim=1)
+        wanted = torch.where(rows.source < 0, others.gather(1, rows.columns), tokens)
         if rows.valid is not None:
             wanted = wanted & rows.valid
         texts = [len(sample.text) for sample in forward.samples]
-    return wanted, [text + tokens for text, tokens in zip(texts, left, strict=True)]
-
-
-def _tokens_left(forward: Forward, program: Program) -> list[int]:
-    """How many tokens of each sample are left. The host waits only where some rows may be no tokens of their own."""
-    counts = [0] * len(forward.samples)
-    for bucket in forward.buckets:
-        left = [bucket.left] * len(bucket.members)
-        if program.adds_rows and bucket.parent is not None:
-            left = (bucket.source >= 0).sum(dim=1).tolist()
-        for member, count in zip(bucket.members, left, strict=True):
-            counts[member] = count
-    return counts
+    left = {member: bucket.left for bucket in forward.buckets for member in bucket.members}
+    return wanted, [text + left.get(member, 0) for member, text in enumerate(texts)]

@@ -46,7 +46,6 @@ class Program:
         opening: See `follow.opening`.
         reads_text: Whether text decides what is left.
         by_frame: Whether the frames of a video are counted one by one.
-        adds_rows: Whether rows may come that are no tokens of their own.
         cached: Decoder layers whose caches are cut after the prefill.
         reads_cells: Whether a stage before a layer reads where tokens stand.
         reading: The stage that says what decoding reads, if any.
@@ -97,7 +96,6 @@ class Program:
         self.together = not any(stage.host for stage in stages)
         self.reads_text = follow.reads_text(stages)
         self.by_frame = any(stage.unit == "frame" for stage in stages)
-        self.adds_rows = any(stage.ownerless for stage in stages)
         self.reads_cells = any(Cells() in stage.reads for stage in layers)
         self.reading = follow.reading(stages)
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)

@@ -223,7 +223,7 @@ class RowsReader(ABC):
         if signal.rows == "vision":
             asking = _sampled(columns, signal.sample)
         elif signal.rows == "last":
-            asking = columns.new_full((samples, 1), self._columns.shape[1] - 1)
+            asking = self._last_row()
         else:
             asking, real = self._text_behind(unit)
         if not asking.shape[1]:
@@ -274,6 +274,14 @@ class RowsReader(ABC):
                 paid = paid / nearness(rows, take_along(turned, columns[..., None], dim=1))[:, None]
             yield paid if real is None else paid * real[:, None, some, None]
             done += paid.shape[2]
+
+    def _last_row(self) -> Tensor:
+        """The row of each sample's last token, (samples, 1): behind it may be padding."""
+        live = self._live()
+        if live is None:
+            return self._columns.new_full((len(self._columns), 1), self._columns.shape[1] - 1)
+        last, _ = last_marked((live.gather(1, self._columns) != 0).long(), 1)
+        return last
 
     def _text_behind(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
         """Text rows behind a unit, as many in every sample; and which of them a sample has, None if all do.

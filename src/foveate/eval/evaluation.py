@@ -9,6 +9,7 @@ from typing import Any
 from foveate import embedded
 from foveate._cells import Cell, at_budgets
 from foveate._files import is_video, named, sha256_of
+from foveate._upstream import brief
 from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
@@ -31,8 +32,8 @@ __all__ = ["evaluate", "evaluate_samples"]
 
 EMBEDDED = "exact match on held-out questions about generated pictures, each paired with the full model's"
 OWN = "foveate eval --samples"
-LABELS = ("label", "answer")
-"""Columns with the true answer; the first that is there counts."""
+LABELS = ("label", "labels", "answer", "answers")
+"""Columns with the true answer, or with several of which any counts; the first that is there is taken."""
 TOLD = 3
 """Rows without a question whose reasons are noted one by one."""
 
@@ -91,9 +92,9 @@ def evaluate_samples(
 ) -> Quality:
     """Ask the full model and every method at every budget the same questions about somebody's own pictures.
 
-    With a true answer in every sample ("label" or "answer") the figure is accuracy, without any it is the share of
-    answers that are the full model's, word for word. Rows that cannot be read are left out; `origin["bad"]` has their
-    reasons.
+    With a true answer in every sample ("label" or "answer"; of a list, any counts) the figure is accuracy, without any
+    it is the share of answers that are the full model's, word for word. Rows that cannot be read are left out;
+    `origin["bad"]` has their reasons.
 
     Args:
         vlm: The model.
@@ -119,7 +120,7 @@ def evaluate_samples(
     if len(asked) < len(readable):
         listener.note(f"{len(readable) - len(asked)} samples ask what another one asks, and are left out")
     asked.sort(key=lambda question: question.picture)
-    labelled = [question for question in asked if question.label is not None]
+    labelled = [question for question in asked if question.labels]
     if labelled and len(labelled) < len(asked):
         raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
     media = [question.media() for question in asked]
@@ -164,16 +165,44 @@ def _asked_of(sample: MediaSample) -> Asked:
     for path in paths:
         if not is_video(path):
             load_picture(path)
-    label = next((str(sample.record[name]) for name in LABELS if sample.record.get(name) is not None), None)
     return Asked(
         key=f"{picture}/{sample.question}",
         picture=picture,
-        task=str(sample.record.get("task", "samples")),
+        task=_plain(sample.record, "task") or "samples",
         text=sample.question,
         media=partial(list, sample.media),
-        label=label,
+        labels=_labels(sample.record),
         reading=_words,
     )
+
+
+def _labels(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The true answers of a sample; none where it has no label. An empty text is no label.
+
+    Raises:
+        InputError: If one is neither a text nor a number.
+    """
+    for name in LABELS:
+        value = record.get(name)
+        several = value if isinstance(value, list) else [value]
+        labels = [_plain({name: label}, name) for label in several]
+        if any(labels):
+            return tuple(label for label in labels if label)
+    return ()
+
+
+def _plain(record: Mapping[str, Any], name: str) -> str:
+    """The text or number that a record has under a name, as a text; an empty one where it has none.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    value = record.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+        raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
+    return str(value).strip()
 
 
 def _words(answer: str) -> str:
@@ -247,7 +276,7 @@ class _Asking:
     @property
     def labelled(self) -> bool:
         """Whether the true answers are known."""
-        return self.asked[0].label is not None
+        return bool(self.asked[0].labels)
 
     def rows(self, cells: Sequence[Cell], doing: str) -> list[dict[str, Any]]:
         """All figures of these cells, after asking what the store does not have."""

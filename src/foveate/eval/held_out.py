@@ -77,7 +77,7 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
         for one in drawn:
             if one.task in tasks:
                 key = f"{picture}/{one.task}"
-                chosen.append(Asked(key, picture, one.task, one.question, media, one.answer, seed))
+                chosen.append(Asked(key, picture, one.task, one.question, media, (one.answer,), seed))
         picture += 1
     return chosen[:count]
 

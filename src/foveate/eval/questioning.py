@@ -40,9 +40,9 @@ class Asked:
         task: What kind of question it is.
         text: What is asked.
         media: Gives the pictures, as `VLM.prepare` takes them.
-        label: The true answer; None where it is not known.
+        labels: The true answers, of which any counts; none where they are not known.
         seed: Which seed drew the picture; None where nobody did.
-        reading: What of an answer is compared with the label's.
+        reading: What of an answer is compared with the labels'.
     """
 
     key: str
@@ -50,13 +50,13 @@ class Asked:
     task: str
     text: str
     media: Callable[[], Any] = field(compare=False)
-    label: str | None = None
+    labels: tuple[str, ...] = ()
     seed: int | None = None
     reading: Callable[[str], str] = str
 
     def is_right(self, answer: str) -> bool:
-        """Whether an answer is the true one."""
-        return self.label is not None and self.reading(answer) == self.reading(self.label)
+        """Whether an answer is a true one."""
+        return self.reading(answer) in map(self.reading, self.labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from foveate._files import named, open_readable, sha256_of
+from foveate._files import local_path, named, open_readable, scheme_of, sha256_of
 from foveate._upstream import brief, first_line, install_line, printable
 from foveate.errors import InputError, SettingError, UnsupportedError
 
@@ -423,7 +423,8 @@ class Samples:
         if not usable and first_bad is not None:
             raise InputError(
                 f"No row of {shown} can be asked. Row {first_bad.number}: {first_bad.reason} "
-                "Say what the columns are called, or correct the input."
+                "Say what the columns are called (foveate batch: --media-column, --question-column), or correct "
+                "the input."
             )
         import numpy as np  # commands look at their input before NumPy is loaded
 
@@ -528,9 +529,10 @@ def _media(value: Any, root: str) -> tuple[str, ...]:
     for path in paths:
         if not isinstance(path, str) or not path:
             raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(path)}.")
-        if path.startswith(("http://", "https://")):
-            raise Unreadable(f"{brief(path)} is an address: nothing is downloaded. Fetch it first, and name the file.")
-    return tuple(os.path.join(root, path) for path in paths)
+    try:
+        return tuple(os.path.join(root, path if scheme_of(path) is None else local_path(path)) for path in paths)
+    except InputError as error:
+        raise Unreadable(str(error)) from error
 
 
 def _question(value: Any) -> str:

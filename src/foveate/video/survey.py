@@ -22,7 +22,8 @@ class Survey:
         promised: Where the header says that the file ends, if a good part up to there is missing; None mostly.
         rate: Frames a second, on average.
         times: When each frame comes on show, in seconds from the first one, ascending; None where there are many.
-        seekable: Whether packets know their times.
+        seekable: Whether packets know when they are shown. In a program stream few of H.264 do; in an AVI all of H.264
+            say when they are decoded.
     """
 
     origin: float
@@ -91,16 +92,19 @@ def survey(container: Any, stream: Any) -> Survey | None:
     if not starts:  # as in a bare stream of H.264: frames at an even rate
         even = tuple(number / rate for number in range(seen.frames))
         return Survey(0.0, seen.frames / rate, None, rate, even, seekable=False)
+    untimed = 2 * len(starts) < seen.frames
+    mixed = container.format.name == "avi" and stream.codec_context.name == "h264" and stream.codec_context.has_b_frames
     times = None
     origin = float((stream.start_time or 0) * stream.time_base)
     if few:
         origin = starts[0]
-        times = tuple(start - origin for start in starts)
+        if not untimed:
+            times = tuple(start - origin for start in starts)
     last = seen.last - float(container.start_time or 0) / 1e6
     if promised is not None and last >= promised - max(SLACK[0], SLACK[1] * promised):
         promised = None  # nothing is missing
     end = max(seen.stop, starts[-1] + 1 / rate) - origin
-    return Survey(origin, end, promised, rate, times)
+    return Survey(origin, end, promised, rate, times, seekable=not (untimed or mixed))
 
 
 def _look(container: Any, stream: Any) -> _Seen:

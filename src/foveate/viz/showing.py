@@ -8,9 +8,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from foveate._files import local_path
 from foveate.errors import InputError
 from foveate.video import Clip
 from foveate.viz.frames import Frame, draw_frames
@@ -72,7 +73,7 @@ class _Medium:
         if isinstance(medium, Image.Image):
             return cls([medium], ["picture"], False)
         if isinstance(medium, str | Path):
-            return cls([Image.open(medium)], ["picture"], False)
+            return cls([ImageOps.exif_transpose(Image.open(local_path(str(medium))))], ["picture"], False)
         pictures = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in medium]
         return cls(pictures, [f"frame {number}" for number in range(1, len(pictures) + 1)], True)
 
@@ -142,7 +143,10 @@ def _images(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[int]:
         kinds = f"{videos.count(False)} images"
         if any(videos):
             kinds += f" and {videos.count(True)} videos"
-        raise InputError(f"The sample has {kinds}; got pictures and frames for {sum(counts)} to draw on.")
+        raise InputError(
+            f"The sample has {kinds}; got pictures and frames for {sum(counts)} to draw on. Give those of one sample; "
+            "sample=… says which of the batch."
+        )
     return counts
 
 

@@ -1,0 +1,216 @@
+"""One file, several doors: the same pixels and the same notes through each, or a refusal that names the form."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveate as fv
+from foveate import embedded
+from foveate._files import local_path, scheme_of
+from foveate.ask.conversation import Conversation
+from foveate.ask.media import decoded, read_media, read_medium
+from foveate.ask.pictures import picture_of
+from foveate.errors import InputError
+from foveate.runs.samples import Bad, samples_in
+from tests.films import film
+
+RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
+
+
+def as_file(image, kind, **options):
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def exif(orientation):
+    values = Image.Exif()
+    values[0x0112] = orientation
+    return values
+
+
+FILES = {
+    "plain.png": as_file(RED, "PNG"),
+    "moving.gif": as_file(RED, "GIF", save_all=True, append_images=[BLUE]),
+    "moving.png": as_file(RED, "PNG", save_all=True, append_images=[BLUE]),
+    "turned.jpg": as_file(RED, "JPEG", exif=exif(6)),
+    "clear.png": as_file(Image.new("RGBA", (8, 8), (200, 0, 0, 100)), "PNG"),
+    "deep.png": as_file(Image.fromarray(np.full((6, 6), 30_000, np.uint16)), "PNG"),
+    "pages.tif": as_file(RED, "TIFF", save_all=True, append_images=[BLUE]),
+}
+
+
+def url(data, kind="image/png"):
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_is_the_same_through_every_door(tmp_path, name):
+    data = FILES[name]
+    (path := tmp_path / "a picture").write_bytes(data)
+    (tmp_path / "rows.jsonl").write_text('{"image": "a picture", "question": "x"}\n')
+    (row,) = samples_in(tmp_path / "rows.jsonl").settled().read()
+    (address := tmp_path / "urls.jsonl").write_text(f'{{"image": "{path.as_uri()}", "question": "x"}}\n')
+    (by_url,) = samples_in(address).settled().read()
+    doors = [
+        path,
+        str(path),
+        path.as_uri(),
+        f"file:{path}",
+        data,
+        bytearray(data),
+        url(data),
+        *row.media,
+        *by_url.media,
+    ]
+    with Image.open(path) as image:
+        pictures = [*read_media(doors), *read_media([image])]
+        for door in doors:
+            for part in ({"type": "image", "image": door}, {"type": "image_url", "image_url": {"url": door}}):
+                pictures += Conversation.of([{"role": "user", "content": [part]}]).media
+    assert len({(picture.image.size, picture.image.tobytes()) for picture in pictures}) == 1
+    notes = {(picture.note or "").replace(str(path), "the picture") for picture in pictures}
+    assert len(notes) == 1
+    assert ("only the first is read" in notes.pop()) == (name in ("moving.gif", "moving.png", "pages.tif"))
+    if not any(picture.note for picture in pictures):
+        (array,) = read_media(np.asarray(pictures[0].image))
+        assert array.image.tobytes() == pictures[0].image.tobytes()
+
+
+def test_an_animation_that_stands_at_another_frame_is_that_frame():
+    image = Image.open(io.BytesIO(FILES["moving.gif"]))
+    image.seek(1)
+    shown = picture_of(image)
+    assert (shown.image.getpixel((0, 0)), shown.note) == (
+        (0, 0, 255),
+        "the picture has 2 frames; only number 2 is read.",
+    )
+
+
+def test_a_picture_whose_file_is_closed_is_taken_as_it_is(tmp_path):
+    (path := tmp_path / "moving.gif").write_bytes(FILES["moving.gif"])
+    with Image.open(path) as image:
+        image.load()
+    assert picture_of(image).image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def written(data):
+    """The same `data:` URL as clients write it."""
+    text = base64.b64encode(data).decode()
+    yield "data:image/png;base64," + base64.encodebytes(data).decode()
+    yield "data:image/png;base64," + text + "\r\n"
+    yield "  data:image/png;base64, " + text
+    yield "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D")
+    yield "DATA:IMAGE/PNG;BASE64," + text
+    yield "data:;charset=utf-8; base64 ," + text.rstrip("=")
+    yield "data:image/png;base64," + text + "#top"
+    yield "data:image/png," + "".join(f"%{byte:02x}" for byte in data)
+
+
+@pytest.mark.parametrize("length", [150, 151, 152])
+def test_data_urls_are_read_as_browsers_read_them(length):
+    data = np.random.default_rng(length).bytes(length)
+    assert {decoded(text)[1] for text in written(data)} == {data}
+    for text in written(FILES["plain.png"]):
+        assert read_medium(text).image.tobytes() == RED.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data:image/png;base64", "no comma"),
+        ("data:image/png;base64,", "holds nothing"),
+        ("data:image/png;base64,QUJD*", "base64 is damaged"),
+        ("data:image/png;base64,QUJDR", "base64 is damaged"),
+        ("data:image/png;base64,QUI==JD", "base64 is damaged"),
+        ("data:image/png;base64,QUJD_-", "base64 is damaged"),
+    ],
+)
+def test_data_urls_that_are_none_are_refused_without_their_data(text, says):
+    secret = "S" * 999
+    with pytest.raises(InputError, match=f"The data: URL cannot be read: .*{says}") as refused:
+        read_medium(text + (secret + "*" if "," in text and "nothing" not in says else ""))
+    assert "SSS" not in str(refused.value)
+
+
+def test_no_refusal_repeats_a_file(tmp_path):
+    data = base64.b64encode(np.random.default_rng(0).bytes(3000)).decode()
+    for source in (url(b"no picture" * 300), data, f"data:image/png;base64,*{data}"):
+        with pytest.raises(InputError) as refused:
+            read_medium(source)
+        assert len(str(refused.value)) < 250
+    with pytest.raises(InputError, match=r"got a BytesIO\. Give what its read\(\) gives"):
+        read_medium(io.BytesIO(FILES["plain.png"]))
+
+
+def test_a_film_is_the_same_as_a_file_a_url_and_bytes(tmp_path):
+    path = film(tmp_path / "film.mp4", 12)
+    data = path.read_bytes()
+    expected = read_medium(path, frames=4)
+    for source, kind in ((path.as_uri(), None), (url(data, "video/mp4"), None), (data, "video"), (url(data), "video")):
+        clip = read_medium(source, frames=4, kind=kind)
+        assert clip.seconds == expected.seconds
+        assert (clip.frames == expected.frames).all()
+
+
+def test_a_moving_gif_is_a_film_where_frames_are_asked_for_and_else_a_picture(tmp_path):
+    (path := tmp_path / "moving.gif").write_bytes(FILES["moving.gif"])
+    for source in (path, path.as_uri(), url(FILES["moving.gif"], "image/gif")):
+        assert len(read_medium(source, frames=2)) == 2
+        assert read_medium(source).image.tobytes() == RED.tobytes()
+
+
+@pytest.mark.parametrize("address", ["file:///a%20b/c%23.png", "file:/a b/c#.png", "FILE://localhost/a%20b/c%23.png"])
+def test_a_file_url_names_a_path(address):
+    assert local_path(address) == Path("/a b/c#.png")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("file://server/share/a.png", "names a file of this machine by its whole path"),
+        ("file://a.png", "names a file of this machine by its whole path"),
+        ("file:a.png", "names a file of this machine by its whole path"),
+        ("http://example.org/a.png", "Nothing is downloaded by itself"),
+        ("HTTPS://example.org/a.png", "Nothing is downloaded by itself"),
+        ("s3://bucket/a.png", "A s3: URL is not read"),
+        ("GS://bucket/a.png", "A gs: URL is not read"),
+        ("blob:http://localhost/1234", "A blob: URL is not read"),
+        ("rtsp://camera/stream", "A rtsp: URL is not read"),
+    ],
+)
+def test_other_addresses_are_refused_by_their_scheme_at_every_door(tmp_path, address, says):
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": address}}]}
+    for read in (read_medium, local_path, lambda source: Conversation.of([message])):
+        with pytest.raises(InputError, match=says):
+            read(address)
+    (path := tmp_path / "rows.jsonl").write_text(f'{{"image": "{address}", "question": "x"}}\n')
+    (row,) = samples_in(path).settled().read()
+    assert isinstance(row, Bad)
+    assert says in row.reason
+
+
+def test_a_data_url_in_a_row_is_refused_by_its_form(tmp_path):
+    (path := tmp_path / "rows.jsonl").write_text(f'{{"image": "{url(FILES["plain.png"])}", "question": "x"}}\n')
+    (row,) = samples_in(path).settled().read()
+    assert row.reason == "A data: URL is not read here. Save the file that it holds, and name that."
+
+
+def test_names_with_a_colon_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RED.save("12:30.png")
+    RED.save("scan: 1.png")
+    assert [scheme_of(name) for name in ("12:30.png", "scan: 1.png", r"C:\a.png", "a/b:c.png")] == [None] * 4
+    assert read_medium("scan: 1.png").image.size == RED.size
+
+
+def test_bytes_are_asked_about_as_the_file_is():
+    vlm = fv.load(device="cpu")
+    path = embedded.picture()
+    asked = {vlm.ask(source, embedded.QUESTION, max_new_tokens=6).text for source in (path, path.read_bytes())}
+    assert len(asked) == 1
+    with pytest.raises(InputError, match="the picture is not a picture that Pillow can read"):
+        vlm.ask(b"\x89PNG", "hi")
