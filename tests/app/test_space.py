@@ -44,7 +44,7 @@ def test_the_card_has_what_a_space_reads():
 def test_it_asks_for_what_the_project_asks_for():
     extras = PROJECT["optional-dependencies"]
     asked = (SPACE / "requirements.txt").read_text(encoding="utf-8").split()
-    assert asked == [*PROJECT["dependencies"], *dict.fromkeys((*extras["app"], *extras["video"]))]
+    assert asked == [*PROJECT["dependencies"], *dict.fromkeys((*extras["app"], *reversed(extras["vision"])))]
 
 
 def test_it_is_whole_without_what_is_made(made):

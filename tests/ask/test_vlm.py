@@ -93,7 +93,7 @@ def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scene
     [
         (np.zeros((4, 4), np.uint8), r"got \(4, 4\), uint8"),
         (np.zeros((4, 4, 3), np.float32), "float32"),
-        (7, "a path, a PIL picture, an array or a clip; got a int"),
+        (7, "a PIL picture, an array or a clip; got a int"),
         ("nowhere.png", r"nowhere\.png cannot be read"),
         ([None], "got a NoneType"),
     ],

@@ -220,7 +220,7 @@ def test_rounds_that_are_finished_stay_when_memory_runs_out(monkeypatch):
     made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0)
     rounds = made.run(5)
     assert [next(rounds), next(rounds)] == [1, 2]
-    monkeypatch.setattr(fv.V2Drop, "select", out_of_memory)
+    monkeypatch.setattr("foveate.engine.runner.cut_before", out_of_memory)
     with pytest.raises(fv.InputError, match="smaller batch"):
         next(rounds)
     assert len(made.rounds) == 2

@@ -623,7 +623,7 @@ def test_a_part_behind_the_end_is_refused(steady):
 
 def test_without_pyav_the_extra_is_named(steady, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[video\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[vision\]'"):
         read(steady)
 
 

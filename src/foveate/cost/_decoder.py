@@ -129,7 +129,7 @@ class Decoder:
                 held += count * tables
             before = count
             here = held + beside[layer] * width
-            if layer > 0:
+            if layer > 0 and (rows[0] == span or count != rows[0]):  # a stream that is not what went into the decoder
                 here += stream
             if count < span:
                 here += count * width  # gathered from the stream

@@ -544,6 +544,7 @@ def settle(cache: Any) -> Any:
         UnsupportedError: If a layer is of a kind that cannot be copied.
     """
     guards.refuse_cache(cache, CACHE_LAYERS)
+    bases: dict[int, Tensor] = {}  # layers compare columns by their tensor, so the same stays the same
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer) or not layer.is_initialized:
             continue
@@ -552,6 +553,8 @@ def settle(cache: Any) -> Any:
         layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
         if type(layer) is PrunedLayer:
             layer._room = None
+            if layer.base is not None:
+                layer.base = bases.setdefault(id(layer.base), _compact(layer.base))
     return cache
 
 

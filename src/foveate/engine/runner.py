@@ -203,6 +203,8 @@ class LayerRunner:
             alike.full, alike.handed = entered, made
             return output
         full = self._put_back(forward, index, rows, entered, made)
+        if alike is not None:  # nothing lives on behind the last layer
+            alike.full = alike.handed = None
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def hands_on(self, forward: Forward, kwargs: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -36,9 +37,22 @@ from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "drop_or_not", "refuse_open", "remove"]
 
-# torch.compile traces the layers that our functions call, and not these: they look at the host's state.
-if hasattr(trace_rules, "add"):
-    trace_rules.add("foveate")
+
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+UNTRACED = [
+    "_transformers",
+    "registry",
+    "contract",
+    "core",
+    "families",
+    "methods",
+    *(f"engine.{name}" for name in MODULES if name != "arguments"),
+]
+"""torch.compile traces the layers that these call, and not these: they look at the host's state. Of flex attention's
+masks it must trace what `engine.arguments` makes."""
+
+for room in UNTRACED if hasattr(trace_rules, "add") else ():
+    trace_rules.add(f"foveate.{room}")
 
 LATEST = 100
 """Prefills that the trace of `apply` holds."""
