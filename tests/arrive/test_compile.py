@@ -87,7 +87,7 @@ def test_nothing_of_ours_is_logged():
             assert trace.stages
     finally:
         logger.removeHandler(said)
-    assert said.lines  # it traced, and said something of the host
+    assert counters["stats"]["unique_graphs"] > 2  # it traced
     assert [line for line in said.lines if "foveate" in line] == []
 
 

@@ -123,13 +123,14 @@ class Decoder:
         tables = 2 * self.head_dim  # cos and sin, made anew when rows leave
         stream = span * width
         held = stream + span * tables  # what goes into the decoder outlives its layers
+        alike = rows[0] < span and len(set(rows)) == 1  # rows then go back into what went into the decoder
         most, before = 0, span
         for layer, count in enumerate(rows):
             if count != before:
                 held += count * tables
             before = count
             here = held + beside[layer] * width
-            if layer > 0 and (rows[0] == span or count != rows[0]):  # a stream that is not what went into the decoder
+            if layer > 0 and not alike:
                 here += stream
             if count < span:
                 here += count * width  # gathered from the stream
