@@ -47,9 +47,9 @@ def refuse_unknown_host(family: Family) -> None:
     if not hasattr(core, "get_image_features"):
         raise unknown(f"has a {type(core).__name__} without get_image_features")
     called = {type(layer): layer for layer in layers}
-    for what in (lacks(text, DECODER), *(lacks(layer, LAYER) for layer in called.values())):
-        if what is not None:
-            raise unknown(what)
+    for lacking in (lacks(text, DECODER), *(lacks(layer, LAYER) for layer in called.values())):
+        if lacking is not None:
+            raise unknown(lacking)
     if len(set(map(id, layers))) < len(layers):
         raise UnsupportedError(
             f"Some of the {len(layers)} layers of {type(text).__name__} are the same module, so it cannot be told "
