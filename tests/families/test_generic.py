@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
+from foveate import testing
 from foveate.contract import Shape, follow
 from foveate.families.generic import Generic, lacking
 from foveate.families.unserved import UNSERVED
@@ -240,3 +241,11 @@ def test_layers_of_different_kinds_are_all_looked_at():
     assert lacking(model) == ["its LlamaDecoderLayer has no self_attn"]
     assert Generic.model_type == "generic"
     assert len(model.model.language_model.layers) == DEPTH
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_model_by_the_adapter_can_be_checked(build):
+    model, side, tokens = tiny(build)
+    checked = testing.check(model, prompt(["tit"], side, tokens), family="generic")
+    assert checked.passed, checked
+    assert [row.verdict for row in checked.rows].count("passed") >= 10

@@ -35,7 +35,7 @@ from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
 from foveate.registry import family_for, inside
 
-__all__ = ["apply", "drop", "drop_or_not", "refuse_open", "remove"]
+__all__ = ["apply", "drop", "drop_or_not", "refuse_open", "refuse_running", "remove"]
 
 
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
@@ -172,10 +172,11 @@ def refuse_open(model: nn.Module) -> None:
     Raises:
         SessionError: If it is.
     """
-    _refuse_running(model, family_for(model))
+    refuse_running(model, family_for(model))
 
 
-def _refuse_running(model: nn.Module, family: Family) -> None:
+def refuse_running(model: nn.Module, family: Family) -> None:
+    """`refuse_open`, of a model whose family is known."""
     running = _sessions.get(family.core)
     guards.refuse_second_session(model, None if running is None else running.method)
 
@@ -191,7 +192,7 @@ def _session(
     """The session that will be attached; nothing is put on the model yet."""
     chosen = _chosen(method, retention, tokens)
     family = family_for(model, kind)
-    _refuse_running(model, family)
+    refuse_running(model, family)
     return Session(family, chosen, resources)
 
 

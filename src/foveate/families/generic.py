@@ -51,8 +51,8 @@ class Generic(Family):
         super().__init__(model)
         warnings.warn(
             f"{type(model).__name__} ({kind!r}) runs with foveate's generic adapter, which was never tested on this "
-            "model and does not know its pictures. Prove it first, with `foveate check MODEL` or "
-            "foveate.testing.check(model, inputs).",
+            "model and does not know its pictures. Prove it first: "
+            "foveate.testing.check(model, inputs, family='generic'), as `foveate check MODEL` does for other models.",
             UserWarning,
             stacklevel=4,
         )

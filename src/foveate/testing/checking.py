@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from foveate.contract import Chain, follow
 from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape
 from foveate.core.patching import Patcher
-from foveate.engine.session import drop, refuse_open
+from foveate.engine.session import drop, refuse_running
 from foveate.engine.trace import StageRecord
 from foveate.errors import InputError, SessionError, SettingError, UnsupportedError
 from foveate.methods.divprune import DivPrune
@@ -27,6 +27,7 @@ from foveate.methods.uniform import Uniform
 from foveate.methods.v2drop import V2Drop
 from foveate.methods.vidcom2 import VidCom2
 from foveate.registry import family_for
+from foveate.support import reach
 from foveate.testing.checked import CLEARLY, HALF, Checked, Row, name_of
 from foveate.testing.contract import state_of
 from foveate.testing.hiding import Oracle, columns_of
@@ -59,7 +60,7 @@ class Probe:
     optional: bool = False
 
 
-def check(model: Any, inputs: Mapping[str, Any]) -> Checked:
+def check(model: Any, inputs: Mapping[str, Any], family: Literal["generic"] | None = None) -> Checked:
     """Prove that dropping on this model does what it says: bit by bit, or against the model with columns hidden.
 
         checked = foveate.testing.check(model, processor(...))
@@ -70,29 +71,31 @@ def check(model: Any, inputs: Mapping[str, Any]) -> Checked:
     Args:
         model: An unmodified vision-language model of transformers, in evaluation mode, on its device.
         inputs: One sample with a picture, as its processor makes it.
+        family: See `foveate.drop`.
 
     Raises:
         InputError: If the inputs are not one sample with vision tokens.
         SessionError: If the model is inside a context.
         UnsupportedError: If no family serves the model.
     """
-    return Checking(model, inputs).run(lambda count=1: None)
+    return Checking(model, inputs, family).run(lambda count=1: None)
 
 
 class Checking:
     """A check that will run.
 
     Args:
-        model, inputs: See `check`.
+        model, inputs, family: See `check`.
 
     Attributes:
         runs: How often the model will run, at the most.
         tokens: Prompt tokens of each run.
     """
 
-    def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
-        refuse_open(model)
-        self._family = family_for(model)
+    def __init__(self, model: Any, inputs: Mapping[str, Any], family: Literal["generic"] | None = None) -> None:
+        self._family = family_for(model, family)
+        refuse_running(model, self._family)
+        self._drop = partial(drop, self._family.model, family=family)
         self._model = self._family.model
         self._inputs = dict(inputs)
         ids = self._inputs.get("input_ids")
@@ -233,7 +236,7 @@ class Checking:
 
     def _keep_all(self, plain: Tensor, tokens: Tensor) -> Row:
         layers = cuts(self._depth, 1 / 4, 1 / 2)
-        with drop(self._model, V2Drop(layers=layers, keep=(1.0,) * len(layers))):
+        with self._drop(V2Drop(layers=layers, keep=(1.0,) * len(layers))):
             logits, same = self._generated(self._inputs)
         return _exact(KEEP_ALL, torch.equal(logits, plain) and torch.equal(same, tokens), "logits or tokens differ")
 
@@ -241,7 +244,8 @@ class Checking:
         """A method beside the untouched model with the columns hidden that its trace says were dropped."""
         with ExitStack() as stack:
             try:
-                trace = stack.enter_context(drop(self._model, probe.method))
+                self._refuse(probe.method)
+                trace = stack.enter_context(self._drop(probe.method))
             except (UnsupportedError, SettingError) as error:
                 self._advance(3)
                 return Row(probe.name, "not served" if probe.optional else "failed", reason=first_line(error))
@@ -260,6 +264,12 @@ class Checking:
         if probe is self._probes[0]:
             self._control = logits, row.wrong or 0.0
         return row
+
+    def _refuse(self, method: Method) -> None:
+        """What a family refuses a method when a picture arrives, before one does."""
+        refused = reach(method, type(self._family), self._model.config, depth=self._depth).refused
+        if refused is not None:
+            raise UnsupportedError(refused)
 
     def _hidden(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
         """What a trace says was dropped, as hidden columns; or columns that are wrong on purpose."""
@@ -296,7 +306,7 @@ class Checking:
         if difference(plain, self._untouched) > self._tolerance:
             self._advance()
             return Row(name, "not served", reason="without a cache this model's prompt sees the answer behind it")
-        with drop(self._model, self._probes[0].method):
+        with self._drop(self._probes[0].method):
             logits = self._oracle.plainly()
         self._advance()
         return self._judged(name, difference(logits, cached), wrong)
@@ -306,7 +316,7 @@ class Checking:
         alone, wrong = self._compared_first()
         if self._no_batch:
             return Row("batch = alone", "not served", reason=self._no_batch)
-        with drop(self._model, self._probes[0].method):
+        with self._drop(self._probes[0].method):
             found = self._batch_noise(alone)
         return self._judged("batch = alone", found, wrong)
 
@@ -316,7 +326,7 @@ class Checking:
         with Patcher() as patches:
             patches.hook(self._family.layers[-1], "before", _fail)
             try:
-                with drop(self._model, self._probes[0].method):
+                with self._drop(self._probes[0].method):
                     self._forced(self._inputs)
                 return _exact(RESTORED, False, "an error inside a layer did not come through")
             except _PlannedError:
