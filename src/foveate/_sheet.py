@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.measure import Measurement
     from rich.table import Table
 
-__all__ = ["SECTION", "Column", "Sheet", "between"]
+__all__ = ["SECTION", "WIDEST", "Column", "Sheet", "between"]
 
 SECTION: tuple[str, ...] = ()
 """A row without cells: a gap between the rows above and below it."""
@@ -111,7 +112,7 @@ class Sheet:
         from rich.console import Console
 
         console = Console(file=StringIO(), color_system=None, width=WIDEST)
-        needed = console.measure(self.to_rich()).minimum
+        needed = console.measure(self).minimum
         console.print(self, width=max(width, needed), crop=False)
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in lines).strip("\n")
@@ -171,6 +172,11 @@ class Sheet:
             else:
                 table.add_section()
         return table
+
+    def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
+        """How wide the table is; where no column may be wrapped, it is never narrower."""
+        measured = console.measure(self.to_rich(), options=options)
+        return measured if any(column.wrap for column in self.columns) else measured.with_minimum(measured.maximum)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
         """What rich prints: the table, and the notes below it as wide as the console."""

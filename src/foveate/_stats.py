@@ -42,8 +42,8 @@ class Estimate:
     high: float
 
     def rounded(self) -> "Estimate":
-        """The same to a hundred thousandth."""
-        return Estimate(round(self.value, 5), round(self.low, 5), round(self.high, 5))
+        """The same to a hundred thousandth, and no zero negative."""
+        return Estimate(*(round(number, 5) + 0.0 for number in (self.value, self.low, self.high)))
 
     def to_dict(self) -> dict[str, float]:
         """Plain values, rounded."""

@@ -1,8 +1,11 @@
 """Progress where stderr is a file or a pipe."""
 
 import pytest
+from rich.console import Group
+from rich.text import Text
 
-from foveate.cli.screen import Lines, counting
+from foveate._sheet import Sheet
+from foveate.cli.screen import Lines, counting, show
 
 
 class Clock:
@@ -69,3 +72,10 @@ def test_a_run_of_unknown_length_counts_on(capsys):
     clock.seconds += 7500
     lines.add(12)
     assert lines_of(capsys)[1:] == ["foveate: Run 1 of 9: the full model: 12 done in 2 h 5 min"]
+
+
+def test_no_cell_is_cut_where_there_is_no_edge(capsys):
+    wide = ["cell " + str(number) * 30 for number in range(6)]
+    show(Group(Sheet("", [""] * 6, [wide]), Text("a line")))
+    said = capsys.readouterr().out
+    assert [cell for cell in wide if cell not in said] == []

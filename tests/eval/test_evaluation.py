@@ -47,7 +47,8 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert capfd.readouterr() == ("", "")
     ours, same = quality.settings
     assert (ours["name"], quality.full["questions"], quality.to_dict()["seeds"]) == ("v2drop", 2, [0])
-    assert {**same, "name": "v2drop"} == ours
+    assert [pair["name"] for pair in same["paired"]] == ["v2drop"]
+    assert {**same, "name": "v2drop", "paired": []} == ours
     assert ours["tokens"] == pytest.approx(64, abs=1)
 
 

@@ -6,9 +6,10 @@ import pytest
 
 import foveate as fv
 from foveate._cells import Cell
+from foveate._stats import Estimate
 from foveate.eval import pareto
 from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
-from foveate.eval.quality import Quality, points, sheets
+from foveate.eval.quality import AGREEMENT, Quality, points, sheets
 
 TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]
@@ -120,7 +121,7 @@ def test_a_figure_that_is_no_mean_is_counted_anew_on_every_resample():
 
 def test_tables_show_every_cell_and_no_empty_column(quality):
     heads = [column.head for column in quality.table().columns]
-    assert heads == ["", "Tokens", "FLOPs", "Accuracy", "Of full", "Agrees", "KL", "Hard", "− random", "− resize"]
+    assert heads == ["", "Tokens", "FLOPs", "Accuracy", "Agrees", "Of full", "KL", "Hard", "− random", "− resize"]
     rows = [line.split() for line in str(quality.table()).splitlines()]
     assert ["ours", "64.0", "25%", "80.0", "±"] in [row[:5] for row in rows]
     assert ["high", "≥", "70.0", "infeasible"] in rows
@@ -136,7 +137,7 @@ def test_tables_show_every_cell_and_no_empty_column(quality):
 
 def test_a_notebook_shows_tables_and_python_a_line(quality):
     assert repr(quality).startswith("Quality('a title', 200 questions about 100 pictures, full model 100.0 (≥ 96.3)")
-    assert quality._repr_html_().count("<table") == 2
+    assert quality._repr_html_().count("<table") == 3
     assert "spender at 30 tokens: the budget is not met" in quality._repr_html_()
 
 
@@ -175,9 +176,9 @@ def test_few_pictures_are_said(quality):
 
 def test_of_several_benchmarks_each_has_its_findings_below_its_own_table(quality):
     other = replace(quality, title="another", rows=[{**quality.full, "pictures": 2}, *quality.settings[1:]])
-    first, tasks, last = sheets([quality, other])
+    first, tasks, paired, last = sheets([quality, replace(other, rows=other.rows[:2])])
     assert "ours: better than random at 64 tokens." in first.notes
-    assert not tasks.notes
+    assert not tasks.notes + paired.notes
     assert not [note for note in last.notes if note.startswith("ours")]
     assert any(note.startswith("Only 2 pictures") for note in last.notes)
     assert any(note.startswith("Tokens:") for note in last.notes)
@@ -238,3 +239,172 @@ def test_what_an_accuracy_hides_is_said_of_methods_and_not_of_controls(quality):
     assert [note for note in said if note.startswith(("ours", "random"))] == [
         "ours at 64 tokens: less than a quarter is left of count (4%; full model 100%)."
     ]
+
+
+def test_a_few_pictures_tell_no_methods_apart(quality):
+    """Five pictures that all point one way: p = 2 / 2⁵ = 0.06 of a sign test."""
+    row = {**quality.settings[0], **differing("random", 1.0, 1.0)}
+    for pictures, words in ((1, "not told apart from"), (5, "not told apart from"), (6, "better than")):
+        assert verdict({**row, "pictures": pictures}, "minus_random") == words
+
+
+# -- what a figure cannot say ---------------------------------------------------------------------------------
+
+
+def labelled(scores, share):
+    """A log whose labels are "yes" in this share of the questions, evenly over tasks, and else all different."""
+    often = int(200 * share)
+    return [
+        {**row, "labels": ("yes",) if place < often else (f"label {place}",)} for place, row in enumerate(log(scores))
+    ]
+
+
+def nothing(quality):
+    """The sentences that say what the figure cannot."""
+    return [note for note in quality.findings() if "says nothing" in note]
+
+
+def test_an_accuracy_that_the_commonest_label_would_reach_says_nothing():
+    """100 pictures, each right or wrong in both its questions: ± 9.6 at 60 %."""
+    full = np.repeat(np.arange(100) < 60, 2).astype(float)
+    ran = [(RAN[0][0], [log(full)])]
+    for share, said in ((0.55, True), (0.4, False)):
+        quality = Quality(figures_of(labelled(full, share), ran))
+        assert quality.full["commonest"] == share
+        assert [note.startswith("Accuracy says nothing here: ") for note in nothing(quality)][:1] == [True][: int(said)]
+    quality = Quality(figures_of(labelled(full, 0.55), ran))
+    first = nothing(quality)[0]
+    assert "the full model's 60.0 % (95 % interval: 50.0 to 69.2 %)" in first
+    assert "55.0 % that the commonest label, 'yes', scores alone" in first
+    assert "Look at Agrees" in first
+    assert quality.table().noted(quality.findings()).notes[0] == first
+    assert quality.to_dict()["notes"] == quality.findings()
+
+
+def test_any_of_several_labels_counts_for_the_commonest():
+    rows = [{**row, "labels": ("yes", f"label {place}")} for place, row in enumerate(FULL)]
+    assert figures_of(rows, [])[0]["commonest"] == 1
+    rows = [{**row, "labels": ("yes",) if place else ()} for place, row in enumerate(FULL)]
+    assert figures_of(rows, [])[0]["commonest"] is None
+    assert figures_of(FULL, [])[0]["commonest"] is None
+
+
+def test_a_task_that_the_full_model_fails_is_said_to_say_nothing():
+    for count, said in ((0, True), (20, True), (21, False)):
+        score = np.ones((100, 2))
+        score[count:, 1] = 0
+        quality = Quality(figures_of(log(score.ravel()), []))
+        shown = [f"Accuracy says nothing on count: the full model gets {count}.0 % right. Look at Agrees."]
+        assert nothing(quality) == shown[: int(said)]
+    failed = Quality(figures_of(log(right(0.1)), []))
+    assert nothing(failed)[0] == "Accuracy says nothing here: the full model gets 10.0 % right. Look at Agrees."
+    errors = replace(failed, higher_is_better=False)
+    assert nothing(errors) == []
+    assert nothing(replace(failed, unit=1.0)) == []
+
+
+def test_an_agreement_with_answers_that_are_all_the_same_says_nothing():
+    full = [{**row, "labels": (row["answer"],)} for row in FULL]
+    (said,) = nothing(Quality(figures_of(full, RAN), figure=AGREEMENT))[:1]
+    assert said == (
+        "Agreement says nothing here: the full model's 100.0 % (95 % interval: 96.3 to 100.0 %) reaches down to the "
+        "100.0 % that its commonest answer, 'yes', scores alone."
+    )
+
+
+def test_the_figure_says_that_an_accuracy_says_nothing(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pareto.FigureCanvasAgg, "draw", keeping(pareto.FigureCanvasAgg.draw, drawn))
+    full = np.repeat(np.arange(100) < 60, 2).astype(float)
+    pareto.draw(Quality(figures_of(labelled(full, 0.55), RAN)))
+    pareto.draw(Quality(figures_of(labelled(full, 0.2), RAN)))
+    pareto.draw(replace(Quality(figures_of(FULL, RAN)), figure=AGREEMENT))
+    told, fine, agreement = drawn
+    assert "Accuracy says nothing here" in " ".join(told.get_supxlabel().split())
+    assert fine.get_supxlabel() == ""
+    assert "commonest label alone" in told.axes[0].get_legend_handles_labels()[1]
+    assert [axis.get_ylabel() for axis in told.axes[::2]] == ["Accuracy, 95 % interval", "Agreement, 95 % interval"]
+    assert [axis.get_ylabel() for axis in agreement.axes] == ["Agreement, 95 % interval", ""]
+
+
+def keeping(draw, drawn):
+    """A canvas' `draw` that keeps its figure."""
+
+    def kept(canvas):
+        drawn.append(canvas.figure)
+        return draw(canvas)
+
+    return kept
+
+
+# -- methods beside each other --------------------------------------------------------------------------------
+
+
+def test_agreement_stands_beside_accuracy_with_its_interval(quality):
+    line = next(line for line in str(quality.table()).splitlines() if line.split()[:1] == ["ours"])
+    ours = quality.settings[0]
+    assert f"{points(ours, 'accuracy', 100)}   {points(ours, 'agreement', 100)}" in line
+    assert quality.table().rows[0][4] == "100%"
+
+
+def test_no_zero_is_negative():
+    row = {"x": -0.0, "x_low": -0.0004, "x_high": 0.0004}
+    assert points(row, "x", 100) == "0.0 ± 0.0"
+    assert points({**row, "x": -0.0001}, "x", 100, signed=True) == "+0.0 ± 0.0"
+    ours = {**Quality(figures_of(FULL, RAN)).settings[0], "kl": -1e-9}
+    assert "-0.0" not in str(with_rows(Quality(figures_of(FULL, RAN)), ours).table())
+    assert str(Estimate(-1e-9, -0.0, 1e-9).rounded()).count("-0.0") == 0
+
+
+def test_methods_are_compared_with_each_other_on_the_same_questions():
+    """The one ahead is right wherever ours is and on ten pictures more: only the paired interval tells them apart."""
+    pictures = np.arange(100)
+    ours, ahead = (np.repeat(pictures < count, 2).astype(float) for count in (50, 60))
+    names = ("ours", "ahead", "same", "random")
+    ran = [
+        (cell(name, 64 / 576, seed), [log(score)])
+        for seed, (name, score) in enumerate(zip(names, (ours, ahead, ours, ours), strict=True))
+    ]
+    ran += [(cell("ours", 32 / 576, 5), [log(ours, 32)]), (cell("cheap", None, 6), [log(ahead, 33)])]
+    quality = Quality(figures_of(FULL, ran))
+    first, second, *_ = quality.settings
+    assert first["accuracy_high"] > second["accuracy_low"]
+    (difference,) = second["paired"]
+    assert (difference["name"], difference["tokens"]) == ("ours", 64)
+    assert difference["accuracy"] == difference["agreement"] == pytest.approx(0.1)
+    assert 0 < difference["accuracy_low"] < 0.1 < difference["accuracy_high"] < 0.2
+    assert first["paired"] == []
+    assert [pair["name"] for pair in quality.settings[3]["paired"]] == ["ours", "ahead", "same"]
+    assert [(pair["name"], pair["tokens"]) for pair in quality.settings[5]["paired"]] == [("ours", 32)]
+    table = quality.paired_table()
+    assert table.title == "Beside ours, on the same questions"
+    assert [row[0] for row in table.rows if row] == ["cheap", "ahead", "same"]
+    assert [row[3] for row in table.rows if row] == ["better", "better", "not told apart"]
+    worse = replace(quality, higher_is_better=False).paired_table()
+    assert [row[3] for row in worse.rows if row] == ["worse", "worse", "not told apart"]
+    assert [row[5] for row in worse.rows if row] == ["better", "better", "not told apart"]  # agreement stays good
+    assert table.rows[2][2] == points(difference, "accuracy", 100, signed=True)
+
+
+def test_methods_that_cost_differently_are_compared_at_a_budget_in_common(quality):
+    """What was asked of both is the same; the table shows what each spends."""
+    spender = quality.settings[3]
+    assert [pair["name"] for pair in spender["paired"]] == ["ours", "random", "resize"]
+    rows = {row[0]: row for row in quality.paired_table().rows if row}
+    assert rows["spender"][1] == "30.0 (64.0)"
+
+
+def test_one_method_alone_has_no_table_of_pairs():
+    alone = Quality(figures_of(FULL, RAN[:1]))
+    assert len(sheets([alone])) == 2
+    assert alone.paired_table().rows == ()
+
+
+def test_a_figure_that_is_no_mean_is_compared_too():
+    def pairs(rows):
+        return np.mean([row["score"] for row in rows]) ** 2
+
+    (_, random, *_) = Quality(figures_of(FULL, RAN, pairs)).settings
+    (difference,) = random["paired"]
+    assert difference["accuracy"] == pytest.approx((0.4**2 + 0.6**2) / 2 - 0.8**2)
+    assert difference["accuracy_low"] < difference["accuracy"] < difference["accuracy_high"] < 0

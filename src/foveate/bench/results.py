@@ -184,7 +184,7 @@ def _call_cells(row: ResultRow) -> dict[str, str]:
 def _size_cells(row: ResultRow) -> dict[str, str]:
     beside = ""
     if "peak_bytes_counted" in row:
-        beside = f"{row['peak_bytes'] / row['peak_bytes_counted'] - 1:+.1%}"
+        beside = f"{row['peak_bytes'] / row['peak_bytes_counted'] - 1:+z.1%}"
     return {
         "Tokens": f"{row['tokens']:.1f}",
         "Retention": f"{row['retention']:.1%}",

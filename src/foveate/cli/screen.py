@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from foveate._sheet import WIDEST
 from foveate._upstream import printable
 from foveate.errors import InputError
 
@@ -58,7 +59,9 @@ def show(*renderables: RenderableType) -> None:
     """Print tables or text to stdout."""
     console = Screen(highlight=False)
     if not console.is_terminal:  # a file has no edge: nothing is cut to fit one
-        console.width = max(console.width, WIDE)
+        free = console.options.update(width=WIDEST)
+        needed = (console.measure(renderable, options=free).minimum for renderable in renderables)
+        console.width = max(console.width, WIDE, *needed)
     with written():
         for renderable in renderables:
             console.print(renderable)

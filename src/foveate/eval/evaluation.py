@@ -297,6 +297,7 @@ class _Asking:
             assert row is not None
             assert full is not None
             right = question.is_right(row["answer"]) if self.labelled else row["answer"] == full["answer"]
-            about = {"task": question.task, "picture": question.picture, "seed": question.seed}
+            labels = tuple(map(question.reading, question.labels)) if self.labelled else (full["answer"],)
+            about = {"task": question.task, "picture": question.picture, "seed": question.seed, "labels": labels}
             log.append({**about, **row, "score": float(right)})
         return log

@@ -4,12 +4,14 @@ A log has a plain row for each question, in the questions' order:
 
     task, picture, seed          what kind of question; those about one picture share its luck; what drew it, or None
     answer, score                what was answered; 1 for right, 0 for wrong or a share; None where nothing is scored
+    labels                       what counts as right; none, or no such column, where it is not known
     spent, vision_tokens         vision tokens a decoder layer processed, mean over layers; those of the prompt
     flops, kl                    to the first token; nats from the full model's first token; None where not known
 
 What comes out is for pandas, JSON and tables alike: see `figures_of`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,8 @@ RIVALS = ("random", "resize")
 """What every method is compared with, at the same true retention."""
 NEAR = 0.1
 """How far apart two retentions may be, as a share of one, to count as the same: grids come in steps."""
+FEWEST = 6
+"""Pictures that can tell two methods apart: of five that all point one way, a sign test has p = 2 / 2⁵ = 0.06."""
 LEFT = 0.25
 """The share of the full model's accuracy on a task below which the task has collapsed."""
 NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops")
@@ -50,11 +54,15 @@ def figures_of(
         tokens, retention        vision tokens a decoder layer processed, mean, and as a share: what was truly spent
         flops                    share of the full model's, from the pixels to the first token
         accuracy *               mean score, or the benchmark's figure
+        commonest, commonest_label          what the label that most questions share would score alone, and which it is;
+                                 in the full model's rows, None where labels are not known
         asked, right             of each seed: the questions, and the right answers in all draws; for rows with a task
         share *, difference *    accuracy as a share of the full model's; minus it
         agreement *              share of answers that are the full model's, word for word
         kl *                     of the first answer token from the full model's, mean, nats
         minus_random *, minus_resize *      accuracy minus theirs at the same true retention
+        paired                   beside each setting before it that was asked for the same budget or truly cost as much:
+                                 its name, budget and tokens, and accuracy * and agreement * minus its own
         hard *, hard_questions   accuracy where the full model is right and Resize, at as many tokens, wrong; how many
         draws                    accuracy of each draw, where there are several
         settings, note           of each draw; what is unusual about them
@@ -70,10 +78,13 @@ def figures_of(
     ran = list(ran)
     pairing = _Pairing(full, aggregate)
     settings = [pairing.measured(cell, logs) for cell, logs in ran if logs]
-    rows = [pairing.row(pairing.full), *pairing.task_rows(pairing.full)]
-    for setting in settings:
+    rows = [
+        {**row, **pairing.commonest(row["task"])}
+        for row in (pairing.row(pairing.full), *pairing.task_rows(pairing.full))
+    ]
+    for place, setting in enumerate(settings):
         rivals = {name: _rival(name, setting, settings) for name in RIVALS}
-        rows.append(pairing.compared(setting, rivals))
+        rows.append({**pairing.compared(setting, rivals), "paired": pairing.paired(setting, settings[:place])})
         rows += pairing.task_rows(setting)
     for cell, logs in ran:
         if not logs:
@@ -178,6 +189,26 @@ class _Pairing:
             rows.append(row)
         return rows
 
+    def commonest(self, task: str | None) -> dict[str, Any]:
+        """What the commonest label of a task (None: of all questions) would score alone; see `figures_of`."""
+        labels = [set(row.get("labels", ())) for row in self._log if task in (None, row["task"])]
+        if self._aggregate is not None or not all(labels):
+            return {"commonest": None, "commonest_label": None}
+        label, count = Counter(label for of_question in labels for label in sorted(of_question)).most_common(1)[0]
+        return {"commonest": round(count / len(labels), 5), "commonest_label": label}
+
+    def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, Any]]:
+        """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""
+        pairs = []
+        for other in others:
+            if other.cell.budget != setting.cell.budget and not _cost_alike(setting, other):
+                continue
+            agreement = self._resampled.mean(setting.numbers["agrees"] - other.numbers["agrees"])
+            pair = {"name": other.cell.name, "budget": other.cell.budget, "tokens": round(other.tokens, 3)}
+            pair |= spread_out("accuracy", self._difference(setting, other))
+            pairs.append(pair | spread_out("agreement", agreement))
+        return pairs
+
     def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, Any]:
         """A setting beside the full model and its rivals."""
         numbers, cell = setting.numbers, setting.cell
@@ -240,9 +271,14 @@ def _rival(name: str, setting: _Setting, settings: Sequence[_Setting]) -> _Setti
         return None
     rivals = [other for other in settings if other.cell.name == name]
     nearest = min(rivals, key=lambda other: abs(other.tokens - setting.tokens), default=None)
-    if nearest is None or abs(nearest.tokens - setting.tokens) > NEAR * setting.tokens:
+    if nearest is None or not _cost_alike(setting, nearest):
         return None
     return nearest
+
+
+def _cost_alike(setting: _Setting, other: _Setting) -> bool:
+    """Whether another setting truly spends as many tokens."""
+    return abs(other.tokens - setting.tokens) <= NEAR * setting.tokens
 
 
 def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
@@ -265,7 +301,7 @@ def unmatched(rows: Iterable[Row]) -> list[float]:
 def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
     """What a difference in a row says, by its 95 % interval: "better than", "worse than" or "not told apart from"."""
     low, high = row[f"{figure}_low"], row[f"{figure}_high"]
-    if low <= 0 <= high:
+    if low <= 0 <= high or row.get("pictures", FEWEST) < FEWEST:
         return "not told apart from"
     if (low > 0) == higher_is_better:
         return "better than"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from foveate.eval.figures import Row
-from foveate.eval.quality import Quality
+from foveate.eval.quality import AGREEMENT, Quality
 from foveate.viz import stack
 
 if TYPE_CHECKING:
@@ -23,23 +24,30 @@ MARKS = "osD^vP*Xh"
 
 
 def draw(quality: Quality, title: str = "") -> Image.Image:
-    """Accuracy over the tokens truly spent and, where the cost is known, over FLOPs: an RGB picture."""
+    """Accuracy and agreement over the tokens truly spent and, where the cost is known, over FLOPs: an RGB picture."""
     panels = [("Vision tokens a decoder layer processes, mean", "tokens")]
     settings = quality.settings
     if settings and all(row["flops"] is not None for row in settings):
         panels.append(("FLOPs from the pixels to the first token, share of the full model's", "flops"))
+    measures = [(quality.figure, "accuracy")]
+    if quality.figure != AGREEMENT:
+        measures.append((AGREEMENT, "agreement"))
     names = len({row["name"] for row in settings})
-    height = max(5.2, 0.2 * (names + 4))  # inches: the names stand one below the other
-    figure = Figure(figsize=(6.6 * len(panels) + 2.2, height), dpi=150, layout="constrained")
+    width = 6.6 * len(panels) + 2.2
+    height = max(1.2 + 4 * len(measures), 0.2 * (names + 5))  # inches: the names stand one below the other
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (label, cost) in zip(axes, panels, strict=True):
-        _panel(axis, quality, cost)
+    axes = figure.subplots(len(measures), len(panels), sharex="col", sharey="row", squeeze=False)
+    for row, (name, measure) in zip(axes, measures, strict=True):
+        row[0].set_ylabel(f"{name}, 95 % interval")
+        for axis, (_, cost) in zip(row, panels, strict=True):
+            _panel(axis, quality, cost, measure)
+    for axis, (label, _) in zip(axes[-1], panels, strict=True):
         axis.set_xlabel(label)
-    axes[0].set_ylabel(f"{quality.figure}, 95 % interval")
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(title or quality.title, fontsize=11)
+    figure.supxlabel("\n".join(fill(note, int(12 * width)) for note in quality.caveats()), fontsize=9)
     canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
 
@@ -49,7 +57,8 @@ def draw_all(qualities: Iterable[Quality]) -> Image.Image:
     return stack([draw(quality) for quality in qualities])
 
 
-def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
+def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
+    """One measure, accuracy or agreement, over one cost."""
     names = list(dict.fromkeys(row["name"] for row in quality.settings))
     own = [name for name in names if name not in CONTROLS]
     palette = matplotlib.colormaps["tab10"]
@@ -58,10 +67,10 @@ def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
         rows = sorted((row for row in quality.settings if row["name"] == name), key=lambda row: row[cost])
         axis.errorbar(
             [row[cost] for row in rows],
-            [row["accuracy"] for row in rows],
+            [row[measure] for row in rows],
             yerr=[
-                [row["accuracy"] - row["accuracy_low"] for row in rows],
-                [row["accuracy_high"] - row["accuracy"] for row in rows],
+                [row[measure] - row[f"{measure}_low"] for row in rows],
+                [row[f"{measure}_high"] - row[measure] for row in rows],
             ],
             label=name,
             color=colours[name],
@@ -72,10 +81,10 @@ def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-    front = _front(quality.settings, cost)
+    front = _front(quality.settings, cost, measure, 1 if measure == "agreement" or quality.higher_is_better else -1)
     axis.step(
         [row[cost] for row in front],
-        [row["accuracy"] for row in front],
+        [row[measure] for row in front],
         where="post",
         color="black",
         alpha=0.15,
@@ -84,8 +93,16 @@ def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
         label="Pareto front",
     )
     full = quality.full
-    axis.axhline(full["accuracy"], color="black", linewidth=1, linestyle=":", label="full model")
-    axis.axhspan(full["accuracy_low"], full["accuracy_high"], color="black", alpha=0.06, linewidth=0)
+    axis.axhline(
+        full["accuracy"] if measure == "accuracy" else 1, color="black", linewidth=1, linestyle=":", label="full model"
+    )
+    if measure == "accuracy":
+        axis.axhspan(full["accuracy_low"], full["accuracy_high"], color="black", alpha=0.06, linewidth=0)
+        if full.get("commonest") is not None:
+            what = "answer" if quality.figure == AGREEMENT else "label"
+            axis.axhline(
+                full["commonest"], color="crimson", linewidth=1, linestyle="-.", label=f"commonest {what} alone"
+            )
     axis.grid(alpha=0.25)
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
@@ -93,10 +110,10 @@ def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _front(rows: Sequence[Row], cost: str) -> list[Row]:
-    """What nothing cheaper or equally cheap beats, from cheap to expensive."""
+def _front(rows: Sequence[Row], cost: str, measure: str, sign: int) -> list[Row]:
+    """What nothing cheaper or equally cheap beats, from cheap to expensive; sign -1 where lower is better."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row[cost], -row["accuracy"])):
-        if not front or row["accuracy"] > front[-1]["accuracy"]:
+    for row in sorted(rows, key=lambda row: (row[cost], -sign * row[measure])):
+        if not front or sign * row[measure] > sign * front[-1][measure]:
             front.append(row)
     return front

@@ -18,7 +18,10 @@ EDGE = "(≥ …), (≤ …): all right or all wrong, so the interval is Wilson'
 ALIKE = "± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not."
 AGREEMENT = "Agreement"
 """What the figure is called where no true answers are known: the share of answers that are the full model's."""
-HEADS = ("", "Tokens", "FLOPs", "", "Of full", "Agrees", "KL", "Hard", "− random", "− resize")
+HEADS = ("", "Tokens", "FLOPs", "", "Agrees", "Of full", "KL", "Hard", "− random", "− resize")
+PAIRED = "Beside …: minus its own, in points, on the same questions; in brackets its tokens, where they are others."
+FAILED = 0.2
+"""The share of right answers up to which the full model fails, so that dropping has nothing to lose."""
 FEW = 30
 """Pictures below which an interval is worth little: a percentile bootstrap is then too narrow."""
 UNMET = 0.02
@@ -83,7 +86,8 @@ class Quality:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**self.origin, "measure": self.figure, "rows": [dict(row) for row in self.rows]}
+        rows = [dict(row) for row in self.rows]
+        return {**self.origin, "measure": self.figure, "notes": self.findings(), "rows": rows}
 
     def __repr__(self) -> str:
         return (
@@ -123,9 +127,9 @@ class Quality:
             f"{row['tokens']:.1f}",
             _formatted(row["flops"], ".0%"),
             points(row, "accuracy", self.unit),
+            points(row, "agreement", 100),
             _formatted(row["share"], ".0%"),
-            _formatted(row["agreement"], ".0%"),
-            _formatted(row["kl"], ".2f"),
+            _formatted(row["kl"], "z.2f"),
             "" if row["hard"] is None else f"{row['hard']:.0%} of {row['hard_questions']}",
             *differences,
         ]
@@ -143,6 +147,39 @@ class Quality:
                     rows.append([f"{row['name']} {row['tokens']:.0f}", *_percents(self.tasks_of(row).values())])
         return Sheet(f"{self.figure} by task, %", heads, rows)
 
+    def paired_table(self) -> Sheet:
+        """Every method beside the first one, on the same questions; empty where there is no other.
+
+        Random and Resize have columns in `table`; other baselines are here where there is no method besides the first.
+        """
+        first = self.settings[0]["name"] if self.settings else ""
+        names = {row["name"] for row in self.settings} - {first, *RIVALS}
+        shown = names - {*BASELINES} or names
+        rows: list[Sequence[str]] = []
+        for budget in self._budgets():
+            rows += [SECTION] if rows and rows[-1] else []
+            for row in self.settings:
+                pairs = [pair for pair in row.get("paired", ()) if pair["name"] == first]
+                if pairs and row["budget"] == budget and row["name"] in shown:
+                    nearest = min(pairs, key=lambda pair: abs(pair["tokens"] - row["tokens"]))
+                    rows.append([row["name"], _tokens(row, nearest), *self._beside({**row, **nearest})])
+        heads = ["Tokens", self.figure, "", AGREEMENT, ""]
+        if self.figure == AGREEMENT:
+            heads, rows = heads[:3], [row[:4] for row in rows]
+        columns = ["", *(Column(head, right=head != "") for head in heads)]
+        return Sheet(f"Beside {first}, on the same questions", columns, rows)
+
+    def _beside(self, pair: Row) -> list[str]:
+        """The differences of a pair, each with its verdict."""
+        cells = []
+        for figure, unit, higher_is_better in (
+            ("accuracy", self.unit, self.higher_is_better),
+            ("agreement", 100, True),
+        ):
+            words = verdict(pair, figure, higher_is_better=higher_is_better)
+            cells += [points(pair, figure, unit, signed=True), words.removesuffix(" than").removesuffix(" from")]
+        return cells
+
     def _budgets(self) -> list[float | None]:
         """Every budget from high to low; cells with one of their own come first."""
         budgets = {row["budget"] for row in (*self.settings, *self.infeasible)}
@@ -155,8 +192,8 @@ class Quality:
         return self.findings() + self.legend()
 
     def findings(self) -> list[str]:
-        """Which methods beat a control and which did not, what an accuracy hides, and what is unusual about a row."""
-        notes = self.verdicts()
+        """What the figure cannot say or hides, which methods beat a control, and what is unusual about a row."""
+        notes = self.caveats() + self.verdicts()
         full = self.tasks_of(self.full)
         for row in self.settings:
             shown = [
@@ -177,6 +214,32 @@ class Quality:
             pictures = "1 picture" if count == 1 else f"{count} pictures"
             notes.append(f"Only {pictures}: with fewer than {FEW}, intervals and verdicts are worth little. Ask more.")
         return notes
+
+    def caveats(self) -> list[str]:
+        """Where the figure says nothing about dropping, over all questions and by task, and why."""
+        look = "" if self.figure == AGREEMENT else " Look at Agrees."
+        tasks = self.tasks_of(self.full)
+        of_tasks = {task: why for task, row in tasks.items() if len(tasks) > 1 and (why := self._says_nothing(row))}
+        notes = []
+        if why := self._says_nothing(self.full):
+            notes.append(f"{self.figure} says nothing here: {why}.{look}")
+        if of_tasks:
+            where = "; on ".join(f"{task}: {why}" for task, why in of_tasks.items())
+            notes.append(f"{self.figure} says nothing on {where}.{look}")
+        return notes
+
+    def _says_nothing(self, full: Row) -> str | None:
+        """Why one of the full model's figures has no room below it that dropping could lose; None where it has."""
+        accuracy, low, high = (f"{100 * full[f'accuracy{end}']:.1f}" for end in ("", "_low", "_high"))
+        if full.get("commonest") is not None and full["accuracy_low"] <= full["commonest"]:
+            label = "its commonest answer" if self.figure == AGREEMENT else "the commonest label"
+            return (
+                f"the full model's {accuracy} % (95 % interval: {low} to {high} %) reaches down to the "
+                f"{100 * full['commonest']:.1f} % that {label}, {full['commonest_label']!r}, scores alone"
+            )
+        if self.unit == 100 and self.higher_is_better and full["accuracy"] <= FAILED:
+            return f"the full model gets {accuracy} % right"
+        return None
 
     def verdicts(self) -> list[str]:
         """A sentence a method: "v2drop: better than random at 192 and 128 tokens; worse than resize at 64 tokens."
@@ -208,6 +271,8 @@ class Quality:
             notes.append(ALIKE)
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
             notes += [AGAINST, VERDICTS]
+        if any(self.paired_table().rows):
+            notes += [PAIRED, VERDICTS]
         if any(row["hard"] is not None for row in self.settings):
             notes.append(HARD)
         return notes
@@ -230,6 +295,8 @@ def sheets(qualities: Iterable[Quality]) -> list[Sheet]:
         tables.append(quality.table().noted(quality.findings()))
         if len(quality.tasks_of(quality.full)) > 1:
             tables.append(quality.task_table())
+        if (paired := quality.paired_table()).rows:
+            tables.append(paired)
         legend += quality.legend()
     last = tables.pop()
     return [*tables, last.noted([*last.notes, *dict.fromkeys(legend)])]
@@ -247,7 +314,7 @@ def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
         return f"{unit * value:.1f} (≥ {unit * low:.1f})"
     if not signed and low == value < high:
         return f"{unit * value:.1f} (≤ {unit * high:.1f})"
-    return f"{unit * value:{'+' if signed else ''}.1f} ± {unit / 2 * (high - low):.1f}"
+    return f"{unit * value:{'+' if signed else ''}z.1f} ± {unit / 2 * (high - low):.1f}"
 
 
 def _miss(row: Row) -> str | None:
@@ -261,6 +328,12 @@ def _miss(row: Row) -> str | None:
     if abs(spent - budget) <= UNMET * budget:
         return None
     return f"{asked_words} was asked for, {spent_words} is spent"
+
+
+def _tokens(row: Row, pair: Row) -> str:
+    """What a setting of a pair spends and, in brackets, what the other one does where that is not the same."""
+    mark = "" if abs(row["tokens"] - pair["tokens"]) <= UNMET * row["tokens"] else f" ({pair['tokens']:.1f})"
+    return f"{row['tokens']:.1f}{mark}"
 
 
 def _formatted(figure: float | None, form: str) -> str:

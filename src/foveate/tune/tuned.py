@@ -196,4 +196,4 @@ def _adapter() -> TypeAdapter[Tuned]:
 def points(estimate: Estimate, sign: str = "") -> str:
     """An estimate in hundredths: 95.3 [93.4, 96.9]."""
     value, low, high = (100 * number for number in asdict(estimate).values())
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
