@@ -281,6 +281,12 @@ def test_an_accuracy_that_the_commonest_label_would_reach_says_nothing():
     assert quality.to_dict()["notes"] == quality.findings()
 
 
+def test_agreement_is_no_way_out_where_all_answers_are_the_same():
+    full = [{**row, "answer": "yes"} for row in labelled(np.repeat(np.arange(100) < 60, 2), 0.55)]
+    said = nothing(Quality(figures_of(full, [])))[0]
+    assert said.endswith("scores alone. Nor does Agrees: 100.0 % of the full model's answers are the same.")
+
+
 def test_any_of_several_labels_counts_for_the_commonest():
     rows = [{**row, "labels": ("yes", f"label {place}")} for place, row in enumerate(FULL)]
     assert figures_of(rows, [])[0]["commonest"] == 1
@@ -307,8 +313,8 @@ def test_an_agreement_with_answers_that_are_all_the_same_says_nothing():
     full = [{**row, "labels": (row["answer"],)} for row in FULL]
     (said,) = nothing(Quality(figures_of(full, RAN), figure=AGREEMENT))[:1]
     assert said == (
-        "Agreement says nothing here: the full model's 100.0 % (95 % interval: 96.3 to 100.0 %) reaches down to the "
-        "100.0 % that its commonest answer, 'yes', scores alone."
+        "Agreement says nothing here: the full model's 100.0 % (95 % interval: 96.3 to 100.0 %) does not rise above "
+        "the 100.0 % that its commonest answer, 'yes', scores alone."
     )
 
 

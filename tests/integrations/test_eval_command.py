@@ -48,6 +48,9 @@ def test_benchmarks_are_run_under_every_setting_and_paired(run, tasks, tmp_path)
     assert ours["tokens"] == pytest.approx(32, abs=1)
     assert ours["kl"] >= 0
     assert None not in (ours["minus_random"], ours["minus_resize"])
+    assert pope["rows"][0]["commonest"] is None  # lmms-eval names no label that its own function would count
+    assert ours["paired"] == []
+    assert rows["uniform", 32]["paired"][0]["name"] == "divprune"
     Image.open(drawn).verify()
     answered = sum(len(path.read_text().splitlines()) for path in (tmp_path / "kept").glob("*/part-*"))
     assert answered == 2 * QUESTIONS * (1 + 1 + len(BASELINES))

@@ -12,7 +12,7 @@ What comes out is for pandas, JSON and tables alike: see `figures_of`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,8 @@ def figures_of(
         flops                    share of the full model's, from the pixels to the first token
         accuracy *               mean score, or the benchmark's figure
         commonest, commonest_label          what the label that most questions share would score alone, and which it is;
-                                 in the full model's rows, None where labels are not known
+                                 in the full model's rows, None where labels are not known or the figure is no mean
+        alike                    share of questions that the full model gives its commonest answer; in its rows
         asked, right             of each seed: the questions, and the right answers in all draws; for rows with a task
         share *, difference *    accuracy as a share of the full model's; minus it
         agreement *              share of answers that are the full model's, word for word
@@ -190,12 +191,12 @@ class _Pairing:
         return rows
 
     def commonest(self, task: str | None) -> dict[str, Any]:
-        """What the commonest label of a task (None: of all questions) would score alone; see `figures_of`."""
-        labels = [set(row.get("labels", ())) for row in self._log if task in (None, row["task"])]
-        if self._aggregate is not None or not all(labels):
-            return {"commonest": None, "commonest_label": None}
-        label, count = Counter(label for of_question in labels for label in sorted(of_question)).most_common(1)[0]
-        return {"commonest": round(count / len(labels), 5), "commonest_label": label}
+        """What the commonest label, and the commonest answer, of a task (None: of all) come to; see `figures_of`."""
+        rows = [row for row in self._log if task in (None, row["task"])]
+        label, share = _commonest([set(row.get("labels", ())) for row in rows])
+        _, alike = _commonest([{row["answer"]} for row in rows])
+        known = self._aggregate is None and all(row.get("labels") for row in rows)
+        return {"commonest": share if known else None, "commonest_label": label if known else None, "alike": alike}
 
     def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, Any]]:
         """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""
@@ -256,6 +257,13 @@ class _Pairing:
         if not hard.any():
             return None, 0
         return self._resampled.proportion(np.where(hard, setting.numbers["score"], np.nan)), int(hard.sum())
+
+
+def _commonest(texts: Sequence[Set[str]]) -> tuple[str | None, float]:
+    """Of a set of texts for each question the one that is in most of them, and in what share."""
+    counts = Counter(text for of_question in texts for text in sorted(of_question))
+    text, count = max(counts.items(), key=lambda item: item[1], default=(None, 0))
+    return text, round(count / len(texts), 5)
 
 
 def _numbers(log: Log, full: Log) -> dict[str, Numbers]:

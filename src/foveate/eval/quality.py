@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foveate._sheet import SECTION, Column, Sheet
+from foveate._stats import wilson
 from foveate.eval.figures import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.eval.plan import BASELINES
 
@@ -217,7 +218,11 @@ class Quality:
 
     def caveats(self) -> list[str]:
         """Where the figure says nothing about dropping, over all questions and by task, and why."""
-        look = "" if self.figure == AGREEMENT else " Look at Agrees."
+        look = " Look at Agrees."
+        if self.figure == AGREEMENT:
+            look = ""
+        elif (alike := self.full.get("alike", 0)) >= wilson(1, self.full["pictures"]).low:
+            look = f" Nor does Agrees: {100 * alike:.1f} % of the full model's answers are the same."
         tasks = self.tasks_of(self.full)
         of_tasks = {task: why for task, row in tasks.items() if len(tasks) > 1 and (why := self._says_nothing(row))}
         notes = []
@@ -234,7 +239,7 @@ class Quality:
         if full.get("commonest") is not None and full["accuracy_low"] <= full["commonest"]:
             label = "its commonest answer" if self.figure == AGREEMENT else "the commonest label"
             return (
-                f"the full model's {accuracy} % (95 % interval: {low} to {high} %) reaches down to the "
+                f"the full model's {accuracy} % (95 % interval: {low} to {high} %) does not rise above the "
                 f"{100 * full['commonest']:.1f} % that {label}, {full['commonest_label']!r}, scores alone"
             )
         if self.unit == 100 and self.higher_is_better and full["accuracy"] <= FAILED:
