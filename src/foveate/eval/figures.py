@@ -205,7 +205,11 @@ class _Pairing:
             if other.cell.budget != setting.cell.budget and not _cost_alike(setting, other):
                 continue
             agreement = self._resampled.mean(setting.numbers["agrees"] - other.numbers["agrees"])
-            pair = {"name": other.cell.name, "budget": other.cell.budget, "tokens": round(other.tokens, 3)}
+            pair: dict[str, Any] = {
+                "name": other.cell.name,
+                "budget": other.cell.budget,
+                "tokens": round(other.tokens, 3),
+            }
             pair |= spread_out("accuracy", self._difference(setting, other))
             pairs.append(pair | spread_out("agreement", agreement))
         return pairs

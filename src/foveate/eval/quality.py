@@ -167,7 +167,7 @@ class Quality:
         heads = ["Tokens", self.figure, "", AGREEMENT, ""]
         if self.figure == AGREEMENT:
             heads, rows = heads[:3], [row[:4] for row in rows]
-        columns = ["", *(Column(head, right=head != "") for head in heads)]
+        columns: list[str | Column] = ["", *(Column(head, right=head != "") for head in heads)]
         return Sheet(f"Beside {first}, on the same questions", columns, rows)
 
     def _beside(self, pair: Row) -> list[str]:
