@@ -1,7 +1,7 @@
 """PixelPrune: before the vision tower, tokens leave whose pixels are what their neighbours predict.
 
-Paper: PixelPrune, 2026. As in lossless image coding a block that can be predicted is not sent: of a screenshot or a
-page of text half of the tokens are background, and are never computed.
+Paper: PixelPrune, 2026. As in lossless image coding a block that can be predicted is not sent: of screenshots 15 to
+68 % of the tokens are background, and are never computed. What was compressed or resized needs a tau of 0.02 to 0.05.
 
 A unit is the pixels of one token. The first stays. Units of the first row are predicted to be as the one on their left
 (A), units of the first column as the one above (B). For others the corner between the two (C) decides: B if C is like A
