@@ -246,7 +246,7 @@ def shares(row: dict[str, Any], tasks: Iterable[str], quality: Quality) -> str:
 
 def points(row: dict[str, Any], figure: str) -> str:
     """`61.4 ± 2.1`, in points."""
-    return f"{100 * row[figure]:.1f} ± {50 * (row[f'{figure}_high'] - row[f'{figure}_low']):.1f}"
+    return f"{100 * row[figure]:z.1f} ± {50 * (row[f'{figure}_high'] - row[f'{figure}_low']):.1f}"
 
 
 def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:

@@ -102,6 +102,27 @@ def test_rows_that_cannot_be_read_are_told_and_end_in_3(run, tmp_path):
     assert "row 1 (from 0) is left out: The row has nothing under" in err
 
 
+def test_what_accuracy_cannot_say_is_said_and_methods_stand_beside_each_other(run, tmp_path):
+    labels = {"What colour is the circle?": "Mauve", "What colour is the square?": "Mauve", "What is it?": "Nothing"}
+    rows = [{"image": str(picture()), "question": question, "label": label} for question, label in labels.items()]
+    (path := tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("--samples", path, "--method", "v2drop", "--method", "fastv", "--no-baselines", "--max-new-tokens", 2)
+    asked = (*asked, "--retention", 0.2, "--cache", tmp_path / "c", "--out", tmp_path / "out.json")
+    code, said, err = run("eval", *asked, "--figure", tmp_path / "figure.png")
+    assert code == 0, err
+    sentence = (
+        "Accuracy says nothing here: the full model's 0.0 % (95 % interval: 0.0 to 79.3 %) does not rise above the "
+        "66.7 % that the commonest label, 'mauve', scores alone."
+    )
+    assert sentence in " ".join(said.split())
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["notes"][0].startswith(sentence)
+    assert "Beside v2drop, on the same questions" in said
+    (pair,) = found["rows"][-2]["paired"]
+    assert (pair["name"], pair["accuracy"]) == ("v2drop", 0)
+    assert "-0.0" not in said + (tmp_path / "out.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

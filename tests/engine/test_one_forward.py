@@ -12,7 +12,15 @@ TOKENS = 6
 
 
 @pytest.mark.parametrize(
-    ("name", "differs"), [("fastv", True), ("cdpruner", True), ("vscan", True), ("divprune", False), ("v2drop", False)]
+    ("name", "differs"),
+    [
+        ("fastv", True),
+        ("cdpruner", True),
+        ("vscan", True),
+        ("v2drop+finalkv", True),
+        ("divprune", False),
+        ("v2drop", False),
+    ],
 )
 def test_what_reads_the_question_reads_the_answer_so_far(name, differs):
     vlm = fv.load(device="cpu")

@@ -42,10 +42,11 @@ class Eval(MethodsOptions):
 
     By default on the embedded model's own tasks; with --samples on your own pictures and questions; with --tasks on
     benchmarks, by name, through lmms-eval (extra "eval").
-    The full model and every method at every budget answer the same questions. The table shows accuracy, its share of
-    the full model's, agreement with its answers, KL divergence of the first answer token, the tokens truly spent and
-    FLOPs, with 95 % intervals (paired, over pictures and their seeds). Random (several draws), Uniform, AveragePool and
-    Resize run as baselines. Answers are saved as they come: a run that was interrupted goes on where it stopped.
+    The full model and every method at every budget answer the same questions. The table shows accuracy, agreement with
+    the full model's answers, accuracy as a share of its own, KL divergence of the first answer token, the tokens truly
+    spent and FLOPs, with 95 % intervals (paired, over pictures and their seeds), and says where an accuracy says
+    nothing. Another one has every method beside the first. Random (several draws), Uniform, AveragePool and Resize run
+    as baselines. Answers are saved as they come: a run that was interrupted goes on where it stopped.
 
     Examples:
       foveate eval                                           the embedded model on its own tasks
