@@ -121,7 +121,7 @@ def _score(row: Row | None) -> str:
     if row.get("difference") is None:
         return f"{unit * row['accuracy']:.1f}"
     low, high = (unit * row[f"difference_{end}"] for end in ("low", "high"))
-    return f"{unit * row['accuracy']:.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{unit * row['accuracy']:.1f} [{low:+z.1f}, {high:+z.1f}]"
 
 
 def _speed(name: str, budget: float, speeds: Sequence[Any]) -> list[str]:
@@ -165,7 +165,7 @@ def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> She
             ours = _ours(row, full, budgets, tasks)
             if ours is not None:
                 theirs = float(row["value"]) / float(full[row["benchmark"]]["value"])
-                shares = (f"{theirs:.1%}", f"{ours:.1%}", f"{100 * (ours - theirs):+.1f}")
+                shares = (f"{theirs:.1%}", f"{ours:.1%}", f"{100 * (ours - theirs):+z.1f}")
                 rows.append((row["method"], row["benchmark"], row["budget"], *shares, row["reported_by"]))
     heads = ("Method", "Benchmark", "Budget", "Printed, of full", "Here", "Points apart", "Printed by")
     return Sheet("", heads, rows)

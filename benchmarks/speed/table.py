@@ -103,7 +103,7 @@ def table(record: dict[str, Any], of: str = "") -> list[str]:
         ]
         if whole:
             for size in ("peak_bytes", "kv_bytes"):
-                cells.append(f"{row[size] / base[size] - 1:+.1%}" if size in row else "")
+                cells.append(f"{row[size] / base[size] - 1:+z.1%}" if size in row else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
