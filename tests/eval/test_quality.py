@@ -10,6 +10,7 @@ from foveate._stats import Estimate
 from foveate.eval import pareto
 from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
 from foveate.eval.quality import AGREEMENT, Quality, points, sheets
+from foveate.tune import tuned
 
 TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]
@@ -359,7 +360,10 @@ def test_no_zero_is_negative():
     assert points({**row, "x": -0.0001}, "x", 100, signed=True) == "+0.0 ± 0.0"
     ours = {**Quality(figures_of(FULL, RAN)).settings[0], "kl": -1e-9}
     assert "-0.0" not in str(with_rows(Quality(figures_of(FULL, RAN)), ours).table())
-    assert str(Estimate(-1e-9, -0.0, 1e-9).rounded()).count("-0.0") == 0
+    nearly = Estimate(-1e-9, -0.0, 1e-9)
+    assert str(nearly.rounded()).count("-0.0") == 0
+    assert tuned.points(nearly) == "0.0 [0.0, 0.0]"
+    assert tuned.points(nearly, "+") == "+0.0 [+0.0, +0.0]"
 
 
 def test_methods_are_compared_with_each_other_on_the_same_questions():

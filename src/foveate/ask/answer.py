@@ -223,7 +223,7 @@ class Answer:
         lines = [("Question", self.prompt.text), ("Answer", self.text)]
         if self.method is not None:
             lines += [("Method", str(self.method)), *self.lines()]
-        lines += [(choice, f"log-probability {value:.3f}") for choice, value in self.choices.items()]
+        lines += [(choice, f"log-probability {value:z.3f}") for choice, value in self.choices.items()]
         lines += [("Note", note) for note in self.notes]
         return Sheet("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
 
