@@ -164,7 +164,7 @@ def test_a_notebook_runs_no_code_of_a_question_or_an_answer(vlm, demo):
 
 def test_a_line_is_a_line(vlm, dropped, whole, text_alone):
     long = "What does the text say,\nand who wrote it? " * 9
-    chain = vlm.solve("visiondrop+v2drop+finalkv", 576)
+    chain = vlm.method_for("visiondrop+v2drop+finalkv", 576)
     prompt = vlm.prepare([], long)
     answers = [dropped, whole, text_alone, replace(dropped, text=long), replace(whole, text=long, method=chain)]
     for answer in (*answers, replace(dropped, prompt=prompt)):

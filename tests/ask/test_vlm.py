@@ -234,7 +234,7 @@ def test_nothing_is_ever_printed(small, demo, wide, capfd, monkeypatch):
 @pytest.mark.parametrize("method", [None, "mustdrop"])
 def test_a_batch_gives_what_each_alone_gets(small, questions, method):
     prompts = [small.prepare(*question) for question in questions[:3]]
-    solved = small.solve(method, 576, retention=0.5 if method else None)
+    solved = small.method_for(method, 576, retention=0.5 if method else None)
     together = small.answer_batch(prompts, solved, generation=FEW, first=True)
     for answer, prompt in zip(together, prompts, strict=True):
         alone = small.answer(prompt, solved, generation=FEW, first=True)

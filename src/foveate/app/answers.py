@@ -74,7 +74,7 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
     floors = [0.01]
     for name in names:
         try:
-            vlm.solve(name, tokens, retention=1e-6)
+            vlm.method_for(name, tokens, retention=1e-6)
         except BudgetError as error:
             floors.append(error.floor or 0)
     return math.ceil(100 * max(floors) - 1e-9)

@@ -54,7 +54,7 @@ class Answer:
         prompt: What was asked.
         text: The answer.
         tokens: Its token ids, the end of sequence included.
-        method: What dropped, its schedule solved; None for the untouched model.
+        method: What dropped, with its budget; None for the untouched model.
         trace: What was dropped where, of the whole batch; empty without dropping.
         sample: Which sample of the batch this is.
         kv_bytes: Bytes of keys and values that the cache held at the end: measured, of a batch its share.

@@ -134,7 +134,7 @@ class Bench(MethodsOptions):
     # -- the way of a run -------------------------------------------------------------------------------------
 
     def _bench(self, shape: "NamedShape | None") -> None:
-        from foveate.bench.benched import conditions, named_methods, solved_methods, title_of
+        from foveate.bench.benched import conditions, named_methods, budgeted_methods, title_of
         from foveate.bench.predict import forecast_sheet, forecasts, verdict
         from foveate.cli.screen import note
 
@@ -144,7 +144,7 @@ class Bench(MethodsOptions):
         device = self._device()
         benched = self._benched(shape, device)
         model, workload = benched.model, benched.workload
-        methods, infeasible = solved_methods(
+        methods, infeasible = budgeted_methods(
             named,
             model,
             workload.vision_tokens,

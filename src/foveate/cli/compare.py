@@ -82,7 +82,7 @@ class Compare:
             self.budgets,
             self.media,
             every=not self.method,
-            unsolved=controls,
+            controls=controls,
         )
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         with busy("Answering without dropping"):

@@ -12,7 +12,6 @@ from rich.text import Text
 from foveate._files import check_readable
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import (
-    BudgetOptions,
     Count,
     Images,
     MaybeShare,
@@ -104,11 +103,11 @@ class Tune:
         with busy("Starting torch"):
             from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
-            from foveate.cli.asking import load, named
-            from foveate.contract.naming import given
+            from foveate.cli.asking import load
+            from foveate.contract.naming import given, parse
             from foveate.tune import tune
 
-        method = named([self.method], BudgetOptions(settings=self.settings))[self.method]
+        method = parse(self.method, self.settings)
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
