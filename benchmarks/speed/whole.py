@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.progress import MofNCompleteColumn, Progress
 
-from foveate.bench.benched import conditions, from_shape, named_methods, budgeted_methods
+from foveate.bench.benched import budgeted_methods, conditions, from_shape, named_methods
 from foveate.bench.paired import PairedRun
 from foveate.bench.results import noisy_parts, rows_of
 from foveate.bench.shapes import NamedShape, shape

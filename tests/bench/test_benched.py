@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate._cells import USUAL
 from foveate._transformers import cache_in
-from foveate.bench.benched import config_of_shape, from_checkpoint, named_methods, budgeted_methods
+from foveate.bench.benched import budgeted_methods, config_of_shape, from_checkpoint, named_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptRequest, Workload

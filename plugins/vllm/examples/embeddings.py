@@ -63,8 +63,8 @@ def reduced_embeddings(
     dropping = vlm.method_for(method, prompt.vision_tokens, tokens=tokens, retention=retention)
     if dropping is not None and (late := Program.on(dropping, family).late):
         raise fv.UnsupportedError(
-            f"{dropping.name} goes on dropping behind the first decoder layer ({late[0]}), and embeddings end before it. "
-            "Use the plug-in for it, or a method that drops before the decoder."
+            f"{dropping.name} goes on dropping behind the first decoder layer ({late[0]}), and embeddings end before "
+            "it. Use the plug-in for it, or a method that drops before the decoder."
         )
 
     def stop(original: Any, *arguments: Any, **named: Any) -> NoReturn:

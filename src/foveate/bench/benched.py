@@ -23,13 +23,13 @@ from foveate.methods.random import Random
 __all__ = [
     "ALL",
     "Benched",
+    "budgeted_methods",
     "conditions",
     "config_of_shape",
     "dtype_for",
     "from_checkpoint",
     "from_shape",
     "named_methods",
-    "budgeted_methods",
     "title_of",
 ]
 

@@ -134,7 +134,7 @@ class Bench(MethodsOptions):
     # -- the way of a run -------------------------------------------------------------------------------------
 
     def _bench(self, shape: "NamedShape | None") -> None:
-        from foveate.bench.benched import conditions, named_methods, budgeted_methods, title_of
+        from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
         from foveate.bench.predict import forecast_sheet, forecasts, verdict
         from foveate.cli.screen import note
 
