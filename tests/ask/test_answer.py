@@ -84,7 +84,8 @@ def test_keeping_everything_saves_nothing_but_says_what_scoring_cost(vlm, demo, 
 
 @pytest.mark.parametrize(
     ("asked", "met"),
-    [({"method": None}, None), ({"method": "v2drop"}, None), ({"method": "v2drop", "tokens": 200}, True),
+    [({"method": None}, None), ({"method": fv.V2Drop()}, None), ({"method": "v2drop"}, True),
+     ({"method": "v2drop", "tokens": 200}, True),
      ({"method": "visiondrop+v2drop:retention=0.9"}, False), ({"method": "v2drop:layers=2;keep=0.5"}, None)],
 )  # fmt: skip
 def test_a_budget_is_met_within_two_percent_or_not_asked_for(vlm, demo, asked, met):

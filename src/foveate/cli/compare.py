@@ -177,7 +177,7 @@ def _table(
             Text(answer.text),
             agreement_words(agreements[name]),
             retention,
-            f"{1 - answer.saved.prefill_flops:.1%}",
+            "not counted" if answer.saved.prefill_flops is None else f"{1 - answer.saved.prefill_flops:.1%}",
             interval(race[name], "\n"),
         )
     return table

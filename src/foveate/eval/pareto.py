@@ -26,7 +26,7 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
     """Accuracy over the tokens truly spent and, where the cost is known, over FLOPs: an RGB picture."""
     panels = [("Vision tokens a decoder layer processes, mean", "tokens")]
     settings = quality.settings
-    if settings and all(row["flops"] is not None for row in settings):
+    if any(row["flops"] is not None for row in settings):
         panels.append(("FLOPs from the pixels to the first token, share of the full model's", "flops"))
     names = len({row["name"] for row in settings})
     height = max(5.2, 0.2 * (names + 4))  # inches: the names stand one below the other
@@ -35,7 +35,8 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (label, cost) in zip(axes, panels, strict=True):
         _panel(axis, quality, cost)
-        axis.set_xlabel(label)
+        missing = dict.fromkeys(row["name"] for row in settings if row[cost] is None)
+        axis.set_xlabel(f"{label}\nnot counted: {', '.join(missing)}" if missing else label)
     axes[0].set_ylabel(f"{quality.figure}, 95 % interval")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
@@ -54,8 +55,9 @@ def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
     own = [name for name in names if name not in CONTROLS]
     palette = matplotlib.colormaps["tab10"]
     colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
+    counted = [row for row in quality.settings if row[cost] is not None]
     for name, mark in zip(names, cycle(MARKS), strict=False):
-        rows = sorted((row for row in quality.settings if row["name"] == name), key=lambda row: row[cost])
+        rows = sorted((row for row in counted if row["name"] == name), key=lambda row: row[cost])
         axis.errorbar(
             [row[cost] for row in rows],
             [row["accuracy"] for row in rows],
@@ -72,7 +74,7 @@ def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-    front = _front(quality.settings, cost)
+    front = _front(counted, cost)
     axis.step(
         [row[cost] for row in front],
         [row["accuracy"] for row in front],
