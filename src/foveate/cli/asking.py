@@ -164,7 +164,7 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     takers = [name for name, method in methods.items() if method.open]
     if has_budget and not takers:
         raise UsageError(
-            f"{', '.join(methods)} brings its own budget, as presets, tuned records and schedules do, or takes none: "
+            f"{', '.join(methods)} brings its own budget, as presets and schedules do, or takes none: "
             "leave --budget and --retention out, or name a method."
         )
     methods |= {name: chosen(name, options.budget, options.retention, own[name]) for name in takers}

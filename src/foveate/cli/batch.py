@@ -75,7 +75,7 @@ class Batch:
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question, asked about every row in place of its own"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
-    """a method, preset, tuned record or chain, as in foveate generate (list: foveate methods)"""
+    """a method, preset, preset file or chain, as in foveate generate (list: foveate methods)"""
     untouched: Flag = False
     """drop nothing: the full model answers"""
     batch_size: Count = 8

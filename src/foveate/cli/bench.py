@@ -56,7 +56,7 @@ class Bench(MethodsOptions):
     """
 
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
-    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0";
+    """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0";
     or all (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
     """a shape with random weights (list: --shapes), a hub id or a local folder"""

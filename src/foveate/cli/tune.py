@@ -67,7 +67,7 @@ class Tune:
     kv: MaybeShare = None
     """instead: bytes of the KV cache after the prompt, likewise"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
-    """the method or chain, one of its presets or a tuned file, with settings such as "v2drop:metric=cosine";
+    """the method or chain, one of its presets or a preset file, with settings such as "v2drop:metric=cosine";
     a setting that is given is not searched. Of mustdrop, thresholds give their ratio only"""
     settings: Settings = ()
     """a setting of the method, repeatable"""
@@ -139,7 +139,7 @@ class Tune:
         values = tuned.to_dict()
         lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
         if self.outputs.out is not None:
-            lines.append(f"Preset: {self.outputs.out}")
+            lines.append(f"Preset file: {self.outputs.out}")
         finish(values, Group(tuned.sheet(), *map(Text, lines)), self.outputs)
 
     def _asked(self) -> list[tuple[Path, str]]:

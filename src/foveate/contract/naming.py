@@ -4,7 +4,7 @@ v2drop                                  a method; without a budget it keeps a th
 v2drop/llava-1.5-7b/192                 a preset
 v2drop:metric=cosine;layers=3,17,22     settings
 visionzip+v2drop:scope=image+finalkv    a chain
-tuned.json                              the record of a tuning, or a method's own JSON
+tuned.json                              a preset file: of `foveate tune`, or a method's own JSON
 {"method": "v2drop", "keep": [0.5]}     JSON, of `Method.to_dict`
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from foveate._spelling import Written, fractions, no_setting, pair_of, settings_in, written
+from foveate._spelling import Written, fractions, no_setting, pair_of, written
 from foveate.contract import catalogue
 from foveate.contract.chain import Chain
 from foveate.contract.method import BUDGET, Method
@@ -95,7 +95,7 @@ class _Member:
     @classmethod
     def of(cls, part: Written) -> "_Member":
         if part.is_file or part.is_preset:
-            ready = catalogue.from_dict(settings_in(part.name)) if part.is_file else catalogue.preset(part.name)
+            ready = catalogue.preset(part.name)
             member = cls(type(ready), partial(replace, ready), {})  # type: ignore[type-var]
         else:
             kind = catalogue.method(part.name)

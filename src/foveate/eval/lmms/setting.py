@@ -79,7 +79,7 @@ class Setting:
         has_budget = self.budget is not None or self.retention is not None
         if has_budget and not self._takes_budget:
             raise SettingError(
-                f"{self.name} brings its own budget, as presets, tuned records and schedules do, or takes none: leave "
+                f"{self.name} brings its own budget, as presets and schedules do, or takes none: leave "
                 "budget= and retention= out."
             )
         method = chosen(self.name, self.budget, self.retention, self._settings)
