@@ -167,7 +167,7 @@ class Tuned:
             raise InputError(str(error)) from error
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the outcome as JSON: a file that `--method` and `foveate.method` take.
+        """Write the outcome as JSON: a preset file, which goes wherever the name of a method or preset does.
 
         Raises:
             InputError: If the file exists and `force` is off, or it cannot be written.
