@@ -1,5 +1,6 @@
 """`foveate.testing` as somebody else uses it: on a method of their own, and on methods that break the contract."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import Attention, Cut, Hidden, ImageStage, LayerStage, LayerView, Shape, Stage
+from foveate.contract import Attention, Cut, Hidden, ImageStage, LayerStage, LayerView, Shape, Stage, attended
 from foveate.contract.settings import Share
 from foveate.testing import MethodContract, check_method, tiny_model
 
@@ -59,7 +60,7 @@ def test_a_package_of_ones_own_is_found_and_tested(tmp_path):
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_longest.py")]
     done = subprocess.run(run, capture_output=True, text=True, env=path, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout
-    assert "11 passed" in done.stdout
+    assert "12 passed" in done.stdout
 
 
 class Own(fv.Method):
@@ -75,7 +76,9 @@ class Own(fv.Method):
         return self.keep if self.retention is None else self.retention
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return (LayerStage(2, reads=(Hidden(),), keep=self.share, score=self.score),)
+        return (LayerStage(2, reads=(Hidden(),), keep=self.share, score=self.score, flops=self.flops),)
+
+    flops = staticmethod(lambda arriving, width: 2 * width * arriving.tokens)
 
     def score(self, view: LayerView) -> torch.Tensor:
         return view.hidden.float().norm(dim=-1)
@@ -208,7 +211,7 @@ def test_a_method_without_a_budget_must_say_what_keeps_everything():
         keep: Share = 0.5
 
         def stages(self, shape):
-            return (LayerStage(2, reads=(Attention(),), keep=self.keep, score=lambda view: view.attention),)
+            return (LayerStage(2, reads=(Attention(),), keep=self.keep, score=attended),)
 
     with pytest.raises(AssertionError, match="Give keep_all"):
         check_method(Fixed())
@@ -242,3 +245,22 @@ def test_tiny_models_are_those_of_a_seed_and_unknown_ones_are_named():
         tiny_model("gemma")
     with pytest.raises(fv.UnknownNameError, match="does not read videos"):
         tiny_model().inputs("tv")
+
+
+def test_a_batch_that_leaves_others_says_which_and_speaks_of_ties():
+    with pytest.raises(AssertionError) as failed:
+        check_method(Crowded())
+    said = str(failed.value)
+    assert re.search(r"first at (tower|projector): tokens \[\d[\d, ]*\] only there, \[\d[\d, ]*\] only alone", said)
+    assert "Where their scores tie" in said
+
+
+class Uncounted(Own):
+    """Does not say what its arithmetic costs."""
+
+    flops = None
+
+
+def test_flops_that_nobody_counted_are_noted():
+    with pytest.warns(UserWarning, match=r"LayerStage\(2\) of own.* does not say what its arithmetic costs"):
+        check_method(Uncounted())

@@ -23,7 +23,7 @@ from foveate._versions import commit, versions
 from foveate.bench.shapes import NamedShape, shape
 from foveate.bench.timing import ratio, rounds
 from foveate.bench.workload import PromptRequest, Workload, synthetic
-from foveate.contract.naming import parse, spending
+from foveate.contract.naming import chosen as at_budget
 from foveate.methods.random import same_schedule
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = named.build(torch.device("cpu"), torch.float32)
     workload = synthetic(named, PromptRequest(batch=options.batch), torch.device("cpu"))
     depth = model.config.get_text_config().num_hidden_layers
-    chosen = spending(parse(options.method), options.budget)
+    chosen = at_budget(options.method, options.budget)
     _, tokens = prefill(model, workload, chosen)
     plain = same_schedule([int(count) for count in tokens], workload.vision_tokens)
     methods = {"method": chosen, "random": plain, "random again": plain}

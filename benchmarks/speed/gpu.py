@@ -26,7 +26,7 @@ from foveate.bench.benched import from_shape
 from foveate.bench.shapes import shape
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import PromptRequest
-from foveate.contract.naming import parse, with_given
+from foveate.contract.naming import chosen as at_budget
 from foveate.engine.session import drop_or_not
 
 HERE = Path(__file__).resolve().parent
@@ -60,7 +60,7 @@ def measured(case: str, count: int) -> dict[str, Any]:
     for text in METHODS:
         method, _, share = text.partition(":")
         over, under = map(int, share.split("/"))
-        chosen[text] = with_given(parse(method), None, over / under)
+        chosen[text] = at_budget(method, retention=over / under)
     runs: dict[str, Callable[[], Times]] = {name: partial(call, model, inputs, one) for name, one in chosen.items()}
     times: dict[str, list[Times]] = {name: [] for name in runs}
     for answers in rounds(runs, count):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.progress import MofNCompleteColumn, Progress
 
-from foveate.bench.benched import conditions, from_shape, named_methods, solved_methods
+from foveate.bench.benched import budgeted_methods, conditions, from_shape, named_methods
 from foveate.bench.paired import PairedRun
 from foveate.bench.results import noisy_parts, rows_of
 from foveate.bench.shapes import NamedShape, shape
@@ -64,7 +64,7 @@ def measure(name: str, pairs: int) -> None:
     of, cpu = shape(name), torch.device("cpu")
     sharing = Shared(of.name, of.of, of.config, PICTURES.get(name, of.image), of.frame)
     benched = from_shape(sharing, cpu, torch.float32, "auto", PromptRequest(images=IMAGES[name]))
-    methods, _ = solved_methods(named_methods(["v2drop"]), benched.model, benched.workload.vision_tokens)
+    methods, _ = budgeted_methods(named_methods(["v2drop"]), benched.model, benched.workload.vision_tokens)
     command = shlex.join(["python", *sys.argv])
     record = conditions(benched, cpu, new_tokens=NEW_TOKENS, clock="cpu", seed=0, command=command)
     record["layers_with_own_weights"] = OWN

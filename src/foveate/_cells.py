@@ -6,7 +6,7 @@ from typing import Any
 
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import draws, with_seed
+from foveate.contract.naming import draws, is_bare, with_seed
 from foveate.contract.scheduled import Scheduled
 from foveate.core.grid import Grid
 from foveate.errors import BudgetError, SettingError
@@ -51,23 +51,25 @@ def at_budgets(
     grids: Sequence[Sequence[Grid]] | None = None,
     videos: Sequence[bool] | None = None,
     of_tokens: bool = False,
+    given: bool = True,
     passes_over: type[SettingError] = BudgetError,
 ) -> list[Cell]:
     """A cell for each contender and budget; one alone for a contender that takes none or brings its own.
 
     Args:
-        contenders: What is compared, by name.
+        contenders: What is compared, by name in the grammar of `foveate.contract.naming`.
         model: A model or its config.
         budgets: Mean shares of the vision tokens that a decoder layer processes, or numbers of them.
         vision_tokens: Tokens of each picture, where all have the same count.
         seeds: Draws of a method that draws at random.
         grids, videos: Of every sample's images, where all have the same; some floors depend on a film's frames.
         of_tokens: Whether budgets are numbers; whether one can be met then depends on the sample.
+        given: Whether somebody gave the budgets; else only what is a name alone gets them.
         passes_over: Errors of a method that make its cell infeasible; others are raised.
     """
     cells = []
     for name, method in contenders.items():
-        shares: Sequence[float | None] = budgets if method.open else [None]
+        shares: Sequence[float | None] = budgets if method.open and (given or is_bare(name)) else [None]
         for share in shares:
             if of_tokens and share is not None:
                 cells.append(Cell(name, share, _drawn(method.with_budget(tokens=share), seeds)))

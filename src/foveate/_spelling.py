@@ -155,7 +155,7 @@ def method_name(values: Any) -> str:
 
 
 def settings_in(path: str) -> Mapping[str, Any]:
-    """What a tuning's record, or a file of `Method.to_dict`, says of its method.
+    """What a preset file, of `foveate tune` or of `Method.to_dict`, says of its method.
 
     Raises:
         InputError: If the file cannot be read, or names no method.
@@ -165,7 +165,9 @@ def settings_in(path: str) -> Mapping[str, Any]:
     if not isinstance(values.get("method"), str):
         settings = values.get("method")  # a record has the method's settings under this name
     if not isinstance(settings, Mapping):
-        raise InputError(f"{path} names no method. Give the record of foveate tune, or the JSON of Method.to_dict.")
+        raise InputError(
+            f"{path} names no method. Give one of foveate tune, or the JSON of Method.to_dict."
+        )
     return settings
 
 

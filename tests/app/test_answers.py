@@ -67,10 +67,10 @@ def test_no_budget_can_be_chosen_that_a_method_cannot_meet(vlm, subject):
     names = [name for name, kind in methods().items() if takes_budget(kind)]
     for name in names:
         percent = least_percent(vlm, [name], subject)
-        vlm.solve(name, tokens, retention=percent / 100)
+        vlm.method_for(name, tokens, retention=percent / 100)
         if percent > 1:
             with pytest.raises(BudgetError):
-                vlm.solve(name, tokens, retention=(percent - 1) / 100)
+                vlm.method_for(name, tokens, retention=(percent - 1) / 100)
     assert least_percent(vlm, names, subject) == max(least_percent(vlm, [name], subject) for name in names)
     assert least_percent(vlm, [], subject) == 1
     with pytest.raises(UnknownNameError, match="fether"):

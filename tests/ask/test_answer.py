@@ -84,7 +84,8 @@ def test_keeping_everything_saves_nothing_but_says_what_scoring_cost(vlm, demo, 
 
 @pytest.mark.parametrize(
     ("asked", "met"),
-    [({"method": None}, None), ({"method": "v2drop"}, None), ({"method": "v2drop", "tokens": 200}, True),
+    [({"method": None}, None), ({"method": fv.V2Drop()}, None), ({"method": "v2drop"}, True),
+     ({"method": "v2drop", "tokens": 200}, True),
      ({"method": "visiondrop+v2drop:retention=0.9"}, False), ({"method": "v2drop:layers=2;keep=0.5"}, None)],
 )  # fmt: skip
 def test_a_budget_is_met_within_two_percent_or_not_asked_for(vlm, demo, asked, met):
@@ -164,7 +165,7 @@ def test_a_notebook_runs_no_code_of_a_question_or_an_answer(vlm, demo):
 
 def test_a_line_is_a_line(vlm, dropped, whole, text_alone):
     long = "What does the text say,\nand who wrote it? " * 9
-    chain = vlm.solve("visiondrop+v2drop+finalkv", 576)
+    chain = vlm.method_for("visiondrop+v2drop+finalkv", 576)
     prompt = vlm.prepare([], long)
     answers = [dropped, whole, text_alone, replace(dropped, text=long), replace(whole, text=long, method=chain)]
     for answer in (*answers, replace(dropped, prompt=prompt)):

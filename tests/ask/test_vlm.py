@@ -13,7 +13,6 @@ import foveate as fv
 from foveate import embedded
 from foveate.ask import vlm as module
 from foveate.ask.batch import batches
-from foveate.contract.naming import parse
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from foveate.video import Clip
@@ -150,10 +149,10 @@ def test_two_budgets_or_one_without_a_method_are_a_mistake(vlm, demo):
 
 
 def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(small, demo):
-    own = small.ask(demo, QUESTION, max_new_tokens=3, method="v2drop")
+    own = small.ask(demo, QUESTION, max_new_tokens=3, method=fv.V2Drop())
     assert (own.asked, own.method) == (None, fv.V2Drop())
-    alike([own], [small.ask(demo, QUESTION, max_new_tokens=3, method=parse("v2drop"))])
-    third = small.ask(demo, QUESTION, max_new_tokens=3, method="v2drop", retention=1 / 3)
+    alike([own], [small.ask(demo, QUESTION, max_new_tokens=3, method="v2drop:metric=l2")])
+    third = small.ask(demo, QUESTION, max_new_tokens=3, method="v2drop")
     assert (third.asked, third.met) == (pytest.approx(1 / 3), True)
     alike([third], [small.ask(demo, QUESTION, max_new_tokens=3, method=third.method)])
     assert third.method.name == "v2drop"
@@ -234,7 +233,7 @@ def test_nothing_is_ever_printed(small, demo, wide, capfd, monkeypatch):
 @pytest.mark.parametrize("method", [None, "mustdrop"])
 def test_a_batch_gives_what_each_alone_gets(small, questions, method):
     prompts = [small.prepare(*question) for question in questions[:3]]
-    solved = small.solve(method, 576, retention=0.5 if method else None)
+    solved = small.method_for(method, 576, retention=0.5 if method else None)
     together = small.answer_batch(prompts, solved, generation=FEW, first=True)
     for answer, prompt in zip(together, prompts, strict=True):
         alone = small.answer(prompt, solved, generation=FEW, first=True)

@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate._cells import USUAL
 from foveate._transformers import cache_in
-from foveate.bench.benched import config_of_shape, from_checkpoint, named_methods, solved_methods
+from foveate.bench.benched import budgeted_methods, config_of_shape, from_checkpoint, named_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptRequest, Workload
@@ -72,7 +72,7 @@ CONFIG = shape("llava-1.5-7b").make_config()
 
 
 def solved(*names, **budgets):
-    return solved_methods(named_methods(names), CONFIG, 576, **budgets)
+    return budgeted_methods(named_methods(names), CONFIG, 576, **budgets)
 
 
 def test_every_method_has_a_row_at_every_budget():

@@ -6,7 +6,6 @@ from transformers import LlavaConfig
 from foveate.cli.asking import named
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
-from foveate.contract.naming import spending
 from foveate.errors import SettingError
 from foveate.methods.random import Random
 from foveate.registry import preset
@@ -16,8 +15,7 @@ CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
 
 def choose(name, options, count=576):
     """What `generate` would run."""
-    (one,) = named([name], options).values()
-    method = spending(one, options.budget, options.retention)
+    (method,) = named([name], options).values()
     method.plan(CONFIG.text_config.num_hidden_layers, (count,))  # refuses a budget that it cannot meet
     return method
 

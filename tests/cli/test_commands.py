@@ -10,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+import foveate as fv
 from foveate.cli.asking import load
 from foveate.cli.compare import METHODS
 from foveate.cli.options import ModelOptions
+from foveate.contract.naming import parse
 from foveate.families.llava import Llava
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import QUESTION
+from tests.tune.presets import preset_of
 
 
 def whole_answer(folder, picture):
@@ -288,3 +291,31 @@ def test_full_takes_one_question(ask, picture):
     code, _, err = ask("generate", picture, "--prompt", "What?", "--full")
     assert code == 2
     assert "give one --prompt" in err
+
+
+@pytest.mark.parametrize("kind", ["tuned", "own"])
+def test_a_preset_file_is_taken_wherever_a_preset_is(run, tmp_path, kind):
+    """What `foveate tune` writes, and what `Method.to_dict` gives."""
+    path, method = tmp_path / "mine.json", fv.V2Drop(layers=(2, 4, 5), keep=(0.5, 0.3, 0.0))
+    values = preset_of(method).to_dict() if kind == "tuned" else method.to_dict()
+    path.write_text(json.dumps(values))
+    assert fv.preset(str(path)) == parse(str(path)) == method
+    code, out, _ = run("presets", path, "--json")
+    (row,) = json.loads(out)["presets"]
+    setting = json.loads(json.dumps(method.to_dict()))
+    assert (code, row["name"], row["setting"]) == (0, str(path), setting)
+    assert row["source"] == {"tuned": f"foveate tune, on {values.get('model')}", "own": "a method's own JSON"}[kind]
+    assert row["mean_tokens"] == values.get("tokens")
+    code, out, _ = run("presets", path)
+    assert (code, "mine.json" in out.replace("\n", "")) == (0, True)
+
+
+def test_a_preset_file_that_is_none_is_refused_at_every_door(run, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"answer": 42}')
+    for ask in (lambda: fv.preset(str(path)), lambda: fv.preset(str(tmp_path / "nosuch.json"))):
+        with pytest.raises(fv.InputError, match=r"names no method|cannot be read"):
+            ask()
+    for name in ("mine.json", "nosuch.json"):
+        code, _, err = run("presets", tmp_path / name)
+        assert (code, name in err) == (1, True)

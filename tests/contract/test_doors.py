@@ -1,5 +1,6 @@
 """One budget, one schedule: whichever door a method comes through, it leaves as many tokens in each layer."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -7,16 +8,22 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import foveate as fv
+from foveate import embedded
 from foveate._cells import at_budgets
+from foveate.ask.answering import method_of
+from foveate.ask.generation import Generation
+from foveate.bench.benched import budgeted_methods, named_methods
 from foveate.cli.asking import named
 from foveate.cli.commands import parsed
+from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, catalogue, follow
 from foveate.contract.method import meet
-from foveate.contract.naming import parse, spending
+from foveate.contract.naming import chosen, parse
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
 from foveate.eval.lmms.setting import Setting as LmmsSetting
+from foveate.eval.plan import Plan
 from foveate.registry import family_for
 
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
@@ -36,11 +43,19 @@ class Late(fv.V2Drop):
     name = "late"
 
 
+class Deep(fv.V2Drop):
+    """One whose cuts come so late that a third is below its floor."""
+
+    name = "deep"
+    layers: tuple[int, ...] | None = (18, 20, 22)
+
+
 @pytest.fixture(autouse=True)
 def authors(monkeypatch):
     monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
     fv.register_method(Early)
     fv.register_method(Late)
+    fv.register_method(Deep)
 
 
 @cache
@@ -71,16 +86,24 @@ def by_name(name, **budget):
     return dropped(name, **budget)
 
 
+def applied(name, **budget):
+    fv.apply(model(), name, **budget)
+    try:
+        return _sessions[family_for(model()).core].method
+    finally:
+        fv.remove(model())
+
+
 def by_instance(name, **budget):
     return dropped(instance(name), **budget)
 
 
 def asked(name, **budget):
-    return fv.VLM(model(), None).solve(name, TOKENS, **budget)
+    return fv.VLM(model(), None).method_for(name, TOKENS, **budget)
 
 
 def asked_by_instance(name, **budget):
-    return fv.VLM(model(), None).solve(instance(name), TOKENS, **budget)
+    return fv.VLM(model(), None).method_for(instance(name), TOKENS, **budget)
 
 
 def for_budget(name, **budget):
@@ -93,16 +116,35 @@ def generate():
 
 
 def on_the_command_line(name, retention=None):
-    budgets = replace(generate().budgets, retention=retention)
-    (method,) = named([name], budgets).values()
-    return fv.VLM(model(), None).solve(spending(method, budgets.budget, budgets.retention), TOKENS)
+    (method,) = named([name], replace(generate().budgets, retention=retention)).values()
+    return fv.VLM(model(), None).method_for(method, TOKENS)
 
 
-def in_eval(name, retention):
-    (cell,) = at_budgets({name: parse(name)}, model(), [retention], TOKENS, seeds=(0,))
+def in_batch(name, retention=None):
+    words = [] if retention is None else ["--retention", str(retention)]
+    command = parsed(["batch", "in.jsonl", "out", "--method", name, *words])
+    return method_of(command._asking(None).method)
+
+
+def in_eval(name, retention=None):
+    plan = Plan(methods=[name], retention=() if retention is None else (retention,), baselines=False)
+    shares = plan.shares_of(TOKENS)
+    cell, *_ = at_budgets(plan.contenders(), model(), shares, TOKENS, (0,), given=plan.has_budgets)
     if not cell.draws or cell.note:  # a control that cuts before the decoder instead, and says so
         raise fv.BudgetError(cell.infeasible or cell.note)
     return cell.draws[0]
+
+
+def in_bench(name, retention=None):
+    shares = () if retention is None else (retention,)
+    try:
+        methods, _ = budgeted_methods(named_methods([name]), model(), TOKENS, retention=shares, seed=0)
+    except SettingError as error:
+        raise fv.BudgetError(str(error)) from error
+    ((row, method),) = methods.items()
+    if getattr(method, "layers", None) == (0,):  # as in eval
+        raise fv.BudgetError(row)
+    return method
 
 
 def in_lmms_eval(name, **budget):
@@ -113,11 +155,14 @@ def in_lmms_eval(name, **budget):
 
 DOORS = {
     "fv.drop": by_name,
+    "fv.apply": applied,
     "fv.drop, instance": by_instance,
     "vlm.ask": asked,
     "vlm.ask, instance": asked_by_instance,
     "for_budget": for_budget,
     "generate": on_the_command_line,
+    "batch": in_batch,
+    "bench": in_bench,
     "eval": in_eval,
     "lmms-eval": in_lmms_eval,
 }
@@ -127,7 +172,7 @@ def serves(door, name):
     """Whether a method goes through a door at all, at some budget."""
     if door == "for_budget":
         return "+" not in name
-    if door == "eval":  # one row, whatever the budget, for a method that takes none
+    if door in ("eval", "bench"):  # one row, whatever the budget, for a method that takes none
         return parse(name).open
     if "instance" in door:
         try:
@@ -172,16 +217,77 @@ def test_every_door_gives_the_same_schedule_for_a_budget(name):
     assert not differ
 
 
-LIBRARY = ("fv.drop", "fv.drop, instance", "vlm.ask", "vlm.ask, instance")
-COMMANDS = ("generate", "lmms-eval")
+NAMED = tuple(door for door in DOORS if door != "for_budget" and "instance" not in door)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bare_name_is_the_methods_own_settings_and_in_commands_a_third(name):
-    third = {"retention": 1 / 3} if parse(name).open else {}
-    for doors, budget in ((LIBRARY, {}), (COMMANDS, third)):
-        said = {told(door, name) for door in doors if serves(door, name)}
-        assert said == {told("fv.drop", name, **budget)}
+def test_a_name_alone_keeps_a_third_at_every_door_and_an_object_what_it_says(name):
+    takes, third = parse(name).open, told("fv.drop", name, retention=1 / 3)
+    doors = {door: told(door, name) for door in NAMED}
+    assert set(doors.values()) == {third if takes else schedule(parse(name))}, doors
+    if serves("fv.drop, instance", name):
+        own = told("fv.drop", parse(name))
+        assert {told("fv.drop, instance", name), told("vlm.ask, instance", name)} == {own}
+
+
+SAYING = (
+    "fastv:keep=0.5",
+    "v2drop:metric=l1",
+    "visionzip+v2drop:metric=l1",
+    "visionzip:tokens=9+v2drop",
+    "v2drop/llava-1.5-7b/192",
+    "visionzip+v2drop/llava-1.5-7b/64",
+    "random:seed=3",
+    json.dumps(fv.FastV().to_dict()),
+)
+
+
+@pytest.mark.parametrize("text", SAYING)
+def test_settings_presets_and_json_are_as_they_say_at_every_door(text):
+    own = schedule(parse(text))
+    assert own != schedule(chosen(parse(text), retention=1 / 3)) if parse(text).open else True
+    assert {door: told(door, text) for door in NAMED} == dict.fromkeys(NAMED, own)
+
+
+def test_settings_beside_a_name_are_settings_of_it_but_for_a_seed():
+    assert chosen("v2drop", settings={"metric": "l1"}) == fv.V2Drop(metric="l1")
+    assert chosen("random", settings=["seed=3"]) == fv.Random(seed=3, retention=1 / 3)
+    assert LmmsSetting(name="random", seed=3).method == fv.Random(seed=3, retention=1 / 3)
+    assert LmmsSetting(name="random", seed=3).share == 1 / 3
+    assert LmmsSetting(name="v2drop", settings="metric=l1").method == fv.V2Drop(metric="l1")
+    assert LmmsSetting(name="v2drop", settings="metric=l1").share is None
+    (method,) = named(["v2drop"], BudgetOptions(settings=("metric=l1",))).values()
+    assert method == fv.V2Drop(metric="l1")
+
+
+def test_a_third_below_the_floor_is_refused_and_names_it():
+    with pytest.raises(fv.BudgetError, match=r"its floor is 64.43%"):
+        asked("late:layers=18,20,22;retention=0.3333")
+    with pytest.raises(fv.BudgetError, match=r"its floor is 64.43%"):
+        asked("deep")
+
+
+@pytest.mark.parametrize("name", ["v2drop", "divprune"])
+def test_a_name_alone_keeps_a_third_where_it_is_asked_and_looked_with(name):
+    vlm, few = fv.load(), {"max_new_tokens": 1}
+    picture = embedded.picture()
+    answers = [
+        vlm.ask(picture, "What is it?", method=name, **few),
+        next(vlm.ask_many([(picture, "What is it?")], method=name, **few)),
+        vlm.look(picture, method=name).ask("What is it?", **few),
+        vlm.answer(vlm.prepare(picture, "What is it?"), name, generation=Generation(max_new_tokens=1)),
+    ]
+    assert [answer.asked for answer in answers] == [1 / 3] * 4
+    assert [answer.retention for answer in answers] == [pytest.approx(1 / 3, abs=0.01)] * 4
+
+
+def test_commands_say_what_is_spent_where_nobody_gives_a_budget(capfd):
+    named(["fastv", "finalkv", "v2drop:metric=l1"], BudgetOptions())
+    said = capfd.readouterr().err
+    assert "no budget is given: --retention 1/3" in said
+    assert "v2drop:metric=l1 keeps what its own settings say" in said
+    named(["finalkv", "v2drop/llava-1.5-7b/192"], BudgetOptions())
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("door", [dropped, asked, on_the_command_line, in_lmms_eval])

@@ -77,7 +77,7 @@ def test_a_method_of_two_cuts_takes_a_budget(vlm):
     class Twice(Scheduled):
         name, usual_layers, usual_keep = "twice", (1, 2), (0.5, 0.2)
 
-    assert vlm.solve(Twice(layers=(1, 2), retention=0.5), 36).plan(6, (36,)) == (36, 36, 9, 9, 9, 9)
+    assert vlm.method_for(Twice(layers=(1, 2), retention=0.5), 36).plan(6, (36,)) == (36, 36, 9, 9, 9, 9)
 
 
 def test_the_error_for_an_undeclared_signal_can_be_read():

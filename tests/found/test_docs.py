@@ -1,5 +1,6 @@
 """Guides and the site: what they leave out, and sentences that are read twice."""
 
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,37 @@ def test_the_default_method_is_in_the_upper_half_of_our_own_table_at_the_budget_
     better = [name for name, accuracy in rows if float(accuracy) > float(dict(rows)[Generate().method])]
     assert RETENTION == 192 / 576
     assert 2 * len(better) < len(rows) > 20
+
+
+def is_there(dotted):
+    """Whether a dotted name is a module's, or of something in one."""
+    module, names = dotted, []
+    while True:
+        try:
+            at = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            module, _, name = module.rpartition(".")
+            names.insert(0, name)
+    for name in names:
+        if name in getattr(at, "__dataclass_fields__", ()):
+            return True
+        at = getattr(at, name, None)
+    return at is not None
+
+
+@pytest.mark.parametrize("files", ["src/**/*.py", "docs/**/*.md", "README.md", "plugins/**/*.py"])
+def test_names_in_backquotes_are_there(files):
+    named = set(re.findall(r"`(foveate(?:\.\w+)+)`", text_of(files)))
+    assert {name for name in named if not is_there(name)} == set()
+
+
+def test_a_share_that_is_called_bytes_is_not_printed_bare():
+    assert "saved.kv_bytes:" in text_of("README.md")
+    for files in (GUIDES, "README.md", "examples/**/*.py"):
+        for line in text_of(files).splitlines():
+            if "saved.kv_bytes" in line:
+                assert "saved.kv_bytes:" in line or "share" in line, line
 
 
 def test_the_reference_has_pages_that_can_be_read():

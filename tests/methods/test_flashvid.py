@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -32,3 +34,27 @@ def test_diverse_tokens_are_far_from_each_other_and_attended():
     attention = torch.tensor([[0.9, 0.5, 0.5]])
     cut = FlashVID(expansion=1.0).merge(STILL[None], attention, 1)
     assert cut.source.tolist() == [0]
+
+
+def theirs(scenes, tokens, keep):
+    """Rows of a film by the released code's arithmetic: of each scene its frames' trees, counted."""
+    budget = math.ceil(tokens * keep * 1.25)
+    diverse = math.ceil(budget * 0.7)
+    rows = 0
+    for left in scenes:
+        ratio = (budget - diverse) * len(left) / sum(left)
+        rows += sum(diverse + min(trees, math.ceil(trees * ratio)) for trees in left)
+    return rows
+
+
+@pytest.mark.parametrize(("tokens", "keep"), [(100, 0.2), (200, 0.1), (197, 0.2), (82, 0.25), (196, 0.2)])
+@pytest.mark.parametrize("form", ["mean", "released"])
+def test_clusters_of_a_scene_of_one_frame_are_counted_in_the_order_of_the_code(tokens, keep, form):
+    """100 tokens, of which 7 clusters are asked for: 100 · (7 / 100) is 7.000…01, whose ceiling is 8."""
+    features = torch.randn(8, tokens, 16, generator=torch.Generator().manual_seed(0))  # eight frames, unlike each other
+    method = FlashVID(keep=keep, trees=form)
+    wanted = theirs([[tokens]] * 8, tokens, keep)
+    assert len(method.merge(features, torch.rand(8, tokens), None).source) == wanted
+    assert method.own_count((tokens,)) == wanted / 8 == len(method.merge(features[:1], torch.rand(1, tokens), 3).source)
+    budget = FlashVID(retention=0.2, trees=form)
+    assert len(budget.merge(features, torch.rand(8, tokens), 8 * 20).source) == 160

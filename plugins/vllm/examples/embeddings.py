@@ -60,11 +60,11 @@ def reduced_embeddings(
     if not family.renumbers:
         raise fv.UnsupportedError(f"Positions of a {family.model_type!r} have several axes. Use the plug-in.")
     prompt = vlm.prepare(picture, question)
-    solved = vlm.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention)
-    if solved is not None and (late := Program.on(solved, family).late):
+    dropping = vlm.method_for(method, prompt.vision_tokens, tokens=tokens, retention=retention)
+    if dropping is not None and (late := Program.on(dropping, family).late):
         raise fv.UnsupportedError(
-            f"{solved.name} goes on dropping behind the first decoder layer ({late[0]}), and embeddings end before it. "
-            "Use the plug-in for it, or a method that drops before the decoder."
+            f"{dropping.name} goes on dropping behind the first decoder layer ({late[0]}), and embeddings end before "
+            "it. Use the plug-in for it, or a method that drops before the decoder."
         )
 
     def stop(original: Any, *arguments: Any, **named: Any) -> NoReturn:
@@ -74,7 +74,7 @@ def reduced_embeddings(
         # The engine stands around this, so the layer gets the rows that the method's own stages have left.
         patches.wrap(family.layers[0], "forward", stop)
         try:
-            with nullcontext() if solved is None else fv.drop(vlm.model, solved):
+            with nullcontext() if dropping is None else fv.drop(vlm.model, dropping):
                 vlm.model(**prompt.inputs, use_cache=False)
         except Entered as entered:
             rows = entered.rows

@@ -4,7 +4,7 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from foveate.contract import LayerStage, Resource, Shape, Text
-from foveate.contract.naming import parse, with_given
+from foveate.contract.naming import chosen, parse
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.llava import Llava
 from foveate.registry import methods
@@ -36,8 +36,21 @@ def test_most_methods_can_be_served():
 def test_a_servers_budget_is_the_librarys(name):
     for share in BUDGETS:
         made = Setting({"method": name, "retention": share}, CONFIG, Llava)
-        assert made.method(Rate()) == with_given(parse(name), retention=share)
-    assert Setting({"method": name}, CONFIG, Llava).method(Rate()) == parse(name)
+        assert made.method(Rate()) == chosen(name, retention=share)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_alone_keeps_a_third_and_an_object_what_it_says(name):
+    made = Setting({"method": name}, CONFIG, Llava)
+    assert made.method(Rate()) == chosen(name) == chosen(name, retention=1 / 3)
+    assert str(made.rate) == "33.3% of an image's tokens"
+    assert made.method(Rate(retention=0.5)) == chosen(name, retention=0.5)
+
+
+def test_a_server_runs_settings_and_dictionaries_as_they_say():
+    for method in ("visionzip:dominant=9", parse("visionzip").to_dict(), "visionzip:tokens=9"):
+        made = Setting({"method": method}, CONFIG, Llava)
+        assert made.method(Rate()) == (parse(method) if isinstance(method, str) else parse("visionzip"))
 
 
 @pytest.mark.parametrize("name", ["v2drop:retention=0.2", "visionzip:retention=0.2+finalkv", "v2drop:keep=0.5,0.3,0"])

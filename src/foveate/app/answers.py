@@ -74,7 +74,7 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
     floors = [0.01]
     for name in names:
         try:
-            vlm.solve(name, tokens, retention=1e-6)
+            vlm.method_for(name, tokens, retention=1e-6)
         except BudgetError as error:
             floors.append(error.floor or 0)
     return math.ceil(100 * max(floors) - 1e-9)
@@ -151,6 +151,8 @@ def _measures(reply: Reply, answer: Answer, full: Answer | None) -> Iterator[tup
     yield "Vision tokens", spent, answer.retention
     if answer.flops and full is not None and full.flops:
         yield "FLOPs to the first token", f"{answer.flops / 1e9:,.1f} G", answer.flops / full.flops
+    elif full is not None and full.flops:
+        yield "FLOPs to the first token", "not counted", None
     if answer.kv_bytes_whole:
         yield "KV cache", f"{answer.kv_bytes / 2**20:,.1f} MiB", answer.kv_bytes / answer.kv_bytes_whole
     yield "Time", f"{reply.first:.2f} s to the first words, {reply.seconds:.2f} s in all", None

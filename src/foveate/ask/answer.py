@@ -32,16 +32,17 @@ class Saved:
     """Shares saved by dropping, beside the untouched model on the same prompt.
 
     Attributes:
-        prefill_flops: Of the decoder's prefill, what the method itself computes counted in.
-        total_flops: From the pixels to the first token.
-        kv_bytes: Of the cache after the answer, measured.
+        prefill_flops: Of the decoder's prefill, what the method itself computes counted in; None where that is not
+            counted (see `foveate.contract.Stage.flops`).
+        total_flops: From the pixels to the first token, likewise.
+        kv_bytes: Of the bytes of the cache after the answer, measured: a share, where `Answer.kv_bytes` is bytes.
     """
 
-    prefill_flops: float
-    total_flops: float
+    prefill_flops: float | None
+    total_flops: float | None
     kv_bytes: float
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """Plain values."""
         return asdict(self)
 
@@ -54,7 +55,7 @@ class Answer:
         prompt: What was asked.
         text: The answer.
         tokens: Its token ids, the end of sequence included.
-        method: What dropped, its schedule solved; None for the untouched model.
+        method: What dropped, with its budget; None for the untouched model.
         trace: What was dropped where, of the whole batch; empty without dropping.
         sample: Which sample of the batch this is.
         kv_bytes: Bytes of keys and values that the cache held at the end: measured, of a batch its share.
@@ -155,9 +156,11 @@ class Answer:
         kv_bytes = 0.0
         if self.kv_bytes_whole:
             kv_bytes = 1 - self.kv_bytes / self.kv_bytes_whole
+        if cost.scoring_flops is None or cost.total_flops is None:
+            return Saved(None, None, kv_bytes)
         return Saved(
             prefill_flops=1 - (cost.prefill_flops + cost.scoring_flops) / untouched.prefill_flops,
-            total_flops=1 - cost.total_flops / untouched.total_flops,
+            total_flops=1 - cost.total_flops / untouched.model_flops,
             kv_bytes=kv_bytes,
         )
 
@@ -216,7 +219,7 @@ class Answer:
         spent = f"{self.retention:.1%} of {self.vision_tokens} vision tokens"
         if self.missed is not None:
             spent += f", {self.asked:.1%} asked for"
-        return f"Answer({self.text!r:.60}, {method}, {spent})"
+        return f"Answer({self.text!r:.58}, {method}, {spent})"
 
     def _repr_html_(self) -> str:
         """The answer, a table of what was spent and saved, and the picture of what was kept."""
@@ -256,6 +259,8 @@ class Answer:
     def _flops_line(self) -> str:
         """What the arithmetic saves, counted."""
         cost, saved = self.cost, self.saved
+        if cost.scoring_flops is None or saved.prefill_flops is None or saved.total_flops is None:
+            return "not counted: the method does not say what its own arithmetic costs (docs/guides/new-method.md)"
         decoder = _flops(cost.prefill_flops + cost.scoring_flops)
         # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
         return (

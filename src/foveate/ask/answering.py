@@ -19,7 +19,7 @@ from foveate.ask.preparing import check_text
 from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import parse, with_given
+from foveate.contract.naming import chosen
 from foveate.engine.cache import copy_of
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
@@ -33,7 +33,7 @@ AnyMethod = str | Method
 
 
 def method_of(method: AnyMethod | None, tokens: float | None = None, retention: float | None = None) -> Method | None:
-    """A method, or the one of a name, with the budget that is given beside it; None for the untouched model.
+    """What drops, with its budget; see `foveate.contract.naming.chosen`. None for the untouched model.
 
     Args:
         method: A method, or its name.
@@ -48,11 +48,7 @@ def method_of(method: AnyMethod | None, tokens: float | None = None, retention: 
         if tokens is not None or retention is not None:
             raise SettingError('A budget without a method: name one, such as method="v2drop".')
         return None
-    if isinstance(method, str):
-        method = parse(method)
-    if not isinstance(method, Method):
-        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
-    return with_given(method, tokens, retention)
+    return chosen(method, tokens, retention)
 
 
 def dropped_in(loaded: Loaded, method: Method | None, vision_tokens: int) -> Method | None:

@@ -18,7 +18,7 @@ from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
 from foveate.contract.method import Method
-from foveate.contract.naming import spending
+from foveate.contract.naming import chosen
 from foveate.contract.stages import Shape
 from foveate.engine.cache import copy_of, nbytes, picked, settle
 from foveate.engine.session import drop_or_not
@@ -125,10 +125,9 @@ def _waits(method: Method, depth: int) -> str | None:
 
 
 def _serves(kind: type[Method], depth: int) -> bool:
-    """Whether a method looks, at the budget that commands give it."""
+    """Whether a method looks, at the budget that its name has."""
     try:
-        method = kind()
-        return method.open and _waits(spending(method), depth) is None
+        return kind().open and _waits(chosen(kind.name), depth) is None
     except (FoveateError, TypeError):
         return False
 
@@ -142,7 +141,7 @@ def look_at(model: Any, inputs: Inputs, method: Method | None = None) -> Look:
     Args:
         model: Of transformers, in no context.
         inputs: What the processor made of the prompt, batch 1, on the model's device.
-        method: What drops, its schedule solved; None for the untouched model.
+        method: What drops, with its budget; None for the untouched model.
 
     Raises:
         UnsupportedError: If another question would give other rows.
@@ -156,7 +155,7 @@ def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None
     Args:
         model: Of transformers, in no context.
         prompts: Batch 1 each, alike up to and with their pictures: the same ids, and pictures of one size.
-        method: What drops, its schedule solved; None for the untouched model.
+        method: What drops, with its budget; None for the untouched model.
 
     Raises:
         UnsupportedError: If another question would give other rows.

@@ -85,8 +85,8 @@ class VLM(Loaded):
             messages: In the place of both: a conversation of several turns, see `foveate.ask.conversation`.
             method: What drops vision tokens: a method, or its name (`foveate.contract.naming`); None is the untouched
                 model.
-            tokens: A budget: mean vision tokens that a decoder layer processes, solved for this very input.
-            retention: The same as a share of the vision tokens. A method alone gets a third.
+            tokens: A budget: mean vision tokens that a decoder layer processes, for this very input.
+            retention: The same as a share of the vision tokens. Without either, a name alone keeps a third.
             choices: Texts: the answer is the one that the model finds likeliest, by the probability of all its tokens.
                 Where one text begins another ("cat", "cats"), the end of the answer counts as a token of each.
             stream: Return a `Stream` of pieces of text; its `answer` is there at the end.
@@ -141,7 +141,7 @@ class VLM(Loaded):
             questions: (media, prompt) pairs, `Question`s, or mappings with the keys "media", "prompt" and "messages".
                 They are read as they are needed: a generator does.
             batch_size: Most questions a batch.
-            method, tokens, retention, frames, fps, fit, **generation: As for `ask`; a budget is solved for each input.
+            method, tokens, retention, frames, fps, fit, **generation: As for `ask`; a budget holds for each input.
 
         Raises:
             FoveateError: As for `ask`.
@@ -256,9 +256,9 @@ class VLM(Loaded):
         retention: float | None = None,
     ) -> Prefix:
         """Look at what a prompt shows, to ask other questions about it than its own; see `look`."""
-        return Prefix(self, prompt, self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention))
+        return Prefix(self, prompt, self.method_for(method, prompt.vision_tokens, tokens=tokens, retention=retention))
 
-    def solve(
+    def method_for(
         self,
         method: AnyMethod | None,
         vision_tokens: int,
@@ -289,7 +289,7 @@ class VLM(Loaded):
         Args:
             first: Whether the answer has the log-probabilities of its first token.
         """
-        drops = self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention)
+        drops = self.method_for(method, prompt.vision_tokens, tokens=tokens, retention=retention)
         return answers_to(self, [prompt], drops, generation or Generation(), first=first)[0]
 
     def answer_batch(

@@ -23,13 +23,13 @@ from foveate.methods.random import Random
 __all__ = [
     "ALL",
     "Benched",
+    "budgeted_methods",
     "conditions",
     "config_of_shape",
     "dtype_for",
     "from_checkpoint",
     "from_shape",
     "named_methods",
-    "solved_methods",
     "title_of",
 ]
 
@@ -143,7 +143,7 @@ def named_methods(names: Sequence[str]) -> dict[str, Method]:
     return {name: method for name, method in methods.items() if method.open}
 
 
-def solved_methods(
+def budgeted_methods(
     methods: Mapping[str, Method],
     model: Any,
     vision_tokens: int,
@@ -160,7 +160,7 @@ def solved_methods(
         model: A model or its config.
         vision_tokens: Of the prompt.
         tokens: Budgets, in mean vision tokens a decoder layer.
-        retention: The same as shares. Without either it is a third.
+        retention: The same as shares. Without either, a name alone keeps a third, and others what they say.
         seed: Of methods that drop at random.
         passes_over: Errors of a method that only keep it out; others are raised.
 
@@ -173,7 +173,9 @@ def solved_methods(
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
-    for cell in at_budgets(methods, config, shares, vision_tokens, (seed,), passes_over=passes_over):
+    for cell in at_budgets(
+        methods, config, shares, vision_tokens, (seed,), given=bool(tokens or retention), passes_over=passes_over
+    ):
         row = cell.name if cell.budget is None else f"{cell.name} {cell.budget * vision_tokens:.0f}"
         if cell.draws:
             feasible[row] = cell.draws[0]

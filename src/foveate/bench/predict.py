@@ -56,11 +56,11 @@ def forecast(cost: Cost, untouched: Cost, batch: int = 1, device: str = "cpu") -
         | prefill_flops, kv_bytes | of one sample |
         | prefill_speed | how many times fewer FLOPs the decoder has over the prompt |
         | bound_speed | the same where a layer with few rows still has to read its weights |
-        | first_speed | from the pixels to the first token, with that bound |
+        | first_speed | from the pixels to the first token, with that bound; scoring that is not counted is left out |
         | kv_ratio | how many times smaller the cache is |
     """
     bound, untouched_bound = _bound(cost, batch, device), _bound(untouched, batch, device)
-    outside = cost.tower_flops + cost.projector_flops + cost.head_flops + cost.scoring_flops
+    outside = cost.tower_flops + cost.projector_flops + cost.head_flops + (cost.scoring_flops or 0)
     untouched_outside = untouched.tower_flops + untouched.projector_flops + untouched.head_flops
     return {
         "tokens": sum(cost.tokens) / len(cost.tokens),
@@ -96,7 +96,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], untouched: Cost) -> str:
     best = max(rows[1:], key=lambda row: row["first_speed"])
     vision_tokens = sum(untouched.vision_tokens)
     vision = vision_tokens / (vision_tokens + untouched.text_tokens)
-    tower = (untouched.tower_flops + untouched.projector_flops) / untouched.total_flops
+    tower = (untouched.tower_flops + untouched.projector_flops) / untouched.model_flops
     first, bound, prefill = best["first_speed"], best["bound_speed"], best["prefill_speed"]
     pays = "hardly pays" if first < LITTLE else "pays a little" if first < SOME else "pays"
     speed = f"at most {first:.2f} times faster to the first token ({best['name']}), {bound:.2f} times in the prefill"

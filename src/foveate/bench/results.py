@@ -70,7 +70,9 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, Any
         if cost.peak_bytes is not None and _kernel(run) != "eager":
             row["peak_bytes_counted"] = cost.peak_bytes * run.workload.batch
     if _scoring_known(candidate, cost):
-        row |= {"scoring_flops": cost.scoring_flops, "scoring_share": cost.scoring_flops / cost.total_flops}
+        counted = cost.scoring_flops is not None and cost.total_flops is not None
+        share = cost.scoring_flops / cost.total_flops if counted else None
+        row |= {"scoring_flops": cost.scoring_flops, "scoring_share": share}
     times = run.times(candidate.name)
     for part, seconds in times.items():
         row |= {part: median(seconds), f"{part}_times": seconds}
@@ -115,10 +117,9 @@ def _flops(cost: Cost, part: str, new_tokens: int) -> int:
     """FLOPs of a part, the method's own arithmetic left out."""
     if part == "prefill":
         return cost.prefill_flops
-    first = cost.total_flops - cost.scoring_flops
     if part == "ttft":
-        return first
-    return first + (new_tokens - 1) * cost.decode_flops
+        return cost.model_flops
+    return cost.model_flops + (new_tokens - 1) * cost.decode_flops
 
 
 def noisy_parts(rows: Sequence[ResultRow]) -> list[str]:
@@ -170,11 +171,17 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
     }
 
 
+def _scoring(row: ResultRow) -> str:
+    """The share of a method's own arithmetic; nothing for the full model, and where rows depend on the picture."""
+    share = row.get("scoring_share", 0)
+    return "not counted" if share is None else f"{share:.2%}" if share else ""
+
+
 def _call_cells(row: ResultRow) -> dict[str, str]:
     return {
         "First token": _speed(row, "ttft"),
         "÷ random": _interval(row, "ttft_over_random"),
-        "Scoring": f"{row['scoring_share']:.2%}" if row.get("scoring_share") else "",
+        "Scoring": _scoring(row),
         "Token": _speed(row, "tpot"),
         "Call": _speed(row, "whole"),
         "Items/s": f"{row['items_per_second']:.3g}",

@@ -1,7 +1,7 @@
 """What `generate` and `compare` do before the first answer: read the files, load the model, solve schedules."""
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ from foveate.ask.vlm import VLM
 from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
-from foveate.contract.method import Method
-from foveate.contract.naming import asked_share, kinds_of, parse, settings_of, spending
+from foveate.contract.method import Method, meet
+from foveate.contract.naming import asked_share, chosen, kinds_of, parse, settings_of
 from foveate.errors import BudgetError, UnsupportedError
 from foveate.methods.v2drop import V2Drop
 
-__all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_default"]
+__all__ = ["Setup", "device_named", "load", "named", "set_up"]
 
 SMALL = 0.2
 """Below this share V2Drop loses far more than others in our table: at 1/9 25 points, DivPrune 4."""
@@ -42,8 +42,8 @@ class Setup:
     Attributes:
         vlm: The model.
         prompt: The question as the model gets it.
-        named: What each --method says, by its text.
-        methods: Of those that can meet the budget, with it.
+        named: What each --method says, with its budget, by its text.
+        methods: Of those that can meet the budget.
         infeasible: Why a method cannot meet the budget, by its text.
     """
 
@@ -71,19 +71,18 @@ def set_up(
     options: MediaOptions,
     *,
     every: bool = False,
-    unsolved: Collection[str] = (),
+    controls: Collection[str] = (),
 ) -> Setup:
     """Read the files, load the model and give each method the budget, which this very input can meet.
 
     Args:
         every: Whether a method that cannot meet the budget is only noted, as long as another can.
-        unsolved: Names whose schedule is left as it is: controls, which run at the schedule of others.
+        controls: Names of methods that run at the schedule of others.
 
     Raises:
         FoveateError: Of the kind that fits, cheapest checks first.
     """
-    chosen = named(names, budgets)
-    spends = {name: spending(method, budgets.budget, budgets.retention) for name, method in chosen.items()}
+    asked = named(names, budgets)
     if not files:
         files, question = [embedded.picture()], question or embedded.QUESTION
     with busy("Reading the files"):
@@ -95,22 +94,21 @@ def set_up(
         note(text)
     methods: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
-    for name, method in chosen.items():
-        if name in unsolved:
+    for name, method in asked.items():
+        if name in controls:
             continue
         try:
-            solved = vlm.solve(spends[name], prompt.vision_tokens)
+            meet(method, vlm.model, prompt.vision_tokens)
         except BudgetError as error:
             infeasible[name] = str(error)
-            if not every or len(infeasible) == len(names) - len(unsolved):
+            if not every or len(infeasible) == len(names) - len(controls):
                 raise
             continue
-        assert solved is not None  # a picture has vision tokens
-        methods[name] = solved
-        if method == V2Drop() and (asked_share(spends[name], prompt.vision_tokens) or 1) < SMALL:
+        methods[name] = method
+        by_default = name == V2Drop.name and not budgets.settings
+        if by_default and (asked_share(method, prompt.vision_tokens) or 1) < SMALL:
             note(ADVICE)
-    tell_default(chosen.values(), budgets)
-    return Setup(vlm, prompt, chosen, methods, infeasible)
+    return Setup(vlm, prompt, asked, methods, infeasible)
 
 
 def load(options: ModelOptions) -> VLM:
@@ -145,9 +143,10 @@ def device_named(name: str) -> Any:
 
 
 def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
-    """What each name of a command line says, with its `--set` and `--seed`; before any model is loaded.
+    """What each name of a command line says, with its `--set`, `--seed` and budget; before any model is loaded.
 
-    Where several methods run, each takes the settings that it has.
+    Where several methods run, each takes the settings that it has, and those that can take the budget get it. What they
+    spend without one is said on stderr.
 
     Raises:
         FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
@@ -159,17 +158,24 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     for key, _ in map(pair_of, pairs):
         if key not in every_setting:
             raise no_setting(", ".join(names), key, every_setting)
-    methods = {name: parse(name, [pair for pair in pairs if pair_of(pair)[0] in settings[name]]) for name in names}
+    own = {name: [pair for pair in pairs if pair_of(pair)[0] in settings[name]] for name in names}
+    methods = {name: parse(name, own[name]) for name in names}
     has_budget = options.budget is not None or options.retention is not None
-    if has_budget and not any(method.open for method in methods.values()):
+    takers = [name for name, method in methods.items() if method.open]
+    if has_budget and not takers:
         raise UsageError(
-            f"{', '.join(methods)} brings its own budget, as presets, tuned records and schedules do, or takes none: "
+            f"{', '.join(methods)} brings its own budget, as presets and schedules do, or takes none: "
             "leave --budget and --retention out, or name a method."
         )
+    methods |= {name: chosen(name, options.budget, options.retention, own[name]) for name in takers}
+    if not has_budget:
+        tell_budgets({name: methods[name] for name in takers})
     return methods
 
 
-def tell_default(methods: Iterable[Method], options: BudgetOptions) -> None:
-    """Say which budget open methods get where none is given."""
-    if options.budget is None and options.retention is None and any(method.open for method in methods):
+def tell_budgets(takers: Mapping[str, Method]) -> None:
+    """Say what is spent by methods that could have been given a budget, and were given none."""
+    if any(not method.open for method in takers.values()):
         note("no budget is given: --retention 1/3")
+    for name in [name for name, method in takers.items() if method.open]:
+        note(f"{name} keeps what its own settings say; --retention gives it a budget")

@@ -75,7 +75,7 @@ class Batch:
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question, asked about every row in place of its own"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
-    """a method, preset, tuned record or chain, as in foveate generate (list: foveate methods)"""
+    """a method, preset, preset file or chain, as in foveate generate (list: foveate methods)"""
     untouched: Flag = False
     """drop nothing: the full model answers"""
     batch_size: Count = 8
@@ -153,14 +153,9 @@ class Batch:
 
     def _asking(self, root: str | None) -> "Asking":
         from foveate.batch.answering import Asking
-        from foveate.cli.asking import named, tell_default
-        from foveate.contract.naming import spending
+        from foveate.cli.asking import named
 
-        method = None
-        if not self.untouched:
-            chosen = named([self.method], self.budgets)
-            tell_default(chosen.values(), self.budgets)
-            method = spending(chosen[self.method], self.budgets.budget, self.budgets.retention)
+        method = None if self.untouched else named([self.method], self.budgets)[self.method]
         return Asking(
             model=self.models.model,
             device=self.models.device,

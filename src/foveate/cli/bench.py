@@ -56,7 +56,7 @@ class Bench(MethodsOptions):
     """
 
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
-    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0";
+    """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0";
     or all (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
     """a shape with random weights (list: --shapes), a hub id or a local folder"""
@@ -134,7 +134,7 @@ class Bench(MethodsOptions):
     # -- the way of a run -------------------------------------------------------------------------------------
 
     def _bench(self, shape: "NamedShape | None") -> None:
-        from foveate.bench.benched import conditions, named_methods, solved_methods, title_of
+        from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
         from foveate.bench.predict import forecast_sheet, forecasts, verdict
         from foveate.cli.screen import note
 
@@ -144,7 +144,7 @@ class Bench(MethodsOptions):
         device = self._device()
         benched = self._benched(shape, device)
         model, workload = benched.model, benched.workload
-        methods, infeasible = solved_methods(
+        methods, infeasible = budgeted_methods(
             named,
             model,
             workload.vision_tokens,

@@ -48,7 +48,7 @@ class Compare:
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
-    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (default: v2drop, divprune, vidcom2 and controls: averagepool, resize and random; list: foveate methods)"""
     pairs: Pairs = 10
     """timed rounds, after a warm-up"""
@@ -82,7 +82,7 @@ class Compare:
             self.budgets,
             self.media,
             every=not self.method,
-            unsolved=controls,
+            controls=controls,
         )
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         with busy("Answering without dropping"):
@@ -177,7 +177,7 @@ def _table(
             Text(answer.text),
             agreement_words(agreements[name]),
             retention,
-            f"{1 - answer.saved.prefill_flops:.1%}",
+            "not counted" if answer.saved.prefill_flops is None else f"{1 - answer.saved.prefill_flops:.1%}",
             interval(race[name], "\n"),
         )
     return table

@@ -50,7 +50,7 @@ class Generate:
     ] = ()
     """the question; with several, the pictures are looked at once, and each question is answered"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
-    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (list: foveate methods). The default is good at a third of the tokens on the embedded model.
     Below a fifth take divprune, scope or vidcom2 (docs/guides/choosing.md)"""
     full: Flag = False

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate import _index
-from foveate._spelling import unknown
+from foveate._spelling import Written, read_json, settings_in, unknown
 from foveate.cli.options import EMBEDDED, Flag
 from foveate.cli.screen import busy, show, show_json
 
@@ -175,17 +175,18 @@ class Presets:
     Examples:
       foveate presets
       foveate presets llava-1.5-7b
+      foveate presets mine.json
       foveate presets --json
     """
 
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
-    """list only names that contain this"""
+    """list only names that contain this; or show a preset file, of foveate tune or of Method.to_dict"""
     json: Flag = False
     """print only JSON to stdout"""
 
     def run(self) -> None:
         """Print the list."""
-        presets = _listed()["presets"]
+        presets = [_in_file(self.text)] if Written(self.text).is_file else _listed()["presets"]
         rows = [row for row in presets if self.text in row["name"]]
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
@@ -198,10 +199,25 @@ class Presets:
         return show(table)
 
 
+def _in_file(path: str) -> dict[str, Any]:
+    """The row of a preset file."""
+    setting, values = settings_in(path), read_json(path)
+    tokens, model = values.get("tokens"), values.get("model")
+    return {
+        "name": path,
+        "setting": dict(setting),
+        "depth": None,
+        "vision_tokens": None,
+        "mean_tokens": tokens if isinstance(model, str) and isinstance(tokens, int | float) else None,
+        "retention": None,
+        "source": f"foveate tune, on {model}" if isinstance(model, str) else "a method's own JSON",
+    }
+
+
 def _spent(row: Mapping[str, Any]) -> str:
     """What a preset spends: "194 of 576, 33.6%", a share alone, or "by picture"."""
     if row["retention"] is None:
-        return "by picture"
+        return "by picture" if row["mean_tokens"] is None else f"{row['mean_tokens']:.3g}"
     share = f"{row['retention']:.1%}"
     if row["mean_tokens"] is None:
         return share

@@ -130,7 +130,7 @@ class BudgetOptions:
     budget: MaybeTokens = None
     """mean vision tokens per decoder layer, for this input"""
     retention: MaybeShare = None
-    """the same as a share in (0, 1] (default: 1/3)"""
+    """the same as a share in (0, 1] (default: 1/3, of a name alone)"""
     settings: Settings = ()
     """a setting of the method, repeatable; the settings of a method: foveate methods NAME"""
     seed: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -142,12 +142,12 @@ class MethodsOptions:
     """Which methods run, and at which budgets."""
 
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
-    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     budget: Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
     """mean vision tokens per decoder layer"""
     retention: Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
-    """the same as a share in (0, 1] (default: 1/3; eval also 2/9 and 1/9)"""
+    """the same as a share in (0, 1] (default: of names alone 1/3; eval also 2/9 and 1/9)"""
 
     def check_each_once(self) -> None:
         """Refuse methods and budgets that are given twice, or budgets in both ways.

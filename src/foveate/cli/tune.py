@@ -12,7 +12,6 @@ from rich.text import Text
 from foveate._files import check_readable
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import (
-    BudgetOptions,
     Count,
     Images,
     MaybeShare,
@@ -68,7 +67,7 @@ class Tune:
     kv: MaybeShare = None
     """instead: bytes of the KV cache after the prompt, likewise"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
-    """the method or chain, one of its presets or a tuned file, with settings such as "v2drop:metric=cosine";
+    """the method or chain, one of its presets or a preset file, with settings such as "v2drop:metric=cosine";
     a setting that is given is not searched. Of mustdrop, thresholds give their ratio only"""
     settings: Settings = ()
     """a setting of the method, repeatable"""
@@ -104,11 +103,11 @@ class Tune:
         with busy("Starting torch"):
             from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
-            from foveate.cli.asking import load, named
-            from foveate.contract.naming import given
+            from foveate.cli.asking import load
+            from foveate.contract.naming import given, parse
             from foveate.tune import tune
 
-        method = named([self.method], BudgetOptions(settings=self.settings))[self.method]
+        method = parse(self.method, self.settings)
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
@@ -140,7 +139,7 @@ class Tune:
         values = tuned.to_dict()
         lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
         if self.outputs.out is not None:
-            lines.append(f"Preset: {self.outputs.out}")
+            lines.append(f"Preset file: {self.outputs.out}")
         finish(values, Group(tuned.sheet(), *map(Text, lines)), self.outputs)
 
     def _asked(self) -> list[tuple[Path, str]]:

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from foveate._spelling import CHAIN, method_name, unknown
+from foveate._spelling import CHAIN, Written, method_name, settings_in, unknown
 from foveate.contract.method import Method, Preset
 from foveate.errors import SettingError
 
@@ -72,11 +72,14 @@ def presets() -> dict[str, Preset]:
 
 
 def preset(name: str) -> Method:
-    """The setting of this name, such as `v2drop/llava-1.5-7b/192`.
+    """The setting of this name, such as `v2drop/llava-1.5-7b/192`, or in a preset file: of `foveate tune`, or JSON.
 
     Raises:
+        InputError: If it names a file that cannot be read.
         UnknownNameError: If there is none; the message names the nearest.
     """
+    if Written(name).is_file:
+        return from_dict(settings_in(name))
     by_name = presets()
     if name not in by_name:
         raise unknown("preset", name, by_name, "foveate presets")

@@ -1,22 +1,22 @@
 """Methods by name: one grammar for all commands, lmms-eval, vLLM and Python.
 
-v2drop                                  a method with its defaults
+v2drop                                  a method; without a budget it keeps a third, see `chosen`
 v2drop/llava-1.5-7b/192                 a preset
 v2drop:metric=cosine;layers=3,17,22     settings
 visionzip+v2drop:scope=image+finalkv    a chain
-tuned.json                              the record of a tuning, or a method's own JSON
+tuned.json                              a preset file: of `foveate tune`, or a method's own JSON
 {"method": "v2drop", "keep": [0.5]}     JSON, of `Method.to_dict`
 """
 
 import types
 import warnings
 from ast import literal_eval
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from foveate._spelling import Written, fractions, no_setting, pair_of, settings_in, written
+from foveate._spelling import Written, fractions, no_setting, pair_of, written
 from foveate.contract import catalogue
 from foveate.contract.chain import Chain
 from foveate.contract.method import BUDGET, Method
@@ -25,19 +25,19 @@ from foveate.errors import SettingError
 __all__ = [
     "RETENTION",
     "asked_share",
+    "chosen",
     "draws",
     "given",
+    "is_bare",
     "kinds_of",
     "members_of",
     "parse",
     "settings_of",
-    "spending",
-    "with_given",
     "with_seed",
 ]
 
 RETENTION = 1 / 3
-"""The budget that commands give to open methods where nobody gives one: a share, so that it fits any model."""
+"""What a name alone keeps where nobody gives a budget: a share, so that it fits any model."""
 
 
 def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method:
@@ -95,7 +95,7 @@ class _Member:
     @classmethod
     def of(cls, part: Written) -> "_Member":
         if part.is_file or part.is_preset:
-            ready = catalogue.from_dict(settings_in(part.name)) if part.is_file else catalogue.preset(part.name)
+            ready = catalogue.preset(part.name)
             member = cls(type(ready), partial(replace, ready), {})  # type: ignore[type-var]
         else:
             kind = catalogue.method(part.name)
@@ -123,23 +123,47 @@ def members_of(method: Method) -> tuple[Method, ...]:
     return method.members if isinstance(method, Chain) else (method,)
 
 
-def spending(method: Method, tokens: float | None = None, retention: float | None = None) -> Method:
-    """The method as commands run it: an open one with this budget, or with a third; any other as it is."""
-    if not method.open:
-        return method
-    if tokens is None and retention is None:
-        retention = RETENTION
-    return method.with_budget(tokens=tokens, retention=retention)
+def is_bare(text: str, settings: Iterable[str] = ()) -> bool:
+    """Whether a text is names alone: no preset, no file, no JSON and no setting.
+
+    Args:
+        text: In this module's grammar.
+        settings: The names of those that are given beside it. A seed says which tokens are drawn, not how many.
+    """
+    plain = (not (one.is_file or one.is_preset or one.pairs or one.values is not None) for one in written(text))
+    return all(plain) and set(settings) <= {"seed"}
 
 
-def with_given(method: Method, tokens: float | None = None, retention: float | None = None) -> Method:
-    """The method with the budget that is given beside it; without one, as it is.
+def chosen(
+    method: Method | str,
+    tokens: float | None = None,
+    retention: float | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (),
+) -> Method:
+    """The method that runs, whichever door it comes through.
+
+    With a budget beside it, it spends that; a chain's last open member does. Without one, a name alone, or a chain of
+    names, keeps a third where it can take a budget. Everything else is as it says: a name with settings, a preset, a
+    file, JSON, and a method itself.
+
+    Args:
+        method: A method, or a text in this module's grammar.
+        tokens, retention: The budget that is given beside it, one of them.
+        settings: More settings of a text; see `parse`.
 
     Raises:
-        SettingError: If the method has a budget or a schedule of its own, takes none, or both numbers are given.
+        SettingError: If the method has a budget or a schedule of its own beside the one given, or takes none; if both
+            numbers are given; or if this is no method.
+        FoveateError: As `parse`.
     """
+    bare = False
+    if isinstance(method, str):
+        bare = is_bare(method, settings if isinstance(settings, Mapping) else [pair_of(pair)[0] for pair in settings])
+        method = parse(method, settings)
+    if not isinstance(method, Method):
+        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
     if tokens is None and retention is None:
-        return method
+        return method.with_budget(retention=RETENTION) if bare and method.open else method
     own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._given(BUDGET).items()]
     if own and not method.open:
         raise SettingError(

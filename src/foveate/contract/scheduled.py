@@ -167,7 +167,7 @@ class Scheduled(Layered):
             score=self.scores if by_score else None,
             pick=None if by_score else self.select,
             unit=self.scope,
-            flops=partial(self._flops, depth, index),
+            flops=None if type(self).rank_flops is Scheduled.rank_flops else partial(self._flops, depth, index),
         )
 
     def left(self, depth: int, index: int, arriving: Arriving) -> int:
@@ -220,7 +220,7 @@ class Scheduled(Layered):
         return self.rank_flops(arriving, width)
 
     def rank_flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs of ranking what arrives."""
+        """FLOPs of ranking what arrives; where a subclass does not say, nobody has counted them."""
         return 0
 
 
@@ -292,7 +292,7 @@ class OneCut(Budgeted):
         """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs of its own arithmetic."""
+        """FLOPs of its own arithmetic; where a subclass does not say, nobody has counted them."""
         return 0
 
     def stage(self, shape: Shape) -> Stage:
@@ -302,7 +302,7 @@ class OneCut(Budgeted):
             count=partial(self.count, shape.depth),
             pick=self.pick,
             unit=self.scope,
-            flops=self.flops,
+            flops=None if type(self).flops is OneCut.flops else self.flops,
         )
 
     @property

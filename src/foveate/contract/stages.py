@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -105,6 +106,7 @@ class Stage:
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
         host: Whether it must read values in Python; then it runs on one sample at a time.
         flops: FLOPs of its own arithmetic, from (arriving, width of the residual stream), without those of its signals.
+            None: nobody has counted them, and costs say so; of foveate's own functions, nothing worth counting.
         owner: Which member of a chain it belongs to; it sees the notes of that member only. Chains fill it in.
     """
 
@@ -144,6 +146,14 @@ class Stage:
     def order(self) -> tuple[int, int]:
         """What stages are sorted by: their place, then the block or layer."""
         return int(self.place), 0
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is known what its arithmetic costs."""
+        own = next((getattr(self, way) for way in WAYS if getattr(self, way) is not None), None)
+        while isinstance(own, partial):
+            own = own.func
+        return self.flops is not None or own is None or str(own.__module__).startswith("foveate.")
 
     @property
     def reads_text(self) -> bool:

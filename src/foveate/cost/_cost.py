@@ -39,7 +39,8 @@ class Cost:
         tower_flops: The vision tower.
         projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers).
         head_flops: The language-model head on the last row, which gives the first token.
-        scoring_flops: The method's own arithmetic.
+        scoring_flops: The method's own arithmetic; None where it is not counted: a method of another package whose
+            stages do not say (`flops=`).
         decode_flops: The token after the prompt: decoder layers over what they read of their caches, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
         peak_bytes: The most bytes of activations, keys and values that live at once from the pixels to the first token,
@@ -60,7 +61,7 @@ class Cost:
     tower_flops: int
     projector_flops: int
     head_flops: int
-    scoring_flops: int
+    scoring_flops: int | None
     decode_flops: int
     kv_bytes: int
     peak_bytes: int | None
@@ -71,10 +72,14 @@ class Cost:
         return sum(self.layer_flops)
 
     @property
-    def total_flops(self) -> int:
-        """From the pixels to the first token: tower, projector, prefill, scoring and head."""
-        parts = self.tower_flops, self.projector_flops, self.prefill_flops, self.scoring_flops, self.head_flops
-        return sum(parts)
+    def model_flops(self) -> int:
+        """From the pixels to the first token, of the model alone: tower, projector, prefill and head."""
+        return self.tower_flops + self.projector_flops + self.prefill_flops + self.head_flops
+
+    @property
+    def total_flops(self) -> int | None:
+        """The same with scoring; None where that is not counted."""
+        return None if self.scoring_flops is None else self.model_flops + self.scoring_flops
 
     @property
     def retention(self) -> float:
@@ -111,7 +116,11 @@ class Cost:
             "Language-model head": self.head_flops,
             "To the first token": self.total_flops,
         }
-        rows = [(name, _flops(count), f"{count / self.total_flops:.1%}") for name, count in parts.items()]
+        whole = self.total_flops
+        rows = [
+            (name, _flops(count), "" if count is None or whole is None else f"{count / whole:.1%}")
+            for name, count in parts.items()
+        ]
         total = rows.pop()
         peak = "not known"
         if self.peak_bytes is not None:
@@ -316,8 +325,10 @@ def _dtype(config: Any) -> torch.dtype:
     return torch.bfloat16
 
 
-def _flops(count: float) -> str:
+def _flops(count: float | None) -> str:
     """A count of operations with its prefix: 8177382850560 -> 8.18 TFLOP."""
+    if count is None:
+        return "not counted"
     for prefix in ("", "k", "M", "G", "T"):
         if count < 1000:
             return f"{count:.3g} {prefix}FLOP"

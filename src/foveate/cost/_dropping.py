@@ -27,7 +27,7 @@ class Effect:
         tokens: Vision tokens that each decoder layer processes.
         cached: Vision tokens in each layer's cache once decoding starts.
         read: Of these, those that a step of decoding reads.
-        scoring: FLOPs of the method's own arithmetic.
+        scoring: FLOPs of the method's own arithmetic; None where nobody has counted them.
         remembered: Rows that the method remembers while each layer runs.
     """
 
@@ -35,7 +35,7 @@ class Effect:
     tokens: tuple[int, ...]
     cached: tuple[int, ...]
     read: tuple[int, ...]
-    scoring: int
+    scoring: int | None
     remembered: tuple[int, ...]
 
     @classmethod

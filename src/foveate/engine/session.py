@@ -31,7 +31,7 @@ from foveate.engine.prefill import Ending, begin, finish
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
-from foveate.errors import SessionError, SettingError
+from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.registry import family_for, inside
 
@@ -86,10 +86,11 @@ def drop(
     Args:
         model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
             pipeline.
-        method: A method with its settings, or its name (`foveate.contract.naming`): "v2drop", a preset, a chain.
+        method: A method with its settings, or its name (`foveate.contract.naming`): "v2drop", a preset, a chain. A name
+            alone keeps a third.
         family: "generic" for a model without a family, if its decoder is of the usual kind; it warns.
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
-            the last one that takes a budget) solves its schedule for every image.
+            the last one that takes a budget) counts for every image what stays.
         tokens: The same as a number of tokens.
         resources: What the method reads that no model has, by name, such as CDPruner's "clip"; its page says what.
 
@@ -190,7 +191,7 @@ def _session(
     resources: Mapping[str, Any],
 ) -> "Session":
     """The session that will be attached; nothing is put on the model yet."""
-    chosen = _chosen(method, retention, tokens)
+    chosen = naming.chosen(method, tokens, retention)
     family = family_for(model, kind)
     refuse_running(model, family)
     return Session(family, chosen, resources)
@@ -208,17 +209,6 @@ def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Pr
             made.clear()
         made[key] = Program.on(method, family)
     return made[key]
-
-
-def _chosen(method: Method | str, retention: float | None, tokens: float | None) -> Method:
-    """A method by itself or by its name, with the budget given from outside."""
-    if isinstance(method, str):
-        method = naming.parse(method)
-    if not isinstance(method, Method):
-        raise SettingError(
-            f"The second argument must be a method, such as foveate.V2Drop(), or its name; got {method!r}."
-        )
-    return naming.with_given(method, tokens, retention)
 
 
 @dataclass(slots=True)

@@ -236,7 +236,8 @@ def _compare(
     grids, videos = (alike.grids, alike.videos) if alike else (None, None)
     budgeted = partial(at_budgets, model=vlm.model, vision_tokens=vision_tokens, grids=grids, videos=videos)
     conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
-    cells = budgeted(plan.contenders(), budgets=plan.shares_of(vision_tokens), seeds=plan.seeds)
+    shares = plan.shares_of(vision_tokens)
+    cells = budgeted(plan.contenders(), budgets=shares, seeds=plan.seeds, given=plan.has_budgets)
     with plan.store(conditions, listener.note) as store:
         asking = _Asking(vlm, asked, plan, store, listener)
         rows = asking.rows(cells, "Answering")

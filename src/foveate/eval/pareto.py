@@ -27,7 +27,7 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
     """Accuracy and agreement over the tokens truly spent and, where the cost is known, over FLOPs: an RGB picture."""
     panels = [("Vision tokens a decoder layer processes, mean", "tokens")]
     settings = quality.settings
-    if settings and all(row["flops"] is not None for row in settings):
+    if any(row["flops"] is not None for row in settings):
         panels.append(("FLOPs from the pixels to the first token, share of the full model's", "flops"))
     measures = [(quality.figure, "accuracy")]
     if quality.figure != AGREEMENT:
@@ -42,8 +42,9 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
         row[0].set_ylabel(f"{name}, 95 % interval")
         for axis, (_, cost) in zip(row, panels, strict=True):
             _panel(axis, quality, cost, measure)
-    for axis, (label, _) in zip(axes[-1], panels, strict=True):
-        axis.set_xlabel(label)
+    for axis, (label, cost) in zip(axes[-1], panels, strict=True):
+        missing = dict.fromkeys(row["name"] for row in settings if row[cost] is None)
+        axis.set_xlabel(f"{label}\nnot counted: {', '.join(missing)}" if missing else label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(title or quality.title, fontsize=11)
@@ -63,8 +64,9 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     own = [name for name in names if name not in CONTROLS]
     palette = matplotlib.colormaps["tab10"]
     colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
+    counted = [row for row in quality.settings if row[cost] is not None]
     for name, mark in zip(names, cycle(MARKS), strict=False):
-        rows = sorted((row for row in quality.settings if row["name"] == name), key=lambda row: row[cost])
+        rows = sorted((row for row in counted if row["name"] == name), key=lambda row: row[cost])
         axis.errorbar(
             [row[cost] for row in rows],
             [row[measure] for row in rows],
@@ -81,7 +83,7 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-    front = _front(quality.settings, cost, measure, 1 if measure == "agreement" or quality.higher_is_better else -1)
+    front = _front(counted, cost, measure, 1 if measure == "agreement" or quality.higher_is_better else -1)
     axis.step(
         [row[cost] for row in front],
         [row[measure] for row in front],

@@ -28,7 +28,8 @@ class Plan:
     Attributes:
         methods: Their names, in the grammar of `foveate.contract.naming`.
         tokens: Budgets: mean vision tokens that a decoder layer processes.
-        retention: The same as shares in (0, 1]; a third, two ninths and a ninth where neither is given.
+        retention: The same as shares in (0, 1]. Where neither is given, names alone run at a third, two ninths and a
+            ninth, and a name with settings as it says.
         draws: Seeds of methods that draw at random.
         baselines: Whether Random, Uniform, AveragePool and Resize run too.
         cache: The folder where answers are kept; None is foveate/eval in the user's cache folder.
@@ -56,6 +57,11 @@ class Plan:
         if self.draws < 1:
             raise SettingError(f"draws must be 1 or more; got {self.draws}.")
         self.contenders()
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether somebody gave budgets."""
+        return bool(self.tokens or self.retention)
 
     @property
     def seeds(self) -> range:

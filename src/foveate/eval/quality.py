@@ -126,7 +126,7 @@ class Quality:
         return [
             row["name"],
             f"{row['tokens']:.1f}",
-            _formatted(row["flops"], ".0%"),
+            "not counted" if row["flops"] is None and self.full["flops"] else _formatted(row["flops"], ".0%"),
             points(row, "accuracy", self.unit),
             points(row, "agreement", 100),
             _formatted(row["share"], ".0%"),

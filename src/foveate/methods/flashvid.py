@@ -51,7 +51,11 @@ class FlashVID(ByScene):
     expansion: Annotated[float, Ge(1)] = 1.25
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        return self._of_frame(frames[0]) if len(frames) == 1 else None
+        if len(frames) > 1:
+            return None
+        budget = self._of_frame(frames[0])
+        diverse = math.ceil(DIVERSE * budget)
+        return min(frames[0], diverse + math.ceil(frames[0] * ((budget - diverse) / frames[0])))
 
     def _of_frame(self, tokens: int) -> int:
         """Tokens that a frame of so many keeps on average, rounded as the code does: 12 · 0.2 · 1.25 is 4."""
@@ -64,6 +68,7 @@ class FlashVID(ByScene):
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
         frames, tokens, _ = features.shape
+        count = None if self.budget is None else count
         rounded = math.ceil if count is None or frames == 1 else int
         budget = self._of_frame(tokens) if count is None else count // frames
         diverse = rounded(DIVERSE * budget)
@@ -86,11 +91,14 @@ class FlashVID(ByScene):
         rows = FilmRows(features)
         for first, end in runs:
             each = budget - diverse
-            ratio = each * (end - first) / max(1, sum(left[first:end]))
+            trees_of = left[first:end] if end - first > 1 else [tokens]  # the code counts diverse tokens there, too
+            ratio = each * (end - first) / max(1, sum(trees_of))
             for frame in range(first, end):
                 start, own = frame * tokens, roots[frame, : left[frame]]
                 rows.keep(start + picks[frame])
-                clusters = each if end - first == 1 else rounded(left[frame] * ratio)
+                # The code's order of products: of 100 tokens 100 · (7 / 100) is 7.000…01, and 8 clusters are made.
+                exact = count is not None and end - first == 1
+                clusters = each if exact else rounded(trees_of[frame - first] * ratio)
                 if clusters := min(clusters, left[frame]):
                     peaks, cluster = density_peaks(values[frame, own], clusters, min(clusters, NEIGHBOURS))
                     merged = average(values[frame, own], Cut.join(peaks, cluster))

@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -128,6 +129,14 @@ class MethodContract:
                     single = parent(*(tensor[index] for tensor in batch))
                     assert torch.equal(together[index], single), f"{stage} of {method} differs in a batch"
 
+    def test_flops_are_counted(self) -> None:
+        """A warning where nobody has: nothing is wrong, but no table can say what such a method costs."""
+        for method in self.examples:
+            for stage in follow.in_order(method.stages(Shape(DEPTH))):
+                if not stage.is_counted:
+                    told = "so that costs say “not counted”. Give it flops=, see docs/guides/new-method.md."
+                    warnings.warn(f"{stage} of {method} does not say what its arithmetic costs, {told}", stacklevel=2)
+
     def test_something_leaves(self) -> None:
         """On one of the tiny models at the least, the examples drop."""
         for method in self.examples:
@@ -162,7 +171,8 @@ class MethodContract:
                 with dropping(tiny, method) as alone:
                     single = tiny.generate(tiny.inputs(word))
                 where = f"{method} on {tiny.family}, sample {word!r}"
-                assert kept_of(together, index) == kept_of(alone, 0), f"{where}: others are left in a batch"
+                others = differing(kept_of(together, index), kept_of(alone, 0))
+                assert not others, f"{where}: others are left in a batch, {others}"
                 for a, b in zip(out.logits, single.logits, strict=True):
                     torch.testing.assert_close(a[index], b[0], msg=f"{where}: other logits in a batch", **CLOSE)
 
@@ -223,13 +233,35 @@ def same(first: Any, second: Any) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first.logits, second.logits, strict=True))
 
 
-def kept_of(trace: Trace, sample: int) -> dict[tuple[str, int | None], list[int]]:
+Kept = Mapping[tuple[str, int | None], Sequence[int]]
+"""Tokens by the place behind which they are left."""
+
+
+def kept_of(trace: Trace, sample: int) -> Kept:
     """Who is left of a sample behind each stage at which any of it left."""
     return {
         (stage.where, stage.layer): stage.kept[sample].tolist()
         for stage in trace.stages
         if stage.before[sample] != stage.after[sample]
     }
+
+
+def differing(together: Kept, alone: Kept) -> str:
+    """Where a batch first leaves other tokens than a sample alone, and which; nothing where it leaves the same.
+
+    Numbers may differ in their last digits with the size of a batch, so that scores which tie, or nearly, change order.
+    """
+    for place in dict.fromkeys((*alone, *together)):
+        batched, single = set(together.get(place, ())), set(alone.get(place, ()))
+        if batched != single or (place in together) != (place in alone):
+            name = place[0] if place[1] is None else f"{place[0]} {place[1]}"
+            there, here = sorted(batched - single), sorted(single - batched)
+            return (
+                f"first at {name}: tokens {there} only there, {here} only alone. "
+                "Where their scores tie, or differ by rounding alone, a batch may turn them round: compute them in "
+                "float32 and round them, or rank in float64; top() lets the lower index stay of those that are equal."
+            )
+    return ""
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def predictions(
 
     Args:
         model: Of transformers.
-        pictures: Whose prompts begin alike; see `foveate.tune.batches`.
+        pictures: Whose prompts begin alike; see `foveate.tune.trials.batched`.
         answers: To each question about each picture.
         method: What drops; None for the untouched model.
 

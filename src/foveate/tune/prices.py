@@ -138,6 +138,10 @@ class Prices:
             self._whole[key] = self._cost(None, *key)
         whole, own = self._whole[key], self._cost(method, *key)
         if self.kind == "flops":
+            if own.total_flops is None:
+                raise SettingError(
+                    f"Nobody has counted the FLOPs of {method}: give its stages flops=, or a budget in tokens or kv."
+                )
             return float(own.total_flops / whole.total_flops)
         return float(own.kv_bytes / whole.kv_bytes)
 

@@ -156,18 +156,18 @@ class Tuned:
             InputError: If it is no such outcome.
         """
         if values.get("format") != FORMAT:
-            raise InputError(f"This file is no preset of foveate tune: its format is not {FORMAT!r}.")
+            raise InputError(f"This is no preset file of foveate tune: its format is not {FORMAT!r}.")
         try:
             return _adapter().validate_python(values)
         except ValidationError as error:
             worst = error.errors(include_url=False)[0]
             place, why = ".".join(map(str, worst["loc"])), worst["msg"].removeprefix("Value error, ")
-            raise InputError(f"This preset of foveate tune is damaged: {place}: {why}") from error
+            raise InputError(f"This preset file of foveate tune is damaged: {place}: {why}") from error
         except FoveateError as error:
             raise InputError(str(error)) from error
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the outcome as JSON: a file that `--method` and `foveate.method` take.
+        """Write the outcome as JSON: a preset file, which goes wherever the name of a method or preset does.
 
         Raises:
             InputError: If the file exists and `force` is off, or it cannot be written.

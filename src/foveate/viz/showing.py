@@ -42,7 +42,7 @@ class StageLike(Protocol):
 
 
 class PrefillLike(Protocol):
-    """What is read of a prefill; see `foveate.engine.trace.Prefill`."""
+    """What is read of a prefill; see `foveate.engine.trace.PrefillRecord`."""
 
     @property
     def vision_tokens(self) -> Sequence[int]: ...

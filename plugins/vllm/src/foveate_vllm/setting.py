@@ -88,7 +88,7 @@ class Setting:
 
     Args:
         values: `hf_overrides["foveate"]`: "method", a name in foveate's grammar or its dictionary, and "tokens" or
-            "retention" where the method's own settings shall not say how many stay.
+            "retention"; without these a name alone keeps a third, and anything else what it says.
         config: The model's.
         family: Knows the model.
 
@@ -108,9 +108,14 @@ class Setting:
             raise SettingError(
                 f"hf_overrides['foveate'] takes method, and tokens or retention; got {', '.join(sorted(values))}."
             )
-        self._method, self.spelled = _read(values["method"]), str(values["method"])
+        method, self.spelled = values["method"], str(values["method"])
+        if isinstance(method, Mapping):
+            method = catalogue.from_dict(method)
         self.rate = Rate(values.get("tokens"), values.get("retention"))
-        naming.with_given(self._method, self.rate.tokens, self.rate.retention)
+        started = naming.chosen(method, self.rate.tokens, self.rate.retention)
+        self._method = naming.parse(method) if isinstance(method, str) else method
+        if not self.rate.said and started != self._method:
+            self.rate = Rate(retention=naming.RETENTION)
         self._config = config
         self._family = family
         self._cls = bool(family.cls_in_tower(config))
@@ -186,12 +191,3 @@ class Setting:
         if reason is not None:
             raise SettingError(f"{stages.method.name} {reason}")
         guards.refuse_early(stages)
-
-
-def _read(spelled: Any) -> Method:
-    """What a name or a dictionary says."""
-    if isinstance(spelled, Mapping):
-        return catalogue.from_dict(spelled)
-    if not isinstance(spelled, str):
-        raise SettingError(f"method must be a name or a dictionary; got {spelled!r}.")
-    return naming.parse(spelled)

@@ -121,7 +121,7 @@ class RequestAnswerer:
 
     Attributes:
         vlm: The model.
-        method: What drops, its budget solved for each sample; None is the full model.
+        method: What drops, its budget counted on each sample; None is the full model.
         conduct: How questions are put.
         store: Where answers are kept and looked up; None keeps them in memory only.
         advance: Called with the number of answers that were added.

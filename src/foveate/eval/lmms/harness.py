@@ -61,7 +61,7 @@ def run(
     Args:
         vlm: The model.
         names: Ours or lmms-eval's.
-        method: What drops, its budget solved for each sample; None is the full model.
+        method: What drops, its budget counted on each sample; None is the full model.
         conduct: How they are run.
         store: From `open_answers(conduct.conditions(vlm), folder)`; None keeps nothing on disk.
         advance: Called with the number of answers that were added.

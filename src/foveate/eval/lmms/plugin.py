@@ -89,8 +89,8 @@ class Foveate(Answering):
         pretrained: A hub id, a local folder, or "embedded".
         method: What drops, in the grammar of `foveate.contract.naming`: a text such as v2drop:metric=cosine, JSON, or a
             mapping. Empty is the full model.
-        budget: Mean vision tokens a decoder layer, solved for each sample's own count.
-        retention: The same as a share; 1/3 where neither is given.
+        budget: Mean vision tokens a decoder layer, of each sample's own count.
+        retention: The same as a share. Where neither is given, a name alone keeps 1/3.
         seed: Which draw, for methods that draw at random.
         settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
         protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.

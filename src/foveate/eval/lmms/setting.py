@@ -14,7 +14,7 @@ from typing import Any
 
 from foveate._spelling import parsed, unquoted
 from foveate.contract.method import Method
-from foveate.contract.naming import RETENTION, draws, parse, spending, with_seed
+from foveate.contract.naming import asked_share, chosen, draws, parse, with_seed
 from foveate.errors import SettingError
 
 __all__ = ["NAMES", "Setting", "values_of"]
@@ -50,7 +50,7 @@ class Setting:
     Attributes:
         name: What drops, in the grammar of `foveate.contract.naming`; empty is the full model.
         budget: Mean vision tokens a decoder layer, counted on each sample.
-        retention: The same as a share in (0, 1]; 1/3 where neither is given.
+        retention: The same as a share in (0, 1]. Where neither is given, a name alone keeps 1/3.
         seed: Which draw, for methods that draw at random.
         settings: Other settings of the method: a dictionary, its JSON, or `key=value;key=value`.
 
@@ -70,41 +70,43 @@ class Setting:
 
     @cached_property
     def method(self) -> Method | None:
-        """What drops, with its budget; it is solved for each sample's own count. None is the full model."""
+        """What drops, with its budget, which is counted on each sample. None is the full model."""
         if not self.name:
             for name in ("budget", "retention", "seed", "settings"):
                 if getattr(self, name) not in (None, {}, ""):
                     raise SettingError(f"{name}= without a method: name one with method=…, such as method=v2drop.")
             return None
-        if self.budget is None and self.retention is None:
-            return spending(self._asked)
-        if not self._asked.open:
+        has_budget = self.budget is not None or self.retention is not None
+        if has_budget and not self._takes_budget:
             raise SettingError(
-                f"{self.name} brings its own budget, as presets, tuned records and schedules do, or takes none: leave "
+                f"{self.name} brings its own budget, as presets and schedules do, or takes none: leave "
                 "budget= and retention= out."
             )
-        return self._asked.with_budget(tokens=self.budget, retention=self.retention)
-
-    @property
-    def share(self) -> float | None:
-        """The share that is spent where no number of tokens is; None where the method brings its own."""
-        if self.budget is None and self.retention is None and self.name and self._asked.open:
-            return RETENTION
-        return self.retention
-
-    @cached_property
-    def _asked(self) -> Method:
-        """The name with its settings and its seed."""
-        settings: Any = self.settings
-        if isinstance(settings, str):
-            text = unquoted(settings.strip())
-            settings = parsed(text) if text.startswith("{") else [pair for pair in text.split(";") if pair.strip()]
-        method = parse(self.name, settings)
+        method = chosen(self.name, self.budget, self.retention, self._settings)
         if self.seed is None:
             return method
         if not draws(method):
             raise SettingError(f"seed={self.seed}: {self.name} has a seed, or drops nothing at random.")
         return with_seed(method, self.seed)
+
+    @property
+    def share(self) -> float | None:
+        """The share that is spent where no number of tokens is; None where the method brings its own."""
+        if self.method is None or self.budget is not None or not self._takes_budget:
+            return None
+        return asked_share(self.method, 1)
+
+    @cached_property
+    def _takes_budget(self) -> bool:
+        return parse(self.name, self._settings).open
+
+    @property
+    def _settings(self) -> Any:
+        """What `parse` takes besides a text."""
+        if not isinstance(self.settings, str):
+            return self.settings
+        text = unquoted(self.settings.strip())
+        return parsed(text) if text.startswith("{") else [pair for pair in text.split(";") if pair.strip()]
 
 
 # -- texts ----------------------------------------------------------------------------------------------------
