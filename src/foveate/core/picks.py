@@ -1,8 +1,8 @@
 """Sets picked one token after the other, where a score alone does not say which tokens go together.
 
-All are tensor code for one sample and run under `torch.func.vmap`: one Python loop over picks, no value read. Of equal
-tokens the lowest index is picked, no token is picked twice, and the picks come back ascending. `pick_by_crop` lets one
-of them pick from a base view, tiles and frames, each its share."""
+All are tensor code for one sample and run under `torch.func.vmap`: one Python loop over picks, no value read; of one
+sample on CUDA the loop is one graph. Of equal tokens the lowest index is picked, no token is picked twice, and the
+picks come back ascending. `pick_by_crop` lets one of them pick from a base view, tiles and frames, each its share."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foveate.core.graphs import graphed
 from foveate.core.grid import Grid, crops_of
 from foveate.core.merge import of_length_one
 from foveate.core.rank import shared_out
@@ -102,6 +103,7 @@ def cosine_flops(arriving: Arriving, width: int) -> int:
     return 2 * arriving.tokens**2 * width
 
 
+@graphed
 def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     """The subset whose smallest distance between two tokens is large, by greedy picks.
 
@@ -139,6 +141,7 @@ def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     return _ascending(picks, places)
 
 
+@graphed
 def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Tensor:
     """The subset that covers all targets best, by greedy picks (facility location).
 
@@ -174,6 +177,7 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
     return _ascending(picks, similarity)
 
 
+@graphed
 def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None) -> Tensor:
     """The subset with a large determinant of its kernel, by greedy picks: MAP inference of a determinantal process.
 
@@ -210,6 +214,7 @@ def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None
     return _ascending(picks, left)
 
 
+@graphed
 def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, count: int) -> Tensor:
     """The highest scores of which no two are too similar: a walk by falling score that leaves out what is suppressed.
 
@@ -231,7 +236,9 @@ def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, coun
     # Each token's place in the walk, counted from its end: the best has `tokens`, the last 1.
     places = torch.arange(tokens, 0, -1, device=scores.device)
     rank = torch.zeros_like(order).scatter(0, order, places)
-    limit = torch.as_tensor(threshold, device=similarity.device).expand(tokens)[:, None]
+    if not isinstance(threshold, Tensor):
+        threshold = torch.full((), threshold, device=similarity.device)
+    limit = threshold.to(similarity.device).expand(tokens)[:, None]
     # What is left of each rank once a token is kept: `tokens` less where it suppresses, behind all that it does not;
     # and twice as much less for the token itself. Worked out before, so that a pick takes three operators.
     token = torch.arange(tokens, device=scores.device)

@@ -1,0 +1,80 @@
+"""Loops as CUDA graphs: the same bits, whoever calls. `benchmarks/speed/gpu.py` says what that takes."""
+
+import threading
+
+import pytest
+import torch
+
+from foveate.core import graphs
+from foveate.core.graphs import graphed
+from foveate.core.picks import cosines, cover, determinantal, max_min, suppress
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are of CUDA, and here is no GPU")
+
+
+def calls(tokens, seed):
+    """The loops, each with arguments as methods hand them in."""
+    rows = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(seed)).cuda()
+    alike, weight = cosines(rows), rows[:, 0].sigmoid()
+    count = tokens // 3
+    return [
+        (max_min, (1 - alike, count), {}),
+        (cover, (alike, count), {}),
+        (cover, (alike, count), {"saliency": weight}),
+        (determinantal, (alike * weight * weight[:, None], count), {"fill": weight}),
+        (suppress, (weight, alike, 0.2, count), {}),
+        (suppress, (weight, alike, weight, count), {}),
+    ]
+
+
+@needs_cuda
+@pytest.mark.parametrize("tokens", [30, 576])
+def test_a_graph_makes_the_same_bits_each_time(tokens):
+    for seed in range(4):  # seen, captured, replayed, replayed
+        for loop, args, named in calls(tokens, seed):
+            with torch.no_grad():
+                assert torch.equal(loop(*args, **named), loop.__wrapped__(*args, **named))
+    kinds = {type(graph) for graph in graphs._graphs.values()}
+    assert kinds == {graphs.Graph}
+    assert len(graphs._graphs) <= graphs.MOST
+
+
+@needs_cuda
+def test_threads_and_modes_share_a_graph():
+    answers = []
+
+    def ask(seed, mode):
+        with mode():
+            for loop, args, named in calls(60, seed):
+                for _ in range(20):
+                    answers.append(torch.equal(loop(*args, **named), loop.__wrapped__(*args, **named)))
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in ((1, torch.no_grad), (2, torch.inference_mode))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 240
+    assert all(answers)
+
+
+@needs_cuda
+def test_samples_together_run_as_they_are():
+    rows = torch.randn(3, 40, 16).cuda()
+    distance = torch.stack([1 - cosines(one) for one in rows])
+    for _ in range(3):
+        together = torch.func.vmap(lambda one: max_min(one, 9))(distance)
+        assert torch.equal(together, torch.stack([max_min.__wrapped__(one, 9) for one in distance]))
+
+
+def test_elsewhere_a_loop_runs_as_it_is():
+    ran = []
+
+    @graphed
+    def loop(tensor, count):
+        ran.append(count)
+        return tensor[:count]
+
+    assert loop(torch.arange(4), count=2).tolist() == [0, 1]
+    assert loop(torch.arange(4), count=2).tolist() == [0, 1]
+    assert ran == [2, 2]
