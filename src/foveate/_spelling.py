@@ -165,9 +165,7 @@ def settings_in(path: str) -> Mapping[str, Any]:
     if not isinstance(values.get("method"), str):
         settings = values.get("method")  # a record has the method's settings under this name
     if not isinstance(settings, Mapping):
-        raise InputError(
-            f"{path} names no method. Give one of foveate tune, or the JSON of Method.to_dict."
-        )
+        raise InputError(f"{path} names no method. Give one of foveate tune, or the JSON of Method.to_dict.")
     return settings
 
 
