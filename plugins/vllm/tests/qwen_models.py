@@ -82,10 +82,8 @@ class Reference:
         inputs = self._processor(images=images, text=[ask.prompt], return_tensors="pt")
         if not images:
             return self._generated(inputs, new_tokens)
-        chosen = parse(method)
-        if ask.rate:
-            chosen = chosen.with_budget(**ask.rate)
-        with fv.drop(self._model, chosen):
+        at_rate = parse(method).with_budget(**ask.rate) if ask.rate else method
+        with fv.drop(self._model, at_rate):
             return self._generated(inputs, new_tokens)
 
     def _generated(self, inputs: Any, new_tokens: int) -> Answer:

@@ -250,7 +250,7 @@ def test_more_requests_fit_where_tokens_are_dropped(llava_folder):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"method": "prumerge"}, "lets the picture decide"),
+        ({"method": {"method": "prumerge"}}, "lets the picture decide"),
         ({"method": "resize", "tokens": 9}, "makes pictures smaller"),
         ({"method": "pixelprune"}, "drops patches before the vision tower, so that the picture decides"),
         ({"method": "mustdrop"}, "inside the vision tower"),

@@ -70,9 +70,9 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, Any
         if cost.peak_bytes is not None and _kernel(run) != "eager":
             row["peak_bytes_counted"] = cost.peak_bytes * run.workload.batch
     if _scoring_known(candidate, cost):
-        counted = cost.scoring_flops is not None and cost.total_flops is not None
-        share = cost.scoring_flops / cost.total_flops if counted else None
-        row |= {"scoring_flops": cost.scoring_flops, "scoring_share": share}
+        scoring, total = cost.scoring_flops, cost.total_flops
+        share = None if scoring is None or total is None else scoring / total
+        row |= {"scoring_flops": scoring, "scoring_share": share}
     times = run.times(candidate.name)
     for part, seconds in times.items():
         row |= {part: median(seconds), f"{part}_times": seconds}

@@ -292,8 +292,8 @@ def scoring_flops(
     sizes: Sequence[int],
     grids: Sequence[Sequence[Grid]] | None = None,
     videos: Sequence[bool] | None = None,
-) -> int | None:
-    """FLOPs of scoring a sample with images of these sizes; None where nobody has counted those of a stage.
+) -> int:
+    """FLOPs of scoring a sample with images of these sizes.
 
     They are those of signals that the layers do not compute anyway, and of the stages' own arithmetic; sorting does not
     count. Before the decoder a stage does not look at an image of which it keeps everything.
@@ -311,8 +311,6 @@ def scoring_flops(
     for stage in stages:
         for signal in stage.reads:
             signal.refuse_unpriced()
-    if not all(stage.is_counted for stage in stages):
-        return None
     total = sum(sizes)
     arriving_units = _arriving(sizes, grids, videos)
     units = _units_by_layer(stages, depth, arriving_units)

@@ -86,12 +86,13 @@ class Effect:
         remembered = (0,) * depth
         if min(tokens) < prompt.vision:  # else the stages do not run
             remembered = follow.held_rows(stages, tokens)
+        scoring = follow.scoring_flops(stages, depth, decoder.width, ranked, grids, videos)
         return cls(
             stages=stages,
             tokens=tuple(tokens),
             cached=cached,
             read=_read(decoder, stages, cached, prompt.vision - sum(ranked)),
-            scoring=follow.scoring_flops(stages, depth, decoder.width, ranked, grids, videos),
+            scoring=scoring if all(stage.is_counted for stage in stages) else None,
             remembered=remembered,
         )
 

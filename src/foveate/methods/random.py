@@ -83,8 +83,8 @@ def same_schedule(
             layers.append(layer)
             keep.append((count + 0.5) / before)  # counts are truncated; half a token keeps clear of rounding
         before = count
-    schedule = {"layers": tuple(layers), "keep": tuple(keep), "min_keep": 0, "tokens": None, "retention": None}
-    control = replace(control or Random(), **schedule)
+    control = replace(control or Random(), tokens=None, retention=None)
+    control = replace(control, layers=tuple(layers), keep=tuple(keep), min_keep=0)
     # With no cut behind the first of these layers, its cache has the final tokens already.
     if not kv_layers or not layers or layers[-1] <= kv_layers[0]:
         return control

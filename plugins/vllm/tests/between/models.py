@@ -8,7 +8,6 @@ import torch
 import transformers
 
 import foveate as fv
-from foveate.contract.naming import parse
 from tests.engines import demo, picture
 
 __all__ = ["DEMO", "METHODS", "NEAR", "SIX", "Ask", "Reference", "answers", "asks", "engine", "misses", "use"]
@@ -82,7 +81,7 @@ class Reference:
         inputs = self._processor(images=images, text=[prompt_of(self._kind, ask)], return_tensors="pt")
         if method is None or images is None:
             return self._generated(inputs, new)
-        with fv.drop(self._model, parse(method)):
+        with fv.drop(self._model, method):
             return self._generated(inputs, new)
 
     def _generated(self, inputs, new) -> Answer:

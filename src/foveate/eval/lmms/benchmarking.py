@@ -61,8 +61,8 @@ def evaluate_benchmarks(
     shown = [name if name == task else f"{name} = {task}" for name, task in resolved.items()]
     listener.note(f"benchmarks: {', '.join(shown)}")
     budgets = plan.tokens or plan.retention or SHARES
-    kind = {"of_tokens": bool(plan.tokens), "given": plan.has_budgets}
-    cells = at_budgets(plan.contenders(), vlm.model.config, budgets, None, plan.seeds, **kind)
+    priced = partial(at_budgets, of_tokens=bool(plan.tokens), given=plan.has_budgets)
+    cells = priced(plan.contenders(), vlm.model.config, budgets, None, plan.seeds)
     conditions = conduct.conditions(vlm)
     with plan.store(conditions, listener.note) as store:
         if len(store):
