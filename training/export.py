@@ -30,12 +30,14 @@ SIDE = 336
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT: "
+    "{% elif message['role'] != 'system' %}"
+    "{{ raise_exception('No role ' ~ message['role'] ~ '; there are system, user and assistant.') }}{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
-    "{% if message['role'] == 'user' %} {% else %}</s>{% endif %}"
+    "{% if message['role'] == 'assistant' %}</s>{% else %} {% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )

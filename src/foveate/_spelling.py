@@ -25,6 +25,7 @@ __all__ = [
     "pair_of",
     "parsed",
     "read_json",
+    "refuse_keys",
     "settings_in",
     "unknown",
     "unquoted",
@@ -206,6 +207,20 @@ def unknown(what: str, name: str, names: Iterable[str], command: str) -> Unknown
     near = difflib.get_close_matches(name, sorted(names), n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return UnknownNameError(f"No {what} {brief(name)}.{hint} For all, run: {command}.")
+
+
+def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
+    """Refuse a key of somebody's dictionary that nothing reads.
+
+    Raises:
+        InputError: With the nearest that is read, or all of them.
+    """
+    names = sorted(known)
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Leave it out; read are {', '.join(names)}."
+            raise InputError(f"{what} has the key {shown(str(key), 80)}, which is not read. {hint}")
 
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:

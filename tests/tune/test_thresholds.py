@@ -9,6 +9,7 @@ from foveate.contract.space import Point
 from foveate.tune.parts import grouped, split
 from foveate.tune.prices import Measured, solved
 from tests.models import DEPTH, batch, tiny
+from tests.tune.presets import preset_of
 
 LLAVA = tiny("llava")
 SAMPLES = [batch("llava", [word], seed) for seed in range(6) for word in ("titt", "titit")]
@@ -91,3 +92,10 @@ def test_a_file_that_is_no_preset_is_refused(tmp_path, text):
         fv.Tuned.load(path)
     with pytest.raises(fv.InputError, match="cannot be read"):
         fv.Tuned.load(tmp_path / "nothing.json")
+
+
+def test_a_key_of_a_preset_that_is_not_read_is_refused():
+    values = preset_of(parse("v2drop:layers=1,2,3;keep=0.5,0.3,0")).to_dict()
+    assert fv.Tuned.from_dict(values).to_dict() == values
+    with pytest.raises(fv.InputError, match="Did you mean notes"):
+        fv.Tuned.from_dict(values | {"note": []})

@@ -1,13 +1,17 @@
 """A conversation: turns of texts, pictures and videos, with the files read."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from foveate._files import scheme_of
+from foveate._spelling import refuse_keys
 from foveate.ask.media import read_medium
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError, UnsupportedError
@@ -17,6 +21,13 @@ __all__ = ["Conversation"]
 
 Part = tuple[str, Any]
 MEDIA = ("image", "video")
+OWN = ("role", "content", "images")
+"""Keys of a message that are read here; others are the chat template's."""
+BEGIN, END = ("start_time", "video_start"), ("end_time", "video_end")
+COUNT = ("nframes", "num_frames", "max_frames")
+FILM = (*BEGIN, *END, *COUNT, "fps")
+"""Keys of a film's part that say which frames are read."""
+SIZES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,9 +36,11 @@ class Conversation:
 
     Attributes:
         turns: A role and its parts: ("text", str), ("image", `Picture`) or ("video", `Clip`).
+        more: What else a turn's message has, such as tool_calls, for the chat template: by the turn's place.
     """
 
     turns: tuple[tuple[str, tuple[Part, ...]], ...]
+    more: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -40,24 +53,28 @@ class Conversation:
              {"role": "user", "content": "What does it do?"}]
 
         A picture or video stands under "image", "video", "path" or "url": a path, a PIL picture, a clip, or a
-        `data:` URL. Nothing is downloaded.
+        `data:` URL. Nothing is downloaded. Beside a video, "fps", "nframes", "max_frames", "video_start"
+        and "video_end" say which frames are read, before `frames` and `fps`.
 
         Args:
-            messages: With "role" and "content", which is a text or a list of parts.
+            messages: With "role" and "content", which is a text or a list of parts; "images" may hold pictures that
+                stand before it. Other keys are the chat template's; None and [] say nothing.
             frames: Most frames of a video.
             fps: How many a second.
 
         Raises:
-            InputError: If a message is not shaped like that, or a file cannot be read.
+            InputError: If a message is not shaped like that, has a key that is not read, or a file cannot be read.
             UnsupportedError: If there is anything but text, pictures and videos.
         """
-        turns = []
-        for message in messages:
+        turns, more = [], {}
+        for place, message in enumerate(messages):
             role, content = _role_and_content(message)
             turns.append((role, tuple(_part(part, frames, fps) for part in content)))
+            if others := {key: value for key, value in _said(message).items() if key not in OWN}:
+                more[place] = others
         if not turns:
             raise InputError("messages is empty: give at least one turn of the user.")
-        return cls(tuple(turns))
+        return cls(tuple(turns), more)
 
     @classmethod
     def about(cls, media: Sequence[Picture | Clip], text: str) -> "Conversation":
@@ -77,13 +94,13 @@ class Conversation:
                 turns[-1] = (role, (*turns[-1][1], ("text", text)))
             else:
                 turns.append((role, (("text", text),)))
-        return Conversation(tuple(turns))
+        return replace(self, turns=tuple(turns))
 
     def without_last_text(self) -> "Conversation":
         """The same without the part that is said last, a text."""
         role, parts = self.turns[-1]
         last = [(role, parts[:-1])] if len(parts) > 1 else []
-        return Conversation((*self.turns[:-1], *last))
+        return replace(self, turns=(*self.turns[:-1], *last))
 
     @property
     def parts(self) -> list[Part]:
@@ -133,7 +150,7 @@ class Conversation:
                 else:
                     replaced.append((kind, medium))
             turns.append((role, tuple(replaced)))
-        return Conversation(tuple(turns))
+        return replace(self, turns=tuple(turns))
 
     def with_ocr(self, question: str, tokens: Sequence[str]) -> "Conversation":
         """The same with the OCR tokens behind the question, as LLaVA's evaluation of TextVQA words them."""
@@ -142,7 +159,16 @@ class Conversation:
         for role, parts in self.turns:
             longer = [(kind, _behind(question, line, value) if kind == "text" else value) for kind, value in parts]
             turns.append((role, tuple(longer)))
-        return Conversation(tuple(turns))
+        return replace(self, turns=tuple(turns))
+
+    def refuse_more(self, names: Sequence[str] | None = None) -> None:
+        """Refuse what messages have beside text and media, or these keys of it: it would not be said.
+
+        Raises:
+            InputError: If there is such a key.
+        """
+        for others in self.more.values():
+            refuse_keys("A message, to this model's chat template,", others if names is None else names, OWN)
 
     def media_name(self) -> str:
         """A name for its pictures and videos: equal for two conversations about the same ones, empty for none."""
@@ -156,7 +182,8 @@ class Conversation:
     def name(self, generation: Mapping[str, Any]) -> str:
         """A name for all that decides the answer beside the model: what is said, what is shown, how it is decoded."""
         said = [(role, [part if part[0] == "text" else part[0] for part in parts]) for role, parts in self.turns]
-        text = json.dumps([said, self.media_name(), dict(generation)], sort_keys=True)
+        more = [{str(place): others} for place, others in self.more.items()]
+        text = json.dumps([said, self.media_name(), dict(generation), *more], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -169,18 +196,37 @@ def _behind(question: str, line: str, text: str) -> str:
     return text[:end] + line + text[end:]
 
 
-def _role_and_content(message: Any) -> tuple[str, Sequence[Any]]:
-    """The role of a message, and its parts; a text alone is one part."""
+def _said(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """A dictionary without what says nothing: clients write every key that they know, with None or [] behind it."""
+    return {str(key): value for key, value in values.items() if value is not None and value not in ([], {})}
+
+
+def _role_and_content(message: Any) -> tuple[str, list[Any]]:
+    """The role of a message, and its parts; a text alone is one part, pictures beside it stand before it."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
         raise InputError(f'A message is {{"role": …, "content": …}}; got {message!r:.100}.')
-    role, content = message["role"], message["content"]
+    role, content, images = message["role"], message["content"], message.get("images") or ()
     if not isinstance(role, str):
         raise InputError(f'The role of a message is a text such as "user"; got {role!r:.100}.')
+    if content is None and set(_said(message)) > {"role"}:
+        content = ()
     if isinstance(content, str):
-        return role, [{"type": "text", "text": content}]
+        content = [{"type": "text", "text": content}]
     if not isinstance(content, Sequence):
         raise InputError(f"The content of a message is a text or a list of parts; got {content!r:.100}.")
-    return role, content
+    if not isinstance(images, list | tuple):
+        raise InputError(f'A message has a list of pictures under "images"; got {images!r:.100}.')
+    return role, [*({"type": "image", "image": _unpacked(image)} for image in images), *content]
+
+
+def _unpacked(image: Any) -> Any:
+    """The bytes of a picture in bare base64, as Ollama takes it; else what it is: a path, a URL, a picture."""
+    if not isinstance(image, str) or scheme_of(image) is not None or (len(image) < 4096 and Path(image).exists()):
+        return image
+    try:
+        return base64.b64decode(image, validate=True)
+    except ValueError:
+        return image
 
 
 def _kind(medium: Picture | Clip) -> str:
@@ -191,26 +237,66 @@ def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     """A part of a message with its file read."""
     if not isinstance(part, Mapping) or "type" not in part:
         raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {part!r:.100}.')
-    kind = part["type"]
+    kind, part = part["type"], _said(part)
     if kind == "text":
         if not isinstance(part.get("text"), str):
-            raise InputError(f'A part of type text has its text under "text"; got the keys {sorted(map(str, part))}.')
+            raise InputError(f'A part of type text has its text under "text"; got the keys {sorted(part)}.')
+        refuse_keys("A part of type text", part, ("type", "text"))
         return kind, part["text"]
     kind = str(kind).removesuffix("_url")
     if kind not in MEDIA:
-        raise UnsupportedError(f"A message holds {kind}; only texts, pictures and videos can be asked about.")
-    source, times = _source(part, kind), part
+        raise UnsupportedError(
+            f"A message holds {part['type']!s:.100}; its parts are of type text, image or video (image_url, video_url)."
+        )
+    source, keys = _source(part, kind), part
     if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": "data:…"}}
-        source, times = _source(source, kind), {**part, **source}
-    start = times.get("start_time", times.get("video_start"))
-    end = times.get("end_time", times.get("video_end"))
+        inner = _said(source)
+        source, keys = _source(inner, kind), {**part, **inner}
+    _refuse_others(kind, keys)
+    asked = [name for name in FILM if name in keys]
+    if asked and not isinstance(source, str | Path | bytes):
+        raise InputError(f"{asked[0]} chooses frames of a file; got a {type(source).__name__}. Leave it out.")
+    frames, fps = _frames(keys, frames, fps)
+    start, end = (next((keys[name] for name in names if name in keys), None) for names in (BEGIN, END))
     medium = read_medium(source, frames, fps, kind=kind, start=start, end=end)
     return _kind(medium), medium
 
 
+def _refuse_others(kind: str, keys: Mapping[str, Any]) -> None:
+    """Refuse what a part of this kind asks for and does not get."""
+    for name in SIZES:
+        if name in keys:
+            raise InputError(f"{name} of a part is not read: the model's processor sizes it. Resize it first.")
+    if "min_frames" in keys:
+        raise InputError("min_frames of a part is not read. Say how many frames with nframes or max_frames.")
+    if keys.get("detail", "auto") not in ("auto", "high"):
+        raise InputError(
+            f"The detail of a part is auto or high; got {keys['detail']!r:.100}. Make the picture smaller."
+        )
+    sources = _sources(kind)
+    refuse_keys(f"A part of type {kind}", keys, ("type", "detail", *sources, *(FILM if kind == "video" else ())))
+
+
+def _frames(keys: Mapping[str, Any], frames: int | None, fps: float | None) -> tuple[int | None, float | None]:
+    """How many frames and how many a second a part asks for, before what is asked for all."""
+    counts = [name for name in COUNT if name in keys]
+    if len(counts) > 1 or (counts and counts[0] != "max_frames" and "fps" in keys):
+        raise InputError(f"A part says one of {', '.join(COUNT[:2])}, or fps, max_frames or both; got {counts}.")
+    if counts:
+        frames = keys[counts[0]]
+        fps = None if counts[0] != "max_frames" else fps
+    return frames, keys.get("fps", fps)
+
+
+def _sources(kind: str) -> tuple[str, ...]:
+    return kind, "path", "url", f"{kind}_url"
+
+
 def _source(part: Mapping[str, Any], kind: str) -> Any:
     """What a part shows: a path, a picture, a clip, or a `data:` URL."""
-    for name in (kind, "path", "url", f"{kind}_url"):
-        if part.get(name) is not None:
-            return part[name]
+    given = [name for name in _sources(kind) if name in part]
+    if len(given) > 1:
+        raise InputError(f"A part of type {kind} shows one thing; got {' and '.join(given)}. Make two parts of it.")
+    if given:
+        return part[given[0]]
     raise InputError(f'A part of type {kind} names it under "{kind}", "path" or "url"; got the keys {sorted(part)}.')

@@ -255,12 +255,27 @@ def text_of(model: Any, processor: Any, conversation: Conversation) -> str:
     """A conversation as the model's own chat template writes it, a placeholder for each picture and film.
 
     Raises:
-        InputError: If the chat template raises.
+        InputError: If the chat template raises, or does not read a key of a message.
     """
     if not getattr(processor, "chat_template", None):
+        conversation.refuse_more()
         pictures = f"{processor.image_token}\n" * sum(kind == "image" for kind, _ in conversation.parts)
         return pictures + "\n".join(conversation.texts)
-    turns = [{"role": role, "content": [_slot(*part) for part in parts]} for role, parts in conversation.turns]
+    turns: list[dict[str, Any]] = [
+        {"role": role, "content": [_slot(*part) for part in parts], **conversation.more.get(place, {})}
+        for place, (role, parts) in enumerate(conversation.turns)
+    ]
+    text = _written(model, processor, turns)
+    for place, others in conversation.more.items():
+        for name in others if place < len(turns) else ():
+            without = {key: value for key, value in turns[place].items() if key != name}
+            if _written(model, processor, [*turns[:place], without, *turns[place + 1 :]]) == text:
+                conversation.refuse_more([name])
+    return text
+
+
+def _written(model: Any, processor: Any, turns: list[dict[str, Any]]) -> str:
+    """Turns as the chat template writes them."""
     try:
         text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program that comes with the model
@@ -287,6 +302,7 @@ def _llava(model: Any, processor: Any, conversation: Conversation) -> Any:
     if model.config.model_type != "llava" or conversation.clips:
         what = "a video" if conversation.clips else f"a {model.config.model_type} model"
         raise UnsupportedError(f"The protocol llava is that of LLaVA-1.5 on pictures; this is {what}. Use own.")
+    conversation.refuse_more()
     system = SYSTEM
     said = ""
     for role, parts in conversation.turns:

@@ -38,6 +38,8 @@ KEY = "row"
 """The column with a row's place in the input."""
 REASON = "reason"
 """That with the reason why there is no answer."""
+LONGEST = 1000
+"""Letters of a reason; some repeat what a file holds."""
 OURS = {
     KEY: "int64",
     "id": "string",
@@ -339,7 +341,8 @@ def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
         given = {"id": sample.id, "question": sample.question}
         record = {name: text for name, text in given.items() if text not in record.values()} | record
         record[sample.column] = list(sample.media)
-    return beside(record, {KEY: sample.number, REASON: reason})
+    cut = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}…"
+    return beside(record, {KEY: sample.number, REASON: cut})
 
 
 def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:

@@ -455,8 +455,15 @@ class Samples:
             media = _media(record[column], self.root)
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
-            return Bad(number, record, str(error))
+            return Bad(number, self._absolute(record), str(error))
         return MediaSample(number, name, media, question, record, column)
+
+    def _absolute(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A record with absolute paths, so that it can be an input from any folder."""
+        with suppress(Unreadable):
+            column = _first(record, self.columns.media)
+            return {**record, column: list(_media(record[column], self.root))}
+        return record
 
 
 def samples_in(

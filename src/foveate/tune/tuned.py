@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
 from foveate._sheet import Column, Sheet
-from foveate._spelling import read_json
+from foveate._spelling import read_json, refuse_keys
 from foveate._stats import Estimate
 from foveate._writing import publish
 from foveate.contract import catalogue
@@ -157,6 +157,7 @@ class Tuned:
         """
         if values.get("format") != FORMAT:
             raise InputError(f"This is no preset file of foveate tune: its format is not {FORMAT!r}.")
+        refuse_keys("This preset file of foveate tune", values, (*cls.__dataclass_fields__, "format", "verdict"))
         try:
             return _adapter().validate_python(values)
         except ValidationError as error:
