@@ -110,6 +110,87 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path, kind):
     assert (shades == np.arange(256)).all()  # Pillow's own conversion would clip all but one to white
 
 
+TWELVE = np.linspace(0, 4095, 256).astype(np.uint16)[None].repeat(4, axis=0)
+
+
+def packed(bits, values):
+    """A TIFF of one strip with values of so many bits each."""
+    text = "".join(f"{value:0{bits}b}" for value in values.ravel())
+    data = int(text, 2).to_bytes(len(text) // 8, "big")
+    height, width = values.shape
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", key, 4, 1, v) for key, v in entries.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + ifd + bytes(4)
+
+
+def deep(kind, **options):
+    Image.fromarray(TWELVE).save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def significant(bits, data):
+    """The same PNG with a chunk that says how many bits of a value count."""
+    chunk = b"sBIT" + bytes([bits])
+    return data[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+def twelve_bit_jp2():
+    """A JPEG 2000 of 12 bits: of one of 16 bits, with values that lie as far from the middle."""
+    Image.fromarray(TWELVE + 30720).save(file := io.BytesIO(), "JPEG2000", no_jp2=True)
+    data = bytearray(file.getvalue())
+    assert data[42] == 15
+    data[42] = 11
+    return bytes(data)
+
+
+NAMED = {
+    "sbit.png": significant(12, deep("PNG")),
+    "packed.tif": packed(12, TWELVE),
+    "most.tif": deep("TIFF", tiffinfo={281: 4095}),
+    "largest.tif": deep("TIFF", tiffinfo={341: 4000}),
+    "precise.j2k": twelve_bit_jp2(),
+}
+
+
+@pytest.mark.parametrize("name", [*NAMED, "plain.png", "plain.tif", "plain.jp2", "whole.tif"])
+def test_twelve_bit_grey_is_not_black(tmp_path, name):
+    plain = {"png": "PNG", "tif": "TIFF", "jp2": "JPEG2000"}
+    data = NAMED.get(name) or deep(plain[name.split(".")[1]])
+    if name == "whole.tif":
+        Image.fromarray(TWELVE.astype(np.int32)).save(file := io.BytesIO(), "TIFF")
+        data = file.getvalue()
+    (path := tmp_path / name).write_bytes(data)
+    read = load_picture(path)
+    shades = np.asarray(read.image)[0, :, 0].astype(int)
+    assert np.abs(shades - np.arange(256)).max() <= 1
+    if name in NAMED:
+        assert read.note is None
+    else:
+        assert f"{name} has grey values up to 4095 of 65535: they are taken for 12 bits" in read.note
+
+
+def test_a_dark_picture_whose_file_says_sixteen_bits_stays_dark(tmp_path):
+    for name, data in (("a.png", significant(16, deep("PNG"))), ("a.tif", deep("TIFF", tiffinfo={281: 65535}))):
+        (path := tmp_path / name).write_bytes(data)
+        assert (np.asarray(load_picture(path).image).max(), load_picture(path).note) == (16, None)
+
+
+def test_values_of_eight_bits_in_a_file_of_more_are_those_values():
+    read = picture_of(Image.fromarray(np.arange(256, dtype=np.int32)[None]))
+    assert np.asarray(read.image)[0, :, 0].tolist() == list(range(256))
+    assert "taken for 8 bits" in read.note
+
+
+def test_deep_colours_that_come_out_black_are_noted(tmp_path):
+    rows = b"".join(b"\0" + np.stack([row] * 3, axis=-1).astype(">u2").tobytes() for row in TWELVE)
+    head = struct.pack(">IIBBBBB", 256, 4, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    (path := tmp_path / "deep.png").write_bytes(data)
+    assert "uses few of them: it is nearly black" in load_picture(path).note
+
+
 def test_float_grey_is_read_from_zero_to_one(tmp_path):
     Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)).save(path := tmp_path / "depth.tif")
     assert np.asarray(load_picture(path).image)[0, :, 0].tolist() == [0, 128, 255]
