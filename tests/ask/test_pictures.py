@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from foveate import _memory
 from foveate.ask.pictures import BYTES, load_picture, picture_of
@@ -399,3 +399,82 @@ def test_what_pillow_does_not_know_is_asked_to_be_converted(tmp_path, data):
     (path := tmp_path / "rare").write_bytes(data)
     with pytest.raises(InputError, match=r"rare is of a kind that Pillow does not read: .*\. Convert it to PNG"):
         load_picture(path)
+
+
+P3 = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
+ADOBE = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446))
+"""The primaries in XYZ under D50: red, green, blue."""
+
+
+def profile(primaries=None, gamma=563):
+    """An ICC profile (version 2) of these primaries, or of grey; 256 gamma of a curve is 1."""
+
+    def xyz(values):
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, gamma)
+    tags = {b"wtpt": xyz((0.9642, 1.0, 0.8249)), b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test" + bytes(79)}
+    if primaries is None:
+        tags[b"kTRC"] = curve
+    else:
+        for letter, values in zip("rgb", primaries, strict=True):
+            tags |= {f"{letter}XYZ".encode(): xyz(values), f"{letter}TRC".encode(): curve}
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    space = b"GRAY" if primaries is None else b"RGB "
+    head = b"lcms" + struct.pack(">I", 0x02100000) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 63190, 65536, 54061)
+    whole = head.ljust(124, b"\0") + table + body
+    return struct.pack(">I", len(whole) + 4) + whole
+
+
+def in_srgb(values, primaries, gamma=563 / 256):
+    """Levels of sRGB of colours under a profile, by the formulas of IEC 61966-2-1."""
+    linear = (np.asarray(values) / 255) ** gamma @ np.array(primaries)
+    srgb = np.array([(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)])
+    shares = np.clip(linear @ np.linalg.inv(srgb), 0, 1)
+    return 255 * np.where(shares <= 0.0031308, 12.92 * shares, 1.055 * shares ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("primaries", [P3, ADOBE], ids=["p3", "adobe"])
+def test_colours_are_shown_as_their_profile_means_them(tmp_path, kind, primaries):
+    for colour in ((200, 120, 60), (60, 160, 90), (128, 128, 128)):
+        picture = Image.new("RGB", (16, 16), colour)
+        picture.save(path := tmp_path / f"wide.{kind}", icc_profile=profile(primaries), quality=100)
+        assert np.abs(np.array(pixel(path)) - in_srgb(colour, primaries)).max() <= 3
+        assert load_picture(path).note is None
+
+
+def test_profiles_count_under_transparency_in_palettes_and_in_grey(tmp_path):
+    expected = in_srgb((200, 120, 60), ADOBE)
+    clear = Image.new("RGBA", (8, 8), (200, 120, 60, 255))
+    clear.putpixel((0, 0), (200, 120, 60, 0))
+    clear.save(path := tmp_path / "clear.png", icc_profile=profile(ADOBE))
+    assert pixel(path) == (255, 255, 255)
+    assert np.abs(np.array(pixel(path, (4, 4))) - expected).max() <= 3
+    Image.new("RGB", (8, 8), (200, 120, 60)).quantize(4).save(path := tmp_path / "p.png", icc_profile=profile(ADOBE))
+    assert np.abs(np.array(pixel(path)) - expected).max() <= 3
+    Image.new("L", (8, 8), 100).save(path := tmp_path / "grey.png", icc_profile=profile(gamma=256))
+    assert pixel(path) == pytest.approx((168, 168, 168), abs=2)  # 100 / 255 of the light
+
+
+def test_a_picture_in_srgb_is_not_touched(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    original = noise()
+    original.save(path := tmp_path / "usual.png", icc_profile=srgb)
+    read = load_picture(path)
+    assert read.image.tobytes() == original.tobytes()
+    assert read.note is None
+
+
+@pytest.mark.parametrize("data", [b"no profile", profile(P3)[:200], profile()], ids=["text", "cut", "of grey"])
+def test_a_broken_profile_is_noted_and_the_picture_read(tmp_path, data):
+    original = noise()
+    original.save(path := tmp_path / "odd.png", icc_profile=data)
+    read = load_picture(path)
+    assert read.image.tobytes() == original.tobytes()
+    assert "odd.png has a colour profile that cannot be used" in read.note
+    assert "taken for sRGB" in read.note

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -24,6 +25,8 @@ Measured on one of 13300 x 13300 pixels with the processor of CLIP that needs no
 """
 LONGEST = 1_000_000
 """Pixels a side. Pillow takes 8 bytes more for every row of each copy; a damaged header may name a hundred million."""
+NEAR = 2
+"""Levels of 255 by which a profile may differ from sRGB and count as it: two programs' sRGB differ by so much."""
 BAND = 2**20
 """Pixels that are worked on at a time where that takes several times the memory of the picture."""
 WHOLE = ("MPO", "PSD")
@@ -180,16 +183,53 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
 def _rgb(image: Image.Image, name: str, top: int | None, notes: list[str]) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image, name, top, notes)
+    own = image.mode if image.mode in ("L", "CMYK") else "RGB"
     if image.has_transparency_data:
-        return _in_bands(image, _on_white)
-    return image.convert("RGB")
+        own = "RGBA"
+    shown = _to_srgb(image, own, name, notes)
+    if shown is None and own != "RGBA":
+        return image.convert("RGB")
+    return _in_bands(image, lambda band: _on_white(_changed(band.convert(own), shown)))
+
+
+def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> Any:
+    """What brings colours of this mode to sRGB by the picture's ICC profile; None where it has none, or none else."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        from PIL import ImageCms
+
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, "RGBA" if mode == "RGBA" else "RGB"
+        )
+        colours = Image.fromarray(np.indices((16, 16, 16), np.uint8).reshape(3, 64, 64).transpose(1, 2, 0) * 17)
+        probe = colours.convert(mode)
+        same = np.abs(
+            np.asarray(_changed(probe, transform).convert("RGB"), int) - np.asarray(probe.convert("RGB"), int)
+        )
+    except Exception as error:  # a profile is a small program of another's
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        notes.append(f"{name} has a colour profile that cannot be used ({why:.100}); its colours are taken for sRGB.")
+        return None
+    return transform if same.max() > NEAR else None
+
+
+def _changed(image: Image.Image, transform: Any) -> Image.Image:
+    """The picture in other colours, where there is a transform."""
+    if transform is None:
+        return image
+    from PIL import ImageCms
+
+    return ImageCms.applyTransform(image, transform)  # type: ignore[return-value]  # a new picture, not in place
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """The picture on a white page."""
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba)
+    """The picture on a white page, where it lets one through."""
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _top_value(image: Image.Image) -> int | None:
