@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from foveate import _memory
 from foveate.ask.pictures import BYTES, load_picture, picture_of
@@ -108,6 +108,87 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path, kind):
     Image.fromarray(ramp).save(path := tmp_path / f"scan.{kind}")
     shades = np.asarray(load_picture(path).image)[0, :, 0]
     assert (shades == np.arange(256)).all()  # Pillow's own conversion would clip all but one to white
+
+
+TWELVE = np.linspace(0, 4095, 256).astype(np.uint16)[None].repeat(4, axis=0)
+
+
+def packed(bits, values):
+    """A TIFF of one strip with values of so many bits each."""
+    text = "".join(f"{value:0{bits}b}" for value in values.ravel())
+    data = int(text, 2).to_bytes(len(text) // 8, "big")
+    height, width = values.shape
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", key, 4, 1, v) for key, v in entries.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + ifd + bytes(4)
+
+
+def deep(kind, **options):
+    Image.fromarray(TWELVE).save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def significant(bits, data):
+    """The same PNG with a chunk that says how many bits of a value count."""
+    chunk = b"sBIT" + bytes([bits])
+    return data[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+def twelve_bit_jp2():
+    """A JPEG 2000 of 12 bits: of one of 16 bits, with values that lie as far from the middle."""
+    Image.fromarray(TWELVE + 30720).save(file := io.BytesIO(), "JPEG2000", no_jp2=True)
+    data = bytearray(file.getvalue())
+    assert data[42] == 15
+    data[42] = 11
+    return bytes(data)
+
+
+NAMED = {
+    "sbit.png": significant(12, deep("PNG")),
+    "packed.tif": packed(12, TWELVE),
+    "most.tif": deep("TIFF", tiffinfo={281: 4095}),
+    "largest.tif": deep("TIFF", tiffinfo={341: 4000}),
+    "precise.j2k": twelve_bit_jp2(),
+}
+
+
+@pytest.mark.parametrize("name", [*NAMED, "plain.png", "plain.tif", "plain.jp2", "whole.tif"])
+def test_twelve_bit_grey_is_not_black(tmp_path, name):
+    plain = {"png": "PNG", "tif": "TIFF", "jp2": "JPEG2000"}
+    data = NAMED.get(name) or deep(plain[name.split(".")[1]])
+    if name == "whole.tif":
+        Image.fromarray(TWELVE.astype(np.int32)).save(file := io.BytesIO(), "TIFF")
+        data = file.getvalue()
+    (path := tmp_path / name).write_bytes(data)
+    read = load_picture(path)
+    shades = np.asarray(read.image)[0, :, 0].astype(int)
+    assert np.abs(shades - np.arange(256)).max() <= 1
+    if name in NAMED:
+        assert read.note is None
+    else:
+        assert f"{name} has grey values up to 4095 of 65535: they are taken for 12 bits" in read.note
+
+
+def test_a_dark_picture_whose_file_says_sixteen_bits_stays_dark(tmp_path):
+    for name, data in (("a.png", significant(16, deep("PNG"))), ("a.tif", deep("TIFF", tiffinfo={281: 65535}))):
+        (path := tmp_path / name).write_bytes(data)
+        assert (np.asarray(load_picture(path).image).max(), load_picture(path).note) == (16, None)
+
+
+def test_values_of_eight_bits_in_a_file_of_more_are_those_values():
+    read = picture_of(Image.fromarray(np.arange(256, dtype=np.int32)[None]))
+    assert np.asarray(read.image)[0, :, 0].tolist() == list(range(256))
+    assert "taken for 8 bits" in read.note
+
+
+def test_deep_colours_that_come_out_black_are_noted(tmp_path):
+    rows = b"".join(b"\0" + np.stack([row] * 3, axis=-1).astype(">u2").tobytes() for row in TWELVE)
+    head = struct.pack(">IIBBBBB", 256, 4, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    (path := tmp_path / "deep.png").write_bytes(data)
+    assert "uses few of them: it is nearly black" in load_picture(path).note
 
 
 def test_float_grey_is_read_from_zero_to_one(tmp_path):
@@ -318,3 +399,82 @@ def test_what_pillow_does_not_know_is_asked_to_be_converted(tmp_path, data):
     (path := tmp_path / "rare").write_bytes(data)
     with pytest.raises(InputError, match=r"rare is of a kind that Pillow does not read: .*\. Convert it to PNG"):
         load_picture(path)
+
+
+P3 = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
+ADOBE = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446))
+"""The primaries in XYZ under D50: red, green, blue."""
+
+
+def profile(primaries=None, gamma=563):
+    """An ICC profile (version 2) of these primaries, or of grey; 256 gamma of a curve is 1."""
+
+    def xyz(values):
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, gamma)
+    tags = {b"wtpt": xyz((0.9642, 1.0, 0.8249)), b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test" + bytes(79)}
+    if primaries is None:
+        tags[b"kTRC"] = curve
+    else:
+        for letter, values in zip("rgb", primaries, strict=True):
+            tags |= {f"{letter}XYZ".encode(): xyz(values), f"{letter}TRC".encode(): curve}
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    space = b"GRAY" if primaries is None else b"RGB "
+    head = b"lcms" + struct.pack(">I", 0x02100000) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 63190, 65536, 54061)
+    whole = head.ljust(124, b"\0") + table + body
+    return struct.pack(">I", len(whole) + 4) + whole
+
+
+def in_srgb(values, primaries, gamma=563 / 256):
+    """Levels of sRGB of colours under a profile, by the formulas of IEC 61966-2-1."""
+    linear = (np.asarray(values) / 255) ** gamma @ np.array(primaries)
+    srgb = np.array([(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)])
+    shares = np.clip(linear @ np.linalg.inv(srgb), 0, 1)
+    return 255 * np.where(shares <= 0.0031308, 12.92 * shares, 1.055 * shares ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("primaries", [P3, ADOBE], ids=["p3", "adobe"])
+def test_colours_are_shown_as_their_profile_means_them(tmp_path, kind, primaries):
+    for colour in ((200, 120, 60), (60, 160, 90), (128, 128, 128)):
+        picture = Image.new("RGB", (16, 16), colour)
+        picture.save(path := tmp_path / f"wide.{kind}", icc_profile=profile(primaries), quality=100)
+        assert np.abs(np.array(pixel(path)) - in_srgb(colour, primaries)).max() <= 3
+        assert load_picture(path).note is None
+
+
+def test_profiles_count_under_transparency_in_palettes_and_in_grey(tmp_path):
+    expected = in_srgb((200, 120, 60), ADOBE)
+    clear = Image.new("RGBA", (8, 8), (200, 120, 60, 255))
+    clear.putpixel((0, 0), (200, 120, 60, 0))
+    clear.save(path := tmp_path / "clear.png", icc_profile=profile(ADOBE))
+    assert pixel(path) == (255, 255, 255)
+    assert np.abs(np.array(pixel(path, (4, 4))) - expected).max() <= 3
+    Image.new("RGB", (8, 8), (200, 120, 60)).quantize(4).save(path := tmp_path / "p.png", icc_profile=profile(ADOBE))
+    assert np.abs(np.array(pixel(path)) - expected).max() <= 3
+    Image.new("L", (8, 8), 100).save(path := tmp_path / "grey.png", icc_profile=profile(gamma=256))
+    assert pixel(path) == pytest.approx((168, 168, 168), abs=2)  # 100 / 255 of the light
+
+
+def test_a_picture_in_srgb_is_not_touched(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    original = noise()
+    original.save(path := tmp_path / "usual.png", icc_profile=srgb)
+    read = load_picture(path)
+    assert read.image.tobytes() == original.tobytes()
+    assert read.note is None
+
+
+@pytest.mark.parametrize("data", [b"no profile", profile(P3)[:200], profile()], ids=["text", "cut", "of grey"])
+def test_a_broken_profile_is_noted_and_the_picture_read(tmp_path, data):
+    original = noise()
+    original.save(path := tmp_path / "odd.png", icc_profile=data)
+    read = load_picture(path)
+    assert read.image.tobytes() == original.tobytes()
+    assert "odd.png has a colour profile that cannot be used" in read.note
+    assert "taken for sRGB" in read.note

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -24,10 +25,16 @@ Measured on one of 13300 x 13300 pixels with the processor of CLIP that needs no
 """
 LONGEST = 1_000_000
 """Pixels a side. Pillow takes 8 bytes more for every row of each copy; a damaged header may name a hundred million."""
+NEAR = 2
+"""Levels of 255 by which a profile may differ from sRGB and count as it: two programs' sRGB differ by so much."""
 BAND = 2**20
 """Pixels that are worked on at a time where that takes several times the memory of the picture."""
 WHOLE = ("MPO", "PSD")
 """Files of which the first picture is all: a phone's JPEG with a second view, and layers that are one picture."""
+WIDTHS = (8, 10, 12, 14)
+"""Bits that a grey value may have in a file of more."""
+NIGHT = 64
+"""What no colour of 8 bits reaches whose values have 14 bits in a file of 16."""
 UNKNOWN = re.compile("unsupported|unimplemented|unknown|not supported|not available", re.IGNORECASE)
 """What Pillow's errors say of files that it does not know; of damaged ones they say anything else."""
 
@@ -94,9 +101,12 @@ def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Pictur
         frames = int(getattr(image, "n_frames", 1))
     if image.tell() != place:
         image.seek(place)
+    top, squeezed = _top_value(image), any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
     upright, turned = _upright(image)
-    rgb = _rgb(upright, name)
+    rgb = _rgb(upright, name, top, notes)
+    if squeezed and upright.mode.startswith("RGB") and max(high for _, high in upright.getextrema()[:3]) < NIGHT:
+        notes.append(f"{name} has 16 bits a colour and uses few of them: it is nearly black. Save it with 8 bits.")
     if not turned:
         notes.append(f"{name} has unreadable EXIF data; it is taken as it lies.")
     if frames > 1 and kind not in WHOLE:
@@ -170,25 +180,85 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
         return image, False
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _rgb(image: Image.Image, name: str, top: int | None, notes: list[str]) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(image, name)
+        return _eight_bits(image, name, top, notes)
+    own = image.mode if image.mode in ("L", "CMYK") else "RGB"
     if image.has_transparency_data:
-        return _in_bands(image, _on_white)
-    return image.convert("RGB")
+        own = "RGBA"
+    shown = _to_srgb(image, own, name, notes)
+    if shown is None and own != "RGBA":
+        return image.convert("RGB")
+    return _in_bands(image, lambda band: _on_white(_changed(band.convert(own), shown)))
+
+
+def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> Any:
+    """What brings colours of this mode to sRGB by the picture's ICC profile; None where it has none, or none else."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        from PIL import ImageCms
+
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, "RGBA" if mode == "RGBA" else "RGB"
+        )
+        colours = Image.fromarray(np.indices((16, 16, 16), np.uint8).reshape(3, 64, 64).transpose(1, 2, 0) * 17)
+        probe = colours.convert(mode)
+        same = np.abs(
+            np.asarray(_changed(probe, transform).convert("RGB"), int) - np.asarray(probe.convert("RGB"), int)
+        )
+    except Exception as error:  # a profile is a small program of another's
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        notes.append(f"{name} has a colour profile that cannot be used ({why:.100}); its colours are taken for sRGB.")
+        return None
+    return transform if same.max() > NEAR else None
+
+
+def _changed(image: Image.Image, transform: Any) -> Image.Image:
+    """The picture in other colours, where there is a transform."""
+    if transform is None:
+        return image
+    from PIL import ImageCms
+
+    return ImageCms.applyTransform(image, transform)  # type: ignore[return-value]  # a new picture, not in place
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """The picture on a white page."""
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba)
+    """The picture on a white page, where it lets one through."""
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Deep grey to 8 bits: integers of 16 bits by their high byte, floats from [0, 1].
+def _top_value(image: Image.Image) -> int | None:
+    """The largest grey value of as many bits as a file says that its values have; None where it says nothing."""
+    bits = 16
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits = min(np.ravel(tags.get(258, bits)))
+        largest = tags.get(341, tags.get(281))  # SMaxSampleValue, MaxSampleValue
+        if largest is not None:
+            return int(2 ** int(np.max(largest)).bit_length() - 1)
+    elif image.format == "PNG" and getattr(image, "fp", None) is not None:
+        place = image.fp.tell()  # type: ignore[attr-defined]
+        image.fp.seek(0)  # type: ignore[attr-defined]
+        named_bits = re.search(rb"\0\0\0\x01sBIT(.)", image.fp.read(place), re.DOTALL)  # type: ignore[attr-defined]
+        return named_bits and 2 ** named_bits[1][0] - 1
+    return 2 ** int(bits) - 1 if bits < 16 else None
+
+
+def _eight_bits(image: Image.Image, name: str, named_top: int | None, notes: list[str]) -> Image.Image:
+    """Deep grey to 8 bits: integers from as many bits as they have, floats from [0, 1].
 
     Pillow's own conversion clips at 255 instead, which turns nearly everything white.
+
+    Args:
+        image: Of mode I, I;16 or F.
+        name: What it is called.
+        named_top: The largest value that its file names; None where it names none.
+        notes: Where it is noted that the bits were guessed.
     """
     top = 1.0 if image.mode == "F" else 65535.0
     extremes = [(np.min(values), np.max(values)) for values in map(np.asarray, _bands(image))]
@@ -197,6 +267,14 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
         raise InputError(
             f"{name} holds grey values from {low:g} to {high:g}, where 0 to {top:g} was expected. "
             "Save it with 8 or 16 bits."
+        )
+    if image.mode != "F" and named_top is not None and high <= named_top:
+        top = min(top, named_top)
+    elif image.mode != "F" and named_top is None and 0 < high < 2 ** max(WIDTHS):
+        bits = next(bits for bits in WIDTHS if high < 2**bits)
+        top = 2**bits - 1
+        notes.append(
+            f"{name} has grey values up to {high} of 65535: they are taken for {bits} bits, so {top} is white."
         )
 
     def shades(band: Image.Image) -> Image.Image:
