@@ -32,7 +32,8 @@ from foveate.engine.session import drop_or_not
 HERE = Path(__file__).resolve().parent
 CASES = ("llava-1.5-7b:1", "llava-1.5-7b:8", "qwen2.5-vl-7b:1", "qwen2.5-vl-7b:8")
 METHODS = (
-    "v2drop:1/3", "random:1/3", "v2drop:1/6", "fastv:1/3", "divprune:1/3", "divprune:1/9", "scope:1/3", "visiondrop:1/3",
+    "v2drop:1/3", "random:1/3", "v2drop:1/6", "fastv:1/3",
+    "divprune:1/3", "divprune:1/9", "scope:1/3", "visiondrop:1/3",
 )  # fmt: skip
 ROUNDS = 20
 Times = dict[str, float]
