@@ -95,7 +95,7 @@ def picture_of(image: Image.Image, name: str = "the picture") -> Picture:
 def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Picture:
     """The frame that a picture stands at: with its pixels read, upright, RGB, and with a note where one is due."""
     _check(image, name)
-    notes = []
+    notes: list[str] = []
     kind, place, frames = image.format, image.tell(), 1
     if getattr(image, "fp", None) is not None:  # of a closed file, no other frame can be looked for
         frames = int(getattr(image, "n_frames", 1))
@@ -105,7 +105,8 @@ def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Pictur
     image.load()
     upright, turned = _upright(image)
     rgb = _rgb(upright, name, top, notes)
-    if squeezed and upright.mode.startswith("RGB") and max(high for _, high in upright.getextrema()[:3]) < NIGHT:
+    of_colours: Any = upright.getextrema() if squeezed and upright.mode.startswith("RGB") else ()
+    if of_colours and max(high for _, high in of_colours[:3]) < NIGHT:
         notes.append(f"{name} has 16 bits a colour and uses few of them: it is nearly black. Save it with 8 bits.")
     if not turned:
         notes.append(f"{name} has unreadable EXIF data; it is taken as it lies.")
