@@ -30,6 +30,8 @@ def test_what_is_not_promised_is_still_there(name):
 
 
 OTHERS = {
+    "_C",
+    "_functorch",
     "_forward_hooks",
     "_forward_pre_hooks",
     "_cdata",

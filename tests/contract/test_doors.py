@@ -13,7 +13,7 @@ from foveate._cells import at_budgets
 from foveate.ask.answering import method_of
 from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
-from foveate.cli.asking import named
+from foveate.cli.asking import named, tell_budgets
 from foveate.cli.commands import parsed
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
@@ -282,11 +282,12 @@ def test_a_name_alone_keeps_a_third_where_it_is_asked_and_looked_with(name):
 
 
 def test_commands_say_what_is_spent_where_nobody_gives_a_budget(capfd):
-    named(["fastv", "finalkv", "v2drop:metric=l1"], BudgetOptions())
+    budgets = BudgetOptions()
+    tell_budgets(named(["fastv", "finalkv", "v2drop:metric=l1"], budgets), budgets)
     said = capfd.readouterr().err
     assert "no budget is given: --retention 1/3" in said
     assert "v2drop:metric=l1 keeps what its own settings say" in said
-    named(["finalkv", "v2drop/llava-1.5-7b/192"], BudgetOptions())
+    tell_budgets(named(["finalkv", "v2drop/llava-1.5-7b/192"], budgets), budgets)
     assert capfd.readouterr().err == ""
 
 

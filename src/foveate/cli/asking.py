@@ -21,11 +21,11 @@ from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import asked_share, chosen, kinds_of, parse, settings_of
+from foveate.contract.naming import asked_share, chosen, is_bare, kinds_of, parse, settings_of
 from foveate.errors import BudgetError, UnsupportedError
 from foveate.methods.v2drop import V2Drop
 
-__all__ = ["Setup", "device_named", "load", "named", "set_up"]
+__all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_budgets"]
 
 SMALL = 0.2
 """Below this share V2Drop loses far more than others in our table: at 1/9 25 points, DivPrune 4."""
@@ -90,6 +90,7 @@ def set_up(
     vlm = load(models)
     with busy("Preparing the pictures"):
         prompt = vlm.prepare(media, question, frames=options.frames, fps=options.fps, fit=options.fit)
+    tell_budgets(asked, budgets)
     for text in prompt.notes:
         note(text)
     methods: dict[str, Method] = {}
@@ -145,8 +146,7 @@ def device_named(name: str) -> Any:
 def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     """What each name of a command line says, with its `--set`, `--seed` and budget; before any model is loaded.
 
-    Where several methods run, each takes the settings that it has, and those that can take the budget get it. What they
-    spend without one is said on stderr.
+    Where several methods run, each takes the settings that it has, and those that can take the budget get it.
 
     Raises:
         FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
@@ -168,14 +168,16 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
             "leave --budget and --retention out, or name a method."
         )
     methods |= {name: chosen(name, options.budget, options.retention, own[name]) for name in takers}
-    if not has_budget:
-        tell_budgets({name: methods[name] for name in takers})
     return methods
 
 
-def tell_budgets(takers: Mapping[str, Method]) -> None:
+def tell_budgets(methods: Mapping[str, Method], options: BudgetOptions) -> None:
     """Say what is spent by methods that could have been given a budget, and were given none."""
-    if any(not method.open for method in takers.values()):
+    if options.budget is not None or options.retention is not None:
+        return
+    given = {pair_of(pair)[0] for pair in options.settings}
+    own = {name: {setting for kind in kinds_of(name) for setting in settings_of(kind)} for name in methods}
+    if any(is_bare(name, given & own[name]) and parse(name).open for name in methods):
         note("no budget is given: --retention 1/3")
-    for name in [name for name, method in takers.items() if method.open]:
+    for name in [name for name, method in methods.items() if method.open]:
         note(f"{name} keeps what its own settings say; --retention gives it a budget")

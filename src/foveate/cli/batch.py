@@ -153,15 +153,16 @@ class Batch:
 
     def _asking(self, root: str | None) -> "Asking":
         from foveate.batch.answering import Asking
-        from foveate.cli.asking import named
+        from foveate.cli.asking import named, tell_budgets
 
-        method = None if self.untouched else named([self.method], self.budgets)[self.method]
+        methods = {} if self.untouched else named([self.method], self.budgets)
+        tell_budgets(methods, self.budgets)
         return Asking(
             model=self.models.model,
             device=self.models.device,
             dtype=self.models.dtype,
             attention=self.models.attention,
-            method=method,
+            method=methods.get(self.method),
             frames=self.media.frames,
             fps=self.media.fps,
             fit=self.media.fit,
