@@ -15,7 +15,7 @@ from foveate.eval.lmms.setting import Setting
         (Setting(name="random", retention=1 / 3, seed=2), {}, "org__m__random__retention-0.3333__seed-2"),
         (Setting(name="v2drop"), {"protocol": "llava"}, "org__m__v2drop__retention-0.3333__llava"),
         (Setting(name="v2drop/llava-1.5-7b/192"), {"most_frames": 8}, "org__m__v2drop-llava-1.5-7b-192__8-frames"),
-        (Setting(name="v2drop", settings={"layers": [3]}), {}, "org__m__v2drop__layers=3__retention-0.3333"),
+        (Setting(name="v2drop", settings={"layers": [3]}), {}, "org__m__v2drop__layers=3"),
     ],
 )
 def test_a_folder_speaks(setting, conduct, folder):
