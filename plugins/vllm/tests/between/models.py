@@ -26,7 +26,7 @@ METHODS = (
     "pyramiddrop:positions=keep;layer_list=1,3,4;image_token_ratio_list=0.5,0.25,0.1",
     "random:layers=1,3;keep=0.5,0.3",
     "uniform:layers=2;keep=0.25;scope=image",
-    "dart",
+    "dart:layer=2",
     "fastv:layers=2;keep=0.5+v2drop:layers=4;keep=0.3",
 )
 NEAR = 1e-4
