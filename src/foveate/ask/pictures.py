@@ -163,7 +163,7 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:  # of the disk, not of the decoder
             raise InputError(f"{name} cannot be read: {error.strerror}. Copy it to another place first.") from error
-        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        why = _why(error)
         if isinstance(error, NotImplementedError) or UNKNOWN.search(why):
             raise InputError(
                 f"{name} is of a kind that Pillow does not read: {why:.200}. Convert it to PNG."
@@ -171,6 +171,11 @@ def _explained(name: str) -> Iterator[None]:
         raise InputError(f"{name} is damaged: {why:.200}. Fetch or export it again.") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _why(error: Exception) -> str:
+    """What an error says, in one line without its full stop; its type where it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -211,7 +216,7 @@ def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> Any:
             np.asarray(_changed(probe, transform).convert("RGB"), int) - np.asarray(probe.convert("RGB"), int)
         )
     except Exception as error:  # a profile is a small program of another's
-        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        why = _why(error)
         notes.append(f"{name} has a colour profile that cannot be used ({why:.100}); its colours are taken for sRGB.")
         return None
     return transform if same.max() > NEAR else None

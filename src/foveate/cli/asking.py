@@ -152,17 +152,10 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
         FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
             is given to methods that all have their own.
     """
-    pairs = [*options.settings, *([] if options.seed is None else [f"seed={options.seed}"])]
-    settings = {name: {setting for kind in kinds_of(name) for setting in settings_of(kind)} for name in names}
-    every_setting = {setting for own in settings.values() for setting in own}
-    for key, _ in map(pair_of, pairs):
-        if key not in every_setting:
-            raise no_setting(", ".join(names), key, every_setting)
-    own = {name: [pair for pair in pairs if pair_of(pair)[0] in settings[name]] for name in names}
+    own = _own_settings(names, options)
     methods = {name: parse(name, own[name]) for name in names}
-    has_budget = options.budget is not None or options.retention is not None
     takers = [name for name, method in methods.items() if method.open]
-    if has_budget and not takers:
+    if options.has_budget and not takers:
         raise UsageError(
             f"{', '.join(methods)} brings its own budget, as presets and schedules do, or takes none: "
             "leave --budget and --retention out, or name a method."
@@ -171,13 +164,27 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     return methods
 
 
+def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, list[str]]:
+    """Of `--set` and `--seed` what each name has, as `key=value`.
+
+    Raises:
+        SettingError: If none of them has one.
+    """
+    pairs = [*options.settings, *([] if options.seed is None else [f"seed={options.seed}"])]
+    settings = {name: {setting for kind in kinds_of(name) for setting in settings_of(kind)} for name in names}
+    every_setting = {setting for own in settings.values() for setting in own}
+    for key, _ in map(pair_of, pairs):
+        if key not in every_setting:
+            raise no_setting(", ".join(names), key, every_setting)
+    return {name: [pair for pair in pairs if pair_of(pair)[0] in settings[name]] for name in names}
+
+
 def tell_budgets(methods: Mapping[str, Method], options: BudgetOptions) -> None:
     """Say what is spent by methods that could have been given a budget, and were given none."""
-    if options.budget is not None or options.retention is not None:
+    if options.has_budget:
         return
-    given = {pair_of(pair)[0] for pair in options.settings}
-    own = {name: {setting for kind in kinds_of(name) for setting in settings_of(kind)} for name in methods}
-    if any(is_bare(name, given & own[name]) and parse(name).open for name in methods):
+    own = _own_settings(methods, options)
+    if any(is_bare(name, [pair_of(pair)[0] for pair in own[name]]) and parse(name).open for name in methods):
         note("no budget is given: --retention 1/3")
     for name in [name for name, method in methods.items() if method.open]:
         note(f"{name} keeps what its own settings say; --retention gives it a budget")

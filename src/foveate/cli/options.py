@@ -136,6 +136,11 @@ class BudgetOptions:
     seed: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """the seed of random dropping (default: 0)"""
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether somebody gave a budget."""
+        return self.budget is not None or self.retention is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsOptions:

@@ -42,6 +42,8 @@ def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(loop)
     def run(*args: P.args, **named: P.kwargs) -> Tensor:
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return loop(*args, **named)
         values = (*args, *named.values())
         tensors = tuple(value for value in values if isinstance(value, Tensor))
         if not all(value is None or isinstance(value, (Tensor, int, float)) for value in values) or not _fit(tensors):
@@ -49,15 +51,15 @@ def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
         stream = torch.cuda.current_stream(tensors[0].device)
         key = loop, stream, tuple(named), *(_kind(value) for value in values)
         with _lock:  # else another thread's copies come between this one's
-            if key not in _graphs:
-                _remember(key, None)
-                return loop(*args, **named)
-            graph = _graphs[key] or _captured(functools.partial(_called, loop, args, named), tensors)
-            _remember(key, graph)
-            for place, value in zip(graph.given, tensors, strict=True):
-                place.copy_(value)
-            graph.captured.replay()
-            return graph.made.clone()
+            if key in _graphs:
+                graph = _graphs[key] or _captured(functools.partial(_called, loop, args, named), tensors)
+                _remember(key, graph)
+                for place, value in zip(graph.given, tensors, strict=True):
+                    place.copy_(value)
+                graph.captured.replay()
+                return graph.made.clone()
+            _remember(key, None)
+        return loop(*args, **named)
 
     return run
 
