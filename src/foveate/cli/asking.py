@@ -186,5 +186,6 @@ def tell_budgets(methods: Mapping[str, Method], options: BudgetOptions) -> None:
     own = _own_settings(methods, options)
     if any(is_bare(name, [pair_of(pair)[0] for pair in own[name]]) and parse(name).open for name in methods):
         note("no budget is given: --retention 1/3")
-    for name in [name for name, method in methods.items() if method.open]:
-        note(f"{name} keeps what its own settings say; --retention gives it a budget")
+    for name, method in methods.items():
+        if method.open:
+            note(f"{name} keeps what its own settings say; --retention gives it a budget")

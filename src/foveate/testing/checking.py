@@ -244,7 +244,9 @@ class Checking:
         """A method beside the untouched model with the columns hidden that its trace says were dropped."""
         with ExitStack() as stack:
             try:
-                self._refuse(probe.method)
+                # What a family would refuse only when a picture arrives is told before one does.
+                if refused := reach(probe.method, type(self._family), self._model.config, depth=self._depth).refused:
+                    raise UnsupportedError(refused)
                 trace = stack.enter_context(self._drop(probe.method))
             except (UnsupportedError, SettingError) as error:
                 self._advance(3)
@@ -264,12 +266,6 @@ class Checking:
         if probe is self._probes[0]:
             self._control = logits, row.wrong or 0.0
         return row
-
-    def _refuse(self, method: Method) -> None:
-        """What a family refuses a method when a picture arrives, before one does."""
-        refused = reach(method, type(self._family), self._model.config, depth=self._depth).refused
-        if refused is not None:
-            raise UnsupportedError(refused)
 
     def _hidden(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
         """What a trace says was dropped, as hidden columns; or columns that are wrong on purpose."""
