@@ -23,6 +23,8 @@ STOCK_AGAIN = "stock again"
 """What serving calls stock vLLM beside itself."""
 NONE = "–"
 MS, GIB = 1000, 2**30
+BATCH = 8
+"""Questions at once, in the cells that time batches."""
 NEAR = 0.02
 
 Row = Mapping[str, Any]
@@ -42,7 +44,7 @@ def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
     lines = ["# Real checkpoints", "", f"{record['device']}; {versions}; foveate at {record['commit']}.{limit}", ""]
     for model in record["model"]:
         tasks = _tasks(_results(folder, "quality", model))
-        cells = {kind: _results(folder, kind, model) for kind in ("speed", "serving")}
+        cells = {kind: _results(folder, kind, model) for kind in ("speed", "batch", "serving")}
         lines += [f"## {model}", ""]
         lines += [f"{_conditions(speed)}\n" for speed in cells["speed"]]
         for budget in record["retention"]:
@@ -56,7 +58,8 @@ def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
 
 NOTES = """\
 Scores with the 95 % interval of their difference to the full model's, paired over pictures. Of full: mean of ratios.
-Hard: accuracy where the full model is right and resize wrong. TTFT, TPOT: p50 of one call alone, ms. Clients: requests
+Hard: accuracy where the full model is right and resize wrong. Context: opening and closing it, ms. TTFT, TPOT: p50 of
+one call alone, ms; of a batch, in a context that is open. Clients: requests
 a second through vLLM over stock vLLM's. Peak: without weights. Scoring: the prefill's time beyond random's, ms."""
 
 
@@ -83,16 +86,17 @@ def _tasks(quality: Sequence[Mapping[str, Any]]) -> Tasks:
 
 def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mapping[str, Sequence[Any]]) -> Sheet:
     clients = sorted({row["clients"] for serving in cells["serving"] for row in serving["summary"]})
-    heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "TTFT", "TPOT"]
+    heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "Context", "TTFT", f"TTFT of {BATCH}", "TPOT"]
     heads += [f"Clients: {count}" for count in clients] + ["Peak GiB", "Scoring"]
     rows = []
     for name in (FULL, FULL_AGAIN, *CONTROLS, *record["method"]):
         own = None if name in (FULL, FULL_AGAIN) else budget
         found = [of_task.get((name, own)) for of_task in tasks.values()]
-        first, each, *memory = _speed(name, budget, cells["speed"])
+        context, first, each, *memory = _speed(name, budget, cells["speed"])
+        of_batch = _speed(name, budget, cells["batch"])[1]
         served = [_served(name, budget, count, cells["serving"]) for count in clients]
         shown = "full model again" if name == FULL_AGAIN else name
-        rows.append((shown, *_quality(found), first, each, *served, *memory))
+        rows.append((shown, *_quality(found), context, first, of_batch, each, *served, *memory))
     return Sheet("", ["", *(Column(head, right=True) for head in heads)], rows)
 
 
@@ -125,18 +129,19 @@ def _score(row: Row | None) -> str:
 
 
 def _speed(name: str, budget: float, speeds: Sequence[Any]) -> list[str]:
-    """TTFT, TPOT, peak and scoring."""
+    """Opening and closing a context, TTFT, TPOT, peak and scoring."""
     rows = {row["name"]: row for speed in speeds for row in speed["rows"]}
     alike = [row for row in rows.values() if row["name"].rpartition(" ")[0] == name]
     nearest = min(alike, key=lambda row: abs(row["retention"] - budget), default=None)
     row = rows.get(TIMED.get(name, ""), nearest)
     if row is None:
-        return [NONE] * 4
+        return [NONE] * 5
     control = rows.get(row["control"] or "")
     scoring = f"{MS * (row['prefill'] - control['prefill']):.1f}" if control else NONE
     each = f"{MS * row['tpot']:.1f}" if "tpot" in row else NONE
     peak = f"{row['peak_bytes'] / GIB:.3g}" if row.get("peak_bytes") is not None else NONE
-    return [f"{MS * row['ttft']:.1f}", each, peak, scoring]
+    context = f"{MS * row['context']:.2f}" if "context" in row else NONE
+    return [context, f"{MS * row['ttft']:.1f}", each, peak, scoring]
 
 
 def _served(name: str, budget: float, clients: int, servings: Sequence[Any]) -> str:

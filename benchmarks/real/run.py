@@ -56,7 +56,7 @@ class Cell:
 
     Attributes:
         model: A checkpoint or shape.
-        kind: "quality", "speed" or "serving".
+        kind: "quality", "speed", "batch" or "serving".
         what: The benchmark, of a quality cell; what is served, of a serving cell.
         command: What runs; the file for its figures is added at the end.
         answers: How many answers it makes about, for the estimate.
@@ -84,8 +84,9 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     settings = 2 + (len(options.method) + DRAWS + 3) * len(options.retention)
     for model in options.model:
         size = ("--model", model, "--new-tokens", "32", *options.bench)
-        speed = (*foveate, "bench", *size, *timed, *budgets, "--force", "--out")
-        yield Cell(model, "speed", "", speed, 100 * settings)
+        speed = (*foveate, "bench", *size, *timed, *budgets, "--force")
+        yield Cell(model, "speed", "", (*speed, "--out"), 100 * settings)
+        yield Cell(model, "batch", "", (*speed, "--batch", str(page.BATCH), "--out"), 100 * settings)
         if model in shapes():
             continue
         of = () if model in embedded.NAMES else ("--model", model)

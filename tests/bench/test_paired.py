@@ -7,11 +7,13 @@ import foveate as fv
 from foveate.ask.generation import generate
 from foveate.bench.paired import AGAIN, FULL, KEEP_ALL, PairedRun, race
 from foveate.bench.results import noisy_parts, result_sheets, rows_of
-from foveate.bench.stopwatch import PARTS
+from foveate.bench.stopwatch import PARTS, timed
 from foveate.bench.timing import interval_words
 from foveate.bench.workload import Workload
 from tests.bench.counting import Flops
 from tests.memory import AFTER, BEFORE, llava
+
+MEASURED = [part for part in PARTS if part != "launches"]
 
 
 def paired_run(methods, *, layers=5, side=168, attention="eager", batch=1, new_tokens=3, pairs=2, shorter=0, **asked):
@@ -75,7 +77,7 @@ def test_times_that_are_flops_have_the_ratios_of_flops(measured):
         assert row["efficiency"] == pytest.approx(1, rel=1e-9)
         assert row["tower_ratio"] == 1
     for name in (KEEP_ALL, AGAIN):
-        assert {rows[name][f"{part}_ratio"] for part in PARTS} == {1.0}
+        assert {rows[name][f"{part}_ratio"] for part in MEASURED} == {1.0}
 
 
 def test_a_machine_is_noisy_in_the_parts_whose_interval_of_the_untouched_model_over_itself_lacks_one(measured):
@@ -162,6 +164,25 @@ def test_tables_have_speed_ups_and_of_the_untouched_model_milliseconds(measured)
     assert v2drop[3] == f"{speed:.3f}\n[{speed:.3f}–{speed:.3f}]"
     assert v2drop[4:6] == ("100.0%", "1.000\n[1.000–1.000]")
     assert [column.head for column in call.columns][2:4] == ["÷ random", "Scoring"]
+    assert call.columns[-1].head == "Context ms"
+
+
+def test_it_is_said_where_the_host_and_not_the_device_takes_the_time(measured):
+    rows = measured[2] | {FULL: measured[2][FULL] | {"prefill": 0.03, "launches": 0.029}}
+    prefill, _, sizes = result_sheets(list(rows.values()))
+    assert "Host ms" in [column.head for column in prefill.columns]
+    said = "Bound by launches: of the untouched prefill's 30.0 ms the host takes 29.0 to launch it"
+    assert any(said in note for note in sizes.notes)
+    rows[FULL]["launches"] = 0.02
+    assert not any("Bound by" in note for note in result_sheets(list(rows.values()))[-1].notes)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the host waits for a CPU, and here is no GPU")
+def test_the_host_s_share_of_a_prefill_is_timed_on_a_gpu():
+    model, inputs = llava(side=168, width=64, layers=5)
+    inputs = {name: value.cuda() for name, value in inputs.items()}
+    parts = timed(model.cuda(), inputs, 2)
+    assert 0 < parts["launches"] < parts["ttft"]
 
 
 def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
@@ -175,7 +196,9 @@ def test_rows_are_flat_and_have_every_single_time(measured):
     made, _, rows = measured
     row = rows["v2drop"]
     assert row["prefill_times"] == [seconds["v2drop"]["prefill"] for seconds in made.rounds]
-    assert {column for column in row if column.endswith("_times")} == {f"{part}_times" for part in PARTS}
+    assert {column for column in row if column.endswith("_times")} == {
+        f"{part}_times" for part in (*MEASURED, "context")
+    }
     assert row["rounds"] == 2
     assert row["setting"]["method"] == "v2drop"
     assert rows[FULL]["setting"] is None

@@ -56,7 +56,7 @@ def test_a_model_takes_its_prompt_and_drops_from_it(name):
         found = timed(model, workload.inputs, 2)
     assert trace.vision_tokens == [workload.vision_tokens] * 2
     assert trace.latest.rows == (workload.vision_tokens + 20,) * 2
-    assert list(found) == list(PARTS)
+    assert list(found) == [part for part in PARTS if part != "launches"]
     assert 0 < found["tower"] + found["prefill"] < found["ttft"] < found["whole"]
     cost = workload.cost(model, method)
     assert list(cost.tokens) == [counts[0] for counts in trace.latest.per_layer]

@@ -44,7 +44,7 @@ def test_a_plan_names_every_cell_and_runs_nothing(real, tmp_path, capsys):
     assert real["main"](["--plan", "--out", str(out), *flags]) == 0
     said = capsys.readouterr().out
     cells = [line.split()[:3] for line in said.splitlines() if line.startswith(("  embedded", "  cpu-small"))]
-    assert [cell[1] for cell in cells] == ["speed", "quality", "quality", "speed"]
+    assert [cell[1] for cell in cells] == ["speed", "batch", "quality", "quality", "speed", "batch"]
     assert not out.exists()
 
 

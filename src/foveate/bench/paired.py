@@ -12,7 +12,7 @@ import torch
 
 from foveate.bench.bare import bare, obstacle
 from foveate.bench.memory import Held, hold
-from foveate.bench.stopwatch import Clock, timed
+from foveate.bench.stopwatch import PARTS, Clock, timed
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import Workload
 from foveate.contract.follow import cached_layers, in_order
@@ -189,14 +189,20 @@ class PairedRun:
         return neighbours
 
     def _time(self, candidate: Candidate) -> dict[str, float]:
+        tokens = self.new_tokens if candidate.rows is None else 1  # no token can follow the first of bare layers
+        began = self.clock()
         with self._context(candidate):
-            if candidate.rows is None:
-                return timed(self.model, self.workload.inputs, self.new_tokens, self.clock)
-            parts = timed(self.model, self.workload.inputs, 1, self.clock)  # no token can follow the first
+            opened = self.clock()
+            parts = timed(self.model, self.workload.inputs, tokens, self.clock)
+            answered = self.clock()
+        if candidate.rows is not None:
             return {part: parts[part] for part in BARE_PARTS if part in parts}
+        if candidate.method is None:
+            return parts
+        return {**parts, "context": opened - began + self.clock() - answered}
 
     def _context(self, candidate: Candidate) -> AbstractContextManager[Trace | None]:
-        """The model as the candidate runs it, and the trace of what it drops; entering and leaving is not timed."""
+        """The model as the candidate runs it, and the trace of what it drops."""
         if candidate.method is not None:
             return drop(self.model, candidate.method)
         if candidate.rows is not None:
@@ -214,7 +220,7 @@ class PairedRun:
     def ratios(self, name: str, base: str | None) -> dict[str, Ratio]:
         """A candidate's times over those of another, of the parts that both have."""
         times, others = self.times(name), self.times(base)
-        return {part: ratio(times[part], others[part]) for part in times if part in others}
+        return {part: ratio(times[part], others[part]) for part in PARTS if part in times and part in others}
 
 
 def race(

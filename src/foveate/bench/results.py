@@ -16,6 +16,8 @@ __all__ = ["noisy_parts", "result_sheets", "rows_of"]
 
 ResultRow = Mapping[str, Any]
 MIB = 2**20
+BOUND = 0.9
+"""The host's share of a prefill from which on launches bind it."""
 
 
 # -- rows -----------------------------------------------------------------------------------------------------
@@ -24,7 +26,8 @@ MIB = 2**20
 def rows_of(run: PairedRun) -> list[dict[str, Any]]:
     """A row for each candidate that ran, the untouched model's first, of the rounds that are finished.
 
-    A row has these columns, and lacks those that it has no value for. PART is each of `PARTS`, times are in seconds. A
+    A row has these columns, and lacks those that it has no value for. PART is each of `PARTS`, and of a method
+    "context", opening and closing it, which is in no other part; times are in seconds. A
     ratio is the median of the rounds' ratios, with its interval in …_low and …_high.
 
     | column | meaning |
@@ -165,6 +168,7 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
         "Tower ms": f"{1000 * row['tower']:.1f}" if "tower" in row else "",
         "FLOPs": "" if untouched else f"{1 / row['prefill_flops']:.2f}×",
         "Prefill": _speed(row, "prefill"),
+        "Host ms": f"{1000 * row['launches']:.1f}" if "launches" in row else "",
         "of limit": "" if untouched else f"{row['efficiency']:.1%}",
         "÷ random": _interval(row, "prefill_over_random"),
         "÷ bare": _interval(row, "prefill_over_bare"),
@@ -184,6 +188,7 @@ def _call_cells(row: ResultRow) -> dict[str, str]:
         "Scoring": _scoring(row),
         "Token": _speed(row, "tpot"),
         "Call": _speed(row, "whole"),
+        "Context ms": f"{1000 * row['context']:.2f}" if "context" in row else "",
         "Items/s": f"{row['items_per_second']:.3g}",
     }
 
@@ -229,6 +234,12 @@ def _footnotes(rows: Sequence[ResultRow]) -> list[str]:
         "Scoring: the method's own share of the FLOPs to the first token. Peak: without weights and inputs. vs "
         "predicted: how much more that is than fv.cost predicts.",
     ]
+    host, device = (1000 * rows[0].get(part, 0.0) for part in ("launches", "prefill"))
+    if host > BOUND * device:
+        lines.append(
+            f"Bound by launches: of the untouched prefill's {device:.1f} ms the host takes {host:.1f} to launch it, "
+            "which fewer tokens do not change. Batches, films and longer prompts are where dropping shows."
+        )
     for row in rows:
         if row.get("kv_bytes") != row.get("kv_bytes_counted"):
             counted = f"{row['kv_bytes_counted']:,}"

@@ -17,11 +17,12 @@ __all__ = ["PARTS", "Clock", "Stopwatch", "clock_of", "timed"]
 PARTS = {
     "tower": "vision tower and projector",
     "prefill": "decoder's forward over the prompt",
+    "launches": "host's share of the prefill, until all of it is launched",
     "ttft": "call to first token",
     "tpot": "each token after the first",
     "whole": "whole call",
 }
-"""What is timed, in seconds; "tpot" where an answer has two tokens or more."""
+"""What is timed, in seconds; "tpot" where an answer has two tokens or more, "launches" on CUDA alone."""
 ENCODERS = ("get_image_features", "get_video_features")
 """The methods of a model's core that encode pictures and videos, as far as it has them."""
 
@@ -67,7 +68,8 @@ class Stopwatch:
         self._on_cpu = device.type == "cpu"
         self._has_events = device.type == "cuda"
         self._spans: list[tuple[str, Any, Any]] = []
-        self._decoder_begins: list[Any] = []
+        self._decoder_begins: list[tuple[Any, float]] = []
+        self._launched: float | None = None
         self._encoding = False
         self._prompt_seen = False
 
@@ -109,11 +111,13 @@ class Stopwatch:
             self._encoding = False
 
     def _before_decoder(self, *_: Any) -> None:
-        self._decoder_begins.append(self._mark())
+        self._decoder_begins.append((self._mark(), self._clock()))
 
     def _after_decoder(self, *_: Any) -> None:
         if len(self._decoder_begins) == 1:
-            self._spans.append(("prefill", self._decoder_begins[0], self._mark()))
+            mark, began = self._decoder_begins[0]
+            self._launched = self._clock() - began if self._has_events else None
+            self._spans.append(("prefill", mark, self._mark()))
 
     def _mark(self) -> Any:
         """Now: an accelerator's event, or seconds once it has done all it was asked for."""
@@ -126,7 +130,7 @@ class Stopwatch:
 
     def parts(self) -> dict[str, float]:
         """Seconds of each part, after `wait`."""
-        parts: dict[str, float] = {}
+        parts = {} if self._launched is None else {"launches": self._launched}
         for part, start, end in self._spans:
             seconds = start.elapsed_time(end) / 1000 if self._has_events else end - start
             parts[part] = parts.get(part, 0.0) + float(seconds)

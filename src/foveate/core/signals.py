@@ -398,19 +398,19 @@ def refuse_other_options(values: Any) -> None:
     kind: Any = type(values)
     for name, options in _choices(kind).items():
         value = getattr(values, name)
-        if not any(value is option or (value == option and type(value) is type(option)) for option in options):
-            choices = ", ".join(map(repr, options))
+        if (type(value), value) not in options:
+            choices = ", ".join([repr(option) for _, option in options])
             raise SettingError(f"{kind.__name__}: {name} must be one of {choices}; got {value!r}.")
 
 
 @cache
-def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
-    """The values that each field of a dataclass may have, where they are few."""
+def _choices(kind: type) -> dict[str, tuple[tuple[type, Any], ...]]:
+    """The values that each field of a dataclass may have, where they are few, each behind its type: 1 is not True."""
     hints = get_type_hints(kind)
-    choices: dict[str, tuple[Any, ...]] = {}
+    choices: dict[str, tuple[tuple[type, Any], ...]] = {}
     for field in fields(kind):
         if get_origin(hints[field.name]) is Literal:
-            choices[field.name] = get_args(hints[field.name])
+            choices[field.name] = tuple([(type(option), option) for option in get_args(hints[field.name])])
         elif hints[field.name] is bool:
-            choices[field.name] = (True, False)
+            choices[field.name] = ((bool, True), (bool, False))
     return choices

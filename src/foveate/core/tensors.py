@@ -93,23 +93,19 @@ class Memo:
     """
 
     limit: int | None = None
-    _made: list[tuple[tuple[Any, ...], Any]] = field(default_factory=list, init=False)
+    _made: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = field(default_factory=dict, init=False)
 
     def once(self, make: Callable[[], T], *key: Any) -> T:
         """What `make` answers, or answered before for the same key."""
-        for other, made in self._made:
-            # `map` ends with the shorter key, so their lengths are compared first.
-            if len(other) == len(key) and all(map(_same, other, key)):
-                return made  # type: ignore[no-any-return]
-        made = make()
-        self._made.append((key, made))
-        if self.limit is not None:
-            del self._made[: -self.limit]
+        alike = tuple([(type(part), part) if isinstance(part, PLAIN) else id(part) for part in key])
+        found = self._made.get(alike)
+        if found is None:
+            found = self._made[alike] = key, make()  # the key lives on, so that its ids stay its own
+            if self.limit is not None and len(self._made) > self.limit:
+                del self._made[next(iter(self._made))]
+        made: T = found[1]
         return made
 
-
-def _same(part: Any, other: Any) -> bool:
-    """Whether two parts of a key are alike: plain values by value, all others by identity."""
-    if isinstance(part, Tensor) or not isinstance(part, PLAIN):
-        return part is other
-    return type(part) is type(other) and bool(part == other)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, whose objects have other ids, remembers nothing."""
+        return Memo, (self.limit,)

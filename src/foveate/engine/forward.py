@@ -423,7 +423,7 @@ class Forward:
     @property
     def dropped(self) -> bool:
         """Whether any sample has fewer rows now than it had vision tokens."""
-        return any(bucket.left < bucket.entered for bucket in self.buckets)
+        return any([bucket.left < bucket.entered for bucket in self.buckets])
 
     @property
     def present(self) -> RowMap:

@@ -331,7 +331,12 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
     _cut_cache(forward, program, family, cache)
     # Slots are counted when that is asked for.
     pruned = [(index, layer) for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer]
-    slots = {index: layer.valid_slots() for index, layer in pruned if layer.base is not None}
+    counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same are counted once
+    slots = {}
+    for index, layer in pruned:
+        if layer.base is not None:
+            alike = id(layer.base), id(layer.head), layer.keys.shape[-2]
+            slots[index] = counts[alike] if alike in counts else counts.setdefault(alike, layer.valid_slots())
     dead = tuple([sample.rows - sample.live for sample in forward.samples])
     forward.record.cache = CacheRecord(_held(cache), slots, dead)
     if forward.turn is not None:
@@ -365,7 +370,8 @@ def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
 
 def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -> None:
     """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that."""
-    layers = [index for index in program.cached if index < len(cache.layers) and index not in family.recurrent]
+    recurrent = family.recurrent
+    layers = [index for index in program.cached if index < len(cache.layers) and index not in recurrent]
     if not layers or forward.rows is None:
         return
     final, others = forward.final()

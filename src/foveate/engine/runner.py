@@ -79,9 +79,10 @@ class LayerRunner:
                     layer._announced = None, forward.span, False
                 return original(*args, **{**kwargs, **given})
         if forward.alike is not None:
-            alike, cache = forward.alike, cache_of(kwargs)
-            in_turn = index in self._plain and index == len(forward.row_maps) and cache is forward.cache
+            alike, held = forward.alike, forward.cache
+            in_turn = index in self._plain and index == len(forward.row_maps)
             same = mask is alike.mask and tables is alike.tables and type(self._layers[index]) is alike.kind
+            same &= cache_of(kwargs) is None if held is None else held in map(kwargs.get, CACHE_NAMES)
             if in_turn and same and len(args) == 1 and args[0].device == alike.device:
                 return self._run_alike(forward, alike, index, original, args[0], kwargs)
             forward.alike = None
@@ -183,6 +184,9 @@ class LayerRunner:
             stored._announced, stored.shift = alike.announced, alike.shift
         forward.row_maps.append(rows)
         output = original(hidden, **{**kwargs, **alike.given})
+        if forward.hands_on and index < self._last:
+            alike.full, alike.handed = entered, output[0] if isinstance(output, tuple) else output
+            return output
         return self._hand_on(forward, alike, index, rows, entered, output)
 
     def _hand_on(

@@ -137,7 +137,7 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
     seeing = range(depth) if seeing is None else seeing
     if signal.block is None:
         wanted = min(last + signal.layer, depth - 1)
-        return max((block for block in seeing if block <= wanted), default=seeing[0])
+        return max([block for block in seeing if block <= wanted], default=seeing[0])
     if signal.of is not None:
         # Counted from 1 and halves up: the 9th of 24 blocks is the 12th of 32, and the 10th of 26.
         wanted = (2 * (signal.block + 1) * depth + signal.of) // (2 * signal.of) - 1
@@ -428,18 +428,20 @@ class _Ragged:
         self._reducer = reducer
 
     def attach(self, patches: Patcher, layers: nn.ModuleList) -> None:
-        """Stand around the forward of each layer until the patcher restores them."""
+        """Stand around the first layer's forward, and the others' if images come to differ, until the patcher restores
+        them."""
         first, *later = layers
-        patches.wrap(first, "forward", self._run_first)
-        for layer in later:
-            patches.wrap(layer, "forward", self._run_later)
 
-    def _run_first(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._merged(original(hidden_states, *args, **kwargs))
+        def run_first(original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            merged = self._merged(original(hidden_states, *args, **kwargs))
+            if len(set(self.lengths)) > 1:
+                for layer in later:
+                    patches.wrap(layer, "forward", self._run_later)
+            return merged
+
+        patches.wrap(first, "forward", run_first)
 
     def _run_later(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if len(set(self.lengths)) == 1:
-            return original(hidden_states, *args, **kwargs)
         rows = []
         for index, length in enumerate(self.lengths):
             image = hidden_states[index : index + 1, :length]  # as a batch of one
