@@ -18,12 +18,14 @@ LARGE = ("cpu-large.json", "gpu-*.json")
 PAGES = {
     HERE / "README.md": (("*.json",), ""),
     HERE.parents[1] / "docs/results.md": (LARGE, "method"),
-    HERE.parents[1] / "README.md": (LARGE, "v2drop"),
+    HERE.parents[1] / "README.md": (("cpu-large.json",), "v2drop"),
 }
 """Where tables go, of which records, and of which rows: all, those of methods, or those of one method."""
 WHOLE = "whole-*.json"
 """Records of real sizes, from pixels to the last word."""
 PARTS = {"tower": "tower", "prefill": "prefill", "ttft": "first token", "tpot": "each token", "whole": "end to end"}
+LAUNCHES = "gpu-*.json"
+"""Records of `gpu.py`: of a GPU, in open contexts and in such as are opened for the call."""
 AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
 
 
@@ -32,7 +34,12 @@ def main(arguments: list[str]) -> int:
     stale = False
     for page, (files, of) in PAGES.items():
         text = new = page.read_text(encoding="utf-8")
-        for mark, made in (("speed", tables(records(HERE, files), of)), ("whole", whole(records(HERE, (WHOLE,))))):
+        parts = {
+            "speed": tables(records(HERE, files), of),
+            "whole": whole(records(HERE, (WHOLE,))),
+            "launches": launches(HERE),
+        }
+        for mark, made in parts.items():
             if f"<!-- {mark}: begin -->" in new:
                 new = between(new, mark, made)
         stale |= text != new
@@ -128,6 +135,39 @@ def whole(found: list[dict[str, Any]]) -> str:
                 lines.append(f"| ÷ {other} |  | {' | '.join(ratios)} |  |")
         lines.append("")
     return "\n".join(lines)
+
+
+def launches(folder: Path) -> str:
+    """A table a GPU: milliseconds of the full model, and each method's speed-ups, the context opened for it and open."""
+    lines: list[str] = []
+    for path in sorted(folder.glob(LAUNCHES)):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "cases" not in record:
+            continue
+        names = [name for name in next(iter(record["cases"].values()))["methods"] if not name.startswith("full")]
+        versions, again, rows = record["versions"], [], []
+        for case, found in record["cases"].items():
+            full, *others = (found["methods"][name] for name in ("full", *names))
+            again.append(found["methods"]["full again"]["in an open context, times faster"][0])
+            faster = [[row[f"{how}, times faster"][0] for how in OPENED] for row in others]
+            model, samples = case.split(":")
+            cells = [f"{model}, {samples}", f"{full['ms']:.1f} ({found['tower ms']:.1f}; {full['host ms']:.1f})"]
+            rows.append(cells + [f"{opened:.2f}; {inside:.2f}" for opened, inside in faster])
+        rounds = min(found["rounds"] for found in record["cases"].values())
+        lines += [
+            f"{record['gpu']}, {record['dtype']}, {record['kernel']}, random weights, torch {versions['torch']}, "
+            f"transformers {versions['transformers']}; {rounds} paired rounds. The untouched model against itself: "
+            f"{min(again):.2f} to {max(again):.2f}.",
+            "",
+            f"| times faster | full, ms (tower; host) | {' | '.join(names)} |",
+            "|---|---|" + "---|" * len(names),
+            *(f"| {' | '.join(cells)} |" for cells in rows),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+OPENED = ("opened for the call", "in an open context")
 
 
 def tower_of(row: dict[str, Any]) -> str:
