@@ -52,9 +52,10 @@ class Conversation:
              {"role": "assistant", "content": "A cat."},
              {"role": "user", "content": "What does it do?"}]
 
-        A picture or video stands under "image", "video", "path" or "url": a path, a PIL picture, a clip, or a
-        `data:` URL. Nothing is downloaded. Beside a video, "fps", "nframes", "max_frames", "video_start"
-        and "video_end" say which frames are read, before `frames` and `fps`.
+        A picture or video stands under "image", "video", "path" or "url": whatever `ask` takes for one, such as a path,
+        a PIL picture, a `data:` URL, or a list of frames. Nothing is downloaded. Beside a video, "fps", "nframes",
+        "max_frames", "video_start" and "video_end" say which frames are read, before `frames` and `fps`; beside a list
+        of frames "fps" or "sample_fps" is its rate.
 
         Args:
             messages: With "role" and "content", which is a text or a list of parts; "images" may hold pictures that
@@ -252,9 +253,11 @@ def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": "data:…"}}
         inner = _said(source)
         source, keys = _source(inner, kind), {**part, **inner}
+    if isinstance(source, list | tuple) and "fps" not in keys:  # of frames, Qwen calls their rate so
+        keys = {{"sample_fps": "fps"}.get(name, name): value for name, value in keys.items()}
     _refuse_others(kind, keys)
     asked = [name for name in FILM if name in keys]
-    if asked and not isinstance(source, str | Path | bytes):
+    if asked and isinstance(source, Clip | Picture | Image.Image):
         raise InputError(f"{asked[0]} chooses frames of a file; got a {type(source).__name__}. Leave it out.")
     frames, fps = _frames(keys, frames, fps)
     start, end = (next((keys[name] for name in names if name in keys), None) for names in (BEGIN, END))

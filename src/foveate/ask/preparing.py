@@ -86,7 +86,7 @@ def prepare(
         protocol: How it becomes a text; see `encode`.
         fit: "pad" shows a picture whole, on a square, where the processor would cut its sides off.
         as_pictures: Whether frames of a film may go in as pictures where the model reads no films.
-        few: Whether a few of them must do.
+        few: Whether nobody said how many: then a few must do, or as many as the processor's `most_frames` says.
 
     Raises:
         InputError: If a text is none, a picture is a line of pixels, or the processor refuses the media or makes tokens
@@ -106,6 +106,8 @@ def prepare(
     try:
         for medium in conversation.media:
             refuse_thin(medium)
+            if few and isinstance(medium, Clip) and not medium.chosen:
+                medium = medium.thinned(getattr(loaded.processor, "most_frames", len(medium)))
             if split and isinstance(medium, Clip):
                 medium, words = as_frames(medium, few)
                 notes.append(words)
@@ -245,7 +247,10 @@ def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
     text = text_of(model, processor, conversation)
     options: dict[str, Any] = {}
     if conversation.clips:
-        options["videos"] = [clip.frames for clip in conversation.clips]
+        least = getattr(processor.video_processor, "temporal_patch_size", 1)
+        options["videos"] = [  # a lone frame is doubled, as transformers does where a processor takes two or more
+            clip.frames.repeat(least, 0) if len(clip) == 1 < least else clip.frames for clip in conversation.clips
+        ]
         options["video_metadata"] = [clip.metadata() for clip in conversation.clips]
         options["do_sample_frames"] = False
     return _tensors(processor, text, conversation.images, **options)

@@ -172,7 +172,7 @@ class MediaOptions:
     """How pictures and videos are shown to the model; videos are read with PyAV, pip install -e '.[vision]'."""
 
     frames: MaybeCount = None
-    """most frames of a video, evenly spread (default: 32; 3 for a model that reads only pictures)"""
+    """most frames of a video, evenly spread (default: 32; 8 for embedded-films; 3 for a model of pictures alone)"""
     fps: Rate = None
     """frames per second; --frames then sets the maximum"""
     fit: Literal["own", "pad"] = "own"

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from io import BytesIO
@@ -135,7 +136,8 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
     for way in _Way:
         source.seek(0)
         with _container(source, name) as container, suppress(_Concealed):
-            return _Decoder(container, video_stream(container, name), contents, way).clip(path, times, part)
+            clip = _Decoder(container, video_stream(container, name), contents, way).clip(path, times, part)
+            return replace(clip, chosen=request.asked)
     raise AssertionError("the last way conceals")
 
 
