@@ -52,9 +52,9 @@ def test_a_picture_is_the_same_through_every_door(tmp_path, name):
     data = FILES[name]
     (path := tmp_path / "a picture").write_bytes(data)
     (tmp_path / "rows.jsonl").write_text('{"image": "a picture", "question": "x"}\n')
-    (row,) = samples_in(tmp_path / "rows.jsonl").settled().read()
+    (row,) = samples_in(tmp_path / "rows.jsonl").read()
     (address := tmp_path / "urls.jsonl").write_text(f'{{"image": "{path.as_uri()}", "question": "x"}}\n')
-    (by_url,) = samples_in(address).settled().read()
+    (by_url,) = samples_in(address).read()
     doors = [
         path,
         str(path),
@@ -264,14 +264,14 @@ def test_other_addresses_are_refused_by_their_scheme_at_every_door(tmp_path, add
         with pytest.raises(InputError, match=says):
             read(address)
     (path := tmp_path / "rows.jsonl").write_text(f'{{"image": "{address}", "question": "x"}}\n')
-    (row,) = samples_in(path).settled().read()
+    (row,) = samples_in(path).read()
     assert isinstance(row, Bad)
     assert says in row.reason
 
 
 def test_a_data_url_in_a_row_is_refused_by_its_form(tmp_path):
     (path := tmp_path / "rows.jsonl").write_text(f'{{"image": "{url(FILES["plain.png"])}", "question": "x"}}\n')
-    (row,) = samples_in(path).settled().read()
+    (row,) = samples_in(path).read()
     assert row.reason == "A data: URL is not read here. Save the file that it holds, and name that."
 
 

@@ -143,7 +143,7 @@ def _read(samples: Samples) -> tuple[list[Asked], list[Bad]]:
     """Questions about files that can be read, and the rows without one."""
     asked: list[Asked] = []
     bad: list[Bad] = []
-    for sample in samples.settled().read():
+    for sample in samples.read():
         if isinstance(sample, Bad):
             bad.append(sample)
             continue
