@@ -166,7 +166,7 @@ WRONG = [
     (("--prompt", "x", "--id-column", "name"), "is a folder: it has no columns"),
     (("--prompt", "x", "--root", "nowhere"), "no columns|no such folder"),
     (("--prompt", "x", "--untouched", "--retention", "0.3"), "--untouched drops nothing"),
-    (("--prompt", "x", "--retention", "2"), "2 is not a share in (0, 1], such as 0.33 or 1/3"),
+    (("--prompt", "x", "--retention", "2"), "2 is not a share in (0, 1], such as 0.33"),
 ]
 
 

@@ -128,7 +128,7 @@ def test_what_accuracy_cannot_say_is_said_and_methods_stand_beside_each_other(ru
     [
         (["--tasks", "smell"], "smell"),
         (["--tasks", "gqb"], "No benchmark 'gqb'. There are: gqa, mmbench_en"),
-        (["--tasks", "pope,colr"], "Or did you mean the embedded task 'colour'?"),
+        (["--tasks", "pope,colr"], "Of the embedded tasks: Did you mean colour?"),
         (["--tasks", "pope", "--include", "nowhere"], "no folder nowhere"),
         (["--budget", "64", "--retention", "0.1"], "say the same thing"),
         (["--budget", "64", "--budget", "64"], "given twice"),

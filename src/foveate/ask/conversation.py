@@ -12,6 +12,7 @@ from PIL import Image
 
 from foveate._files import scheme_of
 from foveate._spelling import refuse_keys
+from foveate._upstream import brief
 from foveate.ask.media import read_medium
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError, UnsupportedError
@@ -199,24 +200,25 @@ def _behind(question: str, line: str, text: str) -> str:
 
 def _said(values: Mapping[Any, Any]) -> dict[str, Any]:
     """A dictionary without what says nothing: clients write every key that they know, with None or [] behind it."""
-    return {str(key): value for key, value in values.items() if value is not None and value not in ([], {})}
+    says = {str(key): value for key, value in values.items() if value is not None}
+    return {key: value for key, value in says.items() if not isinstance(value, list | dict) or value}
 
 
 def _role_and_content(message: Any) -> tuple[str, list[Any]]:
     """The role of a message, and its parts; a text alone is one part, pictures beside it stand before it."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        raise InputError(f'A message is {{"role": …, "content": …}}; got {message!r:.100}.')
+        raise InputError(f'A message is {{"role": …, "content": …}}; got {brief(message)}.')
     role, content, images = message["role"], message["content"], message.get("images") or ()
     if not isinstance(role, str):
-        raise InputError(f'The role of a message is a text such as "user"; got {role!r:.100}.')
+        raise InputError(f'The role of a message is a text such as "user"; got {brief(role)}.')
     if content is None and set(_said(message)) > {"role"}:
         content = ()
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    if not isinstance(content, Sequence):
-        raise InputError(f"The content of a message is a text or a list of parts; got {content!r:.100}.")
+    if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
+        raise InputError(f"The content of a message is a text or a list of parts; got {brief(content)}.")
     if not isinstance(images, list | tuple):
-        raise InputError(f'A message has a list of pictures under "images"; got {images!r:.100}.')
+        raise InputError(f'A message has a list of pictures under "images"; got {brief(images)}.')
     return role, [*({"type": "image", "image": _unpacked(image)} for image in images), *content]
 
 
@@ -237,7 +239,7 @@ def _kind(medium: Picture | Clip) -> str:
 def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     """A part of a message with its file read."""
     if not isinstance(part, Mapping) or "type" not in part:
-        raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {part!r:.100}.')
+        raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {brief(part)}.')
     kind, part = part["type"], _said(part)
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -247,7 +249,7 @@ def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     kind = str(kind).removesuffix("_url")
     if kind not in MEDIA:
         raise UnsupportedError(
-            f"A message holds {part['type']!s:.100}; its parts are of type text, image or video (image_url, video_url)."
+            f"A part of a message is of type text, image or video (image_url, video_url); got {brief(part['type'])}."
         )
     source, keys = _source(part, kind), part
     if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": "data:…"}}
@@ -274,7 +276,7 @@ def _refuse_others(kind: str, keys: Mapping[str, Any]) -> None:
         raise InputError("min_frames of a part is not read. Say how many frames with nframes or max_frames.")
     if keys.get("detail", "auto") not in ("auto", "high"):
         raise InputError(
-            f"The detail of a part is auto or high; got {keys['detail']!r:.100}. Make the picture smaller."
+            f"The detail of a part is auto or high; got {brief(keys['detail'])}. Make the picture smaller."
         )
     sources = _sources(kind)
     refuse_keys(f"A part of type {kind}", keys, ("type", "detail", *sources, *(FILM if kind == "video" else ())))

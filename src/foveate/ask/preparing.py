@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate import embedded
-from foveate._upstream import first_line, is_out_of_memory, shown
+from foveate._upstream import brief, first_line, is_out_of_memory, shown
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.media import Media, as_frames, crop_note, padded, read_media, refuse_thin, square
@@ -91,14 +91,16 @@ def prepare(
     Raises:
         InputError: If a text is none, a picture is a line of pixels, or the processor refuses the media or makes tokens
             that the model does not have.
-        SettingError: If fit is neither of the two.
+        SettingError: If fit is neither of the two, or nothing is said.
         UnsupportedError: If the processor or the protocol does not take such media.
     """
     if fit not in ("own", "pad"):
-        raise SettingError(f'fit is "own" or "pad"; got {fit!r}.')
+        raise SettingError(f'fit is "own" or "pad"; got {brief(fit)}.')
     for text in conversation.texts:
         check_text(text)
         refuse_special(loaded, text)
+    if not any(text.strip() for text in conversation.texts):
+        raise SettingError('The question is empty. Ask one, such as "What is it?".')
     split = as_pictures and not reads_videos(loaded.processor)
     crops = protocol == "own" and loaded.crops
     notes = list(conversation.notes)
@@ -136,7 +138,7 @@ def prepare(
 def check_text(text: Any, name: str = "The question") -> None:
     """Refuse what is no text, or has half a letter, as bytes of a command line that are not UTF-8 become."""
     if not isinstance(text, str):
-        raise SettingError(f"{name} is a text; got {text!r:.100}.")
+        raise SettingError(f"{name} is a text; got {brief(text)}.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(f"{name} is no text of Unicode: {shown(text, 80)}. Write it in UTF-8.")
 
