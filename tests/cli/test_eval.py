@@ -40,9 +40,7 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     assert (full["name"], full["questions"]) == ("full model", 4)
     assert {"weights", "dtype"} <= set(found["model"])
     assert set(found["versions"]) == {"foveate", "torch", "transformers"}
-    cells = {
-        (row["name"], round(576 * row["budget"])): row for row in found["rows"] if row["budget"] and not row["task"]
-    }
+    cells = {(row["name"], row["budget"]): row for row in found["rows"] if row["budget"] and not row["task"]}
     assert [name for (name, _), row in cells.items() if "infeasible" in row] == ["v2drop", "v2drop:reverse=true"]
     assert {("v2drop", 64), ("random", 32)} <= {key for key, row in cells.items() if "infeasible" not in row}
     assert len(cells["random", 64]["draws"]) == len(cells["random", 64]["settings"]) == 2
