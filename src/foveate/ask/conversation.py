@@ -3,15 +3,15 @@
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from foveate._files import scheme_of
-from foveate._spelling import refuse_keys
+from foveate._spelling import nearest, refuse_keys
 from foveate._upstream import brief
 from foveate.ask.media import read_medium
 from foveate.ask.pictures import Picture
@@ -22,6 +22,7 @@ __all__ = ["Conversation"]
 
 Part = tuple[str, Any]
 MEDIA = ("image", "video")
+ROLES = ("system", "user", "assistant")
 OWN = ("role", "content", "images")
 """Keys of a message that are read here; others are the chat template's."""
 BEGIN, END = ("start_time", "video_start"), ("end_time", "video_end")
@@ -166,9 +167,14 @@ class Conversation:
     def refuse_more(self, names: Sequence[str] | None = None) -> None:
         """Refuse what messages have beside text and media, or these keys of it: it would not be said.
 
+        Without `names`, there is no chat template that reads roles, and others than the usual ones are refused too.
+
         Raises:
-            InputError: If there is such a key.
+            InputError: If there is such a key, or role.
         """
+        for role, _ in self.turns if names is None else ():
+            if role not in ROLES:
+                raise InputError(f"No role {brief(role)}; there are {', '.join(ROLES)}.{nearest(role, ROLES)}")
         for others in self.more.values():
             refuse_keys("A message, to this model's chat template,", others if names is None else names, OWN)
 
@@ -224,7 +230,7 @@ def _role_and_content(message: Any) -> tuple[str, list[Any]]:
 
 def _unpacked(image: Any) -> Any:
     """The bytes of a picture in bare base64, as Ollama takes it; else what it is: a path, a URL, a picture."""
-    if not isinstance(image, str) or scheme_of(image) is not None or (len(image) < 4096 and Path(image).exists()):
+    if not isinstance(image, str) or scheme_of(image) is not None or os.path.exists(image):
         return image
     try:
         return base64.b64decode(image, validate=True)
