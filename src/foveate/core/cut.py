@@ -252,8 +252,15 @@ class Cut:
     def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
         """The same, with these notes in the place of its own."""
         cut = self._made()
-        parts = {"stays": cut._stays, "source": cut._source, "parent": cut._parent, "rows": cut._rows}
-        return Cut(cut.arriving, cut._count, **parts, notes=notes)
+        return Cut(
+            cut.arriving,
+            cut._count,
+            stays=cut._stays,
+            source=cut._source,
+            parent=cut._parent,
+            rows=cut._rows,
+            notes=notes,
+        )
 
     def noted_by(self, owner: object) -> "Cut":
         """The same, its notes named for the member of a chain that wrote them: "owner name"."""
