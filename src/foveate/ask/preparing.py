@@ -47,15 +47,15 @@ def conversation_about(
     media: Media | None,
     prompt: str | None,
     messages: Sequence[Mapping[str, Any]] | None,
-    frames: int | None,
-    fps: float | None,
+    showing: Mapping[str, Any],
 ) -> Conversation:
-    """The conversation that `VLM.ask` is given, with its files read.
+    """The conversation that `VLM.ask` is given, with its files read; `showing` may hold `frames` and `fps`.
 
     Raises:
         InputError: If a file cannot be read.
         SettingError: If there is no question, or two.
     """
+    frames, fps = showing.get("frames"), showing.get("fps")
     if messages is not None:
         if media is not None or prompt is not None:
             raise SettingError("messages hold pictures and texts: leave media and prompt out.")
