@@ -140,8 +140,8 @@ def opened(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
         most: Pixels of all pictures and of all frames together; a small one counts as `SMALL`.
 
     Raises:
-        InputError: If a part is anything but a text, or a picture or film in a `data:` URL; a `Refusal` of status 413
-            where there are more pixels.
+        FoveateError: If a part is anything but a text, or a picture or film in a `data:` URL that can be read; a
+            `Refusal` of status 413 where there are more pixels.
     """
     left = most
     read: list[dict[str, Any]] = []
@@ -172,6 +172,8 @@ def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     asked = {name: value for name, value in part.items() if name not in ("type", kind)}
     source = part.get(kind)
     if isinstance(source, dict):
+        if twice := sorted(set(asked) & set(source)):
+            raise Refusal(f"A part says {brief(twice[0])} twice. Leave one out.", where)
         asked |= source
         source = asked.pop("url", None)
     refuse_keys(f"A part of type {kind}", asked, KEYS[kind][1:])
