@@ -22,7 +22,7 @@ from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerV
 from foveate.engine import guards
 from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.media import MediaTokens, lengths_in, nowhere
-from foveate.engine.program import NotesOf, Program, named
+from foveate.engine.program import NotesOf, Program
 from foveate.engine.samples import Sample
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -98,7 +98,7 @@ class ImageTokens:
     def take(self, cut: Cut | None, stage: Stage) -> None:
         """Take what an image stage has made of it."""
         if cut is not None:
-            self.done = self.done.then(named(cut, stage))
+            self.done = self.done.then(cut.noted_by(stage.owner))
 
     @property
     def cut(self) -> Cut | None:

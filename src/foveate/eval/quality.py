@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from foveate._sheet import SECTION, Column, Sheet
@@ -148,7 +149,8 @@ class Quality:
                     rows.append([f"{row['name']} {row['tokens']:.0f}", *_percents(self.tasks_of(row).values())])
         return Sheet(f"{self.figure} by task, %", heads, rows)
 
-    def paired_table(self) -> Sheet:
+    @cached_property
+    def paired(self) -> Sheet:
         """Every method beside the first one, on the same questions; empty where there is no other.
 
         Random and Resize have columns in `table`; other baselines are here where there is no method besides the first.
@@ -276,7 +278,7 @@ class Quality:
             notes.append(ALIKE)
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
             notes += [AGAINST, VERDICTS]
-        if any(self.paired_table().rows):
+        if any(self.paired.rows):
             notes += [PAIRED, VERDICTS]
         if any(row["hard"] is not None for row in self.settings):
             notes.append(HARD)
@@ -300,8 +302,8 @@ def sheets(qualities: Iterable[Quality]) -> list[Sheet]:
         tables.append(quality.table().noted(quality.findings()))
         if len(quality.tasks_of(quality.full)) > 1:
             tables.append(quality.task_table())
-        if (paired := quality.paired_table()).rows:
-            tables.append(paired)
+        if quality.paired.rows:
+            tables.append(quality.paired)
         legend += quality.legend()
     last = tables.pop()
     return [*tables, last.noted([*last.notes, *dict.fromkeys(legend)])]
