@@ -156,7 +156,7 @@ def opened(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
                 parts.append(part)
                 continue
             url, asked = _url(part, where)
-            shown, pixels = _shown(str(part["type"]), url, asked, where)
+            shown, pixels = _shown(part["type"], url, asked, where)
             if (left := left - pixels) < 0:
                 raise Refusal(f"Pictures and films have more than {most:,} pixels. Scale them down.", where, 413)
             parts.append(shown)
@@ -167,7 +167,7 @@ def opened(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
 def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The `data:` URL of a part, and what else it asks."""
     kind = part.get("type")
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         raise Refusal(f"A part is of type text, image_url or video_url; got {brief(kind)}.", where)
     asked = {name: value for name, value in part.items() if name not in ("type", kind)}
     source = part.get(kind)
