@@ -8,12 +8,12 @@ another: the VLM takes one at a time. Endpoints are plain functions: the server 
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 from threading import Semaphore
 from typing import Annotated, Any
 
@@ -28,8 +28,6 @@ import foveate as fv
 from foveate.app.chat import Chat, Refusal, completion, error_of, events, opened
 from foveate.ask.answering import method_of, reply_to
 
-LENGTH = 512  # tokens of an answer where a request says nothing
-
 
 def options_of(words: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
@@ -39,6 +37,7 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--method", help="drops where a request names none; without it, the untouched model answers")
     parser.add_argument("--retention", type=float, help="its budget")
+    parser.add_argument("--length", type=int, default=512, help="tokens of an answer where a request says nothing")
     parser.add_argument("--size", type=int, default=32 * 2**20, help="most bytes of a request (413)")
     parser.add_argument("--pixels", type=int, default=50_000_000, help="most pixels, films' frames included (413)")
     parser.add_argument("--tokens", type=int, default=16_384, help="most tokens of prompt and answer (413)")
@@ -81,17 +80,17 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
         asked.check()
         messages = opened(asked.messages, options.pixels)
         pieces = answered(asked, messages, lambda: from_thread.run(request.is_disconnected))
-        first = next(pieces)  # what goes wrong until then has a status
+        pieces = chain([next(pieces)], pieces)  # what goes wrong until the first has a status
         if asked.stream:
-            return StreamingResponse(events(asked, chain([first], pieces)), media_type="text/event-stream")
-        *_, (answer, reason) = chain([first], pieces)
+            return StreamingResponse(events(asked, pieces), media_type="text/event-stream")
+        *_, (answer, reason) = pieces
         return completion(asked, answer, reason)
 
     def answered(asked: Chat, messages: list[dict[str, Any]], gone: Callable[[], bool]) -> Iterator[Any]:
         """The pieces of an answer, then the answer and why it ended."""
         until, late = time.monotonic() + options.seconds, Refusal(f"{options.seconds:g} s are over.", status=504)
         full = Refusal(f"{options.waiting} requests wait already; try again.", None, 429, "rate_limit_exceeded", 5)
-        settings = asked.generation(LENGTH)
+        settings = asked.generation(options.length)
         with held(place, 0, full), held(turn, options.seconds, late):
             prompt = vlm.prepare(messages=messages)
             if prompt.tokens + settings.max_new_tokens > options.tokens:
@@ -99,8 +98,7 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
                 raise Refusal(f"{what} are more than {options.tokens:,}.", "messages", 413, "context_length_exceeded")
             method, budget = asked.method, {"tokens": asked.tokens, "retention": asked.retention}
             if "method" not in asked.model_fields_set:  # with null, the untouched model answers
-                method = options.method
-                budget = budget if any(budget.values()) else {"retention": options.retention}
+                method, budget = options.method, budget if any(budget.values()) else {"retention": options.retention}
             drops = vlm.method_for(method, prompt.vision_tokens, **budget)
             with reply_to(vlm, prompt, drops, settings, stream=True) as stream:
                 for piece in stream:
@@ -142,9 +140,10 @@ if __name__ == "__main__":
         method_of(options.method, None, options.retention)
     except fv.FoveateError as error:
         sys.exit(f"own.py: {error}")
-    if Path(vlm.name).is_dir():
-        vlm.name = Path(vlm.name).resolve().name  # where it lies is nobody's business
-    what = f"{options.method or 'no method'} where a request names none"
+    if os.path.isdir(vlm.name):  # where it lies is nobody's business
+        vlm.name = os.path.basename(os.path.realpath(vlm.name))
+    budget = f" keeping {options.retention:g}" if options.retention else ""
+    what = f"{options.method or 'no method'}{budget} where a request names none"
     limits = f"{options.pixels:,} pixels, {options.tokens:,} tokens, {options.seconds:g} s, {options.waiting} waiting"
     print(f"{vlm.name} at http://{options.host}:{options.port}/v1; {what}; at most {limits}.", flush=True)
     uvicorn.run(server(vlm, options), host=options.host, port=options.port)
