@@ -35,7 +35,7 @@ from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
-from foveate.engine.reading import RowsReader
+from foveate.engine.attending import RowsReader
 from foveate.eval.held_out import SPLIT
 
 OUT = Path(__file__).with_suffix(".json")

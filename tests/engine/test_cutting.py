@@ -6,9 +6,9 @@ import torch
 import foveate as fv
 from foveate.contract import LayerStage, Method
 from foveate.core.cut import Cut
+from foveate.engine.attending import Reduction
 from foveate.engine.cutting import SampleRows, asking_units, decide
 from foveate.engine.program import Program, ran_note
-from foveate.engine.reading import Reduction
 from foveate.engine.samples import Sample, sample_unit
 from foveate.registry import family_for
 from tests.models import tiny

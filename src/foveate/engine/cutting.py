@@ -27,10 +27,12 @@ from foveate.core.signals import (
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
+from foveate.engine.attending import RATERS, streams
+from foveate.engine.buckets import WORDS, Bucket, Sizes
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, ran_note
-from foveate.engine.reading import RATERS, raters_of, streams
-from foveate.engine.samples import WORDS, Begun, Bucket, Sample, Sizes, Unit, image_units, sample_unit
+from foveate.engine.reading import raters_of
+from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 
 __all__ = [
     "SampleRows",
