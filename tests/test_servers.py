@@ -281,7 +281,7 @@ def hides(text):
     yield [{"type": "image_url", "image_url": [text]}]
     yield [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA", "path": text}}]
     yield [{"type": "text", "text": "?", "image": text}]
-    yield [{"type": [text]}]
+    yield [{"type": ["image_url"], "url": text}]
     yield [{"type": "file", "file": {"file_id": text}}]
     yield [{"image": text}]
 
