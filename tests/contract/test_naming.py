@@ -26,6 +26,8 @@ from foveate.errors import SettingError
         ("v2drop:layers=(3,17);keep=[0.5,0]", fv.V2Drop(layers=(3, 17), keep=(0.5, 0.0))),
         ("v2drop:layers=3;keep=0.5", fv.V2Drop(layers=(3,), keep=(0.5,))),
         ("v2drop:layers=3,17;keep=1/3,1/9", fv.V2Drop(layers=(3, 17), keep=(1 / 3, 1 / 9))),
+        ("v2drop:layers=3,17;keep=33%,12.5 %", fv.V2Drop(layers=(3, 17), keep=(0.33, 0.125))),
+        ("v2drop:retention=33%", fv.V2Drop(retention=0.33)),
         ("v2drop:reverse=true", fv.V2Drop(reverse=True)),
         ("v2drop:reverse=No", fv.V2Drop()),
         ("v2drop:retention=0.25", fv.V2Drop(retention=0.25)),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import cache_in, with_cache
-from foveate._upstream import is_out_of_memory
+from foveate._upstream import brief, is_out_of_memory
 from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
 from foveate.ask.generation import FirstToken, Forced, Generation, generate, run
@@ -282,15 +282,15 @@ def tokens_of(tokenizer: Any, choices: Sequence[str]) -> list[tuple[int, ...]]:
         SettingError: If there are fewer than two, one has no token, or two have the same ones.
     """
     if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) < 2:
-        raise SettingError(f"choices are two texts or more, in a list; got {choices!r}.")
+        raise SettingError(f"choices are two texts or more, in a list; got {brief(choices)}.")
     ids = []
     for choice in choices:
         check_text(choice, "A choice")
         ids.append(tuple(tokenizer(choice, add_special_tokens=False).input_ids))
         if not ids[-1]:
-            raise SettingError(f"Every choice has a token at least; got {choice!r}.")
+            raise SettingError(f"Every choice has a token at least; got {brief(choice)}.")
     if len(set(ids)) < len(ids):
-        raise SettingError(f"Every choice has tokens of its own; got {list(choices)!r}.")
+        raise SettingError(f"Every choice has tokens of its own; got {brief(list(choices))}.")
     return ids
 
 

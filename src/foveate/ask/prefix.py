@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from foveate._upstream import brief
 from foveate.ask.answer import Answer
 from foveate.ask.answering import answers_to, fitting, reply_to
 from foveate.ask.conversation import Conversation
@@ -133,9 +134,9 @@ class Prefix:
             FoveateError: As for `ask`.
         """
         if not isinstance(batch, int) or batch < 1:
-            raise SettingError(f"batch must be 1 or more; got {batch!r}.")
+            raise SettingError(f"batch must be 1 or more; got {brief(batch)}.")
         if isinstance(questions, str):
-            raise SettingError(f"questions are several texts; got one, {questions!r:.60}. Use ask.")
+            raise SettingError(f"questions are several texts; got one, {brief(questions)}. Use ask.")
         return self._answers(iter(questions), batch, generation_of(generation))
 
     def _answers(self, questions: Iterator[str], batch: int, settings: Generation) -> Iterator[Answer]:

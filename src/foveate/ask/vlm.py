@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Unpack
 
+from foveate._spelling import refuse_keys
+from foveate._upstream import brief
 from foveate.ask.answer import Answer
 from foveate.ask.answering import AnyMethod, answers_to, dropped_in, fitting, method_of, reply_to
 from foveate.ask.conversation import Conversation
@@ -334,10 +336,8 @@ def _as_question(question: Any) -> Question:
     if isinstance(question, Question):
         return question
     if isinstance(question, Mapping):
-        names = {"media", "prompt", "messages"}
-        if unknown := sorted(set(question) - names):
-            raise SettingError(f"A question has media and prompt, or messages; got {unknown[0]!r}.")
+        refuse_keys("A question", question, ("media", "prompt", "messages"))
         return Question(**question)
     if isinstance(question, tuple) and len(question) == 2:
         return Question(*question)
-    raise SettingError(f"A question is (media, prompt), a mapping or a Question; got {question!r:.100}.")
+    raise SettingError(f"A question is (media, prompt), a mapping or a Question; got {brief(question)}.")

@@ -173,7 +173,7 @@ def chosen(
         bare = is_bare(method, settings if isinstance(settings, Mapping) else [pair_of(pair)[0] for pair in settings])
         method = parse(method, settings)
     if not isinstance(method, Method):
-        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
+        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {brief(method)}.")
     if tokens is None and retention is None:
         return method.with_budget(retention=RETENTION) if bare and method.open else method
     own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._given(BUDGET).items()]

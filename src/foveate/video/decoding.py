@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from io import BytesIO
@@ -42,6 +43,9 @@ DECODING = {"max_pixels": str(PIXELS)}
 STRICT = DECODING | {"err_detect": "+crccheck+explode"}
 """What a decoder would conceal is an error to it. It then skips frames also where a healthy film is entered in its
 middle, and with threads it does not come back to its senses."""
+HDR = {16: ("PQ", 148), 18: ("HLG", 191)}
+"""Transfer characteristics by FFmpeg's number (SMPTE ST 2084, ARIB STD-B67), and where they have the white of ITU-R
+BT.2408, 203 cd/m²: at 58 and 75 % of the signal."""
 BYTES = 12
 """Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
 UNNAMED = Path("the film")
@@ -146,7 +150,10 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
         source = _File(file, path)
         source.seek(0)
         with _container(source, name) as container, suppress(_Concealed):
-            return _Decoder(container, video_stream(container, name), contents, way).clip(path, times, part)
+            stream = video_stream(container, name)
+            clip = _Decoder(container, stream, contents, way).clip(path, times, part)
+            notes = filter(None, (clip.note, _hdr_note(stream, name)))
+            return replace(clip, chosen=request.asked, note=" ".join(notes) or None)
     raise AssertionError("the last way conceals")
 
 
@@ -170,6 +177,17 @@ def _surveyed(
         raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
     part = request.part(contents, name)
     return contents, part, request.times(contents, part, name), size
+
+
+def _hdr_note(stream: Any, name: str) -> str | None:
+    """A sentence on a film whose brightness is not that of a screen; None for all others."""
+    if (found := HDR.get(int(stream.codec_context.color_trc or 0))) is None:
+        return None
+    kind, white = found
+    return (
+        f"{name} is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of 255 where white should be. "
+        "Convert it to SDR (BT.709) first."
+    )
 
 
 class _Way(Enum):
