@@ -19,7 +19,7 @@ from PIL import Image
 
 from foveate import _memory
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.video import decoding, read
+from foveate.video import decoding, read, shape_of
 from foveate.video.survey import survey, video_stream
 from tests.ask.test_pictures import png_claiming
 from tests.films import QUARTERS, brightness, film, matrix, sound
@@ -48,6 +48,15 @@ def every_frame(path):
 def on_show(path, time):
     """The frame that a viewer sees at a time."""
     return [found for found in every_frame(path) if found[0] <= time + 1e-6][-1]
+
+
+@pytest.mark.parametrize("wanted", [{}, {"frames": 4}, {"fps": 3}, {"fps": 2, "frames": 5, "start": 1, "end": 3}])
+def test_the_shape_of_a_clip_is_known_before_a_frame_is_decoded(steady, folder, wanted, monkeypatch):
+    wide = film(folder / "wide.mp4", size=(96, 48), gop=60)
+    shapes = [read(path, **wanted).frames.shape[:3] for path in (steady, wide)]
+    monkeypatch.setattr(decoding, "_Decoder", None)
+    assert [shape_of(path, **wanted) for path in (steady, wide)] == shapes
+    assert shape_of(steady.read_bytes(), **wanted) == shapes[0]
 
 
 def test_frames_are_the_middles_of_equal_parts(steady):

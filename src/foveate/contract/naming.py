@@ -33,6 +33,7 @@ __all__ = [
     "kinds_of",
     "members_of",
     "parse",
+    "refuse_files",
     "settings_of",
     "with_seed",
 ]
@@ -83,6 +84,16 @@ def _members(text: str, settings: Sequence[str] | Mapping[str, Any]) -> list["_M
 def kinds_of(text: str) -> list[type[Method]]:
     """The classes of the methods that a text names."""
     return [_Member.of(part).kind for part in written(text)]
+
+
+def refuse_files(text: str) -> None:
+    """Refuse a method that names a file: what a client writes must not make a server open, or look for, any of its own.
+
+    Raises:
+        SettingError: If a member of it is one.
+    """
+    if any(part.is_file for part in written(text)):
+        raise SettingError(f"{brief(text)} names a file, which is not read here. Write a name, settings or a chain.")
 
 
 @dataclass(frozen=True)

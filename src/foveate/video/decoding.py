@@ -24,7 +24,7 @@ from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted
 
-__all__ = ["read"]
+__all__ = ["read", "shape_of"]
 
 FORMATS = (
     # Videos.
@@ -89,11 +89,33 @@ def read(
     Warns:
         UserWarning: If only a part of the file can be read; the sentence is also the clip's `note`.
     """
+    clip: Clip = _with(path, FramesWanted(frames, fps, start, end), _read)
+    if clip.note:
+        warnings.warn(clip.note, stacklevel=2)
+    return clip
+
+
+def shape_of(
+    path: str | Path | bytes,
+    frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of the clip that `read` would give, by the file's header: none is decoded.
+
+    Height and width are 0 where the header does not say. Arguments and errors are those of `read`.
+    """
+    count, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _measured)
+    return count, height, width
+
+
+def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[BinaryIO, Path, FramesWanted], Any]) -> Any:
+    """What comes out of some work on an open file, whose errors become one line with the file's name."""
     try:
         import av
     except ImportError as error:
         raise UnsupportedError(f"Reading videos needs PyAV: {install_line('vision')}.") from error
-    request = FramesWanted(frames, fps, start, end)
     if isinstance(path, bytes):
         opened: Callable[[], BinaryIO] = partial(BytesIO, path)
         path = UNNAMED
@@ -103,7 +125,7 @@ def read(
     name = named(path)
     with opened() as file:
         try:
-            clip = _read(file, path, request)
+            return work(file, path, request)
         except FoveateError:
             raise
         except MemoryError as error:
@@ -117,26 +139,15 @@ def read(
             raise InputError(f"{name} cannot be read: {why}. Fetch or export it again.") from error
         except (ArithmeticError, TypeError, ValueError) as error:  # PyAV's own, of times and sizes that no video has
             raise InputError(f"{name} is damaged: {first_line(error)} Fetch or export it again.") from error
-    if clip.note:
-        warnings.warn(clip.note, stacklevel=2)
-    return clip
 
 
 def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
     """The frames that are wanted of an open file."""
-    name = named(path)
-    source = _File(file, path)
-    with _container(source, name) as container:
-        stream = video_stream(container, name)
-        size = _size(stream)
-        _check_frame(name, *size)
-        contents = survey(container, stream)
-    if contents is None:
-        raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
-    part = request.part(contents, name)
-    times = request.times(contents, part, name)
+    contents, part, times, size = _surveyed(file, path, request)
     _check_frames(len(times), *size)
+    name = named(path)
     for way in _Way:
+        source = _File(file, path)
         source.seek(0)
         with _container(source, name) as container, suppress(_Concealed):
             stream = video_stream(container, name)
@@ -144,6 +155,28 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
             notes = filter(None, (clip.note, _hdr_note(stream, name)))
             return replace(clip, chosen=request.asked, note=" ".join(notes) or None)
     raise AssertionError("the last way conceals")
+
+
+def _measured(file: BinaryIO, path: Path, request: FramesWanted) -> tuple[int, tuple[int, int]]:
+    """How many frames are wanted of an open file, and their width and height."""
+    _, _, times, size = _surveyed(file, path, request)
+    return len(times), size
+
+
+def _surveyed(
+    file: BinaryIO, path: Path, request: FramesWanted
+) -> tuple[Survey, tuple[float, float], list[float], tuple[int, int]]:
+    """What an open file holds, which part of it is wanted and at which times, and the width and height of a frame."""
+    name = named(path)
+    with _container(_File(file, path), name) as container:
+        stream = video_stream(container, name)
+        size = _size(stream)
+        _check_frame(name, *size)
+        contents = survey(container, stream)
+    if contents is None:
+        raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
+    part = request.part(contents, name)
+    return contents, part, request.times(contents, part, name), size
 
 
 def _hdr_note(stream: Any, name: str) -> str | None:
