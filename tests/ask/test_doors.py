@@ -8,8 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from foveate.ask.conversation import Conversation

@@ -10,7 +10,7 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from foveate import embedded
 from foveate._folders import check_folder, check_weight_names, folder_of, index_weights
@@ -98,7 +98,7 @@ def load(
 
 def random_model(
     config: Any, device: torch.device, dtype: torch.dtype, *, attention: str = "auto", seed: int = 0
-) -> Any:
+) -> PreTrainedModel:
     """A model of this config with random weights, made on the device in the dtype, in evaluation mode."""
     torch.manual_seed(seed)
     with torch.device(device):

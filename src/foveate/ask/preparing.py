@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 
 from foveate import embedded
 from foveate._upstream import brief, first_line, is_out_of_memory, shown
@@ -206,7 +207,7 @@ def length_note(config: Any, tokens: int) -> str | None:
 # -- templates ----------------------------------------------------------------------------------------------------
 
 
-def encode(model: Any, processor: Any, conversation: Conversation, protocol: str = "own") -> Any:
+def encode(model: Any, processor: Any, conversation: Conversation, protocol: str = "own") -> BatchFeature:
     """The model's inputs of one conversation, batch 1, on the CPU.
 
     Args:
