@@ -38,7 +38,7 @@ help:
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make test-installed  install the wheel as README says, in an empty environment without constraints, and use it"
-	@echo "make check   formatting, linting, types, import rules, and that no more code came in (tests/ratchet.json)"
+	@echo "make check   formatting, linting, types and import rules"
 	@echo "make docs    build the documentation into site/"
 	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
 	@echo "make fuzz    try 34,500 pictures, films, settings, records, command lines and model folders with something wrong"
@@ -204,7 +204,6 @@ check: setup
 	$(BIN)/mypy
 	cd plugins/vllm && $(abspath $(BIN))/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.ratchet
 	@! grep -rn --include='*.py' past_key_values src | grep -v '^src/foveate/_transformers.py:' || \
 	  { echo "The cache's names stand in foveate/_transformers.py alone: see cache_of, cache_in and with_cache." >&2; exit 1; }
 

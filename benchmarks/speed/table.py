@@ -138,7 +138,7 @@ def whole(found: list[dict[str, Any]]) -> str:
 
 
 def launches(folder: Path) -> str:
-    """A table a GPU: milliseconds of the full model, and each method's speed-ups, the context opened for it and open."""
+    """A table a GPU: milliseconds of the full model, and each method's speed-ups, the context opened or open."""
     lines: list[str] = []
     for path in sorted(folder.glob(LAUNCHES)):
         record = json.loads(path.read_text(encoding="utf-8"))
