@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from benchmarks.quality import agree, run, table
+from benchmarks.quality import run, table
 
 import foveate as fv
 from foveate import embedded
@@ -118,23 +118,3 @@ def test_the_table_says_which_seeds_and_what_an_accuracy_hides():
     whole = 100 * full["read text"]["accuracy"]
     assert f"(full model: read text {whole:.0f} %): v2drop at {ours['tokens']:.0f}: read text 4 %." in text
     assert text.count("†") == 3  # its cell, what the mark means, and which task
-
-
-def test_a_fresh_record_agrees_or_the_exit_code_says_no(tmp_path, capsys):
-    fresh = deepcopy(RECORD)
-    fresh["seeds"] = [1000, 1001]
-    path = tmp_path / "fresh.json"
-    path.write_text(json.dumps(fresh))
-    assert agree.main([str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "The records agree." in said
-    assert "v2drop at 22.2%, read text" in said
-    shifted = table.quality_of(fresh).settings[0]
-    for end in ("", "_low", "_high"):
-        shifted[f"accuracy{end}"] -= 0.2
-    path.write_text(json.dumps(fresh))
-    assert agree.main([str(path), "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert (found["agrees"], found["rows"][1]["agrees"]) == (False, "no")
-    assert agree.main([str(tmp_path / "none.json")]) == 2
-    assert "cannot be read" in capsys.readouterr().err

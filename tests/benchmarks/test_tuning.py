@@ -53,10 +53,3 @@ def test_every_row_costs_what_it_says_and_can_be_typed(record):
 def test_the_scores_bring_more_than_the_tuned_schedule_alone(record):
     for cell in record["cells"]:
         assert cell["ahead"]["tuned of random at tuned"]["low"] > 0, (cell["method"], cell["budget"])
-
-
-def test_pictures_in_one_batch_are_tried_sooner_with_all_cores():
-    found = json.loads((FOLDER / "batching.json").read_text(encoding="utf-8"))
-    for row in found["rows"]:
-        if row["threads"] > 1:
-            assert row["together"]["high"] < 1, row["setting"]
