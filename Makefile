@@ -23,7 +23,7 @@ QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check docs index clean mutants fuzz
+.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check docs clean mutants fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -40,7 +40,6 @@ help:
 	@echo "make test-installed  install the wheel as README says, in an empty environment without constraints, and use it"
 	@echo "make check   formatting, linting, types and import rules"
 	@echo "make docs    build the documentation into site/"
-	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
 	@echo "make fuzz    try 34,500 pictures, films, settings, records, command lines and model folders with something wrong"
 	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
 	@echo "make mutants break the code in 150 drawn places, one at a time, and say in which rooms a test saw it (an hour)"
@@ -155,10 +154,6 @@ space:
 	cp spaces/* out/space/
 	cp -r src/foveate out/space/foveate
 	find out/space -name __pycache__ -prune -exec rm -rf {} +
-
-# So that lists and refusals need not import torch; a test fails where the committed file is an old one.
-index: $(LIGHT)
-	$(BIN)/python -m foveate._index
 
 # One torch thread a process: with several processes, more only get in each other's way. What a file makes once (models,
 # servers, long runs) is made in one process alone. At its end pytest says what each tier took. PYTEST="--durations=50"
