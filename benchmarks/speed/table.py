@@ -138,7 +138,7 @@ def whole(found: list[dict[str, Any]]) -> str:
 
 
 def launches(folder: Path) -> str:
-    """A table a GPU: milliseconds of the full model, and each method's speed-ups, the context opened or open."""
+    """A table a GPU: the full model's milliseconds, and speed-ups with the context opened for the call and open."""
     lines: list[str] = []
     for path in sorted(folder.glob(LAUNCHES)):
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -67,6 +67,28 @@ def test_a_merge_of_which_only_the_device_knows_the_count():
     assert known.notes["size"].tolist() == [2, 1]
 
 
+def test_a_cut_is_never_changed():
+    cut = Cut.take(ints(3, 0), 4, {"size": ints(1, 2)})
+    for name in ("notes", "arriving", "count", "_source"):
+        with pytest.raises(AttributeError):
+            setattr(cut, name, None)
+    assert (cut.parent.tolist(), cut.notes["size"].tolist()) == ([1, -1, -1, 0], [1, 2])
+    more = cut.noted_by("a")
+    assert {name: note.tolist() for name, note in more.notes.items()} == {"a size": [1, 2]}
+    assert [*more.with_notes({"b": ints(5, 6)}).notes] == ["b"]
+    assert [*cut.notes] == ["size"]
+
+
+def test_notes_of_a_merge_that_was_put_off_are_marked_when_it_is_made():
+    cut = Cut.fewer(
+        2, torch.tensor(1), lambda: Cut.merge(ints(0, 0), torch.ones(2, 1), ints(0, 0), {"size": ints(2, 0)})
+    )
+    marked = cut.noted_by("a")
+    assert cut.put_off
+    assert marked.put_off
+    assert marked.first(1).notes["a size"].tolist() == [2]
+
+
 def test_nothing_arrives_and_nobody_stays():
     assert Cut.keep(torch.zeros(0, dtype=torch.bool)).source.tolist() == []
     nobody = Cut.keep(torch.zeros(2, dtype=torch.bool))

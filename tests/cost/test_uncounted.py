@@ -5,8 +5,11 @@ from transformers import LlavaConfig
 
 import foveate as fv
 from foveate import embedded
+from foveate.app.answers import FULL, Reply, cards
 from foveate.bench.results import _scoring
 from foveate.contract import Hidden, LayerStage, Method, Scheduled, Shape
+from foveate.tune.parts import grouped
+from foveate.tune.prices import Prices
 
 SIZES = {"text_tokens": 40, "vision_tokens": 576}
 
@@ -82,3 +85,22 @@ def test_answers_and_commands_say_so():
     assert "saved in the decoder's prefill" in dict(counted.lines())["FLOPs"]
     assert _scoring({"scoring_share": None}) == "not counted"
     assert _scoring({"scoring_share": 0.01}) == "1.00%"
+
+
+def test_the_page_says_so():
+    vlm = fv.load()
+    full, mine, told = (
+        Reply(name, "", vlm.ask(embedded.picture(), "What is it?", method=method, max_new_tokens=1))
+        for name, method in ((FULL, None), ("mine", Norm()), ("told", Norm(says=True)))
+    )
+    assert "not counted" in cards([full, mine], "")
+    assert "not counted" not in cards([full, told], "")
+
+
+def test_no_budget_in_flops_is_tuned_for_what_nobody_counted():
+    vlm = fv.load()
+    (about,) = grouped(vlm, [(embedded.picture(), "What is it?")])
+    prices = Prices(vlm.model, about.samples, "flops")
+    assert 0 < prices.of(Norm(says=True)) < 1
+    with pytest.raises(fv.SettingError, match="Nobody has counted the FLOPs of norm_of_mine"):
+        prices.of(Norm())

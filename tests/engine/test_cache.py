@@ -10,7 +10,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 import foveate as fv
 from foveate.core.tensors import Memo
 from foveate.engine import cache as cache_module
-from foveate.engine.cache import PrunedLayer, pruned_layer, settle
+from foveate.engine.cache import PrunedLayer, pruned_layer
+from foveate.engine.copies import settle
 
 WIDTH = 2
 

@@ -4,9 +4,11 @@ import numpy as np
 import torch
 
 import foveate as fv
+from foveate.contract import LayerStage, Method
+from foveate.core.cut import Cut
+from foveate.engine.attending import Reduction
 from foveate.engine.cutting import SampleRows, asking_units, decide
 from foveate.engine.program import Program, ran_note
-from foveate.engine.reading import Reduction
 from foveate.engine.samples import Sample, sample_unit
 from foveate.registry import family_for
 from tests.models import tiny
@@ -116,6 +118,26 @@ def test_each_image_has_its_own_text_and_its_own_shares():
     stays = decide(rows, run.before(3)).cut.stays
     assert stays.nonzero()[:, 0].tolist() == [0, 3, 4]  # shares 2/3, 1/3, 0 and 1/2, 1/2, 0
     assert set(run.done_with(3)) == set(rows.notes)  # they are not read again
+
+
+SHARED = Cut.take(torch.tensor([2, 0]), 3, {"size": torch.tensor([7, 8])})
+
+
+class Shared(Method):
+    """Answers with one and the same cut for every sample."""
+
+    name = "shared"
+
+    def stages(self, shape):
+        return (LayerStage(2, choose=lambda view, count: SHARED),)
+
+
+def test_a_cut_that_samples_share_keeps_its_notes_apart():
+    method = Shared()
+    made = [cut(method, shown(torch.zeros(3, 2), 2)) for _ in range(2)]
+    assert [*made[0].cut.notes] == [*made[1].cut.notes]
+    assert made[0].cut.notes.keys() == {f"{program(method).before(2)[0].owner} size"}
+    assert [*SHARED.notes] == ["size"]
 
 
 def test_text_that_is_not_there_pays_nothing():

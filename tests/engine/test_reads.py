@@ -16,7 +16,8 @@ from foveate.ask.answer import kv_bytes
 from foveate.contract import CachedAttention, Cut, DecodeStage, Method
 from foveate.core.rank import top
 from foveate.engine.arguments import Remap
-from foveate.engine.cache import Chosen, copy_of, nbytes
+from foveate.engine.cache import Chosen
+from foveate.engine.copies import copy_of, nbytes
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from foveate.testing.contract import state_of

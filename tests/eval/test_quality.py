@@ -334,6 +334,19 @@ def test_the_figure_says_that_an_accuracy_says_nothing(monkeypatch):
     assert [axis.get_ylabel() for axis in agreement.axes] == ["Agreement, 95 % interval", ""]
 
 
+def test_flops_that_nobody_counted_are_said_in_table_and_figure(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pareto.FigureCanvasAgg, "draw", keeping(pareto.FigureCanvasAgg.draw, drawn))
+    theirs = (cell("theirs", 64 / 576, 6), [log(right(0.7), flops=None)])
+    quality = Quality(figures_of(FULL, [theirs, *RAN]))
+    cells = {row[0]: row[2] for row in quality.table().rows if row}
+    assert (cells["theirs"], cells["ours"]) == ("not counted", "25%")
+    pareto.draw(quality)
+    labels = [axis.get_xlabel() for axis in drawn[0].axes[2:]]
+    assert "not counted" not in labels[0]
+    assert labels[1].endswith("\nnot counted: theirs")
+
+
 def keeping(draw, drawn):
     """A canvas' `draw` that keeps its figure."""
 
@@ -386,11 +399,11 @@ def test_methods_are_compared_with_each_other_on_the_same_questions():
     assert first["paired"] == []
     assert [pair["name"] for pair in quality.settings[3]["paired"]] == ["ours", "ahead", "same"]
     assert [(pair["name"], pair["tokens"]) for pair in quality.settings[5]["paired"]] == [("ours", 32)]
-    table = quality.paired_table()
+    table = quality.paired
     assert table.title == "Beside ours, on the same questions"
     assert [row[0] for row in table.rows if row] == ["cheap", "ahead", "same"]
     assert [row[3] for row in table.rows if row] == ["better", "better", "not told apart"]
-    worse = replace(quality, higher_is_better=False).paired_table()
+    worse = replace(quality, higher_is_better=False).paired
     assert [row[3] for row in worse.rows if row] == ["worse", "worse", "not told apart"]
     assert [row[5] for row in worse.rows if row] == ["better", "better", "not told apart"]  # agreement stays good
     assert table.rows[2][2] == points(difference, "accuracy", 100, signed=True)
@@ -400,14 +413,14 @@ def test_methods_that_cost_differently_are_compared_at_a_budget_in_common(qualit
     """What was asked of both is the same; the table shows what each spends."""
     spender = quality.settings[3]
     assert [pair["name"] for pair in spender["paired"]] == ["ours", "random", "resize"]
-    rows = {row[0]: row for row in quality.paired_table().rows if row}
+    rows = {row[0]: row for row in quality.paired.rows if row}
     assert rows["spender"][1] == "30.0 (64.0)"
 
 
 def test_one_method_alone_has_no_table_of_pairs():
     alone = Quality(figures_of(FULL, RAN[:1]))
     assert len(sheets([alone])) == 2
-    assert alone.paired_table().rows == ()
+    assert alone.paired.rows == ()
 
 
 def test_a_figure_that_is_no_mean_is_compared_too():

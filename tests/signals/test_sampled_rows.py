@@ -9,7 +9,7 @@ import torch
 
 import foveate as fv
 from foveate.contract import Attention, LayerStage
-from foveate.engine import reading
+from foveate.engine import attending
 from tests import oracle
 from tests.models import batch, is_vision, tiny
 
@@ -134,13 +134,13 @@ def test_a_sample_of_all_rows_is_bit_for_bit_all_of_them(family, count):
 
 def test_other_rows_are_never_computed(monkeypatch):
     asked = []
-    original = reading.attention_rows
+    original = attending.attention_rows
 
     def noted(queries, keys, *args, **options):
         asked.append(queries.shape[1])
         return original(queries, keys, *args, **options)
 
-    monkeypatch.setattr(reading, "attention_rows", noted)
+    monkeypatch.setattr(attending, "attention_rows", noted)
     signal = Attention(rows="vision", layer="next", sample=FEW)
     (seen,) = read(tiny("llava"), batch("llava", ["titit"]), (signal,))
     assert asked == [FEW, FEW]

@@ -20,7 +20,7 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
 from foveate.contract.naming import chosen
-from foveate.engine.cache import copy_of
+from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError

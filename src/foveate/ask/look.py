@@ -20,7 +20,7 @@ from foveate.contract.follow import cached_layers, in_order, reads_text
 from foveate.contract.method import Method
 from foveate.contract.naming import chosen
 from foveate.contract.stages import Shape
-from foveate.engine.cache import copy_of, nbytes, picked, settle
+from foveate.engine.copies import copy_of, nbytes, picked, settle
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError

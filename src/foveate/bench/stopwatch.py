@@ -68,7 +68,7 @@ class Stopwatch:
         self._on_cpu = device.type == "cpu"
         self._has_events = device.type == "cuda"
         self._spans: list[tuple[str, Any, Any]] = []
-        self._decoder_begins: list[tuple[Any, float]] = []
+        self._decoder_begins: list[Any] = []
         self._launched: float | None = None
         self._encoding = False
         self._prompt_seen = False
@@ -111,13 +111,16 @@ class Stopwatch:
             self._encoding = False
 
     def _before_decoder(self, *_: Any) -> None:
-        self._decoder_begins.append((self._mark(), self._clock()))
+        self._decoder_begins.append(self._mark())
+        if self._has_events and self._launched is None:
+            self._launched = -self._clock()
 
     def _after_decoder(self, *_: Any) -> None:
-        if len(self._decoder_begins) == 1:
-            mark, began = self._decoder_begins[0]
-            self._launched = self._clock() - began if self._has_events else None
-            self._spans.append(("prefill", mark, self._mark()))
+        if len(self._decoder_begins) != 1:
+            return
+        if self._launched is not None:
+            self._launched += self._clock()
+        self._spans.append(("prefill", self._decoder_begins[0], self._mark()))
 
     def _mark(self) -> Any:
         """Now: an accelerator's event, or seconds once it has done all it was asked for."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,14 +16,16 @@ __all__ = ["Cut", "Pick", "followed", "note_of", "together"]
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 PARTS = ("stays", "source", "parent", "rows")
+_set = object.__setattr__
+"""A cut sets its attributes when it is made, and works some of them out when they are first asked for."""
 
 
 class Cut:
     """What becomes of the tokens that arrive at a stage.
 
-    Made by `keep`, `take`, `merge` or `join`, and never changed. Shapes do not depend on values, so that a cut comes
-    out of `torch.func.vmap`. Where only the device knows how many rows are left, `count` is a tensor, and what stands
-    behind that many rows means nothing.
+    Made by `keep`, `take`, `merge` or `join`, and never changed: samples may share one. Shapes do not depend on values,
+    so that a cut comes out of `torch.func.vmap`. Where only the device knows how many rows are left, `count` is a
+    tensor, and what stands behind that many rows means nothing.
 
     An example: four tokens arrive, the first is dropped, the last joins the third.
 
@@ -39,6 +41,16 @@ class Cut:
 
     __slots__ = ("_count", "_inputs", "_make", "_parent", "_rows", "_source", "_stays", "arriving", "notes")
 
+    arriving: int
+    notes: Mapping[str, Tensor]
+    _count: int | Tensor | None
+    _inputs: tuple[Tensor, ...]
+    _make: "Callable[..., Cut] | None"
+    _parent: Tensor | None
+    _rows: Tensor | None
+    _source: Tensor | None
+    _stays: Tensor | None
+
     def __init__(
         self,
         arriving: int,
@@ -52,15 +64,18 @@ class Cut:
         make: "Callable[..., Cut] | None" = None,
         inputs: Sequence[Tensor] = (),
     ) -> None:
-        self.arriving = arriving
-        self.notes = notes
-        self._inputs = tuple(inputs)
-        self._rows = rows
-        self._make = make
-        self._count = count
-        self._stays = stays
-        self._source = source
-        self._parent = parent
+        _set(self, "arriving", arriving)
+        _set(self, "notes", notes)
+        _set(self, "_inputs", tuple(inputs))
+        _set(self, "_rows", rows)
+        _set(self, "_make", make)
+        _set(self, "_count", count)
+        _set(self, "_stays", stays)
+        _set(self, "_source", source)
+        _set(self, "_parent", parent)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"A cut is never changed, so not its {name}; with_notes makes one with other notes.")
 
     @classmethod
     def keep(cls, stays: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
@@ -147,10 +162,12 @@ class Cut:
     @property
     def count(self) -> int | Tensor:
         """Rows that are left: an int, or an int64 tensor without dimensions where only the device knows."""
-        if self._count is None:
-            assert self._stays is not None
-            self._count = self._stays.sum()
-        return self._count
+        if self._count is not None:
+            return self._count
+        assert self._stays is not None
+        count = self._stays.sum()
+        _set(self, "_count", count)
+        return count
 
     @property
     def rows(self) -> Tensor | None:
@@ -162,12 +179,10 @@ class Cut:
         if self._make is None:
             return self
         merge = self.made()
-        self._make = None
-        self._inputs = ()  # so that they are freed
-        self._source = merge._source
-        self._parent = merge._parent
-        self._rows = merge._rows
-        self.notes = merge.notes
+        for name in ("_source", "_parent", "_rows", "notes"):
+            _set(self, name, getattr(merge, name))
+        _set(self, "_make", None)
+        _set(self, "_inputs", ())  # so that they are freed
         return self
 
     @property
@@ -181,10 +196,11 @@ class Cut:
 
         Of a mask it is (arriving,): the tokens that stay, then −1.
         """
-        self._made()
-        if self._source is None:
-            self._source = self._source_of_stays()
-        return self._source
+        source = self._made()._source
+        if source is None:
+            source = self._source_of_stays()
+            _set(self, "_source", source)
+        return source
 
     def _source_of_stays(self) -> Tensor:
         if self._stays is None:  # all stay
@@ -202,10 +218,11 @@ class Cut:
     @property
     def parent(self) -> Tensor:
         """The row each token went into: (arriving,) int64, −1 if it was dropped."""
-        self._made()
-        if self._parent is None:
-            self._parent = self._row_of_each_token()
-        return self._parent
+        parent = self._made()._parent
+        if parent is None:
+            parent = self._row_of_each_token()
+            _set(self, "_parent", parent)
+        return parent
 
     def _row_of_each_token(self) -> Tensor:
         if self._stays is not None:
@@ -231,6 +248,28 @@ class Cut:
     def with_rows(self, rows: Tensor) -> "Cut":
         """The same with these new rows, (rows, width)."""
         return Cut.merge(self.source, rows, self.parent, self.notes)
+
+    def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
+        """The same, with these notes in the place of its own."""
+        cut = self._made()
+        return Cut(
+            cut.arriving,
+            cut._count,
+            stays=cut._stays,
+            source=cut._source,
+            parent=cut._parent,
+            rows=cut._rows,
+            notes=notes,
+        )
+
+    def noted_by(self, owner: object) -> "Cut":
+        """The same, its notes named for the member of a chain that wrote them: "owner name"."""
+        make = self._make
+        if make is not None:  # its notes come with it
+            return Cut(self.arriving, self._count, make=lambda *all: make(*all).noted_by(owner), inputs=self._inputs)
+        if not self.notes:
+            return self
+        return self.with_notes({f"{owner} {name}": note for name, note in self.notes.items()})
 
     def to(self, device: torch.device) -> "Cut":
         """The same with its tensors on this device."""

@@ -27,10 +27,12 @@ from foveate.core.signals import (
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
+from foveate.engine.attending import RATERS, streams
+from foveate.engine.buckets import WORDS, Bucket, Sizes
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, named, ran_note
-from foveate.engine.reading import RATERS, raters_of, streams
-from foveate.engine.samples import WORDS, Begun, Bucket, Sample, Sizes, Unit, image_units, sample_unit
+from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, ran_note
+from foveate.engine.reading import raters_of
+from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 
 __all__ = [
     "SampleRows",
@@ -229,7 +231,7 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
             notes = _notes(cuts, stage)
             rows.notes.update(notes)
             if decision is not None:
-                decision.cut.notes = {**decision.cut.notes, **notes}
+                decision = Decision(decision.cut.with_notes({**decision.cut.notes, **notes}), decision.sizes)
             continue
         answer = _answer(cuts, units, rows, stage)
         if answer is None:
@@ -248,7 +250,7 @@ def _cut_of(stage: Stage, view: View) -> Cut | None:
 
 def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
     """The notes of a stage that only looks, its units' one behind the other."""
-    notes_of_units = [named(cut, stage).notes for cut in cuts if cut is not None]
+    notes_of_units = [cut.noted_by(stage.owner).notes for cut in cuts if cut is not None]
     if not notes_of_units:
         return {}
     first = notes_of_units[0]
@@ -260,14 +262,14 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
     """One decision about a sample from the cuts of its units; None where nothing is dropped."""
     if len(cuts) == 1 and cuts[0] is not None:
-        cut = named(cuts[0], stage)
+        cut = cuts[0].noted_by(stage.owner)
         known = rows.sizes is not None and len(rows.sizes) == 1
         return Decision(cut, (cut._count,) if known and isinstance(cut._count, int) else None)
     if all([cut is None for cut in cuts]):
         return None
     unit_cuts = []
     for unit_cut, unit in zip(cuts, units, strict=True):
-        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else named(unit_cut, stage))
+        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else unit_cut.noted_by(stage.owner))
     cut = joined(unit_cuts, rows.source.device, lambda: rows.hidden)
     if cut.stays is not None or rows.sizes is None or len(rows.sizes) != len(units):
         return Decision(cut, None)

@@ -1,11 +1,10 @@
-"""Encode: stages on an image's tokens on their way to the decoder: in and behind the vision tower, and before layer 0.
-
-`encode` reduces what a model of transformers encodes. `enter` does it for a host with a decoder of its own, which says
-what its tower shows, projects rows, and puts what is left into a prompt that is shorter by as much."""
+"""Encode: stages on an image's tokens in and behind the vision tower of a model of transformers; see `engine.hosts` for
+hosts with a decoder of their own.
+"""
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,29 +12,18 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Stage
-from foveate.core.cut import Cut, Pick, followed, together
+from foveate.core.cut import Cut, Pick, together
 from foveate.core.grid import Grid
 from foveate.core.merge import average
-from foveate.core.signals import Cls, Deepstack, Features, Hidden, Resource, Signal, TowerAttention, TowerSignal
+from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
 from foveate.engine import guards
-from foveate.engine.cutting import SampleRows, decide
-from foveate.engine.media import MediaTokens, lengths_in, nowhere
-from foveate.engine.program import NotesOf, Program, named
-from foveate.engine.samples import Sample
-from foveate.errors import UnsupportedError
+from foveate.engine.media import lengths_in
+from foveate.engine.program import NotesOf, Program
 from foveate.families.base import Family
-from foveate.families.placing import rows_left
 
-__all__ = [
-    "Entered",
-    "Project",
-    "TowerReducer",
-    "before_decoder",
-    "encode",
-    "enter",
-]
+__all__ = ["ImageTokens", "TowerReducer", "cuts_of", "encode", "image_view", "kind_of"]
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +86,7 @@ class ImageTokens:
     def take(self, cut: Cut | None, stage: Stage) -> None:
         """Take what an image stage has made of it."""
         if cut is not None:
-            self.done = self.done.then(named(cut, stage))
+            self.done = self.done.then(cut.noted_by(stage.owner))
 
     @property
     def cut(self) -> Cut | None:
@@ -393,122 +381,3 @@ def _without_rows(cut: Cut | None) -> Cut | None:
     if cut is None or cut.stays_whole:
         return cut
     return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
-
-
-# -- hosts with a decoder of their own ----------------------------------------------------------------------------
-
-
-Project = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-"""Rows of each image, (rows, width of the tower), as the projector makes them: (rows, width of the decoder)."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Entered:
-    """What enters the decoder of one image; its length is that of `rows`.
-
-    Attributes:
-        rows: (rows, width of the decoder), in the order in which they enter.
-        source: The token whose position each has, (rows,) int64; −1 for none.
-    """
-
-    rows: Tensor
-    source: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-def enter(stages: Program, views: Sequence[TowerView], project: Project) -> list[Entered]:
-    """The rows of each image that enter the decoder. Images alike go through a stage together.
-
-    Args:
-        stages: What drops. Stages in front of the tower and inside it are the host's to refuse or to run.
-        views: What the tower shows of each image.
-        project: The host's projector; a tower that merges behind it gives its rows back as they are.
-
-    Raises:
-        UnsupportedError: If a stage reads a signal that only a running decoder has.
-    """
-    refuse_decoder_signals(stages)
-    reducer = TowerReducer(stages)
-    if stages.encodes == "tower":
-        cuts = reducer.reduce(views)
-        rows = project([rows_left(view.features, cut) for view, cut in zip(views, cuts, strict=True)])
-    else:
-        rows = project([view.features for view in views])
-        cuts = [None] * len(views)
-    if stages.encodes == "projector":
-        views = [replace(view, features=features) for view, features in zip(views, rows, strict=True)]
-        cuts = reducer.reduce(views)
-        rows = [rows_left(view.features, cut) for view, cut in zip(views, cuts, strict=True)]
-    sizes = [view.entered or len(view) for view in views]
-    return before_decoder(stages, sizes, cuts, rows)
-
-
-def before_decoder(
-    stages: Program, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
-) -> list[Entered]:
-    """The rows of each image that the stages before decoder layer 0 leave of those that the tower has left.
-
-    Args:
-        stages: What drops.
-        sizes: Vision tokens of each image.
-        cuts: What became of them in the tower; None: nothing.
-        rows: What is left, (rows, width of the decoder) each.
-    """
-    arrived = [Cut.stay(size) if cut is None else cut for size, cut in zip(sizes, cuts, strict=True)]
-    sources = [cut.source.to(own.device) for cut, own in zip(arrived, rows, strict=True)]
-
-    def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-        hidden, first = tensors["rows"], places[0]
-        image = SampleRows(
-            layer=0,
-            sample=_sample_of(arrived[first], len(hidden)),
-            source=tensors["source"],
-            sizes=(len(hidden),),
-            notes=dict(tensors["notes"]),
-            read=lambda: hidden,
-            reader=None,
-        )
-        decision = decide(image, stages.entering)
-        return None if decision is None else decision.cut
-
-    later: Sequence[Cut | None] = [None] * len(rows)
-    if stages.entering:
-        refuse_decoder_signals(stages)
-        images, kinds = [], []
-        for own, source, cut in zip(rows, sources, arrived, strict=True):
-            images.append({"rows": own, "source": source, "notes": dict(cut.notes)})
-            kinds.append((*kind_of(own), cut.arriving, *sorted(cut.notes)))
-        later = cuts_of(look, images, kinds, stages.together)
-    entered = []
-    for own, source, last in zip(rows, sources, later, strict=True):
-        stands_for = source if last is None else followed(last.source, source)
-        entered.append(Entered(rows_left(own, last), stands_for))
-    return entered
-
-
-def _sample_of(cut: Cut, count: int) -> Sample:
-    """A sequence that has one image, of which so many rows are left, and text behind it."""
-    vision = torch.arange(cut.arriving)
-    return Sample(
-        live=cut.arriving + 1,
-        text=torch.tensor([cut.arriving]),
-        vision=vision,
-        runs=torch.zeros_like(vision),
-        media=[MediaTokens(cut.arriving, nowhere, cut if count < cut.arriving else None)],
-        sizes=(cut.arriving,),
-        text_after=(1,),
-        text_from=(1,),
-    )
-
-
-def refuse_decoder_signals(stages: Program) -> None:
-    """A host's own decoder shows nothing before its first layer but what enters it."""
-    for stage in stages.entering:
-        for signal in stage.reads:
-            if not isinstance(signal, Hidden):
-                raise UnsupportedError(
-                    f"{stages.method.name} reads {signal!r} before decoder layer 0, which only foveate's own engine "
-                    "computes. Use it on transformers."
-                )

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
+from foveate.engine.buckets import Bucket, buckets_of
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.program import Program
-from foveate.engine.samples import Bucket, Sample, buckets_of
+from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
 __all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]

@@ -15,13 +15,14 @@ from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLaye
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
+from foveate.engine.buckets import WORDS
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
 from foveate.engine.forward import Forward, RowMap, Turn
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
 from foveate.engine.reads import begin_turn, end_turn
-from foveate.engine.samples import WORDS, Sample, read_samples
+from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, Where
 from foveate.families.base import Family
 

@@ -8,14 +8,13 @@ from torch import Tensor
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, TowerStage
-from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Hidden, Resource, Signal, Text
 from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
 
-__all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "named", "ran_note"]
+__all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "ran_note"]
 
 
 MOST_PLANS = 1024
@@ -243,13 +242,6 @@ def hidden_note(layer: int) -> str:
 def ran_note(signal: Signal, layer: int) -> str:
     """The name under which a signal of a layer that ran is remembered."""
     return f"{signal!r} {layer}"
-
-
-def named(cut: Cut, stage: Stage) -> Cut:
-    """The cut, its notes named for the member of a chain that wrote them."""
-    if cut.notes:
-        cut.notes = {f"{stage.owner} {name}": note for name, note in cut.notes.items()}
-    return cut
 
 
 class NotesOf(Mapping[str, Tensor]):

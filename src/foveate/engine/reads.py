@@ -21,10 +21,11 @@ from foveate.core.tensors import Memo, Tensors, alike, send, stacked, take_along
 from foveate.core.views import Arriving, ReadView
 from foveate.engine import guards
 from foveate.engine.arguments import visibility
+from foveate.engine.attending import last_marked
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
 from foveate.engine.forward import Forward, LayerCall, Turn
 from foveate.engine.program import Program
-from foveate.engine.reading import is_causal, last_marked
+from foveate.engine.reading import is_causal
 from foveate.families.base import Family
 from foveate.families.tap import See
 

@@ -13,13 +13,13 @@ from foveate.core.signals import Signal
 from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
+from foveate.engine.buckets import Bucket
 from foveate.engine.cache import CACHE_LAYERS, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import noting
-from foveate.engine.samples import Bucket
 from foveate.families.base import Family, tapped_layer, unreadable
 from foveate.families.tap import See
 

@@ -106,7 +106,7 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
                 full["commonest"], color="crimson", linewidth=1, linestyle="-.", label=f"commonest {what} alone"
             )
     axis.grid(alpha=0.25)
-    axis.set_xlim(0, 1.05 * max((row[cost] for row in quality.settings), default=1))
+    axis.set_xlim(0, 1.05 * max((row[cost] for row in counted), default=1))
     axis.set_ylim(bottom=0)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from foveate._sheet import SECTION, Column, Sheet
 from foveate._stats import wilson
+from foveate.contract.budget import is_met
 from foveate.eval.figures import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.eval.plan import BASELINES
 
@@ -25,8 +27,6 @@ FAILED = 0.2
 """The share of right answers up to which the full model fails, so that dropping has nothing to lose."""
 FEW = 30
 """Pictures below which an interval is worth little: a percentile bootstrap is then too narrow."""
-UNMET = 0.02
-"""How far what is spent may lie from what was asked for, as a share of it."""
 ALWAYS = "random"
 """The control that every method is judged by; of another, only that a method is worse is said."""
 SHORT = {
@@ -148,7 +148,8 @@ class Quality:
                     rows.append([f"{row['name']} {row['tokens']:.0f}", *_percents(self.tasks_of(row).values())])
         return Sheet(f"{self.figure} by task, %", heads, rows)
 
-    def paired_table(self) -> Sheet:
+    @cached_property
+    def paired(self) -> Sheet:
         """Every method beside the first one, on the same questions; empty where there is no other.
 
         Random and Resize have columns in `table`; other baselines are here where there is no method besides the first.
@@ -276,7 +277,7 @@ class Quality:
             notes.append(ALIKE)
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
             notes += [AGAINST, VERDICTS]
-        if any(self.paired_table().rows):
+        if any(self.paired.rows):
             notes += [PAIRED, VERDICTS]
         if any(row["hard"] is not None for row in self.settings):
             notes.append(HARD)
@@ -300,8 +301,8 @@ def sheets(qualities: Iterable[Quality]) -> list[Sheet]:
         tables.append(quality.table().noted(quality.findings()))
         if len(quality.tasks_of(quality.full)) > 1:
             tables.append(quality.task_table())
-        if (paired := quality.paired_table()).rows:
-            tables.append(paired)
+        if quality.paired.rows:
+            tables.append(quality.paired)
         legend += quality.legend()
     last = tables.pop()
     return [*tables, last.noted([*last.notes, *dict.fromkeys(legend)])]
@@ -330,14 +331,14 @@ def _miss(row: Row) -> str | None:
     spent, asked_words, spent_words = row["retention"], f"{budget:.1%}", f"{row['retention']:.1%}"
     if budget > 1:  # benchmarks are asked in tokens too
         spent, asked_words, spent_words = row["tokens"], f"{budget:g} tokens", f"{row['tokens']:.1f}"
-    if abs(spent - budget) <= UNMET * budget:
+    if is_met(budget, spent):
         return None
     return f"{asked_words} was asked for, {spent_words} is spent"
 
 
 def _tokens(row: Row, pair: Row) -> str:
     """What a setting of a pair spends and, in brackets, what the other one does where that is not the same."""
-    mark = "" if abs(row["tokens"] - pair["tokens"]) <= UNMET * row["tokens"] else f" ({pair['tokens']:.1f})"
+    mark = "" if is_met(row["tokens"], pair["tokens"]) else f" ({pair['tokens']:.1f})"
     return f"{row['tokens']:.1f}{mark}"
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
-from foveate.engine.encode import Entered, Project, TowerReducer, enter
+from foveate.engine.encode import TowerReducer
+from foveate.engine.hosts import Entered, Project, enter
 from foveate.engine.program import Program
 from foveate_vllm import guards
 from foveate_vllm.processing import KEEP, RATE

@@ -12,8 +12,9 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 from foveate.core.patching import Patcher
 from foveate.core.signals import Attention
 from foveate.core.tensors import take_along
-from foveate.engine.reading import RowsReader
-from foveate.engine.samples import Bucket, Unit
+from foveate.engine.attending import RowsReader
+from foveate.engine.buckets import Bucket
+from foveate.engine.samples import Unit
 
 __all__ = ["Heads", "HeadsReader", "ReaderOfEach", "heads_ahead", "heads_of"]
 

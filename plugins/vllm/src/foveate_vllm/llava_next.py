@@ -20,7 +20,8 @@ from vllm.multimodal.parse import MultiModalDataItems
 from foveate.core.grid import Grid, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
-from foveate.engine.encode import TowerReducer, before_decoder
+from foveate.engine.encode import TowerReducer
+from foveate.engine.hosts import before_decoder
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.llava_next import LlavaNext

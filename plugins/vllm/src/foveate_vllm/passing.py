@@ -11,10 +11,11 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
+from foveate.engine.buckets import Bucket, buckets_of
 from foveate.engine.cutting import decide_bucket, note_attending
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.program import Program, hidden_note
-from foveate.engine.samples import Begun, Bucket, Sample, buckets_of, read_samples
+from foveate.engine.samples import Begun, Sample, read_samples
 from foveate_vllm import guards
 from foveate_vllm.heads import Heads, HeadsReader, ReaderOfEach, heads_ahead, heads_of
 from foveate_vllm.layout import Batch, Images, Layout

@@ -30,7 +30,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
-from foveate.engine.encode import Entered
+from foveate.engine.hosts import Entered
 from foveate.families.base import Family
 from foveate.families.qwen_vl import Qwen3VL, Qwen25VL
 from foveate_vllm import guards

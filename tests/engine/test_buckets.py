@@ -7,6 +7,8 @@ import torch
 
 import foveate as fv
 from foveate.contract import Hidden, Place, follow
+from foveate.core.cut import Cut
+from foveate.engine.buckets import Bucket
 from foveate.registry import family_for
 from tests.bench.counting import count
 from tests.invariants.alone import check_alone, left
@@ -96,3 +98,26 @@ def test_attention_is_read_at_the_right_rows_whatever_the_padding(name, where):
         with fv.drop(model, EXAMPLES[name]) as trace, torch.no_grad():
             model(**one)
         assert left(together, row) == left(trace, 0) != {}
+
+
+# -- one merge by hand ------------------------------------------------------------------------------------------------
+
+
+def ints(*values):
+    return torch.tensor([values])
+
+
+@pytest.mark.parametrize(
+    ("runs", "slots", "columns"),
+    [(None, [0], [3]), (ints(0, 1, 1), [1], [4])],  # an image in one run of columns, and one in two
+)
+def test_a_merge_is_stored_where_its_image_or_its_run_begins(runs, slots, columns):
+    """Three tokens in columns 3 to 5, the first dropped and the last joined to the second."""
+    entered = ints(0, 1, 2)
+    bucket = Bucket((0,), (), torch.tensor([0]), ints(3, 4, 5), slots=entered, source=entered, sizes=(3,), runs=runs)
+    cut = Cut.merge(torch.tensor([1]), torch.tensor([[7.0]]), torch.tensor([-1, 0, 0]), {"size": torch.tensor([2])})
+    rows, before = bucket.take([cut], (1,))
+    assert (rows.tolist(), before.tolist()) == ([[[7.0]]], [[1]])
+    assert (bucket.source.tolist(), bucket.parent.tolist()) == ([[1]], [[-1, 0, 0]])
+    assert (bucket.slots.tolist(), bucket.columns.tolist()) == ([slots], [columns])
+    assert (bucket.sizes, bucket.notes["size"].tolist()) == ((1,), [[2]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.contract import Attention
-from foveate.engine.reading import Reduction, streams
+from foveate.engine.attending import Reduction, streams
 
 
 def signals_of(rows, renormalise=False):

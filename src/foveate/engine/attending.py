@@ -1,0 +1,343 @@
+"""Each layer: attention rows of the queries that score, and of no others, reduced to what stages read of them.
+
+`RowsReader` reads them for whoever runs the decoder: see `engine.reading` for models of transformers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness
+from foveate.core.rank import spread
+from foveate.core.signals import Attention
+from foveate.core.tensors import take_along
+from foveate.engine.buckets import Bucket
+from foveate.engine.samples import Unit
+
+__all__ = ["RATERS", "Reduction", "RowsReader", "last_marked", "streams"]
+
+
+RATERS = "raters"
+"""The name under which a bucket remembers them."""
+OF_TEXT = ("after", "but_last", "null", "raters")
+"""Rows that ask and stand behind an image."""
+
+
+class RowsReader(ABC):
+    """Reads what queries and keys of a decoder layer come to at the rows of a bucket. Who runs the model makes these.
+
+    Args:
+        bucket: The samples, and their rows that are left.
+        columns: (samples, rows) int64, ascending: the columns of all rows of these samples, text among them.
+        width: Of the residual stream.
+    """
+
+    def __init__(self, bucket: Bucket, columns: Tensor, width: int) -> None:
+        self._bucket = bucket
+        self._columns = columns
+        self._width = width
+        self._made_keys: Tensor | None = None
+        # Which rows are vision tokens: the last of equal columns, since pads in front repeat the first row.
+        self._vision = torch.searchsorted(columns.contiguous(), bucket.columns, right=True) - 1
+        self._past: Tensor | None = None
+        self._sees: Callable[[Tensor], Tensor] | None = None
+        self._softcap: float | None = None
+
+    @abstractmethod
+    def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Queries of the rows that ask, (samples, rows) int64, keys of all, and the scaling of their product."""
+
+    @abstractmethod
+    def _turned_ones(self, size: int) -> Tensor:
+        """A vector of ones, turned by RoPE to the position of each row: (samples, rows, head size) float32."""
+
+    def _live(self) -> Tensor | None:
+        """Nonzero where a column is no padding, (samples, columns); None if all are."""
+        return None
+
+    def in_prompt(self, columns: Tensor) -> Tensor:
+        """Columns of the call, (samples, any) int64, counted from the sample's first row; −1 stays below 0."""
+        return columns - self._columns[:, :1]
+
+    # -- signals -----------------------------------------------------------------------------------------------
+
+    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
+        """Signals that differ in nothing but how rows are put together: each row of attention is made once.
+
+        Returns:
+            For each signal (samples, rows of these units, one behind the other) float32.
+        """
+        values = [self._of_unit(signals, unit) for unit in units]
+        if len(values) == 1:
+            return values[0]
+        return {signal: torch.cat([value[signal] for value in values], dim=1) for signal in signals}
+
+    def _of_unit(self, signals: Sequence[Attention], unit: Unit) -> dict[Attention, Tensor]:
+        reduction = Reduction(signals)
+        no_text = unit.text_after == (False,)
+        if not (signals[0].rows in OF_TEXT and no_text):
+            for block in self._blocks(signals[0], unit):
+                reduction.add(block)
+        values = reduction.values()
+        if values:
+            return {signal: _of_heads(signal, value) for signal, value in values.items()}
+        zeros = self._vision.new_zeros(len(self._vision), len(unit), dtype=torch.float32)
+        return dict.fromkeys(signals, zeros)
+
+    def keys(self) -> Tensor:
+        """Keys of the bucket's rows after RoPE, mean over heads: (samples, rows, head size) float32."""
+        keys = take_along(self._all_keys(), self._vision[:, None, :, None], dim=2)
+        return keys.float().mean(dim=1)
+
+    def key_norms(self) -> Tensor:
+        """L1 norms of the keys of the bucket's rows after RoPE, all heads together: (samples, rows) float32."""
+        return self._norms().gather(1, self._vision)
+
+    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
+        """Columns of the text behind each unit that has the largest key norms, the largest first.
+
+        Returns:
+            (samples, units, count) int64: from the first on again where there is less text, −1 where there is none.
+        """
+        return torch.stack([self._pivots_of(count, unit) for unit in units], dim=1)
+
+    def _pivots_of(self, count: int, unit: Unit) -> Tensor:
+        none = self._columns.new_full((len(self._columns), count), -1)
+        if unit.text_after == (False,) or not len(unit):
+            return none
+        asking, real = self._text_behind(unit)
+        if not asking.shape[1]:
+            return none
+        norms = self._norms().gather(1, asking)
+        number = torch.full_like(asking[:, :1], asking.shape[1])
+        if real is not None:
+            norms = norms.masked_fill(real == 0, -1)
+            number = real.sum(dim=1, keepdim=True)
+        order = norms.sort(dim=1, descending=True, stable=True).indices
+        places = torch.arange(count, device=order.device) % number.clamp(min=1)  # of three rows 0 1 2 0
+        columns = self._columns.gather(1, asking.gather(1, order.gather(1, places)))
+        return torch.where(number > 0, columns, none)
+
+    def _norms(self) -> Tensor:
+        """L1 norms of the keys of all rows: (samples, rows) float32."""
+        norms: Tensor = torch.linalg.vector_norm(self._all_keys(), ord=1, dim=(1, 3), dtype=torch.float32)
+        return norms
+
+    def _all_keys(self) -> Tensor:
+        """Keys of all rows after RoPE, (samples, key heads, rows, head size)."""
+        if self._made_keys is None:
+            no_queries = self._vision[:, :0]
+            _, self._made_keys, _ = self._queries_and_keys(no_queries)
+        return self._made_keys
+
+    # -- attention rows ----------------------------------------------------------------------------------------
+
+    def _blocks(self, signal: Attention, unit: Unit) -> Iterator[Tensor]:
+        """Attention that rows which ask pay to a unit's rows: (samples, heads, some of them, rows) float32, blocks in
+        order; one head stands for all where their mean is wanted.
+
+        A sample with less text behind them than another has rows of zeros in the place of what it lacks.
+        """
+        columns, real = self._vision[:, unit.rows], None
+        samples = len(columns)
+        if not len(unit):  # an image that has lost all its tokens
+            return
+        if signal.rows == "vision":
+            asking = _sampled(columns, signal.sample)
+        elif signal.rows == "last":
+            asking = self._last_row()
+        else:
+            asking, real = self._text_behind(unit)
+        if not asking.shape[1]:
+            return
+        if signal.rows == "null":
+            asking, real = _first(asking, real)
+        elif signal.rows == "but_last":  # real rows stand behind the others
+            asking, real = asking[:, :-1], None if real is None else real[:, :-1]
+            if not asking.shape[1]:
+                return
+        elif signal.rows == "raters":
+            raters = self._bucket.text[RATERS][:, unit.image].to(asking.device)
+            is_rater = raters.gather(1, self._columns.gather(1, asking))
+            real = is_rater if real is None else is_rater & (real != 0)
+        query, keys, scaling = self._queries_and_keys(asking)
+        self._made_keys, before = keys, 0
+        if self._past is not None:
+            before = self._past.shape[2]
+            keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)
+        both_ways = signal.both_ways and signal.rows == "vision"
+        last: Tensor | None = None
+        visible: Callable[[slice], Tensor] | None = None
+        if self._sees is None:
+            last = (columns[:, -1:].expand_as(asking) if both_ways else asking) + before
+        else:
+            visible = self._visible(self._sees, asking, columns if both_ways else None, keys.shape[2], before)
+        blocks = attention_rows(
+            query.flatten(0, 1),
+            keys.flatten(0, 1),
+            scaling,
+            last_key=last,
+            visible=visible,
+            block=max(BLOCK_NUMBERS, self._columns.numel() * self._width),  # less than the layer will hold
+            softcap=self._softcap,
+            samples=samples,
+        )
+        done, places = 0, (columns + before)[:, None, None]
+        turned = self._turned_ones(query.shape[-1]) if signal.without_distance else None
+        for probabilities in blocks:
+            heads = probabilities.view(samples, -1, *probabilities.shape[1:])
+            if signal.heads == "mean":
+                heads = heads.mean(dim=1, keepdim=True)
+            paid = take_along(heads, places, dim=3)
+            del probabilities, heads  # before the next block is made
+            some = slice(done, done + paid.shape[2])
+            if turned is not None:
+                rows = take_along(turned, asking[:, some, None], dim=1)
+                paid = paid / nearness(rows, take_along(turned, columns[..., None], dim=1))[:, None]
+            yield paid if real is None else paid * real[:, None, some, None]
+            done += paid.shape[2]
+
+    def _last_row(self) -> Tensor:
+        """The row of each sample's last token, (samples, 1): behind it may be padding."""
+        live = self._live()
+        if live is None:
+            return self._columns.new_full((len(self._columns), 1), self._columns.shape[1] - 1)
+        last, _ = last_marked((live.gather(1, self._columns) != 0).long(), 1)
+        return last
+
+    def _text_behind(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
+        """Text rows behind a unit, as many in every sample; and which of them a sample has, None if all do.
+
+        An example: rows are vision, text, text in one sample and text, vision, text in the other. Two rows are taken of
+        both, the last two; of the other sample's the first is not real.
+        """
+        rows = self._columns.shape[1]
+        places = torch.arange(rows, device=self._vision.device)
+        # 1 at every row, then 0 at vision tokens, rows before the unit's end, and padding: (samples, rows).
+        text = self._vision.new_ones(len(self._vision), rows).scatter_(1, self._vision, 0)
+        text = text * (places > self._vision[:, unit.stop - 1 : unit.stop])
+        live = self._live()
+        if live is not None:  # generation reads the output of some padding rows, but their attention is not scored
+            text = text * (live.gather(1, self._columns) != 0)
+        most, exact = self._bucket.text_behind(unit.start, unit.stop)
+        asking, real = last_marked(text, most)
+        if exact:
+            return asking, None
+        return asking, real
+
+    def _visible(
+        self, sees: Callable[[Tensor], Tensor], asking: Tensor, image: Tensor | None, slots: int, before: int
+    ) -> Callable[[slice], Tensor]:
+        """Which slots some of the asking rows see; with all of an image whose rows look both ways."""
+        columns = self._columns
+        if image is None:
+            return lambda some: sees(columns.gather(1, asking[:, some]))
+        places = torch.arange(slots, device=asking.device) - before
+        inside = (places >= image[:, :1]) & (places <= image[:, -1:])  # (samples, slots)
+        inside = inside[:, None, None]
+        return lambda some: sees(columns.gather(1, asking[:, some])) | inside
+
+
+class Reduction:
+    """Attention rows put together, block by block.
+
+    Args:
+        signals: What is wanted: they differ in nothing but how rows are put together.
+    """
+
+    def __init__(self, signals: Sequence[Attention]) -> None:
+        self._signals = signals
+        self._over = {signal.over for signal in signals}
+        self._renormalises = signals[0].renormalise
+        # Where samples differ in how much text is behind, rows of zeros fill up: they ask for nothing.
+        self._filled = signals[0].rows in OF_TEXT and (self._renormalises or "mean" in self._over)
+        self._sum: Tensor | None = None
+        self._max: Tensor | None = None
+        self._asking: int | Tensor = 0
+
+    def add(self, block: Tensor) -> None:
+        """Add attention rows, (…, some rows, tokens): samples and heads may be in front."""
+        sums = block.sum(dim=-1, keepdim=True) if self._filled or self._renormalises else None
+        if "mean" in self._over:
+            real = (sums > 0).sum(dim=(-2, -1)) if self._filled and sums is not None else block.shape[-2]
+            self._asking = self._asking + real
+        if self._renormalises:
+            assert sums is not None
+            block = block / (sums.clamp(min=torch.finfo(torch.float32).tiny) if self._filled else sums)
+        if self._over - {"max"}:
+            total = block.sum(dim=-2)
+            self._sum = total if self._sum is None else self._sum + total
+        if "max" in self._over:
+            highest = block.amax(dim=-2)
+            self._max = highest if self._max is None else torch.maximum(self._max, highest)
+
+    def values(self) -> dict[Attention, Tensor]:
+        """The signals, (…, tokens) each; none where no row was added."""
+        if self._sum is None and self._max is None:
+            return {}
+        return {signal: self._value(signal) for signal in self._signals}
+
+    def _value(self, signal: Attention) -> Tensor:
+        if signal.over == "max":
+            assert self._max is not None
+            return self._max
+        assert self._sum is not None
+        if signal.over == "mean":
+            asking = self._asking
+            return self._sum / (asking.clamp(min=1)[..., None] if isinstance(asking, Tensor) else asking)
+        if signal.over == "share":
+            return self._sum / self._sum.sum(dim=-1, keepdim=True)
+        return self._sum
+
+
+def _of_heads(signal: Attention, paid: Tensor) -> Tensor:
+    """What the heads come to together: (…, heads, tokens) -> (…, tokens)."""
+    if signal.heads == "busiest":
+        return mean_of_busiest(paid, signal.busiest)
+    return paid[..., 0, :] if paid.shape[-2] == 1 else paid.amax(dim=-2)  # of their mean there is one
+
+
+def _first(asking: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The first of the rows that ask, (samples, 1), real ones standing behind the others; and whether it is real."""
+    if real is None:
+        return asking[:, :1], None
+    number = real.sum(dim=1, keepdim=True)
+    place = (asking.shape[1] - number).clamp(max=asking.shape[1] - 1)
+    return asking.gather(1, place), number > 0
+
+
+def _sampled(columns: Tensor, count: int | None) -> Tensor:
+    """`count` of a unit's rows, (samples, rows), spread evenly; all of them where there are no more."""
+    rows = columns.shape[1]
+    if count is None or count >= rows:
+        return columns
+    return columns[:, spread(rows, count, columns.device)]
+
+
+def streams(signals: Sequence[Attention]) -> list[list[Attention]]:
+    """Signals that are made of the same rows of attention, together."""
+    alike: dict[Attention, list[Attention]] = {}
+    for signal in signals:
+        alike.setdefault(replace(signal, over="sum"), []).append(signal)
+    return list(alike.values())
+
+
+def last_marked(marks: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Where the last marked places of each row are, `most` of them.
+
+    An example: marks 1 0 1 1 and 0 0 0 1, two of each: places 2 3 and 2 3, marks 1 1 and 0 1.
+
+    Args:
+        marks: (rows, places), 0 or 1.
+        most: At least as many as any row has.
+
+    Returns:
+        (rows, most) int64 twice: places, the marked ones at the end and in order; and their marks.
+    """
+    # A stable sort of 0s and 1s brings the marked places to the end, in order.
+    sorted_marks, order = marks.sort(dim=1, stable=True)
+    first = marks.shape[1] - most
+    return order[:, first:], sorted_marks[:, first:]
