@@ -78,7 +78,7 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
     [
         ("methode=v2drop", "No model argument 'methode'. Did you mean method? There are: pretrained, method"),
         ("v2drop", "NAME=VALUE"),
-        ("method=v2drop,retention=1/3", "retention is a number; got '1/3'"),
+        ("method=v2drop,budget=1/3", "budget is a number; got '1/3'"),
         ("method=v2drop,budget=-1", "above 0"),
         ("method=v2drop,budget=64,retention=0.3", "Give one of tokens= and retention="),
         ("method=v2drop,settings=metric", "write key=value"),

@@ -127,9 +127,8 @@ def test_what_stands_before_the_picture_belongs_to_the_look(vlm, picture):
 
 
 def test_questions_of_a_conversation_build_on_answers(vlm, picture, prefix):
-    talk, other = prefix.talk(), prefix.talk()
-    first = talk.ask("What is it?", **NEW)
-    second = talk.ask("And where?", **NEW)
+    first = prefix.ask("What is it?", **NEW)
+    second = prefix.ask("And where?", after=["What is it?", first.text], **NEW)
     messages = [
         user(image(picture), text("What is it?")),
         {"role": "assistant", "content": first.text},
@@ -138,23 +137,12 @@ def test_questions_of_a_conversation_build_on_answers(vlm, picture, prefix):
     fresh = vlm.ask(messages=messages, method="v2drop", retention=0.4, **NEW)
     assert second.tokens == fresh.tokens
     assert torch.equal(second.prompt.inputs["input_ids"], fresh.prompt.inputs["input_ids"])
-    assert talk.texts == ("What is it?", first.text, "And where?", second.text)
-    assert other.ask("And where?", **NEW).tokens == prefix.ask("And where?", **NEW).tokens
 
 
-def test_a_question_that_fails_leaves_the_conversation_as_it_was(prefix):
-    talk = prefix.talk()
-    with pytest.raises(fv.SettingError, match="empty"):
-        talk.ask(" ")
-    assert talk.texts == ()
-
-
-def test_a_streamed_answer_is_part_of_the_conversation_once_it_has_ended(prefix):
-    talk = prefix.talk()
-    stream = talk.ask("What is it?", stream=True, **NEW)
-    pieces = "".join(stream)
-    assert talk.texts == ("What is it?", pieces)
-    assert talk.ask("And where?", choices=["here", "there"]).text == talk.texts[-1]
+def test_what_was_said_is_questions_and_answers_in_turn(prefix):
+    for after in ("What is it?", ["What is it?"], ["What?", "It.", "Where?"]):
+        with pytest.raises(fv.SettingError, match="after holds questions and answers in turn"):
+            prefix.ask("And where?", after=after)
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------

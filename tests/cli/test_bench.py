@@ -151,7 +151,7 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
     [
         (["--budget", "3", "--retention", "0.3"], "give one of them"),
         (["--retention", "2"], "2 is not a share in (0, 1]"),
-        (["--budget", "0"], "--budget: 0 is not above 0"),
+        (["--budget", "0"], "--budget: 0 is not a number above 0"),
         (["--pairs", "1"], "--pairs: 1 is not from 2 to"),
         (["--method", "v2drop", "--method", "v2drop"], "--method: the same one is given twice"),
         (["--method", "all", "--method", "v2drop"], "No method 'all'"),

@@ -8,7 +8,8 @@ import pytest
 import foveate as fv
 from foveate.contract import catalogue
 from foveate.contract.chain import Chain
-from foveate.contract.naming import parse
+from foveate.contract.naming import parse, refuse_files
+from foveate.errors import SettingError
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,8 @@ from foveate.contract.naming import parse
         ("v2drop:layers=(3,17);keep=[0.5,0]", fv.V2Drop(layers=(3, 17), keep=(0.5, 0.0))),
         ("v2drop:layers=3;keep=0.5", fv.V2Drop(layers=(3,), keep=(0.5,))),
         ("v2drop:layers=3,17;keep=1/3,1/9", fv.V2Drop(layers=(3, 17), keep=(1 / 3, 1 / 9))),
+        ("v2drop:layers=3,17;keep=33%,12.5 %", fv.V2Drop(layers=(3, 17), keep=(0.33, 0.125))),
+        ("v2drop:retention=33%", fv.V2Drop(retention=0.33)),
         ("v2drop:reverse=true", fv.V2Drop(reverse=True)),
         ("v2drop:reverse=No", fv.V2Drop()),
         ("v2drop:retention=0.25", fv.V2Drop(retention=0.25)),
@@ -98,3 +101,14 @@ def test_a_chain_goes_round_as_json():
         "v2drop",
         "finalkv",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["a.json", " 'a.json' ", "v2drop+a.json", "a.json+v2drop", "a.json:keep=1", "/a/b.json"]
+)
+def test_what_a_client_writes_is_no_file(text):
+    with pytest.raises(SettingError, match="names a file, which is not read here"):
+        refuse_files(text)
+    refuse_files("visionzip+v2drop:metric=l1")
+    refuse_files("v2drop/llava-1.5-7b/192")
+    refuse_files('{"method": "v2drop", "keep": [0.5]}')

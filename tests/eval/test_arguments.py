@@ -22,6 +22,8 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
         ),
         ("method='v2drop:layers=3,17,22', retention=0.333", {"method": "v2drop:layers=3,17,22", "retention": 0.333}),
         ("method = v2drop, budget = 64", {"method": "v2drop", "budget": 64.0}),
+        ("method=v2drop,retention=25%", {"method": "v2drop", "retention": 0.25}),
+        ("method=v2drop,retention=1/4", {"method": "v2drop", "retention": 0.25}),
         ("method=v2drop/llava-1.5-7b/192,", {"method": "v2drop/llava-1.5-7b/192"}),
         ("method=random,seed=3,budget=64.5", {"method": "random", "seed": 3, "budget": 64.5}),
         (

@@ -2,8 +2,7 @@ import sys
 from contextlib import suppress
 
 import pytest
-from hypothesis import given as given_by
-from hypothesis import strategies as st
+from hypothesis import given as given_by, strategies as st
 
 import foveate as fv
 from foveate import embedded

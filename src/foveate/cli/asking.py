@@ -12,8 +12,7 @@ from foveate._spelling import no_setting, pair_of
 from foveate._version import __version__
 from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation
-from foveate.ask.loading import device_of, is_folder
-from foveate.ask.loading import load as load_model
+from foveate.ask.loading import device_of, is_folder, load as load_model
 from foveate.ask.media import read_media
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM

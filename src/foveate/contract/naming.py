@@ -17,6 +17,7 @@ from functools import cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from foveate._spelling import Written, fractions, no_setting, pair_of, written
+from foveate._upstream import brief
 from foveate.contract import catalogue
 from foveate.contract.chain import Chain
 from foveate.contract.method import BUDGET, Method
@@ -32,6 +33,7 @@ __all__ = [
     "kinds_of",
     "members_of",
     "parse",
+    "refuse_files",
     "settings_of",
     "with_seed",
 ]
@@ -82,6 +84,16 @@ def _members(text: str, settings: Sequence[str] | Mapping[str, Any]) -> list["_M
 def kinds_of(text: str) -> list[type[Method]]:
     """The classes of the methods that a text names."""
     return [_Member.of(part).kind for part in written(text)]
+
+
+def refuse_files(text: str) -> None:
+    """Refuse a method that names a file: what a client writes must not make a server open, or look for, any of its own.
+
+    Raises:
+        SettingError: If a member of it is one.
+    """
+    if any(part.is_file for part in written(text)):
+        raise SettingError(f"{brief(text)} names a file, which is not read here. Write a name, settings or a chain.")
 
 
 @dataclass(frozen=True)
@@ -161,7 +173,7 @@ def chosen(
         bare = is_bare(method, settings if isinstance(settings, Mapping) else [pair_of(pair)[0] for pair in settings])
         method = parse(method, settings)
     if not isinstance(method, Method):
-        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
+        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {brief(method)}.")
     if tokens is None and retention is None:
         return method.with_budget(retention=RETENTION) if bare and method.open else method
     own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._given(BUDGET).items()]

@@ -3,11 +3,11 @@
 Needs neither torch nor lmms-eval, so that a command refuses a name at once.
 """
 
-import difflib
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from foveate._spelling import nearest
 from foveate._upstream import install_line
 from foveate.errors import InputError, UnknownNameError, UnsupportedError
 
@@ -57,11 +57,10 @@ def resolve(names: Sequence[str], others: Collection[str] = ()) -> dict[str, str
     """
     for name in names:
         if name not in BENCHMARKS and name not in others:
-            near = difflib.get_close_matches(name, others, n=3)
-            hint = f" Near it in lmms-eval: {', '.join(near)}." if near else ""
             ours = ", ".join(BENCHMARKS)
             raise UnknownNameError(
-                f"No benchmark {name!r}. There are: {ours}; and every task of lmms-eval by its own name.{hint}"
+                f"No benchmark {name!r}. There are: {ours}; and every task of lmms-eval by its own name."
+                f"{nearest(name, others, 3)}"
             )
     return {name: BENCHMARKS.get(name, name) for name in names}
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from accelerate import Accelerator
@@ -73,11 +73,11 @@ class Answering(lmms):  # type: ignore[misc]
 
         return Request(task, split, number, lambda: messages(document()), generation, ocr)
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+    def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
         """Refused: this model answers in words."""
         raise UnsupportedError("foveate answers in words; a task that compares likelihoods cannot be run with it.")
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
         """Refused: one question, one answer."""
         raise UnsupportedError(
             "foveate answers one question at a time; a task of several rounds cannot be run with it."
@@ -175,13 +175,13 @@ class Foveate(Answering):
             self.answerer.advance = bar.update
             return super().generate_until(requests)
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+    def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
         with _in_one_line():
-            return super().loglikelihood(requests)
+            super().loglikelihood(requests)
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
         with _in_one_line():
-            return super().generate_until_multi_round(requests)
+            super().generate_until_multi_round(requests)
 
     def clean(self) -> None:
         """What lmms-eval calls in every process when all is answered: gather the records, and let the store go."""

@@ -4,7 +4,6 @@ method=v2drop:layers=3,17,22;keep=0.5,0.3,0,budget=192     a comma separates whe
 {"method": "v2drop:metric=cosine", "budget": 192}          JSON; a mapping from lmms-eval's YAML says the same
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from foveate._spelling import parsed, unquoted
+from foveate._spelling import fractions, nearest, parsed, unquoted
 from foveate.contract.method import Method
 from foveate.contract.naming import asked_share, chosen, draws, parse, with_seed
 from foveate.errors import SettingError
@@ -157,6 +156,8 @@ def _value(name: str, value: Any) -> Any:
 
 def _number(name: str, value: Any) -> int | float:
     kind = NUMBERS[name]
+    if name == "retention" and isinstance(value, str):
+        value = fractions(value)
     with suppress(TypeError, ValueError):
         number = kind(value)
         if not isinstance(value, bool) and (isinstance(value, str) or number == value):
@@ -168,8 +169,6 @@ def _unknown(name: str) -> str:
     """A sentence on a name that is no argument's."""
     if name in FLAGS:
         return f"{name} is a flag of lmms-eval: write --{name} beside --model_args."
-    there = f"There are: {', '.join(NAMES)}."
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=1)
-    if near:
-        return f"No model argument {name!r}. Did you mean {near[0]}? {there}"
-    return f"No model argument {name!r}. {there} A method's settings go behind its name: method=v2drop:metric=cosine."
+    near = nearest(name.lower().replace("-", "_"), NAMES)
+    behind = "" if near else " A method's settings go behind its name: method=v2drop:metric=cosine."
+    return f"No model argument {name!r}.{near} There are: {', '.join(NAMES)}.{behind}"
