@@ -16,6 +16,7 @@ FILES = sorted(path.name for path in ENGINE.glob("*.py") if path.name != "__init
 UNDRAWN = {
     "_files",
     "_folders",
+    "_index",
     "_memory",
     "_room",
     "_sheet",

@@ -35,7 +35,8 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
             {"settings": "metric=cosine;min_keep=2", "dtype": "float16"},
         ),
         ("log=bob's,pretrained=al's", {"log": "bob's", "pretrained": "al's"}),
-        ('log="a,seed=b",pretrained=2024', {"log": "a,seed=b", "pretrained": "2024"}),
+        ('log="a,b",pretrained=2024', {"log": "a,b", "pretrained": "2024"}),
+        ('{"log": "a,seed=b"}', {"log": "a,seed=b"}),
         (
             '{"method": {"method": "v2drop"}, "budget": "192", "seed": null}',
             {"method": {"method": "v2drop"}, "budget": 192.0},

@@ -178,14 +178,21 @@ class Eval(MethodsOptions):
         return bool(benchmarks)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
-        """Refuse names that are neither benchmarks nor, though nearly, embedded tasks."""
+        """Refuse names that are neither benchmarks nor, though nearly, embedded tasks.
+
+        Only for names that are not ours is lmms-eval's index of tasks read, which takes seconds.
+        """
         from foveate.embedded import TASKS
-        from foveate.eval.lmms.benchmarks import check_installed, check_written
+        from foveate.eval.lmms.benchmarks import BENCHMARKS, check_folders, check_installed
 
         near = "".join(nearest(name, TASKS) for name in names)
         try:
             check_installed()
-            check_written(names, self.include)
+            check_folders(self.include)
+            if not set(names) <= set(BENCHMARKS):
+                from foveate.eval.lmms.harness import check_names
+
+                check_names(names, self.include)
         except UnsupportedError as error:
             if near:
                 raise UnknownNameError(f"No task {', '.join(names)}.{near}") from error

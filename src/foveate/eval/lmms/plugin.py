@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
@@ -16,11 +17,12 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from foveate._writing import publish
 from foveate.ask.loading import EMBEDDED, device_of, load
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
 from foveate.eval.answer_store import Answers, open_answers
 from foveate.eval.lmms.answerer import Conduct, Request, RequestAnswerer
-from foveate.eval.lmms.label import Label, spent_of, when_written
+from foveate.eval.lmms.label import Label, spent_of
 from foveate.eval.lmms.setting import Setting, values_of
 
 __all__ = ["Answering", "Foveate"]
@@ -95,7 +97,8 @@ class Foveate(Answering):
         settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
         protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
         max_frames: Most frames of a video.
-        log: A folder for a record of every answer; a run that is started again reuses what is there.
+        log: A folder for a record of every answer, and for what each setting spent; a run that is started again reuses
+            what is there.
         device, dtype, attention: As of the command line.
         batch_size: From lmms-eval's own flag.
         max_batch_size: lmms-eval's flag for batches it sizes itself; refused.
@@ -131,6 +134,7 @@ class Foveate(Answering):
         conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
         vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
         self._held = ExitStack()
+        self._log = log
         store = self._open(log, conduct.conditions(vlm)) if log else None
         super().__init__(RequestAnswerer(vlm, setting.method, conduct, store))
         self.label = Label(model=pretrained, setting=setting, conduct=conduct)
@@ -164,9 +168,7 @@ class Foveate(Answering):
                 if name in values:
                     raise SettingError(f"{name} is given twice: as --{name}, and in model_args.")
                 values[name] = value
-            model = cls(**values)
-        when_written(model.label, lambda: model.answerer.records)
-        return model
+            return cls(**values)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         with _in_one_line(), tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
@@ -189,7 +191,19 @@ class Foveate(Answering):
             for records in shares:
                 self.answerer.records = {**records, **self.answerer.records}
         self._held.close()
+        if self.rank == 0 and self.answerer.records:
+            with _in_one_line():
+                self._tell(self.label.summary(self.answerer.records))
         super().clean()
+
+    def _tell(self, summary: Mapping[str, Any]) -> None:
+        """Say what was spent, and write it beside the answers that are kept."""
+        tokens, entered = summary["tokens"], summary["vision_tokens"]
+        _note(f"{tokens:.1f} of {entered:.1f} vision tokens a layer: {summary['retention']:.1%}")
+        if self._log:
+            path = Path(self._log).expanduser() / f"{self.label.name}.json"
+            publish(path, lambda part: part.write_text(json.dumps(summary, indent=2) + "\n"), force=True)
+            _note(f"what was asked for and spent is in {path}")
 
 
 def _place() -> tuple[int, int]:

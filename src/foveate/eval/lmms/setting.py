@@ -38,8 +38,8 @@ STRUCTURED = ("method", "settings")
 """What JSON may give as an object."""
 FLAGS = ("batch_size", "max_batch_size")
 
-# A span in quotes, or a comma that separates. An apostrophe inside a word opens no span.
-_PARTS = re.compile(r"""(?<=[=:,\[{\s])'[^']*'|(?<=[=:,\[{\s])"[^"]*"|(?P<comma>,)(?=\s*[A-Za-z_][\w-]*\s*=)""")
+SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*\s*=)")
+"""A comma that NAME= follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +128,8 @@ def values_of(arguments: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def _pairs(text: str) -> dict[str, str]:
     """`a=1,2,b=3` is `a=1,2` and `b=3`."""
-    commas = [match.start() for match in _PARTS.finditer(text) if match["comma"]]
-    starts, ends = [0, *(comma + 1 for comma in commas)], [*commas, len(text)]
     pairs: dict[str, str] = {}
-    for start, end in zip(starts, ends, strict=True):
-        part = text[start:end].strip(", ")
+    for part in (piece.strip(", ") for piece in SEPARATOR.split(text)):
         if not part:
             continue
         name, equals, value = part.partition("=")
