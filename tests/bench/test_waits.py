@@ -126,6 +126,17 @@ def test_a_layer_that_neither_scores_nor_cuts_does_what_it_does_untouched_but_fo
     assert dropped["per_layer"][5] <= whole["per_layer"][5] + 3
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "untouched"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_python_is_called_less_than_it_once_was(found, prompt, name):
+    once = json.loads(COUNTS.read_text())["calls at 956fcd9"][prompt][name]
+    calls = {part: figures["calls"] for part, figures in found[prompt][name].items()}
+    assert 3 * calls["open"] <= once["open"]
+    assert 3 * calls["close"] <= once["close"]
+    assert calls["prefill"] < once["prefill"]
+    assert calls["decode"] < once["decode"]
+
+
 @pytest.mark.parametrize("prompt", ["llava", "qwen2_vl"])
 @pytest.mark.parametrize("name", ["random", "v2drop"])
 def test_a_step_on_even_lengths_runs_the_untouched_models_operators(found, prompt, name):

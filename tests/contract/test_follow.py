@@ -217,7 +217,7 @@ def declared():
     for kind in kinds():
         yield kind()
         for name, values in _choices(kind).items():
-            yield from (kind(**{name: value}) for value in values)
+            yield from (kind(**{name: value}) for _, value in values)
 
 
 def reading(signal):
