@@ -23,9 +23,8 @@ from transformers import (
 )
 
 import foveate
-from foveate import cli, embedded, registry, support
+from foveate import catalogue, cli, embedded, registry, support
 from foveate.ask.generation import Generation
-from foveate.contract import catalogue
 from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
 from foveate.tune import searching

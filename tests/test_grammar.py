@@ -6,9 +6,8 @@ import pytest
 from transformers import LlavaConfig
 
 import foveate as fv
-from foveate import cli, embedded
-from foveate.contract import naming
-from foveate.contract.catalogue import takes_budget
+from foveate import cli, embedded, naming
+from foveate.catalogue import takes_budget
 from tests.models import batch, tiny
 from tests.tune.presets import preset_of
 

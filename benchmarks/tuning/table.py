@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate._sheet import between
-from foveate.contract.catalogue import from_dict
+from foveate.catalogue import from_dict
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "tuning-found.md"

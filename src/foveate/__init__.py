@@ -63,7 +63,7 @@ def _methods() -> dict[str, str]:
     return homes
 
 
-_HOMES |= {"Chain": "foveate.contract.chain"} | _methods()
+_HOMES |= {"Chain": "foveate.contract.method"} | _methods()
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
 
 
@@ -90,8 +90,7 @@ if TYPE_CHECKING:
         Question as Question,
         load as load,
     )
-    from foveate.contract.chain import Chain as Chain
-    from foveate.contract.method import Method as Method, Preset as Preset
+    from foveate.contract.method import Chain as Chain, Method as Method, Preset as Preset
     from foveate.core.cut import Cut as Cut
     from foveate.cost import Cost as Cost, cost as cost
     from foveate.engine.session import apply as apply, drop as drop, remove as remove

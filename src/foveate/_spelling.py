@@ -1,7 +1,7 @@
 """How methods are written: a text in its parts, and the errors for names and settings that there are not.
 
 Needs no torch, so that a command can refuse a name before anything slow is imported. The grammar is shown in
-`foveate.contract.naming`.
+`foveate.naming`.
 """
 
 import difflib

@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.app.answers import FULL, answered, checked, least_percent
-from foveate.contract.catalogue import methods, takes_budget
+from foveate.catalogue import methods, takes_budget
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.registry import family_for
 

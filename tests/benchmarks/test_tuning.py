@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate.contract.catalogue import from_dict
-from foveate.contract.naming import parse
+from foveate.catalogue import from_dict
+from foveate.naming import parse
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "tuning"

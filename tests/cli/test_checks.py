@@ -12,9 +12,9 @@ import pytest
 from foveate import _index, embedded
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import ModelOptions
-from foveate.contract.naming import parse
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError
 from foveate.methods.uniform import Uniform
+from foveate.naming import parse
 from tests.test_grammar import WRONG
 
 PICTURE = str(embedded.picture())

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from foveate import catalogue
 from foveate.cli.rows import method_rows, preset_rows
-from foveate.contract import catalogue
 from foveate.contract.settings import Share
 from foveate.methods.uniform import Uniform
 

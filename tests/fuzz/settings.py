@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig
 
-from foveate.contract import catalogue
+from foveate import catalogue
 from foveate.contract.method import Method
-from foveate.contract.naming import parse
 from foveate.errors import SettingError
+from foveate.naming import parse
 from tests.fuzz.judging import Case, Wrong
 from tests.fuzz.mutating import altered, odd_number, odd_text, odd_value, short
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.naming import parse
 from foveate.contract.space import Point
+from foveate.naming import parse
 from foveate.tune.parts import grouped, split
 from foveate.tune.prices import Measured, solved
 from tests.models import DEPTH, batch, tiny

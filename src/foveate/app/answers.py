@@ -13,8 +13,8 @@ from foveate.app.subjects import Subject
 from foveate.ask.answer import Answer
 from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
-from foveate.contract.naming import refuse_files
 from foveate.errors import BudgetError, FoveateError, SettingError
+from foveate.naming import refuse_files
 
 __all__ = ["FULL", "MOST", "UNDER_WAY", "Reply", "answered", "cards", "checked", "least_percent", "program"]
 

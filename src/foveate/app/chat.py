@@ -19,8 +19,8 @@ from foveate._upstream import brief, first_line
 from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation
 from foveate.ask.media import decoded
-from foveate.contract.naming import refuse_files
 from foveate.errors import FoveateError, InputError
+from foveate.naming import refuse_files
 from foveate.video import shape_of
 
 __all__ = ["Chat", "Refusal", "completion", "error_of", "events", "opened"]

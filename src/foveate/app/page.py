@@ -18,7 +18,7 @@ from foveate.app.heat import heat_html, look
 from foveate.app.kept import Stop, stops_of
 from foveate.app.subjects import Subject, examples, generated, opened
 from foveate.ask.vlm import VLM
-from foveate.contract.catalogue import methods, takes_budget
+from foveate.catalogue import methods, takes_budget
 from foveate.errors import FoveateError, InputError, SettingError
 from foveate.viz import draw_comparison
 

@@ -17,10 +17,10 @@ from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
 from foveate.contract.method import Method
-from foveate.contract.naming import asked_share
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError
+from foveate.naming import asked_share
 
 __all__ = ["Answer", "Saved", "kv_bytes"]
 

@@ -20,11 +20,11 @@ from foveate.ask.preparing import Fit, check_text
 from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import chosen
 from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError
+from foveate.naming import chosen
 
 __all__ = [
     "AnyMethod",
@@ -65,7 +65,7 @@ class Looking(Showing, total=False):
     """How they are looked at.
 
     Attributes:
-        method: What drops vision tokens: a method, or its name (`foveate.contract.naming`); None is the untouched
+        method: What drops vision tokens: a method, or its name (`foveate.naming`); None is the untouched
             model.
         tokens: A budget: mean vision tokens that a decoder layer processes, for this very input.
         retention: The same as a share of the vision tokens. Without either, a name alone keeps a third.
@@ -113,7 +113,7 @@ def check_keywords(what: str, given: Iterable[str], known: type) -> None:
 
 
 def method_of(method: AnyMethod | None, tokens: float | None = None, retention: float | None = None) -> Method | None:
-    """What drops, with its budget; see `foveate.contract.naming.chosen`. None for the untouched model.
+    """What drops, with its budget; see `foveate.naming.chosen`. None for the untouched model.
 
     Args:
         method: A method, or its name.

@@ -18,13 +18,13 @@ from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
 from foveate.contract.method import Method
-from foveate.contract.naming import chosen
 from foveate.contract.stages import Shape
 from foveate.engine.copies import copy_of, nbytes, picked, settle
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
+from foveate.naming import chosen
 from foveate.registry import family_for, methods
 
 __all__ = [

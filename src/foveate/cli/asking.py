@@ -20,9 +20,9 @@ from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import asked_share, chosen, is_bare, kinds_of, parse, settings_of
 from foveate.errors import BudgetError, UnsupportedError
 from foveate.methods.v2drop import V2Drop
+from foveate.naming import asked_share, chosen, is_bare, kinds_of, parse, settings_of
 
 __all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_budgets"]
 

@@ -104,7 +104,7 @@ class Tune:
             from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
             from foveate.cli.asking import load
-            from foveate.contract.naming import given, parse
+            from foveate.naming import given, parse
             from foveate.tune import tune
 
         method = parse(self.method, self.settings)

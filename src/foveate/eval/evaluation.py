@@ -17,7 +17,6 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
-from foveate.contract.naming import parse
 from foveate.errors import InputError
 from foveate.eval import provenance
 from foveate.eval.answer_store import Answers, key_of
@@ -26,6 +25,7 @@ from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.questioning import Asked, outstanding, prompts_of, run
+from foveate.naming import parse
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
 

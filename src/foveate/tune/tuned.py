@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
+from foveate import catalogue
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json, refuse_keys
 from foveate._stats import Estimate
 from foveate._writing import publish
-from foveate.contract import catalogue
 from foveate.contract.method import Method
 from foveate.errors import FoveateError, InputError
 

@@ -89,7 +89,7 @@ class Foveate(Answering):
 
     Args:
         pretrained: A hub id, a local folder, or "embedded".
-        method: What drops, in the grammar of `foveate.contract.naming`: a text such as v2drop:metric=cosine, JSON, or a
+        method: What drops, in the grammar of `foveate.naming`: a text such as v2drop:metric=cosine, JSON, or a
             mapping. Empty is the full model.
         budget: Mean vision tokens a decoder layer, of each sample's own count.
         retention: The same as a share. Where neither is given, a name alone keeps 1/3.

@@ -13,8 +13,8 @@ from typing import Any
 
 from foveate._spelling import fractions, nearest, parsed, unquoted
 from foveate.contract.method import Method
-from foveate.contract.naming import asked_share, chosen, draws, parse, with_seed
 from foveate.errors import SettingError
+from foveate.naming import asked_share, chosen, draws, parse, with_seed
 
 __all__ = ["NAMES", "Setting", "values_of"]
 
@@ -47,7 +47,7 @@ class Setting:
     """What the arguments say of dropping.
 
     Attributes:
-        name: What drops, in the grammar of `foveate.contract.naming`; empty is the full model.
+        name: What drops, in the grammar of `foveate.naming`; empty is the full model.
         budget: Mean vision tokens a decoder layer, counted on each sample.
         retention: The same as a share in (0, 1]. Where neither is given, a name alone keeps 1/3.
         seed: Which draw, for methods that draw at random.

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from foveate._spelling import CHAIN, Written, method_name, settings_in, unknown
-from foveate.contract.method import Method, Preset
+from foveate.contract.method import Chain, Method, Preset
 from foveate.errors import SettingError
+from foveate.methods import chains
 
 __all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets", "takes_budget"]
 
@@ -23,7 +24,7 @@ extra: dict[str, type[Method]] = {}
 def _in_folder() -> dict[str, type[Method]]:
     """`METHOD` of every module in `foveate/methods`."""
     kinds: dict[str, type[Method]] = {}
-    for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "methods")]):
+    for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))]):
         kind = getattr(importlib.import_module(f"foveate.methods.{module.name}"), "METHOD", None)
         if kind is not None:
             kinds[kind.name] = kind
@@ -67,8 +68,7 @@ def takes_budget(kind: type[Method]) -> bool:
 def presets() -> dict[str, Preset]:
     """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
     of_methods = [preset for kind in methods().values() for preset in kind.presets]
-    of_chains = importlib.import_module("foveate.methods.chains").PRESETS
-    return {preset.name: preset for preset in (*of_methods, *of_chains)}
+    return {preset.name: preset for preset in (*of_methods, *chains.PRESETS)}
 
 
 def preset(name: str) -> Method:
@@ -95,9 +95,11 @@ def from_dict(values: Mapping[str, Any]) -> Method:
     """
     name = method_name(values)
     try:
-        if name == CHAIN:  # `methods` has it not
-            chain: type[Method] = importlib.import_module("foveate.contract.chain").Chain
-            return chain.from_dict(values)
-        return method(name).from_dict(values)
+        if name != CHAIN:  # `methods` has it not
+            return method(name).from_dict(values)
+        members = values.get("members")
+        if isinstance(members, list | tuple):
+            values = {**values, "members": [from_dict(one) if isinstance(one, Mapping) else one for one in members]}
+        return Chain.from_dict(values)
     except RecursionError:
         raise SettingError(f"The settings of {name} nest too many methods inside each other.") from None

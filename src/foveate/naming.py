@@ -16,11 +16,10 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from foveate import catalogue
 from foveate._spelling import Written, fractions, no_setting, pair_of, written
 from foveate._upstream import brief
-from foveate.contract import catalogue
-from foveate.contract.chain import Chain
-from foveate.contract.method import BUDGET, Method
+from foveate.contract.method import BUDGET, Chain, Method
 from foveate.errors import SettingError
 
 __all__ = [

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 import foveate as fv
-from foveate.contract import catalogue
-from foveate.contract.chain import Chain
-from foveate.contract.naming import parse, refuse_files
+from foveate import catalogue
+from foveate.contract.method import Chain
 from foveate.errors import SettingError
+from foveate.naming import parse, refuse_files
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,26 @@ def test_every_method_is_named_by_its_name_and_by_its_json(kind):
     assert parse(json.dumps(method.to_dict())) == catalogue.from_dict(method.to_dict()) == method
 
 
+DEEP = {"method": "v2drop"}
+for _ in range(2000):
+    DEEP = {"method": "chain", "members": [DEEP, {"method": "finalkv"}]}
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([{"method": "v2drop", "keep": 3}, {"method": "finalkv"}], "V2Drop: keep should be a valid tuple; got 3"),
+        ([{"keep": 3}, {"method": "finalkv"}], "must name their method"),
+        ([5, {"method": "finalkv"}], r"members\[0\] should be a method that drops; got"),
+        ({"method": "v2drop"}, "members should be a valid tuple"),
+        ([DEEP], "nest too many methods"),
+    ],
+)
+def test_members_that_are_none_are_refused_in_a_sentence(members, message):
+    with pytest.raises(fv.SettingError, match=message):
+        catalogue.from_dict({"method": "chain", "members": members})
+
+
 @pytest.mark.parametrize("name", fv.presets())
 def test_every_preset_is_named(name):
     assert parse(name) == fv.presets()[name].method
@@ -95,7 +115,7 @@ def test_every_preset_is_named(name):
 def test_a_chain_goes_round_as_json():
     chain = parse("visiondrop+v2drop:retention=0.3+finalkv")
     assert isinstance(chain, Chain)
-    assert parse(json.dumps(chain.to_dict())) == Chain.from_dict(json.loads(json.dumps(chain.to_dict()))) == chain
+    assert parse(json.dumps(chain.to_dict())) == catalogue.from_dict(json.loads(json.dumps(chain.to_dict()))) == chain
     assert [member["method"] for member in json.loads(json.dumps(chain.to_dict()))["members"]] == [
         "visiondrop",
         "v2drop",
