@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,14 @@ class Case:
 
     Attributes:
         told: What it is, in a line.
-        call: Tries it. Returning means that the input was taken, a `FoveateError` or `Refused` that it was refused, and
-            every other exception is a failure.
+        call: Tries it, in a folder with its files. Returning means that the input was taken, a `FoveateError` or
+            `Refused` that it was refused, and every other exception is a failure.
+        put: Puts its files into an empty folder.
     """
 
     told: str
-    call: Callable[[], object]
+    call: Callable[[Path], object]
+    put: Callable[[Path], object] = lambda folder: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +72,35 @@ class TimeOut(BaseException):
     """A case took too long. No `except Exception` catches it."""
 
 
-def judge(case: Case, limit: float) -> Outcome:
-    """Try a case, for at most so many seconds."""
-    begun = time.monotonic()
-    memory = _forget_peak()
+def judge(case: Case, folder: Path, limit: float) -> Outcome:
+    """Try a case for at most so many seconds, in a process that does nothing else and ends then."""
+
+    def ring(*_: object) -> None:
+        raise TimeOut(f"more than {limit:g} s")
+
+    signal.signal(signal.SIGALRM, ring)
+    begun, before = time.monotonic(), _highest()
+    signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        with _alarm(limit):
-            verdict, words = _ended(case.call)
+        verdict, words = _ended(case, folder)
         report = ""
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
         verdict, words, report = "failed", _words(error), "".join(traceback.format_exception(error))
-    seconds, added = time.monotonic() - begun, _peak() - memory
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    seconds, added = time.monotonic() - begun, _highest() - before
     if verdict != "failed" and added > MOST_MEMORY:
         verdict, words = "failed", f"it took {added / 2**20:,.0f} MiB of memory"
     return Outcome(verdict, words, report, seconds, added)
 
 
-def _ended(call: Callable[[], object]) -> tuple[str, str]:
+def _ended(case: Case, folder: Path) -> tuple[str, str]:
     """How a case ended that did not fail.
 
     Raises:
         Wrong: If its error is not one clear line.
     """
     try:
-        call()
+        case.call(folder)
     except (FoveateError, Refused) as error:
         text = str(error)
         if not text.strip():
@@ -117,43 +123,13 @@ def _words(error: BaseException) -> str:
     return f"{head} (in {Path(own[-1].filename).name}:{own[-1].name})"
 
 
-@contextlib.contextmanager
-def _alarm(limit: float) -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise TimeOut(f"more than {limit:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, limit)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-# -- memory ---------------------------------------------------------------------------------------------------
-
-
-def _forget_peak() -> int:
-    """Let the highest resident memory be counted anew; what it is now. Linux alone can."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    """The highest resident memory, in bytes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _highest() -> int:
+    """The highest resident memory of this process, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def limited_memory() -> None:
     """Let this process have so much more address space, and no more."""
-    import resource
-
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         room = pages * os.sysconf("SC_PAGE_SIZE") + ROOM
