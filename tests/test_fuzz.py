@@ -12,7 +12,7 @@ from foveate.errors import InputError
 from tests.fuzz import judging
 from tests.fuzz.__main__ import main
 from tests.fuzz.judging import Case, Refused, Wrong
-from tests.fuzz.running import KINDS, hunt, tried
+from tests.fuzz.running import KINDS, hunt, strategies_of, tried
 
 
 def fails(error):
@@ -31,12 +31,12 @@ def fails(error):
         (fails(InputError("a.png is damaged.")), "refused", "a.png is damaged."),
         (fails(Refused("exit code 2")), "refused", "exit code 2"),
         (fails(InputError("")), "failed", "an error without words"),
-        (fails(InputError("a\nb\nc\nd\ne")), "failed", "an error of 5 lines and 9 letters"),
-        (fails(InputError("x" * 2000)), "failed", "an error of 1 lines and 2000 letters"),
-        (fails(TypeError("an oddity")), "failed", "TypeError: an oddity"),
-        (fails(SystemExit(70)), "failed", "SystemExit: 70"),
+        (fails(InputError("a\nb\nc\nd\ne")), "failed", "a long error: 5 lines and 9 letters"),
+        (fails(InputError("x" * 2000)), "failed", "a long error: 1 lines and 2000 letters"),
+        (fails(TypeError("an oddity")), "failed", "TypeError: an oddity (in test_fuzz.py:call)"),
+        (fails(SystemExit(70)), "failed", "SystemExit: 70 (in test_fuzz.py:call)"),
         (fails(Wrong("exit code 70")), "failed", "exit code 70"),
-        (Case("slow", lambda folder: time.sleep(9)), "failed", "TimeOut: more than 0.2 s"),
+        (Case("slow", lambda folder: time.sleep(9)), "failed", "TimeOut: more than 0.2 s (in judging.py:ring)"),
         (Case("a crash", lambda folder: os.kill(os.getpid(), signal.SIGSEGV)), "failed", "the process ended with -11"),
     ],
 )
@@ -72,7 +72,7 @@ def wide(number):
         if number >= 1000:
             os.abort()
         if number >= 100:
-            raise Wrong(f"{number} is too wide")
+            raise Wrong("too wide", number)
         assert (folder / "number").read_text() == str(number)
 
     return Case(f"number {number}", call, lambda folder: (folder / "number").write_text(str(number)))
@@ -82,7 +82,7 @@ def test_each_way_to_fail_is_shrunk_kept_and_made_again(tmp_path):
     cases = st.integers(0, 5000).map(wide)
     tally = hunt(cases, count=60, limit=9.0, kept=tmp_path / "wide")
     assert {one.told: one.outcome.words for one in tally.found} == {
-        "number 100": "100 is too wide",
+        "number 100": "too wide: 100",
         "number 1000": "the process ended with -6",
     }
     assert {path.read_text() for path in tmp_path.glob("wide-*/case/number")} == {"100", "1000"}
@@ -94,14 +94,14 @@ def test_each_way_to_fail_is_shrunk_kept_and_made_again(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_cases_that_end_well_at_any_scale(kind, tmp_path, capfd):
     assert main(["--kinds", kind, "--scale", "1e-9", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
-    assert f"{kind}: 1 tried" in capfd.readouterr().out
+    assert f"{kind}: {len(strategies_of(kind))} tried, " in capfd.readouterr().out
 
 
 def test_what_fails_is_told_in_the_exit_code_with_how_to_make_it_again(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr("tests.fuzz.settings._used", lambda *_: 1 / 0)
     assert main(["--kinds", "settings", "--scale", "0.005", "--jobs", "1", "--out", str(tmp_path / "out")]) == 1
     said = capfd.readouterr().out
-    assert "1 ways to fail" in said
+    assert "1 sorts of failure" in said
     again = said.partition('again: make fuzz FUZZ="')[2].partition('"')[0]
     assert main([*again.split(), "--out", str(tmp_path / "out")]) == 1
     assert "ZeroDivisionError" in capfd.readouterr().out

@@ -41,8 +41,8 @@ def sound() -> tuple[tuple[str, bytes], ...]:
     return tuple(files)
 
 
-def cases() -> st.SearchStrategy[Case]:
-    return _cases(sound())
+def cases() -> list[st.SearchStrategy[Case]]:
+    return [_cases(sound())]
 
 
 @st.composite

@@ -48,6 +48,7 @@ class Outcome:
     Attributes:
         verdict: "taken", "refused" or "failed".
         words: Why it was refused, or what the failure is.
+        sort: Of a failure, what all of its sort have in common.
         report: The traceback of a failure, or what was printed.
         seconds: How long it took.
         memory: Bytes of resident memory that it added at its highest.
@@ -55,6 +56,7 @@ class Outcome:
 
     verdict: str
     words: str = ""
+    sort: str = ""
     report: str = ""
     seconds: float = 0.0
     memory: int = 0
@@ -65,7 +67,10 @@ class Refused(Exception):
 
 
 class Wrong(Exception):
-    """An end that is none of those allowed, such as an exit code of 70."""
+    """An end that is none of those allowed, such as an exit code of 70; what differs from case to case comes second."""
+
+    def __str__(self) -> str:
+        return ": ".join(map(str, self.args))
 
 
 class TimeOut(BaseException):
@@ -83,14 +88,15 @@ def judge(case: Case, folder: Path, limit: float) -> Outcome:
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
         verdict, words = _ended(case, folder)
-        report = ""
+        sort = report = ""
     except BaseException as error:
-        verdict, words, report = "failed", _words(error), "".join(traceback.format_exception(error))
+        verdict, words, sort = "failed", *_words(error)
+        report = "".join(traceback.format_exception(error))
     signal.setitimer(signal.ITIMER_REAL, 0)
     seconds, added = time.monotonic() - begun, _highest() - before
     if verdict != "failed" and added > MOST_MEMORY:
-        verdict, words = "failed", f"it took {added / 2**20:,.0f} MiB of memory"
-    return Outcome(verdict, words, report, seconds, added)
+        verdict, words, sort = "failed", f"it took {added / 2**20:,.0f} MiB of memory", "memory"
+    return Outcome(verdict, words, sort, report, seconds, added)
 
 
 def _ended(case: Case, folder: Path) -> tuple[str, str]:
@@ -106,21 +112,20 @@ def _ended(case: Case, folder: Path) -> tuple[str, str]:
         if not text.strip():
             raise Wrong("an error without words") from error
         if text.count("\n") >= MOST_LINES or len(text) > MOST_LETTERS:
-            raise Wrong(f"an error of {text.count(chr(10)) + 1} lines and {len(text)} letters") from error
+            raise Wrong("a long error", f"{text.count(chr(10)) + 1} lines and {len(text)} letters") from error
         return "refused", text
     return "taken", ""
 
 
-def _words(error: BaseException) -> str:
-    """A failure in a line: what it is, and the last place in foveate on the way there."""
-    head = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+def _words(error: BaseException) -> tuple[str, str]:
+    """A failure in a line, and its sort: what it is, and the last place in foveate on the way there."""
+    head = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
     if isinstance(error, Wrong):
-        head = str(error).partition("\n")[0][:160]
+        return head.removeprefix("Wrong: "), error.args[0]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-    if not own:
-        return head
-    return f"{head} (in {Path(own[-1].filename).name}:{own[-1].name})"
+    place = f"(in {Path((own or frames)[-1].filename).name}:{(own or frames)[-1].name})"
+    return f"{head} {place}", f"{type(error).__name__} {place}"
 
 
 def _highest() -> int:

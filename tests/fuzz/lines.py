@@ -76,7 +76,7 @@ WITH_WORK = (
 MOSTLY, SELDOM = (st.integers(0, 9).map(share.__gt__) for share in (8, 1))
 
 
-def cases() -> st.SearchStrategy[Case]:
+def cases() -> list[st.SearchStrategy[Case]]:
     """Command lines, after sound ones: what these import and load, the others find there."""
     for command in COMMANDS:
         flags(command)
@@ -85,7 +85,7 @@ def cases() -> st.SearchStrategy[Case]:
         for command, *words in map(str.split, SOUND):
             with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 assert cli.main([command, *words, *SMALL.get(command, ())]) == 0
-    return _cases()
+    return [_cases()]
 
 
 @st.composite
@@ -275,29 +275,28 @@ def _flushed(out: TextIO | None, kind: str) -> str:
     try:
         out.flush()
     except OSError as error:
-        raise Wrong(f"Python cannot flush stdout at its end: {error}") from error
+        raise Wrong("Python cannot flush stdout at its end", error) from error
     return out.buffer.getvalue().decode() if kind == "open" else ""  # type: ignore[attr-defined]
 
 
 def _look(code: Any, said: str, err: str) -> None:
     """Refuse another exit code, a traceback, or an error that is none or too long."""
     if code not in (0, 1, 2, INTERRUPTED):
-        raise Wrong(f"exit code {code}: {_bug(err)}\n{err}")
+        raise Wrong(f"exit code {code} {_place(err)}", err)
     if "Traceback" in err + said:
-        raise Wrong(f"a traceback\n{err}{said}")
+        raise Wrong("a traceback", err + said)
     lines = [line for line in err.splitlines() if not line.removeprefix("foveate: ").startswith(PROGRESS)]
     if code in (1, 2) and not lines:
-        raise Wrong(f"exit code {code} without a word\n{said}")
+        raise Wrong(f"exit code {code} without a word", said)
     ours = [line for line in lines if not line.startswith(("╭", "│", "╰"))]  # tyro draws a box around wrong flags
     if code in (1, 2) and len(ours) > MOST_LINES:
-        raise Wrong(f"an error of {len(lines)} lines: {lines[0]}\n{err}")
+        raise Wrong("a long error", f"{len(lines)} lines: {err}")
 
 
-def _bug(err: str) -> str:
-    """What a report of a bug says it is."""
-    found = re.search(r"this is a bug in foveate: (.*?)\. Please", err, re.DOTALL)
-    place = re.findall(r'/foveate/([\w/]+\.py)", line \d+, in (\w+)', err)
-    return f"{found[1] if found else ''} {place[-1] if place else ''}"
+def _place(err: str) -> str:
+    """Where a bug that is told with a traceback has its place, and of which type it is."""
+    types, places = re.findall(r"^(\w[\w.]*)(?::|$)", err, re.M), re.findall(r'/(\w+\.py)", line \d+, in (\w+)', err)
+    return f"{types[-1:]} {places[-1:]}"
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -309,7 +308,7 @@ def _look_around(folder: Path, before: dict[str, bytes], *, forced: bool) -> Non
     """Refuse half a file, and a file that was overwritten unasked."""
     after = _contents(folder)
     if parts := [name for name in after if name.startswith(".foveate-")]:
-        raise Wrong(f"half a file is left: {parts}")
+        raise Wrong("half a file is left", parts)
     changed = [name for name, data in before.items() if after.get(name) != data]
     if changed and not forced:
-        raise Wrong(f"files were changed: {changed}")
+        raise Wrong("files were changed", changed)

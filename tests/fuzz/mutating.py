@@ -25,7 +25,7 @@ def damaged(draw: st.DrawFn, data: bytes, others: Sequence[bytes] = (b"",)) -> b
         head, part, tail = data[:at], data[at : at + size], data[at + size :]
         match draw(st.sampled_from(HARMS)):
             case "end":
-                data = head
+                data = data[: draw(st.integers(0, len(data)))]
             case "flip":
                 data = head + bytes(byte ^ draw(st.sampled_from((1, 16, 128))) for byte in part[:8]) + part[8:] + tail
             case "field":
@@ -65,7 +65,7 @@ WORDS = (
     "é", "e\u0301", "\u2028", "\u202e", "\ufeff", "\x07", "\x1b[31m", "\udcff", "\ud800", "😀", "[red]", "[/]",
     "{}", "a\nb", "%s", "{0}", "$HOME", "~", "..", "/", "v2drop", "x" * 5000,
 )  # fmt: skip
-NUMBERS: st.SearchStrategy[Any] = st.sampled_from(ODD_NUMBERS) | st.integers(-5, 40) | st.floats()
+NUMBERS: st.SearchStrategy[Any] = st.sampled_from(ODD_NUMBERS) | st.floats() | st.integers(-5, 40)
 """Numbers that few settings take."""
 TEXTS = st.sampled_from(WORDS) | st.tuples(st.sampled_from(WORDS), st.sampled_from(WORDS)).map("".join) | st.text()
 """Texts with something odd in them."""

@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -66,22 +66,15 @@ def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def cases() -> st.SearchStrategy[Case]:
-    return _cases(sound())
+def cases() -> list[st.SearchStrategy[Case]]:
+    """A strategy for each format, and for what only knowledge of a format reaches."""
+    return [*(_cases(form, _bytes) for form in MODES), _cases("PNG", _chunk), _cases("BMP", _size)]
 
 
 @st.composite
-def _cases(draw: st.DrawFn, files: Sequence[tuple[str, bytes]]) -> Case:
+def _cases(draw: st.DrawFn, form: str, harm: Callable[[st.DrawFn, bytes], bytes]) -> Case:
     """A picture, damaged, under the ending of its format or another."""
-    form, data = draw(st.sampled_from(files))
-    harm = draw(st.sampled_from(("bytes", "bytes", "inside")))
-    if form == "PNG" and harm == "inside":
-        data = _chunk_changed(draw, data)
-    elif form == "BMP" and harm == "inside":
-        side = st.sampled_from((1, 40, 2000, 20_000, -1, -40, 2**31 - 1, -(2**31)))
-        data = data[:18] + struct.pack("<ii", draw(side), draw(side)) + data[26:]
-    else:
-        data = draw(damaged(data, [other for _, other in files]))
+    data = harm(draw, draw(st.sampled_from([data for other, data in sound() if other == form])))
     name = f"picture.{draw(st.sampled_from((form.lower(), form.lower(), 'png', 'jpg', 'gif', '')))}"
     return Case(
         f"{form} of {len(data)} bytes as {name}",
@@ -90,7 +83,17 @@ def _cases(draw: st.DrawFn, files: Sequence[tuple[str, bytes]]) -> Case:
     )
 
 
-def _chunk_changed(draw: st.DrawFn, data: bytes) -> bytes:
+def _bytes(draw: st.DrawFn, data: bytes) -> bytes:
+    return draw(damaged(data, [other for _, other in sound()]))
+
+
+def _size(draw: st.DrawFn, data: bytes) -> bytes:
+    """A BMP whose header says another width or height."""
+    side = st.sampled_from((1, 40, 2000, 20_000, -1, -40, 2**31 - 1, -(2**31)))
+    return data[:18] + struct.pack("<ii", draw(side), draw(side)) + data[26:]
+
+
+def _chunk(draw: st.DrawFn, data: bytes) -> bytes:
     """A PNG with damage inside a chunk whose checksum is made to fit: else readers stop there at once."""
     chunks, at = [], PNG_START
     while at + 8 <= len(data):

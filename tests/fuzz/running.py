@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, strategies
 
 from tests.fuzz.judging import Case, Outcome, judge, limited_memory
 
-__all__ = ["KINDS", "Found", "Kind", "Tally", "hunt", "hunted", "tried"]
+__all__ = ["KINDS", "Found", "Kind", "Tally", "hunt", "hunted", "strategies_of", "tried"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Kind:
     """A kind of input.
 
     Attributes:
-        count: Cases at full scale.
+        count: Cases at full scale, over all its strategies.
         limit: Seconds that a case may take.
     """
 
@@ -37,18 +37,17 @@ class Kind:
 
 
 KINDS = {
+    "lines": Kind(2_000, limit=90.0),
+    "films": Kind(4_000, limit=30.0),
+    "folders": Kind(1_000, limit=60.0),
     "pictures": Kind(10_000, limit=20.0),
     "settings": Kind(10_000, limit=10.0),
     "records": Kind(10_000, limit=10.0),
-    "films": Kind(2_000, limit=30.0),
-    "lines": Kind(2_000, limit=90.0),
-    "folders": Kind(500, limit=60.0),
 }
 """Each is a module beside this one."""
 GRACE = 20.0
 """Seconds beyond a case's limit after which its process is taken for hung."""
 FORK = multiprocessing.get_context("fork")
-NUMBER = re.compile(r"\d+")
 BLOB = re.compile(r"@reproduce_failure\('[^']*', b'([^']*)'\)")
 
 
@@ -63,8 +62,9 @@ class Found:
 
 @dataclass
 class Tally:
-    """How the cases of a kind went."""
+    """How the cases of one strategy went."""
 
+    number: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     memory: int = 0
@@ -76,9 +76,9 @@ class Failed(Exception):
 
 
 @cache
-def _sort(words: str) -> type[Failed]:
-    """A type for each way to fail: hypothesis shrinks one case of each."""
-    return type("Failed", (Failed,), {"__doc__": words})
+def _type(sort: str) -> type[Failed]:
+    """A type for each sort of failure: hypothesis shrinks one case of each."""
+    return type("Failed", (Failed,), {"__doc__": sort})
 
 
 def tried(case: Case, limit: float) -> Outcome:
@@ -93,11 +93,12 @@ def tried(case: Case, limit: float) -> Outcome:
         theirs.close()
         try:
             if not ours.poll(limit + GRACE):
-                return Outcome("failed", "the process hangs")
+                return Outcome("failed", "the process hangs", "hangs")
             outcome: Outcome = ours.recv()
         except EOFError:
             process.join()
-            return Outcome("failed", f"the process ended with {process.exitcode}", log.read_text(errors="replace"))
+            words = f"the process ended with {process.exitcode}"
+            return Outcome("failed", words, words, log.read_text(errors="replace"))
         finally:
             process.kill()
             process.join()
@@ -128,7 +129,7 @@ def hunt(
         tally.verdicts[outcome.verdict] += 1
         tally.memory = max(tally.memory, outcome.memory)
         if outcome.verdict == "failed":
-            raise _sort(NUMBER.sub("N", outcome.words))(case, outcome)
+            raise _type(outcome.sort)(case, outcome)
 
     seeded = hypothesis.reproduce_failure(hypothesis.__version__, blob.encode()) if blob else hypothesis.seed(seed)
     try:
@@ -145,12 +146,21 @@ def hunt(
     return tally
 
 
-def hunted(kind: str, part: int, parts: int, scale: float, seed: int, blob: str, out: Path) -> Tally:
-    """A part of a kind's cases; at least one."""
-    count = max(1, (round(KINDS[kind].count * scale) + part) // parts)
-    cases = import_module(f"tests.fuzz.{kind}").cases()
+def hunted(kind: str, part: int, *, scale: float, seed: int, blob: str, out: Path) -> Tally:
+    """The cases of one of a kind's strategies; at least one."""
+    parts = strategies_of(kind)
+    count = max(1, round(KINDS[kind].count * scale / len(parts)))
     place = out / f"{kind}-{part}"
-    return hunt(cases, count=count, limit=KINDS[kind].limit, seed=seed * parts + part, blob=blob, kept=place)
+    tally = hunt(parts[part], count=count, limit=KINDS[kind].limit, seed=seed, blob=blob, kept=place)
+    tally.number = part
+    return tally
+
+
+@cache
+def strategies_of(kind: str) -> list[strategies.SearchStrategy[Case]]:
+    """The strategies of a kind, after its first imports."""
+    cases: list[strategies.SearchStrategy[Case]] = import_module(f"tests.fuzz.{kind}").cases()
+    return cases
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
