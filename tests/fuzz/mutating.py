@@ -27,7 +27,10 @@ def damaged(draw: st.DrawFn, data: bytes, others: Sequence[bytes] = (b"",)) -> b
             case "end":
                 data = data[: draw(st.integers(0, len(data)))]
             case "flip":
-                data = head + bytes(byte ^ draw(st.sampled_from((1, 16, 128))) for byte in part[:8]) + part[8:] + tail
+                changed = bytearray(data)
+                for _ in range(draw(st.sampled_from((1, 1, 4, 32))) if data else 0):
+                    changed[draw(_place(data))] ^= 1 << draw(st.integers(0, 7))
+                data = bytes(changed)
             case "field":
                 form = draw(st.sampled_from("BHIQ"))
                 number = draw(st.sampled_from(EDGES) | st.integers(0, 2**64 - 1)) % 256 ** struct.calcsize(form)
@@ -85,7 +88,7 @@ VALUES: st.SearchStrategy[Any] = (
         SCALARS, lambda part: st.lists(part, max_size=4) | st.dictionaries(TEXTS, part, max_size=4), max_leaves=8
     )
     | st.lists(SCALARS, max_size=40)
-    | st.sampled_from((0, 1, 30, 400, 3000)).map(_nested)
+    | st.sampled_from((1, 30, 3000)).map(_nested)
 )
 """Values of JSON's types: lone ones, at times nested."""
 

@@ -68,7 +68,8 @@ def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
 
 def cases() -> list[st.SearchStrategy[Case]]:
     """A strategy for each format, and for what only knowledge of a format reaches."""
-    return [*(_cases(form, _bytes) for form in MODES), _cases("PNG", _chunk), _cases("BMP", _size)]
+    harms = [("PNG", _chunk), ("PNG", _large), ("BMP", _size), *((form, _bytes) for form in MODES)]
+    return [_cases(form, harm) for form, harm in harms]
 
 
 @st.composite
@@ -85,6 +86,17 @@ def _cases(draw: st.DrawFn, form: str, harm: Callable[[st.DrawFn, bytes], bytes]
 
 def _bytes(draw: st.DrawFn, data: bytes) -> bytes:
     return draw(damaged(data, [other for _, other in sound()]))
+
+
+def _large(draw: st.DrawFn, data: bytes) -> bytes:
+    """A picture that unpacks to far more than its file."""
+    side = st.sampled_from((2000, 20_000))
+    return _blank(draw(side), draw(side))
+
+
+@cache
+def _blank(width: int, height: int) -> bytes:
+    return _saved(Image.new("1", (width, height)), "PNG")
 
 
 def _size(draw: st.DrawFn, data: bytes) -> bytes:

@@ -151,7 +151,7 @@ def hunted(kind: str, part: int, *, scale: float, seed: int, blob: str, out: Pat
     parts = strategies_of(kind)
     count = max(1, round(KINDS[kind].count * scale / len(parts)))
     place = out / f"{kind}-{part}"
-    tally = hunt(parts[part], count=count, limit=KINDS[kind].limit, seed=seed, blob=blob, kept=place)
+    tally = hunt(parts[part], count=count, limit=KINDS[kind].limit, seed=100 * seed + part, blob=blob, kept=place)
     tally.number = part
     return tally
 

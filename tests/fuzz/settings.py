@@ -16,7 +16,10 @@ from tests.fuzz.judging import Case, Wrong
 from tests.fuzz.mutating import NUMBERS, TEXTS, VALUES, altered, short
 
 WAYS = ("python", "dictionary", "json", "text", "budget", "chain")
-AMOUNTS = st.dictionaries(st.sampled_from(("tokens", "retention", "vision_tokens")), NUMBERS, min_size=1, max_size=2)
+FIT = st.sampled_from((0.5, 64, float("nan"), float("inf"), 0))
+AMOUNTS = st.dictionaries(
+    st.sampled_from(("retention", "tokens", "vision_tokens")), FIT | NUMBERS, min_size=1, max_size=2
+)
 DEPTHS = st.sampled_from((1, 2, 6, 32, 80))
 SIZES = st.sampled_from(((), (1,), (2,), (576,), (25, 36), (0,), (2880, 1)))
 MODEL = LlavaConfig(text_config=LlamaConfig(num_hidden_layers=32), image_seq_length=576)
