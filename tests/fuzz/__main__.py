@@ -1,26 +1,19 @@
-"""Run the cases, show how far it is, and say at the end what failed: exit code 1 if anything did."""
+"""Try the cases, and say at the end what failed: exit code 1 if anything did."""
 
 import argparse
-import re
+import os
 import shutil
 import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+import torch
 
-from tests.fuzz.judging import judge
-from tests.fuzz.running import KINDS, Result, Task, made, run_all
-
-FAILURES = Path("out") / "fuzz"
-NUMBER = re.compile(r"\d+")
-SHOWN = 40
-"""Failures of which the summary has a line."""
+from tests.fuzz.running import FORK, KINDS, Tally, hunted, strategies_of
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -31,101 +24,50 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="share of the cases of each kind")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed makes other cases")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes")
-    parser.add_argument("--case", metavar="KIND:INDEX", help="try this one again, here, and show its traceback")
-    parser.add_argument("--out", type=Path, default=FAILURES, metavar="FOLDER", help="where inputs that fail are kept")
+    parser.add_argument("--case", default="", metavar="KIND-PART:BLOB", help="try this one again, with its traceback")
+    parser.add_argument("--out", type=Path, default=Path("out/fuzz"), metavar="FOLDER", help="where failures are kept")
     given = parser.parse_args(arguments)
-    given.kinds = given.kinds.split(",")
+    place, _, given.blob = given.case.partition(":")
+    given.kinds = place.split("-")[:1] if place else given.kinds.split(",")
+    given.part = int(place.partition("-")[2] or 0)
     if unknown := sorted(set(given.kinds) - set(KINDS)):
         parser.error(f"no kind {', '.join(unknown)}; there are: {', '.join(KINDS)}")
     return given
 
 
-def tasks_of(kinds: Sequence[str], scale: float) -> list[Task]:
-    """The cases of these kinds; at least one of each."""
-    tasks: list[Task] = []
-    for kind in kinds:
-        count = max(1, round(KINDS[kind].count * scale))
-        tasks += [(kind, index) for index in range(count)]
-    return tasks
-
-
-def again(seed: int, number: str) -> int:
-    """Try one case in this process."""
-    kind, _, index = number.partition(":")
-    with tempfile.TemporaryDirectory() as folder:
-        (place := Path(folder) / f"{kind}-{index}").mkdir()
-        case = made(seed, kind, int(index), place)
-        print(ascii(case.told))
-        outcome = judge(case, KINDS[kind].limit)
-    print(f"{outcome.verdict}: {outcome.words!r}\n{outcome.report.encode('utf-8', 'backslashreplace').decode()}")
-    print(f"{outcome.seconds:.2f} s, {outcome.memory / 2**20:.0f} MiB")
-    return int(outcome.verdict == "failed")
-
-
-def everything(given: argparse.Namespace, console: Console) -> list[Result]:
-    """Try all cases, with a bar for each kind where there is a terminal."""
-    shutil.rmtree(given.out, ignore_errors=True)
-    tasks = tasks_of(given.kinds, given.scale)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    results = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("Trying", total=len(tasks))
-        for result in run_all(tasks, seed=given.seed, jobs=given.jobs, failures=given.out):
-            results.append(result)
-            failed = sum(one.outcome.verdict == "failed" for one in results)
-            progress.update(bar, advance=1, description=f"{result.kind}, {failed} failed")
-    return results
-
-
-def table_of(results: Sequence[Result]) -> Table:
-    """A row for each kind."""
-    table = Table("Kind", *("Cases", "Taken", "Refused", "Failed", "Seconds", "Cases/s", "Most MiB", "Longest s"))
-    for kind in KINDS:
-        outcomes = [result.outcome for result in results if result.kind == kind]
-        if not outcomes:
-            continue
-        verdicts = [outcome.verdict for outcome in outcomes]
-        seconds = sum(outcome.seconds for outcome in outcomes)
-        table.add_row(
-            kind,
-            str(len(outcomes)),
-            *(str(verdicts.count(verdict)) for verdict in ("taken", "refused", "failed")),
-            f"{seconds:.1f}",
-            f"{len(outcomes) / max(seconds, 1e-9):,.1f}",
-            f"{max(outcome.memory for outcome in outcomes) / 2**20:,.0f}",
-            f"{max(outcome.seconds for outcome in outcomes):.1f}",
-        )
-    return table
-
-
-def failures_of(results: Sequence[Result]) -> list[str]:
-    """A line for each way in which cases failed, with how often and the first of them."""
-    groups: dict[str, list[str]] = {}
-    for result in results:
-        if result.outcome.verdict == "failed":
-            words = result.outcome.words.encode("utf-8", "backslashreplace").decode()
-            groups.setdefault(f"{result.kind}: {NUMBER.sub('N', words)}", []).append(f"{result.kind}:{result.index}")
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    lines = [f"{len(cases)} × {words}, such as {', '.join(cases[:3])}" for words, cases in ordered]
-    if len(lines) > SHOWN:
-        lines[SHOWN:] = [f"… and {len(lines) - SHOWN} other ways"]
-    return lines
+def shown(kind: str, parts: Sequence[Tally], traceback: bool) -> int:
+    """Say in a line how a kind went, and in three how a shrunk case of each sort failed; how many sorts there are."""
+    verdicts = sum((part.verdicts for part in parts), start=Counter())
+    found = {one.outcome.sort: (part.number, one) for part in parts for one in part.found}
+    print(
+        f"{kind}: {verdicts.total():,} tried, {verdicts['taken']:,} taken, {verdicts['refused']:,} refused, "
+        f"{len(found)} sorts of failure; {sum(part.seconds for part in parts):.1f} s, "
+        f"at most {max(part.memory for part in parts) / 2**20:,.0f} MiB more"
+    )
+    for number, one in found.values():
+        print(f"  {ascii(one.outcome.words)[1:-1]}\n    {ascii(one.told)[1:-1]}")
+        print(f'    again: make fuzz FUZZ="--case {kind}-{number}:{one.blob}"')
+        print(one.outcome.report.encode("ascii", "backslashreplace").decode() if traceback else "", end="", flush=True)
+    return len(found)
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = options(arguments)
-    if given.case:
-        return again(given.seed, given.case)
-    console, begun = Console(width=160, highlight=False), time.monotonic()
-    results = everything(given, console)
-    console.print(table_of(results))
-    lines = failures_of(results)
-    for line in lines:
-        console.print(escape(line), soft_wrap=True)
-    if lines:
-        console.print(f"Inputs and tracebacks: {given.out}. One again: python -m tests.fuzz --case KIND:INDEX")
-    console.print(f"{len(results)} cases with seed {given.seed} in {time.monotonic() - begun:.0f} s")
-    return int(bool(lines))
+    given, begun = options(arguments), time.monotonic()
+    shutil.rmtree(given.out, ignore_errors=True)
+    # What a copy of this process may not do over again, or cannot: import, and take up another's threads.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    torch.set_num_threads(1)
+    parts = {kind: [given.part] if given.case else range(len(strategies_of(kind))) for kind in given.kinds}
+    hunt = partial(hunted, scale=given.scale, seed=given.seed, blob=given.blob, out=given.out)
+    with ProcessPoolExecutor(given.jobs, mp_context=FORK) as pool:
+        futures = {kind: [pool.submit(hunt, kind, part) for part in parts[kind]] for kind in parts}
+        sorts = sum(
+            shown(kind, [future.result() for future in futures[kind]], traceback=bool(given.case)) for kind in futures
+        )
+    print(
+        f"Seed {given.seed}, {time.monotonic() - begun:.0f} s" + f"; inputs and tracebacks: {given.out}" * bool(sorts)
+    )
+    return int(bool(sorts))
 
 
 if __name__ == "__main__":

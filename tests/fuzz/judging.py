@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,14 @@ class Case:
 
     Attributes:
         told: What it is, in a line.
-        call: Tries it. Returning means that the input was taken, a `FoveateError` or `Refused` that it was refused, and
-            every other exception is a failure.
+        call: Tries it, in a folder with its files. Returning means that the input was taken, a `FoveateError` or
+            `Refused` that it was refused, and every other exception is a failure.
+        put: Puts its files into an empty folder.
     """
 
     told: str
-    call: Callable[[], object]
+    call: Callable[[Path], object]
+    put: Callable[[Path], object] = lambda folder: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Outcome:
     Attributes:
         verdict: "taken", "refused" or "failed".
         words: Why it was refused, or what the failure is.
+        sort: Of a failure, what all of its sort have in common.
         report: The traceback of a failure, or what was printed.
         seconds: How long it took.
         memory: Bytes of resident memory that it added at its highest.
@@ -52,6 +56,7 @@ class Outcome:
 
     verdict: str
     words: str = ""
+    sort: str = ""
     report: str = ""
     seconds: float = 0.0
     memory: int = 0
@@ -62,98 +67,74 @@ class Refused(Exception):
 
 
 class Wrong(Exception):
-    """An end that is none of those allowed, such as an exit code of 70."""
+    """An end that is none of those allowed, such as an exit code of 70; what differs from case to case comes second."""
+
+    def __str__(self) -> str:
+        return ": ".join(map(str, self.args))
 
 
 class TimeOut(BaseException):
     """A case took too long. No `except Exception` catches it."""
 
 
-def judge(case: Case, limit: float) -> Outcome:
-    """Try a case, for at most so many seconds."""
-    begun = time.monotonic()
-    memory = _forget_peak()
+def judge(case: Case, folder: Path, limit: float) -> Outcome:
+    """Try a case for at most so many seconds, in a process that does nothing else and ends then."""
+
+    def ring(*_: object) -> None:
+        raise TimeOut(f"more than {limit:g} s")
+
+    signal.signal(signal.SIGALRM, ring)
+    begun, before = time.monotonic(), _highest()
+    signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        with _alarm(limit):
-            verdict, words = _ended(case.call)
-        report = ""
-    except KeyboardInterrupt:
-        raise
+        verdict, words = _ended(case, folder)
+        sort = report = ""
     except BaseException as error:
-        verdict, words, report = "failed", _words(error), "".join(traceback.format_exception(error))
-    seconds, added = time.monotonic() - begun, _peak() - memory
+        verdict, words, sort = "failed", *_words(error)
+        report = "".join(traceback.format_exception(error))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    seconds, added = time.monotonic() - begun, _highest() - before
     if verdict != "failed" and added > MOST_MEMORY:
-        verdict, words = "failed", f"it took {added / 2**20:,.0f} MiB of memory"
-    return Outcome(verdict, words, report, seconds, added)
+        verdict, words, sort = "failed", f"it took {added / 2**20:,.0f} MiB of memory", "memory"
+    return Outcome(verdict, words, sort, report, seconds, added)
 
 
-def _ended(call: Callable[[], object]) -> tuple[str, str]:
+def _ended(case: Case, folder: Path) -> tuple[str, str]:
     """How a case ended that did not fail.
 
     Raises:
         Wrong: If its error is not one clear line.
     """
     try:
-        call()
+        case.call(folder)
     except (FoveateError, Refused) as error:
         text = str(error)
         if not text.strip():
             raise Wrong("an error without words") from error
         if text.count("\n") >= MOST_LINES or len(text) > MOST_LETTERS:
-            raise Wrong(f"an error of {text.count(chr(10)) + 1} lines and {len(text)} letters") from error
+            raise Wrong("a long error", f"{text.count(chr(10)) + 1} lines and {len(text)} letters") from error
         return "refused", text
     return "taken", ""
 
 
-def _words(error: BaseException) -> str:
-    """A failure in a line: what it is, and the last place in foveate on the way there."""
-    head = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+def _words(error: BaseException) -> tuple[str, str]:
+    """A failure in a line, and its sort: what it is, and the last place in foveate on the way there."""
+    head = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
     if isinstance(error, Wrong):
-        head = str(error).partition("\n")[0][:160]
+        return head.removeprefix("Wrong: "), error.args[0]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-    if not own:
-        return head
-    return f"{head} (in {Path(own[-1].filename).name}:{own[-1].name})"
+    place = f"(in {Path((own or frames)[-1].filename).name}:{(own or frames)[-1].name})"
+    return f"{head} {place}", f"{type(error).__name__} {place}"
 
 
-@contextlib.contextmanager
-def _alarm(limit: float) -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise TimeOut(f"more than {limit:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, limit)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-# -- memory ---------------------------------------------------------------------------------------------------
-
-
-def _forget_peak() -> int:
-    """Let the highest resident memory be counted anew; what it is now. Linux alone can."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    """The highest resident memory, in bytes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _highest() -> int:
+    """The highest resident memory of this process, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def limited_memory() -> None:
     """Let this process have so much more address space, and no more."""
-    import resource
-
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         room = pages * os.sysconf("SC_PAGE_SIZE") + ROOM

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from random import Random
 from typing import Any, TextIO
 from unittest import mock
 
+from hypothesis import strategies as st
 from PIL import Image
 
 from foveate import cli
@@ -22,7 +22,7 @@ from foveate.ask.loading import load
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
 from tests.fuzz.judging import MOST_LINES, Case, Refused, Wrong
-from tests.fuzz.mutating import odd_number, odd_text
+from tests.fuzz.mutating import NUMBERS, TEXTS
 
 COMMANDS = ("generate", "compare", "bench", "eval", "tune", "methods", "models", "presets")
 PATIENCE = 4.0  # seconds of the processor after which a command is interrupted, as by Ctrl-C
@@ -34,10 +34,11 @@ SMALL = {
     "generate": ("--max-new-tokens", "2", "--pairs", "2"),
     "compare": ("--max-new-tokens", "2", "--pairs", "2"),
     "bench": ("--new-tokens", "1", "--pairs", "2", "--model", "cpu-small"),
-    "eval": ("--questions", "1", "--jobs", "1", "--draws", "1", "--max-new-tokens", "2", "--cache", "cache"),
+    "eval": ("--questions", "1", "--workers", "1", "--draws", "1", "--max-new-tokens", "2", "--cache", "cache"),
     "tune": ("--prompt", "What is this ?", "--retention", "0.9"),
 }
 """Flags that let a command end soon."""
+SOUND = ("generate good.png --prompt What --figure new.png", "eval", "bench --predict")
 FILES = (
     "good.png", "good.png", "good.png", "good.gif", "film.mp4", "empty.png", "text.png", "folder", "loop.png",
     "dangling.png", "pipe.png", "missing.png", "no\nline.png", "[red].png", "\udcff.png", "missing/good.png",
@@ -68,63 +69,74 @@ VALUES = {
     "--prompt": ("What is this ?", "", "\udcff", "<image>", "<image><image>", "a\nb", "x " * 300),
     "--task": ("receipts", "\udcff", ""),
 }
-WITH_WORK = ("--pairs", "--questions", "--draws", "--jobs", "--new-tokens", "--max-new-tokens", "--batch", "--images")
+WITH_WORK = (
+    "--pairs", "--questions", "--draws", "--workers", "--new-tokens", "--max-new-tokens", "--batch", "--images",
+)  # fmt: skip
 """Numbers that say how much is done: a large one is no mistake, and takes its time."""
+MOSTLY, SELDOM = (st.integers(0, 9).map(share.__gt__) for share in (8, 1))
 
 
-def case(rng: Random, folder: Path) -> Case:
+def cases() -> list[st.SearchStrategy[Case]]:
+    """Command lines, after sound ones: what these import and load, the others find there."""
+    for command in COMMANDS:
+        flags(command)
+    with tempfile.TemporaryDirectory() as place:
+        _furnish(folder := Path(place))
+        for command, *words in map(str.split, SOUND):
+            with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                assert cli.main([command, *words, *SMALL.get(command, ())]) == 0
+    return [_cases()]
+
+
+@st.composite
+def _cases(draw: st.DrawFn) -> Case:
     """A command line in a folder of odd files, with stdout open, full, closed or without a reader."""
-    words = _words(rng)
-    _furnish(folder)
-    stdout = rng.choice(("open",) * 12 + ("full", "gone", "closed"))
-    return Case(f"foveate {' '.join(map(ascii, words))}, stdout {stdout}", lambda: _run(words, folder, stdout))
+    words = [word.replace("\0", "") for word in _words(draw)]  # no command line can have one
+    stdout = draw(st.sampled_from(("open",) * 12 + ("full", "gone", "closed")))
+    told = f"foveate {' '.join(map(ascii, words))}, stdout {stdout}"
+    return Case(told, lambda folder: _run(words, folder, stdout), _furnish)
 
 
-def _words(rng: Random) -> list[str]:
+def _words(draw: st.DrawFn) -> list[str]:
     """The command line."""
-    command = rng.choice((*COMMANDS, *COMMANDS, *COMMANDS, rng.choice(("", "gen", "--version", "--help", "\udcff"))))
-    if command not in COMMANDS:
-        return [command, *(odd_text(rng) for _ in range(rng.choice((0, 1, 2))))]
-    words = [command]
-    if command in ("generate", "compare") and rng.random() < 0.8:
-        words += [rng.choice(FILES) for _ in range(rng.choice((1, 1, 2)))]
-        words += ["--prompt", "What is this ?"]
-    if command in ("methods", "models", "presets") and rng.random() < 0.6:
-        words.append(rng.choice(("v2drop", "llava", "llava-1.5-7b", odd_text(rng))))
-    if command == "tune" and rng.random() < 0.8:
-        words.append(rng.choice(FILES))
+    command = draw(st.sampled_from((*COMMANDS * 3, "")))
+    if not command:
+        return [draw(st.sampled_from(("", "gen", "--version", "--help", "\udcff"))), *draw(st.lists(TEXTS, max_size=2))]
+    words, files = [command], st.sampled_from(FILES)
+    if command in ("generate", "compare") and draw(MOSTLY):
+        words += [*draw(st.lists(files, min_size=1, max_size=2)), "--prompt", "What is this ?"]
+    if command in ("methods", "models", "presets") and draw(MOSTLY):
+        words.append(draw(st.sampled_from(("v2drop", "llava", "llava-1.5-7b")) | TEXTS))
+    if command == "tune" and draw(MOSTLY):
+        words.append(draw(files))
     words += SMALL.get(command, ())
-    if command == "bench" and rng.random() < 0.8:
+    if command == "bench" and draw(MOSTLY):
         words.append("--predict")
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        flag, takes_value = rng.choice(sorted(flags(command).items()))
-        words += _flag(rng, flag, takes_value)
-    if rng.random() < 0.05:
-        words.append(odd_text(rng))
-    if rng.random() < 0.05:
-        words.insert(rng.randrange(1, len(words) + 1), odd_text(rng))
-    return [word.replace("\0", "") for word in words]  # no command line can have one
+    for _ in range(draw(st.sampled_from((1, 1, 2, 3)))):
+        words += _flag(draw, *draw(st.sampled_from(sorted(flags(command).items()))))
+    if draw(SELDOM):
+        words.insert(draw(st.integers(1, len(words))), draw(TEXTS))
+    return words
 
 
-def _flag(rng: Random, flag: str, takes_value: bool) -> list[str]:
-    """A flag, mostly as it should be: with a value, or without."""
-    how = rng.random()
-    if takes_value == (how < 0.05):
+def _flag(draw: st.DrawFn, flag: str, takes_value: bool) -> list[str]:
+    """A flag, mostly as it should be: with a value, or without; at times twice."""
+    if draw(SELDOM):
+        flag = draw(st.sampled_from((flag[:-1], flag + "x", flag.upper(), "-" + flag[2:], "--no-" + flag[2:])))
+    if takes_value == draw(SELDOM):
         return [flag]
-    if how < 0.08:
-        return [rng.choice((flag[:-1], flag + "x", flag.upper(), "-" + flag[2:], "--no-" + flag[2:]))]
-    value = _value(rng, flag)
-    return [f"{flag}={value}"] if rng.random() < 0.1 else [flag, value]
+    value = draw(_value(flag))
+    written = [flag, value] if draw(MOSTLY) else [f"{flag}={value}"]
+    return written * 2 if draw(SELDOM) else written
 
 
-def _value(rng: Random, flag: str) -> str:
-    if flag in VALUES and rng.random() < 0.8:
-        return str(rng.choice(VALUES[flag]))
-    if rng.random() < 0.3:
-        return odd_text(rng)
-    number = odd_number(rng)
-    if flag in WITH_WORK and isinstance(number, int) and number > 3:
-        number = 2
+def _value(flag: str) -> st.SearchStrategy[str]:
+    numbers = NUMBERS.map(lambda number: min(number, 2) if flag in WITH_WORK and isinstance(number, int) else number)
+    odd = numbers.map(_written) | TEXTS
+    return st.sampled_from(VALUES[flag]) | st.sampled_from(VALUES[flag]) | odd if flag in VALUES else odd
+
+
+def _written(number: Any) -> str:
     try:
         return str(number)
     except ValueError:  # Python writes no integer of so many digits
@@ -263,29 +275,28 @@ def _flushed(out: TextIO | None, kind: str) -> str:
     try:
         out.flush()
     except OSError as error:
-        raise Wrong(f"Python cannot flush stdout at its end: {error}") from error
+        raise Wrong("Python cannot flush stdout at its end", error) from error
     return out.buffer.getvalue().decode() if kind == "open" else ""  # type: ignore[attr-defined]
 
 
 def _look(code: Any, said: str, err: str) -> None:
     """Refuse another exit code, a traceback, or an error that is none or too long."""
     if code not in (0, 1, 2, INTERRUPTED):
-        raise Wrong(f"exit code {code}: {_bug(err)}\n{err}")
+        raise Wrong(f"exit code {code} {_place(err)}", err)
     if "Traceback" in err + said:
-        raise Wrong(f"a traceback\n{err}{said}")
+        raise Wrong("a traceback", err + said)
     lines = [line for line in err.splitlines() if not line.removeprefix("foveate: ").startswith(PROGRESS)]
     if code in (1, 2) and not lines:
-        raise Wrong(f"exit code {code} without a word\n{said}")
+        raise Wrong(f"exit code {code} without a word", said)
     ours = [line for line in lines if not line.startswith(("╭", "│", "╰"))]  # tyro draws a box around wrong flags
     if code in (1, 2) and len(ours) > MOST_LINES:
-        raise Wrong(f"an error of {len(lines)} lines: {lines[0]}\n{err}")
+        raise Wrong("a long error", f"{len(lines)} lines: {err}")
 
 
-def _bug(err: str) -> str:
-    """What a report of a bug says it is."""
-    found = re.search(r"this is a bug in foveate: (.*?)\. Please", err, re.DOTALL)
-    place = re.findall(r'/foveate/([\w/]+\.py)", line \d+, in (\w+)', err)
-    return f"{found[1] if found else ''} {place[-1] if place else ''}"
+def _place(err: str) -> str:
+    """Where a bug that is told with a traceback has its place, and of which type it is."""
+    types, places = re.findall(r"^(\w[\w.]*)(?::|$)", err, re.M), re.findall(r'/(\w+\.py)", line \d+, in (\w+)', err)
+    return f"{types[-1:]} {places[-1:]}"
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -297,7 +308,7 @@ def _look_around(folder: Path, before: dict[str, bytes], *, forced: bool) -> Non
     """Refuse half a file, and a file that was overwritten unasked."""
     after = _contents(folder)
     if parts := [name for name in after if name.startswith(".foveate-")]:
-        raise Wrong(f"half a file is left: {parts}")
+        raise Wrong("half a file is left", parts)
     changed = [name for name, data in before.items() if after.get(name) != data]
     if changed and not forced:
-        raise Wrong(f"files were changed: {changed}")
+        raise Wrong("files were changed", changed)

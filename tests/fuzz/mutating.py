@@ -3,101 +3,63 @@
 import json
 import reprlib
 import struct
-from collections.abc import Callable, Sequence
-from random import Random
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["WORDS", "altered", "damaged", "odd_number", "odd_text", "odd_value", "short", "text_of"]
+from hypothesis import strategies as st
 
-FEW = (1, 1, 1, 2, 3, 8)
+__all__ = ["EDGES", "FEW", "NUMBERS", "TEXTS", "VALUES", "altered", "damaged", "damaged_json", "json_of", "short"]
+
+FEW = st.sampled_from((1, 1, 1, 2, 3, 8))
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+HARMS = ("end", "flip", "flip", "field", "field", "cut", "repeat", "insert", "blank", "splice", "swap")
+INSERTED = (b"\n", b"\0" * 64, b"\xff" * 16, b"[" * 3000, b"\xe2\x80\xa8")
+SIZES = st.sampled_from((1, 4, 16, 64, 400, 2**20))
 
 
-# -- bytes ----------------------------------------------------------------------------------------------------
-
-
-def damaged(rng: Random, data: bytes, others: Sequence[bytes] = (b"",)) -> bytes:
+@st.composite
+def damaged(draw: st.DrawFn, data: bytes, others: Sequence[bytes] = (b"",)) -> bytes:
     """These bytes with some damage; `others` are files to splice in."""
-    for _ in range(rng.choice(FEW)):
-        data = rng.choice(MUTATIONS)(rng, data, rng.choice(others))
+    for _ in range(draw(FEW)):
+        at, size = draw(_place(data)), draw(SIZES)
+        head, part, tail = data[:at], data[at : at + size], data[at + size :]
+        match draw(st.sampled_from(HARMS)):
+            case "end":
+                data = data[: draw(st.integers(0, len(data)))]
+            case "flip":
+                changed = bytearray(data)
+                for _ in range(draw(st.sampled_from((1, 1, 4, 32))) if data else 0):
+                    changed[draw(_place(data))] ^= 1 << draw(st.integers(0, 7))
+                data = bytes(changed)
+            case "field":
+                form = draw(st.sampled_from("BHIQ"))
+                number = draw(st.sampled_from(EDGES) | st.integers(0, 2**64 - 1)) % 256 ** struct.calcsize(form)
+                put = struct.pack(draw(st.sampled_from("<>")) + form, number)
+                data = head + put + data[at + len(put) :]
+            case "cut":
+                data = head + tail
+            case "repeat":
+                data = head + (part * draw(st.sampled_from((2, 3, 51))))[: 2**20] + tail
+            case "insert":
+                data = head + draw(st.sampled_from(INSERTED) | st.binary(max_size=100)) + data[at:]
+            case "blank":
+                data = head + draw(st.sampled_from((b"\0", b"\xff"))) * len(part) + tail
+            case "splice":
+                other = draw(st.sampled_from(others))
+                data = head + other[draw(_place(other)) :]
+            case "swap":
+                data = head + tail[:size] + part + tail[size:]
     return data
 
 
-def _place(rng: Random, data: bytes) -> int:
+def _place(data: bytes) -> st.SearchStrategy[int]:
     """Somewhere in the bytes; as often among the first hundred, where headers are."""
-    return rng.randrange(max(1, min(len(data), rng.choice((100, len(data))))))
-
-
-def _part(rng: Random, data: bytes) -> tuple[int, int]:
-    start = _place(rng, data)
-    return start, start + rng.choice((1, 4, 16, 64, 400, len(data)))
-
-
-def _flip(rng: Random, data: bytes, _: bytes) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 4, 32))):
-        if changed:
-            changed[_place(rng, data)] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def _field(rng: Random, data: bytes, _: bytes) -> bytes:
-    """A number at the edge of its range, in either order of bytes."""
-    form = rng.choice("BHHIIQ")
-    most = 256 ** struct.calcsize(form) - 1
-    put = struct.pack(rng.choice("<>") + form, rng.choice((*EDGES, rng.randrange(2**64))) & most)
-    at = _place(rng, data)
-    return data[:at] + put + data[at + len(put) :]
-
-
-def _end(rng: Random, data: bytes, _: bytes) -> bytes:
-    return data[: rng.randrange(len(data) + 1)]
-
-
-def _cut(rng: Random, data: bytes, _: bytes) -> bytes:
-    start, stop = _part(rng, data)
-    return data[:start] + data[stop:]
-
-
-def _repeat(rng: Random, data: bytes, _: bytes) -> bytes:
-    start, stop = _part(rng, data)
-    part = data[start:stop] * rng.choice((1, 2, 50))
-    return data[:stop] + part[: 2**20] + data[stop:]
-
-
-def _insert(rng: Random, data: bytes, _: bytes) -> bytes:
-    at = _place(rng, data)
-    put = rng.choice(
-        (rng.randbytes(rng.choice((1, 4, 100))), b"\0" * 64, b"\xff" * 16, b"[" * 3000, b"\n", b"\xe2\x80\xa8")
-    )
-    return data[:at] + put + data[at:]
-
-
-def _blank(rng: Random, data: bytes, _: bytes) -> bytes:
-    start, stop = _part(rng, data)
-    stop = min(stop, len(data))
-    return data[:start] + rng.choice((b"\0", b"\xff")) * (stop - start) + data[stop:]
-
-
-def _splice(rng: Random, data: bytes, other: bytes) -> bytes:
-    return data[: _place(rng, data)] + other[_place(rng, other) :]
-
-
-def _swap(rng: Random, data: bytes, _: bytes) -> bytes:
-    first, second = sorted((_place(rng, data), _place(rng, data)))
-    size = min(16, second - first)
-    middle = data[first + size : second]
-    return data[:first] + data[second : second + size] + middle + data[first : first + size] + data[second + size :]
-
-
-MUTATIONS: tuple[Callable[[Random, bytes, bytes], bytes], ...] = (
-    _flip, _flip, _field, _field, _end, _cut, _repeat, _insert, _blank, _splice, _swap,
-)  # fmt: skip
+    return st.integers(0, max(0, min(len(data), 100) - 1)) | st.integers(0, max(0, len(data) - 1))
 
 
 # -- values ---------------------------------------------------------------------------------------------------
 
-NUMBERS = (
+ODD_NUMBERS = (
     0, -1, 1, 2, 3, 3.7, 0.5, 1.5, -0.0, 1e-320, 1e308, 1e999, -1e999, float("nan"), 2**31, 2**63, -(2**63), 2**64,
     10**30, 10**400, 1e22, 0.1 + 0.2,
 )  # fmt: skip
@@ -106,31 +68,11 @@ WORDS = (
     "é", "e\u0301", "\u2028", "\u202e", "\ufeff", "\x07", "\x1b[31m", "\udcff", "\ud800", "😀", "[red]", "[/]",
     "{}", "a\nb", "%s", "{0}", "$HOME", "~", "..", "/", "v2drop", "x" * 5000,
 )  # fmt: skip
-
-
-def odd_number(rng: Random) -> Any:
-    """A number that few settings take."""
-    return rng.choice((*NUMBERS, rng.randrange(-5, 40), rng.random(), rng.gauss(0, 100)))
-
-
-def odd_text(rng: Random) -> str:
-    """A text with something odd in it."""
-    return rng.choice(
-        (*WORDS, rng.choice(WORDS) + rng.choice(WORDS), "".join(map(chr, rng.sample(range(1, 0xD7FF), 5))))
-    )
-
-
-def odd_value(rng: Random, depth: int = 3) -> Any:
-    """A value of JSON's types: mostly a lone one, at times nested."""
-    if depth and rng.random() < 0.35:
-        size = rng.choice((0, 1, 2, 3, 4, 40))
-        parts = [odd_value(rng, depth - 1) for _ in range(size)]
-        if rng.random() < 0.3:
-            return {odd_text(rng): part for part in parts}
-        return parts
-    if rng.random() < 0.01:
-        return _nested(rng.choice((30, 400, 3000)))
-    return rng.choice((odd_number(rng), odd_number(rng), odd_text(rng), True, False, None, {}, []))
+NUMBERS: st.SearchStrategy[Any] = st.sampled_from(ODD_NUMBERS) | st.floats() | st.integers(-5, 40)
+"""Numbers that few settings take."""
+TEXTS = st.sampled_from(WORDS) | st.tuples(st.sampled_from(WORDS), st.sampled_from(WORDS)).map("".join) | st.text()
+"""Texts with something odd in them."""
+SCALARS = NUMBERS | TEXTS | st.sampled_from((None, True, False))
 
 
 def _nested(depth: int) -> list[Any]:
@@ -140,33 +82,50 @@ def _nested(depth: int) -> list[Any]:
     return value
 
 
-def altered(rng: Random, value: Any) -> Any:
+VALUES: st.SearchStrategy[Any] = (
+    SCALARS
+    | st.recursive(
+        SCALARS, lambda part: st.lists(part, max_size=4) | st.dictionaries(TEXTS, part, max_size=4), max_leaves=8
+    )
+    | st.lists(SCALARS, max_size=40)
+    | st.sampled_from((1, 30, 3000)).map(_nested)
+)
+"""Values of JSON's types: lone ones, at times nested."""
+
+
+@st.composite
+def altered(draw: st.DrawFn, value: Any) -> Any:
     """A value of JSON in which a few things are replaced, left out, added or renamed."""
-    for _ in range(rng.choice(FEW)):
-        value = _altered(rng, value)
+    for _ in range(draw(FEW)):
+        value = _altered(draw, value)
     return value
 
 
-def _altered(rng: Random, value: Any) -> Any:
-    if not isinstance(value, dict | list) or not value or rng.random() < 0.1:
-        return odd_value(rng)
+def _altered(draw: st.DrawFn, value: Any) -> Any:
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 9)) == 9:
+        return draw(VALUES)
     changed: Any = dict(value) if isinstance(value, dict) else list(value)
-    place: Any = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    how = rng.random()
-    if how < 0.15:
+    place: Any = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
+    how = draw(st.sampled_from(("left out", "deeper", "deeper", "deeper", "renamed", "added")))
+    if how == "left out":
         del changed[place]
-    elif how < 0.3 and isinstance(changed, dict):
-        changed[odd_text(rng)] = changed.pop(place)
-    elif how < 0.4 and isinstance(changed, list):
+    elif how == "deeper":
+        changed[place] = _altered(draw, changed[place])
+    elif isinstance(changed, list):
         changed *= 2
-    elif how < 0.5 and isinstance(changed, dict):
-        changed[odd_text(rng)] = odd_value(rng)
+    elif how == "renamed":
+        changed[draw(TEXTS)] = changed.pop(place)
     else:
-        changed[place] = _altered(rng, changed[place])
+        changed[draw(TEXTS)] = draw(VALUES)
     return changed
 
 
-def text_of(value: Any) -> bytes:
+def damaged_json(data: bytes) -> st.SearchStrategy[bytes]:
+    """A file of JSON, damaged as bytes or with other values in it."""
+    return altered(json.loads(data)).map(json_of) | damaged(data)
+
+
+def json_of(value: Any) -> bytes:
     """A value as a file of JSON; what is no JSON is written as Python does."""
     try:
         return json.dumps(value).encode()

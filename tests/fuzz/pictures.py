@@ -3,10 +3,12 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from random import Random
+from typing import Any
 
+import numpy as np
+from hypothesis import strategies as st
 from PIL import Image
 
 from foveate.ask.pictures import load_picture
@@ -23,7 +25,9 @@ MODES = {
     "PPM": ("1", "L", "RGB", "I;16"),
 }
 SIDES = ((1, 1), (7, 5), (33, 20), (64, 64))
+PACKED = ("raw", "tiff_lzw", "tiff_deflate", "packbits")
 PNG_START = 8  # bytes of its signature
+CHUNKS = (b"tRNS", b"PLTE", b"eXIf", b"iCCP", b"zTXt", b"acTL", b"fdAT", b"IDAT", b"IEND", b"gAMA")
 
 
 @cache
@@ -32,92 +36,94 @@ def sound() -> tuple[tuple[str, bytes], ...]:
     files = []
     for form, modes in MODES.items():
         for mode in modes:
-            for number, size in enumerate(SIDES):
-                files.append((form, _encoded(form, mode, size, number)))
-    files += [("GIF", _animation("GIF")), ("WEBP", _animation("WEBP")), ("PNG", _animation("PNG"))]
+            for size, packing in zip(SIDES, PACKED, strict=True):
+                plain = form != "TIFF" or mode in ("LAB", "F", "I")
+                files.append((form, _saved(_drawn(mode, size), form, **{} if plain else {"compression": packing})))
+    frames = [_drawn("RGB", (20, 12), number) for number in range(4)]
+    for form in ("GIF", "WEBP", "PNG"):
+        files.append((form, _saved(frames[0], form, save_all=True, append_images=frames[1:], duration=40)))
     for turn in range(1, 9):
-        files.append(("JPEG", _turned(turn)))
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        files.append(("JPEG", _saved(_drawn("RGB", (24, 10)), "JPEG", exif=exif)))
     return tuple(files)
 
 
-def _drawn(mode: str, size: tuple[int, int], number: int) -> Image.Image:
+def _drawn(mode: str, size: tuple[int, int], number: int = 0) -> Image.Image:
     """A picture of this mode that is not all of one colour."""
-    noise = Random(number).randbytes(size[0] * size[1])
-    grey = Image.frombytes("L", size, noise)
+    grey = Image.fromarray(np.random.default_rng(number).integers(0, 256, size[::-1], np.uint8))
     if mode in ("I", "I;16"):
         return grey.convert("I").point(lambda value: value * 257).convert(mode)
     if mode == "F":
         return grey.convert("F").point(lambda value: value * (1 / 255))
-    if mode == "LA":
-        return Image.merge("LA", (grey, grey))
-    if mode == "LAB":
-        return Image.merge("LAB", (grey, grey, grey))
+    if mode in ("LA", "LAB"):
+        return Image.merge(mode, [grey] * len(mode))
     return grey.convert("RGB").convert(mode)
 
 
-def _encoded(form: str, mode: str, size: tuple[int, int], number: int) -> bytes:
-    options = {"compression": ("raw", "tiff_lzw", "tiff_deflate", "packbits")[number]} if form == "TIFF" else {}
-    if mode in ("LAB", "F", "I"):
-        options = {}
-    _drawn(mode, size, number).save(file := io.BytesIO(), form, **options)
+def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
+    picture.save(file := io.BytesIO(), form, **options)
     return file.getvalue()
 
 
-def _animation(form: str) -> bytes:
-    frames = [_drawn("RGB", (20, 12), number) for number in range(4)]
-    frames[0].save(file := io.BytesIO(), form, save_all=True, append_images=frames[1:], duration=40)
-    return file.getvalue()
+def cases() -> list[st.SearchStrategy[Case]]:
+    """A strategy for each format, and for what only knowledge of a format reaches."""
+    harms = [("PNG", _chunk), ("PNG", _large), ("BMP", _size), *((form, _bytes) for form in MODES)]
+    return [_cases(form, harm) for form, harm in harms]
 
 
-def _turned(turn: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    _drawn("RGB", (24, 10), turn).save(file := io.BytesIO(), "JPEG", exif=exif)
-    return file.getvalue()
-
-
-def case(rng: Random, folder: Path) -> Case:
+@st.composite
+def _cases(draw: st.DrawFn, form: str, harm: Callable[[st.DrawFn, bytes], bytes]) -> Case:
     """A picture, damaged, under the ending of its format or another."""
-    form, data = rng.choice(sound())
-    others = [other for _, other in rng.choices(sound(), k=3)]
-    how = "damaged"
-    if form == "PNG" and rng.random() < 0.6:
-        how, data = "a chunk changed, its checksum right", _chunk_changed(rng, data)
-    if form == "BMP" and rng.random() < 0.3:
-        how, data = "another size", _sized(rng, data)
-    if how == "damaged":
-        data = damaged(rng, data, others)
-    ending = rng.choice((form.lower(), form.lower(), "png", "jpg", "gif", ""))
-    path = folder / f"picture.{ending}"
-    path.write_bytes(data)
-    return Case(f"{form} of {len(data)} bytes as {path.name}, {how}", lambda: load_picture(path))
+    data = harm(draw, draw(st.sampled_from([data for other, data in sound() if other == form])))
+    name = f"picture.{draw(st.sampled_from((form.lower(), form.lower(), 'png', 'jpg', 'gif', '')))}"
+    return Case(
+        f"{form} of {len(data)} bytes as {name}",
+        lambda folder: load_picture(folder / name),
+        lambda folder: (folder / name).write_bytes(data),
+    )
 
 
-def _chunk_changed(rng: Random, data: bytes) -> bytes:
+def _bytes(draw: st.DrawFn, data: bytes) -> bytes:
+    return draw(damaged(data, [other for _, other in sound()]))
+
+
+def _large(draw: st.DrawFn, data: bytes) -> bytes:
+    """A picture that unpacks to far more than its file."""
+    side = st.sampled_from((2000, 20_000))
+    return _blank(draw(side), draw(side))
+
+
+@cache
+def _blank(width: int, height: int) -> bytes:
+    return _saved(Image.new("1", (width, height)), "PNG")
+
+
+def _size(draw: st.DrawFn, data: bytes) -> bytes:
+    """A BMP whose header says another width or height."""
+    side = st.sampled_from((1, 40, 2000, 20_000, -1, -40, 2**31 - 1, -(2**31)))
+    return data[:18] + struct.pack("<ii", draw(side), draw(side)) + data[26:]
+
+
+def _chunk(draw: st.DrawFn, data: bytes) -> bytes:
     """A PNG with damage inside a chunk whose checksum is made to fit: else readers stop there at once."""
     chunks, at = [], PNG_START
     while at + 8 <= len(data):
         (size,) = struct.unpack(">I", data[at : at + 4])
         chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
         at += size + 12
-    chosen = rng.randrange(len(chunks))
+    chosen = draw(st.integers(0, len(chunks) - 1))
     kind, content = chunks[chosen]
-    if kind == b"IHDR" and rng.random() < 0.5:
-        sides = [rng.choice((1, 40, 2000, 20_000, *EDGES)) for _ in range(2)]
-        content = struct.pack(">II", *sides) + content[8:]
-    elif rng.random() < 0.2:
-        kind = rng.choice((b"tRNS", b"PLTE", b"eXIf", b"iCCP", b"zTXt", b"acTL", b"fdAT", b"IDAT", b"IEND", b"gAMA"))
+    how = draw(st.sampled_from(("size", "content", "content", "kind")))
+    if how == "kind":
+        kind = draw(st.sampled_from(CHUNKS))
+    elif kind == b"IHDR" and how == "size":
+        side = st.sampled_from((1, 40, 2000, 20_000, *EDGES))
+        content = struct.pack(">II", draw(side), draw(side)) + content[8:]
     else:
-        content = damaged(rng, content)
+        content = draw(damaged(content))
     chunks[chosen] = kind, content
-    return data[:PNG_START] + b"".join(_chunk(*chunk) for chunk in chunks)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def _sized(rng: Random, data: bytes) -> bytes:
-    """A BMP whose header says another width or height."""
-    sides = [rng.choice((1, 40, 2000, 20_000, -1, -40, 2**31 - 1, -(2**31))) for _ in range(2)]
-    return data[:18] + struct.pack("<ii", *sides) + data[26:]
+    return data[:PNG_START] + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )

@@ -1,12 +1,12 @@
 """Damaged files of foveate's own making: records of tunings, methods' JSON, stores of answers, samples to tune on."""
 
 import json
-import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from random import Random
-from typing import Any
+
+from hypothesis import strategies as st
 
 from foveate.catalogue import methods
 from foveate.cli.checks import check_methods
@@ -17,7 +17,7 @@ from foveate.methods.v2drop import V2Drop
 from foveate.naming import parse
 from foveate.tune import Tuned
 from tests.fuzz.judging import Case, Wrong
-from tests.fuzz.mutating import altered, damaged, text_of
+from tests.fuzz.mutating import altered, damaged, damaged_json, json_of
 from tests.tune.presets import preset_of
 
 TUNED = preset_of(MustDrop(global_thr=0.002, individual_thr=0.004), task="receipts, grün")
@@ -30,19 +30,17 @@ ROWS = (
     {"method": "full", "question": "pope/2", **FULL_ROW, **OF_A_BENCHMARK},
     {"method": "v2drop a", "question": "pope/2", **ROW, **OF_A_BENCHMARK},
 )
-SAMPLES = "".join(json.dumps({"image": f"{at}.png", "prompt": "What is this?"}) + "\n" for at in range(4)).encode()
+SAMPLES = [{"image": f"{at}.png", "prompt": "What is this?"} for at in range(4)]
 
 
 @cache
 def stored() -> tuple[str, bytes]:
     """A store's file: its name, and its bytes."""
-    folder = Path(tempfile.mkdtemp())
-    with open_answers({}, folder) as answers:
-        answers.add(ROWS)
-    (path,) = folder.glob("*/part-*.jsonl")
-    data = path.read_bytes()
-    shutil.rmtree(folder)
-    return str(path.relative_to(folder)), data
+    with tempfile.TemporaryDirectory() as folder:
+        with open_answers({}, Path(folder)) as answers:
+            answers.add(ROWS)
+        (path,) = Path(folder).glob("*/part-*.jsonl")
+        return str(path.relative_to(folder)), path.read_bytes()
 
 
 @cache
@@ -53,76 +51,61 @@ def tuned() -> bytes:
         return path.read_bytes()
 
 
-def case(rng: Random, folder: Path) -> Case:
-    """A file of one kind, damaged."""
-    return rng.choice((_record, _method, _store, _samples))(rng, folder)
-
-
-def _damaged_json(rng: Random, data: bytes) -> bytes:
-    """Damaged as bytes, or with other values in it."""
-    if rng.random() < 0.5:
-        return damaged(rng, data)
-    return text_of(altered(rng, json.loads(data)))
-
-
-def _record(rng: Random, folder: Path) -> Case:
-    (path := folder / "record.json").write_bytes(_damaged_json(rng, tuned()))
-
-    def load() -> None:
-        record = Tuned.load(path)
-        again = Tuned.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False)))
-        if again != record:
-            raise Wrong(f"{record} does not survive its JSON")
-
-    return Case("the record of a tuning", load)
-
-
-def _method(rng: Random, folder: Path) -> Case:
-    """A method's own JSON, or a record, behind --method."""
-    kind = rng.choice(sorted(methods()))
-    own = json.dumps(methods()[kind]().to_dict()).encode()
-    chain = json.dumps((MustDrop() + V2Drop()).to_dict()).encode()
-    (path := folder / "method.json").write_bytes(_damaged_json(rng, rng.choice((own, tuned(), chain))))
-
-    def load() -> None:
-        check_methods([str(path)])
-        parse(str(path))
-
-    return Case(f"--method {path.name}, of {kind}", load)
-
-
-def _store(rng: Random, folder: Path) -> Case:
-    """A store gives a row as it was written, or not at all."""
+def cases() -> list[st.SearchStrategy[Case]]:
+    """A strategy for each kind of file: damaged ones."""
+    own = st.sampled_from(sorted(methods())).map(lambda kind: json_of(methods()[kind]().to_dict()))
+    chain = json_of((MustDrop() + V2Drop()).to_dict())
+    method = (own | st.sampled_from((tuned(), chain))).flatmap(damaged_json)
+    samples = st.tuples(*map(altered, SAMPLES)).map(lambda rows: b"\n".join(map(json_of, rows)))
+    samples |= damaged(b"".join(json_of(row) + b"\n" for row in SAMPLES))
     name, data = stored()
-    with open_answers({}, folder):
-        pass
-    (folder / name).write_bytes(damaged(rng, data, (data,)))
-
-    def load() -> None:
-        with open_answers({}, folder) as answers:
-            known = [row for row in ROWS if answers.get(row["method"], row["question"]) is not None]
-            if any(answers.get(row["method"], row["question"]) != row for row in known):
-                raise Wrong("a damaged row has other values")
-            if len(known) != len(answers):
-                raise Wrong("a row that nobody wrote")
-            answers.add(ROWS)
-        with open_answers({}, folder) as answers:
-            if [answers.get(row["method"], row["question"]) for row in ROWS] != list(ROWS):
-                raise Wrong("rows that were added are not there")
-
-    return Case(f"a store of answers, {name}", load)
+    return [
+        damaged_json(tuned()).map(lambda data: _case("record.json", data, _record)),
+        method.map(lambda data: _case("method.json", data, _method)),
+        damaged(data, (data,)).map(lambda data: _case(name, data, _store)),
+        samples.map(lambda data: _case("samples.jsonl", data, _samples)),
+    ]
 
 
-def _samples(rng: Random, folder: Path) -> Case:
-    data = damaged(rng, SAMPLES)
-    if rng.random() < 0.5:
-        rows: Any = [altered(rng, json.loads(line)) for line in SAMPLES.splitlines()]
-        data = b"\n".join(map(text_of, rows))
-    (path := folder / "samples.jsonl").write_bytes(data)
+def _case(name: str, data: bytes, read: Callable[[Path], None]) -> Case:
+    def put(folder: Path) -> None:
+        if read is _store:
+            with open_answers({}, folder):  # its manifest
+                pass
+        (folder / name).write_bytes(data)
 
-    def load() -> None:
-        for picture, prompt in Tune(samples=path, retention=0.5)._asked():
-            if not isinstance(prompt, str) or prompt == "None":
-                raise Wrong(f"{picture} is asked {prompt!r}")
+    return Case(f"{name} of {len(data)} bytes", lambda folder: read(folder / name), put)
 
-    return Case("samples to tune on", load)
+
+def _record(path: Path) -> None:
+    record = Tuned.load(path)
+    again = Tuned.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False)))
+    if again != record:
+        raise Wrong("a record does not survive its JSON", record)
+
+
+def _method(path: Path) -> None:
+    """A method's own JSON, or a record, behind --method."""
+    check_methods([str(path)])
+    parse(str(path))
+
+
+def _store(path: Path) -> None:
+    """A store gives a row as it was written, or not at all."""
+    folder = path.parents[1]
+    with open_answers({}, folder) as answers:
+        known = [row for row in ROWS if answers.get(row["method"], row["question"]) is not None]
+        if any(answers.get(row["method"], row["question"]) != row for row in known):
+            raise Wrong("a damaged row has other values")
+        if len(known) != len(answers):
+            raise Wrong("a row that nobody wrote")
+        answers.add(ROWS)
+    with open_answers({}, folder) as answers:
+        if [answers.get(row["method"], row["question"]) for row in ROWS] != list(ROWS):
+            raise Wrong("rows that were added are not there")
+
+
+def _samples(path: Path) -> None:
+    for _, prompt in Tune(samples=path, retention=0.5)._asked():
+        if not isinstance(prompt, str) or prompt == "None":
+            raise Wrong("a picture is asked what is no text", repr(prompt))

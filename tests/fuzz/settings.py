@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-from pathlib import Path
-from random import Random
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 
 from foveate import catalogue
@@ -13,109 +13,107 @@ from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import parse
 from tests.fuzz.judging import Case, Wrong
-from tests.fuzz.mutating import altered, odd_number, odd_text, odd_value, short
+from tests.fuzz.mutating import NUMBERS, TEXTS, VALUES, altered, short
 
-DEPTHS, SIZES = (1, 2, 6, 32, 80), ((), (1,), (2,), (576,), (25, 36), (0,), (2880, 1))
+WAYS = ("python", "dictionary", "json", "text", "budget", "chain")
+FIT = st.sampled_from((0.5, 64, float("nan"), float("inf"), 0))
+AMOUNTS = st.dictionaries(
+    st.sampled_from(("retention", "tokens", "vision_tokens")), FIT | NUMBERS, min_size=1, max_size=2
+)
+DEPTHS = st.sampled_from((1, 2, 6, 32, 80))
+SIZES = st.sampled_from(((), (1,), (2,), (576,), (25, 36), (0,), (2880, 1)))
 MODEL = LlavaConfig(text_config=LlamaConfig(num_hidden_layers=32), image_seq_length=576)
-JOINTS = (":", ";", "=", "+", ",", "/", "", " ", "::", ";;", "==", "++")
+JOINTS = st.sampled_from((":", ";", "=", "+", ",", "/", "", " ", "::", ";;", "==", "++"))
+NEAR = ((1, 2), (3, 17, 22), (0.5, 0.3, 0.0), (0.5,), [2, 1], [3.7, 4], 0.5, 12, "l1", "keep")
 
 
-def case(rng: Random, folder: Path) -> Case:
-    """One of the ways to make a method, with something wrong in most of them."""
-    kinds = sorted(catalogue.discovered().items())
-    name, kind = rng.choice(kinds)
-    values = _values(rng, kind)
-    way = rng.choice(("python", "python", "dictionary", "json", "text", "text", "budget", "chain"))
-    if way == "python":
-        return Case(f"{kind.__name__}(**{short(values)})", lambda: _made(kind(**values), rng))
-    if way == "budget":
-        budget = {rng.choice(("tokens", "retention", "vision_tokens")): odd_number(rng) for _ in range(2)}
-        given = budget | values
-        return Case(f"{kind.__name__}.for_budget(**{short(given)})", lambda: kind.for_budget(MODEL, **given))
-    if way == "dictionary":
-        plain = altered(rng, {"method": name, **_defaults(kind), **values})
-        return Case(f"from_dict({short(plain)})", lambda: _made(catalogue.from_dict(plain), rng))
-    if way == "json":
-        written = json.dumps({"method": name, **_jsonable(values)})
-        text = rng.choice((written, written[: rng.randrange(len(written))], written + odd_text(rng)))
-        return Case(f"parse({short(text)})", lambda: _made(parse(text), rng))
-    if way == "chain":
-        other, _ = rng.choice(kinds)
-        members = [{"method": name, **values}, altered(rng, {"method": other})]
-        return Case(f"a chain of {short(members)}", lambda: _made(catalogue.from_dict(_chain(members)), rng))
-    text = _text(rng, name, values)
-    return Case(f"parse({short(text)})", lambda: _made(parse(text), rng))
+def cases() -> list[st.SearchStrategy[Case]]:
+    """A strategy for each way to make a method."""
+    return list(map(_cases, WAYS))
 
 
-def _values(rng: Random, kind: type[Method]) -> dict[str, Any]:
-    """Some settings of a method, each odd."""
+@st.composite
+def _cases(draw: st.DrawFn, way: str) -> Case:
+    """A method with something wrong, mostly."""
+    kinds = st.sampled_from(sorted(catalogue.discovered().items()))
+    name, kind = draw(kinds)
+    values, depth, sizes = _values(draw, kind), draw(DEPTHS), draw(SIZES)
+
+    def made(told: str, make: Callable[[], Method]) -> Case:
+        return Case(told, lambda _: _used(make(), depth, sizes))
+
+    match way:
+        case "python":
+            return made(f"{kind.__name__}(**{short(values)})", lambda: kind(**values))
+        case "budget":
+            given = draw(AMOUNTS) | draw(st.sampled_from(({}, values)))
+            return Case(f"{kind.__name__}.for_budget(**{short(given)})", lambda _: kind.for_budget(MODEL, **given))
+        case "dictionary":
+            plain = draw(altered({"method": name, **kind().to_dict(), **values}))
+        case "chain":
+            other, _ = draw(kinds)
+            plain = {"method": "chain", "members": [{"method": name, **values}, draw(altered({"method": other}))]}
+        case "json":
+            written = json.dumps({"method": name, **{key: value for key, value in values.items() if _flat(value)}})
+            end = draw(st.integers(0, len(written)))
+            text = draw(st.sampled_from((written, written[:end])) | TEXTS.map(written.__add__))
+            return made(f"parse({short(text)})", lambda: parse(text))
+        case _:
+            text = _text(draw, name, values)
+            return made(f"parse({short(text)})", lambda: parse(text))
+    return made(f"from_dict({short(plain)})", lambda: catalogue.from_dict(plain))
+
+
+def _flat(value: Any) -> bool:
+    """Whether JSON can write a value: too deep ones it cannot."""
+    try:
+        json.dumps(value)
+    except RecursionError:
+        return False
+    return True
+
+
+def _values(draw: st.DrawFn, kind: type[Method]) -> dict[str, Any]:
+    """Some settings of a method, each odd or near what it usually has."""
     usual = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    chosen = rng.sample(sorted(usual), k=min(len(usual), rng.choice((0, 1, 1, 1, 2, 3))))
-    return {name: _value(rng, usual[name]) for name in chosen}
+    names = draw(st.lists(st.sampled_from(sorted(usual)), max_size=3, unique=True)) if usual else []
+    return {name: draw(VALUES | st.sampled_from((usual[name], *NEAR)) | _beside(usual[name])) for name in names}
 
 
-def _value(rng: Random, usual: Any) -> Any:
-    """An odd value for a setting, or one that is near what it usually has."""
-    how = rng.random()
-    if how < 0.3:
-        return rng.choice(
-            (usual, (1, 2), (3, 17, 22), (0.5, 0.3, 0.0), (0.5,), [2, 1], [3.7, 4], 0.5, 12, "l1", "keep")
-        )
-    if how < 0.5 and isinstance(usual, bool | int | float):
-        return usual + rng.choice((0, 1, -1, 0.5, 1e-9))
-    if how < 0.5 and isinstance(usual, tuple):
-        return tuple(rng.choice((part, part, part + 1, odd_number(rng))) for part in usual)
-    return odd_value(rng)
+def _beside(usual: Any) -> st.SearchStrategy[Any]:
+    """Values beside the usual one."""
+    if isinstance(usual, bool | int | float):
+        return st.sampled_from((0, 1, -1, 0.5, 1e-9)).map(lambda step: usual + step)
+    if isinstance(usual, tuple):
+        return st.tuples(*(st.sampled_from((part, part + 1)) | NUMBERS for part in usual))
+    return VALUES
 
 
-def _defaults(kind: type[Method]) -> dict[str, Any]:
-    return kind().to_dict()
-
-
-def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that JSON can write; too deep ones are left out."""
-    plain = {}
-    for name, value in values.items():
-        try:
-            json.dumps(value)
-        except RecursionError:
-            continue
-        plain[name] = value
-    return plain
-
-
-def _chain(members: list[Any]) -> dict[str, Any]:
-    return {"method": "chain", "members": members}
-
-
-def _text(rng: Random, name: str, values: dict[str, Any]) -> str:
+def _text(draw: st.DrawFn, name: str, values: dict[str, Any]) -> str:
     """What a command line might have after --method."""
-    pairs = ";".join(f"{key}={_written(value)}" for key, value in values.items())
-    text = f"{name}:{pairs}"
-    if rng.random() < 0.3:
-        text = rng.choice((name, text)) + rng.choice(JOINTS) + rng.choice((odd_text(rng), name, text))
-    if rng.random() < 0.2:
-        at = rng.randrange(len(text))
-        text = text[:at] + rng.choice(JOINTS) + text[at + rng.randrange(3) :]
+    text = f"{name}:" + ";".join(f"{key}={_written(value)}" for key, value in values.items())
+    if draw(st.integers(0, 2)) == 2:
+        text = draw(st.sampled_from((name, text))) + draw(JOINTS) + draw(TEXTS | st.sampled_from((name, text)))
+    if draw(st.integers(0, 4)) == 4:
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(JOINTS) + text[at + draw(st.integers(0, 2)) :]
     return text
 
 
 def _written(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(f"{short(part)}" for part in value)
+        return ",".join(map(short, value))
     return value if isinstance(value, str) else short(value)
 
 
-def _made(method: Method, rng: Random) -> None:
+def _used(method: Method, depth: int, sizes: Sequence[int]) -> None:
     """A method that was made survives its JSON, and plans tokens or says why not."""
-    text = json.dumps(method.to_dict())
-    again = catalogue.from_dict(json.loads(text))
+    again = catalogue.from_dict(json.loads(json.dumps(method.to_dict())))
     if again.to_dict() != method.to_dict():
-        raise Wrong(f"{method!r} comes back from its JSON as {again!r}")
-    depth, sizes = rng.choice(DEPTHS), rng.choice(SIZES)
+        raise Wrong("its JSON gives another method", f"{method!r}, {again!r}")
     counts = method.plan(depth, sizes)
     if counts is not None and not all(0 <= count <= sum(sizes) for count in counts):
-        raise Wrong(f"{method!r} plans {counts} tokens of {sizes}")
+        raise Wrong("a plan beyond the tokens", f"{method!r} plans {counts} of {sizes}")
     try:
         method.with_budget(retention=0.5)
     except SettingError:
