@@ -1,6 +1,6 @@
 """Methods by name: one grammar for all commands, lmms-eval, vLLM and Python.
 
-v2drop                                  a method; without a budget it keeps a third, see `chosen`
+v2drop                                  a method; without a budget it keeps a third, see `method_of`
 v2drop/llava-1.5-7b/192                 a preset
 v2drop:metric=cosine;layers=3,17,22     settings
 visionzip+v2drop:scope=image+finalkv    a chain
@@ -14,7 +14,7 @@ from ast import literal_eval
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, overload
 
 from foveate import catalogue
 from foveate._spelling import Written, fractions, no_setting, pair_of, written
@@ -25,12 +25,12 @@ from foveate.errors import SettingError
 __all__ = [
     "RETENTION",
     "asked_share",
-    "chosen",
     "draws",
     "given",
     "is_bare",
     "kinds_of",
     "members_of",
+    "method_of",
     "parse",
     "refuse_files",
     "settings_of",
@@ -145,13 +145,24 @@ def is_bare(text: str, settings: Iterable[str] = ()) -> bool:
     return all(plain) and set(settings) <= {"seed"}
 
 
-def chosen(
+@overload
+def method_of(
     method: Method | str,
     tokens: float | None = None,
     retention: float | None = None,
     settings: Sequence[str] | Mapping[str, Any] = (),
-) -> Method:
-    """The method that runs, whichever door it comes through.
+) -> Method: ...
+@overload
+def method_of(
+    method: Method | str | None, tokens: float | None = None, retention: float | None = None
+) -> Method | None: ...
+def method_of(
+    method: Method | str | None,
+    tokens: float | None = None,
+    retention: float | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (),
+) -> Method | None:
+    """The method that runs, whichever door it comes through; None is the untouched model.
 
     With a budget beside it, it spends that; a chain's last open member does. Without one, a name alone, or a chain of
     names, keeps a third where it can take a budget. Everything else is as it says: a name with settings, a preset, a
@@ -164,9 +175,13 @@ def chosen(
 
     Raises:
         SettingError: If the method has a budget or a schedule of its own beside the one given, or takes none; if both
-            numbers are given; or if this is no method.
+            numbers are given, or one without a method; or if this is no method.
         FoveateError: As `parse`.
     """
+    if method is None:
+        if tokens is not None or retention is not None:
+            raise SettingError('A budget without a method: name one, such as method="v2drop".')
+        return None
     bare = False
     if isinstance(method, str):
         bare = is_bare(method, settings if isinstance(settings, Mapping) else [pair_of(pair)[0] for pair in settings])

@@ -10,7 +10,6 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import foveate as fv
 from foveate import catalogue, embedded
 from foveate._cells import at_budgets
-from foveate.ask.answering import method_of
 from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
 from foveate.cli.asking import named, tell_budgets
@@ -23,7 +22,7 @@ from foveate.engine.session import _sessions
 from foveate.errors import SettingError
 from foveate.eval.lmms.setting import Setting as LmmsSetting
 from foveate.eval.plan import Plan
-from foveate.naming import chosen, parse
+from foveate.naming import method_of, parse
 from foveate.registry import family_for
 
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
@@ -245,13 +244,13 @@ SAYING = (
 @pytest.mark.parametrize("text", SAYING)
 def test_settings_presets_and_json_are_as_they_say_at_every_door(text):
     own = schedule(parse(text))
-    assert own != schedule(chosen(parse(text), retention=1 / 3)) if parse(text).open else True
+    assert own != schedule(method_of(parse(text), retention=1 / 3)) if parse(text).open else True
     assert {door: told(door, text) for door in NAMED} == dict.fromkeys(NAMED, own)
 
 
 def test_settings_beside_a_name_are_settings_of_it_but_for_a_seed():
-    assert chosen("v2drop", settings={"metric": "l1"}) == fv.V2Drop(metric="l1")
-    assert chosen("random", settings=["seed=3"]) == fv.Random(seed=3, retention=1 / 3)
+    assert method_of("v2drop", settings={"metric": "l1"}) == fv.V2Drop(metric="l1")
+    assert method_of("random", settings=["seed=3"]) == fv.Random(seed=3, retention=1 / 3)
     assert LmmsSetting(name="random", seed=3).method == fv.Random(seed=3, retention=1 / 3)
     assert LmmsSetting(name="random", seed=3).share == 1 / 3
     assert LmmsSetting(name="v2drop", settings="metric=l1").method == fv.V2Drop(metric="l1")

@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from foveate.contract import LayerStage, Resource, Shape, Text
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.llava import Llava
-from foveate.naming import chosen, parse
+from foveate.naming import method_of, parse
 from foveate.registry import methods
 from foveate_vllm.guards import refuse_stages
 from foveate_vllm.setting import Rate, Setting
@@ -36,15 +36,15 @@ def test_most_methods_can_be_served():
 def test_a_servers_budget_is_the_librarys(name):
     for share in BUDGETS:
         made = Setting({"method": name, "retention": share}, CONFIG, Llava)
-        assert made.method(Rate()) == chosen(name, retention=share)
+        assert made.method(Rate()) == method_of(name, retention=share)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_alone_keeps_a_third_and_an_object_what_it_says(name):
     made = Setting({"method": name}, CONFIG, Llava)
-    assert made.method(Rate()) == chosen(name) == chosen(name, retention=1 / 3)
+    assert made.method(Rate()) == method_of(name) == method_of(name, retention=1 / 3)
     assert str(made.rate) == "33.3% of an image's tokens"
-    assert made.method(Rate(retention=0.5)) == chosen(name, retention=0.5)
+    assert made.method(Rate(retention=0.5)) == method_of(name, retention=0.5)
 
 
 def test_a_server_runs_settings_and_dictionaries_as_they_say():

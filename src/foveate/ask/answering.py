@@ -24,7 +24,7 @@ from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError
-from foveate.naming import chosen
+from foveate.naming import method_of
 
 __all__ = [
     "AnyMethod",
@@ -37,7 +37,6 @@ __all__ = [
     "dropped_in",
     "fitting",
     "in_parts",
-    "method_of",
     "reply_to",
     "showing_of",
 ]
@@ -110,25 +109,6 @@ def check_keywords(what: str, given: Iterable[str], known: type) -> None:
 
 
 # -- what drops ---------------------------------------------------------------------------------------------------
-
-
-def method_of(method: AnyMethod | None, tokens: float | None = None, retention: float | None = None) -> Method | None:
-    """What drops, with its budget; see `foveate.naming.chosen`. None for the untouched model.
-
-    Args:
-        method: A method, or its name.
-        tokens: Mean vision tokens that a decoder layer processes.
-        retention: The same as a share.
-
-    Raises:
-        SettingError: If settings contradict each other, or a budget comes without a method.
-        UnknownNameError: If there is no method of that name.
-    """
-    if method is None:
-        if tokens is not None or retention is not None:
-            raise SettingError('A budget without a method: name one, such as method="v2drop".')
-        return None
-    return chosen(method, tokens, retention)
 
 
 def dropped_in(loaded: Loaded, method: Method | None, vision_tokens: int) -> Method | None:

@@ -23,7 +23,7 @@ from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.naming import chosen
+from foveate.naming import method_of
 from foveate.registry import family_for, methods
 
 __all__ = [
@@ -126,7 +126,7 @@ def _waits(method: Method, depth: int) -> str | None:
 def _serves(kind: type[Method], depth: int) -> bool:
     """Whether a method looks, at the budget that its name has."""
     try:
-        return kind().open and _waits(chosen(kind.name), depth) is None
+        return kind().open and _waits(method_of(kind.name), depth) is None
     except (FoveateError, TypeError):
         return False
 

@@ -18,7 +18,6 @@ from foveate.ask.answering import (
     dropped_in,
     fitting,
     in_parts,
-    method_of,
     reply_to,
 )
 from foveate.ask.conversation import Conversation
@@ -32,6 +31,7 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method
 from foveate.errors import SettingError
+from foveate.naming import method_of
 
 __all__ = ["VLM", "Messages", "Question"]
 

@@ -14,7 +14,7 @@ import torch
 from foveate._memory import available
 from foveate._upstream import brief, first_line, is_out_of_memory
 from foveate.ask.answer import Answer
-from foveate.ask.answering import answers_to, dropped_in, method_of
+from foveate.ask.answering import answers_to, dropped_in
 from foveate.ask.batch import batches, parts
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
@@ -27,7 +27,7 @@ from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.provenance import conditions
-from foveate.naming import members_of
+from foveate.naming import members_of, method_of
 from foveate.runs.crew import device_at
 from foveate.runs.samples import Bad, MediaSample
 from foveate.video import Clip

@@ -22,7 +22,7 @@ from foveate.cli.usage import UsageError
 from foveate.contract.method import Method, meet
 from foveate.errors import BudgetError, UnsupportedError
 from foveate.methods.v2drop import V2Drop
-from foveate.naming import asked_share, chosen, is_bare, kinds_of, parse, settings_of
+from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
 
 __all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_budgets"]
 
@@ -159,7 +159,7 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
             f"{', '.join(methods)} brings its own budget, as presets and schedules do, or takes none: "
             "leave --budget and --retention out, or name a method."
         )
-    methods |= {name: chosen(name, options.budget, options.retention, own[name]) for name in takers}
+    methods |= {name: method_of(name, options.budget, options.retention, own[name]) for name in takers}
     return methods
 
 

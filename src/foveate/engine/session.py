@@ -31,7 +31,7 @@ from foveate.engine.prefill import Ending, begin, finish
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
-from foveate.errors import SessionError
+from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
 from foveate.registry import family_for, inside
 
@@ -191,7 +191,9 @@ def _session(
     resources: Mapping[str, Any],
 ) -> "Session":
     """The session that will be attached; nothing is put on the model yet."""
-    chosen = naming.chosen(method, tokens, retention)
+    if method is None:
+        raise SettingError("A method is such as foveate.V2Drop(), or its name; got None.")
+    chosen = naming.method_of(method, tokens, retention)
     family = family_for(model, kind)
     refuse_running(model, family)
     return Session(family, chosen, resources)

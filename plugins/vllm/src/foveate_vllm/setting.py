@@ -113,7 +113,7 @@ class Setting:
         if isinstance(method, Mapping):
             method = catalogue.from_dict(method)
         self.rate = Rate(values.get("tokens"), values.get("retention"))
-        started = naming.chosen(method, self.rate.tokens, self.rate.retention)
+        started = naming.method_of(method, self.rate.tokens, self.rate.retention)
         self._method = naming.parse(method) if isinstance(method, str) else method
         if not self.rate.said and started != self._method:
             self.rate = Rate(retention=naming.RETENTION)

@@ -14,7 +14,7 @@ from typing import Any
 from foveate._spelling import fractions, nearest, parsed, unquoted
 from foveate.contract.method import Method
 from foveate.errors import SettingError
-from foveate.naming import asked_share, chosen, draws, parse, with_seed
+from foveate.naming import asked_share, draws, method_of, parse, with_seed
 
 __all__ = ["NAMES", "Setting", "values_of"]
 
@@ -81,7 +81,7 @@ class Setting:
                 f"{self.name} brings its own budget, as presets and schedules do, or takes none: leave "
                 "budget= and retention= out."
             )
-        method = chosen(self.name, self.budget, self.retention, self._settings)
+        method = method_of(self.name, self.budget, self.retention, self._settings)
         if self.seed is None:
             return method
         if not draws(method):
