@@ -41,7 +41,7 @@ help:
 	@echo "make check   formatting, linting, types, import rules, and that no more code came in (tests/ratchet.json)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
-	@echo "make fuzz    try 34,500 pictures, films, settings, records, command lines and model folders with something wrong"
+	@echo "make fuzz    try 37,000 pictures, films, settings, records, command lines and model folders with something wrong"
 	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
 
@@ -216,7 +216,7 @@ docs: setup
 mutants: setup
 	$(BIN)/python -m tests.mutants
 
-# A choice: FUZZ="--kinds films --seed 2"; one case again: FUZZ="--case films:17".
+# A choice: FUZZ="--kinds films --seed 2"; what failed is told with the line that tries it again.
 fuzz: setup
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --jobs $(JOBS) $(FUZZ)
 
