@@ -23,7 +23,7 @@ QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check docs index clean mutants fuzz
+.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check docs clean mutants fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -38,12 +38,11 @@ help:
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make test-installed  install the wheel as README says, in an empty environment without constraints, and use it"
-	@echo "make check   formatting, linting, types, import rules, and that no more code came in (tests/ratchet.json)"
+	@echo "make check   formatting, linting, types and import rules"
 	@echo "make docs    build the documentation into site/"
-	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
 	@echo "make fuzz    try 37,000 pictures, films, settings, records, command lines and model folders with something wrong"
 	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
-	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
+	@echo "make mutants break the code in 150 drawn places, one at a time, and say in which rooms a test saw it (an hour)"
 
 # Behind a command: its output goes to the log, whose end is shown if the command fails.
 define LOGGED
@@ -138,13 +137,13 @@ setup-vllm: $(VLLM_READY)
 # Threads are left to the operating system: binding them fails where cores are shared.
 VLLM_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 VLLM_TEST := $(abspath $(VLLM_BIN))/python -m pytest -q
-# Runner V2, which vLLM takes on a GPU, here in Triton's interpreter. What a method keeps no runner can change, so of the
-# tests over all methods those with DivPrune are enough. Those with two processes take minutes each there: V1 alone.
+# Runner V2, which vLLM takes on a GPU, here in Triton's interpreter, where each step takes long: a choice of them, see
+# plugins/vllm/tests/conftest.py. FOVEATE_TESTS=all runs everything.
 VLLM_V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1
 test-vllm:
 	@if $(MAKE) --no-print-directory setup-vllm; then \
 	  cd plugins/vllm && $(VLLM_ENVIRONMENT) $(VLLM_TEST) && \
-	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST) -k "not parallel and (not test_a_method or divprune)"; \
+	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST); \
 	else \
 	  echo "==> NOT RUN: the tests of foveate inside vLLM. vLLM cannot be installed here, see above." >&2; \
 	fi
@@ -155,10 +154,6 @@ space:
 	cp spaces/* out/space/
 	cp -r src/foveate out/space/foveate
 	find out/space -name __pycache__ -prune -exec rm -rf {} +
-
-# So that lists and refusals need not import torch; a test fails where the committed file is an old one.
-index: $(LIGHT)
-	$(BIN)/python -m foveate._index
 
 # One torch thread a process: with several processes, more only get in each other's way. What a file makes once (models,
 # servers, long runs) is made in one process alone. At its end pytest says what each tier took. PYTEST="--durations=50"
@@ -204,7 +199,6 @@ check: setup
 	$(BIN)/mypy
 	cd plugins/vllm && $(abspath $(BIN))/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.ratchet
 	@! grep -rn --include='*.py' past_key_values src | grep -v '^src/foveate/_transformers.py:' || \
 	  { echo "The cache's names stand in foveate/_transformers.py alone: see cache_of, cache_in and with_cache." >&2; exit 1; }
 
@@ -212,9 +206,9 @@ check: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Breaks the code in some seventy places, one at a time; each time a test must fail. An hour.
+# Goes on behind the places of out/mutants.jsonl.
 mutants: setup
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants --jobs $(JOBS)
 
 # A choice: FUZZ="--kinds films --seed 2"; what failed is told with the line that tries it again.
 fuzz: setup

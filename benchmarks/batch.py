@@ -23,7 +23,7 @@ from foveate import embedded
 from foveate._versions import versions
 from foveate.batch.answering import Asking, bad_row, beside
 from foveate.batch.job import Job, Summary, run
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from foveate.runs.crew import Done
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad

@@ -86,7 +86,7 @@ def tier_of_folder(folder):
 
 def is_method(name):
     """Whether an example, "v2drop-0", or a name, "v2drop", is a method's and not a probe's."""
-    from foveate.contract.catalogue import methods
+    from foveate.catalogue import methods
 
     return name.rsplit("-", 1)[0] in methods()
 

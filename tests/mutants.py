@@ -1,17 +1,11 @@
-# ruff: noqa: E501
-"""Break the code on purpose, one place at a time, and see a test fail each time.
+"""Break the code on purpose in drawn places, one at a time, and see in which rooms a test fails.
 
-    python -m tests.mutants                                       # all
-    python -m tests.mutants cache                                 # those whose function's name contains "cache"
-    python -m tests.mutants --show engine.cache:PrunedLayer.crop  # every way to break a function
-    python -m tests.mutants --drawn 150 --seed 1 --log FILE       # places drawn over all rooms: how many are seen
+    python -m tests.mutants                                     # 150 places over all rooms; an hour on two cores
+    python -m tests.mutants --drawn 40 --seed 2 --log FILE      # others
 
-A mutant names a function, a kind of break and its place (see `tests.breaking`), and the tests that must see it. One that
-survives is a test that is missing. Run it after changing the engine; it is too slow for every push.
-
-Drawn places need no list to follow code that moves: each room's share of places that its tests see is to be compared before
-and after a rebuilding. Which tests reach a place is found by one run of the whole suite, and kept beside FILE; of these
-the quickest are run, a minute of them at most. FILE keeps a JSON line a place; the same command goes on behind them.
+No list has to follow code that moves: each room's share of places that its tests see is to be compared before and
+after a rebuilding. Which tests reach a place is found by one run of the whole suite, and kept beside FILE; of these the
+quickest are run, a minute of them at most. FILE keeps a JSON line a place; the same command goes on behind them.
 """
 
 import argparse
@@ -30,102 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.breaking import KINDS, SOURCE, Gone, broken, marked, places_of
+from tests.breaking import KINDS, SOURCE, broken, marked, places_of
 
 ROOT = Path(__file__).parent.parent
-INVARIANTS = "tests/invariants"
-HOUR = 3600
 ENOUGH = 60.0
-"""Seconds of tests for a drawn place, the first one apart."""
-
-# (module:function, kind of break and place, tests that must see it)
-MUTANTS = [
-    ("core.attention:attention_rows", "edge 1", "tests/core tests/golden"),
-    ("core.rank:keep_count", "minmax 2", "tests/core tests/methods"),
-    ("core.grid:_axis", "more 2", "tests/core"),
-    ("core.grid:frames_of", "left 2", "tests/core"),
-    ("core.merge:dominant_and_contextual", "drop 13", "tests/core tests/golden"),
-    ("core.merge:merge_windows", "more 4", "tests/core tests/golden"),
-    ("core.merge:target_plus_mean", "right 1", "tests/core tests/golden"),
-    ("core.rank:top", "opposite 2", "tests/core tests/methods"),
-    ("core.cut:Cut.then", "inside 2", "tests/core"),
-    ("core.cut:Cut.then", "inside 6", "tests/core"),
-    ("engine.forward:RowMap.number_on", "drop 5", "tests/engine/test_positions.py"),
-    ("engine.forward:RowMap.number_on", "receiver 6", "tests/engine/test_positions.py"),
-    ("engine.attending:Reduction.add", "left 4", "tests/engine/test_attending.py"),
-    ("contract.follow:_units_by_layer", "left 2", "tests/methods"),
-    ("methods.mustdrop:MustDrop._highest", "none 1", "tests/methods/test_mustdrop.py"),
-    ("methods.mustdrop:MustDrop._filter", "left 2", "tests/golden tests/methods"),
-    ("contract.scheduled:Scheduled.left", "never 1", "tests/methods"),
-    ("contract.stages:Stage._check", "never 4", "tests/contract/test_stages.py"),
-    ("methods.v2drop:V2Drop._step", "right 1", "tests/methods/test_v2drop.py"),
-    ("methods.visiondrop:VisionDrop._in_tower", "left 4", "tests/golden"),
-    ("engine.cache:PrunedLayer._chosen", "left 5", "tests/engine"),
-    ("engine.cache:PrunedLayer._chosen", "minmax 2", "tests/engine"),
-    ("engine.cache:PrunedLayer._chosen", "right 4", "tests/engine"),
-    ("engine.cache:PrunedLayer._evict", "drop 7", "tests/engine"),
-    ("engine.cache:PrunedLayer._evict", "more 2", "tests/engine"),
-    ("engine.cache:PrunedLayer.batch_select_indices", "drop 2", "tests/engine"),
-    ("engine.cache:PrunedLayer.crop", "drop 7", "tests/engine"),
-    ("engine.cache:PrunedLayer.get_mask_sizes", "left 4", "tests/engine"),
-    ("engine.cache:PrunedLayer.reorder_cache", "drop 2", "tests/engine"),
-    ("engine.cache:PrunedLayer.update", "left 6", "tests/engine"),
-    ("engine.cache:PrunedLayer.update", "never 1", f"{INVARIANTS}/test_refusals.py"),
-    ("engine.cache:PrunedLayer.update", "right 2", f"{INVARIANTS}/test_lengths.py tests/engine"),
-    ("engine.prefill:_wanted", "left 2", "tests/methods/test_finalkv.py"),
-    ("engine.prefill:_wanted", "left 4", "tests/methods/test_finalkv.py"),
-    ("engine.buckets:Bucket._merged", "never 2", "tests/golden " + f"{INVARIANTS}/test_oracle.py"),
-    ("engine.attending:RowsReader._text_behind", "drop 4", "tests/golden tests/signals"),
-    ("engine.runner:LayerRunner._put_back", "always 1", f"{INVARIANTS}/test_edges.py"),
-    ("engine.runner:LayerRunner._run_rows", "drop 8", f"{INVARIANTS}/test_backends.py"),
-    ("engine.runner:LayerRunner._run_rows", "drop 9", "tests/golden " + f"{INVARIANTS}/test_oracle.py"),
-    ("engine.runner:LayerRunner._run_rows", "flip 2", "tests/families/test_qwen3_5.py"),
-    ("engine.runner:_device_of", "always 1", "tests/arrive/test_device_map.py"),
-    ("engine.runner:_padding", "left 1", f"{INVARIANTS}/test_batch.py"),
-    ("engine.runner:_padding", "none 1", "tests/families/test_qwen3_5.py"),
-    ("engine.forward:RowMap.__init__", "always 2", f"{INVARIANTS}/test_oracle.py"),
-    ("engine.forward:RowMap._shifted", "always 1", f"{INVARIANTS}/test_batch.py"),
-    ("engine.forward:RowMap.renumbered", "never 1", f"{INVARIANTS}/test_batch.py"),
-    ("core.tensors:_same", "left 1", "tests/core/test_tensors.py"),
-    ("engine.arguments:_columns_of", "always 1", "tests/engine"),
-    ("engine.arguments:Remap._dense", "left 1", "tests/engine"),
-    ("engine.arguments:Remap._from_nothing", "edge 1", f"{INVARIANTS}/test_backends.py tests/engine"),
-    ("engine.arguments:_in_order", "always 1", "tests/engine"),
-    ("engine.arguments:_in_dense", "none 1", "tests/engine"),
-    ("engine.cutting:_cut", "drop 16", f"{INVARIANTS}/test_oracle.py"),
-    ("engine.cutting:_cut", "drop 17", f"{INVARIANTS}/test_oracle.py"),
-    ("engine.prefill:_live", "inside 2", f"{INVARIANTS}/test_batch.py"),
-    ("engine.prefill:_splits_image", "left 1", f"{INVARIANTS}/test_refusals.py"),
-    ("engine.guards:refuse_lost_layers", "never 1", "tests/arrive/test_device_map.py"),
-    ("core.patching:Patcher.wrap", "drop 2", "tests/core/test_patching.py"),
-    ("core.tensors:take_along", "drop 4", "tests/core/test_tensors.py"),
-    ("engine.encode:cuts_of", "drop 9", "tests/engine/test_encode.py"),
-    ("engine.encode:cuts_of", "none 2", "tests/engine/test_encode.py"),
-    ("engine.cutting:joined", "drop 8", "tests/engine/test_cutting.py"),
-    ("engine.session:Session.detach", "drop 1", f"{INVARIANTS}/test_restore.py"),
-    ("engine.prefill:begin", "left 4", f"{INVARIANTS}/test_refusals.py"),
-    ("engine.session:Session.before_decoder", "never 1", "tests/arrive/test_continuous_batching.py"),
-    ("engine.session:Session.around_features", "never 1", f"{INVARIANTS}/test_generation.py"),
-    ("engine.samples:_read_sample", "left 3", f"{INVARIANTS}/test_batch.py"),
-    ("engine.samples:_read_sample", "right 4", f"{INVARIANTS}/test_batch.py"),
-    ("engine.samples:_read_sample", "right 10", "tests/engine/test_frames.py"),
-    ("core.patching:Patcher.hook", "drop 1", f"{INVARIANTS}/test_restore.py"),
-    ("core.patching:Patcher.restore", "left 1", "tests/core/test_patching.py"),
-    ("core.patching:Patcher.restore", "drop 6", "tests/core/test_patching.py"),
-    ("engine.media:MediaTokens.__deepcopy__", "none 1", f"{INVARIANTS}/test_restore.py"),
-    ("engine.trace:PrefillRecord.kept_by_frame", "flip 2", "tests/engine/test_frames.py"),
-    ("families.tower:_ReducedRun._read", "more 1", "tests/families/test_tower.py"),
-    ("families.base:Family.queries_and_keys", "never 2", f"{INVARIANTS}/test_oracle.py"),
-    ("families.qwen_vl:Qwen25VL.token_order", "receiver 1", "tests/families/test_qwen2_5_vl.py"),
-    ("families.qwen_vl:Qwen35.query_projection", "more 4", f"{INVARIANTS}/test_oracle.py"),
-    ("video.pixels:_upright", "flip 2", "tests/video"),
-    ("video.pixels:pixels", "right 1", "tests/video"),
-    ("video.decoding:_Decoder._go_to", "drop 3", "tests/video"),
-    ("video.decoding:_Decoder._go_to", "drop 4", "tests/video"),
-    ("video.decoding:_Decoder._missing", "left 1", "tests/video"),
-    ("video.decoding:_Decoder.clip", "always 3", "tests/video"),
-    ("video.survey:_look", "left 1", "tests/video"),
-]  # fmt: skip
+"""Seconds of tests for a place, the first one apart."""
 
 
 def functions() -> dict[str, dict[str, int]]:
@@ -227,7 +130,7 @@ def _chosen(tests: set[str], seconds: dict[str, float]) -> list[str]:
     return chosen
 
 
-def run_drawn(count: int, seed: int, log: Path, jobs: int) -> int:
+def run_drawn(count: int, seed: int, log: Path, jobs: int) -> None:
     """Break the drawn places that the log does not know, and say how many of each room were seen."""
     log.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
@@ -254,7 +157,6 @@ def run_drawn(count: int, seed: int, log: Path, jobs: int) -> int:
     all_, seen = (Counter(row["room"] for row in known if row["killed"] or every) for every in (True, False))
     print("\n".join(f"{room:12}{seen[room]:3} of {all_[room]:3}" for room in sorted(all_)))
     print(f"{sum(seen.values())} of {len(known)} drawn places were seen (seed {seed})")
-    return 0
 
 
 @contextmanager
@@ -273,7 +175,7 @@ def pytest_on(src: Path, arguments: list[str], limit: float | None, **environmen
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=limit).returncode
 
 
-def survives(path: Path, source: str, tests: list[str], limit: float = HOUR) -> bool:
+def survives(path: Path, source: str, tests: list[str], limit: float) -> bool:
     """Whether all tests pass with this source in the place of a file's."""
     with copied() as src:
         (src / path.relative_to(SOURCE.parent)).write_text(source, encoding="utf-8")
@@ -283,39 +185,16 @@ def survives(path: Path, source: str, tests: list[str], limit: float = HOUR) -> 
             return False
 
 
-def show(key: str) -> None:
-    """Print every way to break a function."""
-    for kind in KINDS:
-        for number in range(1, len(places_of(key, kind)) + 1):
-            print(f"{kind} {number:<4}{broken(key, f'{kind} {number}')[2]}")
-
-
-def main(arguments: list[str]) -> int:
-    """Run the mutants asked for; 1 if one survived or could not be made."""
-    if arguments[:1] == ["--drawn"]:
-        parser = argparse.ArgumentParser(prog="python -m tests.mutants")
-        parser.add_argument("--drawn", type=int, metavar="N")
-        parser.add_argument("--seed", type=int, default=1)
-        parser.add_argument("--log", type=Path, default=ROOT / "out" / "mutants.jsonl", metavar="FILE")
-        parser.add_argument("--jobs", type=int, default=1, metavar="N", help="places at a time")
-        options = parser.parse_args(arguments)
-        return run_drawn(options.drawn, options.seed, options.log, options.jobs)
-    if arguments[:1] == ["--show"]:
-        show(arguments[1])
-        return 0
-    chosen = [mutant for mutant in MUTANTS if not arguments or arguments[0] in mutant[0]]
-    bad = 0
-    for key, place, tests in chosen:
-        try:
-            path, source, said = broken(key, place)
-            word = "SURVIVED" if survives(path, source, tests.split()) else "killed"
-        except Gone as error:
-            word, said = "GONE", str(error)
-        bad += word != "killed"
-        print(f"{word:9}{key} {place}: {said}", flush=True)
-    print(f"{len(chosen) - bad} of {len(chosen)} mutants killed")
-    return int(bad > 0)
+def main() -> None:
+    """Draw, break and count."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants")
+    parser.add_argument("--drawn", type=int, default=150, metavar="N", help="how many places")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", type=Path, default=ROOT / "out" / "mutants.jsonl", metavar="FILE")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="places at a time")
+    options = parser.parse_args()
+    run_drawn(options.drawn, options.seed, options.log, options.jobs)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -16,6 +16,7 @@ FILES = sorted(path.name for path in ENGINE.glob("*.py") if path.name != "__init
 UNDRAWN = {
     "_files",
     "_folders",
+    "_index",
     "_memory",
     "_room",
     "_sheet",
@@ -62,3 +63,33 @@ def test_the_house_is_drawn_as_the_imports_are_held():
         assert bool(lines) == bool(rooms), layer
         assert min(lines, default=above) >= above, layer
         above = max(lines, default=above)
+
+
+# -- imports that are strings -----------------------------------------------------------------------------------------
+
+FOLDERS = {"catalogue.py": "foveate.methods", "registry.py": "foveate.families"}
+"""What collects the modules of a folder, and so stands above them."""
+BY_NAME = {"__init__.py", "_room.py"}
+"""What loads a public name when it is first used."""
+
+
+def test_no_import_hides_in_a_string():
+    """The linter reads import statements; a module that is imported by its name could close a circle unseen."""
+    found = {}
+    for path in (ROOT / "src" / "foveate").rglob("*.py"):
+        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        for call in calls:
+            name = ast.unparse(call.func).rpartition(".")[2]
+            if name in ("import_module", "__import__") and path.name not in BY_NAME:
+                found.setdefault(path.name, set()).add(
+                    ast.unparse(call.args[0]).removeprefix("f").strip("'").partition(".{")[0]
+                )
+    assert found == {file: {folder} for file, folder in FOLDERS.items()}
+
+
+def test_what_collects_a_folder_stands_above_it():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    place = {room: number for number, layer in enumerate(layers) for room in layer.split(" | ")}
+    for file, folder in FOLDERS.items():
+        assert place[file.removesuffix(".py")] < place[folder.removeprefix("foveate.")]

@@ -4,7 +4,7 @@ from transformers import AutoConfig
 import foveate as fv
 from foveate import embedded
 from foveate._cells import at_budgets
-from foveate.contract.naming import parse
+from foveate.naming import parse
 
 CONFIG = AutoConfig.from_pretrained(embedded.path())
 

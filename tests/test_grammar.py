@@ -6,8 +6,8 @@ import pytest
 from transformers import LlavaConfig
 
 import foveate as fv
-from foveate import cli, embedded
-from foveate.contract import naming
+from foveate import cli, embedded, naming
+from foveate.catalogue import takes_budget
 from tests.models import batch, tiny
 from tests.tune.presets import preset_of
 
@@ -77,7 +77,7 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
     [
         ("methode=v2drop", "No model argument 'methode'. Did you mean method? There are: pretrained, method"),
         ("v2drop", "NAME=VALUE"),
-        ("method=v2drop,retention=1/3", "retention is a number; got '1/3'"),
+        ("method=v2drop,budget=1/3", "budget is a number; got '1/3'"),
         ("method=v2drop,budget=-1", "above 0"),
         ("method=v2drop,budget=64,retention=0.3", "Give one of tokens= and retention="),
         ("method=v2drop,settings=metric", "write key=value"),
@@ -126,9 +126,9 @@ def test_a_budget_below_the_floor_is_refused_when_the_image_comes():
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_an_image_has_tokens(count):
-    for name in sorted(set(fv.methods()) - {"finalkv", "pixelprune", "read"}):
+    for kind in filter(takes_budget, fv.methods().values()):
         with pytest.raises(fv.SettingError, match=f"1 or more; got {count}"):
-            fv.methods()[name].for_budget(CONFIG, retention=0.3, vision_tokens=count)
+            kind.for_budget(CONFIG, retention=0.3, vision_tokens=count)
 
 
 # -- records --------------------------------------------------------------------------------------------------

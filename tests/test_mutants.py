@@ -1,32 +1,35 @@
-"""The list of places to break on purpose follows the code."""
+"""Places to break are drawn from the code as it is."""
 
 import ast
 
 import pytest
 
-from tests.breaking import Gone, broken
-from tests.mutants import MUTANTS, ROOT
+from tests.breaking import broken, marked
+from tests.mutants import draw, functions
 
 
-@pytest.mark.parametrize(("key", "place", "tests"), MUTANTS, ids=lambda value: value if ":" in value else "")
-def test_a_mutant_changes_a_function_that_is_there(key, place, tests):
-    path, source, _ = broken(key, place)
-    assert ast.dump(ast.parse(source)) != ast.dump(ast.parse(path.read_text(encoding="utf-8")))
-    assert [file for file in tests.split() if not (ROOT / file).exists()] == []
+@pytest.fixture(scope="module")
+def drawn():
+    return draw(40, seed=1)
 
 
-def test_no_mutant_is_there_twice():
-    assert len({mutant[:2] for mutant in MUTANTS}) == len(MUTANTS)
+def test_every_room_has_a_place(drawn):
+    assert {room for room, _, _ in drawn} == set(functions())
 
 
-@pytest.mark.parametrize(
-    ("key", "place", "message"),
-    [
-        ("engine.nowhere:run", "drop 1", "there is no foveate/engine/nowhere.py"),
-        ("core.rank:PrunedLayer.top", "drop 1", r"there is no PrunedLayer\.top"),
-        ("core.rank:top", "drop 99", "it has 2 places for 'drop'"),
-    ],
-)
-def test_a_function_or_place_that_is_gone_is_named(key, place, message):
-    with pytest.raises(Gone, match=message):
-        broken(key, place)
+def test_a_seed_draws_the_same_again(drawn):
+    assert draw(40, seed=1) == drawn
+    assert draw(40, seed=2) != drawn
+
+
+def test_a_break_changes_the_code(drawn):
+    for _, key, place in drawn:
+        path, source, said = broken(key, place)
+        assert ast.dump(ast.parse(source)) != ast.dump(ast.parse(path.read_text(encoding="utf-8"))), (key, said)
+
+
+def test_a_place_says_that_it_is_reached(drawn):
+    files = marked([(key, place) for _, key, place in drawn], "reached({})")
+    calls = [node for text in files.values() for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    numbers = [call.args[0].value for call in calls if ast.unparse(call.func) == "reached"]
+    assert sorted(numbers) == list(range(len(drawn)))

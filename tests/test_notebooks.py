@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.contract import catalogue
+from foveate import catalogue
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples/notebooks").glob("*.ipynb"))
 

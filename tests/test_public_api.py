@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import foveate
-from foveate.contract import catalogue
+from foveate import catalogue
 
 METHODS = [kind.__name__ for kind in catalogue.discovered().values() if kind.__module__.startswith("foveate.")] + [
     "Chain",

@@ -3,8 +3,8 @@
 import pytest
 
 import foveate as fv
-from foveate import registry
-from foveate.contract import LayerStage, catalogue
+from foveate import catalogue, registry
+from foveate.contract import LayerStage
 from foveate.contract.method import Method
 from foveate.contract.settings import Layer, Share
 

@@ -1,25 +1,33 @@
-"""The servers of examples/servers, each in a process of its own, asked over HTTP by real clients.
+"""The servers of examples/servers, asked over HTTP by real clients.
 
 Needs FastAPI, uvicorn and OpenAI's client: `make setup-page` installs the first two.
 """
 
 import base64
 import importlib.util
+import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 import foveate as fv
 from foveate import embedded
+from tests.ask.test_pictures import png_claiming
+from tests.cli.conftest import save_tiny_llava
+from tests.films import film
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -32,15 +40,17 @@ PATIENCE = 180  # seconds: a busy machine
 
 
 @contextmanager
-def served(script, *arguments):
-    """The address of a server that listens, while the context lasts."""
+def served(script, *arguments, says=None):
+    """The address of a server that listens, while the context lasts; what it says first goes into the list `says`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SERVERS / script), *map(str, arguments), "--port", str(port)]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE if says is not None else subprocess.DEVNULL, stderr=log
+        )
         address = f"http://localhost:{port}"
         try:
             until = time.monotonic() + PATIENCE
@@ -53,10 +63,12 @@ def served(script, *arguments):
                     assert process.poll() is None, f"the server has ended: {said[-2000:]}"
                     assert time.monotonic() < until, "the server does not listen"
                     time.sleep(0.5)
+            if says is not None:
+                says.append(process.stdout.readline().decode())
             yield address
         finally:
             process.terminate()
-            process.wait(timeout=PATIENCE)
+            process.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +88,408 @@ def expected():
     return alone
 
 
+# -- a server of one's own ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening(vlm, *words):
+    """OpenAI's client of the server that asks this model, in a thread of this process."""
+    import openai
+    import uvicorn
+
+    own = runpy.run_path(str(SERVERS / "own.py"))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        app = own["server"](vlm, own["options_of"](list(map(str, words))))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        try:
+            with openai.OpenAI(base_url=f"{address}/v1", api_key="-", timeout=PATIENCE, max_retries=0) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Of a server of the embedded model."""
+    with listening(fv.load("embedded")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A model that nothing trained: it says words until it may say no more."""
+    return fv.load(save_tiny_llava(tmp_path_factory.mktemp("endless")))
+
+
+def shown(picture, **more):
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}", "detail": "auto"}} | more
+
+
+def said(text):
+    return {"type": "text", "text": text}
+
+
+def asked(client, *parts, model="embedded", **settings):
+    """What the server answers to one turn of these parts; fields that are not OpenAI's go in as `extra_body`."""
+    ours = {name: settings.pop(name) for name in ("method", "retention", "tokens") if name in settings}
+    messages = settings.pop("messages", [{"role": "user", "content": list(parts)}])
+    return client.chat.completions.create(model=model, messages=messages, extra_body=ours, **settings)
+
+
+def refused(client, *parts, status=400, **settings):
+    """The error of OpenAI's client for this: its message, and which field it is about."""
+    import openai
+
+    kinds = {400: openai.BadRequestError, 404: openai.NotFoundError, 429: openai.RateLimitError}
+    with pytest.raises(kinds.get(status, openai.APIStatusError)) as caught:
+        asked(client, *parts, **settings)
+    assert caught.value.status_code == status, caught.value
+    assert set(caught.value.body) == {"message", "type", "param", "code"}
+    return caught.value
+
+
+def test_an_answer_is_that_of_ask_whole_and_streamed(client, picture, expected):
+    for question in QUESTIONS:
+        for place, ours in enumerate(
+            ({"method": METHOD, "retention": RETENTION}, {"user": "me", "metadata": {"a": "b"}})
+        ):
+            whole = asked(client, shown(picture), said(question), max_tokens=8, **ours)
+            assert whole.choices[0].message.content == expected[question][place]
+            assert whole.choices[0].finish_reason == "stop"
+            counted = {"include_usage": True}
+            parts = shown(picture), said(question)
+            chunks = list(asked(client, *parts, max_completion_tokens=8, stream=True, stream_options=counted, **ours))
+            *pieces, last, usage = chunks
+            assert "".join(chunk.choices[0].delta.content for chunk in pieces) == expected[question][place]
+            assert {chunk.choices[0].finish_reason for chunk in pieces} == {None}
+            assert (last.choices[0].finish_reason, usage.choices) == ("stop", [])
+            assert whole.usage == usage.usage
+            assert len({chunk.id for chunk in chunks}) == 1
+            assert last.foveate == whole.foveate
+            assert (whole.foveate["retention"] < 0.11) == bool(not place)
+
+
+def test_what_was_used_is_counted(client, picture):
+    vlm = fv.load("embedded")
+    answer = vlm.ask(embedded.picture(), QUESTIONS[0], method=METHOD, tokens=60, max_new_tokens=8)
+    reply = asked(client, shown(picture), said(QUESTIONS[0]), method=METHOD, tokens=60, max_tokens=8)
+    usage = reply.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (answer.prompt.tokens, len(answer.tokens))
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    spent = {"retention": answer.retention, "tokens": answer.spent, "vision_tokens": 576, "notes": []}
+    assert reply.foveate == spent
+
+
+def test_without_stream_options_no_usage_is_streamed(client, picture):
+    *pieces, last = asked(client, shown(picture), said(QUESTIONS[0]), max_tokens=8, stream=True)
+    assert last.choices[0].finish_reason == "stop"
+    assert all(chunk.usage is None and chunk.choices for chunk in [*pieces, last])
+
+
+def test_it_says_why_an_answer_ended(client, picture):
+    for stream in (False, True):
+        for settings, text, reason in (
+            ({"max_tokens": 8}, "36KUM", "stop"),
+            ({"max_tokens": 6}, "36KUM", "stop"),  # the sixth token ends it
+            ({"max_tokens": 5}, "36KUM", "length"),
+            ({"max_tokens": 3}, "36K", "length"),
+            ({"max_tokens": 3, "stop": "K"}, "36", "stop"),  # also where it is the last that may be said
+            ({"max_tokens": 3, "stop": ["M", "6K"]}, "3", "stop"),
+            ({"max_tokens": 3, "stop": "M"}, "36K", "length"),
+        ):
+            reply = asked(client, shown(picture), said("What does the text say?"), stream=stream, **settings)
+            if stream:
+                *pieces, last = reply
+                assert "".join(chunk.choices[0].delta.content for chunk in pieces) == text
+                assert last.choices[0].finish_reason == reason
+            else:
+                assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (text, reason)
+                assert reply.usage.completion_tokens <= settings["max_tokens"]
+    refused(client, said("What ?"), stop=list("abcde"))
+    refused(client, said("What ?"), stop="")
+
+
+def test_a_server_has_a_method_where_a_request_names_none(picture, expected):
+    with listening(fv.load("embedded"), "--method", METHOD, "--retention", RETENTION) as client:
+        ask = partial(asked, client, shown(picture), said(QUESTIONS[0]), max_tokens=8)
+        assert ask().foveate["retention"] == pytest.approx(RETENTION, rel=0.02)
+        assert ask(retention=0.5).foveate["retention"] == pytest.approx(0.5, rel=0.02)
+        assert ask(method="random").foveate["retention"] == pytest.approx(1 / 3, rel=0.02)
+        assert ask(method=None).choices[0].message.content == expected[QUESTIONS[0]][1]
+
+
+def test_a_conversation_goes_on(client, picture):
+    turns = [
+        {"role": "user", "content": [shown(picture), said(QUESTIONS[0])]},
+        {"role": "assistant", "content": "3"},
+        {"role": "user", "content": QUESTIONS[1]},
+    ]
+    images = [{"type": "image", "path": embedded.picture()}, said(QUESTIONS[0])]
+    same = [{"role": "user", "content": images}, *turns[1:]]
+    answer = fv.load("embedded").ask(messages=same, max_new_tokens=8)
+    assert asked(client, messages=turns, max_tokens=8).choices[0].message.content == answer.text
+
+
+def test_sampling_is_openais(endless):
+    with listening(endless) as client:
+        ask = partial(asked, client, said("What is this ?"), model=endless.name, max_tokens=8)
+        greedy = ask().choices[0].message.content
+        assert ask(temperature=0, top_p=0.5, seed=3, n=1).choices[0].message.content == greedy
+        drawn = [ask(temperature=1.0, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
+        assert drawn[0] == drawn[1] != drawn[2]
+        for settings in ({"seed": 3}, {"top_p": 0.5}, {"temperature": -1}, {"temperature": 1, "top_p": 2}, {"n": 2}):
+            refused(client, said("What is this ?"), model=endless.name, **settings)
+        both = refused(client, said("What ?"), model=endless.name, max_tokens=3, max_completion_tokens=3)
+        assert both.param == "max_tokens"
+
+
+def test_a_film_is_asked_about(client, tmp_path):
+    data = base64.b64encode(film(tmp_path / "clip.mp4", 6).read_bytes()).decode()
+    part = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}, "max_frames": 2}
+    reply = asked(client, part, said("What is it?"), max_tokens=4)
+    assert reply.foveate["vision_tokens"] == 2 * 576
+    assert "2 frames" in reply.foveate["notes"][0]
+
+
+FORMS = {
+    "a path": "{folder}/secret.png",
+    "a file: URL": "file://{folder}/secret.png",
+    "a http: URL": "http://127.0.0.1:{port}/a.png",
+    "a https: URL": "HTTPS://127.0.0.1:{port}/a.png",
+    "a ftp: URL": "ftp://127.0.0.1/a.png",
+    "no text": None,
+}
+
+
+def wraps(text):
+    """Parts and messages in which this stands where a picture or film may stand."""
+    yield [{"type": "image_url", "image_url": {"url": text}}]
+    yield [{"type": "image_url", "image_url": text}]
+    yield [{"type": "video_url", "video_url": {"url": text}, "fps": 1}]
+
+
+def hides(text):
+    """Others, which are refused whatever stands there."""
+    yield from ([{"type": kind, key: text}] for kind in ("image", "video") for key in (kind, "path", "url"))
+    yield from ([{"type": "image_url", key: text}] for key in ("path", "url", "image"))
+    yield [{"type": "image_url", "image_url": {"path": text}}]
+    yield [{"type": "image_url", "image_url": {"url": {"url": text}}}]
+    yield [{"type": "image_url", "image_url": [text]}]
+    yield [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA", "path": text}}]
+    yield [{"type": "text", "text": "?", "image": text}]
+    yield [{"type": ["image_url"], "url": text}]
+    yield [{"type": "file", "file": {"file_id": text}}]
+    yield [{"image": text}]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_file_or_address_of_a_client_is_opened_or_looked_for(client, tmp_path, form):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "secret.png")
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        there.settimeout(0.1)
+        errors = set()
+        for folder in (tmp_path, tmp_path / "absent"):
+            text = FORMS[form] and FORMS[form].format(folder=folder, port=there.getsockname()[1])
+            for parts in wraps(text):
+                error = refused(client, *parts, said("What ?"))
+                assert f"got {form}" in error.message, error
+                errors.add(error.message)
+            for parts in hides(text) if text else ():
+                error = refused(client, *parts, said("What ?"))
+                errors.add(error.message.replace(repr(text), ""))
+            for where in ("images", "image", "url"):
+                refused(client, messages=[{"role": "user", "content": "What ?", where: [text]}])
+        with pytest.raises(TimeoutError):
+            there.accept()
+    assert "secret" not in str(errors)
+    assert "No such file" not in str(errors)
+
+
+@pytest.mark.parametrize("written", ["{}", "v2drop+{}", "{}+v2drop", "{}:layers=3", " '{}' ", '{{"method": "{}"}}'])
+def test_a_method_is_never_a_file(client, tmp_path, written, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the server is a thread of this process, and long paths are cut in errors
+    (tmp_path / "secret.json").write_text('{"method": "v2drop", "password": "hush"}')
+    told = []
+    for name in ("secret", "absent"):
+        text = written.format(f"./{name}.json")
+        told.append(refused(client, said("What ?"), method=text).message.replace(name, ""))
+    assert told[0] == told[1]
+    assert "hush" not in told[0]
+    assert "cannot be read" not in told[0]
+
+
+def test_a_method_is_a_name_a_chain_settings_or_a_preset(client, picture):
+    for method in ("v2drop", "visionzip+v2drop:retention=0.3", '{"method": "random", "retention": 0.5}'):
+        assert asked(client, shown(picture), said("What ?"), method=method, max_tokens=2).foveate["retention"] < 0.6
+    assert "v2drop" in refused(client, said("What ?"), method="v3drop").message
+    assert "floor" in refused(client, shown(picture), said("What ?"), method="v2drop", retention=0.001).message
+
+
+UNKNOWN = {
+    "retension": ({"retension": 0.3}, "retention"),
+    "max_token": ({"max_token": 3}, "max_tokens"),
+    "message": ({"message": []}, "messages"),
+    "stream_options.include_usge": ({"stream": True, "stream_options": {"include_usge": True}}, "include_usage"),
+    "messages.0.contents": ({"messages": [{"role": "user", "content": "?", "contents": "?"}]}, "content"),
+}
+
+
+@pytest.mark.parametrize("field", UNKNOWN)
+def test_an_unknown_field_is_named_with_the_nearest(client, field):
+    body, nearest = UNKNOWN[field]
+    request = {"model": "embedded", "messages": [{"role": "user", "content": "?"}]} | body
+    reply = httpx.post(f"{client.base_url}chat/completions", json=request)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["type"]) == (400, field, "invalid_request_error")
+    assert f"Did you mean {nearest}?" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", " \n", [], [said(" ")], [shown("AAAA")], None],
+    ids=["none", "blank", "no part", "a blank", "?", "null"],
+)
+def test_an_empty_question_is_refused(client, content):
+    refused(client, messages=[{"role": "user", "content": content}])
+
+
+def test_what_is_no_request_is_refused_in_openais_shape(client, picture):
+    place = f"{client.base_url}chat/completions"
+    for body in (b"", b"{", b"[]", b'{"model": "embedded"}', b'{"model": "embedded", "messages": []}', b"\xff"):
+        reply = httpx.post(place, content=body)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"]
+    assert httpx.get(place).status_code == 405
+    assert httpx.get(f"{client.base_url}none").json()["error"]["type"] == "not_found_error"
+    assert refused(client, said("What ?"), model="gpt-4o", status=404).code == "model_not_found"
+    for bad in ("AAAA", "?", "", base64.b64encode(b"<svg/>").decode()):
+        refused(client, shown(bad), said("What ?"))
+    assert "'detail' twice" in refused(client, shown(picture, detail="low"), said("What ?")).message
+    low = shown(picture)
+    low["image_url"]["detail"] = "low"
+    assert "detail of a part is auto or high" in refused(client, low, said("What ?")).message
+    assert "stream_options" in refused(client, said("What ?"), stream_options={"include_usage": True}).message
+    assert [model.id for model in client.models.list()] == ["embedded"]
+    health = httpx.get(str(client.base_url).replace("v1/", "health"))
+    assert health.json() == {"status": "ok", "model": "embedded"}
+
+
+def test_pixels_are_limited_before_they_are_unpacked(client, picture, tmp_path):
+    for side in (8_000, 11_000, 60_000):  # Pillow warns of the second and refuses the third
+        bomb = base64.b64encode(png_claiming(side, side)).decode()
+        assert "pixels" in refused(client, shown(bomb), said("What ?"), status=413).message
+    data = base64.b64encode(film(tmp_path / "clip.mp4", 60, size=(320, 240)).read_bytes()).decode()
+    clip = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+    with listening(fv.load("embedded"), "--pixels", 1_000_000) as small:
+        assert asked(small, *3 * [shown(picture)], said("What ?"), max_tokens=2).usage.completion_tokens
+        refused(small, *4 * [shown(picture)], said("What ?"), status=413)  # each counts as 512 x 512
+        assert "1,000,000 pixels" in refused(small, clip, said("What ?"), status=413).message
+        assert asked(small, {**clip, "max_frames": 2}, said("What ?"), max_tokens=2).usage.completion_tokens
+
+
+def test_tokens_and_bytes_are_limited(picture):
+    with listening(fv.load("embedded"), "--tokens", 640, "--size", 300_000) as client:
+        assert asked(client, shown(picture), said("What ?"), max_tokens=40)
+        long = refused(client, shown(picture), said("What ?"), max_tokens=200, status=413)
+        assert long.code == "context_length_exceeded"
+        refused(client, shown(picture), shown(picture), said("What ?"), max_tokens=1, status=413)
+        assert "at most 300,000 are read" in refused(client, said("?" * 300_000), status=413).message
+
+
+def test_too_many_requests_and_too_long_ones_are_refused(endless):
+    with listening(endless, "--waiting", 0, "--seconds", 2, "--tokens", 1_000_000) as client:
+        ask = partial(asked, client, said("What is this ?"), model=endless.name, max_tokens=900_000)
+        with ThreadPoolExecutor(1) as others:
+            slow = others.submit(refused, client, said("?"), model=endless.name, max_tokens=900_000, status=504)
+            wait_until(lambda: not endless.lock.acquire(blocking=False) or endless.lock.release())
+            full = refused(client, said("What ?"), model=endless.name, status=429)
+            assert int(full.response.headers["retry-after"]) > 0
+            assert "2 s are over" in slow.result().message
+        import openai
+
+        with pytest.raises(openai.APIError, match="2 s are over") as caught:  # the status was sent before
+            list(ask(stream=True))
+        assert not isinstance(caught.value, openai.APIStatusError)
+        assert asked(client, said("What ?"), model=endless.name, max_tokens=2)
+
+
+def wait_until(ready):
+    until = time.monotonic() + PATIENCE
+    while not ready():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_who_waits_too_long_for_a_turn_is_told(endless):
+    with listening(endless, "--waiting", 1, "--seconds", 1, "--tokens", 1_000_000) as client:
+        ask = partial(refused, client, said("?"), model=endless.name, max_tokens=900_000, status=504)
+        with ThreadPoolExecutor(2) as clients:
+            assert [job.result().code for job in [clients.submit(ask), clients.submit(ask)]] == [None, None]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_ends_its_answer(endless, stream):
+    with listening(endless, "--waiting", 0, "--tokens", 1_000_000) as client:
+        request = {"model": endless.name, "messages": [{"role": "user", "content": "What ?"}]}
+        request |= {"max_tokens": 900_000, "stream": stream}
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as gone:
+            body = json.dumps(request).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+            gone.sendall(head.encode() + body)
+            if stream:
+                assert gone.recv(4096).startswith(b"HTTP/1.1 200")
+            wait_until(lambda: not endless.lock.acquire(blocking=False) or endless.lock.release())
+            refused(client, said("What ?"), model=endless.name, status=429)
+        wait_until(lambda: free(client, endless.name))
+
+
+def free(client, model):
+    """Whether the server takes a question."""
+    import openai
+
+    try:
+        return asked(client, said("What ?"), model=model, max_tokens=2)
+    except openai.RateLimitError:
+        return False
+
+
 def test_a_server_of_ones_own_answers_clients_side_by_side(picture, expected):
-    with served("own.py") as address:
+    import openai
+
+    with (
+        served("own.py", says=(first := [])) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="-", timeout=PATIENCE) as client,
+    ):
 
         def ask(question, **settings):
-            request = {"image": picture, "question": question} | settings
-            return httpx.post(f"{address}/ask", json=request, timeout=PATIENCE)
+            return asked(client, shown(picture), said(question), max_tokens=8, **settings).choices[0].message.content
 
         dropping = {"method": METHOD, "retention": RETENTION}
-        asked = [(question, settings) for question in QUESTIONS for settings in (dropping, {})] * 2
-        with ThreadPoolExecutor(len(asked)) as clients:
-            answers = list(clients.map(lambda pair: ask(pair[0], **pair[1]).json()["answer"], asked))
-        assert answers == [expected[question][0 if settings else 1] for question, settings in asked]
-        assert ask(QUESTIONS[0], stream=True).text.strip() == expected[QUESTIONS[0]][1]
-        for settings, words in (({"method": "v3drop"}, "v2drop"), ({"image": "AAAA"}, "picture"), ({"image": "?"}, "")):
-            refused = ask(QUESTIONS[0], **settings)
-            assert (refused.status_code, words in refused.json()["detail"]) == (400, True)
-        assert ask(QUESTIONS[0]).json()["answer"] == expected[QUESTIONS[0]][1]  # it lives on
+        pairs = [(question, settings) for question in QUESTIONS for settings in (dropping, {})] * 2
+        with ThreadPoolExecutor(len(pairs)) as clients:
+            answers = list(clients.map(lambda pair: ask(pair[0], **pair[1]), pairs))
+    assert answers == [expected[question][0 if settings else 1] for question, settings in pairs]
+    assert f"embedded at {address.replace('localhost', '127.0.0.1')}/v1; no method" in first[0]
+    assert "50,000,000 pixels, 16,384 tokens, 120 s, 16 waiting" in first[0]
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line():
+    for words, why in (
+        (["--method", "v3drop"], "v2drop"),
+        (["--retention", "0.3"], "without a method"),
+        (["/none"], "none"),
+    ):
+        command = [sys.executable, str(SERVERS / "own.py"), *words]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+        assert why in ended.stderr
+
+
+# -- that of transformers -------------------------------------------------------------------------------------------
 
 
 def test_the_server_of_transformers_drops_tokens_for_a_client_of_openai(picture, expected):

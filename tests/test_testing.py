@@ -32,7 +32,7 @@ class Longest(Method):
         return (LayerStage(self.layer, keep=share, reads=(Hidden(),), score=lambda view: view.hidden.norm(dim=-1)),)
 '''
 TESTS = """
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from foveate.testing import MethodContract
 from somebody.longest import Longest
 

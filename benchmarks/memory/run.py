@@ -204,7 +204,7 @@ def table(record: dict[str, Any]) -> list[str]:
     heads = ["method", *(f"MiB at {tokens:,}" for tokens in TOKENS)]
     heads += ["power", *(f"ms at {tokens:,}" for tokens in TOKENS)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name in names():
+    for name in (name for name in names() if name in record["rows"]):
         cells = [*(memory_of(record, name, tokens) for tokens in TOKENS), growth(record, name)]
         cells += [time_of(record, name, tokens) for tokens in TOKENS]
         lines.append(f"| {' | '.join([name, *cells])} |")

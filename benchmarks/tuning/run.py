@@ -19,7 +19,7 @@ from judging import Judge, asked, pictures_of
 
 import foveate as fv
 from foveate._versions import commit, versions
-from foveate.contract.catalogue import from_dict
+from foveate.catalogue import from_dict
 from foveate.eval.provenance import conditions
 from foveate.tune.parts import grouped
 from foveate.tune.trials import open_trials

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate._sheet import between
-from foveate.contract.catalogue import from_dict
+from foveate.catalogue import from_dict
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "tuning-found.md"
@@ -45,25 +45,6 @@ def settings(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def batching(record: dict[str, Any]) -> str:
-    """What running pictures as one batch takes, of what running them one by one takes."""
-    lines = [
-        f"Time of {record['pictures']} pictures with {record['questions']} questions as one batch, over that of one "
-        "picture after the other. The control is the latter against itself.",
-        "",
-        "| setting | threads | one batch | control |",
-        "|---|---|---|---|",
-    ]
-    for row in record["rows"]:
-        lines.append(f"| {row['setting']} | {row['threads']} | {ratio(row['together'])} | {ratio(row['control'])} |")
-    return "\n".join(lines)
-
-
-def ratio(times: dict[str, float]) -> str:
-    """0.52 [0.49, 0.55]."""
-    return f"{times['median']:.2f} [{times['low']:.2f}, {times['high']:.2f}]"
-
-
 def percent(share: dict[str, float] | None) -> str:
     """In hundredths, with half the interval; a dash where there is none."""
     if share is None:
@@ -79,10 +60,8 @@ def interval(estimate: dict[str, float], sign: str = "") -> str:
 
 def parts() -> dict[str, str]:
     """What stands between the marks of the page, by their name."""
-    found, batches = (
-        json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("search.json", "batching.json")
-    )
-    return {"cells": cells(found), "settings": settings(found), "batching": batching(batches)}
+    found = json.loads((HERE / "search.json").read_text(encoding="utf-8"))
+    return {"cells": cells(found), "settings": settings(found)}
 
 
 def filled(page: str) -> str:

@@ -1,86 +1,149 @@
-r"""A server of your own: one model, a method and a budget for each request, answers streamed or whole.
+r"""A server with the API of OpenAI's chat completions: one model, and a method and a budget for each request.
 
     pip install fastapi uvicorn
-    python examples/servers/own.py [--port 8000] [MODEL]
+    python examples/servers/own.py [MODEL] [--port 8000] [--method v2drop --retention 0.3]; see --help for limits
 
-    curl -s localhost:8000/ask -H 'Content-Type: application/json' \
-      -d "{\"image\": \"$(base64 -w0 cat.jpg)\", \"question\": \"What is it?\", \"method\": \"v2drop\"}"
-
-Requests wait for one another: the VLM takes one at a time, whichever thread it comes from. Endpoints are plain
-functions, so that the server runs each in a thread, and goes on listening.
+Pictures and films come as data: URLs; no path or other URL that a client writes is opened. Requests wait for one
+another: the VLM takes one at a time. Endpoints are plain functions: the server runs each in a thread, and listens on.
 """
 
 import argparse
-from base64 import b64decode
-from binascii import Error
-from io import BytesIO
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from threading import Semaphore
+from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import StreamingResponse
-from PIL import Image
-from pydantic import BaseModel
+from anyio import from_thread
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 import foveate as fv
-
-MOST = 20_000_000  # letters of a picture; see also Image.MAX_IMAGE_PIXELS
-
-
-class Question(BaseModel):
-    """What a client asks; `image` is a picture's file in base64."""
-
-    image: str
-    question: str
-    method: str | None = None
-    retention: float | None = None
-    stream: bool = False
+from foveate.app.chat import Chat, Refusal, completion, error_of, events, opened
+from foveate.ask.answering import method_of, reply_to
 
 
-def server(vlm: fv.VLM) -> FastAPI:
+def options_of(words: list[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="embedded")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--method", help="drops where a request names none; without it, the untouched model answers")
+    parser.add_argument("--retention", type=float, help="its budget")
+    parser.add_argument("--length", type=int, default=512, help="tokens of an answer where a request says nothing")
+    parser.add_argument("--size", type=int, default=32 * 2**20, help="most bytes of a request (413)")
+    parser.add_argument("--pixels", type=int, default=50_000_000, help="most pixels, films' frames included (413)")
+    parser.add_argument("--tokens", type=int, default=16_384, help="most tokens of prompt and answer (413)")
+    parser.add_argument("--waiting", type=int, default=16, choices=range(33), help="requests that wait (else 429)")
+    parser.add_argument("--seconds", type=float, default=120, help="to wait and to answer; looked at every token (504)")
+    return parser.parse_args(words)
+
+
+@contextmanager
+def held(turns: Semaphore, seconds: float, error: Exception) -> Iterator[None]:
+    """Take a turn, or raise the error where none comes in time."""
+    if not turns.acquire(timeout=seconds):
+        raise error
+    try:
+        yield
+    finally:
+        turns.release()
+
+
+def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
     """The application that asks this model."""
-    app = FastAPI()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    place, turn, started = Semaphore(options.waiting + 1), Semaphore(1), int(time.time())
 
-    @app.post("/ask")
-    def ask(request: Question):
-        """Answer a question."""
-        try:
-            picture = opened(request.image)
-            answer = vlm.ask(
-                picture,
-                request.question,
-                method=request.method,
-                retention=request.retention,
-                max_new_tokens=64,
-                stream=request.stream,
-            )
-        except fv.FoveateError as error:  # one line that says what was wrong, and what to do
-            raise HTTPException(400, str(error)) from error
-        if request.stream:
-            return StreamingResponse(answer, media_type="text/plain")
-        return {"answer": answer.text, "retention": answer.retention, "notes": answer.notes}
+    async def read(request: Request) -> Chat:
+        """The body of a request, of which no more than is allowed is kept."""
+        body, size = bytearray(), 0
+        async for piece in request.stream():
+            size += len(piece)
+            body += piece if size <= options.size else b""
+        if size > options.size:
+            raise Refusal(f"The request has {size:,} bytes; at most {options.size:,} are read.", status=413)
+        return Chat.model_validate_json(bytes(body))
+
+    @app.post("/v1/chat/completions")
+    def complete(request: Request, asked: Annotated[Chat, Depends(read)]) -> Any:
+        """Answer a question, whole or in pieces."""
+        if asked.model != vlm.name:
+            raise Refusal(f"No model {asked.model!r:.80}; this is {vlm.name}.", "model", 404, "model_not_found")
+        asked.check()
+        messages = opened(asked.messages, options.pixels)
+        pieces = answered(asked, messages, lambda: from_thread.run(request.is_disconnected))
+        pieces = chain([next(pieces)], pieces)  # what goes wrong until the first has a status
+        if asked.stream:
+            return StreamingResponse(events(asked, pieces), media_type="text/event-stream")
+        *_, (answer, reason) = pieces
+        return completion(asked, answer, reason)
+
+    def answered(asked: Chat, messages: list[dict[str, Any]], gone: Callable[[], bool]) -> Iterator[Any]:
+        """The pieces of an answer, then the answer and why it ended."""
+        until, late = time.monotonic() + options.seconds, Refusal(f"{options.seconds:g} s are over.", status=504)
+        full = Refusal(f"{options.waiting} requests wait already; try again.", None, 429, "rate_limit_exceeded", 5)
+        settings = asked.generation(options.length)
+        with held(place, 0, full), held(turn, options.seconds, late):
+            prompt = vlm.prepare(messages=messages)
+            if prompt.tokens + settings.max_new_tokens > options.tokens:
+                what = f"A prompt of {prompt.tokens:,} tokens and an answer of {settings.max_new_tokens:,}"
+                raise Refusal(f"{what} are more than {options.tokens:,}.", "messages", 413, "context_length_exceeded")
+            method, budget = asked.method, {"tokens": asked.tokens, "retention": asked.retention}
+            if "method" not in asked.model_fields_set:  # with null, the untouched model answers
+                method, budget = options.method, budget if any(budget.values()) else {"retention": options.retention}
+            drops = vlm.method_for(method, prompt.vision_tokens, **budget)
+            with reply_to(vlm, prompt, drops, settings, stream=True) as stream:
+                for piece in stream:
+                    if gone():
+                        raise Refusal("The client has gone.", status=499)
+                    if time.monotonic() > until:
+                        raise late
+                    yield piece
+            cut = vlm.processor.decode(list(stream.answer.tokens), skip_special_tokens=True).strip()
+            whole = cut != stream.answer.text or len(stream.answer.said) < settings.max_new_tokens
+        yield stream.answer, "stop" if whole else "length"
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        """The one model."""
+        return {"object": "list", "data": [{"id": vlm.name, "object": "model", "created": started, "owned_by": "me"}]}
 
     @app.get("/health")
-    def health() -> dict[str, str]:
-        return {"model": vlm.name}
+    async def health() -> dict[str, str]:
+        """Whether it listens: also while threads wait."""
+        return {"status": "ok", "model": vlm.name}
 
+    def refuse(request: Request, error: Exception) -> JSONResponse:
+        """An error in OpenAI's shape."""
+        if isinstance(error, HTTPException):  # of the framework: no such route, no such method of HTTP
+            error = Refusal(error.detail, status=error.status_code)
+        status, body, headers = error_of(error)
+        return JSONResponse(body, status, headers)
+
+    for kind in (fv.FoveateError, ValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refuse)
     return app
 
 
-def opened(text: str) -> Image.Image:
-    """The picture in a request."""
-    if len(text) > MOST:
-        raise fv.InputError(f"The picture has {len(text):,} letters; at most {MOST:,} are taken.")
-    try:
-        picture = Image.open(BytesIO(b64decode(text, validate=True)))
-        picture.load()
-    except (Error, OSError, Image.DecompressionBombError) as error:
-        raise fv.InputError(f"The picture cannot be read: {error}") from error
-    return picture
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="embedded")
-    parser.add_argument("--port", type=int, default=8000)
-    options = parser.parse_args()
-    uvicorn.run(server(fv.load(options.model)), port=options.port)
+    options = options_of()
+    try:
+        vlm = fv.load(options.model)
+        method_of(options.method, None, options.retention)
+    except fv.FoveateError as error:
+        sys.exit(f"own.py: {error}")
+    if os.path.isdir(vlm.name):  # where it lies is nobody's business
+        vlm.name = os.path.basename(os.path.realpath(vlm.name))
+    budget = f" keeping {options.retention:g}" if options.retention else ""
+    what = f"{options.method or 'no method'}{budget} where a request names none"
+    limits = f"{options.pixels:,} pixels, {options.tokens:,} tokens, {options.seconds:g} s, {options.waiting} waiting"
+    print(f"{vlm.name} at http://{options.host}:{options.port}/v1; {what}; at most {limits}.", flush=True)
+    uvicorn.run(server(vlm, options), host=options.host, port=options.port)

@@ -63,7 +63,7 @@ def _methods() -> dict[str, str]:
     return homes
 
 
-_HOMES |= {"Chain": "foveate.contract.chain"} | _methods()
+_HOMES |= {"Chain": "foveate.contract.method"} | _methods()
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
 
 
@@ -82,31 +82,44 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from foveate.ask import VLM, Answer, Generation, Prefix, Question, load
-    from foveate.contract.chain import Chain
-    from foveate.contract.method import Method, Preset
-    from foveate.core.cut import Cut
-    from foveate.cost import Cost, cost
-    from foveate.engine.session import apply, drop, remove
-    from foveate.engine.trace import StageRecord, Trace
-    from foveate.errors import (
-        BudgetError,
-        FoveateError,
-        InputError,
-        SessionError,
-        SettingError,
-        ShapeError,
-        UnknownNameError,
-        UnsupportedError,
+    from foveate.ask import (
+        VLM as VLM,
+        Answer as Answer,
+        Generation as Generation,
+        Prefix as Prefix,
+        Question as Question,
+        load as load,
     )
-    from foveate.families.base import Family
-    from foveate.methods.averagepool import AveragePool
-    from foveate.methods.finalkv import FinalKV
-    from foveate.methods.mustdrop import MustDrop
-    from foveate.methods.random import Random
-    from foveate.methods.resize import Resize
-    from foveate.methods.uniform import Uniform
-    from foveate.methods.v2drop import V2Drop
-    from foveate.methods.visiondrop import VisionDrop
-    from foveate.registry import families, methods, preset, presets, register_family, register_method
-    from foveate.tune import Tuned, tune
+    from foveate.contract.method import Chain as Chain, Method as Method, Preset as Preset
+    from foveate.core.cut import Cut as Cut
+    from foveate.cost import Cost as Cost, cost as cost
+    from foveate.engine.session import apply as apply, drop as drop, remove as remove
+    from foveate.engine.trace import StageRecord as StageRecord, Trace as Trace
+    from foveate.errors import (
+        BudgetError as BudgetError,
+        FoveateError as FoveateError,
+        InputError as InputError,
+        SessionError as SessionError,
+        SettingError as SettingError,
+        ShapeError as ShapeError,
+        UnknownNameError as UnknownNameError,
+        UnsupportedError as UnsupportedError,
+    )
+    from foveate.families.base import Family as Family
+    from foveate.methods.averagepool import AveragePool as AveragePool
+    from foveate.methods.finalkv import FinalKV as FinalKV
+    from foveate.methods.mustdrop import MustDrop as MustDrop
+    from foveate.methods.random import Random as Random
+    from foveate.methods.resize import Resize as Resize
+    from foveate.methods.uniform import Uniform as Uniform
+    from foveate.methods.v2drop import V2Drop as V2Drop
+    from foveate.methods.visiondrop import VisionDrop as VisionDrop
+    from foveate.registry import (
+        families as families,
+        methods as methods,
+        preset as preset,
+        presets as presets,
+        register_family as register_family,
+        register_method as register_method,
+    )
+    from foveate.tune import Tuned as Tuned, tune as tune

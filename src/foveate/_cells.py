@@ -6,10 +6,10 @@ from typing import Any
 
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import draws, is_bare, with_seed
 from foveate.contract.scheduled import Scheduled
 from foveate.core.grid import Grid
 from foveate.errors import BudgetError, SettingError
+from foveate.naming import draws, is_bare, with_seed
 
 __all__ = ["EARLY", "USUAL", "Cell", "at_budgets", "before_decoder"]
 
@@ -57,7 +57,7 @@ def at_budgets(
     """A cell for each contender and budget; one alone for a contender that takes none or brings its own.
 
     Args:
-        contenders: What is compared, by name in the grammar of `foveate.contract.naming`.
+        contenders: What is compared, by name in the grammar of `foveate.naming`.
         model: A model or its config.
         budgets: Mean shares of the vision tokens that a decoder layer processes, or numbers of them.
         vision_tokens: Tokens of each picture, where all have the same count.

@@ -21,7 +21,8 @@ LONG = 1000
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".f4v",
-    ".3gp", ".3g2", ".ogv", ".vob", ".mxf", ".asf", ".h264", ".h265", ".hevc", ".y4m",
+    ".3gp", ".3g2", ".ogv", ".vob", ".mxf", ".asf", ".h264", ".h265", ".hevc", ".y4m", ".qt", ".divx", ".xvid", ".gifv",
+    ".mpe", ".m1v", ".m2v", ".rm", ".rmvb", ".dv", ".ogm",
 }  # fmt: skip
 
 OTHERS = {

@@ -1,11 +1,10 @@
-"""How much memory may still be taken: of the machine, of the container around it, and of the process.
+"""How much memory may still be taken: of the machine, and of the container around it (control groups of version 2).
 
 Refusing what does not fit beats being killed: the system ends a process that goes over a container's limit without a
 word. Nothing here may import torch or NumPy.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from foveate.errors import FoveateError, InputError
@@ -13,7 +12,6 @@ from foveate.errors import FoveateError, InputError
 __all__ = ["available", "check_room"]
 
 GIB = 2**30
-ENDLESS = 2**60  # control groups of version 1 write a limit that nobody set as a number of about this size
 
 
 def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = InputError) -> None:
@@ -35,7 +33,7 @@ def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = I
 
 def available() -> float:
     """Bytes of memory that this process may still take; infinite where the system does not tell."""
-    return min(_machine(), _containers(), _process())
+    return min(_machine(), _containers())
 
 
 def _size(count: float) -> str:
@@ -55,57 +53,27 @@ def _machine() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _process() -> float:
-    """What `ulimit -v` leaves of the process's addresses."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("inf")
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return float("inf")
-    pages = _text(Path("/proc/self/statm")).split()
-    used = 0
-    if pages:
-        used = int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
-    return float(limit - used)
-
-
 def _containers(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
     """What the tightest control group around this process leaves.
 
     Args:
-        root: Where the groups are mounted.
-        own: Which groups this process is in: a line such as `0::/user.slice` (version 2) or `4:memory:/docker/1a2b`.
+        root: Where the groups are mounted. Inside a container, only the root may be there.
+        own: Which group this process is in: the line `0::/user.slice`.
     """
-    free = float("inf")
-    for line in _text(own).splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            for group in _upwards(root, path):
-                free = min(free, _left(group, "memory.max", "memory.current", "inactive_file"))
-        elif "memory" in controllers.split(","):
-            for group in _upwards(root / "memory", path):
-                free = min(free, _left(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
-    return free
-
-
-def _upwards(root: Path, path: str) -> Iterator[Path]:
-    """A group and those around it, up to the root. Inside a container, only the root may be there."""
+    path = next((line[3:] for line in _text(own).splitlines() if line.startswith("0::")), "/")
     inside = Path(path.lstrip("/"))
+    groups = [root]
     if ".." not in inside.parts:
-        yield root / inside
-        yield from (root / parent for parent in inside.parents)
-    else:
-        yield root
+        groups = [root / inside, *(root / parent for parent in inside.parents)]
+    return min(map(_left, groups))
 
 
-def _left(group: Path, limit: str, usage: str, cached: str) -> float:
+def _left(group: Path) -> float:
     """What is left of a group's limit; files that are held in memory only for speed make room when it is needed."""
-    most, used = _number(group / limit), _number(group / usage)
-    if most is None or used is None or most >= ENDLESS:
+    most, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if most is None or used is None:
         return float("inf")
-    return float(most - max(0, used - _fields(group / "memory.stat").get(cached, 0)))
+    return float(most - max(0, used - _fields(group / "memory.stat").get("inactive_file", 0)))
 
 
 def _number(path: Path) -> int | None:

@@ -1,7 +1,7 @@
 """How methods are written: a text in its parts, and the errors for names and settings that there are not.
 
 Needs no torch, so that a command can refuse a name before anything slow is imported. The grammar is shown in
-`foveate.contract.naming`.
+`foveate.naming`.
 """
 
 import difflib
@@ -21,6 +21,7 @@ __all__ = [
     "fractions",
     "members_in",
     "method_name",
+    "nearest",
     "no_setting",
     "pair_of",
     "parsed",
@@ -35,7 +36,7 @@ __all__ = [
 CHAIN = "chain"
 """The name of a chain of methods. It is in no list of methods."""
 NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
-FRACTION = re.compile(r"(\d+)/([1-9]\d*)")
+FRACTION = re.compile(r"(\d+)/([1-9]\d*)|(\d+\.?\d*) ?%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ def pair_of(text: str) -> tuple[str, str]:
 
 
 def fractions(text: str) -> str:
-    """A text with decimals in the place of fractions: 1/4,1/8 is 0.25,0.125."""
-    return FRACTION.sub(lambda found: repr(int(found[1]) / int(found[2])), text)
+    """A text with decimals in the place of fractions and percentages: 1/4,12.5% is 0.25,0.125."""
+    return FRACTION.sub(lambda found: repr(float(found[3]) / 100 if found[3] else int(found[1]) / int(found[2])), text)
 
 
 # -- JSON and files -------------------------------------------------------------------------------------------
@@ -202,11 +203,15 @@ def parsed(text: str) -> Any:
 # -- names that there are not ---------------------------------------------------------------------------------
 
 
+def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
+    """A question behind the sentence on a name that there is not, " Did you mean this?"; empty where none is near."""
+    near = difflib.get_close_matches(name, sorted(names), n=most)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
 def unknown(what: str, name: str, names: Iterable[str], command: str) -> UnknownNameError:
     """The error for a name that is not among these: the nearest of them, and the command that lists all."""
-    near = difflib.get_close_matches(name, sorted(names), n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return UnknownNameError(f"No {what} {brief(name)}.{hint} For all, run: {command}.")
+    return UnknownNameError(f"No {what} {brief(name)}.{nearest(name, names, 3)} For all, run: {command}.")
 
 
 def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
@@ -218,9 +223,8 @@ def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
     names = sorted(known)
     for key in given:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Leave it out; read are {', '.join(names)}."
-            raise InputError(f"{what} has the key {shown(str(key), 80)}, which is not read. {hint}")
+            hint = nearest(str(key), names) or f" Leave it out; read are {', '.join(names)}."
+            raise InputError(f"{what} has the key {shown(str(key), 80)}, which is not read.{hint}")
 
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:

@@ -76,6 +76,7 @@ NAMES: Mapping[str, str] = {
     "transformers.masking_utils:eager_mask": "4-D float masks",
     "transformers.masking_utils:flash_attention_mask": "2-D masks",
     "transformers.utils:cached_file": "where the hub's cache has a file of a model",
+    "transformers.utils:ModelOutput": "what generate answers",
     "transformers.cache_utils:Cache": "what may hold layers of different lengths",
     "transformers.cache_utils:Cache.update(key_states, value_states, layer_idx)": "how a layer's rows get there",
     "transformers.cache_utils:Cache.get_seq_length": "how many columns it has",

@@ -1,5 +1,6 @@
 """What transformers and the packages below it raise, said in one line. Nothing here may import torch."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ __all__ = ["brief", "explained", "first_line", "install_line", "is_out_of_memory
 
 LONGEST = 300
 """Characters of somebody else's message that a line repeats."""
+
+ADDRESS = re.compile(r"<([\w.]+)[^<>]* at 0x[0-9a-fA-F]+>")
 
 HINT = "Give a hub id or a local folder with a config, a processor and safetensors weights."
 
@@ -81,9 +84,10 @@ def first_line(error: BaseException) -> str:
 
 
 def brief(value: object, most: int = 80) -> str:
-    """A value's repr as one line can say it; of what nests too deeply for one, or has too many digits, its type."""
+    """A value's repr as one line can say it: of what nests too deeply, has too many digits or names a place in memory,
+    the type."""
     try:
-        text = repr(value)
+        text = ADDRESS.sub(r"a \1", repr(value))
     except (RecursionError, ValueError):
         text = f"a value of type {type(value).__name__}"
     return shown(text, most)

@@ -7,8 +7,8 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from foveate.contract import catalogue
-from foveate.contract.catalogue import method, methods, preset, presets
+from foveate import catalogue
+from foveate.catalogue import method, methods, preset, presets
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.unserved import UNSERVED
 

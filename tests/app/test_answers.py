@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.app.answers import FULL, answered, checked, least_percent
-from foveate.contract.catalogue import methods, takes_budget
+from foveate.catalogue import methods, takes_budget
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.registry import family_for
 
@@ -48,7 +48,7 @@ def test_a_method_that_names_a_file_is_refused_and_the_file_not_read(tmp_path):
     secret = tmp_path / "secret.json"
     secret.write_text('{"password": "hush"}')
     for text in (str(secret), f"v2drop+{secret}", f"{secret}:layers=3", "tuned.json"):
-        with pytest.raises(SettingError, match="no method that the page takes") as caught:
+        with pytest.raises(SettingError, match="names a file, which is not read here") as caught:
             checked("?", [text])
         assert "hush" not in str(caught.value), text
     assert checked("?", ["visionzip+v2drop:metric=l1", "random", "random"]) == ["visionzip+v2drop:metric=l1", "random"]

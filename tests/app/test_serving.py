@@ -56,10 +56,6 @@ PARTS = {
     "slider stages": {"minimum": 0, "maximum": 1, "step": 1, "value": 0, "visible": False},
     "downloadbutton share": {"visible": False},
     "accordion python": {"visible": False, "open": False},
-    "slider pictures": {"minimum": 2, "maximum": 32, "step": 1, "value": 12},
-    "file Or pictures of your own": {"file_types": ["image"], "file_count": "multiple"},
-    "textbox Question": {"value": "What does the text say?"},
-    "button look": {"value": "Look", "variant": "primary", "interactive": True},
 }
 
 
@@ -75,15 +71,15 @@ def test_the_page_has_its_parts_and_says_what_it_runs(served, folder):
     words = " ".join(str(part["props"].get("value")) for part in config["components"] if part["type"] == "html")
     assert "<h1>foveate</h1>" in words
     assert f"Model: {folder} (llava, 32 decoder layers, float32 on cpu)." in words
-    assert "Press Look" in words
+    assert "Press Ask" in words
 
 
 def test_no_program_may_use_an_event_and_stopping_ends_what_is_asked(served):
     events = json.loads(served.get("/config")[2])["dependencies"]
     assert {event["api_visibility"] for event in events} == {"private"}
     asked = [event["id"] for event in events if event["backend_fn"] and event["types"]["generator"]]
-    click, submit, _upload, look = sorted(asked)
-    assert sorted(event["cancels"] for event in events if event["cancels"]) == [*3 * [[click, submit]], [look]]
+    click, submit, _upload = sorted(asked)
+    assert sorted(event["cancels"] for event in events if event["cancels"]) == 3 * [[click, submit]]
     shown = {
         event["show_progress"] for event in events if event["backend_fn"] and not event["cancels"] and event["queue"]
     }
@@ -103,15 +99,52 @@ def test_an_event_cannot_name_a_file_of_the_machine_nor_an_address_in_it(folder,
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.2)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
-        for path in (str(tmp_path / "secret.png"), address):
+        secret = str(tmp_path / "secret.png")
+        (uploaded,) = [served.upload(tmp_path / "secret.png")["path"]]
+        for path in (secret, f"file://{secret}", address, f"{uploaded}/../../../secret.png"):
             said = served.use("file", {"path": path, "meta": {"_type": "gradio.FileData"}}, [], 33)
             assert '"success":false' in said
             assert "img src" not in said
+        for more in ({"url": address}, {"url": f"file://{secret}"}, {"orig_name": secret}):  # beside one that is there
+            served.use("file", {"path": uploaded, "meta": {"_type": "gradio.FileData"}, **more}, [], 33)
         assert served.get(f"/gradio_api/file={address}")[0] == 403
         with pytest.raises(TimeoutError):
             listening.accept()
     _, _, err = served.end(signal.SIGTERM)
     assert "was not uploaded by a user" in err
+
+
+def test_a_film_cannot_name_a_file_of_the_machine_nor_an_address_in_it(served, tmp_path):
+    secret = film(tmp_path / "secret.mp4", 4)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/a.mp4"
+        for place in (secret, f"file://{secret}", address):
+            for text in (
+                f"ffconcat version 1.0\nfile '{place}'\n",
+                f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{place}\n",
+            ):
+                (script := tmp_path / "clip.mp4").write_text(text)
+                said = served.use("file", served.upload(script), [], 33)
+                assert "role='alert'" in said
+                assert "img src" not in said
+        with pytest.raises(TimeoutError):
+            listening.accept()
+
+
+@pytest.mark.parametrize("written", ["{}", "v2drop+{}", "{}:layers=3", " '{}' ", '{{"method": "{}"}}'])
+def test_no_method_that_is_sent_is_a_file(served, picture, tmp_path, written):
+    served.use("file", served.upload(picture), [], 33)
+    told = []
+    for name in ("secret", "absent"):
+        (tmp_path / "secret.json").write_text('{"method": "v2drop", "password": "hush"}')
+        text = written.format(tmp_path / f"{name}.json")
+        said = served.use("ask", None, "What is this ?", [text], 33)
+        assert "role='alert'" in said
+        assert "hush" not in said
+        assert "cannot be read" not in said
+        told.append("<article" in said)
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(("host", "status"), [("evil.example", 400), ("localhost", 200), ("127.0.0.1:80", 200)])

@@ -7,8 +7,7 @@ from torch import Tensor
 
 import foveate as fv
 from foveate.contract.method import Method
-from tests.invariants.settings import CORE, EXAMPLES
-from tests.invariants.settings import FIRST as FIRST_PAIRS
+from tests.invariants.settings import CORE, EXAMPLES, FIRST as FIRST_PAIRS
 
 SOME = ("llava", "qwen3_vl", "gemma3")  # 1-D and M-RoPE, deepstack, sliding windows
 FIRST = EXAMPLES

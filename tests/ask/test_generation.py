@@ -7,8 +7,7 @@ from transformers import GenerationConfig
 import foveate as fv
 from foveate import embedded
 from foveate._transformers import cache_in
-from foveate.ask.generation import generate
-from foveate.ask.generation import run as run_generate
+from foveate.ask.generation import generate, run as run_generate
 
 QUESTION = embedded.QUESTION
 

@@ -140,7 +140,7 @@ def test_a_text_under_another_key_is_refused(part):
 
 
 def test_another_type_is_told_with_those_there_are():
-    with pytest.raises(UnsupportedError, match=r"holds input_text; .* text, image or video"):
+    with pytest.raises(UnsupportedError, match=r"text, image or video .*; got 'input_text'"):
         Conversation.of([{"role": "user", "content": [{"type": "input_text", "text": "Who?"}]}])
 
 
@@ -150,3 +150,42 @@ def test_the_embedded_template_says_the_system_text_and_refuses_other_roles(vlm)
     assert text == "Be brief. USER: Who? ASSISTANT:"
     with pytest.raises(InputError, match="No role usr"):
         text_of(vlm.model, vlm.processor, Conversation.of([{"role": "usr", "content": "Who?"}]))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [io.BytesIO()],
+        [{"role": io.BytesIO(), "content": "Who?"}],
+        [{"role": "user", "content": io.BytesIO()}],
+        [{"role": "user", "content": b"Who?"}],
+        [{"role": "user", "content": [io.BytesIO()]}],
+        [{"role": "user", "content": [{"type": io.BytesIO(), "text": "Who?"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": io.BytesIO()}]}],
+        [{"role": "user", "content": [{"type": "image", "image": object()}]}],
+        [{"role": "user", "content": [{"type": "image", "image": "a.png", "detail": io.BytesIO()}]}],
+        [{"role": "user", "content": "Who?", "images": io.BytesIO()}],
+    ],
+)
+def test_a_refusal_names_a_type_and_no_place_in_memory(vlm, messages):
+    with pytest.raises((InputError, UnsupportedError)) as refused:
+        vlm.ask(messages=messages)
+    assert " at 0x" not in str(refused.value)
+    with pytest.raises(fv.SettingError, match=r"a _io\.BytesIO"):
+        vlm.ask(prompt=io.BytesIO())
+
+
+def test_a_question_without_any_text_is_refused(vlm):
+    picture = {"type": "image", "image": embedded.picture()}
+    for content in ([picture], [picture, {"type": "text", "text": " "}], ""):
+        with pytest.raises(fv.SettingError, match="The question is empty"):
+            vlm.ask(messages=[{"role": "user", "content": content}])
+    with pytest.raises(fv.SettingError, match="The question is empty"):
+        vlm.ask(embedded.picture(), "")
+    system = {"role": "system", "content": "Read the text."}
+    assert vlm.prepare(messages=[system, {"role": "user", "content": [picture]}]).vision_tokens
+
+
+def test_a_misspelt_key_of_a_question_is_refused(vlm):
+    with pytest.raises(InputError, match="Did you mean prompt"):
+        list(vlm.ask_many([{"media": embedded.picture(), "promt": "Who?"}]))

@@ -12,6 +12,8 @@ import foveate as fv
 from foveate import embedded
 from foveate.ask.loading import load
 from foveate.eval.held_out import shown
+from foveate.video import read
+from tests.films import film
 from tests.models import tiny
 
 NORM = "model.language_model.layers.1.input_layernorm.weight"
@@ -103,3 +105,13 @@ def test_a_picture_is_a_film_of_one_frame_and_films_are_of_one_length():
     assert films.prepare([], "Which object appears first?").sizes == ()
     with pytest.raises(fv.InputError, match="unlike numbers of frames"):
         films.prepare([frame, shown(3, is_film=True)], "Which object appears first?")
+
+
+def test_the_embedded_film_model_takes_the_frames_that_it_was_made_for(tmp_path):
+    path = film(tmp_path / "film.mp4", count=60)
+    films = fv.load("embedded-films", device="cpu")
+    message = {"role": "user", "content": [{"type": "video", "video": path}, {"type": "text", "text": "What?"}]}
+    for prompt in (films.prepare(path, "What?"), films.prepare(messages=[message]), films.prepare(read(path), "What?")):
+        assert (prompt.vision_tokens, prompt.notes) == (8 * 144, ())
+    assert films.prepare(path, "What?", frames=12).vision_tokens == 12 * 144
+    assert films.prepare(read(path, frames=10), "What?").vision_tokens == 10 * 144

@@ -10,11 +10,11 @@ from PIL import Image
 
 import foveate as fv
 from foveate import embedded
-from foveate._files import local_path, scheme_of
+from foveate._files import is_video, local_path, scheme_of
 from foveate.ask.conversation import Conversation
 from foveate.ask.media import decoded, read_media, read_medium
 from foveate.ask.pictures import picture_of
-from foveate.errors import InputError
+from foveate.errors import InputError, SettingError
 from foveate.runs.samples import Bad, samples_in
 from tests.films import film
 
@@ -52,9 +52,9 @@ def test_a_picture_is_the_same_through_every_door(tmp_path, name):
     data = FILES[name]
     (path := tmp_path / "a picture").write_bytes(data)
     (tmp_path / "rows.jsonl").write_text('{"image": "a picture", "question": "x"}\n')
-    (row,) = samples_in(tmp_path / "rows.jsonl").settled().read()
+    (row,) = samples_in(tmp_path / "rows.jsonl").read()
     (address := tmp_path / "urls.jsonl").write_text(f'{{"image": "{path.as_uri()}", "question": "x"}}\n')
-    (by_url,) = samples_in(address).settled().read()
+    (by_url,) = samples_in(address).read()
     doors = [
         path,
         str(path),
@@ -142,8 +142,84 @@ def test_no_refusal_repeats_a_file(tmp_path):
         with pytest.raises(InputError) as refused:
             read_medium(source)
         assert len(str(refused.value)) < 250
-    with pytest.raises(InputError, match=r"got a BytesIO\. Give what its read\(\) gives"):
-        read_medium(io.BytesIO(FILES["plain.png"]))
+
+
+def test_an_open_file_is_read_from_its_beginning(tmp_path):
+    buffer = io.BytesIO()
+    RED.save(buffer, "PNG")  # it stands at its end now
+    assert read_medium(buffer).image.tobytes() == RED.tobytes()
+    path = tmp_path / "a.png"
+    path.write_bytes(buffer.getvalue())
+    with path.open("rb") as file:
+        assert read_medium(file).image.tobytes() == RED.tobytes()
+    with (
+        path.open(encoding="latin-1") as text,
+        pytest.raises(InputError, match=r"gives a str\. Open it with mode 'rb'"),
+    ):
+        read_medium(text)
+
+
+# -- films of frames ----------------------------------------------------------------------------------------------
+
+
+def message_of(**part):
+    return [{"role": "user", "content": [{"type": "video", **part}]}]
+
+
+def test_a_film_may_be_the_list_of_its_frames_in_any_form_of_a_picture(tmp_path):
+    (path := tmp_path / "a.png").write_bytes(FILES["plain.png"])
+    forms = [path, str(path), path.as_uri(), FILES["plain.png"], url(FILES["plain.png"]), RED, np.asarray(RED)]
+    films = [*read_media([forms]), *(read_medium(given, kind="video") for given in (forms, tuple(forms)))]
+    films += [read_medium(np.stack([np.asarray(RED)] * len(forms)))]
+    for key in ("video", "path", "url"):
+        films += Conversation.of(message_of(**{key: forms})).clips
+    for clip in films:
+        assert (clip.frames == np.asarray(RED)).all()
+        assert clip.seconds == (0, 0.5, 1, 1.5, 2, 2.5, 3)
+        assert (clip.start, clip.end, clip.rate, clip.note) == (0, 3.5, 2, None)
+
+
+@pytest.mark.parametrize("key", ["fps", "sample_fps"])
+def test_a_list_of_frames_may_have_a_rate(key):
+    (clip,) = Conversation.of(message_of(video=[RED, BLUE], **{key: 4})).clips
+    assert clip.seconds == (0, 0.25)
+    assert len(Conversation.of(message_of(video=[RED] * 9, nframes=3)).clips[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"video": []}, "shows one thing|names it under|a film of one frame or more"),
+        ({"video": [RED, RED.resize((4, 4))]}, "one size; got 4 x 4 and 40 x 30"),
+        ({"video": [RED, "http://a/b.png"]}, "Nothing is downloaded"),
+        ({"video": [RED, object()]}, "got a object"),
+        ({"video": [RED], "video_start": 1}, "is read of a file"),
+        ({"video": [RED], "fps": -1}, "fps"),
+        ({"video": "film.mp4", "sample_fps": 1}, "sample_fps"),
+        ({"type": "image", "image": [RED]}, "A list is a film"),
+    ],
+)
+def test_lists_that_are_no_film_are_refused(part, says):
+    with pytest.raises((InputError, SettingError), match=says):
+        Conversation.of(message_of(**part))
+
+
+def test_a_note_on_a_frame_is_the_films():
+    (clip,) = read_media([[FILES["moving.gif"]] * 3])
+    assert clip.note == "the picture has 2 frames; only the first is read."
+
+
+def test_frames_that_somebody_chose_all_go_in():
+    vlm = fv.load(device="cpu")
+    assert vlm.prepare([[RED] * 5], "What?").vision_tokens == 5 * 576
+    part = {"type": "video", "video": [RED] * 7, "nframes": 4}
+    asked = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
+    assert vlm.prepare(messages=asked).vision_tokens == 4 * 576
+
+
+@pytest.mark.parametrize("ending", ["qt", "DIVX", "gifv", "mp4"])
+def test_the_endings_of_films(ending):
+    assert is_video(Path(f"a.{ending}"))
 
 
 def test_a_film_is_the_same_as_a_file_a_url_and_bytes(tmp_path):
@@ -188,14 +264,14 @@ def test_other_addresses_are_refused_by_their_scheme_at_every_door(tmp_path, add
         with pytest.raises(InputError, match=says):
             read(address)
     (path := tmp_path / "rows.jsonl").write_text(f'{{"image": "{address}", "question": "x"}}\n')
-    (row,) = samples_in(path).settled().read()
+    (row,) = samples_in(path).read()
     assert isinstance(row, Bad)
     assert says in row.reason
 
 
 def test_a_data_url_in_a_row_is_refused_by_its_form(tmp_path):
     (path := tmp_path / "rows.jsonl").write_text(f'{{"image": "{url(FILES["plain.png"])}", "question": "x"}}\n')
-    (row,) = samples_in(path).settled().read()
+    (row,) = samples_in(path).read()
     assert row.reason == "A data: URL is not read here. Save the file that it holds, and name that."
 
 

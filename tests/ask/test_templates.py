@@ -9,7 +9,7 @@ from PIL import Image
 
 from foveate.ask.conversation import Conversation
 from foveate.ask.preparing import check_protocol, encode
-from foveate.errors import UnknownNameError, UnsupportedError
+from foveate.errors import InputError, UnknownNameError, UnsupportedError
 from foveate.video import Clip
 from tests.ask.conftest import user
 
@@ -120,3 +120,10 @@ def test_a_text_that_begins_a_sequence_gets_no_second_begin(picture):
         encode(model, processor, conversation(said("A?")))
         assert processor.given.get("add_special_tokens") is special
         assert processor.given["images"] is None
+
+
+@pytest.mark.parametrize("protocol", ["own", "llava"])
+def test_a_misspelt_role_is_refused_where_no_template_reads_it(protocol):
+    model, processor = stub()
+    with pytest.raises(InputError, match=r"No role 'asistant'; there are .*\. Did you mean assistant\?"):
+        encode(model, processor, conversation(said("A?"), said("B.", role="asistant"), said("C?")), protocol)

@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 import foveate as fv
 from foveate.batch.answering import Asking, RowAnswerer
 from foveate.batch.job import Job, run
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from foveate.runs.crew import Here
 from tests.cli.conftest import save_tiny_llava
 
@@ -100,10 +101,10 @@ def rows_in(out):
 
 
 def bad_in(out):
-    """The bad rows, by row; none is there twice."""
+    """The bad rows and broken lines, by row; none is there twice."""
     rows = {}
-    path = out / "bad.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
+    paths = filter(Path.exists, (out / "bad.jsonl", out / "broken.jsonl"))
+    for line in (line for path in paths for line in path.read_text().splitlines()):
         row = json.loads(line)
         assert row["row"] not in rows
         rows[row["row"]] = row

@@ -12,7 +12,7 @@ import foveate as fv
 from foveate.ask.vlm import VLM
 from foveate.batch import answering
 from foveate.batch.answering import Asking, RowAnswerer
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from foveate.runs.crew import rows_of
 from foveate.runs.samples import MediaSample
 from tests.films import film

@@ -1,6 +1,7 @@
 """A job from end to end on a tiny model: killed, stopped, in several processes, it gives what one run would have."""
 
 import faulthandler
+import json
 import os
 import signal
 import subprocess
@@ -99,22 +100,12 @@ def test_a_run_that_is_stopped_within_a_chunk_goes_on_behind_its_last_row(uninte
     assert (rows_in(tmp_path / "out"), bad_in(tmp_path / "out")) == (rows, bad)
 
 
-def test_rows_without_ids_are_numbered_and_that_is_said(answer, questions, tmp_path):
-    class Hearing(Listener):
-        said = ()
-
-        def note(self, text):
-            self.said += (text,)
-
-    listener = Hearing()
+def test_rows_without_ids_are_numbered(answer, questions, tmp_path):
     path = questions(3)
     path.write_text(path.read_text().replace('"id"', '"name"'))
-    answer(path, listener=listener)
-    assert listener.said == (f"{path} has no column id: rows are called by their number, from 0",)
+    answer(path)
     assert [row["id"] for row in rows_in(tmp_path / "out").values()] == ["0", "1", "2"]
-    listener = Hearing()
-    answer(path, out="named", listener=listener, columns=SampleColumns(id="name"))
-    assert listener.said == ()
+    answer(path, out="named", columns=SampleColumns(id="name"))
     assert rows_in(tmp_path / "named")[0]["id"] == "row 0"
 
 
@@ -133,6 +124,20 @@ def test_bad_rows_are_an_input_again(answer, questions, pictures, tmp_path):
     summary = answer(again, out="again")
     assert (summary.answered, summary.bad) == (2, 0)
     assert {row["id"] for row in rows_in(tmp_path / "again").values()} == {"row 6", "row 13"}
+
+
+def test_broken_lines_have_a_file_of_their_own_also_after_a_second_run(answer, questions, tmp_path):
+    path = questions(7)
+    path.write_text(path.read_text() + 'no JSON\n[1]\n{"line": "no media"}\n')
+    out = tmp_path / "out"
+    for _ in range(2):
+        summary = answer(path)
+        assert (summary.rows, summary.answered, summary.bad, summary.broken, summary.left) == (10, 6, 4, 3, 0)
+    bad = [json.loads(line) for line in (out / summary.bad_file).read_text().splitlines()]
+    broken = [json.loads(line) for line in (out / summary.broken_file).read_text().splitlines()]
+    assert [row["id"] for row in bad] == ["row 6"]
+    assert [(row["row"], row["line"]) for row in broken] == [(7, "no JSON"), (8, "[1]"), (9, "no media")]
+    assert "no JSON" in broken[0]["reason"]
 
 
 def alive(session):

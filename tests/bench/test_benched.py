@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate import catalogue
 from foveate._cells import USUAL
 from foveate._transformers import cache_in
 from foveate.bench.benched import budgeted_methods, config_of_shape, from_checkpoint, named_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptRequest, Workload
-from foveate.contract import catalogue
 from tests.models import FAMILIES, batch, tiny
 
 

@@ -94,7 +94,7 @@ def test_layers_that_share_weights_are_those_of_the_whole_model():
 
 def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
     other = {**RECORD, "model": {**RECORD["model"], "device": "cuda:0"}}
-    for name, record in (("a.json", other), ("b.json", RECORD), ("linear.json", {"vision_tokens": []})):
+    for name, record in (("a.json", other), ("b.json", RECORD), ("other.json", {"vision_tokens": []})):
         (tmp_path / name).write_text(json.dumps(record))
     found = table.records(tmp_path)
     assert [one["model"]["device"] for one in found] == ["cpu", "cuda:0"]

@@ -72,6 +72,13 @@ def test_a_folder_is_answered_and_a_second_run_has_nothing_to_do(batch, tmp_path
     assert sorted(answers(tmp_path / "out")) == [f"{number}.png" for number in range(6)]
 
 
+def test_the_summary_names_the_file_of_broken_lines(batch, table):
+    table.write_text(table.read_text() + "no JSON\n")
+    code, out, _ = batch(path=table)
+    assert code == 3
+    assert "Bad        1, with their reasons in broken.jsonl (broken lines: 1)" in out
+
+
 def test_other_settings_in_the_same_folder_are_refused(batch):
     assert batch("--prompt", "What is this")[0] == 3
     code, out, err = batch("--prompt", "What is that")
@@ -159,7 +166,7 @@ WRONG = [
     (("--prompt", "x", "--id-column", "name"), "is a folder: it has no columns"),
     (("--prompt", "x", "--root", "nowhere"), "no columns|no such folder"),
     (("--prompt", "x", "--untouched", "--retention", "0.3"), "--untouched drops nothing"),
-    (("--prompt", "x", "--retention", "2"), "2 is not a share in (0, 1], such as 0.33 or 1/3"),
+    (("--prompt", "x", "--retention", "2"), "2 is not a share in (0, 1], such as 0.33"),
 ]
 
 

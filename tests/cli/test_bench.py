@@ -58,7 +58,7 @@ def test_a_run_prints_tables_and_writes_a_record(run, tiny_llava, tmp_path):
 
 def test_all_methods_that_take_a_budget_run_beside_random_dropping(run, tiny_llava, tmp_path, monkeypatch):
     few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "finalkv", "random")}
-    monkeypatch.setattr("foveate.contract.catalogue.methods", lambda: few)
+    monkeypatch.setattr("foveate.catalogue.methods", lambda: few)
     out = tmp_path / "all.json"
     asked = ("bench", "--model", tiny_llava, "--method", "all", "--retention", "0.5", "--no-bare", "--out", out)
     code, shown, _ = run(*asked, *QUICK)
@@ -151,7 +151,7 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
     [
         (["--budget", "3", "--retention", "0.3"], "give one of them"),
         (["--retention", "2"], "2 is not a share in (0, 1]"),
-        (["--budget", "0"], "--budget: 0 is not above 0"),
+        (["--budget", "0"], "--budget: 0 is not a number above 0"),
         (["--pairs", "1"], "--pairs: 1 is not from 2 to"),
         (["--method", "v2drop", "--method", "v2drop"], "--method: the same one is given twice"),
         (["--method", "all", "--method", "v2drop"], "No method 'all'"),

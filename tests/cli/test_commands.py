@@ -14,8 +14,8 @@ import foveate as fv
 from foveate.cli.asking import load
 from foveate.cli.compare import METHODS
 from foveate.cli.options import ModelOptions
-from foveate.contract.naming import parse
 from foveate.families.llava import Llava
+from foveate.naming import parse
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import QUESTION
 from tests.tune.presets import preset_of

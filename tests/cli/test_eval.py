@@ -40,9 +40,7 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     assert (full["name"], full["questions"]) == ("full model", 4)
     assert {"weights", "dtype"} <= set(found["model"])
     assert set(found["versions"]) == {"foveate", "torch", "transformers"}
-    cells = {
-        (row["name"], round(576 * row["budget"])): row for row in found["rows"] if row["budget"] and not row["task"]
-    }
+    cells = {(row["name"], row["budget"]): row for row in found["rows"] if row["budget"] and not row["task"]}
     assert [name for (name, _), row in cells.items() if "infeasible" in row] == ["v2drop", "v2drop:reverse=true"]
     assert {("v2drop", 64), ("random", 32)} <= {key for key, row in cells.items() if "infeasible" not in row}
     assert len(cells["random", 64]["draws"]) == len(cells["random", 64]["settings"]) == 2
@@ -128,7 +126,7 @@ def test_what_accuracy_cannot_say_is_said_and_methods_stand_beside_each_other(ru
     [
         (["--tasks", "smell"], "smell"),
         (["--tasks", "gqb"], "No benchmark 'gqb'. There are: gqa, mmbench_en"),
-        (["--tasks", "pope,colr"], "Or did you mean the embedded task 'colour'?"),
+        (["--tasks", "pope,colr"], "Of the embedded tasks: Did you mean colour?"),
         (["--tasks", "pope", "--include", "nowhere"], "no folder nowhere"),
         (["--budget", "64", "--retention", "0.1"], "say the same thing"),
         (["--budget", "64", "--budget", "64"], "given twice"),

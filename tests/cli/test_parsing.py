@@ -24,6 +24,8 @@ def shell(redirection, *arguments):
         (["bench", "--bach", "3", "--modle", "x"], ["--batch", "--model"]),
         (["generate", "--frames", "3.5"], ["--frames"]),
         (["generate", "--budget", "x"], ["--budget"]),
+        (["generate", "--budget", "33%"], ["--budget: 33% is not a number above 0; a share is --retention"]),
+        (["generate", "--retention", "133%"], ["133% is not a share in (0, 1], such as 0.33, 33% or 1/3"]),
         (["compare", "--pairs", "1"], ["--pairs", "1 is not from 2 to 1,000,000"]),
         (["generate", "--pairs", "9" * 30], ["--pairs", "is not from 2"]),
         (["bench", "--seed", "-1"], ["--seed: -1 is not from 0"]),

@@ -1,8 +1,7 @@
 """What the methods share that let an exact number of tokens into the decoder: counts, budgets, presets."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Arriving, Shape

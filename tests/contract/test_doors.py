@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import foveate as fv
-from foveate import embedded
+from foveate import catalogue, embedded
 from foveate._cells import at_budgets
 from foveate.ask.answering import method_of
 from foveate.ask.generation import Generation
@@ -17,13 +17,13 @@ from foveate.cli.asking import named, tell_budgets
 from foveate.cli.commands import parsed
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
-from foveate.contract import Arriving, Shape, catalogue, follow
+from foveate.contract import Arriving, Shape, follow
 from foveate.contract.method import meet
-from foveate.contract.naming import chosen, parse
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
 from foveate.eval.lmms.setting import Setting as LmmsSetting
 from foveate.eval.plan import Plan
+from foveate.naming import chosen, parse
 from foveate.registry import family_for
 
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)

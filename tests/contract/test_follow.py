@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import (
@@ -218,7 +217,7 @@ def declared():
     for kind in kinds():
         yield kind()
         for name, values in _choices(kind).items():
-            yield from (kind(**{name: value}) for value in values)
+            yield from (kind(**{name: value}) for _, value in values)
 
 
 def reading(signal):

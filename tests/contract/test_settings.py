@@ -9,16 +9,14 @@ import torch
 from transformers import LlamaConfig, LlavaConfig
 
 import foveate as fv
-from foveate.contract import Hidden, LayerStage, LayerView, Shape, catalogue, naming
-from foveate.contract.chain import Chain
+from foveate import catalogue, naming
+from foveate.contract import Hidden, LayerStage, LayerView, Shape
+from foveate.contract.method import Chain
 from foveate.contract.settings import Count, Layer, Layers, Share, Shares, check
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 
 V2DROP, VISIONDROP, MUSTDROP = fv.V2Drop, fv.VisionDrop, fv.MustDrop
-DEEP = {"method": "v2drop"}
-for _ in range(2000):
-    DEEP = {"method": "chain", "members": [DEEP, {"method": "finalkv"}]}
 
 
 # -- wrong types and values ------------------------------------------------------------------------------------
@@ -34,8 +32,7 @@ WRONG_TYPES = [
     (VISIONDROP, {"image_token_list": ((1,),)}, r"image_token_list\[0\]\[1\] is missing"),
     (VISIONDROP, {"image_token_list": ((1, 2, 3),)}, r"image_token_list\[0\] has too many values"),
     (Chain, {"members": (5, V2DROP())}, r"members\[0\] should be a method that drops; got"),
-    (Chain, {"members": ({"method": "v2drop", "keep": 3},)}, "V2Drop: keep should be a valid tuple; got 3"),
-    (Chain, {"members": (DEEP,)}, "nests? too many (methods|values)"),
+    (Chain, {"members": ({"method": "v2drop"},)}, r"members\[0\] should be a method that drops; got"),
 ]
 NOT_FINITE = [
     (V2DROP, {"keep": (math.inf, 0.3, 0.0)}, r"keep\[0\] should be a finite number"),

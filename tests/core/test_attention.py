@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness, received_attention
 from tests.bench.counting import Memory

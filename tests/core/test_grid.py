@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from foveate.core.grid import cells_of, closing_rows, coarser, crops_of, frames_of, grids_of, into_cells, join
 from foveate.families.base import grid_boxes

@@ -6,8 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from foveate.core.picks import cosines, cover, determinantal, max_min, pick_by_crop, quotas, suppress, thin
 from foveate.errors import ShapeError

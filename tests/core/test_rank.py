@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from foveate.core.rank import into_runs, keep_count, marked_first, ranks_in_groups, shared_out, spread, top
 from foveate.errors import ShapeError

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig
 
@@ -15,8 +14,7 @@ from foveate.core.grid import grids_of
 from foveate.methods import v2drop
 from foveate.registry import family_for
 from tests import models
-from tests.models import FAMILIES, batch, cached, tiny
-from tests.models import given as pictures_of
+from tests.models import FAMILIES, batch, cached, given as pictures_of, tiny
 
 LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
 PAPER = fv.preset("v2drop/llava-1.5-7b/192")

@@ -1,13 +1,12 @@
-"""The examination by hand-drawn pictures: its size, its words, and that nothing in it is random."""
+"""The examination by hand-drawn pictures: its size, its words, and its table."""
 
 import re
 from collections import Counter
 
 import pytest
+from PIL import Image
 
-from handmade import PICTURES, QUESTIONS, drawn, table
-
-pytest.importorskip("matplotlib")  # its fonts
+from handmade import HERE, PICTURES, QUESTIONS, table
 
 # The words of the model card, section "What it can be asked".
 COLOUR = "(?:red|green|blue|yellow|purple|orange|cyan|white)"
@@ -45,18 +44,17 @@ def test_the_examination_is_large_enough():
         assert count(group) >= 8
 
 
-def test_every_question_has_a_picture_and_every_picture_a_question():
-    assert {question.picture for question in QUESTIONS} == set(PICTURES)
+def test_every_picture_has_a_question():
+    assert {question.picture for question in QUESTIONS} == {path.stem for path in HERE.glob("*.png")}
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_rgb_and_the_same_each_time(name: str):
-    image = drawn(name)
-    assert image.mode == "RGB"
-    assert min(image.size) >= 224
-    assert max(image.size) <= 1200
-    assert len(image.getcolors(maxcolors=1200 * 1200)) > 1
-    assert image.tobytes() == drawn(name).tobytes()
+@pytest.mark.parametrize("path", PICTURES.values(), ids=lambda path: path.stem)
+def test_a_picture_is_rgb_and_shows_something(path):
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        assert min(image.size) >= 224
+        assert max(image.size) <= 1200
+        assert len(image.getcolors(maxcolors=1200 * 1200)) > 1
 
 
 def test_questions_and_answers_are_in_the_words_of_the_model_card():

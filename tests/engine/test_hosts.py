@@ -5,11 +5,11 @@ import torch
 
 import foveate as fv
 from foveate.contract import Attention, LayerStage, Shape, TowerAttention, follow
-from foveate.contract.naming import parse
 from foveate.core.views import TowerView
 from foveate.engine.hosts import enter
 from foveate.engine.program import Program
 from foveate.errors import UnsupportedError
+from foveate.naming import parse
 
 TOKENS = 36
 

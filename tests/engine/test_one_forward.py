@@ -5,8 +5,8 @@ import torch
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.contract.naming import parse
 from foveate.embedded import QUESTION, picture
+from foveate.naming import parse
 
 TOKENS = 6
 

@@ -22,6 +22,8 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
         ),
         ("method='v2drop:layers=3,17,22', retention=0.333", {"method": "v2drop:layers=3,17,22", "retention": 0.333}),
         ("method = v2drop, budget = 64", {"method": "v2drop", "budget": 64.0}),
+        ("method=v2drop,retention=25%", {"method": "v2drop", "retention": 0.25}),
+        ("method=v2drop,retention=1/4", {"method": "v2drop", "retention": 0.25}),
         ("method=v2drop/llava-1.5-7b/192,", {"method": "v2drop/llava-1.5-7b/192"}),
         ("method=random,seed=3,budget=64.5", {"method": "random", "seed": 3, "budget": 64.5}),
         (
@@ -33,7 +35,8 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
             {"settings": "metric=cosine;min_keep=2", "dtype": "float16"},
         ),
         ("log=bob's,pretrained=al's", {"log": "bob's", "pretrained": "al's"}),
-        ('log="a,seed=b",pretrained=2024', {"log": "a,seed=b", "pretrained": "2024"}),
+        ('log="a,b",pretrained=2024', {"log": "a,b", "pretrained": "2024"}),
+        ('{"log": "a,seed=b"}', {"log": "a,seed=b"}),
         (
             '{"method": {"method": "v2drop"}, "budget": "192", "seed": null}',
             {"method": {"method": "v2drop"}, "budget": 192.0},

@@ -3,7 +3,7 @@ import yaml
 
 from foveate.errors import UnknownNameError, UnsupportedError
 from foveate.eval.lmms import benchmarks, harness
-from foveate.eval.lmms.benchmarks import BENCHMARKS, check_written, primary, resolve
+from foveate.eval.lmms.benchmarks import BENCHMARKS, primary, resolve
 
 
 def test_every_name_stands_for_something_the_harness_has():
@@ -37,7 +37,7 @@ def test_our_names_come_first_and_the_harness_own_go_as_they_are():
 
 
 def test_an_unknown_name_fails_with_the_list_and_what_is_near():
-    with pytest.raises(UnknownNameError, match=r"No benchmark 'popes'. There are: gqa, .*ocrbench.* Near it.*: pope"):
+    with pytest.raises(UnknownNameError, match=r"No benchmark 'popes'. There are: gqa, .*ocrbench.* Did you mean pope"):
         resolve(["popes"], ["pope", "gqa"])
 
 
@@ -67,13 +67,3 @@ def test_the_guide_lists_every_name(root):
     page = (root / "docs/guides/benchmarks.md").read_text()
     for name, task in BENCHMARKS.items():
         assert f"| `{name}` | `{task}` | " in page
-
-
-def test_a_name_that_no_file_has_is_refused_at_once_and_none_that_is_a_task(tmp_path):
-    with pytest.raises(UnknownNameError, match=r"No benchmark 'gqb'.*Near it.*gqa"):
-        check_written(["pope", "gqb"])
-    check_written([*BENCHMARKS, *list(harness.harness_tasks())[::50]])  # each name is searched for in every file
-    with pytest.raises(UnknownNameError):
-        check_written(["my_own_task"])
-    (tmp_path / "mine.yaml").write_text("task: my_own_task\n")
-    check_written(["my_own_task"], [tmp_path])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lmms_eval.api.metrics import mean
 
 from foveate._stats import Resampled
 from foveate.errors import UnsupportedError
@@ -12,10 +13,6 @@ from foveate.eval.figures import figures_of
 from foveate.eval.lmms.benchmarks import MME_TOTAL
 from foveate.eval.lmms.harness import _rows
 from foveate.eval.lmms.metrics import Metric, metric_of, scored
-
-
-def mean(inputs):
-    return sum(inputs) / len(inputs)
 
 
 def f1(inputs):
@@ -54,11 +51,28 @@ def scores(log):
     return [row["score"] for row in log]
 
 
-@pytest.mark.parametrize("factor", [1, 100])
-def test_a_mean_is_recognised_in_parts_of_one_and_of_a_hundred(factor):
+def test_lmms_evals_own_mean_is_known():
     log = log_of([1, 0, 1, 1, 0], (0, 0, 1, 2, 2))
-    rows, aggregate = alone(metric(lambda ones: factor * mean(ones), log), log)
+    rows, aggregate = alone(metric(mean, log), log)
     assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0, 1.0, 0.0], None)
+
+
+def test_mvbench_is_a_mean_in_parts_of_a_hundred():
+    from lmms_eval.tasks.mvbench.utils import mvbench_aggregate_results
+
+    name = "mvbench_accuracy"
+    log = log_of([{"pred_answer": "A", "gt_answer": "A", "score": score} for score in (1, 0, 1)], name=name)
+    found = metric(mvbench_aggregate_results, log, name)
+    rows, aggregate = alone(found, log)
+    assert found.value == pytest.approx(200 / 3)
+    assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0], None)
+
+
+def test_another_figure_is_left_to_its_function():
+    log = log_of([1, 0, 1, 1, 0])
+    found = metric(lambda ones: sum(ones) / len(ones), log)
+    rows, aggregate = alone(found, log)
+    assert (scores(rows), aggregate) == ([None] * 5, found)
 
 
 def test_what_is_no_mean_is_counted_anew():
@@ -85,17 +99,28 @@ def test_a_pair_that_is_drawn_twice_pairs_with_itself():
     assert aggregate([rows[at] for at in (0, 1, 2, 2, 3, 3)]) == pytest.approx((200 + 2 * 50) / 3)
 
 
-def test_a_function_that_counts_on_from_call_to_call_is_a_mean_of_what_it_said_first():
+def counting_on():
+    """A function that counts on from call to call, as OCRBench's does."""
     total = [0.0]
 
     def counting(inputs):
         total[0] += sum(one["score"] for one in inputs)
         return total[0] / 10
 
-    log = log_of([{"score": score} for score in (1, 0, 1, 1)])
-    rows, aggregate = alone(metric(counting, log), log)
+    return counting
+
+
+def test_ocrbench_is_a_mean_of_what_its_function_said_first():
+    log = log_of([{"score": score} for score in (1, 0, 1, 1)], name="ocrbench_accuracy")
+    rows, aggregate = alone(metric(counting_on(), log, "ocrbench_accuracy"), log)
     assert aggregate(rows) == aggregate(rows) == pytest.approx(0.3)
     assert aggregate(rows[1:2]) == 0
+
+
+def test_a_function_that_says_another_figure_each_time_is_refused():
+    log = log_of([{"score": score} for score in (1, 0, 1, 1)])
+    with pytest.raises(UnsupportedError, match=r"gives 0\.3 and then 0\.6 for the same answers"):
+        alone(metric(counting_on(), log), log)
 
 
 def test_inputs_without_a_number_have_no_scores():

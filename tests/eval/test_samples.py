@@ -8,6 +8,7 @@ import foveate as fv
 from foveate.embedded import picture
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
+from foveate.runs.listener import Listener
 from foveate.runs.samples import samples_in
 
 ROW = {"image": str(picture()), "question": "What colour is the square?"}
@@ -55,6 +56,27 @@ def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp
     assert quality.full["questions"] == 1
     assert [row["row"] for row in quality.to_dict()["bad"]] == [1, 2, 3]
     assert "none.png cannot be read" in quality.origin["bad"][1]["reason"]
+
+
+def test_a_column_that_is_not_read_is_told_with_the_nearest_that_is(tmp_path):
+    class Hearing(Listener):
+        said = ""
+
+        def note(self, text):
+            self.said += text
+
+    (path := tmp_path / "in.jsonl").write_text(json.dumps({**ROW, "id": 1, "lable": "red", "source": "web"}) + "\n")
+    plan = Plan(methods=("v2drop",), retention=(0.5,), baselines=False, cache=tmp_path / "kept", max_new_tokens=2)
+    evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, listener=(hearing := Hearing()))
+    assert "columns that are not read: lable, source. Did you mean label?" in hearing.said
+
+
+def test_rows_say_the_tokens_that_were_asked_for(evaluated):
+    quality, _ = evaluated({}, {"question": "How many circles are there?"}, tokens=(192, 2))
+    assert [row["budget"] for row in (*quality.settings, *quality.infeasible)] == [192, 2]
+    assert {row["budget"] for row in quality.tasks_of(quality.settings[0]).values()} == {192}
+    quality, _ = evaluated({}, retention=(1 / 3,))
+    assert quality.settings[0]["budget"] == 1 / 3
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 import transformers
 
-from foveate.contract import naming
+from foveate import naming
 from foveate.contract.method import meet
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.lmms.setting import Setting

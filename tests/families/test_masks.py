@@ -8,8 +8,7 @@ import transformers
 
 import foveate as fv
 from tests import oracle
-from tests.families import test_llava_next as llava_next
-from tests.families import test_paligemma as paligemma
+from tests.families import test_llava_next as llava_next, test_paligemma as paligemma
 from tests.families.shown import paid, ways
 from tests.invariants.references import check_recomputed, reference
 from tests.invariants.settings import EXAMPLES

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 

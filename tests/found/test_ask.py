@@ -18,13 +18,13 @@ import foveate as fv
 QUESTION = "What is this ?"
 
 
-def test_a_conversation_goes_on_behind_a_stream_that_failed(vlm, picture):
-    talk = vlm.look(picture).talk()
+def test_a_look_goes_on_behind_a_stream_that_failed(vlm, picture):
+    prefix = vlm.look(picture)
     broken = vlm.model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0)
-    stream = talk.ask(QUESTION, stream=True)
+    stream = prefix.ask(QUESTION, stream=True)
     with broken, pytest.raises(ZeroDivisionError):
         list(stream)
-    assert talk.ask(QUESTION, max_new_tokens=2).text
+    assert prefix.ask(QUESTION, max_new_tokens=2).text
 
 
 FOLDERS = [

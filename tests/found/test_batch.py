@@ -11,7 +11,7 @@ import pytest
 
 import foveate as fv
 from foveate.batch.answering import RowAnswerer, bad_row
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from foveate.runs import samples
 from foveate.runs.crew import rows_of
 from foveate.runs.listener import Listener

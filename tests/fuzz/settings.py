@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 
-from foveate.contract import catalogue
+from foveate import catalogue
 from foveate.contract.method import Method
-from foveate.contract.naming import parse
 from foveate.errors import SettingError
+from foveate.naming import parse
 from tests.fuzz.judging import Case, Wrong
 from tests.fuzz.mutating import NUMBERS, TEXTS, VALUES, altered, short
 

@@ -115,27 +115,18 @@ def test_two_processes_in_batches_say_what_run_says_one_by_one(found, written):
     assert {round(row["retention"], 3) for row in rows} == {0.333}
 
 
-def test_results_samples_and_table_say_what_was_asked_and_spent(written):
-    folder, shown, _ = written
-    assert folder.name == "embedded__v2drop-metric=cosine__192-tokens"
-    results = results_in(folder)
-    ours = results["foveate"]
-    assert results["model_name"] == "embedded"
-    assert (ours["method"], ours["budget"], ours["asked_retention"]) == ("v2drop:metric=cosine", 192, None)
-    assert ours["tokens"] == pytest.approx(192, abs=1)
-    assert ours["retention"] == pytest.approx(1 / 3, abs=0.01)
-    for key in ("tokens", "retention"):
-        assert ours[key] == pytest.approx(mean(results["results"][name][f"{key},none"] for name in NAMES))
-    for name in NAMES:
-        rows = [row["foveate"] for row in samples_in(folder, name)]  # of all processes
-        assert len(rows) == QUESTIONS
-        for row in rows:
-            assert (row["method"], row["budget"]) == ("v2drop:metric=cosine", 192)
-            assert row["tokens"] == pytest.approx(192, abs=1)
-            assert row["retention"] == pytest.approx(row["tokens"] / 576)
-    table = [line.replace(" ", "") for line in shown.splitlines() if line.startswith("|")]
-    assert any("|retention|" in line and "|0.33" in line for line in table)
-    assert any("|tokens|" in line and "|19" in line for line in table)
+def test_a_file_beside_the_answers_says_what_was_asked_and_spent(written):
+    _, shown, log = written
+    path = log / "embedded__v2drop-metric=cosine__192-tokens.json"
+    ours = json.loads(path.read_text())
+    assert (ours["model"], ours["method"], ours["budget"]) == ("embedded", "v2drop:metric=cosine", 192)
+    assert ours["tasks"].keys() == set(NAMES)
+    for row in (ours, *ours["tasks"].values()):
+        assert row["tokens"] == pytest.approx(192, abs=1)
+        assert row["retention"] == pytest.approx(row["tokens"] / 576)
+    assert ours["answers"] == len(NAMES) * QUESTIONS  # of all processes
+    assert "of 576.0 vision tokens a layer: 33." in shown
+    assert f"what was asked for and spent is in {path}" in shown
 
 
 def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):

@@ -1,4 +1,4 @@
-"""What lmms-eval's own command line writes to: a folder a setting, and none where a run fails."""
+"""What a run under lmms-eval's own command line says of itself: in a file a setting."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from foveate.eval.lmms.setting import Setting
 
 
 @pytest.mark.parametrize(
-    ("setting", "conduct", "folder"),
+    ("setting", "conduct", "name"),
     [
         (Setting(), {}, "org__m__full"),
         (Setting(name="v2drop", budget=192), {}, "org__m__v2drop__192-tokens"),
@@ -18,13 +18,25 @@ from foveate.eval.lmms.setting import Setting
         (Setting(name="v2drop", settings={"layers": [3]}), {}, "org__m__v2drop__layers=3"),
     ],
 )
-def test_a_folder_speaks(setting, conduct, folder):
-    assert Label(model="org/m", setting=setting, conduct=Conduct(**conduct)).folder == folder
+def test_a_name_speaks(setting, conduct, name):
+    assert Label(model="org/m", setting=setting, conduct=Conduct(**conduct)).name == name
 
 
 def test_long_names_stay_short_and_apart():
     schedule = f"layers={','.join(map(str, range(1, 60)))};keep={','.join(['1'] * 59)}"
     settings = [Setting(name=f"v2drop:{schedule};min_keep={last}") for last in (1, 2)]
-    names = [Label(model="m", setting=setting, conduct=Conduct()).folder for setting in settings]
+    names = [Label(model="m", setting=setting, conduct=Conduct()).name for setting in settings]
     assert len(set(names)) == 2
     assert max(map(len, names)) < 100
+
+
+def test_what_was_spent_is_told_for_all_answers_and_by_task():
+    rows = {("pope", 0): (0.25, 144), ("pope", 1): (0.75, 432), ("gqa", 0): (0.5, 288)}
+    records = {
+        key: {"retention": share, "spent": tokens, "vision_tokens": 576} for key, (share, tokens) in rows.items()
+    }
+    label = Label(model="m", setting=Setting(name="random", budget=288, seed=2), conduct=Conduct())
+    found = label.summary(records)
+    assert (found["method"], found["budget"], found["seed"], found["protocol"]) == ("random", 288, 2, "own")
+    assert (found["answers"], found["tokens"], found["retention"]) == (3, 288, 0.5)
+    assert found["tasks"]["gqa"] == {"answers": 1, "retention": 0.5, "tokens": 288, "vision_tokens": 576}

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 import foveate as fv
-from foveate.contract import catalogue
+from foveate import catalogue
 from foveate.contract.method import Method
 from foveate.errors import FoveateError
 from foveate.support import Reach, reach, usual_input

@@ -1,7 +1,7 @@
 import pytest
 
 import foveate as fv
-from foveate.contract.chain import Chain
+from foveate.contract.method import Chain
 from foveate.methods.chains import PRESETS
 
 

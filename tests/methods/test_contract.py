@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import foveate as fv
 from foveate.contract import Attention, CacheStage, LayerStage, PixelStage, Place, Resource, Shape, TowerStage, follow

@@ -1,8 +1,7 @@
 """Controls at another method's schedule: by hand, and as many tokens in every layer whatever the schedule."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Shape, follow

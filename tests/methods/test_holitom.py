@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from foveate.core.films import still_places, still_scenes
 from foveate.methods.fastvid import FastVID

@@ -5,11 +5,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
+from foveate import naming
 from foveate.app.heat import stay
 from foveate.bench.paired import PairedRun
 from foveate.bench.results import rows_of
 from foveate.bench.workload import Workload
-from foveate.contract import Cut, Method, PatchStage, PixelView, Shape, naming
+from foveate.contract import Cut, Method, PatchStage, PixelView, Shape
 from foveate.families.generic import Generic
 from foveate.methods.pixelprune import PixelPrune
 from foveate.registry import family_for

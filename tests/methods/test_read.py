@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import ReadView, Shape
-from foveate.contract.naming import parse
 from foveate.methods.read import Read
+from foveate.naming import parse
 from tests.models import batch, generate, tiny
 
 EXAMPLES = [Read(keep=0.3), fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5)) + Read(keep=0.4, layer=2)]

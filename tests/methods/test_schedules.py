@@ -1,8 +1,7 @@
 """What presets and budgets spend, and where methods cut: counts in each layer worked out by hand, one line each."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import foveate as fv
 from foveate.contract import Shape, follow

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from foveate.contract import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.grid import windows_of

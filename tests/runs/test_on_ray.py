@@ -11,7 +11,7 @@ import pytest
 import foveate as fv
 from foveate.batch.answering import Asking
 from foveate.batch.job import Job, run
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from foveate.runs.on_ray import Actors, require_ray
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import deadly

@@ -91,7 +91,6 @@ BAD_LINES = [
     (b'{"id": "x", "image": "1.png", "question": "\\ud800"}', "no text of Unicode"),
     (b'{"id": true, "image": "1.png", "question": "What?"}', "whole number; got True"),
     (b'{"id": 1.5, "image": "1.png", "question": "What?"}', "whole number; got 1.5"),
-    (b'{"image": "1.png", "question": "What?"}', "nothing under id"),
 ]
 
 
@@ -128,6 +127,21 @@ def test_a_mark_at_the_start_of_a_file_is_no_part_of_it(tmp_path):
         == rows_of(tmp_path / "in.csv")
         == [(0, "a", (str(tmp_path / "1.png"),), "What is this?")]
     )
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "; ", ", "])
+def test_csv_is_read_as_spreadsheets_write_it(tmp_path, separator, start, end):
+    path = tmp_path / "in.csv"
+    lines = [("id", "image", "question"), ("a", " 1.png ", "How much, 1,5 or 2,5?"), ("b", '"2; 3.png"', '"A; b, c?"')]
+    if separator not in (";", "; "):
+        lines[1] = ("a", "1.png\u00a0", '"How much, 1,5 or 2,5?"')
+    path.write_text(start + end.join(separator.join(cells) for cells in lines) + end, encoding="utf-8")
+    assert rows_of(path) == [
+        (0, "a", (str(tmp_path / "1.png"),), "How much, 1,5 or 2,5?"),
+        (1, "b", (str(tmp_path / "2; 3.png"),), "A; b, c?"),
+    ]
 
 
 def test_csv_lines_of_another_length_are_told(tmp_path):
@@ -222,14 +236,19 @@ def test_hashes_that_agree_are_no_ids_that_agree(tmp_path, monkeypatch):
     assert samples_in(path).count() == 3
 
 
-def test_rows_without_ids_are_numbered_only_where_none_has_one(tmp_path):
+def test_rows_without_ids_are_numbered_also_beside_one_that_has_one(tmp_path):
     path = tmp_path / "in.jsonl"
     without = {key: value for key, value in ROWS[0].items() if key != "id"}
-    write_lines(path, [without, without])
-    assert [one.id for one in samples_in(path).settled().read()] == ["0", "1"]
-    write_lines(path, [without, ROWS[0]])
-    bad, good = samples_in(path).settled().read()
-    assert (type(bad), good.id) == (Bad, "a")
+    write_lines(path, [without, ROWS[0], {**without, "id": None}])
+    assert [one.id for one in samples_of(path)] == ["0", "a", "2"]
+    assert samples_in(path).count() == 3
+    write_lines(path, [without, {**without, "id": 0}])
+    with pytest.raises(fv.InputError, match=r"The id '0' is there twice, in rows 0 and 1 .*--number-rows"):
+        samples_in(path).count()
+    write_lines(path, [{**without, "name": "a"}, without])
+    good, bad = samples_of(path, columns=SampleColumns(id="name"))
+    assert good.id == "a"
+    assert "got None under name. Give the row one, or call rows by their number (foveate batch: --number" in bad.reason
 
 
 def test_an_input_without_a_row_that_can_be_asked_is_refused(tmp_path):

@@ -38,7 +38,7 @@ def test_every_row_is_in_a_part_or_among_the_bad_ones(job):
     assert (summary.rows, summary.answered, summary.bad, summary.left, summary.asked) == (40, 35, 5, 0, 40)
     assert (summary.parts, summary.retention, summary.vision_tokens) == (5, 0.5, 576)
     parts = {f"part-{number:05}.jsonl" for number in range(5)}
-    assert {path.name for path in job.out.iterdir()} == {"manifest.json", "bad.jsonl", ".lock", *parts}
+    assert {path.name for path in job.out.iterdir()} == {"manifest.json", "broken.jsonl", ".lock", *parts}
     assert bad_in(job.out)[9]["reason"].startswith("The line is no JSON")
     row = rows_in(job.out)[1]
     assert row == {
@@ -314,7 +314,7 @@ def test_a_full_disk_is_one_error_and_the_run_can_go_on(job, full_disk, kind):
     assert set(bad_in(job.out)) == set(range(0, 40, 9))
 
 
-@pytest.mark.parametrize("name", ["bad.jsonl", "part-00002.jsonl"])
+@pytest.mark.parametrize("name", ["broken.jsonl", "part-00002.jsonl"])
 def test_lines_that_are_damaged_are_taken_out_and_asked_again(job, name):
     run(job, Echo())
     path = job.out / name

@@ -14,8 +14,7 @@ from tests.families import test_qwen2_5_vl as windowed
 from tests.families.shown import Shown
 from tests.families.test_qwen_towers import entering
 from tests.families.test_tower import llava, prompt
-from tests.models import batch, tiny
-from tests.models import given as inputs_of
+from tests.models import batch, given as inputs_of, tiny
 from tests.signals.test_signals import CLOSE
 
 SIGNALS = [

@@ -2,13 +2,12 @@ import sys
 from contextlib import suppress
 
 import pytest
-from hypothesis import given as given_by
-from hypothesis import strategies as st
+from hypothesis import given as given_by, strategies as st
 
 import foveate as fv
 from foveate import embedded
-from foveate.contract.naming import given, parse
 from foveate.contract.space import Point, space_of
+from foveate.naming import given, parse
 from foveate.tune.parts import grouped
 from foveate.tune.prices import Limit, Prices, solved
 from foveate.tune.searching import Suggestions, Tried, grid, left_to_search, published_point, searched, usual_point

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.naming import parse
 from foveate.contract.space import Point
+from foveate.naming import parse
 from foveate.tune.parts import grouped, split
 from foveate.tune.prices import Measured, solved
 from tests.models import DEPTH, batch, tiny
@@ -99,3 +99,7 @@ def test_a_key_of_a_preset_that_is_not_read_is_refused():
     assert fv.Tuned.from_dict(values).to_dict() == values
     with pytest.raises(fv.InputError, match="Did you mean notes"):
         fv.Tuned.from_dict(values | {"note": []})
+    row = values["rows"][0]
+    for other in (row | {"agrement": None}, row | {"agreement": row["agreement"] | {"agrement": 1}}):
+        with pytest.raises(fv.InputError, match="has the key agrement, which is not read"):
+            fv.Tuned.from_dict(values | {"rows": [other]})

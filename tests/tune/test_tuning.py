@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.naming import given, parse
 from foveate.contract.space import Point, space_of
+from foveate.naming import given, parse
 from foveate.tune import trials
 from foveate.tune.forcing import greedy, outcomes, targets
 from foveate.tune.parts import grouped, split

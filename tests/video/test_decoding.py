@@ -13,13 +13,12 @@ from functools import cache
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from foveate import _memory
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.video import decoding, read
+from foveate.video import decoding, read, shape_of
 from foveate.video.survey import survey, video_stream
 from tests.ask.test_pictures import png_claiming
 from tests.films import QUARTERS, brightness, film, matrix, sound
@@ -48,6 +47,15 @@ def every_frame(path):
 def on_show(path, time):
     """The frame that a viewer sees at a time."""
     return [found for found in every_frame(path) if found[0] <= time + 1e-6][-1]
+
+
+@pytest.mark.parametrize("wanted", [{}, {"frames": 4}, {"fps": 3}, {"fps": 2, "frames": 5, "start": 1, "end": 3}])
+def test_the_shape_of_a_clip_is_known_before_a_frame_is_decoded(steady, folder, wanted, monkeypatch):
+    wide = film(folder / "wide.mp4", size=(96, 48), gop=60)
+    shapes = [read(path, **wanted).frames.shape[:3] for path in (steady, wide)]
+    monkeypatch.setattr(decoding, "_Decoder", None)
+    assert [shape_of(path, **wanted) for path in (steady, wide)] == shapes
+    assert shape_of(steady.read_bytes(), **wanted) == shapes[0]
 
 
 def test_frames_are_the_middles_of_equal_parts(steady):
@@ -635,3 +643,39 @@ def test_what_is_read_is_what_a_viewer_sees(steady, count, start, length):
     assert (np.diff(clip.seconds) > 0).all()
     for second, seen in zip(clip.seconds, brightness(clip.frames), strict=True):
         assert seen == pytest.approx(on_show(steady, second)[1], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "kind", "white"), [(16, "PQ", 148), (18, "HLG", 191), (1, None, 255), (2, None, 255)]
+)
+def test_a_film_in_hdr_has_a_note(folder, transfer, kind, white):
+    path = folder / f"transfer-{transfer}.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.color_trc = transfer
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 200, np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        clip = read(path, frames=2)
+    assert len(said) == (kind is not None)
+    assert len(clip) == 2
+    if kind is None:
+        assert clip.note is None
+    else:
+        assert (
+            f"transfer-{transfer}.mp4 is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of"
+            in clip.note
+        )
+
+
+def test_the_white_of_hdr_is_where_its_curves_have_it():
+    """By SMPTE ST 2084 of 203 of 10,000 cd/m², and by ARIB STD-B67 of 203 of 1,000 with a system gamma of 1.2."""
+    power = 0.0203 ** (2610 / 16384)
+    perceptual = ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+    assert round(255 * perceptual) == decoding.HDR[16][1]
+    scene = 0.203 ** (1 / 1.2)
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    assert round(255 * (a * np.log(12 * scene - b) + c)) == decoding.HDR[18][1]

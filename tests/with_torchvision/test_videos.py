@@ -12,6 +12,7 @@ from foveate.ask.loading import load
 from foveate.cli.compare import METHODS
 from foveate.video import read
 from tests import oracle
+from tests.cli.checkpoints import TEMPLATE, save_qwen3_5
 from tests.films import QUARTERS, film, matrix
 from tests.with_torchvision.conftest import save_onevision
 
@@ -108,6 +109,19 @@ def test_what_the_model_gets_is_what_its_own_processor_makes_of_the_frames(loade
     )
     assert torch.equal(inputs["input_ids"], own["input_ids"])
     torch.testing.assert_close(inputs["pixel_values_videos"], own["pixel_values_videos"])
+
+
+def test_a_film_of_one_frame_is_that_of_two_alike_where_a_processor_takes_no_less(tmp_path):
+    one = load(str(save_qwen3_5(tmp_path)), device="cpu")
+    place = "<|vision_start|><|video_pad|><|vision_end|> "
+    one.processor.chat_template = TEMPLATE.replace("MEDIA", place)
+    frame = moving(0, 1, (112, 84))
+    single, double = (one.prepare([[frame] * count], "What is this ?") for count in (1, 2))
+    assert torch.equal(single.inputs["pixel_values_videos"], double.inputs["pixel_values_videos"])
+    assert single.vision_tokens == double.vision_tokens
+    answer = one.answer(single, "v2drop", retention=0.5)
+    assert answer.retention == pytest.approx(0.5, abs=0.05)
+    assert answer.trace.show(*single.shown)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 
 import foveate as fv
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from tests.checkpoints_qwen import MARK
 
 __all__ = ["ARCHITECTURES", "Ask", "Reference", "differences", "engine_of", "picture", "run", "sampling", "shut", "use"]

@@ -7,9 +7,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from foveate.contract.naming import parse
 from foveate.errors import FoveateError, SettingError
 from foveate.families.llava import Llava
+from foveate.naming import parse
 from foveate_vllm.setting import Rate, Setting
 from tests.engines import Reference, answers, engine, picture, request
 

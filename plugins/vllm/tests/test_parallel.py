@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from tests import engines
 from tests.engines import Reference, answers, engine, picture
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from foveate import embedded
-from foveate.contract.naming import parse
+from foveate.naming import parse
 from tests import engines
 from tests.conftest import ENVIRONMENT
 from tests.engines import Reference, picture

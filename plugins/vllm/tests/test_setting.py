@@ -4,9 +4,9 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from foveate.contract import LayerStage, Resource, Shape, Text
-from foveate.contract.naming import chosen, parse
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.llava import Llava
+from foveate.naming import chosen, parse
 from foveate.registry import methods
 from foveate_vllm.guards import refuse_stages
 from foveate_vllm.setting import Rate, Setting

@@ -9,12 +9,12 @@ from html import escape
 from weakref import WeakSet
 
 from foveate import embedded
-from foveate._spelling import written
 from foveate.app.subjects import Subject
 from foveate.ask.answer import Answer
 from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, FoveateError, SettingError
+from foveate.naming import refuse_files
 
 __all__ = ["FULL", "MOST", "UNDER_WAY", "Reply", "answered", "cards", "checked", "least_percent", "program"]
 
@@ -59,8 +59,7 @@ def checked(question: str, names: Sequence[str]) -> list[str]:
     if len(names) > MOST:
         raise SettingError(f"At most {MOST} methods are compared at a time; got {len(names)}. Take some out.")
     for name in names:
-        if any(part.is_file for part in written(name)):
-            raise SettingError(f"{name!r} is no method that the page takes: write a name, settings or a chain.")
+        refuse_files(name)
     return names
 
 

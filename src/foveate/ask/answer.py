@@ -15,16 +15,14 @@ from torch import Tensor
 from foveate._sheet import Column, Sheet
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
+from foveate.contract.budget import is_met
 from foveate.contract.method import Method
-from foveate.contract.naming import asked_share
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError
+from foveate.naming import asked_share
 
 __all__ = ["Answer", "Saved", "kv_bytes"]
-
-NEAR = 0.02
-"""How far what is spent may lie from what was asked for, as a share of it, for a budget to be met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class Answer:
         """Whether the budget was met, within 2 %; None where none was asked for."""
         if self.asked is None:
             return None
-        return abs(self.retention - self.asked) <= NEAR * self.asked
+        return is_met(self.asked, self.retention)
 
     @property
     def missed(self) -> str | None:

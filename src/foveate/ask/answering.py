@@ -1,39 +1,119 @@
 """From prompts to answers: what drops in them, batches of like shapes, one prefill for each, or a look for all."""
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 
+from foveate._spelling import no_setting
 from foveate._transformers import cache_in, with_cache
-from foveate._upstream import is_out_of_memory
+from foveate._upstream import brief, is_out_of_memory
 from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
-from foveate.ask.generation import FirstToken, Forced, Generation, generate, run
+from foveate.ask.generation import Decoding, FirstToken, Forced, Generation, generate, generation_of, run
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, resumed, together
-from foveate.ask.preparing import check_text
+from foveate.ask.preparing import Fit, check_text
 from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import chosen
 from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError
+from foveate.naming import chosen
 
-__all__ = ["AnyMethod", "answers_to", "choice_of", "dropped_in", "fitting", "method_of", "reply_to"]
+__all__ = [
+    "AnyMethod",
+    "Asking",
+    "Looking",
+    "Showing",
+    "answers_to",
+    "check_keywords",
+    "choice_of",
+    "dropped_in",
+    "fitting",
+    "in_parts",
+    "method_of",
+    "reply_to",
+    "showing_of",
+]
 
 AnyMethod = str | Method
+DROPPING = ("method", "tokens", "retention")
+
+# -- keywords of asking -------------------------------------------------------------------------------------------
+
+
+class Showing(TypedDict, total=False):
+    """How films and pictures come to the model.
+
+    Attributes:
+        frames, fps: How many frames of a film at most, and how many a second; see `foveate.video.read`.
+        fit: "pad" shows a picture whole, on a square, where the processor would cut its sides off.
+    """
+
+    frames: int | None
+    fps: float | None
+    fit: Fit
+
+
+class Looking(Showing, total=False):
+    """How they are looked at.
+
+    Attributes:
+        method: What drops vision tokens: a method, or its name (`foveate.naming`); None is the untouched
+            model.
+        tokens: A budget: mean vision tokens that a decoder layer processes, for this very input.
+        retention: The same as a share of the vision tokens. Without either, a name alone keeps a third.
+    """
+
+    method: AnyMethod | None
+    tokens: float | None
+    retention: float | None
+
+
+class Asking(Looking, Decoding, total=False):
+    """How they are looked at, and how answers are decoded."""
+
+
+def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, Method | None, Generation]:
+    """What keywords say of showing, of what drops, and of decoding.
+
+    Raises:
+        SettingError: If there is no such keyword, or as `method_of` and `Generation`.
+    """
+    check_keywords("An answer", asking, Asking)
+    dropping = {name: asking[name] for name in DROPPING if name in asking}
+    decoding = {name: asking[name] for name in Decoding.__annotations__ if name in asking}
+    return showing_of(asking), method_of(dropping.pop("method", None), **dropping), generation_of(decoding)
+
+
+def showing_of(asking: Mapping[str, Any]) -> Showing:
+    """Those of the keywords that say how films and pictures come to the model."""
+    return cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
+
+
+def check_keywords(what: str, given: Iterable[str], known: type) -> None:
+    """Refuse a keyword that is not among a TypedDict's.
+
+    Raises:
+        SettingError: That lists those there are.
+    """
+    names = known.__annotations__
+    for name in given:
+        if name not in names:
+            raise no_setting(what, name, names)
+
 
 # -- what drops ---------------------------------------------------------------------------------------------------
 
 
 def method_of(method: AnyMethod | None, tokens: float | None = None, retention: float | None = None) -> Method | None:
-    """What drops, with its budget; see `foveate.contract.naming.chosen`. None for the untouched model.
+    """What drops, with its budget; see `foveate.naming.chosen`. None for the untouched model.
 
     Args:
         method: A method, or its name.
@@ -282,15 +362,15 @@ def tokens_of(tokenizer: Any, choices: Sequence[str]) -> list[tuple[int, ...]]:
         SettingError: If there are fewer than two, one has no token, or two have the same ones.
     """
     if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) < 2:
-        raise SettingError(f"choices are two texts or more, in a list; got {choices!r}.")
+        raise SettingError(f"choices are two texts or more, in a list; got {brief(choices)}.")
     ids = []
     for choice in choices:
         check_text(choice, "A choice")
         ids.append(tuple(tokenizer(choice, add_special_tokens=False).input_ids))
         if not ids[-1]:
-            raise SettingError(f"Every choice has a token at least; got {choice!r}.")
+            raise SettingError(f"Every choice has a token at least; got {brief(choice)}.")
     if len(set(ids)) < len(ids):
-        raise SettingError(f"Every choice has tokens of its own; got {list(choices)!r}.")
+        raise SettingError(f"Every choice has tokens of its own; got {brief(list(choices))}.")
     return ids
 
 

@@ -3,15 +3,16 @@
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from foveate._files import scheme_of
-from foveate._spelling import refuse_keys
+from foveate._spelling import nearest, refuse_keys
+from foveate._upstream import brief
 from foveate.ask.media import read_medium
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError, UnsupportedError
@@ -21,6 +22,7 @@ __all__ = ["Conversation"]
 
 Part = tuple[str, Any]
 MEDIA = ("image", "video")
+ROLES = ("system", "user", "assistant")
 OWN = ("role", "content", "images")
 """Keys of a message that are read here; others are the chat template's."""
 BEGIN, END = ("start_time", "video_start"), ("end_time", "video_end")
@@ -52,9 +54,10 @@ class Conversation:
              {"role": "assistant", "content": "A cat."},
              {"role": "user", "content": "What does it do?"}]
 
-        A picture or video stands under "image", "video", "path" or "url": a path, a PIL picture, a clip, or a
-        `data:` URL. Nothing is downloaded. Beside a video, "fps", "nframes", "max_frames", "video_start"
-        and "video_end" say which frames are read, before `frames` and `fps`.
+        A picture or video stands under "image", "video", "path" or "url": whatever `ask` takes for one, such as a path,
+        a PIL picture, a `data:` URL, or a list of frames. Nothing is downloaded. Beside a video, "fps", "nframes",
+        "max_frames", "video_start" and "video_end" say which frames are read, before `frames` and `fps`; beside a list
+        of frames "fps" or "sample_fps" is its rate.
 
         Args:
             messages: With "role" and "content", which is a text or a list of parts; "images" may hold pictures that
@@ -164,9 +167,14 @@ class Conversation:
     def refuse_more(self, names: Sequence[str] | None = None) -> None:
         """Refuse what messages have beside text and media, or these keys of it: it would not be said.
 
+        Without `names`, there is no chat template that reads roles, and others than the usual ones are refused too.
+
         Raises:
-            InputError: If there is such a key.
+            InputError: If there is such a key, or role.
         """
+        for role, _ in self.turns if names is None else ():
+            if role not in ROLES:
+                raise InputError(f"No role {brief(role)}; there are {', '.join(ROLES)}.{nearest(role, ROLES)}")
         for others in self.more.values():
             refuse_keys("A message, to this model's chat template,", others if names is None else names, OWN)
 
@@ -198,30 +206,31 @@ def _behind(question: str, line: str, text: str) -> str:
 
 def _said(values: Mapping[Any, Any]) -> dict[str, Any]:
     """A dictionary without what says nothing: clients write every key that they know, with None or [] behind it."""
-    return {str(key): value for key, value in values.items() if value is not None and value not in ([], {})}
+    says = {str(key): value for key, value in values.items() if value is not None}
+    return {key: value for key, value in says.items() if not isinstance(value, list | dict) or value}
 
 
 def _role_and_content(message: Any) -> tuple[str, list[Any]]:
     """The role of a message, and its parts; a text alone is one part, pictures beside it stand before it."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        raise InputError(f'A message is {{"role": …, "content": …}}; got {message!r:.100}.')
+        raise InputError(f'A message is {{"role": …, "content": …}}; got {brief(message)}.')
     role, content, images = message["role"], message["content"], message.get("images") or ()
     if not isinstance(role, str):
-        raise InputError(f'The role of a message is a text such as "user"; got {role!r:.100}.')
+        raise InputError(f'The role of a message is a text such as "user"; got {brief(role)}.')
     if content is None and set(_said(message)) > {"role"}:
         content = ()
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    if not isinstance(content, Sequence):
-        raise InputError(f"The content of a message is a text or a list of parts; got {content!r:.100}.")
+    if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
+        raise InputError(f"The content of a message is a text or a list of parts; got {brief(content)}.")
     if not isinstance(images, list | tuple):
-        raise InputError(f'A message has a list of pictures under "images"; got {images!r:.100}.')
+        raise InputError(f'A message has a list of pictures under "images"; got {brief(images)}.')
     return role, [*({"type": "image", "image": _unpacked(image)} for image in images), *content]
 
 
 def _unpacked(image: Any) -> Any:
     """The bytes of a picture in bare base64, as Ollama takes it; else what it is: a path, a URL, a picture."""
-    if not isinstance(image, str) or scheme_of(image) is not None or (len(image) < 4096 and Path(image).exists()):
+    if not isinstance(image, str) or scheme_of(image) is not None or os.path.exists(image):
         return image
     try:
         return base64.b64decode(image, validate=True)
@@ -236,7 +245,7 @@ def _kind(medium: Picture | Clip) -> str:
 def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     """A part of a message with its file read."""
     if not isinstance(part, Mapping) or "type" not in part:
-        raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {part!r:.100}.')
+        raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {brief(part)}.')
     kind, part = part["type"], _said(part)
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -246,15 +255,17 @@ def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     kind = str(kind).removesuffix("_url")
     if kind not in MEDIA:
         raise UnsupportedError(
-            f"A message holds {part['type']!s:.100}; its parts are of type text, image or video (image_url, video_url)."
+            f"A part of a message is of type text, image or video (image_url, video_url); got {brief(part['type'])}."
         )
     source, keys = _source(part, kind), part
     if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": "data:…"}}
         inner = _said(source)
         source, keys = _source(inner, kind), {**part, **inner}
+    if isinstance(source, list | tuple) and "fps" not in keys:  # of frames, Qwen calls their rate so
+        keys = {{"sample_fps": "fps"}.get(name, name): value for name, value in keys.items()}
     _refuse_others(kind, keys)
     asked = [name for name in FILM if name in keys]
-    if asked and not isinstance(source, str | Path | bytes):
+    if asked and isinstance(source, Clip | Picture | Image.Image):
         raise InputError(f"{asked[0]} chooses frames of a file; got a {type(source).__name__}. Leave it out.")
     frames, fps = _frames(keys, frames, fps)
     start, end = (next((keys[name] for name in names if name in keys), None) for names in (BEGIN, END))
@@ -271,7 +282,7 @@ def _refuse_others(kind: str, keys: Mapping[str, Any]) -> None:
         raise InputError("min_frames of a part is not read. Say how many frames with nframes or max_frames.")
     if keys.get("detail", "auto") not in ("auto", "high"):
         raise InputError(
-            f"The detail of a part is auto or high; got {keys['detail']!r:.100}. Make the picture smaller."
+            f"The detail of a part is auto or high; got {brief(keys['detail'])}. Make the picture smaller."
         )
     sources = _sources(kind)
     refuse_keys(f"A part of type {kind}", keys, ("type", "detail", *sources, *(FILM if kind == "video" else ())))

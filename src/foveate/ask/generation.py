@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypedDict
 import torch
 from annotated_types import Ge, Lt, MinLen
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from foveate._spelling import no_setting
 from foveate.ask.loaded import quiet
@@ -166,7 +167,7 @@ class Forced:
 
 def generate(
     model: Any, inputs: Mapping[str, Any], new_tokens: int, *, exactly: bool = False, streamer: Any = None
-) -> Any:
+) -> ModelOutput:
     """What `model.generate` answers greedily as a dict, its sequences and cache among it.
 
     Args:
@@ -182,7 +183,7 @@ def generate(
     return run(model, inputs, settings, streamer=streamer)
 
 
-def run(model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any], **more: Any) -> Any:
+def run(model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any], **more: Any) -> ModelOutput:
     """What `model.generate` answers as a dict, under `settings` and what `more` it takes."""
     with torch.inference_mode(), quiet():
         return model.generate(**inputs, **settings, **more, return_dict_in_generate=True)

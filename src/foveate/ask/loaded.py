@@ -79,7 +79,7 @@ class Loaded:
         self.lock = threading.RLock()
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The processor's tokenizer."""
         return self.processor.tokenizer
 

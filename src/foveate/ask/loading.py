@@ -10,12 +10,12 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from foveate import embedded
 from foveate._folders import check_folder, check_weight_names, folder_of, index_weights
 from foveate._transformers import cached_file
-from foveate._upstream import explained, shown
+from foveate._upstream import brief, explained, shown
 from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
@@ -60,7 +60,7 @@ def load(
         UnsupportedError: If no family serves it, or the device, dtype or kernel is not available.
     """
     if not isinstance(name, str | Path):
-        raise InputError(f"A model is a hub id or a folder; got {name!r}.")
+        raise InputError(f"A model is a hub id or a folder; got {brief(name)}.")
     name = str(name)
     folder = _folder(name)
     place = str(folder or name)
@@ -98,7 +98,7 @@ def load(
 
 def random_model(
     config: Any, device: torch.device, dtype: torch.dtype, *, attention: str = "auto", seed: int = 0
-) -> Any:
+) -> PreTrainedModel:
     """A model of this config with random weights, made on the device in the dtype, in evaluation mode."""
     torch.manual_seed(seed)
     with torch.device(device):

@@ -5,7 +5,6 @@ question. `resumed` gives `generate` a copy of them, and the whole prompt's ids.
 """
 
 import inspect
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +17,13 @@ from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
 from foveate.contract.method import Method
-from foveate.contract.naming import chosen
 from foveate.contract.stages import Shape
 from foveate.engine.copies import copy_of, nbytes, picked, settle
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
+from foveate.naming import chosen
 from foveate.registry import family_for, methods
 
 __all__ = [
@@ -40,8 +39,8 @@ __all__ = [
 
 Inputs = Mapping[str, Tensor]
 
-SAMPLES = 64
-"""Values of each weight, spread over it, that tell weights apart."""
+ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
+"""What says which adapters a layer of PEFT's computes with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,31 +192,19 @@ def _without_pixels(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def weights_of(model: Any) -> tuple[Any, ...]:
+def weights_of(model: Any) -> list[Any]:
     """Something that changes when weights are replaced, moved or written, or other adapters of PEFT count.
 
-    What is written through `.data` leaves no mark, so some values of each weight are compared too. Weights that are
-    offloaded, or quantised in a class of their own, have none.
+    It reads no values, so what is written through `.data` goes unnoticed but for PEFT's merging.
     """
     marks: list[Any] = []
-    values = defaultdict(list)
     for weight in model.parameters():
         version = 0 if weight.is_inference() else weight._version
         marks.append((id(weight), weight.data_ptr(), version, weight.dtype))
-        data = weight.data
-        if type(data) is Tensor and not data.is_meta:
-            step = data.numel() // SAMPLES | 1  # odd: 64 steps through a 4096 x 4096 matrix fall into 64 columns
-            values[data.device, data.dtype].append(data.flatten()[::step])
-    # One transfer to the host for all weights of a kind; as bytes, since a NaN is not equal to itself.
-    marks += [torch.cat(group).view(torch.uint8).cpu().numpy().tobytes() for group in values.values()]
-    return (*marks, *adapters_of(model))
-
-
-def adapters_of(model: Any) -> list[str]:
-    """Which adapters each layer of PEFT's computes with, and by what it scales them; empty without PEFT."""
-    names = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
-    layers = [module for module in model.modules() if hasattr(module, "merged_adapters")]
-    return [repr([getattr(layer, name, None) for name in names]) for layer in layers]
+    for module in model.modules():
+        if hasattr(module, "merged_adapters"):  # a layer of PEFT's
+            marks.append(repr([getattr(module, name, None) for name in ADAPTERS]))
+    return marks
 
 
 # -- going on -----------------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -18,14 +17,18 @@ from foveate._memory import check_room
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_in, picture_of
 from foveate.errors import InputError
 from foveate.video import Clip, read
+from foveate.video.decoding import UNNAMED
+from foveate.video.wanted import FramesWanted
 
 __all__ = ["Media", "as_frames", "crop_note", "decoded", "padded", "read_media", "read_medium", "refuse_thin", "square"]
 
-Medium = str | Path | bytes | Image.Image | np.ndarray | Picture | Clip
-Media = Medium | Sequence[Medium]
+Medium = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray | Picture | Clip
+Media = Medium | Sequence[Medium | Sequence[Medium]]
 
 FEW = 3
 """Frames of a clip on a model that reads pictures, where nothing is said: each has a whole picture's tokens."""
+RATE = 2.0
+"""Frames a second of a film that is a list of them, where nothing is said: what the processors of Qwen take."""
 LITTLE = 0.01
 """The share of a picture that may be cut off without a word."""
 THIN = 200
@@ -36,8 +39,9 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
     """Read pictures and videos, in order; a GIF is a video where frames are asked for.
 
     Args:
-        media: A path, `file:` or `data:` URL, the bytes of a file, PIL picture, array of (height, width, 3) uint8, or
-            clip; or a sequence of them.
+        media: A path, `file:` or `data:` URL, the bytes of a file, an open file, PIL picture, array of
+            (height, width, 3) uint8, clip, or a film as the list of its frames or their array of four dimensions; or a
+            sequence of them.
         frames: How many frames of a video at most; see `foveate.video.read`.
         fps: How many a second.
 
@@ -65,14 +69,16 @@ def read_medium(
     Args:
         source: What is shown.
         frames: How many frames of a video at most.
-        fps: How many a second.
+        fps: How many a second; of a list of frames, how many make a second of it (2).
         kind: "image" or "video", where a file's ending does not decide.
         start: Where a video begins, seconds.
         end: Where it ends.
     """
-    wanted = _Wanted(frames, fps, start, end)
     if isinstance(source, Picture | Clip):
         return source
+    wanted = FramesWanted(frames, fps, start, end)
+    if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
+        return _listed(source, kind, wanted)
     if isinstance(source, Image.Image):
         return picture_of(source)
     if isinstance(source, np.ndarray):
@@ -82,16 +88,17 @@ def read_medium(
                 f"{source.dtype}."
             )
         return Picture(None, Image.fromarray(source))
+    if hasattr(source, "read"):
+        source = _content(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _in_bytes(bytes(source), kind, "", wanted)
     if isinstance(source, str) and scheme_of(source) == "data":
         media_type, data = decoded(source)
         return _in_bytes(data, kind, media_type, wanted)
     if not isinstance(source, str | Path):
-        hint = " Give what its read() gives." if hasattr(source, "read") else ""
         raise InputError(
-            "A picture or film is a path, a file: or data: URL, the bytes of a file, a PIL picture, an array or a "
-            f"clip; got a {type(source).__name__}.{hint}"
+            "A picture or film is a path, a file: or data: URL, the bytes of a file, a PIL picture, an array, a clip "
+            f"or a list of frames; got a {type(source).__name__}."
         )
     path = local_path(str(source))
     if kind == "image" or (kind is None and not is_video(path, frames_asked=wanted.asked)):
@@ -99,22 +106,17 @@ def read_medium(
     return _film(path, wanted)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """Which frames of a film are wanted; see `foveate.video.read`."""
-
-    frames: int | None
-    fps: float | None
-    start: float | None
-    end: float | None
-
-    @property
-    def asked(self) -> bool:
-        """Whether somebody asked for frames, so that a GIF is a film."""
-        return self.frames is not None or self.fps is not None
+def _content(file: Any) -> bytes:
+    """What an open file holds, from its beginning where it can go back there."""
+    if getattr(file, "seekable", bool)():
+        file.seek(0)
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise InputError(f"An open file gives bytes; this one gives a {type(data).__name__}. Open it with mode 'rb'.")
+    return data
 
 
-def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: _Wanted) -> Picture | Clip:
+def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWanted) -> Picture | Clip:
     """The picture or film in a file's bytes: by `kind`, else by the type that a URL says; else a picture."""
     is_film = media_type.startswith("video/") or (media_type == "image/gif" and wanted.asked)
     if kind == "video" or (kind is None and is_film):
@@ -122,7 +124,31 @@ def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: _Wanted) -
     return picture_in(data)
 
 
-def _film(source: Path | bytes, wanted: _Wanted) -> Clip:
+def _listed(frames: Sequence[Any] | np.ndarray, kind: str | None, wanted: FramesWanted) -> Clip:
+    """A film whose frames are pictures, read as these are.
+
+    Raises:
+        InputError: If there is none, one is no picture, their sizes differ, or a part of the film is asked for.
+    """
+    if kind == "image" or not len(frames):
+        raise InputError(
+            f"A list is a film of one frame or more, not a picture; got {len(frames)}. Give each by itself."
+        )
+    if wanted.start is not None or wanted.end is not None:
+        raise InputError("A part of a film is read of a file: leave frames out of the list, and start and end too.")
+    pictures = [read_medium(frame, kind="image") for frame in frames]
+    if len(sizes := {_size(picture) for picture in pictures}) > 1:
+        (width, height), (other, less) = sorted(sizes)[:2]
+        raise InputError(f"Frames of a film have one size; got {width} x {height} and {other} x {less}. Scale them.")
+    rate = wanted.fps or RATE
+    notes = dict.fromkeys(picture.note for picture in pictures if picture.note)
+    images = np.stack([np.asarray(picture.image) for picture in pictures])  # type: ignore[union-attr]
+    seconds = tuple(place / rate for place in range(len(images)))
+    clip = Clip(UNNAMED, images, seconds, 0.0, len(images) / rate, rate, " ".join(notes) or None, chosen=True)
+    return clip if wanted.frames is None else clip.thinned(wanted.frames)
+
+
+def _film(source: Path | bytes, wanted: FramesWanted) -> Clip:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the same sentence is the clip's note
         return read(source, frames=wanted.frames, fps=wanted.fps, start=wanted.start, end=wanted.end)
@@ -159,7 +185,7 @@ def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:
         clip: As it was read.
         few: Whether nobody said how many frames: then a few must do.
     """
-    taken = clip.thinned(FEW) if few else clip
+    taken = clip.thinned(FEW) if few and not clip.chosen else clip
     if len(clip) == 1:
         what = f"the one frame of {clip.path} goes in as a picture"
     elif len(taken) == len(clip):

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
+from foveate._upstream import brief
 from foveate.ask.answer import Answer
 from foveate.ask.answering import answers_to, fitting, reply_to
 from foveate.ask.conversation import Conversation
@@ -22,7 +23,7 @@ from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 
-__all__ = ["QUESTION", "WINDOW", "Prefix", "Talk", "Wording"]
+__all__ = ["QUESTION", "WINDOW", "Prefix", "Wording"]
 
 QUESTION = "What is shown here, and where?"
 """Stands in the place of a question until there is one; the model never sees it."""
@@ -94,14 +95,46 @@ class Prefix:
 
     # -- asking -----------------------------------------------------------------------------------------------
 
+    @overload
     def ask(
-        self, question: str, *, choices: Sequence[str] = (), stream: bool = False, **generation: Unpack[Decoding]
-    ) -> Any:
+        self,
+        question: str,
+        *,
+        after: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        stream: Literal[False] = False,
+        **decoding: Unpack[Decoding],
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self, question: str, *, after: Sequence[str] = (), stream: Literal[True], **decoding: Unpack[Decoding]
+    ) -> Stream: ...
+    @overload
+    def ask(
+        self,
+        question: str,
+        *,
+        after: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        stream: bool,
+        **decoding: Unpack[Decoding],
+    ) -> Answer | Stream: ...
+    def ask(
+        self,
+        question: str,
+        *,
+        after: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        stream: bool = False,
+        **decoding: Unpack[Decoding],
+    ) -> Answer | Stream:
         """Ask about what was looked at.
 
         Args:
             question: A text.
-            choices, stream, **generation: As for `VLM.ask`.
+            after: What was said before: a question, its answer, the next question, and so on. These texts run again,
+                and the pictures do not.
+            choices, stream, **decoding: As for `VLM.ask`.
 
         Returns:
             The answer, or the stream, as `VLM.ask` gives it. `Answer.looked` says how many tokens it had not to run,
@@ -113,12 +146,20 @@ class Prefix:
             SettingError: If the question is empty, or settings do not go together.
             UnsupportedError: If the chat template writes another beginning than at the look.
         """
-        reply = self.reply((question,), choices, stream, generation_of(generation))
+        settings = generation_of(decoding)
+        settings.refuse_with(choices, stream)
+        if isinstance(after, str) or len(after) % 2:
+            raise SettingError(
+                f"after holds questions and answers in turn, an even number of texts; got {brief(after)}."
+            )
+        prompt = self.prompt(*after, question)
+        self.refuse_stale()
+        reply = reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
         if isinstance(reply, Answer):
             reply.warn(stacklevel=2)
         return reply
 
-    def ask_many(self, questions: Iterable[str], *, batch: int = 8, **generation: Unpack[Decoding]) -> Iterator[Answer]:
+    def ask_many(self, questions: Iterable[str], *, batch: int = 8, **decoding: Unpack[Decoding]) -> Iterator[Answer]:
         """Ask many questions, several at a time; the answers come in order.
 
         The rows of the look are in memory once, however many questions a batch has. Layers with a sliding window and
@@ -127,33 +168,22 @@ class Prefix:
         Args:
             questions: Texts. They are read as they are needed: a generator does.
             batch: Most questions at a time.
-            **generation: As for `VLM.ask`.
+            **decoding: As for `VLM.ask`.
 
         Raises:
             FoveateError: As for `ask`.
         """
         if not isinstance(batch, int) or batch < 1:
-            raise SettingError(f"batch must be 1 or more; got {batch!r}.")
+            raise SettingError(f"batch must be 1 or more; got {brief(batch)}.")
         if isinstance(questions, str):
-            raise SettingError(f"questions are several texts; got one, {questions!r:.60}. Use ask.")
-        return self._answers(iter(questions), batch, generation_of(generation))
+            raise SettingError(f"questions are several texts; got one, {brief(questions)}. Use ask.")
+        return self._answers(iter(questions), batch, generation_of(decoding))
 
     def _answers(self, questions: Iterator[str], batch: int, settings: Generation) -> Iterator[Answer]:
         while window := list(islice(questions, WINDOW * batch)):
             prompts = [self.prompt(question) for question in window]
             self.refuse_stale()
             yield from answers_to(self.loaded, prompts, self.method, settings, look=self.look, size=batch)
-
-    def talk(self) -> "Talk":
-        """A conversation about what was looked at, in which questions build on answers."""
-        return Talk(self)
-
-    def reply(self, texts: Sequence[str], choices: Sequence[str], stream: bool, settings: Generation) -> Any:
-        """The answer to the last of these texts, or its stream; the user and the assistant said them in turn."""
-        settings.refuse_with(choices, stream)
-        prompt = self.prompt(*texts)
-        self.refuse_stale()
-        return reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
 
     def prompt(self, *texts: str) -> Prompt:
         """A question as the model gets it; with answers and questions in turn, the last of a conversation."""
@@ -184,50 +214,6 @@ class Prefix:
             if weights_of(self.loaded.model) == self._weights:
                 return
         raise SessionError(f"The weights of {self.loaded.name} have changed since it looked. Look again with vlm.look.")
-
-
-class Talk:
-    """A conversation about what was looked at: each question comes behind the questions and answers before it.
-
-        talk = prefix.talk()
-        talk.ask("How many cars are there?"), talk.ask("Which of them is red?")
-
-    An answer is the one that `VLM.ask` gives to the same `messages`. Earlier texts run again with each question, and
-    the pictures do not. Several conversations about one prefix know nothing of one another.
-
-    Args:
-        prefix: What was looked at.
-    """
-
-    def __init__(self, prefix: Prefix) -> None:
-        self._prefix = prefix
-        self._texts: tuple[str, ...] = ()
-        self._open: tuple[str, Stream] | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """What was said: a question, its answer, the next question, and so on; nothing of a stream that failed.
-
-        Raises:
-            SessionError: If an answer that is streamed has not ended yet.
-        """
-        if self._open is not None:
-            question, stream = self._open
-            if not stream.failed:
-                self._texts = (*self._texts, question, stream.answer.text)
-            self._open = None
-        return self._texts
-
-    def ask(
-        self, question: str, *, choices: Sequence[str] = (), stream: bool = False, **generation: Unpack[Decoding]
-    ) -> Any:
-        """Ask the next question; see `Prefix.ask`. One that fails leaves the conversation as it was."""
-        reply = self._prefix.reply((*self.texts, question), choices, stream, generation_of(generation))
-        if isinstance(reply, Answer):
-            self._texts = (*self._texts, question, reply.text)
-        else:
-            self._open = question, reply
-        return reply
 
 
 @dataclass(frozen=True, slots=True)

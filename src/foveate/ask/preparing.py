@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 
 from foveate import embedded
-from foveate._upstream import first_line, is_out_of_memory, shown
+from foveate._upstream import brief, first_line, is_out_of_memory, shown
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.media import Media, as_frames, crop_note, padded, read_media, refuse_thin, square
@@ -47,15 +48,15 @@ def conversation_about(
     media: Media | None,
     prompt: str | None,
     messages: Sequence[Mapping[str, Any]] | None,
-    frames: int | None,
-    fps: float | None,
+    showing: Mapping[str, Any],
 ) -> Conversation:
-    """The conversation that `VLM.ask` is given, with its files read.
+    """The conversation that `VLM.ask` is given, with its files read; `showing` may hold `frames` and `fps`.
 
     Raises:
         InputError: If a file cannot be read.
         SettingError: If there is no question, or two.
     """
+    frames, fps = showing.get("frames"), showing.get("fps")
     if messages is not None:
         if media is not None or prompt is not None:
             raise SettingError("messages hold pictures and texts: leave media and prompt out.")
@@ -86,19 +87,21 @@ def prepare(
         protocol: How it becomes a text; see `encode`.
         fit: "pad" shows a picture whole, on a square, where the processor would cut its sides off.
         as_pictures: Whether frames of a film may go in as pictures where the model reads no films.
-        few: Whether a few of them must do.
+        few: Whether nobody said how many: then a few must do, or as many as the processor's `most_frames` says.
 
     Raises:
         InputError: If a text is none, a picture is a line of pixels, or the processor refuses the media or makes tokens
             that the model does not have.
-        SettingError: If fit is neither of the two.
+        SettingError: If fit is neither of the two, or nothing is said.
         UnsupportedError: If the processor or the protocol does not take such media.
     """
     if fit not in ("own", "pad"):
-        raise SettingError(f'fit is "own" or "pad"; got {fit!r}.')
+        raise SettingError(f'fit is "own" or "pad"; got {brief(fit)}.')
     for text in conversation.texts:
         check_text(text)
         refuse_special(loaded, text)
+    if not any(text.strip() for text in conversation.texts):
+        raise SettingError('The question is empty. Ask one, such as "What is it?".')
     split = as_pictures and not reads_videos(loaded.processor)
     crops = protocol == "own" and loaded.crops
     notes = list(conversation.notes)
@@ -106,6 +109,8 @@ def prepare(
     try:
         for medium in conversation.media:
             refuse_thin(medium)
+            if few and isinstance(medium, Clip) and not medium.chosen:
+                medium = medium.thinned(getattr(loaded.processor, "most_frames", len(medium)))
             if split and isinstance(medium, Clip):
                 medium, words = as_frames(medium, few)
                 notes.append(words)
@@ -134,7 +139,7 @@ def prepare(
 def check_text(text: Any, name: str = "The question") -> None:
     """Refuse what is no text, or has half a letter, as bytes of a command line that are not UTF-8 become."""
     if not isinstance(text, str):
-        raise SettingError(f"{name} is a text; got {text!r:.100}.")
+        raise SettingError(f"{name} is a text; got {brief(text)}.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(f"{name} is no text of Unicode: {shown(text, 80)}. Write it in UTF-8.")
 
@@ -202,7 +207,7 @@ def length_note(config: Any, tokens: int) -> str | None:
 # -- templates ----------------------------------------------------------------------------------------------------
 
 
-def encode(model: Any, processor: Any, conversation: Conversation, protocol: str = "own") -> Any:
+def encode(model: Any, processor: Any, conversation: Conversation, protocol: str = "own") -> BatchFeature:
     """The model's inputs of one conversation, batch 1, on the CPU.
 
     Args:
@@ -245,7 +250,10 @@ def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
     text = text_of(model, processor, conversation)
     options: dict[str, Any] = {}
     if conversation.clips:
-        options["videos"] = [clip.frames for clip in conversation.clips]
+        least = getattr(processor.video_processor, "temporal_patch_size", 1)
+        options["videos"] = [  # a lone frame is doubled, as transformers does where a processor takes two or more
+            clip.frames.repeat(least, 0) if len(clip) == 1 < least else clip.frames for clip in conversation.clips
+        ]
         options["video_metadata"] = [clip.metadata() for clip in conversation.clips]
         options["do_sample_frames"] = False
     return _tensors(processor, text, conversation.images, **options)

@@ -3,22 +3,40 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
+from foveate._spelling import refuse_keys
+from foveate._upstream import brief
 from foveate.ask.answer import Answer
-from foveate.ask.answering import AnyMethod, answers_to, dropped_in, fitting, method_of, reply_to
+from foveate.ask.answering import (
+    AnyMethod,
+    Asking,
+    Looking,
+    Showing,
+    answers_to,
+    check_keywords,
+    dropped_in,
+    fitting,
+    in_parts,
+    method_of,
+    reply_to,
+)
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Decoding, Generation, generation_of
+from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import can_share, look_at
 from foveate.ask.media import Media
 from foveate.ask.prefix import QUESTION, WINDOW, Prefix
-from foveate.ask.preparing import Fit, conversation_about, prepare
+from foveate.ask.preparing import conversation_about, prepare
 from foveate.ask.prompt import Prompt
+from foveate.ask.stream import Stream
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 
-__all__ = ["VLM", "Question"]
+__all__ = ["VLM", "Messages", "Question"]
+
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation; see `foveate.ask.conversation`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +45,7 @@ class Question:
 
     media: Media | None = None
     prompt: str | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None
+    messages: Messages | None = None
 
 
 class VLM(Loaded):
@@ -54,22 +72,48 @@ class VLM(Loaded):
 
     # -- asking -----------------------------------------------------------------------------------------------
 
+    @overload
     def ask(
         self,
         media: Media | None = None,
         prompt: str | None = None,
         *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        method: AnyMethod | None = None,
-        tokens: float | None = None,
-        retention: float | None = None,
+        messages: Messages | None = None,
+        choices: Sequence[str] = (),
+        stream: Literal[False] = False,
+        **asking: Unpack[Asking],
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self,
+        media: Media | None = None,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        stream: Literal[True],
+        **asking: Unpack[Asking],
+    ) -> Stream: ...
+    @overload
+    def ask(
+        self,
+        media: Media | None = None,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        choices: Sequence[str] = (),
+        stream: bool,
+        **asking: Unpack[Asking],
+    ) -> Answer | Stream: ...
+    def ask(
+        self,
+        media: Media | None = None,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
         choices: Sequence[str] = (),
         stream: bool = False,
-        frames: int | None = None,
-        fps: float | None = None,
-        fit: Fit = "own",
-        **generation: Unpack[Decoding],
-    ) -> Any:
+        **asking: Unpack[Asking],
+    ) -> Answer | Stream:
         """Ask about pictures or films.
 
             vlm.ask("cat.jpg", "What is it doing?")
@@ -83,17 +127,15 @@ class VLM(Loaded):
                 the embedded model's own picture, and for any other model a question without one.
             prompt: The question.
             messages: In the place of both: a conversation of several turns, see `foveate.ask.conversation`.
-            method: What drops vision tokens: a method, or its name (`foveate.contract.naming`); None is the untouched
-                model.
-            tokens: A budget: mean vision tokens that a decoder layer processes, for this very input.
-            retention: The same as a share of the vision tokens. Without either, a name alone keeps a third.
             choices: Texts: the answer is the one that the model finds likeliest, by the probability of all its tokens.
                 Where one text begins another ("cat", "cats"), the end of the answer counts as a token of each.
             stream: Return a `Stream` of pieces of text; its `answer` is there at the end.
-            frames, fps: How many frames of a film at most, and how many a second; see `foveate.video.read`.
-            fit: "pad" shows a picture whole, on a square, where the processor would cut its sides off.
-            **generation: How the answer is decoded, greedily by default: `max_new_tokens` (64), `temperature`, `top_p`,
-                `top_k`, `num_beams`, `seed`, `stop`; see `foveate.ask.generation.Generation`.
+            **asking: See `foveate.ask.answering.Asking`. What drops: `method`, a method or its name (None is the
+                untouched model), with a budget for this very input, `tokens` (mean vision tokens that a decoder layer
+                processes) or `retention` (their share); a name alone keeps a third. How much of a film is read:
+                `frames` at most, `fps` a second; whether a picture is shown whole, on a square: `fit="pad"`. How the
+                answer is decoded, greedily by default: `max_new_tokens` (64), `temperature`, `top_p`, `top_k`,
+                `num_beams`, `seed`, `stop`.
 
         Returns:
             The answer; with `stream`, the stream.
@@ -110,10 +152,9 @@ class VLM(Loaded):
             UserWarning: If the model does not see what it was shown, as a cropped picture, or if the method spends more
                 or less than the budget by over 2 % and a token. (With `stream`, only the answer says the latter.)
         """
-        settings = generation_of(generation)
+        showing, drops, settings = in_parts(asking)
         settings.refuse_with(choices, stream)
-        drops = method_of(method, tokens, retention)
-        asked = self.prepare(media, prompt, messages=messages, frames=frames, fps=fps, fit=fit)
+        asked = self.prepare(media, prompt, messages=messages, **showing)
         asked.warn(stacklevel=2)
         reply = reply_to(self, asked, dropped_in(self, drops, asked.vision_tokens), settings, choices, stream)
         if isinstance(reply, Answer):
@@ -125,13 +166,7 @@ class VLM(Loaded):
         questions: Iterable[Question | tuple[Media, str] | Mapping[str, Any]],
         *,
         batch_size: int = 8,
-        method: AnyMethod | None = None,
-        tokens: float | None = None,
-        retention: float | None = None,
-        frames: int | None = None,
-        fps: float | None = None,
-        fit: Fit = "own",
-        **generation: Unpack[Decoding],
+        **asking: Unpack[Asking],
     ) -> Iterator[Answer]:
         """Ask many questions, in batches of prompts that are alike; the answers come in order.
 
@@ -141,26 +176,21 @@ class VLM(Loaded):
             questions: (media, prompt) pairs, `Question`s, or mappings with the keys "media", "prompt" and "messages".
                 They are read as they are needed: a generator does.
             batch_size: Most questions a batch.
-            method, tokens, retention, frames, fps, fit, **generation: As for `ask`; a budget holds for each input.
+            **asking: As for `ask`; a budget holds for each input.
 
         Raises:
             FoveateError: As for `ask`.
         """
         if batch_size < 1:
             raise SettingError(f"batch_size must be 1 or more; got {batch_size}.")
-        drops, settings = method_of(method, tokens, retention), generation_of(generation)
-        prompts = self._prompts(questions, drops, frames, fps, fit)
-        return self._answers(prompts, batch_size, drops, settings)
+        showing, drops, settings = in_parts(asking)
+        return self._answers(self._prompts(questions, drops, showing), batch_size, drops, settings)
 
-    def _prompts(
-        self, questions: Iterable[Any], method: Method | None, frames: int | None, fps: float | None, fit: Fit
-    ) -> Iterator[Prompt]:
+    def _prompts(self, questions: Iterable[Any], method: Method | None, showing: Showing) -> Iterator[Prompt]:
         """Each question as the model gets it; one whose pictures cannot meet the method's budget is refused."""
         for given in questions:
             question = _as_question(given)
-            prompt = self.prepare(
-                question.media, question.prompt, messages=question.messages, frames=frames, fps=fps, fit=fit
-            )
+            prompt = self.prepare(question.media, question.prompt, messages=question.messages, **showing)
             dropped_in(self, method, prompt.vision_tokens)
             yield prompt
 
@@ -174,17 +204,12 @@ class VLM(Loaded):
                 answer.warn(stacklevel=2)
                 yield answer
 
+    @overload
+    def look(self, media: Media | None = None, **looking: Unpack[Looking]) -> Prefix: ...
+    @overload
+    def look(self, *, messages: Messages, **looking: Unpack[Looking]) -> Prefix: ...
     def look(
-        self,
-        media: Media | None = None,
-        *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        method: AnyMethod | None = None,
-        tokens: float | None = None,
-        retention: float | None = None,
-        frames: int | None = None,
-        fps: float | None = None,
-        fit: Fit = "own",
+        self, media: Media | None = None, *, messages: Messages | None = None, **looking: Unpack[Looking]
     ) -> Prefix:
         """Look at pictures or films once, and ask about them any number of times.
 
@@ -197,7 +222,8 @@ class VLM(Loaded):
             media: What is looked at, as for `ask`.
             messages: In its place: the conversation up to the question, such as what the system says and a turn of the
                 user with pictures. The question goes into the last turn of the user, behind them.
-            method, tokens, retention, frames, fps, fit: As for `ask`. A method that reads the question is refused.
+            **looking: `method`, `tokens`, `retention`, `frames`, `fps` and `fit`, as for `ask`. A method that reads the
+                question is refused.
 
         Raises:
             FoveateError: As for `ask`.
@@ -205,15 +231,15 @@ class VLM(Loaded):
             SettingError: If there is nothing to look at.
             UnsupportedError: If the model, its chat template or the method needs the question first.
         """
-        drops = method_of(method, tokens, retention)
-        if messages is None:
-            conversation = conversation_about(self, media, QUESTION, None, frames, fps)
-        elif media is None:
-            conversation = Conversation.of(messages, frames, fps).with_text(QUESTION)
-        else:
+        check_keywords("A look", looking, Looking)
+        showing, drops, _ = in_parts(looking)
+        if messages is not None and media is not None:
             raise SettingError("messages hold pictures and texts: leave media out.")
-        few = frames is None and fps is None
-        prompt = prepare(self, conversation, fit=fit, as_pictures=True, few=few)
+        if messages is None:
+            conversation = conversation_about(self, media, QUESTION, None, showing)
+        else:
+            conversation = Conversation.of(messages, showing.get("frames"), showing.get("fps")).with_text(QUESTION)
+        prompt = self._prepared(conversation, showing)
         prefix = Prefix(self, prompt, dropped_in(self, drops, prompt.vision_tokens))
         prompt.warn(stacklevel=2)
         return prefix
@@ -225,22 +251,25 @@ class VLM(Loaded):
         media: Media | None = None,
         prompt: str | None = None,
         *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        frames: int | None = None,
-        fps: float | None = None,
-        fit: Fit = "own",
+        messages: Messages | None = None,
         protocol: str = "own",
+        **showing: Unpack[Showing],
     ) -> Prompt:
         """A question as the model gets it, to be answered once or several times; arguments as for `ask`.
 
         Args:
+            **showing: `frames`, `fps` and `fit`.
             protocol: "own" is the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
 
         Raises:
             FoveateError: As for `ask`.
         """
-        conversation = conversation_about(self, media, prompt, messages, frames, fps)
-        few = frames is None and fps is None
+        check_keywords("A prompt", showing, Showing)
+        return self._prepared(conversation_about(self, media, prompt, messages, showing), showing, protocol)
+
+    def _prepared(self, conversation: Conversation, showing: Showing, protocol: str = "own") -> Prompt:
+        few = showing.get("frames") is None and showing.get("fps") is None
+        fit = showing.get("fit", "own")
         return prepare(self, conversation, protocol=protocol, fit=fit, as_pictures=True, few=few)
 
     def prepare_conversation(self, conversation: Conversation, protocol: str = "own") -> Prompt:
@@ -334,10 +363,8 @@ def _as_question(question: Any) -> Question:
     if isinstance(question, Question):
         return question
     if isinstance(question, Mapping):
-        names = {"media", "prompt", "messages"}
-        if unknown := sorted(set(question) - names):
-            raise SettingError(f"A question has media and prompt, or messages; got {unknown[0]!r}.")
+        refuse_keys("A question", question, ("media", "prompt", "messages"))
         return Question(**question)
     if isinstance(question, tuple) and len(question) == 2:
         return Question(*question)
-    raise SettingError(f"A question is (media, prompt), a mapping or a Question; got {question!r:.100}.")
+    raise SettingError(f"A question is (media, prompt), a mapping or a Question; got {brief(question)}.")

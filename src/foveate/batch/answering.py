@@ -24,10 +24,10 @@ from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.contract.naming import members_of
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.provenance import conditions
+from foveate.naming import members_of
 from foveate.runs.crew import device_at
 from foveate.runs.samples import Bad, MediaSample
 from foveate.video import Clip

@@ -17,8 +17,8 @@ from foveate.errors import InputError
 from foveate.runs.crew import Crew, Here, InHand
 from foveate.runs.going import run as go
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
-from foveate.runs.store import BAD, Numbers, Store, open_store
+from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
+from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 
 __all__ = ["Job", "Summary", "run", "table_of"]
 
@@ -72,7 +72,8 @@ class Summary:
         input, out: As given.
         rows: Rows of the input.
         answered: Rows with an answer, those of earlier runs included.
-        bad: Rows in `bad.jsonl`, those of earlier runs included.
+        bad: Rows without an answer, those of earlier runs included.
+        broken: How many of these are lines that are no rows.
         left: Rows that are not done.
         asked: Rows that this run has done.
         noted: How many of them have a note.
@@ -80,7 +81,8 @@ class Summary:
         retention: Mean over the answers of this run; None without any.
         vision_tokens: Mean over the answers of this run; None without any.
         parts: Files with answers.
-        bad_file: The file in `out` with the bad rows; there is none without one.
+        bad_file, broken_file: The files in `out` with bad rows, which can be an input again, and with broken lines;
+            there is none without one.
     """
 
     input: str
@@ -88,6 +90,7 @@ class Summary:
     rows: int
     answered: int = 0
     bad: int = 0
+    broken: int = 0
     left: int = 0
     asked: int = 0
     noted: int = 0
@@ -96,6 +99,7 @@ class Summary:
     vision_tokens: float | None = None
     parts: int = 0
     bad_file: str = BAD
+    broken_file: str = BROKEN
     _answers: int = field(default=0, repr=False)
 
     @property
@@ -149,7 +153,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         arrow()
     to_parquet = table_of if kind == "parquet" else None
     with open_store(job.out, KEY, part_rows=job.part_rows, to_parquet=to_parquet, note=listener.note) as store:
-        samples, rows = _surveyed(job, samples, kind, store, listener)
+        rows = _surveyed(job, samples, kind, store)
         for _ in store.read(Numbers(rows)):
             pass
         summary = Summary(input=str(job.input), out=str(job.out), rows=rows)
@@ -163,26 +167,23 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                     summary.seconds = time.monotonic() - begun
     done = len(store.done)
     summary.answered, summary.bad, summary.left = done - store.bad, store.bad, rows - done
-    summary.parts = len(store.parts())
+    summary.parts, summary.broken = len(store.parts()), store.broken
     return summary
 
 
-def _surveyed(job: Job, samples: Samples, kind: str, store: Store, listener: Listener) -> tuple[Samples, int]:
-    """The input, its rows called by number where none has an id, and how many there are; looked through once a job."""
+def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
+    """How many rows the input has, which is looked through once a job."""
     digest, settings = samples.source.digest(), job.settings(kind)
     known = store.manifest.get("input", {})
-    settled = samples.settled()
     if known.get("sha256") == digest and store.manifest.get("settings") == settings:
-        return settled, known["rows"]
+        return int(known["rows"])
     if store.manifest:
         store.require("input", {**known, "sha256": digest}, "another input")
         store.require("settings", settings, "other settings")
-    if settled.columns.id is None and samples.columns.id is not None:
-        listener.note(f"{named(job.input)} has no column {samples.columns.id}: rows are called by their number, from 0")
-    rows = settled.count()
+    rows = samples.count()
     store.require("input", {"sha256": digest, "rows": rows}, "another input")
     store.require("settings", settings, "other settings")
-    return settled, rows
+    return rows
 
 
 def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
@@ -193,7 +194,8 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
     def take(rows: Sequence[Row]) -> None:
         answers = [row for row in rows if REASON not in row]
         bad = [row for row in rows if REASON in row]
-        store.add(answers, bad)
+        broken = [row for row in bad if row.keys() <= {KEY, REASON, LINE_KEY}]
+        store.add(answers, [row for row in bad if row not in broken], broken)
         summary.add(answers, bad)
         advance(len(rows))
 

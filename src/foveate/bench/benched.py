@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveate import catalogue
 from foveate._cells import USUAL, at_budgets
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
 from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
-from foveate.contract import catalogue
 from foveate.contract.method import Method
-from foveate.contract.naming import RETENTION, parse
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.random import Random
+from foveate.naming import RETENTION, parse
 
 __all__ = [
     "ALL",

@@ -12,8 +12,7 @@ from foveate._spelling import no_setting, pair_of
 from foveate._version import __version__
 from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation
-from foveate.ask.loading import device_of, is_folder
-from foveate.ask.loading import load as load_model
+from foveate.ask.loading import device_of, is_folder, load as load_model
 from foveate.ask.media import read_media
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
@@ -21,9 +20,9 @@ from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import asked_share, chosen, is_bare, kinds_of, parse, settings_of
 from foveate.errors import BudgetError, UnsupportedError
 from foveate.methods.v2drop import V2Drop
+from foveate.naming import asked_share, chosen, is_bare, kinds_of, parse, settings_of
 
 __all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_budgets"]
 

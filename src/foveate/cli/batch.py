@@ -36,7 +36,7 @@ class ColumnOptions:
     question_column: Name = None
     """the question (default: the first of question, prompt)"""
     id_column: Name = None
-    """a column with a unique id for each row (default: id; without one, the row's number)"""
+    """a column with a unique id for each row (default: id; a row without one has its number)"""
     number_rows: Flag = False
     """use each row's number, from 0, as its id"""
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -58,8 +58,8 @@ class Batch:
 
     IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder: its
     parts hold the columns of IN with answer, retention, tokens and times. Rows without an answer are in bad.jsonl, each
-    with the reason; the exit code is then 3. Run the same command again to go on, also after a crash: no row is lost,
-    and none is answered twice.
+    with the reason, and lines that are no rows in broken.jsonl; the exit code is then 3. Run the same command again to
+    go on, also after a crash: no row is lost, and none is answered twice.
 
     Examples:
       foveate batch photos/ answers/ --prompt "What is this?"
@@ -187,7 +187,9 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
     """The summary in words, each line with its label."""
     rows = [("Rows", f"{summary.rows:,}, of which {summary.answered:,} are answered")]
     if summary.bad:
-        rows.append(("Bad", f"{summary.bad:,}, with their reasons in {summary.bad_file}"))
+        files = [summary.bad_file] * (summary.bad > summary.broken)
+        files += [f"{summary.broken_file} (broken lines: {summary.broken:,})"] * (summary.broken > 0)
+        rows.append(("Bad", f"{summary.bad:,}, with their reasons in {' and '.join(files)}"))
     if summary.left:
         rows.append(("Left", f"{summary.left:,}; run the same command again to go on"))
     if summary.rate is not None:

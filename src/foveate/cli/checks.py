@@ -81,19 +81,16 @@ def check_shape(name: str) -> None:
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Refuse methods, presets and method files that there are not. Settings are left to the library.
+    """Refuse methods and method files that there are not. Presets and settings are left to the library.
 
     Raises:
         InputError: If a file cannot be read.
         SettingError: If a text names no method.
-        UnknownNameError: If there is no method or preset of a name.
+        UnknownNameError: If there is no method of a name.
     """
-    index = _index.stored()
+    there = _index.methods()
     for part in (part for name in names for part in written(name)):
         if part.is_file:
             check_readable(Path(part.name))
-            continue
-        what = "preset" if part.is_preset else "method"
-        there = [row["name"] for row in index[f"{what}s"]]
-        if part.name not in there and _index.is_complete(index):
-            raise unknown(what, part.name, there, f"foveate {what}s")
+        elif not part.is_preset and part.name not in there:
+            raise unknown("method", part.name, there, "foveate methods")

@@ -2,12 +2,12 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from foveate._spelling import nearest
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, OutputOptions, whole
 from foveate.cli.outputs import check_targets, finish
@@ -178,21 +178,28 @@ class Eval(MethodsOptions):
         return bool(benchmarks)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
-        """Refuse names that are neither benchmarks nor, though nearly, embedded tasks."""
-        from foveate.embedded import TASKS
-        from foveate.eval.lmms.benchmarks import check_installed, check_written
+        """Refuse names that are neither benchmarks nor, though nearly, embedded tasks.
 
-        near = [task for name in names for task in get_close_matches(name, TASKS, n=1)]
+        Only for names that are not ours is lmms-eval's index of tasks read, which takes seconds.
+        """
+        from foveate.embedded import TASKS
+        from foveate.eval.lmms.benchmarks import BENCHMARKS, check_folders, check_installed
+
+        near = "".join(nearest(name, TASKS) for name in names)
         try:
             check_installed()
-            check_written(names, self.include)
+            check_folders(self.include)
+            if not set(names) <= set(BENCHMARKS):
+                from foveate.eval.lmms.harness import check_names
+
+                check_names(names, self.include)
         except UnsupportedError as error:
             if near:
-                raise UnknownNameError(f"No task {', '.join(names)}. Did you mean {near[0]!r}?") from error
+                raise UnknownNameError(f"No task {', '.join(names)}.{near}") from error
             raise
         except UnknownNameError as error:
             if near:
-                raise UnknownNameError(f"{error} Or did you mean the embedded task {near[0]!r}?") from error
+                raise UnknownNameError(f"{error} Of the embedded tasks:{near}") from error
             raise
 
     def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Quality":

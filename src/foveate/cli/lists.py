@@ -1,6 +1,6 @@
-"""`foveate methods`, `foveate models` and `foveate presets`: what there is, read from the index without torch."""
+"""`foveate methods`, `foveate models` and `foveate presets`: what there is. Only names are known without torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ STAGES = {
     "kv": "In the KV cache",
     "read": "Not read while decoding",
 }
+LOOKING = "Looking for methods and families"
 BELOW = "Settings: foveate methods NAME. Best on the embedded model at 1/9: vidcom2, mmtok, vscan, divprune."
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
@@ -48,15 +49,17 @@ class Methods:
 
     def run(self) -> None:
         """Print the list, or one method."""
-        index = _listed()
-        rows = _chosen("method", self.name, index["methods"], "name")
-        if self.json:
-            return show_json({"methods": rows})
-        if self.name:
-            return show(*_method(rows[0], index["presets"]))
+        names = _index.methods()
+        if self.name or self.json:
+            _check("method", self.name, names)
+            with busy(LOOKING):
+                from foveate.cli.rows import method_rows, preset_rows
+
+                rows = _chosen(self.name, method_rows(), "name")
+                return show_json({"methods": rows}) if self.json else show(*_method(rows[0], preset_rows()))
         table = _table("Method", "What it does")
-        for row in rows:
-            table.add_row(row["name"], Text(row["summary"]))
+        for name, summary in names.items():
+            table.add_row(name, Text(summary))
         return show(table, Text(BELOW))
 
 
@@ -107,9 +110,13 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        index = _listed()
-        rows = _chosen("model_type", self.name, index["families"], "model_type")
-        named = sorted({preset["name"].split("/")[1] for preset in index["presets"]})
+        _check("model_type", self.name, _index.families())
+        with busy(LOOKING):
+            from foveate.cli.rows import family_rows
+            from foveate.registry import presets
+
+            rows = _chosen(self.name, family_rows(), "model_type")
+            named = sorted({name.split("/")[1] for name in presets()})
         if self.json:
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}
             return show_json({"embedded": own, "families": rows, "presets_for": named})
@@ -186,7 +193,7 @@ class Presets:
 
     def run(self) -> None:
         """Print the list."""
-        presets = [_in_file(self.text)] if Written(self.text).is_file else _listed()["presets"]
+        presets = [_in_file(self.text)] if Written(self.text).is_file else _presets()
         rows = [row for row in presets if self.text in row["name"]]
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
@@ -197,6 +204,14 @@ class Presets:
             source = Text(row["source"]) if self.text else _one_line(row["source"])
             table.add_row(Text(row["name"]), _spent(row), source)
         return show(table)
+
+
+def _presets() -> list[dict[str, Any]]:
+    """The row of every preset."""
+    with busy(LOOKING):
+        from foveate.cli.rows import preset_rows
+
+        return preset_rows()
 
 
 def _in_file(path: str) -> dict[str, Any]:
@@ -227,18 +242,15 @@ def _spent(row: Mapping[str, Any]) -> str:
 # -- for all three --------------------------------------------------------------------------------------------
 
 
-def _listed() -> dict[str, Any]:
-    """What there is; where the list is not complete everything is imported, which takes some seconds."""
-    with busy("Looking for methods and families"):
-        return _index.listed()
+def _check(what: str, name: str, names: Iterable[str]) -> None:
+    """Refuse a name that there is not, if one is given."""
+    if name and name not in names:
+        raise unknown(what, name, names, f"foveate {'methods' if what == 'method' else 'models'}")
 
 
-def _chosen(what: str, name: str, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+def _chosen(name: str, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """The row of this name; all of them without one."""
-    chosen = [row for row in rows if not name or row[key] == name]
-    if not chosen:
-        raise unknown(what, name, [row[key] for row in rows], f"foveate {'methods' if what == 'method' else 'models'}")
-    return chosen
+    return [row for row in rows if name in ("", row[key])]
 
 
 def _table(*heads: str) -> Table:

@@ -37,12 +37,14 @@ __all__ = [
 EMBEDDED = "embedded"
 
 
-def limited(kind: type, metavar: str, fits: Callable[[Any], bool], says: str) -> PrimitiveConstructorSpec[Any]:
+def limited(
+    kind: type, metavar: str, fits: Callable[[Any], bool], says: str, spelled: Callable[[str], str] = fractions
+) -> PrimitiveConstructorSpec[Any]:
     """A number in a range, or None, as the type of a flag: tyro refuses others, with `says`."""
 
     def read(words: list[str]) -> Any:
         try:
-            number = kind(fractions(words[0]))
+            number = kind(spelled(words[0]))
         except ValueError:
             number = float("nan")
         if not fits(number):
@@ -72,9 +74,14 @@ Rate = Annotated[
 ]
 Pairs = Annotated[int, whole(2)]
 """Rounds of timing: an interval needs two."""
-TOKENS = limited(float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "above 0")
+TOKENS = limited(
+    float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "a number above 0; a share is --retention", spelled=str
+)
 SHARE = limited(
-    float, "SHARE", lambda share: 0 < share <= 1, "a share in (0, 1], such as 0.33 or 1/3; a token count is --budget"
+    float,
+    "SHARE",
+    lambda share: 0 < share <= 1,
+    "a share in (0, 1], such as 0.33, 33% or 1/3; a token count is --budget",
 )
 Tokens = Annotated[float, TOKENS]
 Share = Annotated[float, SHARE]
@@ -172,7 +179,7 @@ class MediaOptions:
     """How pictures and videos are shown to the model; videos are read with PyAV, pip install -e '.[vision]'."""
 
     frames: MaybeCount = None
-    """most frames of a video, evenly spread (default: 32; 3 for a model that reads only pictures)"""
+    """most frames of a video, evenly spread (default: 32; 8 for embedded-films; 3 for a model of pictures alone)"""
     fps: Rate = None
     """frames per second; --frames then sets the maximum"""
     fit: Literal["own", "pad"] = "own"

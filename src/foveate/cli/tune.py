@@ -104,7 +104,7 @@ class Tune:
             from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
             from foveate.cli.asking import load
-            from foveate.contract.naming import given, parse
+            from foveate.naming import given, parse
             from foveate.tune import tune
 
         method = parse(self.method, self.settings)
@@ -161,7 +161,7 @@ class Tune:
                     f'about each picture of the folder: foveate tune {self.samples} --prompt "…".'
                 )
         asked = []
-        for sample in samples_in(file).settled().read(carried=False):
+        for sample in samples_in(file).read(carried=False):
             place = f"{file}, row {sample.number} (from 0)"
             if isinstance(sample, Bad):
                 raise InputError(f"{place}: {sample.reason}")

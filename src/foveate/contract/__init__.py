@@ -4,9 +4,8 @@ from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 """
 
 from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional, quarters
-from foveate.contract.chain import Chain
 from foveate.contract.entering import ByScene, Counted, Entering, Framed, Gridded, change, changes, merging_stage
-from foveate.contract.method import Budgeted, Method, Preset
+from foveate.contract.method import Budgeted, Chain, Method, Preset
 from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, by_last_token, highest
 from foveate.contract.settings import (
     Count,

@@ -23,6 +23,7 @@ __all__ = [
     "decoder_depth",
     "geometric",
     "half_up",
+    "is_met",
     "known_count",
     "proportional",
     "quarters",
@@ -32,6 +33,7 @@ __all__ = [
 MOST_TOKENS = 2**31  # of an image: no memory holds so many
 ROUNDING = 1e-12  # what float rounding may take off a ratio
 HALVINGS = 80
+NEAR = 0.02  # how far from what was asked for, as a share of it, what is spent may lie
 
 Curve = Callable[[float], Sequence[float]]
 """Tokens behind each cut, from a parameter in [0, 1]."""
@@ -69,6 +71,11 @@ class Budget:
             return self.retention * entered
         assert self.tokens is not None
         return min(self.tokens, float(entered))
+
+
+def is_met(asked: float, spent: float) -> bool:
+    """Whether a budget was met, in tokens or as shares: within 2 %, since tokens are whole."""
+    return abs(spent - asked) <= NEAR * asked
 
 
 def check_count(name: str, value: Any) -> None:

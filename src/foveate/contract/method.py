@@ -1,13 +1,16 @@
-"""A method: settings, and the stages they make. Nothing here knows a model, a batch, a mask or a cache."""
+"""A method: settings, and the stages they make; and several as one, `VisionZip() + V2Drop()`.
+
+Nothing here knows a model, a batch, a mask or a cache.
+"""
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Self, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, dataclass_transform
 
-from foveate._spelling import no_setting
+from foveate._spelling import CHAIN, no_setting
 from foveate._upstream import brief
 from foveate.contract import follow
 from foveate.contract.budget import Budget, Curve, decoder_depth, half_up, known_count, solve
@@ -17,7 +20,7 @@ from foveate.core.grid import Grid
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
 
-__all__ = ["Budgeted", "Method", "Preset", "meet"]
+__all__ = ["Budgeted", "Chain", "Method", "Preset", "meet"]
 
 BUDGET = ("tokens", "retention")
 ANY_COUNT = 2**20  # of an image whose tokens nobody has counted: what a budget costs is then a share
@@ -78,8 +81,6 @@ class Method(ABC):
     """Published and derived settings."""
     schedule: ClassVar[tuple[str, ...]] = ()
     """Settings that say how many tokens stay, each None by default: a budget cannot be given beside them."""
-    # `Chain.of`. A chain is a method and so imports this module; foveate.contract.chain sets it here.
-    _chain_of: ClassVar[Callable[..., "Method"]]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -233,10 +234,10 @@ class Method(ABC):
         return dataclasses.replace(self, **{name: budget[name] for name in BUDGET if name in fields})  # type: ignore[type-var]
 
     def __add__(self, other: "Method") -> "Method":
-        """A chain of both: each works at its own places (see `foveate.contract.chain`)."""
+        """A `Chain` of both: each works at its own places."""
         if not isinstance(other, Method):
             return NotImplemented
-        return Method._chain_of(self, other)
+        return Chain.of(self, other)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting as plain values: `{"method": name, …}`."""
@@ -350,6 +351,95 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
         raise SettingError(f"tokens must be between 1 and {count} for this input; got {asked:.6g}.")
     if count is not None or not asked:
         method._check_floor(decoder_depth(model), count or ANY_COUNT)
+
+
+# -- several methods as one -----------------------------------------------------------------------------------------
+
+
+class _AMethod:
+    """What a setting that holds a method is checked by."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(_checked)
+
+
+def _checked(value: Any) -> Method:
+    if not isinstance(value, Method):
+        raise ValueError("a method that drops")
+    return value
+
+
+if TYPE_CHECKING:
+    Member = Method
+else:
+    Member = Annotated[Any, _AMethod()]
+
+
+class Chain(Method):
+    """Methods that work one after the other, each at its own places, in whatever order you write them.
+
+    At the same place, the second method works on the tokens that the first one kept. Each has its own notes and budget.
+
+    Attributes:
+        members: The methods.
+
+    Raises:
+        SettingError: If there are fewer than two.
+    """
+
+    name = CHAIN
+
+    members: tuple[Member, ...] = ()
+
+    def check_settings(self) -> None:
+        if len(self.members) < 2:
+            raise SettingError(f"A chain needs two methods or more; got {len(self.members)}.")
+
+    @classmethod
+    def of(cls, *methods: Method) -> Self:
+        """The chain of these methods; a chain among them adds its members."""
+        members: list[Method] = []
+        for method in methods:
+            if isinstance(method, Chain):
+                members.extend(method.members)
+            else:
+                members.append(method)
+        return cls(members=tuple(members))
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        stages: list[Stage] = []
+        for index, member in enumerate(self.members):
+            for stage in member.stages(shape):
+                stages.append(dataclasses.replace(stage, owner=(index, *stage.owner)))
+        return tuple(stages)
+
+    def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
+        """The same, the last open member spending this budget; where none is open, the last that has a budget.
+
+        Raises:
+            SettingError: If no member takes one, or not exactly one of both is given.
+        """
+        Budget(tokens, retention)
+        takers = [index for index, member in enumerate(self.members) if member.open]
+        takers = takers or [index for index, member in enumerate(self.members) if member._given(BUDGET)]
+        if not takers:
+            raise SettingError(f"No method of {self} takes a budget: each has a schedule of its own, or takes none.")
+        members = list(self.members)
+        members[takers[-1]] = members[takers[-1]].with_budget(tokens=tokens, retention=retention)
+        return type(self)(members=tuple(members))
+
+    def _check_floor(self, depth: int, entered: int) -> None:
+        if any(member._given(BUDGET) for member in self.members):
+            self.plan(depth, (entered,))
+
+    @property
+    def open(self) -> bool:
+        return any(member.open for member in self.members)
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.members))
 
 
 def _as_written(value: Any) -> str:

@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any, Literal
 
 from foveate.contract.follow import cut_layers
-from foveate.contract.method import Method
+from foveate.contract.method import Chain, Method
 from foveate.contract.stages import Shape
 
 __all__ = ["Point", "Space", "free_settings", "space_of"]
 
 MOST_CUTS = 6
+SHARES = (None, 0.5, 0.35, 0.25, 0.18, 0.125)
+"""What an earlier member of a chain may keep when a chain is tuned; None is what it keeps by itself."""
 Build = Callable[[tuple[int, ...], Sequence[float], int, Mapping[str, Any]], Method]
 
 
@@ -133,6 +135,8 @@ def space_of(method: Method, depth: int) -> Space | None:
 
     A setting that differs from the method's usual one was chosen by somebody, and stays.
     """
+    if isinstance(method, Chain):
+        return _of_chain(method, depth)
     if hasattr(method, "space"):
         space: Space | None = method.space(depth)
         return space
@@ -164,3 +168,69 @@ def _with_mean(
     """The method with a mean of `counts[0]` of `entered` tokens."""
     changed = replace(method, **settings)  # type: ignore[type-var]
     return changed.with_budget(retention=min(1.0, counts[0] / entered))
+
+
+# -- of chains --------------------------------------------------------------------------------------------------------
+
+
+def _of_chain(chain: Chain, depth: int) -> Space | None:
+    """The members' spaces as one: the last that has one spends the budget.
+
+    Settings are named by their member's place, "1.metric"; an earlier member's share of the tokens is one of them.
+    """
+    spaces = [space_of(member, depth) for member in chain.members]
+    places = [place for place, space in enumerate(spaces) if space is not None and space.solved_for != "threshold"]
+    if not places:
+        return None
+    last = places[-1]
+    settings: dict[str, tuple[Any, ...]] = {}
+    for place in places:
+        space = spaces[place]
+        assert space is not None
+        if place != last and chain.members[place].open:
+            settings[f"{place}.retention"] = SHARES
+        for name, values in space.settings.items():
+            settings[f"{place}.{name}"] = values
+    spending = spaces[last]
+    assert spending is not None
+    build = partial(_joined, chain, spending, last, depth)
+    return replace(spending, build=build, settings=settings, member=last)
+
+
+def _joined(
+    chain: Chain,
+    spending: Space,
+    last: int,
+    depth: int,
+    layers: tuple[int, ...],
+    counts: Sequence[float],
+    entered: int,
+    settings: Mapping[str, Any],
+) -> Chain:
+    """This chain with its member at place `last` built in its space, and the others' settings changed."""
+    own: list[dict[str, Any]] = [{} for _ in chain.members]
+    for name, value in settings.items():
+        number, _, setting = name.partition(".")
+        own[int(number)][setting] = value
+    members = []
+    for place, (member, values) in enumerate(zip(chain.members, own, strict=True)):
+        share = values.pop("retention", None)
+        if place != last:
+            member = replace(member, **values)  # type: ignore[type-var]
+        if share is not None:
+            member = member.with_budget(retention=share)
+        members.append(member)
+    arriving = _arriving(members[:last], depth, entered)
+    counts = [min(count, arriving) for count in counts]
+    members[last] = spending.build(layers, counts, arriving, own[last])
+    return type(chain)(members=tuple(members))
+
+
+def _arriving(earlier: Sequence[Method], depth: int, entered: int) -> int:
+    """Tokens that earlier members leave of an image that enters with so many."""
+    left = entered
+    for member in earlier:
+        plan = member.plan(depth, [left])
+        if plan is not None:
+            left = plan[0]
+    return left

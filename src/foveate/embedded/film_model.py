@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration, LlavaProcessor
 
+from foveate.embedded.films import FRAMES
+
 __all__ = ["FilmProcessor", "for_films"]
 
 UNUSED = -2
@@ -17,6 +19,8 @@ class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
     """Writes a film as its frames, each on a line, as the model learnt them; a picture is a film of one frame."""
 
     video_processor = "the frames are pictures"
+    most_frames = FRAMES
+    """Of a film, where nobody says how many: what the model learnt, and what its 2,048 tokens hold."""
 
     def __call__(
         self,

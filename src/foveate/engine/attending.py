@@ -111,14 +111,14 @@ class RowsReader(ABC):
         asking, real = self._text_behind(unit)
         if not asking.shape[1]:
             return none
-        norms = self._norms().gather(1, asking)
+        norms = self._norms().gather(1, asking)  # (samples, text rows)
         number = torch.full_like(asking[:, :1], asking.shape[1])
         if real is not None:
             norms = norms.masked_fill(real == 0, -1)
             number = real.sum(dim=1, keepdim=True)
         order = norms.sort(dim=1, descending=True, stable=True).indices
         places = torch.arange(count, device=order.device) % number.clamp(min=1)  # of three rows 0 1 2 0
-        columns = self._columns.gather(1, asking.gather(1, order.gather(1, places)))
+        columns = self._columns.gather(1, asking.gather(1, order.gather(1, places)))  # (samples, count)
         return torch.where(number > 0, columns, none)
 
     def _norms(self) -> Tensor:
@@ -161,13 +161,13 @@ class RowsReader(ABC):
                 return
         elif signal.rows == "raters":
             raters = self._bucket.text[RATERS][:, unit.image].to(asking.device)
-            is_rater = raters.gather(1, self._columns.gather(1, asking))
+            is_rater = raters.gather(1, self._columns.gather(1, asking))  # (samples, asking)
             real = is_rater if real is None else is_rater & (real != 0)
         query, keys, scaling = self._queries_and_keys(asking)
         self._made_keys, before = keys, 0
         if self._past is not None:
             before = self._past.shape[2]
-            keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)
+            keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)  # (samples, heads, slots, head size)
         both_ways = signal.both_ways and signal.rows == "vision"
         last: Tensor | None = None
         visible: Callable[[slice], Tensor] | None = None
@@ -188,14 +188,14 @@ class RowsReader(ABC):
         done, places = 0, (columns + before)[:, None, None]
         turned = self._turned_ones(query.shape[-1]) if signal.without_distance else None
         for probabilities in blocks:
-            heads = probabilities.view(samples, -1, *probabilities.shape[1:])
+            heads = probabilities.view(samples, -1, *probabilities.shape[1:])  # (samples, heads, some, slots)
             if signal.heads == "mean":
                 heads = heads.mean(dim=1, keepdim=True)
-            paid = take_along(heads, places, dim=3)
+            paid = take_along(heads, places, dim=3)  # (samples, heads, some, rows)
             del probabilities, heads  # before the next block is made
             some = slice(done, done + paid.shape[2])
             if turned is not None:
-                rows = take_along(turned, asking[:, some, None], dim=1)
+                rows = take_along(turned, asking[:, some, None], dim=1)  # (samples, some, head size)
                 paid = paid / nearness(rows, take_along(turned, columns[..., None], dim=1))[:, None]
             yield paid if real is None else paid * real[:, None, some, None]
             done += paid.shape[2]

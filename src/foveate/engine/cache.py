@@ -370,7 +370,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         columns = self.columns(0, wanted.shape[0], wanted.device)
         rows = min(wanted.shape[1], columns.shape[1])  # the window may have evicted the first of them
         earlier = columns.shape[1] - rows  # slots of earlier turns, which all stay
-        stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)
+        stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)  # (samples, rows)
         most = min(rows, max(counts))
         even = rows == wanted.shape[1] and min(counts) == most
         return Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
@@ -468,7 +468,7 @@ class Chosen:
         rows = stays.shape[1]
         # A stable sort of 0s and 1s brings the slots that stay to the end, in order: of 1 0 1 (stay) it makes 1 0 2.
         order = torch.sort(stays.long(), dim=1, stable=True).indices[:, rows - most :]
-        pads = ~stays.gather(1, order)
+        pads = ~stays.gather(1, order)  # (samples, most)
         order = order + earlier
         if earlier:
             first = torch.arange(earlier, device=order.device).expand(len(order), -1)

@@ -60,7 +60,7 @@ class RowMap:
         # dropped it makes 2 4 0 1 3 5, and the last `longest` are the rows. In a shorter sample some dropped columns
         # are among them, in front: these are its pads.
         order = left.to(torch.uint8).sort(dim=1, stable=True).indices
-        self.columns = order[:, left.shape[1] - longest :]
+        self.columns = order[:, left.shape[1] - longest :]  # (samples, longest)
         self.valid: Tensor | None = None
         self._real: tuple[Tensor, Tensor] | None = None
         if min(self.lengths) < longest:
@@ -85,7 +85,7 @@ class RowMap:
         self._real = send(sample, device), send(row, device)
         # A sample of no rows at all repeats the last column.
         pads = (longest - counts).clamp(max=longest - 1)
-        first = self.columns.gather(1, send(pads[:, None], device))
+        first = self.columns.gather(1, send(pads[:, None], device))  # (samples, 1)
         self.columns = torch.where(self.valid, self.columns, first)
 
     def number_anew(self) -> None:
@@ -157,7 +157,7 @@ class RowMap:
         """
         left = self.columns[samples]  # (count, rows), ascending
         ranks = torch.searchsorted(left, columns[:, None], right=True) - 1
-        last = left.gather(1, ranks.clamp(min=0))
+        last = left.gather(1, ranks.clamp(min=0))  # (count, 1)
         return torch.where(ranks < 0, columns[:, None], last)[:, 0]
 
     def pick(self, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -479,7 +479,7 @@ class Forward:
         for depth in range(layer, len(self.additions)):
             added = self.additions[depth]
             first = send(starts, added.device)
-            target = bucket.slots.to(added.device) + first
+            target = bucket.slots.to(added.device) + first  # (samples, left)
             origin = came_from.to(added.device) + first
             self.additions[depth] = added.index_put((target,), added[origin])
 
@@ -514,7 +514,7 @@ class Forward:
             owners = bucket.owners.to(final.device)
             final = final.index_put((owners, bucket.vision.to(final.device)), final.new_zeros(()))
             source = bucket.source.to(final.device)
-            columns = bucket.vision.to(final.device).gather(1, source.clamp(min=0))
+            columns = bucket.vision.to(final.device).gather(1, source.clamp(min=0))  # (samples, left)
             # A row that stands for no token is read as token 0 here, so it adds a 0 there: adding, not writing.
             final = final.index_put((owners, columns), (source >= 0).to(final.dtype), accumulate=True)
             others = others.index_put((owners, bucket.columns.to(final.device)), source < 0)

@@ -49,11 +49,11 @@ def _of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -> Tenso
     most, _ = bucket.text_behind(unit.start, unit.stop)
     if not len(unit) or not most:
         return nobody
-    columns = bucket.columns[:, unit.rows]
-    behind = torch.arange(text.shape[1], device=text.device) > columns[:, -1:]
-    places, real = last_marked((text & behind).long(), most)
-    image = hidden[bucket.owners, columns].float()
-    words = hidden[bucket.owners, places].float()
+    columns = bucket.columns[:, unit.rows]  # (samples, rows)
+    behind = torch.arange(text.shape[1], device=text.device) > columns[:, -1:]  # (samples, columns)
+    places, real = last_marked((text & behind).long(), most)  # (samples, words) both
+    image = hidden[bucket.owners, columns].float()  # (samples, rows, width)
+    words = hidden[bucket.owners, places].float()  # (samples, words, width)
     alike = (image @ words.transpose(1, 2)).masked_fill(real[:, None] == 0, float("-inf"))
     shares = alike.softmax(dim=2).mean(dim=1)  # (samples, words)
     mean = shares.sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
@@ -182,7 +182,7 @@ class AttentionReader(RowsReader):
         if self._forward.rows is not None:
             query, keys = query[:, :, self._start :], keys[:, :, self._start :]
         elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
-            asking = self._columns.gather(1, asking)
+            asking = self._columns.gather(1, asking)  # (samples, asking)
             keys = take_along(keys, self._columns[:, None, :, None], dim=2)
         return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
 

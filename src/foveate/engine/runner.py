@@ -157,7 +157,7 @@ class LayerRunner:
             call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
             if rows.numbered is not None:
                 call.stored.shift = rows.shift(call.stored.shift, forward.entering_rows)
-        gathered = rows.gather(call.hidden)
+        gathered = rows.gather(call.hidden)  # (samples, rows, width)
         call.hidden = call.entered  # frees the copy with merged rows while the layer runs
         with tap:
             output = call.run(original, gathered)
@@ -174,7 +174,7 @@ class LayerRunner:
         """Run a layer on the rows that the one before it ran on, with the same arguments."""
         rows, entered = alike.rows, hidden
         if alike.handed is None:
-            hidden = rows.gather(entered)
+            hidden = rows.gather(entered)  # (samples, rows, width)
         elif hidden is alike.handed:
             entered = alike.full
         else:
@@ -238,7 +238,7 @@ class LayerRunner:
         Behind the last layer, an image's last column gets the last row that is left at or before it: the next token is
         predicted from this column, whose own token may have been dropped.
         """
-        full = rows.scatter(entered, output)
+        full = rows.scatter(entered, output)  # (samples, columns, width)
         if not output.shape[1] or index < self._last:
             return full
         if forward.image_ends is not None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import trace_rules
 
+from foveate import naming
 from foveate._transformers import FeatureCall, arguments_of, cache_in, cache_of
-from foveate.contract import naming
 from foveate.contract.method import Method
 from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
@@ -86,7 +86,7 @@ def drop(
     Args:
         model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
             pipeline.
-        method: A method with its settings, or its name (`foveate.contract.naming`): "v2drop", a preset, a chain. A name
+        method: A method with its settings, or its name (`foveate.naming`): "v2drop", a preset, a chain. A name
             alone keeps a third.
         family: "generic" for a model without a family, if its decoder is of the usual kind; it warns.
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,

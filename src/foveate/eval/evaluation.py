@@ -9,14 +9,14 @@ from typing import Any
 from foveate import embedded
 from foveate._cells import Cell, at_budgets
 from foveate._files import is_video, named, sha256_of
-from foveate._upstream import brief
+from foveate._spelling import nearest
+from foveate._upstream import brief, shown
 from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
-from foveate.contract.naming import parse
 from foveate.errors import InputError
 from foveate.eval import provenance
 from foveate.eval.answer_store import Answers, key_of
@@ -25,6 +25,7 @@ from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.questioning import Asked, outstanding, prompts_of, run
+from foveate.naming import parse
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
 
@@ -34,6 +35,8 @@ EMBEDDED = "exact match on held-out questions about generated pictures, each pai
 OWN = "foveate eval --samples"
 LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer, or with several of which any counts; the first that is there is taken."""
+READ = (*LABELS, "task")
+"""Columns that are read beside pictures, question and id."""
 TOLD = 3
 """Rows without a question whose reasons are noted one by one."""
 
@@ -108,7 +111,10 @@ def evaluate_samples(
     """
     listener = listener or Listener()
     with listener.stage("Reading samples", None):
-        readable, bad = _read(samples)
+        readable, bad, columns = _read(samples)
+    if unread := sorted(columns - {*samples.columns.media, *samples.columns.question, samples.columns.id, *READ}):
+        near = "".join(nearest(name, READ) for name in unread)
+        listener.note(f"columns that are not read: {shown(', '.join(unread))}.{near}")
     for row in bad[:TOLD]:
         listener.note(f"row {row.number} (from 0) is left out: {row.reason}")
     if len(bad) > TOLD:
@@ -139,11 +145,13 @@ def evaluate_samples(
     )
 
 
-def _read(samples: Samples) -> tuple[list[Asked], list[Bad]]:
-    """Questions about files that can be read, and the rows without one."""
+def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str]]:
+    """Questions about files that can be read, the rows without one, and the columns that rows have."""
     asked: list[Asked] = []
     bad: list[Bad] = []
-    for sample in samples.settled().read():
+    columns: set[str] = set()
+    for sample in samples.read():
+        columns.update(sample.record)
         if isinstance(sample, Bad):
             bad.append(sample)
             continue
@@ -151,7 +159,7 @@ def _read(samples: Samples) -> tuple[list[Asked], list[Bad]]:
             asked.append(_asked_of(sample))
         except InputError as error:
             bad.append(Bad(sample.number, sample.record, str(error)))
-    return asked, bad
+    return asked, bad, columns
 
 
 def _asked_of(sample: MediaSample) -> Asked:
@@ -248,6 +256,8 @@ def _compare(
         controls = [cell for cell in controls if (cell.name, cell.budget) not in names]
         if controls:
             rows = asking.rows([*cells, *controls], "Answering: controls at what was truly spent")
+    if plan.tokens:
+        rows = [_in_tokens(row, dict(zip(shares, plan.tokens, strict=True)), vision_tokens) for row in rows]
     pictures = {question.picture for question in asked}
     return Quality(
         rows,
@@ -262,6 +272,16 @@ def _compare(
             "max_new_tokens": plan.max_new_tokens,
         },
     )
+
+
+def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_tokens: int | None) -> dict[str, Any]:
+    """A row with its budget, and those of its pairs, in tokens: as asked for, by share; a control's as it was spent."""
+    told = dict(row)
+    if row["budget"] is not None:
+        told["budget"] = asked.get(row["budget"], round(row["budget"] * (vision_tokens or 0), 3))
+    if "paired" in row:
+        told["paired"] = [_in_tokens(pair, asked, vision_tokens) for pair in row["paired"]]
+    return told
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from foveate._cells import USUAL
 from foveate.contract.method import Method
-from foveate.contract.naming import parse
 from foveate.errors import SettingError
 from foveate.eval.answer_store import Answers, open_answers
+from foveate.naming import parse
 
 __all__ = ["BASELINES", "SHARES", "Plan"]
 
@@ -26,7 +26,7 @@ class Plan:
         Plan(methods=["v2drop", "v2drop:metric=l1"], tokens=[192, 64])
 
     Attributes:
-        methods: Their names, in the grammar of `foveate.contract.naming`.
+        methods: Their names, in the grammar of `foveate.naming`.
         tokens: Budgets: mean vision tokens that a decoder layer processes.
         retention: The same as shares in (0, 1]. Where neither is given, names alone run at a third, two ninths and a
             ninth, and a name with settings as it says.

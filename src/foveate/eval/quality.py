@@ -7,6 +7,7 @@ from typing import Any
 
 from foveate._sheet import SECTION, Column, Sheet
 from foveate._stats import wilson
+from foveate.contract.budget import is_met
 from foveate.eval.figures import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.eval.plan import BASELINES
 
@@ -26,8 +27,6 @@ FAILED = 0.2
 """The share of right answers up to which the full model fails, so that dropping has nothing to lose."""
 FEW = 30
 """Pictures below which an interval is worth little: a percentile bootstrap is then too narrow."""
-UNMET = 0.02
-"""How far what is spent may lie from what was asked for, as a share of it."""
 ALWAYS = "random"
 """The control that every method is judged by; of another, only that a method is worse is said."""
 SHORT = {
@@ -332,14 +331,14 @@ def _miss(row: Row) -> str | None:
     spent, asked_words, spent_words = row["retention"], f"{budget:.1%}", f"{row['retention']:.1%}"
     if budget > 1:  # benchmarks are asked in tokens too
         spent, asked_words, spent_words = row["tokens"], f"{budget:g} tokens", f"{row['tokens']:.1f}"
-    if abs(spent - budget) <= UNMET * budget:
+    if is_met(budget, spent):
         return None
     return f"{asked_words} was asked for, {spent_words} is spent"
 
 
 def _tokens(row: Row, pair: Row) -> str:
     """What a setting of a pair spends and, in brackets, what the other one does where that is not the same."""
-    mark = "" if abs(row["tokens"] - pair["tokens"]) <= UNMET * row["tokens"] else f" ({pair['tokens']:.1f})"
+    mark = "" if is_met(row["tokens"], pair["tokens"]) else f" ({pair['tokens']:.1f})"
     return f"{row['tokens']:.1f}{mark}"
 
 

@@ -12,8 +12,9 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +22,12 @@ from foveate._files import local_path, named, open_readable, scheme_of, sha256_o
 from foveate._upstream import brief, first_line, install_line, printable
 from foveate.errors import InputError, SettingError, UnsupportedError
 
-__all__ = ["ENDINGS", "Bad", "MediaSample", "SampleColumns", "Samples", "Unreadable", "arrow", "samples_in"]
+__all__ = ["ENDINGS", "LINE_KEY", "Bad", "MediaSample", "SampleColumns", "Samples", "Unreadable", "arrow", "samples_in"]
 
 LINE = 2**24
 """The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
+LINE_KEY = "line"
+"""What a line that is no record is kept under."""
 SHOWN = 10_000
 """Letters of a line that cannot be read which are kept."""
 READ = 128
@@ -64,7 +67,7 @@ class Bad:
 
     Attributes:
         number: Its place in the file, from 0.
-        record: As in `MediaSample`, or the line under "line".
+        record: As in `MediaSample`, or the line under `LINE_KEY`.
         reason: Why it is none, and what to do.
     """
 
@@ -80,7 +83,7 @@ class SampleColumns:
     Attributes:
         media: Paths of pictures or films, one or a list.
         question: The question.
-        id: What a sample is called; None calls it by its number.
+        id: What a sample is called; None calls it by its number. So is one without an id under the usual name.
     """
 
     media: tuple[str, ...] = ("media", "image", "images", "picture", "video")
@@ -150,7 +153,7 @@ def _object(number: int, line: bytes) -> Mapping[str, Any] | Bad:
 
 
 def _no_sample(number: int, line: bytes, reason: str) -> Bad:
-    return Bad(number, {"line": line[:SHOWN].decode(errors="backslashreplace")}, reason)
+    return Bad(number, {LINE_KEY: line[:SHOWN].decode(errors="backslashreplace")}, reason)
 
 
 def _skip_line(file: BinaryIO) -> None:
@@ -160,14 +163,19 @@ def _skip_line(file: BinaryIO) -> None:
 
 
 class _Csv(_Records):
-    """Cells by the names in the first line; several pictures are written as a JSON list."""
+    """Cells by the names in the first line; several pictures are written as a JSON list.
+
+    Of comma, semicolon (Excel, where a comma is the decimal point) and tab, what the first line has most separates.
+    """
 
     def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
         csv.field_size_limit(LINE)
         with open_readable(self.path) as binary:
             text = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            head = text.readline()
+            separator = "\t" if self.path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
             # Strict: a quote that is never closed is told; else all the rows behind it would be one cell.
-            reader = csv.reader(text, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
+            reader = csv.reader(chain([head], text), delimiter=separator, skipinitialspace=True, strict=True)
             names = self._names(reader)
             number = 0
             while True:
@@ -187,7 +195,7 @@ class _Csv(_Records):
 
     def _names(self, reader: Iterator[list[str]]) -> list[str]:
         try:
-            names = next(reader, [])
+            names = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
             raise InputError(f"{named(self.path)} has no line with the names of its columns: {error}.") from error
         twice = [name for name, times in Counter(names).items() if name and times > 1]
@@ -199,8 +207,9 @@ class _Csv(_Records):
 def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, Any] | Bad:
     if len(cells) > len(names):
         reason = f"The line has {len(cells)} cells, and there are {len(names)} columns."
-        return Bad(number, {"line": ",".join(cells)[:SHOWN]}, reason)
-    return {name: _cell(cell) for name, cell in zip(names, cells, strict=False) if name and cell}
+        return Bad(number, {LINE_KEY: ",".join(cells)[:SHOWN]}, reason)
+    filled = ((name, cell.strip()) for name, cell in zip(names, cells, strict=False) if name)
+    return {name: _cell(cell) for name, cell in filled if cell}
 
 
 def _cell(cell: str) -> Any:
@@ -363,19 +372,6 @@ class Samples:
         """Whether it is a file of Parquet."""
         return isinstance(self.source, _Parquet)
 
-    def settled(self) -> "Samples":
-        """The same called by number, where no record has an id.
-
-        Raises:
-            InputError: If it cannot be read.
-        """
-        name = self.columns.id
-        if name != SampleColumns().id or self.is_folder:
-            return self
-        if any(name in record for record in self.source.records(False) if not isinstance(record, Bad)):
-            return self
-        return replace(self, columns=replace(self.columns, id=None))
-
     def read(
         self, skip: Callable[[int], bool] = lambda number: False, carried: bool = True
     ) -> Iterator[MediaSample | Bad]:
@@ -423,8 +419,8 @@ class Samples:
         if not usable and first_bad is not None:
             raise InputError(
                 f"No row of {shown} can be asked. Row {first_bad.number}: {first_bad.reason} "
-                "Say what the columns are called (foveate batch: --media-column, --question-column), or correct "
-                "the input."
+                "Say what the columns are called (foveate batch: --media-column, --question-column, --id-column), or "
+                "correct the input."
             )
         import numpy as np  # commands look at their input before NumPy is loaded
 
@@ -444,13 +440,13 @@ class Samples:
             if first != sample.number:
                 raise InputError(
                     f"The id {brief(sample.id)} is there twice, in rows {first} and {sample.number} (from 0). "
-                    "Make ids unique, or take the row's number in the place of the column."
+                    "Make ids unique, or take the row's number in the place of the column (--number-rows)."
                 )
 
     def _sample(self, number: int, record: Mapping[str, Any]) -> MediaSample | Bad:
         columns = self.columns
         try:
-            name = str(number) if columns.id is None else _id(record[_first(record, (columns.id,))])
+            name = _id(record, columns.id, number)
             column = _first(record, columns.media)
             media = _media(record[column], self.root)
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
@@ -459,11 +455,15 @@ class Samples:
         return MediaSample(number, name, media, question, record, column)
 
     def _absolute(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A record with absolute paths, so that it can be an input from any folder."""
-        with suppress(Unreadable):
-            column = _first(record, self.columns.media)
-            return {**record, column: list(_media(record[column], self.root))}
-        return record
+        """A record with absolute paths, so that it can be an input from any folder; what is no path stays."""
+        column = next((name for name in self.columns.media if record.get(name) is not None), None)
+        if column is None:
+            return record
+        paths = _listed(record[column])
+        for place, path in enumerate(paths):
+            with suppress(Unreadable):
+                paths[place] = _located(path, self.root)
+        return {**record, column: paths}
 
 
 def samples_in(
@@ -522,22 +522,36 @@ def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.")
 
 
-def _id(value: Any) -> str:
+def _id(record: Mapping[str, Any], column: str | None, number: int) -> str:
+    """What a row is called: by its number where no column is named, and where the usual one has nothing."""
+    value = None if column is None else record.get(column)
+    if value is None and column in (None, SampleColumns().id):
+        return str(number)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value:
         return _text(value, "id")
-    raise Unreadable(f"An id is a text or a whole number; got {brief(value)}.")
+    raise Unreadable(
+        f"An id is a text or a whole number; got {brief(value)} under {column}. Give the row one, or call rows by "
+        "their number (foveate batch: --number-rows)."
+    )
 
 
 def _media(value: Any, root: str) -> tuple[str, ...]:
     """Absolute paths; an empty list asks without a picture."""
-    paths = list(value) if isinstance(value, list | tuple) else [value]
-    for path in paths:
-        if not isinstance(path, str) or not path:
-            raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(path)}.")
+    return tuple(_located(path, root) for path in _listed(value))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _located(path: Any, root: str) -> str:
+    """The absolute path of a picture or film."""
+    if not isinstance(path, str) or not path:
+        raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(path)}.")
     try:
-        return tuple(os.path.join(root, path if scheme_of(path) is None else local_path(path)) for path in paths)
+        return os.path.join(root, path if scheme_of(path) is None else local_path(path))
     except InputError as error:
         raise Unreadable(str(error)) from error
 

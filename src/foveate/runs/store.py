@@ -2,7 +2,8 @@
 
     manifest.json     what the rows depend on; a run goes on only with the same
     part-00000.jsonl  rows; a part that is full may become Parquet
-    bad.jsonl         rows without a result, each with its reason
+    bad.jsonl         rows without a result, each with its reason; they can be an input again
+    broken.jsonl      lines of the input that are no rows, each with its reason
     .lock             held while a run uses the folder
 
 A run that is killed leaves whole lines, and perhaps half of one, which the next run takes out.
@@ -28,9 +29,10 @@ from foveate._writing import PART, publish
 from foveate.errors import InputError
 from foveate.runs.samples import arrow
 
-__all__ = ["BAD", "MANIFEST", "KnownKeys", "Numbers", "Store", "open_store"]
+__all__ = ["BAD", "BROKEN", "MANIFEST", "KnownKeys", "Numbers", "Store", "open_store"]
 
-MANIFEST, BAD, LOCK, FORMAT = "manifest.json", "bad.jsonl", ".lock", "foveate run 1"
+MANIFEST, LOCK, FORMAT = "manifest.json", ".lock", "foveate run 1"
+BAD, BROKEN = "bad.jsonl", "broken.jsonl"
 NAME = re.compile(r"part-(\d{5,})\.(jsonl|parquet)")
 ADVICE = "Make room, and run again: nothing is lost."
 PATIENCE = 5.0
@@ -96,7 +98,7 @@ class Store:
     Attributes:
         manifest: What the rows depend on; empty where there is none yet.
         done: The keys of all rows, bad ones too; see `read`.
-        bad: How many rows are bad.
+        bad: How many rows have no result, and of these `broken` are lines that are no rows.
         damaged: How many lines were damaged.
     """
 
@@ -111,7 +113,7 @@ class Store:
     ) -> None:
         self.path = path
         self.done: KnownKeys = set()
-        self.bad = self.damaged = 0
+        self.bad = self.broken = self.damaged = 0
         self._keys = tuple(keys)
         self._key_of = itemgetter(*keys)
         self._checked = checked
@@ -146,7 +148,8 @@ class Store:
         difference = _difference(self.manifest.get(name), values)
         if difference is None:
             return
-        if any(path.stat().st_size for path in [*self.parts(), self.path / BAD] if path.exists()):
+        files = [*self.parts(), self.path / BAD, self.path / BROKEN]
+        if any(path.stat().st_size for path in files if path.exists()):
             raise InputError(
                 f"{named(self.path)} was begun with {what}: {difference}. Run it as it was begun, or name another "
                 "folder."
@@ -166,15 +169,17 @@ class Store:
         Raises:
             InputError: If they cannot be read, or a key is there twice or can be none.
         """
-        self.done, self.bad = done, 0
+        self.done, self.bad, self.broken = done, 0, 0
         try:
             if self._alone:
                 self._clean()
             for path in self.parts():
                 yield from self._known(path)
-            for row in self._known(self.path / BAD):
-                self.bad += 1
-                yield row
+            for name in (BAD, BROKEN):
+                for row in self._known(self.path / name):
+                    self.bad += 1
+                    self.broken += name == BROKEN
+                    yield row
         except OSError as error:
             raise InputError(f"{named(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
 
@@ -228,8 +233,8 @@ class Store:
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def add(self, rows: Sequence[Row], bad: Sequence[Row] = ()) -> None:
-        """Keep rows, and those without a result. A kill behind this loses none.
+    def add(self, rows: Sequence[Row], bad: Sequence[Row] = (), broken: Sequence[Row] = ()) -> None:
+        """Keep rows, those without a result, and lines that are no rows. A kill behind this loses none.
 
         Raises:
             InputError: If they cannot be written, as on a full disk.
@@ -240,9 +245,11 @@ class Store:
             self._append(str(self._part), rows[:room])
             self._lines += len(rows[:room])
             rows = rows[room:]
-        if bad:
-            self._append(BAD, bad)
-            self.bad += len(bad)
+        for name, lost in ((BAD, bad), (BROKEN, broken)):
+            if lost:
+                self._append(name, lost)
+                self.bad += len(lost)
+        self.broken += len(broken)
         if time.monotonic() - self._synced >= SYNC:
             self._sync()
 

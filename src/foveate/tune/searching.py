@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate._upstream import install_line
-from foveate.contract.chain import Chain
 from foveate.contract.follow import cut_layers
-from foveate.contract.method import Method
+from foveate.contract.method import Chain, Method
 from foveate.contract.space import Point, Space
 from foveate.contract.stages import Shape
 from foveate.errors import BudgetError, SettingError, UnsupportedError

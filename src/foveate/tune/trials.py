@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate import catalogue
 from foveate.ask.batch import parts
 from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
-from foveate.contract import catalogue
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.runs.crew import Crew, Here, Pool, Stopped, Worker

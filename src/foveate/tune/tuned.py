@@ -10,17 +10,18 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
+from foveate import catalogue
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json, refuse_keys
 from foveate._stats import Estimate
 from foveate._writing import publish
-from foveate.contract import catalogue
 from foveate.contract.method import Method
 from foveate.errors import FoveateError, InputError
 
 __all__ = ["HeldOut", "Tuned", "points"]
 
 FORMAT = "foveate tuning 4"
+FILE = "This preset file of foveate tune"
 
 
 PlainMethod = Annotated[
@@ -157,13 +158,15 @@ class Tuned:
         """
         if values.get("format") != FORMAT:
             raise InputError(f"This is no preset file of foveate tune: its format is not {FORMAT!r}.")
-        refuse_keys("This preset file of foveate tune", values, (*cls.__dataclass_fields__, "format", "verdict"))
+        refuse_keys(FILE, values, (*cls.__dataclass_fields__, "format", "verdict"))
         try:
-            return _adapter().validate_python(values)
+            read = _adapter().validate_python(values)
+            _refuse_unread(values, {**values, **_adapter().dump_python(read, mode="json")})
+            return read
         except ValidationError as error:
             worst = error.errors(include_url=False)[0]
             place, why = ".".join(map(str, worst["loc"])), worst["msg"].removeprefix("Value error, ")
-            raise InputError(f"This preset file of foveate tune is damaged: {place}: {why}") from error
+            raise InputError(f"{FILE} is damaged: {place}: {why}") from error
         except FoveateError as error:
             raise InputError(str(error)) from error
 
@@ -187,6 +190,17 @@ class Tuned:
             InputError: If there is no such file, or it holds none.
         """
         return cls.from_dict(read_json(path))
+
+
+def _refuse_unread(given: Any, read: Any) -> None:
+    """Refuse a key, however deep, that is not in what was made of the values."""
+    if isinstance(given, Mapping):
+        refuse_keys(FILE, given, read)
+        for key, value in given.items():
+            _refuse_unread(value, read[key])
+    elif isinstance(given, list | tuple):
+        for pair in zip(given, read, strict=True):
+            _refuse_unread(*pair)
 
 
 @cache

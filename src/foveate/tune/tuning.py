@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foveate import naming
 from foveate._versions import versions
 from foveate.ask.vlm import VLM
-from foveate.contract import naming
 from foveate.contract.method import Method
 from foveate.contract.space import Space, space_of
 from foveate.errors import BudgetError, SettingError

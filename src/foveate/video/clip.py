@@ -27,6 +27,7 @@ class Clip:
         start, end: The part of the video that was read, in seconds.
         rate: Mean frames per second of the file.
         note: A message for the user, such as that the file is damaged; usually None.
+        chosen: Whether somebody said how many frames, or which: then no model takes fewer by itself.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Clip:
     end: float
     rate: float
     note: str | None = None
+    chosen: bool = False
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from io import BytesIO
@@ -23,7 +24,7 @@ from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted
 
-__all__ = ["read"]
+__all__ = ["read", "shape_of"]
 
 FORMATS = (
     # Videos.
@@ -42,6 +43,9 @@ DECODING = {"max_pixels": str(PIXELS)}
 STRICT = DECODING | {"err_detect": "+crccheck+explode"}
 """What a decoder would conceal is an error to it. It then skips frames also where a healthy film is entered in its
 middle, and with threads it does not come back to its senses."""
+HDR = {16: ("PQ", 148), 18: ("HLG", 191)}
+"""Transfer characteristics by FFmpeg's number (SMPTE ST 2084, ARIB STD-B67), and where they have the white of ITU-R
+BT.2408, 203 cd/m²: at 58 and 75 % of the signal."""
 BYTES = 12
 """Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
 UNNAMED = Path("the film")
@@ -85,11 +89,33 @@ def read(
     Warns:
         UserWarning: If only a part of the file can be read; the sentence is also the clip's `note`.
     """
+    clip: Clip = _with(path, FramesWanted(frames, fps, start, end), _read)
+    if clip.note:
+        warnings.warn(clip.note, stacklevel=2)
+    return clip
+
+
+def shape_of(
+    path: str | Path | bytes,
+    frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of the clip that `read` would give, by the file's header: none is decoded.
+
+    Height and width are 0 where the header does not say. Arguments and errors are those of `read`.
+    """
+    count, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _measured)
+    return count, height, width
+
+
+def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[BinaryIO, Path, FramesWanted], Any]) -> Any:
+    """What comes out of some work on an open file, whose errors become one line with the file's name."""
     try:
         import av
     except ImportError as error:
         raise UnsupportedError(f"Reading videos needs PyAV: {install_line('vision')}.") from error
-    request = FramesWanted(frames, fps, start, end)
     if isinstance(path, bytes):
         opened: Callable[[], BinaryIO] = partial(BytesIO, path)
         path = UNNAMED
@@ -99,7 +125,7 @@ def read(
     name = named(path)
     with opened() as file:
         try:
-            clip = _read(file, path, request)
+            return work(file, path, request)
         except FoveateError:
             raise
         except MemoryError as error:
@@ -113,16 +139,36 @@ def read(
             raise InputError(f"{name} cannot be read: {why}. Fetch or export it again.") from error
         except (ArithmeticError, TypeError, ValueError) as error:  # PyAV's own, of times and sizes that no video has
             raise InputError(f"{name} is damaged: {first_line(error)} Fetch or export it again.") from error
-    if clip.note:
-        warnings.warn(clip.note, stacklevel=2)
-    return clip
 
 
 def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
     """The frames that are wanted of an open file."""
+    contents, part, times, size = _surveyed(file, path, request)
+    _check_frames(len(times), *size)
     name = named(path)
-    source = _File(file, path)
-    with _container(source, name) as container:
+    for way in _Way:
+        source = _File(file, path)
+        source.seek(0)
+        with _container(source, name) as container, suppress(_Concealed):
+            stream = video_stream(container, name)
+            clip = _Decoder(container, stream, contents, way).clip(path, times, part)
+            notes = filter(None, (clip.note, _hdr_note(stream, name)))
+            return replace(clip, chosen=request.asked, note=" ".join(notes) or None)
+    raise AssertionError("the last way conceals")
+
+
+def _measured(file: BinaryIO, path: Path, request: FramesWanted) -> tuple[int, tuple[int, int]]:
+    """How many frames are wanted of an open file, and their width and height."""
+    _, _, times, size = _surveyed(file, path, request)
+    return len(times), size
+
+
+def _surveyed(
+    file: BinaryIO, path: Path, request: FramesWanted
+) -> tuple[Survey, tuple[float, float], list[float], tuple[int, int]]:
+    """What an open file holds, which part of it is wanted and at which times, and the width and height of a frame."""
+    name = named(path)
+    with _container(_File(file, path), name) as container:
         stream = video_stream(container, name)
         size = _size(stream)
         _check_frame(name, *size)
@@ -130,13 +176,18 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
     if contents is None:
         raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
     part = request.part(contents, name)
-    times = request.times(contents, part, name)
-    _check_frames(len(times), *size)
-    for way in _Way:
-        source.seek(0)
-        with _container(source, name) as container, suppress(_Concealed):
-            return _Decoder(container, video_stream(container, name), contents, way).clip(path, times, part)
-    raise AssertionError("the last way conceals")
+    return contents, part, request.times(contents, part, name), size
+
+
+def _hdr_note(stream: Any, name: str) -> str | None:
+    """A sentence on a film whose brightness is not that of a screen; None for all others."""
+    if (found := HDR.get(int(stream.codec_context.color_trc or 0))) is None:
+        return None
+    kind, white = found
+    return (
+        f"{name} is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of 255 where white should be. "
+        "Convert it to SDR (BT.709) first."
+    )
 
 
 class _Way(Enum):

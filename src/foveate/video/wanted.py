@@ -37,6 +37,11 @@ class FramesWanted:
         if self.end is not None and self.end <= (self.start or 0.0):
             raise SettingError(f"end must be later than start; got start={self.start}, end={self.end}.")
 
+    @property
+    def asked(self) -> bool:
+        """Whether somebody said how many frames, or how many a second: then a GIF is a film."""
+        return self.frames is not None or self.fps is not None
+
     def part(self, contents: Survey, name: str) -> tuple[float, float]:
         """From where to where frames are taken, in seconds.
 

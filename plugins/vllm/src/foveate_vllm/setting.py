@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.contract import catalogue, follow, naming
+from foveate import catalogue, naming
+from foveate.contract import follow
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape

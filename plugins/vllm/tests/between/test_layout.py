@@ -1,8 +1,7 @@
 """Where keys and values go behind a cut, beside a plain loop; and the images of a step."""
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from foveate_vllm.layout import Batch, Images, Layout
 

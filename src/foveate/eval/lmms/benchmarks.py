@@ -3,12 +3,11 @@
 Needs neither torch nor lmms-eval, so that a command refuses a name at once.
 """
 
-import difflib
-import re
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from foveate._spelling import nearest
 from foveate._upstream import install_line
 from foveate.errors import InputError, UnknownNameError, UnsupportedError
 
@@ -17,7 +16,6 @@ __all__ = [
     "MME_TOTAL",
     "check_folders",
     "check_installed",
-    "check_written",
     "primary",
     "resolve",
 ]
@@ -26,7 +24,6 @@ MME_TOTAL = "mme_score"
 """MME's perception and cognition scores added up, as the papers print it."""
 PRINTED = ("pope_f1_score", "seed_all", "relaxed_overall")
 """Figures that papers print, of tasks with several."""
-DECLARED = re.compile(r"""^(?:task|group|tag):\s*["']?([\w.-]+)""", re.MULTILINE)
 
 BENCHMARKS = {
     "gqa": "gqa",  # compositional questions about photographs
@@ -60,11 +57,10 @@ def resolve(names: Sequence[str], others: Collection[str] = ()) -> dict[str, str
     """
     for name in names:
         if name not in BENCHMARKS and name not in others:
-            near = difflib.get_close_matches(name, others, n=3)
-            hint = f" Near it in lmms-eval: {', '.join(near)}." if near else ""
             ours = ", ".join(BENCHMARKS)
             raise UnknownNameError(
-                f"No benchmark {name!r}. There are: {ours}; and every task of lmms-eval by its own name.{hint}"
+                f"No benchmark {name!r}. There are: {ours}; and every task of lmms-eval by its own name."
+                f"{nearest(name, others, 3)}"
             )
     return {name: BENCHMARKS.get(name, name) for name in names}
 
@@ -96,29 +92,3 @@ def check_folders(include: Sequence[Path]) -> None:
     for folder in include:
         if not folder.is_dir():
             raise InputError(f"There is no folder {folder} to take tasks from.")
-
-
-def check_written(names: Sequence[str], include: Sequence[Path] = ()) -> None:
-    """Refuse names that can be no benchmark's, before anything slow is imported.
-
-    A look into lmms-eval's files takes a tenth of a second, where its own index takes ten. A name that occurs in none
-    of them is no task; one that does may be a task.
-
-    Raises:
-        InputError: If there is no such folder of tasks.
-        UnknownNameError: If a name is neither ours nor in a file of lmms-eval or of these folders.
-    """
-    check_folders(include)
-    unknown = [name for name in names if name not in BENCHMARKS]
-    package = find_spec("lmms_eval")
-    if not unknown or package is None or package.origin is None:
-        return
-    folders = [Path(package.origin).parent / "tasks", *include]
-    # Templates that others include have names such as _default_template_yaml.
-    files = [file for folder in folders for file in sorted(folder.rglob("*yaml*")) if file.is_file()]
-    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-    for name in unknown:
-        word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
-        if not any(word.search(text) for text in texts):
-            declared = {task for text in texts for task in DECLARED.findall(text)}
-            resolve([name], sorted(declared - {name}))

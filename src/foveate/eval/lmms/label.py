@@ -1,9 +1,8 @@
-"""What lmms-eval writes of a run: with the method, its budget and what was spent, in a folder named after them."""
+"""What a run of lmms-eval asked for and spent: a file of our own, named after its setting."""
 
 import re
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ from foveate.eval.answer_store import FULL, fingerprint
 from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.setting import Setting
 
-__all__ = ["Label", "spent_of", "when_written"]
+__all__ = ["Label", "spent_of"]
 
-KEY = "foveate"
-"""The key of results and of samples under which our values are."""
 LONGEST = 80
-"""Most characters of a part of a folder's name."""
+"""Most characters of a part of a file's name."""
 
 Records = Mapping[tuple[str, int], Mapping[str, Any]]
 """The record of each answer, by task and document."""
@@ -28,7 +25,7 @@ SPENT = {"retention": "retention", "tokens": "spent", "vision_tokens": "vision_t
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """A run under one setting, as its files name it.
+    """A run under one setting, as its file names it.
 
     Attributes:
         model: A hub id, a folder, or "embedded".
@@ -41,8 +38,8 @@ class Label:
     conduct: Conduct
 
     @property
-    def folder(self) -> str:
-        """The name of its folder: llava-hf__llava-1.5-7b-hf__v2drop__192-tokens."""
+    def name(self) -> str:
+        """Of its file: llava-hf__llava-1.5-7b-hf__v2drop__192-tokens."""
         from lmms_eval.utils import sanitize_model_name
 
         setting = self.setting
@@ -79,43 +76,28 @@ class Label:
             values["settings"] = setting.settings
         return values
 
-    def add_to(
-        self,
-        results: MutableMapping[str, Any],
-        samples: Mapping[str, Sequence[MutableMapping[str, Any]]] | None,
-        records: Records,
-    ) -> None:
-        """Add what was asked and what was spent: to the results, to each task's figures, and to each sample.
+    def summary(self, records: Records) -> dict[str, Any]:
+        """What was asked for and what was spent, over all answers and task by task, as plain values.
 
         Args:
-            results: The harness's results; its table prints what a task's figures have.
-            samples: The harness's samples by task, where it keeps them.
             records: What is kept of each answer.
         """
-        asked = self.asked()
-        results[KEY] = {
+        of_task: dict[str, list[Mapping[str, Any]]] = {}
+        for (task, _), row in records.items():
+            of_task.setdefault(task, []).append(row)
+        return {
             "model": self.model,
-            **asked,
-            **_spent(list(records.values())),
+            **self.asked(),
             "protocol": self.conduct.protocol,
+            **_spent(list(records.values())),
+            "tasks": {task: _spent(rows) for task, rows in of_task.items()},
         }
-        for task, figures in results["results"].items():
-            rows = [row for (name, _), row in records.items() if name == task]
-            if rows:
-                spent = _spent(rows)
-                figures |= {"retention,none": spent["retention"], "tokens,none": spent["tokens"]}
-        for task, rows_of_task in (samples or {}).items():
-            for sample in rows_of_task:
-                row = records.get((task, int(sample["doc_id"])))
-                if row is not None:
-                    sample[KEY] = {**asked, **_spent([row])}
 
 
-def _spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Means over answers: the share of vision tokens that a decoder layer processed, and their number."""
-    if not rows:
-        return dict.fromkeys(SPENT)
-    return {name: float(np.mean([row[column] for row in rows])) for name, column in SPENT.items()}
+def _spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How many answers, and means over them: the share of vision tokens that a layer processed, and their number."""
+    means = {name: float(np.mean([row[column] for row in rows])) for name, column in SPENT.items()}
+    return {"answers": len(rows), **means}
 
 
 def spent_of(records: Records) -> dict[tuple[str, int], dict[str, Any]]:
@@ -136,29 +118,3 @@ def _plain(text: str) -> str:
     if len(plain) <= LONGEST:
         return plain
     return f"{plain[:LONGEST]}-{fingerprint({'text': text})[:8]}"
-
-
-def when_written(label: Label, records: Callable[[], Records]) -> None:
-    """Have the next results that lmms-eval writes say all this; nothing of lmms-eval asks a model for it.
-
-    A method of its tracker is replaced until it is called.
-
-    Args:
-        label: What they are of.
-        records: What is kept of each answer; called when they are written.
-    """
-    from lmms_eval.loggers import EvaluationTracker
-
-    save = EvaluationTracker.save_results_aggregated
-    save = getattr(save, "__wrapped__", save)  # a run before this one may have ended without results
-
-    @wraps(save)
-    def saved(tracker: Any, results: Any, samples: Any, datetime_str: str) -> None:
-        EvaluationTracker.save_results_aggregated = save
-        if results["config"]["model"] == KEY:
-            label.add_to(results, samples, records())
-            tracker.general_config_tracker.model_name = label.model
-            tracker.general_config_tracker.model_name_sanitized = label.folder
-        save(tracker, results=results, samples=samples, datetime_str=datetime_str)
-
-    EvaluationTracker.save_results_aggregated = saved

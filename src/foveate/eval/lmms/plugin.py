@@ -8,7 +8,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, NoReturn, Self
 
 import torch
 from accelerate import Accelerator
@@ -16,11 +17,12 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from foveate._writing import publish
 from foveate.ask.loading import EMBEDDED, device_of, load
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
 from foveate.eval.answer_store import Answers, open_answers
 from foveate.eval.lmms.answerer import Conduct, Request, RequestAnswerer
-from foveate.eval.lmms.label import Label, spent_of, when_written
+from foveate.eval.lmms.label import Label, spent_of
 from foveate.eval.lmms.setting import Setting, values_of
 
 __all__ = ["Answering", "Foveate"]
@@ -71,11 +73,11 @@ class Answering(lmms):  # type: ignore[misc]
 
         return Request(task, split, number, lambda: messages(document()), generation, ocr)
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+    def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
         """Refused: this model answers in words."""
         raise UnsupportedError("foveate answers in words; a task that compares likelihoods cannot be run with it.")
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
         """Refused: one question, one answer."""
         raise UnsupportedError(
             "foveate answers one question at a time; a task of several rounds cannot be run with it."
@@ -87,7 +89,7 @@ class Foveate(Answering):
 
     Args:
         pretrained: A hub id, a local folder, or "embedded".
-        method: What drops, in the grammar of `foveate.contract.naming`: a text such as v2drop:metric=cosine, JSON, or a
+        method: What drops, in the grammar of `foveate.naming`: a text such as v2drop:metric=cosine, JSON, or a
             mapping. Empty is the full model.
         budget: Mean vision tokens a decoder layer, of each sample's own count.
         retention: The same as a share. Where neither is given, a name alone keeps 1/3.
@@ -95,7 +97,8 @@ class Foveate(Answering):
         settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
         protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
         max_frames: Most frames of a video.
-        log: A folder for a record of every answer; a run that is started again reuses what is there.
+        log: A folder for a record of every answer, and for what each setting spent; a run that is started again reuses
+            what is there.
         device, dtype, attention: As of the command line.
         batch_size: From lmms-eval's own flag.
         max_batch_size: lmms-eval's flag for batches it sizes itself; refused.
@@ -131,6 +134,7 @@ class Foveate(Answering):
         conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
         vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
         self._held = ExitStack()
+        self._log = log
         store = self._open(log, conduct.conditions(vlm)) if log else None
         super().__init__(RequestAnswerer(vlm, setting.method, conduct, store))
         self.label = Label(model=pretrained, setting=setting, conduct=conduct)
@@ -164,22 +168,20 @@ class Foveate(Answering):
                 if name in values:
                     raise SettingError(f"{name} is given twice: as --{name}, and in model_args.")
                 values[name] = value
-            model = cls(**values)
-        when_written(model.label, lambda: model.answerer.records)
-        return model
+            return cls(**values)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         with _in_one_line(), tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
             self.answerer.advance = bar.update
             return super().generate_until(requests)
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+    def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
         with _in_one_line():
-            return super().loglikelihood(requests)
+            super().loglikelihood(requests)
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
         with _in_one_line():
-            return super().generate_until_multi_round(requests)
+            super().generate_until_multi_round(requests)
 
     def clean(self) -> None:
         """What lmms-eval calls in every process when all is answered: gather the records, and let the store go."""
@@ -189,7 +191,19 @@ class Foveate(Answering):
             for records in shares:
                 self.answerer.records = {**records, **self.answerer.records}
         self._held.close()
+        if self.rank == 0 and self.answerer.records:
+            with _in_one_line():
+                self._tell(self.label.summary(self.answerer.records))
         super().clean()
+
+    def _tell(self, summary: Mapping[str, Any]) -> None:
+        """Say what was spent, and write it beside the answers that are kept."""
+        tokens, entered = summary["tokens"], summary["vision_tokens"]
+        _note(f"{tokens:.1f} of {entered:.1f} vision tokens a layer: {summary['retention']:.1%}")
+        if self._log:
+            path = Path(self._log).expanduser() / f"{self.label.name}.json"
+            publish(path, lambda part: part.write_text(json.dumps(summary, indent=2) + "\n"), force=True)
+            _note(f"what was asked for and spent is in {path}")
 
 
 def _place() -> tuple[int, int]:

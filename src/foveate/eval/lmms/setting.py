@@ -4,7 +4,6 @@ method=v2drop:layers=3,17,22;keep=0.5,0.3,0,budget=192     a comma separates whe
 {"method": "v2drop:metric=cosine", "budget": 192}          JSON; a mapping from lmms-eval's YAML says the same
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from foveate._spelling import parsed, unquoted
+from foveate._spelling import fractions, nearest, parsed, unquoted
 from foveate.contract.method import Method
-from foveate.contract.naming import asked_share, chosen, draws, parse, with_seed
 from foveate.errors import SettingError
+from foveate.naming import asked_share, chosen, draws, parse, with_seed
 
 __all__ = ["NAMES", "Setting", "values_of"]
 
@@ -39,8 +38,8 @@ STRUCTURED = ("method", "settings")
 """What JSON may give as an object."""
 FLAGS = ("batch_size", "max_batch_size")
 
-# A span in quotes, or a comma that separates. An apostrophe inside a word opens no span.
-_PARTS = re.compile(r"""(?<=[=:,\[{\s])'[^']*'|(?<=[=:,\[{\s])"[^"]*"|(?P<comma>,)(?=\s*[A-Za-z_][\w-]*\s*=)""")
+SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*\s*=)")
+"""A comma that NAME= follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Setting:
     """What the arguments say of dropping.
 
     Attributes:
-        name: What drops, in the grammar of `foveate.contract.naming`; empty is the full model.
+        name: What drops, in the grammar of `foveate.naming`; empty is the full model.
         budget: Mean vision tokens a decoder layer, counted on each sample.
         retention: The same as a share in (0, 1]. Where neither is given, a name alone keeps 1/3.
         seed: Which draw, for methods that draw at random.
@@ -129,11 +128,8 @@ def values_of(arguments: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def _pairs(text: str) -> dict[str, str]:
     """`a=1,2,b=3` is `a=1,2` and `b=3`."""
-    commas = [match.start() for match in _PARTS.finditer(text) if match["comma"]]
-    starts, ends = [0, *(comma + 1 for comma in commas)], [*commas, len(text)]
     pairs: dict[str, str] = {}
-    for start, end in zip(starts, ends, strict=True):
-        part = text[start:end].strip(", ")
+    for part in (piece.strip(", ") for piece in SEPARATOR.split(text)):
         if not part:
             continue
         name, equals, value = part.partition("=")
@@ -160,6 +156,8 @@ def _value(name: str, value: Any) -> Any:
 
 def _number(name: str, value: Any) -> int | float:
     kind = NUMBERS[name]
+    if name == "retention" and isinstance(value, str):
+        value = fractions(value)
     with suppress(TypeError, ValueError):
         number = kind(value)
         if not isinstance(value, bool) and (isinstance(value, str) or number == value):
@@ -171,8 +169,6 @@ def _unknown(name: str) -> str:
     """A sentence on a name that is no argument's."""
     if name in FLAGS:
         return f"{name} is a flag of lmms-eval: write --{name} beside --model_args."
-    there = f"There are: {', '.join(NAMES)}."
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=1)
-    if near:
-        return f"No model argument {name!r}. Did you mean {near[0]}? {there}"
-    return f"No model argument {name!r}. {there} A method's settings go behind its name: method=v2drop:metric=cosine."
+    near = nearest(name.lower().replace("-", "_"), NAMES)
+    behind = "" if near else " A method's settings go behind its name: method=v2drop:metric=cosine."
+    return f"No model argument {name!r}.{near} There are: {', '.join(NAMES)}.{behind}"

@@ -1,0 +1,293 @@
+"""Chat completions as OpenAI's clients know them: requests from untrusted JSON, answers and errors as JSON.
+
+Needs no web framework; `examples/servers/own.py` is a server around it.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
+
+from foveate._files import scheme_of
+from foveate._spelling import refuse_keys
+from foveate._upstream import brief, first_line
+from foveate.ask.answer import Answer
+from foveate.ask.generation import Generation
+from foveate.ask.media import decoded
+from foveate.errors import FoveateError, InputError
+from foveate.naming import refuse_files
+from foveate.video import shape_of
+
+__all__ = ["Chat", "Refusal", "completion", "error_of", "events", "opened"]
+
+FILM = {"fps": "fps", "max_frames": "frames", "video_start": "start", "video_end": "end"}
+"""What a part may ask of a film, and what `foveate.video.read` calls it."""
+KEYS: dict[str, tuple[str, ...]] = {"image_url": ("url", "detail"), "video_url": ("url", *FILM)}
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+SMALL = 2**18
+"""Pixels that a picture or frame counts at the least: processors make small ones larger."""
+TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 504: "timeout_error"}
+STOPS = 4
+
+Length = Annotated[int, Field(ge=1)] | None
+
+
+class Refusal(InputError):
+    """A request that is not answered.
+
+    Args:
+        message: What was wrong, in one line.
+        param: Which field of the request it is about.
+        status: Of HTTP.
+        code: A word for programs.
+        wait: Seconds after which it may be sent again.
+    """
+
+    def __init__(
+        self, message: str, param: str | None = None, status: int = 400, code: str | None = None, wait: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+        self.code = code
+        self.headers = {"Retry-After": str(wait)} if wait else {}
+
+
+# -- fields -------------------------------------------------------------------------------------------------------
+
+
+class Message(BaseModel, extra="forbid"):
+    """A turn of the conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[dict[str, Any]]
+
+
+class StreamOptions(BaseModel, extra="forbid"):
+    """What a streamed answer ends with."""
+
+    include_usage: bool = False
+
+
+class Chat(BaseModel, extra="forbid"):
+    """A request: fields of OpenAI's, and `method`, `retention` and `tokens`. Without a temperature it is greedy."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: Length = None
+    max_completion_tokens: Length = None
+    temperature: float | None = None
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    user: Any = None
+    metadata: Any = None
+    method: str | None = Field(None, max_length=1000)
+    retention: float | None = Field(None, gt=0, le=1)
+    tokens: float | None = Field(None, gt=0)
+
+    def check(self) -> None:
+        """Refuse what fields say together, a question without words, and a method that is a file.
+
+        Raises:
+            FoveateError: If there is any of it.
+        """
+        if self.method is not None:
+            refuse_files(self.method)
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise Refusal("max_tokens and max_completion_tokens mean the same: send one.", "max_tokens")
+        if self.stream_options is not None and not self.stream:
+            raise Refusal("stream_options belongs to stream: true.", "stream_options")
+        last = self.messages[-1]
+        parts = [{"text": last.content}] if isinstance(last.content, str) else last.content
+        if last.role != "user" or not any(str(part.get("text") or "").strip() for part in parts):
+            raise Refusal("The last message is the user's and holds a question; this one has none.", "messages")
+
+    def generation(self, length: int) -> Generation:
+        """How the answer is decoded; it has at most `length` tokens where nothing is said.
+
+        Raises:
+            SettingError: If a number leaves its range, or settings of sampling come without a temperature.
+        """
+        sampling: dict[str, Any] = {"top_p": self.top_p, "seed": self.seed}
+        if self.temperature == 0:  # said, not left out: the likeliest token is the same for all of them
+            sampling = {}
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stop) > STOPS:
+            raise Refusal(f"At most {STOPS} texts end an answer; got {len(stop)}.", "stop")
+        length = self.max_completion_tokens or self.max_tokens or length
+        return Generation(max_new_tokens=length, temperature=self.temperature or 0.0, stop=stop, **sampling)
+
+
+# -- pictures and films -------------------------------------------------------------------------------------------
+
+
+def opened(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
+    """Messages for `VLM.ask`, in which no text is a path or URL: pictures stand opened, films as bytes.
+
+    Only headers are read.
+
+    Args:
+        messages: What a client sent.
+        most: Pixels of all pictures and of all frames together; a small one counts as `SMALL`.
+
+    Raises:
+        FoveateError: If a part is anything but a text, or a picture or film in a `data:` URL that can be read; a
+            `Refusal` of status 413 where there are more pixels.
+    """
+    left = most
+    read: list[dict[str, Any]] = []
+    for place, message in enumerate(messages):
+        if isinstance(message.content, str):
+            read.append({"role": message.role, "content": message.content})
+            continue
+        parts = []
+        for number, part in enumerate(message.content):
+            where = f"messages.{place}.content.{number}"
+            if part.get("type") == "text":
+                parts.append(part)
+                continue
+            url, asked = _url(part, where)
+            shown, pixels = _shown(part["type"], url, asked, where)
+            if (left := left - pixels) < 0:
+                raise Refusal(f"Pictures and films have more than {most:,} pixels. Scale them down.", where, 413)
+            parts.append(shown)
+        read.append({"role": message.role, "content": parts})
+    return read
+
+
+def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """The `data:` URL of a part, and what else it asks."""
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in KEYS:
+        raise Refusal(f"A part is of type text, image_url or video_url; got {brief(kind)}.", where)
+    asked = {name: value for name, value in part.items() if name not in ("type", kind)}
+    source = part.get(kind)
+    if isinstance(source, dict):
+        if twice := sorted(set(asked) & set(source)):
+            raise Refusal(f"A part says {brief(twice[0])} twice. Leave one out.", where)
+        asked |= source
+        source = asked.pop("url", None)
+    refuse_keys(f"A part of type {kind}", asked, KEYS[kind][1:])
+    scheme = scheme_of(source) if isinstance(source, str) else None
+    if not isinstance(source, str) or scheme != "data":
+        got = "no text" if not isinstance(source, str) else f"a {scheme}: URL" if scheme else "a path"
+        raise Refusal(f"{kind} takes a data: URL (data:image/png;base64,…), and nothing else; got {got}.", where)
+    return source, asked
+
+
+def _shown(kind: str, url: str, asked: dict[str, Any], where: str) -> tuple[dict[str, Any], int]:
+    """A part with its picture opened, or its film's bytes; and how many pixels it counts."""
+    data = decoded(url)[1]
+    if kind == "video_url":
+        wanted = {FILM[name]: value for name, value in asked.items() if value is not None}
+        frames, height, width = shape_of(data, **wanted)
+        if not height * width:
+            raise Refusal("The film does not say how large it is. Convert it to MP4.", where)
+        return {"type": "video", "video": data, **asked}, frames * max(SMALL, height * width)
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Refusal(f"The picture unpacks to too many pixels: {first_line(error)}", where, 413) from error
+    except Exception as error:  # decoders raise anything
+        raise Refusal("The picture is damaged, or neither PNG, JPEG, WebP nor GIF. Export it again.", where) from error
+    return {"type": "image", "image": image, **asked}, max(SMALL, image.width * image.height)
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def completion(asked: Chat, answer: Answer, reason: str) -> dict[str, Any]:
+    """A whole answer as JSON; `reason` is "stop" or "length"."""
+    message = {"role": "assistant", "content": answer.text}
+    choice = {"index": 0, "message": message, "finish_reason": reason}
+    return {**_head(asked, "chat.completion"), "choices": [choice], **_spent(answer)}
+
+
+def events(asked: Chat, pieces: Iterator[str | tuple[Answer, str]]) -> Iterator[str]:
+    """An answer as server-sent events.
+
+    Args:
+        asked: The request.
+        pieces: The answer's; then the whole answer, and why it ended.
+    """
+    usage = asked.stream_options is not None and asked.stream_options.include_usage
+    head = _head(asked, "chat.completion.chunk") | ({"usage": None} if usage else {})
+
+    def event(delta: dict[str, str], reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return _event({**head, "choices": [choice], **more})
+
+    yield event({"role": "assistant", "content": ""})
+    try:
+        for piece in pieces:
+            if isinstance(piece, str):
+                yield event({"content": piece})
+                continue
+            spent = _spent(piece[0])
+            yield event({}, piece[1], foveate=spent["foveate"])
+            if usage:
+                yield _event({**head, "choices": [], "usage": spent["usage"]})
+    except Exception as error:  # the status is sent already
+        yield _event(error_of(error)[1])
+    yield "data: [DONE]\n\n"
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def _head(asked: Chat, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": asked.model}
+
+
+def _spent(answer: Answer) -> dict[str, Any]:
+    """What an answer took: tokens that went in and came out, and what was dropped."""
+    prompt, said = answer.prompt.tokens, len(answer.tokens)
+    return {
+        "usage": {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said},
+        "foveate": {
+            "retention": answer.retention,
+            "tokens": answer.spent,
+            "vision_tokens": answer.vision_tokens,
+            "notes": list(answer.notes),
+        },
+    }
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """An error as OpenAI tells it: the status of HTTP, the body, and headers."""
+    if isinstance(error, ValidationError):
+        error = _of_field(error)
+    elif isinstance(error, FoveateError) and not isinstance(error, Refusal):
+        error = Refusal(str(error))
+    elif not isinstance(error, Refusal):  # what a client cannot mend is the log's business
+        error = Refusal("The server has failed; its log says why.", status=500)
+    kind = TYPES.get(error.status, "invalid_request_error")
+    body = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    return error.status, {"error": body}, error.headers
+
+
+def _of_field(error: ValidationError) -> Refusal:
+    """The first thing that is wrong with a request; of a field that is not read, with the nearest that is."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(step) for step in fault["loc"])
+    message = f"{place or 'The body'}: {fault['msg']}."
+    if fault["type"] == "extra_forbidden":
+        parts: dict[Any, type[BaseModel]] = {"messages": Message, "stream_options": StreamOptions}
+        try:
+            refuse_keys("The request", fault["loc"][-1:], parts.get(fault["loc"][0], Chat).model_fields)
+        except InputError as unknown:
+            message = str(unknown)
+    return Refusal(message, place or None)

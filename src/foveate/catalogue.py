@@ -1,0 +1,105 @@
+"""Which methods and presets there are: found in `foveate/methods`, in entry points, or registered."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from foveate._spelling import CHAIN, Written, method_name, settings_in, unknown
+from foveate.contract.method import Chain, Method, Preset
+from foveate.errors import SettingError
+from foveate.methods import chains
+
+__all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets", "takes_budget"]
+
+extra: dict[str, type[Method]] = {}
+"""Methods from `foveate.register_method`, by name."""
+
+
+@cache
+def _in_folder() -> dict[str, type[Method]]:
+    """`METHOD` of every module in `foveate/methods`."""
+    kinds: dict[str, type[Method]] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))]):
+        kind = getattr(importlib.import_module(f"foveate.methods.{module.name}"), "METHOD", None)
+        if kind is not None:
+            kinds[kind.name] = kind
+    return kinds
+
+
+@cache
+def discovered() -> dict[str, type[Method]]:
+    """Every method of `foveate/methods`, and of every entry point in group `foveate.methods`."""
+    kinds = dict(_in_folder())
+    for point in entry_points(group="foveate.methods"):
+        kind = point.load()
+        kinds.setdefault(kind.name, kind)
+    return kinds
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by its name."""
+    return {**discovered(), **extra}
+
+
+def method(name: str) -> type[Method]:
+    """The method of this name.
+
+    Raises:
+        UnknownNameError: If there is none; the message names the nearest.
+    """
+    kinds = methods()
+    if name not in kinds:
+        raise unknown("method", name, kinds, "foveate methods")
+    return kinds[name]
+
+
+def takes_budget(kind: type[Method]) -> bool:
+    """Whether a method can be given a budget and nothing else."""
+    fields = kind._fields()
+    given = [field for field in fields.values() if field.default is MISSING and field.default_factory is MISSING]
+    return "retention" in fields and not given
+
+
+def presets() -> dict[str, Preset]:
+    """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
+    of_methods = [preset for kind in methods().values() for preset in kind.presets]
+    return {preset.name: preset for preset in (*of_methods, *chains.PRESETS)}
+
+
+def preset(name: str) -> Method:
+    """The setting of this name, such as `v2drop/llava-1.5-7b/192`, or in a preset file: of `foveate tune`, or JSON.
+
+    Raises:
+        InputError: If it names a file that cannot be read.
+        UnknownNameError: If there is none; the message names the nearest.
+    """
+    if Written(name).is_file:
+        return from_dict(settings_in(name))
+    by_name = presets()
+    if name not in by_name:
+        raise unknown("preset", name, by_name, "foveate presets")
+    return by_name[name].method
+
+
+def from_dict(values: Mapping[str, Any]) -> Method:
+    """The method that `Method.to_dict` gave, whichever it is.
+
+    Raises:
+        SettingError: If it names no method, or settings do not fit.
+        UnknownNameError: If there is no such method.
+    """
+    name = method_name(values)
+    try:
+        if name != CHAIN:  # `methods` has it not
+            return method(name).from_dict(values)
+        members = values.get("members")
+        if isinstance(members, list | tuple):
+            values = {**values, "members": [from_dict(one) if isinstance(one, Mapping) else one for one in members]}
+        return Chain.from_dict(values)
+    except RecursionError:
+        raise SettingError(f"The settings of {name} nest too many methods inside each other.") from None

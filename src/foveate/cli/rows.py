@@ -1,0 +1,137 @@
+"""Rows of `foveate methods`, `models` and `presets`, from the classes: plain values, as JSON has them."""
+
+import dataclasses
+import json
+import re
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse
+
+from foveate._index import summary
+from foveate.catalogue import takes_budget
+from foveate.contract.method import Preset
+from foveate.core.rank import mean_tokens
+from foveate.families.base import Family
+from foveate.registry import families, methods, presets, support
+
+__all__ = ["family_rows", "method_rows", "preset_rows"]
+
+POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
+UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """A row a method: what it does, and what each setting is if nothing is said, takes and means."""
+    return _plain(_method(name, kind) for name, kind in sorted(methods().items()))
+
+
+def preset_rows() -> list[dict[str, Any]]:
+    """A row a preset: its setting, its source, and what it spends on the model that it was made for."""
+    return _plain(map(_preset, presets().values()))
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """A row a family: what it is, and where each method drops tokens of its pictures and videos."""
+    table = support()
+    return _plain(_family(name, kind, table[name]) for name, kind in sorted(families().items()))
+
+
+def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lists in the place of tuples; of what JSON does not know its representation."""
+    plain: list[dict[str, Any]] = json.loads(json.dumps(list(rows), default=repr))
+    return plain
+
+
+def _method(name: str, kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    fields = dataclasses.fields(kind)
+    usual = {"keep": getattr(kind, "usual_keep", None), "targets": getattr(kind, "usual_targets", None)}
+    usual[getattr(kind, "layers_setting", "layers")] = getattr(kind, "usual_layers", None)
+    return {
+        "name": name,
+        "summary": summary(kind),
+        "settings": {field.name: _default(field) for field in fields},
+        "types": {field.name: _words(hints[field.name]) for field in fields},
+        "meanings": _meanings(kind),
+        "usual": {field.name: usual[field.name] for field in fields if usual.get(field.name) is not None},
+        "takes_budget": takes_budget(kind),
+    }
+
+
+def _meanings(kind: Any) -> dict[str, str]:
+    """What each setting means, from the docstrings of its class and of those that it is built on."""
+    meanings: dict[str, str] = {}
+    for base in kind.__mro__:
+        for entry in parse(base.__doc__ or "").params:
+            text = " ".join((entry.description or "").split()).replace("See `Positions`", POSITIONS)
+            for name in entry.arg_name.split(", "):
+                if meanings.get(name, "See `").startswith("See `"):  # of the class that is named there
+                    meanings[name] = text
+    fields = dataclasses.fields(kind)
+    return {field.name: re.sub(r"`|\*\b|\b\*", "", meanings.get(field.name, "")) for field in fields}  # no markup
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """What a setting is if nothing is said."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return "must be given"
+
+
+def _preset(preset: Preset) -> dict[str, Any]:
+    count = preset.vision_tokens or UNKNOWN_COUNT
+    plan = preset.method.plan(preset.depth, (count,))
+    mean = None if plan is None else mean_tokens(plan)
+    return {
+        "name": preset.name,
+        "setting": preset.method.to_dict(),
+        "depth": preset.depth,
+        "vision_tokens": preset.vision_tokens,
+        "mean_tokens": None if preset.vision_tokens is None else mean,
+        "retention": None if mean is None else mean / count,
+        "source": preset.source,
+    }
+
+
+def _family(name: str, kind: type[Family], methods: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model_type": name,
+        "title": kind.title,
+        "summary": summary(sys.modules[kind.__module__]),
+        "methods": methods,
+    }
+
+
+WORDS = {
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "None",
+    Any: "method",
+}
+
+
+def _words(hint: Any) -> str:
+    """What a setting takes, in words: of `tuple[int, ...] | None` "whole numbers, or None"."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _words(get_args(hint)[0])
+    if origin is Literal:
+        return _either(map(str, get_args(hint)))
+    if origin in (Union, types.UnionType):
+        return _either(_words(part) for part in get_args(hint))
+    if origin is tuple:
+        word = _words(get_args(hint)[0])
+        return f"lists of {word}" if word.endswith("s") else f"{word}s"
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last

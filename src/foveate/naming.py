@@ -1,0 +1,255 @@
+"""Methods by name: one grammar for all commands, lmms-eval, vLLM and Python.
+
+v2drop                                  a method; without a budget it keeps a third, see `chosen`
+v2drop/llava-1.5-7b/192                 a preset
+v2drop:metric=cosine;layers=3,17,22     settings
+visionzip+v2drop:scope=image+finalkv    a chain
+tuned.json                              a preset file: of `foveate tune`, or a method's own JSON
+{"method": "v2drop", "keep": [0.5]}     JSON, of `Method.to_dict`
+"""
+
+import types
+import warnings
+from ast import literal_eval
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from foveate import catalogue
+from foveate._spelling import Written, fractions, no_setting, pair_of, written
+from foveate._upstream import brief
+from foveate.contract.method import BUDGET, Chain, Method
+from foveate.errors import SettingError
+
+__all__ = [
+    "RETENTION",
+    "asked_share",
+    "chosen",
+    "draws",
+    "given",
+    "is_bare",
+    "kinds_of",
+    "members_of",
+    "parse",
+    "refuse_files",
+    "settings_of",
+    "with_seed",
+]
+
+RETENTION = 1 / 3
+"""What a name alone keeps where nobody gives a budget: a share, so that it fits any model."""
+
+
+def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method:
+    """The method that a text names; see this module's grammar.
+
+    Args:
+        text: In this module's grammar.
+        settings: More of them, as `key=value` texts or by name: each goes to the member that has it.
+
+    Raises:
+        InputError: If it names a file that cannot be read.
+        SettingError: If a setting is unknown, given twice, of the wrong type, or of several members.
+        UnknownNameError: If there is no method or preset of a name.
+    """
+    made = [member.make(**member.values) for member in _members(text, settings)]
+    return made[0] if len(made) == 1 else Chain.of(*made)
+
+
+def given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> frozenset[str]:
+    """The settings that `parse` is given; of a chain with the place of their member, "1.metric"."""
+    members = _members(text, settings)
+    if len(members) == 1:
+        return frozenset(members[0].values)
+    return frozenset(f"{place}.{name}" for place, member in enumerate(members) for name in member.values)
+
+
+def _members(text: str, settings: Sequence[str] | Mapping[str, Any]) -> list["_Member"]:
+    members = [_Member.of(part) for part in written(text)]
+    named = isinstance(settings, Mapping)
+    for name, value in settings.items() if isinstance(settings, Mapping) else map(pair_of, settings):
+        owners = [member for member in members if name in settings_of(member.kind)]
+        if not owners:
+            raise no_setting(text, name, {name for member in members for name in settings_of(member.kind)})
+        if len(owners) > 1:
+            raise SettingError(
+                f"Several methods of {text} have the setting {name}. Write it after the method's name: name:{name}=…."
+            )
+        owners[0].add(name, value if named else value_of(owners[0].kind, name, value))
+    return members
+
+
+def kinds_of(text: str) -> list[type[Method]]:
+    """The classes of the methods that a text names."""
+    return [_Member.of(part).kind for part in written(text)]
+
+
+def refuse_files(text: str) -> None:
+    """Refuse a method that names a file: what a client writes must not make a server open, or look for, any of its own.
+
+    Raises:
+        SettingError: If a member of it is one.
+    """
+    if any(part.is_file for part in written(text)):
+        raise SettingError(f"{brief(text)} names a file, which is not read here. Write a name, settings or a chain.")
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One method of a text: its class, what makes it, and the settings given."""
+
+    kind: type[Method]
+    make: Callable[..., Method]
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, part: Written) -> "_Member":
+        if part.is_file or part.is_preset:
+            ready = catalogue.preset(part.name)
+            member = cls(type(ready), partial(replace, ready), {})  # type: ignore[type-var]
+        else:
+            kind = catalogue.method(part.name)
+            member = cls(kind, kind, {})
+        for name, value in (part.values or {}).items():
+            member.kind._refuse_unknown((name,))
+            member.add(name, value)
+        for pair in part.pairs:
+            name, text = pair_of(pair)
+            member.kind._refuse_unknown((name,))
+            member.add(name, value_of(member.kind, name, text))
+        return member
+
+    def add(self, name: str, value: Any) -> None:
+        if name in self.values:
+            raise SettingError(f"{name} is given twice.")
+        self.values.update(listed(self.kind, {name: value}))
+
+
+# -- what a method is asked for -----------------------------------------------------------------------------------
+
+
+def members_of(method: Method) -> tuple[Method, ...]:
+    """The members of a chain, or the method alone."""
+    return method.members if isinstance(method, Chain) else (method,)
+
+
+def is_bare(text: str, settings: Iterable[str] = ()) -> bool:
+    """Whether a text is names alone: no preset, no file, no JSON and no setting.
+
+    Args:
+        text: In this module's grammar.
+        settings: The names of those that are given beside it. A seed says which tokens are drawn, not how many.
+    """
+    plain = (not (one.is_file or one.is_preset or one.pairs or one.values is not None) for one in written(text))
+    return all(plain) and set(settings) <= {"seed"}
+
+
+def chosen(
+    method: Method | str,
+    tokens: float | None = None,
+    retention: float | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (),
+) -> Method:
+    """The method that runs, whichever door it comes through.
+
+    With a budget beside it, it spends that; a chain's last open member does. Without one, a name alone, or a chain of
+    names, keeps a third where it can take a budget. Everything else is as it says: a name with settings, a preset, a
+    file, JSON, and a method itself.
+
+    Args:
+        method: A method, or a text in this module's grammar.
+        tokens, retention: The budget that is given beside it, one of them.
+        settings: More settings of a text; see `parse`.
+
+    Raises:
+        SettingError: If the method has a budget or a schedule of its own beside the one given, or takes none; if both
+            numbers are given; or if this is no method.
+        FoveateError: As `parse`.
+    """
+    bare = False
+    if isinstance(method, str):
+        bare = is_bare(method, settings if isinstance(settings, Mapping) else [pair_of(pair)[0] for pair in settings])
+        method = parse(method, settings)
+    if not isinstance(method, Method):
+        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {brief(method)}.")
+    if tokens is None and retention is None:
+        return method.with_budget(retention=RETENTION) if bare and method.open else method
+    own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._given(BUDGET).items()]
+    if own and not method.open:
+        raise SettingError(
+            f"{type(method).__name__} has a budget of its own, {', '.join(own)}. Leave tokens= and retention= out, or "
+            "change its own: with_budget(…)."
+        )
+    return method.with_budget(tokens=tokens, retention=retention)
+
+
+def asked_share(method: Method, vision_tokens: int) -> float | None:
+    """The share of the vision tokens that a method's own budget asks for (the last of a chain's); None without one."""
+    for member in reversed(members_of(method)):
+        if share := getattr(member, "retention", None):
+            return float(share)
+        if tokens := getattr(member, "tokens", None):
+            return min(1.0, float(tokens) / vision_tokens)
+    return None
+
+
+def draws(method: Method) -> bool:
+    """Whether a member drops at random and has no seed."""
+    return any(getattr(member, "seed", 0) is None for member in members_of(method))
+
+
+def with_seed(method: Method, seed: int) -> Method:
+    """A method with this seed where it has none; of a chain, every such member."""
+    if isinstance(method, Chain):
+        return Chain.of(*(with_seed(member, seed) for member in method.members))
+    return replace(method, seed=seed) if draws(method) else method  # type: ignore[type-var]
+
+
+# -- values ---------------------------------------------------------------------------------------------------
+
+SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def settings_of(kind: type[Method]) -> tuple[str, ...]:
+    """The settings that a method has."""
+    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
+
+
+def value_of(kind: type[Method], name: str, text: str) -> Any:
+    """A text as its setting wants it; what does not fit is left to the setting's own check."""
+    if bool in _types(kind).get(name, ()):
+        return SWITCHES.get(text.lower(), text)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python on texts such as 0or1
+            value = literal_eval(fractions(text))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return listed(kind, {name: value})[name]
+
+
+def listed(kind: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of settings, a lone number where a list is wanted as a list of one."""
+    settings = dict(values)
+    for name, value in values.items():
+        lone = isinstance(value, int | float) and not isinstance(value, bool)
+        if lone and tuple in _types(kind).get(name, ()):
+            settings[name] = (value,)
+    return settings
+
+
+@cache
+def _types(kind: type[Method]) -> dict[str, frozenset[type]]:
+    """What kinds of values each setting takes: of `tuple[int, ...] | None` a tuple and None."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: frozenset(_plain_types(hint)) for name, hint in hints.items()}
+
+
+def _plain_types(hint: Any) -> list[Any]:
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _plain_types(get_args(hint)[0])
+    if origin in (Union, types.UnionType):
+        return [plain for part in get_args(hint) for plain in _plain_types(part)]
+    return [origin or hint]

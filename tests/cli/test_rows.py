@@ -1,0 +1,48 @@
+"""The rows of lists say what the classes say."""
+
+from typing import Any
+
+import pytest
+
+from foveate import catalogue
+from foveate.cli.rows import method_rows, preset_rows
+from foveate.contract.settings import Share
+from foveate.methods.uniform import Uniform
+
+
+@pytest.fixture(scope="module")
+def methods():
+    return {row["name"]: row for row in method_rows()}
+
+
+class Odd(Uniform):
+    """Has settings that JSON does not know."""
+
+    name = "odd"
+    needed: Share
+    inner: Any = Uniform(layers=(2,), keep=(0.5,))
+
+
+def test_a_method_is_listed_whatever_its_defaults_are(monkeypatch):
+    monkeypatch.setitem(catalogue.extra, "odd", Odd)
+    (odd,) = (row for row in method_rows() if row["name"] == "odd")
+    assert odd["settings"]["needed"] == "must be given"
+    assert odd["settings"]["inner"].startswith("Uniform(")
+
+
+def test_every_setting_has_a_meaning(methods):
+    for name, row in methods.items():
+        assert all(row["meanings"].values()), name
+
+
+def test_settings_say_in_words_what_they_take(methods):
+    types = methods["v2drop"]["types"]
+    assert types["layers"] == "whole numbers or None"
+    assert types["metric"] == "l2, l1, cosine or relative"
+    assert types["reverse"] == "true or false"
+
+
+def test_a_preset_says_what_it_spends():
+    rows = {row["name"]: row for row in preset_rows()}
+    assert rows["v2drop/llava-1.5-7b/192"]["mean_tokens"] == pytest.approx(192, abs=3)
+    assert rows["v2drop/llava-1.5-7b/192"]["retention"] == pytest.approx(1 / 3, abs=0.005)
