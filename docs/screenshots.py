@@ -29,12 +29,11 @@ GAP = 24
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 1.5}
 SHOTS = {
-    "light": (DESKTOP | {"color_scheme": "light"}, "ask", 0),
-    "dark": (DESKTOP | {"color_scheme": "dark"}, "ask", 1),
-    "phone": (PHONE | {"color_scheme": "light"}, "ask", 0),
-    "heat": (DESKTOP | {"color_scheme": "light"}, "look", 0),
+    "light": (DESKTOP | {"color_scheme": "light"}, 0),
+    "dark": (DESKTOP | {"color_scheme": "dark"}, 1),
+    "phone": (PHONE | {"color_scheme": "light"}, 0),
 }
-"""The browser, what is done, and which example is taken."""
+"""The browser, and which example is taken."""
 
 
 def main(names: list[str]) -> int:
@@ -74,23 +73,18 @@ def served() -> Iterator[str]:
 
 def take(browser: Any, url: str, name: str) -> None:
     """One picture."""
-    options, what, example = SHOTS[name]
+    options, example = SHOTS[name]
     context = browser.new_context(**options)
     context.set_default_timeout(LONG)
     page = context.new_page()
     page.goto(url)
     page.wait_for_selector("#ask")
-    if what == "ask":
-        if example:
-            page.locator("#examples button.thumbnail-item").nth(example).click()
-            page.wait_for_selector("#answers .fv-hint")
-            page.wait_for_timeout(2000)
-        page.click("#ask")
-        page.wait_for_selector("#share", state="visible")
-    else:
-        page.get_by_role("tab", name="Where do methods look?").click()
-        page.click("#look")
-        page.wait_for_function("document.querySelector('#maps').innerText.includes('Mean over 12 pictures')")
+    if example:
+        page.locator("#examples button.thumbnail-item").nth(example).click()
+        page.wait_for_selector("#answers .fv-hint")
+        page.wait_for_timeout(2000)
+    page.click("#ask")
+    page.wait_for_selector("#share", state="visible")
     page.wait_for_timeout(2000)  # until the last picture is drawn
     file = io.BytesIO(page.screenshot(full_page=True))
     context.close()

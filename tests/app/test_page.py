@@ -1,4 +1,4 @@
-"""The page in a browser: asking, uploading, sharing, copying, heat maps; and that nothing else is served or fetched.
+"""The page in a browser: asking, uploading, sharing, copying; and that nothing else is served or fetched.
 
 Needs Gradio (`make setup-page`), playwright and Chromium: FOVEATE_CHROMIUM names it, or it is on the PATH.
 """
@@ -87,14 +87,6 @@ def upload(tab, path):
     tab.set_input_files("#file input[type=file]", path)
     script = "before => ![before, undefined].includes(document.querySelector('#panels img')?.src)"
     tab.wait_for_function(script, arg=before)
-
-
-def look(tab, pictures):
-    """Fill the heat maps."""
-    tab.fill("#pictures input[type=number]", str(pictures))
-    tab.locator("#pictures input[type=number]").blur()
-    tab.click("#look")
-    tab.wait_for_function(f"document.querySelector('#maps').innerText.includes('Mean over {pictures} pictures')")
 
 
 def cards(tab):
@@ -244,11 +236,6 @@ def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(browser, served
         ask(tab)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         check_letters(tab, "dark")
-        tab.get_by_role("tab", name="Where do methods look?").click()
-        look(tab, 2)
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-        table = tab.locator("#maps .fv-scroll")
-        assert table.evaluate("node => node.scrollWidth <= node.clientWidth")
 
 
 def check_letters(tab, scheme):

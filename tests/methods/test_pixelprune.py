@@ -5,7 +5,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate.app.heat import stay
 from foveate.bench.paired import PairedRun
 from foveate.bench.results import rows_of
 from foveate.bench.workload import Workload
@@ -191,7 +190,6 @@ def test_the_model_answers_as_to_a_prompt_that_is_so_short_with_the_positions_of
     assert 2 < len(kept) < trace.vision_tokens[0]
     counts = [len(image) for image in trace.latest.tower_tokens[0]]
     assert sum(counts) == len(kept)
-    assert stay(trace.latest).nonzero()[0].tolist() == kept.tolist()  # what heat maps show
 
     def rows_of(images):
         return torch.cat([image[:count] for image, count in zip(images, counts, strict=True)])

@@ -17,7 +17,7 @@ from foveate.viz.canvas import LEGEND
 from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
 from foveate.viz.showing import frames_of
 
-__all__ = ["Stop", "data_url", "figure", "stops_of"]
+__all__ = ["Stop", "data_url", "stops_of"]
 
 SIDE = 360
 """Pixels of a square panel."""
@@ -57,12 +57,12 @@ def stops_of(subject: Subject, replies: Sequence[Reply] = ()) -> list[Stop]:
             ]
             continue
         pictures = [frame.picture for frame in frames]  # as the model saw them
-        shown[reply.name] = [(-3, figure(reply.name, f"{tokens} of {tokens} tokens", plain_panel(pictures, SIDE)))]
+        shown[reply.name] = [(-3, _figure(reply.name, f"{tokens} of {tokens} tokens", plain_panel(pictures, SIDE)))]
         for panel in drawn:
             if panel.dropped:
-                after = figure(reply.name, f"{panel.after} of {tokens} tokens", panel.pixels)
+                after = _figure(reply.name, f"{panel.after} of {tokens} tokens", panel.pixels)
                 shown[reply.name].append((_place(panel, depth), after))
-    plain = figure("the picture", "", plain_panel(pictures, SIDE))
+    plain = _figure("the picture", "", plain_panel(pictures, SIDE))
     places = sorted({place for figures in shown.values() for place, _ in figures} | {-3})
     legend = f"<p class='fv-note'>{LEGEND}</p>" if len(places) > 1 else ""
     stops = []
@@ -88,7 +88,7 @@ def _words(place: int, depth: int) -> str:
     return names.get(place, f"Before decoder layer {place} of {depth}")
 
 
-def figure(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
+def _figure(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
     """A picture with a name and words below."""
     words = f"<figcaption><b>{escape(name)}</b> {escape(caption)}</figcaption>"
     alternative = escape(f"{name}: {caption}", quote=True)

@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: its frame, and its two tabs."""
+"""The page itself, in Gradio: its frame, and what is asked and answered on it."""
 
 import sys
 import tempfile
@@ -14,12 +14,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from foveate._index import summary
 from foveate.app.answers import FULL, MOST, Reply, answered, cards, checked, least_percent, program
-from foveate.app.heat import heat_html, look
 from foveate.app.kept import Stop, stops_of
-from foveate.app.subjects import Subject, examples, generated, opened
+from foveate.app.subjects import Subject, examples, opened
 from foveate.ask.vlm import VLM
 from foveate.contract.catalogue import methods, takes_budget
-from foveate.errors import FoveateError, InputError, SettingError
+from foveate.errors import FoveateError, InputError
 from foveate.viz import draw_comparison
 
 __all__ = ["application", "notice"]
@@ -35,8 +34,6 @@ FILE, WAITING = "50mb", 20
 """The largest upload, and questions that may wait for the model."""
 HOUR = 3600
 """Seconds that a visitor's picture and answers stay behind the last visit, and files at the least."""
-PICTURES = 32
-"""The most that are generated for a heat map."""
 PERCENT = 33
 MODEL: dict[str, Any] = {"concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private"}
 """Of an event that asks the model, which serves one question at a time: others wait in line."""
@@ -58,10 +55,7 @@ def application(vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 6
     """
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(HEAD)
-        with gr.Tab("Ask"):
-            AskTab(vlm, max_new_tokens)
-        with gr.Tab("Where do methods look?"):
-            LookTab(vlm)
+        Asking(vlm, max_new_tokens)
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
         words = f"Model: {facts['name']} ({kind}). One picture illustrates; it measures nothing."
@@ -74,7 +68,7 @@ def application(vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 6
     return gr.mount_gradio_app(server, page, "", max_file_size=FILE, run_history=False, show_error=False, **looks)
 
 
-# -- what both tabs have ------------------------------------------------------------------------------------------
+# -- methods and their budget --------------------------------------------------------------------------------------
 
 
 class MethodsAndBudget:
@@ -156,7 +150,7 @@ BEGIN = hint("Press Ask: the full model answers first, then every method.")
 # -- asking ---------------------------------------------------------------------------------------------------
 
 
-class AskTab:
+class Asking:
     """Pictures are asked about: answers side by side, and what stays at each place in the model."""
 
     def __init__(self, vlm: VLM, max_new_tokens: int) -> None:
@@ -331,46 +325,3 @@ class AskTab:
 def _samples(subject: Subject) -> list[list[str]]:
     """Questions as Gradio lists them."""
     return [[question] for question in subject.questions]
-
-
-# -- where methods look ---------------------------------------------------------------------------------------
-
-
-class LookTab:
-    """Many pictures are shown to every method: heat maps, and how far methods agree."""
-
-    def __init__(self, vlm: VLM) -> None:
-        self.vlm = vlm
-        with gr.Row():
-            with gr.Column(scale=5, min_width=300, elem_classes="fv-tight"):
-                dropping = MethodsAndBudget(vlm, ("v2drop", "visionzip", "divprune", "random"))
-                count = gr.Slider(2, PICTURES, 12, step=1, label="Generated pictures", elem_id="pictures", buttons=[])
-                files = gr.File(
-                    label="Or pictures of your own", file_count="multiple", file_types=["image"], height=130
-                )
-                question = gr.Textbox("What does the text say?", label="Question")
-                with gr.Row():
-                    start = gr.Button("Look", variant="primary", elem_id="look", min_width=100)
-                    stop = gr.Button("Stop", min_width=100)
-            with gr.Column(scale=7, min_width=300):
-                begin = hint("Press Look: every method is shown every picture, and the maps fill.")
-                maps = gr.HTML(begin, elem_id="maps")
-        names, percent = dropping.names, dropping.percent
-        names.change(dropping.changes, [gr.State(), names, percent], [dropping.refusal, percent], **QUICK)
-        running = start.click(self.run, [names, percent, count, files, question], maps, **MODEL)
-        stop.click(None, cancels=[running], api_visibility="private")
-
-    def run(
-        self, names: list[str], percent: float, count: float, paths: list[str] | None, question: str
-    ) -> Iterator[str]:
-        """The maps so far, after every picture."""
-        try:
-            names = checked(question.strip(), names)
-            if not names:
-                raise SettingError("Choose a method.")
-            pictures = [opened(path).medium for path in paths] if paths else generated(int(count))
-            yield hint(f"Showing the first of {len(pictures)} pictures.")
-            for maps in look(self.vlm, pictures, question, names, percent / 100):
-                yield heat_html(maps, len(pictures))
-        except FoveateError as error:
-            yield alert(str(error))

@@ -19,7 +19,7 @@ from foveate.embedded.scenes import scene, sketch
 from foveate.errors import FoveateError
 from foveate.video import Clip
 
-__all__ = ["Subject", "examples", "generated", "opened"]
+__all__ = ["Subject", "examples", "opened"]
 
 SIDE = 1344
 """Longest side of a picture that the model sees, in pixels."""
@@ -111,12 +111,3 @@ def _example(place: int, medium: Picture | Clip, asked: list[Question]) -> Subje
     known.sort(key=lambda question: ORDER.index(question.task))
     questions = {question.question: question.answer for question in known[:QUESTIONS]}
     return Subject(medium, f"examples()[{place}].medium", questions=questions)
-
-
-def generated(count: int) -> list[Picture]:
-    """So many pictures of the generator, none of which training ever saw: scenes and sketches by turns."""
-    pictures = []
-    for number in range(count):
-        draw = (scene, sketch)[number % 2]
-        pictures.append(Picture(None, Image.fromarray(draw("held-out", number).image)))
-    return pictures

@@ -1,0 +1,158 @@
+"""What the page answers to its events, and what it shows at the beginning, without a browser."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from foveate.app.answers import FULL, MOST
+from foveate.app.kept import stops_of
+from foveate.app.subjects import examples
+from tests.app.serving import HAS_GRADIO
+
+pytestmark = pytest.mark.skipif(
+    not HAS_GRADIO, reason="THE PAGE'S EVENTS ARE NOT TESTED: no Gradio; see make setup-page"
+)
+
+QUESTION = "What is this ?"
+NAMES = ["v2drop", "random"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    from foveate.app import page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield page
+
+
+@pytest.fixture(scope="module")
+def asking(page, vlm):
+    return asyncio.run(laid_out(page, lambda: page.Asking(vlm, 3)))
+
+
+async def laid_out(page, make):
+    """Outside of a loop, Gradio would begin some and leave them open."""
+    with page.gr.Blocks():
+        return make()
+
+
+def alerts(words):
+    return f"role='alert'>{words}"
+
+
+def test_at_the_beginning_there_is_an_example_with_its_questions_and_nothing_to_share(asking):
+    first = examples()[0]
+    assert asking.subject.value.questions == first.questions
+    assert [row[0] for row in asking.proposed.raw_samples] == list(first.questions)
+    assert asking.question.value == next(iter(first.questions))
+    assert (asking.gallery.selected_index, asking.gallery.columns, len(asking.gallery.value)) == (
+        0,
+        *2 * [len(examples())],
+    )
+    fixed = [asking.gallery.interactive, asking.gallery.allow_preview, asking.code.interactive, asking.code.show_label]
+    hidden = [
+        part.visible for part in (asking.slider, asking.share, asking.python, asking.notice, asking.dropping.refusal)
+    ]
+    assert fixed + hidden + [asking.python.open] == [False] * 10
+    assert asking.kept.value == stops_of(first)[0].panels
+    assert (asking.file.file_types, asking.dropping.percent.maximum, asking.dropping.percent.value) == (
+        ["image", "video"],
+        100,
+        33,
+    )
+
+
+def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_path):
+    reading, shown = asking.upload(str(picture), NAMES, 33)
+    assert "The file is being read." in reading[asking.notice].value
+    assert reading[asking.subject] is None
+    assert [reading[part] for part in (asking.answers, asking.kept)] == ["", ""]
+    hidden = [reading[part].visible for part in (asking.slider, asking.share, asking.python, asking.proposed)]
+    assert [*hidden, reading[asking.ask].interactive] == [False] * 5
+    assert reading[asking.gallery].selected_index is None
+    subject = shown[asking.subject]
+    assert str(subject.medium.path) == picture.name
+    assert shown[asking.kept] == shown[asking.stops][0].panels == stops_of(subject)[0].panels
+    assert [shown[asking.ask].interactive, shown[asking.notice].visible, shown[asking.proposed].visible] == [
+        True,
+        False,
+        False,
+    ]
+    assert "Press Ask" in shown[asking.answers]
+
+    (bad := tmp_path / "broken.png").write_bytes(b"none")
+    _, refused = asking.upload(str(bad), NAMES, 33)
+    assert set(refused) == {asking.notice, asking.file}
+    assert refused[asking.notice].visible
+    assert alerts("broken.png") in refused[asking.notice].value
+    assert refused[asking.file] is None
+
+
+def test_an_example_brings_its_questions_and_empties_the_box(asking):
+    chosen = asking.choose(NAMES, 33, SimpleNamespace(index=2))
+    subject = examples()[2]
+    assert chosen[asking.subject] is subject
+    assert chosen[asking.gallery].selected_index == 2
+    assert [row[0] for row in chosen[asking.proposed].raw_samples] == list(subject.questions)
+    assert chosen[asking.proposed].visible
+    assert (chosen[asking.question], chosen[asking.file]) == (next(iter(subject.questions)), None)
+
+
+def test_answers_come_beside_one_another_and_end_with_all_that_can_be_taken_along(asking, vlm):
+    subject = examples()[1]
+    question, right = next(iter(subject.questions.items()))
+    begun, *growing, last = asking.reply(subject, f" {question} ", NAMES, 40)
+    assert begun[asking.answers].count("fv-waiting") == 1 + len(NAMES)
+    assert begun[asking.share].visible is False
+    assert all(set(step) == {asking.answers} for step in growing)
+    assert growing[-1][asking.answers].count("<dl>") == 1 + len(NAMES)
+    assert f"The right answer is <b>{right}</b>." in last[asking.answers]
+    stops = last[asking.stops]
+    middle = len(stops) // 2
+    assert last[asking.kept] == stops[middle].panels != stops[-1].panels
+    slider = last[asking.slider]
+    assert (slider.value, slider.maximum, slider.label, slider.visible) == (
+        middle, len(stops) - 1, stops[middle].words, True
+    )  # fmt: skip
+    panels, named = asking.stand_at(stops, 1.0)
+    assert (panels, named.label) == (stops[1].panels, stops[1].words)
+    assert last[asking.share].visible
+    shared = Path(last[asking.share].value["path"])
+    with Image.open(shared) as picture:
+        assert (shared.name, picture.width > 400) == ("foveate.png", True)
+    assert last[asking.python].visible
+    for words in (repr(question), "examples()[1]", repr(NAMES), "retention=0.4", "max_new_tokens=3", repr(vlm.name)):
+        assert words in last[asking.code], words
+
+
+def test_where_nothing_is_dropped_there_is_no_slider_and_nothing_to_share(asking, subject):
+    *_, last = asking.reply(subject, QUESTION, [], 40)
+    assert [last[asking.slider].visible, last[asking.share].visible] == [False, False]
+    assert FULL in last[asking.answers]
+
+
+def test_without_a_picture_or_a_question_nothing_is_asked(asking, subject):
+    for shown, question, words in ((None, QUESTION, "There is no picture"), (subject, "  ", "What is the question?")):
+        (said,) = asking.reply(shown, question, NAMES, 40)
+        assert set(said) == {asking.answers}
+        assert alerts(words) in said[asking.answers]
+
+
+def test_the_slider_begins_where_all_methods_can_be(asking, subject):
+    changed = asking.dropping.changes(subject, ["random:layers=0"], 3)
+    slider = changed[asking.dropping.percent]
+    assert (slider.minimum, slider.value) == (3, 3)  # one of 36 tokens
+    slider = asking.dropping.changes(subject, [], 3)[asking.dropping.percent]
+    assert (slider.minimum, slider.value, slider.info) == (1, 3, "Mean over the decoder's layers.")
+    slider = asking.dropping.changes(None, ["v2drop"], 3)[asking.dropping.percent]
+    assert slider.minimum == slider.value > 3
+    assert f"need {slider.minimum} % at the least" in slider.info
+    assert changed[asking.dropping.refusal].visible is False
+    refused = asking.dropping.changes(subject, list(map(str, range(MOST + 1))), 3)
+    assert set(refused) == {asking.dropping.refusal}
+    assert refused[asking.dropping.refusal].visible
+    assert alerts(f"At most {MOST} methods") in refused[asking.dropping.refusal].value
