@@ -7,7 +7,7 @@ import foveate as fv
 from foveate import catalogue
 from foveate._cells import USUAL
 from foveate._transformers import cache_in
-from foveate.bench.benched import budgeted_methods, config_of_shape, from_checkpoint, named_methods
+from foveate.bench.benched import budgeted_methods, from_checkpoint, named_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptRequest, Workload
@@ -17,13 +17,6 @@ from tests.models import FAMILIES, batch, tiny
 @pytest.fixture(scope="module")
 def vlm():
     return fv.load(device="cpu")
-
-
-def test_a_shape_for_arithmetic_has_neither_weights_nor_tensors():
-    benched = config_of_shape(shape("qwen2-vl-72b"), torch.bfloat16, PromptRequest(text_tokens=30, images=2))
-    assert benched.workload.inputs == {}
-    assert (benched.workload.text_tokens, benched.workload.sizes) == (30, (1296, 1296))
-    assert benched.workload.cost(benched.model).prefill_flops > 1e14
 
 
 def test_a_checkpoint_is_shown_noise_and_as_many_words_as_asked_for(vlm):

@@ -27,13 +27,13 @@ from tests.fuzz.mutating import NUMBERS, TEXTS
 COMMANDS = ("generate", "compare", "bench", "eval", "tune", "methods", "models", "presets")
 PATIENCE = 4.0  # seconds of the processor after which a command is interrupted, as by Ctrl-C
 INTERRUPTED = 130
-PROGRESS = ("Drawing pictures", "Answering: ", "warning: the machine is noisy", "the machine is noisy", "prediction: ")
+PROGRESS = ("Drawing pictures", "Answering: ", "warning: the machine is noisy", "the machine is noisy")
 """How notes begin that are no part of an error."""
 
 SMALL = {
     "generate": ("--max-new-tokens", "2", "--pairs", "2"),
     "compare": ("--max-new-tokens", "2", "--pairs", "2"),
-    "bench": ("--new-tokens", "1", "--pairs", "2", "--model", "cpu-small"),
+    "bench": ("--new-tokens", "1", "--pairs", "2", "--model", "cpu-tiny"),
     "eval": ("--questions", "1", "--workers", "1", "--draws", "1", "--max-new-tokens", "2", "--cache", "cache"),
     "tune": ("--prompt", "What is this ?", "--retention", "0.9"),
 }
@@ -52,7 +52,7 @@ METHODS = (
     '{"method": "v2drop"}', '{"method"', "random:seed=-1", "v2drop::", "+", "v2drop+", ":x=1",
 )  # fmt: skip
 MODELS = (
-    "embedded", "embedded", "embedded", "cpu-small", "llava-1.5-7b", "folder", "missing", "./missing", "~nouser/m",
+    "embedded", "embedded", "embedded", "cpu-tiny", "folder", "missing", "./missing", "~nouser/m",
     "a/b", "a/b/c", "/", "..", "text.png", "loop.png", "pipe.png", "\udcff/m", "m" * 5000,
 )  # fmt: skip
 VALUES = {
@@ -110,8 +110,6 @@ def _words(draw: st.DrawFn) -> list[str]:
     if command == "tune" and draw(MOSTLY):
         words.append(draw(files))
     words += SMALL.get(command, ())
-    if command == "bench" and draw(MOSTLY):
-        words.append("--predict")
     for _ in range(draw(st.sampled_from((1, 1, 2, 3)))):
         words += _flag(draw, *draw(st.sampled_from(sorted(flags(command).items()))))
     if draw(SELDOM):

@@ -25,7 +25,6 @@ __all__ = [
     "Benched",
     "budgeted_methods",
     "conditions",
-    "config_of_shape",
     "dtype_for",
     "from_checkpoint",
     "from_shape",
@@ -47,7 +46,7 @@ class Benched:
     Attributes:
         name: Of the shape, or what the user called the checkpoint.
         shape: Whose sizes it has, with random weights; None of a checkpoint.
-        model: The model, or its config alone for arithmetic.
+        model: The model.
         workload: The prompt.
     """
 
@@ -63,17 +62,6 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
         name = "float32" if device.type == "cpu" else "bfloat16"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def config_of_shape(shape: NamedShape, dtype: torch.dtype, size: PromptRequest) -> Benched:
-    """A shape without weights, for arithmetic alone.
-
-    Raises:
-        SettingError: If the shape takes no such prompt.
-    """
-    config = shape.make_config()
-    config.dtype = dtype
-    return Benched(shape.name, shape, config, synthetic(shape, size))
 
 
 def from_shape(
@@ -99,10 +87,7 @@ def from_checkpoint(vlm: VLM, size: PromptRequest) -> Benched:
         SettingError: If frames are asked for, more than 64 pictures, or less text than the chat template alone takes.
     """
     if size.images is not None and size.images > MOST:
-        raise SettingError(
-            f"A checkpoint is shown at most {MOST} pictures of noise; got {size.images}. Take fewer, or predict a "
-            "named shape: that needs no pictures."
-        )
+        raise SettingError(f"A checkpoint is shown at most {MOST} pictures of noise; got {size.images}. Take fewer.")
     if size.frames is not None:
         raise SettingError("A video's frames go with a named shape; a checkpoint is shown pictures of noise: images.")
     vlm.model.generation_config.eos_token_id = None

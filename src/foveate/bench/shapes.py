@@ -31,7 +31,6 @@ class NamedShape:
             pixels) or the `grid` of its patches; None if the shape is for video.
         frame: The same of one frame of a video, how many `frames` there usually are, the `cells` (rows and columns of
             tokens) of a frame that is given in pixels, and tokens `more` a video.
-        arithmetic: Whether it is too large for anything but arithmetic.
     """
 
     name: str
@@ -39,7 +38,6 @@ class NamedShape:
     config: dict[str, Any]
     image: dict[str, Any] | None = None
     frame: dict[str, Any] | None = None
-    arithmetic: bool = False
 
     def make_config(self) -> Any:
         """The config of transformers."""
@@ -55,7 +53,7 @@ class NamedShape:
 
     def to_dict(self) -> dict[str, Any]:
         """What it is, as plain values."""
-        return {"of": self.of, "arithmetic_only": self.arithmetic, **self.config}
+        return {"of": self.of, **self.config}
 
 
 @cache
@@ -78,12 +76,8 @@ def shape(name: str) -> NamedShape:
 
 def shape_sheet(shapes: Sequence[NamedShape]) -> Sheet:
     """Every shape, what it has the sizes of, and its vision tokens."""
-    rows = [(shape.name, _sizes_of(shape), _tokens_of(shape)) for shape in shapes]
+    rows = [(shape.name, shape.of, _tokens_of(shape)) for shape in shapes]
     return Sheet("", ("Shape", Column("Sizes of", wrap=True), "Vision tokens"), rows)
-
-
-def _sizes_of(shape: NamedShape) -> str:
-    return f"{shape.of} (arithmetic alone)" if shape.arithmetic else shape.of
 
 
 def _tokens_of(shape: NamedShape) -> str:

@@ -51,7 +51,6 @@ class Bench(MethodsOptions):
       foveate bench --model cpu-medium --budget 192 --budget 64
       foveate bench --model llava-1.5-7b --budget 192 --budget 128 --budget 64 --batch 8 --out bench.json
       foveate bench --model llava-hf/llava-1.5-7b-hf --method v2drop --retention 0.33
-      foveate bench --model qwen2-vl-72b --retention 0.33 --predict
       foveate bench --model cpu-small --method all --budget 192 --new-tokens 1 --out methods.json
     """
 
@@ -84,14 +83,12 @@ class Bench(MethodsOptions):
     """leave out the rows of the bare layers: the model's own, on as many tokens; the least time a schedule can take"""
     clock: Literal["wall", "cpu"] = "wall"
     """wall time, or processor time: for a busy machine, on a CPU only"""
-    predict: Flag = False
-    """arithmetic alone: what FLOPs and the cache promise; nothing runs, no weights are needed"""
     shapes: Flag = False
     """list the shapes and do nothing else"""
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
-        """Predict, time, print, and write what was asked for.
+        """Time, print, and write what was asked for.
 
         Raises:
             KeyboardInterrupt: After the rounds that were finished have been printed and written.
@@ -124,7 +121,7 @@ class Bench(MethodsOptions):
             torch.accelerator.set_device_index(device.index)
         if self.clock == "cpu" and device.type != "cpu":
             raise UsageError("--clock cpu: the processor's time says nothing of an accelerator. Use --clock wall.")
-        if self.attention == "flex_attention" and device.type != "cuda" and not self.predict:
+        if self.attention == "flex_attention" and device.type != "cuda":
             raise UsageError(
                 "--attention flex_attention: its memory can be measured on CUDA alone, as it is compiled. "
                 "Use --attention sdpa."
@@ -135,44 +132,31 @@ class Bench(MethodsOptions):
 
     def _bench(self, shape: "NamedShape | None") -> None:
         from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
-        from foveate.bench.predict import forecast_sheet, forecasts, verdict
-        from foveate.cli.screen import note
 
-        if shape is not None and shape.arithmetic and not self.predict:
-            raise UsageError(f"--model {shape.name} is there for arithmetic alone, not to be run: add --predict.")
         named = named_methods(self.method)
         device = self._device()
         benched = self._benched(shape, device)
-        model, workload = benched.model, benched.workload
         methods, infeasible = budgeted_methods(
             named,
-            model,
-            workload.vision_tokens,
+            benched.model,
+            benched.workload.vision_tokens,
             tokens=self.budget,
             retention=self.retention,
             seed=self.seed,
             passes_over=SettingError if self.method == (ALL,) else BudgetError,
         )
-        promised = forecasts(model, workload, methods, self.attention, device.type)
-        prediction = verdict(promised, workload.cost(model))
-        note(f"prediction: {prediction}")
         command = shlex.join(["foveate", *sys.argv[1:]])
         record = conditions(
             benched, device, new_tokens=self.new_tokens, clock=self.clock, seed=self.seed, command=command
         )
         title = title_of(record)
-        record |= {"prediction": prediction, "forecasts": promised, "infeasible": infeasible}
+        record["infeasible"] = infeasible
         notes = [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
-        if not self.predict:
-            self._measure(benched, methods, record, title, notes)
-            return
-        known = [row["name"] for row in promised]
-        unknown = [f"{name}: how many tokens stay depends on the picture." for name in methods if name not in known]
-        self._finish(record, [forecast_sheet(promised, title, unknown + notes)])
+        self._measure(benched, methods, record, title, notes)
 
     def _benched(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
-        from foveate.bench.benched import config_of_shape, dtype_for, from_checkpoint, from_shape
+        from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
         from foveate.bench.workload import PromptRequest
         from foveate.cli.asking import load
         from foveate.cli.screen import busy, note
@@ -180,8 +164,6 @@ class Bench(MethodsOptions):
         size = PromptRequest(
             batch=self.batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed
         )
-        if shape is not None and self.predict:
-            return config_of_shape(shape, dtype_for(self.dtype, device), size)
         if shape is not None:
             with busy(f"Making random weights for {shape.name}"):
                 return from_shape(shape, device, dtype_for(self.dtype, device), self.attention, size)
