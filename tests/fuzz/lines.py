@@ -38,7 +38,7 @@ SMALL = {
     "tune": ("--prompt", "What is this ?", "--retention", "0.9"),
 }
 """Flags that let a command end soon."""
-SOUND = ("generate good.png --prompt What --figure new.png", "eval", "bench --predict")
+SOUND = ("generate good.png --prompt What --figure new.png", "eval", "bench")
 FILES = (
     "good.png", "good.png", "good.png", "good.gif", "film.mp4", "empty.png", "text.png", "folder", "loop.png",
     "dangling.png", "pipe.png", "missing.png", "no\nline.png", "[red].png", "\udcff.png", "missing/good.png",
