@@ -40,7 +40,7 @@ help:
 	@echo "make test-installed  install the wheel as README says, in an empty environment without constraints, and use it"
 	@echo "make check   formatting, linting, types and import rules"
 	@echo "make docs    build the documentation into site/"
-	@echo "make fuzz    try 37,000 pictures, films, settings, records, command lines and model folders with something wrong"
+	@echo "make fuzz    try 56,000 pictures, films, settings, records, command lines and model folders with something wrong"
 	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
 	@echo "make mutants break the code in 150 drawn places, one at a time, and say in which rooms a test saw it (an hour)"
 

@@ -42,14 +42,15 @@ def sound() -> tuple[tuple[str, bytes], ...]:
 
 
 def cases() -> list[st.SearchStrategy[Case]]:
-    return [_cases(sound())]
+    files = sound()
+    return [_cases([file for file in files if file[0] == ending], files) for ending in CODECS]
 
 
 @st.composite
-def _cases(draw: st.DrawFn, files: Sequence[tuple[str, bytes]]) -> Case:
-    """A video, damaged, of which some frames are asked for."""
+def _cases(draw: st.DrawFn, files: Sequence[tuple[str, bytes]], others: Sequence[tuple[str, bytes]]) -> Case:
+    """A video of one format, damaged, of which some frames are asked for."""
     ending, data = draw(st.sampled_from(files))
-    data = draw(damaged(data, [other for _, other in files]))
+    data = draw(damaged(data, [other for _, other in others]))
     name = f"film.{draw(st.sampled_from((ending, ending, 'mp4', 'mkv')))}"
     asked: dict[str, Any] = draw(st.sampled_from(ASKED))
     if draw(st.integers(0, 4)) == 4:

@@ -37,8 +37,8 @@ class Kind:
 
 
 KINDS = {
-    "lines": Kind(2_000, limit=90.0),
-    "films": Kind(4_000, limit=30.0),
+    "lines": Kind(5_000, limit=90.0),
+    "films": Kind(20_000, limit=30.0),
     "folders": Kind(1_000, limit=60.0),
     "pictures": Kind(10_000, limit=20.0),
     "settings": Kind(10_000, limit=10.0),
