@@ -143,3 +143,18 @@ def test_a_keyboard_interrupt_of_the_reader_leaves_the_model_restored(vlm, scene
     with fv.drop(vlm.model, METHOD):
         pass
     assert vlm.ask().text == "36KUM"
+
+
+def test_a_stream_that_is_closed_in_the_models_own_thread_ends(vlm, scenes):
+    """As Python does where it collects what an abandoned generator held."""
+    stream, ended = vlm.ask(scenes[0], LISTING, stream=True, max_new_tokens=50), threading.Event()
+
+    def close(*_):
+        stream.close()
+        ended.set()
+
+    with vlm.model.lm_head.register_forward_pre_hook(close):
+        list(stream)
+    assert ended.is_set()
+    assert len(stream.answer.tokens) < 50
+    assert is_free(vlm)

@@ -109,7 +109,8 @@ class Stream(Iterator[str]):
     def close(self) -> None:
         """End the answer after the next token, and wait for that."""
         self._closed.set()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # where Python collects what holds an abandoned stream
+            self._thread.join()
 
     def __enter__(self) -> "Stream":
         return self
