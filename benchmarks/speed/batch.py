@@ -24,7 +24,7 @@ from foveate.bench.shapes import NamedShape, shape
 from foveate.bench.timing import ratio, rounds
 from foveate.bench.workload import PromptRequest, Workload, synthetic
 from foveate.methods.random import same_schedule
-from foveate.naming import chosen as at_budget
+from foveate.naming import method_of as at_budget
 
 HERE = Path(__file__).resolve().parent
 

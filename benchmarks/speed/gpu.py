@@ -27,7 +27,7 @@ from foveate.bench.shapes import shape
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import PromptRequest
 from foveate.engine.session import drop_or_not
-from foveate.naming import chosen as at_budget
+from foveate.naming import method_of as at_budget
 
 HERE = Path(__file__).resolve().parent
 CASES = ("llava-1.5-7b:1", "llava-1.5-7b:8", "qwen2.5-vl-7b:1", "qwen2.5-vl-7b:8")
