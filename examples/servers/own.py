@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 import foveate as fv
 from foveate.app.chat import Chat, Refusal, completion, error_of, events, opened
-from foveate.ask.answering import method_of, reply_to
+from foveate.ask.answering import reply_to
 
 
 def options_of(words: list[str] | None = None) -> argparse.Namespace:
@@ -137,7 +137,7 @@ if __name__ == "__main__":
     options = options_of()
     try:
         vlm = fv.load(options.model)
-        method_of(options.method, None, options.retention)
+        vlm.method_for(options.method, 0, retention=options.retention)
     except fv.FoveateError as error:
         sys.exit(f"own.py: {error}")
     if os.path.isdir(vlm.name):  # where it lies is nobody's business
