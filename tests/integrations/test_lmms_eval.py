@@ -17,6 +17,7 @@ from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.harness import run
 from foveate.eval.lmms.setting import Setting
 from foveate.integrations.lmms_eval import manifest
+from foveate.runs.store import open_store
 from tests.integrations.conftest import QUESTIONS, index
 
 NAMES = ("foveate_mme", "foveate_textvqa")
@@ -98,6 +99,17 @@ def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, c
     assert "waiting up to 0.3 s" in waits
     assert refuses.startswith(f"foveate: {lock.parent} is in use by another run")
     plugin.Foveate(log=str(tmp_path)).clean()
+
+
+def test_a_log_is_refused_to_a_second_run_also_where_the_harness_shares_locks(tmp_path, monkeypatch):
+    from lmms_eval.evaluator import _enable_reentrant_filelocks
+
+    monkeypatch.setattr("foveate.runs.store.PATIENCE", 0.3)
+    _enable_reentrant_filelocks()  # as `simple_evaluate` does
+    assert FileLock(tmp_path / "one") is FileLock(tmp_path / "one")
+    refusal = pytest.raises(InputError, match="is in use by another run")
+    with open_store(tmp_path / "log", ("id",)), refusal, open_store(tmp_path / "log", ("id",)):
+        pass
 
 
 def test_two_processes_in_batches_say_what_run_says_one_by_one(found, written):

@@ -311,6 +311,10 @@ class Store:
         path.unlink()
 
 
+class _Lock(FileLock):
+    """A lock that its holder cannot take again; of `FileLock`, lmms-eval's loader gives one object for each path."""
+
+
 @contextmanager
 def open_store(
     path: Path,
@@ -333,7 +337,7 @@ def open_store(
     Raises:
         InputError: If another run uses it, it cannot be used, or holds something else.
     """
-    lock = FileLock(path / LOCK)
+    lock = _Lock(path / LOCK)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if alone:
@@ -355,7 +359,7 @@ def open_store(
         lock.release()
 
 
-def _acquire(lock: FileLock, path: Path, note: Callable[[str], object]) -> None:
+def _acquire(lock: _Lock, path: Path, note: Callable[[str], object]) -> None:
     own = Path(lock.lock_file)
     try:
         try:
