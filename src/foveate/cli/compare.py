@@ -133,14 +133,11 @@ def _answers(setup: "Setup", controls: Sequence[str], generation: Any) -> "dict[
 
 def _at_schedule(answer: "Answer", control: Any) -> Any:
     """A control with as many tokens in every layer as a method had, and caches cut where its were."""
-    from foveate.contract.follow import cached_layers, in_order
-    from foveate.contract.stages import Shape
     from foveate.methods.random import same_schedule
 
     assert answer.method is not None
-    stages = in_order(answer.method.stages(Shape(answer.prompt.card.depth)))
     counts = [layer[0] for layer in answer.trace.latest.per_layer]
-    return same_schedule(counts, answer.vision_tokens, cached_layers(stages), control)
+    return same_schedule(answer.method, counts, answer.vision_tokens, control)
 
 
 def _notes(answers: "Mapping[str, Answer]", timing: str) -> list[str]:

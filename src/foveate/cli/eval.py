@@ -100,7 +100,7 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
-            from foveate._cells import USUAL
+            from foveate.contenders import USUAL
             from foveate.eval.pareto import draw_all
             from foveate.eval.plan import Plan
             from foveate.eval.quality import sheets

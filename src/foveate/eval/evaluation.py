@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate._cells import Cell, at_budgets
 from foveate._files import is_video, named, sha256_of
 from foveate._spelling import nearest
 from foveate._upstream import shown
@@ -15,6 +14,7 @@ from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
+from foveate.contenders import Contender, contenders_at
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
 from foveate.errors import InputError
@@ -207,20 +207,20 @@ def _compare(
         alike: One of the prompts, where all have media of one size.
     """
     grids, videos = (alike.grids, alike.videos) if alike else (None, None)
-    budgeted = partial(at_budgets, model=vlm.model, vision_tokens=vision_tokens, grids=grids, videos=videos)
+    budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, grids=grids, videos=videos)
     conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
     shares = plan.shares_of(vision_tokens)
-    cells = budgeted(plan.contenders(), budgets=shares, seeds=plan.seeds, given=plan.has_budgets)
+    contenders = budgeted(plan.by_name(), budgets=shares, seeds=plan.seeds, given=plan.has_budgets)
     with plan.store(conditions, listener.note) as store:
         asking = _Asking(vlm, asked, plan, store, listener)
-        rows = asking.rows(cells, "Answering")
+        rows = asking.rows(contenders, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
         controls = budgeted(baselines, budgets=spent, seeds=plan.seeds)
-        names = {(cell.name, cell.budget) for cell in cells}
-        controls = [cell for cell in controls if (cell.name, cell.budget) not in names]
+        names = {(contender.name, contender.budget) for contender in contenders}
+        controls = [contender for contender in controls if (contender.name, contender.budget) not in names]
         if controls:
-            rows = asking.rows([*cells, *controls], "Answering: controls at what was truly spent")
+            rows = asking.rows([*contenders, *controls], "Answering: controls at what was truly spent")
     if plan.tokens:
         rows = [_in_tokens(row, dict(zip(shares, plan.tokens, strict=True)), vision_tokens) for row in rows]
     pictures = {question.picture for question in asked}
@@ -264,16 +264,17 @@ class _Asking:
         """Whether the true answers are known."""
         return bool(self.asked[0].labels)
 
-    def rows(self, cells: Sequence[Cell], doing: str) -> list[dict[str, Any]]:
-        """All figures of these cells, after asking what the store does not have."""
-        methods = list({key_of(draw): draw for cell in cells for draw in cell.draws}.values())
+    def rows(self, contenders: Sequence[Contender], doing: str) -> list[dict[str, Any]]:
+        """All figures of these contenders, after asking what the store does not have."""
+        methods = list({key_of(draw): draw for contender in contenders for draw in contender.draws}.values())
         work = outstanding(self.asked, methods, self.store)
         left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
         if left < total:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
             run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
-        return figures_of(self._log(None), [(cell, [self._log(draw) for draw in cell.draws]) for cell in cells])
+        ran = [(contender, [self._log(draw) for draw in contender.draws]) for contender in contenders]
+        return figures_of(self._log(None), ran)
 
     def _log(self, method: Method | None) -> list[dict[str, Any]]:
         """A setting's log, in the questions' order; see `foveate.eval.figures`."""

@@ -69,12 +69,12 @@ class Quality:
 
     @property
     def settings(self) -> list[Row]:
-        """A row over all questions for each cell that ran."""
+        """A row over all questions for each contender that ran."""
         return [row for row in self.rows[1:] if row["task"] is None and "infeasible" not in row]
 
     @property
     def infeasible(self) -> list[Row]:
-        """A row for each cell below its method's floor."""
+        """A row for each contender below its method's floor."""
         return [row for row in self.rows if "infeasible" in row]
 
     def tasks_of(self, setting: Row) -> dict[str, Row]:
@@ -103,7 +103,7 @@ class Quality:
     # -- tables -----------------------------------------------------------------------------------------------
 
     def table(self) -> Sheet:
-        """A row for the full model and one a cell; without the columns that say nothing here."""
+        """A row for the full model and one a contender; without the columns that say nothing here."""
         full = self.full
         shown: list[Sequence[str]] = [
             (FULL_MODEL, f"{full['tokens']:.1f}", "100%", points(full, "accuracy", self.unit), "100%", "100%")
@@ -183,7 +183,7 @@ class Quality:
         return cells
 
     def _budgets(self) -> list[float | None]:
-        """Every budget from high to low; cells with one of their own come first."""
+        """Every budget from high to low; contenders with one of their own come first."""
         budgets = {row["budget"] for row in (*self.settings, *self.infeasible)}
         return sorted(budgets, key=lambda budget: -(budget or float("inf")))
 
