@@ -139,7 +139,6 @@ class Scheduled(Layered):
         min_keep: Fewest tokens that a cut keeps. The released V2Drop keeps one token where its paper drops all.
         scope: Rank all vision tokens of a sample together ("sample"), each image or video separately ("image"), or each
             frame of a video separately ("frame").
-        skip_below: Samples with fewer vision tokens than this are not cut; 0 switches this off.
     """
 
     first_layer: ClassVar[int] = 0
@@ -154,7 +153,6 @@ class Scheduled(Layered):
     keep: Shares | None = None
     min_keep: Count = 1
     scope: Unit = "sample"
-    skip_below: Count = 0
 
     def check_settings(self) -> None:
         super().check_settings()
@@ -192,8 +190,6 @@ class Scheduled(Layered):
         )
 
     def left(self, depth: int, index: int, arriving: Arriving) -> int:
-        if arriving.sample < self.skip_below:
-            return arriving.tokens
         return self.kept(arriving.tokens, self.counts(depth, arriving)[index])
 
     def kept(self, tokens: int, ratio: float) -> int:
