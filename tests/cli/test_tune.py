@@ -103,7 +103,7 @@ def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava
         "--retention",
         0.6,
         "--method",
-        "v2drop:metric=cosine;window=1",
+        "v2drop:metric=cosine;over=net",
     )
     limits = ("--search", 2, "--max-new-tokens", 3, "--workers", 2)
     code, said, err = run("tune", tmp_path, *asked, *limits, "--state", state, "--out", out)

@@ -22,7 +22,7 @@ class Random(Scheduled):
 
     Attributes:
         seed: Seed of the random scores, any integer. None is 0; where several draws are compared, each has its own.
-        layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layer 0 cuts before the decoder.
+        layers, keep, retention, tokens, min_keep, scope: See `Scheduled`; layer 0 cuts before the decoder.
     """
 
     name = "random"
