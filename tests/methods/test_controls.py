@@ -10,8 +10,8 @@ from foveate.methods.random import same_schedule
 pytestmark = pytest.mark.pure
 
 KINDS = (fv.Random, fv.Uniform)
-PLAIN = fv.Uniform()
-CACHED = fv.FinalKV(first_layer=1)
+PLAIN = fv.Uniform(layers=(0,), keep=(1.0,))
+CACHED = fv.Uniform(layers=(2, 4), keep=(0.5, 0.5)) + fv.FinalKV(first_layer=1)
 
 
 def test_a_schedule_becomes_a_cut_wherever_tokens_leave():
@@ -44,7 +44,8 @@ def test_caches_are_cut_where_the_other_method_cuts_them():
 
 
 def test_caches_that_hold_the_final_tokens_already_are_left_alone():
-    assert same_schedule(CACHED, (144, 60, 60), 144) == same_schedule(PLAIN, (144, 60, 60), 144)
+    tokens = (144, 60, 60, 60, 60)
+    assert same_schedule(CACHED, tokens, 144) == same_schedule(PLAIN, tokens, 144)
 
 
 @given(entered=st.integers(1, 4096), drops=st.lists(st.integers(0, 300), min_size=1, max_size=40), data=st.data())
