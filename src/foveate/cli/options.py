@@ -119,7 +119,7 @@ class ModelOptions:
     """The model and how it runs."""
 
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
-    """hub id or local folder; only safetensors are read, and remote code is never run"""
+    """hub id or local folder (of a model or a PEFT adapter); only safetensors are read, and remote code is never run"""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the first accelerator, else the CPU"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
