@@ -48,8 +48,8 @@ PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 
 TUNERS = ("LORA", "LOHA", "LOKR", "IA3")
 """PEFT's types of adapters that change layers and nothing around the model's forward."""
-AROUND = ("alora_invocation_tokens", "arrow_config", "layer_replication")
-"""Settings of LoRA that change more than layers."""
+AROUND = ("alora_invocation_tokens", "arrow_config", "layer_replication", "bias")
+"""Settings of LoRA that change more than layers; bias trains the base's own, and peft does not say which is missing."""
 
 POINTER = b"version https://git-lfs"
 """How a git-lfs pointer begins: what a clone holds in a large file's place until `git lfs pull`."""
@@ -158,7 +158,7 @@ def _check_adapter(name: str, folder: Path, settings: Mapping[str, Any]) -> None
             "Wrap the model with peft yourself, and use foveate.drop(model, method).",
         )
     for setting in AROUND:
-        if settings.get(setting):
+        if settings.get(setting) not in (None, "none"):
             raise _refusal(name, f"its {ADAPTER} sets {setting}, which is not served. Take an adapter without it.")
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:

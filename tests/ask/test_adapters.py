@@ -171,6 +171,22 @@ def test_an_adapter_on_an_adapter_is_refused(tuned, tmp_path):
     refused(second, "is an adapter too")
 
 
+def test_a_base_in_the_hubs_cache_is_found(base, tuned, tmp_path, monkeypatch):
+    place = tmp_path / "cache" / "models--owner--tiny"
+    shutil.copytree(base, place / "snapshots" / ("a" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
+    change(tuned, base_model_name_or_path="owner/tiny")
+    vlm = load(tuned)
+    assert isinstance(vlm.model, peft.PeftModel)
+    assert conditions(vlm)["base"]["weights"] == "owner/tiny@" + "a" * 40
+    change(tuned, base_model_name_or_path="owner/other")
+    refused(tuned, "its base model, 'owner/other'", "cannot be loaded")
+
+
 def test_a_revision_of_the_hub_is_not_passed_over(tuned):
     change(tuned, base_model_name_or_path="owner/name", revision="v1.5")
     refused(tuned, "revision 'v1.5' of 'owner/name'")
@@ -193,9 +209,11 @@ def test_other_kinds_are_refused(tuned, kind):
     refused(tuned, f"of type {kind!r}", "only LORA, LOHA, LOKR, IA3", "foveate.drop(model, method)")
 
 
-@pytest.mark.parametrize("setting", ["alora_invocation_tokens", "layer_replication"])
-def test_settings_that_change_more_than_layers_are_refused(tuned, setting):
-    change(tuned, **{setting: [[0, 2]]})
+@pytest.mark.parametrize(
+    ("setting", "value"), [("alora_invocation_tokens", [5]), ("layer_replication", [[0, 2]]), ("bias", "lora_only")]
+)
+def test_settings_that_change_more_than_layers_are_refused(tuned, setting, value):
+    change(tuned, **{setting: value})
     refused(tuned, f"sets {setting}")
 
 
