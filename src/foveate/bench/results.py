@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from foveate._sheet import Sheet
+from foveate._table import Table
 from foveate.bench.paired import AGAIN, FULL, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
@@ -138,7 +138,7 @@ def noisy_parts(rows: Sequence[ResultRow]) -> list[str]:
 # -- tables ---------------------------------------------------------------------------------------------------
 
 
-def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[str] = ()) -> list[Sheet]:
+def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[str] = ()) -> list[Table]:
     """Speed-ups over the untouched model, whose own row has milliseconds, of the prefill and of the call; and sizes.
 
     Args:
@@ -156,10 +156,10 @@ def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[st
 
 def _sheet(
     rows: Sequence[ResultRow], cells: Sequence[Mapping[str, str]], title: str = "", notes: Sequence[str] = ()
-) -> Sheet:
+) -> Table:
     """Cells by the heads of their columns; a column without any is left out."""
     lines = [(row["name"], *by_head.values()) for row, by_head in zip(rows, cells, strict=True)]
-    return Sheet(title, ("", *cells[0]), lines, notes).filled()
+    return Table(title, ("", *cells[0]), lines, notes).filled()
 
 
 def _prefill_cells(row: ResultRow) -> dict[str, str]:

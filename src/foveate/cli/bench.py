@@ -25,7 +25,7 @@ from foveate.errors import BudgetError, InputError, SettingError
 if TYPE_CHECKING:
     import torch
 
-    from foveate._sheet import Sheet
+    from foveate._table import Table
     from foveate.bench.benched import Benched
     from foveate.bench.paired import PairedRun
     from foveate.bench.shapes import NamedShape
@@ -224,7 +224,7 @@ class Bench(MethodsOptions):
             return error
         return None
 
-    def _finish(self, record: dict[str, Any], sheets: "list[Sheet]") -> None:
+    def _finish(self, record: dict[str, Any], sheets: "list[Table]") -> None:
         """Write the record where it was asked for, then print."""
         from rich.console import Group
 

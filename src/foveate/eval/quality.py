@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from foveate._sheet import SECTION, Column, Sheet
 from foveate._stats import wilson
+from foveate._table import SECTION, Column, Table
 from foveate.contract.budget import is_met
 from foveate.eval.figures import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.eval.plan import BASELINES
@@ -102,7 +102,7 @@ class Quality:
 
     # -- tables -----------------------------------------------------------------------------------------------
 
-    def table(self) -> Sheet:
+    def table(self) -> Table:
         """A row for the full model and one a cell; without the columns that say nothing here."""
         full = self.full
         shown: list[Sequence[str]] = [
@@ -118,7 +118,7 @@ class Quality:
         heads = [self.figure if place == 3 else head for place, head in enumerate(HEADS)]
         columns = [Column(head, right=place > 0) for place, head in enumerate(heads)]
         unsaid = ("Of full", "Agrees") if self.figure == AGREEMENT else ()
-        return Sheet(self.title, columns, shown).filled(without=unsaid)
+        return Table(self.title, columns, shown).filled(without=unsaid)
 
     def _cells(self, row: Row) -> list[str]:
         """A setting's row of the table."""
@@ -135,7 +135,7 @@ class Quality:
             *differences,
         ]
 
-    def task_table(self) -> Sheet:
+    def task_table(self) -> Table:
         """Accuracy of every task, %."""
         full = self.tasks_of(self.full)
         heads: list[str | Column] = ["", *(Column(SHORT.get(task, task), right=True) for task in full)]
@@ -146,10 +146,10 @@ class Quality:
             for row in self.settings:
                 if row["budget"] == budget:
                     rows.append([f"{row['name']} {row['tokens']:.0f}", *_percents(self.tasks_of(row).values())])
-        return Sheet(f"{self.figure} by task, %", heads, rows)
+        return Table(f"{self.figure} by task, %", heads, rows)
 
     @cached_property
-    def paired(self) -> Sheet:
+    def paired(self) -> Table:
         """Every method beside the first one, on the same questions; empty where there is no other.
 
         Random and Resize have columns in `table`; other baselines are here where there is no method besides the first.
@@ -169,7 +169,7 @@ class Quality:
         if self.figure == AGREEMENT:
             heads, rows = heads[:3], [row[:4] for row in rows]
         columns: list[str | Column] = ["", *(Column(head, right=head != "") for head in heads)]
-        return Sheet(f"Beside {first}, on the same questions", columns, rows)
+        return Table(f"Beside {first}, on the same questions", columns, rows)
 
     def _beside(self, pair: Row) -> list[str]:
         """The differences of a pair, each with its verdict."""
@@ -293,9 +293,9 @@ class Quality:
         return f"Intervals: 95 %, paired, over pictures and over {seeds} seeds of them."
 
 
-def sheets(qualities: Iterable[Quality]) -> list[Sheet]:
+def sheets(qualities: Iterable[Quality]) -> list[Table]:
     """The tables of several benchmarks, each with what was found below it; what columns mean stands below the last."""
-    tables: list[Sheet] = []
+    tables: list[Table] = []
     legend: list[str] = []
     for quality in qualities:
         tables.append(quality.table().noted(quality.findings()))

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
 from foveate import catalogue
-from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json, refuse_keys
 from foveate._stats import Estimate
+from foveate._table import Column, Table
 from foveate._writing import publish
 from foveate.contract.method import Method
 from foveate.errors import FoveateError, InputError
@@ -130,7 +130,7 @@ class Tuned:
             f"{stays} On those held out the best of the grid is ahead: {points(grid.ahead, '+')} points of agreement."
         )
 
-    def sheet(self) -> Sheet:
+    def sheet(self) -> Table:
         """The comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
         body = []
@@ -140,7 +140,7 @@ class Tuned:
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         settings = [f"{row.name}: {row.method}" for row in self.rows if row.name in ("published", "grid", "tuned")]
         columns = [Column(name, right=True) for name in names]
-        return Sheet("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])
+        return Table("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])
 
     def _repr_html_(self) -> str:
         return self.sheet().to_html()

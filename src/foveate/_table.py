@@ -1,4 +1,4 @@
-"""`Sheet`: a small table of text that a terminal, a notebook and a report can show."""
+"""`Table`: a small table of text that a terminal, a notebook and a report can show."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.measure import Measurement
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
-__all__ = ["SECTION", "WIDEST", "Column", "Sheet", "between"]
+__all__ = ["SECTION", "WIDEST", "Column", "Table", "between"]
 
 SECTION: tuple[str, ...] = ()
 """A row without cells: a gap between the rows above and below it."""
@@ -44,12 +44,12 @@ class Column:
         return "left"
 
 
-class Sheet:
+class Table:
     """A small table of text. Text is shown as it is: no markup of HTML or rich in it is read.
 
-        Sheet("Speed", ["", Column("ms", right=True)], [("full", "12.5"), ("v2drop", "6.1")], ["Median of 30."])
+        Table("Speed", ["", Column("ms", right=True)], [("full", "12.5"), ("v2drop", "6.1")], ["Median of 30."])
 
-    `str(sheet)` is plain text, a notebook shows a table, and `rich.print(sheet)` one with its notes.
+    `str(table)` is plain text, a notebook shows a table, and `rich.print(table)` one with its notes.
 
     Attributes:
         title: The line above; "" for none.
@@ -66,7 +66,7 @@ class Sheet:
         rows: Sequence[Sequence[str]],
         notes: Sequence[str] = (),
     ) -> None:
-        """Make a sheet; a head may be given as a string.
+        """Make a table; a head may be given as a string.
 
         Raises:
             ValueError: If a row has more cells than there are columns.
@@ -84,7 +84,7 @@ class Sheet:
             return SECTION
         return (*row, *[""] * missing)
 
-    def filled(self, without: Sequence[str] = ()) -> "Sheet":
+    def filled(self, without: Sequence[str] = ()) -> "Table":
         """The same without the columns that have no text in any row, and without those of these heads."""
         kept = [
             place
@@ -92,15 +92,15 @@ class Sheet:
             if column.head not in without and any(row and row[place] for row in self.rows)
         ]
         rows = [[row[place] for place in kept] if row else SECTION for row in self.rows]
-        return Sheet(self.title, [self.columns[place] for place in kept], rows, self.notes)
+        return Table(self.title, [self.columns[place] for place in kept], rows, self.notes)
 
-    def noted(self, notes: Sequence[str]) -> "Sheet":
+    def noted(self, notes: Sequence[str]) -> "Table":
         """The same with these lines below it."""
-        return Sheet(self.title, self.columns, self.rows, notes)
+        return Table(self.title, self.columns, self.rows, notes)
 
     def __repr__(self) -> str:
         filled = [row for row in self.rows if row]
-        return f"Sheet({self.title!r}, {len(self.columns)} columns, {len(filled)} rows)"
+        return f"Table({self.title!r}, {len(self.columns)} columns, {len(filled)} rows)"
 
     def __str__(self) -> str:
         return self.to_text()
@@ -155,13 +155,13 @@ class Sheet:
     def _repr_html_(self) -> str:
         return self.to_html()
 
-    def to_rich(self) -> "Table":
+    def to_rich(self) -> "RichTable":
         """The table for a rich console, without its notes."""
         from rich.box import SIMPLE_HEAD
-        from rich.table import Table
+        from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD, title_justify="left")
+        table = RichTable(box=SIMPLE_HEAD, title_justify="left")
         if self.title:
             table.title = Text(self.title)
         for column in self.columns:
