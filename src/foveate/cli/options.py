@@ -31,6 +31,7 @@ __all__ = [
     "Pairs",
     "Rate",
     "Settings",
+    "TableOptions",
     "whole",
 ]
 
@@ -201,6 +202,14 @@ class OutputOptions:
     def figure(self) -> Path | None:
         """Where a picture goes, for commands that draw one."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(OutputOptions):
+    """What is written, and where."""
+
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """write the same JSON to a file (.json), or the tables (.csv, .md, .tex)"""
 
 
 @dataclass(frozen=True, kw_only=True)

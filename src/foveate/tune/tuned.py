@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, 
 from foveate import catalogue
 from foveate._spelling import read_json, refuse_keys
 from foveate._stats import Estimate
-from foveate._table import Column, Table
+from foveate._table import Column, Number, Table, number
 from foveate._writing import publish
 from foveate.contract.method import Method
 from foveate.errors import FoveateError, InputError
@@ -136,7 +136,8 @@ class Tuned:
         body = []
         for row in self.rows:
             ahead = "" if row.ahead is None else points(row.ahead, "+")
-            body.append((row.name, f"{row.tokens:.2f}", points(row.agreement), f"{row.root.value:.3f}", ahead))
+            root = number(row.root.value, ".3f")
+            body.append((row.name, number(row.tokens, ".2f"), points(row.agreement), root, ahead))
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         settings = [f"{row.name}: {row.method}" for row in self.rows if row.name in ("published", "grid", "tuned")]
         columns = [Column(name, right=True) for name in names]
@@ -211,4 +212,5 @@ def _adapter() -> TypeAdapter[Tuned]:
 def points(estimate: Estimate, sign: str = "") -> str:
     """An estimate in hundredths: 95.3 [93.4, 96.9]."""
     value, low, high = (100 * number for number in asdict(estimate).values())
-    return f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
+    text = f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
+    return Number(text, {"": value, "low": low, "high": high})
