@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from foveate.batch.answering import RowAnswerer
+from foveate.ask.answers import Answerer
 
 WORDS = ("--method", "v2drop:layers=1,2,3;retention=0.33", "--max-new-tokens", 3, "--device", "cpu")
 
@@ -97,14 +97,14 @@ def test_a_signal_ends_after_the_rows_in_hand_and_the_next_run_goes_on(
     assert batch(*words, path=table)[0] == 0
     (tmp_path / "out").rename(tmp_path / "whole")
     before = signal.getsignal(signal.SIGINT)
-    answered = RowAnswerer._answered
+    answered = Answerer._answered
 
     def interrupted(self, batch, shared):
         signal.raise_signal(number)
         return answered(self, batch, shared)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RowAnswerer, "_answered", interrupted)
+        patch.setattr(Answerer, "_answered", interrupted)
         ended, out, err = batch(*words, path=table)
     assert ended == code
     assert "Left       4; run the same command again to go on" in out
@@ -126,7 +126,7 @@ def test_a_second_signal_ends_at_once(batch, table, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(RowAnswerer, "_answered", interrupted)
+    monkeypatch.setattr(Answerer, "_answered", interrupted)
     code, out, err = batch(path=table)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "foveate: interrupted."
