@@ -48,8 +48,9 @@ PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 
 TUNERS = ("LORA", "LOHA", "LOKR", "IA3")
 """PEFT's types of adapters that change layers and nothing around the model's forward."""
-AROUND = ("alora_invocation_tokens", "arrow_config", "layer_replication", "bias")
-"""Settings of LoRA that change more than layers; bias trains the base's own, and peft does not say which is missing."""
+AROUND = ("alora_invocation_tokens", "arrow_config", "layer_replication", "megatron_config", "bias")
+"""Settings of LoRA that change more than layers, or make peft import a module by name; bias trains the base's own, and
+peft does not say which of them are missing."""
 
 POINTER = b"version https://git-lfs"
 """How a git-lfs pointer begins: what a clone holds in a large file's place until `git lfs pull`."""

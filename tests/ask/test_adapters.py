@@ -210,7 +210,13 @@ def test_other_kinds_are_refused(tuned, kind):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("alora_invocation_tokens", [5]), ("layer_replication", [[0, 2]]), ("bias", "lora_only")]
+    ("setting", "value"),
+    [
+        ("alora_invocation_tokens", [5]),
+        ("layer_replication", [[0, 2]]),
+        ("megatron_config", {"a": 1}),
+        ("bias", "lora_only"),
+    ],
 )
 def test_settings_that_change_more_than_layers_are_refused(tuned, setting, value):
     change(tuned, **{setting: value})
