@@ -199,3 +199,17 @@ def test_an_input_with_wrong_columns_is_refused(batch, table):
     assert code == 1
     assert "can be asked. Row 0: The row has nothing under media or image" in err
     assert batch("--media-column", "file", path=table)[0] == 0
+
+
+def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    rows[1]["image"] = "missing.png"
+    for row in rows:
+        row["label"] = "tabby"
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    code, out, err = batch("--limit", 3, "--workers", 1, path=table)
+    assert code == 3
+    assert "Rows       3, of which 2 are answered" in out
+    assert "1: … cannot be read: No such file or directory. Check the path." in out
+    assert "Accuracy   0.0% of the answers whose rows have a label" in out
+    assert err.index("processes load the model") < err.index("Answering")

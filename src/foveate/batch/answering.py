@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import conditions
 from foveate.naming import members_of, method_of
 from foveate.runs.crew import device_at
+from foveate.runs.labels import as_said, labels_in
 from foveate.runs.samples import Bad, MediaSample
 
 __all__ = ["KEY", "OURS", "REASON", "Asking", "Row", "RowAnswerer", "bad_row", "beside"]
@@ -42,8 +44,10 @@ OURS = {
     "prepare_seconds": "float64",
     "answer_seconds": "float64",
     "notes": "list",
+    "right": "bool",
 }
-"""The columns of an answer, by their type in Parquet."""
+"""The columns of an answer, by their type in Parquet; whether it is right is there where a row has a label."""
+LABELS = ("label", "labels")
 DIGITS = 6
 
 BEYOND = 4
@@ -204,6 +208,9 @@ def _row(reply: Reply[MediaSample]) -> Row:
         "answer_seconds": round(reply.answering, DIGITS),
         "notes": notes,
     }
+    with suppress(InputError):  # a label that is no text: the row is answered, and not scored
+        if labels := labels_in(sample.record, LABELS):
+            values["right"] = as_said(answer.text) in map(as_said, labels)
     return beside(sample.record, values)
 
 

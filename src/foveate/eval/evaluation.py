@@ -10,7 +10,7 @@ from foveate import embedded
 from foveate._cells import Cell, at_budgets
 from foveate._files import is_video, named, sha256_of
 from foveate._spelling import nearest
-from foveate._upstream import brief, shown
+from foveate._upstream import shown
 from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
@@ -26,6 +26,7 @@ from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.questioning import Asked, outstanding, prompts_of, run
 from foveate.naming import parse
+from foveate.runs.labels import LABELS, as_said, labels_in, plain
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
 
@@ -33,8 +34,6 @@ __all__ = ["evaluate", "evaluate_samples"]
 
 EMBEDDED = "exact match on held-out questions about generated pictures, each paired with the full model's"
 OWN = "foveate eval --samples"
-LABELS = ("label", "labels", "answer", "answers")
-"""Columns with the true answer, or with several of which any counts; the first that is there is taken."""
 READ = (*LABELS, "task")
 """Columns that are read beside pictures, question and id."""
 TOLD = 3
@@ -176,46 +175,12 @@ def _asked_of(sample: MediaSample) -> Asked:
     return Asked(
         key=f"{picture}/{sample.question}",
         picture=picture,
-        task=_plain(sample.record, "task") or "samples",
+        task=plain(sample.record, "task") or "samples",
         text=sample.question,
         media=partial(list, sample.media),
-        labels=_labels(sample.record),
-        reading=_words,
+        labels=labels_in(sample.record),
+        reading=as_said,
     )
-
-
-def _labels(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The true answers of a sample; none where it has no label. An empty text is no label.
-
-    Raises:
-        InputError: If one is neither a text nor a number.
-    """
-    for name in LABELS:
-        value = record.get(name)
-        several = value if isinstance(value, list) else [value]
-        labels = [_plain({name: label}, name) for label in several]
-        if any(labels):
-            return tuple(label for label in labels if label)
-    return ()
-
-
-def _plain(record: Mapping[str, Any], name: str) -> str:
-    """The text or number that a record has under a name, as a text; an empty one where it has none.
-
-    Raises:
-        InputError: If it is anything else.
-    """
-    value = record.get(name)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
-        raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
-    return str(value).strip()
-
-
-def _words(answer: str) -> str:
-    """An answer but for case, a full stop and space around it."""
-    return answer.strip().removesuffix(".").casefold()
 
 
 def _compare(
