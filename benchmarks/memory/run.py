@@ -24,7 +24,7 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import foveate as fv
-from foveate._sheet import between
+from foveate._table import between
 from foveate._versions import commit, versions
 from foveate.bench.memory import hold
 from foveate.bench.shapes import NamedShape
