@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from foveate._upstream import install_line, shown
 from foveate.errors import UnsupportedError
+from foveate.plain.upstream import install_line, shown
 
 if TYPE_CHECKING:
     from foveate.ask.vlm import VLM

@@ -10,8 +10,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from foveate._memory import available
-from foveate._upstream import first_line, is_out_of_memory
 from foveate.ask.answer import Answer
 from foveate.ask.answering import answers_to, fitting
 from foveate.ask.batch import batches
@@ -23,6 +21,8 @@ from foveate.ask.prompt import Prompt
 from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import InputError, UnsupportedError
+from foveate.plain.memory import available
+from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.video import Clip
 
 __all__ = ["Answerer", "Reply", "in_order"]

@@ -7,7 +7,6 @@ from typing import Any, Literal, Unpack, overload
 import torch
 from torch import Tensor
 
-from foveate._upstream import brief
 from foveate.ask.answer import Answer
 from foveate.ask.answering import fitting, refuse_stale, reply_to
 from foveate.ask.answers import Answerer, in_order
@@ -22,6 +21,7 @@ from foveate.contract.method import Method
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
+from foveate.plain.upstream import brief
 
 __all__ = ["QUESTION", "Prefix", "Wording"]
 

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
-from foveate._spelling import refuse_keys
-from foveate._upstream import brief
 from foveate.ask.answer import Answer
 from foveate.ask.answering import (
     AnyMethod,
@@ -30,6 +28,8 @@ from foveate.ask.stream import Stream
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import method_of
+from foveate.plain.spelling import refuse_keys
+from foveate.plain.upstream import brief
 
 __all__ = ["VLM", "Messages", "Question"]
 

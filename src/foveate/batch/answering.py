@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foveate._upstream import brief, first_line
 from foveate.ask.answering import dropped_in
 from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
@@ -21,6 +20,7 @@ from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import conditions
 from foveate.naming import members_of, method_of
+from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
 from foveate.runs.samples import Bad, MediaSample

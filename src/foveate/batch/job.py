@@ -12,11 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from foveate._files import named
-from foveate._version import __version__
 from foveate.ask.answers import WINDOW
 from foveate.batch.answering import KEY, OURS, REASON, Asking, Row, bad_row
 from foveate.errors import InputError
+from foveate.plain.files import named
+from foveate.plain.version import __version__
 from foveate.runs.crew import Crew, Here, InHand
 from foveate.runs.going import run as go
 from foveate.runs.listener import Listener

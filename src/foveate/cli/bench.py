@@ -25,11 +25,11 @@ from foveate.errors import BudgetError, InputError, SettingError
 if TYPE_CHECKING:
     import torch
 
-    from foveate._table import Table
     from foveate.bench.benched import Benched
     from foveate.bench.paired import PairedRun
     from foveate.bench.shapes import NamedShape
     from foveate.contract.method import Method
+    from foveate.plain.table import Table
 
 __all__ = ["Bench"]
 

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from foveate._files import check_readable
 from foveate.cli.checks import check_model
 from foveate.cli.options import EMBEDDED, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
+from foveate.plain.files import check_readable
 
 __all__ = ["Check"]
 

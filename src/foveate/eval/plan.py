@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.contenders import USUAL
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.answer_store import Answers, open_answers
+from foveate.eval.contenders import USUAL
 from foveate.naming import parse
 
 __all__ = ["BASELINES", "SHARES", "Plan"]

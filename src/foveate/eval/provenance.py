@@ -11,10 +11,10 @@ from typing import Any
 import huggingface_hub
 
 from foveate import embedded
-from foveate._files import sha256_of
-from foveate._folders import base_of
-from foveate._versions import versions
 from foveate.ask.vlm import VLM
+from foveate.plain.files import sha256_of
+from foveate.plain.folders import base_of
+from foveate.runs.versions import versions
 
 __all__ = ["conditions", "joined"]
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from foveate._stats import wilson
-from foveate._table import SECTION, Column, Number, Table, number
 from foveate.contract.budget import is_met
 from foveate.eval.figures import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.eval.plan import BASELINES
+from foveate.plain.stats import wilson
+from foveate.plain.table import SECTION, Column, Number, Table, number
 
 __all__ = ["AGREEMENT", "Quality", "points", "sheets"]
 

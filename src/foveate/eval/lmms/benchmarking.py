@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from foveate._versions import commit, versions
 from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
-from foveate.contenders import EARLY, Contender, before_decoder, contenders_at
 from foveate.contract.method import Method
 from foveate.errors import BudgetError
 from foveate.eval.answer_store import Answers, open_answers
+from foveate.eval.contenders import EARLY, Contender, before_decoder, contenders_at
 from foveate.eval.figures import Log, figures_of
 from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.harness import check_names, run
@@ -25,6 +24,7 @@ from foveate.eval.quality import Quality
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, Listener, unheard
+from foveate.runs.versions import commit, versions
 
 __all__ = ["evaluate_benchmarks"]
 
