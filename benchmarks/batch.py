@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate.batch.answering import Asking, bad_row, beside
 from foveate.batch.job import Job, Summary, run
+from foveate.batch.rows import Asking, bad_row, beside
 from foveate.naming import parse
 from foveate.runs.crew import Done
 from foveate.runs.listener import Listener

@@ -33,8 +33,8 @@ from transformers import AutoConfig
 
 from foveate.bench.timing import rounds
 from foveate.embedded import TASKS
+from foveate.eval.asked import Asked
 from foveate.eval.held_out import questions
-from foveate.eval.questioning import Asked
 from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent

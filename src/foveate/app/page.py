@@ -12,8 +12,8 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from foveate.app.answers import FULL, MOST, Reply, answered, cards, checked, least_percent, program
 from foveate.app.kept import Stop, stops_of
+from foveate.app.replies import FULL, MOST, Reply, answered, cards, checked, least_percent, program
 from foveate.app.subjects import Subject, examples, opened
 from foveate.ask.vlm import VLM
 from foveate.catalogue import methods, takes_budget

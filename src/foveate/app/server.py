@@ -94,8 +94,8 @@ def serve(
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         import uvicorn
 
-        from foveate.app.answers import UNDER_WAY
         from foveate.app.page import application
+        from foveate.app.replies import UNDER_WAY
 
         config = uvicorn.Config(
             application(vlm, hosts_of(host), max_new_tokens),

@@ -55,10 +55,10 @@ class Check:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate import embedded
-            from foveate.ask.answering import fitting
             from foveate.ask.loaded import quiet
-            from foveate.cli.asking import load
+            from foveate.ask.running import fitting
             from foveate.cli.outputs import finish
+            from foveate.cli.setup import load
             from foveate.testing.checking import STEPS, Checking
 
         vlm = load(options)

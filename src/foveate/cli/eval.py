@@ -204,7 +204,7 @@ class Eval(MethodsOptions):
             raise
 
     def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Quality":
-        from foveate.cli.asking import load
+        from foveate.cli.setup import load
         from foveate.eval.evaluation import evaluate
 
         return evaluate(
@@ -217,7 +217,7 @@ class Eval(MethodsOptions):
         )
 
     def _run_samples(self, plan: "Plan") -> "Quality":
-        from foveate.cli.asking import load
+        from foveate.cli.setup import load
         from foveate.eval.evaluation import evaluate_samples
 
         assert self.samples is not None
@@ -229,10 +229,10 @@ class Eval(MethodsOptions):
         )
 
     def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "dict[str, Quality]":
-        from foveate.cli.asking import load
-        from foveate.eval.lmms.answerer import Conduct
+        from foveate.cli.setup import load
         from foveate.eval.lmms.benchmarking import evaluate_benchmarks
         from foveate.eval.lmms.harness import check_names
+        from foveate.eval.lmms.requests import Conduct
 
         check_names(names, self.include)
         conduct = Conduct(

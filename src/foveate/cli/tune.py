@@ -102,9 +102,9 @@ class Tune:
         from foveate.cli.screen import busy, counting, note
 
         with busy("Starting torch"):
-            from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
-            from foveate.cli.asking import load
+            from foveate.ask.running import fitting
+            from foveate.cli.setup import load
             from foveate.naming import given, parse
             from foveate.tune import tune
 

@@ -23,7 +23,7 @@ READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".tx
 
 
 def conditions(vlm: VLM) -> dict[str, Any]:
-    """All of a model that its answers depend on; see `foveate.eval.answer_store.Answers`."""
+    """All of a model that its answers depend on; see `foveate.eval.records.Answers`."""
     setup = vlm.card.to_dict()
     del setup["name"]
     values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from foveate.ask.loading import EMBEDDED, device_of, load
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
-from foveate.eval.answer_store import Answers, open_answers
-from foveate.eval.lmms.answerer import Conduct, Request, RequestAnswerer
 from foveate.eval.lmms.label import Label, spent_of
+from foveate.eval.lmms.requests import Conduct, Request, RequestAnswerer
 from foveate.eval.lmms.setting import Setting, values_of
+from foveate.eval.records import Answers, open_answers
 from foveate.plain.writing import publish
 
 __all__ = ["Answering", "Foveate"]

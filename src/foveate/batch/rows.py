@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foveate.ask.answering import dropped_in
 from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
+from foveate.ask.running import dropped_in
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.session import drop
