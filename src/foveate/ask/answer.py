@@ -101,7 +101,7 @@ class Answer:
 
     @property
     def retention(self) -> float:
-        """The same as a share; 1 without vision tokens."""
+        """The share of its vision tokens that a decoder layer processed, on average; 1 without any."""
         if not self.vision_tokens:
             return 1.0
         return self.spent / self.vision_tokens

@@ -76,7 +76,7 @@ class Generation:
             raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
 
     def arguments(self, tokenizer: Any) -> dict[str, Any]:
-        """The same as arguments of transformers' `generate`."""
+        """These settings as arguments of transformers' `generate`."""
         arguments: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,

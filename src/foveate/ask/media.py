@@ -250,7 +250,7 @@ def crop_note(medium: Picture | Clip) -> str | None:
 
 
 def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
-    """The same in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
+    """A medium in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
     if isinstance(medium, Picture):
         return dataclasses.replace(medium, image=square(medium.image, processor))
     side = max(_size(medium))

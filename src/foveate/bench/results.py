@@ -148,13 +148,13 @@ def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[st
     """
     complete = [row for row in rows if "kv_bytes" in row]
     return [
-        _sheet(rows, [_prefill_cells(row) for row in rows], title),
-        _sheet(complete, [_call_cells(row) for row in complete]),
-        _sheet(complete, [_size_cells(row) for row in complete], notes=[*_footnotes(rows), *notes]),
+        _table(rows, [_prefill_cells(row) for row in rows], title),
+        _table(complete, [_call_cells(row) for row in complete]),
+        _table(complete, [_size_cells(row) for row in complete], notes=[*_footnotes(rows), *notes]),
     ]
 
 
-def _sheet(
+def _table(
     rows: Sequence[ResultRow], cells: Sequence[Mapping[str, str]], title: str = "", notes: Sequence[str] = ()
 ) -> Table:
     """Cells by the heads of their columns; a column without any is left out."""

@@ -70,5 +70,5 @@ class Check:
         )
         with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)
-        finish({"model": self.model, **checked.to_dict()}, checked.sheet, self.outputs)
+        finish({"model": self.model, **checked.to_dict()}, checked.table, self.outputs)
         return DONE if checked.passed else FAILED

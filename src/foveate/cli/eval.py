@@ -103,7 +103,7 @@ class Eval(MethodsOptions):
             from foveate.eval.contenders import USUAL
             from foveate.eval.pareto import draw_all
             from foveate.eval.plan import Plan
-            from foveate.eval.quality import sheets
+            from foveate.eval.quality import tables_of
 
         plan = Plan(
             methods=self.method or USUAL,
@@ -123,7 +123,7 @@ class Eval(MethodsOptions):
         else:
             quality = self._run_samples(plan) if self.samples is not None else self._run_embedded(names, plan)
             values, qualities = quality.to_dict(), [quality]
-        tables = sheets(qualities)
+        tables = tables_of(qualities)
         shown: list[Any] = []
         for table in tables:
             shown += [table, Text("")] if table.notes else [table]

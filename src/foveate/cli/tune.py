@@ -137,7 +137,7 @@ class Tune:
 
         from foveate.cli.outputs import finish
 
-        values, table = tuned.to_dict(), tuned.sheet()
+        values, table = tuned.to_dict(), tuned.table()
         lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
         if self.outputs.out is not None and self.outputs.out.suffix.lower() == JSON:
             lines.append(f"Preset file: {self.outputs.out}")

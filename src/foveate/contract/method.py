@@ -211,7 +211,7 @@ class Method(ABC):
         return "retention" in self._fields() and not self._given((*self.schedule, *BUDGET))
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """The same method with a budget, in place of one that it has; its stages solve it for every image they see.
+        """This method with a budget, in place of one that it has; its stages solve it for every image they see.
 
         Raises:
             SettingError: If the method takes no budget, was given a schedule, or not exactly one of both is given.
@@ -416,7 +416,7 @@ class Chain(Method):
         return tuple(stages)
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """The same, the last open member spending this budget; where none is open, the last that has a budget.
+        """This chain, its last open member spending a budget; where none is open, the last that has a budget.
 
         Raises:
             SettingError: If no member takes one, or not exactly one of both is given.

@@ -78,7 +78,7 @@ class Cost:
 
     @property
     def total_flops(self) -> int | None:
-        """The same with scoring; None where that is not counted."""
+        """FLOPs of the model and of scoring; None where scoring is not counted."""
         return None if self.scoring_flops is None else self.model_flops + self.scoring_flops
 
     @property
@@ -103,9 +103,9 @@ class Cost:
         )
 
     def _repr_html_(self) -> str:
-        return self._sheet().to_html()
+        return self._table().to_html()
 
-    def _sheet(self) -> Table:
+    def _table(self) -> Table:
         """The FLOPs part by part, and what memory is needed."""
         layers = len(self.layer_flops)
         parts = {

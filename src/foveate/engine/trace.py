@@ -246,7 +246,7 @@ class PrefillRecord:
 
     @property
     def retention(self) -> list[float]:
-        """The same as a share of the sample's vision tokens; 1 for a sample without any."""
+        """Mean share of a sample's vision tokens that a decoder layer processed; 1 for a sample without any."""
         return [tokens / count if count else 1.0 for tokens, count in zip(self.tokens, self.vision_tokens, strict=True)]
 
     @cached_property
@@ -304,7 +304,7 @@ class PrefillRecord:
         return f"PrefillRecord({self._words()})"
 
     def _repr_html_(self) -> str:
-        return self._sheet().to_html()
+        return self._table().to_html()
 
     def _words(self) -> str:
         """`retention 33.4%; before layer 3: 576 to 288`."""
@@ -321,7 +321,7 @@ class PrefillRecord:
         again = "" if self.reuse is None else f", picked as before in {self.reuse:.1%} of {self._steps} steps"
         return f"decoding reads {words} vision tokens in layers {first} to {last}{again}"
 
-    def _sheet(self) -> Table:
+    def _table(self) -> Table:
         """A row a stage: vision tokens of all samples before and after it, and the share that stayed."""
         rows = []
         for stage in self.stages:
@@ -449,7 +449,7 @@ class Trace:
         """A table of the latest prefill, which a notebook shows."""
         if not self.history:
             return html.escape(repr(self))
-        sheet = self.latest._sheet()
+        sheet = self.latest._table()
         if len(self.history) > 1:
             notes = (*sheet.notes, f"The latest of {len(self.history)} prefills in `history`.")
             sheet = Table(sheet.title, sheet.columns, sheet.rows, notes)

@@ -11,7 +11,7 @@ from foveate.eval.rows import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.plain.stats import wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
-__all__ = ["AGREEMENT", "Quality", "points", "sheets"]
+__all__ = ["AGREEMENT", "Quality", "points", "tables_of"]
 
 HARD = "Hard: accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
 TOKENS = "Tokens: what a decoder layer truly processed, on average."
@@ -98,7 +98,7 @@ class Quality:
         )
 
     def _repr_html_(self) -> str:
-        return "".join(sheet._repr_html_() for sheet in sheets([self]))
+        return "".join(sheet._repr_html_() for sheet in tables_of([self]))
 
     # -- tables -----------------------------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class Quality:
         return f"Intervals: 95 %, paired, over pictures and over {seeds} seeds of them."
 
 
-def sheets(qualities: Iterable[Quality]) -> list[Table]:
+def tables_of(qualities: Iterable[Quality]) -> list[Table]:
     """The tables of several benchmarks, each with what was found below it; what columns mean stands below the last."""
     tables: list[Table] = []
     legend: list[str] = []

@@ -105,7 +105,7 @@ def check_readable(path: Path) -> None:
 
 
 def open_readable(path: Path) -> BinaryIO:
-    """The same, and open it for reading.
+    """Refuse what `check_readable` refuses, and open the file for reading.
 
     What is looked at is what was opened: nobody can put a pipe in its place between the two.
 

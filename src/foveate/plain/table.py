@@ -120,7 +120,7 @@ class Table:
         return (*row, *[""] * missing)
 
     def filled(self, without: Sequence[str] = ()) -> "Table":
-        """The same without the columns that have no text in any row, and without those of these heads."""
+        """This table without the columns that have no text in any row, and without those of these heads."""
         kept = [
             place
             for place, column in enumerate(self.columns)
@@ -130,7 +130,7 @@ class Table:
         return Table(self.title, [self.columns[place] for place in kept], rows, self.notes)
 
     def noted(self, notes: Sequence[str]) -> "Table":
-        """The same with these lines below it."""
+        """This table with these lines below it."""
         return Table(self.title, self.columns, self.rows, notes)
 
     def __repr__(self) -> str:

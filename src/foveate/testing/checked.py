@@ -67,7 +67,7 @@ class Checked:
         return {"passed": self.passed, "about": dict(self.about), "noise": _finite(self.noise), "rows": rows}
 
     @property
-    def sheet(self) -> Table:
+    def table(self) -> Table:
         """The table, and below it what to know of the run."""
         numbers = [Column(head, right=True) for head in ("Noise", "Difference", "Tolerance", "Wrong columns")]
         rows = []
@@ -88,10 +88,10 @@ class Checked:
         return Table(title, [Column("Compared", wrap=True), "Verdict", *numbers], rows, notes)
 
     def __str__(self) -> str:
-        return str(self.sheet)
+        return str(self.table)
 
     def _repr_html_(self) -> str:
-        return self.sheet.to_html()
+        return self.table.to_html()
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -130,7 +130,7 @@ class Tuned:
             f"{stays} On those held out the best of the grid is ahead: {points(grid.ahead, '+')} points of agreement."
         )
 
-    def sheet(self) -> Table:
+    def table(self) -> Table:
         """The comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
         body = []
@@ -144,7 +144,7 @@ class Tuned:
         return Table("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])
 
     def _repr_html_(self) -> str:
-        return self.sheet().to_html()
+        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as plain values; "method" is what names and files read."""
