@@ -28,6 +28,7 @@ from foveate import embedded
 from tests.ask.test_pictures import png_claiming
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
+from tests.forked import forked
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 SERVERS = Path(__file__).parents[1] / "examples" / "servers"
 QUESTIONS = ("What is written ?", "How many green objects are there?")
 METHOD, RETENTION = "v2drop", 0.1
+SCRIPT = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 PATIENCE = 180  # seconds: a busy machine
 
 
@@ -483,10 +485,10 @@ def test_a_server_that_cannot_start_says_why_in_one_line():
         (["--retention", "0.3"], "without a method"),
         (["/none"], "none"),
     ):
-        command = [sys.executable, str(SERVERS / "own.py"), *words]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
-        assert why in ended.stderr
+        server = forked(SCRIPT, SERVERS / "own.py", *words, stderr=subprocess.PIPE)
+        _, said = server.communicate(timeout=PATIENCE)
+        assert (server.returncode, said.count("\n")) == (1, 1), said
+        assert why in said
 
 
 # -- that of transformers -------------------------------------------------------------------------------------------
