@@ -195,10 +195,8 @@ def test_without_stream_options_no_usage_is_streamed(client, picture):
 def test_it_says_why_an_answer_ended(client, picture):
     for stream in (False, True):
         for settings, text, reason in (
-            ({"max_tokens": 8}, "36KUM", "stop"),
             ({"max_tokens": 6}, "36KUM", "stop"),  # the sixth token ends it
             ({"max_tokens": 5}, "36KUM", "length"),
-            ({"max_tokens": 3}, "36K", "length"),
             ({"max_tokens": 3, "stop": "K"}, "36", "stop"),  # also where it is the last that may be said
             ({"max_tokens": 3, "stop": ["M", "6K"]}, "3", "stop"),
             ({"max_tokens": 3, "stop": "M"}, "36K", "length"),
@@ -403,17 +401,17 @@ def test_tokens_and_bytes_are_limited(picture):
 
 
 def test_too_many_requests_and_too_long_ones_are_refused(endless):
-    with listening(endless, "--waiting", 0, "--seconds", 2, "--tokens", 1_000_000) as client:
+    with listening(endless, "--waiting", 0, "--seconds", 1, "--tokens", 1_000_000) as client:
         ask = partial(asked, client, said("What is this ?"), model=endless.name, max_tokens=900_000)
         with ThreadPoolExecutor(1) as others:
             slow = others.submit(refused, client, said("?"), model=endless.name, max_tokens=900_000, status=504)
             wait_until(lambda: not endless.lock.acquire(blocking=False) or endless.lock.release())
             full = refused(client, said("What ?"), model=endless.name, status=429)
             assert int(full.response.headers["retry-after"]) > 0
-            assert "2 s are over" in slow.result().message
+            assert "1 s are over" in slow.result().message
         import openai
 
-        with pytest.raises(openai.APIError, match="2 s are over") as caught:  # the status was sent before
+        with pytest.raises(openai.APIError, match="1 s are over") as caught:  # the status was sent before
             list(ask(stream=True))
         assert not isinstance(caught.value, openai.APIStatusError)
         assert asked(client, said("What ?"), model=endless.name, max_tokens=2)
