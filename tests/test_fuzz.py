@@ -110,7 +110,9 @@ def test_every_kind_has_cases_that_end_well_at_any_scale(tmp_path):
     run = subprocess.run(program, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     *lines, parts = run.stdout.splitlines()
-    assert {line.partition(" tried, ")[0] for line in lines} >= {f"{kind}: {n}" for kind, n in json.loads(parts).items()}
+    assert {line.partition(" tried, ")[0] for line in lines} >= {
+        f"{kind}: {n}" for kind, n in json.loads(parts).items()
+    }
 
 
 def test_what_fails_is_told_in_the_exit_code_with_how_to_make_it_again(monkeypatch, tmp_path, capfd):
