@@ -19,7 +19,7 @@ UNDRAWN = {
     "_index",
     "_memory",
     "_room",
-    "_sheet",
+    "_table",
     "_transformers",
     "_upstream",
     "_version",

@@ -24,15 +24,13 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import foveate as fv
-from foveate._sheet import between
+from foveate._table import between
 from foveate._versions import commit, versions
 from foveate.bench.memory import hold
 from foveate.bench.shapes import NamedShape
 from foveate.bench.stopwatch import timed
 from foveate.bench.workload import PromptRequest, Workload, synthetic
-from foveate.contract.follow import cached_layers, in_order
 from foveate.contract.method import Method
-from foveate.contract.stages import Shape
 from foveate.methods.random import same_schedule
 
 HERE = Path(__file__).resolve().parent
@@ -122,8 +120,7 @@ def _measured(model: Any, workload: Workload, method: Method | None) -> dict[str
     with fv.drop(model, method) as trace:
         held = hold(model, workload, trace)
     took = time.process_time() - start
-    cached = cached_layers(in_order(method.stages(Shape(DECODER["layers"]))))
-    control = same_schedule(held.tokens, workload.vision_tokens, cached)
+    control = same_schedule(method, held.tokens, workload.vision_tokens)
     seconds: dict[str, list[float]] = {"seconds": [], "random": []}
     for _ in range(next((pairs for most, pairs in PAIRS.items() if took < most), 1)):
         for kind, one in (("seconds", method), ("random", control)):

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import foveate as fv
-from foveate._sheet import between
+from foveate._table import between
 from foveate._versions import commit, versions
 from foveate.bench.timing import ratio, rounds
 from foveate.contract import Cut, PatchStage, Shape, Stage

@@ -29,8 +29,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from foveate import _memory, embedded
-from foveate._sheet import Column, Sheet
 from foveate._spelling import fractions
+from foveate._table import Column, Table
 from foveate._versions import commit, versions
 from foveate.bench.shapes import shapes
 
@@ -151,7 +151,7 @@ def seconds_each(out: Path, kind: str) -> float:
     return sum(cell["seconds"] for cell in alike) / sum(cell["answers"] for cell in alike) if alike else SECONDS
 
 
-def plan(cells: Sequence[Cell], out: Path) -> Sheet:
+def plan(cells: Sequence[Cell], out: Path) -> Table:
     """What runs and about how long; a cell that is done takes nothing."""
     rows, left = [], 0.0
     for cell in cells:
@@ -162,7 +162,7 @@ def plan(cells: Sequence[Cell], out: Path) -> Sheet:
     heads = ("Model", "Cell", "Benchmark", Column("Answers", right=True), Column("Hours", right=True))
     note = f"About {left:.1f} hours are left, with {SECONDS} s an answer where no cell of a kind has run yet."
     unknown = f"A benchmark that is no default is taken to have {UNKNOWN:,} questions, or --limit."
-    return Sheet("", heads, rows, [note, unknown])
+    return Table("", heads, rows, [note, unknown])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

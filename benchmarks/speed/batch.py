@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     depth = model.config.get_text_config().num_hidden_layers
     chosen = at_budget(options.method, options.budget)
     _, tokens = prefill(model, workload, chosen)
-    plain = same_schedule([int(count) for count in tokens], workload.vision_tokens)
+    plain = same_schedule(chosen, [int(count) for count in tokens], workload.vision_tokens)
     methods = {"method": chosen, "random": plain, "random again": plain}
     runs = {name: partial(prefill, model, workload, method) for name, method in methods.items()}
     times = []

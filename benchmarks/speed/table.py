@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import between
+from foveate._table import between
 from foveate.bench.timing import interval_words
 
 HERE = Path(__file__).resolve().parent

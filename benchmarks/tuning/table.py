@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import between
+from foveate._table import between
 from foveate.catalogue import from_dict
 
 HERE = Path(__file__).resolve().parent

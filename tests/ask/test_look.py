@@ -35,9 +35,15 @@ def method_of(name):
     return None if name is None else EXAMPLES[name]
 
 
+def sharing(vlm, prompts, method=None, generation=FEW, first=False):
+    """Their answers behind one look."""
+    look = look_at(vlm.model, prompts[0].inputs, method)
+    return answers_to(vlm, prompts, method, generation, look=look, first=first)
+
+
 def assert_as_alone(vlm, prompts, method, generation=FEW):
     """Questions that share a look get the tokens that each gets alone, from nearly the same logits."""
-    shared = vlm.answer_sharing(prompts, method, generation=generation, first=True)
+    shared = sharing(vlm, prompts, method, generation=generation, first=True)
     for prompt, answer in zip(prompts, shared, strict=True):
         alone = vlm.answer(prompt, method, generation=generation, first=True)
         assert (answer.tokens, answer.spent, answer.prompt) == (alone.tokens, alone.spent, prompt)
@@ -60,8 +66,8 @@ def test_a_question_picks_what_its_own_answer_reads(family, method, monkeypatch)
     vlm = random_vlm(family, monkeypatch)
     prompts = asked(vlm, "titi", lengths=(3, 9))
     assert_as_alone(vlm, prompts, method)
-    assert [answer.tokens for answer in vlm.answer_sharing(prompts, None, generation=FEW)] != [
-        answer.tokens for answer in vlm.answer_sharing(prompts, method, generation=FEW)
+    assert [answer.tokens for answer in sharing(vlm, prompts, None, generation=FEW)] != [
+        answer.tokens for answer in sharing(vlm, prompts, method, generation=FEW)
     ]
 
 
@@ -78,7 +84,7 @@ def test_every_method_that_may_look_answers_as_alone(name, monkeypatch):
     vlm, method = random_vlm("llava", monkeypatch), EXAMPLES[name]
     if not can_share(vlm.model, method):
         with pytest.raises(fv.UnsupportedError, match=r"before it is asked\. Use one that can: .*v2drop"):
-            vlm.answer_sharing(asked(vlm), method)
+            sharing(vlm, asked(vlm), method)
         return
     assert_as_alone(vlm, asked(vlm, lengths=(3,)), method)
 
@@ -90,7 +96,7 @@ def test_beams_and_samples_are_those_of_the_question_alone(family, settings, mon
     generation = fv.Generation(max_new_tokens=4, **settings)
     prompts = asked(vlm, lengths=(3, 3) if "num_beams" in settings else (3,))
     for method in (None, EXAMPLES["v2drop-0"]):
-        shared = vlm.answer_sharing(prompts, method, generation=generation)
+        shared = sharing(vlm, prompts, method, generation=generation)
         assert [answer.tokens for answer in shared] == [
             vlm.answer(prompt, method, generation=generation).tokens for prompt in prompts
         ]
@@ -249,9 +255,9 @@ def test_of_pixels_only_the_shape_stays_and_nothing_holds_more_memory_than_it_sa
 
 def test_a_family_whose_prompt_is_seen_both_ways_is_refused():
     vlm = random_vlm("paligemma")
-    assert not vlm.can_share(None)
+    assert not can_share(vlm.model, None)
     with pytest.raises(fv.UnsupportedError, match="'paligemma' cannot look before it is asked"):
-        vlm.answer_sharing(asked(vlm))
+        sharing(vlm, asked(vlm))
     assert [name for name, kind in fv.families().items() if not kind.shares_prefix] == ["paligemma"]
 
 

@@ -209,7 +209,6 @@ def ways_of_asking(vlm, picture, prefix):
         lambda: list(vlm.ask_many([(picture, "What?")])),
         lambda: vlm.answer(about),
         lambda: vlm.answer_batch([about]),
-        lambda: vlm.answer_sharing([about]),
         lambda: vlm.look(picture),
         lambda: prefix.ask("What?"),
         lambda: list(prefix.ask_many(["What?"])),

@@ -11,7 +11,7 @@ import torch
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask import vlm as module
+from foveate.ask import answers as module
 from foveate.ask.batch import batches
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene

@@ -47,14 +47,14 @@ def answered(sample):
 
 def make_files_deadly():
     """From now on, `nofile.png` crashes this process, as a decoder does that breaks."""
-    read = answering.read_media
+    read = answering.read_once
 
     def deadly(paths, *arguments):
         if any(path.endswith("nofile.png") for path in paths):
             os.abort()
         return read(paths, *arguments)
 
-    answering.read_media = deadly
+    answering.read_once = deadly
 
 
 class Deadly(Asking):

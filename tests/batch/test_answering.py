@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
-from foveate.ask.vlm import VLM
-from foveate.batch import answering
+from foveate.ask import answers
 from foveate.batch.answering import Asking, RowAnswerer
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
@@ -52,18 +51,13 @@ class Calls:
 
     def __init__(self, monkeypatch, fails=lambda prompts: None):
         self.sizes, self.shared, self.tried = [], [], []
-        apart, together = answering.answers_to, VLM.answer_sharing
+        apart = answers.answers_to
 
-        def answers_to(vlm, prompts, *arguments, **options):
-            self._note(fails, prompts, shared=False)
-            return apart(vlm, prompts, *arguments, **options)
+        def answers_to(vlm, prompts, *arguments, look=None, **options):
+            self._note(fails, prompts, shared=look is not None)
+            return apart(vlm, prompts, *arguments, look=look, **options)
 
-        def answer_sharing(vlm, prompts, *arguments, **options):
-            self._note(fails, prompts, shared=True)
-            return together(vlm, prompts, *arguments, **options)
-
-        monkeypatch.setattr(VLM, "answer_sharing", answer_sharing)
-        monkeypatch.setattr(answering, "answers_to", answers_to)
+        monkeypatch.setattr(answers, "answers_to", answers_to)
 
     def _note(self, fails, prompts, *, shared):
         self.tried.append(len(prompts))
@@ -101,7 +95,7 @@ def test_where_the_question_stands_before_the_picture_each_row_looks_for_itself(
     calls = Calls(monkeypatch)
     rows = rows_about(pictures, 4, same=4)
     results = rows_of(RowAnswerer(replace(asking, batch_size=4), vlm), rows)
-    assert (calls.tried, calls.sizes[-1], calls.shared[-1]) == ([4, 4], 4, False)
+    assert (calls.tried, calls.shared) == ([4], [False])
     assert told(results) == told(rows_of(RowAnswerer(replace(asking, batch_size=1), vlm), rows))
 
 
@@ -125,20 +119,20 @@ def test_a_batch_without_room_is_halved_and_all_is_answered(asking, vlm, picture
 
 
 def test_a_file_that_has_no_room_beside_others_waits_for_them(asking, vlm, pictures, monkeypatch):
-    read = RowAnswerer._read_into
+    prepared = RowAnswerer._prepared
 
-    def reads(self, window, sample):
-        if len(window.entries) == 3:
+    def reads(self, sample, shelf):
+        if len(shelf) == 3:
             raise MemoryError
-        read(self, window, sample)
+        return prepared(self, sample, shelf)
 
-    monkeypatch.setattr(RowAnswerer, "_read_into", reads)
+    monkeypatch.setattr(RowAnswerer, "_prepared", reads)
     results = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 6))
     assert [(result["row"], "reason" in result) for result in by_number(results)] == [(row, False) for row in range(6)]
 
 
 def test_larger_batches_come_back_after_a_while(asking, vlm, pictures, monkeypatch):
-    monkeypatch.setattr(answering, "CALM", 2)
+    monkeypatch.setattr(answers, "CALM", 2)
     short = [True]
     calls = Calls(monkeypatch, lambda prompts: MemoryError() if len(prompts) > 2 and short.pop() else None)
     answerer = RowAnswerer(replace(asking, batch_size=4), vlm)
@@ -187,8 +181,8 @@ def test_a_device_that_fails_ends_the_run_and_makes_no_row_bad(asking, vlm, pict
 
 def test_files_in_hand_take_a_share_of_the_memory_there_is(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
-    picture = 90 * 90 * answering.BYTES
-    monkeypatch.setattr(answering, "available", lambda: 4 * 2.5 * picture)
+    picture = 90 * 90 * answers.BYTES
+    monkeypatch.setattr(answers, "available", lambda: 4 * 2.5 * picture)
     rows_of(RowAnswerer(replace(asking, batch_size=8), vlm), rows_about(pictures, 7))
     assert calls.sizes == [3, 3, 1]
     calls.sizes.clear()

@@ -191,3 +191,41 @@ def test_two_processes_answer_as_one_and_end_when_the_first_is_killed(uninterrup
     summary = run(Job(input=path, out=out, asking=replace(asking, device="cpu")), here(asking, vlm))
     assert summary.asked == ROWS - len(by_workers) - len(bad_by_workers)
     assert (rows_in(out), bad_in(out)) == (rows, bad)
+
+
+def test_a_limit_asks_the_first_rows_and_a_later_run_the_others(questions, answer, tmp_path):
+    path = questions(20)
+    first = answer(path, limit=5)
+    assert (first.rows, first.answered + first.bad, first.left) == (5, 5, 0)
+    assert sorted(rows_in(tmp_path / "out")) == list(range(5))
+    again = answer(path, limit=3)
+    assert (again.rows, again.asked, again.left) == (3, 0, 0)
+    last = answer(path)
+    assert (last.rows, last.asked, last.left) == (20, 15, 0)
+    answer(path, out="whole")
+    assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
+
+
+def test_reasons_are_counted_without_what_is_a_rows_own(questions, answer):
+    summary = answer(questions(20))
+    assert summary.reasons == {"… cannot be read: No such file or directory. Check the path.": 2}
+    assert summary.bad == 2
+
+
+def test_rows_with_a_label_are_scored(questions, answer, tmp_path):
+    path = questions(6)
+    answer(path, out="before")
+    said = rows_in(tmp_path / "before")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    labels = [f" {said[0]['answer'].upper()}.", ["no", said[1]["answer"]], "something else", None, {"a": 1}, ""]
+    for row, label in zip(rows, labels, strict=True):
+        row["label"] = label
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    summary = answer(path, parts="jsonl")
+    assert {row: values.get("right") for row, values in rows_in(tmp_path / "out").items()} == {
+        0: True, 1: True, 2: False, 3: None, 4: None, 5: None,
+    }  # fmt: skip
+    assert summary.accuracy == pytest.approx(2 / 3)
+    answer(path, out="tables", parts="parquet")
+    table = pytest.importorskip("pyarrow.parquet").read_table(next((tmp_path / "tables").glob("*.parquet")))
+    assert table.column("right").to_pylist().count(True) == 2

@@ -5,12 +5,12 @@ import torch
 
 import foveate as fv
 from foveate import catalogue
-from foveate._cells import USUAL
 from foveate._transformers import cache_in
 from foveate.bench.benched import budgeted_methods, from_checkpoint, named_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptRequest, Workload
+from foveate.contenders import USUAL
 from tests.models import FAMILIES, batch, tiny
 
 

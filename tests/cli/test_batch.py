@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from foveate.batch.answering import RowAnswerer
+from foveate.ask.answers import Answerer
 
 WORDS = ("--method", "v2drop:layers=1,2,3;retention=0.33", "--max-new-tokens", 3, "--device", "cpu")
 
@@ -97,14 +97,14 @@ def test_a_signal_ends_after_the_rows_in_hand_and_the_next_run_goes_on(
     assert batch(*words, path=table)[0] == 0
     (tmp_path / "out").rename(tmp_path / "whole")
     before = signal.getsignal(signal.SIGINT)
-    answered = RowAnswerer._answered
+    answered = Answerer._answered
 
     def interrupted(self, batch, shared):
         signal.raise_signal(number)
         return answered(self, batch, shared)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RowAnswerer, "_answered", interrupted)
+        patch.setattr(Answerer, "_answered", interrupted)
         ended, out, err = batch(*words, path=table)
     assert ended == code
     assert "Left       4; run the same command again to go on" in out
@@ -126,7 +126,7 @@ def test_a_second_signal_ends_at_once(batch, table, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(RowAnswerer, "_answered", interrupted)
+    monkeypatch.setattr(Answerer, "_answered", interrupted)
     code, out, err = batch(path=table)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "foveate: interrupted."
@@ -199,3 +199,17 @@ def test_an_input_with_wrong_columns_is_refused(batch, table):
     assert code == 1
     assert "can be asked. Row 0: The row has nothing under media or image" in err
     assert batch("--media-column", "file", path=table)[0] == 0
+
+
+def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    rows[1]["image"] = "missing.png"
+    for row in rows:
+        row["label"] = "tabby"
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    code, out, err = batch("--limit", 3, "--workers", 1, path=table)
+    assert code == 3
+    assert "Rows       3, of which 2 are answered" in out
+    assert "1: … cannot be read: No such file or directory. Check the path." in out
+    assert "Accuracy   0.0% of the answers whose rows have a label" in out
+    assert err.index("processes load the model") < err.index("Answering")

@@ -103,7 +103,7 @@ def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava
         "--retention",
         0.6,
         "--method",
-        "v2drop:metric=cosine;window=1",
+        "v2drop:metric=cosine;over=net",
     )
     limits = ("--search", 2, "--max-new-tokens", 3, "--workers", 2)
     code, said, err = run("tune", tmp_path, *asked, *limits, "--state", state, "--out", out)
@@ -150,7 +150,7 @@ def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
         (["--retention", 0.5], "Name picture files"),
         ([PICTURE, "--retention", 0.5], "What is the question?"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--kv", 0.5], "one of --budget and --retention"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a", "--out", "a"], "both name a"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a.json", "--out", "a.json"], "both name a.json"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
         (
             [PICTURE, "--prompt", "x", "--retention", 0.5, "--method", "mustdrop", "--set", "global_thr=low"],

@@ -9,13 +9,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import foveate as fv
 from foveate import catalogue, embedded
-from foveate._cells import at_budgets
 from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
 from foveate.cli.asking import named, tell_budgets
 from foveate.cli.commands import parsed
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
+from foveate.contenders import contenders_at
 from foveate.contract import Arriving, Shape, follow
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
@@ -128,10 +128,10 @@ def in_batch(name, retention=None):
 def in_eval(name, retention=None):
     plan = Plan(methods=[name], retention=() if retention is None else (retention,), baselines=False)
     shares = plan.shares_of(TOKENS)
-    cell, *_ = at_budgets(plan.contenders(), model(), shares, TOKENS, (0,), given=plan.has_budgets)
-    if not cell.draws or cell.note:  # a control that cuts before the decoder instead, and says so
-        raise fv.BudgetError(cell.infeasible or cell.note)
-    return cell.draws[0]
+    contender, *_ = contenders_at(plan.by_name(), model(), shares, TOKENS, (0,), given=plan.has_budgets)
+    if not contender.draws or contender.note:  # a control that cuts before the decoder instead, and says so
+        raise fv.BudgetError(contender.infeasible or contender.note)
+    return contender.draws[0]
 
 
 def in_bench(name, retention=None):

@@ -93,14 +93,6 @@ def test_ranking_each_frame_is_ranking_each_image_where_the_engine_counts_frames
         fv.Random(scope="clip")
 
 
-def test_small_prompts_are_left_whole_if_asked():
-    method = fv.Uniform(layers=(3,), keep=(0.5,), skip_below=16)
-    assert cut_of(method, torch.arange(15)) is None
-    assert cut_of(method, torch.arange(16)).count == 8
-    assert method.plan(4, (15,)) == (15, 15, 15, 15)
-    assert method.plan(4, (16,)) == (16, 16, 16, 8)
-
-
 @given(
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     keep=st.lists(st.floats(0, 1), min_size=1, max_size=3),

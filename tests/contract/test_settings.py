@@ -64,8 +64,6 @@ OUT_OF_RANGE = [
 CONTRADICTIONS = [
     (V2DROP, {"layers": (3, 9), "keep": (0.5,)}, "must have the same length"),
     (V2DROP, {"layers": (9, 3), "keep": (0.5, 0.5)}, "layers must ascend strictly; got"),
-    (V2DROP, {"window": 4, "layers": (3,), "keep": (0.5,)}, "window=4 needs 4 layers before the first cut"),
-    (V2DROP, {"over": "path", "window": 2}, "needs over='net'"),
     (V2DROP, {"retention": 0.3, "tokens": 100}, "Give one of tokens= and retention="),
     (V2DROP, {"retention": 0.3, "keep": (0.5, 0.3, 0.0)}, "either keep or a budget"),
     (V2DROP, {"retention": 0.0}, "retention must be above 0"),

@@ -99,7 +99,7 @@ METHODS = {
     "untouched": None,
     "v2drop": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3)),
     "v2drop, paths": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3), over="path"),
-    "v2drop, late": fv.V2Drop(layers=(5,), keep=(0.3,), window=2),
+    "v2drop, late": fv.V2Drop(layers=(5,), keep=(0.3,)),
     "random": fv.Random(layers=(2, 4), keep=(0.5, 0.3)),
     "uniform": fv.Uniform(layers=(0,), keep=(0.1,)),
     "visiondrop": VisionDrop(

@@ -148,9 +148,9 @@ def test_text_that_is_not_there_pays_nothing():
 
 
 def test_what_is_remembered_is_let_go_at_its_cut():
-    run = program(fv.V2Drop(layers=(3, 5), keep=(0.5, 0.5), window=2))
-    assert list(run.done_with(3)) == ["hidden 1"]
-    assert list(run.done_with(5)) == ["hidden 3"]
+    run = program(fv.V2Drop(layers=(3, 5), keep=(0.5, 0.5)))
+    assert list(run.done_with(3)) == ["hidden 2"]
+    assert list(run.done_with(5)) == ["hidden 4"]
 
 
 def test_a_chain_of_three_cuts_before_one_layer_follows_each_in_turn():

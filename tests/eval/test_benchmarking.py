@@ -7,8 +7,8 @@ import pytest
 from lmms_eval.api.metrics import mean
 
 import foveate as fv
-from foveate._cells import Cell
 from foveate.ask.loading import reloading
+from foveate.contenders import Contender
 from foveate.eval.answer_store import open_answers
 from foveate.eval.lmms import benchmarking
 from foveate.eval.lmms.answerer import Conduct
@@ -70,8 +70,8 @@ def test_every_budget_and_draw_is_a_run(quality, asked):
 def test_a_cell_of_which_one_draw_cannot_meet_the_budget_is_infeasible_and_has_no_log():
     draws = fv.Random(seed=0), fv.Random(seed=1)
     ran = [benchmarking._Ran(draws[0], {"t": log(9, 64)}), benchmarking._Ran(draws[1], {}, "too little", 0.1)]
-    cell, logs = benchmarking._as_ran(Cell("random", 64, draws), ran)
-    assert (cell.draws, cell.infeasible, cell.floor, logs) == ((), "too little", 0.1, [])
+    contender, logs = benchmarking._as_ran(Contender("random", 64, draws), ran)
+    assert (contender.draws, contender.infeasible, contender.floor, logs) == ((), "too little", 0.1, [])
 
 
 def test_figures_are_paired_and_have_intervals_that_are_honest_at_the_edges(quality):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import foveate as fv
-from foveate._cells import Cell
 from foveate._stats import Estimate
+from foveate.contenders import Contender
 from foveate.eval import pareto
 from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
 from foveate.eval.quality import AGREEMENT, Quality, points, sheets
@@ -16,8 +16,8 @@ TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]
 
 
-def cell(name, budget, *seeds):
-    return Cell(name, budget, tuple(fv.Random(seed=seed) for seed in seeds))
+def contender(name, budget, *seeds):
+    return Contender(name, budget, tuple(fv.Random(seed=seed) for seed in seeds))
 
 
 def log(scores, spent=64.0, flops=1e9, **more):
@@ -38,11 +38,11 @@ def right(share):
 
 FULL = log(right(1.0), 576, 4e9)
 RAN = [
-    (cell("ours", 64 / 576, 1), [log(right(0.8))]),
-    (cell("random", 64 / 576, 2, 3), [log(right(0.4)), log(right(0.6))]),
-    (cell("resize", 64 / 576, 4), [log(right(0.3), 60)]),
-    (cell("spender", 64 / 576, 5), [log(right(0.5), 30, 5e8)]),
-    (Cell("high", 64 / 576, (), infeasible="its floor is 70", floor=70 / 576), []),
+    (contender("ours", 64 / 576, 1), [log(right(0.8))]),
+    (contender("random", 64 / 576, 2, 3), [log(right(0.4)), log(right(0.6))]),
+    (contender("resize", 64 / 576, 4), [log(right(0.3), 60)]),
+    (contender("spender", 64 / 576, 5), [log(right(0.5), 30, 5e8)]),
+    (Contender("high", 64 / 576, (), infeasible="its floor is 70", floor=70 / 576), []),
 ]
 
 
@@ -87,7 +87,7 @@ def test_rivals_are_those_that_truly_cost_the_same(quality):
 
 
 def test_baselines_do_not_run_twice_at_nearly_the_same_share():
-    chain = (cell("chain", None, 6), [log(right(0.5), 63)])
+    chain = (contender("chain", None, 6), [log(right(0.5), 63)])
     assert unmatched(figures_of(FULL, [RAN[1], chain])) == []
     assert unmatched(figures_of(FULL, [chain])) == [pytest.approx(63 / 576, abs=1e-3)]
 
@@ -337,10 +337,10 @@ def test_the_figure_says_that_an_accuracy_says_nothing(monkeypatch):
 def test_flops_that_nobody_counted_are_said_in_table_and_figure(monkeypatch):
     drawn = []
     monkeypatch.setattr(pareto.FigureCanvasAgg, "draw", keeping(pareto.FigureCanvasAgg.draw, drawn))
-    theirs = (cell("theirs", 64 / 576, 6), [log(right(0.7), flops=None)])
+    theirs = (contender("theirs", 64 / 576, 6), [log(right(0.7), flops=None)])
     quality = Quality(figures_of(FULL, [theirs, *RAN]))
-    cells = {row[0]: row[2] for row in quality.table().rows if row}
-    assert (cells["theirs"], cells["ours"]) == ("not counted", "25%")
+    contenders = {row[0]: row[2] for row in quality.table().rows if row}
+    assert (contenders["theirs"], contenders["ours"]) == ("not counted", "25%")
     pareto.draw(quality)
     labels = [axis.get_xlabel() for axis in drawn[0].axes[2:]]
     assert "not counted" not in labels[0]
@@ -385,10 +385,10 @@ def test_methods_are_compared_with_each_other_on_the_same_questions():
     ours, ahead = (np.repeat(pictures < count, 2).astype(float) for count in (50, 60))
     names = ("ours", "ahead", "same", "random")
     ran = [
-        (cell(name, 64 / 576, seed), [log(score)])
+        (contender(name, 64 / 576, seed), [log(score)])
         for seed, (name, score) in enumerate(zip(names, (ours, ahead, ours, ours), strict=True))
     ]
-    ran += [(cell("ours", 32 / 576, 5), [log(ours, 32)]), (cell("cheap", None, 6), [log(ahead, 33)])]
+    ran += [(contender("ours", 32 / 576, 5), [log(ours, 32)]), (contender("cheap", None, 6), [log(ahead, 33)])]
     quality = Quality(figures_of(FULL, ran))
     first, second, *_ = quality.settings
     assert first["accuracy_high"] > second["accuracy_low"]

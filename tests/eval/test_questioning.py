@@ -2,14 +2,13 @@ import pickle
 from functools import partial
 
 import pytest
-import torch
 
 import foveate as fv
 from foveate.ask.loading import load, reloading
-from foveate.eval import questioning
+from foveate.engine import tower_memo
 from foveate.eval.answer_store import key_of, open_answers
 from foveate.eval.held_out import questions
-from foveate.eval.questioning import _begin, _TowerMemo, outstanding, prompts_of, run
+from foveate.eval.questioning import _begin, outstanding, prompts_of, run
 
 TASKS = ("colour", "read text")
 
@@ -74,22 +73,12 @@ def test_a_tower_looks_once_at_a_picture_where_methods_leave_it_alone(loaded, as
         ask(loaded, asked, apart, store)
     assert looks == [1] * len({one.picture for one in asked})
     ask(loaded, asked, methods, store)
-    monkeypatch.setattr(questioning, "_tower_apart", lambda *_: None)
+    monkeypatch.setattr(tower_memo, "_tower_apart", lambda *_: None)
     with open_answers({}, tmp_path / "again") as again:
         ask(loaded, asked, methods, again)
         for method in (None, *methods):
             for one in asked:
                 assert again.get(key_of(method), one.key) == store.get(key_of(method), one.key)
-
-
-def test_a_tower_that_is_given_sizes_always_looks():
-    pictures, sizes = torch.zeros(2, 3, 4, 4), torch.tensor([[4, 4], [4, 2]])
-    given = []
-    memo = _TowerMemo()
-    for _ in range(2):
-        memo(lambda pixels, **options: given.append((pixels, options["image_sizes"])), pictures, image_sizes=sizes)
-    assert all(pixels is pictures and told is sizes for pixels, told in given)
-    assert len(given) == 2
 
 
 def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, whole, tmp_path):

@@ -57,6 +57,24 @@ def test_chunked_prefill_that_splits_a_picture(family):
         generate(model, inputs, prefill_chunk_size=15)
 
 
+@pytest.mark.parametrize(
+    ("method", "first"),
+    [(METHOD, "ti"), (fv.V2Drop(layers=(1, 3), tokens=30), "tii")],  # of the second call's 25 tokens none would go
+)
+def test_a_call_that_may_go_on_in_the_image_of_the_call_before(method, first):
+    """Where one call ends in vision tokens and the next begins with some, they may be of one image."""
+    model, before, after = tiny("llava"), batch("llava", [first]), batch("llava", ["it"], start=False)
+    del after["attention_mask"]  # it would have to cover the cache
+    cache, another = (DynamicCache(config=model.config.get_text_config()) for _ in range(2))
+    with fv.drop(model, method), torch.no_grad():
+        model(**before, **with_cache(another))
+        model(**after, **with_cache(cache))  # behind no image: the cache is empty
+        cache.reset()
+        model(**before, **with_cache(cache))
+        with pytest.raises(fv.UnsupportedError, match="has split an image"):
+            model(**after, **with_cache(cache))
+
+
 @pytest.mark.skipif(not ENCODES_FIRST, reason="here transformers leaves pictures out of a chunked prefill by itself")
 @pytest.mark.parametrize("family", KINDS)
 def test_chunked_prefill_that_does_not_split_a_picture(family):

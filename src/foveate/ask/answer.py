@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from foveate._sheet import Column, Sheet
+from foveate._table import Column, Table
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
@@ -226,7 +226,7 @@ class Answer:
             lines += [("Method", str(self.method)), *self.lines()]
         lines += [(choice, f"log-probability {value:z.3f}") for choice, value in self.choices.items()]
         lines += [("Note", note) for note in self.notes]
-        return Sheet("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
+        return Table("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
 
     def lines(self) -> list[tuple[str, str]]:
         """What it spent and saved, each with its label."""

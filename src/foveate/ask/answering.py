@@ -15,15 +15,15 @@ from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
 from foveate.ask.generation import Decoding, FirstToken, Forced, Generation, generate, generation_of, run
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, resumed, together
+from foveate.ask.look import Look, resumed, together, weights_of
 from foveate.ask.preparing import Fit, check_text
 from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
 from foveate.engine.copies import copy_of
-from foveate.engine.session import drop_or_not
+from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
-from foveate.errors import FoveateError, InputError, SettingError
+from foveate.errors import FoveateError, InputError, SessionError, SettingError
 from foveate.naming import method_of
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "dropped_in",
     "fitting",
     "in_parts",
+    "refuse_stale",
     "reply_to",
     "showing_of",
 ]
@@ -233,12 +234,26 @@ def _begun(
 ) -> Iterator[tuple[dict[str, Any], Trace]]:
     """The model to itself while the method drops: what `generate` is given for a batch, and the trace."""
     samples = [prompt.inputs for prompt in prompts]
+    if look is not None:
+        refuse_stale(loaded, look)
     fits = fitting(loaded, samples[0]) if look is None else nullcontext()
     with loaded.lock, fits, drop_or_not(loaded.model, method) as trace:
         if look is None:
             yield collate(samples, pad_id(loaded.model)), trace
         else:
             yield resumed(loaded.model, look, samples, beams), look.trace
+
+
+def refuse_stale(loaded: Loaded, look: Look) -> None:
+    """Refuse to go on from a look inside an open context, or with other weights.
+
+    Raises:
+        SessionError: If that is so.
+    """
+    with loaded.lock:
+        refuse_open(loaded.model)
+        if weights_of(loaded.model) != look.weights:
+            raise SessionError(f"The weights of {loaded.name} have changed since it looked. Look again with vlm.look.")
 
 
 def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[str, tuple[int, ...]]:

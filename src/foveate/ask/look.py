@@ -32,13 +32,17 @@ __all__ = [
     "end_of_pictures",
     "look_at",
     "look_at_several",
+    "of_one_beginning",
     "refuse_unshareable",
     "resumed",
     "together",
+    "weights_of",
 ]
 
 Inputs = Mapping[str, Tensor]
 
+MARKS = 64
+"""Numbers of a tensor that are compared before all of it is."""
 ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
 """What says which adapters a layer of PEFT's computes with."""
 
@@ -54,12 +58,14 @@ class Look:
         cache: Keys, values and states, as the method left them, of one picture or of several whose prompts begin alike.
             Nothing changes it: questions go on from copies.
         trace: What was dropped.
+        weights: Of the model that looked; see `weights_of`.
     """
 
     ids: Tensor
     inputs: Inputs
     cache: Any
     trace: Trace = field(default_factory=Trace)
+    weights: Any = None
 
     @property
     def tokens(self) -> int:
@@ -164,7 +170,7 @@ def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None
     with drop_or_not(model, method) as trace:
         cache = _prefilled(model, begun)
     kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
-    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace)
+    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace, weights_of(model))
 
 
 def _beginning(model: Any, inputs: Inputs) -> dict[str, Tensor]:
@@ -205,6 +211,47 @@ def weights_of(model: Any) -> list[Any]:
         if hasattr(module, "merged_adapters"):  # a layer of PEFT's
             marks.append(repr([getattr(module, name, None) for name in ADAPTERS]))
     return marks
+
+
+def of_one_beginning(model: Any, prompts: Sequence[Inputs]) -> list[list[int]]:
+    """Which prompts are about the same pictures behind the same text: their places, in groups, in the prompts' order.
+
+    Args:
+        model: Of transformers.
+        prompts: Batch 1 each. One without pictures is a group of its own.
+    """
+    groups: dict[Any, list[list[int]]] = {}
+    for place, prompt in enumerate(prompts):
+        begun = _shown(model, prompt)
+        alike = groups.setdefault(place if begun is None else _sketch(begun), [])
+        of_these = (group for group in alike if _equal(begun, _shown(model, prompts[group[0]])))
+        group = next(of_these, None)
+        if group is None:
+            alike.append(group := [])
+        group.append(place)
+    return sorted(group for alike in groups.values() for group in alike)
+
+
+def _shown(model: Any, prompt: Inputs) -> dict[str, Tensor] | None:
+    """A prompt up to and with its last picture; None where there is no picture."""
+    if not is_vision(model.config, prompt["input_ids"]).any():
+        return None
+    return {name: value for name, value in _beginning(model, prompt).items() if name != "attention_mask"}
+
+
+def _sketch(begun: Mapping[str, Tensor]) -> Any:
+    """Something that prompts share which begin alike, and few others: all ids, and some numbers of each tensor."""
+    marks = []
+    for name, value in sorted(begun.items()):
+        step = 1 if name == "input_ids" else max(1, value.numel() // MARKS)
+        marks.append((name, value.shape, tuple(value.flatten()[::step].tolist())))
+    return tuple(marks)
+
+
+def _equal(begun: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> bool:
+    if begun is None or other is None:
+        return False
+    return all(torch.equal(value, other[name]) for name, value in begun.items())
 
 
 # -- going on -----------------------------------------------------------------------------------------------------

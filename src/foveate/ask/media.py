@@ -20,7 +20,18 @@ from foveate.video import Clip, read
 from foveate.video.decoding import UNNAMED
 from foveate.video.wanted import FramesWanted
 
-__all__ = ["Media", "as_frames", "crop_note", "decoded", "padded", "read_media", "read_medium", "refuse_thin", "square"]
+__all__ = [
+    "Media",
+    "as_frames",
+    "crop_note",
+    "decoded",
+    "padded",
+    "read_media",
+    "read_medium",
+    "read_once",
+    "refuse_thin",
+    "square",
+]
 
 Medium = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray | Picture | Clip
 Media = Medium | Sequence[Medium | Sequence[Medium]]
@@ -53,6 +64,23 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
     several = isinstance(media, Sequence) and not isinstance(media, str | bytes | bytearray | memoryview)
     listed: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
     return [read_medium(medium, frames, fps) for medium in listed]
+
+
+def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[Any, Any]) -> Any:
+    """Media with their files read, where all are files, and from the shelf where it has them; others as they are.
+
+    Args:
+        media: As for `read_media`, or None.
+        frames, fps: As for `read_media`.
+        shelf: What was read, by the files' paths.
+    """
+    paths = (media,) if isinstance(media, str | Path) else media
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
+        return media
+    key = tuple(map(str, paths))
+    if key not in shelf:
+        shelf[key] = read_media(media, frames, fps)
+    return shelf[key]
 
 
 def read_medium(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, Unpack, overload
 
 import torch
@@ -10,26 +9,24 @@ from torch import Tensor
 
 from foveate._upstream import brief
 from foveate.ask.answer import Answer
-from foveate.ask.answering import answers_to, fitting, reply_to
+from foveate.ask.answering import fitting, refuse_stale, reply_to
+from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Decoding, Generation, generation_of
+from foveate.ask.generation import Decoding, generation_of
 from foveate.ask.loaded import Loaded, quiet
-from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable, weights_of
+from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable
 from foveate.ask.preparing import check_text, length_note, refuse_special, text_of
 from foveate.ask.prompt import Prompt, is_vision
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
-from foveate.errors import SessionError, SettingError, UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 
-__all__ = ["QUESTION", "WINDOW", "Prefix", "Wording"]
+__all__ = ["QUESTION", "Prefix", "Wording"]
 
 QUESTION = "What is shown here, and where?"
 """Stands in the place of a question until there is one; the model never sees it."""
-
-WINDOW = 8
-"""Batches' worth of questions that are read at a time, so that a batch can be of like lengths."""
 
 PLACEHOLDERS = ("image_token", "video_token", "boi_token")
 """What processors call the text that stands for a picture or a film."""
@@ -67,7 +64,6 @@ class Prefix:
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
             self.look = look_at(loaded.model, prompt.inputs, method)
-            self._weights = weights_of(loaded.model)
 
     # -- what it is -------------------------------------------------------------------------------------------
 
@@ -153,7 +149,7 @@ class Prefix:
                 f"after holds questions and answers in turn, an even number of texts; got {brief(after)}."
             )
         prompt = self.prompt(*after, question)
-        self.refuse_stale()
+        refuse_stale(self.loaded, self.look)
         reply = reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
         if isinstance(reply, Answer):
             reply.warn(stacklevel=2)
@@ -177,13 +173,8 @@ class Prefix:
             raise SettingError(f"batch must be 1 or more; got {brief(batch)}.")
         if isinstance(questions, str):
             raise SettingError(f"questions are several texts; got one, {brief(questions)}. Use ask.")
-        return self._answers(iter(questions), batch, generation_of(decoding))
-
-    def _answers(self, questions: Iterator[str], batch: int, settings: Generation) -> Iterator[Answer]:
-        while window := list(islice(questions, WINDOW * batch)):
-            prompts = [self.prompt(question) for question in window]
-            self.refuse_stale()
-            yield from answers_to(self.loaded, prompts, self.method, settings, look=self.look, size=batch)
+        answerer = Answerer(self.loaded, self.method, generation_of(decoding), batch)
+        return in_order(answerer.replies(questions, lambda question, _: self.prompt(question), look=self.look))
 
     def prompt(self, *texts: str) -> Prompt:
         """A question as the model gets it; with answers and questions in turn, the last of a conversation."""
@@ -202,18 +193,6 @@ class Prefix:
         if too_long is not None and too_long not in notes:
             notes = (*notes, too_long)
         return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
-
-    def refuse_stale(self) -> None:
-        """Refuse to go on inside an open context, or with other weights.
-
-        Raises:
-            SessionError: If that is so.
-        """
-        with self.loaded.lock:
-            refuse_open(self.loaded.model)
-            if weights_of(self.loaded.model) == self._weights:
-                return
-        raise SessionError(f"The weights of {self.loaded.name} have changed since it looked. Look again with vlm.look.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, Unpack, overload
 
 from foveate._spelling import refuse_keys
@@ -16,16 +15,15 @@ from foveate.ask.answering import (
     answers_to,
     check_keywords,
     dropped_in,
-    fitting,
     in_parts,
     reply_to,
 )
+from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import can_share, look_at
-from foveate.ask.media import Media
-from foveate.ask.prefix import QUESTION, WINDOW, Prefix
+from foveate.ask.media import Media, read_once
+from foveate.ask.prefix import QUESTION, Prefix
 from foveate.ask.preparing import conversation_about, prepare
 from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
@@ -184,25 +182,22 @@ class VLM(Loaded):
         if batch_size < 1:
             raise SettingError(f"batch_size must be 1 or more; got {batch_size}.")
         showing, drops, settings = in_parts(asking)
-        return self._answers(self._prompts(questions, drops, showing), batch_size, drops, settings)
+        answerer = Answerer(self, drops, settings, batch_size)
 
-    def _prompts(self, questions: Iterable[Any], method: Method | None, showing: Showing) -> Iterator[Prompt]:
-        """Each question as the model gets it; one whose pictures cannot meet the method's budget is refused."""
-        for given in questions:
+        def prepare(given: Any, shelf: dict[Any, Any]) -> Prompt:
             question = _as_question(given)
-            prompt = self.prepare(question.media, question.prompt, messages=question.messages, **showing)
-            dropped_in(self, method, prompt.vision_tokens)
-            yield prompt
+            media = read_once(question.media, showing.get("frames"), showing.get("fps"), shelf)
+            prompt = self.prepare(media, question.prompt, messages=question.messages, **showing)
+            dropped_in(self, drops, prompt.vision_tokens)
+            return prompt
 
-    def _answers(
-        self, prompts: Iterator[Prompt], batch_size: int, method: Method | None, settings: Generation
-    ) -> Iterator[Answer]:
-        while window := list(islice(prompts, WINDOW * batch_size)):
-            for prompt in window:
-                prompt.warn(stacklevel=2)
-            for answer in answers_to(self, window, method, settings, size=batch_size):
-                answer.warn(stacklevel=2)
-                yield answer
+        return self._warned(in_order(answerer.replies(questions, prepare)))
+
+    def _warned(self, answers: Iterator[Answer]) -> Iterator[Answer]:
+        for answer in answers:
+            answer.prompt.warn(stacklevel=2)
+            answer.warn(stacklevel=2)
+            yield answer
 
     @overload
     def look(self, media: Media | None = None, **looking: Unpack[Looking]) -> Prefix: ...
@@ -331,28 +326,6 @@ class VLM(Loaded):
     ) -> list[Answer]:
         """Answer prompts in one batch, padded on the left, or in several where their tensors do not fit together."""
         return answers_to(self, prompts, method, generation or Generation(), first=first)
-
-    def can_share(self, method: Method | None) -> bool:
-        """Whether many questions about one picture may share its prefill; see `foveate.ask.look`."""
-        return can_share(self.model, method)
-
-    def answer_sharing(
-        self,
-        prompts: Sequence[Prompt],
-        method: Method | None = None,
-        *,
-        generation: Generation | None = None,
-        first: bool = False,
-    ) -> list[Answer]:
-        """The same for prompts that begin with the same pictures, whose prefill is run only once.
-
-        Raises:
-            SettingError: If they do not begin alike.
-            UnsupportedError: If they cannot share it.
-        """
-        with self.lock, fitting(self, prompts[0].inputs):
-            look = look_at(self.model, prompts[0].inputs, method)
-        return answers_to(self, prompts, method, generation or Generation(), look=look, first=first)
 
     def __repr__(self) -> str:
         about = self.card.to_dict()

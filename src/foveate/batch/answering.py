@@ -1,36 +1,29 @@
 """One model that answers rows: files are read once, alike prompts go in batches, what fails is kept apart."""
 
-import gc
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from foveate._memory import available
-from foveate._upstream import brief, first_line, is_out_of_memory
-from foveate.ask.answer import Answer
-from foveate.ask.answering import answers_to, dropped_in
-from foveate.ask.batch import batches, parts
+from foveate._upstream import brief, first_line
+from foveate.ask.answering import dropped_in
+from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
-from foveate.ask.media import read_media
-from foveate.ask.pictures import BYTES, Picture
+from foveate.ask.media import read_once
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.session import drop
-from foveate.errors import BudgetError, FoveateError, InputError, SettingError, UnsupportedError
+from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import conditions
 from foveate.naming import members_of, method_of
 from foveate.runs.crew import device_at
+from foveate.runs.labels import as_said, labels_in
 from foveate.runs.samples import Bad, MediaSample
-from foveate.video import Clip
 
 __all__ = ["KEY", "OURS", "REASON", "Asking", "Row", "RowAnswerer", "bad_row", "beside"]
 
@@ -51,20 +44,17 @@ OURS = {
     "prepare_seconds": "float64",
     "answer_seconds": "float64",
     "notes": "list",
+    "right": "bool",
 }
-"""The columns of an answer, by their type in Parquet."""
+"""The columns of an answer, by their type in Parquet; whether it is right is there where a row has a label."""
+LABELS = ("label", "labels")
 DIGITS = 6
 
-SHARE = 0.25
-"""The share of the memory there is that the files of the rows in hand may take."""
-CALM = 16
-"""Batches without a lack of memory, after which one of twice the size is tried again."""
 BEYOND = 4
 """How many times the length that a model was made for a prompt may have. Longer ones would hold up all others."""
 USUAL = 576
 """Vision tokens of a picture for which a method is tried before the first row."""
 
-Media = list[Picture | Clip]
 Row = dict[str, Any]
 
 
@@ -117,24 +107,6 @@ class Asking:
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A sample that is ready for the model."""
-
-    sample: MediaSample
-    prompt: Prompt
-    seconds: float
-
-
-@dataclass
-class _Window:
-    """Rows in hand, and what their files take."""
-
-    entries: list[_Entry] = field(default_factory=list)
-    media: dict[tuple[str, ...], Media] = field(default_factory=dict)
-    bytes: int = 0
-
-
 class RowAnswerer:
     """Answers rows with one model.
 
@@ -151,10 +123,8 @@ class RowAnswerer:
         self.asking = asking
         self.vlm = vlm or asking.load()
         self._method = method_of(asking.method, asking.tokens, asking.retention)
-        self._generation = Generation(max_new_tokens=asking.max_new_tokens)
-        self._room = SHARE * share
-        self._most = asking.batch_size
-        self._calm = 0
+        settings = Generation(max_new_tokens=asking.max_new_tokens)
+        self._answerer = Answerer(self.vlm, self._method, settings, batch_size=asking.batch_size, share=share)
         self._try_method()
 
     def about(self) -> dict[str, Any]:
@@ -168,134 +138,38 @@ class RowAnswerer:
 
         Args:
             item: Samples, with those that could not be read.
-            stopped: Asked after every batch and before every file; when it says yes, the samples left have no row.
+            stopped: See `Answerer.replies`; the samples left have no row.
 
         Raises:
             UnsupportedError: If the device itself fails.
         """
-        bad = [bad_row(one, one.reason) for one in item if isinstance(one, Bad)]
-        for entries in self._windows([one for one in item if isinstance(one, MediaSample)], bad, stopped):
-            for batch, shared in self._batches(entries):
-                if stopped():
-                    yield bad
-                    return
-                yield self._answered(batch, shared)
-        yield bad
+        samples = [one for one in item if isinstance(one, MediaSample)]
+        replies = self._answerer.replies(samples, self._prepared, stopped=stopped)
+        while (batch := _quietly(replies)) is not None:
+            yield [_row(reply) for reply in batch]
+        yield [bad_row(one, one.reason) for one in item if isinstance(one, Bad)]
 
-    # -- reading ----------------------------------------------------------------------------------------------
-
-    def _windows(
-        self, samples: Sequence[MediaSample], bad: list[Row], stopped: Callable[[], bool]
-    ) -> Iterator[Sequence[_Entry]]:
-        """Samples ready for the model, as many at a time as there is memory for their files; others become bad rows."""
-        window = _Window()
-        for sample in samples:
-            if stopped():
-                break
-            try:
-                self._read_into(window, sample)
-            except Exception as error:
-                if not (window.entries and _lacks_memory(error)):
-                    bad.append(bad_row(sample, _reason(error)))
-                    continue
-                yield window.entries
-                window = _Window()
-                try:
-                    self._read_into(window, sample)
-                except Exception as alone:
-                    bad.append(bad_row(sample, _reason(alone)))
-            if window.bytes > self._room * available():
-                yield window.entries
-                window = _Window()
-        if window.entries:
-            yield window.entries
-
-    def _read_into(self, window: _Window, sample: MediaSample) -> None:
-        """Put a sample into the window as the model gets it; files that it holds are not read again."""
-        begun = time.perf_counter()
+    def _prepared(self, sample: MediaSample, shelf: dict[Any, Any]) -> Prompt:
+        """A sample as the model gets it; files on the shelf are not read again."""
         asking = self.asking
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the same sentences are the answer's notes
-            media = window.media.get(sample.media)
-            if media is None:
-                media = self._read(sample)
-                window.media[sample.media] = media
-                window.bytes += sum(map(_bytes, media))
-            prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
-            dropped_in(self.vlm, self._method, prompt.vision_tokens)
-        tokens = prompt.inputs["input_ids"].shape[1]
+        self._refuse_outside(sample.media)
+        media = read_once(sample.media, asking.frames, asking.fps, shelf)
+        prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
+        dropped_in(self.vlm, self._method, prompt.vision_tokens)
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
-        if most and tokens > BEYOND * most:
-            raise InputError(f"The prompt has {tokens:,} tokens, and the model was made for {most:,}. Shorten it.")
-        window.entries.append(_Entry(sample, prompt, time.perf_counter() - begun))
+        if most and prompt.tokens > BEYOND * most:
+            raise InputError(
+                f"The prompt has {prompt.tokens:,} tokens, and the model was made for {most:,}. Shorten it."
+            )
+        return prompt
 
-    def _read(self, sample: MediaSample) -> Media:
-        if self.asking.within is not None:
-            for path in sample.media:
-                if not Path(path).resolve().is_relative_to(Path(self.asking.within).resolve()):
-                    raise InputError(f"{brief(path)} lies outside of {self.asking.within}, and is not read.")
-        return read_media(sample.media, self.asking.frames, self.asking.fps)
-
-    # -- answering --------------------------------------------------------------------------------------------
-
-    def _batches(self, entries: Sequence[_Entry]) -> Iterator[tuple[list[_Entry], bool]]:
-        """Batches of prompts that are alike, and whether one is about the same pictures, whose prefill is run once."""
-        alone: list[_Entry] = []
-        groups: dict[tuple[str, ...], list[_Entry]] = {}
-        for entry in entries:
-            groups.setdefault(entry.sample.media, []).append(entry)
-        for group in groups.values():
-            if len(group) > 1 and self.vlm.can_share(self._method):
-                for batch in parts(group, self._most):
-                    yield batch, True
-            else:
-                alone += group
-        for batch in batches(alone, self.asking.batch_size, lambda entry: entry.prompt.inputs):
-            for smaller in parts(batch, self._most):
-                yield smaller, False
-
-    def _answered(self, batch: Sequence[_Entry], shared: bool) -> list[Row]:
-        """The rows of a batch. One that fails is halved, until what fails is a row alone."""
-        begun = time.perf_counter()
-        try:
-            answers = self._answers(batch, shared and len(batch) > 1)
-        except Exception as error:
-            reason, short_of_memory = _reason(error), is_out_of_memory(error)
-        else:
-            self._grow()
-            seconds = (time.perf_counter() - begun) / len(batch)
-            return [_row(entry, answer, seconds) for entry, answer in zip(batch, answers, strict=True)]
-        if short_of_memory:
-            self._shrink(len(batch))
-        if len(batch) == 1:
-            return [bad_row(batch[0].sample, reason)]
-        half = (len(batch) + 1) // 2
-        return self._answered(batch[:half], shared) + self._answered(batch[half:], shared)
-
-    def _answers(self, batch: Sequence[_Entry], shared: bool) -> list[Answer]:
-        """The model's answers to one batch; `shared` says that the same pictures are looked at once for all."""
-        prompts = [entry.prompt for entry in batch]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if shared:
-                with suppress(SettingError):  # a chat template that puts the question before the pictures
-                    return self.vlm.answer_sharing(prompts, self._method, generation=self._generation)
-            return answers_to(self.vlm, prompts, self._method, self._generation)
-
-    def _shrink(self, size: int) -> None:
-        """After a lack of memory: smaller batches, and what was held for speed is given back."""
-        self._most = max(1, size // 2)
-        self._calm = 0
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _grow(self) -> None:
-        """After some batches that had room: larger ones again."""
-        self._calm += 1
-        if self._calm >= CALM and self._most < self.asking.batch_size:
-            self._most = min(2 * self._most, self.asking.batch_size)
-            self._calm = 0
+    def _refuse_outside(self, media: Sequence[str]) -> None:
+        within = self.asking.within
+        if within is None:
+            return
+        for path in media:
+            if not Path(path).resolve().is_relative_to(Path(within).resolve()):
+                raise InputError(f"{brief(path)} lies outside of {within}, and is not read.")
 
     def _try_method(self) -> None:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
@@ -308,30 +182,36 @@ class RowAnswerer:
                 pass
 
 
-def _bytes(medium: Picture | Clip) -> int:
-    """What a picture or film takes in memory while a processor works on it."""
-    if isinstance(medium, Picture):
-        return medium.image.width * medium.image.height * BYTES
-    return int(medium.frames.nbytes) * BYTES // 3
+def _quietly(replies: Iterator[list[Reply[MediaSample]]]) -> list[Reply[MediaSample]] | None:
+    """The next batch's; None behind the last. What is warned of is among the answer's notes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return next(replies, None)
 
 
-def _row(entry: _Entry, answer: Answer, seconds: float) -> Row:
+def _row(reply: Reply[MediaSample]) -> Row:
+    sample, answer = reply.question, reply.result
+    if isinstance(answer, Exception):
+        return bad_row(sample, _reason(answer))
     notes = list(answer.notes)
     if answer.missed is not None:
         notes.append(f"the budget is not met: {answer.missed}.")
     values = {
-        KEY: entry.sample.number,
-        "id": entry.sample.id,
+        KEY: sample.number,
+        "id": sample.id,
         "answer": answer.text,
         "retention": round(answer.retention, DIGITS),
         "vision_tokens": answer.vision_tokens,
         "tokens": round(answer.spent, DIGITS),
         "new_tokens": len(answer.tokens),
-        "prepare_seconds": round(entry.seconds, DIGITS),
-        "answer_seconds": round(seconds, DIGITS),
+        "prepare_seconds": round(reply.preparing, DIGITS),
+        "answer_seconds": round(reply.answering, DIGITS),
         "notes": notes,
     }
-    return beside(entry.sample.record, values)
+    with suppress(InputError):  # a label that is no text: the row is answered, and not scored
+        if labels := labels_in(sample.record, LABELS):
+            values["right"] = as_said(answer.text) in map(as_said, labels)
+    return beside(sample.record, values)
 
 
 def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
@@ -356,22 +236,6 @@ def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
     return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether a row may be read where there is more memory."""
-    return is_out_of_memory(error) or (isinstance(error, InputError) and "memory" in str(error))
-
-
 def _reason(error: Exception) -> str:
-    """Why a row has no answer.
-
-    Raises:
-        UnsupportedError: If the device fails, which no later row would survive either.
-    """
-    if isinstance(error, FoveateError):
-        return str(error)
-    if is_out_of_memory(error):
-        return "It takes more memory than there is, alone too. Scale the picture down, or take fewer frames."
-    text = first_line(error)
-    if type(error).__name__ == "AcceleratorError" or "CUDA error" in text:
-        raise UnsupportedError(f"The device fails: {text} Run again: what was answered is kept.") from error
-    return f"{type(error).__name__}: {text}"
+    """Why a row has no answer."""
+    return str(error) if isinstance(error, FoveateError) else f"{type(error).__name__}: {first_line(error)}"

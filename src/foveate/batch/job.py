@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -12,6 +14,7 @@ from typing import Any
 
 from foveate._files import named
 from foveate._version import __version__
+from foveate.ask.answers import WINDOW
 from foveate.batch.answering import KEY, OURS, REASON, Asking, Row, bad_row
 from foveate.errors import InputError
 from foveate.runs.crew import Crew, Here, InHand
@@ -22,8 +25,7 @@ from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 
 __all__ = ["Job", "Summary", "run", "table_of"]
 
-WINDOW = 8
-"""Batches' worth of rows in a chunk, so that a batch can be of like sizes."""
+
 PART_ROWS = 1000
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
 
@@ -43,6 +45,7 @@ class Job:
         root: The folder that relative paths start from; None is the input's own.
         parts: "jsonl", "parquet", or "auto": Parquet for an input of Parquet.
         part_rows: Rows a part.
+        limit: How many rows of the input are asked, from the first on; None is all.
     """
 
     input: Path
@@ -53,6 +56,7 @@ class Job:
     root: str | None = None
     parts: str = "auto"
     part_rows: int = PART_ROWS
+    limit: int | None = None
 
     def samples(self) -> Samples:
         """Its input; see `foveate.runs.samples.samples_in`."""
@@ -70,7 +74,7 @@ class Summary:
 
     Attributes:
         input, out: As given.
-        rows: Rows of the input.
+        rows: Rows of the input, or the limit.
         answered: Rows with an answer, those of earlier runs included.
         bad: Rows without an answer, those of earlier runs included.
         broken: How many of these are lines that are no rows.
@@ -78,6 +82,8 @@ class Summary:
         asked: Rows that this run has done.
         noted: How many of them have a note.
         seconds: What this run took, the loading of the model left out.
+        accuracy: The share of right answers among those of this run whose rows have a label; None without any.
+        reasons: Why rows are bad, without the names of their files, and how many are for each.
         retention: Mean over the answers of this run; None without any.
         vision_tokens: Mean over the answers of this run; None without any.
         parts: Files with answers.
@@ -95,12 +101,15 @@ class Summary:
     asked: int = 0
     noted: int = 0
     seconds: float = 0.0
+    accuracy: float | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
     retention: float | None = None
     vision_tokens: float | None = None
     parts: int = 0
     bad_file: str = BAD
     broken_file: str = BROKEN
     _answers: int = field(default=0, repr=False)
+    _scored: int = field(default=0, repr=False)
 
     @property
     def rate(self) -> float | None:
@@ -109,8 +118,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        values = asdict(self)
-        del values["_answers"]
+        values = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
         return {"foveate": __version__} | values | {"rows_per_second": self.rate}
 
     def add(self, answers: Sequence[Row], bad: Sequence[Row]) -> None:
@@ -119,6 +127,9 @@ class Summary:
         for row in answers:
             self._answers += 1
             self.noted += bool(row["notes"])
+            if row.get("right") is not None:
+                self._scored += 1
+                self.accuracy = _mean(self.accuracy, row["right"], self._scored)
             self.retention = _mean(self.retention, row["retention"], self._answers)
             self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._answers)
 
@@ -156,19 +167,42 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         rows = _surveyed(job, samples, kind, store)
         for _ in store.read(Numbers(rows)):
             pass
+        rows = rows if job.limit is None else min(rows, job.limit)
         summary = Summary(input=str(job.input), out=str(job.out), rows=rows)
-        if len(store.done) < rows:
+        if (done := _done(store, rows)) < rows:
+            if crew is not None:
+                listener.note("processes load the model")
             with crew or Here(job.asking.begin) as models:
                 store.require("model", models.about(), "another model or other versions")
                 begun = time.monotonic()
                 try:
-                    _answer(job, samples, models, store, summary, listener)
+                    _answer(job, samples, models, store, summary, done, listener)
                 finally:
                     summary.seconds = time.monotonic() - begun
-    done = len(store.done)
-    summary.answered, summary.bad, summary.left = done - store.bad, store.bad, rows - done
+        summary.left = rows - _done(store, rows)
+    summary.answered, summary.bad = len(store.done) - store.bad, store.bad
     summary.parts, summary.broken = len(store.parts()), store.broken
+    summary.reasons = _reasons(job.out / BAD)
     return summary
+
+
+def _done(store: Store, rows: int) -> int:
+    """How many of the first rows are done."""
+    return sum(number in store.done for number in range(rows))
+
+
+def _reasons(path: Path) -> dict[str, int]:
+    """Why rows are bad, the most frequent reason first; what is a row's own, such as a file's name, is left out."""
+    reasons: Counter[str] = Counter()
+    with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            reason = str(row.pop(REASON, ""))
+            for value in row.values():
+                for text in value if isinstance(value, list) else [value]:
+                    if isinstance(text, str) and len(text) > 1:
+                        reason = reason.replace(text, "…")
+            reasons[re.sub(r"\d[\d,.]*(?=\D)", "N", reason)] += 1
+    return dict(reasons.most_common())
 
 
 def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
@@ -186,7 +220,9 @@ def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
     return rows
 
 
-def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
+def _answer(
+    job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, done: int, listener: Listener
+) -> None:
     """Answer what is not done, and write it down as it comes."""
     hand = InHand(store.path)
     suspects = _numbers(hand.crashed)
@@ -199,10 +235,13 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         summary.add(answers, bad)
         advance(len(rows))
 
-    with listener.stage("Answering", summary.rows - len(store.done), len(store.done)) as advance:
+    def is_left_out(number: int) -> bool:
+        return number >= summary.rows or number in store.done
+
+    with listener.stage("Answering", summary.rows - done, done) as advance:
         if len(suspects) == 1:
             take([bad_row(one, DIED) for one in samples.read(lambda number: number not in suspects)])
-        chunks = _chunks(samples, store.done.__contains__, WINDOW * job.asking.batch_size, suspects)
+        chunks = _chunks(samples, is_left_out, WINDOW * job.asking.batch_size, suspects)
         if isinstance(models, Here):
             chunks = hand.following(chunks, lambda chunk: f"{chunk[0].number} {chunk[-1].number}")
         go(

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from foveate import catalogue
-from foveate._cells import USUAL, at_budgets
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
 from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
+from foveate.contenders import USUAL, contenders_at
 from foveate.contract.method import Method
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.random import Random
@@ -158,14 +158,14 @@ def budgeted_methods(
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
-    for cell in at_budgets(
+    for contender in contenders_at(
         methods, config, shares, vision_tokens, (seed,), given=bool(tokens or retention), passes_over=passes_over
     ):
-        row = cell.name if cell.budget is None else f"{cell.name} {cell.budget * vision_tokens:.0f}"
-        if cell.draws:
-            feasible[row] = cell.draws[0]
+        row = contender.name if contender.budget is None else f"{contender.name} {contender.budget * vision_tokens:.0f}"
+        if contender.draws:
+            feasible[row] = contender.draws[0]
         else:
-            infeasible[row] = cell.infeasible
+            infeasible[row] = contender.infeasible
     if not feasible:
         raise SettingError(" ".join(infeasible.values()))
     return feasible, infeasible

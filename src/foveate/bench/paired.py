@@ -15,9 +15,7 @@ from foveate.bench.memory import Held, hold
 from foveate.bench.stopwatch import PARTS, Clock, timed
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import Workload
-from foveate.contract.follow import cached_layers, in_order
 from foveate.contract.method import Method
-from foveate.contract.stages import Shape
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
 from foveate.errors import BudgetError, InputError, UnsupportedError
@@ -114,9 +112,7 @@ class PairedRun:
 
     def _control(self, name: str, method: Method, held: Held, starting: Callable[[str], object]) -> str:
         """The candidate that drops at random at a method's schedule: made unless there is one."""
-        depth = len(family_for(self.model).layers)
-        cached = cached_layers(in_order(method.stages(Shape(depth))))
-        control = same_schedule(held.tokens, self.workload.vision_tokens, cached)
+        control = same_schedule(method, held.tokens, self.workload.vision_tokens)
         for candidate in self.candidates.values():
             if candidate.method == control:
                 return candidate.name

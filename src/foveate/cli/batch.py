@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch"]
 
+MOST_REASONS = 3
+"""Kinds of bad rows that are told; all are in the JSON."""
+
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
 
@@ -88,6 +91,8 @@ class Batch:
     """format of the parts in OUT; auto is Parquet where IN is Parquet, else JSON lines"""
     part_rows: Count = 1000
     """rows per part"""
+    limit: MaybeCount = None
+    """ask so many rows of IN at most, from the first on; a later run without it goes on with the others"""
     json: Flag = False
     """print the summary as JSON to stdout"""
     columns: Annotated[ColumnOptions, tyro.conf.arg(name="column")] = field(default_factory=ColumnOptions)
@@ -115,6 +120,7 @@ class Batch:
             root=root,
             parts=self.parts,
             part_rows=self.part_rows,
+            limit=self.limit,
         )
         listener = _Stopping()
         summary = run(job, self._crew(asking), listener)
@@ -190,10 +196,13 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
         files = [summary.bad_file] * (summary.bad > summary.broken)
         files += [f"{summary.broken_file} (broken lines: {summary.broken:,})"] * (summary.broken > 0)
         rows.append(("Bad", f"{summary.bad:,}, with their reasons in {' and '.join(files)}"))
+        rows += [("", f"{count:,}: {reason}") for reason, count in list(summary.reasons.items())[:MOST_REASONS]]
     if summary.left:
         rows.append(("Left", f"{summary.left:,}; run the same command again to go on"))
     if summary.rate is not None:
         rows.append(("This run", f"{summary.asked:,} rows in {summary.seconds:.0f} s, {summary.rate:.3g} a second"))
+    if summary.accuracy is not None:
+        rows.append(("Accuracy", f"{summary.accuracy:.1%} of the answers whose rows have a label"))
     if summary.retention is not None:
         rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.3g} vision tokens, on average"))
     if summary.noted:

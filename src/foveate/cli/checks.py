@@ -6,11 +6,12 @@ Whatever else is wrong, such as a setting or a budget, the library refuses.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from foveate import _index, embedded
 from foveate._files import check_readable, is_video
-from foveate._folders import check_folder, folder_of
+from foveate._folders import base_of, check_folder, folder_of, loading_base
 from foveate._spelling import unknown, written
 from foveate._upstream import shown
 from foveate.cli.options import EMBEDDED, MediaOptions, ModelOptions
@@ -54,7 +55,11 @@ def check_model(models: ModelOptions) -> None:
     folder = folder_of(name)
     if folder is not None:
         check_folder(name, folder)
-        if not (folder / "config.json").is_file():
+        base = base_of(name, folder)
+        if base is not None:
+            with loading_base(name, base):
+                check_model(replace(models, model=base))
+        elif not (folder / "config.json").is_file():
             raise InputError(
                 f"Model '{shown(name)}' cannot be loaded: the folder has no config.json. "
                 "Give a hub id or a local folder with a config, a processor and safetensors weights."

@@ -9,7 +9,7 @@ import tyro
 
 from foveate._spelling import nearest
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, OutputOptions, whole
+from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
@@ -29,7 +29,7 @@ FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOutputs(OutputOptions):
+class EvalOutputs(TableOptions):
     """What is written, and where."""
 
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -100,7 +100,7 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
-            from foveate._cells import USUAL
+            from foveate.contenders import USUAL
             from foveate.eval.pareto import draw_all
             from foveate.eval.plan import Plan
             from foveate.eval.quality import sheets
@@ -123,13 +123,14 @@ class Eval(MethodsOptions):
         else:
             quality = self._run_samples(plan) if self.samples is not None else self._run_embedded(names, plan)
             values, qualities = quality.to_dict(), [quality]
+        tables = sheets(qualities)
         shown: list[Any] = []
-        for sheet in sheets(qualities):
-            shown += [sheet, Text("")] if sheet.notes else [sheet]
+        for table in tables:
+            shown += [table, Text("")] if table.notes else [table]
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities))
+        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities), tables)
         return BAD_ROWS if values.get("bad") else DONE
 
     def _check(self) -> None:

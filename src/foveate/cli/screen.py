@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from foveate._sheet import WIDEST
+from foveate._table import WIDEST
 from foveate._upstream import printable
 from foveate.errors import InputError
 

@@ -17,11 +17,11 @@ from foveate.cli.options import (
     MaybeShare,
     MaybeTokens,
     ModelOptions,
-    OutputOptions,
     Settings,
+    TableOptions,
     whole,
 )
-from foveate.cli.outputs import check_targets
+from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.runs.samples import Bad, samples_in
@@ -40,8 +40,9 @@ class Tune:
 
     A small grid of settings is tried at one exact cost, for answers that stay nearest to the full model's; --search
     tries more cut layers, ratios and settings. Pictures are split: to search, to choose among the best, and to report
-    with. The outcome goes to --out, a preset file that runs with --method FILE, and says what was gained against the
-    published schedule and against random. MustDrop's counts depend on the picture, so its thresholds are tuned.
+    with. The outcome goes to --out FILE.json, a preset file that runs with --method FILE, and says what was gained
+    against the published schedule and against random. MustDrop's counts depend on the picture, so its thresholds are
+    tuned.
 
     Examples:
       foveate tune --samples questions.jsonl --method v2drop --budget 64 --out mine.json
@@ -82,7 +83,7 @@ class Tune:
     workers: Count = 1
     """processes that try settings, each with a model of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
-    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
         """Tune, print, and write what was asked for."""
@@ -136,11 +137,11 @@ class Tune:
 
         from foveate.cli.outputs import finish
 
-        values = tuned.to_dict()
+        values, table = tuned.to_dict(), tuned.sheet()
         lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
-        if self.outputs.out is not None:
+        if self.outputs.out is not None and self.outputs.out.suffix.lower() == JSON:
             lines.append(f"Preset file: {self.outputs.out}")
-        finish(values, Group(tuned.sheet(), *map(Text, lines)), self.outputs)
+        finish(values, Group(table, *map(Text, lines)), self.outputs, tables=[table])
 
     def _asked(self) -> list[tuple[Path, str]]:
         """(picture, question) of each sample."""

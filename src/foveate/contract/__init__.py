@@ -6,7 +6,7 @@ from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional, quarters
 from foveate.contract.entering import ByScene, Counted, Entering, Framed, Gridded, change, changes, merging_stage
 from foveate.contract.method import Budgeted, Chain, Method, Preset
-from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, by_last_token, highest
+from foveate.contract.scheduled import Layered, LayeredStage, OneCut, Rated, Scheduled, attended, highest
 from foveate.contract.settings import (
     Count,
     Counts,
@@ -86,6 +86,7 @@ __all__ = [
     "LayerStage",
     "LayerView",
     "Layered",
+    "LayeredStage",
     "Layers",
     "Method",
     "Normed",
@@ -118,7 +119,6 @@ __all__ = [
     "View",
     "at_cuts",
     "attended",
-    "by_last_token",
     "change",
     "changes",
     "check_depth",

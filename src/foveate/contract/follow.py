@@ -232,13 +232,12 @@ def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, vide
     if grids is None:
         grids = [()] * len(sizes)
     kinds: Sequence[bool | None] = videos or [None] * len(sizes)
-    total = sum(sizes)
     images = []
     for size, grid, video in zip(sizes, grids, kinds, strict=True):
         # Without grids it is not known how many tokens are newlines, so neither how many a frame has.
         kind = video if grid else None
-        images.append(Arriving(size, size, size, grids=tuple(grid), in_sample=total, video=kind))
-    return Units(images, Arriving.all_of(total))
+        images.append(Arriving(size, size, size, grids=tuple(grid), video=kind))
+    return Units(images, Arriving.all_of(sum(sizes)))
 
 
 def _after_early(stage: Stage, units: Units) -> Units | None:

@@ -3,6 +3,7 @@
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from operator import mul
@@ -15,16 +16,34 @@ from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, pr
 from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.space import Space, free_settings
-from foveate.contract.stages import LayerStage, Number, Shape, Stage
+from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.rank import keep_count, spread, top
 from foveate.core.signals import Attention, Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
-__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "by_last_token", "highest"]
+__all__ = ["Layered", "LayeredStage", "OneCut", "Rated", "Scheduled", "attended", "highest"]
 
 LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayeredStage(LayerStage):
+    """A cut of a `Layered` method, which says by the cut's index how many tokens it leaves.
+
+    Attributes:
+        method: The method.
+        depth: Decoder layers.
+        index: Of the cut, as the method's `left` counts them.
+    """
+
+    method: "Layered" = field(kw_only=False)
+    depth: int = field(kw_only=False)
+    index: int = field(kw_only=False)
+
+    def left(self, arriving: Arriving) -> int:
+        return min(self.method.left(self.depth, self.index, arriving), arriving.tokens)
 
 
 class Layered(Budgeted):
@@ -120,7 +139,6 @@ class Scheduled(Layered):
         min_keep: Fewest tokens that a cut keeps. The released V2Drop keeps one token where its paper drops all.
         scope: Rank all vision tokens of a sample together ("sample"), each image or video separately ("image"), or each
             frame of a video separately ("frame").
-        skip_below: Samples with fewer vision tokens than this are not cut; 0 switches this off.
     """
 
     first_layer: ClassVar[int] = 0
@@ -135,7 +153,6 @@ class Scheduled(Layered):
     keep: Shares | None = None
     min_keep: Count = 1
     scope: Unit = "sample"
-    skip_below: Count = 0
 
     def check_settings(self) -> None:
         super().check_settings()
@@ -160,10 +177,12 @@ class Scheduled(Layered):
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
         # Where only scores are defined, the stage is given these.
         by_score = type(self).select is Scheduled.select
-        return LayerStage(
+        return LayeredStage(
             layer,
+            self,
+            depth,
+            index,
             reads=self.reads(layer),
-            count=partial(self.left, depth, index),
             score=self.scores if by_score else None,
             pick=None if by_score else self.select,
             unit=self.scope,
@@ -171,8 +190,6 @@ class Scheduled(Layered):
         )
 
     def left(self, depth: int, index: int, arriving: Arriving) -> int:
-        if arriving.sample < self.skip_below:
-            return arriving.tokens
         return self.kept(arriving.tokens, self.counts(depth, arriving)[index])
 
     def kept(self, tokens: int, ratio: float) -> int:
@@ -361,8 +378,8 @@ class Rated(Layered):
     positions: Positions = "keep"
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        count = partial(self.left, depth, index)
-        return LayerStage(layer, reads=(self.rated,), count=count, pick=highest, unit="image", positions=self.positions)
+        reads, positions = (self.rated,), self.positions
+        return LayeredStage(layer, self, depth, index, reads=reads, pick=highest, unit="image", positions=positions)
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
         """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""
@@ -390,12 +407,6 @@ class Rated(Layered):
 def attended(view: LayerView) -> Tensor:
     """The attention that each token gets, as its score."""
     return view.attention
-
-
-def by_last_token(layer: int, count: Number, unit: Unit, positions: Positions) -> LayerStage:
-    """A cut before this layer: the tokens stay to which the prompt's last token pays most attention in this layer."""
-    paid = Attention(rows="last", layer="next", heads="mean")
-    return LayerStage(layer, reads=(paid,), count=count, score=attended, unit=unit, positions=positions)
 
 
 def highest(view: LayerView, count: int) -> Tensor:

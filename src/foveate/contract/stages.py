@@ -139,7 +139,7 @@ class Stage:
             raise SettingError(f"{kind} takes only one of score, pick, choose and look; got several.")
         if self.keep is not None and self.count is not None:
             raise SettingError(f"{kind} takes either keep or count; got keep={self.keep} and a count.")
-        if ways in (["score"], ["pick"]) and self.keep is None and self.count is None:
+        if ways in (["score"], ["pick"]) and self.keep is None and self.count is None and type(self).left is Stage.left:
             raise SettingError(f"{kind} has a {ways[0]} but neither keep nor count. Say how many tokens to keep.")
 
     @property

@@ -39,7 +39,6 @@ class Arriving:
         reserved: Rows that the family will add by itself (a closing newline), to be spared from a fixed count.
         grids: Rows and columns of each frame or view, one behind the other; empty where they are not known, and before
             a decoder layer unless the stage reads `Cells` of an image of which no token has left.
-        in_sample: Vision tokens of the whole sample as they entered, where these are a part of it.
         video: Whether they are a video's, so that `grids` are its frames; None where nobody says.
     """
 
@@ -48,13 +47,7 @@ class Arriving:
     started: int
     reserved: int = 0
     grids: tuple[Grid, ...] = ()
-    in_sample: int | None = None
     video: bool | None = None
-
-    @property
-    def sample(self) -> int:
-        """Vision tokens of the whole sample as they entered the model."""
-        return self.entered if self.in_sample is None else self.in_sample
 
     @property
     def frames(self) -> tuple[int, ...] | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from foveate._sheet import SECTION, Column, Sheet
+from foveate._table import SECTION, Column, Table
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Place, Shape
@@ -105,7 +105,7 @@ class Cost:
     def _repr_html_(self) -> str:
         return self._sheet().to_html()
 
-    def _sheet(self) -> Sheet:
+    def _sheet(self) -> Table:
         """The FLOPs part by part, and what memory is needed."""
         layers = len(self.layer_flops)
         parts = {
@@ -136,7 +136,7 @@ class Cost:
             f"tokens on average, and {self.text_tokens} text tokens."
         )
         numbers = [Column(head, right=True) for head in ("FLOPs and bytes", "Share")]
-        return Sheet("Cost of a prompt", ["", *numbers], [*rows, SECTION, total, SECTION, *sizes], [note])
+        return Table("Cost of a prompt", ["", *numbers], [*rows, SECTION, total, SECTION, *sizes], [note])
 
 
 def cost(

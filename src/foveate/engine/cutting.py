@@ -152,11 +152,11 @@ class SampleRows:
         arriving, grids = unit.arriving, self.sample.grids
         begun = self.begun
         if begun is not None and stage.owner not in begun.opening:
-            if unit.in_sample is None:
+            if unit.image < 0:  # all of the sample
                 arriving = replace(arriving, started=begun.count)
             elif begun.sizes is not None:
                 arriving = replace(arriving, started=begun.sizes[unit.image])
-        alone = self.sample.frames is None and (unit.in_sample is not None or len(grids) == 1)
+        alone = self.sample.frames is None and (unit.image >= 0 or len(grids) == 1)
         if alone and ALL_CELLS in stage.reads and len(unit) == arriving.started == arriving.entered:
             return replace(arriving, grids=grids[unit.image])
         return arriving
@@ -211,7 +211,7 @@ def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None,
 
     In a sample with several images the text behind each pays attention to that image; the last row pays it to all.
     """
-    if signal.rows == "last" or sizes is None or unit.in_sample is not None:
+    if signal.rows == "last" or sizes is None or unit.image >= 0:
         return [unit]
     return image_units(sample, sizes)
 

@@ -17,7 +17,7 @@ from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
-__all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "Turn", "rows_of"]
+__all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "rows_of"]
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
@@ -218,25 +218,6 @@ NOTHING = torch.zeros(0, 0, dtype=torch.bool)
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
-    """What is noted of a prompt's forward behind which steps may read less of the caches.
-
-    Attributes:
-        kinds: (samples, unpruned columns) int8, see `PrunedLayer`.
-        asking: (samples, span) bool, its text that asks.
-        most: At most so much in each sample.
-        past: Unpruned columns before this call.
-        asked: What that pays to every column, (samples, unpruned columns) float32, by layer.
-    """
-
-    kinds: Tensor
-    asking: Tensor
-    most: int
-    past: int
-    asked: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
 class Alike:
     """What a layer on rows was handed and got: one behind it that is handed the same gets the same.
 
@@ -312,6 +293,10 @@ class Forward:
         encoded: What the `get_*_features` calls answered, by modality.
         image_lengths: Vision tokens of each image of each sample, where only the prompt tells.
         placeholders: Where the vision tokens are, (samples, columns) bool, by modality.
+        splits: Whether chunked prefill will cut an image in two.
+        goes_on: Whether this is a chunk of a prompt, and not the first.
+        behind_image: Whether the forward before this one ended, on this cache, in an image or right behind it.
+        behind_cut: Whether tokens had been dropped there.
 
     Attributes, in the decoder (each layer):
         backend: Name of the attention implementation.
@@ -325,13 +310,20 @@ class Forward:
         cache: What layers store in, as the first one found it; None if the model runs without one.
         caches: Whether the model was told to cache.
         plans: Vision tokens that each layer will process, for each sample; None where that is not known beforehand.
-        turn: Of a prompt behind which steps may read less of the caches; else None.
         noted: The latest prefill's record, where it is noted what steps read.
         steps: Where text alone goes on from a cache of which all is read, its pruned layers (None: another layer); else
             empty.
         stepped: What the layer before got then, if that was not what it was handed.
         alike: What the layer before has in common with the coming one, perhaps.
         hands_on: Whether layers hand rows on to one another.
+
+    Attributes, of what steps read (where the method has a stage for that):
+        ends_turn: Whether steps behind this prompt may read less of the caches.
+        kinds: (samples, unpruned columns) int8, see `PrunedLayer`; in a step, for the layer that looks.
+        asking: (samples, span) bool, the prompt's text that asks, or a step's new rows.
+        most: At most so many of these in each sample.
+        asked: What the prompt's text pays to every column, (samples, unpruned columns) float32, by layer. Before the
+            first layer it is what the chunk before this one asked.
 
     Attributes, the rows that are left (where `drops`):
         span: Columns of the forward.
@@ -352,6 +344,10 @@ class Forward:
     encoded: dict[str, Any] = field(default_factory=dict)
     image_lengths: list[list[int]] | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
+    splits: bool = False
+    goes_on: bool = False
+    behind_image: bool = False
+    behind_cut: bool = False
 
     begun: bool = False
     backend: str = "sdpa"
@@ -364,12 +360,17 @@ class Forward:
     cache: Any = None
     caches: bool = False
     plans: Sequence[Sequence[int] | None] = ()
-    turn: Turn | None = None
     noted: PrefillRecord | None = None
     steps: Sequence[PrunedLayer | None] = ()
     stepped: "Stepped | None" = None
     alike: Alike | None = None
     hands_on: bool = False
+
+    ends_turn: bool = False
+    kinds: Tensor = NOTHING
+    asking: Tensor = NOTHING
+    most: int = 0
+    asked: dict[int, Tensor] = field(default_factory=dict)
 
     span: int = 0
     samples: list[Sample] = field(default_factory=list)
@@ -407,8 +408,8 @@ class Forward:
         self._entered = entered
 
     @property
-    def kinds(self) -> Tensor:
-        """What each column is, (samples, columns) int8: see `PrunedLayer`."""
+    def own_kinds(self) -> Tensor:
+        """What each column of this forward is, (samples, columns) int8: see `PrunedLayer`."""
         return 2 * send(self._entered.to(torch.int8), self.text.device) - self.text.to(torch.int8)
 
     @property

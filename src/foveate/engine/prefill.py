@@ -3,9 +3,7 @@
 Behind the last layer caches of earlier layers are cut for decoding, and the record is closed."""
 
 import itertools
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from foveate.engine import guards
 from foveate.engine.buckets import WORDS
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
-from foveate.engine.forward import Forward, RowMap, Turn
+from foveate.engine.forward import Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
 from foveate.engine.reads import begin_turn, end_turn
@@ -26,43 +24,13 @@ from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, Where
 from foveate.families.base import Family
 
-__all__ = ["Ending", "begin", "finish"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ending:
-    """That a forward ended in the middle of an image, or right behind it.
-
-    Attributes:
-        cache: On which cache.
-        length: How long that was then.
-        dropped: Whether tokens had been dropped.
-    """
-
-    cache: "weakref.ref[Any]"
-    length: int
-    dropped: bool
-
-    def goes_on_in(self, cache: Any) -> bool:
-        """Whether a forward on this cache comes right behind."""
-        # A cache that was collected, and no cache, are both None.
-        return cache is not None and self.cache() is cache and self.length == length_of(cache)
+__all__ = ["begin", "finish"]
 
 
 # -- begin --------------------------------------------------------------------------------------------------------
 
 
-def begin(
-    forward: Forward,
-    program: Program,
-    family: Family,
-    kwargs: dict[str, Any],
-    cache: Any,
-    ending: Ending | None,
-    split: bool,
-    goes_on: bool = False,
-    before: Turn | None = None,
-) -> Tensor | None:
+def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, Any], cache: Any) -> Tensor | None:
     """Begin a forward in front of the decoder's first layer.
 
     Args:
@@ -71,10 +39,6 @@ def begin(
         family: Knows the model.
         kwargs: The arguments of the decoder's forward.
         cache: The cache among these.
-        ending: How the forward before this one ended, where it ended in an image.
-        split: Whether chunked prefill will cut an image in two.
-        goes_on: Whether this is a chunk of a prompt, and not the first.
-        before: What was noted of the chunk before it.
 
     Returns:
         The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
@@ -82,7 +46,7 @@ def begin(
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
     layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
-    is_prompt = prompt is not None and (prompt.shape[1] > 1 or goes_on)
+    is_prompt = prompt is not None and (prompt.shape[1] > 1 or forward.goes_on)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = True
@@ -112,7 +76,7 @@ def begin(
         if steps and not forward.idle:
             forward.steps, forward.cache, forward.span = layers, cache, prompt.shape[1]
         if reads:
-            forward.turn = begin_turn(forward, cache, prompt, live, before)
+            begin_turn(forward, cache, prompt, live)
         return None
     span = embeds.shape[1]
     alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
@@ -122,9 +86,9 @@ def begin(
     reads = reads and any([len(sample.vision) for sample in samples])
     if drops or reads:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
-    if drops and split:
+    if drops and forward.splits:
         guards.refuse_split_image()
-    if ending is not None and _splits_image(ending, cache, samples) and (drops or ending.dropped):
+    if forward.behind_image and (drops or forward.behind_cut) and any([sample.starts for sample in samples]):
         guards.refuse_split_image()
     forward.record = _record(family, samples, live, span, cache)
     if not drops and not reads:  # every layer runs untouched
@@ -137,7 +101,7 @@ def begin(
     forward.drop_in(samples, program, embeds)
     _note_text(forward, program, ids)
     if reads:
-        forward.turn = begin_turn(forward, cache, embeds, live, before)
+        begin_turn(forward, cache, embeds, live)
     return _take_tower_cuts(forward, program, embeds)
 
 
@@ -250,11 +214,6 @@ def _live(kwargs: dict[str, Any], arguments: dict[str, Any]) -> Tensor | None:
     return None
 
 
-def _splits_image(ending: Ending, cache: Any, samples: Sequence[Sample]) -> bool:
-    """Whether an image began in the forward before this one and goes on in this one."""
-    return ending.goes_on_in(cache) and any(sample.starts for sample in samples)
-
-
 def _plans(samples: Sequence[Sample], program: Program) -> list[Sequence[int] | None]:
     """Vision tokens that may leave which each layer processes, for each sample; None where that is not known now."""
     if any([image.changed for sample in samples for image in sample.media]):
@@ -300,7 +259,7 @@ def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None
 # -- finish -------------------------------------------------------------------------------------------------------
 
 
-def finish(forward: Forward, program: Program, family: Family, cache: Any) -> Ending | None:
+def finish(forward: Forward, program: Program, family: Family, cache: Any) -> None:
     """Cut the caches of earlier layers where a stage wants that, and close the record.
 
     Args:
@@ -308,16 +267,13 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
         program: Says which caches are cut.
         family: Knows which layers cache a state and no tokens.
         cache: Holds what the layers stored; None if the model runs without one.
-
-    Returns:
-        How the forward ended, if in an image.
     """
     if forward.record is not None and not forward.drops:
         forward.record.cache = None if cache is None else CacheRecord(_held(cache))
-    if forward.turn is not None and not forward.drops and cache is not None:
+    if forward.ends_turn and not forward.drops and cache is not None:
         end_turn(forward, program, family, cache)
     if forward.record is None or not forward.drops:
-        return None
+        return
     guards.refuse_lost_layers(len(forward.row_maps), len(family.layers))
     stay = [sample.fixed for sample in forward.samples]
     planned = [None if not plan else plan[-1] + fixed for plan, fixed in zip(forward.plans, stay, strict=True)]
@@ -327,7 +283,7 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
     cache = forward.cache
     if cache is None:
         forward.record.cache = None
-        return None
+        return
     _refuse_lost_rows(forward, family, cache)
     _cut_cache(forward, program, family, cache)
     # Slots are counted when that is asked for.
@@ -340,11 +296,8 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
             slots[index] = counts[alike] if alike in counts else counts.setdefault(alike, layer.valid_slots())
     dead = tuple([sample.rows - sample.live for sample in forward.samples])
     forward.record.cache = CacheRecord(_held(cache), slots, dead)
-    if forward.turn is not None:
+    if forward.ends_turn:
         end_turn(forward, program, family, cache)
-    if not forward.ends_in_vision:
-        return None
-    return Ending(weakref.ref(cache), length_of(cache), forward.dropped)
 
 
 def _held(cache: Any) -> dict[int, int]:

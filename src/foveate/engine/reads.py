@@ -23,7 +23,7 @@ from foveate.engine import guards
 from foveate.engine.arguments import visibility
 from foveate.engine.attending import last_marked
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
-from foveate.engine.forward import Forward, LayerCall, Turn
+from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import Program
 from foveate.engine.reading import is_causal
 from foveate.families.base import Family
@@ -71,25 +71,24 @@ def _count(slots: Sequence[Slots]) -> None:
 # -- a prompt -----------------------------------------------------------------------------------------------------
 
 
-def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None, before: Turn | None) -> Turn | None:
-    """What a prompt's forward needs to know, so that later steps may read less; None where there is no vision token.
+def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None) -> None:
+    """Note on a prompt's forward what lets later steps read less; nothing where there is no vision token.
 
     Args:
-        forward: Has the samples, where there are pictures.
+        forward: Has the samples, where there are pictures, and what the chunk before this one asked.
         cache: Earlier turns.
         prompt: Ids or embeddings, (samples, columns, …).
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are.
-        before: The chunk before this one, where a prompt comes in several.
     """
     known = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
     earlier = next((kinds for kinds in known if kinds is not None), None)
     if earlier is None and not forward.samples:
-        return None
+        return
     samples, span = prompt.shape[:2]
     past, most = max(0, length_of(cache)) if cache is not None else 0, span
     new = prompt.new_ones(samples, span, dtype=torch.int8)
     if forward.samples:
-        new = forward.kinds
+        new = forward.own_kinds
         most = max(sample.text_after[-1] if len(sample.vision) else sample.live for sample in forward.samples)
     old = new.new_ones(samples, 0) if earlier is None else earlier[:, :past].to(new.device)
     kinds = torch.cat((pad(old, (0, past - old.shape[1]), value=TEXT), new), dim=1)
@@ -99,18 +98,19 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
     places = torch.arange(span, device=new.device)
     shown = new == VISION
     behind = (shown * (places + 1)).amax(dim=1, keepdim=True)  # where the text behind the last vision token begins
-    turn = Turn(kinds, (kinds[:, past:] == TEXT) & (places >= behind), most, past)
-    if before is not None:  # text behind a picture of this chunk asks alone
+    forward.ends_turn = True
+    forward.kinds, forward.asking, forward.most = kinds, (kinds[:, past:] == TEXT) & (places >= behind), most
+    if forward.asked:  # text behind a picture of this chunk asks alone
         goes_on = ~shown.any(dim=1, keepdim=True)
-        for layer, paid in before.asked.items():
-            turn.asked[layer] = pad(paid, (0, kinds.shape[1] - paid.shape[1])) * goes_on.to(paid.device)
-    return turn
+        forward.asked = {
+            layer: pad(paid, (0, kinds.shape[1] - paid.shape[1])) * goes_on.to(paid.device)
+            for layer, paid in forward.asked.items()
+        }
 
 
 def end_turn(forward: Forward, program: Program, family: Family, cache: Any) -> None:
     """Let the layers' caches read less from now on, where a stage of decoding wants that."""
-    turn, stage = forward.turn, program.reading
-    assert turn is not None
+    stage = program.reading
     assert stage is not None
     looks = stage.layer - (stage.when == "step")
     layers = [index for index in range(looks, len(cache.layers)) if _holds_all(cache, index, family)]
@@ -120,16 +120,16 @@ def end_turn(forward: Forward, program: Program, family: Family, cache: Any) -> 
     for index in layers:
         stored = pruned_layer(cache, index)
         device = stored.keys.device
-        stored.kinds = memo.once(partial(turn.kinds.to, device), device)
+        stored.kinds = memo.once(partial(forward.kinds.to, device), device)
         alike_in = stored.base, stored.base_end, stored.keys.shape[-2], device
         slots[index] = memo.once(partial(Slots.of, stored), *alike_in)
     _count([*slots.values()])
     if stage.when == "step":
         cache.layers[looks].remember(slots[looks].columns, slots[looks].kinds, slots[looks].counts)
         return
-    for index in turn.asked:
+    for index, paid in forward.asked.items():
         one = slots[index]
-        reads, counts = picked(stage, one, {"attention": turn.asked[index].gather(1, one.columns.clamp(min=0))})
+        reads, counts = picked(stage, one, {"attention": paid.gather(1, one.columns.clamp(min=0))})
         if forward.noted is not None:
             forward.noted.reads[index] = tuple(counts)
         if counts != [vision for vision, _ in one.counts]:
@@ -188,49 +188,47 @@ def noting(forward: Forward, call: LayerCall, program: Program, family: Family) 
 
     It must be made while the layer's arguments are those of all rows.
     """
-    stage, turn, stored, index = program.reading, forward.turn, call.stored, call.index
+    stage, stored, index = program.reading, call.stored, call.index
     assert stage is not None
     if call.cache is None or not _holds_all(call.cache, index, family):
         return None
-    if turn is not None:
-        asked = stage.when == "turn" and index >= stage.layer and turn.most
-        return _asked(forward, call, family, turn, partial(_add, turn, index)) if asked else None
+    if forward.ends_turn:
+        asks = stage.when == "turn" and index >= stage.layer and forward.most
+        return _asked(forward, call, family, partial(_add, forward, index)) if asks else None
     if index != stage.layer - 1 or stored is None or stored.kinds is None or not stored.memory:
         return None
     every = torch.ones(call.hidden.shape[:2], dtype=torch.bool, device=call.hidden.device)
     kinds = pad(stored.kinds, (0, stored.seen + every.shape[1] - stored.kinds.shape[1]), value=TEXT)
-    step = Turn(kinds, every, every.shape[1], stored.seen)
-    return _asked(forward, call, family, step, partial(_step, forward, call, stage))
+    forward.kinds, forward.asking, forward.most = kinds, every, every.shape[1]
+    return _asked(forward, call, family, partial(_step, forward, call, stage))
 
 
-def _add(turn: Turn, index: int, columns: Tensor, paid: Tensor) -> None:
+def _add(forward: Forward, index: int, columns: Tensor, paid: Tensor) -> None:
     """Note what is paid to slots, (samples, slots) both, by their columns."""
-    by_column = paid.new_zeros(turn.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
-    turn.asked[index] = turn.asked[index] + by_column if index in turn.asked else by_column
+    by_column = paid.new_zeros(forward.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
+    forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
 
 
-def _asked(
-    forward: Forward, call: LayerCall, family: Family, turn: Turn, note: Callable[[Tensor, Tensor], None]
-) -> See:
+def _asked(forward: Forward, call: LayerCall, family: Family, note: Callable[[Tensor, Tensor], None]) -> See:
     """What sums up the attention that some rows of a layer pay to each slot.
 
     Args:
-        forward: Which rows are left.
+        forward: Which rows are left, which of them ask, and what the columns are.
         call: The layer's call.
         family: Knows the layer's kernel.
-        turn: Which rows ask, and what the columns are; also of a step.
         note: Gets the unpruned column of each slot and what it is paid, (samples, slots) int64 and float32; no column
             and nothing (−1, 0) for padding.
     """
-    device, (samples, span), past = call.hidden.device, call.hidden.shape[:2], turn.past
-    marks, kinds = turn.asking.to(device), turn.kinds.to(device)
+    device, (samples, span) = call.hidden.device, call.hidden.shape[:2]
+    marks, kinds = forward.asking.to(device), forward.kinds.to(device)  # (samples, span), (samples, past + span)
+    past = kinds.shape[1] - span
     columns = torch.arange(span, device=device).expand(samples, -1)
     coming = columns + past
     if forward.rows is not None:
         rows = forward.rows.on(device)
         columns, coming = rows.columns, rows.unpruned(past)
         marks = marks.gather(1, columns) & (coming >= 0)
-    asking, real = last_marked(marks.long(), min(turn.most, marks.shape[1]))
+    asking, real = last_marked(marks.long(), min(forward.most, marks.shape[1]))
     earlier = torch.arange(past, device=device).expand(samples, -1)
     slots = torch.cat((earlier, coming), dim=1) if call.stored is None else call.stored.columns(coming, samples, device)
     slots = slots.masked_fill(kinds.take_along_dim(slots.clamp(min=0), dim=1) == 0, -1)

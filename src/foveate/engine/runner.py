@@ -89,7 +89,7 @@ class LayerRunner:
             args, kwargs = alike.put_back(index, args, kwargs)
         cache = cache_of(kwargs)
         stored = find_pruned(cache, index)
-        if not forward.drops and stored is None and forward.turn is None:
+        if not forward.drops and stored is None and not forward.ends_turn:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
             stored = stored.reads

@@ -128,9 +128,8 @@ class Unit:
         entered: Vision tokens they were when they entered the model.
         started: Rows of these that entered the decoder.
         text_after: Whether text stands behind them; an entry an image where they are of several.
-        in_sample: Vision tokens of the whole sample as they entered, where this is a part of it.
-        image: Which of the sample's images (or frames) it is, counted from the end where it is all: the text behind all
-            of them is that behind the last, −1.
+        image: Which of the sample's images (or frames) it is, −1 where it is all of them: the text behind all is that
+            behind the last.
     """
 
     start: int
@@ -138,7 +137,6 @@ class Unit:
     entered: int
     started: int
     text_after: tuple[bool, ...]
-    in_sample: int | None = None
     image: int = -1
 
     def __len__(self) -> int:
@@ -152,7 +150,7 @@ class Unit:
     @property
     def arriving(self) -> Arriving:
         """What a stage's count is made of."""
-        return Arriving(len(self), self.entered, self.started, in_sample=self.in_sample)
+        return Arriving(len(self), self.entered, self.started)
 
 
 def sample_unit(sample: Sample, count: int) -> Unit:
@@ -166,11 +164,10 @@ def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
     if len(sizes) == 1:
         return [sample_unit(sample, sizes[0])]
     ends = itertools.accumulate(sizes)
-    in_sample = sum(sample.entered_sizes)
     images = zip(ends, sizes, sample.entered_sizes, sample.started_sizes, sample.text_after, strict=True)
     units = []
     for image, (end, size, entered, started, text) in enumerate(images):
-        units.append(Unit(end - size, end, entered, started, (text > 0,), in_sample, image))
+        units.append(Unit(end - size, end, entered, started, (text > 0,), image))
     return units
 
 

@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -25,9 +24,9 @@ from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
-from foveate.engine.forward import Forward, Original, Turn
+from foveate.engine.forward import Forward, Original
 from foveate.engine.media import image_lengths, placed, tag, tagged_media
-from foveate.engine.prefill import Ending, begin, finish
+from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
@@ -213,26 +212,6 @@ def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Pr
     return made[key]
 
 
-@dataclass(slots=True)
-class GenerateCall:
-    """What is known of the running `generate` call, which encodes pictures before the forward that they are in.
-
-    Attributes:
-        ids: Those that it will feed, (samples, columns); None where it was given none.
-        chunk: Columns of a chunk, where it prefills in chunks.
-        splits: Whether that cuts an image in two, which may well end between its tokens, in text.
-        start, end: The unpruned columns that its prompt covers.
-        turn: What was noted of the chunk that ran last.
-    """
-
-    ids: Tensor | None = None
-    chunk: int | None = None
-    splits: bool = False
-    start: int = 0
-    end: int = 0
-    turn: Turn | None = None
-
-
 class Session:
     """A method on a model: watches its way from pictures to tokens, until everything is taken off again.
 
@@ -250,8 +229,15 @@ class Session:
         self._program = _program(method, family, resources)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
-        self._generation = GenerateCall()
-        self._ending: Ending | None = None
+        # Of the running `generate` call, which encodes pictures before the forward that they are in.
+        self._ids: Tensor | None = None  # what it will feed, (samples, columns); None: embeddings
+        self._chunk: int | None = None  # columns of a chunk, where it prefills in chunks
+        self._inside = range(0)  # lengths of the cache at which a chunk of its prompt begins that is not the first
+        self._splits = False  # whether chunks cut an image in two, which may well end between its tokens, in text
+        self._asked: dict[int, Tensor] = {}  # what the chunk that ran last asked, see `Forward.asked`
+        # Of the forward before the next one, where it ended in an image or right behind it.
+        self._image_end: tuple[weakref.ref[Any], int] | None = None  # on which cache, and how long that was then
+        self._behind_cut = False  # whether tokens had been dropped
         self._last_only = False
         self._encoding = False
         self._turn = threading.RLock()
@@ -296,7 +282,7 @@ class Session:
     def _arriving(self) -> Forward:
         """The forward on its way to the decoder: a new one where there is none, or one that never came through it."""
         if self._runner.forward is None or self._runner.forward.begun:
-            self._runner.forward = Forward(ids=self._generation.ids)
+            self._runner.forward = Forward(ids=self._ids)
         return self._runner.forward
 
     # -- encode ------------------------------------------------------------------------------------------------
@@ -317,12 +303,17 @@ class Session:
         start = 0 if cache is None else max(0, length_of(cache))
         fed = ids if ids is not None else arguments.get("inputs_embeds")
         end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
-        self._generation = GenerateCall(ids, chunk, start=start, end=end)
+        self._note_generate(ids, chunk, range(start + 1, end))
         self._runner.forward = None
         try:
             return original(*args, **kwargs)
         finally:
-            self._generation = GenerateCall()
+            self._note_generate(None, None, range(0))
+
+    def _note_generate(self, ids: Tensor | None, chunk: int | None, inside: range) -> None:
+        """Note what is known of a `generate` call that begins, or nothing where it has ended."""
+        self._ids, self._chunk, self._inside = ids, chunk, inside
+        self._splits, self._asked = False, {}
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note whether only the last column's logits are asked for, as `generate` does."""
@@ -364,15 +355,15 @@ class Session:
 
     def _note_splits(self, forward: Forward, modality: str, output: Any) -> None:
         """Note whether chunked prefill will cut an image in two."""
-        if self._generation.chunk is None or forward.ids is None:
+        if self._chunk is None or forward.ids is None:
             return
         media = tagged_media(output, forward.image_lengths, self._program, self._family, modality)
         lengths = [image.length for image in media]
         columns = placed(self._family, modality, forward.ids).nonzero()[:, 1]
-        chunks = columns.cpu() // self._generation.chunk  # in which chunk each vision token is
+        chunks = columns.cpu() // self._chunk  # in which chunk each vision token is
         if sum(lengths) == len(chunks):
             images = torch.split(chunks, lengths)
-            self._generation.splits |= any(int(image[0]) != int(image[-1]) for image in images)
+            self._splits |= any(int(image[0]) != int(image[-1]) for image in images)
 
     # -- begin -------------------------------------------------------------------------------------------------
 
@@ -392,12 +383,15 @@ class Session:
             guards.refuse_pages()
         forward = self._arriving()
         forward.begun = True
-        ending, self._ending = self._ending, None
-        now, cache = self._generation, cache_of(kwargs)
-        goes_on = now.end > 0 and cache is not None and now.start < length_of(cache) < now.end
-        before = now.turn if goes_on else None
-        embeds = begin(forward, self._program, self._family, kwargs, cache, ending, now.splits, goes_on, before)
-        now.turn = forward.turn
+        cache, forward.splits = cache_of(kwargs), self._splits
+        if self._inside and cache is not None and length_of(cache) in self._inside:
+            forward.goes_on, forward.asked = True, self._asked
+        if self._image_end is not None and cache is not None:
+            ended, length = self._image_end
+            forward.behind_image, forward.behind_cut = ended() is cache and length == length_of(cache), self._behind_cut
+        self._image_end = None
+        embeds = begin(forward, self._program, self._family, kwargs, cache)
+        self._asked = forward.asked if forward.ends_turn else {}
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.record is not None:
             lost = self._patches.lost()
@@ -421,8 +415,11 @@ class Session:
         forward, self._runner.forward = self._runner.forward, None
         if forward is None or not forward.begun:
             guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
-        if forward.record is not None or forward.turn is not None:
-            self._ending = finish(forward, self._program, self._family, cache_in(output))
+        if forward.record is not None or forward.ends_turn:
+            finish(forward, self._program, self._family, cache_in(output))
+        if forward.drops and forward.cache is not None and forward.ends_in_vision:
+            self._image_end = weakref.ref(forward.cache), length_of(forward.cache)
+            self._behind_cut = forward.dropped
 
 
 def _new_ids(arguments: dict[str, Any]) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from foveate._sheet import Column, Sheet
+from foveate._table import Column, Table
 from foveate.core.tensors import on_tensors, send
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
@@ -321,7 +321,7 @@ class PrefillRecord:
         again = "" if self.reuse is None else f", picked as before in {self.reuse:.1%} of {self._steps} steps"
         return f"decoding reads {words} vision tokens in layers {first} to {last}{again}"
 
-    def _sheet(self) -> Sheet:
+    def _sheet(self) -> Table:
         """A row a stage: vision tokens of all samples before and after it, and the share that stayed."""
         rows = []
         for stage in self.stages:
@@ -337,7 +337,7 @@ class PrefillRecord:
             words = self._reading()
             notes.append(f"{words[0].upper()}{words[1:]}.")
         counts = [Column(head, right=True) for head in ("Before", "After", "Kept")]
-        return Sheet("Vision tokens", ["Stage", *counts], rows, notes)
+        return Table("Vision tokens", ["Stage", *counts], rows, notes)
 
 
 class Trace:
@@ -452,7 +452,7 @@ class Trace:
         sheet = self.latest._sheet()
         if len(self.history) > 1:
             notes = (*sheet.notes, f"The latest of {len(self.history)} prefills in `history`.")
-            sheet = Sheet(sheet.title, sheet.columns, sheet.rows, notes)
+            sheet = Table(sheet.title, sheet.columns, sheet.rows, notes)
         return sheet.to_html()
 
 

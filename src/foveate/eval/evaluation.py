@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate._cells import Cell, at_budgets
 from foveate._files import is_video, named, sha256_of
 from foveate._spelling import nearest
-from foveate._upstream import brief, shown
+from foveate._upstream import shown
 from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
+from foveate.contenders import Contender, contenders_at
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
 from foveate.errors import InputError
@@ -26,6 +26,7 @@ from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.questioning import Asked, outstanding, prompts_of, run
 from foveate.naming import parse
+from foveate.runs.labels import LABELS, as_said, labels_in, plain
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
 
@@ -33,8 +34,6 @@ __all__ = ["evaluate", "evaluate_samples"]
 
 EMBEDDED = "exact match on held-out questions about generated pictures, each paired with the full model's"
 OWN = "foveate eval --samples"
-LABELS = ("label", "labels", "answer", "answers")
-"""Columns with the true answer, or with several of which any counts; the first that is there is taken."""
 READ = (*LABELS, "task")
 """Columns that are read beside pictures, question and id."""
 TOLD = 3
@@ -176,46 +175,12 @@ def _asked_of(sample: MediaSample) -> Asked:
     return Asked(
         key=f"{picture}/{sample.question}",
         picture=picture,
-        task=_plain(sample.record, "task") or "samples",
+        task=plain(sample.record, "task") or "samples",
         text=sample.question,
         media=partial(list, sample.media),
-        labels=_labels(sample.record),
-        reading=_words,
+        labels=labels_in(sample.record),
+        reading=as_said,
     )
-
-
-def _labels(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The true answers of a sample; none where it has no label. An empty text is no label.
-
-    Raises:
-        InputError: If one is neither a text nor a number.
-    """
-    for name in LABELS:
-        value = record.get(name)
-        several = value if isinstance(value, list) else [value]
-        labels = [_plain({name: label}, name) for label in several]
-        if any(labels):
-            return tuple(label for label in labels if label)
-    return ()
-
-
-def _plain(record: Mapping[str, Any], name: str) -> str:
-    """The text or number that a record has under a name, as a text; an empty one where it has none.
-
-    Raises:
-        InputError: If it is anything else.
-    """
-    value = record.get(name)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
-        raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
-    return str(value).strip()
-
-
-def _words(answer: str) -> str:
-    """An answer but for case, a full stop and space around it."""
-    return answer.strip().removesuffix(".").casefold()
 
 
 def _compare(
@@ -242,20 +207,20 @@ def _compare(
         alike: One of the prompts, where all have media of one size.
     """
     grids, videos = (alike.grids, alike.videos) if alike else (None, None)
-    budgeted = partial(at_budgets, model=vlm.model, vision_tokens=vision_tokens, grids=grids, videos=videos)
+    budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, grids=grids, videos=videos)
     conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
     shares = plan.shares_of(vision_tokens)
-    cells = budgeted(plan.contenders(), budgets=shares, seeds=plan.seeds, given=plan.has_budgets)
+    contenders = budgeted(plan.by_name(), budgets=shares, seeds=plan.seeds, given=plan.has_budgets)
     with plan.store(conditions, listener.note) as store:
         asking = _Asking(vlm, asked, plan, store, listener)
-        rows = asking.rows(cells, "Answering")
+        rows = asking.rows(contenders, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
         controls = budgeted(baselines, budgets=spent, seeds=plan.seeds)
-        names = {(cell.name, cell.budget) for cell in cells}
-        controls = [cell for cell in controls if (cell.name, cell.budget) not in names]
+        names = {(contender.name, contender.budget) for contender in contenders}
+        controls = [contender for contender in controls if (contender.name, contender.budget) not in names]
         if controls:
-            rows = asking.rows([*cells, *controls], "Answering: controls at what was truly spent")
+            rows = asking.rows([*contenders, *controls], "Answering: controls at what was truly spent")
     if plan.tokens:
         rows = [_in_tokens(row, dict(zip(shares, plan.tokens, strict=True)), vision_tokens) for row in rows]
     pictures = {question.picture for question in asked}
@@ -299,16 +264,17 @@ class _Asking:
         """Whether the true answers are known."""
         return bool(self.asked[0].labels)
 
-    def rows(self, cells: Sequence[Cell], doing: str) -> list[dict[str, Any]]:
-        """All figures of these cells, after asking what the store does not have."""
-        methods = list({key_of(draw): draw for cell in cells for draw in cell.draws}.values())
+    def rows(self, contenders: Sequence[Contender], doing: str) -> list[dict[str, Any]]:
+        """All figures of these contenders, after asking what the store does not have."""
+        methods = list({key_of(draw): draw for contender in contenders for draw in contender.draws}.values())
         work = outstanding(self.asked, methods, self.store)
         left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
         if left < total:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
             run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
-        return figures_of(self._log(None), [(cell, [self._log(draw) for draw in cell.draws]) for cell in cells])
+        ran = [(contender, [self._log(draw) for draw in contender.draws]) for contender in contenders]
+        return figures_of(self._log(None), ran)
 
     def _log(self, method: Method | None) -> list[dict[str, Any]]:
         """A setting's log, in the questions' order; see `foveate.eval.figures`."""

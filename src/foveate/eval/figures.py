@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate._cells import Cell
 from foveate._stats import Estimate, Numbers, Resampled, estimate, share
+from foveate.contenders import Contender
 from foveate.eval.plan import BASELINES
 
 __all__ = ["FULL_MODEL", "RIVALS", "Log", "Row", "collapsed", "figures_of", "spread_out", "unmatched", "verdict"]
@@ -42,7 +42,7 @@ NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops")
 
 
 def figures_of(
-    full: Log, ran: Iterable[tuple[Cell, Sequence[Log]]], aggregate: Aggregate | None = None
+    full: Log, ran: Iterable[tuple[Contender, Sequence[Log]]], aggregate: Aggregate | None = None
 ) -> list[dict[str, Any]]:
     """Every figure with its interval, all over the same pictures and seeds: a row for each setting and each task.
 
@@ -73,12 +73,12 @@ def figures_of(
 
     Args:
         full: The full model's log.
-        ran: Every cell with the logs of its draws; a cell without any is infeasible.
+        ran: Every contender with the logs of its draws; a contender without any is infeasible.
         aggregate: Gives the figure, where it is no mean of scores.
     """
     ran = list(ran)
     pairing = _Pairing(full, aggregate)
-    settings = [pairing.measured(cell, logs) for cell, logs in ran if logs]
+    settings = [pairing.measured(contender, logs) for contender, logs in ran if logs]
     rows = [
         {**row, **pairing.commonest(row["task"])}
         for row in (pairing.row(pairing.full), *pairing.task_rows(pairing.full))
@@ -87,26 +87,26 @@ def figures_of(
         rivals = {name: _rival(name, setting, settings) for name in RIVALS}
         rows.append({**pairing.compared(setting, rivals), "paired": pairing.paired(setting, settings[:place])})
         rows += pairing.task_rows(setting)
-    for cell, logs in ran:
+    for contender, logs in ran:
         if not logs:
-            name = {"name": cell.name, "budget": cell.budget, "task": None}
-            rows.append({**name, "infeasible": cell.infeasible, "floor": cell.floor})
+            name = {"name": contender.name, "budget": contender.budget, "task": None}
+            rows.append({**name, "infeasible": contender.infeasible, "floor": contender.floor})
     return rows
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """A cell's answers as numbers.
+    """A contender's answers as numbers.
 
     Attributes:
-        cell: What was run.
+        contender: What was run.
         numbers: (questions,) of each column of numbers and of "agrees", mean over draws; NaN where it is not known.
         figures: (1 + resamples,) the accuracy, then that of every resample.
         draws: The accuracy of each draw.
         right: (questions,) scores of all draws together.
     """
 
-    cell: Cell
+    contender: Contender
     numbers: Mapping[str, Numbers]
     figures: Numbers
     draws: Sequence[float]
@@ -128,15 +128,15 @@ class _Pairing:
         self._resampled = Resampled([row["picture"] for row in log], seeds if drawn else None)
         tasks = np.array([row["task"] for row in log])
         self._tasks = {str(task): tasks == task for task in dict.fromkeys(tasks)}  # each (questions,)
-        self.full = self.measured(Cell(FULL_MODEL, None, ()), [log])
+        self.full = self.measured(Contender(FULL_MODEL, None, ()), [log])
 
-    def measured(self, cell: Cell, logs: Sequence[Log]) -> _Setting:
-        """A cell's answers as numbers, paired with the full model's."""
+    def measured(self, contender: Contender, logs: Sequence[Log]) -> _Setting:
+        """A contender's answers as numbers, paired with the full model's."""
         columns = [_numbers(log, self._log) for log in logs]
         figures = [self._figures(log, column["score"]) for log, column in zip(logs, columns, strict=True)]
         means = {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
         right = np.sum([column["score"] for column in columns], axis=0)
-        return _Setting(cell, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures], right)
+        return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures], right)
 
     def _figures(self, log: Log, score: Numbers) -> Numbers:
         if self._aggregate is not None:
@@ -145,14 +145,14 @@ class _Pairing:
 
     def row(self, setting: _Setting) -> dict[str, Any]:
         """What a setting's log alone says."""
-        numbers, cell = setting.numbers, setting.cell
+        numbers, contender = setting.numbers, setting.contender
         vision_tokens = numbers["vision_tokens"]
         # 1 for a question without any vision tokens
         shares = np.divide(numbers["spent"], vision_tokens, np.ones_like(vision_tokens), where=vision_tokens > 0)
         flops = float(numbers["flops"].sum() / self.full_flops())
         return {
-            "name": cell.name,
-            "budget": cell.budget,
+            "name": contender.name,
+            "budget": contender.budget,
             "task": None,
             "questions": len(self._log),
             "pictures": self._resampled.count,
@@ -177,8 +177,8 @@ class _Pairing:
         for task, asked in self._tasks.items() if self._aggregate is None else ():
             score = np.where(asked, setting.numbers["score"], np.nan)
             row: dict[str, Any] = {
-                "name": setting.cell.name,
-                "budget": setting.cell.budget,
+                "name": setting.contender.name,
+                "budget": setting.contender.budget,
                 "task": task,
                 "questions": int(asked.sum()),
                 "tokens": round(float(setting.numbers["spent"][asked].mean()), 3),
@@ -202,12 +202,12 @@ class _Pairing:
         """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""
         pairs = []
         for other in others:
-            if other.cell.budget != setting.cell.budget and not _cost_alike(setting, other):
+            if other.contender.budget != setting.contender.budget and not _cost_alike(setting, other):
                 continue
             agreement = self._resampled.mean(setting.numbers["agrees"] - other.numbers["agrees"])
             pair: dict[str, Any] = {
-                "name": other.cell.name,
-                "budget": other.cell.budget,
+                "name": other.contender.name,
+                "budget": other.contender.budget,
                 "tokens": round(other.tokens, 3),
             }
             pair |= spread_out("accuracy", self._difference(setting, other))
@@ -216,7 +216,7 @@ class _Pairing:
 
     def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, Any]:
         """A setting beside the full model and its rivals."""
-        numbers, cell = setting.numbers, setting.cell
+        numbers, contender = setting.numbers, setting.contender
         full_accuracy = float(self.full.figures[0])
         of_full = None
         if full_accuracy != 0:
@@ -234,8 +234,8 @@ class _Pairing:
             **spread_out("hard", hard),
             "hard_questions": hard_questions,
             "draws": [round(draw, 5) for draw in setting.draws] if len(setting.draws) > 1 else [],
-            "settings": [draw.to_dict() for draw in cell.draws],
-            "note": cell.note,
+            "settings": [draw.to_dict() for draw in contender.draws],
+            "note": contender.note,
         }
 
     def _difference(self, setting: _Setting, other: _Setting | None) -> Estimate | None:
@@ -279,9 +279,9 @@ def _numbers(log: Log, full: Log) -> dict[str, Numbers]:
 
 def _rival(name: str, setting: _Setting, settings: Sequence[_Setting]) -> _Setting | None:
     """The setting of this name that truly cost as much; None where there is none."""
-    if setting.cell.name == name:
+    if setting.contender.name == name:
         return None
-    rivals = [other for other in settings if other.cell.name == name]
+    rivals = [other for other in settings if other.contender.name == name]
     nearest = min(rivals, key=lambda other: abs(other.tokens - setting.tokens), default=None)
     if nearest is None or not _cost_alike(setting, nearest):
         return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate._cells import USUAL
+from foveate.contenders import USUAL
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.answer_store import Answers, open_answers
@@ -56,7 +56,7 @@ class Plan:
             raise SettingError("tokens and retention say the same thing; give one of them.")
         if self.draws < 1:
             raise SettingError(f"draws must be 1 or more; got {self.draws}.")
-        self.contenders()
+        self.by_name()
 
     @property
     def has_budgets(self) -> bool:
@@ -68,7 +68,7 @@ class Plan:
         """Draws of a method that draws at random."""
         return range(self.draws)
 
-    def contenders(self) -> dict[str, Method]:
+    def by_name(self) -> dict[str, Method]:
         """What is compared, by name, the baselines last."""
         names = dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ())))
         return {name: parse(name) for name in names}

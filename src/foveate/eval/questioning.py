@@ -7,20 +7,16 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
-
 from foveate import embedded
+from foveate.ask.answers import Answerer, in_order
+from foveate.ask.batch import parts
 from foveate.ask.generation import Generation
 from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.core.patching import Patcher
-from foveate.engine.program import Program
+from foveate.engine.tower_memo import TowerMemo
 from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
-from foveate.registry import family_for
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
@@ -28,6 +24,8 @@ from foveate.runs.listener import Advance, unheard
 __all__ = ["Asked", "Work", "outstanding", "prompts_of", "run"]
 
 MOST_WORKERS = 4
+BATCH = 8
+"""Most questions that are answered at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +59,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be asked about one picture.
+    """What is to be asked about one picture, or about some of which there is one question each.
 
     Attributes:
-        questions: Questions about it.
+        questions: Questions about them.
         methods: Each method (None is the full model, which is first) with the places of the questions it is asked.
         first: The full model's first tokens that the store has, by question.
     """
@@ -78,13 +76,20 @@ class Work:
 
 
 def outstanding(questions: Sequence[Asked], methods: Sequence[Method], store: Answers) -> list[Work]:
-    """What of all that is to be asked the store does not have, a picture each."""
-    work = []
+    """What of all that is to be asked the store does not have."""
+    return [work for group in _groups(questions) if len(work := _outstanding(tuple(group), methods, store))]
+
+
+def _groups(questions: Sequence[Asked]) -> Iterator[list[Asked]]:
+    """Questions about one picture; of pictures with one question, a batch's."""
+    single: list[Asked] = []
     for _, group in groupby(questions, key=lambda question: question.picture):
-        about_picture = _outstanding(tuple(group), methods, store)
-        if len(about_picture):
-            work.append(about_picture)
-    return work
+        about = list(group)
+        if len(about) > 1:
+            yield about
+        else:
+            single += about
+    yield from parts(single, BATCH)
 
 
 def _outstanding(questions: tuple[Asked, ...], methods: Sequence[Method], store: Answers) -> Work:
@@ -141,13 +146,17 @@ def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: in
 
 
 def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[dict[str, Any]]]:
-    yield _rows(vlm, work, max_new_tokens)
+    yield from _rows(vlm, work, max_new_tokens)
 
 
 def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
-    """Questions about one picture or film as the model gets them."""
-    shown = questions[0].media()
-    return [vlm.prepare(shown, question.text) for question in questions]
+    """Questions as the model gets them; those about the same stand one behind the other."""
+    prompts = []
+    for _, group in groupby(questions, key=lambda question: question.picture):
+        about = list(group)
+        shown = about[0].media()
+        prompts += [vlm.prepare(shown, question.text) for question in about]
+    return prompts
 
 
 def _default_workers(vlm: VLM) -> int:
@@ -159,52 +168,19 @@ def _default_workers(vlm: VLM) -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
-def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
-    """A row of each answer that is to be asked for."""
+def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> Iterator[list[dict[str, Any]]]:
+    """A row of each answer that is to be asked for, a method's together."""
     prompts = prompts_of(vlm, work.questions)
-    generation = Generation(max_new_tokens=max_new_tokens)
+    settings = Generation(max_new_tokens=max_new_tokens)
     first = dict(work.first)
-    rows = []
-    seen = _TowerMemo()
+    tower = TowerMemo()
     for method, places in work.methods:
-        answer_all = vlm.answer_sharing if vlm.can_share(method) else vlm.answer_batch
-        with Patcher() as patches:
-            if (tower := _tower_apart(vlm.model, method)) is not None:
-                patches.wrap(tower, "forward", seen)
-            answers = answer_all([prompts[place] for place in places], method, generation=generation, first=True)
+        answerer = Answerer(vlm, method, settings, BATCH, first=True, tower=tower)
+        answers = in_order(answerer.replies(places, lambda place, _: prompts[place]))
+        rows = []
         for place, answer in zip(places, answers, strict=True):
             question = work.questions[place].key
-            row = record_of(answer, key_of(method), question, first.get(question))
+            rows.append(record_of(answer, key_of(method), question, first.get(question)))
             if method is None:
-                first[question] = First.from_dict(row["first"])
-            rows.append(row)
-    return rows
-
-
-@dataclass(slots=True)
-class _TowerMemo:
-    """Stands around a vision tower that takes a picture a row: it does not look again at what it has just seen, nor
-    twice at rows that are alike. A tower that is given sizes beside the pixels, as Pixtral is, always looks."""
-
-    pictures: Tensor | None = None
-    options: dict[str, Any] | None = None
-    shown: Any = None
-
-    def __call__(self, look: Callable[..., Any], pixel_values: Tensor, **options: Any) -> Any:
-        if pixel_values.ndim != 4 or any(isinstance(value, Tensor) for value in options.values()):
-            return look(pixel_values, **options)
-        options.pop("use_cache", None)  # transformers 5.24 hands it on to towers, which have none
-        pictures, like = torch.unique(pixel_values, dim=0, return_inverse=True)
-        if self.pictures is None or not torch.equal(self.pictures, pictures) or self.options != options:
-            self.pictures, self.options = pictures, options
-            self.shown = look(pictures, **options)
-        made = {name: tree_map_only(Tensor, lambda rows: rows[like], value) for name, value in self.shown.items()}
-        return type(self.shown)(**made)
-
-
-def _tower_apart(model: Any, method: Method | None) -> Any:
-    """The vision tower, where a method neither works in it nor reads it; else None."""
-    family = family_for(model)
-    if method is not None and Program.on(method, family).encodes not in (None, "projector"):
-        return None
-    return getattr(family.core, "vision_tower", None)
+                first[question] = First.from_dict(rows[-1]["first"])
+        yield rows

@@ -11,7 +11,6 @@ With u(z) the high-pass score of each token of a feature map z, and h_0, h_1 wha
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
@@ -25,6 +24,7 @@ from foveate.contract import (
     FallingShares,
     Hidden,
     Layered,
+    LayeredStage,
     Layers,
     LayerStage,
     LayerView,
@@ -85,11 +85,10 @@ class CLSE(Layered):
         return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        count = partial(self.left, depth, index)
         if index:
-            return LayerStage(layer, reads=(LAST,), count=count, score=attended, unit="image")
+            return LayeredStage(layer, self, depth, index, reads=(LAST,), score=attended, unit="image")
         reads = (Hidden(back=1), Cells(), LAST)
-        return LayerStage(layer, reads=reads, count=count, pick=_evolving, unit="image", flops=_flops)
+        return LayeredStage(layer, self, depth, index, reads=reads, pick=_evolving, unit="image", flops=_flops)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:

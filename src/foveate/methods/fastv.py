@@ -37,7 +37,7 @@ class FastV(Scheduled):
         join: What leaves joins the token that is most like it among those that stay, by the cosine of what enters the
             layer; one after the other, each time the mean of both is taken. So HoliTom merges inside the decoder.
             Several images need the scope "image".
-        retention, tokens, min_keep, scope, skip_below: See `Scheduled`.
+        retention, tokens, min_keep, scope: See `Scheduled`.
     """
 
     name = "fastv"

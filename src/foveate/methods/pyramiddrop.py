@@ -8,18 +8,19 @@ int(r_l · N) tokens with the largest s stay, N being those that entered the dec
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Self
 
 from foveate.contract import (
+    Attention,
     FallingShares,
     Layered,
+    LayeredStage,
     Layers,
     LayerStage,
     Positions,
     Space,
     Unit,
-    by_last_token,
+    attended,
     check_depth,
     free_settings,
     quarters,
@@ -28,6 +29,7 @@ from foveate.contract import (
 __all__ = ["METHOD", "PyramidDrop"]
 
 RATIOS = (0.5, 0.25, 0.125)
+PAID = Attention(rows="last", layer="next", heads="mean")  # s_j
 
 
 class PyramidDrop(Layered):
@@ -70,7 +72,8 @@ class PyramidDrop(Layered):
         return first, second, max(second + 1, round(depth / 2))
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        return by_last_token(layer, partial(self.left, depth, index), self.scope, self.positions)
+        unit, positions = self.scope, self.positions
+        return LayeredStage(layer, self, depth, index, reads=(PAID,), score=attended, unit=unit, positions=positions)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from foveate.contract import Chain, LayerView, Method, Scheduled
+from foveate.contract import Chain, LayerView, Method, Scheduled, Shape
+from foveate.contract.follow import cached_layers, in_order
 from foveate.core.rank import top
 from foveate.methods.finalkv import FinalKV
 from foveate.methods.uniform import Uniform
@@ -21,7 +22,7 @@ class Random(Scheduled):
 
     Attributes:
         seed: Seed of the random scores, any integer. None is 0; where several draws are compared, each has its own.
-        layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layer 0 cuts before the decoder.
+        layers, keep, retention, tokens, min_keep, scope: See `Scheduled`; layer 0 cuts before the decoder.
     """
 
     name = "random"
@@ -62,19 +63,20 @@ def _signed(value: int) -> int:
 
 
 def same_schedule(
-    tokens: Sequence[int], entered: int, kv_layers: Sequence[int] = (), control: Random | Uniform | None = None
+    method: Method, tokens: Sequence[int], entered: int, control: Random | Uniform | None = None
 ) -> Method:
-    """Random or uniform dropping that leaves as many vision tokens in every layer as another method.
+    """Random or uniform dropping that leaves as many vision tokens in every layer, and cache, as another method did.
 
-    For 144 tokens that become 37 before layer 2 of 4, `same_schedule((144, 144, 37, 37), 144)` is one random cut before
-    layer 2.
+    Of a method by which 144 tokens became 37 before layer 2 of 4, `same_schedule(method, (144, 144, 37, 37), 144)` is
+    one random cut before layer 2.
 
     Args:
-        tokens: Vision tokens of one sample in each decoder layer; never more than in the layer before.
+        method: The other method.
+        tokens: Its vision tokens of one sample in each decoder layer; never more than in the layer before.
         entered: How many enter the model; fewer in layer 0 means a cut before the decoder.
-        kv_layers: Layers whose cache the other method cuts to its final tokens after the prompt, in order.
         control: Which of the two, with its seed; random with seed 0 if nothing is said.
     """
+    kv_layers = cached_layers(in_order(method.stages(Shape(len(tokens)))))
     layers: list[int] = []
     keep: list[float] = []
     before = entered

@@ -15,7 +15,7 @@ class Uniform(Scheduled):
     a result looks surprisingly good or bad.
 
     Attributes:
-        layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layer 0 cuts before the decoder.
+        layers, keep, retention, tokens, min_keep, scope: See `Scheduled`; layer 0 cuts before the decoder.
     """
 
     name = "uniform"

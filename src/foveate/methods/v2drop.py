@@ -6,15 +6,14 @@ CVPR 2026, arXiv:2509.01552. Reads no attention weights, so it runs under any at
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Scheduled, Shape, Signal, Stage
-from foveate.errors import SettingError, ShapeError
+from foveate.errors import ShapeError
 
 __all__ = ["METHOD", "V2Drop", "variation"]
 
@@ -30,12 +29,10 @@ class V2Drop(Scheduled):
     Attributes:
         metric: How movement is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity,
             the first public release) or "relative" (L2 over the norm it started from).
-        over: "net": the movement through the last `window` layers; "path": the sum of all since the last cut.
-        window: Number of layers for "net", 1 or more; 1 is the paper's value.
+        over: "net": the movement through the layer before; "path": the sum of all since the last cut.
         reverse: Keep the tokens that moved least instead: a control that shows whether the order matters.
-        score_dtype: "float32", or "model" to round like the released code in half precision.
         layers, keep: See `Scheduled`; layers start at 1. By default the paper's 192-token setting for LLaVA-1.5-7B.
-        retention, tokens, min_keep, scope, skip_below: See `Scheduled`.
+        retention, tokens, min_keep, scope: See `Scheduled`.
     """
 
     name = "v2drop"
@@ -43,28 +40,15 @@ class V2Drop(Scheduled):
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "metric": ("l2", "l1", "cosine", "relative"),
         "over": ("net", "path"),
-        "window": (1, 2, 3),
     }
 
     metric: Metric = "l2"
     over: Literal["net", "path"] = "net"
-    window: Annotated[int, Ge(1)] = 1
     reverse: bool = False
-    score_dtype: Literal["float32", "model"] = "float32"
-
-    def check_settings(self) -> None:
-        super().check_settings()
-        if self.over == "path" and self.window != 1:
-            raise SettingError(f"window needs over='net'; got window={self.window} with over='path'.")
-        if self.layers and self.layers[0] < self.window:
-            raise SettingError(
-                f"window={self.window} needs {self.window} layers before the first cut, so layers start at "
-                f"{self.window}; got {self.layers[0]}."
-            )
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
         # The notes of a path's steps have all moves.
-        return () if self.over == "path" else (Hidden(back=self.window),)
+        return () if self.over == "path" else (Hidden(back=1),)
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         """With "path" a look before every layer up to the last cut adds the last move to the path since the cut before.
@@ -83,16 +67,12 @@ class V2Drop(Scheduled):
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
         """Add the move through one layer to the path; `starts` where a path begins: (tokens,)."""
-        moved = self._variation(view)
+        moved = variation(view.hidden, view.hidden_before, self.metric)
         return {"path": moved if starts else view.notes["path"] + moved}
 
     def scores(self, view: LayerView) -> Tensor:
-        scores = view.notes["path"] if self.over == "path" else self._variation(view)
+        scores = view.notes["path"] if self.over == "path" else variation(view.hidden, view.hidden_before, self.metric)
         return -scores if self.reverse else scores
-
-    def _variation(self, view: LayerView) -> Tensor:
-        dtype = view.hidden.dtype if self.score_dtype == "model" else torch.float32
-        return variation(view.hidden, view.hidden_before, self.metric, dtype)
 
     def rank_flops(self, arriving: Arriving, width: int) -> int:
         # The moves of a path count with their steps.
@@ -102,10 +82,10 @@ class V2Drop(Scheduled):
         return OPERATIONS[self.metric] * width * arriving.tokens
 
 
-def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torch.dtype = torch.float32) -> Tensor:
+def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2") -> Tensor:
     """How far each token moved between two layers' inputs: s_j = ‖h_j − h'_j‖ for "l2" (Sec. 3 of the paper).
 
-    Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) `dtype`. Unit: for "l2" and "l1"
+    Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) float32. Unit: for "l2" and "l1"
     that of the hidden state, else none; >= 0, larger means keep.
 
     Raises:
@@ -114,7 +94,7 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torc
     if hidden.shape != before.shape:
         raise ShapeError(f"Shapes must be the same; hidden is {tuple(hidden.shape)}, before is {tuple(before.shape)}.")
     # In bf16 (8 significant bits) near scores tie, and the order turns arbitrary: hence float32.
-    now, then = hidden.to(dtype), before.to(dtype)
+    now, then = hidden.float(), before.float()
     if metric == "cosine":
         return 1 - torch.cosine_similarity(now, then, dim=-1)
     if metric == "l1":

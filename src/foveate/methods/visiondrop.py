@@ -22,6 +22,7 @@ from foveate.contract import (
     ImageView,
     Keys,
     Layered,
+    LayeredStage,
     Layers,
     LayerStage,
     LayerView,
@@ -146,10 +147,12 @@ class VisionDrop(Layered):
             both_ways=self.bidirectional,
             sample=self.queries,
         )
-        return LayerStage(
+        return LayeredStage(
             layer,
+            self,
+            depth,
+            index + 1,
             reads=(attention, Keys(), Hidden()),
-            count=partial(self.left, depth, index + 1),
             choose=partial(self._in_decoder, depth, index + 1),
             unit="image",
             positions=self.positions,

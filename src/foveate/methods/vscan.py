@@ -20,16 +20,18 @@ from torch import Tensor
 
 from foveate.contract import (
     Arriving,
+    Attention,
     Entering,
     ImageStage,
     ImageView,
+    LayerStage,
     Positions,
     Shape,
     Share,
     Signal,
     Stage,
     TowerAttention,
-    by_last_token,
+    attended,
     half_up,
 )
 from foveate.core.cut import Cut
@@ -67,12 +69,13 @@ class VScan(Entering):
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         near, far = TowerAttention(by=shape.payer, block=LOCAL, of=DEPTH), TowerAttention(by=shape.payer)
+        paid = Attention(rows="last", layer="next", heads="mean")
         layer = max(1, shape.depth // 2) if self.layer is None else self.layer
         enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
         return (
             ImageStage(reads=(near, far), look=partial(self._scan, enter, near, far)),
             ImageStage(side="behind", count=enter, pick=merged, positions=self.positions),
-            by_last_token(layer, stay, "image", self.positions),
+            LayerStage(layer, reads=(paid,), count=stay, score=attended, unit="image", positions=self.positions),
         )
 
     def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:

@@ -151,4 +151,4 @@ def _draws(prices: Prices, method: Method) -> list[Method]:
 
 
 def _control(prices: Prices, method: Method, control: Random | Uniform) -> Method:
-    return same_schedule(prices.plan(method), prices.entered, control=control)
+    return same_schedule(method, prices.plan(method), prices.entered, control)

@@ -1,13 +1,14 @@
 """Answering a benchmark's requests in batches; what is answered is kept, and nothing is asked that the store has."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from foveate.ask.answer import Answer
-from foveate.ask.batch import batches, parts
+from foveate.ask.answers import Answerer
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Generation
 from foveate.ask.preparing import check_protocol
@@ -21,8 +22,6 @@ from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Conduct", "Request", "RequestAnswerer"]
 
-WINDOW = 8
-"""Batches' worth of requests that are read at a time, so that a batch can be of like lengths."""
 LONGEST = 1024
 """New tokens where a task names no limit."""
 
@@ -103,15 +102,13 @@ class _Question:
     """A request whose media are read.
 
     Attributes:
+        request: The request.
         name: The name under which its answer is kept.
-        longest: Most new tokens of its answer.
-        until: Texts that end it.
         conversation: What is said and shown.
     """
 
+    request: Request
     name: str
-    longest: int
-    until: tuple[str, ...]
     conversation: Conversation
 
 
@@ -137,6 +134,7 @@ class RequestAnswerer:
 
     def __post_init__(self) -> None:
         self.key = key_of(self.method)
+        self._answerers: dict[int, Answerer] = {}
 
     def __call__(self, requests: Sequence[Request]) -> list[str]:
         """The answers, in the order of the requests.
@@ -145,15 +143,35 @@ class RequestAnswerer:
             BudgetError: If a sample cannot meet the budget.
             UnsupportedError: If a task asks for anything but greedy decoding.
         """
-        texts = []
-        for window in parts(requests, WINDOW * self.conduct.batch_size):
-            questions = [self._question(request) for request in window]
-            rows = self._rows(questions)
-            for request, question in zip(window, questions, strict=True):
-                row = rows[question.name]
-                self.records[request.task, request.document] = row
-                texts.append(row["answer"])
-        return texts
+        for (longest, _), group in groupby(requests, key=Request.decoding):
+            for replies in self._answerer(longest).replies(self._unknown(group), self._prepared):
+                rows = [self._row(reply.question, reply.answer) for reply in replies]
+                if self.store is not None:
+                    self.store.add(rows)
+                for reply, row in zip(replies, rows, strict=True):
+                    self._keep(reply.question.request, row)
+        return [self.records[request.task, request.document]["answer"] for request in requests]
+
+    def _answerer(self, longest: int) -> Answerer:
+        """Who answers with so many new tokens at most."""
+        if longest not in self._answerers:
+            settings = Generation(max_new_tokens=longest)
+            self._answerers[longest] = Answerer(self.vlm, self.method, settings, self.conduct.batch_size, first=True)
+        return self._answerers[longest]
+
+    def _unknown(self, requests: Iterable[Request]) -> Iterator[_Question]:
+        """The questions that the store has no answer to; the others' answers are taken from there."""
+        for request in requests:
+            question = self._question(request)
+            row = self._stored(self.key, question)
+            if row is None:
+                yield question
+            else:
+                self._keep(request, row)
+
+    def _keep(self, request: Request, row: Mapping[str, Any]) -> None:
+        self.records[request.task, request.document] = row
+        self.advance(1)
 
     def _question(self, request: Request) -> _Question:
         """Read a request's media."""
@@ -163,55 +181,26 @@ class RequestAnswerer:
             conversation = conversation.with_ocr(*ocr)
         longest, until = request.decoding()
         content = conversation.name({"max_new_tokens": longest, "until": until})
-        name = f"{request.task}/{request.split}/{request.document}/{content}"
-        return _Question(name, longest, until, conversation)
-
-    def _rows(self, questions: Sequence[_Question]) -> dict[str, Mapping[str, Any]]:
-        """The records of these questions by name, from the store or anew."""
-        stored = {question.name: self._stored(self.key, question) for question in questions}
-        rows = {name: row for name, row in stored.items() if row is not None}
-        self.advance(len(rows))
-        for batch in self._batches([question for question in questions if question.name not in rows]):
-            answered = self._answered(batch)
-            if self.store is not None:
-                self.store.add(answered)
-            rows |= {row["question"]: row for row in answered}
-            self.advance(len(answered))
-        return rows
+        return _Question(request, f"{request.task}/{request.split}/{request.document}/{content}", conversation)
 
     def _stored(self, key: str, question: _Question) -> Mapping[str, Any] | None:
         """The store's record of a setting's answer."""
         return None if self.store is None else self.store.get(key, question.name)
 
-    def _batches(self, questions: Sequence[_Question]) -> Iterator[list[tuple[_Question, Prompt]]]:
-        """What can share a batch: one limit, lengths as close as can be, and all with vision tokens or all without."""
-        samples = []
-        for question in questions:
-            prompt = self.vlm.prepare_conversation(question.conversation, protocol=self.conduct.protocol)
-            if self.method is not None and prompt.vision_tokens:
-                meet(self.method, self.vlm.model.config, prompt.vision_tokens)
-            samples.append((question, prompt))
-        return batches(
-            samples,
-            self.conduct.batch_size,
-            lambda sample: sample[1].inputs,
-            lambda sample: (sample[0].longest, sample[1].vision_tokens > 0),
-        )
-
-    def _answered(self, batch: Sequence[tuple[_Question, Prompt]]) -> list[dict[str, Any]]:
-        """A record of each answer to one batch."""
-        prompts = [prompt for _, prompt in batch]
-        method = self.method if prompts[0].vision_tokens else None
-        generation = Generation(max_new_tokens=batch[0][0].longest)
-        answers = self.vlm.answer_batch(prompts, method, generation=generation, first=True)
-        return [self._row(question, answer) for (question, _), answer in zip(batch, answers, strict=True)]
+    def _prepared(self, question: _Question, _: object) -> Prompt:
+        """A question as the model gets it."""
+        prompt = self.vlm.prepare_conversation(question.conversation, protocol=self.conduct.protocol)
+        if self.method is not None and prompt.vision_tokens:
+            meet(self.method, self.vlm.model.config, prompt.vision_tokens)
+        return prompt
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, Any]:
         """The record of an answer."""
         full = self._stored(FULL, question)
         first = None if full is None else First.from_dict(full["first"])
+        _, until = question.request.decoding()
         return record_of(answer, self.key, question.name, first) | {
-            "answer": _until(answer.text, question.until),
+            "answer": _until(answer.text, until),
             "tokens": list(answer.said),
             "retention": answer.retention,
             "media": question.conversation.media_name(),

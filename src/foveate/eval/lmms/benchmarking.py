@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from foveate._cells import EARLY, Cell, at_budgets, before_decoder
 from foveate._versions import commit, versions
 from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
+from foveate.contenders import EARLY, Contender, before_decoder, contenders_at
 from foveate.contract.method import Method
 from foveate.errors import BudgetError
 from foveate.eval.answer_store import Answers, open_answers
@@ -61,15 +61,15 @@ def evaluate_benchmarks(
     shown = [name if name == task else f"{name} = {task}" for name, task in resolved.items()]
     listener.note(f"benchmarks: {', '.join(shown)}")
     budgets = plan.tokens or plan.retention or SHARES
-    priced = partial(at_budgets, of_tokens=bool(plan.tokens), given=plan.has_budgets)
-    cells = priced(plan.contenders(), vlm.model.config, budgets, None, plan.seeds)
+    priced = partial(contenders_at, of_tokens=bool(plan.tokens), given=plan.has_budgets)
+    contenders = priced(plan.by_name(), vlm.model.config, budgets, None, plan.seeds)
     conditions = conduct.conditions(vlm)
     with plan.store(conditions, listener.note) as store:
         if len(store):
             listener.note(f"{len(store)} answers are known already, from {store.path}")
         with listener.stage("Answering: the full model", None) as advance:
             full, metrics = run(vlm, names, conduct=conduct, store=store, advance=advance)
-        methods = [draw for cell in cells for draw in cell.draws]
+        methods = [draw for contender in contenders for draw in contender.draws]
         total = len(methods) * sum(map(len, full.values()))
         with listener.stage(f"Answering: {len(methods)} settings", total) as advance:
             ran = iter(_ran(vlm, names, methods, conduct, store, min(plan.workers, len(methods)), advance))
@@ -82,8 +82,8 @@ def evaluate_benchmarks(
         "limit": conduct.limit,
         "names": resolved,
     }
-    of_cells = [_as_ran(cell, list(islice(ran, len(cell.draws)))) for cell in cells]
-    return {task: _quality(task, vlm.name, metrics[task], log, of_cells, origin) for task, log in full.items()}
+    of_contenders = [_as_ran(contender, list(islice(ran, len(contender.draws)))) for contender in contenders]
+    return {task: _quality(task, vlm.name, metrics[task], log, of_contenders, origin) for task, log in full.items()}
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,14 @@ def _work(
     yield [(number, _Ran(method, logs))]
 
 
-def _as_ran(cell: Cell, ran: Sequence[_Ran]) -> tuple[Cell, list[Mapping[str, Log]]]:
-    """A cell with what truly dropped, and the logs of its draws; none where one of them cannot meet the budget."""
+def _as_ran(contender: Contender, ran: Sequence[_Ran]) -> tuple[Contender, list[Mapping[str, Log]]]:
+    """A contender with what truly dropped, and the logs of its draws; none where one of them cannot meet the budget."""
     for done in ran:
         if done.infeasible:
-            return replace(cell, draws=(), infeasible=done.infeasible, floor=done.floor), []
+            return replace(contender, draws=(), infeasible=done.infeasible, floor=done.floor), []
     methods = tuple(done.method for done in ran)
-    return replace(cell, draws=methods, note=EARLY if methods != cell.draws else cell.note), [done.logs for done in ran]
+    note = EARLY if methods != contender.draws else contender.note
+    return replace(contender, draws=methods, note=note), [done.logs for done in ran]
 
 
 def _quality(
@@ -177,17 +178,17 @@ def _quality(
     model: str,
     metric: Metric,
     full: Log,
-    of_cells: Sequence[tuple[Cell, Sequence[Mapping[str, Log]]]],
+    of_contenders: Sequence[tuple[Contender, Sequence[Mapping[str, Log]]]],
     origin: Mapping[str, Any],
 ) -> Quality:
     """A task's figures."""
-    logs = [full, *(of_draw[task] for _, of_draws in of_cells for of_draw in of_draws)]
+    logs = [full, *(of_draw[task] for _, of_draws in of_contenders for of_draw in of_draws)]
     (paired, *others), aggregate = scored(metric, full, logs)
     rest = iter(others)
-    paired_cells = [(cell, list(islice(rest, len(of_draws)))) for cell, of_draws in of_cells]
+    paired_contenders = [(contender, list(islice(rest, len(of_draws)))) for contender, of_draws in of_contenders]
     pictures = len({row["picture"] for row in full})
     return Quality(
-        figures_of(paired, paired_cells, aggregate),
+        figures_of(paired, paired_contenders, aggregate),
         unit=100.0 if aggregate is None or abs(metric.value) <= 1 else 1.0,
         title=(
             f"{model} on {task}: {metric.name}, {len(full)} documents about {pictures} pictures or videos, protocol "

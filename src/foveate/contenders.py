@@ -11,7 +11,7 @@ from foveate.core.grid import Grid
 from foveate.errors import BudgetError, SettingError
 from foveate.naming import draws, is_bare, with_seed
 
-__all__ = ["EARLY", "USUAL", "Cell", "at_budgets", "before_decoder"]
+__all__ = ["EARLY", "USUAL", "Contender", "before_decoder", "contenders_at"]
 
 USUAL = ("v2drop", "visiondrop", "mustdrop")
 """What is compared where nobody names a method."""
@@ -20,11 +20,11 @@ EARLY = "cut before the decoder"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A contender, a method as it was asked for, at a budget.
+class Contender:
+    """Who competes: a method as it was asked for, at a budget, with as many draws as it has seeds.
 
     Attributes:
-        name: The contender's: "v2drop", "v2drop:metric=l1", or a preset.
+        name: What it is called: "v2drop", "v2drop:metric=l1", or a preset.
         budget: Mean over decoder layers as it was asked for: a share of the vision tokens, or, above 1, a number of
             them; None where a preset brings its own.
         draws: The methods to run: one, or one a seed; none where the budget cannot be reached.
@@ -41,8 +41,8 @@ class Cell:
     note: str = ""
 
 
-def at_budgets(
-    contenders: Mapping[str, Method],
+def contenders_at(
+    methods: Mapping[str, Method],
     model: Any,
     budgets: Sequence[float],
     vision_tokens: int | None,
@@ -53,11 +53,11 @@ def at_budgets(
     of_tokens: bool = False,
     given: bool = True,
     passes_over: type[SettingError] = BudgetError,
-) -> list[Cell]:
-    """A cell for each contender and budget; one alone for a contender that takes none or brings its own.
+) -> list[Contender]:
+    """A contender for each method and budget; one alone for a method that takes none or brings its own.
 
     Args:
-        contenders: What is compared, by name in the grammar of `foveate.naming`.
+        methods: What is compared, by name in the grammar of `foveate.naming`.
         model: A model or its config.
         budgets: Mean shares of the vision tokens that a decoder layer processes, or numbers of them.
         vision_tokens: Tokens of each picture, where all have the same count.
@@ -65,14 +65,14 @@ def at_budgets(
         grids, videos: Of every sample's images, where all have the same; some floors depend on a film's frames.
         of_tokens: Whether budgets are numbers; whether one can be met then depends on the sample.
         given: Whether somebody gave the budgets; else only what is a name alone gets them.
-        passes_over: Errors of a method that make its cell infeasible; others are raised.
+        passes_over: Errors of a method that make it infeasible; others are raised.
     """
-    cells = []
-    for name, method in contenders.items():
+    contenders = []
+    for name, method in methods.items():
         shares: Sequence[float | None] = budgets if method.open and (given or is_bare(name)) else [None]
         for share in shares:
             if of_tokens and share is not None:
-                cells.append(Cell(name, share, _drawn(method.with_budget(tokens=share), seeds)))
+                contenders.append(Contender(name, share, _drawn(method.with_budget(tokens=share), seeds)))
                 continue
             try:
                 met, note = _met(method, share, model, vision_tokens)
@@ -80,10 +80,11 @@ def at_budgets(
                     sizes = [sum(rows * columns for rows, columns in frames) for frames in grids]
                     met.plan(decoder_depth(model), sizes, grids, videos)
             except passes_over as error:
-                cells.append(Cell(name, share, (), infeasible=str(error), floor=getattr(error, "floor", None)))
+                floor = getattr(error, "floor", None)
+                contenders.append(Contender(name, share, (), infeasible=str(error), floor=floor))
             else:
-                cells.append(Cell(name, share, _drawn(met, seeds), note=note))
-    return cells
+                contenders.append(Contender(name, share, _drawn(met, seeds), note=note))
+    return contenders
 
 
 def _drawn(method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:

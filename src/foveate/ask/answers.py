@@ -1,0 +1,328 @@
+"""Many questions to one model: as many at a time as memory allows, alike ones in a batch, one look for a picture's."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from foveate._memory import available
+from foveate._upstream import first_line, is_out_of_memory
+from foveate.ask.answer import Answer
+from foveate.ask.answering import answers_to, fitting
+from foveate.ask.batch import batches
+from foveate.ask.generation import Generation
+from foveate.ask.loaded import Loaded
+from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together
+from foveate.ask.pictures import BYTES, Picture
+from foveate.ask.prompt import Prompt
+from foveate.contract.method import Method
+from foveate.engine.tower_memo import TowerMemo
+from foveate.errors import InputError, UnsupportedError
+from foveate.video import Clip
+
+__all__ = ["Answerer", "Reply", "in_order"]
+
+WINDOW = 8
+"""Batches' worth of questions that are in hand at a time, so that a batch can be of like lengths."""
+SHARE = 0.25
+"""The share of the memory there is that the pictures and films in hand may take."""
+CALM = 16
+"""Batches without a lack of memory, after which one of twice the size is tried again."""
+
+T = TypeVar("T")
+Shelf = dict[Any, Any]
+"""Files that were read for the questions in hand, by whatever who reads them knows them by."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reply(Generic[T]):
+    """What became of a question.
+
+    Attributes:
+        place: Its place among the questions.
+        question: As it was given.
+        result: The answer; or why there is none.
+        preparing: Seconds that its files and its prompt took.
+        answering: Seconds that the model took, its share of a batch's.
+    """
+
+    place: int
+    question: T
+    result: Answer | Exception
+    preparing: float = 0.0
+    answering: float = 0.0
+
+    @property
+    def answer(self) -> Answer:
+        """The answer; why there is none is raised."""
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry(Generic[T]):
+    """A question that is ready for the model."""
+
+    place: int
+    question: T
+    prompt: Prompt
+    seconds: float
+
+    def replied(self, result: Answer | Exception, seconds: float = 0.0) -> Reply[T]:
+        return Reply(self.place, self.question, result, self.seconds, seconds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """What prompts go on from.
+
+    Attributes:
+        look: The pictures; None where each prompt begins afresh.
+        seconds: What the look took of each prompt's time.
+        own: Whether it was made for these prompts, so that each could do without it.
+    """
+
+    look: Look | None = None
+    seconds: float = 0.0
+    own: bool = False
+
+
+@dataclass(eq=False)
+class Answerer:
+    """A model that answers many questions under one method.
+
+    Attributes:
+        loaded: The model.
+        method: What drops in each that has vision tokens; None is the untouched model.
+        settings: How answers are decoded.
+        batch_size: Most questions a batch.
+        first: Whether answers have the log-probabilities of their first token.
+        share: The share of the machine's memory that is this model's, where several run.
+        tower: What other methods' answerers saw of these pictures, and this one goes on with.
+    """
+
+    loaded: Loaded
+    method: Method | None = None
+    settings: Generation = field(default_factory=Generation)
+    batch_size: int = 8
+    first: bool = False
+    share: float = 1.0
+    tower: TowerMemo | None = None
+
+    def __post_init__(self) -> None:
+        self._most = self.batch_size
+        self._calm = 0
+        self._memo: TowerMemo | None = None
+
+    def replies(
+        self,
+        questions: Iterable[T],
+        prepare: Callable[[T, Shelf], Prompt],
+        *,
+        look: Look | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[list[Reply[T]]]:
+        """A reply to every question, a batch's as they come, in any order; see `in_order`.
+
+        A batch that fails is halved, until what fails is a question alone. After a lack of memory batches are smaller
+        for a while.
+
+        Args:
+            questions: They are read as they are needed.
+            prepare: Makes the prompt of one, whose budget is met. The shelf it is given lasts as long as the questions
+                in hand: a file on it need not be read again. What it raises is the question's reply.
+            look: What all prompts go on from; None where each begins afresh.
+            stopped: Asked before every question and every batch; when it says yes, those left have no reply.
+
+        Raises:
+            UnsupportedError: If the device itself fails, which no later question would survive either.
+        """
+        for window, failed in self._windows(questions, prepare, stopped):
+            if failed:
+                yield failed
+            for batch, seen in self._batches(window, look):
+                if stopped():
+                    return
+                yield from self._answered(batch, seen)
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def _windows(
+        self, questions: Iterable[T], prepare: Callable[[T, Shelf], Prompt], stopped: Callable[[], bool]
+    ) -> Iterator[tuple[list[_Entry[T]], list[Reply[T]]]]:
+        """As many questions at a time as there is memory for their pictures, ready for the model; and those that fail.
+
+        One that fails for want of memory is tried again where there are no others.
+        """
+        window, failed, shelf = list[_Entry[T]](), list[Reply[T]](), Shelf()
+        for place, question in enumerate(questions):
+            if stopped():
+                break
+            entry = _prepared(place, question, prepare, shelf)
+            if isinstance(entry, Reply) and window and _lacks_memory(entry.result):
+                yield window, failed
+                window, failed, shelf = [], [], {}
+                entry = _prepared(place, question, prepare, shelf)
+            if isinstance(entry, Reply):
+                failed.append(entry)
+            else:
+                window.append(entry)
+            held = sum({id(medium): _bytes(medium) for one in window for medium in one.prompt.media}.values())
+            if len(window) >= WINDOW * self.batch_size or held > SHARE * self.share * available():
+                yield window, failed
+                window, failed, shelf = [], [], {}
+        if window or failed:
+            yield window, failed
+
+    # -- batches ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _can_share(self) -> bool:
+        return can_share(self.loaded.model, self.method)
+
+    def _batches(self, window: Sequence[_Entry[T]], look: Look | None) -> Iterator[tuple[list[_Entry[T]], _Seen]]:
+        """Prompts that are alike, as many as fit, with what they go on from: the look given, or a picture's."""
+        model, inputs = self.loaded.model, [entry.prompt.inputs for entry in window]
+        if look is not None:
+            for places in together(model, look, inputs):
+                yield from self._parts([window[place] for place in places], _Seen(look))
+            return
+        groups = [[window[place] for place in places] for places in of_one_beginning(model, inputs)]
+        self._memo = self.tower
+        alone: list[_Entry[T]] = []
+        for group in groups:
+            if len(group) == 1:
+                alone += group
+            elif self._can_share and (seen := self._looked(group)) is not None:
+                yield from self._parts(group, seen)
+            else:
+                self._memo = self._memo or TowerMemo()
+                alone += group
+        for batch in batches(alone, self.batch_size, lambda entry: entry.prompt.inputs):
+            yield from self._parts(batch, _Seen())
+        self._memo = None
+
+    def _parts(self, entries: Sequence[_Entry[T]], seen: _Seen) -> Iterator[tuple[list[_Entry[T]], _Seen]]:
+        """The entries in order, as many at a time as may be when their turn comes."""
+        start = 0
+        while start < len(entries):
+            part = list(entries[start : start + self._most])
+            yield part, seen
+            start += len(part)
+
+    def _looked(self, entries: Sequence[_Entry[T]]) -> _Seen | None:
+        """A look at the pictures that all these are about; None where it fails: each then begins afresh."""
+        begun = time.perf_counter()
+        inputs = entries[0].prompt.inputs
+        try:
+            with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
+                look = look_at(self.loaded.model, inputs, self.method)
+        except Exception as error:
+            _refuse_broken_device(error)
+            return None
+        return _Seen(look, (time.perf_counter() - begun) / len(entries), own=True)
+
+    def _answered(self, batch: Sequence[_Entry[T]], seen: _Seen) -> Iterator[list[Reply[T]]]:
+        """Replies to a batch. One that fails is halved, until what fails is a question alone."""
+        begun = time.perf_counter()
+        prompts = [entry.prompt for entry in batch]
+        try:
+            with self._remembering():
+                answers = answers_to(self.loaded, prompts, self.method, self.settings, look=seen.look, first=self.first)
+        except Exception as error:
+            _refuse_broken_device(error)
+            failure = error
+        else:
+            self._grow()
+            seconds = seen.seconds + (time.perf_counter() - begun) / len(batch)
+            yield [entry.replied(answer, seconds) for entry, answer in zip(batch, answers, strict=True)]
+            return
+        if is_out_of_memory(failure):
+            self._shrink(len(batch))
+        if len(batch) > 1:
+            half = (len(batch) + 1) // 2
+            yield from self._answered(batch[:half], seen)
+            yield from self._answered(batch[half:], seen)
+        elif seen.own:
+            yield from self._answered(batch, _Seen())
+        else:
+            yield [batch[0].replied(_explained(failure))]
+
+    def _remembering(self) -> AbstractContextManager[object]:
+        """The vision tower does not look again at what is remembered of it."""
+        return nullcontext() if self._memo is None else self._memo.around(self.loaded.model, self.method)
+
+    def _shrink(self, size: int) -> None:
+        """After a lack of memory: smaller batches, and what was held for speed is given back."""
+        self._most = max(1, size // 2)
+        self._calm = 0
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _grow(self) -> None:
+        """After some batches that had room: larger ones again."""
+        self._calm += 1
+        if self._calm >= CALM and self._most < self.batch_size:
+            self._most = min(2 * self._most, self.batch_size)
+            self._calm = 0
+
+
+def in_order(replies: Iterable[Sequence[Reply[T]]]) -> Iterator[Answer]:
+    """The answers, each as soon as those before it are there; why there is none is raised at its place."""
+    waiting: dict[int, Reply[T]] = {}
+    place = 0
+    for batch in replies:
+        waiting |= {reply.place: reply for reply in batch}
+        while place in waiting:
+            yield waiting.pop(place).answer
+            place += 1
+
+
+def _prepared(place: int, question: T, prepare: Callable[[T, Shelf], Prompt], shelf: Shelf) -> _Entry[T] | Reply[T]:
+    """A question as the model gets it; or why it cannot."""
+    begun = time.perf_counter()
+    try:
+        prompt = prepare(question, shelf)
+    except Exception as error:
+        _refuse_broken_device(error)
+        return Reply(place, question, _explained(error), time.perf_counter() - begun)
+    return _Entry(place, question, prompt, time.perf_counter() - begun)
+
+
+def _bytes(medium: Picture | Clip) -> int:
+    """What a picture or film takes in memory while a processor works on it."""
+    if isinstance(medium, Picture):
+        return medium.image.width * medium.image.height * BYTES
+    return int(medium.frames.nbytes) * BYTES // 3
+
+
+def _lacks_memory(error: Any) -> bool:
+    """Whether a question may be read where there is more memory."""
+    return is_out_of_memory(error) or (isinstance(error, InputError) and "memory" in str(error))
+
+
+def _explained(error: Exception) -> Exception:
+    """Why a question alone has no answer."""
+    if not is_out_of_memory(error):
+        return error
+    lacking = InputError("It takes more memory than there is, alone too. Scale the picture down, or take fewer frames.")
+    lacking.__cause__ = error
+    return lacking
+
+
+def _refuse_broken_device(error: Exception) -> None:
+    """Raise where the device fails, which no later question would survive.
+
+    Raises:
+        UnsupportedError: If that is so.
+    """
+    text = first_line(error)
+    if not is_out_of_memory(error) and (type(error).__name__ == "AcceleratorError" or "CUDA error" in text):
+        raise UnsupportedError(f"The device fails: {text} Run again: what was answered is kept.") from error

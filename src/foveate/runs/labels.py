@@ -1,0 +1,46 @@
+"""The true answer beside a question: one text, or several of which any counts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate._upstream import brief
+from foveate.errors import InputError
+
+__all__ = ["LABELS", "as_said", "labels_in", "plain"]
+
+LABELS = ("label", "labels", "answer", "answers")
+"""Columns with the true answer, or with several; the first that is there is taken."""
+
+
+def labels_in(record: Mapping[str, Any], names: Sequence[str] = LABELS) -> tuple[str, ...]:
+    """The true answers of a sample; none where it has no label. An empty text is no label.
+
+    Raises:
+        InputError: If one is neither a text nor a number.
+    """
+    for name in names:
+        value = record.get(name)
+        several = value if isinstance(value, list) else [value]
+        labels = [plain({name: label}, name) for label in several]
+        if any(labels):
+            return tuple(label for label in labels if label)
+    return ()
+
+
+def plain(record: Mapping[str, Any], name: str) -> str:
+    """The text or number that a record has under a name, as a text; an empty one where it has none.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    value = record.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+        raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
+    return str(value).strip()
+
+
+def as_said(answer: str) -> str:
+    """An answer but for case, a full stop and space around it."""
+    return answer.strip().removesuffix(".").casefold()

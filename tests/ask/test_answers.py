@@ -1,0 +1,145 @@
+"""Every door to many questions: what memory lacks is halved, a picture with several questions is looked at once."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate.ask import answers
+from foveate.ask.answers import Answerer, in_order
+from foveate.ask.loading import load
+from foveate.eval.evaluation import evaluate_samples
+from foveate.eval.plan import Plan
+from foveate.runs.samples import SampleColumns, samples_in
+
+QUESTIONS = ("What is this ?", "What colour is the dog ?", "How many are there ?", "Read the text .")
+FEW = {"max_new_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load("embedded", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return [str(folder / f"{number}.png") for number in range(3)]
+
+
+class Batches:
+    """Counts the batches that go to the model; those of more than `most` questions lack memory."""
+
+    def __init__(self, monkeypatch, most=99):
+        self.sizes, self.shared = [], []
+        answered = answers.answers_to
+
+        def counted(loaded, prompts, *given, look=None, **options):
+            if len(prompts) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.sizes.append(len(prompts))
+            self.shared.append(look is not None)
+            return answered(loaded, prompts, *given, look=look, **options)
+
+        monkeypatch.setattr(answers, "answers_to", counted)
+
+
+def ask_many(vlm, pictures, tmp_path):
+    pairs = [(picture, question) for question in QUESTIONS for picture in pictures]
+    return [answer.text for answer in vlm.ask_many(pairs, method="v2drop", batch_size=4, **FEW)]
+
+
+def prefix_ask_many(vlm, pictures, tmp_path):
+    prefix = vlm.look(pictures[0], method="v2drop")
+    return [answer.text for answer in prefix.ask_many([*QUESTIONS, *QUESTIONS[::-1]], batch=4, **FEW)]
+
+
+def eval_samples(vlm, pictures, tmp_path):
+    path = tmp_path / "samples.csv"
+    lines = [f"{picture},{question}" for picture in pictures for question in QUESTIONS]
+    path.write_text("\n".join(["image,question", *lines]))
+    plan = Plan(methods=("v2drop",), retention=(1 / 3,), baselines=False, cache=tmp_path / "kept", max_new_tokens=3)
+    quality = evaluate_samples(vlm, samples_in(path, SampleColumns(), None, None), plan)
+    return [row["accuracy"] for row in quality.rows]
+
+
+@pytest.mark.parametrize("door", [ask_many, prefix_ask_many, eval_samples])
+def test_a_lack_of_memory_halves_batches_and_changes_no_answer(door, vlm, pictures, tmp_path, monkeypatch):
+    (tmp_path / "with room").mkdir()
+    whole = Batches(monkeypatch)
+    expected = door(vlm, pictures, tmp_path / "with room")
+    assert max(whole.sizes) == 4
+    halved = Batches(monkeypatch, most=1)
+    assert door(vlm, pictures, tmp_path) == expected
+    assert max(halved.sizes) == 1
+
+
+def test_questions_about_one_picture_share_a_look_wherever_they_stand(vlm, pictures, tmp_path, monkeypatch):
+    alone = [vlm.ask(one, q, method="v2drop", **FEW).text for q in QUESTIONS for one in pictures]
+    batches = Batches(monkeypatch)
+    with vlm.model.model.vision_tower.register_forward_pre_hook(lambda *_: batches.shared.append("look")):
+        assert ask_many(vlm, pictures, tmp_path) == alone
+    assert batches.shared.count("look") == 3
+    assert batches.shared.count(True) == 3
+    assert False not in batches.shared
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"stop": ["a"]}], ids=str)
+def test_questions_that_share_are_decoded_as_asked(settings, vlm, pictures):
+    many = vlm.ask_many([(pictures[0], question) for question in QUESTIONS], **FEW, **settings)
+    assert [answer.tokens for answer in many] == [
+        vlm.ask(pictures[0], question, **FEW, **settings).tokens for question in QUESTIONS
+    ]
+
+
+def test_pictures_are_told_apart_by_what_they_show(vlm, monkeypatch):
+    """One array, filled anew for each question, and a copy of it."""
+    frame = np.zeros((96, 96, 3), np.uint8)
+
+    def questions():
+        for value in (0, 0, 200, 200):
+            frame[:] = value
+            yield (frame if value else frame.copy()), QUESTIONS[0]
+
+    batches = Batches(monkeypatch)
+    texts = [answer.text for answer in vlm.ask_many(questions(), **FEW)]
+    assert batches.sizes == [2, 2]
+    assert texts[0] == vlm.ask(np.zeros_like(frame), QUESTIONS[0], **FEW).text
+    assert texts[2] == vlm.ask(np.full_like(frame, 200), QUESTIONS[0], **FEW).text
+
+
+def test_a_method_that_reads_the_question_looks_once_at_a_picture_in_the_tower(vlm, pictures):
+    seen = []
+    layer = vlm.model.model.vision_tower.encoder.layers[0]
+    with layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
+        together = list(vlm.ask_many([(pictures[0], question) for question in QUESTIONS], method="fastv", **FEW))
+    assert seen == [1]
+    assert [answer.text for answer in together] == [
+        vlm.ask(pictures[0], question, method="fastv", **FEW).text for question in QUESTIONS
+    ]
+
+
+def test_what_is_wrong_with_a_question_is_raised_at_its_place(vlm, pictures):
+    replies = vlm.ask_many([(pictures[0], QUESTIONS[0]), ("missing.png", QUESTIONS[1]), (pictures[1], "")], **FEW)
+    assert next(replies).text == vlm.ask(pictures[0], QUESTIONS[0], **FEW).text
+    with pytest.raises(fv.InputError, match=r"missing\.png"):
+        next(replies)
+
+
+def test_one_question_that_lacks_memory_alone_says_what_to_do(vlm, pictures, monkeypatch):
+    Batches(monkeypatch, most=0)
+    with pytest.raises(fv.InputError, match="more memory than there is, alone too"):
+        list(vlm.ask_many([(pictures[0], QUESTIONS[0])], **FEW))
+
+
+def test_replies_hold_what_they_took(vlm, pictures):
+    answerer = Answerer(vlm, batch_size=2)
+    (batch,) = answerer.replies(pictures[:2], lambda path, _: vlm.prepare(path, QUESTIONS[0]))
+    assert [reply.place for reply in batch] == [0, 1]
+    assert min(reply.preparing for reply in batch) > 0
+    assert min(reply.answering for reply in batch) > 0
+    assert len(list(in_order([batch]))) == 2
