@@ -81,9 +81,9 @@ def test_nothing_of_ours_is_logged():
     logger.addHandler(said)
     try:
         torch._dynamo.reset()
-        with fv.drop(model, fv.VisionZip(retention=0.4) + ONE + fv.FastV(layers=(1,), keep=(0.5,))) as trace:
-            with torch.no_grad():
-                torch.compile(model, backend="eager")(**inputs)
+        method = fv.VisionZip(retention=0.4) + ONE + fv.FastV(layers=(1,), keep=(0.5,))
+        with fv.drop(model, method) as trace, torch.no_grad():
+            torch.compile(model, backend="eager")(**inputs)
         assert len(trace.stages) == 2  # in the tower; before layer 1, by hidden states and by attention
     finally:
         logger.removeHandler(said)

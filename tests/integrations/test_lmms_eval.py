@@ -40,7 +40,7 @@ def loaded():
 def found(loaded, tasks, written, tmp_path_factory):
     """What `harness.run` says, one question at a time: of the full model, and of the setting.
 
-    It runs behind `written`, whose processes are copies of this one: no copy may use the locks on data that a run takes.
+    It runs behind `written`, whose processes are copies of this one: no copy may use the locks of a run.
     """
     conduct = Conduct(include=(tasks,))
     with open_answers(conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
