@@ -23,11 +23,11 @@ from transformers import AutoConfig, AutoProcessor
 
 import foveate as fv
 from foveate import embedded
-from foveate._table import Column, Table
-from foveate._versions import commit, versions
 from foveate.ask.loading import random_model
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
+from foveate.plain.table import Column, Table
+from foveate.runs.versions import commit, versions
 
 OUT = Path(__file__).with_suffix(".json")
 METHODS = ("v2drop", "visiondrop", "visionzip")

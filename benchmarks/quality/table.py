@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveate._table import Column, Table, between
-from foveate.eval.figures import RIVALS, collapsed, verdict
 from foveate.eval.quality import Quality
+from foveate.eval.rows import RIVALS, collapsed, verdict
 from foveate.methods.chains import PRESETS
+from foveate.plain.table import Column, Table, between
 
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")

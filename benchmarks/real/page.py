@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from foveate._table import Column, Table
+from foveate.plain.table import Column, Table
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 FULL, FULL_AGAIN = "full model", "v2drop:retention=1"

@@ -28,11 +28,12 @@ import page
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from foveate import _memory, embedded
-from foveate._spelling import fractions
-from foveate._table import Column, Table
-from foveate._versions import commit, versions
+from foveate import embedded
 from foveate.bench.shapes import shapes
+from foveate.plain import memory
+from foveate.plain.spelling import fractions
+from foveate.plain.table import Column, Table
+from foveate.runs.versions import commit, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen3-VL-8B-Instruct", "llava-hf/llava-onevision-qwen2-7b-ov-hf")
@@ -111,7 +112,7 @@ def too_large(model: str) -> str | None:
     with torch.device("meta"):
         weights = sum(tensor.numel() for tensor in AutoModelForImageTextToText.from_config(config).parameters())
     on_gpu = torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if on_gpu else _memory.available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else memory.available()
     need = weights * (2 if on_gpu else 4) + min(2 * page.GIB, 2 * weights)  # activations and keys
     sizes = f"about {need / page.GIB:.1f} GiB, and {free / page.GIB:.1f} GiB are free here"
     return f"{model} takes {sizes}. Name a smaller --model." if need > free else None

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from foveate._table import Column, Table, between
 from foveate.bench.timing import interval_words, ratio
+from foveate.plain.table import Column, Table, between
 
 __all__ = ["AGAIN", "LONG", "PROMPTS", "STOCK", "TEXT", "USUAL", "page", "sheets", "summary"]
 

@@ -16,8 +16,8 @@ import foveate as fv
 from foveate import embedded
 from foveate.cli.checks import check_model
 from foveate.cli.options import ModelOptions
-from foveate.eval.answer_store import fingerprint
 from foveate.eval.provenance import conditions
+from foveate.eval.records import fingerprint
 from tests.cli.conftest import save_tiny_llava
 
 pytestmark = [

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate._table import Table
 from foveate.cli.options import FigureOptions, TableOptions
 from foveate.cli.outputs import check_targets, finish, write_picture, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.table import Table
 
 
 @pytest.mark.parametrize("flag", ["figure", "out"])

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Group
 from rich.text import Text
 
-from foveate._table import Table
 from foveate.cli.screen import Lines, counting, show
+from foveate.plain.table import Table
 
 
 class Clock:

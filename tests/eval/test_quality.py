@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import foveate as fv
-from foveate._stats import Estimate
-from foveate.contenders import Contender
 from foveate.eval import pareto
-from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
+from foveate.eval.contenders import Contender
 from foveate.eval.quality import AGREEMENT, Quality, points, sheets
+from foveate.eval.rows import collapsed, figures_of, unmatched, verdict
+from foveate.plain.stats import Estimate
 from foveate.tune import tuned
 
 TASKS = ["colour", "count"] * 100

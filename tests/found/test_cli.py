@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate._stats import Estimate
 from foveate.cli.generate import Generate
 from foveate.cli.tune import Tune
 from foveate.contract import Attention
 from foveate.contract.scheduled import Scheduled
 from foveate.core.views import LayerView
 from foveate.embedded import TASKS
+from foveate.plain.stats import Estimate
 from foveate.runs.listener import Listener
 from foveate.tune.trials import open_trials
 from foveate.tune.tuned import HeldOut, Tuned

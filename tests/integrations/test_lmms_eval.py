@@ -12,10 +12,10 @@ from filelock import FileLock
 from foveate.ask import preparing
 from foveate.ask.loading import load
 from foveate.errors import BudgetError, InputError, UnsupportedError
-from foveate.eval.answer_store import open_answers
-from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.harness import run
+from foveate.eval.lmms.requests import Conduct
 from foveate.eval.lmms.setting import Setting
+from foveate.eval.records import open_answers
 from foveate.integrations.lmms_eval import manifest
 from foveate.runs.store import open_store
 from tests.forked import forked

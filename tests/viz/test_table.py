@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from foveate._table import between, in_file, number
+from foveate.plain.table import between, in_file, number
 from foveate.viz import SECTION, Column, Number, Table
 
 SPEED = Table(

@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from foveate._table import Column, Table
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
@@ -21,6 +20,7 @@ from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError
 from foveate.naming import asked_share
+from foveate.plain.table import Column, Table
 
 __all__ = ["Answer", "Saved", "kv_bytes"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from foveate._files import scheme_of
-from foveate._spelling import nearest, refuse_keys
-from foveate._upstream import brief
 from foveate.ask.media import read_medium
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError, UnsupportedError
+from foveate.plain.files import scheme_of
+from foveate.plain.spelling import nearest, refuse_keys
+from foveate.plain.upstream import brief
 from foveate.video import Clip
 
 __all__ = ["Conversation"]

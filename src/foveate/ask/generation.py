@@ -9,10 +9,10 @@ from annotated_types import Ge, Lt, MinLen
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from foveate._spelling import no_setting
 from foveate.ask.loaded import quiet
 from foveate.contract.settings import Part, check
 from foveate.errors import SettingError
+from foveate.plain.spelling import no_setting
 
 __all__ = ["Decoding", "FirstToken", "Forced", "Generation", "generate", "generation_of", "run"]
 

@@ -15,7 +15,12 @@ from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from foveate import embedded
-from foveate._folders import (
+from foveate._transformers import cached_file
+from foveate.ask.loaded import quiet
+from foveate.ask.prompt import placeholders
+from foveate.ask.vlm import VLM
+from foveate.errors import InputError, UnsupportedError
+from foveate.plain.folders import (
     base_of,
     check_folder,
     check_weight_names,
@@ -24,12 +29,7 @@ from foveate._folders import (
     index_weights,
     loading_base,
 )
-from foveate._transformers import cached_file
-from foveate._upstream import brief, explained, install_line, shown
-from foveate.ask.loaded import quiet
-from foveate.ask.prompt import placeholders
-from foveate.ask.vlm import VLM
-from foveate.errors import InputError, UnsupportedError
+from foveate.plain.upstream import brief, explained, install_line, shown
 from foveate.registry import families, no_family
 
 __all__ = ["EMBEDDED", "device_of", "is_folder", "load", "random_model", "reloading"]

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from foveate._table import Number, Table, number
 from foveate.bench.paired import AGAIN, FULL, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
 from foveate.contract import follow
 from foveate.contract.stages import Shape
 from foveate.cost import Cost
+from foveate.plain.table import Number, Table, number
 
 __all__ = ["noisy_parts", "result_sheets", "rows_of"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from foveate._table import Column, Table
 from foveate.ask.loading import random_model
 from foveate.errors import UnknownNameError
+from foveate.plain.table import Column, Table
 
 __all__ = ["NamedShape", "shape", "shape_sheet", "shapes"]
 

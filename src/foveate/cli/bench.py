@@ -25,11 +25,11 @@ from foveate.errors import BudgetError, InputError, SettingError
 if TYPE_CHECKING:
     import torch
 
-    from foveate._table import Table
     from foveate.bench.benched import Benched
     from foveate.bench.paired import PairedRun
     from foveate.bench.shapes import NamedShape
     from foveate.contract.method import Method
+    from foveate.plain.table import Table
 
 __all__ = ["Bench"]
 
@@ -114,7 +114,7 @@ class Bench(MethodsOptions):
         """Where everything runs."""
         import torch
 
-        from foveate.cli.asking import device_named
+        from foveate.cli.setup import device_named
 
         device: torch.device = device_named(self.device)
         if device.index is not None and device.type != "cpu":
@@ -158,8 +158,8 @@ class Bench(MethodsOptions):
         """The model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
         from foveate.bench.workload import PromptRequest
-        from foveate.cli.asking import load
         from foveate.cli.screen import busy, note
+        from foveate.cli.setup import load
 
         size = PromptRequest(
             batch=self.batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed

@@ -12,10 +12,10 @@ from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
 
 if TYPE_CHECKING:
-    from foveate._table import Table
     from foveate.ask.answer import Answer
     from foveate.bench.timing import Ratio
-    from foveate.cli.asking import Setup
+    from foveate.cli.setup import Setup
+    from foveate.plain.table import Table
 
 __all__ = ["Compare"]
 
@@ -69,10 +69,10 @@ class Compare:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.asking import set_up
             from foveate.cli.generate import timed
             from foveate.cli.outputs import finish
             from foveate.cli.report import agreement, full_values, race_note, race_values
+            from foveate.cli.setup import set_up
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
@@ -162,9 +162,9 @@ def _table(
     infeasible: Mapping[str, str],
 ) -> "Table":
     """A row for the full model and one a method."""
-    from foveate._table import Column, Number, Table, number
     from foveate.bench.paired import AGAIN
     from foveate.cli.report import agreement_words, interval
+    from foveate.plain.table import Column, Number, Table, number
 
     numbers = [Column(head, right=True) for head in ("Retention", "Decoder FLOPs", "Time ratio")]
     columns = [Column(""), Column("Answer", wrap=True), Column("Agreement"), *numbers]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from foveate._spelling import nearest
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import UnknownNameError, UnsupportedError
+from foveate.plain.spelling import nearest
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import samples_in
 
@@ -100,7 +100,7 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
-            from foveate.contenders import USUAL
+            from foveate.eval.contenders import USUAL
             from foveate.eval.pareto import draw_all
             from foveate.eval.plan import Plan
             from foveate.eval.quality import sheets
@@ -204,7 +204,7 @@ class Eval(MethodsOptions):
             raise
 
     def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Quality":
-        from foveate.cli.asking import load
+        from foveate.cli.setup import load
         from foveate.eval.evaluation import evaluate
 
         return evaluate(
@@ -217,7 +217,7 @@ class Eval(MethodsOptions):
         )
 
     def _run_samples(self, plan: "Plan") -> "Quality":
-        from foveate.cli.asking import load
+        from foveate.cli.setup import load
         from foveate.eval.evaluation import evaluate_samples
 
         assert self.samples is not None
@@ -229,10 +229,10 @@ class Eval(MethodsOptions):
         )
 
     def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "dict[str, Quality]":
-        from foveate.cli.asking import load
-        from foveate.eval.lmms.answerer import Conduct
+        from foveate.cli.setup import load
         from foveate.eval.lmms.benchmarking import evaluate_benchmarks
         from foveate.eval.lmms.harness import check_names
+        from foveate.eval.lmms.requests import Conduct
 
         check_names(names, self.include)
         conduct = Conduct(

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from foveate._files import local_path
-from foveate._spelling import fractions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.files import local_path
+from foveate.plain.spelling import fractions
 
 __all__ = [
     "EMBEDDED",

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate._table import ENDINGS, Table, in_file
-from foveate._writing import PART, publish
 from foveate.cli.options import OutputOptions, TableOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.table import ENDINGS, Table, in_file
+from foveate.plain.writing import PART, publish
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from foveate._table import Number
 from foveate.ask.answer import Answer
 from foveate.bench.paired import AGAIN
 from foveate.bench.timing import Ratio, interval_words
+from foveate.plain.table import Number
 
 __all__ = ["agreement", "agreement_words", "full_values", "interval", "race_note", "race_values"]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.text import Text
 
-from foveate._files import check_readable
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import (
     Count,
@@ -24,6 +23,7 @@ from foveate.cli.options import (
 from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.files import check_readable
 from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ class Tune:
         from foveate.cli.screen import busy, counting, note
 
         with busy("Starting torch"):
-            from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
-            from foveate.cli.asking import load
+            from foveate.ask.running import fitting
+            from foveate.cli.setup import load
             from foveate.naming import given, parse
             from foveate.tune import tune
 

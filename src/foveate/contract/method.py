@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, dataclass_transform
 
-from foveate._spelling import CHAIN, no_setting
-from foveate._upstream import brief
 from foveate.contract import follow
 from foveate.contract.budget import Budget, Curve, decoder_depth, half_up, known_count, solve
 from foveate.contract.settings import Share, Tokens, check
@@ -19,6 +17,8 @@ from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
+from foveate.plain.spelling import CHAIN, no_setting
+from foveate.plain.upstream import brief
 
 __all__ = ["Budgeted", "Chain", "Method", "Preset", "meet"]
 

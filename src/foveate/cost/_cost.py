@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from foveate._table import SECTION, Column, Table
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Place, Shape
@@ -17,6 +16,7 @@ from foveate.cost._prompt import PromptLengths
 from foveate.cost._tower import smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
+from foveate.plain.table import SECTION, Column, Table
 from foveate.registry import families, no_family
 
 __all__ = ["Cost", "cost"]

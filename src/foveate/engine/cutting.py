@@ -431,7 +431,7 @@ def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderO
     if dropped:
         forward.lay_out(program.renumbers_before(call.index))
     if call.index in program.cuts:
-        forward.note_cut("layer", call.index, before)
+        forward.record_cut("layer", call.index, before)
 
 
 class SampleReader:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from foveate._table import Column, Table
 from foveate.core.tensors import on_tensors, send
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
+from foveate.plain.table import Column, Table
 
 if TYPE_CHECKING:
     from PIL import Image

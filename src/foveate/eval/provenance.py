@@ -11,10 +11,10 @@ from typing import Any
 import huggingface_hub
 
 from foveate import embedded
-from foveate._files import sha256_of
-from foveate._folders import base_of
-from foveate._versions import versions
 from foveate.ask.vlm import VLM
+from foveate.plain.files import sha256_of
+from foveate.plain.folders import base_of
+from foveate.runs.versions import versions
 
 __all__ = ["conditions", "joined"]
 
@@ -23,7 +23,7 @@ READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".tx
 
 
 def conditions(vlm: VLM) -> dict[str, Any]:
-    """All of a model that its answers depend on; see `foveate.eval.answer_store.Answers`."""
+    """All of a model that its answers depend on; see `foveate.eval.records.Answers`."""
     setup = vlm.card.to_dict()
     del setup["name"]
     values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}

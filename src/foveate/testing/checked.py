@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from foveate._table import Column, Table
+from foveate.plain.table import Column, Table
 
 __all__ = ["CLEARLY", "HALF", "Checked", "Row", "name_of"]
 

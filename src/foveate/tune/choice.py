@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate._stats import Resampled, estimate
 from foveate.contract.method import Method
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
+from foveate.plain.stats import Resampled, estimate
 from foveate.tune.forcing import Fidelity
 from foveate.tune.parts import About, Split, by_picture
 from foveate.tune.prices import Prices

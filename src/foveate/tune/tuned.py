@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
 from foveate import catalogue
-from foveate._spelling import read_json, refuse_keys
-from foveate._stats import Estimate
-from foveate._table import Column, Number, Table, number
-from foveate._writing import publish
 from foveate.contract.method import Method
 from foveate.errors import FoveateError, InputError
+from foveate.plain.spelling import read_json, refuse_keys
+from foveate.plain.stats import Estimate
+from foveate.plain.table import Column, Number, Table, number
+from foveate.plain.writing import publish
 
 __all__ = ["HeldOut", "Tuned", "points"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from foveate import naming
-from foveate._versions import versions
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.space import Space, space_of
 from foveate.errors import BudgetError, SettingError
+from foveate.runs.versions import versions
 from foveate.tune.choice import chosen, comparison, remarks
 from foveate.tune.parts import About, Split, digest, grouped, notes_on, split
 from foveate.tune.prices import NEAR, Limit, Measured, Prices, solved

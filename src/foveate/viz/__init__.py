@@ -1,6 +1,6 @@
 """Pictures of what was kept, and tables of text. Knows nothing of the engine."""
 
-from foveate._table import SECTION, Column, Number, Table
+from foveate.plain.table import SECTION, Column, Number, Table
 from foveate.viz.comparison import draw_comparison
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.stack import stack

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from foveate._upstream import shown
 from foveate.errors import InputError
+from foveate.plain.upstream import shown
 
 __all__ = ["check_readable", "is_video", "local_path", "named", "open_readable", "scheme_of", "sha256_of"]
 

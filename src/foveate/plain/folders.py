@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foveate._upstream import brief, shown
 from foveate.errors import InputError
+from foveate.plain.upstream import brief, shown
 
 __all__ = [
     "base_of",

@@ -6,9 +6,9 @@ import pytest
 import foveate as fv
 from foveate.ask.loading import load, reloading
 from foveate.engine import tower_memo
-from foveate.eval.answer_store import key_of, open_answers
+from foveate.eval.asked import _begin, outstanding, prompts_of, run
 from foveate.eval.held_out import questions
-from foveate.eval.questioning import _begin, outstanding, prompts_of, run
+from foveate.eval.records import key_of, open_answers
 
 TASKS = ("colour", "read text")
 

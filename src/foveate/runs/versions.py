@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from foveate._version import __version__
+from foveate.plain.version import __version__
 
 __all__ = ["commit", "versions"]
 
