@@ -10,7 +10,7 @@ from foveate.plain.version import __version__
 
 __all__ = ["commit", "versions"]
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 
 
 def versions() -> dict[str, str]:
