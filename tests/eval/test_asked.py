@@ -25,7 +25,7 @@ def methods(loaded):
 
 @pytest.fixture(scope="module")
 def asked():
-    return questions(TASKS, 6, seeds=(9,))
+    return questions(TASKS, 4, seeds=(9,))
 
 
 def ask(loaded, asked, methods, store, **more):
