@@ -14,7 +14,7 @@ from foveate.ask.answer import Answer
 from foveate.ask.batch import batches
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together
+from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together, watched
 from foveate.ask.pictures import BYTES, Picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import answers_to, fitting
@@ -223,6 +223,8 @@ class Answerer:
         try:
             with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
                 look = look_at(self.loaded.model, inputs, self.method)
+                if len(entries) > self._most:  # what came of the first of them is out of hand by the last
+                    look = watched(look, self.loaded.model)
         except Exception as error:
             _refuse_broken_device(error)
             return None

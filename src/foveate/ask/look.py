@@ -6,7 +6,7 @@ question. `resumed` gives `generate` a copy of them, and the whole prompt's ids.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ __all__ = [
     "refuse_unshareable",
     "resumed",
     "together",
+    "watched",
     "weights_of",
 ]
 
@@ -58,7 +59,7 @@ class Look:
         cache: Keys, values and states, as the method left them, of one picture or of several whose prompts begin alike.
             Nothing changes it: questions go on from copies.
         trace: What was dropped.
-        weights: Of the model that looked; see `weights_of`.
+        weights: Of the model that looked, where these may change before a question comes; see `weights_of`.
     """
 
     ids: Tensor
@@ -170,7 +171,7 @@ def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None
     with drop_or_not(model, method) as trace:
         cache = _prefilled(model, begun)
     kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
-    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace, weights_of(model))
+    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace)
 
 
 def _beginning(model: Any, inputs: Inputs) -> dict[str, Tensor]:
@@ -198,6 +199,11 @@ def _without_pixels(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def watched(look: Look, model: Any) -> Look:
+    """A look that is refused once the model's weights have changed."""
+    return replace(look, weights=weights_of(model))
+
+
 def weights_of(model: Any) -> list[Any]:
     """Something that changes when weights are replaced, moved or written, or other adapters of PEFT count.
 
@@ -220,16 +226,18 @@ def of_one_beginning(model: Any, prompts: Sequence[Inputs]) -> list[list[int]]:
         model: Of transformers.
         prompts: Batch 1 each. One without pictures is a group of its own.
     """
-    groups: dict[Any, list[list[int]]] = {}
+    groups: list[list[int]] = []
+    known: dict[Any, list[tuple[Mapping[str, Tensor], list[int]]]] = {}
     for place, prompt in enumerate(prompts):
         begun = _shown(model, prompt)
-        alike = groups.setdefault(place if begun is None else _sketch(begun), [])
-        of_these = (group for group in alike if _equal(begun, _shown(model, prompts[group[0]])))
-        group = next(of_these, None)
+        alike = [] if begun is None else known.setdefault(_sketch(begun), [])
+        group = next((group for other, group in alike if begun is not None and _equal(begun, other)), None)
         if group is None:
-            alike.append(group := [])
+            groups.append(group := [])
+            if begun is not None:
+                alike.append((begun, group))
         group.append(place)
-    return sorted(group for alike in groups.values() for group in alike)
+    return groups
 
 
 def _shown(model: Any, prompt: Inputs) -> dict[str, Tensor] | None:
@@ -248,9 +256,7 @@ def _sketch(begun: Mapping[str, Tensor]) -> Any:
     return tuple(marks)
 
 
-def _equal(begun: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> bool:
-    if begun is None or other is None:
-        return False
+def _equal(begun: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in begun.items())
 
 

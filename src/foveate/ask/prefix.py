@@ -12,7 +12,7 @@ from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
 from foveate.ask.loaded import Loaded, quiet
-from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable
+from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable, watched
 from foveate.ask.preparing import check_text, length_note, refuse_special, text_of
 from foveate.ask.prompt import Prompt, is_vision
 from foveate.ask.running import fitting, refuse_stale, reply_to
@@ -63,7 +63,7 @@ class Prefix:
         self.media, self.notes, self.method = prompt.media, prompt.notes, method
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
-            self.look = look_at(loaded.model, prompt.inputs, method)
+            self.look = watched(look_at(loaded.model, prompt.inputs, method), loaded.model)
 
     # -- what it is -------------------------------------------------------------------------------------------
 

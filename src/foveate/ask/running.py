@@ -252,7 +252,7 @@ def refuse_stale(loaded: Loaded, look: Look) -> None:
     """
     with loaded.lock:
         refuse_open(loaded.model)
-        if weights_of(loaded.model) != look.weights:
+        if look.weights is not None and weights_of(loaded.model) != look.weights:
             raise SessionError(f"The weights of {loaded.name} have changed since it looked. Look again with vlm.look.")
 
 
