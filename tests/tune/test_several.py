@@ -69,23 +69,23 @@ def test_the_full_model_answers_once_and_each_is_what_it_is_alone(monkeypatch):
 
 
 def test_a_stopped_run_of_several_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
-    ran = []
+    ran, ends = [], []
 
     def stops(model, pictures, wanted, method):
-        if len(ran) == most:
+        if len(ran) in ends:
             raise KeyboardInterrupt
         ran.append((str(method.to_dict()), tuple(about.key for about in pictures)))
         return outcomes(model, pictures, wanted, method)
 
     monkeypatch.setattr(trials, "outcomes", stops)
-    most = None
     whole = fv.tune_many(LLAVA, SAMPLES, METHODS, retention=[0.5, 0.7], **FEW)
     every = list(ran)
     ran.clear()
-    for most in (len(every) // 3, len(every) - 2):
+    for end in (len(every) // 3, len(every) - 2):
+        ends[:] = [end]
         with pytest.raises(KeyboardInterrupt):
             fv.tune_many(LLAVA, SAMPLES, METHODS, retention=[0.5, 0.7], state=tmp_path / "s", **FEW)
-    most = None
+    ends.clear()
     again = fv.tune_many(LLAVA, SAMPLES, METHODS, retention=[0.5, 0.7], state=tmp_path / "s", **FEW)
     assert ran == every
     assert [(row.name, row.tuned.method, row.tuned.rows) for row in again.rows] == [

@@ -193,9 +193,7 @@ class _Asked:
 
     def unmet(self) -> BudgetError:
         """What is wrong where no setting meets the budget."""
-        return BudgetError(
-            f"No setting of {self.method.name} meets {self.limit}. Give a budget that is easier to meet."
-        )
+        return BudgetError(f"No setting of {self.method.name} meets {self.limit}. Give a larger budget.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Tunings:
 
     def sheet(self) -> Sheet:
         """A row for each budget and method, and the verdicts below."""
-        heads = ("Tokens", "Agreement, %", "Behind the best", "Untuned, %")
+        heads = ("Agreement, %", "Behind the best", "Untuned, %")
         body: list[Sequence[str]] = []
         for rows in self._by_budget():
             if body:
@@ -99,7 +99,10 @@ class Tunings:
         settings = [f"{row.at}: {row.tuned.method} ({row.tuned.chosen})" for row in self.rows if row.tuned is not None]
         columns = [Column(head, right=True) for head in heads]
         return Sheet(
-            "Tuned, on held-out pictures", ["Budget", "Method", *columns], body, [note, *self.verdicts, *settings]
+            "Tuned, on held-out pictures",
+            ["Budget", Column("Method", wrap=True), *columns],
+            body,
+            [note, *self.verdicts, *settings],
         )
 
     def _repr_html_(self) -> str:
@@ -138,15 +141,15 @@ class Tunings:
 
 def _cells(row: Outcome, *, is_best: bool) -> Sequence[str]:
     if row.tuned is None:
-        return (row.at, row.name, "", "infeasible")
+        return (row.at, row.name, "infeasible")
     by_name = {held_out.name: held_out for held_out in row.tuned.rows}
     tuned, published = by_name["tuned"], by_name.get("published")
     assert row.behind is not None
     behind = "best" if is_best else points(row.behind)
     untuned = ""
     if row.untuned_behind is not None and published is not None:
-        untuned = points(published.agreement)
-    return (row.at, row.name, f"{tuned.tokens:.2f}", points(tuned.agreement), behind, untuned)
+        untuned = f"{100 * published.agreement.value:.1f}"
+    return (row.at, row.name, points(tuned.agreement), behind, untuned)
 
 
 def _verdicts(rows: Sequence[Outcome]) -> list[str]:
