@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate._versions import versions
-from foveate.batch.answering import Asking, bad_row, beside
 from foveate.batch.job import Job, Summary, run
+from foveate.batch.rows import Asking, bad_row, beside
 from foveate.naming import parse
 from foveate.runs.crew import Done
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad
+from foveate.runs.versions import versions
 
 OUT = Path(__file__).with_suffix(".json")
 LOOKS = 20

@@ -23,11 +23,11 @@ from transformers import AutoConfig, AutoProcessor
 
 import foveate as fv
 from foveate import embedded
-from foveate._sheet import Column, Sheet
-from foveate._versions import commit, versions
 from foveate.ask.loading import random_model
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
+from foveate.plain.table import Column, Table
+from foveate.runs.versions import commit, versions
 
 OUT = Path(__file__).with_suffix(".json")
 METHODS = ("v2drop", "visiondrop", "visionzip")
@@ -125,7 +125,7 @@ def interval(pair: dict[str, Any], digits: int = 2) -> str:
     return f"{pair['median']:.{digits}f} [{pair['low']:.{digits}f}, {pair['high']:.{digits}f}]"
 
 
-def sheets(record: dict[str, Any]) -> list[Sheet]:
+def sheets(record: dict[str, Any]) -> list[Table]:
     """The tables of a record."""
     found = record["times"]
     words = interval_words(found["rounds"])
@@ -140,7 +140,7 @@ def sheets(record: dict[str, Any]) -> list[Sheet]:
         megabytes = [f"{row[name] / 1e6:.2f}" for name in ("bytes", "bytes_behind_a_batch_of_8")]
         memory.append((row["method"], str(row["tokens"] or 576), *megabytes))
     columns = ["Method", *(Column(head, right=True) for head in ("Tokens", "Prefix, MB", "With 8 answers, MB"))]
-    return [Sheet(title, heads, lines, [note]), Sheet("Memory of a prefix, float32", columns, memory)]
+    return [Table(title, heads, lines, [note]), Table("Memory of a prefix, float32", columns, memory)]
 
 
 def page(record: dict[str, Any]) -> str:

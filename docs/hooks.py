@@ -127,7 +127,7 @@ def words(signal: Any) -> str:
 
 def signals() -> str:
     """What a stage may read: each signal with its options, its name in the view, and what it is."""
-    from foveate.support import SERVED
+    from foveate.families.support import SERVED
 
     lines = ["| signal | in the view | meaning |", "|---|---|---|"]
     for kind in SERVED:

@@ -7,6 +7,7 @@ second comparison of a function's that has an edge, `<` or `<=` and their like, 
 import ast
 import copy
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,16 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 def places(tree: ast.AST, kind: str) -> list[ast.AST]:
     """Where a function can be broken so."""
-    return [node for node in nodes(tree) if KINDS[kind](copy.deepcopy(node)) is not None]
+    return [node for node in nodes(tree) if KINDS[kind](_copied(node)) is not None]
+
+
+def _copied(node: ast.AST) -> ast.AST:
+    """A copy with lists of its own, which is all that a break writes to; of a whole function it would take long."""
+    made = copy.copy(node)
+    for name, value in ast.iter_fields(node):
+        if isinstance(value, list):
+            setattr(made, name, list(value))
+    return made
 
 
 class _Replace(ast.NodeTransformer):
@@ -157,15 +167,24 @@ class _Replace(ast.NodeTransformer):
 
 def _parsed(key: str) -> tuple[Path, ast.Module, ast.AST]:
     """The file that `module:function` is in, its tree, and the function in it."""
-    module, name = key.split(":")
-    path = SOURCE / (module.replace(".", "/") + ".py")
+    path, name = _file_of(key), key.split(":")[1]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return path, tree, function(tree, name)
 
 
+def _file_of(key: str) -> Path:
+    return SOURCE / (key.split(":")[0].replace(".", "/") + ".py")
+
+
+@cache
+def _read(path: Path) -> ast.Module:
+    """A file's tree, to be looked at and not to be changed."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def places_of(key: str, kind: str) -> list[ast.AST]:
     """Where `module:function` can be broken so."""
-    return places(_parsed(key)[2], kind)
+    return places(function(_read(_file_of(key)), key.split(":")[1]), kind)
 
 
 def broken(key: str, place: str) -> tuple[Path, str, str]:
@@ -178,7 +197,7 @@ def broken(key: str, place: str) -> tuple[Path, str, str]:
     path, tree, inside = _parsed(key)
     kind, number = place.split()
     old = places(inside, kind)[int(number) - 1]
-    new = KINDS[kind](copy.deepcopy(old))
+    new = KINDS[kind](_copied(old))
     said = f"{_said(old)} -> {_said(new)}"
     _Replace(old, new).visit(tree)
     return path, ast.unparse(ast.fix_missing_locations(tree)), said
@@ -194,7 +213,7 @@ def marked(places_by_number: list[tuple[str, str]], call: str) -> dict[Path, str
     files: dict[Path, ast.Module] = {}
     wanted = []
     for number, (key, place) in enumerate(places_by_number):
-        path = _parsed(key)[0]
+        path = _file_of(key)
         tree = files.setdefault(path, ast.parse(path.read_text(encoding="utf-8")))
         inside = function(tree, key.split(":")[1])
         kind, which = place.split()

@@ -16,10 +16,10 @@ TIERS = {
 """Folders of each tier; methods and coverage are parts of tests/invariants, see `tier_of`."""
 ALL_TIERS = (*TIERS, "methods", "coverage", "rest")
 HEAVY = (
-    "test_on_ray.py", "test_job.py", "test_lmms_eval.py", "test_docs.py", "test_compile.py", "test_commands.py",
-    "test_with_torchvision.py", "test_serving.py", "test_schedules.py",
+    "test_on_ray.py", "test_job.py", "test_docs.py", "test_check.py", "test_page.py", "test_servers.py", "test_fuzz.py",
+    "test_ends.py", "test_compile.py", "test_lmms_eval.py", "test_with_torchvision.py", "test_store.py",
 )  # fmt: skip
-"""Files of 20 CPU seconds or more, which begin first: a process that gets one last works alone at the end."""
+"""Files of ten seconds or more, which begin first: a process that gets one last works alone at the end."""
 
 # Tests run side by side on few cores; one thread each is faster than several that wait for one another.
 torch.set_num_threads(1)

@@ -68,6 +68,8 @@ def _code_of(program):
         exec(program, {"__name__": "__main__"})
         return 0
     except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()

@@ -13,19 +13,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PARTS = ("Attach", "Encode", "Begin", "Each layer", "Finish", "Decode")
 BESIDE = ("forward.py", "guards.py", "trace.py")
 FILES = sorted(path.name for path in ENGINE.glob("*.py") if path.name != "__init__.py")
-UNDRAWN = {
-    "_files",
-    "_folders",
-    "_index",
-    "_memory",
-    "_room",
-    "_sheet",
-    "_transformers",
-    "_upstream",
-    "_version",
-    "_versions",
-    "_writing",
-}
+UNDRAWN = {"_transformers"}
 """Small modules that the drawing leaves out."""
 PLACES = sorted(set(re.findall(r"`(\w+\.py):([\w.]+)`", PAGE)))
 
@@ -69,7 +57,7 @@ def test_the_house_is_drawn_as_the_imports_are_held():
 
 FOLDERS = {"catalogue.py": "foveate.methods", "registry.py": "foveate.families"}
 """What collects the modules of a folder, and so stands above them."""
-BY_NAME = {"__init__.py", "_room.py"}
+BY_NAME = {"__init__.py", "room.py"}
 """What loads a public name when it is first used."""
 
 
@@ -93,3 +81,32 @@ def test_what_collects_a_folder_stands_above_it():
     place = {room: number for number, layer in enumerate(layers) for room in layer.split(" | ")}
     for file, folder in FOLDERS.items():
         assert place[file.removesuffix(".py")] < place[folder.removeprefix("foveate.")]
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+GIVEN_UP = {
+    "answering", "answerer", "asking", "going", "questioning", "See", "noting", "_Room", "note_cut", "Cell", "sheet",
+    "_sheet", "Sheet",
+}  # fmt: skip
+"""Names of files, classes and functions that gave way to one of the thirty words; see the page."""
+
+
+def test_names_that_were_given_up_stay_away():
+    for path in (ROOT / "src" / "foveate").rglob("*.py"):
+        assert path.stem.strip("_") not in GIVEN_UP, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert node.name not in GIVEN_UP, f"{path}: {node.name}"
+                assert not (ast.get_docstring(node) or "").startswith("The same"), f"{path}: {node.name}"
+
+
+def test_the_page_has_thirty_words():
+    table = PAGE.partition("## Thirty words")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^\| \*\*", table, re.M)) == 30
+
+
+def test_the_root_has_five_modules():
+    """What else is small and needs no torch goes to plain."""
+    found = {path.stem for path in (ROOT / "src" / "foveate").glob("*.py")} - {"__init__"}
+    assert found == {"_transformers", "catalogue", "errors", "naming", "registry"}

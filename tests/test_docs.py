@@ -23,10 +23,11 @@ from transformers import (
 )
 
 import foveate
-from foveate import catalogue, cli, embedded, registry, support
+from foveate import catalogue, cli, embedded, registry
 from foveate.ask.generation import Generation
 from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
+from foveate.families import support
 from foveate.tune import searching
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling

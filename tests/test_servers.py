@@ -28,6 +28,7 @@ from foveate import embedded
 from tests.ask.test_pictures import png_claiming
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
+from tests.forked import forked
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 SERVERS = Path(__file__).parents[1] / "examples" / "servers"
 QUESTIONS = ("What is written ?", "How many green objects are there?")
 METHOD, RETENTION = "v2drop", 0.1
+SCRIPT = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 PATIENCE = 180  # seconds: a busy machine
 
 
@@ -193,10 +195,8 @@ def test_without_stream_options_no_usage_is_streamed(client, picture):
 def test_it_says_why_an_answer_ended(client, picture):
     for stream in (False, True):
         for settings, text, reason in (
-            ({"max_tokens": 8}, "36KUM", "stop"),
             ({"max_tokens": 6}, "36KUM", "stop"),  # the sixth token ends it
             ({"max_tokens": 5}, "36KUM", "length"),
-            ({"max_tokens": 3}, "36K", "length"),
             ({"max_tokens": 3, "stop": "K"}, "36", "stop"),  # also where it is the last that may be said
             ({"max_tokens": 3, "stop": ["M", "6K"]}, "3", "stop"),
             ({"max_tokens": 3, "stop": "M"}, "36K", "length"),
@@ -401,17 +401,17 @@ def test_tokens_and_bytes_are_limited(picture):
 
 
 def test_too_many_requests_and_too_long_ones_are_refused(endless):
-    with listening(endless, "--waiting", 0, "--seconds", 2, "--tokens", 1_000_000) as client:
+    with listening(endless, "--waiting", 0, "--seconds", 1, "--tokens", 1_000_000) as client:
         ask = partial(asked, client, said("What is this ?"), model=endless.name, max_tokens=900_000)
         with ThreadPoolExecutor(1) as others:
             slow = others.submit(refused, client, said("?"), model=endless.name, max_tokens=900_000, status=504)
             wait_until(lambda: not endless.lock.acquire(blocking=False) or endless.lock.release())
             full = refused(client, said("What ?"), model=endless.name, status=429)
             assert int(full.response.headers["retry-after"]) > 0
-            assert "2 s are over" in slow.result().message
+            assert "1 s are over" in slow.result().message
         import openai
 
-        with pytest.raises(openai.APIError, match="2 s are over") as caught:  # the status was sent before
+        with pytest.raises(openai.APIError, match="1 s are over") as caught:  # the status was sent before
             list(ask(stream=True))
         assert not isinstance(caught.value, openai.APIStatusError)
         assert asked(client, said("What ?"), model=endless.name, max_tokens=2)
@@ -483,10 +483,10 @@ def test_a_server_that_cannot_start_says_why_in_one_line():
         (["--retention", "0.3"], "without a method"),
         (["/none"], "none"),
     ):
-        command = [sys.executable, str(SERVERS / "own.py"), *words]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
-        assert why in ended.stderr
+        server = forked(SCRIPT, SERVERS / "own.py", *words, stderr=subprocess.PIPE)
+        _, said = server.communicate(timeout=PATIENCE)
+        assert (server.returncode, said.count("\n")) == (1, 1), said
+        assert why in said
 
 
 # -- that of transformers -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import between
+from foveate.plain.table import between
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "src/foveate/embedded/model/MODEL_CARD.md"

@@ -24,14 +24,14 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import foveate as fv
-from foveate._sheet import between
-from foveate._versions import commit, versions
 from foveate.bench.memory import hold
 from foveate.bench.shapes import NamedShape
 from foveate.bench.stopwatch import timed
 from foveate.bench.workload import PromptRequest, Workload, synthetic
 from foveate.contract.method import Method
 from foveate.methods.random import same_schedule
+from foveate.plain.table import between
+from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 RECORD, PAGE, GUIDE = HERE / "methods.json", HERE / "README.md", HERE.parents[1] / "docs/guides/bench.md"

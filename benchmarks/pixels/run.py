@@ -28,12 +28,12 @@ from transformers import (
 )
 
 import foveate as fv
-from foveate._sheet import between
-from foveate._versions import commit, versions
 from foveate.bench.timing import ratio, rounds
 from foveate.contract import Cut, PatchStage, Shape, Stage
 from foveate.contract.method import Method
+from foveate.plain.table import between
 from foveate.registry import families
+from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs/methods/pixelprune.md"

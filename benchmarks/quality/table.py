@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import Column, Sheet, between
-from foveate.eval.figures import RIVALS, collapsed, verdict
 from foveate.eval.quality import Quality
+from foveate.eval.rows import RIVALS, collapsed, verdict
 from foveate.methods.chains import PRESETS
+from foveate.plain.table import Column, Table, between
 
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
@@ -137,7 +137,9 @@ def by_budget(
     lines = [
         [shown, *(entry(cells, floors, name, budget, quality) for budget in budgets)] for name, shown in names.items()
     ]
-    return Sheet("", [head, *(Column(column(budget), right=True) for budget in budgets)], lines).to_markdown()
+    return Table("", [head, *(Column(column(budget), right=True) for budget in budgets)], lines).to_markdown(
+        escape=False
+    )
 
 
 def placed(quality: Quality, budgets: Sequence[float] = BUDGETS) -> tuple[dict[Any, Any], dict[Any, Any]]:
@@ -172,7 +174,7 @@ def ranking(record: dict[str, Any]) -> str:
     heads = ["", "method", "tokens truly spent", "accuracy", "ahead of random"]
     alike = [f"`{row['name']}`" for row in cells[1:] if row["accuracy_high"] >= cells[0]["accuracy_low"]]
     said = f"Intervals that overlap with the first one's: {', '.join(alike) or 'none'}."
-    return "\n".join([Sheet("", heads, lines).to_markdown(), said, ""])
+    return "\n".join([Table("", heads, lines).to_markdown(escape=False), said, ""])
 
 
 def resized(record: dict[str, Any]) -> str:
@@ -194,7 +196,7 @@ def chains(record: dict[str, Any]) -> str:
         accuracies = [entry(cells, floors, name, budget, quality) for name in names]
         lines.append([f"`{preset.name}`", f"{cells[preset.name, budget]['tokens']:.1f}", *accuracies])
     heads = ["preset", "tokens", "accuracy", "first method alone", "V2Drop alone"]
-    return "\n".join([caption(record), "", Sheet("", heads, lines).to_markdown()]).replace("†", "")
+    return "\n".join([caption(record), "", Table("", heads, lines).to_markdown(escape=False)]).replace("†", "")
 
 
 def drawn(record: dict[str, Any]) -> str:

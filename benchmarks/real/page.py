@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from foveate._sheet import Column, Sheet
+from foveate.plain.table import Column, Table
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 FULL, FULL_AGAIN = "full model", "v2drop:retention=1"
@@ -84,7 +84,7 @@ def _tasks(quality: Sequence[Mapping[str, Any]]) -> Tasks:
     return {task: {(row["name"], row["budget"]): row for row in rows if row["task"] is None} for task, rows in tasks}
 
 
-def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mapping[str, Sequence[Any]]) -> Sheet:
+def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mapping[str, Sequence[Any]]) -> Table:
     clients = sorted({row["clients"] for serving in cells["serving"] for row in serving["summary"]})
     heads = ["Tokens", *tasks, "Of full", "Hard (n)", "Agrees", "Context", "TTFT", f"TTFT of {BATCH}", "TPOT"]
     heads += [f"Clients: {count}" for count in clients] + ["Peak GiB", "Scoring"]
@@ -97,7 +97,7 @@ def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mappin
         served = [_served(name, budget, count, cells["serving"]) for count in clients]
         shown = "full model again" if name == FULL_AGAIN else name
         rows.append((shown, *_quality(found), context, first, of_batch, each, *served, *memory))
-    return Sheet("", ["", *(Column(head, right=True) for head in heads)], rows)
+    return Table("", ["", *(Column(head, right=True) for head in heads)], rows)
 
 
 def _quality(found: Sequence[Row | None]) -> list[str]:
@@ -159,7 +159,7 @@ def _served(name: str, budget: float, clients: int, servings: Sequence[Any]) -> 
 # -- the papers' own numbers --------------------------------------------------------------------------------------
 
 
-def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> Sheet:
+def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> Table:
     """What papers print of a model at these budgets, as a share of their own full model, beside ours."""
     rows = []
     for file in sorted(PUBLISHED.glob("*.csv")):
@@ -173,7 +173,7 @@ def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> She
                 shares = (f"{theirs:.1%}", f"{ours:.1%}", f"{100 * (ours - theirs):+z.1f}")
                 rows.append((row["method"], row["benchmark"], row["budget"], *shares, row["reported_by"]))
     heads = ("Method", "Benchmark", "Budget", "Printed, of full", "Here", "Points apart", "Printed by")
-    return Sheet("", heads, rows)
+    return Table("", heads, rows)
 
 
 def _ours(row: Row, full: Mapping[str, Row], budgets: Sequence[float], tasks: Tasks) -> float | None:

@@ -28,11 +28,12 @@ import page
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from foveate import _memory, embedded
-from foveate._sheet import Column, Sheet
-from foveate._spelling import fractions
-from foveate._versions import commit, versions
+from foveate import embedded
 from foveate.bench.shapes import shapes
+from foveate.plain import memory
+from foveate.plain.spelling import fractions
+from foveate.plain.table import Column, Table
+from foveate.runs.versions import commit, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen3-VL-8B-Instruct", "llava-hf/llava-onevision-qwen2-7b-ov-hf")
@@ -111,7 +112,7 @@ def too_large(model: str) -> str | None:
     with torch.device("meta"):
         weights = sum(tensor.numel() for tensor in AutoModelForImageTextToText.from_config(config).parameters())
     on_gpu = torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if on_gpu else _memory.available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else memory.available()
     need = weights * (2 if on_gpu else 4) + min(2 * page.GIB, 2 * weights)  # activations and keys
     sizes = f"about {need / page.GIB:.1f} GiB, and {free / page.GIB:.1f} GiB are free here"
     return f"{model} takes {sizes}. Name a smaller --model." if need > free else None
@@ -151,7 +152,7 @@ def seconds_each(out: Path, kind: str) -> float:
     return sum(cell["seconds"] for cell in alike) / sum(cell["answers"] for cell in alike) if alike else SECONDS
 
 
-def plan(cells: Sequence[Cell], out: Path) -> Sheet:
+def plan(cells: Sequence[Cell], out: Path) -> Table:
     """What runs and about how long; a cell that is done takes nothing."""
     rows, left = [], 0.0
     for cell in cells:
@@ -162,7 +163,7 @@ def plan(cells: Sequence[Cell], out: Path) -> Sheet:
     heads = ("Model", "Cell", "Benchmark", Column("Answers", right=True), Column("Hours", right=True))
     note = f"About {left:.1f} hours are left, with {SECONDS} s an answer where no cell of a kind has run yet."
     unknown = f"A benchmark that is no default is taken to have {UNKNOWN:,} questions, or --limit."
-    return Sheet("", heads, rows, [note, unknown])
+    return Table("", heads, rows, [note, unknown])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

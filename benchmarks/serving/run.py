@@ -31,11 +31,11 @@ from servers import Server, Setting, running
 from tables import AGAIN, LONG, STOCK, TEXT, USUAL, sheets, summary
 from transformers import AutoConfig
 
-from foveate._versions import commit, versions
 from foveate.bench.timing import rounds
 from foveate.embedded import TASKS
+from foveate.eval.asked import Asked
 from foveate.eval.held_out import questions
-from foveate.eval.questioning import Asked
+from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "serving.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from foveate._sheet import Column, Sheet, between
 from foveate.bench.timing import interval_words, ratio
+from foveate.plain.table import Column, Table, between
 
 __all__ = ["AGAIN", "LONG", "PROMPTS", "STOCK", "TEXT", "USUAL", "page", "sheets", "summary"]
 
@@ -79,10 +79,10 @@ def lines(record: dict[str, Any], prompt: str) -> list[tuple[str, ...]]:
 HEADS = ("server", "clients", *FIGURES.values(), "right (stock)", "pays")
 
 
-def sheets(record: dict[str, Any]) -> list[Sheet]:
+def sheets(record: dict[str, Any]) -> list[Table]:
     """A table a prompt."""
     columns = [Column(head, right=place > 0) for place, head in enumerate(HEADS)]
-    return [Sheet(prompt, columns, lines(record, prompt), [caption(record)]) for prompt in PROMPTS]
+    return [Table(prompt, columns, lines(record, prompt), [caption(record)]) for prompt in PROMPTS]
 
 
 def caption(record: dict[str, Any]) -> str:

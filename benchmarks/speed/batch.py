@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 import foveate as fv
-from foveate._versions import commit, versions
 from foveate.bench.shapes import NamedShape, shape
 from foveate.bench.timing import ratio, rounds
 from foveate.bench.workload import PromptRequest, Workload, synthetic
 from foveate.methods.random import same_schedule
 from foveate.naming import method_of as at_budget
+from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 

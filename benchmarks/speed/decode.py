@@ -20,12 +20,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.cache_utils import DynamicCache
 
 from foveate._transformers import with_cache
-from foveate._versions import commit, versions
 from foveate.bench.timing import ratio, rounds
 from foveate.contract import CachedAttention, DecodeStage, Method, ReadView, Shape, Stage, attended
 from foveate.engine.cache import Chosen, pruned_layer
 from foveate.engine.session import drop_or_not
 from foveate.methods.read import Read
+from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 LAYERS, WIDTH, HEADS, STEPS, KEEP, ROUNDS = 8, 512, 8, 2, 0.2, 9

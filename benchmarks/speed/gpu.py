@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 import foveate as fv
-from foveate._versions import commit, versions
 from foveate.bench.benched import from_shape
 from foveate.bench.shapes import shape
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import PromptRequest
 from foveate.engine.session import drop_or_not
 from foveate.naming import method_of as at_budget
+from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 CASES = ("llava-1.5-7b:1", "llava-1.5-7b:8", "qwen2.5-vl-7b:1", "qwen2.5-vl-7b:8")

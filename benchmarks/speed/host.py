@@ -28,9 +28,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate._versions import commit, versions
 from foveate.bench.timing import ratio, rounds
 from foveate.engine.session import drop_or_not
+from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import between
 from foveate.bench.timing import interval_words
+from foveate.plain.table import between
 
 HERE = Path(__file__).resolve().parent
 LARGE = ("cpu-large.json", "gpu-*.json")

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from foveate._stats import Resampled, estimate
 from foveate.contract.method import Method
 from foveate.embedded import TASKS
 from foveate.embedded.questions import TEXT_TASKS
+from foveate.eval.asked import Asked
 from foveate.eval.held_out import questions
-from foveate.eval.questioning import Asked
+from foveate.plain.stats import Resampled, estimate
 from foveate.tune.forcing import Target, targets
 from foveate.tune.parts import About
 from foveate.tune.trials import Trials

@@ -18,9 +18,9 @@ import torch
 from judging import Judge, asked, pictures_of
 
 import foveate as fv
-from foveate._versions import commit, versions
 from foveate.catalogue import from_dict
 from foveate.eval.provenance import conditions
+from foveate.runs.versions import commit, versions
 from foveate.tune.parts import grouped
 from foveate.tune.trials import open_trials
 

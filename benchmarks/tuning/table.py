@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import between
 from foveate.catalogue import from_dict
+from foveate.plain.table import between
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "tuning-found.md"

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 import foveate as fv
 from foveate.app.chat import Chat, Refusal, completion, error_of, events, opened
-from foveate.ask.answering import reply_to
+from foveate.ask.running import reply_to
 
 
 def options_of(words: list[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate._version import __version__
+from foveate.plain.version import __version__
 
 _HOMES = {
     "load": "foveate.ask",

@@ -18,8 +18,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from foveate._version import __version__
 from foveate.errors import UnsupportedError
+from foveate.plain.version import __version__
 
 __all__ = [
     "ALL_ATTENTION_FUNCTIONS",

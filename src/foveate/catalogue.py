@@ -9,10 +9,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from foveate._spelling import CHAIN, Written, method_name, settings_in, unknown
 from foveate.contract.method import Chain, Method, Preset
 from foveate.errors import SettingError
 from foveate.methods import chains
+from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
 
 __all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets", "takes_budget"]
 

@@ -17,10 +17,10 @@ from functools import cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, overload
 
 from foveate import catalogue
-from foveate._spelling import Written, fractions, no_setting, pair_of, written
-from foveate._upstream import brief
 from foveate.contract.method import BUDGET, Chain, Method
 from foveate.errors import SettingError
+from foveate.plain.spelling import Written, fractions, no_setting, pair_of, written
+from foveate.plain.upstream import brief
 
 __all__ = [
     "RETENTION",

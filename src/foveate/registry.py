@@ -57,7 +57,7 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
 
 def _support_of(family: "type[Family]", modality: str) -> dict[str, Any]:
     """What each method does with a family's images or videos."""
-    from foveate.support import reach, usual_input
+    from foveate.families.support import reach, usual_input
 
     answers: dict[str, Any] = {}
     for name, kind in sorted(methods().items()):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from foveate.app.answers import FULL, MOST
 from foveate.app.kept import stops_of
+from foveate.app.replies import FULL, MOST
 from foveate.app.subjects import examples
 from tests.app.serving import HAS_GRADIO
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from foveate.app.answers import FULL, Reply, answered, cards
 from foveate.app.kept import data_url, stops_of
+from foveate.app.replies import FULL, Reply, answered, cards
 from foveate.viz.mosaic import plain_panel
 
 QUESTION = "What is this ?"

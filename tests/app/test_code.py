@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.app import subjects
-from foveate.app.answers import FULL, answered, program
+from foveate.app.replies import FULL, answered, program
 from foveate.app.subjects import examples, opened
 from tests.films import film
 

@@ -8,7 +8,7 @@ import torch
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.answering import begin_alike, choice_of, log_probabilities, tokens_of
+from foveate.ask.running import begin_alike, choice_of, log_probabilities, tokens_of
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from tests.ask.conftest import prompt_of, random_vlm

@@ -9,8 +9,8 @@ from transformers import MistralConfig
 
 import foveate as fv
 from foveate.ask.answer import kv_bytes
-from foveate.ask.answering import answers_to
 from foveate.ask.look import can_share, look_at, refuse_unshareable, resumed, together, weights_of
+from foveate.ask.running import answers_to
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read

@@ -9,10 +9,11 @@ from PIL import Image
 from transformers import LlavaImageProcessorPil
 
 import foveate as fv
-from foveate import _memory, embedded
+from foveate import embedded
 from foveate.ask.media import as_frames, crop_note, padded, read_media, square
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError
+from foveate.plain import memory
 from foveate.video import Clip
 from tests.ask.conftest import random_vlm
 
@@ -151,7 +152,7 @@ def test_a_processor_that_pads_shows_all_of_a_picture_without_a_word(vlm):
 
 @pytest.mark.parametrize("how", [{"fit": "pad"}, {"protocol": "llava"}])
 def test_a_square_that_does_not_fit_into_memory_is_refused(vlm, monkeypatch, how):
-    monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
+    monkeypatch.setattr(memory, "available", lambda: 2.0**30)
     with pytest.raises(InputError, match=r"The 30000 x 200 pixels, padded to 30000 x 30000, take about 11\.7 GiB"):
         vlm.prepare(noise(30_000, 200), QUESTION, **how)
 
@@ -163,7 +164,7 @@ def test_a_line_of_pixels_is_refused(vlm, size):
 
 
 def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypatch):
-    monkeypatch.setattr(_memory, "available", lambda: 2.0**24)
+    monkeypatch.setattr(memory, "available", lambda: 2.0**24)
     clip = clip_of(*(noise(400, 10, seed) for seed in range(8)))
     with pytest.raises(InputError, match=r"The 400 x 10 pixels, padded to 400 x 400, take about 17 MiB"):
         padded(clip, vlm.processor)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from foveate import _memory
 from foveate.ask.pictures import BYTES, load_picture, picture_of
 from foveate.errors import InputError
+from foveate.plain import memory
 
 
 def pixel(path, at=(0, 0)):
@@ -271,7 +271,7 @@ def test_large_pictures_take_no_more_memory_than_is_said(tmp_path):
 
 
 def test_what_takes_more_memory_than_there_is_is_refused_by_its_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
+    monkeypatch.setattr(memory, "available", lambda: 2.0**30)
     (path := tmp_path / "huge.png").write_bytes(png_claiming(12_000, 12_000))
     with pytest.raises(InputError) as refused:
         load_picture(path)

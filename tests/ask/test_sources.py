@@ -10,11 +10,11 @@ from PIL import Image
 
 import foveate as fv
 from foveate import embedded
-from foveate._files import is_video, local_path, scheme_of
 from foveate.ask.conversation import Conversation
 from foveate.ask.media import decoded, read_media, read_medium
 from foveate.ask.pictures import picture_of
 from foveate.errors import InputError, SettingError
+from foveate.plain.files import is_video, local_path, scheme_of
 from foveate.runs.samples import Bad, samples_in
 from tests.films import film
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import foveate as fv
-from foveate.batch.answering import Asking, RowAnswerer
 from foveate.batch.job import Job, run
+from foveate.batch.rows import Asking, RowAnswerer
 from foveate.naming import parse
 from foveate.runs.crew import Here
 from tests.cli.conftest import save_tiny_llava

@@ -3,8 +3,8 @@
 import os
 from dataclasses import fields
 
-from foveate.batch import answering
-from foveate.batch.answering import Asking, bad_row, beside
+from foveate.batch import rows
+from foveate.batch.rows import Asking, bad_row, beside
 from foveate.runs.samples import Bad
 
 
@@ -47,14 +47,14 @@ def answered(sample):
 
 def make_files_deadly():
     """From now on, `nofile.png` crashes this process, as a decoder does that breaks."""
-    read = answering.read_once
+    read = rows.read_once
 
     def deadly(paths, *arguments):
         if any(path.endswith("nofile.png") for path in paths):
             os.abort()
         return read(paths, *arguments)
 
-    answering.read_once = deadly
+    rows.read_once = deadly
 
 
 class Deadly(Asking):

@@ -2,7 +2,7 @@
 
 import json
 
-from foveate.batch.answering import LONGEST, bad_row
+from foveate.batch.rows import LONGEST, bad_row
 from foveate.runs.samples import Bad, samples_in
 
 

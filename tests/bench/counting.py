@@ -221,13 +221,16 @@ class Calls:
     @contextmanager
     def counting(self):
         """While it is open, and where nobody else profiles."""
-        sys.setprofile(self._see)
-        try:
-            yield
-        finally:
-            sys.setprofile(None)
+        with Unseen():
+            sys.setprofile(self._see)
+            try:
+                yield
+            finally:
+                sys.setprofile(None)
 
     def _see(self, frame, event, _):
+        if event not in ("call", "return"):
+            return
         code = frame.f_code
         if code is CALL and frame.f_locals["self"] in self._layers:
             if event == "call":
@@ -237,6 +240,18 @@ class Calls:
         counts = event == "call" and code.co_filename.startswith(PACKAGE) and code.co_name not in COMPREHENSIONS
         if counts and code.co_filename != memory.__file__:  # which counts operators here
             self.by_function[f"{code.co_filename.removeprefix(PACKAGE)} {code.co_qualname}"] += 1
+
+
+class Unseen(TorchDispatchMode):
+    """What runs inside an operator, the counters above all, is not profiled: that takes most of the time."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        profile = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return function(*args, **(kwargs or {}))
+        finally:
+            sys.setprofile(profile)
 
 
 class Flops(TorchDispatchMode):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate._sheet import between
+from foveate.plain.table import between
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "prefix.py"

@@ -89,7 +89,7 @@ def test_other_settings_in_the_same_folder_are_refused(real, tmp_path, capsys):
 
 def test_a_model_that_does_not_fit_is_refused(real, monkeypatch):
     assert real["too_large"]("cpu-small") is None
-    monkeypatch.setattr("foveate._memory.available", lambda: 2.0**20)
+    monkeypatch.setattr("foveate.plain.memory.available", lambda: 2.0**20)
     assert "0.0 GiB are free here. Name a smaller" in real["too_large"]("cpu-small")
 
 

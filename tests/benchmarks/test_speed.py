@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,6 +82,7 @@ def test_the_whole_way_has_seconds_and_then_ratios_and_the_towers_share():
 
 def test_layers_that_share_weights_are_those_of_the_whole_model():
     of, cpu = shape("cpu-qwen"), torch.device("cpu")
+    of = replace(of, image={"tokens": 64, "grid": [1, 16, 16]})
     shared = whole.Shared(of.name, of.of, of.config, of.image, of.frame).build(cpu, torch.float32)
     plain = of.build(cpu, torch.float32)
     plain.load_state_dict(shared.state_dict())

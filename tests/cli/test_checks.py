@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from foveate import _index, embedded
+from foveate import embedded
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import ModelOptions
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError
 from foveate.methods.uniform import Uniform
 from foveate.naming import parse
+from foveate.plain import inventory
 from tests.test_grammar import WRONG
 
 PICTURE = str(embedded.picture())
@@ -127,7 +128,7 @@ def test_a_method_file_has_to_be_there(tmp_path):
 
 def test_a_method_that_another_package_brings_passes(monkeypatch):
     brought = SimpleNamespace(load=lambda: type("Brought", (Uniform,), {"name": "brought"}))
-    monkeypatch.setattr(_index, "entry_points", lambda group: [brought])
+    monkeypatch.setattr(inventory, "entry_points", lambda group: [brought])
     check_methods(["brought"])
 
 

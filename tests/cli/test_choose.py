@@ -3,8 +3,8 @@
 import pytest
 from transformers import LlavaConfig
 
-from foveate.cli.asking import named
 from foveate.cli.options import BudgetOptions
+from foveate.cli.setup import named
 from foveate.cli.usage import UsageError
 from foveate.errors import SettingError
 from foveate.methods.random import Random

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import foveate as fv
-from foveate.cli.asking import load
 from foveate.cli.compare import METHODS
 from foveate.cli.options import ModelOptions
+from foveate.cli.setup import load
 from foveate.families.llava import Llava
 from foveate.naming import parse
 from foveate.registry import families, methods, presets

@@ -223,7 +223,7 @@ def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
     def broken(*_):
         raise ValueError("a mistake of our own")
 
-    monkeypatch.setattr("foveate.ask.answering.kv_bytes", broken)
+    monkeypatch.setattr("foveate.ask.running.kv_bytes", broken)
     code, _, err = ask("generate", picture)
     assert code == 70
     assert "foveate: this is a bug in foveate: ValueError: a mistake of our own. Please report it" in err
@@ -233,8 +233,8 @@ def test_a_lack_of_memory_is_no_misfit(ask, picture, monkeypatch):
     def greedy(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr("foveate.ask.answering.kv_bytes", greedy)
-    monkeypatch.setattr("foveate.ask.answering.generate", greedy)
+    monkeypatch.setattr("foveate.ask.running.kv_bytes", greedy)
+    monkeypatch.setattr("foveate.ask.running.generate", greedy)
     code, _, err = ask("generate", picture)
     assert code == 1
     assert "foveate: out of memory: DefaultCPUAllocator" in err

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.cli.options import FigureOptions
+from foveate.cli.options import FigureOptions, TableOptions
 from foveate.cli.outputs import check_targets, finish, write_picture, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.table import Table
 
 
 @pytest.mark.parametrize("flag", ["figure", "out"])
@@ -144,3 +146,19 @@ def test_a_link_in_a_circle_ends_a_command_in_one_line(run, tmp_path):
     for command in (("eval",), ("generate",), ("bench",)):
         code, said, err = run(*command, "--out", loop)
         assert (code, said, err.count("\n")) == (1, "", 1), (command, err)
+
+
+@pytest.mark.parametrize("ending", ["csv", "md", "tex"])
+def test_a_full_disk_leaves_no_half_table_and_the_answer_is_printed(tmp_path, capsys, ending):
+    """No file may grow beyond some bytes, which ends as a full disk does: in the middle of a write."""
+    (path := tmp_path / f"out.{ending}").write_text("old")
+    table = Table("", ["a"], [("x" * 50,)] * 400)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(InputError, match=rf"out\.{ending} could not be written: File too large"):
+            finish({}, "shown", TableOptions(out=path, force=True), tables=[table])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().out == "shown\n"
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(f"out.{ending}", "old")]

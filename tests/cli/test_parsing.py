@@ -67,7 +67,7 @@ def test_a_closed_stderr_changes_nothing():
 
 
 @NEEDS_FULL
-@pytest.mark.parametrize("arguments", [["--version"], ["eval", "--help"], ["models"], ["models", "--json"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["eval", "--help"], ["methods"], ["models", "--json"]])
 def test_help_on_a_full_disk_is_one_line(arguments):
     code, _, err = shell(">/dev/full", *arguments)
     assert code == 1
@@ -75,7 +75,8 @@ def test_help_on_a_full_disk_is_one_line(arguments):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["eval", "--help"], ["models", "--json"]])
-def test_a_reader_that_goes_away_is_no_error(arguments):
-    assert shell("> >(exec true)", *arguments)[1:] == ("", "")
-    assert shell("| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", *arguments)[::2] == (0, "")
+def test_a_reader_that_goes_away_is_no_error():
+    for arguments in (["methods"], ["eval", "--help"]):
+        assert shell("> >(exec true)", *arguments)[1:] == ("", "")
+    many = ["models", "--json"]  # more than a pipe holds
+    assert shell("| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", *many)[::2] == (0, "")

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Group
 from rich.text import Text
 
-from foveate._sheet import Sheet
 from foveate.cli.screen import Lines, counting, show
+from foveate.plain.table import Table
 
 
 class Clock:
@@ -76,6 +76,6 @@ def test_a_run_of_unknown_length_counts_on(capsys):
 
 def test_no_cell_is_cut_where_there_is_no_edge(capsys):
     wide = ["cell " + str(number) * 30 for number in range(6)]
-    show(Group(Sheet("", [""] * 6, [wide]), Text("a line")))
+    show(Group(Table("", [""] * 6, [wide]), Text("a line")))
     said = capsys.readouterr().out
     assert [cell for cell in wide if cell not in said] == []

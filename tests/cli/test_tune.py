@@ -129,10 +129,12 @@ def test_several_are_compared_in_one_table_and_written_into_a_folder(run, tiny_l
     (out / names[1]).unlink()
     code, said, err = run("tune", *asked, *methods, "--retention", 0.6, "--retention", 0.7)
     assert (code, said, "0.6.json exists already" in err) == (1, "", True)
-    code, said, _ = run(
-        "generate", pictures[0], "--prompt", QUESTION, "--model", tiny_llava, "--method", out / names[0]
-    )
-    assert code == 0
+    (csv := tmp_path / "all.csv").write_text("")
+    again = (*asked[:-2], "--out", csv, "--force", "--method", "fastv:layers=1", "--budget", 20, "--budget", 18)
+    assert run("tune", *again)[0] == 0
+    assert csv.read_text().count("fastv:layers=1") == 2
+    shown = (pictures[0], "--prompt", QUESTION, "--model", tiny_llava)
+    assert run("generate", *shown, "--method", out / names[0])[0] == 0
 
 
 def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, tiny_llava, pictures, tmp_path, monkeypatch):
@@ -169,7 +171,7 @@ def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
         (["--retention", 0.5], "Name picture files"),
         ([PICTURE, "--retention", 0.5], "What is the question?"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--kv", 0.5], "one of --budget and --retention"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a", "--out", "a"], "both name a"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a.json", "--out", "a.json"], "both name a.json"),
         ([PICTURE, "--prompt", "x", "--kv", 0.5, "--kv", 0.5], "--kv: the same one is given twice"),
         ([PICTURE, "--prompt", "x", "--budget", 9, "--budget", 5, "--out", "a.json"], "such as --out a:"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),

@@ -8,8 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from foveate._upstream import install_line
 from foveate.ask.media import is_video
+from foveate.plain.upstream import install_line
 from foveate.video import read
 from tests.cli.conftest import QUESTION
 from tests.films import film, sound

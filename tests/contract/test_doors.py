@@ -11,15 +11,15 @@ import foveate as fv
 from foveate import catalogue, embedded
 from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
-from foveate.cli.asking import named, tell_budgets
 from foveate.cli.commands import parsed
 from foveate.cli.options import BudgetOptions
+from foveate.cli.setup import named, tell_budgets
 from foveate.cli.usage import UsageError
-from foveate.contenders import contenders_at
 from foveate.contract import Arriving, Shape, follow
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
+from foveate.eval.contenders import contenders_at
 from foveate.eval.lmms.setting import Setting as LmmsSetting
 from foveate.eval.plan import Plan
 from foveate.naming import method_of, parse

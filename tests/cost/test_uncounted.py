@@ -5,7 +5,7 @@ from transformers import LlavaConfig
 
 import foveate as fv
 from foveate import embedded
-from foveate.app.answers import FULL, Reply, cards
+from foveate.app.replies import FULL, Reply, cards
 from foveate.bench.results import _scoring
 from foveate.contract import Hidden, LayerStage, Method, Scheduled, Shape
 from foveate.tune.parts import grouped

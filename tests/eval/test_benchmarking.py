@@ -8,12 +8,12 @@ from lmms_eval.api.metrics import mean
 
 import foveate as fv
 from foveate.ask.loading import reloading
-from foveate.contenders import Contender
-from foveate.eval.answer_store import open_answers
+from foveate.eval.contenders import Contender
 from foveate.eval.lmms import benchmarking
-from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.metrics import Metric
+from foveate.eval.lmms.requests import Conduct
 from foveate.eval.plan import Plan
+from foveate.eval.records import open_answers
 
 
 @pytest.fixture(scope="module")

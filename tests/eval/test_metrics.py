@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from lmms_eval.api.metrics import mean
 
-from foveate._stats import Resampled
 from foveate.errors import UnsupportedError
-from foveate.eval.figures import figures_of
 from foveate.eval.lmms.benchmarks import MME_TOTAL
 from foveate.eval.lmms.harness import _rows
 from foveate.eval.lmms.metrics import Metric, metric_of, scored
+from foveate.eval.rows import figures_of
+from foveate.plain.stats import Resampled
 
 
 def f1(inputs):

@@ -11,9 +11,9 @@ from foveate import embedded
 from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
 from foveate.eval import provenance
-from foveate.eval.answer_store import fingerprint
-from foveate.eval.lmms.answerer import Conduct
+from foveate.eval.lmms.requests import Conduct
 from foveate.eval.provenance import conditions
+from foveate.eval.records import fingerprint
 
 
 def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):

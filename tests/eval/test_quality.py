@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import foveate as fv
-from foveate._stats import Estimate
-from foveate.contenders import Contender
 from foveate.eval import pareto
-from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
-from foveate.eval.quality import AGREEMENT, Quality, points, sheets
+from foveate.eval.contenders import Contender
+from foveate.eval.quality import AGREEMENT, Quality, points, tables_of
+from foveate.eval.rows import collapsed, figures_of, unmatched, verdict
+from foveate.plain.stats import Estimate
 from foveate.tune import tuned
 
 TASKS = ["colour", "count"] * 100
@@ -177,7 +177,7 @@ def test_few_pictures_are_said(quality):
 
 def test_of_several_benchmarks_each_has_its_findings_below_its_own_table(quality):
     other = replace(quality, title="another", rows=[{**quality.full, "pictures": 2}, *quality.settings[1:]])
-    first, tasks, paired, last = sheets([quality, replace(other, rows=other.rows[:2])])
+    first, tasks, paired, last = tables_of([quality, replace(other, rows=other.rows[:2])])
     assert "ours: better than random at 64 tokens." in first.notes
     assert not tasks.notes + paired.notes
     assert not [note for note in last.notes if note.startswith("ours")]
@@ -419,7 +419,7 @@ def test_methods_that_cost_differently_are_compared_at_a_budget_in_common(qualit
 
 def test_one_method_alone_has_no_table_of_pairs():
     alone = Quality(figures_of(FULL, RAN[:1]))
-    assert len(sheets([alone])) == 2
+    assert len(tables_of([alone])) == 2
     assert alone.paired.rows == ()
 
 

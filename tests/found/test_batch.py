@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 import foveate as fv
-from foveate.batch.answering import RowAnswerer, bad_row
+from foveate.batch.rows import RowAnswerer, bad_row
 from foveate.naming import parse
 from foveate.runs import samples
 from foveate.runs.crew import rows_of

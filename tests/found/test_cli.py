@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate._stats import Estimate
 from foveate.cli.generate import Generate
 from foveate.cli.tune import METHOD
 from foveate.contract import Attention
 from foveate.contract.scheduled import Scheduled
 from foveate.core.views import LayerView
 from foveate.embedded import TASKS
+from foveate.plain.stats import Estimate
 from foveate.runs.listener import Listener
 from foveate.tune.trials import open_trials
 from foveate.tune.tuned import HeldOut, Tuned
@@ -30,7 +30,7 @@ def test_a_setting_that_is_ahead_on_held_out_pictures_is_named():
     values = {field.name: None for field in dataclasses.fields(Tuned)} | {"chosen": "published", "pictures": (4, 4, 4)}
     tuned = Tuned(**values | {"rows": (grid,)})
     assert "No setting that was tried is ahead" not in tuned.verdict
-    assert "0.125" in str(tuned.sheet())
+    assert "0.125" in str(tuned.table())
 
 
 def test_compare_names_the_method_whose_schedule_random_has(run, model, picture, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import foveate as fv
-from foveate._upstream import is_out_of_memory
+from foveate.plain.upstream import is_out_of_memory
 from tests.cli.conftest import save_tiny_llava
 from tests.fuzz.judging import Case, Refused
 from tests.fuzz.mutating import TEXTS, altered, damaged, json_of

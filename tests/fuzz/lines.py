@@ -242,7 +242,7 @@ def _inside(folder: Path) -> Iterator[None]:
         contextlib.chdir(folder),
         mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache"), COLUMNS="100"),
         mock.patch("foveate.embedded.path", return_value=sound() / "model"),
-        mock.patch("foveate.cli.asking.load_model", _load),
+        mock.patch("foveate.cli.setup.load_model", _load),
     ):
         yield
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from foveate.catalogue import methods
 from foveate.cli.checks import check_methods
 from foveate.cli.tune import Tune
-from foveate.eval.answer_store import open_answers
+from foveate.eval.records import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from foveate.naming import parse

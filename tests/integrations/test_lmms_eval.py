@@ -12,12 +12,13 @@ from filelock import FileLock
 from foveate.ask import preparing
 from foveate.ask.loading import load
 from foveate.errors import BudgetError, InputError, UnsupportedError
-from foveate.eval.answer_store import open_answers
-from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.harness import run
+from foveate.eval.lmms.requests import Conduct
 from foveate.eval.lmms.setting import Setting
+from foveate.eval.records import open_answers
 from foveate.integrations.lmms_eval import manifest
 from foveate.runs.store import open_store
+from tests.forked import forked
 from tests.integrations.conftest import QUESTIONS, index
 
 NAMES = ("foveate_mme", "foveate_textvqa")
@@ -36,8 +37,11 @@ def loaded():
 
 
 @pytest.fixture(scope="module")
-def found(loaded, tasks, tmp_path_factory):
-    """What `harness.run` says, one question at a time: of the full model, and of the setting."""
+def found(loaded, tasks, written, tmp_path_factory):
+    """What `harness.run` says, one question at a time: of the full model, and of the setting.
+
+    It runs behind `written`, whose processes are copies of this one: no copy may use the locks of a run.
+    """
     conduct = Conduct(include=(tasks,))
     with open_answers(conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
         full = run(loaded, NAMES, conduct=conduct, store=store)
@@ -55,9 +59,9 @@ def written(tasks, offline, tmp_path_factory):
     words += ["--model_args", f"pretrained=embedded,method=v2drop:metric=cosine,budget=192,log={log}"]
     words += ["--batch_size", "3", "--output_path", str(out), "--log_samples"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words], cwd=out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env=offline | shared | {"RANK": rank, "LOCAL_RANK": rank},
+        forked(
+            PROGRAM, *words, cwd=out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=offline | shared | {"RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in "01"
     ]  # fmt: skip

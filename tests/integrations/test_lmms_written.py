@@ -2,8 +2,8 @@
 
 import pytest
 
-from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.label import Label
+from foveate.eval.lmms.requests import Conduct
 from foveate.eval.lmms.setting import Setting
 
 

@@ -12,7 +12,7 @@ import foveate as fv
 from foveate import catalogue
 from foveate.contract.method import Method
 from foveate.errors import FoveateError
-from foveate.support import Reach, reach, usual_input
+from foveate.families.support import Reach, reach, usual_input
 from tests import probes
 from tests.invariants.facts import attends_in, reads_less, stages
 from tests.models import DEPTH, ENCODES_FIRST, FAMILIES, PROMPTS, TINY, config_of

@@ -8,8 +8,8 @@ import torch
 import foveate as fv
 from foveate.contract import Attention, CachedAttention, DecodeStage, LayerStage, PixelStage, TowerStage
 from foveate.contract.method import Method
+from foveate.families.support import reach
 from foveate.registry import support
-from foveate.support import reach
 from tests.invariants import facts, settings
 from tests.invariants.settings import EVERYTHING, EXAMPLES, FILMS, MODALITIES, NOTHING, in_turn, reach_of
 from tests.models import FAMILIES, TINY, batch, config_of, tiny, with_video

@@ -11,9 +11,9 @@ from foveate.bench.results import rows_of
 from foveate.bench.workload import Workload
 from foveate.contract import Cut, Method, PatchStage, PixelView, Shape
 from foveate.families.generic import Generic
+from foveate.families.support import reach
 from foveate.methods.pixelprune import PixelPrune
 from foveate.registry import family_for
-from foveate.support import reach
 from tests import oracle
 from tests.families.test_qwen_subset import features_of
 from tests.methods.test_resize import patches_of

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import foveate as fv
-from foveate.batch.answering import Asking
 from foveate.batch.job import Job, run
+from foveate.batch.rows import Asking
 from foveate.naming import parse
 from foveate.runs.on_ray import Actors, require_ray
 from tests.batch.conftest import bad_in, here, rows_in

@@ -1,7 +1,7 @@
 """A preset as `foveate tune` writes one, without a search."""
 
-from foveate._stats import Estimate
 from foveate.contract.method import Method
+from foveate.plain.stats import Estimate
 from foveate.tune.tuned import HeldOut, Tuned
 
 

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from foveate._stats import Estimate
 from foveate.contract.space import Point
 from foveate.methods.v2drop import V2Drop
+from foveate.plain.stats import Estimate
 from foveate.tune.choice import Choice, chosen, remarks, untuned
 from foveate.tune.parts import Split
 from foveate.tune.searching import Tried

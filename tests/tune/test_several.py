@@ -5,8 +5,8 @@ from contextlib import contextmanager
 import pytest
 
 import foveate as fv
-from foveate._stats import Estimate
-from foveate._writing import preset_files
+from foveate.plain.stats import Estimate
+from foveate.plain.writing import preset_files
 from foveate.runs.listener import Listener
 from foveate.tune import trials
 from foveate.tune.forcing import answered, outcomes
@@ -100,7 +100,7 @@ def test_what_cannot_meet_a_budget_is_a_row_with_its_reason():
     assert told[1][:2] == ("finalkv", True)
     assert "no schedule" in told[1][2]
     assert ["No setting of fastv meets 1.0% retention" in reason for *_, reason in told] == [False, False, False, True]
-    assert "70.0% retention: finalkv is infeasible: " in str(tunings.sheet())
+    assert "70.0% retention: finalkv is infeasible: " in str(tunings.table())
     assert [row["infeasible"] is None for row in tunings.to_dict()["rows"]] == [True, False, False, False]
     assert len(tunings.best) == 1
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from foveate import _memory
 from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.plain import memory
 from foveate.video import decoding, read, shape_of
 from foveate.video.survey import survey, video_stream
 from tests.ask.test_pictures import png_claiming
@@ -91,7 +91,7 @@ def test_a_rate_that_would_fill_the_memory_wants_a_number_with_it(long):
 
 @pytest.mark.parametrize("frames", [6000, 10**12])
 def test_more_frames_than_the_memory_holds_are_refused(long, monkeypatch, frames):
-    monkeypatch.setattr(_memory, "available", lambda: 2.0**24)
+    monkeypatch.setattr(memory, "available", lambda: 2.0**24)
     with pytest.raises(
         SettingError, match=r"6000 frames of 32 x 32 pixels take about 18 MiB of memory, and 16 .* fewer"
     ):
@@ -593,7 +593,7 @@ def test_damaged_videos_end_in_one_line_each(folder, steady, capfd):
 
 @pytest.mark.parametrize(("wide", "says"), [(60_000, "no frame of it can be decoded"), (5_000, "take about")])
 def test_frames_that_are_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypatch, wide, says):
-    monkeypatch.setattr(_memory, "available", lambda: 2.0**28)
+    monkeypatch.setattr(memory, "available", lambda: 2.0**28)
     (path := tmp_path / "film.mp4").write_bytes(png_claiming(wide, wide))
     with pytest.raises(InputError, match=says):
         read(path)

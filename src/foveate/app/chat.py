@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
-from foveate._files import scheme_of
-from foveate._spelling import refuse_keys
-from foveate._upstream import brief, first_line
 from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation
 from foveate.ask.media import decoded
 from foveate.errors import FoveateError, InputError
 from foveate.naming import refuse_files
+from foveate.plain.files import scheme_of
+from foveate.plain.spelling import refuse_keys
+from foveate.plain.upstream import brief, first_line
 from foveate.video import shape_of
 
 __all__ = ["Chat", "Refusal", "completion", "error_of", "events", "opened"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.app.answers import Reply
+from foveate.app.replies import Reply
 from foveate.app.subjects import Subject
 from foveate.errors import FoveateError
 from foveate.viz.canvas import LEGEND

@@ -12,13 +12,13 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from foveate._index import summary
-from foveate.app.answers import FULL, MOST, Reply, answered, cards, checked, least_percent, program
 from foveate.app.kept import Stop, stops_of
+from foveate.app.replies import FULL, MOST, Reply, answered, cards, checked, least_percent, program
 from foveate.app.subjects import Subject, examples, opened
 from foveate.ask.vlm import VLM
 from foveate.catalogue import methods, takes_budget
 from foveate.errors import FoveateError, InputError
+from foveate.plain.inventory import summary
 from foveate.viz import draw_comparison
 
 __all__ = ["application", "notice"]

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from foveate._upstream import install_line, shown
 from foveate.errors import UnsupportedError
+from foveate.plain.upstream import install_line, shown
 
 if TYPE_CHECKING:
     from foveate.ask.vlm import VLM
@@ -94,8 +94,8 @@ def serve(
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         import uvicorn
 
-        from foveate.app.answers import UNDER_WAY
         from foveate.app.page import application
+        from foveate.app.replies import UNDER_WAY
 
         config = uvicorn.Config(
             application(vlm, hosts_of(host), max_new_tokens),

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foveate._files import is_video
 from foveate.ask.media import read_media
 from foveate.ask.pictures import Picture
 from foveate.embedded import FILM_TASKS
@@ -17,6 +16,7 @@ from foveate.embedded.films import film
 from foveate.embedded.questions import Question, one_per_film_task, one_per_task
 from foveate.embedded.scenes import scene, sketch
 from foveate.errors import FoveateError
+from foveate.plain.files import is_video
 from foveate.video import Clip
 
 __all__ = ["Subject", "examples", "opened"]

@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from foveate._sheet import Column, Sheet
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
@@ -21,6 +20,7 @@ from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError
 from foveate.naming import asked_share
+from foveate.plain.table import Column, Table
 
 __all__ = ["Answer", "Saved", "kv_bytes"]
 
@@ -101,7 +101,7 @@ class Answer:
 
     @property
     def retention(self) -> float:
-        """The same as a share; 1 without vision tokens."""
+        """The share of its vision tokens that a decoder layer processed, on average; 1 without any."""
         if not self.vision_tokens:
             return 1.0
         return self.spent / self.vision_tokens
@@ -226,7 +226,7 @@ class Answer:
             lines += [("Method", str(self.method)), *self.lines()]
         lines += [(choice, f"log-probability {value:z.3f}") for choice, value in self.choices.items()]
         lines += [("Note", note) for note in self.notes]
-        return Sheet("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
+        return Table("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
 
     def lines(self) -> list[tuple[str, str]]:
         """What it spent and saved, each with its label."""

@@ -10,19 +10,19 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from foveate._memory import available
-from foveate._upstream import first_line, is_out_of_memory
 from foveate.ask.answer import Answer
-from foveate.ask.answering import answers_to, fitting
 from foveate.ask.batch import batches
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together
 from foveate.ask.pictures import BYTES, Picture
 from foveate.ask.prompt import Prompt
+from foveate.ask.running import answers_to, fitting
 from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import InputError, UnsupportedError
+from foveate.plain.memory import available
+from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.video import Clip
 
 __all__ = ["Answerer", "Reply", "in_order"]

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from foveate._files import scheme_of
-from foveate._spelling import nearest, refuse_keys
-from foveate._upstream import brief
 from foveate.ask.media import read_medium
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError, UnsupportedError
+from foveate.plain.files import scheme_of
+from foveate.plain.spelling import nearest, refuse_keys
+from foveate.plain.upstream import brief
 from foveate.video import Clip
 
 __all__ = ["Conversation"]
@@ -86,7 +86,7 @@ class Conversation:
         return cls((("user", (*parts, ("text", text))),))
 
     def with_text(self, *texts: str) -> "Conversation":
-        """The same with texts said behind it, by the user and the assistant in turn.
+        """This conversation with texts said behind it, by the user and the assistant in turn.
 
         The first one goes into the last turn, if that is the user's.
         """
@@ -100,7 +100,7 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
     def without_last_text(self) -> "Conversation":
-        """The same without the part that is said last, a text."""
+        """This conversation without the part that is said last, a text."""
         role, parts = self.turns[-1]
         last = [(role, parts[:-1])] if len(parts) > 1 else []
         return replace(self, turns=(*self.turns[:-1], *last))
@@ -136,7 +136,7 @@ class Conversation:
         return [medium.note for medium in self.media if medium.note]
 
     def with_media(self, media: Sequence[Picture | Clip], *, frames_as_images: bool = False) -> "Conversation":
-        """The same with other pictures and clips in the places of these.
+        """This conversation with other pictures and clips in the places of these.
 
         Args:
             media: As many as there are.
@@ -156,7 +156,7 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
     def with_ocr(self, question: str, tokens: Sequence[str]) -> "Conversation":
-        """The same with the OCR tokens behind the question, as LLaVA's evaluation of TextVQA words them."""
+        """This conversation with OCR tokens behind the question, as LLaVA's evaluation of TextVQA words them."""
         line = f"\nReference OCR token: {', '.join(tokens)}"
         turns = []
         for role, parts in self.turns:

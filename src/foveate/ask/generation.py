@@ -9,10 +9,10 @@ from annotated_types import Ge, Lt, MinLen
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from foveate._spelling import no_setting
 from foveate.ask.loaded import quiet
 from foveate.contract.settings import Part, check
 from foveate.errors import SettingError
+from foveate.plain.spelling import no_setting
 
 __all__ = ["Decoding", "FirstToken", "Forced", "Generation", "generate", "generation_of", "run"]
 
@@ -76,7 +76,7 @@ class Generation:
             raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
 
     def arguments(self, tokenizer: Any) -> dict[str, Any]:
-        """The same as arguments of transformers' `generate`."""
+        """These settings as arguments of transformers' `generate`."""
         arguments: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,

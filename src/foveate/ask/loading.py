@@ -1,6 +1,8 @@
 """Models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
+import importlib.util
 import socket
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,13 +15,21 @@ from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from foveate import embedded
-from foveate._folders import check_folder, check_weight_names, folder_of, index_weights
 from foveate._transformers import cached_file
-from foveate._upstream import brief, explained, shown
 from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
 from foveate.errors import InputError, UnsupportedError
+from foveate.plain.folders import (
+    base_of,
+    check_folder,
+    check_weight_names,
+    folder_of,
+    has_processor,
+    index_weights,
+    loading_base,
+)
+from foveate.plain.upstream import brief, explained, install_line, shown
 from foveate.registry import families, no_family
 
 __all__ = ["EMBEDDED", "device_of", "is_folder", "load", "random_model", "reloading"]
@@ -45,24 +55,33 @@ def load(
 
         vlm = fv.load()                                              # the small model that ships with foveate
         vlm = fv.load("llava-hf/llava-1.5-7b-hf", device="cuda", dtype="bfloat16")
+        vlm = fv.load("my-lora")                                     # a PEFT adapter on the base model that it names
 
     Only safetensors are read, and code that comes with a model is never run.
 
     Args:
-        name: A hub id, a local folder, "embedded", or "embedded-films" for films (168 px, 144 tokens a frame).
+        name: A hub id, a local folder (of a model or of a PEFT adapter), "embedded", or "embedded-films" for films
+            (168 px, 144 tokens a frame).
         device: Such as "cpu", "cuda:1" or "mps"; "auto" is the first accelerator there is, else the CPU.
         dtype: A torch dtype or its name; "auto" is the checkpoint's own, and float32 on a CPU.
         attention: A kernel that transformers knows, such as "sdpa"; "auto" is the model's default.
 
     Raises:
         InputError: If there is no such model, it has no safetensors, its weights are not exactly those of its config,
-            or it needs code of its own.
-        UnsupportedError: If no family serves it, or the device, dtype or kernel is not available.
+            or it needs code of its own; of an adapter, if its base is not there or another one's.
+        UnsupportedError: If no family serves it, the device, dtype or kernel is not available, or an adapter needs
+            peft, which is not installed.
     """
     if not isinstance(name, str | Path):
         raise InputError(f"A model is a hub id or a folder; got {brief(name)}.")
     name = str(name)
     folder = _folder(name)
+    base = None if folder is None else base_of(name, folder)
+    if folder is not None and base is not None:
+        _check_peft(name)
+        with loading_base(name, base):
+            below = load(base, device=device, dtype=dtype, attention=attention)
+        return _with_adapter(name, folder, below)
     place = str(folder or name)
     target = device_of(device)
     number_format = _dtype(dtype, target)
@@ -86,14 +105,46 @@ def load(
                 output_loading_info=True,
             )
         _check_weights(name, report)
-        with explained(name, "processor"):
-            processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
-        _check_processor(name, processor)
+        processor = _processor(name, place, local)
     if name == embedded.FILMS:
         from foveate.embedded.film_model import for_films  # another model's code, which no other name needs
 
         model, processor = for_films(model, processor)
     return VLM(model.to(target).eval(), processor, name=name)
+
+
+def _processor(name: str, place: str, local: bool = True) -> Any:
+    with explained(name, "processor"):
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
+    _check_processor(name, processor)
+    return processor
+
+
+def _check_peft(name: str) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise UnsupportedError(f"Model '{shown(name)}' is an adapter, which needs peft: {install_line('peft')}.")
+
+
+def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
+    """A base model inside peft's wrapper with the adapter in a folder, and the folder's processor if it has one.
+
+    Does what `PeftModel.from_pretrained` does, which only warns of weights that are missing, and drops others.
+    """
+    processor = base.processor
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers to peft
+        with explained(name, "adapter"):
+            import peft
+
+            config = peft.PeftConfig.from_pretrained(str(folder))
+            config.inference_mode = True
+            config.base_model_name_or_path = None  # or peft warns where that is another way to write the base's name
+            model = peft.get_peft_model(base.model, config)
+            report = model.load_adapter(str(folder), "default", torch_device=str(base.model.device))
+        _check_weights(name, {**report._asdict(), "mismatched_keys": ()}, of="base model")
+        if has_processor(name, folder):
+            processor = _processor(name, str(folder))
+    return VLM(model.eval(), processor, name=name)
 
 
 def random_model(
@@ -181,8 +232,14 @@ def _check_config(name: str, config: Any) -> None:
             )
 
 
-def _check_weights(name: str, report: Mapping[str, Any]) -> None:
-    """Refuse what transformers would fill at random or leave out: its loading report, tied weights left out."""
+def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> None:
+    """Refuse what transformers or peft would fill at random or leave out.
+
+    Args:
+        name: What the user calls the model.
+        report: Its loading report, tied weights left out.
+        of: What the weights must be those of.
+    """
     shapes = [
         f"{key}: {list(stored)} in place of {list(expected)}" for key, stored, expected in report["mismatched_keys"]
     ]
@@ -198,7 +255,7 @@ def _check_weights(name: str, report: Mapping[str, Any]) -> None:
             parts.append(f"{len(keys)} {verb} ({_shortened(sorted(keys))})")
     if parts:
         raise InputError(
-            f"The weights of model {name!r} are not those of its config: {'; '.join(parts)}. "
+            f"The weights of model {name!r} are not those of its {of}: {'; '.join(parts)}. "
             "Download it again, or use a checkpoint that was saved for this architecture."
         )
 

@@ -12,10 +12,10 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from foveate._files import is_video, local_path, scheme_of
-from foveate._memory import check_room
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_in, picture_of
 from foveate.errors import InputError
+from foveate.plain.files import is_video, local_path, scheme_of
+from foveate.plain.memory import check_room
 from foveate.video import Clip, read
 from foveate.video.decoding import UNNAMED
 from foveate.video.wanted import FramesWanted
@@ -250,7 +250,7 @@ def crop_note(medium: Picture | Clip) -> str | None:
 
 
 def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
-    """The same in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
+    """A medium in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
     if isinstance(medium, Picture):
         return dataclasses.replace(medium, image=square(medium.image, processor))
     side = max(_size(medium))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from foveate._files import named, open_readable
-from foveate._memory import check_room
 from foveate.errors import InputError
+from foveate.plain.files import named, open_readable
+from foveate.plain.memory import check_room
 
 __all__ = ["BYTES", "Picture", "load_picture", "picture_in", "picture_of"]
 

@@ -7,9 +7,7 @@ from typing import Any, Literal, Unpack, overload
 import torch
 from torch import Tensor
 
-from foveate._upstream import brief
 from foveate.ask.answer import Answer
-from foveate.ask.answering import fitting, refuse_stale, reply_to
 from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
@@ -17,11 +15,13 @@ from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable
 from foveate.ask.preparing import check_text, length_note, refuse_special, text_of
 from foveate.ask.prompt import Prompt, is_vision
+from foveate.ask.running import fitting, refuse_stale, reply_to
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
+from foveate.plain.upstream import brief
 
 __all__ = ["QUESTION", "Prefix", "Wording"]
 

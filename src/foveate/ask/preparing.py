@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from foveate import embedded
-from foveate._upstream import brief, first_line, is_out_of_memory, shown
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.media import Media, as_frames, crop_note, padded, read_media, refuse_thin, square
 from foveate.ask.pictures import Picture
 from foveate.ask.prompt import Prompt, is_vision, placeholders
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError, UnsupportedError
+from foveate.plain.upstream import brief, first_line, is_out_of_memory, shown
 from foveate.video import Clip
 
 __all__ = [

@@ -4,10 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
-from foveate._spelling import refuse_keys
-from foveate._upstream import brief
 from foveate.ask.answer import Answer
-from foveate.ask.answering import (
+from foveate.ask.answers import Answerer, in_order
+from foveate.ask.conversation import Conversation
+from foveate.ask.generation import Generation
+from foveate.ask.loaded import Loaded
+from foveate.ask.media import Media, read_once
+from foveate.ask.prefix import QUESTION, Prefix
+from foveate.ask.preparing import conversation_about, prepare
+from foveate.ask.prompt import Prompt
+from foveate.ask.running import (
     AnyMethod,
     Asking,
     Looking,
@@ -18,18 +24,12 @@ from foveate.ask.answering import (
     in_parts,
     reply_to,
 )
-from foveate.ask.answers import Answerer, in_order
-from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Generation
-from foveate.ask.loaded import Loaded
-from foveate.ask.media import Media, read_once
-from foveate.ask.prefix import QUESTION, Prefix
-from foveate.ask.preparing import conversation_about, prepare
-from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import method_of
+from foveate.plain.spelling import refuse_keys
+from foveate.plain.upstream import brief
 
 __all__ = ["VLM", "Messages", "Question"]
 
@@ -128,7 +128,7 @@ class VLM(Loaded):
             choices: Texts: the answer is the one that the model finds likeliest, by the probability of all its tokens.
                 Where one text begins another ("cat", "cats"), the end of the answer counts as a token of each.
             stream: Return a `Stream` of pieces of text; its `answer` is there at the end.
-            **asking: See `foveate.ask.answering.Asking`. What drops: `method`, a method or its name (None is the
+            **asking: See `foveate.ask.running.Asking`. What drops: `method`, a method or its name (None is the
                 untouched model), with a budget for this very input, `tokens` (mean vision tokens that a decoder layer
                 processes) or `retention` (their share); a name alone keeps a third. How much of a film is read:
                 `frames` at most, `fps` a second; whether a picture is shown whole, on a square: `fit="pad"`. How the

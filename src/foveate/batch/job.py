@@ -12,16 +12,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from foveate._files import named
-from foveate._version import __version__
 from foveate.ask.answers import WINDOW
-from foveate.batch.answering import KEY, OURS, REASON, Asking, Row, bad_row
+from foveate.batch.rows import KEY, OURS, REASON, Asking, Row, bad_row
 from foveate.errors import InputError
+from foveate.plain.files import named
+from foveate.plain.version import __version__
 from foveate.runs.crew import Crew, Here, InHand
-from foveate.runs.going import run as go
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
+from foveate.runs.working import work_through
 
 __all__ = ["Job", "Summary", "run", "table_of"]
 
@@ -244,7 +244,7 @@ def _answer(
         chunks = _chunks(samples, is_left_out, WINDOW * job.asking.batch_size, suspects)
         if isinstance(models, Here):
             chunks = hand.following(chunks, lambda chunk: f"{chunk[0].number} {chunk[-1].number}")
-        go(
+        work_through(
             chunks,
             models,
             take,

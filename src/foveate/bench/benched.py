@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from foveate import catalogue
-from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
 from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
-from foveate.contenders import USUAL, contenders_at
 from foveate.contract.method import Method
 from foveate.errors import BudgetError, SettingError
+from foveate.eval.contenders import USUAL, contenders_at
 from foveate.methods.random import Random
 from foveate.naming import RETENTION, parse
+from foveate.runs.versions import commit, versions
 
 __all__ = [
     "ALL",

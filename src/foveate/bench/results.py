@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from foveate._sheet import Sheet
 from foveate.bench.paired import AGAIN, FULL, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
 from foveate.contract import follow
 from foveate.contract.stages import Shape
 from foveate.cost import Cost
+from foveate.plain.table import Number, Table, number
 
 __all__ = ["noisy_parts", "result_sheets", "rows_of"]
 
@@ -138,7 +138,7 @@ def noisy_parts(rows: Sequence[ResultRow]) -> list[str]:
 # -- tables ---------------------------------------------------------------------------------------------------
 
 
-def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[str] = ()) -> list[Sheet]:
+def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[str] = ()) -> list[Table]:
     """Speed-ups over the untouched model, whose own row has milliseconds, of the prefill and of the call; and sizes.
 
     Args:
@@ -148,28 +148,28 @@ def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[st
     """
     complete = [row for row in rows if "kv_bytes" in row]
     return [
-        _sheet(rows, [_prefill_cells(row) for row in rows], title),
-        _sheet(complete, [_call_cells(row) for row in complete]),
-        _sheet(complete, [_size_cells(row) for row in complete], notes=[*_footnotes(rows), *notes]),
+        _table(rows, [_prefill_cells(row) for row in rows], title),
+        _table(complete, [_call_cells(row) for row in complete]),
+        _table(complete, [_size_cells(row) for row in complete], notes=[*_footnotes(rows), *notes]),
     ]
 
 
-def _sheet(
+def _table(
     rows: Sequence[ResultRow], cells: Sequence[Mapping[str, str]], title: str = "", notes: Sequence[str] = ()
-) -> Sheet:
+) -> Table:
     """Cells by the heads of their columns; a column without any is left out."""
     lines = [(row["name"], *by_head.values()) for row, by_head in zip(rows, cells, strict=True)]
-    return Sheet(title, ("", *cells[0]), lines, notes).filled()
+    return Table(title, ("", *cells[0]), lines, notes).filled()
 
 
 def _prefill_cells(row: ResultRow) -> dict[str, str]:
     untouched = row["name"] == FULL
     return {
-        "Tower ms": f"{1000 * row['tower']:.1f}" if "tower" in row else "",
-        "FLOPs": "" if untouched else f"{1 / row['prefill_flops']:.2f}×",
+        "Tower ms": number(1000 * row["tower"], ".1f") if "tower" in row else "",
+        "FLOPs": "" if untouched else Number(f"{1 / row['prefill_flops']:.2f}×", {"": 1 / row["prefill_flops"]}),
         "Prefill": _speed(row, "prefill"),
-        "Host ms": f"{1000 * row['launches']:.1f}" if "launches" in row else "",
-        "of limit": "" if untouched else f"{row['efficiency']:.1%}",
+        "Host ms": number(1000 * row["launches"], ".1f") if "launches" in row else "",
+        "of limit": "" if untouched else number(row["efficiency"], ".1%"),
         "÷ random": _interval(row, "prefill_over_random"),
         "÷ bare": _interval(row, "prefill_over_bare"),
     }
@@ -178,7 +178,7 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
 def _scoring(row: ResultRow) -> str:
     """The share of a method's own arithmetic; nothing for the full model, and where rows depend on the picture."""
     share = row.get("scoring_share", 0)
-    return "not counted" if share is None else f"{share:.2%}" if share else ""
+    return "not counted" if share is None else number(share, ".2%") if share else ""
 
 
 def _call_cells(row: ResultRow) -> dict[str, str]:
@@ -188,21 +188,21 @@ def _call_cells(row: ResultRow) -> dict[str, str]:
         "Scoring": _scoring(row),
         "Token": _speed(row, "tpot"),
         "Call": _speed(row, "whole"),
-        "Context ms": f"{1000 * row['context']:.2f}" if "context" in row else "",
-        "Items/s": f"{row['items_per_second']:.3g}",
+        "Context ms": number(1000 * row["context"], ".2f") if "context" in row else "",
+        "Items/s": number(row["items_per_second"], ".3g"),
     }
 
 
 def _size_cells(row: ResultRow) -> dict[str, str]:
     beside = ""
     if "peak_bytes_counted" in row:
-        beside = f"{row['peak_bytes'] / row['peak_bytes_counted'] - 1:+z.1%}"
+        beside = number(row["peak_bytes"] / row["peak_bytes_counted"] - 1, "+z.1%")
     return {
-        "Tokens": f"{row['tokens']:.1f}",
-        "Retention": f"{row['retention']:.1%}",
-        "Peak MiB": f"{row['peak_bytes'] / MIB:.1f}",
+        "Tokens": number(row["tokens"], ".1f"),
+        "Retention": number(row["retention"], ".1%"),
+        "Peak MiB": number(row["peak_bytes"] / MIB, ".1f"),
         "vs predicted": beside,
-        "KV MiB": f"{row['kv_bytes'] / MIB:.1f}",
+        "KV MiB": number(row["kv_bytes"] / MIB, ".1f"),
     }
 
 
@@ -211,16 +211,19 @@ def _speed(row: ResultRow, part: str) -> str:
     if part not in row:
         return ""
     if row["name"] == FULL:
-        return f"{1000 * row[part]:.1f} ms"
-    middle, low, high = (1 / row[f"{part}_ratio{end}"] for end in ("", "_high", "_low"))
-    return f"{middle:.3f}\n[{low:.3f}–{high:.3f}]"
+        return Number(f"{1000 * row[part]:.1f} ms", {"ms": 1000 * row[part]})
+    return _with_interval(*(1 / row[f"{part}_ratio{end}"] for end in ("", "_high", "_low")))
 
 
 def _interval(row: ResultRow, column: str) -> str:
     """A median, and its interval below; nothing where the row has no such column."""
     if column not in row:
         return ""
-    return f"{row[column]:.3f}\n[{row[f'{column}_low']:.3f}–{row[f'{column}_high']:.3f}]"
+    return _with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high")))
+
+
+def _with_interval(middle: float, low: float, high: float) -> Number:
+    return Number(f"{middle:.3f}\n[{low:.3f}–{high:.3f}]", {"": middle, "low": low, "high": high})
 
 
 def _footnotes(rows: Sequence[ResultRow]) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from foveate._sheet import Column, Sheet
 from foveate.ask.loading import random_model
 from foveate.errors import UnknownNameError
+from foveate.plain.table import Column, Table
 
 __all__ = ["NamedShape", "shape", "shape_sheet", "shapes"]
 
@@ -74,10 +74,10 @@ def shape(name: str) -> NamedShape:
     return shapes()[name]
 
 
-def shape_sheet(shapes: Sequence[NamedShape]) -> Sheet:
+def shape_sheet(shapes: Sequence[NamedShape]) -> Table:
     """Every shape, what it has the sizes of, and its vision tokens."""
     rows = [(shape.name, shape.of, _tokens_of(shape)) for shape in shapes]
-    return Sheet("", ("Shape", Column("Sizes of", wrap=True), "Vision tokens"), rows)
+    return Table("", ("Shape", Column("Sizes of", wrap=True), "Vision tokens"), rows)
 
 
 def _tokens_of(shape: NamedShape) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from foveate._stats import median_of
+from foveate.plain.stats import median_of
 
 __all__ = ["Ratio", "interval_words", "ratio", "rounds"]
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from foveate._version import __version__
+from foveate.plain.version import __version__
 
 __all__ = ["main"]
 

@@ -18,8 +18,8 @@ from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import SampleColumns, samples_in
 
 if TYPE_CHECKING:
-    from foveate.batch.answering import Asking
     from foveate.batch.job import Summary
+    from foveate.batch.rows import Asking
     from foveate.runs.crew import Crew
 
 __all__ = ["Batch"]
@@ -106,7 +106,7 @@ class Batch:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
-            from foveate.cli.asking import device_named
+            from foveate.cli.setup import device_named
 
         device_named(self.models.device)
         root = None if self.columns.root is None else os.path.abspath(self.columns.root)
@@ -158,8 +158,8 @@ class Batch:
             raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
 
     def _asking(self, root: str | None) -> "Asking":
-        from foveate.batch.answering import Asking
-        from foveate.cli.asking import named, tell_budgets
+        from foveate.batch.rows import Asking
+        from foveate.cli.setup import named, tell_budgets
 
         methods = {} if self.untouched else named([self.method], self.budgets)
         tell_budgets(methods, self.budgets)

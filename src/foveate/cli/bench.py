@@ -15,7 +15,7 @@ from foveate.cli.options import (
     MaybeCount,
     MethodsOptions,
     ModelOptions,
-    OutputOptions,
+    TableOptions,
     whole,
 )
 from foveate.cli.outputs import check_targets
@@ -25,11 +25,11 @@ from foveate.errors import BudgetError, InputError, SettingError
 if TYPE_CHECKING:
     import torch
 
-    from foveate._sheet import Sheet
     from foveate.bench.benched import Benched
     from foveate.bench.paired import PairedRun
     from foveate.bench.shapes import NamedShape
     from foveate.contract.method import Method
+    from foveate.plain.table import Table
 
 __all__ = ["Bench"]
 
@@ -85,7 +85,7 @@ class Bench(MethodsOptions):
     """wall time, or processor time: for a busy machine, on a CPU only"""
     shapes: Flag = False
     """list the shapes and do nothing else"""
-    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
         """Time, print, and write what was asked for.
@@ -114,7 +114,7 @@ class Bench(MethodsOptions):
         """Where everything runs."""
         import torch
 
-        from foveate.cli.asking import device_named
+        from foveate.cli.setup import device_named
 
         device: torch.device = device_named(self.device)
         if device.index is not None and device.type != "cpu":
@@ -158,8 +158,8 @@ class Bench(MethodsOptions):
         """The model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
         from foveate.bench.workload import PromptRequest
-        from foveate.cli.asking import load
         from foveate.cli.screen import busy, note
+        from foveate.cli.setup import load
 
         size = PromptRequest(
             batch=self.batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed
@@ -224,10 +224,10 @@ class Bench(MethodsOptions):
             return error
         return None
 
-    def _finish(self, record: dict[str, Any], sheets: "list[Sheet]") -> None:
+    def _finish(self, record: dict[str, Any], tables: "list[Table]") -> None:
         """Write the record where it was asked for, then print."""
         from rich.console import Group
 
         from foveate.cli.outputs import finish
 
-        finish(record, Group(*sheets), self.outputs)
+        finish(record, Group(*tables), self.outputs, tables=tables)

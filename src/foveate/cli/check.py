@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from foveate._files import check_readable
 from foveate.cli.checks import check_model
 from foveate.cli.options import EMBEDDED, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
+from foveate.plain.files import check_readable
 
 __all__ = ["Check"]
 
@@ -55,10 +55,10 @@ class Check:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate import embedded
-            from foveate.ask.answering import fitting
             from foveate.ask.loaded import quiet
-            from foveate.cli.asking import load
+            from foveate.ask.running import fitting
             from foveate.cli.outputs import finish
+            from foveate.cli.setup import load
             from foveate.testing.checking import STEPS, Checking
 
         vlm = load(options)
@@ -70,5 +70,5 @@ class Check:
         )
         with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)
-        finish({"model": self.model, **checked.to_dict()}, checked.sheet, self.outputs)
+        finish({"model": self.model, **checked.to_dict()}, checked.table, self.outputs)
         return DONE if checked.passed else FAILED

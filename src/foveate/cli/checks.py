@@ -6,16 +6,18 @@ Whatever else is wrong, such as a setting or a budget, the library refuses.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from foveate import _index, embedded
-from foveate._files import check_readable, is_video
-from foveate._folders import check_folder, folder_of
-from foveate._spelling import unknown, written
-from foveate._upstream import shown
+from foveate import embedded
 from foveate.cli.options import EMBEDDED, MediaOptions, ModelOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain import inventory
+from foveate.plain.files import check_readable, is_video
+from foveate.plain.folders import base_of, check_folder, folder_of, loading_base
+from foveate.plain.spelling import unknown, written
+from foveate.plain.upstream import shown
 
 __all__ = ["check_input", "check_methods", "check_model", "check_shape"]
 
@@ -54,7 +56,11 @@ def check_model(models: ModelOptions) -> None:
     folder = folder_of(name)
     if folder is not None:
         check_folder(name, folder)
-        if not (folder / "config.json").is_file():
+        base = base_of(name, folder)
+        if base is not None:
+            with loading_base(name, base):
+                check_model(replace(models, model=base))
+        elif not (folder / "config.json").is_file():
             raise InputError(
                 f"Model '{shown(name)}' cannot be loaded: the folder has no config.json. "
                 "Give a hub id or a local folder with a config, a processor and safetensors weights."
@@ -88,7 +94,7 @@ def check_methods(names: Sequence[str]) -> None:
         SettingError: If a text names no method.
         UnknownNameError: If there is no method of a name.
     """
-    there = _index.methods()
+    there = inventory.methods()
     for part in (part for name in names for part in written(name)):
         if part.is_file:
             check_readable(Path(part.name))

@@ -9,8 +9,6 @@ from typing import Any
 import tyro
 from rich.text import Text
 
-from foveate._spelling import unknown
-from foveate._upstream import first_line, is_out_of_memory
 from foveate.cli.batch import Batch
 from foveate.cli.bench import Bench
 from foveate.cli.check import Check
@@ -23,6 +21,8 @@ from foveate.cli.screen import discard, note, show, written
 from foveate.cli.tune import Tune
 from foveate.cli.usage import BUG, DONE, FAILED, exit_code
 from foveate.errors import FoveateError
+from foveate.plain.spelling import unknown
+from foveate.plain.upstream import first_line, is_out_of_memory
 
 __all__ = ["COMMANDS", "parsed", "run"]
 

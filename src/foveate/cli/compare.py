@@ -5,19 +5,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Group
-from rich.table import Column, Table
-from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, FigureOptions, Files, MediaOptions, ModelOptions, Pairs
+from foveate.cli.options import BudgetOptions, FigureOptions, Files, MediaOptions, ModelOptions, Pairs, TableOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
     from foveate.bench.timing import Ratio
-    from foveate.cli.asking import Setup
+    from foveate.cli.setup import Setup
+    from foveate.plain.table import Table
 
 __all__ = ["Compare"]
 
@@ -27,6 +25,11 @@ SCHEDULED_CONTROLS = ("random", "uniform")
 """Controls that run at the schedule of each method they stand beside."""
 OTHER_CONTROLS = ("averagepool", "resize")
 """Controls that bring a schedule of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOutputs(TableOptions, FigureOptions):
+    """What is written, and where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class Compare:
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[FigureOptions, tyro.conf.arg(name="output")] = field(default_factory=FigureOptions)
+    outputs: Annotated[CompareOutputs, tyro.conf.arg(name="output")] = field(default_factory=CompareOutputs)
 
     def run(self) -> None:
         """Answer with each, print the table, and write what was asked for."""
@@ -66,10 +69,10 @@ class Compare:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.asking import set_up
             from foveate.cli.generate import timed
             from foveate.cli.outputs import finish
             from foveate.cli.report import agreement, full_values, race_note, race_values
+            from foveate.cli.setup import set_up
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
@@ -99,20 +102,19 @@ class Compare:
             "infeasible": [{"name": name, "reason": reason} for name, reason in setup.infeasible.items()],
             "time": race_values(race, len(full.tokens)),
         }
-        table = _table(full, answers, agreements, race)
-        for name, reason in setup.infeasible.items():
-            table.add_row(Text(name), Text(f"infeasible: {reason}"))
         lines = _notes(answers, race_note(race, len(full.tokens)))
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             lines.append(f"Picture: {self.outputs.figure}")
+        table = _table(full, answers, agreements, race, setup.infeasible).noted(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
         finish(
             values,
-            Group(table, *map(Text, lines)),
+            table,
             self.outputs,
             lambda: draw_comparison(drawn, setup.prompt.shown, title),
+            [table],
         )
 
 
@@ -157,24 +159,24 @@ def _table(
     answers: "Mapping[str, Answer]",
     agreements: Mapping[str, Mapping[str, Any]],
     race: "Mapping[str, Ratio]",
-) -> Table:
+    infeasible: Mapping[str, str],
+) -> "Table":
     """A row for the full model and one a method."""
     from foveate.bench.paired import AGAIN
     from foveate.cli.report import agreement_words, interval
+    from foveate.plain.table import Column, Number, Table, number
 
-    heads = (Column(no_wrap=True), "Answer", "Agreement", "Retention", "Decoder FLOPs", "Time ratio")
-    table = Table(*heads, title=Text(full.prompt.text))
-    table.add_row("full model", Text(full.text), "", "100.0%", "100.0%", interval(race[AGAIN], "\n"))
+    numbers = [Column(head, right=True) for head in ("Retention", "Decoder FLOPs", "Time ratio")]
+    columns = [Column(""), Column("Answer", wrap=True), Column("Agreement"), *numbers]
+    whole = number(1, ".1%")
+    rows: list[Sequence[str]] = [("full model", full.text, "", whole, whole, interval(race[AGAIN], "\n"))]
     for name, answer in answers.items():
-        retention = f"{answer.retention:.1%}"
+        retention = number(answer.retention, ".1%")
         if answer.met is False:
-            retention += "*"
-        table.add_row(
-            Text(name),
-            Text(answer.text),
-            agreement_words(agreements[name]),
-            retention,
-            "not counted" if answer.saved.prefill_flops is None else f"{1 - answer.saved.prefill_flops:.1%}",
-            interval(race[name], "\n"),
-        )
-    return table
+            retention = Number(f"{retention}*", retention.values)
+        saved = answer.saved.prefill_flops
+        flops = "not counted" if saved is None else number(1 - saved, ".1%")
+        same = agreement_words(agreements[name])
+        rows.append((name, answer.text, same, retention, flops, interval(race[name], "\n")))
+    rows += [(name, f"infeasible: {reason}") for name, reason in infeasible.items()]
+    return Table(full.prompt.text, columns, rows)

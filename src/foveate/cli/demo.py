@@ -53,7 +53,7 @@ class Demo:
     def _serve(self, listening: "socket") -> None:
         with busy("Starting torch"):
             from foveate.app.server import serve
-            from foveate.cli.asking import load
+            from foveate.cli.setup import load
 
         vlm = load(self.models)
         try:

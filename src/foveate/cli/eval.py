@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from foveate._spelling import nearest
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, OutputOptions, whole
+from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import UnknownNameError, UnsupportedError
+from foveate.plain.spelling import nearest
 from foveate.runs.samples import samples_in
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOutputs(OutputOptions):
+class EvalOutputs(TableOptions):
     """What is written, and where."""
 
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -98,10 +98,10 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
-            from foveate.contenders import USUAL
+            from foveate.eval.contenders import USUAL
             from foveate.eval.pareto import draw_all
             from foveate.eval.plan import Plan
-            from foveate.eval.quality import sheets
+            from foveate.eval.quality import tables_of
 
         plan = Plan(
             methods=self.method or USUAL,
@@ -121,13 +121,14 @@ class Eval(MethodsOptions):
         else:
             quality = self._run_samples(plan) if self.samples is not None else self._run_embedded(names, plan)
             values, qualities = quality.to_dict(), [quality]
+        tables = tables_of(qualities)
         shown: list[Any] = []
-        for sheet in sheets(qualities):
-            shown += [sheet, Text("")] if sheet.notes else [sheet]
+        for table in tables:
+            shown += [table, Text("")] if table.notes else [table]
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities))
+        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities), tables)
         return BAD_ROWS if values.get("bad") else DONE
 
     def _check(self) -> None:
@@ -201,7 +202,7 @@ class Eval(MethodsOptions):
             raise
 
     def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Quality":
-        from foveate.cli.asking import load
+        from foveate.cli.setup import load
         from foveate.eval.evaluation import evaluate
 
         return evaluate(
@@ -214,7 +215,7 @@ class Eval(MethodsOptions):
         )
 
     def _run_samples(self, plan: "Plan") -> "Quality":
-        from foveate.cli.asking import load
+        from foveate.cli.setup import load
         from foveate.eval.evaluation import evaluate_samples
 
         assert self.samples is not None
@@ -226,10 +227,10 @@ class Eval(MethodsOptions):
         )
 
     def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "dict[str, Quality]":
-        from foveate.cli.asking import load
-        from foveate.eval.lmms.answerer import Conduct
+        from foveate.cli.setup import load
         from foveate.eval.lmms.benchmarking import evaluate_benchmarks
         from foveate.eval.lmms.harness import check_names
+        from foveate.eval.lmms.requests import Conduct
 
         check_names(names, self.include)
         conduct = Conduct(

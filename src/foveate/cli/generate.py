@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foveate.ask.answer import Answer
     from foveate.ask.generation import Generation
     from foveate.bench.timing import Ratio
-    from foveate.cli.asking import Setup
+    from foveate.cli.setup import Setup
     from foveate.contract.method import Method
 
 __all__ = ["Generate", "timed"]
@@ -75,8 +75,8 @@ class Generate:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.asking import set_up
             from foveate.cli.outputs import finish
+            from foveate.cli.setup import set_up
 
         setup = set_up(self.files, question, [self.method], self.models, self.budgets, self.media)
         generation = Generation(max_new_tokens=self.models.max_new_tokens)

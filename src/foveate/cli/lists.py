@@ -10,10 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from foveate import _index
-from foveate._spelling import Written, read_json, settings_in, unknown
 from foveate.cli.options import EMBEDDED, Flag
 from foveate.cli.screen import busy, show, show_json
+from foveate.plain import inventory
+from foveate.plain.spelling import Written, read_json, settings_in, unknown
 
 __all__ = ["STAGES", "Methods", "Models", "Presets", "marks"]
 
@@ -49,7 +49,7 @@ class Methods:
 
     def run(self) -> None:
         """Print the list, or one method."""
-        names = _index.methods()
+        names = inventory.methods()
         if self.name or self.json:
             _check("method", self.name, names)
             with busy(LOOKING):
@@ -110,7 +110,7 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        _check("model_type", self.name, _index.families())
+        _check("model_type", self.name, inventory.families())
         with busy(LOOKING):
             from foveate.cli.rows import family_rows
             from foveate.registry import presets

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from foveate._files import local_path
-from foveate._spelling import fractions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.files import local_path
+from foveate.plain.spelling import fractions
 
 __all__ = [
     "EMBEDDED",
@@ -31,6 +31,7 @@ __all__ = [
     "Pairs",
     "Rate",
     "Settings",
+    "TableOptions",
     "whole",
 ]
 
@@ -119,7 +120,7 @@ class ModelOptions:
     """The model and how it runs."""
 
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
-    """hub id or local folder; only safetensors are read, and remote code is never run"""
+    """hub id or local folder (of a model or a PEFT adapter); only safetensors are read, and remote code is never run"""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the first accelerator, else the CPU"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -201,6 +202,14 @@ class OutputOptions:
     def figure(self) -> Path | None:
         """Where a picture goes, for commands that draw one."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(OutputOptions):
+    """What is written, and where."""
+
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """write the same JSON to a file (.json), or the tables (.csv, .md, .tex)"""
 
 
 @dataclass(frozen=True, kw_only=True)

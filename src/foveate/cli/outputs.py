@@ -1,21 +1,23 @@
 """What a command hands out: files, written whole or not at all, then the screen."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate._writing import PART, publish
-from foveate.cli.options import OutputOptions
+from foveate.cli.options import OutputOptions, TableOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.table import ENDINGS, Table, in_file
+from foveate.plain.writing import PART, publish
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import RenderableType
 
-__all__ = ["check_targets", "finish", "write_picture", "write_text"]
+__all__ = ["JSON", "check_targets", "finish", "write_picture", "write_text"]
 
+JSON = ".json"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 
 
@@ -23,12 +25,15 @@ def check_targets(outputs: OutputOptions) -> None:
     """Refuse now what could not be written later.
 
     Raises:
-        UsageError: If the figure's ending names no picture format, or both files are one.
+        UsageError: If the figure's ending names no picture format, that of tables none of theirs, or both files are
+            one.
         InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
     """
     figure, out = outputs.figure, outputs.out
     if figure is not None and figure.suffix.lower() not in PICTURES:
         raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
+    if isinstance(outputs, TableOptions) and out is not None and out.suffix.lower() not in (JSON, *ENDINGS):
+        raise UsageError(f"--out {out}: the name must end in {JSON}, {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
     for flag, path in (("--figure", figure), ("--out", out)):
         if path is not None:
             _check(flag, path, outputs.force)
@@ -59,10 +64,18 @@ def finish(
     shown: "RenderableType",
     outputs: OutputOptions,
     draw: "Callable[[], Image.Image] | None" = None,
+    tables: Sequence[Table] = (),
 ) -> None:
-    """Write the figure and the JSON file where they were asked for, then print JSON or `shown`.
+    """Write the figure and the file of JSON or tables where they were asked for, then print JSON or `shown`.
 
     What cannot be written is an error after all else is done, so that no answer is lost for it.
+
+    Args:
+        values: All that there is to say.
+        shown: What is printed of it.
+        outputs: What was asked for.
+        draw: Draws the figure.
+        tables: Those in `shown`, of a command with `TableOptions`.
 
     Raises:
         InputError: If a file cannot be written or `draw` knows no places to draw at.
@@ -71,7 +84,9 @@ def finish(
 
     try:
         if outputs.out is not None:
-            write_text(outputs.out, as_json(values), force=outputs.force)
+            ending = outputs.out.suffix.lower()
+            text = in_file(tables, ending) if tables and ending in ENDINGS else as_json(values)
+            write_text(outputs.out, text, force=outputs.force)
         if outputs.figure is not None and draw is not None:
             write_picture(outputs.figure, draw(), force=outputs.force)
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 from foveate.ask.answer import Answer
 from foveate.bench.paired import AGAIN
 from foveate.bench.timing import Ratio, interval_words
+from foveate.plain.table import Number
 
 __all__ = ["agreement", "agreement_words", "full_values", "interval", "race_note", "race_values"]
 
@@ -58,4 +59,5 @@ def race_note(race: Mapping[str, Ratio], new_tokens: int) -> str:
 
 def interval(ratio: Ratio, between: str = " ") -> str:
     """A ratio and its interval: `0.71 [0.69–0.74]`."""
-    return f"{ratio.median:.2f}{between}[{ratio.low:.2f}–{ratio.high:.2f}]"
+    text = f"{ratio.median:.2f}{between}[{ratio.low:.2f}–{ratio.high:.2f}]"
+    return Number(text, {"": ratio.median, "low": ratio.low, "high": ratio.high})

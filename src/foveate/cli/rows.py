@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from docstring_parser import parse
 
-from foveate._index import summary
 from foveate.catalogue import takes_budget
 from foveate.contract.method import Preset
 from foveate.core.rank import mean_tokens
 from foveate.families.base import Family
+from foveate.plain.inventory import summary
 from foveate.registry import families, methods, presets, support
 
 __all__ = ["family_rows", "method_rows", "preset_rows"]

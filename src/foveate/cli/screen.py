@@ -22,9 +22,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from foveate._sheet import WIDEST
-from foveate._upstream import printable
 from foveate.errors import InputError
+from foveate.plain.table import WIDEST
+from foveate.plain.upstream import printable
 from foveate.runs.listener import Advance, Listener
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.text import Text
 
-from foveate._files import check_readable
-from foveate._writing import preset_files
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import (
     Count,
@@ -20,12 +18,15 @@ from foveate.cli.options import (
     OutputOptions,
     Settings,
     Share,
+    TableOptions,
     Tokens,
     whole,
 )
-from foveate.cli.outputs import check_targets
+from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.plain.files import check_readable
+from foveate.plain.writing import preset_files
 from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ class Tune:
 
     A small grid of settings is tried at one exact cost, for answers that stay nearest to the full model's; --search
     tries more cut layers, ratios and settings. Pictures are split: to search, to choose among the best, and to report
-    with. The outcome goes to --out, a preset file that runs with --method FILE, and says what was gained against the
-    published schedule and against random. MustDrop's counts depend on the picture, so its thresholds are tuned.
-    Several methods and budgets are compared on the same pictures; --out is then a folder of preset files.
+    with. The outcome goes to --out FILE.json, a preset file that runs with --method FILE, and says what was gained
+    against the published schedule and against random. MustDrop's counts depend on the picture, so its thresholds are
+    tuned. Several methods and budgets are compared on the same pictures; --out is then a folder of preset files.
 
     Examples:
       foveate tune --samples questions.jsonl --method v2drop --budget 64 --out mine.json
@@ -90,7 +91,7 @@ class Tune:
     workers: Count = 1
     """processes that try settings, each with a model of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
-    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
         """Tune, print, and write what was asked for."""
@@ -113,9 +114,9 @@ class Tune:
         from foveate.cli.screen import OnScreen, busy
 
         with busy("Starting torch"):
-            from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
-            from foveate.cli.asking import load
+            from foveate.ask.running import fitting
+            from foveate.cli.setup import load
             from foveate.naming import given, parse
             from foveate.tune import tune, tune_many
 
@@ -164,11 +165,11 @@ class Tune:
 
         for text in tuned.notes:
             note(text)
-        values = tuned.to_dict()
+        values, table = tuned.to_dict(), tuned.table()
         lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
-        if self.outputs.out is not None:
+        if self.outputs.out is not None and self.outputs.out.suffix.lower() == JSON:
             lines.append(f"Preset file: {self.outputs.out}")
-        finish(values, Group(tuned.sheet(), *map(Text, lines)), self.outputs)
+        finish(values, Group(table, *map(Text, lines)), self.outputs, tables=[table])
 
     def _hand_out_several(self, tunings: "Tunings") -> None:
         """Write preset files into a folder where that was asked for, and print all outcomes in one table."""
@@ -179,13 +180,15 @@ class Tune:
 
         for text in tunings.notes:
             note(text)
+        outputs, table = self.outputs, tunings.table()
         written: list[Path] = []
         try:
-            if self.outputs.out is not None:
-                written = tunings.save(self.outputs.out, force=self.outputs.force)
+            if outputs.out is not None and not _is_file(outputs.out):
+                folder, outputs = outputs.out, replace(outputs, out=None)
+                written = tunings.save(folder, force=outputs.force)
         finally:
             lines = [f"Preset file: {path}" for path in written]
-            finish(tunings.to_dict(), Group(tunings.sheet(), *map(Text, lines)), replace(self.outputs, out=None))
+            finish(tunings.to_dict(), Group(table, *map(Text, lines)), outputs, tables=[table])
 
     def _asked(self) -> list[tuple[Path, str]]:
         """(picture, question) of each sample."""
@@ -233,17 +236,17 @@ def _pictures(given: Path) -> list[Path]:
 
 
 def _is_file(out: Path) -> bool:
-    """Whether --out of several settings names a file.
+    """Whether --out of several settings names a file of tables, and not a folder of preset files.
 
     Raises:
         UsageError: If that would be one preset file.
     """
-    if out.suffix.lower() != ".json":
-        return False
-    raise UsageError(
-        f"--out {out} is one preset file, but several settings are tuned. Name a folder, such as "
-        f"--out {out.with_suffix('')}: each becomes METHOD-BUDGET.json in it."
-    )
+    if out.suffix.lower() == JSON:
+        raise UsageError(
+            f"--out {out} is one preset file, but several settings are tuned. Name a folder, such as "
+            f"--out {out.with_suffix('')}: each becomes METHOD-BUDGET.json in it."
+        )
+    return out.suffix != "" and not os.path.isdir(out)
 
 
 def _check_folder(out: Path, asked: Sequence[tuple[str, Mapping[str, float]]], *, force: bool) -> None:

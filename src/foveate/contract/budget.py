@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from foveate._upstream import brief
 from foveate.errors import BudgetError, SettingError
+from foveate.plain.upstream import brief
 
 __all__ = [
     "Budget",

@@ -58,7 +58,7 @@ class Entering(Budgeted):
 
 
 class EnteringShare(Entering):
-    """The same with `keep`, the name that papers have for the share.
+    """One reduction before the decoder whose share is called `keep`, the name that papers have for the share.
 
     Attributes:
         keep: Share of an image's vision tokens that enter the decoder, in (0, 1].

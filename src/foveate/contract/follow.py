@@ -168,7 +168,7 @@ class Units:
         return Units(None, sample)  # how many of each image are left is not known
 
     def counted_from(self, start: "Units") -> "Units":
-        """The same tokens for a stage whose method found those of `start` in the decoder."""
+        """These tokens for a stage whose method found those of `start` in the decoder."""
         images = self.images
         if images is not None and start.images is not None:
             pairs = zip(images, start.images, strict=True)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, dataclass_transform
 
-from foveate._spelling import CHAIN, no_setting
-from foveate._upstream import brief
 from foveate.contract import follow
 from foveate.contract.budget import Budget, Curve, decoder_depth, half_up, known_count, solve
 from foveate.contract.settings import Share, Tokens, check
@@ -19,6 +17,8 @@ from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
+from foveate.plain.spelling import CHAIN, no_setting
+from foveate.plain.upstream import brief
 
 __all__ = ["Budgeted", "Chain", "Method", "Preset", "meet"]
 
@@ -211,7 +211,7 @@ class Method(ABC):
         return "retention" in self._fields() and not self._given((*self.schedule, *BUDGET))
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """The same method with a budget, in place of one that it has; its stages solve it for every image they see.
+        """This method with a budget, in place of one that it has; its stages solve it for every image they see.
 
         Raises:
             SettingError: If the method takes no budget, was given a schedule, or not exactly one of both is given.
@@ -416,7 +416,7 @@ class Chain(Method):
         return tuple(stages)
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """The same, the last open member spending this budget; where none is open, the last that has a budget.
+        """This chain, its last open member spending a budget; where none is open, the last that has a budget.
 
         Raises:
             SettingError: If no member takes one, or not exactly one of both is given.

@@ -61,7 +61,7 @@ class Layered(Budgeted):
 
     @abstractmethod
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        """The same in a decoder of `depth` layers."""
+        """The usual layers in a decoder of `depth` layers."""
 
     @abstractmethod
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
@@ -101,7 +101,7 @@ class Layered(Budgeted):
         return self.rounded(proportional(started, at_cuts(shares, len(cuts))), cuts, depth, entered, started)
 
     def falling(self, depth: int, entered: int, started: int, least: int = 1) -> tuple[int, ...]:
-        """The same, each cut leaving one share of what arrives, and never fewer than `least`."""
+        """Counts behind each cut, each leaving one share of what arrives, and never fewer than `least`."""
         cuts = self.cuts(depth)
         return self.rounded(geometric(started, len(cuts), least), cuts, depth, entered, started)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_h
 
 from annotated_types import Ge, Gt, Le
 
-from foveate._upstream import brief
 from foveate.errors import SettingError
+from foveate.plain.upstream import brief
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError

@@ -94,7 +94,7 @@ class Space:
         return chosen
 
     def without(self, given: Collection[str], fixed: tuple[int, ...] = ()) -> "Space":
-        """The same without the settings of these names, and with these layers, if any: somebody has chosen them."""
+        """This space without the settings of these names, and with these layers, if any: somebody has chosen them."""
         settings = {name: values for name, values in self.settings.items() if name not in given}
         return replace(self, settings=settings, fixed=fixed)
 

@@ -246,11 +246,11 @@ class Cut:
         return arrived[self.source]
 
     def with_rows(self, rows: Tensor) -> "Cut":
-        """The same with these new rows, (rows, width)."""
+        """This cut with new rows, (rows, width)."""
         return Cut.merge(self.source, rows, self.parent, self.notes)
 
     def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
-        """The same, with these notes in the place of its own."""
+        """This cut with notes in the place of its own."""
         cut = self._made()
         return Cut(
             cut.arriving,
@@ -263,7 +263,7 @@ class Cut:
         )
 
     def noted_by(self, owner: object) -> "Cut":
-        """The same, its notes named for the member of a chain that wrote them: "owner name"."""
+        """This cut, its notes named for the member of a chain that wrote them: "owner name"."""
         make = self._make
         if make is not None:  # its notes come with it
             return Cut(self.arriving, self._count, make=lambda *all: make(*all).noted_by(owner), inputs=self._inputs)
@@ -272,7 +272,7 @@ class Cut:
         return self.with_notes({f"{owner} {name}": note for name, note in self.notes.items()})
 
     def to(self, device: torch.device) -> "Cut":
-        """The same with its tensors on this device."""
+        """This cut with its tensors on a device."""
         tensors = [self._stays, self._source, self._parent, self._rows, *self.notes.values(), *self._inputs]
         if all([tensor is None or tensor.device == device for tensor in tensors]):
             return self
@@ -292,7 +292,7 @@ class Cut:
         return tensors
 
     def with_tensors(self, tensors: Mapping[str, Any]) -> "Cut":
-        """The same cut of other tokens, made of their `tensors`."""
+        """This cut of other tokens, made of their `tensors`."""
         parts = {name: tensors.get(name) for name in PARTS}
         inputs = tensors.get("inputs", {})
         return Cut(
@@ -315,7 +315,7 @@ class Cut:
         return self._make(*self._inputs)
 
     def first(self, count: int) -> "Cut":
-        """The same where the host knows by now that `count` rows are real."""
+        """This cut where the host knows by now that `count` rows are real."""
         if self._stays is not None:  # its notes have the arriving tokens as their first dimension
             source = marked_first(self._stays)[:count]
             notes = {name: note[source] for name, note in self.notes.items()}

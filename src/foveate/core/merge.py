@@ -77,7 +77,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
 def dominant_and_contextual_by_crop(
     grids: Sequence[Grid], scores: Tensor, metric: Tensor, dominant: int, contextual: int
 ) -> Cut:
-    """The same where every crop gets its share of all rows by its tokens, and of the dominant ones by its rows.
+    """`dominant_and_contextual` where a crop gets its share of rows by its tokens, of the dominant ones by its rows.
 
     Args:
         grids: See `foveate.core.grid.crops_of`.
@@ -165,7 +165,7 @@ def bipartite(metric: Tensor, count: int) -> Cut:
 
 
 def by_first_token(cut: Cut) -> Cut:
-    """The same rows, each standing for the first token in it, sorted by that. No token is dropped."""
+    """The rows of a cut, each standing for the first token in it, sorted by that. No token is dropped."""
     place = torch.arange(len(cut.parent), device=cut.parent.device)
     first = torch.full_like(cut.source, len(place)).scatter_reduce(0, cut.parent, place, "amin")
     source, order = first.sort()
@@ -173,7 +173,7 @@ def by_first_token(cut: Cut) -> Cut:
 
 
 def by_source(cut: Cut) -> Cut:
-    """The same rows, sorted by the tokens that they stand for."""
+    """The rows of a cut, sorted by the tokens that they stand for."""
     source, order = cut.source.sort(stable=True)
     parent = torch.where(cut.parent < 0, -1, order.argsort()[cut.parent.clamp(min=0)])
     assert cut.rows is not None

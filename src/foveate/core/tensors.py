@@ -38,7 +38,7 @@ Tensors = dict[str, Any]
 
 
 def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same nest with every tensor changed; None stays None.
+    """A nest with every tensor changed; None stays None.
 
     Args:
         value: A tensor, None, or a tuple or mapping of such.

@@ -1,7 +1,7 @@
 """What a prompt costs with and without dropping: FLOPs and KV-cache bytes from a config, without weights."""
 
-from foveate._room import make_callable
 from foveate.cost._cost import Cost, cost
+from foveate.plain.room import make_callable
 
 __all__ = ["Cost", "cost"]
 

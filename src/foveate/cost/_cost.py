@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from foveate._sheet import SECTION, Column, Sheet
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Place, Shape
@@ -17,6 +16,7 @@ from foveate.cost._prompt import PromptLengths
 from foveate.cost._tower import smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
+from foveate.plain.table import SECTION, Column, Table
 from foveate.registry import families, no_family
 
 __all__ = ["Cost", "cost"]
@@ -78,7 +78,7 @@ class Cost:
 
     @property
     def total_flops(self) -> int | None:
-        """The same with scoring; None where that is not counted."""
+        """FLOPs of the model and of scoring; None where scoring is not counted."""
         return None if self.scoring_flops is None else self.model_flops + self.scoring_flops
 
     @property
@@ -103,9 +103,9 @@ class Cost:
         )
 
     def _repr_html_(self) -> str:
-        return self._sheet().to_html()
+        return self._table().to_html()
 
-    def _sheet(self) -> Sheet:
+    def _table(self) -> Table:
         """The FLOPs part by part, and what memory is needed."""
         layers = len(self.layer_flops)
         parts = {
@@ -136,7 +136,7 @@ class Cost:
             f"tokens on average, and {self.text_tokens} text tokens."
         )
         numbers = [Column(head, right=True) for head in ("FLOPs and bytes", "Share")]
-        return Sheet("Cost of a prompt", ["", *numbers], [*rows, SECTION, total, SECTION, *sizes], [note])
+        return Table("Cost of a prompt", ["", *numbers], [*rows, SECTION, total, SECTION, *sizes], [note])
 
 
 def cost(

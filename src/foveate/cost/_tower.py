@@ -40,7 +40,7 @@ def tower_flops(family: type[Family], config: Any, prompt: PromptLengths, grids:
 def smaller_tower_flops(
     family: type[Family], config: Any, stages: Sequence[Stage], ranked: Sequence[int], grids: Grids
 ) -> tuple[int, int] | None:
-    """The same where stages make pictures smaller; None if not known.
+    """FLOPs of the tower where stages make pictures smaller; None if not known.
 
     Args:
         family: Knows its tower.
@@ -62,7 +62,7 @@ def subset_tower_flops(
     grids: Grids | None,
     tokens: Sequence[Sequence[int] | Tensor],
 ) -> tuple[int, int]:
-    """The same where the tower runs on the patches of these tokens alone, ascending for each image or video.
+    """FLOPs of the tower where it runs on the patches of these tokens alone, ascending for each image or video.
 
     Raises:
         SettingError: If an image has no such tokens, or the grids have to be given.
@@ -155,7 +155,7 @@ def _windows(shape: TowerShape, grid: Grid) -> list[int]:
 
 
 def _windows_left(shape: TowerShape, kept: Tensor) -> list[int]:
-    """The same of the tokens that are kept, (rows, columns) bool."""
+    """Patches left in each window of a picture, of whose tokens (rows, columns) bool says which are kept."""
     if not shape.windowed:
         return []
     bands = torch.split(kept, shape.window)

@@ -27,7 +27,7 @@ NAME = "embedded"
 """The name of the model on the command line and in `foveate.load`."""
 
 FILMS = "embedded-films"
-"""The same weights for films, of frames of 168 px, each of 144 vision tokens; a picture is a film of one frame."""
+"""The name of its weights for films, with frames of 168 px, 144 vision tokens each; a picture is one frame."""
 
 NAMES = (NAME, FILMS)
 

@@ -58,7 +58,7 @@ class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
 
 
 def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
-    """The same weights as a model that is shown films, of frames of half the width and height: 144 tokens each.
+    """The weights as a model that is shown films, of frames of half the width and height: 144 tokens each.
 
     Its tower learnt that size too, with the mean of each two by two position embeddings.
 

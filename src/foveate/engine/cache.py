@@ -71,7 +71,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     counted: list[tuple[int, int]] | None = None
     _pruned = False
     _announced: tuple[Tensor | None, int, bool] | None = None
-    _room: "_Room | None" = None
+    _room: "GrowingBuffer | None" = None
     _grown: int | None = None  # the keys that the last update left, by their id
 
     def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
@@ -171,7 +171,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
         if grows and id(self.keys) == self._grown:  # nobody has changed them since the step before
             if self._room is None or not self._room.has_place(coming):
-                self._room = _Room(self.keys, self.values)
+                self._room = GrowingBuffer(self.keys, self.values)
             self.keys, self.values = self._room.put(key_states, value_states)
         else:
             self._room = None
@@ -381,7 +381,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
 
 
-class _Room:
+class GrowingBuffer:
     """A layer's keys and values with free places behind them, so that a decoded row is written and the others stay.
 
     It serves one layer (a copy has none), and only while this holds the very tensors that it was given here: a reorder

@@ -149,7 +149,7 @@ def nbytes(cache: Any) -> int:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """The same in no more memory than it needs."""
+    """The tensor in no more memory than it needs."""
     if tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

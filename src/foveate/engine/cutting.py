@@ -320,7 +320,7 @@ def _one_behind_the_other(notes: Sequence[Tensor]) -> Tensor:
 
 
 def _explicit(cut: Cut, device: torch.device) -> Cut:
-    """The same; one that changes nothing has tensors that say so, made on this device."""
+    """The cut; one that changes nothing has tensors that say so, made on this device."""
     if not cut.stays_whole:
         return cut
     places = torch.arange(cut.arriving, device=device)
@@ -431,7 +431,7 @@ def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderO
     if dropped:
         forward.lay_out(program.renumbers_before(call.index))
     if call.index in program.cuts:
-        forward.note_cut("layer", call.index, before)
+        forward.record_cut("layer", call.index, before)
 
 
 class SampleReader:
@@ -526,7 +526,7 @@ def decide_bucket(
 
 
 def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
-    """The same with counts that the host knows.
+    """What was decided, with counts that the host knows.
 
     A mask says which tokens stay and not how many. The device is asked once for the whole batch.
     """

@@ -484,7 +484,7 @@ class Forward:
             origin = came_from.to(added.device) + first
             self.additions[depth] = added.index_put((target,), added[origin])
 
-    def note_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
+    def record_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
         """Write a cut into the trace."""
         assert self.record is not None
         sources: dict[int, Tensor] = {}

@@ -23,7 +23,7 @@ from foveate.core.cut import Cut
 from foveate.core.signals import Keys, Resource
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.support import refusal
+from foveate.families.support import refusal
 
 CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 

@@ -267,7 +267,7 @@ def media_of(output: Any, lengths: Sequence[Sequence[int]] | None) -> list[tuple
 def _media_of_samples(
     encoded: Encoded | None, lengths: Sequence[Sequence[int]]
 ) -> list[tuple[int, MediaTokens | None]]:
-    """The same sample by sample: a sample's beams share its tags."""
+    """Lengths and tags, sample by sample: a sample's beams share its tags."""
     samples = [] if encoded is None else encoded.media
     beams = len(lengths) // max(1, len(samples))  # generate repeats a sample's rows: a a b b for two beams
     tagged = [media for media in samples for _ in range(beams)]

@@ -157,7 +157,7 @@ def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tens
     if not changed:
         return hidden
     names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
-    forward.note_cut(names.get(program.encodes, "tower"), None, before)
+    forward.record_cut(names.get(program.encodes, "tower"), None, before)
     forward.lay_out(program.renumbers_before(None))
     return hidden
 
@@ -348,7 +348,7 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
     # What arrives is what the tower left, or all tokens where it was not cut.
     arriving = [stage.after for stage in forward.record.stages if stage.layer is None]
     arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
-    forward.note_cut("kv", None, arriving[0])
+    forward.record_cut("kv", None, arriving[0])
 
 
 def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:

@@ -176,7 +176,7 @@ class AttentionReader(RowsReader):
     def _from_own_attention(
         self, asking: Tensor, query: Tensor, keys: Tensor, scaling: float
     ) -> tuple[Tensor, Tensor, float]:
-        """The same, taken from the queries and keys that the layer's own attention has made of all its rows."""
+        """Queries, keys and scaling, taken from what the layer's own attention has made of all its rows."""
         # (samples, heads, rows, head size); keys of earlier turns stand in front of those of these rows.
         query, keys = query[self._of], keys[self._of, :, -query.shape[2] :]
         if self._forward.rows is not None:

@@ -27,9 +27,9 @@ from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import Program
 from foveate.engine.reading import is_causal
 from foveate.families.base import Family
-from foveate.families.tap import See
+from foveate.families.tap import AttentionHook
 
-__all__ = ["begin_turn", "end_turn", "noting"]
+__all__ = ["begin_turn", "decode_hook", "end_turn"]
 
 TEXT, VISION = 1, 2
 """What `PrunedLayer.kinds` says of columns that are no padding."""
@@ -183,7 +183,7 @@ def _chosen(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
 # -- while a layer attends ----------------------------------------------------------------------------------------
 
 
-def noting(forward: Forward, call: LayerCall, program: Program, family: Family) -> See | None:
+def decode_hook(forward: Forward, call: LayerCall, program: Program, family: Family) -> AttentionHook | None:
     """What notes, of a layer that attends, the attention that a stage of decoding reads; None if none reads it.
 
     It must be made while the layer's arguments are those of all rows.
@@ -209,7 +209,7 @@ def _add(forward: Forward, index: int, columns: Tensor, paid: Tensor) -> None:
     forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
 
 
-def _asked(forward: Forward, call: LayerCall, family: Family, note: Callable[[Tensor, Tensor], None]) -> See:
+def _asked(forward: Forward, call: LayerCall, family: Family, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
     """What sums up the attention that some rows of a layer pay to each slot.
 
     Args:

@@ -19,9 +19,9 @@ from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
-from foveate.engine.reads import noting
+from foveate.engine.reads import decode_hook
 from foveate.families.base import Family, tapped_layer, unreadable
-from foveate.families.tap import See
+from foveate.families.tap import AttentionHook
 
 __all__ = ["LayerRunner"]
 
@@ -307,7 +307,7 @@ class LayerRunner:
     def _attention_tap(self, forward: Forward, call: LayerCall, reader_of: Callable[..., AttentionReader]) -> Tap:
         """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
         signals = self._program.signals_while(call.index) if forward.drops else ()
-        notes = None if self._program.reading is None else noting(forward, call, self._program, self._family)
+        notes = None if self._program.reading is None else decode_hook(forward, call, self._program, self._family)
         if not signals and notes is None:
             return nullcontext()
         own_attention: OwnAttention = []
@@ -325,7 +325,7 @@ def _reading(
     signals: Sequence[Signal],
     readers: list[tuple[Bucket, AttentionReader]],
     own_attention: OwnAttention,
-    notes: See | None,
+    notes: AttentionHook | None,
 ) -> Iterator[None]:
     """While a layer runs, reduce its queries and keys as it attends, for stages before the next layer.
 

@@ -144,7 +144,7 @@ class Unit:
 
     @property
     def rows(self) -> slice:
-        """The same as a slice."""
+        """Its rows as a slice."""
         return slice(self.start, self.stop)
 
     @property
@@ -209,7 +209,7 @@ def read_samples(
 
 
 def _with_cells(sample: Sample) -> Sample:
-    """The same, with the cells that its vision tokens stand in."""
+    """A sample with the cells that its vision tokens stand in."""
     if not len(sample.vision):
         return sample
     cells, grids = zip(*(image.cells for image in sample.media), strict=True)

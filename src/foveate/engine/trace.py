@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from foveate._sheet import Column, Sheet
 from foveate.core.tensors import on_tensors, send
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
+from foveate.plain.table import Column, Table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -246,7 +246,7 @@ class PrefillRecord:
 
     @property
     def retention(self) -> list[float]:
-        """The same as a share of the sample's vision tokens; 1 for a sample without any."""
+        """Mean share of a sample's vision tokens that a decoder layer processed; 1 for a sample without any."""
         return [tokens / count if count else 1.0 for tokens, count in zip(self.tokens, self.vision_tokens, strict=True)]
 
     @cached_property
@@ -304,7 +304,7 @@ class PrefillRecord:
         return f"PrefillRecord({self._words()})"
 
     def _repr_html_(self) -> str:
-        return self._sheet().to_html()
+        return self._table().to_html()
 
     def _words(self) -> str:
         """`retention 33.4%; before layer 3: 576 to 288`."""
@@ -321,7 +321,7 @@ class PrefillRecord:
         again = "" if self.reuse is None else f", picked as before in {self.reuse:.1%} of {self._steps} steps"
         return f"decoding reads {words} vision tokens in layers {first} to {last}{again}"
 
-    def _sheet(self) -> Sheet:
+    def _table(self) -> Table:
         """A row a stage: vision tokens of all samples before and after it, and the share that stayed."""
         rows = []
         for stage in self.stages:
@@ -337,7 +337,7 @@ class PrefillRecord:
             words = self._reading()
             notes.append(f"{words[0].upper()}{words[1:]}.")
         counts = [Column(head, right=True) for head in ("Before", "After", "Kept")]
-        return Sheet("Vision tokens", ["Stage", *counts], rows, notes)
+        return Table("Vision tokens", ["Stage", *counts], rows, notes)
 
 
 class Trace:
@@ -449,10 +449,10 @@ class Trace:
         """A table of the latest prefill, which a notebook shows."""
         if not self.history:
             return html.escape(repr(self))
-        sheet = self.latest._sheet()
+        sheet = self.latest._table()
         if len(self.history) > 1:
             notes = (*sheet.notes, f"The latest of {len(self.history)} prefills in `history`.")
-            sheet = Sheet(sheet.title, sheet.columns, sheet.rows, notes)
+            sheet = Table(sheet.title, sheet.columns, sheet.rows, notes)
         return sheet.to_html()
 
 

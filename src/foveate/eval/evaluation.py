@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate._files import is_video, named, sha256_of
-from foveate._spelling import nearest
-from foveate._upstream import shown
-from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.contenders import Contender, contenders_at
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval import provenance
-from foveate.eval.answer_store import Answers, key_of
-from foveate.eval.figures import figures_of, unmatched
+from foveate.eval.asked import Asked, outstanding, prompts_of, run
+from foveate.eval.contenders import Contender, contenders_at
 from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
-from foveate.eval.questioning import Asked, outstanding, prompts_of, run
+from foveate.eval.records import Answers, key_of
+from foveate.eval.rows import figures_of, unmatched
 from foveate.naming import parse
+from foveate.plain.files import is_video, named, sha256_of
+from foveate.plain.spelling import nearest
+from foveate.plain.upstream import shown
 from foveate.runs.labels import LABELS, as_said, labels_in, plain
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
+from foveate.runs.versions import commit, versions
 
 __all__ = ["evaluate", "evaluate_samples"]
 
@@ -277,7 +277,7 @@ class _Asking:
         return figures_of(self._log(None), ran)
 
     def _log(self, method: Method | None) -> list[dict[str, Any]]:
-        """A setting's log, in the questions' order; see `foveate.eval.figures`."""
+        """A setting's log, in the questions' order; see `foveate.eval.rows`."""
         log = []
         for question in self.asked:
             row, full = (self.store.get(key, question.key) for key in (key_of(method), key_of(None)))

@@ -12,7 +12,7 @@ from foveate.embedded.films import film
 from foveate.embedded.questions import one_per_film_task, one_per_task
 from foveate.embedded.scenes import Scene, scene, sketch
 from foveate.errors import SettingError, UnknownNameError
-from foveate.eval.questioning import Asked
+from foveate.eval.asked import Asked
 from foveate.video import Clip
 
 __all__ = ["APART", "SPLIT", "check_tasks", "questions", "shown"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.contenders import USUAL
 from foveate.contract.method import Method
 from foveate.errors import SettingError
-from foveate.eval.answer_store import Answers, open_answers
+from foveate.eval.contenders import USUAL
+from foveate.eval.records import Answers, open_answers
 from foveate.naming import parse
 
 __all__ = ["BASELINES", "SHARES", "Plan"]
@@ -91,5 +91,5 @@ class Plan:
     def store(
         self, conditions: Mapping[str, Any], note: Callable[[str], object] = str
     ) -> AbstractContextManager[Answers]:
-        """Where answers under these conditions are kept; see `foveate.eval.answer_store.open_answers`."""
+        """Where answers under these conditions are kept; see `foveate.eval.records.open_answers`."""
         return open_answers(conditions, self.cache, note=note)

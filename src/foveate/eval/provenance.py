@@ -11,9 +11,10 @@ from typing import Any
 import huggingface_hub
 
 from foveate import embedded
-from foveate._files import sha256_of
-from foveate._versions import versions
 from foveate.ask.vlm import VLM
+from foveate.plain.files import sha256_of
+from foveate.plain.folders import base_of
+from foveate.runs.versions import versions
 
 __all__ = ["conditions", "joined"]
 
@@ -22,33 +23,36 @@ READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".tx
 
 
 def conditions(vlm: VLM) -> dict[str, Any]:
-    """All of a model that its answers depend on; see `foveate.eval.answer_store.Answers`."""
-    folder, from_hub = _place(vlm.name)
-    files, revision = {}, "unknown revision"
-    if folder is not None:
-        files, revision = _files(folder, hash_weights=not from_hub), folder.name
-    weights = f"{vlm.name}@{revision}"
-    if not from_hub:
-        weights = joined([digest for name, digest in files.items() if name.endswith(".safetensors")])
+    """All of a model that its answers depend on; see `foveate.eval.records.Answers`."""
     setup = vlm.card.to_dict()
     del setup["name"]
-    values = {"weights": weights, "files": files, **setup, **versions(), "libraries": _libraries()}
+    values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}
+    folder = _local(vlm.name)
+    base = None if folder is None else base_of(vlm.name, folder)
+    if base is not None:
+        values |= {"base": _stored(base), "peft": importlib.metadata.version("peft")}
     generation = getattr(vlm.model, "generation_config", None)
     if getattr(generation, "repetition_penalty", None) not in (None, 1.0):
         values["decoding"] = "without the checkpoint's repetition penalty"  # earlier versions applied it
     return values
 
 
-def _place(name: str) -> tuple[Path | None, bool]:
-    """The folder that a model's files lie in, and whether it is the hub's cache; there, a revision's folder bears the
-    name of its commit. None where the cache has none."""
+def _local(name: str) -> Path | None:
+    """The folder of a model that is not in the hub's cache."""
     folder = embedded.path() if name in embedded.NAMES else Path(name).expanduser()
-    if folder.is_dir():
-        return folder, False
+    return folder if folder.is_dir() else None
+
+
+def _stored(name: str) -> dict[str, Any]:
+    """The weights and all files of a model's folder; in the hub's cache it bears the name of its commit."""
+    if (folder := _local(name)) is not None:
+        files = _files(folder, hash_weights=True)
+        return {"weights": joined([files[file] for file in files if file.endswith(".safetensors")]), "files": files}
     config = huggingface_hub.try_to_load_from_cache(name, "config.json")
     if not isinstance(config, str):
-        return None, True
-    return Path(config).parent, True
+        return {"weights": f"{name}@unknown revision", "files": {}}
+    folder = Path(config).parent
+    return {"weights": f"{name}@{folder.name}", "files": _files(folder, hash_weights=False)}
 
 
 def _files(folder: Path, hash_weights: bool) -> dict[str, str]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from foveate._sheet import SECTION, Column, Sheet
-from foveate._stats import wilson
 from foveate.contract.budget import is_met
-from foveate.eval.figures import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.eval.plan import BASELINES
+from foveate.eval.rows import FULL_MODEL, RIVALS, Row, collapsed, verdict
+from foveate.plain.stats import wilson
+from foveate.plain.table import SECTION, Column, Number, Table, number
 
-__all__ = ["AGREEMENT", "Quality", "points", "sheets"]
+__all__ = ["AGREEMENT", "Quality", "points", "tables_of"]
 
 HARD = "Hard: accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
 TOKENS = "Tokens: what a decoder layer truly processed, on average."
@@ -47,7 +47,7 @@ class Quality:
 
     Attributes:
         rows: The full model's and those of every setting, over all questions and task by task; their columns are
-            those of `foveate.eval.figures.figures_of`. `pandas.DataFrame(quality.rows)` takes them.
+            those of `foveate.eval.rows.figures_of`. `pandas.DataFrame(quality.rows)` takes them.
         unit: What figures are multiplied by for people: 100 for shares, 1 for scores.
         title: A line above the table.
         figure: What the figure is called there.
@@ -98,44 +98,48 @@ class Quality:
         )
 
     def _repr_html_(self) -> str:
-        return "".join(sheet._repr_html_() for sheet in sheets([self]))
+        return "".join(sheet._repr_html_() for sheet in tables_of([self]))
 
     # -- tables -----------------------------------------------------------------------------------------------
 
-    def table(self) -> Sheet:
+    def table(self) -> Table:
         """A row for the full model and one a contender; without the columns that say nothing here."""
-        full = self.full
+        full, whole = self.full, number(1, ".0%")
+        agrees = Number(whole, {"": 100})
         shown: list[Sequence[str]] = [
-            (FULL_MODEL, f"{full['tokens']:.1f}", "100%", points(full, "accuracy", self.unit), "100%", "100%")
+            (FULL_MODEL, number(full["tokens"], ".1f"), whole, points(full, "accuracy", self.unit), agrees, whole)
         ]
         for budget in self._budgets():
             shown.append(SECTION)
             shown += [self._cells(row) for row in self.settings if row["budget"] == budget]
             for row in self.infeasible:
                 if row["budget"] == budget:
-                    floor = "" if row["floor"] is None else f"≥ {row['floor'] * full['tokens']:.1f}"
+                    floor = ""
+                    if row["floor"] is not None:
+                        least = row["floor"] * full["tokens"]
+                        floor = Number(f"≥ {least:.1f}", {"at least": least})
                     shown.append((row["name"], floor, "", "infeasible"))
         heads = [self.figure if place == 3 else head for place, head in enumerate(HEADS)]
         columns = [Column(head, right=place > 0) for place, head in enumerate(heads)]
         unsaid = ("Of full", "Agrees") if self.figure == AGREEMENT else ()
-        return Sheet(self.title, columns, shown).filled(without=unsaid)
+        return Table(self.title, columns, shown).filled(without=unsaid)
 
     def _cells(self, row: Row) -> list[str]:
         """A setting's row of the table."""
         differences = [points(row, f"minus_{rival}", self.unit, signed=True) for rival in RIVALS]
         return [
             row["name"],
-            f"{row['tokens']:.1f}",
+            number(row["tokens"], ".1f"),
             "not counted" if row["flops"] is None and self.full["flops"] else _formatted(row["flops"], ".0%"),
             points(row, "accuracy", self.unit),
             points(row, "agreement", 100),
             _formatted(row["share"], ".0%"),
             _formatted(row["kl"], "z.2f"),
-            "" if row["hard"] is None else f"{row['hard']:.0%} of {row['hard_questions']}",
+            _hard(row),
             *differences,
         ]
 
-    def task_table(self) -> Sheet:
+    def task_table(self) -> Table:
         """Accuracy of every task, %."""
         full = self.tasks_of(self.full)
         heads: list[str | Column] = ["", *(Column(SHORT.get(task, task), right=True) for task in full)]
@@ -146,10 +150,10 @@ class Quality:
             for row in self.settings:
                 if row["budget"] == budget:
                     rows.append([f"{row['name']} {row['tokens']:.0f}", *_percents(self.tasks_of(row).values())])
-        return Sheet(f"{self.figure} by task, %", heads, rows)
+        return Table(f"{self.figure} by task, %", heads, rows)
 
     @cached_property
-    def paired(self) -> Sheet:
+    def paired(self) -> Table:
         """Every method beside the first one, on the same questions; empty where there is no other.
 
         Random and Resize have columns in `table`; other baselines are here where there is no method besides the first.
@@ -168,8 +172,10 @@ class Quality:
         heads = ["Tokens", self.figure, "", AGREEMENT, ""]
         if self.figure == AGREEMENT:
             heads, rows = heads[:3], [row[:4] for row in rows]
-        columns: list[str | Column] = ["", *(Column(head, right=head != "") for head in heads)]
-        return Sheet(f"Beside {first}, on the same questions", columns, rows)
+        columns: list[str | Column] = [""]
+        for head, before in zip(heads, ["", *heads], strict=False):
+            columns.append(Column(head, right=head != "", name=f"{before} verdict"))
+        return Table(f"Beside {first}, on the same questions", columns, rows)
 
     def _beside(self, pair: Row) -> list[str]:
         """The differences of a pair, each with its verdict."""
@@ -293,9 +299,9 @@ class Quality:
         return f"Intervals: 95 %, paired, over pictures and over {seeds} seeds of them."
 
 
-def sheets(qualities: Iterable[Quality]) -> list[Sheet]:
+def tables_of(qualities: Iterable[Quality]) -> list[Table]:
     """The tables of several benchmarks, each with what was found below it; what columns mean stands below the last."""
-    tables: list[Sheet] = []
+    tables: list[Table] = []
     legend: list[str] = []
     for quality in qualities:
         tables.append(quality.table().noted(quality.findings()))
@@ -316,11 +322,12 @@ def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
     value, low, high = (row[f"{figure}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return ""
+    text = f"{unit * value:{'+' if signed else ''}z.1f} ± {unit / 2 * (high - low):.1f}"
     if not signed and low < value == high:
-        return f"{unit * value:.1f} (≥ {unit * low:.1f})"
+        text = f"{unit * value:.1f} (≥ {unit * low:.1f})"
     if not signed and low == value < high:
-        return f"{unit * value:.1f} (≤ {unit * high:.1f})"
-    return f"{unit * value:{'+' if signed else ''}z.1f} ± {unit / 2 * (high - low):.1f}"
+        text = f"{unit * value:.1f} (≤ {unit * high:.1f})"
+    return Number(text, {"": unit * value, "low": unit * low, "high": unit * high})
 
 
 def _miss(row: Row) -> str | None:
@@ -338,17 +345,27 @@ def _miss(row: Row) -> str | None:
 
 def _tokens(row: Row, pair: Row) -> str:
     """What a setting of a pair spends and, in brackets, what the other one does where that is not the same."""
-    mark = "" if is_met(row["tokens"], pair["tokens"]) else f" ({pair['tokens']:.1f})"
-    return f"{row['tokens']:.1f}{mark}"
+    if is_met(row["tokens"], pair["tokens"]):
+        return number(row["tokens"], ".1f")
+    tokens, of_other = row["tokens"], pair["tokens"]
+    return Number(f"{tokens:.1f} ({of_other:.1f})", {"": tokens, "of the other": of_other})
+
+
+def _hard(row: Row) -> str:
+    """Accuracy on the hard questions, and how many they are."""
+    if row["hard"] is None:
+        return ""
+    count = row["hard_questions"]
+    return Number(f"{row['hard']:.0%} of {count}", {"%": 100 * row["hard"], "questions": count})
 
 
 def _formatted(figure: float | None, form: str) -> str:
     """A figure without its interval; nothing where it is not known."""
-    return "" if figure is None else format(figure, form)
+    return "" if figure is None else number(figure, form)
 
 
 def _percents(rows: Iterable[Row]) -> list[str]:
-    return [f"{100 * row['accuracy']:.0f}" for row in rows]
+    return [number(100 * row["accuracy"], ".0f") for row in rows]
 
 
 def _listed(texts: list[str]) -> str:

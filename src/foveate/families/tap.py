@@ -14,7 +14,7 @@ from foveate.errors import UnsupportedError
 
 __all__ = [
     "TAP",
-    "See",
+    "AttentionHook",
     "Tapped",
     "made_by_itself",
     "tap",
@@ -25,13 +25,13 @@ __all__ = [
 
 TAP = "foveate_tap"
 
-See = Callable[[Tensor, Tensor, float], None]
+AttentionHook = Callable[[Tensor, Tensor, float], None]
 """Called with the queries and the keys of all samples, (samples, heads, tokens, head size), and the scaling of their
 product."""
 
 
 class Tapped(NamedTuple):
-    """What one attention module attended with; see `See`."""
+    """What one attention module attended with; see `AttentionHook`."""
 
     queries: Tensor
     keys: Tensor
@@ -51,7 +51,7 @@ class Tapped(NamedTuple):
 class _Config:
     """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
 
-    def __init__(self, real: Any, see: See) -> None:
+    def __init__(self, real: Any, see: AttentionHook) -> None:
         self._real = real
         self._see = see
         self._attn_implementation = TAP
@@ -75,7 +75,7 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
         return kernel(module, query, key, value, attention_mask, **kwargs)
 
 
-def tap(patches: Patcher, module: nn.Module, see: See) -> None:
+def tap(patches: Patcher, module: nn.Module, see: AttentionHook) -> None:
     """Call `see` whenever this attention module runs, until the patcher restores it; its output stays what it was.
 
     A module may be called several times, once for each of its packed sequences.
@@ -85,7 +85,7 @@ def tap(patches: Patcher, module: nn.Module, see: See) -> None:
 
 
 @contextmanager
-def tapped(module: nn.Module, see: See) -> Iterator[None]:
+def tapped(module: nn.Module, see: AttentionHook) -> Iterator[None]:
     """As `tap`, inside a context."""
     with Patcher() as patches:
         tap(patches, module, see)
@@ -95,7 +95,7 @@ def tapped(module: nn.Module, see: See) -> Iterator[None]:
 # -- decoder layers ------------------------------------------------------------------------------------------------
 
 
-def tapped_layer(layer: Any, see: See) -> AbstractContextManager[None]:
+def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]:
     """Call `see(queries, keys, scaling)` with what a decoder layer's attention is about to attend with.
 
     Raises:

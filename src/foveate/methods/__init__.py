@@ -1,5 +1,5 @@
 """The methods, one file per paper; `foveate.methods()` finds them here."""
 
-from foveate._room import make_callable
+from foveate.plain.room import make_callable
 
 make_callable(__name__, "foveate.registry:methods")

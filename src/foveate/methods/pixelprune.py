@@ -69,7 +69,7 @@ def unequal(units: Tensor) -> Tensor:
 
 
 def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The same where alike is not equal.
+    """Which units stay where being alike is not being equal: shapes as for `unequal`.
 
     What stands in each unit's place is known by its index. A unit needs that of A, B and C, so a diagonal (row + column
     are the same) is worked out at once, from the one before and the one before that.

@@ -71,7 +71,7 @@ class PruMerge(Entering):
         return scores.sort(descending=True, stable=True).indices, kept
 
     def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
-        """The same with exactly `kept` that stay."""
+        """The order of tokens where exactly `kept` stay."""
         return scores.sort(descending=True, stable=True).indices
 
     def _merge(

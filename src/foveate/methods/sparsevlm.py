@@ -81,7 +81,7 @@ class SparseVLM(Rated):
         return left, *self._recycled(arrive - left)
 
     def _split(self, arrive: int, rows: int) -> tuple[int, int, int]:
-        """The same for a number of rows: one more token that stays makes as many rows, or one more."""
+        """The three of `_parts` for a number of rows: one more token that stays makes as many rows, or one more."""
         kept = rows
         pool, clusters = self._recycled(arrive - kept)
         while kept > 1 and kept + clusters > rows:

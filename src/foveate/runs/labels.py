@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foveate._upstream import brief
 from foveate.errors import InputError
+from foveate.plain.upstream import brief
 
 __all__ = ["LABELS", "as_said", "labels_in", "plain"]
 

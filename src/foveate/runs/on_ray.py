@@ -4,8 +4,8 @@ import os
 from concurrent.futures import Future
 from typing import Any, Self
 
-from foveate._upstream import first_line, install_line
 from foveate.errors import InputError, UnsupportedError
+from foveate.plain.upstream import first_line, install_line
 from foveate.runs.crew import Task, Together, check_count, rows_of
 
 __all__ = ["Actors", "require_ray"]

@@ -18,9 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from foveate._files import local_path, named, open_readable, scheme_of, sha256_of
-from foveate._upstream import brief, first_line, install_line, printable
 from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.plain.files import local_path, named, open_readable, scheme_of, sha256_of
+from foveate.plain.upstream import brief, first_line, install_line, printable
 
 __all__ = ["ENDINGS", "LINE_KEY", "Bad", "MediaSample", "SampleColumns", "Samples", "Unreadable", "arrow", "samples_in"]
 

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from foveate._files import named
-from foveate._upstream import brief, first_line
-from foveate._writing import PART, publish
 from foveate.errors import InputError
+from foveate.plain.files import named
+from foveate.plain.upstream import brief, first_line
+from foveate.plain.writing import PART, publish
 from foveate.runs.samples import arrow
 
 __all__ = ["BAD", "BROKEN", "MANIFEST", "KnownKeys", "Numbers", "Store", "open_store"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from foveate._sheet import Column, Sheet
+from foveate.plain.table import Column, Table
 
 __all__ = ["CLEARLY", "HALF", "Checked", "Row", "name_of"]
 
@@ -67,7 +67,7 @@ class Checked:
         return {"passed": self.passed, "about": dict(self.about), "noise": _finite(self.noise), "rows": rows}
 
     @property
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """The table, and below it what to know of the run."""
         numbers = [Column(head, right=True) for head in ("Noise", "Difference", "Tolerance", "Wrong columns")]
         rows = []
@@ -85,13 +85,13 @@ class Checked:
             + ", ".join(f"{name} {value}" for name, value in self.about.items()),
         ]
         title = "foveate check: " + ("passed" if self.passed else "FAILED")
-        return Sheet(title, [Column("Compared", wrap=True), "Verdict", *numbers], rows, notes)
+        return Table(title, [Column("Compared", wrap=True), "Verdict", *numbers], rows, notes)
 
     def __str__(self) -> str:
-        return str(self.sheet)
+        return str(self.table)
 
     def _repr_html_(self) -> str:
-        return self.sheet.to_html()
+        return self.table.to_html()
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -10,8 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from foveate._upstream import first_line, is_out_of_memory
-from foveate._versions import versions
 from foveate.contract import Chain, follow
 from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape
@@ -19,6 +17,7 @@ from foveate.core.patching import Patcher
 from foveate.engine.session import drop, refuse_running
 from foveate.engine.trace import StageRecord
 from foveate.errors import InputError, SessionError, SettingError, UnsupportedError
+from foveate.families.support import reach
 from foveate.methods.divprune import DivPrune
 from foveate.methods.fastv import FastV
 from foveate.methods.finalkv import FinalKV
@@ -26,8 +25,9 @@ from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
 from foveate.methods.v2drop import V2Drop
 from foveate.methods.vidcom2 import VidCom2
+from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.registry import family_for
-from foveate.support import reach
+from foveate.runs.versions import versions
 from foveate.testing.checked import CLEARLY, HALF, Checked, Row, name_of
 from foveate.testing.contract import state_of
 from foveate.testing.hiding import Oracle, columns_of

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate._stats import Estimate, Resampled, estimate
 from foveate.contract.method import Method
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
+from foveate.plain.stats import Estimate, Resampled, estimate
 from foveate.runs.listener import Advance, unheard
 from foveate.tune.forcing import Fidelity
 from foveate.tune.parts import About, Split, by_picture

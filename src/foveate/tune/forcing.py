@@ -20,7 +20,7 @@ from foveate.ask.generation import Generation, run
 from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
 from foveate.contract.method import Method
 from foveate.engine.session import drop_or_not
-from foveate.eval.answer_store import First
+from foveate.eval.records import First
 from foveate.registry import family_for
 from foveate.tune.parts import About, SampleInputs
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate._upstream import brief
 from foveate.ask.prompt import runs_of
 from foveate.ask.vlm import VLM
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
+from foveate.plain.upstream import brief
 from foveate.registry import family_for
 
 __all__ = ["About", "SampleInputs", "Split", "by_picture", "digest", "grouped", "notes_on", "split"]

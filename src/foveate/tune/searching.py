@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foveate._upstream import install_line
 from foveate.contract.follow import cut_layers
 from foveate.contract.method import Chain, Method
 from foveate.contract.space import Point, Space
 from foveate.contract.stages import Shape
 from foveate.errors import BudgetError, SettingError, UnsupportedError
+from foveate.plain.upstream import install_line
 from foveate.tune.prices import Limit, Prices
 
 __all__ = [

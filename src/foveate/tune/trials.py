@@ -19,9 +19,9 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.runs.crew import Crew, Here, Pool, Stopped, Worker
-from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
 from foveate.runs.store import Store, open_store
+from foveate.runs.working import work_through
 from foveate.tune.forcing import Fidelity, Target, answered, beginning, looks, outcomes
 from foveate.tune.parts import About
 
@@ -177,7 +177,7 @@ class Trials:
     def _run(self, asked: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What comes of each item, in their order."""
         results: dict[int, Any] = {}
-        go([(number, *item) for number, item in enumerate(asked)], self._crew, results.update)
+        work_through([(number, *item) for number, item in enumerate(asked)], self._crew, results.update)
         return [results[number] for number in range(len(asked))]
 
     def score(self, method: Method, pictures: Sequence[About]) -> tuple[float, bool]:

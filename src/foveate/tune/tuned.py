@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
 from foveate import catalogue
-from foveate._sheet import Column, Sheet
-from foveate._spelling import read_json, refuse_keys
-from foveate._stats import Estimate
-from foveate._writing import publish
 from foveate.contract.method import Method
 from foveate.errors import FoveateError, InputError
+from foveate.plain.spelling import read_json, refuse_keys
+from foveate.plain.stats import Estimate
+from foveate.plain.table import Column, Number, Table, number
+from foveate.plain.writing import publish
 
 __all__ = ["HeldOut", "Tuned", "points"]
 
@@ -130,20 +130,21 @@ class Tuned:
             f"{stays} On those held out the best of the grid is ahead: {points(grid.ahead, '+')} points of agreement."
         )
 
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """The comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
         body = []
         for row in self.rows:
             ahead = "" if row.ahead is None else points(row.ahead, "+")
-            body.append((row.name, f"{row.tokens:.2f}", points(row.agreement), f"{row.root.value:.3f}", ahead))
+            root = number(row.root.value, ".3f")
+            body.append((row.name, number(row.tokens, ".2f"), points(row.agreement), root, ahead))
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         settings = [f"{row.name}: {row.method}" for row in self.rows if row.name in ("published", "grid", "tuned")]
         columns = [Column(name, right=True) for name in names]
-        return Sheet("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])
+        return Table("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])
 
     def _repr_html_(self) -> str:
-        return self.sheet().to_html()
+        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as plain values; "method" is what names and files read."""
@@ -211,4 +212,5 @@ def _adapter() -> TypeAdapter[Tuned]:
 def points(estimate: Estimate, sign: str = "") -> str:
     """An estimate in hundredths: 95.3 [93.4, 96.9]."""
     value, low, high = (100 * number for number in asdict(estimate).values())
-    return f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
+    text = f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
+    return Number(text, {"": value, "low": low, "high": high})

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from foveate import naming
-from foveate._upstream import brief
-from foveate._versions import versions
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.space import Point, Space, space_of
 from foveate.errors import BudgetError, FoveateError, SettingError, UnsupportedError
+from foveate.plain.upstream import brief
 from foveate.runs.listener import Advance, Listener
+from foveate.runs.versions import versions
 from foveate.tune.choice import (
     agrees,
     chosen,

@@ -6,10 +6,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from foveate._sheet import SECTION, Column, Sheet
-from foveate._stats import Estimate
-from foveate._writing import preset_files
 from foveate.errors import InputError
+from foveate.plain.stats import Estimate
+from foveate.plain.table import SECTION, Column, Table, number
+from foveate.plain.writing import preset_files
 from foveate.tune.prices import Limit
 from foveate.tune.tuned import Tuned, points
 
@@ -85,7 +85,7 @@ class Tunings:
     def _by_budget(self) -> list[list[Outcome]]:
         return [list(rows) for _, rows in groupby(self.rows, key=lambda row: dict(row.budget))]
 
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """A row for each budget and method, and the verdicts below."""
         heads = ("Agreement, %", "Behind the best", "Untuned, %")
         body: list[Sequence[str]] = []
@@ -98,7 +98,7 @@ class Tunings:
         note = f"On {told.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         settings = [f"{row.at}: {row.tuned.method} ({row.tuned.chosen})" for row in self.rows if row.tuned is not None]
         columns = [Column(head, right=True) for head in heads]
-        return Sheet(
+        return Table(
             "Tuned, on held-out pictures",
             ["Budget", Column("Method", wrap=True), *columns],
             body,
@@ -106,7 +106,7 @@ class Tunings:
         )
 
     def _repr_html_(self) -> str:
-        return self.sheet().to_html()
+        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """All as plain values; each row's "tuned" is what its preset file holds."""
@@ -148,7 +148,7 @@ def _cells(row: Outcome, *, is_best: bool) -> Sequence[str]:
     behind = "best" if is_best else points(row.behind)
     untuned = ""
     if row.untuned_behind is not None and published is not None:
-        untuned = f"{100 * published.agreement.value:.1f}"
+        untuned = number(100 * published.agreement.value, ".1f")
     return (row.at, row.name, points(tuned.agreement), behind, untuned)
 
 

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate._files import local_path, named, open_readable
-from foveate._memory import check_room
-from foveate._upstream import first_line, install_line
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
+from foveate.plain.files import local_path, named, open_readable
+from foveate.plain.memory import check_room
+from foveate.plain.upstream import first_line, install_line
 from foveate.video.clip import Clip
 from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream

@@ -1,9 +1,9 @@
 """Pictures of what was kept, and tables of text. Knows nothing of the engine."""
 
-from foveate._sheet import SECTION, Column, Sheet
+from foveate.plain.table import SECTION, Column, Number, Table
 from foveate.viz.comparison import draw_comparison
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.stack import stack
 from foveate.viz.stills import draw_stages
 
-__all__ = ["SECTION", "Column", "Frame", "Sheet", "draw_comparison", "draw_frames", "draw_stages", "stack"]
+__all__ = ["SECTION", "Column", "Frame", "Number", "Table", "draw_comparison", "draw_frames", "draw_stages", "stack"]

@@ -74,7 +74,7 @@ def stage_panels(prefill: PrefillLike, media: Media, sample: int = 0, side: int 
 
 
 def plain_panel(pictures: Sequence[Image.Image], side: int = SIDE) -> Pixels:
-    """The same pictures, or six of them, as they are: (height, width, 3) uint8."""
+    """The pictures, or six of them, as they are: (height, width, 3) uint8."""
     return _mosaic(scaled([pictures[index] for index in chosen(len(pictures), MOST)], side))
 
 

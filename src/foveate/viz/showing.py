@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from foveate._files import local_path
 from foveate.errors import InputError
+from foveate.plain.files import local_path
 from foveate.video import Clip
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages

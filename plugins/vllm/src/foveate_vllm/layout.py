@@ -116,7 +116,7 @@ class Built:
 
 @functools.cache
 def recording(backend: type) -> type:
-    """The same attention backend, whose metadata tells what it was built of; one class for all layers of a kind."""
+    """An attention backend whose metadata tells what it was built of; one class for all layers of a kind."""
 
     class Recording(backend.get_builder_cls()):  # type: ignore[misc]
         def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:

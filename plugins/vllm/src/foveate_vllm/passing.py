@@ -244,7 +244,7 @@ def _samples_of(batch: Batch, images: Images) -> tuple[list[int], list[Sample]]:
 
 
 def _with_whole(sample: Sample, size: int) -> Sample:
-    """The same, whose images were of this size before they entered the decoder."""
+    """A sample whose images were of this size before they entered the decoder."""
     media = []
     for image in sample.media:
         kept = Cut(size, image.length, source=torch.arange(image.length))

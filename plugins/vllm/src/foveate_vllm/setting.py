@@ -21,7 +21,7 @@ from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.support import refusal
+from foveate.families.support import refusal
 from foveate_vllm import guards
 
 __all__ = ["RATE_KEYS", "Rate", "Setting"]

@@ -9,22 +9,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from foveate._versions import commit, versions
 from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
-from foveate.contenders import EARLY, Contender, before_decoder, contenders_at
 from foveate.contract.method import Method
 from foveate.errors import BudgetError
-from foveate.eval.answer_store import Answers, open_answers
-from foveate.eval.figures import Log, figures_of
-from foveate.eval.lmms.answerer import Conduct
+from foveate.eval.contenders import EARLY, Contender, before_decoder, contenders_at
 from foveate.eval.lmms.harness import check_names, run
 from foveate.eval.lmms.metrics import Metric, scored
+from foveate.eval.lmms.requests import Conduct
 from foveate.eval.plan import SHARES, Plan
 from foveate.eval.quality import Quality
+from foveate.eval.records import Answers, open_answers
+from foveate.eval.rows import Log, figures_of
 from foveate.runs.crew import Stopped, Worker, crew_of
-from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, Listener, unheard
+from foveate.runs.versions import commit, versions
+from foveate.runs.working import work_through
 
 __all__ = ["evaluate_benchmarks"]
 
@@ -121,7 +121,7 @@ def _ran(
 
     task = partial(_begin, reloading(vlm), names, conduct, store.conditions, store.path.parent)
     with crew_of(task, workers, partial(_work, vlm, names, conduct, store, advance)) as crew:
-        go(enumerate(methods), crew, take)
+        work_through(enumerate(methods), crew, take)
     return [done[number] for number in range(len(methods))]
 
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from foveate._spelling import nearest
-from foveate._upstream import install_line
 from foveate.errors import InputError, UnknownNameError, UnsupportedError
+from foveate.plain.spelling import nearest
+from foveate.plain.upstream import install_line
 
 __all__ = [
     "BENCHMARKS",

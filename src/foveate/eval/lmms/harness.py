@@ -10,11 +10,11 @@ from typing import Any
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
-from foveate.eval.answer_store import Answers
-from foveate.eval.lmms.answerer import Conduct, RequestAnswerer
 from foveate.eval.lmms.benchmarks import BENCHMARKS, check_folders, check_installed, resolve
 from foveate.eval.lmms.metrics import Metric, metric_of
 from foveate.eval.lmms.quiet import quiet
+from foveate.eval.lmms.requests import Conduct, RequestAnswerer
+from foveate.eval.records import Answers
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["check_names", "harness_tasks", "run"]
@@ -67,7 +67,7 @@ def run(
         advance: Called with the number of answers that were added.
 
     Returns:
-        Of each task a log (see `foveate.eval.figures`), whose rows have also the "benchmark", the "document" and the
+        Of each task a log (see `foveate.eval.rows`), whose rows have also the "benchmark", the "document" and the
         "inputs" of lmms-eval's functions by metric; and the figure that papers print.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from foveate.eval.answer_store import FULL, fingerprint
-from foveate.eval.lmms.answerer import Conduct
+from foveate.eval.lmms.requests import Conduct
 from foveate.eval.lmms.setting import Setting
+from foveate.eval.records import FULL, fingerprint
 
 __all__ = ["Label", "spent_of"]
 

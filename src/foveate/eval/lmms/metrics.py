@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import UnsupportedError
-from foveate.eval.figures import Log
 from foveate.eval.lmms.benchmarks import MME_TOTAL, primary
 from foveate.eval.lmms.quiet import quiet
+from foveate.eval.rows import Log
 
 __all__ = ["Metric", "metric_of", "scored"]
 
@@ -33,7 +33,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a task, as a function of the rows of a log; see `foveate.eval.figures`.
+    """A figure of a task, as a function of the rows of a log; see `foveate.eval.rows`.
 
     Attributes:
         name: lmms-eval's name for it.

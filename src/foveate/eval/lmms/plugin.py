@@ -17,13 +17,13 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from foveate._writing import publish
 from foveate.ask.loading import EMBEDDED, device_of, load
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
-from foveate.eval.answer_store import Answers, open_answers
-from foveate.eval.lmms.answerer import Conduct, Request, RequestAnswerer
 from foveate.eval.lmms.label import Label, spent_of
+from foveate.eval.lmms.requests import Conduct, Request, RequestAnswerer
 from foveate.eval.lmms.setting import Setting, values_of
+from foveate.eval.records import Answers, open_answers
+from foveate.plain.writing import publish
 
 __all__ = ["Answering", "Foveate"]
 

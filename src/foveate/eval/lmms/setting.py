@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from foveate._spelling import fractions, nearest, parsed, unquoted
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import asked_share, draws, method_of, parse, with_seed
+from foveate.plain.spelling import fractions, nearest, parsed, unquoted
 
 __all__ = ["NAMES", "Setting", "values_of"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.batch.answering import Asking, RowAnswerer
+from foveate.batch.rows import Asking, RowAnswerer
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
 from foveate.runs.samples import MediaSample

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate._upstream import brief, shown
 from foveate.errors import InputError, SettingError, UnknownNameError
+from foveate.plain.upstream import brief, shown
 
 __all__ = [
     "CHAIN",

@@ -16,10 +16,10 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
-from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
+from foveate.eval.records import FULL, Answers, First, key_of, record_of
 from foveate.runs.crew import Stopped, Worker, crew_of
-from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
+from foveate.runs.working import work_through
 
 __all__ = ["Asked", "Work", "outstanding", "prompts_of", "run"]
 
@@ -137,7 +137,7 @@ def run(
         advance(len(rows))
 
     with crew_of(task, workers, partial(_work, vlm, max_new_tokens)) as crew:
-        go(work, crew, take)
+        work_through(work, crew, take)
 
 
 def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: int) -> Worker:

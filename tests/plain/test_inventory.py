@@ -7,38 +7,39 @@ from types import SimpleNamespace
 import pytest
 
 import foveate
-from foveate import _index, registry
+from foveate import registry
 from foveate.methods.uniform import Uniform
+from foveate.plain import inventory
 from tests.forked import ANEW, said_by
 
 
 def test_the_files_have_the_names_of_their_methods():
     kinds = registry.methods()
-    assert _index.methods() == {name: _index.summary(kinds[name]) for name in kinds}
-    assert all(_index.methods().values())
+    assert inventory.methods() == {name: inventory.summary(kinds[name]) for name in kinds}
+    assert all(inventory.methods().values())
 
 
 def test_the_files_have_the_names_of_their_families():
-    assert _index.families() == sorted(registry.families())
+    assert inventory.families() == sorted(registry.families())
 
 
 @pytest.mark.parametrize(
     ("group", "kind", "names"),
     [
-        ("foveate.methods", type("Brought", (Uniform,), {"name": "brought"}), _index.methods),
-        ("foveate.families", SimpleNamespace(model_type="brought"), _index.families),
+        ("foveate.methods", type("Brought", (Uniform,), {"name": "brought"}), inventory.methods),
+        ("foveate.families", SimpleNamespace(model_type="brought"), inventory.families),
     ],
 )
 def test_what_a_package_brings_is_named_too(group, kind, names, monkeypatch):
     point = SimpleNamespace(load=lambda: kind)
-    monkeypatch.setattr(_index, "entry_points", lambda group: [point] * (group == asked))
+    monkeypatch.setattr(inventory, "entry_points", lambda group: [point] * (group == asked))
     asked = group
     assert "brought" in names()
 
 
 def test_a_summary_is_the_first_paragraph_on_one_line():
-    assert _index.summary(SimpleNamespace(__doc__="\n  Keeps\n  some.\n\n  More.\n")) == "Keeps some."
-    assert _index.summary(SimpleNamespace(__doc__=None)) == ""
+    assert inventory.summary(SimpleNamespace(__doc__="\n  Keeps\n  some.\n\n  More.\n")) == "Keeps some."
+    assert inventory.summary(SimpleNamespace(__doc__=None)) == ""
 
 
 NEW = """

@@ -17,7 +17,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method, meet
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
-from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
+from foveate.eval.records import FULL, Answers, First, key_of, record_of
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Conduct", "Request", "RequestAnswerer"]

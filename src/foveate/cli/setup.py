@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate._spelling import no_setting, pair_of
-from foveate._version import __version__
 from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation
 from foveate.ask.loading import device_of, is_folder, load as load_model
@@ -23,6 +21,8 @@ from foveate.contract.method import Method, meet
 from foveate.errors import BudgetError, UnsupportedError
 from foveate.methods.v2drop import V2Drop
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
+from foveate.plain.spelling import no_setting, pair_of
+from foveate.plain.version import __version__
 
 __all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_budgets"]
 

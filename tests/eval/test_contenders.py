@@ -3,7 +3,7 @@ from transformers import AutoConfig
 
 import foveate as fv
 from foveate import embedded
-from foveate.contenders import contenders_at
+from foveate.eval.contenders import contenders_at
 from foveate.naming import parse
 
 CONFIG = AutoConfig.from_pretrained(embedded.path())

@@ -2,9 +2,9 @@
 
 import pytest
 
-from foveate import _memory
-from foveate._memory import available, check_room
 from foveate.errors import InputError
+from foveate.plain import memory
+from foveate.plain.memory import available, check_room
 
 GIB = 2**30
 
@@ -15,7 +15,7 @@ def groups(folder, line, files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{content}\n")
     (own := folder / "own").write_text(f"{line}\n")
-    return _memory._containers(folder, own)
+    return memory._containers(folder, own)
 
 
 def test_a_container_leaves_its_limit_less_what_is_used(tmp_path):
@@ -55,7 +55,7 @@ def test_the_memory_of_this_machine_is_known():
 
 
 def test_what_does_not_fit_is_refused_with_both_sizes(monkeypatch):
-    monkeypatch.setattr(_memory, "available", lambda: 100.0 * 2**20)
+    monkeypatch.setattr(memory, "available", lambda: 100.0 * 2**20)
     check_room("Ten frames take", 100 * 2**20, "Take fewer.")
     with pytest.raises(InputError) as refused:
         check_room("Ten frames take", 2.5 * GIB, "Take fewer.")

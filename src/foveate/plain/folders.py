@@ -5,15 +5,25 @@ fails with whatever exception a damaged file leads to. So foveate looks first, a
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foveate._upstream import shown
 from foveate.errors import InputError
+from foveate.plain.upstream import brief, shown
 
-__all__ = ["check_folder", "check_weight_names", "folder_of", "index_weights"]
+__all__ = [
+    "base_of",
+    "check_folder",
+    "check_weight_names",
+    "folder_of",
+    "has_processor",
+    "index_weights",
+    "loading_base",
+]
 
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 WEIGHTS_OR_INDEX = (".safetensors", ".safetensors.index.json")
 SETTINGS = (
@@ -26,12 +36,21 @@ SETTINGS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.json",
-    "adapter_config.json",
+    ADAPTER,
 )
 """Files that hold a JSON object, as far as a folder has them."""
 
 VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja")
 """Other files of a processor. They can be large, and are left to those who parse them."""
+
+PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+"""Files of which a folder with a processor has one."""
+
+TUNERS = ("LORA", "LOHA", "LOKR", "IA3")
+"""PEFT's types of adapters that change layers and nothing around the model's forward."""
+AROUND = ("alora_invocation_tokens", "arrow_config", "layer_replication", "megatron_config", "bias")
+"""Settings of LoRA that change more than layers, or make peft import a module by name; bias trains the base's own, and
+peft does not say which of them are missing."""
 
 POINTER = b"version https://git-lfs"
 """How a git-lfs pointer begins: what a clone holds in a large file's place until `git lfs pull`."""
@@ -83,13 +102,82 @@ def check_folder(name: str, folder: Path) -> None:
         check_weight_names(name, CONFIG, [explicit], WEIGHTS_OR_INDEX)
     for file in _weight_files(name, folder, explicit):
         _check_weights(name, folder, file)
-    if "adapter_config.json" in settings:
-        _check_weights(name, folder, "adapter_model.safetensors")
-        base = settings["adapter_config.json"].get("base_model_name_or_path")
-        home = folder_of(base) if isinstance(base, str) else None
-        if home is not None:  # the weights below an adapter are read from there, whatever lies here
-            for file in _weight_files(name, home, None):
-                _check_weights(name, home, file)
+    if ADAPTER in settings:
+        _check_adapter(name, folder, settings[ADAPTER])
+
+
+def base_of(name: str, folder: Path) -> str | None:
+    """The base model that a checked folder with a PEFT adapter names; None for a folder with a model of its own."""
+    if not _is_there(name, folder / ADAPTER):
+        return None
+    return str(_json_object(name, folder / ADAPTER)["base_model_name_or_path"])
+
+
+def has_processor(name: str, folder: Path) -> bool:
+    """Whether a folder has a processor of its own.
+
+    Raises:
+        InputError: If it has only a part of one, which would count for nothing.
+    """
+    if any(_is_there(name, folder / file) for file in PROCESSOR):
+        return True
+    for file in ("tokenizer_config.json", *VOCABULARY):
+        if _is_there(name, folder / file):
+            raise _refusal(
+                name,
+                f"there is {file} in its folder, and no {PROCESSOR[0]}. Save the whole processor there "
+                f"(processor.save_pretrained), or remove {file} to use the base model's.",
+            )
+    return False
+
+
+@contextmanager
+def loading_base(name: str, base: str) -> Iterator[None]:
+    """Say of what goes wrong with an adapter's base model whose base it is, and where it was looked for."""
+    try:
+        yield
+    except InputError as error:
+        raise _refusal(
+            name,
+            f"its base model, '{shown(base)}' by {ADAPTER} (a relative path begins at {Path.cwd()}), fails. {error}",
+        ) from error
+
+
+def _check_adapter(name: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse an adapter without a base, beside a model's own weights, or of a kind that is more than other layers."""
+    for file in (WEIGHTS, INDEX):
+        if _is_there(name, folder / file):
+            raise _refusal(
+                name, f"its folder has a whole model ({file}) and an adapter ({ADAPTER}). Give each its own folder."
+            )
+    _check_weights(name, folder, ADAPTER_WEIGHTS)
+    kind = settings.get("peft_type")
+    if kind not in TUNERS:
+        raise _refusal(
+            name,
+            f"its adapter is of type {brief(kind)}, and only {', '.join(TUNERS)} are loaded. "
+            "Wrap the model with peft yourself, and use foveate.drop(model, method).",
+        )
+    for setting in AROUND:
+        if settings.get(setting) not in (None, "none"):
+            raise _refusal(name, f"its {ADAPTER} sets {setting}, which is not served. Take an adapter without it.")
+    base = settings.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise _refusal(
+            name,
+            f"base_model_name_or_path in {ADAPTER} must be the base model's folder or hub id; got {brief(base)}.",
+        )
+    with loading_base(name, base):
+        home = folder_of(base)
+    if home is not None and _is_there(name, home / ADAPTER):
+        raise _refusal(name, f"its base model, '{shown(base)}', is an adapter too. Merge that one into its own base.")
+    revision = settings.get("revision")
+    if home is None and revision not in (None, "main"):
+        raise _refusal(
+            name,
+            f"{ADAPTER} asks for revision {brief(revision)} of '{shown(base)}', and no revisions are loaded. "
+            "Download it into a folder, and write that folder there.",
+        )
 
 
 def check_weight_names(

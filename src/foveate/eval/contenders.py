@@ -93,7 +93,7 @@ def _drawn(method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:
 
 
 def before_decoder(method: Method) -> Method | None:
-    """The same with a single cut before the decoder, which meets any budget; None where that is not possible."""
+    """A method with a single cut before the decoder, which meets any budget; None where that is not possible."""
     if not isinstance(method, Scheduled) or method.first_layer > 0 or method.layers is not None:
         return None
     return replace(method, layers=(0,))

@@ -6,9 +6,9 @@ import pytest
 import foveate as fv
 from foveate.ask.loading import load, reloading
 from foveate.engine import tower_memo
-from foveate.eval.answer_store import key_of, open_answers
+from foveate.eval.asked import _begin, outstanding, prompts_of, run
 from foveate.eval.held_out import questions
-from foveate.eval.questioning import _begin, outstanding, prompts_of, run
+from foveate.eval.records import key_of, open_answers
 
 TASKS = ("colour", "read text")
 
@@ -25,7 +25,7 @@ def methods(loaded):
 
 @pytest.fixture(scope="module")
 def asked():
-    return questions(TASKS, 6, seeds=(9,))
+    return questions(TASKS, 4, seeds=(9,))
 
 
 def ask(loaded, asked, methods, store, **more):

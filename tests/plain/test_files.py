@@ -6,9 +6,9 @@ import stat
 
 import pytest
 
-from foveate import _files
-from foveate._files import check_readable, open_readable
 from foveate.errors import InputError
+from foveate.plain import files
+from foveate.plain.files import check_readable, open_readable
 
 LOOKS = pytest.mark.parametrize("look", [check_readable, open_readable])
 
@@ -91,7 +91,7 @@ def test_nothing_stays_open_of_what_is_refused(tmp_path, monkeypatch):
         opened.append(original(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr(_files.os, "open", noted)
+    monkeypatch.setattr(files.os, "open", noted)
     assert "is a folder" in refusal(open_readable, tmp_path)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foveate._upstream import brief, first_line
-from foveate.ask.answering import dropped_in
 from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
+from foveate.ask.running import dropped_in
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import conditions
 from foveate.naming import members_of, method_of
+from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
 from foveate.runs.samples import Bad, MediaSample

@@ -8,8 +8,8 @@ from foveate.ask import answers, preparing
 from foveate.ask.conversation import Conversation
 from foveate.ask.vlm import VLM
 from foveate.errors import SettingError, UnsupportedError
-from foveate.eval.answer_store import open_answers
-from foveate.eval.lmms.answerer import Conduct, Request, RequestAnswerer
+from foveate.eval.lmms.requests import Conduct, Request, RequestAnswerer
+from foveate.eval.records import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from tests import models

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from foveate._stats import Resampled, estimate, share, wilson
+from foveate.plain.stats import Resampled, estimate, share, wilson
 
 
 def test_an_interval_holds_the_mean_about_as_often_as_it_says():

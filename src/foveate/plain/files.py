@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from foveate._upstream import shown
 from foveate.errors import InputError
+from foveate.plain.upstream import shown
 
 __all__ = ["check_readable", "is_video", "local_path", "named", "open_readable", "scheme_of", "sha256_of"]
 
@@ -105,7 +105,7 @@ def check_readable(path: Path) -> None:
 
 
 def open_readable(path: Path) -> BinaryIO:
-    """The same, and open it for reading.
+    """Refuse what `check_readable` refuses, and open the file for reading.
 
     What is looked at is what was opened: nobody can put a pipe in its place between the two.
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from foveate._version import __version__
+from foveate.plain.version import __version__
 
 __all__ = ["commit", "versions"]
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 def versions() -> dict[str, str]:

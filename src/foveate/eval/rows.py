@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from foveate._stats import Estimate, Numbers, Resampled, estimate, share
-from foveate.contenders import Contender
+from foveate.eval.contenders import Contender
 from foveate.eval.plan import BASELINES
+from foveate.plain.stats import Estimate, Numbers, Resampled, estimate, share
 
 __all__ = ["FULL_MODEL", "RIVALS", "Log", "Row", "collapsed", "figures_of", "spread_out", "unmatched", "verdict"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.eval.answer_store import fingerprint, open_answers
+from foveate.eval.records import fingerprint, open_answers
 from tests.forked import forked
 
 
@@ -132,7 +132,7 @@ def test_another_answer_in_a_line_is_not_believed():
 
 HOLD = """
 import sys
-from foveate.eval.answer_store import open_answers
+from foveate.eval.records import open_answers
 with open_answers({}, sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()

@@ -6,7 +6,7 @@ from typing import Any
 from foveate.errors import InputError
 from foveate.runs.crew import DEATHS, Crew, Stopped
 
-__all__ = ["run"]
+__all__ = ["work_through"]
 
 Rows = list[Any]
 
@@ -22,7 +22,7 @@ def _refuse(item: Any) -> Rows:
     )
 
 
-def run(
+def work_through(
     items: Iterable[Any],
     crew: Crew,
     take: Callable[[Rows], object],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["families", "methods", "summary"]
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
 FAMILY = re.compile(r"^(?:FAMILY|FAMILIES) = ", re.MULTILINE)
 MODEL_TYPE = re.compile(r'^    model_type: ClassVar\[str\] = "(\w+)"$', re.MULTILINE)

@@ -42,7 +42,7 @@ class Estimate:
     high: float
 
     def rounded(self) -> "Estimate":
-        """The same to a hundred thousandth, and no zero negative."""
+        """This estimate to a hundred thousandth, and no zero negative."""
         return Estimate(*(round(number, 5) + 0.0 for number in (self.value, self.low, self.high)))
 
     def to_dict(self) -> dict[str, float]:

@@ -92,7 +92,7 @@ def _claim(part: Path, target: Path) -> bool:
 
 
 def _claim_without_link(part: Path, target: Path) -> bool:
-    """The same on a file system without hard links: an empty file takes the name, and is replaced at once."""
+    """Claim a name on a file system without hard links: an empty file takes the name, and is replaced at once."""
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:

@@ -30,7 +30,7 @@ def explained(name: str, part: str) -> Iterator[None]:
 
     Args:
         name: What the user calls the model.
-        part: What is loaded: its "config", "weights" or "processor".
+        part: What is loaded: its "config", "weights", "processor" or "adapter".
 
     Raises:
         InputError: For whatever was raised.
@@ -64,7 +64,7 @@ def _reason(error: BaseException, part: str) -> str:
         )
     if type(error) in (OSError, ValueError):  # sentences for people
         return f"{first_line(error)} {HINT}"
-    return f"transformers cannot read its {part}: {type(error).__name__}: {first_line(error)} Download it again. {HINT}"
+    return f"its {part} cannot be read: {type(error).__name__}: {first_line(error)} Download it again. {HINT}"
 
 
 def first_line(error: BaseException) -> str:

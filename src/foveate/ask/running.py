@@ -8,9 +8,7 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor
 
-from foveate._spelling import no_setting
 from foveate._transformers import cache_in, with_cache
-from foveate._upstream import brief, is_out_of_memory
 from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
 from foveate.ask.generation import Decoding, FirstToken, Forced, Generation, generate, generation_of, run
@@ -25,6 +23,8 @@ from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
 from foveate.naming import method_of
+from foveate.plain.spelling import no_setting
+from foveate.plain.upstream import brief, is_out_of_memory
 
 __all__ = [
     "AnyMethod",

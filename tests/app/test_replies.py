@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.app.answers import FULL, answered, checked, least_percent
+from foveate.app.replies import FULL, answered, checked, least_percent
 from foveate.catalogue import methods, takes_budget
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.registry import family_for

@@ -1,0 +1,150 @@
+"""Tables of `eval`, `bench`, `compare` and `tune` in files: what is printed, with the numbers of the JSON."""
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import save_tiny_llava
+
+WORDS = ("--prompt", "What is this ?", "--max-new-tokens", 3)
+FOUR = ("compare", "bench", "eval", "tune")
+
+
+@pytest.fixture(scope="module")
+def tiny_llava(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("tables"), layers=8)
+
+
+@pytest.fixture
+def asked(tiny_llava, tmp_path):
+    """The words of a quick run of each command."""
+    pictures = []
+    for number, colour in enumerate(("red", "green", "blue")):
+        pictures.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (120, 120), colour).save(pictures[-1])
+    samples = tmp_path / "samples.jsonl"
+    lines = [{"image": str(path), "question": "What is this ?", "label": "yes"} for path in pictures]
+    samples.write_text("\n".join(map(json.dumps, lines)))
+    half = ("--model", tiny_llava, "--method", "v2drop", "--retention", 0.5, "--json")
+    return {
+        "compare": ("compare", pictures[0], *WORDS, "--pairs", 2, *half),
+        "bench": ("bench", "--pairs", 2, "--new-tokens", 2, "--no-bare", *half),
+        "eval": ("eval", "--samples", samples, "--cache", tmp_path / "cache", "--max-new-tokens", 3, *half),
+        "tune": ("tune", *pictures, *WORDS, *half),
+    }
+
+
+@pytest.fixture
+def written(run, asked, tmp_path):
+    """Runs a command; the tables of its CSV file as dictionaries, and its JSON."""
+
+    def of(command):
+        out = tmp_path / "out.csv"
+        code, said, err = run(*asked[command], "--out", out)
+        assert code == 0, err
+        tables = [[]]
+        for row in csv.reader(out.read_text(encoding="utf-8").splitlines(keepends=True)):
+            if row:
+                tables[-1].append(row)
+            else:
+                tables.append([])
+        tables = [table if len(table[0]) > 1 else table[1:] for table in tables]  # without titles
+        return [[dict(zip(head, row, strict=True)) for row in rows] for head, *rows in tables], json.loads(said)
+
+    return of
+
+
+def close(number):
+    return pytest.approx(number, rel=1e-12)
+
+
+def test_compare(written):
+    [[full, v2drop]], values = written("compare")
+    [method] = values["methods"]
+    assert (full["name"], full["Answer"]) == ("full model", values["full"]["answer"])
+    assert (v2drop["name"], v2drop["Answer"]) == ("v2drop", method["answer"])
+    assert float(v2drop["Retention %"]) == close(100 * method["retention"])
+    ratio = values["time"]["ratio_to_full"]["v2drop"]
+    ends = [float(v2drop[f"Time ratio{end}"]) for end in ("", " low", " high")]
+    assert ends == close([ratio["median"], ratio["low"], ratio["high"]])
+
+
+def test_bench(written):
+    (prefill, call, sizes), values = written("bench")
+    rows = {row["name"]: row for row in values["rows"]}
+    assert [row["name"] for row in prefill] == [row["name"] for row in sizes] == list(rows)
+    for shown, row in zip(call, rows.values(), strict=True):
+        if row["name"] == "untouched":
+            assert float(shown["Token ms"]) == close(1000 * row["tpot"])
+            assert shown["Token"] == ""
+        else:
+            ends = [float(shown[f"Token{end}"]) for end in ("", " low", " high")]
+            assert ends == close([1 / row[f"tpot_ratio{end}"] for end in ("", "_high", "_low")])
+    assert [float(row["KV MiB"]) for row in sizes] == close([row["kv_bytes"] / 2**20 for row in rows.values()])
+
+
+def test_eval(written):
+    (first, *_), values = written("eval")
+    rows = {row["name"]: row for row in values["rows"] if row["task"] is None}
+    assert {row["name"] for row in first} == set(rows)
+    for shown in first:
+        row = rows[shown["name"]]
+        assert float(shown["Tokens"]) == close(row["tokens"])
+        ends = [float(shown[f"Accuracy{end}"]) for end in ("", " low", " high")]
+        assert ends == close([100 * row[f"accuracy{end}"] for end in ("", "_low", "_high")])
+
+
+def test_tune(written):
+    [rows], values = written("tune")
+    assert [row["name"] for row in rows] == [row["name"] for row in values["rows"]]
+    for shown, row in zip(rows, values["rows"], strict=True):
+        assert float(shown["Tokens"]) == close(row["tokens"])
+        assert float(shown["Agreement, % low"]) == close(100 * row["agreement"]["low"])
+        assert float(shown["√KL"]) == close(row["root"]["value"])
+
+
+@pytest.mark.parametrize("ending", ["md", "tex"])
+def test_what_is_printed_is_what_is_written(run, asked, tmp_path, ending):
+    words = [word for word in asked["compare"] if word != "--json"]
+    code, said, err = run(*words, "--out", tmp_path / f"out.{ending}")
+    assert code == 0, err
+    text = (tmp_path / f"out.{ending}").read_text(encoding="utf-8")
+    for word in ("full model", "Decoder FLOPs", "v2drop", "In the full model's row it is timed against itself"):
+        assert word in said
+        assert word in text
+    assert ("| --- |" in text) == (ending == "md")
+
+
+@pytest.mark.parametrize("command", FOUR)
+def test_other_endings_are_refused_before_the_model_is_looked_for(run, asked, tmp_path, command):
+    for name in ("out", "out.txt", "out.xlsx", ".csv"):
+        code, said, err = run(*asked[command], "--out", tmp_path / name, "--model", "./nosuch")
+        assert (code, said) == (2, "")
+        assert err == f"foveate: --out {tmp_path / name}: the name must end in .json, .csv, .md or .tex.\n"
+
+
+@pytest.mark.parametrize("command", FOUR)
+@pytest.mark.parametrize("ending", ["csv", "md", "tex"])
+def test_a_file_that_is_there_is_refused(run, asked, tmp_path, command, ending):
+    (out := tmp_path / f"out.{ending}").write_text("precious")
+    code, said, err = run(*asked[command], "--out", out, "--model", "./nosuch")
+    assert (code, said) == (1, "")
+    assert f"--out {out} exists already. Name another file, or overwrite it with --force." in err
+    assert out.read_text() == "precious"
+
+
+def test_a_file_is_overwritten_where_that_is_asked_for(run, tmp_path):
+    (out := tmp_path / "out.CSV").write_text("old")
+    code, _, err = run("bench", "--shapes", "--out", out, "--force")
+    assert code == 0, err
+    assert out.read_text().startswith("Shape,Sizes of,Vision tokens\n")
+
+
+@pytest.mark.parametrize("command", [*FOUR, "generate"])
+def test_the_help_says_which_commands_write_tables(run, command):
+    code, said, _ = run(command, "--help")
+    assert code == 0
+    said = " ".join(said.replace("│", " ").split())
+    assert ("or the tables (.csv, .md, .tex)" in said) == (command in FOUR)

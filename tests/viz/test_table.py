@@ -1,0 +1,272 @@
+"""A table of text: plain, as HTML, for rich and in files."""
+
+import copy
+import csv
+import pickle
+import re
+from html.parser import HTMLParser
+from io import StringIO
+
+import pytest
+from hypothesis import given, strategies as st
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from foveate.plain.table import between, in_file, number
+from foveate.viz import SECTION, Column, Number, Table
+
+SPEED = Table(
+    "Speed",
+    ["", Column("ms", right=True)],
+    [("full model", "12.5"), ("v2drop", "6.1")],
+    ["Median of 30."],
+)
+
+
+def printed(renderable, width=80):
+    console = Console(file=StringIO(), width=width, force_terminal=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def cells_of(html):
+    """Every piece of text in the HTML, in order."""
+    pieces = []
+    parser = HTMLParser()
+    parser.handle_data = pieces.append
+    parser.feed(html)
+    return pieces
+
+
+def test_plain_text_is_aligned():
+    title, heads, _, full, v2drop, note = [line for line in str(SPEED).split("\n") if line.strip()]
+    assert (title, note) == ("Speed", "Median of 30.")
+    assert heads.split() == ["ms"]
+    assert full.split() == ["full", "model", "12.5"]
+    assert len(heads) == len(full) == len(v2drop)  # numbers end at the same column
+
+
+def test_markdown_has_no_column_without_text():
+    sheet = Table("", ["", "none", Column("ms", right=True)], [("full", "", "1"), SECTION, ("v2drop",)])
+    assert sheet.filled().to_markdown() == "|  | ms |\n| --- | ---: |\n| full | 1 |\n| v2drop |  |\n"
+
+
+def test_a_cell_of_several_lines_makes_a_taller_row():
+    sheet = Table("", ["a", "b"], [("1.02\n[0.98–1.06]", "x"), ("y", "z")])
+    lines = [line.split() for line in sheet.to_text().split("\n")]
+    assert lines[-3:] == [["1.02", "x"], ["[0.98–1.06]"], ["y", "z"]]
+    assert "1.02<br>[0.98–1.06]" in sheet.to_html()
+
+
+def test_a_section_is_a_gap_and_short_rows_are_filled():
+    sheet = Table("", ["a", "b"], [("1",), SECTION, ("2", "3")])
+    assert [line.split() for line in sheet.to_text().split("\n")][-3:] == [["1"], [], ["2", "3"]]
+    assert sheet.rows == (("1", ""), SECTION, ("2", "3"))
+    assert sheet.to_html().count("border-top") == 2  # the two cells below the gap
+
+
+def test_a_long_cell_is_wrapped_where_that_is_allowed():
+    sheet = Table("", ["name", Column("answer", wrap=True)], [("a long name", "one two three four five")])
+    lines = sheet.to_text(32).split("\n")
+    assert [line.strip() for line in lines[-2:]] == ["a long name   one two three", "four five"]
+
+
+def test_where_no_column_may_be_wrapped_nothing_is_cut_off():
+    text = Table("", ["a", "b"], [("x" * 30, "y" * 10)], ["a note of six words here"]).to_text(20)
+    assert "x" * 30 in text
+    assert "y" * 10 in text
+
+
+def test_html_is_escaped():
+    sheet = Table("a < b", ["<h>"], [("<b>&amp;</b>",)], ["<script>alert(1)</script>"])
+    html = sheet._repr_html_()
+    assert cells_of(html) == ["a < b", "<h>", "<b>&amp;</b>", "<script>alert(1)</script>"]
+    assert "<script>" not in html
+
+
+def test_rich_reads_no_markup():
+    sheet = Table("[bold]t[/]", ["[red]h"], [("[bold]cell[/bold]",)], ["[i]note[/i]", "[/x]"])
+    text = printed(sheet)
+    for said in ("[bold]t[/]", "[red]h", "[bold]cell[/bold]", "[i]note[/i]", "[/x]"):
+        assert said in text
+
+
+def test_rich_shows_the_title_the_table_and_notes_as_wide_as_the_console():
+    note = "a note that is longer than the table " * 2
+    text = printed(Table("Title", ["a", "b"], [("1", "2"), SECTION, ("3", "4")], [note.strip()]))
+    assert note.strip() in text
+    assert "Title" in text
+    assert note.strip() not in printed(Table("Title", ["a"], [("1",)], [note]).to_rich())
+
+
+def test_rich_columns_are_aligned_and_wrapped_as_asked():
+    table = Table("", [Column("a", right=True), Column("b", wrap=True)], [("1", "2")]).to_rich()
+    assert [column.justify for column in table.columns] == ["right", "left"]
+    assert [column.no_wrap for column in table.columns] == [True, False]
+
+
+def test_an_empty_sheet_shows_what_it_has():
+    empty = Table("", [], [])
+    assert str(empty) == ""
+    assert cells_of(empty.to_html()) == []
+    assert printed(empty).strip() == ""
+    assert str(Table("t", ["a"], [])).split() == ["t", "a", "───"]
+
+
+def test_a_row_with_too_many_cells_is_refused():
+    with pytest.raises(ValueError, match="A row has 2 cells, but the table has 1 columns"):
+        Table("", ["a"], [("1", "2")])
+
+
+def test_text_between_two_marks_is_replaced_and_a_page_without_them_refused():
+    page = "a\n<!-- b: begin -->\n<!-- b: end -->\n<!-- c: begin -->\nold\n<!-- c: end -->\nd\n"
+    for text in ("", "x\n", "y\n"):
+        page = between(page, "b", text)
+        assert page == f"a\n<!-- b: begin -->\n{text}<!-- b: end -->\n<!-- c: begin -->\nold\n<!-- c: end -->\nd\n"
+    with pytest.raises(ValueError, match="unpack"):
+        between(page, "e", "")
+
+
+# -- files ----------------------------------------------------------------------------------------------------
+
+WILD = r"""50 % & $x_1$ #2 {a} ~b ^c \d | *e* `f` <image> &amp; [g](h) "i" 'j' https://k"""
+"""A cell that every format has something to say against."""
+
+ACCURACY = Table(
+    "Accuracy",
+    ["", Column("Accuracy", right=True), Column("", name="verdict"), Column("FLOPs", right=True)],
+    [
+        ("full model", Number("61.4 ± 2.1", {"": 61.3636363636, "low": 59.3, "high": 63.5}), "", number(1, ".0%")),
+        SECTION,
+        ("v2drop", Number("-1.0 ± 0.2", {"": -1.0, "low": -1.1, "high": -0.9}), "worse", number(0.123456, ".0%")),
+        ("[odd]", "infeasible", "two\nlines", "not counted"),
+    ],
+    ["A note | of | pipes."],
+)
+
+
+def read_csv(text):
+    return list(csv.reader(StringIO(text, newline="")))
+
+
+def read_markdown(text):
+    """(head and rows of the table, other paragraphs) as a browser shows them."""
+    parser = HTMLParser()
+    rows, paragraphs = [], []
+
+    def start(tag, _):
+        if tag == "tr":
+            rows.append([])
+        if tag in ("td", "th"):
+            rows[-1].append("")
+        if tag == "p":
+            paragraphs.append("")
+        place.append(tag)
+
+    def data(piece):
+        if place[-1] in ("td", "th"):
+            rows[-1][-1] += piece
+        elif "p" in place:
+            paragraphs[-1] += piece
+
+    place = [""]
+    parser.handle_starttag, parser.handle_data = start, data
+    parser.handle_endtag = lambda _: place.pop()
+    parser.feed(MarkdownIt().enable(["table", "strikethrough"]).render(text))
+    return rows, paragraphs
+
+
+def read_latex(text):
+    """Rows of a tabular as a page shows them, of what our tables have."""
+    body = text[text.index("\n", text.index(r"\begin{tabular}")) : text.index(r"\end{tabular}")]
+    shown = {r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<", r"\textgreater{}": ">"}
+    shown |= {r"\textbar{}": "|", r"$\pm$": "±", r"$-$": "-", "{}": ""}
+    rows = []
+    for line in body.replace(r"\hline", "").strip().split("\n"):
+        if not line:
+            continue
+        assert line.endswith(r" \\")
+        cells = re.split(r"(?<!\\) ?& ?", line[:-3])
+        for mark, letter in shown.items():
+            cells = [cell.replace(mark, letter) for cell in cells]
+        cells = [re.sub(r"\\([&%$#_{}])", r"\1", cell).replace(r"\textbackslash", "\\") for cell in cells]
+        rows.append([cell.strip() for cell in cells])
+    return rows
+
+
+def test_csv_has_numbers_as_they_are_and_a_column_for_each_end_of_an_interval():
+    head, full, v2drop, odd = read_csv(in_file([ACCURACY], ".csv"))
+    assert head == ["name", "Accuracy", "Accuracy low", "Accuracy high", "verdict", "FLOPs %", "FLOPs"]
+    assert full == ["full model", "61.3636363636", "59.3", "63.5", "", "100", ""]
+    assert v2drop == ["v2drop", "-1", "-1.1", "-0.9", "worse", "12.3456", ""]
+    assert odd == ["[odd]", "infeasible", "", "", "two\nlines", "", "not counted"]
+    assert read_csv(Table("", ["a"], [("1\r2\r\n3",)]).to_csv()) == [["a"], ["1\n2\n3"]]
+
+
+@given(st.lists(st.tuples(st.text(st.characters(exclude_characters="\r")), st.floats(-1e300, 1e300)), max_size=4))
+def test_any_text_and_number_is_read_back_from_csv(rows):
+    table = Table("", ["", "number"], [(text, number(value, ".1f")) for text, value in rows])
+    _, *read = read_csv(table.to_csv())
+    assert [text for text, _ in read] == [text for text, _ in rows]
+    assert [float(value) for _, value in read] == pytest.approx([value for _, value in rows], rel=1e-14)
+
+
+def test_a_number_is_text_and_can_be_copied_and_pickled():
+    cell = number(0.25, ".0%")
+    for twin in (cell, copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))):
+        assert (twin, twin.values) == ("25%", {"%": 25})
+
+
+def test_several_tables_of_csv_stand_apart_under_their_titles():
+    rows = read_csv(in_file([SPEED, Table("", ["a"], [("1",)])], ".csv"))
+    assert rows == [["Speed"], ["name", "ms"], ["full model", "12.5"], ["v2drop", "6.1"], [], ["a"], ["1"]]
+
+
+def test_markdown_is_read_back_as_what_is_printed():
+    wild = Table("*Title*", ["", "a | b"], [(WILD, "x"), ("", "two\nlines")], ["A note | of *stars* and <b>."])
+    rows, paragraphs = read_markdown(in_file([ACCURACY, wild], ".md"))
+    assert rows == [
+        ["", "Accuracy", "", "FLOPs"],
+        ["full model", "61.4 ± 2.1", "", "100%"],
+        ["v2drop", "-1.0 ± 0.2", "worse", "12%"],
+        ["[odd]", "infeasible", "two lines", "not counted"],
+        ["", "a | b"],
+        [WILD, "x"],
+        ["", "two lines"],
+    ]
+    assert [text for text in paragraphs if text] == [
+        "Accuracy",
+        "A note | of | pipes.",
+        "*Title*",
+        "A note | of *stars* and <b>.",
+    ]
+
+
+def test_cells_may_be_markdown_themselves():
+    assert Table("", ["a"], [("`b`",)]).to_markdown(escape=False) == "| a |\n| --- |\n| `b` |\n"
+
+
+def test_latex_is_a_plain_tabular_of_what_is_printed():
+    text = in_file([ACCURACY], ".tex")
+    assert text.startswith("% Accuracy\n% A note | of | pipes.\n\\begin{tabular}{lrlr}\n & Accuracy &  & FLOPs \\\\\n")
+    assert text.count(r"\hline") == 2
+    assert "-1.0" not in text  # a hyphen is no minus
+    assert "\\\\\n[odd]" not in text  # where LaTeX would read the argument of a new line
+    assert read_latex(text) == [
+        ["", "Accuracy", "", "FLOPs"],
+        ["full model", "61.4 ± 2.1", "", "100%"],
+        ["v2drop", "-1.0 ± 0.2", "worse", "12%"],
+        ["[odd]", "infeasible", "two lines", "not counted"],
+    ]
+
+
+def test_latex_reads_no_letter_of_a_cell_as_a_command():
+    text = Table("50 % \\end{x}\nof", ["a_b"], [(WILD,)]).to_latex()
+    line = text.splitlines()[3]
+    assert line.startswith(
+        r"50 \% \& \$x\_1\$ \#2 \{a\} \textasciitilde{}b \textasciicircum{}c \textbackslash{}d \textbar{} *e* `f` "
+        r"\textless{}image\textgreater{} \&amp; [g](h)"
+    )
+    assert read_latex(text) == [["a_b"], [WILD]]
+    noted = in_file([Table("50 % \\end{x}\nof", ["a"], [], ["one\ntwo"])], ".tex")
+    assert noted.splitlines()[:4] == ["% 50 % \\end{x}", "% of", "% one", "% two"]
