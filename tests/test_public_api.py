@@ -24,6 +24,7 @@ PUBLIC = [
     "Method",
     "Preset",
     "Tuned",
+    "Tunings",
     "SessionError",
     "SettingError",
     "ShapeError",
@@ -49,6 +50,7 @@ PUBLIC = [
     "register_method",
     "remove",
     "tune",
+    "tune_many",
 ]
 
 

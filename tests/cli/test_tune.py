@@ -116,6 +116,27 @@ def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava
     assert (code, json.loads(said)["setting"]) == (0, preset["method"])
 
 
+def test_several_are_compared_in_one_table_and_written_into_a_folder(run, tiny_llava, pictures, tmp_path):
+    out = tmp_path / "presets"
+    asked = (*pictures, "--prompt", QUESTION, "--model", tiny_llava, "--max-new-tokens", 3, "--out", out)
+    methods = ("--method", "v2drop:layers=1,2,3;over=net;metric=l1", "--method", "fastv", "--method", "finalkv")
+    code, said, err = run("tune", *asked, *methods, "--retention", 0.6, "--retention", "70%")
+    assert (code, "70.0% retention   fastv" in said, "finalkv is infeasible" in said) == (0, True, True)
+    assert ("are few" in err, "Tuning, in pictures run" in err) == (True, True)
+    names = ["fastv-0.6.json", "fastv-0.7.json"]
+    names += [f"v2drop-layers=1,2,3-over=net-metric=l1-{share}.json" for share in (0.6, 0.7)]
+    assert sorted(path.name for path in out.iterdir()) == names
+    (out / names[1]).unlink()
+    code, said, err = run("tune", *asked, *methods, "--retention", 0.6, "--retention", 0.7)
+    assert (code, said, "0.6.json exists already" in err) == (1, "", True)
+    (csv := tmp_path / "all.csv").write_text("")
+    again = (*asked[:-2], "--out", csv, "--force", "--method", "fastv:layers=1", "--budget", 20, "--budget", 18)
+    assert run("tune", *again)[0] == 0
+    assert csv.read_text().count("fastv:layers=1") == 2
+    shown = (pictures[0], "--prompt", QUESTION, "--model", tiny_llava)
+    assert run("generate", *shown, "--method", out / names[0])[0] == 0
+
+
 def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, tiny_llava, pictures, tmp_path, monkeypatch):
     def full(path, write, force):
         raise InputError(f"{path} cannot be written: No space left on device. Name another file.")
@@ -151,6 +172,8 @@ def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
         ([PICTURE, "--retention", 0.5], "What is the question?"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--kv", 0.5], "one of --budget and --retention"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a.json", "--out", "a.json"], "both name a.json"),
+        ([PICTURE, "--prompt", "x", "--kv", 0.5, "--kv", 0.5], "--kv: the same one is given twice"),
+        ([PICTURE, "--prompt", "x", "--budget", 9, "--budget", 5, "--out", "a.json"], "such as --out a:"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
         (
             [PICTURE, "--prompt", "x", "--retention", 0.5, "--method", "mustdrop", "--set", "global_thr=low"],

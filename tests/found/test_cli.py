@@ -10,7 +10,7 @@ import torch
 
 import foveate as fv
 from foveate.cli.generate import Generate
-from foveate.cli.tune import Tune
+from foveate.cli.tune import METHOD
 from foveate.contract import Attention
 from foveate.contract.scheduled import Scheduled
 from foveate.core.views import LayerView
@@ -90,7 +90,7 @@ def test_the_error_for_an_undeclared_signal_can_be_read():
 
 
 def test_tune_begins_with_the_method_of_the_other_commands():
-    assert Tune().method == Generate().method
+    assert Generate().method == METHOD
 
 
 def test_a_slip_in_a_task_is_one_where_there_is_no_lmms_eval(run, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from foveate.contract.space import Point
 from foveate.methods.v2drop import V2Drop
 from foveate.plain.stats import Estimate
-from foveate.tune.choice import Choice, chosen, remarks
+from foveate.tune.choice import Choice, chosen, remarks, untuned
 from foveate.tune.parts import Split
 from foveate.tune.searching import Tried
 from foveate.tune.tuned import Tuned
@@ -73,6 +73,27 @@ def test_what_searching_brought_is_the_difference_on_the_same_questions():
     assert "Searching brought +33.3 [+0.0, +50.0] points" in said
     (said,) = remarks(trials, pictures, Choice(tuned, "grid", tuned, grid))
     assert said.startswith("On 2 of 3 pictures its answers are further off")
+
+
+@pytest.mark.parametrize(
+    ("origin", "name", "ahead", "says"),
+    [
+        ("grid", "tuned", Estimate(0.2, 0.1, 0.3), None),
+        ("grid", "tuned", None, None),
+        (
+            "grid",
+            "tuned",
+            Estimate(0.1, -0.1, 0.3),
+            "a is as good here, as far as 9 pictures tell: the tuned setting is",
+        ),
+        ("grid", "tuned", Estimate(-0.2, -0.3, -0.1), "a is better: the tuned setting is -20.0"),
+        ("published", "grid", Estimate(0.0, 0.0, 0.0), "a is as good here, as far as 9 pictures tell: the best of the"),
+        ("published", "grid", Estimate(0.2, 0.1, 0.3), None),
+    ],
+)
+def test_a_published_schedule_that_is_as_good_is_named(origin, name, ahead, says):
+    notes = untuned("a", [SimpleNamespace(name=name, ahead=ahead)], origin, 9)
+    assert [note[: len(says or "")] for note in notes] == ([says] if says else [])
 
 
 @pytest.mark.parametrize(

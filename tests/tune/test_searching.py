@@ -10,7 +10,16 @@ from foveate.contract.space import Point, space_of
 from foveate.naming import given, parse
 from foveate.tune.parts import grouped
 from foveate.tune.prices import Limit, Prices, solved
-from foveate.tune.searching import Suggestions, Tried, grid, left_to_search, published_point, searched, usual_point
+from foveate.tune.searching import (
+    Suggestions,
+    Tried,
+    grid,
+    left_to_search,
+    published_point,
+    searched,
+    settings_of,
+    usual_point,
+)
 from tests.models import DEPTH, batch, tiny
 
 LLAVA = tiny("llava")
@@ -86,8 +95,11 @@ def solve(point):
         return SPACE.build(point.layers, [max(1, round(100 * share)) for share in point.shape], 576, point.values)
 
 
+GRID = settings_of(grid(SPACE, START), solve)
+
+
 def tried_by(score, number, seed=0):
-    return list(searched(SPACE, START, solve, lambda method: (score(method), True), number, seed))
+    return list(searched(SPACE, GRID, solve, lambda method: (score(method), True), number, seed))
 
 
 def test_the_grid_has_the_early_first_cuts_and_every_value_of_two_settings():
@@ -118,8 +130,12 @@ def test_no_setting_is_tried_twice_and_a_seed_tries_the_same():
 
 def test_where_the_space_is_used_up_the_search_ends():
     space = space_of(fv.DART(), 4)
-    (start, *_) = grid(space, Point((), (1.0,), space.usual))
-    found = searched(space, start, lambda point: fv.DART(**point.values), lambda method: (0.0, True), 20, 0)
+
+    def dart(point):
+        return fv.DART(**point.values)
+
+    settings = settings_of(grid(space, Point((), (1.0,), space.usual)), dart)
+    found = searched(space, settings, dart, lambda method: (0.0, True), 20, 0)
     assert len(list(found)) < 20
 
 

@@ -1,6 +1,5 @@
 """`foveate eval`: what dropping costs in quality, against the full model on the same questions."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,11 +9,10 @@ import tyro
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
-from foveate.cli.screen import busy, counting, note
+from foveate.cli.screen import OnScreen, busy
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import UnknownNameError, UnsupportedError
 from foveate.plain.spelling import nearest
-from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import samples_in
 
 if TYPE_CHECKING:
@@ -213,7 +211,7 @@ class Eval(MethodsOptions):
             plan,
             count=self.questions,
             seeds=self.seed or (0,),
-            listener=_OnScreen(),
+            listener=OnScreen(),
         )
 
     def _run_samples(self, plan: "Plan") -> "Quality":
@@ -225,7 +223,7 @@ class Eval(MethodsOptions):
             load(self.models),
             samples_in(self.samples, question=self.prompt),
             plan,
-            listener=_OnScreen(),
+            listener=OnScreen(),
         )
 
     def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "dict[str, Quality]":
@@ -242,14 +240,4 @@ class Eval(MethodsOptions):
             limit=self.limit,
             include=self.include,
         )
-        return evaluate_benchmarks(load(self.models), names, plan, conduct=conduct, listener=_OnScreen())
-
-
-class _OnScreen(Listener):
-    """Shows on stderr how a run goes."""
-
-    def note(self, text: str) -> None:
-        note(text)
-
-    def stage(self, doing: str, total: int | None, done: int = 0) -> AbstractContextManager[Advance]:
-        return counting(doing, total)
+        return evaluate_benchmarks(load(self.models), names, plan, conduct=conduct, listener=OnScreen())

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,14 @@ from rich.text import Text
 from foveate.errors import InputError
 from foveate.plain.table import WIDEST
 from foveate.plain.upstream import printable
+from foveate.runs.listener import Advance, Listener
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
     "Lines",
+    "OnScreen",
     "as_json",
     "busy",
     "counting",
@@ -153,6 +155,16 @@ def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator
         columns.append(_Rate(unit))
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         yield partial(progress.advance, progress.add_task(doing, total=total))
+
+
+class OnScreen(Listener):
+    """Shows on stderr how a run goes."""
+
+    def note(self, text: str) -> None:
+        note(text)
+
+    def stage(self, doing: str, total: int | None, done: int = 0) -> AbstractContextManager[Advance]:
+        return counting(doing, total)
 
 
 class Lines:

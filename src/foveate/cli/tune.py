@@ -2,9 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.text import Text
@@ -13,24 +14,30 @@ from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import (
     Count,
     Images,
-    MaybeShare,
-    MaybeTokens,
     ModelOptions,
+    OutputOptions,
     Settings,
+    Share,
     TableOptions,
+    Tokens,
     whole,
 )
 from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.files import check_readable
+from foveate.plain.writing import preset_files
 from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
-    from foveate.tune import Tuned
+    from foveate.tune import Tuned, Tunings
 
 __all__ = ["Tune"]
 
+METHOD = "v2drop"
+"""What is tuned where nobody names a method."""
+Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]
+Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")]
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -42,13 +49,14 @@ class Tune:
     tries more cut layers, ratios and settings. Pictures are split: to search, to choose among the best, and to report
     with. The outcome goes to --out FILE.json, a preset file that runs with --method FILE, and says what was gained
     against the published schedule and against random. MustDrop's counts depend on the picture, so its thresholds are
-    tuned.
+    tuned. Several methods and budgets are compared on the same pictures; --out is then a folder of preset files.
 
     Examples:
       foveate tune --samples questions.jsonl --method v2drop --budget 64 --out mine.json
       foveate tune receipts/ --prompt "What is the total?" --method v2drop --retention 0.1
       foveate tune receipts/ --prompt "What is the total?" --method v2drop --budget 32 --search 100 --state mine
       foveate tune receipts/*.jpg --prompt "What is the total?" --method mustdrop --retention 0.4 --out receipts.json
+      foveate tune --samples receipts --method v2drop --method visiondrop --budget 64 --budget 128 --out presets
       foveate generate receipt.jpg --prompt "What is the total?" --method mine.json
     """
 
@@ -59,19 +67,19 @@ class Tune:
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
     """instead of pictures: a file of samples, as foveate batch takes it (JSON lines, CSV, Parquet), such as
     {"image": file, "prompt": text} a line; paths are relative to this file; of a folder, its samples.jsonl"""
-    budget: MaybeTokens = None
-    """mean vision tokens per decoder layer, over the samples"""
-    retention: MaybeShare = None
+    budget: Budgets = ()
+    """mean vision tokens per decoder layer, over the samples; repeatable, as the other kinds of budget are"""
+    retention: Shares = ()
     """the same as a share in (0, 1]"""
-    flops: MaybeShare = None
+    flops: Shares = ()
     """instead: FLOPs to the first token, as a share of the full model's"""
-    kv: MaybeShare = None
+    kv: Shares = ()
     """instead: bytes of the KV cache after the prompt, likewise"""
-    method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
-    """the method or chain, one of its presets or a preset file, with settings such as "v2drop:metric=cosine";
-    a setting that is given is not searched. Of mustdrop, thresholds give their ratio only"""
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
+    """a method or chain, one of its presets or a preset file, with settings such as "v2drop:metric=cosine";
+    a setting that is given is not searched. Of mustdrop, thresholds give their ratio only (default: v2drop)"""
     settings: Settings = ()
-    """a setting of the method, repeatable"""
+    """a setting of every method, repeatable"""
     search: Annotated[int, whole(0)] = 0
     """settings to try beyond the small grid, as optuna suggests them; needs the extra tune"""
     task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
@@ -88,60 +96,99 @@ class Tune:
     def run(self) -> None:
         """Tune, print, and write what was asked for."""
         asked = self._asked()
-        costs = {"tokens": self.budget, "retention": self.retention, "flops": self.flops, "kv": self.kv}
-        if sum(value is not None for value in costs.values()) != 1:
-            raise UsageError("Give one of --budget and --retention (or of --flops and --kv).")
-        check_targets(self.outputs)
+        methods = self.method or (METHOD,)
+        kind, budgets = self._budgets()
+        several = len(methods) * len(budgets) > 1
         out = self.outputs.out
+        if out is not None and several and not _is_file(out):
+            cells = [(method, {kind: budget}) for budget in budgets for method in methods]
+            _check_folder(out, cells, force=self.outputs.force)
+        else:
+            check_targets(self.outputs)
         if out is not None and self.state is not None and out.resolve() == self.state.resolve():
             raise UsageError(f"--out and --state both name {out}; give each its own name.")
-        check_methods([self.method])
+        check_methods(methods)
         for path, _ in asked:
             check_readable(path)
         check_model(self.models)
-        from foveate.cli.screen import busy, counting, note
+        from foveate.cli.screen import OnScreen, busy
 
         with busy("Starting torch"):
             from foveate.ask.pictures import load_picture
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.naming import given, parse
-            from foveate.tune import tune
+            from foveate.tune import tune, tune_many
 
-        method = parse(self.method, self.settings)
+        for method in methods:
+            parse(method, self.settings)  # or a refusal, before the model is loaded
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
-        with fitting(vlm, prompts[0].inputs), counting("Tuning, in steps", None) as advance:
-            tuned = tune(
-                vlm,
-                prompts,
-                method=method,
-                given=given(self.method, self.settings),
-                **costs,
-                search=self.search,
-                task=self.task,
-                seed=self.seed,
-                workers=self.workers,
-                max_new_tokens=self.models.max_new_tokens,
-                state=self.state,
-                advance=advance,
-            )
-        for text in tuned.notes:
-            note(text)
+        how: dict[str, Any] = {
+            "search": self.search,
+            "task": self.task,
+            "seed": self.seed,
+            "workers": self.workers,
+            "max_new_tokens": self.models.max_new_tokens,
+            "state": self.state,
+            "listener": OnScreen(),
+        }
+        with fitting(vlm, prompts[0].inputs):
+            if several:
+                how |= {"settings": self.settings, kind: budgets}
+                self._hand_out_several(tune_many(vlm, prompts, methods, **how))
+                return
+            (text,), (budget,) = methods, budgets
+            stays = given(text, self.settings)
+            tuned = tune(vlm, prompts, method=parse(text, self.settings), given=stays, **how | {kind: budget})
         self._hand_out(tuned)
+
+    def _budgets(self) -> tuple[str, tuple[float, ...]]:
+        """The budgets, and of which kind they are."""
+        every = {"tokens": self.budget, "retention": self.retention, "flops": self.flops, "kv": self.kv}
+        costs = [(kind, budgets) for kind, budgets in every.items() if budgets]
+        if len(costs) != 1:
+            raise UsageError("Give one of --budget and --retention (or of --flops and --kv).")
+        (kind, budgets), *_ = costs
+        for flag, values in (("method", self.method), ("budget" if kind == "tokens" else kind, budgets)):
+            if len(set(values)) < len(values):
+                raise UsageError(f"--{flag}: the same one is given twice.")
+        return kind, budgets
 
     def _hand_out(self, tuned: "Tuned") -> None:
         """Write the outcome where that was asked for, and print it, also where it could not be written."""
         from rich.console import Group
 
         from foveate.cli.outputs import finish
+        from foveate.cli.screen import note
 
+        for text in tuned.notes:
+            note(text)
         values, table = tuned.to_dict(), tuned.table()
         lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
         if self.outputs.out is not None and self.outputs.out.suffix.lower() == JSON:
             lines.append(f"Preset file: {self.outputs.out}")
         finish(values, Group(table, *map(Text, lines)), self.outputs, tables=[table])
+
+    def _hand_out_several(self, tunings: "Tunings") -> None:
+        """Write preset files into a folder where that was asked for, and print all outcomes in one table."""
+        from rich.console import Group
+
+        from foveate.cli.outputs import finish
+        from foveate.cli.screen import note
+
+        for text in tunings.notes:
+            note(text)
+        outputs, table = self.outputs, tunings.table()
+        written: list[Path] = []
+        try:
+            if outputs.out is not None and not _is_file(outputs.out):
+                folder, outputs = outputs.out, replace(outputs, out=None)
+                written = tunings.save(folder, force=outputs.force)
+        finally:
+            lines = [f"Preset file: {path}" for path in written]
+            finish(tunings.to_dict(), Group(table, *map(Text, lines)), outputs, tables=[table])
 
     def _asked(self) -> list[tuple[Path, str]]:
         """(picture, question) of each sample."""
@@ -186,3 +233,32 @@ def _pictures(given: Path) -> list[Path]:
     if not paths:
         raise InputError(f"{given} has no picture in it ({', '.join(ENDINGS)}).")
     return paths
+
+
+def _is_file(out: Path) -> bool:
+    """Whether --out of several settings names a file of tables, and not a folder of preset files.
+
+    Raises:
+        UsageError: If that would be one preset file.
+    """
+    if out.suffix.lower() == JSON:
+        raise UsageError(
+            f"--out {out} is one preset file, but several settings are tuned. Name a folder, such as "
+            f"--out {out.with_suffix('')}: each becomes METHOD-BUDGET.json in it."
+        )
+    return out.suffix != "" and not os.path.isdir(out)
+
+
+def _check_folder(out: Path, asked: Sequence[tuple[str, Mapping[str, float]]], *, force: bool) -> None:
+    """Refuse now a folder into which preset files could not be written later.
+
+    Raises:
+        InputError: If it is a file, cannot be made, or has one of the files and `force` is off.
+    """
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise InputError(f"--out {out} is a file, but several settings are tuned. Name a folder for them.")
+    if not os.path.isdir(out):
+        check_targets(OutputOptions(out=out, force=force))
+        return
+    for name in preset_files(asked):
+        check_targets(OutputOptions(out=out / name, force=force))

@@ -2,14 +2,15 @@
 
 import errno
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
 
 from foveate.errors import InputError
 
-__all__ = ["PART", "publish"]
+__all__ = ["PART", "preset_files", "publish"]
 
 PART = ".foveate-"
 """How files begin that are not finished."""
@@ -104,3 +105,17 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def preset_files(asked: Iterable[tuple[str, Mapping[str, float]]]) -> list[str]:
+    """The names of preset files, METHOD-BUDGET.json; what is no letter, digit or `._+=,` becomes a hyphen."""
+    names: list[str] = []
+    for method, budget in asked:
+        ((kind, value),) = budget.items()
+        size = f"{value:.6g}" if kind in ("tokens", "retention") else f"{kind}-{value:.6g}"
+        stem = re.sub(r"[^\w.+=,]+", "-", method.removesuffix(".json"))[:80].strip("-.")
+        name, number = f"{stem}-{size}.json", 2
+        while name.lower() in map(str.lower, names):
+            name, number = f"{stem}-{size}-{number}.json", number + 1
+        names.append(name)
+    return names

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foveate.contract.method import Method
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
-from foveate.plain.stats import Resampled, estimate
+from foveate.plain.stats import Estimate, Resampled, estimate
+from foveate.runs.listener import Advance, unheard
 from foveate.tune.forcing import Fidelity
 from foveate.tune.parts import About, Split, by_picture
 from foveate.tune.prices import Prices
@@ -18,13 +17,36 @@ from foveate.tune.searching import Tried
 from foveate.tune.trials import FEWEST, Trials, is_above_zero
 from foveate.tune.tuned import HeldOut, points
 
-__all__ = ["Choice", "agrees", "chosen", "comparison", "remarks", "root_of"]
+__all__ = [
+    "Choice",
+    "agrees",
+    "chosen",
+    "comparison",
+    "lead",
+    "remarks",
+    "root_of",
+    "runs_to_choose",
+    "runs_to_compare",
+    "untuned",
+]
 
 FINALISTS = 3
 """More of them would be more luck with the pictures to choose with."""
 DRAWS = 3
 """Random droppings that are averaged in the comparison."""
-Column = NDArray[Any]
+
+
+def runs_to_choose(parts: Split) -> int:
+    """Pictures that are run to choose at most: leaders of the grid and of all, and the published setting."""
+    return (2 * FINALISTS + 1) * len(parts.choose)
+
+
+def runs_to_compare(parts: Split, *, has_published: bool) -> int:
+    """Pictures that are run for the comparison at most."""
+    settings = 3 + DRAWS
+    if has_published:
+        settings += 1 + DRAWS
+    return settings * len(parts.report)
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------
@@ -98,7 +120,9 @@ def _is_ahead(trials: Trials, rival: Method, method: Method, pictures: Sequence[
 # -- reporting ------------------------------------------------------------------------------------------------------
 
 
-def comparison(trials: Trials, prices: Prices, pictures: Sequence[About], choice: Choice) -> list[HeldOut]:
+def comparison(
+    trials: Trials, prices: Prices, pictures: Sequence[About], choice: Choice, advance: Advance = unheard
+) -> list[HeldOut]:
     """The published schedule, the best of the grid, the tuned one, and random and uniform at these schedules."""
     named: list[tuple[str, list[Method]]] = []
     if choice.published is not None:
@@ -126,6 +150,7 @@ def comparison(trials: Trials, prices: Prices, pictures: Sequence[About], choice
             ahead=None if ahead is None else ahead.rounded(),
         )
         rows.append(row)
+        advance(len(methods) * len(pictures))
     return rows
 
 
@@ -133,9 +158,7 @@ def remarks(trials: Trials, pictures: Sequence[About], choice: Choice) -> list[s
     """What searching brought, and on how many pictures the tuned setting is worse than the published one."""
     notes = []
     if choice.origin == "search":
-        resampled = Resampled([about.key for about in pictures for _ in about.samples])
-        ahead = trials.column(choice.method, pictures, agrees) - trials.column(choice.grid, pictures, agrees)
-        gain = points(estimate(resampled.means(ahead)), "+")
+        gain = points(lead(trials, pictures, choice.method, choice.grid), "+")
         notes.append(f"Searching brought {gain} points of agreement over the best of the small grid.")
     if choice.origin != "published" and choice.published is not None:
         behind = trials.column(choice.method, pictures, root_of) - trials.column(choice.published, pictures, root_of)
@@ -144,6 +167,31 @@ def remarks(trials: Trials, pictures: Sequence[About], choice: Choice) -> list[s
             f"On {worse} of {len(pictures)} pictures its answers are further off than the published schedule's."
         )
     return notes
+
+
+def lead(trials: Trials, pictures: Sequence[About], method: Method, rival: Method) -> Estimate:
+    """The agreement of a method minus that of another one, paired: both answer the same questions."""
+    ahead = trials.column(method, pictures, agrees) - trials.column(rival, pictures, agrees)
+    resampled = Resampled([about.key for about in pictures for _ in about.samples])
+    return estimate(resampled.means(ahead)).rounded()
+
+
+def untuned(asked: str, rows: Sequence[HeldOut], origin: str, pictures: int) -> list[str]:
+    """Whether the published schedule is as good as what tuning found, on the pictures to report with.
+
+    Args:
+        asked: The method and its budget: "v2drop untuned at 64 tokens".
+        rows: The comparison.
+        origin: Where the chosen setting comes from. Where that is the published schedule, the grid is its rival.
+        pictures: How many pictures say so.
+    """
+    rival = "grid" if origin == "published" else "tuned"
+    (ahead,) = (row.ahead for row in rows if row.name == rival)
+    if ahead is None or ahead.low > 0:
+        return []
+    told = "better" if ahead.high < 0 else f"as good here, as far as {pictures} pictures tell"
+    what = "the best of the grid" if origin == "published" else "the tuned setting"
+    return [f"{asked} is {told}: {what} is {points(ahead, '+')} points of agreement ahead of it."]
 
 
 def _draws(prices: Prices, method: Method) -> list[Method]:

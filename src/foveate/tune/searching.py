@@ -1,6 +1,6 @@
 """Settings to try: a small grid around the published schedule, then, for who asks, what optuna suggests."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,16 @@ from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.plain.upstream import install_line
 from foveate.tune.prices import Limit, Prices
 
-__all__ = ["Tried", "budgeted", "grid", "left_to_search", "published_point", "searched", "usual_point"]
+__all__ = [
+    "Tried",
+    "budgeted",
+    "grid",
+    "left_to_search",
+    "published_point",
+    "searched",
+    "settings_of",
+    "usual_point",
+]
 
 LISTS = ("layers", "layer_list", "pruning_layers")
 """Settings that list the layers which are cut."""
@@ -100,6 +109,16 @@ def grid(space: Space, start: Point) -> list[Point]:
     return points
 
 
+def settings_of(points: Sequence[Point], solve: Callable[[Point], Method | None]) -> dict[Method, Point]:
+    """The settings of points at the budget, each once, with the first point that it is of."""
+    settings: dict[Method, Point] = {}
+    for point in points:
+        method = solve(point)
+        if method is not None:
+            settings.setdefault(method, point)
+    return settings
+
+
 # -- trying ---------------------------------------------------------------------------------------------------------
 
 
@@ -124,17 +143,17 @@ class Tried:
 
 def searched(
     space: Space,
-    start: Point,
+    of_the_grid: Mapping[Method, Point],
     solve: Callable[[Point], Method | None],
     score: Callable[[Method], tuple[float, bool]],
     number: int,
     seed: int,
 ) -> Iterator[Tried]:
-    """Try the grid around a start, then so many points that optuna suggests, as long as somebody asks for more.
+    """Try the grid, then so many points that optuna suggests, as long as somebody asks for more.
 
     Args:
         space: What may change.
-        start: The point to begin with.
+        of_the_grid: The settings of the grid, with their points.
         solve: A point's method at the budget, if there is one.
         score: A method's score, and whether it was tried to the end.
         number: How many settings are searched beyond the grid.
@@ -144,11 +163,6 @@ def searched(
         UnsupportedError: If more than the grid is asked for, and optuna is not installed.
     """
     known: dict[Method, Tried] = {}
-    of_the_grid: dict[Method, Point] = {}
-    for point in grid(space, start):
-        method = solve(point)
-        if method is not None:
-            of_the_grid.setdefault(method, point)
     suggestions = Suggestions(space, seed, len(of_the_grid) + DRAWN) if number else None
     for method, point in of_the_grid.items():
         known[method] = Tried(*score(method), point, method, "grid")

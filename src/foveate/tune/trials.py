@@ -19,6 +19,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.runs.crew import Crew, Here, Pool, Stopped, Worker
+from foveate.runs.listener import Advance, unheard
 from foveate.runs.store import Store, open_store
 from foveate.runs.working import work_through
 from foveate.tune.forcing import Fidelity, Target, answered, beginning, looks, outcomes
@@ -43,7 +44,7 @@ def open_trials(
     state: Path | None = None,
     origin: str = "",
     workers: int = 1,
-    advance: Callable[[], object] = lambda: None,
+    advance: Advance = unheard,
 ) -> Iterator["Trials"]:
     """Trials on these pictures, with the processes that make them, while the context lasts.
 
@@ -54,7 +55,7 @@ def open_trials(
         state: Where outcomes are kept, a folder; created if it is missing. None keeps them in memory.
         origin: What outcomes depend on: the model, its weights, the samples, the versions.
         workers: Processes that run pictures at once, each with a model of its own; with 1 this one does.
-        advance: Called after each picture that the full model has answered.
+        advance: Called with 1 after each picture that the full model has answered.
 
     Raises:
         InputError: If the folder cannot be used, or belongs to another search.
@@ -108,7 +109,7 @@ class Trials:
         crew: Who runs pictures.
         store: What is known already; it grows. None keeps all in memory.
         workers: How many batches run at once.
-        advance: Called after each picture that the full model has answered.
+        advance: Called with 1 after each picture that the full model has answered.
 
     Attributes:
         targets: The full model's answers by picture.
@@ -121,7 +122,7 @@ class Trials:
         crew: Crew,
         store: Store | None = None,
         workers: int = 1,
-        advance: Callable[[], object] = lambda: None,
+        advance: Advance = unheard,
     ) -> None:
         self.targets: dict[str, list[Target]] = {}
         self.runs = 0
@@ -133,6 +134,10 @@ class Trials:
         self._known: dict[tuple[str, str], list[Fidelity]] = {}
         for row in () if store is None else store.read(set()):
             self._known[row["method"], row["picture"]] = [Fidelity(*pair) for pair in row["outcomes"]]
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin another search: no setting leads yet. What is known of settings stays."""
         self._best: list[float] = []  # the best setting's mean root of each picture
         self._best_score = float("inf")
 
@@ -167,7 +172,7 @@ class Trials:
         unknown = [key for key in keys if key not in self.targets]
         for key, (answers,) in zip(unknown, self._run([(None, [key], ()) for key in unknown]), strict=True):
             self.targets[key] = answers
-            self._advance()
+            self._advance(1)
 
     def _run(self, asked: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What comes of each item, in their order."""
