@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from foveate.eval.pairing import RIVALS, collapsed, verdict
 from foveate.eval.quality import Quality
-from foveate.eval.rows import RIVALS, collapsed, verdict
 from foveate.methods.chains import PRESETS
 from foveate.plain.table import Column, Table, between
 

@@ -55,7 +55,7 @@ def ask_many(vlm, pictures, tmp_path):
 
 def prefix_ask_many(vlm, pictures, tmp_path):
     prefix = vlm.look(pictures[0], method="v2drop")
-    return [answer.text for answer in prefix.ask_many([*QUESTIONS, *QUESTIONS[::-1]], batch=4, **FEW)]
+    return [answer.text for answer in prefix.ask_many([*QUESTIONS, *QUESTIONS[::-1]], batch_size=4, **FEW)]
 
 
 def eval_samples(vlm, pictures, tmp_path):

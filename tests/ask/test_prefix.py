@@ -76,7 +76,7 @@ def test_an_answer_is_that_of_the_same_question_asked_afresh(vlm, picture, metho
 
 def test_many_questions_are_answered_in_order_whatever_their_lengths(prefix):
     questions = (f"{question} {number}" for number in range(3) for question in QUESTIONS)
-    answers = list(prefix.ask_many(questions, batch=4, **NEW))
+    answers = list(prefix.ask_many(questions, batch_size=4, **NEW))
     assert len(answers) == 15
     for number, answer in enumerate(answers):
         alone = prefix.ask(f"{QUESTIONS[number % 5]} {number // 5}", **NEW)
@@ -181,8 +181,8 @@ def test_settings_of_a_checkpoint_do_not_count(vlm, prefix, monkeypatch):
 def test_choices_do_not_go_with_streams_and_batches_are_of_one_or_more(prefix):
     with pytest.raises(fv.SettingError, match="choices are scored"):
         prefix.ask("What?", choices=["a", "b"], stream=True)
-    with pytest.raises(fv.SettingError, match="batch must be 1 or more; got 0"):
-        prefix.ask_many(["What?"], batch=0)
+    with pytest.raises(fv.SettingError, match="batch_size must be 1 or more; got 0"):
+        prefix.ask_many(["What?"], batch_size=0)
     with pytest.raises(fv.SettingError, match=r"questions are several texts.*Use ask"):
         prefix.ask_many("What?")
 

@@ -11,7 +11,7 @@ from foveate.errors import UnsupportedError
 from foveate.eval.lmms.benchmarks import MME_TOTAL
 from foveate.eval.lmms.harness import _rows
 from foveate.eval.lmms.metrics import Metric, metric_of, scored
-from foveate.eval.rows import figures_of
+from foveate.eval.pairing import figures_of
 from foveate.plain.stats import Resampled
 
 

@@ -7,8 +7,8 @@ import pytest
 import foveate as fv
 from foveate.eval import pareto
 from foveate.eval.contenders import Contender
+from foveate.eval.pairing import collapsed, figures_of, unmatched, verdict
 from foveate.eval.quality import AGREEMENT, Quality, points, tables_of
-from foveate.eval.rows import collapsed, figures_of, unmatched, verdict
 from foveate.plain.stats import Estimate
 from foveate.tune import tuned
 

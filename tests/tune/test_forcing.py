@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from foveate.eval.records import First
+from foveate.ask.first import First
 from foveate.tune.forcing import WORST, Target, _fidelity
 
 LOGS = torch.log_softmax(torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), dim=-1)

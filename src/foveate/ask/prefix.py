@@ -37,7 +37,7 @@ class Prefix:
 
         prefix = vlm.look("street.jpg", method="v2drop", retention=0.2)
         prefix.ask("How many cars are there?").text
-        for answer in prefix.ask_many(questions, batch=8): ...
+        for answer in prefix.ask_many(questions, batch_size=8): ...
 
     The vision tower and the decoder have run over the pictures, and the rows that the method left are kept. A question
     runs on a copy, so that questions know nothing of one another. Any number of prefixes live beside one another.
@@ -155,7 +155,9 @@ class Prefix:
             reply.warn(stacklevel=2)
         return reply
 
-    def ask_many(self, questions: Iterable[str], *, batch: int = 8, **decoding: Unpack[Decoding]) -> Iterator[Answer]:
+    def ask_many(
+        self, questions: Iterable[str], *, batch_size: int = 8, **decoding: Unpack[Decoding]
+    ) -> Iterator[Answer]:
         """Ask many questions, several at a time; the answers come in order.
 
         The rows of the look are in memory once, however many questions a batch has. Layers with a sliding window and
@@ -163,17 +165,17 @@ class Prefix:
 
         Args:
             questions: Texts. They are read as they are needed: a generator does.
-            batch: Most questions at a time.
+            batch_size: Most questions at a time.
             **decoding: As for `VLM.ask`.
 
         Raises:
             FoveateError: As for `ask`.
         """
-        if not isinstance(batch, int) or batch < 1:
-            raise SettingError(f"batch must be 1 or more; got {brief(batch)}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise SettingError(f"batch_size must be 1 or more; got {brief(batch_size)}.")
         if isinstance(questions, str):
             raise SettingError(f"questions are several texts; got one, {brief(questions)}. Use ask.")
-        answerer = Answerer(self.loaded, self.method, generation_of(decoding), batch)
+        answerer = Answerer(self.loaded, self.method, generation_of(decoding), batch_size)
         return in_order(answerer.replies(questions, lambda question, _: self.prompt(question), look=self.look))
 
     def prompt(self, *texts: str) -> Prompt:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.ask.answers import WINDOW
+from foveate.batch.in_hand import InHand
 from foveate.batch.rows import KEY, OURS, REASON, Asking, Row, bad_row
 from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.version import __version__
-from foveate.runs.crew import Crew, Here, InHand
+from foveate.runs.crew import Crew, Here
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store

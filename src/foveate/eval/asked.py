@@ -10,13 +10,14 @@ from typing import Any
 from foveate import embedded
 from foveate.ask.answers import Answerer, in_order
 from foveate.ask.batch import parts
+from foveate.ask.first import First
 from foveate.ask.generation import Generation
 from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
-from foveate.eval.records import FULL, Answers, First, key_of, record_of
+from foveate.eval.records import FULL, Answers, key_of, record_of
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.listener import Advance, unheard
 from foveate.runs.working import work_through

@@ -17,10 +17,10 @@ from foveate.eval import provenance
 from foveate.eval.asked import Asked, outstanding, prompts_of, run
 from foveate.eval.contenders import Contender, contenders_at
 from foveate.eval.held_out import check_tasks, questions
+from foveate.eval.pairing import figures_of, unmatched
 from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.records import Answers, key_of
-from foveate.eval.rows import figures_of, unmatched
 from foveate.naming import parse
 from foveate.plain.files import is_video, named, sha256_of
 from foveate.plain.spelling import nearest
@@ -277,7 +277,7 @@ class _Asking:
         return figures_of(self._log(None), ran)
 
     def _log(self, method: Method | None) -> list[dict[str, Any]]:
-        """A setting's log, in the questions' order; see `foveate.eval.rows`."""
+        """A setting's log, in the questions' order; see `foveate.eval.pairing`."""
         log = []
         for question in self.asked:
             row, full = (self.store.get(key, question.key) for key in (key_of(method), key_of(None)))

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from foveate.eval.pairing import Row
 from foveate.eval.quality import AGREEMENT, Quality
-from foveate.eval.rows import Row
 from foveate.viz import stack
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from foveate.contract.budget import is_met
+from foveate.eval.pairing import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.eval.plan import BASELINES
-from foveate.eval.rows import FULL_MODEL, RIVALS, Row, collapsed, verdict
 from foveate.plain.stats import wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
@@ -47,7 +47,7 @@ class Quality:
 
     Attributes:
         rows: The full model's and those of every setting, over all questions and task by task; their columns are
-            those of `foveate.eval.rows.figures_of`. `pandas.DataFrame(quality.rows)` takes them.
+            those of `foveate.eval.pairing.figures_of`. `pandas.DataFrame(quality.rows)` takes them.
         unit: What figures are multiplied by for people: 100 for shares, 1 for scores.
         title: A line above the table.
         figure: What the figure is called there.

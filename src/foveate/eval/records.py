@@ -6,27 +6,21 @@ Of the full model's answers the first token is kept too, so that others tell how
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from foveate.ask.answer import Answer
+from foveate.ask.first import First
 from foveate.contract.method import Method
-from foveate.errors import InputError
 from foveate.runs.store import Store, open_store
 
-__all__ = ["FULL", "LIKELIEST", "Answers", "First", "fingerprint", "home", "key_of", "open_answers", "record_of"]
+__all__ = ["FULL", "Answers", "fingerprint", "home", "key_of", "open_answers", "record_of"]
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
 KEYS = ("method", "question")
-LIKELIEST = 256
-"""First tokens whose probabilities are kept of an answer."""
 
 
 def home() -> Path:
@@ -108,66 +102,6 @@ def open_answers(
         yield answers
 
 
-@dataclass(frozen=True, slots=True)
-class First:
-    """The distribution of an answer's first token, cut to its likeliest.
-
-    Attributes:
-        ids: Token ids, likeliest first.
-        logs: Their log-probabilities (natural).
-    """
-
-    ids: tuple[int, ...]
-    logs: tuple[float, ...]
-
-    @classmethod
-    def of(cls, logs: Tensor, ids: Sequence[int] | None = None) -> "First":
-        """The likeliest tokens, or those of these ids.
-
-        Shapes: (vocabulary,) float32 log-probabilities.
-        """
-        if ids is None:
-            ids = logs.topk(min(LIKELIEST, len(logs))).indices.tolist()
-        kept = logs[torch.tensor(ids, device=logs.device)].tolist()
-        return cls(tuple(ids), tuple(round(log, 5) for log in kept))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "First":
-        """From plain values, as `to_dict` gives them."""
-        return cls(tuple(values["ids"]), tuple(values["logs"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"ids": list(self.ids), "logs": list(self.logs)}
-
-    def divergence_of(self, logs: Tensor) -> float:
-        """How far another answer's first token is from this one, nats, rounded to a millionth; see `divergence`.
-
-        Shapes: (vocabulary,) float32 log-probabilities.
-
-        Raises:
-            InputError: If there is no such token: the values are of a damaged file.
-        """
-        if max(self.ids) >= len(logs):
-            raise InputError(
-                f"A stored answer begins with token {max(self.ids)}, and the model has {len(logs)}: the file is "
-                "damaged. Name another --cache."
-            )
-        return round(self.divergence(First.of(logs, self.ids)), 6)
-
-    def divergence(self, other: "First") -> float:
-        """KL(self ‖ other) in nats over self's tokens, all others as one; a lower bound of the exact one.
-
-        `other` must hold the same ids in the same order.
-        """
-        ours = torch.tensor(self.logs, dtype=torch.float64)
-        theirs = torch.tensor(other.logs, dtype=torch.float64)
-        our_rest, their_rest = _rest(ours), _rest(theirs)
-        listed = (ours.exp() * (ours - theirs)).sum()
-        unlisted = our_rest * (our_rest.log() - their_rest.log())
-        return max(0.0, float(listed + unlisted))
-
-
 def record_of(answer: Answer, method: str, question: str, full: First | None) -> dict[str, Any]:
     """What is kept of an answer; of the full model's its first token too, of others how far theirs is from it.
 
@@ -191,8 +125,3 @@ def record_of(answer: Answer, method: str, question: str, full: First | None) ->
     if full is None:
         return record
     return {**record, "kl": full.divergence_of(answer.first)}
-
-
-def _rest(logs: Tensor) -> Tensor:
-    """The probability of all tokens that are not listed."""
-    return (1 - logs.exp().sum()).clamp_min(1e-12)

@@ -1,6 +1,5 @@
 """Where the work of a long run is done: in this process, or in several, each with a model of its own."""
 
-import faulthandler
 import multiprocessing
 import os
 import signal
@@ -9,16 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from foveate.errors import InputError, SettingError
 
-__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "crew_of", "device_at", "rows_of"]
+__all__ = ["Crew", "Here", "Pool", "Task", "Together", "Worker", "crew_of", "device_at", "rows_of"]
 
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
@@ -260,49 +257,3 @@ def device_at(place: int, device: str) -> str:
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
     return f"{kind.type}:{place % torch.accelerator.device_count()}"
-
-
-class InHand:
-    """A file with what this process has in hand, and behind it what Python writes when a process crashes.
-
-    A crash is a fault of native code, as of a decoder. `kill -9` leaves nothing behind the name, so nobody is blamed
-    for it.
-
-    Args:
-        folder: Of the run.
-
-    Attributes:
-        crashed: What was in hand when the last run crashed; None where it did not.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / ".in-hand"
-        self.crashed: str | None = None
-        with suppress(OSError):
-            name, _, crash = self._path.read_text(errors="replace").partition("\n")
-            self.crashed = name if crash else None
-
-    def following(self, items: Iterable[Any], name_of: Callable[[Any], str]) -> Iterator[Any]:
-        """The items as they are; each is noted when it is taken, to be worked on in this process.
-
-        Where Python reports crashes to somebody else already, or there is no room, nothing is noted.
-        """
-        file = None
-        if not faulthandler.is_enabled():
-            with suppress(OSError):
-                file = self._path.open("wb", buffering=0)
-        if file is None:
-            yield from items
-            return
-        with file:
-            faulthandler.enable(file, all_threads=False)
-            try:
-                for item in items:
-                    with suppress(OSError):
-                        file.seek(0)
-                        file.truncate()
-                        file.write(f"{name_of(item)}\n".encode())
-                    yield item
-            finally:
-                faulthandler.disable()
-        self._path.unlink(missing_ok=True)

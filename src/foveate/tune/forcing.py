@@ -16,11 +16,11 @@ from torch import Tensor
 
 from foveate._transformers import cache_in, cache_of, with_cache
 from foveate.ask.batch import collate, ends_of, pad_id
+from foveate.ask.first import First
 from foveate.ask.generation import Generation, run
 from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
 from foveate.contract.method import Method
 from foveate.engine.session import drop_or_not
-from foveate.eval.records import First
 from foveate.registry import family_for
 from foveate.tune.parts import About, SampleInputs
 

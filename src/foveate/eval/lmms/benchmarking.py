@@ -17,10 +17,10 @@ from foveate.eval.contenders import EARLY, Contender, before_decoder, contenders
 from foveate.eval.lmms.harness import check_names, run
 from foveate.eval.lmms.metrics import Metric, scored
 from foveate.eval.lmms.requests import Conduct
+from foveate.eval.pairing import Log, figures_of
 from foveate.eval.plan import SHARES, Plan
 from foveate.eval.quality import Quality
 from foveate.eval.records import Answers, open_answers
-from foveate.eval.rows import Log, figures_of
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.listener import Advance, Listener, unheard
 from foveate.runs.versions import commit, versions

@@ -67,7 +67,7 @@ def run(
         advance: Called with the number of answers that were added.
 
     Returns:
-        Of each task a log (see `foveate.eval.rows`), whose rows have also the "benchmark", the "document" and the
+        Of each task a log (see `foveate.eval.pairing`), whose rows have also the "benchmark", the "document" and the
         "inputs" of lmms-eval's functions by metric; and the figure that papers print.
 
     Raises:

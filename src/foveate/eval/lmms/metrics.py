@@ -14,7 +14,7 @@ import numpy as np
 from foveate.errors import UnsupportedError
 from foveate.eval.lmms.benchmarks import MME_TOTAL, primary
 from foveate.eval.lmms.quiet import quiet
-from foveate.eval.rows import Log
+from foveate.eval.pairing import Log
 
 __all__ = ["Metric", "metric_of", "scored"]
 
@@ -33,7 +33,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a task, as a function of the rows of a log; see `foveate.eval.rows`.
+    """A figure of a task, as a function of the rows of a log; see `foveate.eval.pairing`.
 
     Attributes:
         name: lmms-eval's name for it.

@@ -10,6 +10,7 @@ from typing import Any
 from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer
 from foveate.ask.conversation import Conversation
+from foveate.ask.first import First
 from foveate.ask.generation import Generation
 from foveate.ask.preparing import check_protocol
 from foveate.ask.prompt import Prompt
@@ -17,7 +18,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method, meet
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
-from foveate.eval.records import FULL, Answers, First, key_of, record_of
+from foveate.eval.records import FULL, Answers, key_of, record_of
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Conduct", "Request", "RequestAnswerer"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foveate.eval.records import First
+from foveate.ask.first import First
 
 
 def test_divergence_is_the_exact_one_on_a_small_vocabulary_and_a_lower_bound_on_a_large_one():

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from foveate.runs.crew import InHand
+from foveate.batch.in_hand import InHand
 
 CHUNKS = [[3, 4, 6], [8]]
 
