@@ -264,6 +264,8 @@ class Answerer:
         """After a lack of memory: smaller batches, and what was held for speed is given back."""
         self._most = max(1, size // 2)
         self._calm = 0
+        if self._memo is not None:
+            self._memo.calls.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
