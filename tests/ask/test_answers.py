@@ -143,3 +143,17 @@ def test_replies_hold_what_they_took(vlm, pictures):
     assert min(reply.preparing for reply in batch) > 0
     assert min(reply.answering for reply in batch) > 0
     assert len(list(in_order([batch]))) == 2
+
+
+def test_questions_that_all_fail_are_told_before_the_last_is_read(vlm, monkeypatch):
+    monkeypatch.setattr(answers, "WINDOW", 2)
+    read = []
+
+    def endless():
+        while True:
+            read.append(True)
+            yield "missing.png", QUESTIONS[0]
+
+    with pytest.raises(fv.InputError, match=r"missing\.png"):
+        next(vlm.ask_many(endless(), batch_size=2))
+    assert len(read) == 4

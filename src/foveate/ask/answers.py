@@ -174,7 +174,7 @@ class Answerer:
             else:
                 window.append(entry)
             held = sum({id(medium): _bytes(medium) for one in window for medium in one.prompt.media}.values())
-            if len(window) >= WINDOW * self.batch_size or held > SHARE * self.share * available():
+            if len(window) + len(failed) >= WINDOW * self.batch_size or held > SHARE * self.share * available():
                 yield window, failed
                 window, failed, shelf = [], [], {}
         if window or failed:
