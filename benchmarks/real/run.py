@@ -123,7 +123,7 @@ def too_large(model: str) -> str | None:
 
 def run(cell: Cell, out: Path) -> str | None:
     """Run a cell; why it failed, in a line, or None. Where this is stopped, so is all that the cell started."""
-    result, part, log = (out / f"{cell.name}{ending}" for ending in (".json", ".part", ".log"))
+    result, part, log = (out / name.format(cell.name) for name in ("{}.json", "part-{}.json", "{}.log"))
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as said:
         process = subprocess.Popen([*cell.command, str(part)], stdout=said, stderr=subprocess.STDOUT, process_group=0)

@@ -75,7 +75,7 @@ def test_a_day_that_is_stopped_stops_its_cell_and_waits_for_its_end(real, tmp_pa
     cell = real["Cell"]("m", "serving", "", (sys.executable, "-c", STOPS), 9)
     with pytest.raises(KeyboardInterrupt):
         real["run"](cell, tmp_path)
-    assert (tmp_path / "serving-m.part").read_text() == "ended its servers"
+    assert (tmp_path / "part-serving-m.json").read_text() == "ended its servers"
     assert not (tmp_path / "serving-m.json").exists()
 
 
