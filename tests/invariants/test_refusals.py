@@ -65,11 +65,10 @@ def test_a_call_that_may_go_on_in_the_image_of_the_call_before(method, first):
     """Where one call ends in vision tokens and the next begins with some, they may be of one image."""
     model, before, after = tiny("llava"), batch("llava", [first]), batch("llava", ["it"], start=False)
     del after["attention_mask"]  # it would have to cover the cache
-    cache, another = (DynamicCache(config=model.config.get_text_config()) for _ in range(2))
+    cache, another, empty = (DynamicCache(config=model.config.get_text_config()) for _ in range(3))
     with fv.drop(model, method), torch.no_grad():
         model(**before, **with_cache(another))
-        model(**after, **with_cache(cache))  # behind no image: the cache is empty
-        cache.reset()
+        model(**after, **with_cache(empty))  # behind no image
         model(**before, **with_cache(cache))
         with pytest.raises(fv.UnsupportedError, match="has split an image"):
             model(**after, **with_cache(cache))
