@@ -41,6 +41,7 @@ def forked(program, *arguments, env=None, **options):
         sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
         for handler in logging.getLogger("transformers").handlers:
             handler.setStream(sys.stderr)
+        mend_threads()
         sys.argv = ["-c", *map(str, arguments)]
         if env is not None:
             os.environ.clear()
@@ -52,6 +53,15 @@ def forked(program, *arguments, env=None, **options):
         # Tests have one thread of torch; pytest-xdist has threads that the child never meets.
         warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
         return subprocess.Popen([sys.executable, "-c", "raise"], preexec_fn=run, text=True, **options)
+
+
+def mend_threads():
+    """In a copy of a process: torch's pool is made anew by the first who asks for it, and no two of them at once.
+
+    Loading a model asks from several threads, of which all but the first would find none ("Invalid thread pool!").
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def said_by(program, *arguments, **options):

@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, strategies
 
+from tests.forked import mend_threads
 from tests.fuzz.judging import Case, Outcome, judge, limited_memory
 
 __all__ = ["KINDS", "Found", "Kind", "Tally", "hunt", "hunted", "strategies_of", "tried"]
@@ -109,6 +110,7 @@ def tried(case: Case, limit: float) -> Outcome:
 def _judged(pipe: "Connection[Any, Any]", case: Case, folder: Path, limit: float, log: Path) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)  # libtiff and others write there by themselves
     faulthandler.enable(2)
+    mend_threads()
     limited_memory()
     pipe.send(judge(case, folder, limit))
 
