@@ -149,7 +149,8 @@ class Prefix:
                 f"after holds questions and answers in turn, an even number of texts; got {brief(after)}."
             )
         prompt = self.prompt(*after, question)
-        refuse_stale(self.loaded, self.look)
+        if stream:  # whose reader is told now; else the look is checked when it is gone on from
+            refuse_stale(self.loaded, self.look)
         reply = reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
         if isinstance(reply, Answer):
             reply.warn(stacklevel=2)

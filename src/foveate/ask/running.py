@@ -157,7 +157,6 @@ def answers_to(
     settings: Generation,
     *,
     look: Look | None = None,
-    size: int | None = None,
     first: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
@@ -169,16 +168,14 @@ def answers_to(
         method: What drops in each that has vision tokens.
         settings: How answers are decoded.
         look: What all of them go on from; None where each begins afresh.
-        size: Most prompts a batch.
         first: Whether answers have the log-probabilities of their first token.
         extra: What else transformers' `generate` gets, such as a streamer.
     """
     samples = [prompt.inputs for prompt in prompts]
-    size = size or max(1, len(prompts))
     if look is None:
-        groups = list(batches(range(len(prompts)), size, samples.__getitem__))
+        groups = list(batches(range(len(prompts)), max(1, len(prompts)), samples.__getitem__))
     else:
-        groups = together(loaded.model, look, samples, size)
+        groups = together(loaded.model, look, samples)
     answers: dict[int, Answer] = {}
     for places in groups:
         batch = [prompts[place] for place in places]

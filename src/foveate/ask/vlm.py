@@ -191,13 +191,7 @@ class VLM(Loaded):
             dropped_in(self, drops, prompt.vision_tokens)
             return prompt
 
-        return self._warned(in_order(answerer.replies(questions, prepare)))
-
-    def _warned(self, answers: Iterator[Answer]) -> Iterator[Answer]:
-        for answer in answers:
-            answer.prompt.warn(stacklevel=2)
-            answer.warn(stacklevel=2)
-            yield answer
+        return _warned(in_order(answerer.replies(questions, prepare)))
 
     @overload
     def look(self, media: Media | None = None, **looking: Unpack[Looking]) -> Prefix: ...
@@ -330,6 +324,14 @@ class VLM(Loaded):
     def __repr__(self) -> str:
         about = self.card.to_dict()
         return f"VLM({self.name!r}: {about['model_type']}, {about['dtype']} on {about['device']})"
+
+
+def _warned(answers: Iterator[Answer]) -> Iterator[Answer]:
+    """The answers, with warnings of what the user should know."""
+    for answer in answers:
+        answer.prompt.warn(stacklevel=2)
+        answer.warn(stacklevel=2)
+        yield answer
 
 
 def _as_question(question: Any) -> Question:

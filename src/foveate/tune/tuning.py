@@ -131,7 +131,7 @@ def tune_many(
     """Several methods, each tuned at several budgets as by `tune`, and which is best for these samples.
 
         tunings = foveate.tune_many(vlm, samples, ["v2drop", "visiondrop"], tokens=[64, 128])
-        print(tunings.sheet())
+        print(tunings.table())
         tunings.save("mine")  # mine/v2drop-64.json, mine/v2drop-128.json, …
 
     The full model answers once for all of them. All are compared on the same held-out pictures. What cannot meet a

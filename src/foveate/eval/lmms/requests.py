@@ -14,8 +14,9 @@ from foveate.ask.first import First
 from foveate.ask.generation import Generation
 from foveate.ask.preparing import check_protocol
 from foveate.ask.prompt import Prompt
+from foveate.ask.running import dropped_in
 from foveate.ask.vlm import VLM
-from foveate.contract.method import Method, meet
+from foveate.contract.method import Method
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
 from foveate.eval.records import FULL, Answers, key_of, record_of
@@ -191,8 +192,7 @@ class RequestAnswerer:
     def _prepared(self, question: _Question, _: object) -> Prompt:
         """A question as the model gets it."""
         prompt = self.vlm.prepare_conversation(question.conversation, protocol=self.conduct.protocol)
-        if self.method is not None and prompt.vision_tokens:
-            meet(self.method, self.vlm.model.config, prompt.vision_tokens)
+        dropped_in(self.vlm, self.method, prompt.vision_tokens)
         return prompt
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, Any]:
