@@ -14,10 +14,5 @@ UNSERVED = {
     "kosmos-2": "a resampler reduces a picture to 64 tokens, and its decoder has no rotary positions",
     "kosmos-2.5": "a resampler makes 2048 tokens from any picture, and its decoder has no rotary positions",
     "git": "its decoder is a BERT with the picture before the prompt, without placeholders or rotary positions",
-    "gemma3n": (
-        "its layers run four streams in parallel and get extra inputs for each token, and the last layers reuse the "
-        "keys of earlier layers"
-    ),
-    "llama4": "its layers take one table of complex rotary factors instead of cos and sin",
 }
 """Reasons by `model_type`."""

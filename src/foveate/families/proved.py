@@ -1,0 +1,1 @@
+PROVED: dict[str, str] = {}
