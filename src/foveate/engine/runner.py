@@ -140,7 +140,7 @@ class LayerRunner:
             call.kwargs["attention_mask"] = self._mask(forward, call)
             call.stored.announce(None, call.hidden.shape[1])
             if forward.steps and call.index in self._plain:
-                given = {name: call.kwargs[name] for name in ("attention_mask", "position_embeddings")}
+                given = {name: value for name, value in call.kwargs.items() if name in BY_NAME}
                 forward.stepped = Stepped(call.stored, mask, tables, given, type(call.module))
         with tap:
             return call.run(original, call.hidden)
