@@ -18,9 +18,12 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import AutoConfig
-from transformers.models.auto import configuration_auto, modeling_auto
+from transformers.models.auto import modeling_auto
+
+from foveate.families.proved import PROVED
 
 PAD, AUDIO, IMAGE, VIDEO, START, END, VOCABULARY, DEPTH = 0, 90, 91, 92, 93, 94, 100, 4
 TEXT = dict(
@@ -58,6 +61,7 @@ class Case:
         apart: Images and videos do not go in one call.
         one: One picture a sample.
         join: How tensors of several pictures become one: by name; else torch.cat.
+        mend: Called with the model: what transformers itself breaks is put right.
     """
 
     config: dict[str, Any]
@@ -69,6 +73,7 @@ class Case:
     apart: bool = False
     one: bool = False
     join: dict[str, Callable[[list[Any]], Any]] = field(default_factory=dict)
+    mend: Callable[[Any], object] = lambda model: None
 
     def batch(self, model: Any, words: list[str]) -> dict[str, Any]:
         """A left-padded batch."""
@@ -129,17 +134,20 @@ def _run(model: Any, tensors: Picture, letter: str) -> list[int]:
     return [IMAGE if letter == "i" else VIDEO] * rows(features(model, tensors, modality))
 
 
+def kind_of(name: str) -> str:
+    """The `model_type` of a case."""
+    return CASES[name]().type or name
+
+
 def known(name: str) -> bool:
-    """Whether the installed transformers has this type, and that of its decoder."""
-    case = CASES[name]()
-    kinds = {case.type or name, case.config.get("text_config", {}).get("model_type")} - {None}
-    return kinds <= set(configuration_auto.CONFIG_MAPPING_NAMES)
+    """Whether the installed transformers is new enough for a case."""
+    one = PROVED.get(kind_of(name))
+    return one is None or Version(one.since) <= Version(transformers.__version__)
 
 
 def make(name: str, attention: str | None = None) -> tuple[Any, Case]:
     """A tiny random model, its weights the same for every attention, and its case."""
-    case = CASES[name]()
-    kind = case.type or name
+    case, kind = CASES[name](), kind_of(name)
     config = AutoConfig.for_model(kind, **case.config)
     if attention is not None:
         config._attn_implementation = attention
@@ -165,6 +173,7 @@ def make(name: str, attention: str | None = None) -> tuple[Any, Case]:
     if model.generation_config is not None:
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = PAD
+    case.mend(model)
     return model, case
 
 
@@ -623,8 +632,13 @@ def llama4(name: str) -> Case:
         vision_output_dim=24, projector_input_dim=24, projector_output_dim=24, intermediate_size=64,
         pixel_shuffle_ratio=0.5,
     )
+    # Transformers 5.24 reads this of what its own decoder answers, which does not have it.
+    mend = lambda model: model.language_model.register_forward_hook(  # noqa: E731
+        lambda module, arguments, output: output.__dict__.setdefault("image_outputs") and None
+    )
     return squares(
         name, text, vision, dict(image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END), image=tiles(),
+        mend=mend,
     )
 
 

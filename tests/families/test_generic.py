@@ -207,7 +207,6 @@ def test_a_model_with_a_family_needs_no_other():
 
 UNUSUAL = {
     "idefics2": "no module with a language_model and a get_placeholder_mask",
-    "florence2": "it is an encoder-decoder",
     "ernie4_5_vl_moe": "Ernie4_5_VLMoeDecoderLayer takes moe_mm_token_type_ids",
     "minicpmv4_6": "its get_placeholder_mask takes no image_features",
     "gemma4_unified": "Gemma4UnifiedTextDecoderLayer takes shared_kv_states",
