@@ -26,7 +26,7 @@ STAGES = {
     "read": "Not read while decoding",
 }
 PLACES = {"layer": "Layers", "projector": "Projector", "tower": "Tower"}
-"""Where tokens of a model without a family are dropped: between layers, behind the projector, by what the tower says."""
+"""Where tokens of a model without a family are dropped: between layers, behind the projector, as the tower says."""
 LOOKING = "Looking for methods and families"
 BELOW = "Settings: foveate methods NAME. Best on the embedded model at 1/9: vidcom2, mmtok, vscan, divprune."
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
