@@ -199,7 +199,7 @@ def test_an_encoder_decoder_has_nothing_to_drop():
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(CONFIG_MAPPING["florence2"]())
     with pytest.raises(fv.UnsupportedError, match="is an encoder-decoder"):
-        family_for(model)
+        Derived(model)
 
 
 def test_a_model_of_text_has_no_vision_tokens():
