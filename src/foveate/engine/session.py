@@ -228,6 +228,8 @@ class Session:
         self._family = family
         guards.refuse_unknown_host(family)
         self._program = _program(method, family, resources)
+        guards.refuse_unencoded(family, self._program.encodes)
+        guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
         # Of the running `generate` call, which encodes pictures before the forward that they are in.
