@@ -10,7 +10,6 @@ from foveate import embedded
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.contract.budget import known_count
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval import provenance
@@ -135,7 +134,7 @@ def evaluate_samples(
         asked,
         plan or Plan(),
         listener,
-        known_count(vlm.model) if alike else None,
+        vlm.card.family.fixed_count(vlm.model.config) if alike else None,
         origin={
             "what": OWN,
             "samples": samples.source.digest(),
