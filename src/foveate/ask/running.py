@@ -7,6 +7,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from foveate._transformers import cache_in, with_cache
 from foveate.ask.answer import Answer, kv_bytes
@@ -266,7 +267,7 @@ def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[st
 
 
 @contextmanager
-def _seeded(model: Any, seed: int | None) -> Iterator[None]:
+def _seeded(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
     """Set torch's generators for a while: the CPU's alone, or those of all accelerators too."""
     kind = model.device.type
     if seed is None:
@@ -347,7 +348,7 @@ def choice_of(
     )
 
 
-def tokens_of(tokenizer: Any, choices: Sequence[str]) -> list[tuple[int, ...]]:
+def tokens_of(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[tuple[int, ...]]:
     """The token ids of each choice, as an answer begins with them.
 
     Raises:
@@ -373,7 +374,7 @@ def begin_alike(choices: Sequence[tuple[int, ...]]) -> bool:
 
 
 def log_probabilities(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Any],
     choices: Sequence[tuple[int, ...]],
     settings: Mapping[str, Any],
@@ -401,10 +402,10 @@ def log_probabilities(
 
 
 def _rest(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Any],
     tokens: tuple[int, ...],
-    cache: Any,
+    cache: Cache,
     settings: Mapping[str, Any],
     ends: Collection[int],
 ) -> float:

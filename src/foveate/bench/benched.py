@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from foveate import catalogue
 from foveate.ask.vlm import VLM
@@ -53,7 +54,7 @@ class Benched:
 
     name: str
     shape: NamedShape | None
-    model: Any
+    model: PreTrainedModel
     workload: Workload
 
 
@@ -131,7 +132,7 @@ def named_methods(names: Sequence[str]) -> dict[str, Method]:
 
 def budgeted_methods(
     methods: Mapping[str, Method],
-    model: Any,
+    model: PreTrainedModel,
     vision_tokens: int,
     *,
     tokens: Sequence[float] = (),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from foveate._transformers import cache_in
 from foveate.ask.answer import kv_bytes
@@ -41,7 +42,7 @@ class Held:
     tower_tokens: Sequence[Sequence[int]] | None = None
 
 
-def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
+def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
     """Run the prompt once and see what it holds; inside the dropping context whose trace is given, if any."""
     if model.device.type == "cuda":
         cache, peak = _prefill_on_cuda(model, workload)
@@ -59,7 +60,7 @@ def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
     return Held(tokens, retention, kv_bytes(cache)[0], peak, tower_tokens)
 
 
-def _prefill_on_cuda(model: Any, workload: Workload) -> tuple[Any, int]:
+def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:
     """The cache after the prompt, and the most bytes that lived at once."""
     generate(model, workload.inputs, 1)  # libraries take their workspaces once, and keep them
     torch.cuda.synchronize()

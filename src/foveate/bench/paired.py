@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from foveate.bench.bare import bare, obstacle
 from foveate.bench.memory import Held, hold
@@ -72,7 +73,7 @@ class PairedRun:
         obstacle: Why there are no bare layers beside the methods, if they were asked for and cannot be run.
     """
 
-    model: Any
+    model: PreTrainedModel
     workload: Workload
     new_tokens: int
     clock: Clock = time.perf_counter
@@ -220,7 +221,7 @@ class PairedRun:
 
 
 def race(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Any],
     methods: Mapping[str, Method],
     new_tokens: int,

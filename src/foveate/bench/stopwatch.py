@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from foveate.ask.generation import generate
 from foveate.core.patching import Patcher
@@ -34,7 +35,9 @@ def clock_of(name: str) -> Clock:
     return {"wall": time.perf_counter, "cpu": time.process_time}[name]
 
 
-def timed(model: Any, inputs: Mapping[str, Any], new_tokens: int, clock: Clock = time.perf_counter) -> dict[str, float]:
+def timed(
+    model: PreTrainedModel, inputs: Mapping[str, Any], new_tokens: int, clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """Generate a fixed number of tokens greedily: seconds of each of `PARTS`.
 
     To be called inside the dropping context. Where tokens arrive, `generate` itself waits for the device; between, an

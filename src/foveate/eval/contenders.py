@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import Budget, decoder_depth
@@ -43,7 +44,7 @@ class Contender:
 
 def contenders_at(
     methods: Mapping[str, Method],
-    model: Any,
+    model: PreTrainedModel,
     budgets: Sequence[Budget],
     vision_tokens: int | None,
     seeds: Sequence[int],
@@ -94,7 +95,9 @@ def before_decoder(method: Method) -> Method | None:
     return replace(method, layers=(0,))
 
 
-def _met(method: Method, budget: Budget | None, model: Any, vision_tokens: int | None) -> tuple[Method, str]:
+def _met(
+    method: Method, budget: Budget | None, model: PreTrainedModel, vision_tokens: int | None
+) -> tuple[Method, str]:
     """A method with a budget that it can meet, and what is unusual about it.
 
     Raises:
