@@ -167,7 +167,12 @@ class Forced:
 
 
 def generate(
-    model: PreTrainedModel, inputs: Mapping[str, Any], new_tokens: int, *, exactly: bool = False, streamer: Any = None
+    model: PreTrainedModel,
+    inputs: Mapping[str, object],
+    new_tokens: int,
+    *,
+    exactly: bool = False,
+    streamer: object = None,
 ) -> ModelOutput:
     """What `model.generate` answers greedily as a dict, its sequences and cache among it.
 
@@ -184,7 +189,9 @@ def generate(
     return run(model, inputs, settings, streamer=streamer)
 
 
-def run(model: PreTrainedModel, inputs: Mapping[str, Any], settings: Mapping[str, Any], **more: Any) -> ModelOutput:
+def run(
+    model: PreTrainedModel, inputs: Mapping[str, object], settings: Mapping[str, object], **more: object
+) -> ModelOutput:
     """What `model.generate` answers as a dict, under `settings` and what `more` it takes."""
     with torch.inference_mode(), quiet():
         return model.generate(**inputs, **settings, **more, return_dict_in_generate=True)

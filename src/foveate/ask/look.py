@@ -67,7 +67,7 @@ class Look:
     inputs: Inputs
     cache: Cache
     trace: Trace = field(default_factory=Trace)
-    weights: Any = None
+    weights: object = None
 
     @property
     def tokens(self) -> int:

@@ -121,7 +121,7 @@ class Prompt:
             videos=self.videos,
         )
 
-    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[Any] | None]) -> list[Any] | None:
+    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[object] | None]) -> list[Any] | None:
         """What the family says of images and of videos of these sizes, in the order of the prompt; None if nothing."""
         answers = {}
         for kind in set(self.kinds):

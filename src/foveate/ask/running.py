@@ -93,7 +93,7 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, Method | None, Generat
     return showing_of(asking), method_of(dropping.pop("method", None), **dropping), generation_of(decoding)
 
 
-def showing_of(asking: Mapping[str, Any]) -> Showing:
+def showing_of(asking: Mapping[str, object]) -> Showing:
     """Those of the keywords that say how films and pictures come to the model."""
     return cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
 
@@ -144,7 +144,7 @@ def reply_to(
     if not stream:
         return answers_to(loaded, [prompt], method, settings, look=look)[0]
 
-    def answer(streamer: Any, stopping: Any) -> Answer:
+    def answer(streamer: object, stopping: object) -> Answer:
         listening = {"streamer": streamer, "stopping_criteria": [stopping]}
         return answers_to(loaded, [prompt], method, settings, look=look, extra=listening)[0]
 
@@ -159,7 +159,7 @@ def answers_to(
     *,
     look: Look | None = None,
     first: bool = False,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> list[Answer]:
     """The answers to prompts, in order, in as few batches as their shapes allow.
 
@@ -191,7 +191,7 @@ def _answers_of(
     settings: Generation,
     look: Look | None,
     first: bool,
-    extra: Mapping[str, Any],
+    extra: Mapping[str, object],
 ) -> list[Answer]:
     """The answers to one batch; see `answers_to`."""
     model = loaded.model
@@ -375,9 +375,9 @@ def begin_alike(choices: Sequence[tuple[int, ...]]) -> bool:
 
 def log_probabilities(
     model: PreTrainedModel,
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, object],
     choices: Sequence[tuple[int, ...]],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     ends: Collection[int] = (),
 ) -> tuple[list[float], Any]:
     """Log-probability (natural) of each choice behind a prompt, all its tokens together; and the prompt's cache.

@@ -54,7 +54,7 @@ class Stream(Iterator[str]):
         finally:
             self._streamer.end()
 
-    def _is_closed(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    def _is_closed(self, ids: Tensor, scores: object, **_: object) -> Tensor:
         """A stopping criterion: whether each sample ends here."""
         return torch.full((ids.shape[0],), self._closed.is_set(), device=ids.device)
 

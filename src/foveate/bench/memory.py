@@ -96,13 +96,13 @@ class Memory(TorchDispatchMode):
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return result
 
-    def add(self, tensor: Tensor, function: Any) -> None:
+    def add(self, tensor: Tensor, function: object) -> None:
         """A tensor with a storage of its own has come to be by an operator."""
         storage = tensor.untyped_storage()
         self._live[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
+def tensors_of(tree: object) -> list[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 

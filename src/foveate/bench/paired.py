@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -222,7 +221,7 @@ class PairedRun:
 
 def race(
     model: PreTrainedModel,
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, object],
     methods: Mapping[str, Method],
     new_tokens: int,
     pairs: int,

@@ -130,7 +130,7 @@ def _begin(
     reload: Callable[[], VLM],
     names: Sequence[str],
     conduct: Conduct,
-    conditions: Mapping[str, Any],
+    conditions: Mapping[str, object],
     folder: Path,
     place: int,
     count: int,
@@ -180,7 +180,7 @@ def _quality(
     metric: Metric,
     full: Log,
     of_contenders: Sequence[tuple[Contender, Sequence[Mapping[str, Log]]]],
-    origin: Mapping[str, Any],
+    origin: Mapping[str, object],
 ) -> Quality:
     """A task's figures."""
     logs = [full, *(of_draw[task] for _, of_draws in of_contenders for of_draw in of_draws)]
