@@ -85,7 +85,7 @@ def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[Any
 
 
 def read_medium(
-    source: Any,
+    source: object,
     frames: int | None = None,
     fps: float | None = None,
     *,
@@ -153,7 +153,7 @@ def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWant
     return picture_in(data)
 
 
-def _listed(frames: Sequence[Any] | np.ndarray, kind: str | None, wanted: FramesWanted) -> Clip:
+def _listed(frames: Sequence[object] | np.ndarray, kind: str | None, wanted: FramesWanted) -> Clip:
     """A film whose frames are pictures, read as these are.
 
     Raises:

@@ -47,7 +47,7 @@ def conversation_about(
     loaded: Loaded,
     media: Media | None,
     prompt: str | None,
-    messages: Sequence[Mapping[str, Any]] | None,
+    messages: Sequence[Mapping[str, object]] | None,
     showing: Mapping[str, Any],
 ) -> Conversation:
     """The conversation that `VLM.ask` is given, with its files read; `showing` may hold `frames` and `fps`.
@@ -136,7 +136,7 @@ def prepare(
     return Prompt(loaded.card, conversation, inputs, tuple(media), tuple(notes))
 
 
-def check_text(text: Any, name: str = "The question") -> None:
+def check_text(text: object, name: str = "The question") -> None:
     """Refuse what is no text, or has half a letter, as bytes of a command line that are not UTF-8 become."""
     if not isinstance(text, str):
         raise SettingError(f"{name} is a text; got {brief(text)}.")
@@ -243,7 +243,7 @@ def reads_videos(processor: ProcessorMixin) -> bool:
     return getattr(processor, "video_processor", None) is not None
 
 
-def _own(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> Any:
+def _own(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> BatchFeature:
     """The model's own chat template and processor; without a template, placeholders before the text."""
     if conversation.clips and not reads_videos(processor):
         raise UnsupportedError(
@@ -300,14 +300,14 @@ def _written(model: PreTrainedModel, processor: ProcessorMixin, turns: list[dict
     return text
 
 
-def _slot(kind: str, value: Any) -> dict[str, Any]:
+def _slot(kind: str, value: object) -> dict[str, Any]:
     """A part of a message as chat templates want it: a text, or the place of a picture or a video."""
     if kind == "text":
         return {"type": kind, "text": value}
     return {"type": kind}
 
 
-def _llava(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> Any:
+def _llava(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> BatchFeature:
     """The conditions of LLaVA-1.5's papers: vicuna_v1 with its system text, pictures padded to a square."""
     if model.config.model_type != "llava" or conversation.clips:
         what = "a video" if conversation.clips else f"a {model.config.model_type} model"
@@ -329,7 +329,7 @@ def _llava(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conv
     return _tensors(processor, f"{system}{said} ASSISTANT:", images)
 
 
-def _tensors(processor: ProcessorMixin, text: str, images: Sequence[Image.Image], **options: Any) -> Any:
+def _tensors(processor: ProcessorMixin, text: str, images: Sequence[Image.Image], **options: object) -> BatchFeature:
     bos = processor.tokenizer.bos_token
     if bos is not None and text.startswith(bos):
         options["add_special_tokens"] = False
@@ -343,5 +343,5 @@ def _tensors(processor: ProcessorMixin, text: str, images: Sequence[Image.Image]
         raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-PROTOCOLS: Mapping[str, Callable[[Any, Any, Conversation], Any]] = {"own": _own, "llava": _llava}
+PROTOCOLS: Mapping[str, Callable[[PreTrainedModel, ProcessorMixin, Conversation], BatchFeature]] = {"own": _own, "llava": _llava}
 """How a conversation becomes a model's input, by name."""

@@ -406,7 +406,7 @@ def _rest(
     inputs: Mapping[str, Any],
     tokens: tuple[int, ...],
     cache: Cache,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     ends: Collection[int],
 ) -> float:
     """Log-probability of all tokens but the first, which goes in behind the prompt, and of the end."""

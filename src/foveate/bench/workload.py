@@ -52,7 +52,7 @@ class Workload:
         tower_images, grids, videos: See `foveate.cost`.
     """
 
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
     batch: int
     text_tokens: int
     sizes: tuple[int, ...]

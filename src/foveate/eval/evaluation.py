@@ -189,7 +189,7 @@ def _compare(
     plan: Plan,
     listener: Listener,
     vision_tokens: int | None,
-    origin: Mapping[str, Any],
+    origin: Mapping[str, object],
     title: str = "",
     alike: Prompt | None = None,
 ) -> Quality:
