@@ -98,6 +98,7 @@ def drop(
         The trace, which every prefill inside the context fills.
 
     Raises:
+        BudgetError: If no image of the model can meet the budget; where images differ in size, when one comes.
         SessionError: If the model is inside such a context already.
         SettingError: If the method's cuts do not fit the decoder's depth, or the method cannot meet the budget.
         UnknownNameError: If there is no method of that name.

@@ -388,6 +388,11 @@ class Family:
         return ()
 
     @classmethod
+    def fixed_count(cls, config: Any) -> int | None:
+        """Vision tokens of every image and video, where the config alone says them; None where they differ."""
+        return None
+
+    @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         """Rows and columns of the token grids of images of these sizes, where the config alone says them; else None."""
         return None
