@@ -184,7 +184,7 @@ MAPS = [
 def test_so_many_rows_feed_each_token(name, modality, rows):
     call = Call(name, modality)
     known = call.feeding()
-    counts = torch.bincount(torch.tensor(sum(owners(known), [])))
+    counts = torch.bincount(torch.cat([group.tokens for group in known.groups]))
     assert counts.tolist() == [rows] * known.tokens
     assert lacking(call.family.core, call.family.layers) is None
     for signal in (PAID, KEYS, *CLS * all(group.cls for group in known.groups)):
@@ -211,7 +211,9 @@ def test_refuses_what_it_cannot_tell(name, why):
 
 def test_refuses_to_rank_tokens_that_are_made_of_no_row():
     call = Call("hunyuan_vl")
-    assert len(call.feeding().unfed) == 9  # two newlines of one picture, three of the other, and the ends of both
+    assert (
+        int((~call.feeding().is_fed).sum()) == 9
+    )  # two newlines of one picture, three of the other, and the ends of both
     with pytest.raises(UnsupportedError, match="9 of 21 vision tokens of a picture are made of no row"):
         call.read(PAID)
 
@@ -219,7 +221,7 @@ def test_refuses_to_rank_tokens_that_are_made_of_no_row():
 def test_newlines_are_left_out_where_the_family_tells_them(monkeypatch):
     call = Call("hunyuan_vl")
     boxes = torch.zeros(21, 4)
-    boxes[call.feeding().unfed] = float("nan")
+    boxes[~call.feeding().is_fed] = float("nan")
     monkeypatch.setattr(Told, "boxes", lambda *_: [boxes])
     assert len(call.read(PAID)) == 12
     assert (call.read(PAID) > 0).all()
@@ -290,17 +292,28 @@ def test_kernels_show_the_same(name):
         torch.testing.assert_close(eager.read(signal), usual.read(signal), atol=1e-5, rtol=1e-3)
 
 
-def test_models_without_gradients():
+@pytest.mark.parametrize("trained", [True, False])
+def test_models_without_gradients(trained):
     call = Call("lighton_ocr")
     known = call.feeding()
     frozen = Call("lighton_ocr")
-    frozen.family.core.requires_grad_(False)
+    frozen.family.core.requires_grad_(trained)
     with torch.inference_mode():
         frozen.inputs["pixel_values"] = frozen.inputs["pixel_values"] * 1
         assert owners(feeding(frozen.family, frozen.run, frozen.inputs)) == owners(known)
     # What was told there is good for a run outside.
     torch.testing.assert_close(frozen.read(PAID), call.read(PAID))
     assert all(weight.grad is None for weight in call.family.core.parameters())
+
+
+@pytest.mark.parametrize(("name", "last"), [("llava", -2), ("vipllava", -2), ("internvl", -1)])
+def test_the_last_block_is_the_one_that_the_projector_reads(name, last):
+    model = tiny(name)
+    inputs = given(model, batch(name, ["tit"]))
+    known = feeding(family_for(model), lambda **other: model.model.get_image_features(**{**inputs, **other}), inputs)
+    assert known.last == len(known.attentions) + last
+    assert known.attention_of(PAID) is known.attentions[known.last]
+    assert known.attention_of(TowerAttention("patches", layer=1)) is known.attentions[-1]
 
 
 def test_once_for_each_shape():
@@ -313,6 +326,29 @@ def test_once_for_each_shape():
     call.inputs["image_grid_thw"] = call.inputs["image_grid_thw"][:, [0, 2, 1]]  # as many patches, otherwise
     call.read(KEYS)
     assert call.runs == 5
+
+
+def test_measured_anew_where_as_many_pixels_are_fewer_tokens():
+    model, runs = tiny("idefics3"), []
+    family, inputs = Told(model), given(model, batch("idefics3", ["tiit"]))
+
+    def run(**other: Any) -> Any:
+        runs.append(1)
+        return model.model.get_image_features(**{**inputs, **other})
+
+    def tokens() -> int:
+        with torch.no_grad():
+            encode_fed(family, run, "image", inputs, Whole(reads=(PAID,)))
+        return len(family.stats(PAID)[0])
+
+    fed._KNOWN.pop(family.core, None)
+    every = tokens()
+    assert len(runs) == 2
+    black = inputs["pixel_values"].clone()
+    black[:, 0] = 0  # as what pads the pictures of a sample, and the tower does not see it
+    inputs["pixel_values"] = black
+    assert tokens() < every
+    assert len(runs) == 2 + 3
 
 
 def test_nothing_is_told_where_nothing_is_read():
@@ -341,6 +377,37 @@ def test_a_model_is_left_as_it_was():
         call.read(TowerAttention("patches", block=7))
     assert [len(part._forward_hooks) for part in call.family.core.modules()] == hooks
     assert [id(getattr(part, "config", None)) for part in call.family.core.modules()] == configs
+
+
+def test_a_model_may_write_into_what_blocks_answer():
+    call = Call("deepseek_vl")
+    (blocks,) = fed.blocks_of(call.family.core, call.family.layers)
+    known = owners(call.feeding())
+    blocks[-1][0].register_forward_hook(lambda block, args, output: output.mul_(2))
+    fed._KNOWN.clear()
+    assert owners(call.feeding()) == known
+
+
+@pytest.mark.parametrize(
+    ("keys", "mask", "options"),
+    [
+        (3, None, {}),
+        (4, torch.full((1, 1, 4, 4), 0.5), {}),  # a bias
+        (4, torch.zeros(1, 2, 4, 4), {}),  # a mask for each head
+        (4, "a kernel's own", {}),
+        (4, None, {"softcap": 50.0}),
+        (4, None, {"s_aux": torch.zeros(2)}),
+        (4, None, {"cu_seq_lens_q": torch.tensor([0, 2, 4])}),
+        (4, None, {"position_ids": torch.tensor([[0, 1, 0, 1]])}),
+    ],
+)
+def test_attention_that_queries_and_keys_do_not_tell_is_not_read(keys, mask, options):
+    trace, attention = fed._Trace(), nn.Linear(1, 1)
+    queries, keys = torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, keys, 8)
+    trace._note(attention, queries, queries, None, {})
+    assert trace.looks[attention]
+    trace._note(attention, queries, keys, mask, options)
+    assert trace.looks[attention] is None
 
 
 class OneWay(torch.autograd.Function):

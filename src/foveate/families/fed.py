@@ -13,9 +13,8 @@ tells 4,095 tokens from one another too, it is done once for each bit of a token
 """
 
 import functools
-import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -109,12 +108,10 @@ class Feeding:
         return totals / counts.clamp(min=1)[:, None]
 
     @property
-    def unfed(self) -> Tensor:
-        """Tokens that no row feeds, as learned newlines: ordinals of the call's tokens, ascending."""
-        is_fed = torch.zeros(self.tokens, dtype=torch.bool)
-        for group in self.groups:
-            is_fed[group.tokens.cpu()] = True
-        return (~is_fed).nonzero()[:, 0]
+    def is_fed(self) -> Tensor:
+        """Which tokens are made of rows, (tokens,) bool; learned newlines are not."""
+        owners = torch.cat([group.tokens for group in self.groups])
+        return torch.zeros(self.tokens, dtype=torch.bool, device=owners.device).index_fill(0, owners, True)
 
 
 # -- what a derived family asks ------------------------------------------------------------------------------------
@@ -147,12 +144,12 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
         fed = feeding(family, run, inputs, anew=True)
         output, taps = _tapped_run(fed, run, reducer)
     sizes = list(reducer.lengths(fed.tokens)) if family.tiled else [len(image) for image in pieces_of(output)]
-    stays = _ranked(family, modality, inputs, fed, sizes)
+    ranked = _ranked(family, modality, inputs, fed, sizes)
 
     @functools.cache
     def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
         images = torch.split(fed.token_means(signal, taps.samples(signal)), sizes)
-        return tuple(image if own is None else image[own] for image, own in zip(images, stays, strict=True))
+        return tuple(image[own] for image, own in zip(images, ranked, strict=True))
 
     return output, family.reduce_features(output, modality, inputs, reducer, stats)
 
@@ -165,29 +162,27 @@ def _tapped_run(fed: Feeding, run: Run, reducer: Reducer) -> tuple[Any, "_Taps"]
         return run(), taps
 
 
-def _ranked(family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Sequence[int]) -> Sequence[Tensor | None]:
-    """Which tokens of each image are ranked, as the others are newlines; None: all.
+def _ranked(family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Sequence[int]) -> list[Tensor | slice]:
+    """Which tokens of each image are no newlines.
 
     Raises:
-        UnsupportedError: If a token is made of no row, and the family does not say that it is a newline or always
-            stays.
+        UnsupportedError: If a token is made of no row, and the family says neither that it is a newline nor that it
+            always stays.
     """
-    unfed = fed.unfed
-    if not len(unfed):
-        return [None] * len(sizes)
-    config, start = family.model.config, 0
-    ranked: list[Tensor | None] = []
-    for size, boxes in zip(sizes, family.boxes(config, modality, family.remembered(inputs), sizes), strict=True):
-        own = unfed[(unfed >= start) & (unfed < start + size)] - start
-        is_newline = torch.zeros(size, dtype=torch.bool) if boxes is None else boxes.isnan().any(dim=-1).cpu()
-        known = is_newline.index_fill(0, torch.tensor([*family.always_kept(config, size)], dtype=torch.long), True)
-        if not known[own].all():
+    if bool(fed.is_fed.all()):
+        return [slice(None)] * len(sizes)
+    config, ranked = family.model.config, list[Tensor | slice]()
+    places = family.boxes(config, modality, family.remembered(inputs), sizes)
+    for is_fed, boxes in zip(torch.split(fed.is_fed.cpu(), list(sizes)), places, strict=True):
+        is_newline = torch.zeros_like(is_fed) if boxes is None else boxes.isnan().any(dim=-1).cpu()
+        is_known = is_fed | is_newline
+        is_known[[*family.always_kept(config, len(is_fed))]] = True
+        if not is_known.all():
             raise UnsupportedError(
-                f"{len(own)} of {size} vision tokens of a picture are made of no row of the tower (newlines, or "
-                "separators), and which are is not known. Use a method that drops between layers."
+                f"{int((~is_fed).sum())} of {len(is_fed)} vision tokens of a picture are made of no row of the tower "
+                "(newlines, or separators), and which are is not known. Use a method that drops between layers."
             )
-        ranked.append(None if boxes is None else ~is_newline)
-        start += size
+        ranked.append(~is_newline)
     return ranked
 
 
@@ -218,30 +213,30 @@ def blocks_of(core: nn.Module, decoder: nn.Module) -> list[Blocks]:
         decoder: What is left out: the decoder's layers.
     """
     outside = set(map(id, decoder.modules()))
-    lists = []
+    lists: list[Blocks] = []
     for module in core.modules():
         if not isinstance(module, nn.ModuleList) or id(module) in outside:
             continue
-        blocks = [(block, [part for part in block.modules() if _attends(type(part))]) for block in module]
+        blocks = [(block, [part for part in block.modules() if _attends(type(part).forward)]) for block in module]
         inner = [part for block in module for part in block.modules() if isinstance(part, nn.ModuleList)]
-        is_inmost = not any(_attends(type(part)) for one in inner for part in one.modules())
+        is_inmost = not any(_attends(type(part).forward) for one in inner for part in one.modules())
         if is_inmost and any(attentions for _, attentions in blocks):
             lists.append(blocks)
     return lists
 
 
 @functools.cache
-def _attends(kind: type[nn.Module]) -> bool:
-    """Whether a module hands queries and keys to transformers' attention functions, by its code."""
+def _attends(forward: Callable[..., Any]) -> bool:
+    """Whether a module's forward hands queries and keys to transformers' attention functions, by its code."""
     try:
-        return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(kind.forward)
+        return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(forward)
     except (OSError, TypeError):  # code without a file: unknown, so it is not read
         return False
 
 
 # -- which rows feed which token -----------------------------------------------------------------------------------
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[bytes, Feeding]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Feeding]] = WeakKeyDictionary()
 
 
 def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feeding:
@@ -257,7 +252,7 @@ def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feedin
         UnsupportedError: If tokens are mixtures of rows, or that cannot be told.
     """
     known = _KNOWN.setdefault(family.core, {})
-    key = _key(inputs)
+    key = tuple((name, _key(inputs[name])) for name in sorted(inputs))
     if anew or key not in known:
         known.pop(key, None)
         while len(known) >= REMEMBERED:
@@ -266,26 +261,14 @@ def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feedin
     return known[key]
 
 
-def _key(inputs: Inputs) -> bytes:
-    """Shapes of numbers with a point, and other values themselves."""
-    digest = hashlib.blake2b()
-
-    def note(value: Any) -> None:
-        if isinstance(value, Tensor):
-            digest.update(repr((value.shape, value.dtype, value.device)).encode())
-            if not value.is_floating_point() and value.dtype != torch.uint8:  # no pixels
-                digest.update(value.cpu().numpy().tobytes())
-        elif isinstance(value, list | tuple):
-            digest.update(repr(len(value)).encode())
-            for one in value:
-                note(one)
-        elif value is None or isinstance(value, bool | int | float | str):
-            digest.update(repr(value).encode())
-
-    for name in sorted(inputs):
-        note(name)
-        note(inputs[name])
-    return digest.digest()
+def _key(value: Any) -> Hashable:
+    """The shape of pixels, and other values themselves."""
+    if isinstance(value, Tensor):
+        are_pixels = value.is_floating_point() or value.dtype == torch.uint8
+        return value.shape, value.dtype, value.device, None if are_pixels else value.cpu().numpy().tobytes()
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 class _Look(NamedTuple):
@@ -320,14 +303,13 @@ class _Trace:
         return (leaf.clone(), *output[1:]) if isinstance(output, tuple) else leaf.clone()
 
     def _note(self, attention: Any, queries: Tensor, keys: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
-        looks = self.looks.setdefault(attention, [])
-        rows = queries.shape[2]
+        looks, rows = self.looks.setdefault(attention, []), queries.shape[2]
         visible = _visible(mask, len(queries), rows)
-        # What flash attention is told in the place of a mask, and what queries and keys do not tell.
-        is_packed = mask is None and any(options.get(name) is not None for name in ("position_ids", "cu_seq_lens_q"))
-        is_causal = mask is None and getattr(attention, "is_causal", False)
-        is_odd = is_packed or is_causal or keys.shape[2] != rows or getattr(attention, "sinks", None) is not None
-        if looks is None or visible is None or is_odd:
+        # What decides too, or says in the place of a mask who sees whom.
+        odd = [options.get(name) for name in ("softcap", "s_aux", "cu_seq_lens_q")]
+        if mask is None:
+            odd += [options.get("position_ids"), getattr(attention, "is_causal", False) or None]
+        if looks is None or visible is None or keys.shape[2] != rows or any(value is not None for value in odd):
             self.looks[attention] = None
         else:
             looks += [_Look(rows, sample) for sample in visible]
@@ -362,7 +344,7 @@ def _measured(family: Any, run: Run, inputs: Inputs) -> Feeding:
         try:
             with Patcher() as patches:
                 trace.attach(patches, lists)
-                output = run(**_normal(inputs))
+                output = run(**{k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor) and v.is_inference()})
             tokens = torch.cat([piece.flatten(0, -2) for piece in pieces_of(output)])
             ran = [blocks for blocks in lists if any(block in trace.leaves for block, _ in blocks)]
             if not ran:
@@ -380,14 +362,6 @@ def _work(trace: _Trace, blocks: Blocks) -> tuple[int, int]:
     """How often attention ran in some blocks, and for how many rows."""
     looks = [trace.looks.get(attention) or [] for _, attentions in blocks for attention in attentions]
     return sum(map(bool, looks)), sum(look.rows for of_one in looks for look in of_one)
-
-
-def _normal(inputs: Inputs) -> dict[str, Any]:
-    """The tensors of a call as such that gradients may go through."""
-    return {
-        name: value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-        for name, value in inputs.items()
-    }
 
 
 def pieces_of(output: Any) -> Sequence[Tensor]:
@@ -472,17 +446,17 @@ def _grouped(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tens
 
 def _is_of_rows(looks: Sequence[_Look], shapes: Sequence[torch.Size]) -> bool:
     """Whether an attention kernel's samples are the rows of a block's answers, of these shapes, in their order."""
-    batched = [shape[1] for shape in shapes for _ in range(shape[0]) if len(shape) == 3]
-    if len(shapes) == sum(len(shape) == 3 for shape in shapes) and [look.rows for look in looks] == batched:
-        return True
-    is_packed = all(len(shape) == 2 or (len(shape) == 3 and shape[0] == 1) for shape in shapes)
-    return is_packed and sum(look.rows for look in looks) == sum(shape[:-1].numel() for shape in shapes)
+    lengths = [look.rows for look in looks]
+    is_packed = all(shape[:-2].numel() == 1 for shape in shapes)
+    if is_packed:  # a kernel may be called for each picture, or window, of a sequence
+        return sum(lengths) == sum(shape[-2] for shape in shapes)
+    return lengths == [shape[-2] for shape in shapes for _ in range(shape[:-2].numel())]
 
 
 def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Group | None]:
     """Rows that look at one another and feed tokens; None where some of them look at others too."""
     cls = has_cls(family.core)
-    for sample, (look, own) in enumerate(zip(looks, owners.split([look.rows for look in looks]), strict=True)):
+    for sample, (look, own) in enumerate(zip(looks, torch.split(owners, [look.rows for look in looks]), strict=True)):
         fed = own >= 0
         todo = fed
         while todo.any():

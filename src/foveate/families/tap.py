@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
@@ -78,18 +77,18 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     config._see(query, key, scaling)
     if config._see_mask is not None:
         config._see_mask(query, key, attention_mask, kwargs)
-    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, _eager_of(type(module)))
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, _eager_of(type(module).forward))
     with Patcher() as patches:
         patches.put(module, "config", real)  # flash attention reads it
         return kernel(module, query, key, value, attention_mask, **kwargs)
 
 
 @functools.cache
-def _eager_of(kind: type[nn.Module]) -> Any:
-    """The function that a kind of attention falls back to: Llama 4's tower has another than its decoder."""
-    forward = inspect.unwrap(kind.forward)
+def _eager_of(forward: Callable[..., Any]) -> Any:
+    """What an attention's forward falls back to: Llama 4's tower has another function than its decoder."""
+    forward = inspect.unwrap(forward)
     names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
-    return getattr(sys.modules[kind.__module__], (names or ["eager_attention_forward"])[0], None)
+    return forward.__globals__.get((names or ["eager_attention_forward"])[0])
 
 
 def tap(patches: Patcher, module: nn.Module, see: AttentionHook, see_mask: MaskHook | None = None) -> None:
