@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from foveate._transformers import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from foveate._transformers import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 
@@ -491,7 +491,7 @@ def _behind(head: Tensor, own: Tensor) -> Tensor:
     return torch.cat((head.expand(own.shape[0], -1, -1, -1), own), dim=-2)
 
 
-CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, PrunedLayer)
+CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer, PrunedLayer)
 """The kinds of cache layers that may stand beside pruned ones."""
 
 

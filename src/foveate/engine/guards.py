@@ -24,6 +24,7 @@ from foveate.core.signals import Keys, Resource
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.support import refusal
+from foveate.families.tap import attention_of
 
 CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
@@ -44,10 +45,12 @@ def refuse_unknown_host(family: Family) -> None:
     for what in probe():
         raise unknown(what)
     core, text, layers = family.core, family.text, family.layers
-    if not hasattr(core, "get_image_features"):
+    if not family.gathers and not hasattr(core, "get_image_features"):
         raise unknown(f"has a {type(core).__name__} without get_image_features")
     called = {type(layer): layer for layer in layers}
-    for lacking in (lacks(text, DECODER), *(lacks(layer, LAYER) for layer in called.values())):
+    layer_takes = ("hidden_states",) if family.gathers else LAYER
+    decoder_takes = () if text is core else DECODER
+    for lacking in (lacks(text, decoder_takes), *(lacks(layer, layer_takes) for layer in called.values())):
         if lacking is not None:
             raise unknown(lacking)
     if len(set(map(id, layers))) < len(layers):
@@ -216,7 +219,7 @@ def refuse_call(kwargs: dict[str, Any], live: Tensor | None, layer: nn.Module, c
 
 
 def refuse_first_layer(
-    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type]
+    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type], gathers: bool = False
 ) -> None:
     """The first layer's call: its cache must be one that is known, and so must all that has a value for each column.
 
@@ -226,6 +229,7 @@ def refuse_first_layer(
         span: Columns of the call.
         caches: Whether the model was told to cache.
         served: The kinds of cache layers that may differ in length.
+        gathers: Whether what has a value for each column is gathered, whatever it is.
     """
     cache = cache_of(kwargs)
     refuse_cache(cache, served)
@@ -233,7 +237,7 @@ def refuse_first_layer(
         value = kwargs[name]
         # What a layer does not name is handed on to the kernel, labels for example, and none reads columns in it.
         by_column = isinstance(value, Tensor) and span in value.shape[-2:] and lacks(layer, (name,)) is None
-        if by_column or isinstance(value, Cache):
+        if (by_column and not gathers) or isinstance(value, Cache):
             raise unknown(f"hands its layers {name}, which foveate does not know")
     if cache is None and caches:
         raise unknown("caches, and hands its layers no cache under a name that foveate knows")
@@ -369,6 +373,15 @@ def refuse_reading_ahead(stage: Stage, layer: int, first: Cut) -> None:
         )
 
 
+def refuse_additions_by_number(additions: Any) -> None:
+    """Where rows move to other places, what is added to these later must move along."""
+    if not isinstance(additions, list):
+        raise UnsupportedError(
+            "This model adds features of its pictures before several layers, which foveate cannot move along with rows "
+            "that are merged, or that have text between them. Use a method that drops between layers, and merges none."
+        )
+
+
 def refuse_unknown_owners(sizes: Sequence[int] | None, left: Sequence[int] | None) -> None:
     """Merged rows go to their image's columns, so it must be known which rows are whose."""
     if sizes is None or left is None:
@@ -434,7 +447,7 @@ def refuse_scaled_flash(layer: int, backend: str) -> None:
 
 def refuse_sliding_flash(layer: int, module: nn.Module, backend: str) -> None:
     """Flash attention counts a sliding window in stored tokens, not in the columns of the unpruned sequence."""
-    attention = getattr(module, "self_attn", None)
+    attention = attention_of(module)
     if "flash" in backend and getattr(attention, "sliding_window", None) is not None:
         raise UnsupportedError(
             f"Layer {layer} has a sliding window, and flash attention counts it in stored tokens: after dropping, the "

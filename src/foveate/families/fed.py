@@ -13,8 +13,7 @@ tells 4,095 tokens from one another too, it is done once for each bit of a token
 """
 
 import functools
-import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,13 +22,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import kind_of
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.errors import UnsupportedError
+from foveate.families.placing import images_of, pieces_of
 from foveate.families.tap import Tapped, tap, unturned
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps, block_of, shown
 
-__all__ = ["Feeding", "Group", "blocks_of", "encode_fed", "feeding", "has_cls", "lacking", "pieces_of"]
+__all__ = ["Feeding", "Group", "blocks_of", "encode_fed", "feeding", "has_cls", "lacking"]
 
 CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
 """What a tower calls the parameter that its CLS begins as."""
@@ -143,7 +144,7 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
     if taps.lengths != fed.lengths:  # they depend on more than shapes: pictures that are black throughout, for example
         fed = feeding(family, run, inputs, anew=True)
         output, taps = _tapped_run(fed, run, reducer)
-    sizes = list(reducer.lengths(fed.tokens)) if family.tiled else [len(image) for image in pieces_of(output)]
+    sizes = [len(image) for image in images_of(output, reducer.lengths if family.tiled else None)]
     ranked = _ranked(family, modality, inputs, fed, sizes)
 
     @functools.cache
@@ -217,20 +218,19 @@ def blocks_of(core: nn.Module, decoder: nn.Module) -> list[Blocks]:
     for module in core.modules():
         if not isinstance(module, nn.ModuleList) or id(module) in outside:
             continue
-        blocks = [(block, [part for part in block.modules() if _attends(type(part).forward)]) for block in module]
+        blocks = [(block, [part for part in block.modules() if _attends(part)]) for block in module]
         inner = [part for block in module for part in block.modules() if isinstance(part, nn.ModuleList)]
-        is_inmost = not any(_attends(type(part).forward) for one in inner for part in one.modules())
+        is_inmost = not any(_attends(part) for one in inner for part in one.modules())
         if is_inmost and any(attentions for _, attentions in blocks):
             lists.append(blocks)
     return lists
 
 
-@functools.cache
-def _attends(forward: Callable[..., Any]) -> bool:
-    """Whether a module's forward hands queries and keys to transformers' attention functions, by its code."""
+def _attends(module: nn.Module) -> bool:
+    """Whether a module hands queries and keys to a kernel of transformers; one without readable code does not."""
     try:
-        return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(forward)
-    except (OSError, TypeError):  # code without a file: unknown, so it is not read
+        return kind_of(module) == "attention"
+    except UnsupportedError:
         return False
 
 
@@ -362,16 +362,6 @@ def _work(trace: _Trace, blocks: Blocks) -> tuple[int, int]:
     """How often attention ran in some blocks, and for how many rows."""
     looks = [trace.looks.get(attention) or [] for _, attentions in blocks for attention in attentions]
     return sum(map(bool, looks)), sum(look.rows for of_one in looks for look in of_one)
-
-
-def pieces_of(output: Any) -> Sequence[Tensor]:
-    """The vision tokens in what a `get_*_features` call answered, (…, tokens, width) each."""
-    pieces: Any = getattr(output, "pooler_output", None)
-    if pieces is None:
-        pieces = getattr(output, "last_hidden_state", None)
-    if pieces is None:  # features that are added before decoder layers, each behind the layer's number
-        ((_, pieces), *_) = output.deepstack_features
-    return list(pieces)
 
 
 def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple[int, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, scales_by_position
+from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, kind_of
 from foveate.core.patching import Patcher
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
@@ -18,6 +18,7 @@ __all__ = [
     "TAP",
     "AttentionHook",
     "Tapped",
+    "attention_of",
     "made_by_itself",
     "tap",
     "tapped",
@@ -151,26 +152,42 @@ def _turning_nothing(argument: Any) -> Any:
 # -- decoder layers ------------------------------------------------------------------------------------------------
 
 
+def attention_of(layer: nn.Module) -> Any:
+    """The module of a decoder layer that attends; None where none does, or several do."""
+    usual = getattr(layer, "self_attn", None)
+    if usual is not None:
+        return usual
+    attending = [module for module in layer.modules() if kind_of(module) in ("attention", "hybrid")]
+    return attending[0] if len(attending) == 1 else None
+
+
 def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]:
     """Call `see(queries, keys, scaling)` with what a decoder layer's attention is about to attend with.
 
     Raises:
         UnsupportedError: If probabilities depend on more than that.
     """
+    attention = attention_of(layer)
     # A sink, as gpt-oss has, takes a share of every row that queries and keys do not tell.
-    if hasattr(layer.self_attn, "sinks"):
-        raise unreadable(layer.self_attn)
-    return tapped(layer.self_attn, see)
+    if attention is None or hasattr(attention, "sinks"):
+        raise unreadable(layer if attention is None else attention)
+    return tapped(attention, see)
 
 
 class _Enough(Exception):
     """Queries and keys are there; the rest of the attention need not run."""
 
 
-def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]) -> Tapped:
-    """`Family.queries_and_keys` as the layer's attention itself makes them: it may norm, or leave RoPE out, in ways of
-    its own."""
-    attention, heads = layer.self_attn, list[Tapped]()
+def made_by_itself(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str, Any]) -> Tapped:
+    """`Family.queries_and_keys` as the layer itself makes them: it may norm, or leave RoPE out, in ways of its own.
+
+    Args:
+        layer: The decoder layer; its own forward runs up to where it attends.
+        hidden: Its input, as it takes it.
+        queries: Rows whose queries are wanted, (samples, …) int64.
+        given: What else it gets, by name; neither a mask nor a cache.
+    """
+    heads = list[Tapped]()
     places = queries[:, None, :, None]  # (samples, 1, …, 1): the same for all heads and numbers
 
     def note(query: Tensor, key: Tensor, scaling: float) -> None:
@@ -178,12 +195,10 @@ def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Te
         heads.append(Tapped(asking, key, scaling))
         raise _Enough
 
-    if hasattr(layer, "input_layernorm") and not scales_by_position(attention):
-        with suppress(_Enough), tapped_layer(layer, note):
-            normed = layer.input_layernorm(hidden)
-            attention(normed, position_embeddings=rotary, attention_mask=None)
+    with suppress(_Enough), tapped_layer(layer, note):
+        type(layer).forward(layer, hidden, attention_mask=None, **given)
     if not heads:
-        raise unreadable(attention)
+        raise unreadable(attention_of(layer))
     return heads[0]
 
 

@@ -59,8 +59,9 @@ class Reducer(Protocol):
     early: bool
     reads: tuple[TowerSignal, ...]
 
-    def lengths(self, total: int) -> Sequence[int]:
-        """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
+    def lengths(self, total: int, pieces: Sequence[int] = ()) -> Sequence[int]:
+        """Vision tokens of each image of a call that makes `total` in such pieces, as the prompt tells; of one, if
+        none was seen."""
         ...
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:

@@ -149,6 +149,11 @@ class Checking:
             repetition_penalty=1.0, cache_implementation=None, prompt_lookup_num_tokens=None, output_logits=True,
             return_dict_in_generate=True, logits_processor=[_Told(answer, _special(self._model))],
         )  # fmt: skip
+        said = output.sequences[:, -STEPS - 1 : -1]
+        if answer is not None and not torch.equal(said.cpu(), answer.cpu().expand_as(said)):
+            raise SessionError(
+                f"generate of {type(self._model).__name__} does not say what its logits_processor tells."
+            )
         self._advance()
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
         return logits, output.sequences[:, -STEPS - 1 : -1]
@@ -408,7 +413,7 @@ def _special(model: Any) -> set[int]:
     text = model.config.get_text_config()
     for config in (model.config, text, model.generation_config):
         for name, value in config.to_dict().items():
-            if name.endswith(("_token_id", "_token_index")) and value is not None:
+            if name.endswith(("_token_id", "_token_ids", "_token_index")) and value is not None:
                 ids.update(value if isinstance(value, list) else [value])
     return {token for token in ids if 0 <= token < text.vocab_size}
 

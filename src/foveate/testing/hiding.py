@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import by_name
 from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -67,7 +68,10 @@ class Oracle:
         """
         family = self._family
         with Patcher() as patches, dense_kernel(family):
-            patches.wrap(family.core, family.merger, self._note_vision)
+            if family.merger is None:
+                self._note_masks(family.placed(self._inputs))
+            else:
+                patches.wrap(family.core, family.merger, self._note_vision)
             for index, layer in enumerate(family.layers):
                 around = self._state_layer if index in family.recurrent else self._attention_layer
                 patches.wrap(layer, "forward", partial(around, layer, hidden[index]))
@@ -83,18 +87,22 @@ class Oracle:
     def _note_vision(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         answer = original(*args, **kwargs)
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
-        masks = self._family.vision_masks(answer, {**self._inputs, **arguments})
+        self._note_masks(self._family.vision_masks(answer, {**self._inputs, **arguments}))
+        return answer
+
+    def _note_masks(self, masks: Sequence[tuple[str, Tensor]]) -> None:
         placed = [mask[0].flatten(1)[:, 0] if mask.dim() > 2 else mask[0] for _, mask in masks]
         if placed:
             self.vision = torch.stack(placed).any(dim=0).nonzero()[:, 0].cpu()
-        return answer
 
     # -- layers -----------------------------------------------------------------------------------------------
 
     def _attention_layer(self, layer: nn.Module, hidden: Tensor, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a layer on all rows, with its own mask and the hidden columns."""
+        if args[1:]:
+            args, kwargs = args[:1], by_name(layer, args, kwargs)
         states = args[0] if args else kwargs["hidden_states"]
-        mask, rows = kwargs.get("attention_mask"), states.shape[1]
+        mask, rows = kwargs.get("attention_mask"), self._inputs["input_ids"].shape[1]
         if mask is None:
             mask = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=states.device)
             causal = all(getattr(part, "is_causal", True) for part in layer.modules())
