@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import foveate as fv
 from foveate.contract import TowerAttention, TowerKeys
 from foveate.errors import UnsupportedError
-from foveate.families import fed
+from foveate.families import feeding as feeds
 from foveate.families.derived import Derived
-from foveate.families.fed import encode_fed, feeding, has_cls, lacking
+from foveate.families.fed import encode_fed, lacking
+from foveate.families.feeding import feeding, has_cls
 from foveate.families.tap import tapped
 from foveate.registry import family_for
 from tests import tiny_derived
@@ -142,7 +143,7 @@ class Call:
         self.runs += 1
         return self._call(**{**self.inputs, **other}, return_dict=True)
 
-    def feeding(self) -> fed.Feeding:
+    def feeding(self) -> feeds.Feeding:
         with torch.no_grad():
             return feeding(self.family, self.run, self.inputs)
 
@@ -154,7 +155,7 @@ class Call:
         return values
 
 
-def owners(known: fed.Feeding) -> list[list[int]]:
+def owners(known: feeds.Feeding) -> list[list[int]]:
     """Which token each row feeds, a list for each group."""
     return [group.tokens.tolist() for group in known.groups]
 
@@ -221,7 +222,7 @@ def test_a_resampler_behind_the_tower_is_no_tower():
         "no block of its vision tower attends by transformers' attention functions"
     )
     call = Call("idefics2")
-    lists = fed.blocks_of(call.family.core, call.family.layers)
+    lists = feeds.blocks_of(call.family.core, call.family.layers)
     assert [len(blocks) for blocks in lists] == [2, 1]
 
 
@@ -239,7 +240,7 @@ def test_blocks_before_rows_merge_are_no_source_of_signals():
 
 def test_a_cls_may_be_the_last_row():
     call, seen = Call("llama4"), []
-    blocks = fed.blocks_of(call.family.core, call.family.layers)[0]
+    blocks = feeds.blocks_of(call.family.core, call.family.layers)[0]
     with tapped(blocks[-1][1][0], lambda *heads: seen.append(heads)), torch.no_grad():
         call.run()
     ((queries, keys, scaling),) = seen
@@ -331,7 +332,7 @@ def test_measured_anew_where_as_many_pixels_are_fewer_tokens():
             encode_fed(family, run, "image", inputs, Whole(reads=(PAID,)))
         return len(family.stats(PAID)[0])
 
-    fed._KNOWN.pop(family.core, None)
+    feeds._KNOWN.pop(family.core, None)
     every = tokens()
     assert len(runs) == 2
     black = inputs["pixel_values"].clone()
@@ -351,10 +352,10 @@ def test_nothing_is_told_where_nothing_is_read():
 def test_what_is_remembered_goes_with_the_model():
     call = Call("deepseek_vl")
     call.feeding()
-    before = len(fed._KNOWN)
+    before = len(feeds._KNOWN)
     del call
     gc.collect()
-    assert len(fed._KNOWN) < before
+    assert len(feeds._KNOWN) < before
 
 
 def test_a_model_is_left_as_it_was():
@@ -371,10 +372,10 @@ def test_a_model_is_left_as_it_was():
 
 def test_a_model_may_write_into_what_blocks_answer():
     call = Call("deepseek_vl")
-    (blocks,) = fed.blocks_of(call.family.core, call.family.layers)
+    (blocks,) = feeds.blocks_of(call.family.core, call.family.layers)
     known = owners(call.feeding())
     blocks[-1][0].register_forward_hook(lambda block, args, output: output.mul_(2))
-    fed._KNOWN.clear()
+    feeds._KNOWN.clear()
     assert owners(call.feeding()) == known
 
 
@@ -392,7 +393,7 @@ def test_a_model_may_write_into_what_blocks_answer():
     ],
 )
 def test_attention_that_queries_and_keys_do_not_tell_is_not_read(keys, mask, options):
-    trace, attention = fed._Trace(), nn.Linear(1, 1)
+    trace, attention = feeds._Trace(), nn.Linear(1, 1)
     queries, keys = torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, keys, 8)
     trace._note(attention, queries, queries, None, {})
     assert trace.looks[attention]
