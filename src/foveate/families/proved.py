@@ -11,6 +11,8 @@ __all__ = ["PROVED", "Place", "Proved"]
 Place = Literal["layer", "projector", "tower"]
 """Between decoder layers; behind the projector; and there, by what is read of the tower."""
 DECODER: tuple[Place, ...] = ("layer", "projector")
+_INDEX = "caches of its layers hold an index of keys beside the keys"
+_HYBRID = "each of its layers attends and carries a state, and stores both in one layer of the cache"
 
 
 class Proved(NamedTuple):
@@ -41,7 +43,7 @@ PROVED = {
     "deepseek_ocr2": Proved("DeepSeek-OCR-2"),
     "deepseek_vl": Proved("DeepSeek-VL-1.3B"),
     "deepseek_vl_hybrid": Proved("DeepSeek-VL-7B"),
-    "dots3_note": Proved("dots3-note", "5.23"),
+    "dots3_note": Proved("dots3-note", "5.23", (), _INDEX),
     "emu3": Proved("Emu3-Chat"),
     "ernie4_5_vl_moe": Proved("ERNIE-4.5-VL"),
     "exaone4_5": Proved("EXAONE-4.5"),
@@ -49,19 +51,19 @@ PROVED = {
     "fuyu": Proved("Fuyu-8B", "5.23"),
     "gemma3n": Proved("Gemma 3n"),
     "gemma4_unified": Proved("Gemma 4 12B", "5.23"),
-    "glm5_next": Proved("GLM-5.3-Flash"),
+    "glm5_next": Proved("GLM-5.3-Flash", "5.16.1", (), _INDEX),
     "glm_ocr": Proved("GLM-OCR"),
     "glmga": Proved("GLM-V (glmga)"),
     "got_ocr2": Proved("GOT-OCR-2.0"),
     "granite4_vision": Proved("Granite 4 Vision", "5.23"),
     "granite_docling": Proved("Granite-Docling", "5.23"),
     "hunyuan_vl": Proved("HunyuanOCR"),
-    "hy_v4_vl": Proved("Hy4", "5.24"),
+    "hy_v4_vl": Proved("Hy4", "5.24", (), _INDEX),
     "hyperclovax_vision_v2": Proved("HyperCLOVAX-SEED-Think-32B", "5.23"),
     "idefics2": Proved("Idefics2"),
-    "inkling2": Proved("Inkling-2-Small", "5.23"),
-    "inkling2_loop": Proved("Inkling-2-Mini", "5.24"),
-    "inkling_mm_model": Proved("Inkling"),
+    "inkling2": Proved("Inkling-2-Small", "5.23", (), _HYBRID),
+    "inkling2_loop": Proved("Inkling-2-Mini", "5.24", (), _HYBRID),
+    "inkling_mm_model": Proved("Inkling", "5.16.1", (), _HYBRID),
     "janus": Proved("Janus-Pro"),
     "kimi_k25": Proved("Kimi-K2.5, Kimi-K2.6"),
     "lfm2_vl": Proved("LFM2-VL"),
@@ -72,7 +74,7 @@ PROVED = {
     "minicpmv4_6": Proved("MiniCPM-V-4.6", "5.23"),
     "minicpmv4_7": Proved("MiniCPM-V-4.7", "5.23"),
     "minimax_m3_vl": Proved("MiniMax-M3"),
-    "mistral_large4": Proved("Mistral-Large-4", "5.23"),
+    "mistral_large4": Proved("Mistral-Large-4", "5.23", (), _INDEX),
     "molmo2": Proved("Molmo2", "5.23"),
     "muse_glimmer": Proved("Muse-Glimmer"),
     "muse_spark": Proved("Muse-Spark", "5.23"),
@@ -85,10 +87,12 @@ PROVED = {
     "qianfan_ocr": Proved("Qianfan-OCR"),
     "qwen2_5_omni_thinker": Proved("Qwen2.5-Omni"),
     "qwen3_omni_moe_thinker": Proved("Qwen3-Omni"),
-    "qwen4_exp": Proved("Qwen4-Exp"),
+    "qwen4_exp": Proved("Qwen4-Exp", "5.16.1", (), _INDEX),
     "shieldgemma2": Proved("ShieldGemma 2"),
     "step3p7": Proved("Step-3.7-Flash"),
-    "unlimited_ocr": Proved("Unlimited-OCR", "5.23"),
+    "unlimited_ocr": Proved(
+        "Unlimited-OCR", "5.23", (), "its cache has layers of a kind of its own, which never let go of the prompt"
+    ),
     "video_llama_3": Proved("VideoLLaMA 3"),
 }
 """By `model_type`."""
