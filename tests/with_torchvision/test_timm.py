@@ -18,13 +18,27 @@ PROOFS = {
 }
 
 
+def of_timm(proof):
+    """The models that a proof is for."""
+    return [name for name in TIMM if proofs.places(name) and (proof != "films" or CASES[name]().video)]
+
+
 def test_timm_is_here():
     assert importlib.util.find_spec("timm"), "There is no timm: run make setup."
 
 
-@pytest.mark.parametrize("proof", PROOFS)
-@pytest.mark.parametrize("name", [name for name in TIMM if proofs.places(name)])
-def test_a_tower_of_timm_changes_nothing(name, proof):
-    if proof == "films" and CASES[name]().video is None:
-        return
+@pytest.mark.parametrize(
+    ("proof", "name"),
+    [
+        pytest.param(proof, *one.values, marks=one.marks)
+        for proof in PROOFS
+        for one in proofs.marked(proof, of_timm(proof))
+    ],
+)
+def test_a_model_with_a_tower_of_timm_is_proved(proof, name):
     PROOFS[proof](name)
+
+
+@pytest.mark.parametrize("name", [name for name in TIMM if not proofs.places(name)])
+def test_a_model_with_a_tower_of_timm_is_refused(name):
+    proofs.test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name)
