@@ -43,6 +43,7 @@ MROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1])
 MOE = dict(moe_intermediate_size=16, num_experts_per_tok=2, n_routed_experts=4, num_experts=4, num_local_experts=4)
 GRIDS = ((1, 4, 6), (1, 6, 4), (1, 2, 4), (1, 8, 4))
 FILMS = ((3, 4, 4), (2, 4, 6))
+WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size")
 Picture = dict[str, Any]
 Rng = torch.Generator
 
@@ -145,10 +146,20 @@ def known(name: str) -> bool:
     return one is None or Version(one.since) <= Version(transformers.__version__)
 
 
-def make(name: str, attention: str | None = None) -> tuple[Any, Case]:
-    """A tiny random model, its weights the same for every attention, and its case."""
+def make(name: str, attention: str | None = None, window: int | None = None) -> tuple[Any, Case]:
+    """A tiny random model, its weights the same for every attention, and its case.
+
+    Args:
+        name: Of a case.
+        attention: The kernel; None for the model's own choice.
+        window: How far layers with a window see, where there are such.
+    """
     case, kind = CASES[name](), kind_of(name)
     config = AutoConfig.for_model(kind, **case.config)
+    text = config.get_text_config()
+    for setting in WINDOWS:
+        if window is not None and isinstance(getattr(text, setting, None), int):
+            setattr(text, setting, window)
     if attention is not None:
         config._attn_implementation = attention
     classes = {
@@ -626,7 +637,7 @@ def ovis(name: str) -> Case:
 
 @case("llama4")
 def llama4(name: str) -> Case:
-    text = dict(intermediate_size_mlp=48, num_local_experts=4, attention_chunk_size=64, no_rope_layers=[1, 1, 1, 0],
+    text = dict(intermediate_size_mlp=48, num_local_experts=4, attention_chunk_size=16, no_rope_layers=[1, 1, 1, 0],
                 moe_layers=[1, 3], interleave_moe_layer_step=2)
     vision = dict(
         vision_output_dim=24, projector_input_dim=24, projector_output_dim=24, intermediate_size=64,

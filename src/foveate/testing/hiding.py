@@ -67,6 +67,7 @@ class Oracle:
                 then from rows of the answer alone, as those are which were cut from a cache behind the prompt.
         """
         family = self._family
+        self._placed: list[Tensor] = []
         with Patcher() as patches, dense_kernel(family):
             if family.merger is None:
                 self._note_masks(family.placed(self._inputs))
@@ -91,9 +92,10 @@ class Oracle:
         return answer
 
     def _note_masks(self, masks: Sequence[tuple[str, Tensor]]) -> None:
-        placed = [mask[0].flatten(1)[:, 0] if mask.dim() > 2 else mask[0] for _, mask in masks]
-        if placed:
-            self.vision = torch.stack(placed).any(dim=0).nonzero()[:, 0].cpu()
+        # A merger may be called once for the images and once for the videos.
+        self._placed += [mask[0].flatten(1)[:, 0] if mask.dim() > 2 else mask[0] for _, mask in masks]
+        if self._placed:
+            self.vision = torch.stack(self._placed).any(dim=0).nonzero()[:, 0].cpu()
 
     # -- layers -----------------------------------------------------------------------------------------------
 
