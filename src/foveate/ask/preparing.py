@@ -343,5 +343,8 @@ def _tensors(processor: ProcessorMixin, text: str, images: Sequence[Image.Image]
         raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-PROTOCOLS: Mapping[str, Callable[[PreTrainedModel, ProcessorMixin, Conversation], BatchFeature]] = {"own": _own, "llava": _llava}
+PROTOCOLS: Mapping[str, Callable[[PreTrainedModel, ProcessorMixin, Conversation], BatchFeature]] = {
+    "own": _own,
+    "llava": _llava,
+}
 """How a conversation becomes a model's input, by name."""
