@@ -56,29 +56,14 @@ NAMES = [name for name in CASES if known(name) and name not in TIMM]  # these ar
 
 def places(name):
     """Where tokens of a model are dropped, as the list of what is proved says."""
-    if name in BORROWED:
-        return ()
     one = PROVED.get(kind_of(name))
     return (*DECODER, "tower") if one is None else one.places
 
 
-BORROWED = ("gemma4_unified_shared",)
-"""Models that borrow keys, of types that are served where none does."""
 SERVED = [name for name in NAMES if places(name)]
 REFUSED = [name for name in NAMES if not places(name)]
 FAILING: dict[str, dict[str, str]] = {
-    "check": {
-        "granite4_vision": "VidCom2 is refused, as if it merged tokens",
-        "janus": "its generate passes no logits processor on, so no answer can be told",
-        "nemotron_h_omni": "a batch asks for the state of a layer that has none",
-        "phi4_multimodal": "VidCom2 is refused only when a picture has come",
-    },
-    "films": {
-        "molmo2": "its films stand in the prompt as images",
-        "perception_lm": "its films are encoded as images",
-    },
-    "projector": {"granite4_vision": "VidCom2 is refused, as if it merged tokens"},
-    "batch": {"nemotron_h_omni": "a batch asks for the state of a layer that has none"},
+    "films": {"perception_lm": "its films are encoded as images"},
 }
 """What is known to fail, by test and model, and why: where it is mended, the line goes."""
 
@@ -212,7 +197,7 @@ def test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name):
     state = state_of(model)
     with pytest.raises(fv.UnsupportedError), fv.drop(model, BETWEEN_LAYERS["random"]):
         generate(model, inputs)
-    assert name in BORROWED or PROVED[kind_of(name)].refused
+    assert PROVED[kind_of(name)].refused
     assert state_of(model) == state
     assert all(map(torch.equal, generate(model, inputs).logits, plain.logits))
 
