@@ -6,6 +6,7 @@ each model gets every proof once, and each method is seen on many models.
 
 import functools
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from foveate._transformers import cache_in
 from foveate.contract import ImageStage, Shape, follow
 from foveate.contract.method import Method
 from foveate.contract.settings import Share
+from foveate.core.cut import Cut
+from foveate.core.merge import average
 from foveate.families.proved import DECODER, PROVED
 from foveate.registry import family_for
 from foveate.testing import check
@@ -35,6 +38,21 @@ class Longest(Method):
         return (ImageStage(side="behind", keep=self.keep, score=lambda view: view.features.float().norm(dim=-1)),)
 
 
+class Neighbours(Method):
+    """Behind the projector: each token and the next become their mean, in the place of the first."""
+
+    name = "neighbours"
+
+    def stages(self, shape):
+        return (ImageStage(side="behind", choose=self._join),)
+
+    @staticmethod
+    def _join(view, count=None):
+        tokens = torch.arange(len(view.features))
+        pairs = Cut.join(tokens[::2], tokens // 2)
+        return pairs.with_rows(average(view.features, pairs))
+
+
 BETWEEN_LAYERS = {
     "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.6, 0.4)),
     "fastv": fv.FastV(layers=(2,), keep=(0.5,)),
@@ -45,6 +63,13 @@ BETWEEN_LAYERS = {
     "uniform": fv.Uniform(layers=(1, 2), keep=(0.5, 0.3)),
 }
 BEHIND_PROJECTOR = {"vidcom2": fv.VidCom2(keep=0.4), "longest": Longest()}
+KEEP_ALL = {
+    "v2drop": fv.V2Drop(layers=(1, 3), keep=(1.0, 1.0)),
+    "fastv": fv.FastV(layers=(2,), keep=(1.0,)),
+    "longest": Longest(keep=1.0),
+    "random": fv.Random(layers=(0, 2), keep=(1.0, 1.0)),
+    "finalkv": fv.FinalKV(first_layer=0),
+}
 TOWER = fv.HiPrune(retention=0.4, positions="keep")
 STEPS = 3
 CLOSE = 1e-4
@@ -78,6 +103,7 @@ FAILING: dict[str, dict[str, str]] = {
         "perception_lm": "its films are encoded as images",
     },
     "projector": {"granite4_vision": "VidCom2 is refused, as if it merged tokens"},
+    "merged": {"granite4_vision": "it adds features before several layers, so merging is refused"},
     "batch": {"nemotron_h_omni": "a batch asks for the state of a layer that has none"},
 }
 """What is known to fail, by test and model, and why: where it is mended, the line goes."""
@@ -119,6 +145,25 @@ def apart(logits, reference):
     return float((logits - reference)[said].abs().max() / reference[said].abs().max())
 
 
+@contextmanager
+def joined(model, rows, columns):
+    """What enters layer 0 in the first of some columns is the mean over them."""
+
+    def mean(layer, args, kwargs):
+        given = args[0] if args else kwargs["hidden_states"]
+        states = given.clone()
+        axis = [*given.shape].index(rows)  # there may be several streams, before or behind it
+        for some in columns:
+            states.movedim(axis, 0)[some[0]] = given.movedim(axis, 0)[some].mean(dim=0)
+        return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
+    handle = family_for(model).layers[0].register_forward_pre_hook(mean, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def check_hidden(model, inputs, method):
     """One sample's logits are those of the untouched model from which the dropped columns are hidden."""
     with fv.drop(model, method) as trace:
@@ -131,13 +176,15 @@ def check_hidden(model, inputs, method):
         dropped = torch.ones(len(vision), dtype=torch.bool)
         dropped[stage.kept[0]] = False
         hidden[stage.layer or 0 :, 0, vision[dropped]] = True
+    members = trace.stages[0].merged[0] if trace.stages and trace.stages[0].where == "projector" else []
     if follow.reading(follow.in_order(method.stages(Shape(len(hidden))))) is not None:
         for index, layer in enumerate(caches.layers):
             if getattr(layer, "reads", None) is not None:
                 hidden[index, 1, vision[~torch.isin(vision, layer.reads.base[0])]] = True
     assert hidden.any(), f"nothing was dropped: {trace.stages}"
     said = torch.cat(out.logits).float()
-    assert apart(said, oracle.logits(hidden)) < CLOSE
+    with joined(model, inputs["input_ids"].shape[1] + STEPS, [vision[columns] for columns in members]):
+        assert apart(said, oracle.logits(hidden)) < CLOSE
     assert apart(said[1:], untouched[1:]) > 20 * CLOSE
     return trace, oracle
 
@@ -165,6 +212,25 @@ def test_films_are_cut_as_hidden_columns(name):
 def test_behind_the_projector_it_is_as_hidden_columns(name):
     model, case = tiny(name, window=512)
     check_hidden(model, case.batch(model, ["tit" if case.one else "titit"]), drawn(name, BEHIND_PROJECTOR))
+
+
+@each("merged", [name for name in SERVED if "projector" in places(name)])
+def test_tokens_that_are_joined_behind_the_projector_are_their_mean(name):
+    model, case = tiny(name, window=512)
+    check_hidden(model, case.batch(model, ["tit" if case.one else "titit"]), Neighbours())
+
+
+@each("keep_all")
+def test_keeping_all_is_the_untouched_model_bit_for_bit(name):
+    model, case = tiny(name)
+    films = ["tvt"] * (case.video is not None and name not in FAILING["films"])
+    for words in (["tit", "ttit"] if case.one else ["tit", "titit"], films):
+        inputs = case.batch(model, words or ["tit"])
+        plain = generate(model, inputs)
+        with fv.drop(model, drawn(name, KEEP_ALL)):
+            kept = generate(model, inputs)
+        assert torch.equal(plain.sequences, kept.sequences)
+        assert all(map(torch.equal, plain.logits, kept.logits))
 
 
 @each("read")
