@@ -21,7 +21,7 @@ from typing import Any
 
 from foveate import embedded
 from foveate.batch.job import Job, Summary, run
-from foveate.batch.rows import Asking, bad_row, beside
+from foveate.batch.rows import RowAsking, bad_row, beside
 from foveate.naming import parse
 from foveate.runs.crew import Done
 from foveate.runs.listener import Listener
@@ -124,7 +124,7 @@ def timed(job: Job, crew: Any, listener: Listener | None = None) -> tuple[Summar
 
 def measure(path: Path, out: Path, answer: dict[str, Any], rows: int) -> dict[str, Any]:
     """A job stopped at half of its rows, the rest of it, and a run with nothing left to do."""
-    job = Job(input=path, out=out, asking=Asking(model="recorded"), part_rows=1000)
+    job = Job(input=path, out=out, asking=RowAsking(model="recorded"), part_rows=1000)
     crew = Recorded(answer, max(1, rows // LOOKS))
     start = resident()
     first, first_took = timed(job, crew, StopAfter(rows // 2))
@@ -155,7 +155,7 @@ def ask_embedded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         for number in range(MODEL_ROWS):
             row = {"id": number, "image": str(embedded.picture()), "question": f"How many {number} are there?"}
             file.write(json.dumps(row) + "\n")
-    asking = Asking(model=embedded.NAME, device="cpu", method=parse("v2drop"), max_new_tokens=8)
+    asking = RowAsking(model=embedded.NAME, device="cpu", method=parse("v2drop"), max_new_tokens=8)
     job = Job(input=path, out=folder / "few", asking=asking)
     summary = run(job)
     lines = [line for part in sorted(job.out.glob("part-*")) for line in part.read_text().splitlines()]

@@ -1,12 +1,15 @@
 """A process that begins as a copy of this one: what is imported here is there, which takes a new one six seconds."""
 
 import contextlib
+import faulthandler
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -62,6 +65,36 @@ def mend_threads():
     """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+def is_killed(work, seconds):
+    """Whether a copy of this process is still at this work after so many seconds, and dies by `kill -9`."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            faulthandler.disable()  # that of the tests
+            mend_threads()
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    end, ended = time.monotonic() + seconds, 0
+    while not ended and time.monotonic() < end:
+        time.sleep(0.005)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def kills_of(work, usual, most=4):
+    """How often work of `usual` seconds is killed at random moments, till it is done or that was often enough."""
+    moments = [random.uniform(0.1, 0.6) * usual for _ in range(most)]
+    return next((kills for kills, moment in enumerate(moments) if not is_killed(work, moment)), most)
 
 
 def said_by(program, *arguments, **options):

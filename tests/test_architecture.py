@@ -102,6 +102,15 @@ def test_names_that_were_given_up_stay_away():
                 assert not (ast.get_docstring(node) or "").startswith("The same"), f"{path}: {node.name}"
 
 
+def test_no_two_classes_share_a_name():
+    places: dict[str, list[str]] = {}
+    for path in (ROOT / "src" / "foveate").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_the_page_has_thirty_words():
     table = PAGE.partition("## Thirty words")[2].partition("\n## ")[0]
     assert len(re.findall(r"^\| \*\*", table, re.M)) == 30

@@ -11,7 +11,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.batch import job
-from foveate.batch.rows import Asking
+from foveate.batch.rows import RowAsking
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.samples import samples_in
@@ -78,7 +78,7 @@ def walks(tmp_path_factory):
     with Walk() as dropping, fv.drop(vlm.model, "v2drop", retention=1 / 3):
         vlm.model.generate(**inputs, max_new_tokens=2)
     with Walk() as batch:
-        asking = Asking(model="embedded", device="cpu", method=method, max_new_tokens=2)
+        asking = RowAsking(model="embedded", device="cpu", method=method, max_new_tokens=2)
         job.run(job.Job(input=rows, out=folder / "out", asking=asking))
     plan = Plan(methods=("v2drop",), retention=(1 / 3,), baselines=False, cache=folder / "kept", max_new_tokens=2)
     with Walk() as evaluation:

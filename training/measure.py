@@ -24,7 +24,7 @@ from data import pictures
 from export import import_network
 from foveate.embedded import FILM_TASKS, TASKS, path
 from foveate.embedded.films import film
-from foveate.embedded.questions import Question, one_per_film_task, one_per_task
+from foveate.embedded.questions import TaskQuestion, one_per_film_task, one_per_task
 from foveate.embedded.scenes import Scene, scene, sketch
 from losses import right_answers
 from network import Network
@@ -45,7 +45,7 @@ def interval(right: int, n: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def marks(network: Network, shown: Sequence[Scene], questions: list[Question], tokenizer: object) -> list[bool]:
+def marks(network: Network, shown: Sequence[Scene], questions: list[TaskQuestion], tokenizer: object) -> list[bool]:
     """Which of the questions about one picture, or the frames of a film, are answered word for word; float32."""
     features, _ = network.tower(pictures(list(shown)), torch.float32)
     prefix = network.prefix(features, len(shown))
@@ -54,7 +54,7 @@ def marks(network: Network, shown: Sequence[Scene], questions: list[Question], t
     return right_answers(network.logits(hidden[0][packed.at]), packed, len(questions))
 
 
-def about(kind: str, index: int, side: int) -> tuple[Sequence[Scene], list[Question]]:
+def about(kind: str, index: int, side: int) -> tuple[Sequence[Scene], list[TaskQuestion]]:
     """Held-out scene, sketch or film number `index`, and one question of each task about it."""
     if kind == "films":
         one = film("held-out", index)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from foveate.embedded.questions import Question
+from foveate.embedded.questions import TaskQuestion
 from tokenizer import ASSISTANT, EOS, PAD
 
 __all__ = ["Packed", "pack"]
@@ -40,7 +40,7 @@ class Packed:
     weight: Tensor
 
 
-def pack(batch: list[list[Question]], tokenizer: Tokenizer, prefix: int) -> Packed:
+def pack(batch: list[list[TaskQuestion]], tokenizer: Tokenizer, prefix: int) -> Packed:
     """Tokenize and lay out the questions of each image; `prefix` is P, the tokens before the text."""
     rows = [
         [tokenizer.encode(f"\n{q.question} ASSISTANT: {q.answer}</s>", add_special_tokens=False).ids for q in row]

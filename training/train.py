@@ -22,7 +22,7 @@ from torch import Tensor
 from data import dense_targets, pictures
 from export import import_network
 from foveate.embedded.films import FRAMES, SIDE, Film, film
-from foveate.embedded.questions import Question, ask, film_questions, relations
+from foveate.embedded.questions import TaskQuestion, ask, film_questions, relations
 from foveate.embedded.scenes import Scene, rng_for, scene, sketch
 from losses import answer_loss, dense_loss, presence_loss
 from network import Network, Shape
@@ -126,18 +126,18 @@ class Trainer:
         drawn = [scene("train", start + k, side, stage.dense) for k in range(stage.draws)]
         return max(drawn, key=relations) if stage.draws > 1 else drawn[0]
 
-    def ask(self, one: Scene, index: int) -> list[Question]:
+    def ask(self, one: Scene, index: int) -> list[TaskQuestion]:
         """The questions about scene number `index`."""
         return ask(one, rng_for("train", index, purpose=1), self.stage.questions, self.stage.tasks)
 
-    def about(self, one: Film, index: int) -> list[Question]:
+    def about(self, one: Film, index: int) -> list[TaskQuestion]:
         """The questions about film number `index`, a few on whether things appear at all."""
         asked = film_questions(one, rng_for("train", index, purpose=1))
         ever = [question for question in asked if question.task == "ever"]
         return [question for question in asked if question.task != "ever"] + ever[:EVER]
 
     def answers(
-        self, drawn: list[list[Question]], features: Tensor, frames: int, leave: int | None
+        self, drawn: list[list[TaskQuestion]], features: Tensor, frames: int, leave: int | None
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss over packed questions, and the share of each task's answers that is right throughout."""
         prefix = self.network.prefix(features, frames)

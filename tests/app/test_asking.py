@@ -31,7 +31,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asking(page, vlm):
-    return asyncio.run(laid_out(page, lambda: page.Asking(vlm, 3)))
+    return asyncio.run(laid_out(page, lambda: page.AskPanel(vlm, 3)))
 
 
 async def laid_out(page, make):

@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.app.kept import data_url, stops_of
-from foveate.app.replies import FULL, Reply, answered, cards
+from foveate.app.replies import FULL, Said, answered, cards
 from foveate.viz.mosaic import plain_panel
 
 QUESTION = "What is this ?"
@@ -44,7 +44,7 @@ def test_a_card_says_what_the_answer_took(replies):
 
 
 def test_an_answer_on_its_way_and_an_error_are_told_apart():
-    page = cards([Reply(FULL, "a wo"), Reply("v2drop", error="no budget"), Reply("random")])
+    page = cards([Said(FULL, "a wo"), Said("v2drop", error="no budget"), Said("random")])
     assert page.count("fv-waiting") == 2
     assert "a wo" in page
     assert "role='alert'>no budget" in page
@@ -53,8 +53,8 @@ def test_an_answer_on_its_way_and_an_error_are_told_apart():
 
 def test_nothing_that_is_shown_is_read_as_html(vlm, replies):
     subject, made = replies
-    page = cards([Reply(EVIL, EVIL), Reply(EVIL, error=EVIL)], EVIL)
-    stop = stops_of(subject, [made[0], Reply(EVIL, answer=made[1].answer)])[1]
+    page = cards([Said(EVIL, EVIL), Said(EVIL, error=EVIL)], EVIL)
+    stop = stops_of(subject, [made[0], Said(EVIL, answer=made[1].answer)])[1]
     for shown in (page, stop.panels, stop.words):
         assert "<script" not in shown
     assert "&lt;script&gt;" in stop.panels

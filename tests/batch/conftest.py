@@ -10,7 +10,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.batch.job import Job, run
-from foveate.batch.rows import Asking, RowAnswerer
+from foveate.batch.rows import RowAnswerer, RowAsking
 from foveate.naming import parse
 from foveate.runs.crew import Here
 from tests.cli.conftest import save_tiny_llava
@@ -30,7 +30,7 @@ def vlm(model):
 
 @pytest.fixture(scope="session")
 def asking(model):
-    return Asking(
+    return RowAsking(
         model=str(model),
         device="cpu",
         method=parse("v2drop:layers=1,2,3;keep=0.5,0.3,0"),

@@ -4,7 +4,7 @@ import os
 from dataclasses import fields
 
 from foveate.batch import rows
-from foveate.batch.rows import Asking, bad_row, beside
+from foveate.batch.rows import RowAsking, bad_row, beside
 from foveate.runs.samples import Bad
 
 
@@ -57,7 +57,7 @@ def make_files_deadly():
     rows.read_once = deadly
 
 
-class Deadly(Asking):
+class Deadly(RowAsking):
     """Loads its model where files are deadly."""
 
     def load(self):

@@ -10,7 +10,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.batch.rows import Asking, RowAnswerer
+from foveate.batch.rows import RowAnswerer, RowAsking
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
 from foveate.runs.samples import MediaSample
@@ -297,6 +297,6 @@ def test_a_cropped_picture_and_a_missed_budget_are_notes(asking, vlm, tmp_path):
 
 
 def test_the_untouched_model_keeps_everything(model, vlm, pictures):
-    asking = Asking(model=str(model), max_new_tokens=4)
+    asking = RowAsking(model=str(model), max_new_tokens=4)
     (result,) = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 1))
     assert (result["retention"], result["tokens"]) == (1.0, 36.0)

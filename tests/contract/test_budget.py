@@ -12,7 +12,6 @@ from foveate.contract.budget import (
     decoder_depth,
     geometric,
     half_up,
-    known_count,
     proportional,
     solve,
 )
@@ -53,16 +52,19 @@ def test_what_is_no_budget_is_refused(given_, message):
 
 
 class Config:
-    num_hidden_layers, model_type, image_seq_length = 32, "llava", 576
-    vision_config = None
+    num_hidden_layers = 32
 
 
 def test_what_a_model_says():
     assert decoder_depth(Config()) == 32
-    assert known_count(Config()) == 576
-    assert known_count(Config(), 1024) == 1024
-    with pytest.raises(SettingError, match="vision_tokens is the number of the image's tokens, 1 or more; got 0"):
-        known_count(Config(), 0)
+
+
+def test_a_number_of_tokens_is_looked_at_where_the_images_count_is_said():
+    assert fv.V2Drop.for_budget(Config(), tokens=30) == fv.V2Drop(tokens=30)
+    with pytest.raises(BudgetError, match="30 of 576 vision tokens on 32 layers"):
+        fv.V2Drop.for_budget(Config(), tokens=30, vision_tokens=576)
+    with pytest.raises(SettingError, match="between 1 and 576 for this input; got 577"):
+        fv.V2Drop.for_budget(Config(), tokens=577, vision_tokens=576)
 
 
 # -- the solver -----------------------------------------------------------------------------------------------

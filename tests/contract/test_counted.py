@@ -45,10 +45,10 @@ def test_a_closing_newline_is_one_of_those_that_are_counted():
 def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, share):
     if share * tokens < 1:
         with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens") as error:
-            kind.for_budget(Config(28, "qwen2_vl"), retention=share, vision_tokens=tokens)
+            kind.for_budget(Config(28), retention=share, vision_tokens=tokens)
         assert error.value.floor == 1 / tokens
         return
-    method = kind.for_budget(Config(28, "qwen2_vl"), retention=share, vision_tokens=tokens)
+    method = kind.for_budget(Config(28), retention=share, vision_tokens=tokens)
     plan = method.plan(28, (tokens,))
     assert len(set(plan)) == 1
     assert abs(plan[0] - share * tokens) <= 0.5 + 1e-6
@@ -57,7 +57,7 @@ def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, shar
 @every_kind
 def test_budgets_that_cannot_be(kind):
     with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
-        kind.for_budget(Config(32), tokens=0.5)
+        kind.for_budget(Config(32), tokens=0.5, vision_tokens=576)
     with pytest.raises(fv.SettingError, match="keep should be greater than 0"):
         kind(keep=0)
     with pytest.raises(fv.SettingError, match="either keep or a budget"):

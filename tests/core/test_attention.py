@@ -59,14 +59,6 @@ def test_rows_see_what_they_are_told_to(heads, block):
     torch.testing.assert_close(torch.cat(blocks, dim=1), wanted)
 
 
-def test_columns_are_sliced_after_the_softmax():
-    rng = torch.Generator().manual_seed(2)
-    queries, keys = torch.randn(2, 3, 4, generator=rng), torch.randn(2, 6, 4, generator=rng)
-    (part,) = attention_rows(queries, keys, 0.5, columns=slice(2, 4))
-    torch.testing.assert_close(part, dense(queries, keys, 0.5)[..., 2:4])
-    assert (part.sum(dim=-1) < 1).all()
-
-
 def test_no_rows_give_no_block():
     assert list(attention_rows(torch.zeros(2, 0, 4), torch.zeros(2, 3, 4), 1.0)) == []
 

@@ -5,7 +5,7 @@ from transformers import LlavaConfig
 
 import foveate as fv
 from foveate import embedded
-from foveate.app.replies import FULL, Reply, cards
+from foveate.app.replies import FULL, Said, cards
 from foveate.bench.results import _scoring
 from foveate.contract import Hidden, LayerStage, Method, Scheduled, Shape
 from foveate.tune.parts import grouped
@@ -90,7 +90,7 @@ def test_answers_and_commands_say_so():
 def test_the_page_says_so():
     vlm = fv.load()
     full, mine, told = (
-        Reply(name, "", vlm.ask(embedded.picture(), "What is it?", method=method, max_new_tokens=1))
+        Said(name, "", vlm.ask(embedded.picture(), "What is it?", method=method, max_new_tokens=1))
         for name, method in ((FULL, None), ("mine", Norm()), ("told", Norm(says=True)))
     )
     assert "not counted" in cards([full, mine], "")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from foveate.embedded.films import FRAMES, film
-from foveate.embedded.scenes import Text
+from foveate.embedded.scenes import Lettering
 
 
 def test_the_same_film_twice_and_frames_of_one_size():
@@ -20,5 +20,5 @@ def test_things_do_not_show_before_they_come_nor_after_they_went(films):
     for one in films:
         for each in one.shown:
             for number, frame in enumerate(one.frames):
-                shows = each.what in (frame.texts if isinstance(each.what, Text) else frame.things)
+                shows = each.what in (frame.texts if isinstance(each.what, Lettering) else frame.things)
                 assert shows == (each.start <= number < each.stop)

@@ -3,6 +3,7 @@ from transformers import AutoConfig
 
 import foveate as fv
 from foveate import embedded
+from foveate.contract.budget import Budget
 from foveate.eval.contenders import contenders_at
 from foveate.naming import parse
 
@@ -10,7 +11,8 @@ CONFIG = AutoConfig.from_pretrained(embedded.path())
 
 
 def contenders(name, *budgets, seeds=(0, 1, 2)):
-    return contenders_at({name: parse(name)}, CONFIG, [tokens / 576 for tokens in budgets], 576, seeds)
+    shares = [Budget(retention=tokens / 576) for tokens in budgets]
+    return contenders_at({name: parse(name)}, CONFIG, shares, 576, seeds)
 
 
 def test_a_method_is_solved_for_every_budget():

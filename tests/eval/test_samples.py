@@ -1,6 +1,7 @@
 """Somebody's own pictures and questions: accuracy with labels, agreement without, and what is refused."""
 
 import json
+import time
 
 import pytest
 
@@ -10,6 +11,7 @@ from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.listener import Listener
 from foveate.runs.samples import samples_in
+from tests.forked import kills_of
 
 ROW = {"image": str(picture()), "question": "What colour is the square?"}
 
@@ -116,3 +118,36 @@ def test_an_empty_label_is_none(evaluated, label):
 def test_what_is_no_text_is_neither_label_nor_task(evaluated, row):
     with pytest.raises(fv.InputError, match=f"{next(iter(row))} is a text or a number; got"):
         evaluated(row, retention=(0.9,))
+
+
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+QUESTIONS = (
+    "What colour is the square?",
+    "What shape is the red object?",
+    "How many circles are there?",
+    "Is there a red circle?",
+    "What does the text say?",
+)
+
+
+@FORKS
+def test_an_evaluation_that_is_killed_at_any_moment_says_what_one_run_would_have(tmp_path):
+    (path := tmp_path / "in.jsonl").write_text("".join(json.dumps(ROW | {"question": one}) + "\n" for one in QUESTIONS))
+    vlm = fv.load(device="cpu")
+
+    def work(folder="out"):
+        plan = Plan(methods=("v2drop", "random"), retention=(0.3,), draws=2, cache=tmp_path / folder, max_new_tokens=8)
+        return evaluate_samples(vlm, samples_in(path), plan)
+
+    begun = time.monotonic()
+    whole = work("whole")
+    assert kills_of(work, time.monotonic() - begun)
+    assert work().to_dict() == whole.to_dict()
+    assert answers_in(tmp_path / "out") == answers_in(tmp_path / "whole")  # nothing was asked twice
+
+
+def answers_in(folder):
+    """What a store has of each method and question, in order."""
+    lines = [line for part in folder.glob("*/part-*.jsonl") for line in part.read_text().splitlines()]
+    rows = [row for row in map(json.loads, lines) if "question" in row]
+    return sorted((row["method"], row["question"], row["answer"]) for row in rows)

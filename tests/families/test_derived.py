@@ -117,6 +117,7 @@ def test_generation_is_the_recompute(method, build, attention, monkeypatch):
     cuts = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
     told = {"final_from": layers[0]} if (layers := follow.cached_layers(method.stages(Shape(DEPTH)))) else {}
     if method.name == "visiondrop":
+        told["reindex"] = True
         counts = lambda pair: lambda _: tuple(int(n * tokens / 25 + 0.5) for n in pair)  # noqa: E731
         pairs = zip(method.layer_list, method.image_token_list, strict=True)
         cuts = {layer: oracle.vision_decides(counts(pair), method.merge) for layer, pair in pairs}

@@ -9,11 +9,11 @@ import transformers
 
 import foveate as fv
 from foveate.contract import ImageStage, TowerAttention, TowerKeys
-from foveate.contract.budget import known_count
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
-from tests.models import batch, generate, made_of, tiny
+from foveate.registry import family_for
+from tests.models import FAMILIES, batch, generate, made_of, tiny
 from tests.tiny import CLIP, IMAGE, TEXT
 
 SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
@@ -79,11 +79,30 @@ def test_pictures_of_any_shape_are_pooled_as_they_are():
 def test_a_budget_counts_the_towers_tokens_whatever_image_seq_length_says(tower, strategy, count):
     model = llava(tower, strategy)
     assert model.config.image_seq_length == 576
-    assert known_count(model) == count
+    assert family_for(model).fixed_count(model.config) == count
     pixels = torch.randn(1, 3, 70, 70)
     with fv.drop(model, fv.Uniform.for_budget(model, tokens=count / 2, layers=(0,))) as trace, torch.no_grad():
         model(**prompt(pixels, count))
     assert trace.stages[0].after == (count // 2,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fixed_count_is_that_of_every_picture(family):
+    kind, config = fv.families()[family], tiny(family).config
+    count = kind.fixed_count(config)
+    assert (count is None) == (family not in ("llava", "vipllava", "paligemma"))
+    if count is not None:
+        assert int((batch(family, ["i"])["input_ids"] == IMAGE).sum()) == count
+    assert fv.families()["llava"].fixed_count(llava("pixtral", "full").config) is None
+
+
+def test_what_one_picture_cannot_spend_is_refused_as_dropping_begins():
+    model = llava("clip", "default")
+    deep = fv.V2Drop.for_budget(model, tokens=3, layers=(3,))
+    with pytest.raises(fv.BudgetError, match="cannot average 3 of 25 vision tokens"), fv.drop(model, deep):
+        pass
+    with fv.drop(model, fv.V2Drop(tokens=40, layers=(3,))):  # of two pictures
+        pass
 
 
 def test_merging_early_reaches_a_projector_that_reads_the_first_layer():

@@ -119,9 +119,9 @@ def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
     if tokens < 1:
         if share > 0:
             with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens"):
-                AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=min(tokens, 0.99), vision_tokens=size)
+                AveragePool.for_budget(Config(28), tokens=min(tokens, 0.99), vision_tokens=size)
         return
-    method = AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=tokens, vision_tokens=size)
+    method = AveragePool.for_budget(Config(28), tokens=tokens, vision_tokens=size)
     (left, *_) = method.plan(28, (size,), [((rows, columns),)])
     assert 1 <= left <= tokens + 1e-6
     assert left > tokens / 2

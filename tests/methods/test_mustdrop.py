@@ -176,7 +176,7 @@ class Config:
     """As much of a model's config as a budget asks for."""
 
     def __init__(self, depth):
-        self.num_hidden_layers, self.model_type, self.image_seq_length = depth, "llava", 576
+        self.num_hidden_layers = depth
 
 
 def layers_of(method, depth=32):

@@ -62,4 +62,4 @@ def test_ties_go_to_the_lower_index():
 
 def test_the_papers_layers_meet_no_budget_below_a_quarter():
     with pytest.raises(fv.BudgetError, match=r"before layer 8, so its floor is 25.13%, 144.8 tokens"):
-        PyramidDrop.for_budget(Config(32), tokens=128, layer_list=(8, 16, 24))
+        PyramidDrop.for_budget(Config(32), tokens=128, vision_tokens=576, layer_list=(8, 16, 24))

@@ -10,7 +10,7 @@ import pytest
 
 import foveate as fv
 from foveate.batch.job import Job, run
-from foveate.batch.rows import Asking
+from foveate.batch.rows import RowAsking
 from foveate.naming import parse
 from foveate.runs.on_ray import Actors, require_ray
 from tests.batch.conftest import bad_in, here, rows_in
@@ -64,7 +64,7 @@ def on_ray(name, *arguments):
 
 
 def job_of(path, out, model):
-    asking = Asking(
+    asking = RowAsking(
         model=model, device="cpu", method=parse("v2drop:layers=1,2,3;keep=0.5,0.3,0"), max_new_tokens=4, batch_size=2
     )
     return Job(input=Path(path), out=Path(out), asking=asking, part_rows=8)

@@ -1,5 +1,6 @@
 """Several methods at several budgets in one run."""
 
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -11,6 +12,7 @@ from foveate.runs.listener import Listener
 from foveate.tune import trials
 from foveate.tune.forcing import answered, outcomes
 from foveate.tune.tunings import Outcome, Tunings
+from tests.forked import kills_of
 from tests.models import tiny
 from tests.tune.pictures import questions
 from tests.tune.presets import preset_of
@@ -90,6 +92,19 @@ def test_a_stopped_run_of_several_goes_on_and_repeats_nothing(tmp_path, monkeypa
     assert ran == every
     assert [(row.name, row.tuned.method, row.tuned.rows) for row in again.rows] == [
         (row.name, row.tuned.method, row.tuned.rows) for row in whole.rows
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_run_of_several_that_is_killed_at_any_moment_comes_to_the_same(tmp_path):
+    def work(folder="out"):
+        return fv.tune_many(LLAVA, SAMPLES, METHODS, retention=[0.5, 0.7], search=2, state=tmp_path / folder, **FEW)
+
+    begun = time.monotonic()
+    whole = work("whole")
+    assert kills_of(work, time.monotonic() - begun)
+    assert [(row.name, row.tuned and (row.tuned.method, row.tuned.rows)) for row in work().rows] == [
+        (row.name, row.tuned and (row.tuned.method, row.tuned.rows)) for row in whole.rows
     ]
 
 

@@ -140,6 +140,7 @@ def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
         ("v2drop:layers=1,2,3", {"tokens": 0}, "must be above 0"),
         ("mustdrop", {"kv": 0.5}, "not for flops= or kv="),
         ("v2drop", {"tokens": 5, "search": -1}, "search 0 or more"),
+        ("v2drop", {"tokens": 5, "serach": 1}, "Tuning has no setting serach"),
         ("finalkv", {"retention": 0.5}, "no schedule"),
     ],
 )

@@ -39,6 +39,13 @@ def answer(given: fv.Answer, stream: Stream) -> None:
     assert_type(next(stream), str)
 
 
+def tune(vlm: fv.VLM) -> None:
+    samples = [("a.png", "What is it?")]
+    assert_type(fv.tune(vlm, samples, method="v2drop", tokens=64, search=8, state="mine"), fv.Tuned)
+    assert_type(fv.tune_many(vlm, samples, ["v2drop"], retention=[0.2], workers=2, listener=None), fv.Tunings)
+    fv.tune(vlm, samples, tokens=64, serach=8)  # type: ignore[call-arg]
+
+
 def others(vlm: fv.VLM) -> None:
     assert_type(fv.load("embedded", device="cpu"), fv.VLM)
     with fv.drop(vlm.model, "v2drop", retention=0.3) as trace:

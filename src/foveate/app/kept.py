@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.app.replies import Reply
+from foveate.app.replies import Said
 from foveate.app.subjects import Subject
 from foveate.errors import FoveateError
 from foveate.viz.canvas import LEGEND
@@ -38,7 +38,7 @@ class Stop:
     panels: str
 
 
-def stops_of(subject: Subject, replies: Sequence[Reply] = ()) -> list[Stop]:
+def stops_of(subject: Subject, replies: Sequence[Said] = ()) -> list[Stop]:
     """The picture itself, then every place at which a method of these replies dropped something, in order."""
     pictures, depth = subject.pictures, 0
     # What each method's panel shows, and the place from which on: places are numbered as the decoder's layers.

@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from foveate.app.kept import Stop, stops_of
-from foveate.app.replies import FULL, MOST, Reply, answered, cards, checked, least_percent, program
+from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, least_percent, program
 from foveate.app.subjects import Subject, examples, opened
 from foveate.ask.vlm import VLM
 from foveate.catalogue import methods, takes_budget
@@ -55,7 +55,7 @@ def application(vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 6
     """
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(HEAD)
-        Asking(vlm, max_new_tokens)
+        AskPanel(vlm, max_new_tokens)
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
         words = f"Model: {facts['name']} ({kind}). One picture illustrates; it measures nothing."
@@ -150,7 +150,7 @@ BEGIN = hint("Press Ask: the full model answers first, then every method.")
 # -- asking ---------------------------------------------------------------------------------------------------
 
 
-class Asking:
+class AskPanel:
     """Pictures are asked about: answers side by side, and what stays at each place in the model."""
 
     def __init__(self, vlm: VLM, max_new_tokens: int) -> None:
@@ -281,7 +281,7 @@ class Asking:
         except FoveateError as error:
             yield {self.answers: alert(str(error))}
             return
-        replies = [Reply(name) for name in names]
+        replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
         for place, name in enumerate(names):
             for reply in answered(self.vlm, subject, question, name, percent / 100, self.max_new_tokens):
@@ -303,7 +303,7 @@ class Asking:
             self.notice: notice((*subject.notes, *notes)),
         }
 
-    def _drawn(self, question: str, replies: Sequence[Reply]) -> str | None:
+    def _drawn(self, question: str, replies: Sequence[Said]) -> str | None:
         """A picture of all answers, as a file; None where nothing was dropped."""
         rows, media = [], None
         for reply in replies:

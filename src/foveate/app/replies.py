@@ -16,7 +16,7 @@ from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, FoveateError, SettingError
 from foveate.naming import refuse_files
 
-__all__ = ["FULL", "MOST", "UNDER_WAY", "Reply", "answered", "cards", "checked", "least_percent", "program"]
+__all__ = ["FULL", "MOST", "UNDER_WAY", "Said", "answered", "cards", "checked", "least_percent", "program"]
 
 FULL = "full model"
 MOST = 5
@@ -26,7 +26,7 @@ UNDER_WAY: WeakSet[Stream] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Said:
     """What one method has said so far.
 
     Attributes:
@@ -81,7 +81,7 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
 
 def answered(
     vlm: VLM, subject: Subject, question: str, name: str, retention: float, max_new_tokens: int
-) -> Iterator[Reply]:
+) -> Iterator[Said]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
     Args:
@@ -110,15 +110,15 @@ def answered(
             for piece in stream:
                 first = first or time.perf_counter() - begun
                 text += piece
-                yield Reply(name, text)
+                yield Said(name, text)
             answer = stream.answer
         seconds = time.perf_counter() - begun
-        yield Reply(name, answer.text, answer, first or seconds, seconds)
+        yield Said(name, answer.text, answer, first or seconds, seconds)
     except FoveateError as error:
-        yield Reply(name, text, error=str(error))
+        yield Said(name, text, error=str(error))
 
 
-def cards(replies: Sequence[Reply], right: str | None = None) -> str:
+def cards(replies: Sequence[Said], right: str | None = None) -> str:
     """A card a reply: the answer, and what it took beside the full model.
 
     Args:
@@ -130,7 +130,7 @@ def cards(replies: Sequence[Reply], right: str | None = None) -> str:
     return f"<div class='fv-grid'>{made}</div>{line}"
 
 
-def _card(reply: Reply, full: Answer | None) -> str:
+def _card(reply: Said, full: Answer | None) -> str:
     name = escape(reply.name).replace("+", "+<wbr>").replace(":", ":<wbr>")
     state = ""
     if reply.error is not None:
@@ -144,7 +144,7 @@ def _card(reply: Reply, full: Answer | None) -> str:
     return f"<article class='fv-card{state}'><h3>{name}</h3>{body}</article>"
 
 
-def _measures(reply: Reply, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:
+def _measures(reply: Said, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:
     """Retention, FLOPs, bytes of the KV cache, and times: what is shown, and the share of the full model's."""
     spent = f"{answer.spent:.0f} of {answer.vision_tokens}"
     yield "Vision tokens", spent, answer.retention

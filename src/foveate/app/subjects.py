@@ -13,7 +13,7 @@ from foveate.ask.media import read_media
 from foveate.ask.pictures import Picture
 from foveate.embedded import FILM_TASKS
 from foveate.embedded.films import film
-from foveate.embedded.questions import Question, one_per_film_task, one_per_task
+from foveate.embedded.questions import TaskQuestion, one_per_film_task, one_per_task
 from foveate.embedded.scenes import scene, sketch
 from foveate.errors import FoveateError
 from foveate.plain.files import is_video
@@ -105,7 +105,7 @@ def examples() -> tuple[Subject, ...]:
     return (*made, _example(len(made), clip, one_per_film_task(moving, "demo", 0)))
 
 
-def _example(place: int, medium: Picture | Clip, asked: list[Question]) -> Subject:
+def _example(place: int, medium: Picture | Clip, asked: list[TaskQuestion]) -> Subject:
     """An example, with some of the questions about it: those whose tasks come first in `ORDER`."""
     known = [question for question in asked if question.task in ORDER]
     known.sort(key=lambda question: ORDER.index(question.task))

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
+from transformers import Cache
 
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
@@ -301,7 +302,7 @@ def _flops(count: float) -> str:
     return f"{count:.3g} {prefixes[step]}FLOP"
 
 
-def kv_bytes(cache: Any) -> tuple[int, int]:
+def kv_bytes(cache: Cache) -> tuple[int, int]:
     """Bytes of keys and values in a cache, and what they would be without dropping.
 
     A layer that carries a state in the place of keys and values counts nothing. A layer with a sliding window of w

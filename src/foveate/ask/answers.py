@@ -79,7 +79,7 @@ class _Entry(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
+class _Origin:
     """What prompts go on from.
 
     Attributes:
@@ -146,10 +146,10 @@ class Answerer:
         for window, failed in self._windows(questions, prepare, stopped):
             if failed:
                 yield failed
-            for batch, seen in self._batches(window, look):
+            for batch, origin in self._batches(window, look):
                 if stopped():
                     return
-                yield from self._answered(batch, seen)
+                yield from self._answered(batch, origin)
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -186,12 +186,12 @@ class Answerer:
     def _can_share(self) -> bool:
         return can_share(self.loaded.model, self.method)
 
-    def _batches(self, window: Sequence[_Entry[T]], look: Look | None) -> Iterator[tuple[list[_Entry[T]], _Seen]]:
+    def _batches(self, window: Sequence[_Entry[T]], look: Look | None) -> Iterator[tuple[list[_Entry[T]], _Origin]]:
         """Prompts that are alike, as many as fit, with what they go on from: the look given, or a picture's."""
         model, inputs = self.loaded.model, [entry.prompt.inputs for entry in window]
         if look is not None:
             for places in together(model, look, inputs):
-                yield from self._parts([window[place] for place in places], _Seen(look))
+                yield from self._parts([window[place] for place in places], _Origin(look))
             return
         groups = [[window[place] for place in places] for places in of_one_beginning(model, inputs)]
         self._memo = self.tower
@@ -199,24 +199,24 @@ class Answerer:
         for group in groups:
             if len(group) == 1:
                 alone += group
-            elif self._can_share and (seen := self._looked(group)) is not None:
-                yield from self._parts(group, seen)
+            elif self._can_share and (origin := self._looked(group)) is not None:
+                yield from self._parts(group, origin)
             else:
                 self._memo = self._memo or TowerMemo()
                 alone += group
         for batch in batches(alone, self.batch_size, lambda entry: entry.prompt.inputs):
-            yield from self._parts(batch, _Seen())
+            yield from self._parts(batch, _Origin())
         self._memo = None
 
-    def _parts(self, entries: Sequence[_Entry[T]], seen: _Seen) -> Iterator[tuple[list[_Entry[T]], _Seen]]:
+    def _parts(self, entries: Sequence[_Entry[T]], origin: _Origin) -> Iterator[tuple[list[_Entry[T]], _Origin]]:
         """The entries in order, as many at a time as may be when their turn comes."""
         start = 0
         while start < len(entries):
             part = list(entries[start : start + self._most])
-            yield part, seen
+            yield part, origin
             start += len(part)
 
-    def _looked(self, entries: Sequence[_Entry[T]]) -> _Seen | None:
+    def _looked(self, entries: Sequence[_Entry[T]]) -> _Origin | None:
         """A look at the pictures that all these are about; None where it fails: each then begins afresh."""
         begun = time.perf_counter()
         inputs = entries[0].prompt.inputs
@@ -228,31 +228,33 @@ class Answerer:
         except Exception as error:
             _refuse_broken_device(error)
             return None
-        return _Seen(look, (time.perf_counter() - begun) / len(entries), own=True)
+        return _Origin(look, (time.perf_counter() - begun) / len(entries), own=True)
 
-    def _answered(self, batch: Sequence[_Entry[T]], seen: _Seen) -> Iterator[list[Reply[T]]]:
+    def _answered(self, batch: Sequence[_Entry[T]], origin: _Origin) -> Iterator[list[Reply[T]]]:
         """Replies to a batch. One that fails is halved, until what fails is a question alone."""
         begun = time.perf_counter()
         prompts = [entry.prompt for entry in batch]
         try:
             with self._remembering():
-                answers = answers_to(self.loaded, prompts, self.method, self.settings, look=seen.look, first=self.first)
+                answers = answers_to(
+                    self.loaded, prompts, self.method, self.settings, look=origin.look, first=self.first
+                )
         except Exception as error:
             _refuse_broken_device(error)
             failure = error
         else:
             self._grow()
-            seconds = seen.seconds + (time.perf_counter() - begun) / len(batch)
+            seconds = origin.seconds + (time.perf_counter() - begun) / len(batch)
             yield [entry.replied(answer, seconds) for entry, answer in zip(batch, answers, strict=True)]
             return
         if is_out_of_memory(failure):
             self._shrink(len(batch))
         if len(batch) > 1:
             half = (len(batch) + 1) // 2
-            yield from self._answered(batch[:half], seen)
-            yield from self._answered(batch[half:], seen)
-        elif seen.own:
-            yield from self._answered(batch, _Seen())
+            yield from self._answered(batch[:half], origin)
+            yield from self._answered(batch[half:], origin)
+        elif origin.own:
+            yield from self._answered(batch, _Origin())
         else:
             yield [batch[0].replied(_explained(failure))]
 

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 __all__ = ["batches", "collate", "ends_of", "pad_id", "parts", "without_padding"]
 
@@ -65,12 +66,12 @@ def _joined(name: str, samples: Sequence[Sample], longest: int, pad: int) -> Ten
     return torch.cat(padded)
 
 
-def pad_id(model: Any) -> int:
+def pad_id(model: PreTrainedModel) -> int:
     """What a prompt is padded with."""
     return model.generation_config.pad_token_id or 0
 
 
-def without_padding(model: Any, ids: Tensor) -> tuple[int, ...]:
+def without_padding(model: PreTrainedModel, ids: Tensor) -> tuple[int, ...]:
     """The new ids of one sample, (new,) int64, up to the one that ends it, which is among them."""
     ends = ends_of(model)
     tokens: list[int] = ids.tolist()
@@ -80,7 +81,7 @@ def without_padding(model: Any, ids: Tensor) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def ends_of(model: Any) -> set[int]:
+def ends_of(model: PreTrainedModel) -> set[int]:
     """Ids that end an answer."""
     ends = model.generation_config.eos_token_id
     if ends is None:

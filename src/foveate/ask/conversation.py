@@ -42,11 +42,11 @@ class Conversation:
     """
 
     turns: tuple[tuple[str, tuple[Part, ...]], ...]
-    more: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    more: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, messages: Sequence[Mapping[str, Any]], frames: int | None = None, fps: float | None = None
+        cls, messages: Sequence[Mapping[str, object]], frames: int | None = None, fps: float | None = None
     ) -> "Conversation":
         """Read the media of chat messages.
 
@@ -187,7 +187,7 @@ class Conversation:
             digest.update(f"{clip.frames.shape}".encode() + clip.frames.tobytes())
         return digest.hexdigest()[:20] if self.media else ""
 
-    def name(self, generation: Mapping[str, Any]) -> str:
+    def name(self, generation: Mapping[str, object]) -> str:
         """A name for all that decides the answer beside the model: what is said, what is shown, how it is decoded."""
         said = [(role, [part if part[0] == "text" else part[0] for part in parts]) for role, parts in self.turns]
         more = [{str(place): others} for place, others in self.more.items()]
@@ -210,7 +210,7 @@ def _said(values: Mapping[Any, Any]) -> dict[str, Any]:
     return {key: value for key, value in says.items() if not isinstance(value, list | dict) or value}
 
 
-def _role_and_content(message: Any) -> tuple[str, list[Any]]:
+def _role_and_content(message: object) -> tuple[str, list[Any]]:
     """The role of a message, and its parts; a text alone is one part, pictures beside it stand before it."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
         raise InputError(f'A message is {{"role": …, "content": …}}; got {brief(message)}.')
@@ -228,7 +228,7 @@ def _role_and_content(message: Any) -> tuple[str, list[Any]]:
     return role, [*({"type": "image", "image": _unpacked(image)} for image in images), *content]
 
 
-def _unpacked(image: Any) -> Any:
+def _unpacked(image: object) -> Any:
     """The bytes of a picture in bare base64, as Ollama takes it; else what it is: a path, a URL, a picture."""
     if not isinstance(image, str) or scheme_of(image) is not None or os.path.exists(image):
         return image
@@ -242,7 +242,7 @@ def _kind(medium: Picture | Clip) -> str:
     return "video" if isinstance(medium, Clip) else "image"
 
 
-def _part(part: Any, frames: int | None, fps: float | None) -> Part:
+def _part(part: object, frames: int | None, fps: float | None) -> Part:
     """A part of a message with its file read."""
     if not isinstance(part, Mapping) or "type" not in part:
         raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {brief(part)}.')
@@ -273,7 +273,7 @@ def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     return _kind(medium), medium
 
 
-def _refuse_others(kind: str, keys: Mapping[str, Any]) -> None:
+def _refuse_others(kind: str, keys: Mapping[str, object]) -> None:
     """Refuse what a part of this kind asks for and does not get."""
     for name in SIZES:
         if name in keys:
@@ -303,7 +303,7 @@ def _sources(kind: str) -> tuple[str, ...]:
     return kind, "path", "url", f"{kind}_url"
 
 
-def _source(part: Mapping[str, Any], kind: str) -> Any:
+def _source(part: Mapping[str, object], kind: str) -> Any:
     """What a part shows: a path, a picture, a clip, or a `data:` URL."""
     given = [name for name in _sources(kind) if name in part]
     if len(given) > 1:

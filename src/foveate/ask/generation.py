@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypedDict
 import torch
 from annotated_types import Ge, Lt, MinLen
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from foveate.ask.loaded import quiet
@@ -75,7 +76,7 @@ class Generation:
         if stream and self.num_beams > 1:
             raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
 
-    def arguments(self, tokenizer: Any) -> dict[str, Any]:
+    def arguments(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """These settings as arguments of transformers' `generate`."""
         arguments: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
@@ -166,7 +167,12 @@ class Forced:
 
 
 def generate(
-    model: Any, inputs: Mapping[str, Any], new_tokens: int, *, exactly: bool = False, streamer: Any = None
+    model: PreTrainedModel,
+    inputs: Mapping[str, object],
+    new_tokens: int,
+    *,
+    exactly: bool = False,
+    streamer: object = None,
 ) -> ModelOutput:
     """What `model.generate` answers greedily as a dict, its sequences and cache among it.
 
@@ -183,7 +189,9 @@ def generate(
     return run(model, inputs, settings, streamer=streamer)
 
 
-def run(model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any], **more: Any) -> ModelOutput:
+def run(
+    model: PreTrainedModel, inputs: Mapping[str, object], settings: Mapping[str, object], **more: object
+) -> ModelOutput:
     """What `model.generate` answers as a dict, under `settings` and what `more` it takes."""
     with torch.inference_mode(), quiet():
         return model.generate(**inputs, **settings, **more, return_dict_in_generate=True)

@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub.utils.logging
 import torch
 import transformers
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from foveate.families.base import Family
 from foveate.registry import family_kind
@@ -29,8 +30,8 @@ class Card:
     """
 
     name: str
-    config: Any
-    generation_config: Any
+    config: PreTrainedConfig
+    generation_config: GenerationConfig
     device: torch.device
     dtype: torch.dtype
 
@@ -70,7 +71,7 @@ class Loaded:
         lock: Held while the model or its tokenizer works: both serve one thread at a time.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str = "") -> None:
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, name: str = "") -> None:
         family_kind(model.config.model_type)
         self.model = model
         self.processor = processor

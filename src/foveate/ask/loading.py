@@ -12,7 +12,14 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from foveate import embedded
 from foveate._transformers import cached_file
@@ -148,7 +155,7 @@ def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
 
 
 def random_model(
-    config: Any, device: torch.device, dtype: torch.dtype, *, attention: str = "auto", seed: int = 0
+    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, *, attention: str = "auto", seed: int = 0
 ) -> PreTrainedModel:
     """A model of this config with random weights, made on the device in the dtype, in evaluation mode."""
     torch.manual_seed(seed)
@@ -183,7 +190,7 @@ def _is_unreachable() -> bool:
     return False
 
 
-def _check_index(name: str, config: Any, local: bool) -> None:
+def _check_index(name: str, config: PreTrainedConfig, local: bool) -> None:
     """Refuse a model of the hub whose index names files that are no safetensors or lie elsewhere."""
     explicit = getattr(config, "transformers_weights", None)
     if explicit is not None:
@@ -220,7 +227,7 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def _check_config(name: str, config: Any) -> None:
+def _check_config(name: str, config: PreTrainedConfig) -> None:
     """Refuse a model that no family serves, and ids of vision tokens that no tensor of ids can hold."""
     family_kind(config.model_type)
     for number in placeholders(config):
@@ -259,7 +266,7 @@ def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> 
         )
 
 
-def _check_processor(name: str, processor: Any) -> None:
+def _check_processor(name: str, processor: ProcessorMixin) -> None:
     """Refuse what transformers gives in the place of a processor whose files it does not understand: a part of one."""
     if not hasattr(processor, "tokenizer") or not callable(processor):
         raise InputError(

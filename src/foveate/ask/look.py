@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
 from foveate._transformers import cache_in, with_cache
 from foveate.ask.batch import collate, pad_id, parts
@@ -64,9 +65,9 @@ class Look:
 
     ids: Tensor
     inputs: Inputs
-    cache: Any
+    cache: Cache
     trace: Trace = field(default_factory=Trace)
-    weights: Any = None
+    weights: object = None
 
     @property
     def tokens(self) -> int:
@@ -86,12 +87,12 @@ class Look:
 # -- what can be looked at ----------------------------------------------------------------------------------------
 
 
-def can_share(model: Any, method: Method | None) -> bool:
+def can_share(model: PreTrainedModel, method: Method | None) -> bool:
     """Whether questions about one picture may share its prefill; see `refuse_unshareable`."""
     return _why_not(family_for(model), method) is None
 
 
-def refuse_unshareable(model: Any, method: Method | None) -> None:
+def refuse_unshareable(model: PreTrainedModel, method: Method | None) -> None:
     """Refuse a look whose rows would be others with another question behind them.
 
     Raises:
@@ -141,7 +142,7 @@ def _serves(kind: type[Method], depth: int) -> bool:
 # -- looking ------------------------------------------------------------------------------------------------------
 
 
-def look_at(model: Any, inputs: Inputs, method: Method | None = None) -> Look:
+def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None) -> Look:
     """Run a prompt up to and with its last picture.
 
     Args:
@@ -155,7 +156,7 @@ def look_at(model: Any, inputs: Inputs, method: Method | None = None) -> Look:
     return look_at_several(model, [inputs], method)
 
 
-def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None = None) -> Look:
+def look_at_several(model: PreTrainedModel, prompts: Sequence[Inputs], method: Method | None = None) -> Look:
     """Run prompts about several pictures up to and with those, as one batch; `resumed` is told which is asked about.
 
     Args:
@@ -174,20 +175,20 @@ def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None
     return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace)
 
 
-def _beginning(model: Any, inputs: Inputs) -> dict[str, Tensor]:
+def _beginning(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
     """A prompt up to and with its last picture."""
     text = inputs["input_ids"].shape
     end = end_of_pictures(model, inputs["input_ids"][0])
     return {name: value[:, :end] if value.shape == text else value for name, value in inputs.items()}
 
 
-def end_of_pictures(model: Any, ids: Tensor) -> int:
+def end_of_pictures(model: PreTrainedModel, ids: Tensor) -> int:
     """How many of a prompt's (tokens,) ids are up to and with its last picture; one at least comes behind them."""
     last = int(is_vision(model.config, ids).nonzero()[-1])
     return min(last + 1 + family_for(model).closing_tokens, len(ids) - 1)
 
 
-def _prefilled(model: Any, inputs: Inputs) -> Any:
+def _prefilled(model: PreTrainedModel, inputs: Inputs) -> Any:
     with torch.inference_mode():
         return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
 
@@ -199,12 +200,12 @@ def _without_pixels(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def watched(look: Look, model: Any) -> Look:
+def watched(look: Look, model: PreTrainedModel) -> Look:
     """A look that is refused once the model's weights have changed."""
     return replace(look, weights=weights_of(model))
 
 
-def weights_of(model: Any) -> list[Any]:
+def weights_of(model: PreTrainedModel) -> list[Any]:
     """Something that changes when weights are replaced, moved or written, or other adapters of PEFT count.
 
     It reads no values, so what is written through `.data` goes unnoticed but for PEFT's merging.
@@ -219,7 +220,7 @@ def weights_of(model: Any) -> list[Any]:
     return marks
 
 
-def of_one_beginning(model: Any, prompts: Sequence[Inputs]) -> list[list[int]]:
+def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[list[int]]:
     """Which prompts are about the same pictures behind the same text: their places, in groups, in the prompts' order.
 
     Args:
@@ -240,7 +241,7 @@ def of_one_beginning(model: Any, prompts: Sequence[Inputs]) -> list[list[int]]:
     return groups
 
 
-def _shown(model: Any, prompt: Inputs) -> dict[str, Tensor] | None:
+def _shown(model: PreTrainedModel, prompt: Inputs) -> dict[str, Tensor] | None:
     """A prompt up to and with its last picture; None where there is no picture."""
     if not is_vision(model.config, prompt["input_ids"]).any():
         return None
@@ -263,7 +264,7 @@ def _equal(begun: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 # -- going on -----------------------------------------------------------------------------------------------------
 
 
-def together(model: Any, look: Look, prompts: Sequence[Inputs], size: int | None = None) -> list[list[int]]:
+def together(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], size: int | None = None) -> list[list[int]]:
     """Which prompts go on in one batch: their places, in groups of like lengths and at most `size`.
 
     Prompts of one length always may. Others are padded between picture and question, which is right where every layer
@@ -279,7 +280,7 @@ def together(model: Any, look: Look, prompts: Sequence[Inputs], size: int | None
 
 
 def resumed(
-    model: Any, look: Look, prompts: Sequence[Inputs], beams: int = 1, places: Sequence[int] | None = None
+    model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1, places: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """What `generate` is given for prompts that go on from a look.
 

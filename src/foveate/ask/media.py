@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
+from transformers import ProcessorMixin
 
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_in, picture_of
 from foveate.errors import InputError
@@ -84,7 +85,7 @@ def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[Any
 
 
 def read_medium(
-    source: Any,
+    source: object,
     frames: int | None = None,
     fps: float | None = None,
     *,
@@ -152,7 +153,7 @@ def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWant
     return picture_in(data)
 
 
-def _listed(frames: Sequence[Any] | np.ndarray, kind: str | None, wanted: FramesWanted) -> Clip:
+def _listed(frames: Sequence[object] | np.ndarray, kind: str | None, wanted: FramesWanted) -> Clip:
     """A film whose frames are pictures, read as these are.
 
     Raises:
@@ -249,7 +250,7 @@ def crop_note(medium: Picture | Clip) -> str | None:
     )
 
 
-def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
+def padded(medium: Picture | Clip, processor: ProcessorMixin) -> Picture | Clip:
     """A medium in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
     if isinstance(medium, Picture):
         return dataclasses.replace(medium, image=square(medium.image, processor))
@@ -261,7 +262,7 @@ def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
     return dataclasses.replace(medium, frames=np.stack(frames))
 
 
-def square(image: Image.Image, processor: Any) -> Image.Image:
+def square(image: Image.Image, processor: ProcessorMixin) -> Image.Image:
     """The picture in the middle of a square of its processor's mean colour; an odd pixel goes right or below.
 
     Raises:

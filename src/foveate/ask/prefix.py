@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class Prefix:
         method = "the untouched model" if self.method is None else self.method.name
         return f"Prefix({self.tokens} tokens of {self.loaded.name!r}, {method}, {self.nbytes / 1e6:.1f} MB)"
 
-    def __deepcopy__(self, memo: Any) -> "Prefix":
+    def __deepcopy__(self, memo: object) -> "Prefix":
         return self  # nothing changes it
 
     # -- asking -----------------------------------------------------------------------------------------------

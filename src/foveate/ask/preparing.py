@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from foveate import embedded
 from foveate.ask.conversation import Conversation
@@ -47,7 +47,7 @@ def conversation_about(
     loaded: Loaded,
     media: Media | None,
     prompt: str | None,
-    messages: Sequence[Mapping[str, Any]] | None,
+    messages: Sequence[Mapping[str, object]] | None,
     showing: Mapping[str, Any],
 ) -> Conversation:
     """The conversation that `VLM.ask` is given, with its files read; `showing` may hold `frames` and `fps`.
@@ -136,7 +136,7 @@ def prepare(
     return Prompt(loaded.card, conversation, inputs, tuple(media), tuple(notes))
 
 
-def check_text(text: Any, name: str = "The question") -> None:
+def check_text(text: object, name: str = "The question") -> None:
     """Refuse what is no text, or has half a letter, as bytes of a command line that are not UTF-8 become."""
     if not isinstance(text, str):
         raise SettingError(f"{name} is a text; got {brief(text)}.")
@@ -192,7 +192,7 @@ def _size_words(medium: Image.Image | Clip) -> str:
     return f"{len(medium)} {frames} of {medium.frames.shape[2]} x {medium.frames.shape[1]}"
 
 
-def length_note(config: Any, tokens: int) -> str | None:
+def length_note(config: PreTrainedConfig, tokens: int) -> str | None:
     """A sentence where a prompt has more positions than the decoder was made for; M-RoPE gives a picture fewer."""
     most = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -207,7 +207,9 @@ def length_note(config: Any, tokens: int) -> str | None:
 # -- templates ----------------------------------------------------------------------------------------------------
 
 
-def encode(model: Any, processor: Any, conversation: Conversation, protocol: str = "own") -> BatchFeature:
+def encode(
+    model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation, protocol: str = "own"
+) -> BatchFeature:
     """The model's inputs of one conversation, batch 1, on the CPU.
 
     Args:
@@ -236,12 +238,12 @@ def check_protocol(name: str) -> None:
         raise UnknownNameError(f"No protocol {name!r}. There are: {', '.join(PROTOCOLS)}.")
 
 
-def reads_videos(processor: Any) -> bool:
+def reads_videos(processor: ProcessorMixin) -> bool:
     """Whether a processor takes videos as such; else their frames may go in as pictures."""
     return getattr(processor, "video_processor", None) is not None
 
 
-def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
+def _own(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> BatchFeature:
     """The model's own chat template and processor; without a template, placeholders before the text."""
     if conversation.clips and not reads_videos(processor):
         raise UnsupportedError(
@@ -259,7 +261,7 @@ def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
     return _tensors(processor, text, conversation.images, **options)
 
 
-def text_of(model: Any, processor: Any, conversation: Conversation) -> str:
+def text_of(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> str:
     """A conversation as the model's own chat template writes it, a placeholder for each picture and film.
 
     Raises:
@@ -282,7 +284,7 @@ def text_of(model: Any, processor: Any, conversation: Conversation) -> str:
     return text
 
 
-def _written(model: Any, processor: Any, turns: list[dict[str, Any]]) -> str:
+def _written(model: PreTrainedModel, processor: ProcessorMixin, turns: list[dict[str, Any]]) -> str:
     """Turns as the chat template writes them."""
     try:
         text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -298,14 +300,14 @@ def _written(model: Any, processor: Any, turns: list[dict[str, Any]]) -> str:
     return text
 
 
-def _slot(kind: str, value: Any) -> dict[str, Any]:
+def _slot(kind: str, value: object) -> dict[str, Any]:
     """A part of a message as chat templates want it: a text, or the place of a picture or a video."""
     if kind == "text":
         return {"type": kind, "text": value}
     return {"type": kind}
 
 
-def _llava(model: Any, processor: Any, conversation: Conversation) -> Any:
+def _llava(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> BatchFeature:
     """The conditions of LLaVA-1.5's papers: vicuna_v1 with its system text, pictures padded to a square."""
     if model.config.model_type != "llava" or conversation.clips:
         what = "a video" if conversation.clips else f"a {model.config.model_type} model"
@@ -327,7 +329,7 @@ def _llava(model: Any, processor: Any, conversation: Conversation) -> Any:
     return _tensors(processor, f"{system}{said} ASSISTANT:", images)
 
 
-def _tensors(processor: Any, text: str, images: Sequence[Image.Image], **options: Any) -> Any:
+def _tensors(processor: ProcessorMixin, text: str, images: Sequence[Image.Image], **options: object) -> BatchFeature:
     bos = processor.tokenizer.bos_token
     if bos is not None and text.startswith(bos):
         options["add_special_tokens"] = False
@@ -341,5 +343,8 @@ def _tensors(processor: Any, text: str, images: Sequence[Image.Image], **options
         raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-PROTOCOLS: Mapping[str, Callable[[Any, Any, Conversation], Any]] = {"own": _own, "llava": _llava}
+PROTOCOLS: Mapping[str, Callable[[PreTrainedModel, ProcessorMixin, Conversation], BatchFeature]] = {
+    "own": _own,
+    "llava": _llava,
+}
 """How a conversation becomes a model's input, by name."""

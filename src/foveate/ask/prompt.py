@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Card
@@ -120,7 +121,7 @@ class Prompt:
             videos=self.videos,
         )
 
-    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[Any] | None]) -> list[Any] | None:
+    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[object] | None]) -> list[Any] | None:
         """What the family says of images and of videos of these sizes, in the order of the prompt; None if nothing."""
         answers = {}
         for kind in set(self.kinds):
@@ -179,18 +180,18 @@ class Prompt:
         return f"Prompt({self.text!r:.60}, {self.vision_tokens} vision and {self.text_tokens} text tokens)"
 
 
-def is_vision(config: Any, ids: Tensor) -> Tensor:
+def is_vision(config: PreTrainedConfig, ids: Tensor) -> Tensor:
     """Which ids stand for vision tokens: bool of the same shape, on the CPU."""
     return torch.isin(ids.cpu(), torch.tensor(sorted(placeholders(config))))
 
 
-def placeholders(config: Any) -> set[int]:
+def placeholders(config: PreTrainedConfig) -> set[int]:
     """Ids that stand for vision tokens in a prompt."""
     ids = (getattr(config, name, None) for name in TOKENS)
     return {number for number in ids if number is not None}
 
 
-def runs_of(config: Any, ids: Tensor) -> tuple[int, ...]:
+def runs_of(config: PreTrainedConfig, ids: Tensor) -> tuple[int, ...]:
     """How many vision tokens stand in a row, again and again: (tokens,) ids -> a count a run.
 
     A run ends at a token of the text and where images go over into videos.

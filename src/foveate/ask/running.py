@@ -7,6 +7,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from foveate._transformers import cache_in, with_cache
 from foveate.ask.answer import Answer, kv_bytes
@@ -92,7 +93,7 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, Method | None, Generat
     return showing_of(asking), method_of(dropping.pop("method", None), **dropping), generation_of(decoding)
 
 
-def showing_of(asking: Mapping[str, Any]) -> Showing:
+def showing_of(asking: Mapping[str, object]) -> Showing:
     """Those of the keywords that say how films and pictures come to the model."""
     return cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
 
@@ -143,7 +144,7 @@ def reply_to(
     if not stream:
         return answers_to(loaded, [prompt], method, settings, look=look)[0]
 
-    def answer(streamer: Any, stopping: Any) -> Answer:
+    def answer(streamer: object, stopping: object) -> Answer:
         listening = {"streamer": streamer, "stopping_criteria": [stopping]}
         return answers_to(loaded, [prompt], method, settings, look=look, extra=listening)[0]
 
@@ -158,7 +159,7 @@ def answers_to(
     *,
     look: Look | None = None,
     first: bool = False,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> list[Answer]:
     """The answers to prompts, in order, in as few batches as their shapes allow.
 
@@ -190,7 +191,7 @@ def _answers_of(
     settings: Generation,
     look: Look | None,
     first: bool,
-    extra: Mapping[str, Any],
+    extra: Mapping[str, object],
 ) -> list[Answer]:
     """The answers to one batch; see `answers_to`."""
     model = loaded.model
@@ -266,7 +267,7 @@ def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[st
 
 
 @contextmanager
-def _seeded(model: Any, seed: int | None) -> Iterator[None]:
+def _seeded(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
     """Set torch's generators for a while: the CPU's alone, or those of all accelerators too."""
     kind = model.device.type
     if seed is None:
@@ -347,7 +348,7 @@ def choice_of(
     )
 
 
-def tokens_of(tokenizer: Any, choices: Sequence[str]) -> list[tuple[int, ...]]:
+def tokens_of(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[tuple[int, ...]]:
     """The token ids of each choice, as an answer begins with them.
 
     Raises:
@@ -373,10 +374,10 @@ def begin_alike(choices: Sequence[tuple[int, ...]]) -> bool:
 
 
 def log_probabilities(
-    model: Any,
-    inputs: Mapping[str, Any],
+    model: PreTrainedModel,
+    inputs: Mapping[str, object],
     choices: Sequence[tuple[int, ...]],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     ends: Collection[int] = (),
 ) -> tuple[list[float], Any]:
     """Log-probability (natural) of each choice behind a prompt, all its tokens together; and the prompt's cache.
@@ -401,11 +402,11 @@ def log_probabilities(
 
 
 def _rest(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Any],
     tokens: tuple[int, ...],
-    cache: Any,
-    settings: Mapping[str, Any],
+    cache: Cache,
+    settings: Mapping[str, object],
     ends: Collection[int],
 ) -> float:
     """Log-probability of all tokens but the first, which goes in behind the prompt, and of the end."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TextIteratorStreamer
+from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from foveate.ask.answer import Answer
 from foveate.errors import SessionError
@@ -34,7 +34,7 @@ class Stream(Iterator[str]):
         stop: Texts that end the answer: no piece has any of them.
     """
 
-    def __init__(self, run: Run, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, run: Run, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._stop = stop
         self._text = self._given = ""
@@ -54,7 +54,7 @@ class Stream(Iterator[str]):
         finally:
             self._streamer.end()
 
-    def _is_closed(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    def _is_closed(self, ids: Tensor, scores: object, **_: object) -> Tensor:
         """A stopping criterion: whether each sample ends here."""
         return torch.full((ids.shape[0],), self._closed.is_set(), device=ids.device)
 

@@ -161,7 +161,7 @@ class VLM(Loaded):
 
     def ask_many(
         self,
-        questions: Iterable[Question | tuple[Media, str] | Mapping[str, Any]],
+        questions: Iterable[Question | tuple[Media, str] | Mapping[str, object]],
         *,
         batch_size: int = 8,
         **asking: Unpack[Asking],
@@ -184,7 +184,7 @@ class VLM(Loaded):
         showing, drops, settings = in_parts(asking)
         answerer = Answerer(self, drops, settings, batch_size)
 
-        def prepare(given: Any, shelf: dict[Any, Any]) -> Prompt:
+        def prepare(given: object, shelf: dict[Any, Any]) -> Prompt:
             question = _as_question(given)
             media = read_once(question.media, showing.get("frames"), showing.get("fps"), shelf)
             prompt = self.prepare(media, question.prompt, messages=question.messages, **showing)
@@ -334,7 +334,7 @@ def _warned(answers: Iterator[Answer]) -> Iterator[Answer]:
         yield answer
 
 
-def _as_question(question: Any) -> Question:
+def _as_question(question: object) -> Question:
     if isinstance(question, Question):
         return question
     if isinstance(question, Mapping):

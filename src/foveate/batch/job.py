@@ -14,7 +14,7 @@ from typing import Any
 
 from foveate.ask.answers import WINDOW
 from foveate.batch.in_hand import InHand
-from foveate.batch.rows import KEY, OURS, REASON, Asking, Row, bad_row
+from foveate.batch.rows import KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.version import __version__
@@ -51,7 +51,7 @@ class Job:
 
     input: Path
     out: Path
-    asking: Asking
+    asking: RowAsking
     question: str | None = None
     columns: SampleColumns = SampleColumns()
     root: str | None = None

@@ -25,7 +25,7 @@ from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
 from foveate.runs.samples import Bad, MediaSample
 
-__all__ = ["KEY", "OURS", "REASON", "Asking", "Row", "RowAnswerer", "bad_row", "beside"]
+__all__ = ["KEY", "OURS", "REASON", "Row", "RowAnswerer", "RowAsking", "bad_row", "beside"]
 
 KEY = "row"
 """The column with a row's place in the input."""
@@ -59,7 +59,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
+class RowAsking:
     """Which model is asked, and how.
 
     Attributes:
@@ -119,7 +119,7 @@ class RowAnswerer:
         FoveateError: If the model cannot be loaded, or cannot serve the method.
     """
 
-    def __init__(self, asking: Asking, vlm: VLM | None = None, share: float = 1.0) -> None:
+    def __init__(self, asking: RowAsking, vlm: VLM | None = None, share: float = 1.0) -> None:
         self.asking = asking
         self.vlm = vlm or asking.load()
         self._method = method_of(asking.method, asking.tokens, asking.retention)

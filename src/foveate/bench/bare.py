@@ -72,7 +72,7 @@ class _Slicer:
         self._memo = memo
 
     def __call__(
-        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, layer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not self._needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids, and wait for them
             kwargs["position_ids"] = None
@@ -85,7 +85,7 @@ class _Slicer:
                 kwargs[name] = self._sliced(name, kwargs[name], last)
         return args, kwargs
 
-    def _sliced(self, name: str, argument: Any, last: Callable[[Any, int], Any]) -> Any:
+    def _sliced(self, name: str, argument: object, last: Callable[[Any, int], Any]) -> Any:
         key = name, id(argument), self._count
         if key not in self._memo:
             self._memo[key] = argument, last(argument, self._count)

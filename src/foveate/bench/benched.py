@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from foveate import catalogue
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
 from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
+from foveate.contract.budget import Budget
 from foveate.contract.method import Method
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.contenders import USUAL, contenders_at
@@ -52,7 +54,7 @@ class Benched:
 
     name: str
     shape: NamedShape | None
-    model: Any
+    model: PreTrainedModel
     workload: Workload
 
 
@@ -130,7 +132,7 @@ def named_methods(names: Sequence[str]) -> dict[str, Method]:
 
 def budgeted_methods(
     methods: Mapping[str, Method],
-    model: Any,
+    model: PreTrainedModel,
     vision_tokens: int,
     *,
     tokens: Sequence[float] = (),
@@ -155,11 +157,12 @@ def budgeted_methods(
     if tokens and max(tokens) > vision_tokens:
         raise SettingError(f"A budget of {max(tokens):g} tokens: the prompt has {vision_tokens} vision tokens.")
     shares = tuple(retention) or tuple(count / vision_tokens for count in tokens) or (RETENTION,)
+    budgets = [Budget(retention=share) for share in shares]
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
     for contender in contenders_at(
-        methods, config, shares, vision_tokens, (seed,), given=bool(tokens or retention), passes_over=passes_over
+        methods, config, budgets, vision_tokens, (seed,), given=bool(tokens or retention), passes_over=passes_over
     ):
         row = contender.name if contender.budget is None else f"{contender.name} {contender.budget * vision_tokens:.0f}"
         if contender.draws:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from foveate._transformers import cache_in
 from foveate.ask.answer import kv_bytes
@@ -41,7 +42,7 @@ class Held:
     tower_tokens: Sequence[Sequence[int]] | None = None
 
 
-def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
+def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
     """Run the prompt once and see what it holds; inside the dropping context whose trace is given, if any."""
     if model.device.type == "cuda":
         cache, peak = _prefill_on_cuda(model, workload)
@@ -59,7 +60,7 @@ def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
     return Held(tokens, retention, kv_bytes(cache)[0], peak, tower_tokens)
 
 
-def _prefill_on_cuda(model: Any, workload: Workload) -> tuple[Any, int]:
+def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:
     """The cache after the prompt, and the most bytes that lived at once."""
     generate(model, workload.inputs, 1)  # libraries take their workspaces once, and keep them
     torch.cuda.synchronize()
@@ -85,7 +86,7 @@ class Memory(TorchDispatchMode):
         self.peak = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         before = {_key(tensor) for tensor in tensors_of((args, kwargs))}
         result = function(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
@@ -95,13 +96,13 @@ class Memory(TorchDispatchMode):
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return result
 
-    def add(self, tensor: Tensor, function: Any) -> None:
+    def add(self, tensor: Tensor, function: object) -> None:
         """A tensor with a storage of its own has come to be by an operator."""
         storage = tensor.untyped_storage()
         self._live[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
+def tensors_of(tree: object) -> list[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 

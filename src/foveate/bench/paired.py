@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from foveate.bench.bare import bare, obstacle
 from foveate.bench.memory import Held, hold
@@ -72,7 +72,7 @@ class PairedRun:
         obstacle: Why there are no bare layers beside the methods, if they were asked for and cannot be run.
     """
 
-    model: Any
+    model: PreTrainedModel
     workload: Workload
     new_tokens: int
     clock: Clock = time.perf_counter
@@ -220,8 +220,8 @@ class PairedRun:
 
 
 def race(
-    model: Any,
-    inputs: Mapping[str, Any],
+    model: PreTrainedModel,
+    inputs: Mapping[str, object],
     methods: Mapping[str, Method],
     new_tokens: int,
     pairs: int,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from foveate.ask.generation import generate
 from foveate.core.patching import Patcher
@@ -34,7 +35,9 @@ def clock_of(name: str) -> Clock:
     return {"wall": time.perf_counter, "cpu": time.process_time}[name]
 
 
-def timed(model: Any, inputs: Mapping[str, Any], new_tokens: int, clock: Clock = time.perf_counter) -> dict[str, float]:
+def timed(
+    model: PreTrainedModel, inputs: Mapping[str, object], new_tokens: int, clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """Generate a fixed number of tokens greedily: seconds of each of `PARTS`.
 
     To be called inside the dropping context. Where tokens arrive, `generate` itself waits for the device; between, an
@@ -88,7 +91,7 @@ class Stopwatch:
         """A streamer may hold text back until the end; nothing is held back here."""
 
     @contextmanager
-    def watching(self, core: Any, text: Any) -> Iterator[None]:
+    def watching(self, core: object, text: Any) -> Iterator[None]:
         """Mark the functions that encode pictures, and the decoder's first forward."""
         with Patcher() as patches:
             for name in ENCODERS:
@@ -98,7 +101,7 @@ class Stopwatch:
             patches.hook(text, "after", self._after_decoder)
             yield
 
-    def _encode(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _encode(self, original: Callable[..., Any], *args: object, **kwargs: object) -> Any:
         """A call inside a call does not count: a model may make a video's features with its images' function."""
         if self._encoding:
             return original(*args, **kwargs)
@@ -110,12 +113,12 @@ class Stopwatch:
             self._spans.append(("tower", start, self._mark()))
             self._encoding = False
 
-    def _before_decoder(self, *_: Any) -> None:
+    def _before_decoder(self, *_: object) -> None:
         self._decoder_begins.append(self._mark())
         if self._has_events and self._launched is None:
             self._launched = -self._clock()
 
-    def _after_decoder(self, *_: Any) -> None:
+    def _after_decoder(self, *_: object) -> None:
         if len(self._decoder_begins) != 1:
             return
         if self._launched is not None:

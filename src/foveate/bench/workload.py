@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from foveate.bench.shapes import NamedShape
 from foveate.contract.method import Method
@@ -51,7 +52,7 @@ class Workload:
         tower_images, grids, videos: See `foveate.cost`.
     """
 
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
     batch: int
     text_tokens: int
     sizes: tuple[int, ...]
@@ -66,7 +67,7 @@ class Workload:
 
     def cost(
         self,
-        model: Any,
+        model: PreTrainedModel,
         method: Method | None = None,
         tokens: Sequence[int] | None = None,
         attention: Literal["full", "causal"] = "full",
@@ -89,7 +90,7 @@ class Workload:
 
     def kernel_cost(
         self,
-        model: Any,
+        model: PreTrainedModel,
         kernel: str,
         method: Method | None = None,
         tokens: Sequence[int] | None = None,
@@ -195,7 +196,7 @@ class _Media:
 
 
 def _pixels(
-    config: Any, workload: Workload, media: _Media, generator: torch.Generator, dtype: torch.dtype
+    config: PreTrainedConfig, workload: Workload, media: _Media, generator: torch.Generator, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Pixels of all pictures or videos of the batch, and their sizes."""
     total, device = workload.batch * media.count, generator.device
@@ -214,7 +215,7 @@ def _pixels(
     return inputs | {name: torch.randn(size, generator=generator, device=device, dtype=dtype)}
 
 
-def _ids(config: Any, workload: Workload, modality: str, generator: torch.Generator) -> dict[str, Tensor]:
+def _ids(config: PreTrainedConfig, workload: Workload, modality: str, generator: torch.Generator) -> dict[str, Tensor]:
     """Ids of random text around runs of placeholders, one run for each of `workload.sizes`.
 
     With two pictures of three tokens: w w w w s I I I s I I I w w …, where s is the token that starts a picture.

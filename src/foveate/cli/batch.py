@@ -19,7 +19,7 @@ from foveate.runs.samples import SampleColumns, samples_in
 
 if TYPE_CHECKING:
     from foveate.batch.job import Summary
-    from foveate.batch.rows import Asking
+    from foveate.batch.rows import RowAsking
     from foveate.runs.crew import Crew
 
 __all__ = ["Batch"]
@@ -157,13 +157,13 @@ class Batch:
         if self.columns != ColumnOptions(number_rows=self.columns.number_rows):
             raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
 
-    def _asking(self, root: str | None) -> "Asking":
-        from foveate.batch.rows import Asking
+    def _asking(self, root: str | None) -> "RowAsking":
+        from foveate.batch.rows import RowAsking
         from foveate.cli.setup import named, tell_budgets
 
         methods = {} if self.untouched else named([self.method], self.budgets)
         tell_budgets(methods, self.budgets)
-        return Asking(
+        return RowAsking(
             model=self.models.model,
             device=self.models.device,
             dtype=self.models.dtype,
@@ -177,7 +177,7 @@ class Batch:
             within=root,
         )
 
-    def _crew(self, asking: "Asking") -> "Crew | None":
+    def _crew(self, asking: "RowAsking") -> "Crew | None":
         if self.ray is not None:
             from foveate.runs.on_ray import Actors
 

@@ -24,7 +24,6 @@ __all__ = [
     "geometric",
     "half_up",
     "is_met",
-    "known_count",
     "proportional",
     "quarters",
     "solve",
@@ -87,44 +86,6 @@ def check_count(name: str, value: Any) -> None:
     whole = hasattr(value, "__index__") and not isinstance(value, bool)
     if not whole or not 1 <= value < MOST_TOKENS:
         raise SettingError(f"{name} is the number of the image's tokens, 1 or more; got {brief(value)}.")
-
-
-FIXED_COUNT = frozenset({"llava", "vipllava", "paligemma"})  # one token count for every image
-
-
-def known_count(model: Any, vision_tokens: int | None = None) -> int | None:
-    """Vision tokens of every picture that a model sees: as given, or the family's fixed count; None where it differs.
-
-    Raises:
-        SettingError: If what is given is no such number.
-    """
-    if vision_tokens is not None:
-        check_count("vision_tokens", vision_tokens)
-        return vision_tokens
-    config = getattr(model, "config", model)
-    if getattr(config, "model_type", None) not in FIXED_COUNT:
-        return None
-    return _picture_tokens(config)
-
-
-def _picture_tokens(config: Any) -> int | None:
-    """Vision tokens of every picture, from the tower's grid: `image_seq_length` may be a default that does not fit the
-    tower. None where pictures keep their shape (Pixtral), so that the count differs.
-
-    CLIP at 336 pixels with patches of 14: 24 x 24 = 576, and one more with the CLS ("full").
-    """
-    vision = getattr(config, "vision_config", None)
-    if vision is None:
-        return int(config.image_seq_length)
-    if vision.model_type not in ("clip_vision_model", "siglip_vision_model"):
-        return None
-    patches = int((vision.image_size // vision.patch_size) ** 2)
-    cls = int(vision.model_type == "clip_vision_model")
-    strategy = getattr(config, "vision_feature_select_strategy", None)
-    if strategy is None:  # the projector gets no CLS
-        return patches
-    first_dropped = int(strategy == "default")  # transformers drops the first row, whether or not it is a CLS
-    return patches + cls - first_dropped
 
 
 def decoder_depth(model: Any) -> int:

@@ -52,7 +52,7 @@ class Entering(Budgeted):
         mean = self.wanted.mean(arriving.entered)
         return min(arriving.tokens, max(1, half_up(mean) - arriving.reserved))
 
-    def _check_floor(self, depth: int, entered: int) -> None:
+    def check_floor(self, depth: int, entered: int) -> None:
         if self.budget is not None:
             self.parameter(lambda share: [share * entered], (0,), depth, entered, entered)
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, dataclass_transform
 
 from foveate.contract import follow
-from foveate.contract.budget import Budget, Curve, decoder_depth, half_up, known_count, solve
+from foveate.contract.budget import Budget, Curve, check_count, decoder_depth, half_up, solve
 from foveate.contract.settings import Share, Tokens, check
 from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
@@ -183,11 +183,13 @@ class Method(ABC):
     ) -> Self:
         """The method with a budget, which its stages solve for every image, after a look whether `model` can meet it.
 
+        Whether it can meet a number of tokens depends on the image: that is looked at where `vision_tokens` is given.
+
         Args:
             model: A model or its config; its depth is read.
             tokens: Mean vision tokens that a decoder layer processes.
             retention: The same as a share of the vision tokens, in (0, 1].
-            vision_tokens: The image's token count; families with a fixed count know their own.
+            vision_tokens: The image's token count.
             values: Other settings of the method.
 
         Raises:
@@ -201,7 +203,12 @@ class Method(ABC):
         meet(method, model, vision_tokens)
         return method
 
-    def _check_floor(self, depth: int, entered: int) -> None:
+    def check_floor(self, depth: int, entered: int) -> None:
+        """Refuse a budget that an image of `entered` vision tokens cannot meet on a decoder of `depth` layers.
+
+        Raises:
+            BudgetError: If that is so; the message names the floor.
+        """
         if self._given(BUDGET):
             self.plan(depth, (entered,))
 
@@ -308,7 +315,7 @@ class Budgeted(Method):
         """What each stage leaves of such an image, by the method's settings or its budget: solved once an image."""
         return _solved(self, depth, arriving.entered, arriving.started)
 
-    def _check_floor(self, depth: int, entered: int) -> None:
+    def check_floor(self, depth: int, entered: int) -> None:
         if self.budget is not None and not self.keeps_all:
             self.counts(depth, Arriving.all_of(entered))
 
@@ -343,14 +350,15 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
 
     Raises:
         BudgetError: If that is so; the message names the floor.
-        SettingError: If the budget is of more tokens than there are.
+        SettingError: If the budget is of more tokens than there are, or `vision_tokens` is no number of them.
     """
-    count = known_count(model, vision_tokens)
     asked = method._given(("tokens",)).get("tokens", 0)
-    if count is not None and asked > count:
-        raise SettingError(f"tokens must be between 1 and {count} for this input; got {asked:.6g}.")
-    if count is not None or not asked:
-        method._check_floor(decoder_depth(model), count or ANY_COUNT)
+    if vision_tokens is not None:
+        check_count("vision_tokens", vision_tokens)
+        if asked > vision_tokens:
+            raise SettingError(f"tokens must be between 1 and {vision_tokens} for this input; got {asked:.6g}.")
+    if vision_tokens is not None or not asked:
+        method.check_floor(decoder_depth(model), vision_tokens or ANY_COUNT)
 
 
 # -- several methods as one -----------------------------------------------------------------------------------------
@@ -430,7 +438,7 @@ class Chain(Method):
         members[takers[-1]] = members[takers[-1]].with_budget(tokens=tokens, retention=retention)
         return type(self)(members=tuple(members))
 
-    def _check_floor(self, depth: int, entered: int) -> None:
+    def check_floor(self, depth: int, entered: int) -> None:
         if any(member._given(BUDGET) for member in self.members):
             self.plan(depth, (entered,))
 

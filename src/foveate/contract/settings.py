@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-class Checked:
+class Checks:
     """A tuple that passes a check of our own, behind pydantic's."""
 
     def __init__(self, check: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
@@ -64,7 +64,7 @@ def _falling(values: tuple[float, ...]) -> tuple[float, ...]:
 
 Layer: TypeAlias = Annotated[int, Ge(0)]
 """A decoder layer, 0-based."""
-Layers: TypeAlias = Annotated[tuple[Layer, ...], Checked(_ascending)]
+Layers: TypeAlias = Annotated[tuple[Layer, ...], Checks(_ascending)]
 """Decoder layers, strictly ascending."""
 Count: TypeAlias = Annotated[int, Ge(0)]
 """A number of tokens."""
@@ -72,7 +72,7 @@ Counts: TypeAlias = tuple[Count, ...]
 Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 """A share in [0, 1]."""
 Shares: TypeAlias = tuple[Share, ...]
-FallingShares: TypeAlias = Annotated[Shares, Checked(_falling)]
+FallingShares: TypeAlias = Annotated[Shares, Checks(_falling)]
 """Shares of the original tokens, which cannot grow from cut to cut."""
 Part: TypeAlias = Annotated[float, Gt(0), Le(1)]
 """A share in (0, 1]."""

@@ -29,7 +29,6 @@ def attention_rows(
     keys: Tensor,
     scaling: float,
     last_key: Tensor | None = None,
-    columns: slice = slice(None),
     block: int = BLOCK_NUMBERS,
     visible: Callable[[slice], Tensor] | None = None,
     softcap: float | None = None,
@@ -45,7 +44,6 @@ def attention_rows(
         keys: (key heads, slots, head size), after RoPE; fewer heads than `queries` are shared by groups of them.
         scaling: What the logits are multiplied by, usually 1 / √(head size).
         last_key: ([samples,] rows) int64, the last slot each row sees; None: every row sees all.
-        columns: The slots to return; the softmax runs over all that a row sees.
         block: Float32 numbers that a block of logits may hold.
         visible: Called with a slice of the rows, where `last_key` cannot say what they see. Answers which slots they
             see, ([samples,] heads or 1, those rows, slots) bool.
@@ -53,7 +51,7 @@ def attention_rows(
         samples: How many samples' heads these are.
 
     Yields:
-        (heads, some rows, columns) float32, the blocks of rows in order.
+        (heads, some rows, slots) float32, the blocks of rows in order.
     """
     heads, rows, size = queries.shape
     key_heads, slots, _ = keys.shape
@@ -80,7 +78,7 @@ def attention_rows(
             some = slice(start, start + step)
             _hide(logits.view(samples, -1, count, slots), ~visible(some))
         logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
-        yield logits[..., columns]
+        yield logits
 
 
 def _hide(logits: Tensor, hidden: Tensor) -> None:

@@ -10,7 +10,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from foveate.embedded.drawing import MEANT, SHAPES, Pen, ground, stands_out, tint
-from foveate.embedded.scenes import Box, Canvas, Scene, Text, Thing, rng_for, shuffled, write
+from foveate.embedded.scenes import Box, Canvas, Lettering, Scene, Thing, rng_for, shuffled, write
 
 __all__ = ["BRIEF", "FRAMES", "SIDE", "Film", "Shown", "film"]
 
@@ -25,7 +25,7 @@ BRIEF = 4
 class Shown:
     """A thing or a text, and when it shows: from frame `start` to before frame `stop`."""
 
-    what: Thing | Text
+    what: Thing | Lettering
     start: int
     stop: int
 
@@ -141,5 +141,5 @@ def _frame(empty: Canvas, layers: list[Layer], number: int) -> Scene:
     small_owner = owner[::2, ::2].astype(np.uint8)
     shown = [layer.shown.what for layer in now]
     things = tuple(what for what in shown if isinstance(what, Thing))
-    texts = tuple(what for what in shown if isinstance(what, Text))
+    texts = tuple(what for what in shown if isinstance(what, Lettering))
     return Scene(np.array(small), things, texts, small_owner)

@@ -14,12 +14,12 @@ from numpy.random import Generator
 from foveate.embedded import TASKS
 from foveate.embedded.drawing import COLOURS, SHAPES, pick
 from foveate.embedded.films import BRIEF, Film, Shown
-from foveate.embedded.scenes import Scene, Text, Thing, rng_for
+from foveate.embedded.scenes import Lettering, Scene, Thing, rng_for
 
 __all__ = [
     "MARGIN",
     "TEXT_TASKS",
-    "Question",
+    "TaskQuestion",
     "all_questions",
     "ask",
     "film_questions",
@@ -45,7 +45,7 @@ NAMES = {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TaskQuestion:
     """One question, the answer a model should give word for word, and the task it belongs to."""
 
     task: str
@@ -53,7 +53,7 @@ class Question:
     answer: str
 
 
-def all_questions(scene: Scene, rng: Generator) -> dict[str, list[Question]]:
+def all_questions(scene: Scene, rng: Generator) -> dict[str, list[TaskQuestion]]:
     """Every question that this scene allows, by task; tasks without any are left out.
 
     `rng` only chooses which absent objects are asked for.
@@ -70,10 +70,10 @@ def all_questions(scene: Scene, rng: Generator) -> dict[str, list[Question]]:
     )
 
 
-def ask(scene: Scene, rng: Generator, count: int, weights: Mapping[str, float]) -> list[Question]:
+def ask(scene: Scene, rng: Generator, count: int, weights: Mapping[str, float]) -> list[TaskQuestion]:
     """Draw up to `count` different questions, tasks by weight, answers of a task evenly."""
     left = all_questions(scene, rng)
-    drawn: list[Question] = []
+    drawn: list[TaskQuestion] = []
     while left and len(drawn) < count:
         tasks = list(left)
         weight = np.array([weights.get(task, 0.0) for task in tasks])
@@ -89,41 +89,41 @@ def ask(scene: Scene, rng: Generator, count: int, weights: Mapping[str, float]) 
     return drawn
 
 
-def one_per_task(scene: Scene, split: str, index: int) -> list[Question]:
+def one_per_task(scene: Scene, split: str, index: int) -> list[TaskQuestion]:
     """One question of each task that the scene allows; a function of (split, index)."""
     rng = rng_for(split, index, purpose=1)
     questions = all_questions(scene, rng)
     return [_even(questions[task], rng) for task in TASKS if task in questions]
 
 
-def film_questions(film: Film, rng: Generator) -> list[Question]:
+def film_questions(film: Film, rng: Generator) -> list[TaskQuestion]:
     """Every question that a film allows; `rng` only chooses what is asked for that never shows."""
     things = [shown for shown in film.shown if isinstance(shown.what, Thing)]
-    texts = [shown for shown in film.shown if isinstance(shown.what, Text)]
+    texts = [shown for shown in film.shown if isinstance(shown.what, Lettering)]
     return [
         *_appearance(things),
         *_brief(things, len(film.frames)),
         *_ever({shown.what.name for shown in things}, rng),
-        *(Question("film text", "What does the text say?", shown.what.name) for shown in texts),
+        *(TaskQuestion("film text", "What does the text say?", shown.what.name) for shown in texts),
     ]
 
 
-def one_per_film_task(film: Film, split: str, index: int) -> list[Question]:
+def one_per_film_task(film: Film, split: str, index: int) -> list[TaskQuestion]:
     """One question of each task that the film allows; a function of (split, index)."""
     rng = rng_for(split, index, purpose=1)
     groups = by_task(film_questions(film, rng))
     return [pick(rng, questions) for questions in groups.values()]
 
 
-def by_task(questions: Iterable[Question]) -> dict[str, list[Question]]:
+def by_task(questions: Iterable[TaskQuestion]) -> dict[str, list[TaskQuestion]]:
     """The questions of each task; tasks in the order of their first question."""
-    groups: dict[str, list[Question]] = {}
+    groups: dict[str, list[TaskQuestion]] = {}
     for question in questions:
         groups.setdefault(question.task, []).append(question)
     return groups
 
 
-def _even(questions: list[Question], rng: Generator) -> Question:
+def _even(questions: list[TaskQuestion], rng: Generator) -> TaskQuestion:
     """Draw an answer first, then a question that has it."""
     answers = {question.answer for question in questions}
     answer = pick(rng, sorted(answers))
@@ -133,18 +133,18 @@ def _even(questions: list[Question], rng: Generator) -> Question:
 # About a scene.
 
 
-def _objects(scene: Scene) -> Iterator[Question]:
+def _objects(scene: Scene) -> Iterator[TaskQuestion]:
     """Colour, shape and place of what is named by one word or two that fit no other; and counts."""
     shapes = [thing.shape for thing in scene.things]
     colours = [thing.colour for thing in scene.things]
     for thing in scene.things:
         if shapes.count(thing.shape) == 1:
-            yield Question("colour", f"What colour is the {thing.shape}?", thing.colour)
+            yield TaskQuestion("colour", f"What colour is the {thing.shape}?", thing.colour)
         if colours.count(thing.colour) == 1:
-            yield Question("shape", f"What shape is the {thing.colour} object?", thing.shape)
+            yield TaskQuestion("shape", f"What shape is the {thing.colour} object?", thing.shape)
         where = _quadrant(scene, thing.x, thing.y)
         if where and _is_alone(thing, scene):
-            yield Question("quadrant", f"Where is the {thing.name}?", where)
+            yield TaskQuestion("quadrant", f"Where is the {thing.name}?", where)
     yield _count("objects", len(shapes))
     for shape in sorted(set(shapes)):
         yield _count(_plural(shape), shapes.count(shape))
@@ -152,8 +152,8 @@ def _objects(scene: Scene) -> Iterator[Question]:
         yield _count(f"{colour} objects", colours.count(colour))
 
 
-def _count(what: str, number: int) -> Question:
-    return Question("count", f"How many {what} are there?", str(number))
+def _count(what: str, number: int) -> TaskQuestion:
+    return TaskQuestion("count", f"How many {what} are there?", str(number))
 
 
 def _is_alone(thing: Thing, scene: Scene) -> bool:
@@ -162,7 +162,7 @@ def _is_alone(thing: Thing, scene: Scene) -> bool:
     return names.count(thing.name) == 1
 
 
-def _existence(scene: Scene, rng: Generator) -> Iterator[Question]:
+def _existence(scene: Scene, rng: Generator) -> Iterator[TaskQuestion]:
     """Whether there is a thing: each that is there, and as many that are not, mostly of shapes and colours that are."""
     present = {thing.name for thing in scene.things}
     absent: set[str] = set()
@@ -182,8 +182,8 @@ def _recombined(names: set[str]) -> set[str]:
     return {f"{colour} {shape}" for colour, _ in pairs for _, shape in pairs}
 
 
-def _yes_or_no(task: str, question: str, answer: bool) -> Question:
-    return Question(task, question, ("no", "yes")[answer])
+def _yes_or_no(task: str, question: str, answer: bool) -> TaskQuestion:
+    return TaskQuestion(task, question, ("no", "yes")[answer])
 
 
 def _with_article(name: str) -> str:
@@ -193,7 +193,7 @@ def _with_article(name: str) -> str:
     return f"a {name}"
 
 
-def _absent(scene: Scene, rng: Generator) -> Iterator[Question]:
+def _absent(scene: Scene, rng: Generator) -> Iterator[TaskQuestion]:
     """In one sketch of four with things, how many there are of a shape or a colour that is not there: none."""
     if not scene.sketched:
         return
@@ -205,14 +205,14 @@ def _absent(scene: Scene, rng: Generator) -> Iterator[Question]:
         yield _count(pick(rng, missing), 0)
 
 
-def _order(scene: Scene) -> Iterator[Question]:
+def _order(scene: Scene) -> Iterator[TaskQuestion]:
     """Lists of all things along an axis, where no two are too near to tell."""
     for axis, direction in enumerate(("left to right", "top to bottom")):
         line = sorted(scene.things, key=lambda thing: thing.centre[axis])
         gaps = [second.centre[axis] - first.centre[axis] for first, second in pairwise(line)]
         if 2 <= len(line) <= MOST_LISTED and min(gaps) >= MARGIN:
             names = ", ".join(thing.name for thing in line)
-            yield Question(f"list {direction}", f"List the objects from {direction}.", names)
+            yield TaskQuestion(f"list {direction}", f"List the objects from {direction}.", names)
 
 
 def relations(scene: Scene) -> int:
@@ -220,12 +220,12 @@ def relations(scene: Scene) -> int:
     return len(list(_relations(scene)))
 
 
-def _relations(scene: Scene) -> Iterator[Question]:
+def _relations(scene: Scene) -> Iterator[TaskQuestion]:
     """What is just beside a thing on a side, where that is one thing."""
     for thing in scene.things:
         for side, near in zip(SIDES, neighbours(scene, thing), strict=True):
             if len(near) == 1 and _is_alone(thing, scene):
-                yield Question("relation", f"What is just {side} the {thing.name}?", near[0].name)
+                yield TaskQuestion("relation", f"What is just {side} the {thing.name}?", near[0].name)
 
 
 def neighbours(scene: Scene, thing: Thing) -> list[tuple[Thing, ...]]:
@@ -254,16 +254,16 @@ def _beside(thing: Thing, other: Thing, axis: int, sign: int, reach: float) -> b
     return ahead > 0 and ahead - size <= reach * near and aside <= reach * straight
 
 
-def _text(scene: Scene) -> Iterator[Question]:
+def _text(scene: Scene) -> Iterator[TaskQuestion]:
     """About the text, if there is one alone."""
     if len(scene.texts) != 1:
         return
     (text,) = scene.texts
-    yield Question("read text", "What does the text say?", text.characters)
+    yield TaskQuestion("read text", "What does the text say?", text.characters)
     for ordinal, character in zip(ORDINALS, text.characters, strict=False):
-        yield Question("character", f"What is the {ordinal} character?", character)
+        yield TaskQuestion("character", f"What is the {ordinal} character?", character)
     if where := _quadrant(scene, text.x, text.y):
-        yield Question("text quadrant", "Where is the text?", where)
+        yield TaskQuestion("text quadrant", "Where is the text?", where)
 
 
 def _quadrant(scene: Scene, x: float, y: float) -> str | None:
@@ -286,7 +286,7 @@ def _plural(shape: str) -> str:
 # About a film.
 
 
-def _appearance(things: Sequence[Shown]) -> Iterator[Question]:
+def _appearance(things: Sequence[Shown]) -> Iterator[TaskQuestion]:
     """What comes first and last, and the order of all, where no two come at once."""
     if len(things) < 2:
         return
@@ -295,23 +295,23 @@ def _appearance(things: Sequence[Shown]) -> Iterator[Question]:
         names.setdefault(shown.start, []).append(shown.what.name)
     arrivals = [names[start] for start in sorted(names)]
     if len(arrivals[0]) == 1:
-        yield Question("first", "Which object appears first?", arrivals[0][0])
+        yield TaskQuestion("first", "Which object appears first?", arrivals[0][0])
     if len(arrivals[-1]) == 1:
-        yield Question("last", "Which object appears last?", arrivals[-1][0])
+        yield TaskQuestion("last", "Which object appears last?", arrivals[-1][0])
     if len(arrivals) == len(things):
         order = ", ".join(name for (name,) in arrivals)
-        yield Question("order", "List the objects in order of appearance.", order)
+        yield TaskQuestion("order", "List the objects in order of appearance.", order)
 
 
-def _brief(things: Sequence[Shown], frames: int) -> Iterator[Question]:
+def _brief(things: Sequence[Shown], frames: int) -> Iterator[TaskQuestion]:
     """What shows briefly, where all else shows in half of the frames or more."""
     short = [shown for shown in things if shown.frames * BRIEF <= frames]
     long = [shown for shown in things if shown.frames * 2 >= frames]
     if len(short) == 1 and len(long) == len(things) - 1:
-        yield Question("brief", "Which object is seen only briefly?", short[0].what.name)
+        yield TaskQuestion("brief", "Which object is seen only briefly?", short[0].what.name)
 
 
-def _ever(present: set[str], rng: Generator) -> Iterator[Question]:
+def _ever(present: set[str], rng: Generator) -> Iterator[TaskQuestion]:
     """Whether a thing shows at all: each that does, and up to as many of their colours and shapes that do not."""
     absent = sorted(_recombined(present) - present)
     asked = absent[-len(present) :]

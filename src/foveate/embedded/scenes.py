@@ -51,8 +51,8 @@ __all__ = [
     "SPLITS",
     "Box",
     "Canvas",
+    "Lettering",
     "Scene",
-    "Text",
     "Thing",
     "rng_for",
     "scene",
@@ -109,7 +109,7 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Lettering:
     """One line of capitals and digits. `xs` are the characters' centres, `y` the line's, in pixels."""
 
     characters: str
@@ -142,7 +142,7 @@ class Scene:
 
     image: NDArray[np.uint8]
     things: tuple[Thing, ...]
-    texts: tuple[Text, ...]
+    texts: tuple[Lettering, ...]
     owner: NDArray[np.uint8]
     sketched: bool = False
 
@@ -302,7 +302,7 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
     return Scene(image, tuple(things), tuple(texts), owner)
 
 
-def _place_texts(rng: Generator, board: Board) -> list[Text]:
+def _place_texts(rng: Generator, board: Board) -> list[Lettering]:
     """Words of two to five characters, fewer where there is no room for more."""
     texts = []
     for _ in range(_text_count(rng, board)):
@@ -314,7 +314,7 @@ def _place_texts(rng: Generator, board: Board) -> list[Text]:
         box = board.claim_anywhere(rng, sum(advances), size, 20)
         if box is not None:
             xs = box.left + np.cumsum(advances) - np.divide(advances, 2)
-            texts.append(Text(word[: len(advances)], tuple(xs.tolist()), box.centre[1], size))
+            texts.append(Lettering(word[: len(advances)], tuple(xs.tolist()), box.centre[1], size))
     return texts
 
 
@@ -378,7 +378,7 @@ Mark = tuple[NDArray[np.float32], float, float, NDArray[np.float64]]
 """One shape or character to paint: its mask (height, width), x and y of its centre, and its colour (3,)."""
 
 
-def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Text]) -> Iterator[Mark]:
+def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Lettering]) -> Iterator[Mark]:
     """The things, then the characters."""
     for thing in things:
         named = np.array(COLOURS[thing.colour])
@@ -511,7 +511,7 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     lines = int(kind < 0.6)
     if crowded:
         lines = LINES
-    texts: list[Text] = []
+    texts: list[Lettering] = []
     for _ in range(lines):
         text = write(rng, canvas, _length(texts))
         if text is not None:
@@ -525,7 +525,7 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     return Scene(image, tuple(things), tuple(texts), np.array(owner), sketched=True)
 
 
-def _length(texts: list[Text]) -> int:
+def _length(texts: list[Lettering]) -> int:
     """Characters in all."""
     return sum(len(text.characters) for text in texts)
 
@@ -552,7 +552,7 @@ def _finished(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
     return np.array(small)
 
 
-def write(rng: Generator, canvas: Canvas, written: int = 0) -> Text | None:
+def write(rng: Generator, canvas: Canvas, written: int = 0) -> Lettering | None:
     """Write one line of text, in three of ten on a plate; nothing where there is no room.
 
     Its characters are marked from 255 downwards, behind those that are `written` already.
@@ -578,7 +578,7 @@ def write(rng: Generator, canvas: Canvas, written: int = 0) -> Text | None:
     face = font(name, round(size * fine))
     centres = draw_characters(canvas.image, canvas.owner, word, start, face, ink, bold, 255 - written)
     xs = tuple(centre / fine for centre in centres)
-    return Text(word, xs, middle, round(size))
+    return Lettering(word, xs, middle, round(size))
 
 
 def _line_width(word: str, name: str, size: float, fine: float) -> float:

@@ -10,6 +10,7 @@ from foveate._transformers import (
     DECODER,
     LAYER,
     Cache,
+    LinearAttentionLayer,
     cache_of,
     lacks,
     probe,
@@ -65,6 +66,38 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> No
     reason = refusal(stages, family.lacks, family.needs_all_patches)
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
+
+
+def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: bool) -> None:
+    """Layers that borrow keys and values may get the last row alone, so nothing may be dropped there."""
+    if not family.lenders:
+        return
+    first = min(family.lenders)
+    late = [layer for layer in cuts if layer >= first]
+    if late or reads_less:
+        what = "reads less while decoding" if reads_less else f"drops before layer {late[0]}"
+        raise UnsupportedError(
+            f"This method {what}, but layers {first} to {max(family.lenders)} of this model attend to keys of earlier "
+            f"layers, and may get the last row alone. Drop before layers 0 to {first - 1}, and read all tokens."
+        )
+
+
+def refuse_unencoded(family: Family, encodes: str | None) -> None:
+    """What reduces tokens before the decoder stands around the function that encodes pictures."""
+    if encodes is not None and not hasattr(family.core, "get_image_features"):
+        raise UnsupportedError(
+            f"{type(family.core).__name__} encodes pictures within its forward, so tokens cannot be reduced before the "
+            "decoder. Use a method that drops between layers."
+        )
+
+
+def refuse_sliced_rows(count: int, text: Sequence[Tensor], span: int) -> None:
+    """Where the model computes its last rows alone in layers that borrow keys, these must be rows that are left."""
+    if any(int((columns >= span - count).sum()) < count for columns in text):
+        raise UnsupportedError(
+            f"This model computes only the last {count} rows of its last layers, and some of them may be dropped. Ask "
+            "for the last row's logits alone (generate does), or for all, and put text behind the picture."
+        )
 
 
 def refuse_resources(method: Method, stages: Sequence[Stage], resources: Mapping[str, Any]) -> None:
@@ -420,7 +453,9 @@ def refuse_windowed_reading(layer: int) -> NoReturn:
 
 def refuse_recurrent_padding(layer: int, ragged: bool, cache: Any) -> None:
     """Padding between a state and the rows that go on from it makes the state fade."""
-    if ragged and cache is not None and cache.has_previous_state(layer):
+    if not ragged or cache is None or not isinstance(cache.layers[layer], LinearAttentionLayer):
+        return
+    if cache.has_previous_state(layer):
         raise UnsupportedError(
             f"Layer {layer} continues from the state of an earlier call, and the samples of this batch keep different "
             "numbers of tokens, so padding would change the state. Continue with one sample at a time."

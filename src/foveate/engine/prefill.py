@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLayer
+from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
@@ -52,7 +52,7 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = True
-    steps = program.reading is None and prompt is not None
+    steps = program.reading is None and prompt is not None and not family.lenders
     for layer in layers:
         if layer is None:
             continue
@@ -314,7 +314,7 @@ def _held(cache: Any) -> dict[int, int]:
     for index, layer in enumerate(getattr(cache, "layers", ())):
         if isinstance(layer, DynamicSlidingWindowLayer):
             held[index] = layer.sliding_window - 1
-        elif isinstance(layer, LinearAttentionLayer):
+        elif isinstance(layer, LinearAttentionLayer | DummyLayer):
             held[index] = 0
     return held
 
@@ -323,7 +323,7 @@ def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
     """Layers that ran on rows must have stored them."""
     recurrent = family.recurrent
     for index, rows in enumerate(forward.row_maps):
-        if rows is None or index in recurrent:
+        if rows is None or index in recurrent or index in family.lenders:
             continue
         layer = cache.layers[index] if index < len(cache.layers) else None
         if type(layer) is not PrunedLayer or not layer.is_whole:
@@ -332,8 +332,8 @@ def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
 
 def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -> None:
     """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that."""
-    recurrent = family.recurrent
-    layers = [index for index in program.cached if index < len(cache.layers) and index not in recurrent]
+    stateful = {*family.recurrent, *family.lenders}
+    layers = [index for index in program.cached if index < len(cache.layers) and index not in stateful]
     if not layers or forward.rows is None:
         return
     final, others = forward.final()

@@ -112,6 +112,7 @@ class Program:
         """The program of a method on a model of transformers, with what was handed in by name.
 
         Raises:
+            BudgetError: If no image of the model can meet the method's budget; the message names the floor.
             SettingError: If the method's cuts do not fit the decoder's depth, or it reads no such resource.
             UnsupportedError: If a stage reads what this model or this engine has not, or stands where nothing runs.
         """
@@ -123,6 +124,9 @@ class Program:
         reading = follow.reading(stages)
         if reading is not None and reading.when == "step":
             guards.refuse_recurrent_reading(reading.layer - 1, family.recurrent, shape.depth)
+        one_image = family.fixed_count(family.model.config)
+        if one_image is not None:  # what it cannot meet, several cannot either
+            method.check_floor(shape.depth, one_image)
         return cls(method, stages, shape.depth, shape.renumbers, resources)
 
     # -- encode ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.buckets import Bucket
-from foveate.engine.cache import CACHE_LAYERS, find_pruned, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, alive_columns, as_seen, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped, Streams, with_hidden
 from foveate.engine.program import Program
@@ -53,9 +53,11 @@ class LayerRunner:
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._recurrent = family.recurrent
+        self._lenders = family.lenders
+        self._lending = frozenset(self._lenders.values())
         self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
         self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
-        if program.reading is None and self._bare:
+        if program.reading is None and self._bare and not self._lenders:
             others = program.busy | self._recurrent | self._positions.scaling
             self._plain = frozenset(range(1, len(self._layers))) - others
 
@@ -91,7 +93,7 @@ class LayerRunner:
             forward.alike = None
             args, kwargs = alike.put_back(index, args, kwargs)
         cache = cache_of(kwargs)
-        stored = find_pruned(cache, index)
+        stored = find_pruned(cache, self._lenders.get(index, index))
         if not forward.drops and stored is None and not forward.ends_turn:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
@@ -115,7 +117,8 @@ class LayerRunner:
             guards.refuse_other_cache(index)
         call = LayerCall(index, module, hidden, hidden, kwargs, not args, stored, cache, streams)
         del hidden, args  # so that the call alone holds the input
-        output = self._run_call(forward, call, original)
+        run = self._run_borrower if index in self._lenders else self._run_call
+        output = run(forward, call, original)
         return output if streams is None else with_hidden(output, streams.unfold)
 
     def _run_call(self, forward: Forward, call: LayerCall, original: Original) -> Any:
@@ -135,6 +138,9 @@ class LayerRunner:
         self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None], tables: Any
     ) -> Any:
         """Run a layer on all columns; in its cache some may be missing. It was handed these tables."""
+        if forward.drops and call.cache is not None and call.index in self._lending:
+            call.stored = pruned_layer(call.cache, call.index)  # borrowers may see less of it
+            call.stored.lends = True
         if call.stored is not None:
             mask = call.kwargs.get("attention_mask")
             call.kwargs["attention_mask"] = self._mask(forward, call)
@@ -168,6 +174,7 @@ class LayerRunner:
             call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
         call.kwargs.update(more)
         if call.stored is not None:
+            call.stored.lends = call.index in self._lending
             call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
             if rows.numbered is not None:
                 call.stored.shift = rows.shift(call.stored.shift, forward.entering_rows)
@@ -183,6 +190,58 @@ class LayerRunner:
             shift = None if call.stored is None else call.stored.shift
             forward.alike = Alike(mask, tables, given, rows, announced, shift, type(call.module), gathered.device)
         return self._hand_on(forward, forward.alike, call.index, rows, call.entered, output)
+
+    def _run_borrower(self, forward: Forward, call: LayerCall, original: Original) -> Any:
+        """Run a layer that attends to what an earlier one has made: its queries are of the rows that are left.
+
+        Where only the last row's logits are asked for, the model hands it that row alone.
+        """
+        self._bring_together(forward, call)
+        lender, span, count = call.stored, forward.span, call.hidden.shape[1]
+        rows = None if forward.rows is None else forward.rows.on(call.hidden.device)
+        sliced = count < span
+        if forward.drops:
+            forward.row_maps.append(forward.rows)
+        if rows is not None and sliced:
+            guards.refuse_sliced_rows(count, [sample.text for sample in forward.samples], span)
+        past = 0 if lender is None else lender.seen - span
+        held, alive = self._lent(forward, call, rows, past)
+        keys = held if held is None or alive is None else as_seen(held, alive)
+        mask, ragged = call.kwargs.get("attention_mask"), alive is not None or (lender is not None and lender.ragged)
+        if keys is not None and (mask is not None or ragged):
+            queries = torch.arange(count, device=keys.device).expand(len(keys), -1)
+            if sliced and mask is None:
+                queries = queries + span - count
+            elif rows is not None and not sliced:
+                queries = rows.columns
+            remap = Remap(queries, keys, past, past + span, ragged, is_causal(call.module))
+            call.kwargs["attention_mask"] = remap(mask, forward.backend)
+        if rows is None or sliced:
+            return call.run(original, call.hidden)
+        call.kwargs.update(self._more_of_rows(call, rows))
+        call.kwargs["position_embeddings"] = rows.pick(call.kwargs.get("position_embeddings"))
+        if "position_ids" in call.kwargs:
+            call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+        output = call.run(original, rows.gather(call.hidden))
+        return self._hand_on(forward, None, call.index, rows, call.entered, output)
+
+    def _lent(
+        self, forward: Forward, call: LayerCall, rows: RowMap | None, past: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Columns of the slots that a layer's lender has handed out, (samples, slots), and which columns are seen; None
+        of either where all are there."""
+        lender, span, device = call.stored, forward.span, call.hidden.device
+        if lender is not None:
+            if rows is not None:
+                lender.alive = alive_columns(rows.unpruned(past), past, lender.alive, lender.seen)
+            return lender.returned, lender.alive
+        if rows is None:
+            return None, None
+        of_lender = forward.row_maps[self._lenders[call.index]]  # without a cache
+        held = torch.arange(span, device=device).expand(len(rows.columns), -1)
+        if of_lender is not None:
+            held = of_lender.on(device).unpruned(0)
+        return held, alive_columns(rows.unpruned(0), 0, None, span)
 
     def _more_of_rows(self, call: LayerCall, rows: RowMap) -> dict[str, Any]:
         """Of what layers of the usual kind do not get, by name, what has a value for every column: of the rows."""

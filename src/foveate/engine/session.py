@@ -98,6 +98,7 @@ def drop(
         The trace, which every prefill inside the context fills.
 
     Raises:
+        BudgetError: If no image of the model can meet the budget; where images differ in size, when one comes.
         SessionError: If the model is inside such a context already.
         SettingError: If the method's cuts do not fit the decoder's depth, or the method cannot meet the budget.
         UnknownNameError: If there is no method of that name.
@@ -228,6 +229,8 @@ class Session:
         self._family = family
         guards.refuse_unknown_host(family)
         self._program = _program(method, family, resources)
+        guards.refuse_unencoded(family, self._program.encodes)
+        guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
         # Of the running `generate` call, which encodes pictures before the forward that they are in.

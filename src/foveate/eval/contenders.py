@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from foveate.contract.budget import decoder_depth
+from transformers import PreTrainedModel
+
+from foveate.ask.prompt import Prompt
+from foveate.contract.budget import Budget, decoder_depth
 from foveate.contract.method import Method, meet
 from foveate.contract.scheduled import Scheduled
-from foveate.core.grid import Grid
 from foveate.errors import BudgetError, SettingError
 from foveate.naming import draws, is_bare, with_seed
 
@@ -43,14 +44,12 @@ class Contender:
 
 def contenders_at(
     methods: Mapping[str, Method],
-    model: Any,
-    budgets: Sequence[float],
+    model: PreTrainedModel,
+    budgets: Sequence[Budget],
     vision_tokens: int | None,
     seeds: Sequence[int],
     *,
-    grids: Sequence[Sequence[Grid]] | None = None,
-    videos: Sequence[bool] | None = None,
-    of_tokens: bool = False,
+    alike: Prompt | None = None,
     given: bool = True,
     passes_over: type[SettingError] = BudgetError,
 ) -> list[Contender]:
@@ -59,31 +58,28 @@ def contenders_at(
     Args:
         methods: What is compared, by name in the grammar of `foveate.naming`.
         model: A model or its config.
-        budgets: Mean shares of the vision tokens that a decoder layer processes, or numbers of them.
+        budgets: Of methods that take one and were not given theirs.
         vision_tokens: Tokens of each picture, where all have the same count.
         seeds: Draws of a method that draws at random.
-        grids, videos: Of every sample's images, where all have the same; some floors depend on a film's frames.
-        of_tokens: Whether budgets are numbers; whether one can be met then depends on the sample.
+        alike: One of the prompts, where all have media of one size; some floors depend on a film's frames.
         given: Whether somebody gave the budgets; else only what is a name alone gets them.
         passes_over: Errors of a method that make it infeasible; others are raised.
     """
     contenders = []
     for name, method in methods.items():
-        shares: Sequence[float | None] = budgets if method.open and (given or is_bare(name)) else [None]
-        for share in shares:
-            if of_tokens and share is not None:
-                contenders.append(Contender(name, share, _drawn(method.with_budget(tokens=share), seeds)))
-                continue
+        offered: Sequence[Budget | None] = budgets if method.open and (given or is_bare(name)) else [None]
+        for budget in offered:
+            asked = None if budget is None else budget.tokens or budget.retention
             try:
-                met, note = _met(method, share, model, vision_tokens)
-                if grids is not None:
-                    sizes = [sum(rows * columns for rows, columns in frames) for frames in grids]
-                    met.plan(decoder_depth(model), sizes, grids, videos)
+                met, note = _met(method, budget, model, vision_tokens)
+                if alike is not None and alike.grids is not None:
+                    sizes = [sum(rows * columns for rows, columns in frames) for frames in alike.grids]
+                    met.plan(decoder_depth(model), sizes, alike.grids, alike.videos)
             except passes_over as error:
                 floor = getattr(error, "floor", None)
-                contenders.append(Contender(name, share, (), infeasible=str(error), floor=floor))
+                contenders.append(Contender(name, asked, (), infeasible=str(error), floor=floor))
             else:
-                contenders.append(Contender(name, share, _drawn(met, seeds), note=note))
+                contenders.append(Contender(name, asked, _drawn(met, seeds), note=note))
     return contenders
 
 
@@ -99,13 +95,15 @@ def before_decoder(method: Method) -> Method | None:
     return replace(method, layers=(0,))
 
 
-def _met(method: Method, share: float | None, model: Any, vision_tokens: int | None) -> tuple[Method, str]:
+def _met(
+    method: Method, budget: Budget | None, model: PreTrainedModel, vision_tokens: int | None
+) -> tuple[Method, str]:
     """A method with a budget that it can meet, and what is unusual about it.
 
     Raises:
         BudgetError: If no schedule meets the budget.
     """
-    asked = method if share is None else method.with_budget(retention=share)
+    asked = method if budget is None else method.with_budget(tokens=budget.tokens, retention=budget.retention)
     try:
         meet(asked, model, vision_tokens)
     except BudgetError:

@@ -10,7 +10,7 @@ from foveate import embedded
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.contract.budget import known_count
+from foveate.contract.budget import Budget
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval import provenance
@@ -135,7 +135,7 @@ def evaluate_samples(
         asked,
         plan or Plan(),
         listener,
-        known_count(vlm.model) if alike else None,
+        vlm.card.family.fixed_count(vlm.model.config) if alike else None,
         origin={
             "what": OWN,
             "samples": samples.source.digest(),
@@ -189,7 +189,7 @@ def _compare(
     plan: Plan,
     listener: Listener,
     vision_tokens: int | None,
-    origin: Mapping[str, Any],
+    origin: Mapping[str, object],
     title: str = "",
     alike: Prompt | None = None,
 ) -> Quality:
@@ -206,17 +206,17 @@ def _compare(
         title: What is said of the pictures, behind how many there are.
         alike: One of the prompts, where all have media of one size.
     """
-    grids, videos = (alike.grids, alike.videos) if alike else (None, None)
-    budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, grids=grids, videos=videos)
+    budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, alike=alike)
     conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
     shares = plan.shares_of(vision_tokens)
-    contenders = budgeted(plan.by_name(), budgets=shares, seeds=plan.seeds, given=plan.has_budgets)
+    budgets = [Budget(retention=share) for share in shares]
+    contenders = budgeted(plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets)
     with plan.store(conditions, listener.note) as store:
         asking = _Asking(vlm, asked, plan, store, listener)
         rows = asking.rows(contenders, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
-        controls = budgeted(baselines, budgets=spent, seeds=plan.seeds)
+        controls = budgeted(baselines, budgets=[Budget(retention=share) for share in spent], seeds=plan.seeds)
         names = {(contender.name, contender.budget) for contender in contenders}
         controls = [contender for contender in controls if (contender.name, contender.budget) not in names]
         if controls:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foveate.contract.method import Method
 from foveate.errors import SettingError
@@ -89,7 +88,7 @@ class Plan:
         return tuple(tokens / vision_tokens for tokens in self.tokens)
 
     def store(
-        self, conditions: Mapping[str, Any], note: Callable[[str], object] = str
+        self, conditions: Mapping[str, object], note: Callable[[str], object] = str
     ) -> AbstractContextManager[Answers]:
         """Where answers under these conditions are kept; see `foveate.eval.records.open_answers`."""
         return open_answers(conditions, self.cache, note=note)

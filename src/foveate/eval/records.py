@@ -28,7 +28,7 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveate" / "eval"
 
 
-def fingerprint(values: Mapping[str, Any]) -> str:
+def fingerprint(values: Mapping[str, object]) -> str:
     """A short name for plain values: equal values, equal names."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -48,7 +48,7 @@ class Answers:
         conditions: All that an answer depends on but for question and method.
     """
 
-    def __init__(self, store: Store, conditions: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, conditions: Mapping[str, object]) -> None:
         self.path = store.path
         self.conditions = conditions
         self._store = store
@@ -74,7 +74,7 @@ class Answers:
 
 @contextmanager
 def open_answers(
-    conditions: Mapping[str, Any],
+    conditions: Mapping[str, object],
     folder: str | Path | None = None,
     *,
     alone: bool = True,

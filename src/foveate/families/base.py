@@ -1,5 +1,6 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -67,7 +68,7 @@ class Family:
     videos: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
     runs_grids: ClassVar[bool] = True
-    gathers: ClassVar[bool] = False
+    gathers: bool = False
     needs_all_patches: ClassVar[str | None] = "nobody has said how it would run on some of them"
 
     def __init__(self, model: Any) -> None:
@@ -159,6 +160,20 @@ class Family:
         They get a mask of padding, (samples, columns), and no attention can be read there.
         """
         return frozenset()
+
+    @functools.cached_property
+    def lenders(self) -> dict[int, int]:
+        """Decoder layers that attend to keys and values of an earlier layer, and which (Gemma 3n, Gemma 4 E2B)."""
+        attentions = [attention_of(layer) for layer in self.layers]
+        lenders: dict[int, int] = {}
+        own: dict[Any, int] = {}  # the last layer of each type that makes its own
+        for index, attention in enumerate(attentions):
+            kind = getattr(attention, "layer_type", None)
+            if getattr(attention, "is_kv_shared_layer", False):
+                lenders[index] = own[kind]
+            else:
+                own[kind] = index
+        return lenders
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
@@ -371,6 +386,11 @@ class Family:
         They are not ranked, and a method's counts are without them.
         """
         return ()
+
+    @classmethod
+    def fixed_count(cls, config: Any) -> int | None:
+        """Vision tokens of every image and video, where the config alone says them; None where they differ."""
+        return None
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:

@@ -7,7 +7,7 @@ core, the decoder and its layers, where vision tokens stand, and which of them a
 import functools
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +44,7 @@ class Derived(Family):
 
     model_type: ClassVar[str] = "derived"
     tiled: ClassVar[bool] = True
-    gathers: ClassVar[bool] = True
+    gathers = True
     renumbers = False  # until its decoder has been looked at
     decoders: ClassVar[frozenset[str]] = frozenset()
     needs_all_patches: ClassVar[str | None] = "how it cuts pictures into patches is not known"
@@ -57,7 +57,7 @@ class Derived(Family):
             raise UnsupportedError(
                 f"foveate cannot serve {model.config.model_type!r} ({type(model).__name__}): {'; '.join(reasons)}."
             )
-        self.renumbers = self._numbers_run()
+        self.renumbers = self._numbers_run() and not self.lenders
         if model.config.model_type not in PROVED:
             warn_of(f"{type(model).__name__} ({model.config.model_type!r})")
 
@@ -102,7 +102,7 @@ class Derived(Family):
         """Whether positions are one running number, and RoPE a (cos, sin) pair of them."""
         rotary, config = getattr(self.text, "rotary_emb", None), self.text.config
         several = hasattr(self.core, "get_rope_index") or "mrope_section" in str(getattr(config, "rope_parameters", ""))
-        if rotary is None or several or any(self._kinds_of(self.text)):
+        if rotary is None or several:
             return False
         ids = torch.arange(2, device=self.text.device)[None]
         hidden = torch.zeros(1, 2, 1, device=ids.device)
@@ -110,11 +110,6 @@ class Derived(Family):
             return isinstance(self.rotary(0, hidden, ids), tuple)
         except (RuntimeError, TypeError, KeyError, AttributeError):
             return False
-
-    @staticmethod
-    def _kinds_of(text: Any) -> Iterator[bool]:
-        """Whether layers go without RoPE, whose positions nothing tells."""
-        yield False
 
     # -- layers ------------------------------------------------------------------------------------------------
 
@@ -276,8 +271,6 @@ def _unserved(layer: nn.Module) -> list[str]:
     if kind == "hybrid":
         return [f"its {name} attends and carries a state, and stores both in one layer of the cache"]
     attention = attention_of(layer)
-    if getattr(attention, "is_kv_shared_layer", False):
-        return [f"its {name} attends to keys that an earlier layer has made"]
     if kind == "attention" and attention is None:
         return [f"its {name} attends in several places, or in none that foveate knows"]
     return []

@@ -123,6 +123,13 @@ class Llava(OfClip):
         return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
     @classmethod
+    def fixed_count(cls, config: Any) -> int | None:
+        """What the tower's grid says: `image_seq_length` may be a default that does not fit the tower."""
+        if config.vision_config.model_type not in CLASS_TOKENS:  # a Pixtral takes pictures of any shape
+            return None
+        return picture_tokens(config)
+
+    @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         side = side_of(config)
         if any(size != side * side for size in sizes):

@@ -122,6 +122,11 @@ class VideoLlava(Llava):
         return output, cuts
 
     @classmethod
+    def fixed_count(cls, config: Any) -> int | None:
+        """None: a video has more tokens than a picture."""
+        return None
+
+    @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
         # Frames of a video; else one picture, or none where the size fits neither.

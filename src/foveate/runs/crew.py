@@ -56,7 +56,7 @@ class Here:
         about: dict[str, Any] = self._begun.about()
         return about
 
-    def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
+    def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
         """Rows as they come, in any order; an item may come several times, each with some of its rows."""
         for item in items:
             for rows in self._begun(item, stopped):
@@ -89,7 +89,7 @@ class Together(ABC):
         """Begin the process of a place, in the place of one that has died."""
 
     @abstractmethod
-    def _ask(self, place: int, item: Any) -> Future[Any]:
+    def _ask(self, place: int, item: object) -> Future[Any]:
         """Its rows of an item, or its `about` where the item is None."""
 
     def _result(self, future: Future[Any]) -> Any:
@@ -107,7 +107,7 @@ class Together(ABC):
             raise _all_die() from error
         return abouts[0]
 
-    def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
+    def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
         waiting, free, deaths = iter(items), list(range(self._count)), 0
         pending: dict[Future[Any], tuple[int, Any]] = {}
         while True:
@@ -182,7 +182,7 @@ class Pool(Together):
         # One that dies breaks its pool, so each has one of its own.
         self._pools[place] = ProcessPoolExecutor(1, self._processes, _begin, arguments)
 
-    def _ask(self, place: int, item: Any) -> Future[Any]:
+    def _ask(self, place: int, item: object) -> Future[Any]:
         try:
             return self._pools[place].submit(_ask, item)
         except BrokenProcessPool as error:  # it died with nothing in hand
@@ -207,7 +207,7 @@ _process: dict[str, Any] = {}
 """What a process of a pool has begun, and what tells it to stop."""
 
 
-def _begin(task: Task, place: int, count: int, stopped: Any) -> None:
+def _begin(task: Task, place: int, count: int, stopped: object) -> None:
     """In a new process: Ctrl-C is for the parent to handle, it ends with the parent, and threads are shared."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -220,13 +220,13 @@ def _begin(task: Task, place: int, count: int, stopped: Any) -> None:
         _process["error"] = error
 
 
-def _ask(item: Any) -> Any:
+def _ask(item: object) -> Any:
     if "error" in _process:
         raise _process["error"]
     return rows_of(_process["worker"], item, _process["stopped"].is_set)
 
 
-def rows_of(worker: Any, item: Any, stopped: Stopped = lambda: False) -> Any:
+def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> Any:
     """All rows of an item at once; where it is None, the worker's `about`."""
     return worker.about() if item is None else [row for rows in worker(item, stopped) for row in rows]
 

@@ -1,7 +1,6 @@
 """The true answer beside a question: one text, or several of which any counts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from foveate.errors import InputError
 from foveate.plain.upstream import brief
@@ -12,7 +11,7 @@ LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer, or with several; the first that is there is taken."""
 
 
-def labels_in(record: Mapping[str, Any], names: Sequence[str] = LABELS) -> tuple[str, ...]:
+def labels_in(record: Mapping[str, object], names: Sequence[str] = LABELS) -> tuple[str, ...]:
     """The true answers of a sample; none where it has no label. An empty text is no label.
 
     Raises:
@@ -27,7 +26,7 @@ def labels_in(record: Mapping[str, Any], names: Sequence[str] = LABELS) -> tuple
     return ()
 
 
-def plain(record: Mapping[str, Any], name: str) -> str:
+def plain(record: Mapping[str, object], name: str) -> str:
     """The text or number that a record has under a name, as a text; an empty one where it has none.
 
     Raises:

@@ -57,7 +57,7 @@ class MediaSample:
     id: str
     media: tuple[str, ...]
     question: str
-    record: Mapping[str, Any]
+    record: Mapping[str, object]
     column: str = "media"
 
 
@@ -72,7 +72,7 @@ class Bad:
     """
 
     number: int
-    record: Mapping[str, Any]
+    record: Mapping[str, object]
     reason: str
 
 
@@ -254,7 +254,7 @@ class _Parquet(_Records):
             raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
 
 
-def _both(row: Mapping[str, Any], more: Mapping[str, Any]) -> Mapping[str, Any]:
+def _both(row: Mapping[str, object], more: Mapping[str, object]) -> Mapping[str, Any]:
     return {**row, **more}
 
 
@@ -360,7 +360,7 @@ class Samples:
     columns: SampleColumns
     question: str | None
     root: str
-    state: Any
+    state: object
 
     @property
     def is_folder(self) -> bool:
@@ -443,7 +443,7 @@ class Samples:
                     "Make ids unique, or take the row's number in the place of the column (--number-rows)."
                 )
 
-    def _sample(self, number: int, record: Mapping[str, Any]) -> MediaSample | Bad:
+    def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
         columns = self.columns
         try:
             name = _id(record, columns.id, number)
@@ -454,7 +454,7 @@ class Samples:
             return Bad(number, self._absolute(record), str(error))
         return MediaSample(number, name, media, question, record, column)
 
-    def _absolute(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _absolute(self, record: Mapping[str, object]) -> Mapping[str, Any]:
         """A record with absolute paths, so that it can be an input from any folder; what is no path stays."""
         column = next((name for name in self.columns.media if record.get(name) is not None), None)
         if column is None:
@@ -509,7 +509,7 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
     return kind(path)
 
 
-def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def _first(record: Mapping[str, object], names: tuple[str, ...]) -> str:
     """The first of these names that has a value.
 
     Raises:
@@ -522,7 +522,7 @@ def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.")
 
 
-def _id(record: Mapping[str, Any], column: str | None, number: int) -> str:
+def _id(record: Mapping[str, object], column: str | None, number: int) -> str:
     """What a row is called: by its number where no column is named, and where the usual one has nothing."""
     value = None if column is None else record.get(column)
     if value is None and column in (None, SampleColumns().id):
@@ -537,16 +537,16 @@ def _id(record: Mapping[str, Any], column: str | None, number: int) -> str:
     )
 
 
-def _media(value: Any, root: str) -> tuple[str, ...]:
+def _media(value: object, root: str) -> tuple[str, ...]:
     """Absolute paths; an empty list asks without a picture."""
     return tuple(_located(path, root) for path in _listed(value))
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _located(path: Any, root: str) -> str:
+def _located(path: object, root: str) -> str:
     """The absolute path of a picture or film."""
     if not isinstance(path, str) or not path:
         raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(path)}.")
@@ -556,7 +556,7 @@ def _located(path: Any, root: str) -> str:
         raise Unreadable(str(error)) from error
 
 
-def _question(value: Any) -> str:
+def _question(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Unreadable(f"A question is a text; got {brief(value)}.")
     return _text(value, "question")

@@ -53,9 +53,9 @@ ToParquet = Callable[[Sequence[Row]], Any]
 class KnownKeys(Protocol):
     """A set of what rows are known by."""
 
-    def __contains__(self, key: Any, /) -> bool: ...
+    def __contains__(self, key: object, /) -> bool: ...
     def __len__(self) -> int: ...
-    def add(self, key: Any, /) -> None:
+    def add(self, key: object, /) -> None:
         """Put one in.
 
         Raises:
@@ -70,13 +70,13 @@ class Numbers:
         self._there = bytearray(size)
         self._count = 0
 
-    def __contains__(self, number: Any) -> bool:
+    def __contains__(self, number: object) -> bool:
         return type(number) is int and 0 <= number < len(self._there) and bool(self._there[number])
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, number: Any) -> None:
+    def add(self, number: object) -> None:
         """Put one in."""
         if type(number) is not int or not 0 <= number < len(self._there):
             raise LookupError(number)
@@ -133,7 +133,7 @@ class Store:
         with os.scandir(self.path) as entries:
             return sorted(Path(entry.path) for entry in entries if NAME.fullmatch(entry.name))
 
-    def require(self, name: str, values: Any, what: str) -> None:
+    def require(self, name: str, values: object, what: str) -> None:
         """Refuse to go on with others than the rows that are there depend on; where there are none, remember these.
 
         Args:
@@ -469,7 +469,7 @@ def _publish(path: Path, write: Callable[[Path], object]) -> None:
     publish(path, write, force=True, durable=True, advice=ADVICE)
 
 
-def _difference(before: Any, now: Any, place: str = "") -> str | None:
+def _difference(before: object, now: object, place: str = "") -> str | None:
     """The first value that differs, in words; None where all are the same."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):

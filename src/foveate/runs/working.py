@@ -11,11 +11,11 @@ __all__ = ["work_through"]
 Rows = list[Any]
 
 
-def _itself(item: Any) -> list[Any]:
+def _itself(item: object) -> list[Any]:
     return [item]
 
 
-def _refuse(item: Any) -> Rows:
+def _refuse(item: object) -> Rows:
     raise InputError(
         "A process died at what it was asked, and another one too, perhaps for want of memory. Run again with "
         "--workers 1: what is on the disk is not asked again."
@@ -23,11 +23,11 @@ def _refuse(item: Any) -> Rows:
 
 
 def work_through(
-    items: Iterable[Any],
+    items: Iterable[object],
     crew: Crew,
     take: Callable[[Rows], object],
     *,
-    alone: Callable[[Any], Iterable[Any]] = _itself,
+    alone: Callable[[Any], Iterable[object]] = _itself,
     given_up: Callable[[Any], Rows] = _refuse,
     stopped: Stopped = lambda: False,
 ) -> None:

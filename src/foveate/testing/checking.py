@@ -103,7 +103,8 @@ class Checking:
             raise InputError("A check takes one sample with input_ids of shape (1, tokens), as the processor makes it.")
         self.tokens = ids.shape[1]
         self._depth = len(self._family.layers)
-        self._probes = probes(self._depth, self._family.recurrent)
+        self._cuttable = min(self._family.lenders, default=self._depth)  # layers behind may get the last row alone
+        self._probes = probes(self._cuttable, self._family.recurrent)
         self.runs = 16 + 3 * len(self._probes)
         self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
@@ -240,7 +241,7 @@ class Checking:
         return Row(name, "failed" if reason else "passed", found, self._tolerance, wrong, reason)
 
     def _keep_all(self, plain: Tensor, tokens: Tensor) -> Row:
-        layers = cuts(self._depth, 1 / 4, 1 / 2)
+        layers = cuts(self._cuttable, 1 / 4, 1 / 2)
         with self._drop(V2Drop(layers=layers, keep=(1.0,) * len(layers))):
             logits, same = self._generated(self._inputs)
         return _exact(KEEP_ALL, torch.equal(logits, plain) and torch.equal(same, tokens), "logits or tokens differ")

@@ -109,9 +109,10 @@ class Oracle:
             mask = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=states.device)
             causal = all(getattr(part, "is_causal", True) for part in layer.modules())
             mask = mask.tril() if causal else mask
-        if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-2:] != (rows, rows):
+        last = mask.shape[-2] if isinstance(mask, Tensor) else 0
+        if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] != rows:
             raise UnsupportedError(f"foveate check cannot hide columns in the mask that {type(layer).__name__} gets.")
-        unseen = self._unseen(hidden, rows).to(mask.device)
+        unseen = self._unseen(hidden, rows)[-last:].to(mask.device)  # some layers get the last rows alone
         if mask.dtype == torch.bool:
             self.windows |= not bool(mask[..., -1, :].all())
             kwargs["attention_mask"] = mask & ~unseen

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from foveate import naming
+from foveate.ask.running import check_keywords
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.space import Point, Space, space_of
@@ -43,7 +44,29 @@ from foveate.tune.trials import FEWEST, Trials, open_trials
 from foveate.tune.tuned import Tuned
 from foveate.tune.tunings import Outcome, Tunings
 
-__all__ = ["tune", "tune_many"]
+__all__ = ["Tuning", "tune", "tune_many"]
+
+
+class Tuning(TypedDict, total=False):
+    """How settings are searched.
+
+    Attributes:
+        search: Settings to try beyond the small grid, 0 by default; more need optuna, the extra `tune`.
+        task: What the samples show, for the record.
+        seed: Of the split and the search; 0 by default.
+        workers: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU. 1 by default.
+        max_new_tokens: The longest answer of the full model; 64 by default.
+        state: A folder in which what was tried is kept; with the same one a stopped search goes on.
+        listener: Hears how it goes.
+    """
+
+    search: int
+    task: str
+    seed: int
+    workers: int
+    max_new_tokens: int
+    state: str | Path | None
+    listener: Listener | None
 
 
 def tune(
@@ -56,13 +79,7 @@ def tune(
     retention: float | None = None,
     flops: float | None = None,
     kv: float | None = None,
-    search: int = 0,
-    task: str = "",
-    seed: int = 0,
-    workers: int = 1,
-    max_new_tokens: int = 64,
-    state: str | Path | None = None,
-    listener: Listener | None = None,
+    **how: Unpack[Tuning],
 ) -> Tuned:
     """The best setting of a method for a model, a budget and samples of one's own, without labels.
 
@@ -86,13 +103,7 @@ def tune(
         retention: The same as a share of the vision tokens, in (0, 1].
         flops: FLOPs to the first token, as a share of the full model's.
         kv: Bytes of the KV cache after the prompt, likewise.
-        search: Settings to try beyond the small grid; it needs optuna, the extra `tune`.
-        task: What the samples show, for the record.
-        seed: Of the split and the search.
-        workers: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU.
-        max_new_tokens: The longest answer of the full model.
-        state: A folder in which what was tried is kept; with the same one a stopped search goes on.
-        listener: Hears how it goes.
+        how: `search`, `task`, `seed`, `workers`, `max_new_tokens`, `state`, `listener`; see `Tuning`.
 
     Returns:
         The setting found and where it comes from; `save` writes it as a file that goes wherever a method's name does.
@@ -104,8 +115,7 @@ def tune(
         UnsupportedError: If a search is asked for without optuna, or the model cannot serve the method.
     """
     asked = _Asked.of(method, Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv), given=given)
-    how = _How(search, task, seed, workers, max_new_tokens, state, listener or Listener())
-    (row,), _ = _tuned(model, samples, [asked], how)
+    (row,), _ = _tuned(model, samples, [asked], _How.of(how))
     assert row.tuned is not None  # or an error
     return row.tuned
 
@@ -120,13 +130,7 @@ def tune_many(
     retention: Sequence[float] = (),
     flops: Sequence[float] = (),
     kv: Sequence[float] = (),
-    search: int = 0,
-    task: str = "",
-    seed: int = 0,
-    workers: int = 1,
-    max_new_tokens: int = 64,
-    state: str | Path | None = None,
-    listener: Listener | None = None,
+    **how: Unpack[Tuning],
 ) -> Tunings:
     """Several methods, each tuned at several budgets as by `tune`, and which is best for these samples.
 
@@ -142,13 +146,7 @@ def tune_many(
         methods: Methods, chains or their names. A setting that is given is not searched.
         settings: More settings of every method that is a name, such as "metric=cosine".
         tokens, retention, flops, kv: Budgets of one of these kinds, as of `tune`.
-        search: Settings to try beyond the small grid; it needs optuna, the extra `tune`.
-        task: What the samples show, for the record.
-        seed: Of the split and the search.
-        workers: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU.
-        max_new_tokens: The longest answer of the full model.
-        state: A folder in which what was tried is kept; with the same one a stopped search goes on.
-        listener: Hears how it goes.
+        how: `search`, `task`, `seed`, `workers`, `max_new_tokens`, `state`, `listener`; see `Tuning`.
 
     Raises:
         FoveateError: As `tune`; of a setting or a budget only where none can be tuned.
@@ -162,8 +160,7 @@ def tune_many(
     asked = [_Asked.of(method, limit, settings) for limit in limits for method in methods]
     if not asked or len({(one.name, one.limit) for one in asked}) < len(asked):
         raise SettingError(f"Give one method or more, and each method and budget once; got {brief(methods)}.")
-    how = _How(search, task, seed, workers, max_new_tokens, state, listener or Listener())
-    rows, notes = _tuned(model, samples, asked, how)
+    rows, notes = _tuned(model, samples, asked, _How.of(how))
     return Tunings(rows=tuple(rows), notes=tuple(notes))
 
 
@@ -198,15 +195,26 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _How:
-    """What is alike for all methods and budgets of a run; see `tune`."""
+    """What is alike for all methods and budgets of a run; see `Tuning`."""
 
-    search: int
-    task: str
-    seed: int
-    workers: int
-    max_new_tokens: int
-    state: str | Path | None
-    listener: Listener
+    search: int = 0
+    task: str = ""
+    seed: int = 0
+    workers: int = 1
+    max_new_tokens: int = 64
+    state: str | Path | None = None
+    listener: Listener = field(default_factory=Listener)
+
+    @classmethod
+    def of(cls, how: Tuning) -> "_How":
+        """What keywords say.
+
+        Raises:
+            SettingError: If there is no such keyword, or a number leaves its range.
+        """
+        check_keywords("Tuning", how, Tuning)
+        given: dict[str, Any] = {**how, "listener": how.get("listener") or Listener()}
+        return cls(**given)
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.search < 0:

@@ -35,7 +35,7 @@ class Survey:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Packets:
     """What packets say, in seconds of the file.
 
     Attributes:
@@ -81,18 +81,18 @@ def survey(container: Any, stream: Any) -> Survey | None:
     few = promised is None or max(stream.frames, promised * rate) <= FEW
     if not few:
         container.seek(int(LATE / stream.time_base), stream=stream)  # to the last key frame
-    seen = _look(container, stream)
-    if not few and not seen.frames:
+    packets = _look(container, stream)
+    if not few and not packets.frames:
         container.seek(0)
-        seen, few = _look(container, stream), True
+        packets, few = _look(container, stream), True
 
-    if not seen.frames:
+    if not packets.frames:
         return None
-    starts = sorted(seen.starts)
+    starts = sorted(packets.starts)
     if not starts:  # as in a bare stream of H.264: frames at an even rate
-        even = tuple(number / rate for number in range(seen.frames))
-        return Survey(0.0, seen.frames / rate, None, rate, even, seekable=False)
-    untimed = 2 * len(starts) < seen.frames
+        even = tuple(number / rate for number in range(packets.frames))
+        return Survey(0.0, packets.frames / rate, None, rate, even, seekable=False)
+    untimed = 2 * len(starts) < packets.frames
     mixed = container.format.name == "avi" and stream.codec_context.name == "h264" and stream.codec_context.has_b_frames
     times = None
     origin = float((stream.start_time or 0) * stream.time_base)
@@ -100,24 +100,24 @@ def survey(container: Any, stream: Any) -> Survey | None:
         origin = starts[0]
         if not untimed:
             times = tuple(start - origin for start in starts)
-    last = seen.last - float(container.start_time or 0) / 1e6
+    last = packets.last - float(container.start_time or 0) / 1e6
     if promised is not None and last >= promised - max(SLACK[0], SLACK[1] * promised):
         promised = None  # nothing is missing
-    end = max(seen.stop, starts[-1] + 1 / rate) - origin
+    end = max(packets.stop, starts[-1] + 1 / rate) - origin
     return Survey(origin, end, promised, rate, times, seekable=not (untimed or mixed))
 
 
-def _look(container: Any, stream: Any) -> _Seen:
+def _look(container: Any, stream: Any) -> _Packets:
     """Go through the packets of sound and video from here on, as far as they can be read."""
     import av
 
-    seen = _Seen()
+    packets = _Packets()
     try:
         for packet in container.demux():
             if not packet.size or packet.is_discard or packet.stream.type not in ("video", "audio"):
                 continue
             of_video = packet.stream is stream
-            seen.frames += of_video
+            packets.frames += of_video
             ticks = packet.pts
             if ticks is None:
                 ticks = packet.dts
@@ -125,10 +125,10 @@ def _look(container: Any, stream: Any) -> _Seen:
                 continue
             start = float(ticks * packet.time_base)
             stop = start + float((packet.duration or 0) * packet.time_base)
-            seen.last = max(seen.last, stop)
+            packets.last = max(packets.last, stop)
             if of_video:  # of sound, an hour has a hundred thousand packets
-                seen.starts.append(start)
-                seen.stop = max(seen.stop, stop)
+                packets.starts.append(start)
+                packets.stop = max(packets.stop, stop)
     except av.error.FFmpegError:
         pass
-    return seen
+    return packets

@@ -55,16 +55,16 @@ class Page:
         *,
         room: float,
         lines: int | None = None,
-        colour: str = INK,
         align: Literal["left", "center"] = "left",
-        weight: Weight = "normal",
+        kind: Literal["normal", "bold", "faint"] = "normal",
     ) -> float:
         """Write text in lines that fit into `room`, their left ends or their middles at `x`; where they end.
 
         After so many lines it is cut with an ellipsis.
         """
+        weight: Weight = "bold" if kind == "bold" else "normal"
         text = wrapped(text, room, size, weight=weight, lines=lines)
-        options = {"ha": align, "fontsize": size, "fontweight": weight, "color": colour}
+        options = {"ha": align, "fontsize": size, "fontweight": weight, "color": FAINT if kind == "faint" else INK}
         self._texts.append((text, x, top, options))
         return top + text_height(text, size)
 
@@ -78,7 +78,7 @@ class Page:
             middle = left + number * (cell + gap) + cell / 2
             self.put(pixels, middle - wide / 2, top)
             below = top + tall + 5
-            ends.append(self.write(words, middle, below, size, room=cell, colour=FAINT, align="center"))
+            ends.append(self.write(words, middle, below, size, room=cell, kind="faint", align="center"))
         return max(ends)
 
     def chart(self, left: float, top: float, width: float, height: float, draw: Callable[[Any], object]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.errors import ShapeError
-from foveate.viz.canvas import FAINT, LEGEND, PLAIN_LEGEND, Page, line_height
+from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, line_height
 from foveate.viz.dim import Pixels
 from foveate.viz.frames import Frame, chosen
 from foveate.viz.mosaic import MOST, SIDE, scaled, stage_panels
@@ -53,15 +53,15 @@ def draw_comparison(
     widest = max(len(panels) * (cell + GAP) for cell, (_, panels) in zip(cells, rows, strict=True))
     page = Page(2 * MARGIN + LABEL + GAP + widest)
     inside, left = page.width - 2 * MARGIN, MARGIN + LABEL + GAP
-    top = page.write(title, MARGIN, MARGIN / 2, TITLE_SIZE, room=inside, weight="bold") + MARGIN / 2
+    top = page.write(title, MARGIN, MARGIN / 2, TITLE_SIZE, room=inside, kind="bold") + MARGIN / 2
     for cell, (label, panels) in zip(cells, rows, strict=True):
         if panels:
             below = page.row(panels, left, top, cell=cell, gap=GAP, size=CAPTION_SIZE)
         else:
-            below = page.write("Nothing was dropped.", left, top - 3, LABEL_SIZE, room=LABEL, colour=FAINT)
+            below = page.write("Nothing was dropped.", left, top - 3, LABEL_SIZE, room=LABEL, kind="faint")
         most = max(3, int((below - top) / line_height(LABEL_SIZE)))
         top = max(below, page.write(label, MARGIN, top - 3, LABEL_SIZE, room=LABEL, lines=most)) + GAP
-    top = page.write(legend, MARGIN, top, CAPTION_SIZE, room=inside, colour=FAINT)
+    top = page.write(legend, MARGIN, top, CAPTION_SIZE, room=inside, kind="faint")
     return page.to_image(top + MARGIN / 2)
 
 

@@ -77,7 +77,7 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
         heading = "which frames the kept tokens are of (line: an even share)"
         top = page.write(heading, MARGIN, top, HEADING_SIZE, room=inside) + GAP
         top = _histograms(page, tokens, labels, top) + GAP
-    top = page.write(tokens.legend, MARGIN, top, NOTE_SIZE, room=inside, colour=FAINT)
+    top = page.write(tokens.legend, MARGIN, top, NOTE_SIZE, room=inside, kind="faint")
     return page.to_image(top + MARGIN)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from foveate.viz.canvas import FAINT, Page, fitted
+from foveate.viz.canvas import Page, fitted
 from foveate.viz.panel import Boxes, Stages, Tokens
 
 __all__ = ["draw_stages"]
@@ -49,7 +49,7 @@ def draw_stages(
     cell = max(pixels.shape[1] for pixels in pictures.values())
     page = Page(GAP + len(columns) * (cell + GAP))
     middle, inside = page.width / 2, page.width - 2 * GAP
-    top = page.write(title or "", middle, GAP, TITLE_SIZE, room=inside, align="center", weight="bold")
+    top = page.write(title or "", middle, GAP, TITLE_SIZE, room=inside, align="center", kind="bold")
     ends = []
     for number, caption in enumerate([first, *(stage.caption for stage in tokens.stages)]):
         centre = GAP + number * (cell + GAP) + cell / 2
@@ -58,5 +58,5 @@ def draw_stages(
     for row in zip(*columns, strict=True):
         top = page.row(row, GAP, top, cell=cell, gap=GAP, size=SMALL_SIZE) + GAP
     if any(stage.merges for stage in tokens.stages):
-        top = page.write(tokens.legend, middle, top, SMALL_SIZE, room=inside, colour=FAINT, align="center")
+        top = page.write(tokens.legend, middle, top, SMALL_SIZE, room=inside, kind="faint", align="center")
     return page.to_image(top)

@@ -11,6 +11,7 @@ from typing import Any
 
 from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
+from foveate.contract.budget import Budget
 from foveate.contract.method import Method
 from foveate.errors import BudgetError
 from foveate.eval.contenders import EARLY, Contender, before_decoder, contenders_at
@@ -60,9 +61,9 @@ def evaluate_benchmarks(
     resolved = check_names(names, conduct.include)
     shown = [name if name == task else f"{name} = {task}" for name, task in resolved.items()]
     listener.note(f"benchmarks: {', '.join(shown)}")
-    budgets = plan.tokens or plan.retention or SHARES
-    priced = partial(contenders_at, of_tokens=bool(plan.tokens), given=plan.has_budgets)
-    contenders = priced(plan.by_name(), vlm.model.config, budgets, None, plan.seeds)
+    budgets = [Budget(tokens=count) for count in plan.tokens]
+    budgets = budgets or [Budget(retention=share) for share in plan.retention or SHARES]
+    contenders = contenders_at(plan.by_name(), vlm.model.config, budgets, None, plan.seeds, given=plan.has_budgets)
     conditions = conduct.conditions(vlm)
     with plan.store(conditions, listener.note) as store:
         if len(store):
@@ -129,7 +130,7 @@ def _begin(
     reload: Callable[[], VLM],
     names: Sequence[str],
     conduct: Conduct,
-    conditions: Mapping[str, Any],
+    conditions: Mapping[str, object],
     folder: Path,
     place: int,
     count: int,
@@ -179,7 +180,7 @@ def _quality(
     metric: Metric,
     full: Log,
     of_contenders: Sequence[tuple[Contender, Sequence[Mapping[str, Log]]]],
-    origin: Mapping[str, Any],
+    origin: Mapping[str, object],
 ) -> Quality:
     """A task's figures."""
     logs = [full, *(of_draw[task] for _, of_draws in of_contenders for of_draw in of_draws)]

@@ -111,7 +111,7 @@ def run(
 def _rows(
     name: str,
     samples: Sequence[Mapping[str, Any]],
-    records: Mapping[tuple[str, int], Mapping[str, Any]],
+    records: Mapping[tuple[str, int], Mapping[str, object]],
     metric: Metric,
 ) -> Iterator[dict[str, Any]]:
     """A task's log, in the order of its documents; of several filters, the first."""
@@ -149,7 +149,7 @@ class _Manager:
         self._manager = manager
         self._loaded: dict[Any, Any] = {}
 
-    def load_task_or_group(self, names: Sequence[str], *args: Any) -> Any:
+    def load_task_or_group(self, names: Sequence[str], *args: object) -> Any:
         from tenacity import RetryError
 
         try:
@@ -165,7 +165,7 @@ class _Manager:
             ) from error
         return self._loaded
 
-    def tasks(self, loaded: Mapping[Any, Any] | None = None) -> Iterator[tuple[str, Any]]:
+    def tasks(self, loaded: Mapping[object, object] | None = None) -> Iterator[tuple[str, Any]]:
         """The tasks with their names; a group is a mapping of tasks and groups."""
         for name, task in (self._loaded if loaded is None else loaded).items():
             if isinstance(task, Mapping):

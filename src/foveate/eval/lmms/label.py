@@ -82,7 +82,7 @@ class Label:
         Args:
             records: What is kept of each answer.
         """
-        of_task: dict[str, list[Mapping[str, Any]]] = {}
+        of_task: dict[str, list[Mapping[str, object]]] = {}
         for (task, _), row in records.items():
             of_task.setdefault(task, []).append(row)
         return {
@@ -94,7 +94,7 @@ class Label:
         }
 
 
-def _spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _spent(rows: Sequence[Mapping[str, object]]) -> dict[str, float]:
     """How many answers, and means over them: the share of vision tokens that a layer processed, and their number."""
     means = {name: float(np.mean([row[column] for row in rows])) for name, column in SPENT.items()}
     return {"answers": len(rows), **means}
@@ -105,7 +105,7 @@ def spent_of(records: Records) -> dict[tuple[str, int], dict[str, Any]]:
     return {key: {column: row[column] for column in SPENT.values()} for key, row in records.items()}
 
 
-def _pair(name: str, value: Any) -> str:
+def _pair(name: str, value: object) -> str:
     """A setting as it is written behind a method's name: layers=3,17."""
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))

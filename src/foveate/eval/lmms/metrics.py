@@ -47,7 +47,7 @@ class Metric:
     value: float
     higher_is_better: bool
     version: str
-    parts: Mapping[str, Callable[[Sequence[Any]], float]]
+    parts: Mapping[str, Callable[[Sequence[object]], float]]
 
     def __call__(self, log: Log) -> float:
         """The figure of these rows, of which each has its "inputs" by part; one may be there several times."""
@@ -60,7 +60,7 @@ class Metric:
         return sum(float(self.parts[name](of_part)) for name, of_part in inputs.items() if of_part)
 
 
-def _again(given: Any, time: int) -> Any:
+def _again(given: object, time: int) -> Any:
     """An input that is drawn once more: a question of its own, so that MME pairs each draw with itself."""
     if time and isinstance(given, Mapping) and "question_id" in given:
         return {**given, "question_id": f"{given['question_id']} #{time}"}
@@ -104,7 +104,7 @@ def _quiet(function: Callable[..., float], arguments: Namespace) -> Callable[[Se
     if "args" not in inspect.signature(function).parameters:
         return function
 
-    def called(inputs: Sequence[Any]) -> float:
+    def called(inputs: Sequence[object]) -> float:
         with TemporaryDirectory() as folder, quiet():
             return function(inputs, args=Namespace(**{**vars(arguments), "output_path": folder}))
 
@@ -175,7 +175,7 @@ def _hits(metric: Metric, log: Log) -> list[dict[str, Any]]:
 
     Its own function takes seconds for all of them, and may ask a judge.
     """
-    turns: dict[int, list[Mapping[str, Any]]] = {}
+    turns: dict[int, list[Mapping[str, object]]] = {}
     for row in log:
         turns.setdefault(row["inputs"][CHOICES]["index"] % CIRCLES, []).append(row)
     return [{**rows[0], "score": metric(rows) / 100} for rows in turns.values()]

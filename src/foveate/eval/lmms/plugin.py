@@ -63,7 +63,7 @@ class Answering(lmms):  # type: ignore[misc]
         _, messages, generation, number, task, split = instance.args
 
         def document() -> Mapping[str, Any]:
-            row: Mapping[str, Any] = self.task_dict[task][split][number]
+            row: Mapping[str, object] = self.task_dict[task][split][number]
             return row
 
         def ocr() -> tuple[str, Sequence[str]] | None:
@@ -111,11 +111,11 @@ class Foveate(Answering):
         self,
         pretrained: str = EMBEDDED,
         *,
-        method: str | Mapping[str, Any] = "",
+        method: str | Mapping[str, object] = "",
         budget: float | None = None,
         retention: float | None = None,
         seed: int | None = None,
-        settings: Mapping[str, Any] | str | None = None,
+        settings: Mapping[str, object] | str | None = None,
         protocol: str = "own",
         max_frames: int = 32,
         log: str = "",
@@ -139,7 +139,7 @@ class Foveate(Answering):
         super().__init__(RequestAnswerer(vlm, setting.method, conduct, store))
         self.label = Label(model=pretrained, setting=setting, conduct=conduct)
 
-    def _open(self, folder: str, conditions: Mapping[str, Any]) -> Answers:
+    def _open(self, folder: str, conditions: Mapping[str, object]) -> Answers:
         """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
         rank, processes = _place()
         if rank == 0:
@@ -152,7 +152,7 @@ class Foveate(Answering):
 
     @classmethod
     def create_from_arg_string(
-        cls, arg_string: str | Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+        cls, arg_string: str | Mapping[str, object], additional_config: Mapping[str, object] | None = None
     ) -> Self:
         """The model that lmms-eval's command line asks for.
 
@@ -196,7 +196,7 @@ class Foveate(Answering):
                 self._tell(self.label.summary(self.answerer.records))
         super().clean()
 
-    def _tell(self, summary: Mapping[str, Any]) -> None:
+    def _tell(self, summary: Mapping[str, object]) -> None:
         """Say what was spent, and write it beside the answers that are kept."""
         tokens, entered = summary["tokens"], summary["vision_tokens"]
         _note(f"{tokens:.1f} of {entered:.1f} vision tokens a layer: {summary['retention']:.1%}")

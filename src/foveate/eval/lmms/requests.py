@@ -75,7 +75,7 @@ class Request:
     task: str
     split: str
     document: int
-    messages: Callable[[], Sequence[Mapping[str, Any]]]
+    messages: Callable[[], Sequence[Mapping[str, object]]]
     generation: Mapping[str, Any]
     ocr: Callable[[], tuple[str, Sequence[str]] | None] = lambda: None
 
@@ -171,7 +171,7 @@ class RequestAnswerer:
             else:
                 self._keep(request, row)
 
-    def _keep(self, request: Request, row: Mapping[str, Any]) -> None:
+    def _keep(self, request: Request, row: Mapping[str, object]) -> None:
         self.records[request.task, request.document] = row
         self.advance(1)
 

@@ -62,7 +62,7 @@ class Setting:
     budget: float | None = None
     retention: float | None = None
     seed: int | None = None
-    settings: Mapping[str, Any] | str = field(default_factory=dict)
+    settings: Mapping[str, object] | str = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.method  # noqa: B018  refused here, not when the first sample comes
@@ -111,7 +111,7 @@ class Setting:
 # -- texts ----------------------------------------------------------------------------------------------------
 
 
-def values_of(arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
     """The arguments by name; those that are null in JSON are left out.
 
     Raises:
@@ -141,7 +141,7 @@ def _pairs(text: str) -> dict[str, str]:
     return pairs
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(name: str, value: object) -> Any:
     """A value of its argument's kind; ranges are left to those who use it."""
     if isinstance(value, str):
         value = unquoted(value.strip())
