@@ -50,8 +50,10 @@ PROVED = {
     "exaone4_5": Proved("EXAONE-4.5"),
     "fast_vlm": Proved("FastVLM", places=DECODER),
     "fuyu": Proved("Fuyu-8B", "5.23", places=DECODER),
-    "gemma3n": Proved("Gemma 3n", "5.16.1", (), "its last layers attend to keys that earlier layers have made"),
-    "gemma4_unified": Proved("Gemma 4 12B", "5.23", DECODER),
+    "gemma3n": Proved("Gemma 3n", "5.16.1", (), "its layers take several streams, which run in front of the samples"),
+    "gemma4_unified": Proved(
+        "Gemma 4 12B", "5.23", DECODER, "where last layers attend to keys of earlier ones: cuts behind these, and Read"
+    ),
     "glm5_next": Proved("GLM-5.3-Flash", "5.16.1", (), _INDEX),
     "glm_ocr": Proved("GLM-OCR", "5.23"),
     "glmga": Proved("GLM-V (glmga)", "5.23"),
