@@ -37,6 +37,8 @@ __all__ = [
     "DynamicSlidingWindowLayer",
     "FeatureCall",
     "LinearAttentionLayer",
+    "PreTrainedConfig",
+    "PreTrainedModel",
     "arguments_of",
     "cache_in",
     "cache_of",
@@ -167,7 +169,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 check_version(transformers.__version__)
 
 try:
-    from transformers import AttentionInterface  # its image code imports torchvision wherever there is one
+    # Its image code imports torchvision wherever there is one.
+    from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 except (ImportError, RuntimeError) as error:
     raise UnsupportedError(
         "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "
