@@ -78,7 +78,7 @@ $(READY): $(LIGHT)
 	@$(QUIET_PIP) -e '.[dev,docs,eval,vision]' -c constraints.txt $(LOGGED)
 	@$(QUIET_PIP) --no-deps --upgrade $(AV) $(LOGGED)
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --yes torchvision timm && \
-	  $(QUIET_PIP) --no-deps --upgrade --target $(VENV)/apart torchvision -c constraints.txt; } $(LOGGED)
+	  $(QUIET_PIP) --no-deps --upgrade --target $(VENV)/apart torchvision timm -c constraints.txt; } $(LOGGED)
 	@touch $@
 
 # Passive waiting: on a busy machine, threads that spin for work make everything ten times slower.

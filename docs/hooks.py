@@ -141,9 +141,16 @@ def signals() -> str:
     return "\n".join(lines)
 
 
+PROVED_ON = (
+    "foveate tells the parts of these models from their structure. Each was proved as a tiny random model, on this "
+    "version of transformers and on later ones:"
+)
+
+
 def models() -> str:
-    """Where tokens can be dropped in each family, which methods raise an error, and which models are not supported."""
-    from foveate.cli.lists import STAGES, marks
+    """Where tokens can be dropped in each family and in other models, and what raises an error."""
+    from foveate.cli.lists import PLACES, STAGES, marks
+    from foveate.families.proved import PROVED
     from foveate.families.unserved import UNSERVED
     from foveate.registry import support
 
@@ -161,6 +168,11 @@ def models() -> str:
             ]
     if refused:
         lines += ["", "These raise an error:", "", *refused]
+    heads = ["models", "`model_type`", *PLACES.values(), "transformers", "refused"]
+    lines += ["", PROVED_ON, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for name, one in PROVED.items():
+        places = ["x" if place in one.places else "" for place in PLACES]
+        lines.append(f"| {' | '.join((one.title, f'`{name}`', *places, one.since, one.refused))} |")
     lines += ["", "foveate cannot support these models:", "", "| `model_type` | reason |", "|---|---|"]
     lines += [f"| `{name}` | {reason} |" for name, reason in UNSERVED.items()]
     return "\n".join(lines)

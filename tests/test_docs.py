@@ -28,6 +28,7 @@ from foveate.ask.generation import Generation
 from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
 from foveate.families import support
+from foveate.families.proved import PROVED
 from foveate.tune import searching
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling
@@ -239,3 +240,5 @@ def test_the_page_about_models_lists_every_family():
     assert hooks.MODELS not in page
     for name in registry.families():
         assert f"| [`{name}`](families/{name}.md) |" in page
+    for name, one in PROVED.items():
+        assert f"| {one.title} | `{name}` |" in page

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -33,6 +33,7 @@ __all__ = [
     "OLDEST",
     "AttentionInterface",
     "Cache",
+    "DummyLayer",
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
     "FeatureCall",
@@ -40,6 +41,7 @@ __all__ = [
     "PreTrainedConfig",
     "PreTrainedModel",
     "arguments_of",
+    "by_name",
     "cache_in",
     "cache_of",
     "cached_file",
@@ -50,6 +52,7 @@ __all__ = [
     "get_vision_interpolation_indices_and_weights",
     "get_vision_position_ids",
     "get_vision_window_index",
+    "kind_of",
     "lacks",
     "older",
     "probe",
@@ -191,6 +194,7 @@ def unknown(what: str) -> UnsupportedError:
 
 
 try:
+    from transformers import cache_utils
     from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
     from transformers.masking_utils import (
         ALL_MASK_ATTENTION_FUNCTIONS,
@@ -209,6 +213,10 @@ try:
     )
 except ImportError as error:
     raise unknown(f"lacks a name that foveate needs ({error})") from error
+
+
+DummyLayer: type = getattr(cache_utils, "DummyLayer", LinearAttentionLayer)
+"""What stands in a cache for a decoder layer that stores nothing; none has such before 5.20."""
 
 
 def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tuple[int, int]:
@@ -274,6 +282,12 @@ LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE_NAMES)
 """What a decoder, and a layer of it, is called with; where there are several names, one of them."""
 
 
+def by_name(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a layer is handed behind its hidden states, all by name, as its class calls it."""
+    _, *names = _parameters(type(layer).forward)
+    return {**dict(zip(names, args[1:], strict=False)), **kwargs}
+
+
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
     """What the forward of a module does not take of these names, as `unknown` takes it; None if it takes all.
 
@@ -335,6 +349,35 @@ def scales_by_position(attention: type[nn.Module]) -> bool:
     """Whether an attention module asks for position ids beside RoPE, since it scales queries by them (Ministral 3)."""
     asked = inspect.signature(attention.forward).parameters.get("position_ids")
     return asked is not None and asked.default is inspect.Parameter.empty
+
+
+def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain"]:
+    """What a module does with its rows, by its own code: hands queries and keys to a kernel of transformers, carries a
+    state, both, or neither. Its parts are modules of their own.
+
+    Raises:
+        UnsupportedError: If there is no code to read.
+    """
+    code = _code(type(module))  # type: ignore[arg-type]
+    attends = "ALL_ATTENTION_FUNCTIONS" in code
+    carries = "update_conv_state" in code or "update_recurrent_state" in code
+    if attends and carries:
+        return "hybrid"
+    if attends:
+        return "attention"
+    return "state" if carries else "plain"
+
+
+@functools.cache
+def _code(kind: Any) -> str:
+    """The source of a class."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        raise UnsupportedError(
+            f"The code of {kind.__name__} cannot be read, so that it is not known whether it attends or carries a "
+            "state from token to token. Load the model from files with its source."
+        ) from None
 
 
 def recomputes_from_outside(layer: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import warnings
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "families",
     "family_for",
+    "family_kind",
     "inside",
     "method",
     "methods",
-    "no_family",
     "preset",
     "presets",
     "register_family",
@@ -83,59 +84,47 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
         UnsupportedError: If no family serves its `model_type`; the message lists those served, and says whether the
             generic adapter would.
     """
-    from foveate.families.generic import Generic
-
     model = inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    kinds = families()
-    if family is not None and (family != "generic" or model_type in kinds):
-        answer = "has none"
-        if model_type in kinds:
-            answer = "has one"
-        raise SettingError(
-            f"family must be left out, or be 'generic' for a model without a family; got {family!r} for "
-            f"{model_type!r}, which {answer}."
+    if family not in (None, "generic"):
+        raise SettingError(f"family must be left out; got {family!r}.")
+    if family is not None:
+        warnings.warn(
+            "family='generic' is not needed any more: leave it out. foveate tells a model's parts from its structure.",
+            DeprecationWarning,
+            stacklevel=3,
         )
-    if model_type in kinds:
-        return kinds[model_type](model)
-    if family is None or model_type in UNSERVED:
-        raise no_family(model_type, type(model).__name__, model)
-    return Generic(model)
+    return family_kind(model_type, type(model).__name__)(model)
 
 
-def no_family(model_type: Any, name: str = "", model: Any = None) -> "UnsupportedError":
-    """The error for a model without a family: which families there are, and what can be done.
+def family_kind(model_type: Any, name: str = "") -> "type[Family]":
+    """The family of a `model_type`: written by hand, or derived from the model.
 
     Args:
-        model_type: What its config says.
-        name: The name of its class.
-        model: The model itself, if it is loaded.
+        model_type: What a config says.
+        name: What has that config, in a message.
+
+    Raises:
+        UnsupportedError: If it is known that no family can serve it.
     """
+    from foveate.families.derived import Derived
+
+    if model_type in UNSERVED or model_type is None:
+        raise _no_family(model_type, name)
+    return families().get(model_type, Derived)
+
+
+def _no_family(model_type: Any, name: str) -> "UnsupportedError":
+    """The error for a model that none serves: which families there are, and why."""
     of_class = ""
     if name:
         of_class = f" ({name})"
-    return UnsupportedError(
-        f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}. "
-        f"{_way_out(model_type, model)} To add one: docs/guides/new-family.md."
-    )
-
-
-def _way_out(model_type: Any, model: Any) -> str:
-    """What can be done about a model without a family, in a sentence."""
+    reason = "It is no vision-language model of transformers: its config has no model_type."
     if model_type in UNSERVED:
-        return f"It cannot be served: {UNSERVED[model_type]}."
-    if model is None:
-        return (
-            "If its decoder is of the usual kind, foveate.drop(model, method, family='generic') serves it in Python, "
-            "but without knowing its pictures."
-        )
-    from foveate.families.generic import lacking
-
-    if missing := lacking(model):
-        return f"The generic adapter cannot serve it either: {'; '.join(missing)}."
-    return (
-        "Its decoder is of the usual kind: foveate.drop(model, method, family='generic') serves it, without "
-        "knowing its pictures."
+        reason = f"It cannot be served: {UNSERVED[model_type]}."
+    return UnsupportedError(
+        f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}, and others "
+        f"whose structure is known. {reason}"
     )
 
 

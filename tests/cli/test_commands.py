@@ -15,6 +15,7 @@ from foveate.cli.compare import METHODS
 from foveate.cli.options import ModelOptions
 from foveate.cli.setup import load
 from foveate.families.llava import Llava
+from foveate.families.proved import PROVED
 from foveate.naming import parse
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import QUESTION
@@ -189,6 +190,7 @@ def test_methods_models_and_presets_list_what_the_registry_has(run):
     code, out, _ = run("models", "--json")
     assert code == 0
     assert {row["model_type"] for row in json.loads(out)["families"]} == set(families())
+    assert {row["model_type"] for row in json.loads(out)["proved"]} == set(PROVED)
     code, out, _ = run("presets", "--json")
     assert code == 0
     rows = {row["name"]: row for row in json.loads(out)["presets"]}
@@ -199,9 +201,20 @@ def test_methods_models_and_presets_list_what_the_registry_has(run):
 
 
 def test_the_lists_for_people_name_everything(run):
-    for command, names in (("methods", methods()), ("models", families()), ("presets", presets())):
+    for command, names in (("methods", methods()), ("models", [*families(), *PROVED]), ("presets", presets())):
         shown = run(command)[1]
         assert [name for name in names if name not in shown] == []
+
+
+def test_a_model_that_is_told_from_its_structure_has_a_row(run):
+    told = json.loads(run("models", "lfm2_vl", "--json")[1])
+    assert told["families"] == []
+    assert told["proved"] == [
+        {"model_type": "lfm2_vl", **PROVED["lfm2_vl"]._asdict(), "places": ["layer", "projector"]}
+    ]
+    shown = run("models", "lfm2_vl")[1]
+    assert "LFM2-VL" in shown
+    assert "llava" not in shown
 
 
 def test_an_animation_is_read_with_a_note_on_stderr(ask, tmp_path):

@@ -7,7 +7,7 @@ import foveate as fv
 from foveate._transformers import cache_in
 from foveate.engine.runner import LayerRunner
 from foveate.errors import UnsupportedError
-from foveate.families.generic import Generic
+from foveate.families.derived import Derived
 from foveate.registry import family_for
 from tests.models import TINY, batch, made_of
 
@@ -104,7 +104,7 @@ def test_what_a_decoder_adds_between_its_layers_reads_too(said):
 
 
 def test_a_loop_over_the_layers_that_is_not_known_reads_too(said):
-    assert not Generic.decoders
+    assert not Derived.decoders
     model, inputs = tiny("llava"), batch("llava", ["tit"])
     with pytest.MonkeyPatch.context() as patch, fv.drop(model, METHOD):
         patch.setattr(type(family_for(model)), "decoders", frozenset())

@@ -21,7 +21,7 @@ class Shown:
     def __init__(self, lengths=(), reads=(PAID, KEYS)):
         self._lengths, self.views, self.reads = lengths, [], reads
 
-    def lengths(self, total):
+    def lengths(self, total, pieces=()):
         assert total == sum(self._lengths)
         return self._lengths
 

@@ -24,10 +24,10 @@ TEXTS = {
     "RoPE on a part of a head": lambda: transformers.StableLmConfig(**TEXT),
     "one projection of all": lambda: transformers.Phi3Config(**TEXT, sliding_window=None),
     "a norm of the usual kind": lambda: transformers.GemmaConfig(**TEXT, head_dim=12),
+    "norms behind": lambda: transformers.Olmo2Config(**TEXT),
 }
 UNKNOWN = {
     "a sink": lambda: transformers.GptOssConfig(**TEXT, head_dim=8, num_local_experts=4, layer_types=KINDS),
-    "norms behind": lambda: transformers.Olmo2Config(**TEXT),
 }
 
 

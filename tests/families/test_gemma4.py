@@ -28,7 +28,7 @@ def config(**changed: Any) -> Any:
         "sliding_window": WINDOW, "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision", **changed,
     }  # fmt: skip
     return transformers.Gemma4Config(
-        text_config=transformers.Gemma4TextConfig(**text, layer_types=list(LAYERS)),
+        text_config=transformers.Gemma4TextConfig(**{"layer_types": list(LAYERS), **text}),
         vision_config=transformers.Gemma4VisionConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
             head_dim=8, patch_size=4, pooling_kernel_size=2, position_embedding_size=16, initializer_range=0.2,
@@ -175,16 +175,63 @@ def test_local_layers_see_images_both_ways_and_global_ones_do_not():
         assert bool(wanted.triu(1).any()) == (window(layer) is not None)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [{"num_kv_shared_layers": 2}, {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 96}],
-    ids=str,
-)
-def test_shared_keys_and_inputs_for_every_layer_are_refused(changed):
-    model = transformers.Gemma4ForConditionalGeneration(config(**changed))
-    shared, more = changed.get("num_kv_shared_layers", 0), changed.get("hidden_size_per_layer_input", 0)
-    with pytest.raises(fv.UnsupportedError, match=f"{shared} layers reuse the keys.*gets {more} more inputs.*31B"):
-        family_for(model)
+EDGE = {
+    "num_hidden_layers": 8, "num_kv_shared_layers": 3, "hidden_size_per_layer_input": 4,
+    "vocab_size_per_layer_input": 96,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def edge():
+    """A model as E2B is: its last layers borrow keys, and every layer gets more of each token."""
+    from tests.models import made_of
+
+    return made_of("gemma4", config(**EDGE, layer_types=[LOCAL, GLOBAL] * 4))
+
+
+def test_layers_that_borrow_keys_see_what_is_left(edge):
+    from tests.models import batch
+
+    assert family_for(edge).lenders == {5: 3, 6: 4, 7: 3}
+    checked = fv.testing.check(edge, batch("gemma4", ["ttit"]))
+    assert checked.passed, checked
+    assert [row.verdict for row in checked.rows].count("passed") >= 11
+
+
+@pytest.mark.parametrize("layers", [(1,), (1, 4), (4,)])
+def test_a_batch_of_those_is_its_samples(edge, layers):
+    from tests.models import batch
+
+    method = fv.Random(layers=layers, keep=(0.6, 0.4)[: len(layers)])
+
+    def said(words):
+        with fv.drop(edge, method) as trace:
+            out = edge.generate(
+                **batch("gemma4", words), max_new_tokens=9, do_sample=False, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        assert all(count == 0 for rows in trace.kv_lengths[5:] for count in rows)
+        return torch.stack(out.logits, dim=1)
+
+    together = said(["ttit", "titit"])
+    for index, word in enumerate(["ttit", "titit"]):
+        torch.testing.assert_close(together[index], said([word])[0], atol=2e-3, rtol=1e-3)
+
+
+def test_no_cut_goes_behind_their_lenders(edge):
+    for method in (fv.Random(layers=(5,), keep=(0.5,)), fv.Read(keep=0.5)):
+        with pytest.raises(fv.UnsupportedError, match=r"layers 5 to 7 .* Drop before layers 0 to 4"):
+            fv.apply(edge, method)
+
+
+def test_where_only_the_last_row_is_computed_it_must_be_text(edge):
+    from tests.models import batch
+
+    inputs = batch("gemma4", ["tti"])
+    with fv.drop(edge, fv.Random(layers=(1,), keep=(0.5,))), torch.no_grad():
+        with pytest.raises(fv.UnsupportedError, match="computes only the last 1 rows"):
+            edge(**inputs, logits_to_keep=1)
+        edge(**inputs)
 
 
 def test_a_tokens_score_and_key_are_the_means_of_its_patches(monkeypatch):

@@ -135,7 +135,7 @@ def test_what_is_no_method_is_refused():
 
 
 def test_a_model_of_no_family_is_refused():
-    with pytest.raises(fv.UnsupportedError, match=r"model_type None \(Linear\).*docs/guides/new-family"):
+    with pytest.raises(fv.UnsupportedError, match=r"model_type None \(Linear\).*no vision-language model"):
         fv.apply(torch.nn.Linear(1, 1), METHOD)
 
 

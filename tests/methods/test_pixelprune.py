@@ -10,7 +10,7 @@ from foveate.bench.paired import PairedRun
 from foveate.bench.results import rows_of
 from foveate.bench.workload import Workload
 from foveate.contract import Cut, Method, PatchStage, PixelView, Shape
-from foveate.families.generic import Generic
+from foveate.families.derived import Derived
 from foveate.families.support import reach
 from foveate.methods.pixelprune import PixelPrune
 from foveate.registry import family_for
@@ -335,7 +335,7 @@ def test_it_takes_no_budget_and_other_families_say_why_they_refuse_it():
         PixelPrune().with_budget(retention=0.3)
     assert PixelPrune().plan(28, (576,)) is None
     reasons = {}
-    for name, kind in {**fv.families(), "generic": Generic}.items():
+    for name, kind in {**fv.families(), "derived": Derived}.items():
         reasons[name] = kind.needs_all_patches
         refused = reach(PixelPrune(), kind).refused
         assert (refused is None) == (name in QWENS or name.startswith(("qwen", "glm")))

@@ -8,6 +8,7 @@ import pytest
 
 import foveate
 from foveate import registry
+from foveate.families.proved import PROVED
 from foveate.methods.uniform import Uniform
 from foveate.plain import inventory
 from tests.forked import ANEW, said_by
@@ -21,6 +22,7 @@ def test_the_files_have_the_names_of_their_methods():
 
 def test_the_files_have_the_names_of_their_families():
     assert inventory.families() == sorted(registry.families())
+    assert inventory.proved() == [*PROVED]
 
 
 @pytest.mark.parametrize(

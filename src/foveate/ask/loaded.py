@@ -13,7 +13,7 @@ from transformers import GenerationConfig, ProcessorMixin
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.families.base import Family
-from foveate.registry import families, no_family
+from foveate.registry import family_kind
 
 __all__ = ["Card", "Loaded", "quiet"]
 
@@ -39,7 +39,7 @@ class Card:
     @property
     def family(self) -> type[Family]:
         """What knows where things are in it."""
-        return families()[self.config.model_type]
+        return family_kind(self.config.model_type)
 
     @property
     def depth(self) -> int:
@@ -73,8 +73,7 @@ class Loaded:
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, name: str = "") -> None:
-        if model.config.model_type not in families():
-            raise no_family(model.config.model_type)
+        family_kind(model.config.model_type)
         self.model = model
         self.processor = processor
         self.name = name or type(model).__name__
@@ -94,9 +93,9 @@ class Loaded:
     @property
     def crops(self) -> bool:
         """Whether the processor cuts the centre square out of a picture."""
-        kind = families().get(self.model.config.model_type)
+        kind = family_kind(self.model.config.model_type)
         crops = getattr(getattr(self.processor, "image_processor", None), "do_center_crop", False)
-        return bool(kind is not None and kind.fit == "crop" and crops)
+        return bool(kind.fit == "crop" and crops)
 
     @property
     def pads(self) -> bool:

@@ -37,7 +37,7 @@ from foveate.plain.folders import (
     loading_base,
 )
 from foveate.plain.upstream import brief, explained, install_line, shown
-from foveate.registry import families, no_family
+from foveate.registry import family_kind
 
 __all__ = ["EMBEDDED", "device_of", "is_folder", "load", "random_model", "reloading"]
 
@@ -229,8 +229,7 @@ def device_of(name: str | torch.device) -> torch.device:
 
 def _check_config(name: str, config: PreTrainedConfig) -> None:
     """Refuse a model that no family serves, and ids of vision tokens that no tensor of ids can hold."""
-    if config.model_type not in families():
-        raise no_family(config.model_type)
+    family_kind(config.model_type)
     for number in placeholders(config):
         if abs(number) >= 2**31:
             raise InputError(

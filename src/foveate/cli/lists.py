@@ -15,7 +15,7 @@ from foveate.cli.screen import busy, show, show_json
 from foveate.plain import inventory
 from foveate.plain.spelling import Written, read_json, settings_in, unknown
 
-__all__ = ["STAGES", "Methods", "Models", "Presets", "marks"]
+__all__ = ["PLACES", "STAGES", "Methods", "Models", "Presets", "marks"]
 
 STAGES = {
     "pixels": "Before the tower",
@@ -25,6 +25,8 @@ STAGES = {
     "kv": "In the KV cache",
     "read": "Not read while decoding",
 }
+PLACES = {"layer": "Layers", "projector": "Projector", "tower": "Tower"}
+"""Where tokens of a model without a family are dropped: between layers, behind the projector, as the tower says."""
 LOOKING = "Looking for methods and families"
 BELOW = "Settings: foveate methods NAME. Best on the embedded model at 1/9: vidcom2, mmtok, vscan, divprune."
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
@@ -110,18 +112,18 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        _check("model_type", self.name, inventory.families())
+        _check("model_type", self.name, [*inventory.families(), *inventory.proved()])
         with busy(LOOKING):
-            from foveate.cli.rows import family_rows
+            from foveate.cli.rows import family_rows, proved_rows
             from foveate.registry import presets
 
-            rows = _chosen(self.name, family_rows(), "model_type")
+            rows, proved = (_chosen(self.name, every, "model_type") for every in (family_rows(), proved_rows()))
             named = sorted({name.split("/")[1] for name in presets()})
         if self.json:
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}
-            return show_json({"embedded": own, "families": rows, "presets_for": named})
+            return show_json({"embedded": own, "families": rows, "proved": proved, "presets_for": named})
         if self.name:
-            return show(*_family(rows[0]))
+            return show(*_family(rows[0])) if rows else show(_proved(proved))
         table = _table("Models", "model_type", "Drops tokens of")
         for row in sorted(rows, key=lambda row: row["title"].lower()):
             title = row["title"] or row["summary"].partition(":")[0].rstrip(".")
@@ -133,11 +135,22 @@ class Models:
         refusals = [f"{method} is refused on: {', '.join(kinds)}" for method, kinds in refusing.items()]
         return show(
             table,
+            Text("Told from their structure, and proved one by one:"),
+            _proved(proved),
             *map(Text, refusals or ["Every method runs on every family."]),
             Text("Where each method drops tokens: foveate models NAME"),
             Text(f"--model {EMBEDDED} (the default) is a small LLaVA that ships with foveate and runs offline."),
             Text(f"Presets exist for: {', '.join(named)} (foveate presets)."),
         )
+
+
+def _proved(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Models without a family written by hand: where tokens are dropped, since which transformers, what is refused."""
+    table = _table("Models", "model_type", *PLACES.values(), "transformers", "Refused")
+    for row in rows:
+        places = ["x" if place in row["places"] else "" for place in PLACES]
+        table.add_row(Text(row["title"]), row["model_type"], *places, row["since"], Text(row["refused"]))
+    return table
 
 
 def _family(row: Mapping[str, Any]) -> list[RenderableType]:

@@ -14,10 +14,11 @@ from foveate.catalogue import takes_budget
 from foveate.contract.method import Preset
 from foveate.core.rank import mean_tokens
 from foveate.families.base import Family
+from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
 from foveate.registry import families, methods, presets, support
 
-__all__ = ["family_rows", "method_rows", "preset_rows"]
+__all__ = ["family_rows", "method_rows", "preset_rows", "proved_rows"]
 
 POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
 UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one
@@ -37,6 +38,11 @@ def family_rows() -> list[dict[str, Any]]:
     """A row a family: what it is, and where each method drops tokens of its pictures and videos."""
     table = support()
     return _plain(_family(name, kind, table[name]) for name, kind in sorted(families().items()))
+
+
+def proved_rows() -> list[dict[str, Any]]:
+    """A row a model that is told from its structure: what it is called, and what is proved of it."""
+    return _plain({"model_type": name, **one._asdict()} for name, one in PROVED.items())
 
 
 def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

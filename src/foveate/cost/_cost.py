@@ -17,7 +17,7 @@ from foveate.cost._tower import smaller_tower_flops, subset_tower_flops, tower_b
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.plain.table import SECTION, Column, Table
-from foveate.registry import families, no_family
+from foveate.registry import family_kind
 
 __all__ = ["Cost", "cost"]
 
@@ -267,11 +267,7 @@ def _by_pixels(method: Method, depth: int) -> bool:
 
 
 def _family_of(config: Any) -> type[Family]:
-    model_type = getattr(config, "model_type", None)
-    family = families().get(model_type)  # type: ignore[arg-type]
-    if family is None:
-        raise no_family(model_type, type(config).__name__)
-    return family
+    return family_kind(getattr(config, "model_type", None), type(config).__name__)
 
 
 def _check_lengths(

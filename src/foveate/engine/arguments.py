@@ -29,6 +29,7 @@ from foveate._transformers import (
 from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.families.base import Family
+from foveate.families.tap import attention_of
 
 __all__ = ["Positions", "Remap", "visibility", "width_of"]
 
@@ -56,7 +57,7 @@ class Positions:
             self._kinds = [family.rotary_type(index) for index in range(len(family.layers))]
         self.scaling: set[int] = set()
         for index, layer in enumerate(family.layers):
-            attention = getattr(layer, "self_attn", None)
+            attention = attention_of(layer)
             if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
                 self.scaling.add(index)
 
@@ -88,7 +89,7 @@ class Positions:
 
     # -- a layer that runs on rows -----------------------------------------------------------------------------
 
-    def tables(self, forward: Forward, call: LayerCall, rows: RowMap) -> Tables:
+    def tables(self, forward: Forward, call: LayerCall, rows: RowMap) -> Any:
         """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds.
 
         Args:
@@ -108,11 +109,15 @@ class Positions:
         return rows.memo.once(renumbered, "tables", shift, kind)
 
     def ids(self, forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
-        """Position ids of the rows, (samples, rows), if the layer's attention scales queries by them; else None: RoPE
-        is in position_embeddings, and flash attention reads gaps as packed sequences."""
-        if not self.scales(call.index):
+        """Position ids of the rows, (…, samples, rows), if the layer's attention may read them; else None: RoPE is in
+        position_embeddings, and flash attention reads gaps as packed sequences."""
+        scales = self.scales(call.index)
+        if not scales and ("flash" in forward.backend or not self._family.gathers):
             return None
-        guards.refuse_scaled_flash(call.index, forward.backend)
+        guards.refuse_scaled_flash(call.index, forward.backend if scales else "")
+        if not scales and rows.numbered is None:
+            taken: Tensor | None = rows.take(call.kwargs.get("position_ids"))
+            return taken
         if rows.numbered is not None:
             return _numbers(forward, rows, call.hidden, call.shift).to(call.hidden.device)
         ids: Tensor = call.kwargs["position_ids"]

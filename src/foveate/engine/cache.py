@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from foveate._transformers import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from foveate._transformers import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 
@@ -18,6 +18,8 @@ __all__ = [
     "MEMO_SIZE",
     "Chosen",
     "PrunedLayer",
+    "alive_columns",
+    "as_seen",
     "find_pruned",
     "length_of",
     "pruned_layer",
@@ -27,7 +29,7 @@ LONG = 1024
 """Slots from which on a layer has room for decoded rows, an eighth of those it has; copying fewer costs no more."""
 MOST_STEP = 16
 """Rows of a call for which room is made: a step of decoding, also with guesses, and no prompt."""
-FOLLOWING = ("base", "shift", "kinds", "memory")
+FOLLOWING = ("base", "shift", "kinds", "memory", "alive")
 """The attributes of a layer, beside keys and values, that have the samples in front; some may be None."""
 MEMO_SIZE = 8
 """How many tensors that layers of one cache share are remembered: layers alike follow each other."""
@@ -56,6 +58,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         kinds: (samples, unpruned columns) int8, what each is: 0 padding, 1 text, 2 a vision token that may stay unread;
             None where nothing is ever unread.
         memory: What a stage of each step remembers of the step before, a tensor a name with the samples in front.
+        lends: Whether later layers attend to what this one holds.
+        returned: Of a layer that lends: (samples, slots) int64, the columns of what the last update answered.
+        alive: Of a layer that lends: (samples, columns) bool, which unpruned columns the borrowers see; they see all
+            behind these. None: what this one holds.
         counted: How many vision tokens and how much text each of its samples has; None where only the device knows.
     """
 
@@ -69,6 +75,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     held: tuple[int, ...] | None = None
     kinds: Tensor | None = None
     counted: list[tuple[int, int]] | None = None
+    lends = False
+    returned: Tensor | None = None
+    alive: Tensor | None = None
     _pruned = False
     _announced: tuple[Tensor | None, int, bool] | None = None
     _room: "GrowingBuffer | None" = None
@@ -158,6 +167,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self._room, self._grown = None, id(keys)
         if self.head is not None:  # a copy that lives while the layer attends
             keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
+        if self.lends:
+            self.returned = self.columns(0, len(keys), keys.device)
         if self.window is not None and not self.record_past:
             self._evict()
         elif self.window is not None and plain:  # outside the context masks are of the window's size
@@ -282,7 +293,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
         self.seen = 0
         self.base, self.base_end, self.ragged = None, 0, False
-        self.shift = self.head = self._room = self.reads = self.kinds = None
+        self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
         self.memory = {}
         self._announced, self._pruned = None, False
 
@@ -322,6 +333,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
             guards.refuse_crop(self.window)
         end = self.seen + tokens_to_remove
+        if self.alive is not None:
+            self.alive = self.alive[:, :end]
         if self.kinds is not None and end < self.kinds.shape[1]:  # of the prompt itself
             self.settle()
         elif self.reads is not None:
@@ -491,7 +504,32 @@ def _behind(head: Tensor, own: Tensor) -> Tensor:
     return torch.cat((head.expand(own.shape[0], -1, -1, -1), own), dim=-2)
 
 
-CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, PrunedLayer)
+def alive_columns(rows: Tensor, past: int, before: Tensor | None, total: int) -> Tensor:
+    """Which unpruned columns layers that borrow keys see, (samples, total) bool, once a call has run.
+
+    Args:
+        rows: (samples, rows) int64, columns of the rows that are left in this call, −1 for a pad.
+        past: Columns of earlier calls.
+        before: What was seen of these, (samples, columns) bool; None, and behind them: all.
+        total: Columns with this call's.
+    """
+    alive = torch.zeros(len(rows), total + 1, dtype=torch.bool, device=rows.device)
+    alive = alive.scatter(1, rows.masked_fill(rows < 0, total), True)[:, :total]  # pads go behind the others
+    alive[:, :past] = True
+    if before is not None:
+        alive[:, : before.shape[1]] &= before.to(alive.device)
+    return alive
+
+
+def as_seen(columns: Tensor, alive: Tensor) -> Tensor:
+    """The column of each slot, (samples, slots) int64; −1 where layers that borrow do not see it."""
+    alive = alive.to(columns.device)
+    last = alive.shape[1] - 1
+    hidden = ~alive.gather(1, columns.clamp(min=0, max=last)) & (columns <= last)
+    return columns.masked_fill(hidden, -1)
+
+
+CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer, PrunedLayer)
 """The kinds of cache layers that may stand beside pruned ones."""
 
 

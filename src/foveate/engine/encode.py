@@ -245,12 +245,16 @@ def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -
 # -- models of transformers ---------------------------------------------------------------------------------------
 
 
+PromptLengths = Callable[[Sequence[int]], Sequence[Sequence[int]] | None]
+"""Tells vision tokens of each image of each sample from those of the pieces in which features came."""
+
+
 class TowerReducer:
     """Runs a method's stages on what a family shows of its tower; images that are alike go through a stage together.
 
     Args:
         program: The stages.
-        prompt: Vision tokens of each image of each sample, where a prompt was seen.
+        prompt: Tells vision tokens of each image of each sample; None where no prompt was seen.
         video: Whether the images are videos.
 
     Attributes:
@@ -258,7 +262,7 @@ class TowerReducer:
         reads: What the stages read of the tower.
     """
 
-    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None = None, video: bool = False) -> None:
+    def __init__(self, program: Program, prompt: PromptLengths | None = None, video: bool = False) -> None:
         self._program = program
         self._prompt = prompt
         self._video = video
@@ -266,9 +270,9 @@ class TowerReducer:
         signals = itertools.chain.from_iterable(stage.reads for stage in program.images)
         self.reads = tuple(dict.fromkeys(signal for signal in signals if isinstance(signal, TowerSignal)))
 
-    def lengths(self, total: int) -> list[int]:
-        """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""
-        return lengths_in(self._prompt, total)
+    def lengths(self, total: int, pieces: Sequence[int] = ()) -> list[int]:
+        """Vision tokens of each image of a call that makes `total`, in such pieces; of one, if no prompt was seen."""
+        return lengths_in(self._prompt and self._prompt(pieces), total)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become in front of the tower."""
@@ -342,7 +346,7 @@ def encode(
     modality: str,
     run: Callable[..., Any],
     arguments: dict[str, Any],
-    prompt: Sequence[Sequence[int]] | None = None,
+    prompt: PromptLengths | None = None,
 ) -> tuple[Any, list[Cut | None]]:
     """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
 
@@ -352,7 +356,7 @@ def encode(
         modality: "image" or "video".
         run: Calls the original, with the arguments given here in the place of its own.
         arguments: The call's arguments by name.
-        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
+        prompt: Tells vision tokens of each image of each sample; None where no prompt was seen.
 
     Returns:
         What the original answers, each image's rows in the first places of its features; and what became of each.

@@ -17,7 +17,7 @@ from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
-__all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "rows_of"]
+__all__ = ["Alike", "Forward", "LayerCall", "Original", "RowMap", "Streams", "at_rows", "rows_of", "with_hidden"]
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
@@ -149,6 +149,11 @@ class RowMap:
         sample, row = self._real
         return full.index_put((sample, self.columns[sample, row]), rows[sample, row])
 
+    def take(self, value: Any) -> Any:
+        """What a layer is handed, of the rows: see `at_rows`."""
+        shape = len(self.columns), self._span
+        return at_rows(value, shape, self.columns, self._samples, self.source.clamp(min=0))
+
     def last_rows(self, samples: Tensor, columns: Tensor) -> Tensor:
         """The column of the last row at or before each of some columns, (count,) int64 each.
 
@@ -160,12 +165,12 @@ class RowMap:
         last = left.gather(1, ranks.clamp(min=0))  # (count, 1)
         return torch.where(ranks < 0, columns[:, None], last)[:, 0]
 
-    def pick(self, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The rows of a full-length (cos, sin) pair, each at the position it had."""
+    def pick(self, tables: Any) -> Any:
+        """The rows of full-length tables, such as a (cos, sin) pair, each at the position it had."""
         if self.source is self.columns:
-            return self.gather(tables[0]), self.gather(tables[1])
+            return on_tensors(tables, self.gather)
         places = self.source.clamp(min=0)
-        return rows_of(tables[0], places, self._samples), rows_of(tables[1], places, self._samples)
+        return on_tensors(tables, lambda table: rows_of(table, places, self._samples))
 
     def renumbered(self, first: Tensor) -> Tensor:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
@@ -291,7 +296,7 @@ class Forward:
         arguments: Of the core's forward, by name; let go of where the decoder begins.
         ids: The prompt's ids, (samples, columns); None where it came as embeddings.
         encoded: What the `get_*_features` calls answered, by modality.
-        image_lengths: Vision tokens of each image of each sample, where only the prompt tells.
+        image_lengths: Vision tokens of each image of each sample, by modality, where only the prompt tells.
         placeholders: Where the vision tokens are, (samples, columns) bool, by modality.
         splits: Whether chunked prefill will cut an image in two.
         goes_on: Whether this is a chunk of a prompt, and not the first.
@@ -342,7 +347,7 @@ class Forward:
     arguments: dict[str, Any] = field(default_factory=dict)
     ids: Tensor | None = None
     encoded: dict[str, Any] = field(default_factory=dict)
-    image_lengths: list[list[int]] | None = None
+    image_lengths: dict[str, list[list[int]] | None] = field(default_factory=dict)
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     splits: bool = False
     goes_on: bool = False
@@ -386,7 +391,7 @@ class Forward:
     def let_go_of_arguments(self) -> None:
         """Forget what is not needed in the decoder, pixels among it."""
         self.arguments, self.encoded, self.placeholders = {}, {}, []
-        self.ids = self.image_lengths = None
+        self.ids, self.image_lengths = None, {}
 
     def drop_in(self, samples: list[Sample], program: Program, embeds: Tensor) -> None:
         """Begin a forward in which tokens will be dropped, of embeddings (samples, columns, width)."""
@@ -474,6 +479,7 @@ class Forward:
         """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
         if self.additions is None:
             return
+        guards.refuse_additions_by_number(self.additions)
         # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
         ends = [0, *itertools.accumulate(len(sample.vision) for sample in self.samples)]
         starts = torch.tensor([ends[member] for member in bucket.members])[:, None]
@@ -522,6 +528,85 @@ class Forward:
         return final > 0, others
 
 
+def at_rows(value: Any, shape: tuple[int, int], places: Tensor, owners: Tensor | None, source: Tensor) -> Any:
+    """What a layer is handed, of some rows: a tensor of (…, samples or 1, columns, …), or a sequence of such, is read
+    there, anything else is what it was.
+
+    Numbers that were computed of a row are where the row is stored; ids and flags are of the token that it stands for.
+
+    Args:
+        value: The argument.
+        shape: Samples and columns of the call.
+        places: (some, rows) int64, the column that each row is stored in.
+        owners: (some, 1) int64, whose rows they are; None where the call has one sample.
+        source: (some, rows) int64, the column whose token each stands for.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(at_rows(part, shape, places, owners, source) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    samples, span = shape
+    axes = (axis for axis in range(1, value.dim()) if value.shape[axis] == span)
+    axis = next((axis for axis in axes if value.shape[axis - 1] in (1, samples)), None)
+    if axis is None:
+        return value
+    wide = value.reshape(*value.shape[: axis + 1], -1)  # (…, samples or 1, columns, numbers)
+    rows = rows_of(wide, places if value.is_floating_point() else source, owners)
+    return rows.reshape(*rows.shape[:-1], *value.shape[axis + 1 :])
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Several streams of hidden states, which the engine takes for one of all their widths.
+
+    Attributes:
+        count: How many.
+        first: Whether they stand in front of the samples, and not behind the columns.
+    """
+
+    count: int
+    first: bool
+
+    @classmethod
+    def of(cls, hidden: Tensor, span: int) -> "Streams | None":
+        """Those of (samples, columns, streams, width) or (streams, samples, columns, width); None where there is one.
+
+        Args:
+            hidden: What a layer is handed.
+            span: Columns of the call.
+        """
+        if hidden.dim() != 4:
+            return None
+        first = hidden.shape[1] != span
+        return cls(hidden.shape[0 if first else 2], first)
+
+    def fold(self, hidden: Tensor) -> Tensor:
+        """(samples, columns, streams · width)."""
+        behind = hidden.movedim(0, 2) if self.first else hidden
+        return behind.flatten(2)
+
+    def unfold(self, rows: Tensor) -> Tensor:
+        """What `fold` was given."""
+        behind = rows.view(*rows.shape[:2], self.count, -1)
+        return behind.movedim(2, 0) if self.first else behind
+
+    def around(self, original: Original) -> Original:
+        """A layer's forward that takes and answers one stream."""
+
+        def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = original(self.unfold(hidden_states), *args, **kwargs)
+            return with_hidden(output, self.fold)
+
+        return run
+
+
+def with_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a layer answers, its hidden states changed."""
+    if isinstance(output, tuple):
+        return change(output[0]), *output[1:]
+    return change(output)
+
+
 @dataclass(slots=True, eq=False)
 class LayerCall:
     """One decoder layer's call, as the model makes it.
@@ -531,22 +616,22 @@ class LayerCall:
         module: The layer.
         entered: Its full-length input, (samples, columns, width).
         hidden: The same with merged rows in it, once the stages before the layer have cut.
-        others: Positional arguments behind it, all None.
-        kwargs: Arguments by name; masks, tables and ids are replaced on the way.
+        kwargs: Other arguments by name; masks, tables and ids are replaced on the way.
         by_name: Whether the input came by name too.
         stored: The layer's cache, where tokens of it were dropped.
         cache: The model's; None if it runs without one.
+        streams: How its hidden states come in several streams; None where they are one.
     """
 
     index: int
     module: nn.Module
     entered: Tensor
     hidden: Tensor
-    others: tuple[Any, ...]
     kwargs: dict[str, Any]
     by_name: bool
     stored: PrunedLayer | None
     cache: Any
+    streams: Streams | None = None
 
     @property
     def past(self) -> int:
@@ -563,7 +648,12 @@ class LayerCall:
         if self.by_name:
             arguments = {**self.kwargs, "hidden_states": hidden}
             return original(**arguments)
-        return original(hidden, *self.others, **self.kwargs)
+        return original(hidden, **self.kwargs)
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """Arguments that layers of the usual kind do not get, by name."""
+        return {name: value for name, value in self.kwargs.items() if name not in guards.LAYER_ARGUMENTS}
 
 
 def _ends_of_runs(samples: list[Sample]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from foveate._transformers import (
     DECODER,
     LAYER,
     Cache,
+    LinearAttentionLayer,
     cache_of,
     lacks,
     probe,
@@ -24,6 +25,7 @@ from foveate.core.signals import Keys, Resource
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.support import refusal
+from foveate.families.tap import attention_of
 
 CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
@@ -44,10 +46,12 @@ def refuse_unknown_host(family: Family) -> None:
     for what in probe():
         raise unknown(what)
     core, text, layers = family.core, family.text, family.layers
-    if not hasattr(core, "get_image_features"):
+    if not family.gathers and not hasattr(core, "get_image_features"):
         raise unknown(f"has a {type(core).__name__} without get_image_features")
     called = {type(layer): layer for layer in layers}
-    for lacking in (lacks(text, DECODER), *(lacks(layer, LAYER) for layer in called.values())):
+    layer_takes = ("hidden_states",) if family.gathers else LAYER
+    decoder_takes = () if text is core else DECODER
+    for lacking in (lacks(text, decoder_takes), *(lacks(layer, layer_takes) for layer in called.values())):
         if lacking is not None:
             raise unknown(lacking)
     if len(set(map(id, layers))) < len(layers):
@@ -62,6 +66,38 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> No
     reason = refusal(stages, family.lacks, family.needs_all_patches)
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
+
+
+def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: bool) -> None:
+    """Layers that borrow keys and values may get the last row alone, so nothing may be dropped there."""
+    if not family.lenders:
+        return
+    first = min(family.lenders)
+    late = [layer for layer in cuts if layer >= first]
+    if late or reads_less:
+        what = "reads less while decoding" if reads_less else f"drops before layer {late[0]}"
+        raise UnsupportedError(
+            f"This method {what}, but layers {first} to {max(family.lenders)} of this model attend to keys of earlier "
+            f"layers, and may get the last row alone. Drop before layers 0 to {first - 1}, and read all tokens."
+        )
+
+
+def refuse_unencoded(family: Family, encodes: str | None) -> None:
+    """What reduces tokens before the decoder stands around the function that encodes pictures."""
+    if encodes is not None and not hasattr(family.core, "get_image_features"):
+        raise UnsupportedError(
+            f"{type(family.core).__name__} encodes pictures within its forward, so tokens cannot be reduced before the "
+            "decoder. Use a method that drops between layers."
+        )
+
+
+def refuse_sliced_rows(count: int, text: Sequence[Tensor], span: int) -> None:
+    """Where the model computes its last rows alone in layers that borrow keys, these must be rows that are left."""
+    if any(int((columns >= span - count).sum()) < count for columns in text):
+        raise UnsupportedError(
+            f"This model computes only the last {count} rows of its last layers, and some of them may be dropped. Ask "
+            "for the last row's logits alone (generate does), or for all, and put text behind the picture."
+        )
 
 
 def refuse_resources(method: Method, stages: Sequence[Stage], resources: Mapping[str, Any]) -> None:
@@ -216,7 +252,7 @@ def refuse_call(kwargs: dict[str, Any], live: Tensor | None, layer: nn.Module, c
 
 
 def refuse_first_layer(
-    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type]
+    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type], gathers: bool = False
 ) -> None:
     """The first layer's call: its cache must be one that is known, and so must all that has a value for each column.
 
@@ -226,6 +262,7 @@ def refuse_first_layer(
         span: Columns of the call.
         caches: Whether the model was told to cache.
         served: The kinds of cache layers that may differ in length.
+        gathers: Whether what has a value for each column is gathered, whatever it is.
     """
     cache = cache_of(kwargs)
     refuse_cache(cache, served)
@@ -233,7 +270,7 @@ def refuse_first_layer(
         value = kwargs[name]
         # What a layer does not name is handed on to the kernel, labels for example, and none reads columns in it.
         by_column = isinstance(value, Tensor) and span in value.shape[-2:] and lacks(layer, (name,)) is None
-        if by_column or isinstance(value, Cache):
+        if (by_column and not gathers) or isinstance(value, Cache):
             raise unknown(f"hands its layers {name}, which foveate does not know")
     if cache is None and caches:
         raise unknown("caches, and hands its layers no cache under a name that foveate knows")
@@ -369,6 +406,15 @@ def refuse_reading_ahead(stage: Stage, layer: int, first: Cut) -> None:
         )
 
 
+def refuse_additions_by_number(additions: Any) -> None:
+    """Where rows move to other places, what is added to these later must move along."""
+    if not isinstance(additions, list):
+        raise UnsupportedError(
+            "This model adds features of its pictures before several layers, which foveate cannot move along with rows "
+            "that are merged, or that have text between them. Use a method that drops between layers, and merges none."
+        )
+
+
 def refuse_unknown_owners(sizes: Sequence[int] | None, left: Sequence[int] | None) -> None:
     """Merged rows go to their image's columns, so it must be known which rows are whose."""
     if sizes is None or left is None:
@@ -407,7 +453,9 @@ def refuse_windowed_reading(layer: int) -> NoReturn:
 
 def refuse_recurrent_padding(layer: int, ragged: bool, cache: Any) -> None:
     """Padding between a state and the rows that go on from it makes the state fade."""
-    if ragged and cache is not None and cache.has_previous_state(layer):
+    if not ragged or cache is None or not isinstance(cache.layers[layer], LinearAttentionLayer):
+        return
+    if cache.has_previous_state(layer):
         raise UnsupportedError(
             f"Layer {layer} continues from the state of an earlier call, and the samples of this batch keep different "
             "numbers of tokens, so padding would change the state. Continue with one sample at a time."
@@ -434,7 +482,7 @@ def refuse_scaled_flash(layer: int, backend: str) -> None:
 
 def refuse_sliding_flash(layer: int, module: nn.Module, backend: str) -> None:
     """Flash attention counts a sliding window in stored tokens, not in the columns of the unpruned sequence."""
-    attention = getattr(module, "self_attn", None)
+    attention = attention_of(module)
     if "flash" in backend and getattr(attention, "sliding_window", None) is not None:
         raise UnsupportedError(
             f"Layer {layer} has a sliding window, and flash attention counts it in stored tokens: after dropping, the "

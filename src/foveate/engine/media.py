@@ -14,6 +14,7 @@ from foveate.core.grid import Grid, cells_of, frames_of, grids_of
 from foveate.engine import guards
 from foveate.engine.program import Program
 from foveate.families.base import Family
+from foveate.families.placing import lengths_of, pieces_of
 
 __all__ = ["MediaTokens", "image_lengths", "lengths_in", "nowhere", "placed", "tag", "tagged_media"]
 
@@ -145,7 +146,7 @@ def tag(
     features = features_of(output, pieces)
     lengths = [len(tensor) for tensor in features]
     if family.tiled:
-        lengths = lengths_in(prompt, sum(tensor.shape[:-1].numel() for tensor in features))
+        lengths = lengths_in(prompt, sum(lengths_of(features)))
     # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
     # trace holds this, so it must hold neither pixels nor the model.
     boxes = cache(partial(type(family).boxes, family.model.config, modality, family.remembered(arguments), lengths))
@@ -189,24 +190,29 @@ def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list
     return [list(itertools.islice(images, count)) for count in counts]
 
 
-def image_lengths(family: Family, mask: Tensor | None, ids: Tensor | None) -> list[list[int]] | None:
+def image_lengths(
+    family: Family, modality: str, mask: Tensor | None, ids: Tensor | None, pieces: Sequence[int] = ()
+) -> list[list[int]] | None:
     """Vision tokens of each image of each sample where only the prompt tells; None where it need not, or was not seen.
 
     Args:
         family: Knows whether it must.
+        modality: "image" or "video".
         mask: Where the vision tokens are, (samples, columns) bool; None before that is said: read off the ids.
         ids: The prompt's ids, (samples, columns).
+        pieces: Tokens of each piece in which the features came; none before there are any.
     """
     if not family.tiled or (mask is None and ids is None):
         return None
     if mask is None:
-        mask = placed(family, "image", ids)
-    return family.image_lengths(mask, ids)
+        mask = placed(family, modality, ids)
+    return family.image_lengths(mask, ids, pieces)
 
 
 def placed(family: Family, modality: str, ids: Tensor | None) -> Tensor:
     """Where a prompt has vision tokens, (samples, columns) bool."""
-    places: Tensor = ids == getattr(family.model.config, f"{modality}_token_id")
+    assert ids is not None
+    places: Tensor = ids == family.placeholder(modality)  # type: ignore[assignment]
     return places
 
 
@@ -238,7 +244,7 @@ def tag_of(tagged: Any, kind: type[T]) -> T | None:
 
 def features_of(output: Any, pieces: int) -> list[Tensor]:
     """The features of each image or video in what a `get_*_features` call answered."""
-    parts = list(getattr(output, "pooler_output", output))
+    parts = pieces_of(output)
     if pieces == 1:
         return parts
     # With two pieces an image, parts 0 1 2 3 are the images 0 1 and 2 3.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import DynamicSlidingWindowLayer, LinearAttentionLayer
+from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine import guards
@@ -17,12 +17,13 @@ from foveate.engine.buckets import WORDS
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
 from foveate.engine.forward import Forward, RowMap
-from foveate.engine.media import MediaTokens, image_lengths, tagged_media
+from foveate.engine.media import MediaTokens, image_lengths, nowhere, tagged_media
 from foveate.engine.program import Program
 from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, Where
 from foveate.families.base import Family
+from foveate.families.placing import lengths_of, pieces_of
 
 __all__ = ["begin", "finish"]
 
@@ -45,12 +46,13 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
     """
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
+    forward.span = 0 if prompt is None else prompt.shape[1]
     layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
     is_prompt = prompt is not None and (prompt.shape[1] > 1 or forward.goes_on)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = True
-    steps = program.reading is None and prompt is not None
+    steps = program.reading is None and prompt is not None and not family.lenders
     for layer in layers:
         if layer is None:
             continue
@@ -74,7 +76,7 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
         if not forward.idle or reads:
             forward.backend = str(family.text.config._attn_implementation)
         if steps and not forward.idle:
-            forward.steps, forward.cache, forward.span = layers, cache, prompt.shape[1]
+            forward.steps, forward.cache = layers, cache
         if reads:
             begin_turn(forward, cache, prompt, live)
         return None
@@ -195,12 +197,18 @@ def _media_in(forward: Forward, program: Program, family: Family, modality: str,
     Raises:
         UnsupportedError: If the method reduces in the tower and these features did not come through it here.
     """
+    if not hasattr(family.core, f"get_{modality}_features"):
+        if program.encodes is not None:
+            guards.refuse_foreign_features(program.method)
+        runs = image_lengths(family, modality, mask, forward.ids) or []
+        return [MediaTokens(length, nowhere, video=modality == "video") for length in itertools.chain(*runs)]
     if modality not in forward.encoded:
         return []
-    lengths = forward.image_lengths if modality == "image" else None
+    output = forward.encoded[modality]
+    lengths = forward.image_lengths.get(modality)
     if lengths is None:
-        lengths = image_lengths(family, mask, forward.ids)
-    return tagged_media(forward.encoded[modality], lengths, program, family, modality)
+        lengths = image_lengths(family, modality, mask, forward.ids, lengths_of(pieces_of(output)))
+    return tagged_media(output, lengths, program, family, modality)
 
 
 def _live(kwargs: dict[str, Any], arguments: dict[str, Any]) -> Tensor | None:
@@ -306,7 +314,7 @@ def _held(cache: Any) -> dict[int, int]:
     for index, layer in enumerate(getattr(cache, "layers", ())):
         if isinstance(layer, DynamicSlidingWindowLayer):
             held[index] = layer.sliding_window - 1
-        elif isinstance(layer, LinearAttentionLayer):
+        elif isinstance(layer, LinearAttentionLayer | DummyLayer):
             held[index] = 0
     return held
 
@@ -315,7 +323,7 @@ def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
     """Layers that ran on rows must have stored them."""
     recurrent = family.recurrent
     for index, rows in enumerate(forward.row_maps):
-        if rows is None or index in recurrent:
+        if rows is None or index in recurrent or index in family.lenders:
             continue
         layer = cache.layers[index] if index < len(cache.layers) else None
         if type(layer) is not PrunedLayer or not layer.is_whole:
@@ -324,8 +332,8 @@ def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
 
 def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -> None:
     """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that."""
-    recurrent = family.recurrent
-    layers = [index for index in program.cached if index < len(cache.layers) and index not in recurrent]
+    stateful = {*family.recurrent, *family.lenders}
+    layers = [index for index in program.cached if index < len(cache.layers) and index not in stateful]
     if not layers or forward.rows is None:
         return
     final, others = forward.final()

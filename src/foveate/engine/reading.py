@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from foveate.core.signals import Signal
-from foveate.core.tensors import take_along
+from foveate.core.tensors import on_tensors, take_along
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, visibility
 from foveate.engine.attending import RowsReader, last_marked
 from foveate.engine.buckets import Bucket
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import Forward, LayerCall, rows_of
+from foveate.engine.forward import Forward, LayerCall, at_rows, rows_of
 from foveate.engine.samples import Unit, image_units
 from foveate.families.base import Family
+from foveate.families.tap import attention_of
 
 __all__ = [
     "AttentionReader",
@@ -115,9 +116,12 @@ class AttentionReader(RowsReader):
         self._sees = self._visibility(ragged)
         # Tables are made now, while the arguments are those of all rows. Queries and keys that are there have been
         # turned by them already; attention over nearness needs them besides.
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._tables: Any = None
+        self._more: dict[str, Any] = {}
         if own_attention is None or any(getattr(signal, "without_distance", False) for signal in signals):
             self._tables = self._tables_of_rows()
+        if own_attention is None and family.gathers:
+            self._more = self._more_of_rows()
 
     def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
         """Which slots rows see by the model's mask (see `visibility`): the slots of earlier turns, then these rows."""
@@ -136,15 +140,22 @@ class AttentionReader(RowsReader):
         mask = call.kwargs.get("attention_mask")
         return visibility(mask, self._bucket.index, keys, seen, length, ragged, is_causal(call.module))
 
-    def _tables_of_rows(self) -> tuple[Tensor, Tensor]:
+    def _tables_of_rows(self) -> Any:
         """(cos, sin) of the bucket's rows."""
-        if self._forward.rows is None:
-            tables = self._rows.pick(self._call.kwargs["position_embeddings"])
-        else:
+        given = self._call.kwargs.get("position_embeddings")
+        tables = self._rows.pick(given)
+        if given is not None and self._forward.rows is not None:
             tables = self._positions.tables(self._forward, self._call, self._rows)
         # M-RoPE's tables may have its axes in front of the samples.
-        cos, sin = (table[..., self._of, self._start :, :] for table in tables)
-        return cos, sin
+        return on_tensors(tables, lambda table: table[..., self._of, self._start :, :])
+
+    def _more_of_rows(self) -> dict[str, Any]:
+        """What else the layer is handed of the bucket's rows: ids, and what layers of the usual kind do not get."""
+        rows, owners = self._rows, self._bucket.owners
+        source = rows.source.clamp(min=0)[self._of, self._start :]
+        given = {**self._call.more, "position_ids": self._call.kwargs.get("position_ids")}
+        samples, span, _ = self._hidden.shape
+        return {name: at_rows(value, (samples, span), self._columns, owners, source) for name, value in given.items()}
 
     def _live(self) -> Tensor | None:
         live = self._forward.live
@@ -169,9 +180,11 @@ class AttentionReader(RowsReader):
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
         if self._own_attention is not None:
             return self._from_own_attention(asking, *self._own_attention[0])
-        assert self._tables is not None
+        call = self._call
         rows = rows_of(self._hidden, self._columns, self._bucket.owners)
-        return self._family.queries_and_keys(self._call.module, rows, asking, self._tables)
+        if call.streams is not None:
+            rows = call.streams.unfold(rows)
+        return self._family.queries_and_keys(call.module, rows, asking, self._tables, self._more)
 
     def _from_own_attention(
         self, asking: Tensor, query: Tensor, keys: Tensor, scaling: float
@@ -189,7 +202,7 @@ class AttentionReader(RowsReader):
 
 def is_causal(layer: Any) -> bool:
     """Whether a layer's kernel, given no mask, lets a row see those before it alone."""
-    return bool(getattr(getattr(layer, "self_attn", None), "is_causal", True))
+    return bool(getattr(attention_of(layer), "is_causal", True))
 
 
 def past_keys(

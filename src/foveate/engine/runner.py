@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import CACHE_NAMES, cache_of
+from foveate._transformers import CACHE_NAMES, by_name, cache_of
 from foveate.core.signals import Signal
-from foveate.core.tensors import send
+from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.buckets import Bucket
-from foveate.engine.cache import CACHE_LAYERS, find_pruned, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, alive_columns, as_seen, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped
+from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped, Streams, with_hidden
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import decode_hook
 from foveate.families.base import Family, tapped_layer, unreadable
-from foveate.families.tap import AttentionHook
+from foveate.families.tap import AttentionHook, attention_of
 
 __all__ = ["LayerRunner"]
 
@@ -29,9 +29,8 @@ Tap = AbstractContextManager[None]
 """Reads a layer's own attention while the layer runs, if a stage asks for it."""
 
 
-BY_PLACE = {"attention_mask", "position_embeddings"}
-BY_NAME = {"hidden_states", *BY_PLACE}
-"""What a layer must be handed by name, and what else if its input comes by name too."""
+BY_NAME = {"attention_mask", "position_embeddings"}
+"""What a layer of the usual kind is handed by name."""
 
 
 class LayerRunner:
@@ -40,10 +39,12 @@ class LayerRunner:
     Attributes:
         forward: The forward on its way; None outside.
         wrappers: What was put in the place of each layer's forward.
+        begin: Called before the first layer of a forward that has not begun, with its input and its other arguments.
     """
 
     def __init__(self, family: Family, program: Program) -> None:
         self.forward: Forward | None = None
+        self.begin: Callable[[Tensor, dict[str, Any]], None] | None = None
         self.wrappers: list[Original] = []
         self._family = family
         self._program = program
@@ -52,15 +53,19 @@ class LayerRunner:
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._recurrent = family.recurrent
+        self._lenders = family.lenders
+        self._lending = frozenset(self._lenders.values())
         self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
         self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
-        if program.reading is None and self._bare:
+        if program.reading is None and self._bare and not self._lenders:
             others = program.busy | self._recurrent | self._positions.scaling
             self._plain = frozenset(range(1, len(self._layers))) - others
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
         forward = self.forward
+        if index == 0 and forward is not None and not forward.begun and self.begin is not None:
+            self.begin(args[0] if args else kwargs["hidden_states"], kwargs)
         if forward is None or forward.idle:  # outside the decoder's forward, or nothing to do
             return original(*args, **kwargs)
         if not forward.begun:
@@ -88,29 +93,38 @@ class LayerRunner:
             forward.alike = None
             args, kwargs = alike.put_back(index, args, kwargs)
         cache = cache_of(kwargs)
-        stored = find_pruned(cache, index)
+        stored = find_pruned(cache, self._lenders.get(index, index))
         if not forward.drops and stored is None and not forward.ends_turn:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
             stored = stored.reads
         expected = len(forward.row_maps) if forward.drops else index
-        if (
-            index != expected
-            or args[1:].count(None) < len(args) - 1
-            or not kwargs.keys() >= (BY_PLACE if args else BY_NAME)
-        ):
+        module = self._layers[index]
+        if args[1:]:
+            args, kwargs = args[:1], by_name(module, args, kwargs)
+        usual = self._family.gathers or kwargs.keys() >= BY_NAME
+        if index != expected or not usual or not (args or "hidden_states" in kwargs):
             guards.refuse_layer_call(index, expected, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
+        streams = Streams.of(hidden, forward.span)
+        if streams is not None:
+            hidden, original = streams.fold(hidden), streams.around(original)
         if forward.drops and index == 0:
-            guards.refuse_first_layer(self._layers[0], kwargs, hidden.shape[1], forward.caches, CACHE_LAYERS)
+            gathers = self._family.gathers
+            guards.refuse_first_layer(module, kwargs, hidden.shape[1], forward.caches, CACHE_LAYERS, gathers)
             forward.cache = cache
         elif forward.drops and cache is not forward.cache:
             guards.refuse_other_cache(index)
-        module = self._layers[index]
-        call = LayerCall(index, module, hidden, hidden, args[1:], kwargs, not args, stored, cache)
+        call = LayerCall(index, module, hidden, hidden, kwargs, not args, stored, cache, streams)
         del hidden, args  # so that the call alone holds the input
+        run = self._run_borrower if index in self._lenders else self._run_call
+        output = run(forward, call, original)
+        return output if streams is None else with_hidden(output, streams.unfold)
+
+    def _run_call(self, forward: Forward, call: LayerCall, original: Original) -> Any:
+        """Run a layer whose call is known: first its stages cut."""
         self._bring_together(forward, call)
-        tables = kwargs["position_embeddings"]
+        tables = call.kwargs.get("position_embeddings")
         self._positions.move_up(forward, call)
         reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
         if forward.drops:
@@ -124,12 +138,15 @@ class LayerRunner:
         self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None], tables: Any
     ) -> Any:
         """Run a layer on all columns; in its cache some may be missing. It was handed these tables."""
+        if forward.drops and call.cache is not None and call.index in self._lending:
+            call.stored = pruned_layer(call.cache, call.index)  # borrowers may see less of it
+            call.stored.lends = True
         if call.stored is not None:
             mask = call.kwargs.get("attention_mask")
             call.kwargs["attention_mask"] = self._mask(forward, call)
             call.stored.announce(None, call.hidden.shape[1])
             if forward.steps and call.index in self._plain:
-                given = {name: call.kwargs[name] for name in ("attention_mask", "position_embeddings")}
+                given = {name: value for name, value in call.kwargs.items() if name in BY_NAME}
                 forward.stepped = Stepped(call.stored, mask, tables, given, type(call.module))
         with tap:
             return call.run(original, call.hidden)
@@ -145,15 +162,19 @@ class LayerRunner:
             call.stored = pruned_layer(call.cache, call.index)
         past = call.past
         columns = rows.unpruned(past)
-        mask, tables = call.kwargs.get("attention_mask"), call.kwargs["position_embeddings"]
+        mask, tables = call.kwargs.get("attention_mask"), call.kwargs.get("position_embeddings")
+        more = self._more_of_rows(call, rows)
         if recurrent:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
             call.kwargs["attention_mask"] = self._mask(forward, call, rows, columns)
-        call.kwargs["position_embeddings"] = self._positions.tables(forward, call, rows)
-        scales = call.index in self._positions.scaling
-        call.kwargs["position_ids"] = self._positions.ids(forward, call, rows) if scales else None
+        if tables is not None:
+            call.kwargs["position_embeddings"] = self._positions.tables(forward, call, rows)
+        if "position_ids" in call.kwargs:
+            call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+        call.kwargs.update(more)
         if call.stored is not None:
+            call.stored.lends = call.index in self._lending
             call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
             if rows.numbered is not None:
                 call.stored.shift = rows.shift(call.stored.shift, forward.entering_rows)
@@ -161,12 +182,75 @@ class LayerRunner:
         call.hidden = call.entered  # frees the copy with merged rows while the layer runs
         with tap:
             output = call.run(original, gathered)
-        if past == 0 and call.index + 1 in self._plain and not recurrent and _is_new(call.cache, call.index):
-            given = {name: call.kwargs[name] for name in ("attention_mask", "position_embeddings", "position_ids")}
+        alone = call.index + 1 in self._plain and not recurrent and not more
+        if past == 0 and alone and _is_new(call.cache, call.index):
+            names = ("attention_mask", "position_embeddings", "position_ids")
+            given = {name: call.kwargs[name] for name in names if name in call.kwargs}
             announced = columns, call.hidden.shape[1], rows.valid is not None
             shift = None if call.stored is None else call.stored.shift
             forward.alike = Alike(mask, tables, given, rows, announced, shift, type(call.module), gathered.device)
         return self._hand_on(forward, forward.alike, call.index, rows, call.entered, output)
+
+    def _run_borrower(self, forward: Forward, call: LayerCall, original: Original) -> Any:
+        """Run a layer that attends to what an earlier one has made: its queries are of the rows that are left.
+
+        Where only the last row's logits are asked for, the model hands it that row alone.
+        """
+        self._bring_together(forward, call)
+        lender, span, count = call.stored, forward.span, call.hidden.shape[1]
+        rows = None if forward.rows is None else forward.rows.on(call.hidden.device)
+        sliced = count < span
+        if forward.drops:
+            forward.row_maps.append(forward.rows)
+        if rows is not None and sliced:
+            guards.refuse_sliced_rows(count, [sample.text for sample in forward.samples], span)
+        past = 0 if lender is None else lender.seen - span
+        held, alive = self._lent(forward, call, rows, past)
+        keys = held if held is None or alive is None else as_seen(held, alive)
+        mask, ragged = call.kwargs.get("attention_mask"), alive is not None or (lender is not None and lender.ragged)
+        if keys is not None and (mask is not None or ragged):
+            queries = torch.arange(count, device=keys.device).expand(len(keys), -1)
+            if sliced and mask is None:
+                queries = queries + span - count
+            elif rows is not None and not sliced:
+                queries = rows.columns
+            remap = Remap(queries, keys, past, past + span, ragged, is_causal(call.module))
+            call.kwargs["attention_mask"] = remap(mask, forward.backend)
+        if rows is None or sliced:
+            return call.run(original, call.hidden)
+        call.kwargs.update(self._more_of_rows(call, rows))
+        call.kwargs["position_embeddings"] = rows.pick(call.kwargs.get("position_embeddings"))
+        if "position_ids" in call.kwargs:
+            call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+        output = call.run(original, rows.gather(call.hidden))
+        return self._hand_on(forward, None, call.index, rows, call.entered, output)
+
+    def _lent(
+        self, forward: Forward, call: LayerCall, rows: RowMap | None, past: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Columns of the slots that a layer's lender has handed out, (samples, slots), and which columns are seen; None
+        of either where all are there."""
+        lender, span, device = call.stored, forward.span, call.hidden.device
+        if lender is not None:
+            if rows is not None:
+                lender.alive = alive_columns(rows.unpruned(past), past, lender.alive, lender.seen)
+            return lender.returned, lender.alive
+        if rows is None:
+            return None, None
+        of_lender = forward.row_maps[self._lenders[call.index]]  # without a cache
+        held = torch.arange(span, device=device).expand(len(rows.columns), -1)
+        if of_lender is not None:
+            held = of_lender.on(device).unpruned(0)
+        return held, alive_columns(rows.unpruned(0), 0, None, span)
+
+    def _more_of_rows(self, call: LayerCall, rows: RowMap) -> dict[str, Any]:
+        """Of what layers of the usual kind do not get, by name, what has a value for every column: of the rows."""
+        more = {}
+        for name, value in call.more.items() if self._family.gathers else ():
+            taken = rows.take(value)
+            if taken is not value:
+                more[name] = _with_pads(name, taken, rows)
+        return more
 
     def _run_alike(
         self, forward: Forward, alike: Alike, index: int, original: Original, hidden: Tensor, kwargs: dict[str, Any]
@@ -253,15 +337,15 @@ class LayerRunner:
     def _bring_together(self, forward: Forward, call: LayerCall) -> None:
         """Bring input, tables and mask to where the layer computes."""
         hidden, kwargs = call.hidden, call.kwargs
-        if self._bare and kwargs["position_embeddings"][0].device == hidden.device:
+        tables = kwargs.get("position_embeddings")
+        if self._bare and tables is not None and tables[0].device == hidden.device:
             return
         if forward.drops or call.index not in self._devices:
             self._devices[call.index] = _device_of(call.module, hidden)
         device = self._devices[call.index]
-        if hidden.device != device or kwargs["position_embeddings"][0].device != device:
+        if hidden.device != device or (tables is not None and tables[0].device != device):
             call.entered = call.hidden = hidden.to(device)
-            cos, sin = kwargs["position_embeddings"]
-            kwargs["position_embeddings"] = _here(forward, cos, device), _here(forward, sin, device)
+            kwargs["position_embeddings"] = on_tensors(tables, lambda table: _here(forward, table, device))
         kwargs["attention_mask"] = _here(forward, kwargs.get("attention_mask"), device)
 
     # -- masks -------------------------------------------------------------------------------------------------
@@ -352,7 +436,14 @@ def _reading(
     with tapped_layer(call.module, attends):
         yield
     if not attended:
-        raise unreadable(call.module.self_attn)
+        raise unreadable(attention_of(call.module))
+
+
+def _with_pads(name: str, value: Any, rows: RowMap) -> Any:
+    """An argument of some rows; where it is a mask of them, (samples, rows), pads are hidden too."""
+    if "mask" not in name or not isinstance(value, Tensor) or value.dim() != 2 or rows.valid is None:
+        return value
+    return value * rows.valid.to(value.dtype)
 
 
 def _is_new(cache: Any, index: int) -> bool:

@@ -32,6 +32,7 @@ from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
+from foveate.families.placing import lengths_of, pieces_of
 from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "drop_or_not", "refuse_open", "refuse_running", "remove"]
@@ -228,6 +229,8 @@ class Session:
         self._family = family
         guards.refuse_unknown_host(family)
         self._program = _program(method, family, resources)
+        guards.refuse_unencoded(family, self._program.encodes)
+        guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
         # Of the running `generate` call, which encodes pictures before the forward that they are in.
@@ -264,8 +267,11 @@ class Session:
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
-        patches.wrap(core, self._family.merger, self.around_merger)
-        patches.hook(text, "before", self.before_decoder, with_kwargs=True)
+        if self._family.merger is not None:
+            patches.wrap(core, self._family.merger, self.around_merger)
+        if text is not core:  # else what enters the layers is not known before the first of them
+            patches.hook(text, "before", self.before_decoder, with_kwargs=True)
+        self._runner.begin = self.before_layers
         if self._program.renumbers:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
@@ -341,14 +347,16 @@ class Session:
         self._encoding = True
         cuts: Sequence[Cut | None] = ()
         try:
-            forward.image_lengths = lengths = image_lengths(self._family, None, forward.ids)
+            prompt = functools.partial(image_lengths, self._family, modality, None, forward.ids)
             if self._program.encodes is None:
                 output = call.run()
             else:
-                output, cuts = encode(self._family, self._program, modality, call.run, call.arguments, lengths)
+                output, cuts = encode(self._family, self._program, modality, call.run, call.arguments, prompt)
         finally:
             self._encoding = False
-        if hasattr(output, "pooler_output"):  # else a tuple, for a user with return_dict=False; the model uses none
+        if hasattr(output, "to_tuple"):  # else a tuple, for a user with return_dict=False; the model uses none
+            lengths = prompt(lengths_of(pieces_of(output)))
+            forward.image_lengths[modality] = lengths
             tag(self._family, modality, call.arguments, output, cuts, lengths)
             forward.encoded[modality] = output
             self._note_splits(forward, modality, output)
@@ -358,7 +366,7 @@ class Session:
         """Note whether chunked prefill will cut an image in two."""
         if self._chunk is None or forward.ids is None:
             return
-        media = tagged_media(output, forward.image_lengths, self._program, self._family, modality)
+        media = tagged_media(output, forward.image_lengths[modality], self._program, self._family, modality)
         lengths = [image.length for image in media]
         columns = placed(self._family, modality, forward.ids).nonzero()[:, 1]
         chunks = columns.cpu() // self._chunk  # in which chunk each vision token is
@@ -403,6 +411,16 @@ class Session:
         if embeds is None:
             return None
         return args, {**kwargs, "inputs_embeds": embeds}
+
+    def before_layers(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Begin at the first layer, where no decoder within the core was handed what enters it."""
+        if self._family.text is not self._core:
+            return
+        forward = self._arriving()
+        if self._family.merger is None:
+            forward.placeholders = self._family.placed({**forward.arguments, "input_ids": forward.ids})
+        given = {**kwargs, **forward.arguments, "inputs_embeds": hidden}
+        self.before_decoder(self._family.text, (), given)
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""

@@ -1,7 +1,8 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from foveate.errors import UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tap import made_by_itself, tapped_layer, unreadable
+from foveate.families.tap import attention_of, made_by_itself, tapped_layer, unreadable
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
@@ -48,6 +49,7 @@ class Family:
         runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
         needs_all_patches: Why the tower cannot run on the patches of some tokens, as the end of a sentence; None: it
             can (see `encode_subset`).
+        gathers: Whether layers may get more than the usual arguments, which are known by their shapes.
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
             projections, attention, and a gated MLP, all dense; and whose queries and keys are made in the usual way.
@@ -58,7 +60,7 @@ class Family:
     oldest: ClassVar[str] = OLDEST
     decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
-    renumbers: ClassVar[bool] = True
+    renumbers: bool = True
     shares_prefix: ClassVar[bool] = False
     closing_tokens: ClassVar[int] = 0
     decoder: ClassVar[str] = "language_model"
@@ -66,6 +68,7 @@ class Family:
     videos: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
     runs_grids: ClassVar[bool] = True
+    gathers: bool = False
     needs_all_patches: ClassVar[str | None] = "nobody has said how it would run on some of them"
 
     def __init__(self, model: Any) -> None:
@@ -89,8 +92,8 @@ class Family:
         return core
 
     @property
-    def merger(self) -> str:
-        """Name of the core's function that is asked where the vision tokens are."""
+    def merger(self) -> str | None:
+        """Name of the core's function that is asked where the vision tokens are; None where ids alone tell."""
         return next(name for name in self.mergers if hasattr(self.core, name))
 
     @property
@@ -158,6 +161,20 @@ class Family:
         """
         return frozenset()
 
+    @functools.cached_property
+    def lenders(self) -> dict[int, int]:
+        """Decoder layers that attend to keys and values of an earlier layer, and which (Gemma 3n, Gemma 4 E2B)."""
+        attentions = [attention_of(layer) for layer in self.layers]
+        lenders: dict[int, int] = {}
+        own: dict[Any, int] = {}  # the last layer of each type that makes its own
+        for index, attention in enumerate(attentions):
+            kind = getattr(attention, "layer_type", None)
+            if getattr(attention, "is_kv_shared_layer", False):
+                lenders[index] = own[kind]
+            else:
+                own[kind] = index
+        return lenders
+
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
 
@@ -172,12 +189,21 @@ class Family:
                 pairs.append((modality, mask))
         return pairs
 
-    def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
+    def placeholder(self, modality: str) -> int | None:
+        """The id of the prompt's placeholders of a modality."""
+        return getattr(self.model.config, f"{modality}_token_id", None)
+
+    def placed(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
+        """As `vision_masks`, of a core without a merger, from the ids among the arguments of its call."""
+        raise NotImplementedError
+
+    def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         """Vision tokens of each image of each sample, in order, read off the prompt: for `tiled` families.
 
         Args:
             mask: Where the vision tokens are, (samples, columns) bool.
             ids: The prompt's ids, (samples, columns); None where it came as embeddings.
+            pieces: Tokens of each piece in which the features came; none before there are any.
         """
         raise NotImplementedError
 
@@ -196,7 +222,7 @@ class Family:
         return self.text.config.model_type in self.decoders
 
     def queries_and_keys(
-        self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
+        self, layer: Any, hidden: Tensor, queries: Tensor, rotary: Any, others: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor, float]:
         """What a decoder layer's attention would compute for some rows of its input, without running the layer.
 
@@ -206,6 +232,7 @@ class Family:
             queries: Rows whose queries are wanted, (samples, …) int64.
             rotary: (cos, sin) of all rows, (samples, rows, head size) each; with M-RoPE's axes first where layers
                 combine them.
+            others: What else the layer gets, at these rows; None: nothing.
 
         Returns:
             Queries (samples, heads, …, head size), keys of all rows (samples, key heads, rows, head size), both after
@@ -216,7 +243,7 @@ class Family:
         """
         attention = layer.self_attn
         if not self.is_usual:
-            return made_by_itself(layer, hidden, queries, rotary)
+            return made_by_itself(layer, hidden, queries, {"position_embeddings": rotary, **(others or {})})
         normed = layer.input_layernorm(hidden)
 
         def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
@@ -268,7 +295,7 @@ class Family:
 
     def softcap(self, layer: Any) -> float | None:
         """What a decoder layer keeps its attention logits below, as Gemma 2 does; None where it does not."""
-        return getattr(layer.self_attn, "attn_logit_softcapping", None)
+        return getattr(attention_of(layer), "attn_logit_softcapping", None)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Run a `get_*_features` call with every image's tokens reduced; placeholders stay whole.

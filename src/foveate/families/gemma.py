@@ -22,7 +22,6 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
-from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.llava import Llava, clip_shape, pictures_in, side_of
 from foveate.families.placing import first_rows, replace_images
@@ -207,13 +206,8 @@ class Gemma4(Family):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        text = self.text.config
-        if text.num_kv_shared_layers or text.hidden_size_per_layer_input:
-            raise UnsupportedError(
-                f"This Gemma 4 is not supported: {text.num_kv_shared_layers} layers reuse the keys of earlier "
-                f"layers, which still hold dropped tokens, and every layer gets {text.hidden_size_per_layer_input} "
-                "more inputs for each token. Use the 26B-A4B or the 31B."
-            )
+        self.gathers = bool(self.text.config.hidden_size_per_layer_input)  # E2B, E4B: more inputs for each token
+        self.renumbers = not self.lenders
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """The core asks where everything would be, at every call: of that, what is there."""

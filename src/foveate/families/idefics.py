@@ -3,6 +3,7 @@ RoPE."""
 
 import inspect
 import itertools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -61,7 +62,7 @@ class SmolVLM(Tiled):
         mask = (embeds == placeholder).all(dim=-1)
         return [("image", mask)]
 
-    def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
+    def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         """Of a prompt that came as embeddings every tile is taken for an image, as its tags cannot be read."""
         if ids is None:
             return run_lengths(mask)

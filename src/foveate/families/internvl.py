@@ -1,5 +1,6 @@
 """InternVL3: up to a dozen square tiles a picture and a view of the whole, 2 x 2 patches a token, 1-D RoPE."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -41,7 +42,7 @@ class InternVL(Tiled):
         patches = cls.block(config) ** 2
         return config.vision_config.hidden_size * patches, width, width
 
-    def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
+    def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         return run_lengths(mask)
 
     def attention_of(self, signal: TowerSignal) -> Any:

@@ -12,6 +12,8 @@ from foveate.core.cut import Cut
 __all__ = [
     "first_rows",
     "images_of",
+    "lengths_of",
+    "pieces_of",
     "place_rows",
     "put_images",
     "replace_images",
@@ -68,30 +70,57 @@ def replace_images(output: Any, cells: Sequence[Cut | None]) -> list[Cut | None]
     return cuts
 
 
-def images_of(output: Any, lengths: Callable[[int], Sequence[int]] | None) -> list[Tensor]:
+def pieces_of(output: Any) -> list[Tensor]:
+    """The pieces in which a `get_*_features` call answers features, (…, tokens, width) each."""
+    name = _name_of(output)
+    if name is not None:
+        return list(getattr(output, name, output))
+    _, pieces = output.deepstack_features[0]  # nothing is embedded: all is added between layers (Granite 4)
+    return list(pieces)
+
+
+def _name_of(output: Any) -> str | None:
+    """What an answer calls the features that go to the decoder; None where only what is added later is there."""
+    if getattr(output, "pooler_output", output) is not None:
+        return "pooler_output"
+    if getattr(output, "last_hidden_state", None) is not None:
+        return "last_hidden_state"
+    return None if getattr(output, "deepstack_features", None) else "pooler_output"
+
+
+def lengths_of(pieces: Sequence[Tensor]) -> list[int]:
+    """Tokens of each piece."""
+    return [piece.shape[:-1].numel() for piece in pieces]
+
+
+def images_of(output: Any, lengths: Callable[[int, Sequence[int]], Sequence[int]] | None) -> list[Tensor]:
     """The features of each image, (tokens, width), in what a `get_*_features` call answered.
 
     Args:
-        output: Its `pooler_output` is a tensor or a sequence of pieces.
-        lengths: Tells tokens of each image from those of all; None where a piece is an image.
+        output: A tensor or a sequence of pieces.
+        lengths: Tells tokens of each image from those of all and of each piece; None where a piece is an image.
     """
-    pieces = list(output.pooler_output)
+    pieces = pieces_of(output)
     if lengths is None:
         return pieces
     # Pieces are tiles, so an image is several of them: all tokens in one tensor, divided anew.
     together = torch.cat([piece.flatten(0, -2) for piece in pieces])
-    of_images = lengths(len(together))
+    of_images = lengths(len(together), lengths_of(pieces))
     return list(torch.split(together, list(of_images)))
 
 
 def put_images(output: Any, images: Sequence[Tensor]) -> None:
     """Put the features of each image back, in the form all came in."""
-    pieces = output.pooler_output
+    name, made = _name_of(output), list[Tensor]()
+    if name is None:
+        return
+    pieces = getattr(output, name)
     if isinstance(pieces, Tensor):
-        output.pooler_output = torch.cat(list(images)).view_as(pieces)
-    elif len(pieces) == len(images):
-        output.pooler_output = list(images)
+        setattr(output, name, torch.cat(list(images)).view_as(pieces))
+        return
+    if len(pieces) == len(images):
+        made = list(images)
     else:
-        sizes = [len(piece) for piece in pieces]
-        together = torch.cat(list(images))
-        output.pooler_output = list(torch.split(together, sizes))
+        parts = torch.split(torch.cat(list(images)), lengths_of(pieces))
+        made = [part.view_as(piece) for part, piece in zip(parts, pieces, strict=True)]
+    setattr(output, name, made)

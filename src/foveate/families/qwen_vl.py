@@ -63,7 +63,7 @@ class Qwen2VL(Family):
     model_type: ClassVar[str] = "qwen2_vl"
     title: ClassVar[str] = "Qwen2-VL"
     videos: ClassVar[bool] = True
-    renumbers: ClassVar[bool] = False
+    renumbers: bool = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
     shares_prefix: ClassVar[bool] = True
     needs_all_patches: ClassVar[str | None] = None

@@ -1,13 +1,15 @@
 """Reading an attention module's queries and keys while its own kernel runs."""
 
-import sys
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, scales_by_position
+from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, kind_of
 from foveate.core.patching import Patcher
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
@@ -16,11 +18,13 @@ __all__ = [
     "TAP",
     "AttentionHook",
     "Tapped",
+    "attention_of",
     "made_by_itself",
     "tap",
     "tapped",
     "tapped_layer",
     "unreadable",
+    "unturned",
 ]
 
 TAP = "foveate_tap"
@@ -28,6 +32,9 @@ TAP = "foveate_tap"
 AttentionHook = Callable[[Tensor, Tensor, float], None]
 """Called with the queries and the keys of all samples, (samples, heads, tokens, head size), and the scaling of their
 product."""
+
+MaskHook = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
+"""Called with the queries, the keys, the mask and the options that the kernel gets."""
 
 
 class Tapped(NamedTuple):
@@ -51,9 +58,10 @@ class Tapped(NamedTuple):
 class _Config:
     """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
 
-    def __init__(self, real: Any, see: AttentionHook) -> None:
+    def __init__(self, real: Any, see: AttentionHook, see_mask: MaskHook | None) -> None:
         self._real = real
         self._see = see
+        self._see_mask = see_mask
         self._attn_implementation = TAP
 
     def __getattr__(self, name: str) -> Any:
@@ -68,20 +76,29 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     if scaling is None:
         scaling = query.shape[-1] ** -0.5  # 1 / √(head size), what kernels take by default
     config._see(query, key, scaling)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, eager)
+    if config._see_mask is not None:
+        config._see_mask(query, key, attention_mask, kwargs)
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, _eager_of(type(module).forward))
     with Patcher() as patches:
         patches.put(module, "config", real)  # flash attention reads it
         return kernel(module, query, key, value, attention_mask, **kwargs)
 
 
-def tap(patches: Patcher, module: nn.Module, see: AttentionHook) -> None:
+@functools.cache
+def _eager_of(forward: Callable[..., Any]) -> Any:
+    """What an attention's forward falls back to: Llama 4's tower has another function than its decoder."""
+    forward = inspect.unwrap(forward)
+    names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
+    return forward.__globals__.get((names or ["eager_attention_forward"])[0])
+
+
+def tap(patches: Patcher, module: nn.Module, see: AttentionHook, see_mask: MaskHook | None = None) -> None:
     """Call `see` whenever this attention module runs, until the patcher restores it; its output stays what it was.
 
     A module may be called several times, once for each of its packed sequences.
     """
     AttentionInterface.register(TAP, _attend)
-    patches.put(module, "config", _Config(module.config, see))
+    patches.put(module, "config", _Config(module.config, see, see_mask))
 
 
 @contextmanager
@@ -92,7 +109,56 @@ def tapped(module: nn.Module, see: AttentionHook) -> Iterator[None]:
         yield
 
 
+# -- keys before RoPE ----------------------------------------------------------------------------------------------
+
+
+def unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call `see` with what an attention module attends with where RoPE turns nothing, then let it run as it is called.
+
+    Raises:
+        UnsupportedError: If it has RoPE that its arguments do not tell.
+    """
+    config = module.config
+    while isinstance(config, _Config):  # taps of others see the run as it is called
+        config = config._real
+    plain_args, plain_kwargs = (
+        [_turning_nothing(one) for one in args],
+        {k: _turning_nothing(v) for k, v in kwargs.items()},
+    )
+    tables = [a is not b for a, b in zip((*args, *kwargs.values()), (*plain_args, *plain_kwargs.values()), strict=True)]
+    if not any(tables) and any(word in inspect.getsource(type(module).forward) for word in ("rotary", "rope", "freqs")):
+        raise UnsupportedError(
+            f"foveate cannot read the keys of {type(module).__name__} before RoPE: its arguments hold no tables. "
+            "Use a method that reads no keys."
+        )
+    with Patcher() as patches:
+        patches.put(module, "config", config)
+        tap(patches, module, see)
+        forward(*plain_args, **plain_kwargs)
+    return forward(*args, **kwargs)
+
+
+def _turning_nothing(argument: Any) -> Any:
+    """RoPE's tables, a pair (cos, sin) or complex numbers, as of position 0; anything else as it is."""
+    if isinstance(argument, Tensor) and argument.is_complex():
+        return torch.ones_like(argument)
+    if isinstance(argument, tuple | list) and len(argument) == 2:
+        cos, sin = argument
+        if isinstance(cos, Tensor) and isinstance(sin, Tensor) and cos.is_floating_point() and cos.shape == sin.shape:
+            return torch.ones_like(cos), torch.zeros_like(sin)
+    return argument
+
+
 # -- decoder layers ------------------------------------------------------------------------------------------------
+
+
+def attention_of(layer: nn.Module) -> Any:
+    """The module of a decoder layer that attends; None where none does, or several do."""
+    usual = getattr(layer, "self_attn", None)
+    if usual is not None:
+        return usual
+    attending = [module for module in layer.modules() if kind_of(module) in ("attention", "hybrid")]
+    return attending[0] if len(attending) == 1 else None
 
 
 def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]:
@@ -101,20 +167,27 @@ def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]
     Raises:
         UnsupportedError: If probabilities depend on more than that.
     """
+    attention = attention_of(layer)
     # A sink, as gpt-oss has, takes a share of every row that queries and keys do not tell.
-    if hasattr(layer.self_attn, "sinks"):
-        raise unreadable(layer.self_attn)
-    return tapped(layer.self_attn, see)
+    if attention is None or hasattr(attention, "sinks"):
+        raise unreadable(layer if attention is None else attention)
+    return tapped(attention, see)
 
 
 class _Enough(Exception):
     """Queries and keys are there; the rest of the attention need not run."""
 
 
-def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]) -> Tapped:
-    """`Family.queries_and_keys` as the layer's attention itself makes them: it may norm, or leave RoPE out, in ways of
-    its own."""
-    attention, heads = layer.self_attn, list[Tapped]()
+def made_by_itself(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str, Any]) -> Tapped:
+    """`Family.queries_and_keys` as the layer itself makes them: it may norm, or leave RoPE out, in ways of its own.
+
+    Args:
+        layer: The decoder layer; its own forward runs up to where it attends.
+        hidden: Its input, as it takes it.
+        queries: Rows whose queries are wanted, (samples, …) int64.
+        given: What else it gets, by name; neither a mask nor a cache.
+    """
+    heads = list[Tapped]()
     places = queries[:, None, :, None]  # (samples, 1, …, 1): the same for all heads and numbers
 
     def note(query: Tensor, key: Tensor, scaling: float) -> None:
@@ -122,12 +195,10 @@ def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Te
         heads.append(Tapped(asking, key, scaling))
         raise _Enough
 
-    if hasattr(layer, "input_layernorm") and not scales_by_position(attention):
-        with suppress(_Enough), tapped_layer(layer, note):
-            normed = layer.input_layernorm(hidden)
-            attention(normed, position_embeddings=rotary, attention_mask=None)
+    with suppress(_Enough), tapped_layer(layer, note):
+        type(layer).forward(layer, hidden, attention_mask=None, **given)
     if not heads:
-        raise unreadable(attention)
+        raise unreadable(attention_of(layer))
     return heads[0]
 
 

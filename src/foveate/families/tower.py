@@ -59,8 +59,9 @@ class Reducer(Protocol):
     early: bool
     reads: tuple[TowerSignal, ...]
 
-    def lengths(self, total: int) -> Sequence[int]:
-        """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
+    def lengths(self, total: int, pieces: Sequence[int] = ()) -> Sequence[int]:
+        """Vision tokens of each image of a call that makes `total` in such pieces, as the prompt tells; of one, if
+        none was seen."""
         ...
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
@@ -222,11 +223,15 @@ class Taps:
         for place in self._samples:
             module, is_plain = place
             if is_plain:
-                assert self._keys_of is not None
-                part, _ = self._keys_of
-                patches.hook(getattr(module, part), "after", partial(self._note_keys, place))
+                self._attach_plain(patches, place)
             else:
                 tap(patches, module, partial(self._note, place))
+
+    def _attach_plain(self, patches: Patcher, place: tuple[Any, bool]) -> None:
+        """Note a module's keys before RoPE until the patcher restores it."""
+        assert self._keys_of is not None
+        part, _ = self._keys_of
+        patches.hook(getattr(place[0], part), "after", partial(self._note_keys, place))
 
     def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float) -> None:
         self._samples[place] += [Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)]
@@ -284,6 +289,7 @@ def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) ->
     """
     queries, keys, scaling = heads
     if signal.heads == "joined":
+        keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)  # one of each query's head
         queries, keys = _side_by_side(queries)[None], _side_by_side(keys)[None]
         scaling = queries.shape[-1] ** -0.5
     if signal.by == "patches":

@@ -8,12 +8,13 @@ import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
-__all__ = ["families", "methods", "summary"]
+__all__ = ["families", "methods", "proved", "summary"]
 
 HERE = Path(__file__).parents[1]
 METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
 FAMILY = re.compile(r"^(?:FAMILY|FAMILIES) = ", re.MULTILINE)
 MODEL_TYPE = re.compile(r'^    model_type: ClassVar\[str\] = "(\w+)"$', re.MULTILINE)
+PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 
 
 def methods() -> dict[str, str]:
@@ -35,6 +36,11 @@ def families() -> list[str]:
     texts = [file.read_text(encoding="utf-8") for file in (HERE / "families").glob("*.py")]
     found = {name for text in texts if FAMILY.search(text) for name in MODEL_TYPE.findall(text)}
     return sorted(found | {point.load().model_type for point in entry_points(group="foveate.families")})
+
+
+def proved() -> list[str]:
+    """Every `model_type` that is told from its structure, and proved."""
+    return PROVED.findall((HERE / "families/proved.py").read_text(encoding="utf-8"))
 
 
 def summary(documented: object) -> str:

@@ -103,7 +103,8 @@ class Checking:
             raise InputError("A check takes one sample with input_ids of shape (1, tokens), as the processor makes it.")
         self.tokens = ids.shape[1]
         self._depth = len(self._family.layers)
-        self._probes = probes(self._depth, self._family.recurrent)
+        self._cuttable = min(self._family.lenders, default=self._depth)  # layers behind may get the last row alone
+        self._probes = probes(self._cuttable, self._family.recurrent)
         self.runs = 16 + 3 * len(self._probes)
         self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
@@ -149,6 +150,11 @@ class Checking:
             repetition_penalty=1.0, cache_implementation=None, prompt_lookup_num_tokens=None, output_logits=True,
             return_dict_in_generate=True, logits_processor=[_Told(answer, _special(self._model))],
         )  # fmt: skip
+        said = output.sequences[:, -STEPS - 1 : -1]
+        if answer is not None and not torch.equal(said.cpu(), answer.cpu().expand_as(said)):
+            raise SessionError(
+                f"generate of {type(self._model).__name__} does not say what its logits_processor tells."
+            )
         self._advance()
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
         return logits, output.sequences[:, -STEPS - 1 : -1]
@@ -235,7 +241,7 @@ class Checking:
         return Row(name, "failed" if reason else "passed", found, self._tolerance, wrong, reason)
 
     def _keep_all(self, plain: Tensor, tokens: Tensor) -> Row:
-        layers = cuts(self._depth, 1 / 4, 1 / 2)
+        layers = cuts(self._cuttable, 1 / 4, 1 / 2)
         with self._drop(V2Drop(layers=layers, keep=(1.0,) * len(layers))):
             logits, same = self._generated(self._inputs)
         return _exact(KEEP_ALL, torch.equal(logits, plain) and torch.equal(same, tokens), "logits or tokens differ")
@@ -408,7 +414,7 @@ def _special(model: Any) -> set[int]:
     text = model.config.get_text_config()
     for config in (model.config, text, model.generation_config):
         for name, value in config.to_dict().items():
-            if name.endswith(("_token_id", "_token_index")) and value is not None:
+            if name.endswith(("_token_id", "_token_ids", "_token_index")) and value is not None:
                 ids.update(value if isinstance(value, list) else [value])
     return {token for token in ids if 0 <= token < text.vocab_size}
 

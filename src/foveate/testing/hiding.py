@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import by_name
 from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -66,8 +67,12 @@ class Oracle:
                 then from rows of the answer alone, as those are which were cut from a cache behind the prompt.
         """
         family = self._family
+        self._placed: list[Tensor] = []
         with Patcher() as patches, dense_kernel(family):
-            patches.wrap(family.core, family.merger, self._note_vision)
+            if family.merger is None:
+                self._note_masks(family.placed(self._inputs))
+            else:
+                patches.wrap(family.core, family.merger, self._note_vision)
             for index, layer in enumerate(family.layers):
                 around = self._state_layer if index in family.recurrent else self._attention_layer
                 patches.wrap(layer, "forward", partial(around, layer, hidden[index]))
@@ -83,25 +88,31 @@ class Oracle:
     def _note_vision(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         answer = original(*args, **kwargs)
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
-        masks = self._family.vision_masks(answer, {**self._inputs, **arguments})
-        placed = [mask[0].flatten(1)[:, 0] if mask.dim() > 2 else mask[0] for _, mask in masks]
-        if placed:
-            self.vision = torch.stack(placed).any(dim=0).nonzero()[:, 0].cpu()
+        self._note_masks(self._family.vision_masks(answer, {**self._inputs, **arguments}))
         return answer
+
+    def _note_masks(self, masks: Sequence[tuple[str, Tensor]]) -> None:
+        # A merger may be called once for the images and once for the videos.
+        self._placed += [mask[0].flatten(1)[:, 0] if mask.dim() > 2 else mask[0] for _, mask in masks]
+        if self._placed:
+            self.vision = torch.stack(self._placed).any(dim=0).nonzero()[:, 0].cpu()
 
     # -- layers -----------------------------------------------------------------------------------------------
 
     def _attention_layer(self, layer: nn.Module, hidden: Tensor, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a layer on all rows, with its own mask and the hidden columns."""
+        if args[1:]:
+            args, kwargs = args[:1], by_name(layer, args, kwargs)
         states = args[0] if args else kwargs["hidden_states"]
-        mask, rows = kwargs.get("attention_mask"), states.shape[1]
+        mask, rows = kwargs.get("attention_mask"), self._inputs["input_ids"].shape[1]
         if mask is None:
             mask = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=states.device)
             causal = all(getattr(part, "is_causal", True) for part in layer.modules())
             mask = mask.tril() if causal else mask
-        if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-2:] != (rows, rows):
+        last = mask.shape[-2] if isinstance(mask, Tensor) else 0
+        if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] != rows:
             raise UnsupportedError(f"foveate check cannot hide columns in the mask that {type(layer).__name__} gets.")
-        unseen = self._unseen(hidden, rows).to(mask.device)
+        unseen = self._unseen(hidden, rows)[-last:].to(mask.device)  # some layers get the last rows alone
         if mask.dtype == torch.bool:
             self.windows |= not bool(mask[..., -1, :].all())
             kwargs["attention_mask"] = mask & ~unseen

@@ -1,4 +1,4 @@
-"""The generic adapter, on models that foveate has no family for."""
+"""The derived family, on models that have no family written by hand."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from transformers import CONFIG_MAPPING
 import foveate as fv
 from foveate import testing
 from foveate.contract import Shape, follow
-from foveate.families.generic import Generic, lacking
+from foveate.families import derived
+from foveate.families.derived import Derived
 from foveate.families.unserved import UNSERVED
-from foveate.methods.averagepool import AveragePool
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import oracle
@@ -19,7 +19,6 @@ from tests.models import NO_PLACEHOLDERS
 from tests.tiny import CLIP, DEPTH, IMAGE, PAD, TEXT
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
-pytestmark = pytest.mark.filterwarnings("ignore:.*generic adapter:UserWarning")
 SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
 
 
@@ -100,7 +99,7 @@ def test_keeping_everything_is_the_untouched_model(build, attention):
     model, side, tokens = tiny(build, attention)
     inputs = prompt(WORDS, side, tokens)
     plain = generate(model, inputs)
-    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,)), family="generic") as trace:
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))) as trace:
         kept = generate(model, inputs)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
     assert trace.vision_tokens == [tokens, 2 * tokens, 0, tokens]
@@ -113,11 +112,12 @@ def test_generation_is_the_recompute(method, build, attention, monkeypatch):
     model, side, tokens = tiny(build, attention)
     inputs = prompt(["titit"], side, tokens)
     monkeypatch.setattr(oracle, "visible", lambda *args: sees(model, *args[1:3]))
-    with fv.drop(model, method, family="generic") as trace:
+    with fv.drop(model, method) as trace:
         out = generate(model, inputs)
     cuts = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
     told = {"final_from": layers[0]} if (layers := follow.cached_layers(method.stages(Shape(DEPTH)))) else {}
     if method.name == "visiondrop":
+        told["reindex"] = True
         counts = lambda pair: lambda _: tuple(int(n * tokens / 25 + 0.5) for n in pair)  # noqa: E731
         pairs = zip(method.layer_list, method.image_token_list, strict=True)
         cuts = {layer: oracle.vision_decides(counts(pair), method.merge) for layer, pair in pairs}
@@ -139,11 +139,11 @@ def sees(model, layer, columns):
 def test_a_batch_is_its_samples_run_alone(method, build):
     model, side, tokens = tiny(build)
     inputs = prompt(WORDS, side, tokens)
-    with fv.drop(model, method, family="generic") as together:
+    with fv.drop(model, method) as together:
         out = generate(model, inputs)
     for index in range(len(WORDS)):
         one = alone(inputs, index, WORDS)
-        with fv.drop(model, method, family="generic") as trace:
+        with fv.drop(model, method) as trace:
             single = generate(model, one)
         assert torch.equal(out.sequences[index, -6:], single.sequences[0, -6:])
         assert together.retention[index] == trace.retention[0]
@@ -153,7 +153,7 @@ def test_a_batch_is_its_samples_run_alone(method, build):
 def test_a_picture_is_a_run_of_placeholders_whatever_its_tiles():
     model, side, tokens = tiny(aya)
     inputs = prompt(["tiit", "tit"], side, tokens)  # two tiles without text between them
-    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,), scope="image"), family="generic") as trace:
+    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,), scope="image")) as trace:
         generate(model, inputs)
     assert trace.vision_tokens == [2 * tokens, tokens]
     assert trace.stages[0].after == (tokens, tokens // 2)
@@ -162,67 +162,51 @@ def test_a_picture_is_a_run_of_placeholders_whatever_its_tiles():
 # What is said.
 
 
-def test_it_says_that_it_is_generic_and_leaves_nothing_behind():
+def test_it_leaves_nothing_behind():
     model, side, tokens = tiny(deepseek)
     before = {name: sorted(vars(module)) for name, module in model.named_modules()}
-    with pytest.warns(UserWarning, match="'deepseek_vl'.*generic adapter.*never tested"):
-        fv.apply(model, METHODS[0], family="generic")
+    fv.apply(model, METHODS[0])
     generate(model, prompt(["tit"], side, tokens))
     fv.remove(model)
     assert {name: sorted(vars(module)) for name, module in model.named_modules()} == before
 
 
-def test_it_is_offered_where_it_would_do():
+def test_it_is_asked_for_by_no_name():
     model, _, _ = tiny(deepseek)
-    with pytest.raises(
-        fv.UnsupportedError, match=r"'deepseek_vl' \(DeepseekVLFor.*llava.*family='generic'.*new-family"
-    ):
-        family_for(model)
-    assert "generic" not in fv.families()
+    with pytest.warns(DeprecationWarning, match="'generic' is not needed any more"):
+        assert isinstance(family_for(model, "generic"), Derived)
+    with pytest.raises(fv.SettingError, match="family must be left out; got 'llava'"):
+        family_for(model, "llava")
 
 
-def test_what_it_cannot_do_is_refused():
+def test_a_type_that_was_not_tested_warns_once_and_says_how_to_prove_it(monkeypatch):
+    monkeypatch.setattr(derived, "PROVED", {})
+    derived.warn_of.cache_clear()
+    with pytest.warns(UserWarning, match="'deepseek_vl'.*not among the models.*foveate check MODEL"):
+        family_for(tiny(deepseek)[0])
+    family_for(tiny(deepseek)[0])  # a second warning would be an error
+    derived.warn_of.cache_clear()
+
+
+def test_where_tokens_look_is_not_known():
     model, side, tokens = tiny(deepseek)
-    inputs = prompt(["tit"], side, tokens)
-    for method in (VisionDrop.for_budget(model, retention=0.5, vision_tokens=25), AveragePool(keep=0.5)):
-        with (
-            fv.drop(model, method, family="generic"),
-            pytest.raises(fv.UnsupportedError, match="between decoder layers"),
-        ):
-            generate(model, inputs)
-    with fv.drop(model, METHODS[0], family="generic") as trace:
-        generate(model, inputs)
+    with fv.drop(model, METHODS[0]) as trace:
+        generate(model, prompt(["tit"], side, tokens))
     with pytest.raises(fv.InputError, match="not known"):
         trace.show(Image.new("RGB", (70, 70)))
 
 
-def test_a_model_with_a_family_needs_no_other():
-    from tests.models import tiny as supported
-
-    with pytest.raises(fv.SettingError, match="'generic' for 'llava', which has one"):
-        family_for(supported("llava"), "generic")
-    with pytest.raises(fv.SettingError, match="'generic' for a model without a family; got 'llava'"):
-        family_for(tiny(deepseek)[0], "llava")
-
-
-UNUSUAL = {
-    "idefics2": "no module with a language_model and a get_placeholder_mask",
-    "florence2": "it is an encoder-decoder",
-    "ernie4_5_vl_moe": "Ernie4_5_VLMoeDecoderLayer takes moe_mm_token_type_ids",
-    "minicpmv4_6": "its get_placeholder_mask takes no image_features",
-    "gemma4_unified": "Gemma4UnifiedTextDecoderLayer takes shared_kv_states",
-}
-
-
-@pytest.mark.parametrize("kind", UNUSUAL)
-def test_what_is_unusual_about_a_model_is_said(kind):
+def test_an_encoder_decoder_has_nothing_to_drop():
     with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(CONFIG_MAPPING[kind]())
-    assert any(UNUSUAL[kind] in reason for reason in lacking(model))
-    with pytest.raises(fv.UnsupportedError, match=f"cannot serve it either: .*{UNUSUAL[kind]}"):
+        model = transformers.AutoModelForImageTextToText.from_config(CONFIG_MAPPING["florence2"]())
+    with pytest.raises(fv.UnsupportedError, match="is an encoder-decoder"):
+        Derived(model)
+
+
+def test_a_model_of_text_has_no_vision_tokens():
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))
+    with pytest.raises(fv.UnsupportedError, match="no module that takes pictures"):
         family_for(model)
-    with pytest.raises(fv.UnsupportedError, match=f"generic adapter cannot serve '{kind}'.*{UNUSUAL[kind]}"):
-        family_for(model, "generic")
 
 
 @pytest.mark.parametrize("kind", UNSERVED)
@@ -230,22 +214,13 @@ def test_models_that_no_family_can_serve_are_refused_with_the_reason(kind):
     class Model:
         config = CONFIG_MAPPING[kind]
 
-    for family in (None, "generic"):
-        with pytest.raises(fv.UnsupportedError, match=f"{kind!r}.*Supported: .*cannot be served: {UNSERVED[kind]}"):
-            family_for(Model(), family)
-
-
-def test_layers_of_different_kinds_are_all_looked_at():
-    model, _, _ = tiny(deepseek)
-    del model.model.language_model.layers[2].self_attn
-    assert lacking(model) == ["its LlamaDecoderLayer has no self_attn"]
-    assert Generic.model_type == "generic"
-    assert len(model.model.language_model.layers) == DEPTH
+    with pytest.raises(fv.UnsupportedError, match=f"{kind!r}.*Supported: .*cannot be served: {UNSERVED[kind]}"):
+        family_for(Model())
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_a_model_by_the_adapter_can_be_checked(build):
+def test_a_derived_model_can_be_checked(build):
     model, side, tokens = tiny(build)
-    checked = testing.check(model, prompt(["tit"], side, tokens), family="generic")
+    checked = testing.check(model, prompt(["tit"], side, tokens))
     assert checked.passed, checked
     assert [row.verdict for row in checked.rows].count("passed") >= 10

@@ -1,0 +1,276 @@
+"""Derived: any model whose decoder runs on vision tokens, told from its structure and never from its name.
+
+A family written by hand says what is different; all that is the same in 70 types of transformers is found here: the
+core, the decoder and its layers, where vision tokens stand, and which of them are one picture.
+"""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate._transformers import kind_of
+from foveate.core.cut import Cut
+from foveate.errors import UnsupportedError
+from foveate.families.base import Family
+from foveate.families.newlines import Stats, reduce_apart
+from foveate.families.pieces import images_in, token_id
+from foveate.families.placing import first_rows, images_of, stays_whole
+from foveate.families.proved import PROVED
+from foveate.families.tap import attention_of
+from foveate.families.tower import Inputs, Reducer
+
+__all__ = ["Derived"]
+
+DECODERS = ("language_model", "text_model")
+INNER = ("model", "backbone", "decoder")
+"""What a module with a head calls the decoder that it stands around."""
+MERGERS = ("get_placeholder_mask", "inputs_merger")
+
+
+class Derived(Family):
+    """A model that no hand-written family serves.
+
+    Positions are numbered anew only where they are one running number. Rows of layers are gathered by the shapes of
+    their arguments.
+
+    Raises:
+        UnsupportedError: If the model has no vision tokens in its decoder, or layers of a kind that cannot be served.
+    """
+
+    model_type: ClassVar[str] = "derived"
+    tiled: ClassVar[bool] = True
+    gathers = True
+    renumbers = False  # until its decoder has been looked at
+    decoders: ClassVar[frozenset[str]] = frozenset()
+    needs_all_patches: ClassVar[str | None] = "how it cuts pictures into patches is not known"
+
+    def __init__(self, model: Any) -> None:
+        self._kinds: list[str] | None = None
+        super().__init__(model)
+        reasons = dict.fromkeys(reason for layer in self.layers for reason in _unserved(layer))
+        if reasons:
+            raise UnsupportedError(
+                f"foveate cannot serve {model.config.model_type!r} ({type(model).__name__}): {'; '.join(reasons)}."
+            )
+        self.renumbers = self._numbers_run() and not self.lenders
+        if model.config.model_type not in PROVED:
+            warn_of(f"{type(model).__name__} ({model.config.model_type!r})")
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def find_core(self) -> nn.Module:
+        """The innermost module that encodes pictures for a decoder; see `Family.find_core`."""
+        config = getattr(self.model, "config", None)
+        kind = f"{type(self.model).__name__} ({getattr(config, 'model_type', None)!r})"
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedError(f"{kind} is an encoder-decoder: its decoder has no vision tokens to drop.")
+        encoding = [module for module in _outside_lists(self.model) if _sees(module)]
+        with_decoder = [module for module in encoding if _decoder_in(module) is not None]
+        if not with_decoder:
+            raise UnsupportedError(
+                f"{kind} has no module that takes pictures and has a decoder with layers, so foveate does not find its "
+                "vision tokens. Pass the whole vision-language model, or write a family: docs/guides/new-family.md."
+            )
+        encoding = [module for module in with_decoder if hasattr(module, "get_image_features")] or with_decoder
+        named = [module for module in encoding if any(hasattr(module, name) for name in DECODERS)]
+        return (named or encoding)[-1]
+
+    @property
+    def text(self) -> Any:
+        """The innermost module below the core that has the layers."""
+        return _decoder_in(self.core)
+
+    @property
+    def merger(self) -> str | None:
+        """Name of the core's function that is asked where the vision tokens are; None where there is none."""
+        return next((name for name in MERGERS if hasattr(self.core, name)), None)
+
+    def final_norm(self, rows: Tensor) -> Tensor:
+        """As in the base class, by whatever name."""
+        norms = [module for name, module in self.text.named_children() if "norm" in name and name != "rotary_emb"]
+        if not norms:
+            raise UnsupportedError(f"{type(self.text).__name__} has no norm behind its layers that foveate knows.")
+        normed: Tensor = norms[-1](rows)
+        return normed.to(rows.device)
+
+    def _numbers_run(self) -> bool:
+        """Whether positions are one running number, and RoPE a (cos, sin) pair of them."""
+        rotary, config = getattr(self.text, "rotary_emb", None), self.text.config
+        several = hasattr(self.core, "get_rope_index") or "mrope_section" in str(getattr(config, "rope_parameters", ""))
+        if rotary is None or several:
+            return False
+        ids = torch.arange(2, device=self.text.device)[None]
+        hidden = torch.zeros(1, 2, 1, device=ids.device)
+        try:
+            return isinstance(self.rotary(0, hidden, ids), tuple)
+        except (RuntimeError, TypeError, KeyError, AttributeError):
+            return False
+
+    # -- layers ------------------------------------------------------------------------------------------------
+
+    @property
+    def recurrent(self) -> frozenset[int]:
+        """Layers without attention: those that carry a state, and those that see each row by itself."""
+        if self._kinds is None:
+            self._kinds = [_kind(layer) for layer in self.layers]
+        return frozenset(index for index, kind in enumerate(self._kinds) if kind != "attention")
+
+    # -- pictures ----------------------------------------------------------------------------------------------
+
+    def reduce_features(
+        self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
+    ) -> list[Cut | None]:
+        """As in the base class; tokens of unknown places are all ranked: none is known to be a newline."""
+        features = images_of(output, reducer.lengths)
+        cuts = reduce_apart(features, [None] * len(features), reducer, stats, [()] * len(features))
+        self.place(output, features, cuts)
+        later = getattr(output, "deepstack_features", None)
+        if later and not all(map(stays_whole, cuts)):
+            lengths = [len(image) for image in features]
+            output.deepstack_features = [_moved(one, lengths, cuts) for one in later]
+        return cuts
+
+    def added_later(self, inputs: Inputs) -> Any:
+        """As in the base class: the decoder's one argument of that name."""
+        return next((value for name, value in inputs.items() if "deepstack" in name and value is not None), None)
+
+    # -- vision tokens -----------------------------------------------------------------------------------------
+
+    def vision_masks(self, placeholders: Any, inputs: Any) -> list[tuple[str, Tensor]]:
+        """What the merger answered; where that is no mask, columns whose ids are placeholders."""
+        answers = placeholders if isinstance(placeholders, tuple) else (placeholders,)
+        masks = [mask for mask in answers if isinstance(mask, Tensor) and mask.dtype == torch.bool]
+        if len(masks) < len(answers) or not masks:
+            return self.placed(inputs)
+        given = inputs.get("token_id")
+        if given is None and "special_image_mask" not in inputs and len(masks) > 1:
+            pairs = [("image", masks[0]), ("video", masks[1])]
+        else:
+            video = given is not None and given == token_id(self.model.config, "video") != token_id(
+                self.model.config, "image"
+            )
+            pairs = [("video" if video or inputs.get("video_features") is not None else "image", masks[0])]
+        return [(modality, mask) for modality, mask in pairs if self._has(modality, inputs)]
+
+    def placed(self, inputs: Any) -> list[tuple[str, Tensor]]:
+        """Columns whose ids are placeholders, by modality."""
+        ids = inputs.get("input_ids")
+        if ids is None or ids.shape[1] == 1:  # a step of decoding may still be handed the pictures (Phi-4)
+            return []
+        masks = []
+        for modality in ("image", "video"):
+            token = token_id(self.model.config, modality)
+            if token is not None and self._has(modality, inputs):
+                masks.append((modality, ids == token))
+        return masks
+
+    def _has(self, modality: str, inputs: Any) -> bool:
+        """Whether the call has features or pixels of a modality."""
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        names = [name for name in inputs if inputs[name] is not None and _is_of(modality, name)]
+        return bool(names) or encoded.get(modality) is not None
+
+    def placeholder(self, modality: str) -> int | None:
+        """As in the base class, by the names that configs have for it."""
+        return token_id(self.model.config, modality)
+
+    def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
+        """An image ends where both a piece of the features and a run of placeholders end."""
+        return images_in(mask, pieces)
+
+
+@functools.cache
+def warn_of(kind: str) -> None:
+    """Say once of a kind of model that it was not tested, and how to."""
+    warnings.warn(
+        f"{kind} is not among the models that foveate was tested on. Prove it first: foveate.testing.check(model, "
+        "inputs), or `foveate check MODEL`.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _is_of(modality: str, name: str) -> bool:
+    """Whether an argument of the core or of its merger holds pictures of a modality."""
+    is_video = "video" in name
+    holds = name.startswith(("pixel_values", "image_pixel", "image_features", "video_features")) or "features" in name
+    return holds and is_video == (modality == "video")
+
+
+def _moved(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:
+    """What is added to vision tokens at a layer, a tensor or a sequence of such, each row's where the row is now: that
+    of the token that it stands for, since additions are not merged."""
+    if isinstance(pieces, tuple) and isinstance(pieces[0], int):  # the layer's number, and what is added
+        if any(cut is not None and cut.parent is not None for cut in cuts):
+            raise UnsupportedError(
+                "This model embeds nothing of a picture, and adds its features before several layers, so tokens cannot "
+                "be merged behind its projector. Use a method that keeps tokens as they are."
+            )
+        return pieces[0], _moved(pieces[1], lengths, cuts)
+    together = pieces if isinstance(pieces, Tensor) else torch.cat(list(pieces))
+    images = list(torch.split(together, list(lengths)))
+    for index, cut in enumerate(cuts):
+        if cut is not None and not cut.stays_whole:
+            source = cut.source.clamp(min=0).to(together.device)
+            images[index] = first_rows(images[index][source], lengths[index])
+    moved = torch.cat(images)
+    if isinstance(pieces, Tensor):
+        return moved
+    return type(pieces)(torch.split(moved, [len(piece) for piece in pieces]))
+
+
+def _sees(module: nn.Module) -> bool:
+    """Whether a module encodes pictures: by a function for it, or in its forward."""
+    takes = inspect.signature(type(module).forward).parameters
+    return hasattr(module, "get_image_features") or any("pixel_values" in name for name in takes)
+
+
+def _outside_lists(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
+    found, ahead = [], [model]
+    while ahead:
+        module = ahead.pop()
+        found.append(module)
+        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
+    return found
+
+
+def _decoder_in(core: nn.Module) -> nn.Module | None:
+    """The decoder of a core: what it calls so, or the core itself, down to the module that has layers."""
+    module = next((getattr(core, name) for name in DECODERS if isinstance(getattr(core, name, None), nn.Module)), core)
+    while not _has_layers(module):
+        inner = (getattr(module, name, None) for name in INNER)
+        found = next((part for part in inner if isinstance(part, nn.Module)), None)
+        if found is None:
+            return None
+        module = found
+    return module
+
+
+def _has_layers(module: nn.Module) -> bool:
+    layers = getattr(module, "layers", None)
+    return isinstance(layers, nn.ModuleList) and len(layers) > 0
+
+
+def _kind(layer: nn.Module) -> str:
+    """What a layer does: "attention", "state", "hybrid" or "plain"."""
+    kinds = {kind_of(module) for module in layer.modules()}
+    if "hybrid" in kinds or {"attention", "state"} <= kinds:
+        return "hybrid"
+    return next((kind for kind in ("attention", "state") if kind in kinds), "plain")
+
+
+def _unserved(layer: nn.Module) -> list[str]:
+    """Why a layer cannot run on some of its rows."""
+    name, kind = type(layer).__name__, _kind(layer)
+    if kind == "hybrid":
+        return [f"its {name} attends and carries a state, and stores both in one layer of the cache"]
+    attention = attention_of(layer)
+    if kind == "attention" and attention is None:
+        return [f"its {name} attends in several places, or in none that foveate knows"]
+    return []

@@ -1,0 +1,97 @@
+"""Reading the tower of a model that nobody has written a family for: a token has the means of the rows that feed it."""
+
+import functools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.errors import UnsupportedError
+from foveate.families.feeding import NO_BLOCKS, Feeding, blocks_of, feeding
+from foveate.families.placing import images_of
+from foveate.families.tap import unturned
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
+
+__all__ = ["encode_fed", "lacking"]
+
+
+def lacking(core: nn.Module, decoder: nn.Module) -> str | None:
+    """Why nothing can be read of a model's vision tower, as far as this is known before it runs; None: it may be."""
+    return None if blocks_of(core, decoder) else NO_BLOCKS
+
+
+def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    """`Family.encode` behind the projector: a token's attention and key are the means of the rows that feed it.
+
+    Raises:
+        UnsupportedError: If a method reads the tower, and it is not known which rows feed which token.
+    """
+    if not reducer.reads:
+        output = run()
+        return output, family.reduce_features(output, modality, inputs, reducer)
+    fed = feeding(family, run, inputs)
+    output, taps = _tapped_run(fed, run, reducer)
+    if taps.lengths != fed.lengths:  # they depend on more than shapes: pictures that are black throughout, for example
+        fed = feeding(family, run, inputs, anew=True)
+        output, taps = _tapped_run(fed, run, reducer)
+    sizes = [len(image) for image in images_of(output, reducer.lengths if family.tiled else None)]
+    ranked = _ranked(family, modality, inputs, fed, sizes)
+
+    @functools.cache
+    def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
+        images = torch.split(fed.token_means(signal, taps.samples(signal)), sizes)
+        return tuple(image[own] for image, own in zip(images, ranked, strict=True))
+
+    return output, family.reduce_features(output, modality, inputs, reducer, stats)
+
+
+def _tapped_run(fed: Feeding, run: Run, reducer: Reducer) -> tuple[Any, "_Taps"]:
+    """Run the original with what is read of the tower tapped."""
+    taps = _Taps({signal: fed.attention_of(signal) for signal in reducer.reads})
+    with Patcher() as patches:
+        taps.attach(patches)
+        return run(), taps
+
+
+def _ranked(family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Sequence[int]) -> list[Tensor | slice]:
+    """Which tokens of each image are no newlines.
+
+    Raises:
+        UnsupportedError: If a token is made of no row, and the family says neither that it is a newline nor that it
+            always stays.
+    """
+    if bool(fed.is_fed.all()):
+        return [slice(None)] * len(sizes)
+    config, ranked = family.model.config, list[Tensor | slice]()
+    places = family.boxes(config, modality, family.remembered(inputs), sizes)
+    for is_fed, boxes in zip(torch.split(fed.is_fed.cpu(), list(sizes)), places, strict=True):
+        is_newline = torch.zeros_like(is_fed) if boxes is None else boxes.isnan().any(dim=-1).cpu()
+        is_known = is_fed | is_newline
+        is_known[[*family.always_kept(config, len(is_fed))]] = True
+        if not is_known.all():
+            raise UnsupportedError(
+                f"{int((~is_fed).sum())} of {len(is_fed)} vision tokens of a picture are made of no row of the tower "
+                "(newlines, or separators), and which are is not known. Use a method that drops between layers."
+            )
+        ranked.append(~is_newline)
+    return ranked
+
+
+class _Taps(Taps):
+    """Taps of a tower whose parts have no known names: keys before RoPE are made by a second run of the attention."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows of each sample."""
+        (some, *_) = self._samples.values()
+        return tuple(heads.keys.shape[1] for heads in some)
+
+    def _is_plain(self, signal: TowerSignal) -> bool:
+        return not isinstance(signal, TowerAttention)
+
+    def _attach_plain(self, patches: Patcher, place: tuple[Any, bool]) -> None:
+        patches.wrap(place[0], "forward", partial(unturned, place[0], partial(self._note, place)))

@@ -1,0 +1,398 @@
+"""Which rows of an unknown vision tower feed which vision token, told from the model alone.
+
+The tower runs once with what each block answers cut off from what made it. Tokens are then a function of those rows
+alone, and a gradient says which rows a token is made of. An example: four rows, of which two each make a token, behind
+a CLS that makes none.
+
+    rows                       CLS 0 1 2 3
+    gradient of both tokens      0 a b c d    a row without one feeds no token: a CLS, a register, or padding
+    gradient of token 1          0 0 0 c d    a row feeds this token alone, where it is as above, or not at all
+
+Anything between the two is a mixture, as of a resampler, and nothing of the tower is read then. So that half precision
+tells 4,095 tokens from one another too, it is done once for each bit of a token's number.
+
+What is known of windows is what a call shows: where a window holds a whole picture, its block looks at whole pictures.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from foveate._transformers import kind_of
+from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.errors import UnsupportedError
+from foveate.families.placing import pieces_of
+from foveate.families.tap import Tapped, tap
+from foveate.families.tower import Inputs, Run, block_of, shown
+
+__all__ = ["NO_BLOCKS", "Feeding", "Group", "blocks_of", "feeding", "has_cls"]
+
+CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
+"""What a tower calls the parameter that its CLS begins as."""
+REMEMBERED = 64
+"""Calls of different shapes whose feeding is remembered for a model; the oldest goes first."""
+LEAK = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""The share of a row's gradient that may be rounding; in half precision 2 %."""
+
+NO_BLOCKS = "no block of its vision tower attends by transformers' attention functions"
+
+Blocks = Sequence[tuple[nn.Module, Sequence[nn.Module]]]
+"""The blocks of one list, each with its attention modules."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows of a tower that look at one another, and at no others.
+
+    Attributes:
+        sample: Which of the attention kernel's samples they stand in; it runs for all images at once or for each alone.
+        rows: Their places there, a CLS first; a slice where these are all.
+        cls: Whether there is a CLS.
+        tokens: Which token of the call each feeds, without the CLS: (rows,) int64.
+    """
+
+    sample: int
+    rows: Tensor | slice
+    cls: bool
+    tokens: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Feeding:
+    """What feeds the tokens of a call.
+
+    Attributes:
+        attentions: The attention module of each block of the tower; None for a block that cannot be read.
+        last: The last block whose rows are used.
+        seeing: Blocks that look at whole pictures: others look through windows, or at rows that merge later.
+        lengths: Rows of each of the kernel's samples there.
+        groups: Which rows look at one another.
+        tokens: How many tokens there are.
+    """
+
+    attentions: tuple[nn.Module | None, ...]
+    last: int
+    seeing: tuple[int, ...]
+    lengths: tuple[int, ...]
+    groups: tuple[Group, ...]
+    tokens: int
+
+    def attention_of(self, signal: TowerSignal) -> nn.Module:
+        """The attention module that a signal is read of.
+
+        Raises:
+            UnsupportedError: If it cannot be read there.
+        """
+        if isinstance(signal, TowerAttention) and signal.by == "cls" and not all(group.cls for group in self.groups):
+            raise UnsupportedError(
+                "This model's vision tower has no CLS beside the rows that tokens are made of, so TowerAttention(by="
+                "'cls') cannot be read. Use by='patches'."
+            )
+        module = self.attentions[block_of(signal, self.last, len(self.attentions), self.seeing)]
+        assert module is not None  # it sees
+        return module
+
+    def token_means(self, signal: TowerSignal, samples: Sequence[Tapped]) -> Tensor:
+        """Means over the rows of each token, (tokens, numbers) float32; zeros where no row feeds a token.
+
+        Args:
+            signal: What is read.
+            samples: What the attention module attended with in each of the kernel's samples.
+        """
+        of_rows = [shown(signal, samples[group.sample].at(group.rows), group.cls) for group in self.groups]
+        owners, values = torch.cat([group.tokens for group in self.groups]), torch.cat(of_rows)
+        totals = values.new_zeros(self.tokens, values.shape[1]).index_add(0, owners, values)
+        counts = values.new_zeros(self.tokens).index_add(0, owners, values.new_ones(len(owners)))
+        return totals / counts.clamp(min=1)[:, None]
+
+    @property
+    def is_fed(self) -> Tensor:
+        """Which tokens are made of rows, (tokens,) bool; learned newlines are not."""
+        owners = torch.cat([group.tokens for group in self.groups])
+        return torch.zeros(self.tokens, dtype=torch.bool, device=owners.device).index_fill(0, owners, True)
+
+
+# -- which blocks there are ----------------------------------------------------------------------------------------
+
+
+def blocks_of(core: nn.Module, decoder: nn.Module) -> list[Blocks]:
+    """The lists of blocks outside a decoder whose attention can be tapped: a tower's, a resampler's.
+
+    Args:
+        core: The module with `get_image_features`.
+        decoder: What is left out: the decoder's layers.
+    """
+    outside = set(map(id, decoder.modules()))
+    lists: list[Blocks] = []
+    for module in core.modules():
+        if not isinstance(module, nn.ModuleList) or id(module) in outside:
+            continue
+        blocks = [(block, [part for part in block.modules() if _attends(part)]) for block in module]
+        inner = [part for block in module for part in block.modules() if isinstance(part, nn.ModuleList)]
+        is_inmost = not any(_attends(part) for one in inner for part in one.modules())
+        if is_inmost and any(attentions for _, attentions in blocks):
+            lists.append(blocks)
+    return lists
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether a module hands queries and keys to a kernel of transformers; one without readable code does not."""
+    try:
+        return kind_of(module) == "attention"
+    except UnsupportedError:
+        return False
+
+
+def has_cls(core: nn.Module) -> bool:
+    """Whether a model's vision tower has a CLS, by the name of its parameter."""
+    return any(name.rpartition(".")[2] in CLS_NAMES for name, _ in core.named_parameters())
+
+
+# -- which rows feed which token -----------------------------------------------------------------------------------
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Feeding]] = WeakKeyDictionary()
+
+
+def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feeding:
+    """Which rows feed which token of a `get_*_features` call, remembered by the shapes and whole numbers it is given.
+
+    Args:
+        family: Knows the `core` and the decoder's `layers`.
+        run: Calls the original.
+        inputs: Its arguments.
+        anew: Do not take what is remembered.
+
+    Raises:
+        UnsupportedError: If tokens are mixtures of rows, or that cannot be told.
+    """
+    known = _KNOWN.setdefault(family.core, {})
+    key = tuple((name, _key(inputs[name])) for name in sorted(inputs))
+    if anew or key not in known:
+        known.pop(key, None)
+        while len(known) >= REMEMBERED:
+            del known[next(iter(known))]
+        known[key] = _measured(family, run, inputs)
+    return known[key]
+
+
+def _key(value: Any) -> Hashable:
+    """The shape of pixels, and other values themselves."""
+    if isinstance(value, Tensor):
+        are_pixels = value.is_floating_point() or value.dtype == torch.uint8
+        return value.shape, value.dtype, value.device, None if are_pixels else value.cpu().numpy().tobytes()
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    return value if isinstance(value, bool | int | float | str) else None
+
+
+class _Look(NamedTuple):
+    """One sample of an attention kernel's call: how many rows it has, and which see which, (rows, rows); None: all."""
+
+    rows: int
+    visible: Tensor | None
+
+
+class _Trace:
+    """What the blocks of a tower did in a run whose blocks are cut off from one another."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[nn.Module, list[Tensor]] = {}
+        self.looks: dict[nn.Module, list[_Look] | None] = {}  # by attention module; None: it cannot be read
+
+    def attach(self, patches: Patcher, lists: Sequence[Blocks]) -> None:
+        """Watch all blocks until the patcher restores them."""
+        for block, attentions in [pair for blocks in lists for pair in blocks]:
+            # Before the hooks by which transformers records hidden states: they are to record what is cut off.
+            patches.hook(block, "after", self._cut_off, prepend=True)
+            for attention in attentions:
+                tap(patches, attention, lambda *_: None, partial(self._note, attention))
+
+    def _cut_off(self, block: nn.Module, args: Any, output: Any) -> Any:
+        rows = output[0] if isinstance(output, tuple) else output
+        if not isinstance(rows, Tensor) or not rows.is_floating_point():
+            return None
+        leaf = rows.detach().requires_grad_()
+        self.leaves.setdefault(block, []).append(leaf)
+        # A copy, as the model may write into it.
+        return (leaf.clone(), *output[1:]) if isinstance(output, tuple) else leaf.clone()
+
+    def _note(self, attention: Any, queries: Tensor, keys: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
+        looks, rows = self.looks.setdefault(attention, []), queries.shape[2]
+        visible = _visible(mask, len(queries), rows)
+        # What decides too, or says in the place of a mask who sees whom.
+        odd = [options.get(name) for name in ("softcap", "s_aux", "cu_seq_lens_q")]
+        if mask is None:
+            odd += [options.get("position_ids"), getattr(attention, "is_causal", False) or None]
+        if looks is None or visible is None or keys.shape[2] != rows or any(value is not None for value in odd):
+            self.looks[attention] = None
+        else:
+            looks += [_Look(rows, sample) for sample in visible]
+
+
+def _visible(mask: Any, samples: int, rows: int) -> Sequence[Tensor | None] | None:
+    """Which rows see which in each sample, (rows, rows) bool each; None in the place of all: this kind is not known."""
+    if mask is None:
+        return [None] * samples
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        return None
+    if mask.dim() == 2:
+        mask = mask[:, None, None].bool()
+    elif mask.shape[1] != 1:
+        return None
+    elif mask.is_floating_point():
+        hidden = mask <= torch.finfo(mask.dtype).min / 2
+        if (mask.masked_fill(hidden, 0) != 0).any():
+            return None  # a bias: probabilities depend on more than queries and keys
+        mask = ~hidden
+    return [sample[0] for sample in mask.bool().expand(samples, 1, rows, rows)]
+
+
+def _measured(family: Any, run: Run, inputs: Inputs) -> Feeding:
+    """`feeding`, of two runs' worth of work: the tower's, and passes back through the projector."""
+    lists = blocks_of(family.core, family.layers)
+    if not lists:
+        raise _unread(family, NO_BLOCKS)
+    trace = _Trace()
+    # Also where the caller runs the model without gradients, as is usual.
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            with Patcher() as patches:
+                trace.attach(patches, lists)
+                output = run(**{k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor) and v.is_inference()})
+            tokens = torch.cat([piece.flatten(0, -2) for piece in pieces_of(output)])
+            ran = [blocks for blocks in lists if any(block in trace.leaves for block, _ in blocks)]
+            if not ran:
+                raise _unread(family, "none of its blocks ran")
+            blocks = max(ran, key=partial(_work, trace))  # of equals the first, which is nearer to the pixels
+            last, owners = _owners(family, trace, blocks, tokens)
+        except (UnsupportedError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise _unread(family, f"no gradient goes through what makes them ({str(error).splitlines()[0]})") from error
+        return _grouped(family, trace, blocks, last, owners, len(tokens))
+
+
+def _work(trace: _Trace, blocks: Blocks) -> tuple[int, int]:
+    """How often attention ran in some blocks, and for how many rows."""
+    looks = [trace.looks.get(attention) or [] for _, attentions in blocks for attention in attentions]
+    return sum(map(bool, looks)), sum(look.rows for of_one in looks for look in of_one)
+
+
+def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple[int, Tensor]:
+    """The last block that tokens are made of, and which token each of its rows feeds, (rows,) int64; −1: none.
+
+    Raises:
+        UnsupportedError: If a row feeds several tokens.
+    """
+    direction = torch.randn(tokens.shape[-1], generator=torch.Generator().manual_seed(0)).to(tokens.device)
+    sums = tokens.float() @ direction  # one number a token
+    leaves = [trace.leaves.get(block, []) for block, _ in blocks]
+    for last in reversed(range(len(blocks))):
+        whole = _gradients(sums, leaves[last])
+        if whole is not None:
+            break
+    else:
+        raise _unread(family, "they are made of what comes behind its blocks, as of a resampler's queries")
+    largest = whole.abs().amax(dim=-1, keepdim=True)
+    fed = largest[:, 0] > 0
+    whole = whole / largest.clamp(min=torch.finfo(whole.dtype).tiny)
+    leak = LEAK.get(leaves[last][0].dtype, 0.02)
+    numbers = torch.arange(len(tokens), device=tokens.device)
+    owners = torch.zeros_like(fed, dtype=torch.long)
+    for bit in range((len(tokens) - 1).bit_length()):
+        part = _gradients(sums[(numbers >> bit) % 2 == 1], leaves[last])
+        part = torch.zeros_like(whole) if part is None else part / largest.clamp(min=torch.finfo(whole.dtype).tiny)
+        is_set = (part * whole).sum(dim=-1) > (whole * whole).sum(dim=-1) / 2
+        expected = whole * is_set[:, None]
+        if ((part - expected).abs() > leak).any():
+            raise _unread(family, "a row of it feeds several tokens, as in a resampler or a convolution")
+        owners += is_set.long() << bit
+    return last, owners.masked_fill(~fed, -1)
+
+
+def _gradients(sums: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
+    """What rows of leaves do to the sum, (rows, width) float32; None: nothing."""
+    if not leaves or not sums.requires_grad:
+        return None
+    grads = torch.autograd.grad(sums.sum(), leaves, retain_graph=True, allow_unused=True)
+    if all(grad is None or not grad.any() for grad in grads):
+        return None
+    filled = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves, strict=True)]
+    return torch.cat([grad.flatten(0, -2).float() for grad in filled])
+
+
+def _grouped(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tensor, tokens: int) -> Feeding:
+    """Which rows look at one another in the blocks that look at whole pictures.
+
+    Raises:
+        UnsupportedError: If there is no such block, or rows feed no token and are no CLS.
+    """
+    shapes = [leaf.shape for leaf in trace.leaves[blocks[last][0]]]
+    attentions: list[nn.Module | None] = []
+    groups: dict[int, tuple[Group, ...]] = {}
+    lengths: dict[int, tuple[int, ...]] = {}
+    for index, (_, modules) in enumerate(blocks):
+        attention = modules[0] if len(modules) == 1 else None
+        attentions.append(attention)
+        looks = trace.looks.get(attention) if attention is not None else None
+        if looks and _is_of_rows(looks, shapes):
+            found = list(_groups(family, looks, owners))
+            if None not in found:
+                groups[index] = tuple(group for group in found if group is not None)
+                lengths[index] = tuple(look.rows for look in looks)
+    if not groups:
+        raise _unread(family, "it is not known which rows look at one another in its blocks")
+    fewest = min(map(len, groups.values()))
+    seeing = tuple(index for index, of_block in groups.items() if len(of_block) == fewest)
+    one = seeing[0]
+    return Feeding(tuple(attentions), last, seeing, lengths[one], groups[one], tokens)
+
+
+def _is_of_rows(looks: Sequence[_Look], shapes: Sequence[torch.Size]) -> bool:
+    """Whether an attention kernel's samples are the rows of a block's answers, of these shapes, in their order."""
+    lengths = [look.rows for look in looks]
+    is_packed = all(shape[:-2].numel() == 1 for shape in shapes)
+    if is_packed:  # a kernel may be called for each picture, or window, of a sequence
+        return sum(lengths) == sum(shape[-2] for shape in shapes)
+    return lengths == [shape[-2] for shape in shapes for _ in range(shape[:-2].numel())]
+
+
+def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Group | None]:
+    """Rows that look at one another and feed tokens; None where some of them look at others too."""
+    cls = has_cls(family.core)
+    for sample, (look, own) in enumerate(zip(looks, torch.split(owners, [look.rows for look in looks]), strict=True)):
+        fed = own >= 0
+        todo = fed
+        while todo.any():
+            first = int(todo.int().argmax())
+            seen = torch.ones_like(fed) if look.visible is None else look.visible[first]
+            members = seen & fed
+            if (look.visible is not None and (look.visible[members] != seen).any()) or not members[first]:
+                yield None
+                return
+            yield _group(family, sample, members, seen & ~fed, own, cls)
+            todo = todo & ~members
+
+
+def _group(family: Any, sample: int, members: Tensor, unfed: Tensor, own: Tensor, cls: bool) -> Group:
+    """A group of rows that feed tokens, and of what they look at beside: nothing, or a CLS."""
+    others = int(unfed.sum())
+    if others > int(cls):
+        raise _unread(family, f"{others} rows beside a picture's patches feed no token: registers, or unmasked padding")
+    rows = torch.cat((unfed.nonzero()[:, 0], members.nonzero()[:, 0]))
+    is_all = not others and bool(members.all())
+    return Group(sample, slice(None) if is_all else rows, bool(others), own[members])
+
+
+def _unread(family: Any, why: str) -> UnsupportedError:
+    """The refusal to read a tower."""
+    return UnsupportedError(
+        f"foveate cannot tell which rows of the vision tower of {type(family.model).__name__} its vision tokens are "
+        f"made of: {why}. Use a method that does not read the tower, or one that drops between layers."
+    )

@@ -1,0 +1,227 @@
+"""Every model whose parts are told from its structure, against itself untouched with columns hidden.
+
+`foveate.testing.check` proves most of it, on one picture. What it leaves out is here, with methods drawn by a table:
+each model gets every proof once, and each method is seen on many models.
+"""
+
+import functools
+import itertools
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate._transformers import cache_in
+from foveate.contract import ImageStage, Shape, follow
+from foveate.contract.method import Method
+from foveate.contract.settings import Share
+from foveate.families.proved import DECODER, PROVED
+from foveate.registry import family_for
+from foveate.testing import check
+from foveate.testing.contract import state_of
+from foveate.testing.hiding import Oracle
+from tests.invariants.alone import left
+from tests.tiny_derived import CASES, TIMM, VOCABULARY, kind_of, known, make
+
+
+class Longest(Method):
+    """Behind the projector: the tokens with the longest features stay."""
+
+    name = "longest"
+
+    keep: Share = 0.4
+
+    def stages(self, shape):
+        return (ImageStage(side="behind", keep=self.keep, score=lambda view: view.features.float().norm(dim=-1)),)
+
+
+BETWEEN_LAYERS = {
+    "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.6, 0.4)),
+    "fastv": fv.FastV(layers=(2,), keep=(0.5,)),
+    "random": fv.Random(layers=(0, 2), keep=(0.6, 0.5)),
+    "divprune": fv.DivPrune(keep=0.4, positions="keep"),
+    "dart": fv.DART(keep=0.5),
+    "cdpruner": fv.CDPruner(keep=0.4, positions="keep"),
+    "uniform": fv.Uniform(layers=(1, 2), keep=(0.5, 0.3)),
+}
+BEHIND_PROJECTOR = {"vidcom2": fv.VidCom2(keep=0.4), "longest": Longest()}
+TOWER = fv.HiPrune(retention=0.4, positions="keep")
+STEPS = 3
+CLOSE = 1e-4
+"""Of the largest logit; a wrong gather makes 0.01 and more."""
+BANNED = [[token] for token in range(90, VOCABULARY)]
+
+NAMES = [name for name in CASES if known(name) and name not in TIMM]  # these are in tests/with_torchvision
+
+
+def places(name):
+    """Where tokens of a model are dropped, as the list of what is proved says."""
+    if name in BORROWED:
+        return ()
+    one = PROVED.get(kind_of(name))
+    return (*DECODER, "tower") if one is None else one.places
+
+
+BORROWED = ("gemma4_unified_shared",)
+"""Models that borrow keys, of types that are served where none does."""
+SERVED = [name for name in NAMES if places(name)]
+REFUSED = [name for name in NAMES if not places(name)]
+FAILING: dict[str, dict[str, str]] = {
+    "check": {
+        "granite4_vision": "VidCom2 is refused, as if it merged tokens",
+        "janus": "its generate passes no logits processor on, so no answer can be told",
+        "nemotron_h_omni": "a batch asks for the state of a layer that has none",
+        "phi4_multimodal": "VidCom2 is refused only when a picture has come",
+    },
+    "films": {
+        "molmo2": "its films stand in the prompt as images",
+        "perception_lm": "its films are encoded as images",
+    },
+    "projector": {"granite4_vision": "VidCom2 is refused, as if it merged tokens"},
+    "batch": {"nemotron_h_omni": "a batch asks for the state of a layer that has none"},
+}
+"""What is known to fail, by test and model, and why: where it is mended, the line goes."""
+
+
+def each(test, names=SERVED):
+    """Models that a test runs on."""
+    return pytest.mark.parametrize("name", marked(test, names))
+
+
+def marked(test, names):
+    """Models, of which those that fail there are marked, so that a mend is noticed."""
+    told = FAILING.get(test, {})
+    marks = {name: pytest.mark.xfail(reason=told[name], strict=True) for name in names if name in told}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
+
+
+def drawn(name, methods, more=0):
+    """A method for a model, by the model's place in the list of all."""
+    return [*methods.values()][([*CASES].index(name) + more) % len(methods)]
+
+
+@functools.cache
+def tiny(name, window=None):
+    return make(name, window=window)
+
+
+def generate(model, inputs, **settings):
+    """Greedy tokens and logits, without placeholders of pictures among the new ones."""
+    return model.generate(
+        **inputs, do_sample=False, max_new_tokens=STEPS + 1, bad_words_ids=BANNED, return_dict_in_generate=True,
+        output_logits=True, **settings,
+    )  # fmt: skip
+
+
+def apart(logits, reference):
+    """The largest difference, as a share of the largest logit; ids that a model never says have the lowest number."""
+    said = reference.abs() < 1e30
+    return float((logits - reference)[said].abs().max() / reference[said].abs().max())
+
+
+def check_hidden(model, inputs, method):
+    """One sample's logits are those of the untouched model from which the dropped columns are hidden."""
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs)
+        caches = cache_in(out)
+    oracle = Oracle(family_for(model), inputs, out.sequences[0, -STEPS - 1 : -1])
+    untouched = oracle.logits(oracle.nothing())
+    vision, hidden = oracle.vision, oracle.nothing()
+    for stage in trace.stages:
+        dropped = torch.ones(len(vision), dtype=torch.bool)
+        dropped[stage.kept[0]] = False
+        hidden[stage.layer or 0 :, 0, vision[dropped]] = True
+    if follow.reading(follow.in_order(method.stages(Shape(len(hidden))))) is not None:
+        for index, layer in enumerate(caches.layers):
+            if getattr(layer, "reads", None) is not None:
+                hidden[index, 1, vision[~torch.isin(vision, layer.reads.base[0])]] = True
+    assert hidden.any(), f"nothing was dropped: {trace.stages}"
+    said = torch.cat(out.logits).float()
+    assert apart(said, oracle.logits(hidden)) < CLOSE
+    assert apart(said[1:], untouched[1:]) > 20 * CLOSE
+    return trace, oracle
+
+
+@each("check")
+def test_check_proves_it(name):
+    model, case = tiny(name)
+    checked = check(model, case.batch(model, ["tit"]))
+    assert checked.passed, str(checked)
+
+
+@each("pictures")
+def test_pictures_are_cut_as_hidden_columns(name):
+    model, case = tiny(name)
+    check_hidden(model, case.batch(model, ["titt" if case.one else "titit"]), drawn(name, BETWEEN_LAYERS))
+
+
+@each("films", [name for name in SERVED if CASES[name]().video is not None])
+def test_films_are_cut_as_hidden_columns(name):
+    model, case = tiny(name)
+    check_hidden(model, case.batch(model, ["tvt" if case.apart else "titvt"]), drawn(name, BETWEEN_LAYERS, 2))
+
+
+@each("projector", [name for name in SERVED if "projector" in places(name)])
+def test_behind_the_projector_it_is_as_hidden_columns(name):
+    model, case = tiny(name, window=512)
+    check_hidden(model, case.batch(model, ["tit" if case.one else "titit"]), drawn(name, BEHIND_PROJECTOR))
+
+
+@each("read")
+def test_what_steps_do_not_read_is_as_hidden_columns(name):
+    model, case = tiny(name)
+    method = fv.Read(keep=0.3) if [*CASES].index(name) % 2 else fv.V2Drop(layers=(1,), keep=(0.6,)) + fv.Read(keep=0.5)
+    check_hidden(model, case.batch(model, ["tit"]), method)
+
+
+@each("batch")
+def test_samples_of_a_batch_are_each_alone(name):
+    model, case = tiny(name)
+    words = ["tit", "ttit"] if case.one else ["tit", "titit", "titt"]
+    method = drawn(name, {**BETWEEN_LAYERS, **BEHIND_PROJECTOR}, 3)
+    inputs = case.batch(model, words)
+    with fv.drop(model, method) as together:
+        out = generate(model, inputs)
+    for sample, word in enumerate(words):
+        one = case.batch(model, [word])
+        with fv.drop(model, method) as alone:
+            single = generate(model, one)
+        assert left(together, sample) == left(alone, 0)
+        assert [layer[sample] for layer in together.kv_lengths] == [layer[0] for layer in alone.kv_lengths]
+        for step, (row, logits) in enumerate(zip(out.logits, single.logits, strict=True)):
+            assert apart(row[sample], logits[0]) < CLOSE, f"{word}, step {step}"
+        assert torch.equal(out.sequences[sample, -STEPS - 1 :], single.sequences[0, -STEPS - 1 :])
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_is_read_of_the_tower_is_served_or_refused(name):
+    model, case = tiny(name, window=512)
+    inputs = case.batch(model, ["tit"])
+    if "tower" in places(name):
+        check_hidden(model, inputs, TOWER)
+        return
+    with pytest.raises(fv.UnsupportedError), fv.drop(model, TOWER), torch.no_grad():
+        model(**inputs)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name):
+    model, case = tiny(name)
+    inputs = case.batch(model, ["tit"])
+    plain = generate(model, inputs)
+    state = state_of(model)
+    with pytest.raises(fv.UnsupportedError), fv.drop(model, BETWEEN_LAYERS["random"]):
+        generate(model, inputs)
+    assert name in BORROWED or PROVED[kind_of(name)].refused
+    assert state_of(model) == state
+    assert all(map(torch.equal, generate(model, inputs).logits, plain.logits))
+
+
+def test_each_method_is_seen_on_many_models():
+    for methods, more in itertools.product((BETWEEN_LAYERS, BEHIND_PROJECTOR), (0, 2, 3)):
+        seen = [id(drawn(name, methods, more)) for name in CASES]
+        assert all(seen.count(id(method)) > 5 for method in methods.values())
+
+
+def test_what_fails_is_in_the_list_of_models():
+    assert {name for names in FAILING.values() for name in names} <= {*CASES}

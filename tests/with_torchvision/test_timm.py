@@ -1,0 +1,44 @@
+"""Models with towers of timm, which needs torchvision: every proof of tests/derived."""
+
+import importlib.util
+
+import pytest
+
+from tests.derived import test_derived as proofs
+from tests.tiny_derived import CASES, TIMM
+
+PROOFS = {
+    "check": proofs.test_check_proves_it,
+    "pictures": proofs.test_pictures_are_cut_as_hidden_columns,
+    "films": proofs.test_films_are_cut_as_hidden_columns,
+    "projector": proofs.test_behind_the_projector_it_is_as_hidden_columns,
+    "read": proofs.test_what_steps_do_not_read_is_as_hidden_columns,
+    "batch": proofs.test_samples_of_a_batch_are_each_alone,
+    "tower": proofs.test_what_is_read_of_the_tower_is_served_or_refused,
+}
+
+
+def of_timm(proof):
+    """The models that a proof is for."""
+    return [name for name in TIMM if proofs.places(name) and (proof != "films" or CASES[name]().video)]
+
+
+def test_timm_is_here():
+    assert importlib.util.find_spec("timm"), "There is no timm: run make setup."
+
+
+@pytest.mark.parametrize(
+    ("proof", "name"),
+    [
+        pytest.param(proof, *one.values, marks=one.marks)
+        for proof in PROOFS
+        for one in proofs.marked(proof, of_timm(proof))
+    ],
+)
+def test_a_model_with_a_tower_of_timm_is_proved(proof, name):
+    PROOFS[proof](name)
+
+
+@pytest.mark.parametrize("name", [name for name in TIMM if not proofs.places(name)])
+def test_a_model_with_a_tower_of_timm_is_refused(name):
+    proofs.test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name)
