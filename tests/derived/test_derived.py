@@ -91,8 +91,6 @@ BORROWING = ("gemma4_unified_shared", "gemma3n")
 SERVED = [name for name in NAMES if places(name)]
 REFUSED = [name for name in NAMES if not places(name)]
 FAILING: dict[str, dict[str, str]] = {
-    "films": {"perception_lm": "its films are encoded as images"},
-    "refused": {"gemma3n": "its several streams are not served, but not refused either"},
     "merged": {"granite4_vision": "it adds features before several layers, so merging is refused"},
 }
 """What is known to fail, by test and model, and why: where it is mended, the line goes."""
