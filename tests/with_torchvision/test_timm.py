@@ -40,8 +40,3 @@ def test_timm_is_here():
 )
 def test_a_model_with_a_tower_of_timm_is_proved(proof, name):
     PROOFS[proof](name)
-
-
-@pytest.mark.parametrize("name", proofs.marked("refused", [name for name in TIMM if not proofs.places(name)]))
-def test_a_model_with_a_tower_of_timm_is_refused(name):
-    proofs.test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name)
