@@ -91,6 +91,9 @@ BORROWING = ("gemma4_unified_shared", "gemma3n")
 SERVED = [name for name in NAMES if places(name)]
 REFUSED = [name for name in NAMES if not places(name)]
 FAILING: dict[str, dict[str, str]] = {
+    "keep_all": {
+        "perception_lm": "its films are encoded as images, so nothing is dropped of them behind the projector"
+    },
     "merged": {
         "granite4_vision": "it adds features before several layers, so merging is refused",
         "gemma3n": "its streams are made of the joined token, and the proof joins behind where they are made",
