@@ -92,7 +92,7 @@ SERVED = [name for name in NAMES if places(name)]
 REFUSED = [name for name in NAMES if not places(name)]
 FAILING: dict[str, dict[str, str]] = {
     "keep_all": {
-        "perception_lm": "its films are encoded as images, so nothing is dropped of them behind the projector"
+        "perception_lm": "its films are encoded as images, so they stay whole behind the projector"
     },
     "merged": {
         "granite4_vision": "it adds features before several layers, so merging is refused",
