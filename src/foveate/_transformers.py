@@ -52,6 +52,7 @@ __all__ = [
     "get_vision_interpolation_indices_and_weights",
     "get_vision_position_ids",
     "get_vision_window_index",
+    "keeps_index",
     "kind_of",
     "lacks",
     "older",
@@ -367,6 +368,11 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
     if attends:
         return "attention"
     return "state" if carries else "plain"
+
+
+def keeps_index(module: nn.Module) -> bool:
+    """Whether a module caches an index of keys beside the keys, by which rows pick what they attend to (DSA)."""
+    return "update_indexer" in _code(type(module))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -129,7 +129,8 @@ def _no_family(model_type: Any, name: str) -> "UnsupportedError":
 
 
 def inside(model: Any) -> Any:
-    """The outermost transformers model of a pipeline or of a module; the argument itself where there is none.
+    """The outermost transformers model of a pipeline or module, of one that speaks its thinker; the argument itself
+    where there is none.
 
     Raises:
         UnsupportedError: If copies of the model would run in several threads.
@@ -147,7 +148,9 @@ def inside(model: Any) -> Any:
             "Use device_map, or one process per device."
         )
     of_transformers = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    return next(of_transformers, model)
+    outermost = next(of_transformers, model)
+    thinker = getattr(outermost, "thinker", None)  # of a model that speaks too, what reads and answers
+    return thinker if isinstance(thinker, PreTrainedModel) else outermost
 
 
 def register_method(kind: "type[Method]") -> "type[Method]":

@@ -16,7 +16,7 @@ from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 
-__all__ = ["MediaTokens", "image_lengths", "lengths_in", "nowhere", "placed", "tag", "tagged_media"]
+__all__ = ["MediaTokens", "image_lengths", "lengths_in", "nowhere", "placed", "prompt_lengths", "tag", "tagged_media"]
 
 T = TypeVar("T")
 TAG = "_foveate"
@@ -207,6 +207,14 @@ def image_lengths(
     if mask is None:
         mask = placed(family, modality, ids)
     return family.image_lengths(mask, ids, pieces)
+
+
+def prompt_lengths(
+    family: Family, modality: str, ids: Tensor | None
+) -> Callable[[Sequence[int]], list[list[int]] | None]:
+    """`image_lengths` of a prompt, called with the pieces of its features; the host waits once for each answer."""
+    known = cache(partial(image_lengths, family, modality, None, ids))
+    return lambda pieces: known(tuple(pieces) if family.gathers else ())
 
 
 def placed(family: Family, modality: str, ids: Tensor | None) -> Tensor:

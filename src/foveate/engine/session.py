@@ -25,7 +25,7 @@ from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
 from foveate.engine.forward import Forward, Original
-from foveate.engine.media import image_lengths, placed, tag, tagged_media
+from foveate.engine.media import placed, prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
@@ -347,7 +347,7 @@ class Session:
         self._encoding = True
         cuts: Sequence[Cut | None] = ()
         try:
-            prompt = functools.partial(image_lengths, self._family, modality, None, forward.ids)
+            prompt = prompt_lengths(self._family, modality, forward.ids)
             if self._program.encodes is None:
                 output = call.run()
             else:

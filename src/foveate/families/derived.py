@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import kind_of
+from foveate._transformers import keeps_index, kind_of
 from foveate.core.cut import Cut
 from foveate.core.signals import Signal, TowerSignal
 from foveate.errors import UnsupportedError
@@ -295,7 +295,7 @@ def _unserved(layer: nn.Module) -> list[str]:
     if kind == "hybrid":
         return [f"its {name} attends and carries a state, and stores both in one layer of the cache"]
     attention = attention_of(layer)
-    if any("index_topk" in vars(module) for module in layer.modules()):
+    if any(keeps_index(module) for module in layer.modules()):
         return [f"its {name} picks the keys that it attends to by an index beside them, which dropping would shift"]
     if kind == "attention" and attention is None:
         return [f"its {name} attends in several places, or in none that foveate knows"]
