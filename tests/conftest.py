@@ -18,6 +18,7 @@ ALL_TIERS = (*TIERS, "methods", "coverage", "rest")
 HEAVY = (
     "test_on_ray.py", "test_job.py", "test_docs.py", "test_check.py", "test_page.py", "test_servers.py", "test_fuzz.py",
     "test_ends.py", "test_compile.py", "test_lmms_eval.py", "test_with_torchvision.py", "test_store.py",
+    "test_derived.py",
 )  # fmt: skip
 """Files of ten seconds or more, which begin first: a process that gets one last works alone at the end."""
 

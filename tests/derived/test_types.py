@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from foveate.families.proved import PROVED
 from foveate.families.unserved import UNSERVED
 from foveate.registry import families
-from tests.tiny_derived import CASES, kind_of, known
+from tests.tiny_derived import CASES, kind_of
 
 # Of the decoders in the mapping, "mistral4" is no type of a whole model: that is "mistral3".
 OF_PICTURES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "phi4_multimodal"} - {"mistral4"}
@@ -29,4 +29,3 @@ def test_what_is_proved_is_in_transformers():
     current = Version(transformers.__version__)
     assert {kind for kind, one in PROVED.items() if Version(one.since) <= current} <= OF_PICTURES
     assert all(one.title and one.since in ("5.16.1", "5.23", "5.24") for one in PROVED.values())
-    assert known("glm_ocr")
