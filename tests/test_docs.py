@@ -29,7 +29,7 @@ from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
 from foveate.families import support
 from foveate.families.proved import PROVED
-from foveate.tune import searching
+from foveate.tune import tuning
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling
 from tests.films import film
@@ -74,7 +74,7 @@ def loaded(tiny):
 def stand_in(tiny, loaded, tmp_path, monkeypatch):
     """A fresh folder with pictures, a film and questions; each model is the tiny one and says two words; a tuning
     tries two settings of its grid; registrations are forgotten."""
-    arguments, grid = Generation.arguments, searching.grid
+    arguments, grid = Generation.arguments, tuning.grid
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.effect_mandelbrot((60, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")
@@ -99,7 +99,7 @@ def stand_in(tiny, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "path", lambda: tiny)
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
     monkeypatch.setattr(Generation, "arguments", lambda *given: {**arguments(*given), "max_new_tokens": 2})
-    monkeypatch.setattr(searching, "grid", lambda *given: grid(*given)[:2])
+    monkeypatch.setattr(tuning, "grid", lambda *given: grid(*given)[:2])
     monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
     monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
 
