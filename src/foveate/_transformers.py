@@ -78,6 +78,7 @@ NAMES: Mapping[str, str] = {
     "transformers.masking_utils:sdpa_mask": "4-D bool masks",
     "transformers.masking_utils:eager_mask": "4-D float masks",
     "transformers.masking_utils:flash_attention_mask": "2-D masks",
+    "transformers:GenerationMixin._get_logits_processor": "where a check tells generate what to say",
     "transformers.utils:cached_file": "where the hub's cache has a file of a model",
     "transformers.utils:ModelOutput": "what generate answers",
     "transformers.cache_utils:Cache": "what may hold layers of different lengths",

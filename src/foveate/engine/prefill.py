@@ -63,7 +63,8 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
         steps = steps and layer.window is None
     live = _live(kwargs, forward.arguments)
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if forward.arguments.get(name) is not None and modality not in forward.encoded:
+        encodes = hasattr(family.core, f"get_{modality}_features") or not family.gathers
+        if encodes and forward.arguments.get(name) is not None and modality not in forward.encoded:
             guards.refuse_unseen_pictures(name)
     masks = [(mask, _media_in(forward, program, family, modality, mask)) for modality, mask in forward.placeholders]
     if forward.encoded and forward.arguments and not masks:

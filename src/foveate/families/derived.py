@@ -15,20 +15,24 @@ from torch import Tensor, nn
 
 from foveate._transformers import kind_of
 from foveate.core.cut import Cut
+from foveate.core.signals import Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
+from foveate.families.fed import encode_fed, lacking as unread
+from foveate.families.feeding import has_cls
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
 from foveate.families.proved import PROVED
 from foveate.families.tap import attention_of
-from foveate.families.tower import Inputs, Reducer
+from foveate.families.tower import Encoded, Inputs, Reducer, Run
 
 __all__ = ["Derived"]
 
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
 """What a module with a head calls the decoder that it stands around."""
+MODALITIES = ("image", "video")
 MERGERS = ("get_placeholder_mask", "inputs_merger")
 
 
@@ -135,6 +139,27 @@ class Derived(Family):
             output.deepstack_features = [_moved(one, lengths, cuts) for one in later]
         return cuts
 
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Behind the projector: see `encode_fed`."""
+        return encode_fed(self, run, modality, inputs, reducer)
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        """Only the model itself tells."""
+        return None
+
+    @property
+    def tower_cls(self) -> bool:
+        """As in the base class, by the name of a parameter."""
+        return has_cls(self.core)
+
+    def lacks(self, signal: Signal) -> str | None:
+        """As in the base class, and whether anything of the tower can be read."""
+        reason = super().lacks(signal)
+        if reason is None and isinstance(signal, TowerSignal):
+            return unread(self.core, self.layers)
+        return reason
+
     def added_later(self, inputs: Inputs) -> Any:
         """As in the base class: the decoder's one argument of that name."""
         return next((value for name, value in inputs.items() if "deepstack" in name and value is not None), None)
@@ -147,15 +172,20 @@ class Derived(Family):
         masks = [mask for mask in answers if isinstance(mask, Tensor) and mask.dtype == torch.bool]
         if len(masks) < len(answers) or not masks:
             return self.placed(inputs)
-        given = inputs.get("token_id")
-        if given is None and "special_image_mask" not in inputs and len(masks) > 1:
-            pairs = [("image", masks[0]), ("video", masks[1])]
-        else:
-            video = given is not None and given == token_id(self.model.config, "video") != token_id(
-                self.model.config, "image"
-            )
-            pairs = [("video" if video or inputs.get("video_features") is not None else "image", masks[0])]
-        return [(modality, mask) for modality, mask in pairs if self._has(modality, inputs)]
+        if len(masks) > 1:
+            return [pair for pair in zip(MODALITIES, masks, strict=False) if self._has(pair[0], inputs)]
+        there = [modality for modality in MODALITIES if self._has(modality, inputs)]
+        if len(there) > 1:  # a call for each: which it is, its arguments say
+            asked = inputs.get("token_id")
+            ids = [self.placeholder(modality) for modality in MODALITIES]
+            is_video = inputs.get("video_features") is not None or (asked == ids[1] != ids[0])
+            there = [MODALITIES[is_video]]
+        return [(modality, masks[0]) for modality in there if self._is_asked(modality, inputs)]
+
+    def _is_asked(self, modality: str, inputs: Any) -> bool:
+        """Whether a merger that is told what it shall look for was asked for a modality, and not for sounds."""
+        asked = inputs.get("token_id")
+        return asked is None or asked == self.placeholder(modality)
 
     def placed(self, inputs: Any) -> list[tuple[str, Tensor]]:
         """Columns whose ids are placeholders, by modality."""
@@ -163,21 +193,22 @@ class Derived(Family):
         if ids is None or ids.shape[1] == 1:  # a step of decoding may still be handed the pictures (Phi-4)
             return []
         masks = []
-        for modality in ("image", "video"):
-            token = token_id(self.model.config, modality)
+        for modality in MODALITIES:
+            token = self.placeholder(modality)
             if token is not None and self._has(modality, inputs):
                 masks.append((modality, ids == token))
         return masks
 
     def _has(self, modality: str, inputs: Any) -> bool:
-        """Whether the call has features or pixels of a modality."""
+        """Whether the core's call has pixels of a modality, or what was made of them."""
         encoded = inputs.get("mm_encoder_outputs") or {}
-        names = [name for name in inputs if inputs[name] is not None and _is_of(modality, name)]
-        return bool(names) or encoded.get(modality) is not None
+        pixels = [name for name in inputs if "pixel_values" in name and ("video" in name) == (modality == "video")]
+        return encoded.get(modality) is not None or any(inputs[name] is not None for name in pixels)
 
     def placeholder(self, modality: str) -> int | None:
-        """As in the base class, by the names that configs have for it."""
-        return token_id(self.model.config, modality)
+        """As in the base class, by the names that configs have for it; films may stand in the prompt as images do."""
+        token = token_id(self.model.config, modality)
+        return token_id(self.model.config, "image") if token is None else token
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         """An image ends where both a piece of the features and a run of placeholders end."""
@@ -195,18 +226,11 @@ def warn_of(kind: str) -> None:
     )
 
 
-def _is_of(modality: str, name: str) -> bool:
-    """Whether an argument of the core or of its merger holds pictures of a modality."""
-    is_video = "video" in name
-    holds = name.startswith(("pixel_values", "image_pixel", "image_features", "video_features")) or "features" in name
-    return holds and is_video == (modality == "video")
-
-
 def _moved(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:
     """What is added to vision tokens at a layer, a tensor or a sequence of such, each row's where the row is now: that
     of the token that it stands for, since additions are not merged."""
     if isinstance(pieces, tuple) and isinstance(pieces[0], int):  # the layer's number, and what is added
-        if any(cut is not None and cut.parent is not None for cut in cuts):
+        if any(cut is not None and int((cut.parent >= 0).sum()) > len(cut.source) for cut in cuts):
             raise UnsupportedError(
                 "This model embeds nothing of a picture, and adds its features before several layers, so tokens cannot "
                 "be merged behind its projector. Use a method that keeps tokens as they are."

@@ -11,6 +11,7 @@ __all__ = ["PROVED", "Place", "Proved"]
 Place = Literal["layer", "projector", "tower"]
 """Between decoder layers; behind the projector; and there, by what is read of the tower."""
 DECODER: tuple[Place, ...] = ("layer", "projector")
+EVERYWHERE: tuple[Place, ...] = (*DECODER, "tower")
 _INDEX = "caches of its layers hold an index of keys beside the keys"
 _HYBRID = "each of its layers attends and carries a state, and stores both in one layer of the cache"
 
@@ -27,28 +28,28 @@ class Proved(NamedTuple):
 
     title: str
     since: str = "5.16.1"
-    places: tuple[Place, ...] = DECODER
+    places: tuple[Place, ...] = EVERYWHERE
     refused: str = ""
 
 
 PROVED = {
-    "apertus1p5": Proved("Apertus 1.5", "5.24"),
-    "aria": Proved("Aria", "5.23"),
+    "apertus1p5": Proved("Apertus 1.5", "5.24", places=DECODER),
+    "aria": Proved("Aria", "5.23", places=DECODER),
     "aya_vision": Proved("Aya Vision"),
-    "chameleon": Proved("Chameleon"),
+    "chameleon": Proved("Chameleon", places=DECODER),
     "cohere2_vision": Proved("Command A Vision"),
     "cohere_compass": Proved("North-Micro-Vision-Instruct"),
     "cosmos3_edge": Proved("Cosmos3-Edge"),
     "cosmos3_omni": Proved("Cosmos3-Nano"),
-    "deepseek_ocr2": Proved("DeepSeek-OCR-2"),
+    "deepseek_ocr2": Proved("DeepSeek-OCR-2", places=DECODER),
     "deepseek_vl": Proved("DeepSeek-VL-1.3B"),
     "deepseek_vl_hybrid": Proved("DeepSeek-VL-7B", "5.23"),
     "dots3_note": Proved("dots3-note", "5.23", (), _INDEX),
-    "emu3": Proved("Emu3-Chat"),
+    "emu3": Proved("Emu3-Chat", places=DECODER),
     "ernie4_5_vl_moe": Proved("ERNIE-4.5-VL"),
     "exaone4_5": Proved("EXAONE-4.5"),
-    "fast_vlm": Proved("FastVLM"),
-    "fuyu": Proved("Fuyu-8B", "5.23"),
+    "fast_vlm": Proved("FastVLM", places=DECODER),
+    "fuyu": Proved("Fuyu-8B", "5.23", places=DECODER),
     "gemma3n": Proved("Gemma 3n", "5.16.1", (), "its layers take several streams, which run in front of the samples"),
     "gemma4_unified": Proved(
         "Gemma 4 12B", "5.23", DECODER, "where last layers attend to keys of earlier ones: cuts behind these, and Read"
@@ -56,13 +57,13 @@ PROVED = {
     "glm5_next": Proved("GLM-5.3-Flash", "5.16.1", (), _INDEX),
     "glm_ocr": Proved("GLM-OCR", "5.23"),
     "glmga": Proved("GLM-V (glmga)", "5.23"),
-    "got_ocr2": Proved("GOT-OCR-2.0"),
+    "got_ocr2": Proved("GOT-OCR-2.0", places=DECODER),
     "granite4_vision": Proved("Granite 4 Vision", "5.23", DECODER, "merging behind the projector"),
     "granite_docling": Proved("Granite-Docling", "5.23"),
-    "hunyuan_vl": Proved("HunyuanOCR", "5.23"),
+    "hunyuan_vl": Proved("HunyuanOCR", "5.23", places=DECODER),
     "hy_v4_vl": Proved("Hy4", "5.24", (), _INDEX),
     "hyperclovax_vision_v2": Proved("HyperCLOVAX-SEED-Think-32B", "5.23"),
-    "idefics2": Proved("Idefics2", "5.23"),
+    "idefics2": Proved("Idefics2", "5.23", places=DECODER),
     "inkling2": Proved("Inkling-2-Small", "5.23", (), _HYBRID),
     "inkling2_loop": Proved("Inkling-2-Mini", "5.24", (), _HYBRID),
     "inkling_mm_model": Proved("Inkling", "5.16.1", (), _HYBRID),
@@ -71,27 +72,27 @@ PROVED = {
     "lfm2_vl": Proved("LFM2-VL"),
     "lfm3_vl": Proved("LFM3-VL", "5.23"),
     "lighton_ocr": Proved("LightOnOCR-1B"),
-    "llama4": Proved("Llama 4", "5.23", DECODER, "transformers 5.24 fails on it, with foveate or without"),
+    "llama4": Proved("Llama 4", "5.23", EVERYWHERE, "transformers 5.24 fails on it, with foveate or without"),
     "minicpm_ocr": Proved("MiniCPM-OCR-1.0", "5.23"),
     "minicpmv4_6": Proved("MiniCPM-V-4.6", "5.23"),
     "minicpmv4_7": Proved("MiniCPM-V-4.7", "5.23"),
     "minimax_m3_vl": Proved("MiniMax-M3", "5.23"),
     "mistral_large4": Proved("Mistral-Large-4", "5.23", (), _INDEX),
-    "molmo2": Proved("Molmo2", "5.23", DECODER, "films"),
+    "molmo2": Proved("Molmo2", "5.23"),
     "muse_glimmer": Proved("Muse-Glimmer"),
     "muse_spark": Proved("Muse-Spark", "5.23"),
-    "nemotron_h_omni": Proved("Nemotron-3-Nano-Omni", "5.23"),
+    "nemotron_h_omni": Proved("Nemotron-3-Nano-Omni", "5.23", places=DECODER),
     "ovis2": Proved("Ovis2"),
     "paddleocr_vl": Proved("PaddleOCR-VL"),
-    "perception_lm": Proved("Perception-LM", "5.16.1", DECODER, "films"),
+    "perception_lm": Proved("Perception-LM", places=DECODER),
     "phi4_multimodal": Proved("Phi-4-multimodal", "5.16.1", ("layer",), "dropping behind the projector"),
-    "pp_chart2table": Proved("PP-Chart2Table"),
+    "pp_chart2table": Proved("PP-Chart2Table", places=DECODER),
     "qianfan_ocr": Proved("Qianfan-OCR"),
     "qwen2_5_omni_thinker": Proved("Qwen2.5-Omni"),
     "qwen3_omni_moe_thinker": Proved("Qwen3-Omni"),
     "qwen4_exp": Proved("Qwen4-Exp", "5.16.1", (), _INDEX),
     "shieldgemma2": Proved("ShieldGemma 2"),
-    "step3p7": Proved("Step-3.7-Flash"),
+    "step3p7": Proved("Step-3.7-Flash", places=DECODER),
     "unlimited_ocr": Proved(
         "Unlimited-OCR", "5.23", (), "its cache has layers of a kind of its own, which never let go of the prompt"
     ),
