@@ -91,6 +91,8 @@ BORROWING = ("gemma4_unified_shared", "gemma3n")
 SERVED = [name for name in NAMES if places(name)]
 REFUSED = [name for name in NAMES if not places(name)]
 FAILING: dict[str, dict[str, str]] = {
+    "films_projector": {"perception_lm": "its films are encoded as images"},
+    "keep_all": {"perception_lm": "its films are encoded as images"},
     "merged": {"granite4_vision": "it adds features before several layers, so merging is refused"},
     "refused": {"gemma3n": "its several streams are not served, but not refused either"},
 }
@@ -200,6 +202,12 @@ def test_pictures_are_cut_as_hidden_columns(name):
 def test_films_are_cut_as_hidden_columns(name):
     model, case = tiny(name)
     check_hidden(model, case.batch(model, ["tvt" if case.apart else "titvt"]), drawn(name, BETWEEN_LAYERS, 2))
+
+
+@each("films_projector", [name for name in SERVED if CASES[name]().video is not None and "projector" in places(name)])
+def test_films_behind_the_projector_are_as_hidden_columns(name):
+    model, case = tiny(name, window=512)
+    check_hidden(model, case.batch(model, ["tvt"]), Longest())
 
 
 @each("projector", [name for name in SERVED if "projector" in places(name)])
