@@ -38,6 +38,8 @@ __all__ = [
     "DynamicSlidingWindowLayer",
     "FeatureCall",
     "LinearAttentionLayer",
+    "PreTrainedConfig",
+    "PreTrainedModel",
     "arguments_of",
     "by_name",
     "cache_in",
@@ -171,7 +173,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 check_version(transformers.__version__)
 
 try:
-    from transformers import AttentionInterface  # its image code imports torchvision wherever there is one
+    # Its image code imports torchvision wherever there is one.
+    from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 except (ImportError, RuntimeError) as error:
     raise UnsupportedError(
         "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "

@@ -98,7 +98,7 @@ def test_a_stopped_run_of_several_goes_on_and_repeats_nothing(tmp_path, monkeypa
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_run_of_several_that_is_killed_at_any_moment_comes_to_the_same(tmp_path):
     def work(folder="out"):
-        return fv.tune_many(LLAVA, SAMPLES, METHODS, retention=[0.5, 0.7], search=2, state=tmp_path / folder, **FEW)
+        return fv.tune_many(LLAVA, SAMPLES, METHODS, retention=[0.5], state=tmp_path / folder, **FEW)
 
     begun = time.monotonic()
     whole = work("whole")

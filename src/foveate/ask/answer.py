@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from transformers import Cache
 
+from foveate._transformers import Cache
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
@@ -186,7 +186,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: answer, setting, what was spent and saved, and where tokens were dropped."""
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "answer": self.text,
             "token_ids": list(self.tokens),
             "setting": None if self.method is None else self.method.to_dict(),

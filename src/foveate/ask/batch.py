@@ -1,11 +1,12 @@
 """Batches: samples whose tensors fit together, padded on the left."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+
+from foveate._transformers import PreTrainedModel
 
 __all__ = ["batches", "collate", "ends_of", "pad_id", "parts", "without_padding"]
 
@@ -14,7 +15,7 @@ Sample = Mapping[str, Tensor]
 
 
 def batches(
-    entries: Iterable[T], size: int, inputs_of: Callable[[T], Sample], key_of: Callable[[T], Any] = lambda _: None
+    entries: Iterable[T], size: int, inputs_of: Callable[[T], Sample], key_of: Callable[[T], object] = lambda _: None
 ) -> Iterator[list[T]]:
     """Put samples together that can share a batch: tensors that fit, one key, lengths as close as can be.
 

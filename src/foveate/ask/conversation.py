@@ -204,13 +204,13 @@ def _behind(question: str, line: str, text: str) -> str:
     return text[:end] + line + text[end:]
 
 
-def _said(values: Mapping[Any, Any]) -> dict[str, Any]:
+def _said(values: Mapping[Any, object]) -> dict[str, Any]:
     """A dictionary without what says nothing: clients write every key that they know, with None or [] behind it."""
     says = {str(key): value for key, value in values.items() if value is not None}
     return {key: value for key, value in says.items() if not isinstance(value, list | dict) or value}
 
 
-def _role_and_content(message: object) -> tuple[str, list[Any]]:
+def _role_and_content(message: object) -> tuple[str, list[object]]:
     """The role of a message, and its parts; a text alone is one part, pictures beside it stand before it."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
         raise InputError(f'A message is {{"role": …, "content": …}}; got {brief(message)}.')
@@ -228,7 +228,7 @@ def _role_and_content(message: object) -> tuple[str, list[Any]]:
     return role, [*({"type": "image", "image": _unpacked(image)} for image in images), *content]
 
 
-def _unpacked(image: object) -> Any:
+def _unpacked(image: object) -> object:
     """The bytes of a picture in bare base64, as Ollama takes it; else what it is: a path, a URL, a picture."""
     if not isinstance(image, str) or scheme_of(image) is not None or os.path.exists(image):
         return image
@@ -303,7 +303,7 @@ def _sources(kind: str) -> tuple[str, ...]:
     return kind, "path", "url", f"{kind}_url"
 
 
-def _source(part: Mapping[str, object], kind: str) -> Any:
+def _source(part: Mapping[str, object], kind: str) -> object:
     """What a part shows: a path, a picture, a clip, or a `data:` URL."""
     given = [name for name in _sources(kind) if name in part]
     if len(given) > 1:

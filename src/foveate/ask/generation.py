@@ -7,9 +7,10 @@ from typing import Annotated, Any, TypedDict
 import torch
 from annotated_types import Ge, Lt, MinLen
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from foveate._transformers import PreTrainedModel
 from foveate.ask.loaded import quiet
 from foveate.contract.settings import Part, check
 from foveate.errors import SettingError
@@ -76,9 +77,9 @@ class Generation:
         if stream and self.num_beams > 1:
             raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
 
-    def arguments(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def arguments(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
         """These settings as arguments of transformers' `generate`."""
-        arguments: dict[str, Any] = {
+        arguments: dict[str, object] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
             "do_sample": self.samples,

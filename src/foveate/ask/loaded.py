@@ -9,8 +9,9 @@ from typing import Any
 import huggingface_hub.utils.logging
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, ProcessorMixin
 
+from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.families.base import Family
 from foveate.registry import family_kind
 

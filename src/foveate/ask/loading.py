@@ -120,7 +120,7 @@ def load(
     return VLM(model.to(target).eval(), processor, name=name)
 
 
-def _processor(name: str, place: str, local: bool = True) -> Any:
+def _processor(name: str, place: str, local: bool = True) -> ProcessorMixin:
     with explained(name, "processor"):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
     _check_processor(name, processor)

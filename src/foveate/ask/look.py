@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
 
-from foveate._transformers import cache_in, with_cache
+from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
 from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
@@ -188,7 +187,7 @@ def end_of_pictures(model: PreTrainedModel, ids: Tensor) -> int:
     return min(last + 1 + family_for(model).closing_tokens, len(ids) - 1)
 
 
-def _prefilled(model: PreTrainedModel, inputs: Inputs) -> Any:
+def _prefilled(model: PreTrainedModel, inputs: Inputs) -> Cache:
     with torch.inference_mode():
         return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
 
@@ -205,12 +204,12 @@ def watched(look: Look, model: PreTrainedModel) -> Look:
     return replace(look, weights=weights_of(model))
 
 
-def weights_of(model: PreTrainedModel) -> list[Any]:
+def weights_of(model: PreTrainedModel) -> list[object]:
     """Something that changes when weights are replaced, moved or written, or other adapters of PEFT count.
 
     It reads no values, so what is written through `.data` goes unnoticed but for PEFT's merging.
     """
-    marks: list[Any] = []
+    marks: list[object] = []
     for weight in model.parameters():
         version = 0 if weight.is_inference() else weight._version
         marks.append((id(weight), weight.data_ptr(), version, weight.dtype))
@@ -228,7 +227,7 @@ def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[
         prompts: Batch 1 each. One without pictures is a group of its own.
     """
     groups: list[list[int]] = []
-    known: dict[Any, list[tuple[Mapping[str, Tensor], list[int]]]] = {}
+    known: dict[object, list[tuple[Mapping[str, Tensor], list[int]]]] = {}
     for place, prompt in enumerate(prompts):
         begun = _shown(model, prompt)
         alike = [] if begun is None else known.setdefault(_sketch(begun), [])
@@ -248,7 +247,7 @@ def _shown(model: PreTrainedModel, prompt: Inputs) -> dict[str, Tensor] | None:
     return {name: value for name, value in _beginning(model, prompt).items() if name != "attention_mask"}
 
 
-def _sketch(begun: Mapping[str, Tensor]) -> Any:
+def _sketch(begun: Mapping[str, Tensor]) -> object:
     """Something that prompts share which begin alike, and few others: all ids, and some numbers of each tensor."""
     marks = []
     for name, value in sorted(begun.items()):

@@ -63,11 +63,11 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
         UnsupportedError: If there is a video and no PyAV.
     """
     several = isinstance(media, Sequence) and not isinstance(media, str | bytes | bytearray | memoryview)
-    listed: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
+    listed: list[object] = list(media) if several else [media]  # type: ignore[arg-type]
     return [read_medium(medium, frames, fps) for medium in listed]
 
 
-def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[Any, Any]) -> Any:
+def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[object, Any]) -> Any:
     """Media with their files read, where all are files, and from the shelf where it has them; others as they are.
 
     Args:

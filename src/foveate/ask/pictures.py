@@ -198,7 +198,7 @@ def _rgb(image: Image.Image, name: str, top: int | None, notes: list[str]) -> Im
     return _in_bands(image, lambda band: _on_white(_changed(band.convert(own), shown)))
 
 
-def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> Any:
+def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> object:
     """What brings colours of this mode to sRGB by the picture's ICC profile; None where it has none, or none else."""
     profile = image.info.get("icc_profile")
     if not profile:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from foveate import embedded
+from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.media import Media, as_frames, crop_note, padded, read_media, refuse_thin, square
@@ -250,7 +251,7 @@ def _own(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conver
             f"{type(processor).__name__} reads no videos. Take a model that does, such as LLaVA-OneVision or Qwen2-VL."
         )
     text = text_of(model, processor, conversation)
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if conversation.clips:
         least = getattr(processor.video_processor, "temporal_patch_size", 1)
         options["videos"] = [  # a lone frame is doubled, as transformers does where a processor takes two or more
@@ -271,7 +272,7 @@ def text_of(model: PreTrainedModel, processor: ProcessorMixin, conversation: Con
         conversation.refuse_more()
         pictures = f"{processor.image_token}\n" * sum(kind == "image" for kind, _ in conversation.parts)
         return pictures + "\n".join(conversation.texts)
-    turns: list[dict[str, Any]] = [
+    turns: list[dict[str, object]] = [
         {"role": role, "content": [_slot(*part) for part in parts], **conversation.more.get(place, {})}
         for place, (role, parts) in enumerate(conversation.turns)
     ]
@@ -284,7 +285,7 @@ def text_of(model: PreTrainedModel, processor: ProcessorMixin, conversation: Con
     return text
 
 
-def _written(model: PreTrainedModel, processor: ProcessorMixin, turns: list[dict[str, Any]]) -> str:
+def _written(model: PreTrainedModel, processor: ProcessorMixin, turns: list[dict[str, object]]) -> str:
     """Turns as the chat template writes them."""
     try:
         text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -300,7 +301,7 @@ def _written(model: PreTrainedModel, processor: ProcessorMixin, turns: list[dict
     return text
 
 
-def _slot(kind: str, value: object) -> dict[str, Any]:
+def _slot(kind: str, value: object) -> dict[str, object]:
     """A part of a message as chat templates want it: a text, or the place of a picture or a video."""
     if kind == "text":
         return {"type": kind, "text": value}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig
 
+from foveate._transformers import PreTrainedConfig
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Card
 from foveate.ask.pictures import Picture

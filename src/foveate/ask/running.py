@@ -7,9 +7,9 @@ from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from foveate._transformers import cache_in, with_cache
+from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
 from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
 from foveate.ask.generation import Decoding, FirstToken, Forced, Generation, generate, generation_of, run
@@ -379,7 +379,7 @@ def log_probabilities(
     choices: Sequence[tuple[int, ...]],
     settings: Mapping[str, object],
     ends: Collection[int] = (),
-) -> tuple[list[float], Any]:
+) -> tuple[list[float], Cache]:
     """Log-probability (natural) of each choice behind a prompt, all its tokens together; and the prompt's cache.
 
     Args:

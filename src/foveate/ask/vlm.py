@@ -184,7 +184,7 @@ class VLM(Loaded):
         showing, drops, settings = in_parts(asking)
         answerer = Answerer(self, drops, settings, batch_size)
 
-        def prepare(given: object, shelf: dict[Any, Any]) -> Prompt:
+        def prepare(given: object, shelf: dict[object, Any]) -> Prompt:
             question = _as_question(given)
             media = read_once(question.media, showing.get("frames"), showing.get("fps"), shelf)
             prompt = self.prepare(media, question.prompt, messages=question.messages, **showing)

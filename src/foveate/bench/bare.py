@@ -73,7 +73,7 @@ class _Slicer:
 
     def __call__(
         self, layer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, object]]:
         if not self._needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids, and wait for them
             kwargs["position_ids"] = None
         if args:
@@ -85,7 +85,7 @@ class _Slicer:
                 kwargs[name] = self._sliced(name, kwargs[name], last)
         return args, kwargs
 
-    def _sliced(self, name: str, argument: object, last: Callable[[Any, int], Any]) -> Any:
+    def _sliced(self, name: str, argument: object, last: Callable[[Any, int], object]) -> object:
         key = name, id(argument), self._count
         if key not in self._memo:
             self._memo[key] = argument, last(argument, self._count)
@@ -109,7 +109,7 @@ def _ids(ids: Tensor, count: int) -> Tensor:
     return ids[..., -count:]
 
 
-LAST_ROWS: dict[str, Callable[[Any, int], Any]] = {
+LAST_ROWS: dict[str, Callable[[Any, int], object]] = {
     "position_embeddings": _tables,
     "attention_mask": _mask,
     "position_ids": _ids,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from foveate import catalogue
+from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
 from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
@@ -132,7 +132,7 @@ def named_methods(names: Sequence[str]) -> dict[str, Method]:
 
 def budgeted_methods(
     methods: Mapping[str, Method],
-    model: PreTrainedModel,
+    model: PreTrainedModel | PreTrainedConfig,
     vision_tokens: int,
     *,
     tokens: Sequence[float] = (),
@@ -179,7 +179,7 @@ def budgeted_methods(
 
 def conditions(
     benched: Benched, device: torch.device, *, new_tokens: int, clock: str, seed: int, command: str = ""
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What figures depend on, as plain values: model, machine, versions, prompt.
 
     Args:

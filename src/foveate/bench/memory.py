@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
 
-from foveate._transformers import cache_in
+from foveate._transformers import PreTrainedModel, cache_in
 from foveate.ask.answer import kv_bytes
 from foveate.ask.generation import generate
 from foveate.bench.workload import Workload
@@ -86,7 +85,7 @@ class Memory(TorchDispatchMode):
         self.peak = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         before = {_key(tensor) for tensor in tensors_of((args, kwargs))}
         result = function(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from transformers import PreTrainedModel
 
+from foveate._transformers import PreTrainedModel
 from foveate.bench.bare import bare, obstacle
 from foveate.bench.memory import Held, hold
 from foveate.bench.stopwatch import PARTS, Clock, timed

@@ -23,7 +23,7 @@ BOUND = 0.9
 # -- rows -----------------------------------------------------------------------------------------------------
 
 
-def rows_of(run: PairedRun) -> list[dict[str, Any]]:
+def rows_of(run: PairedRun) -> list[dict[str, object]]:
     """A row for each candidate that ran, the untouched model's first, of the rounds that are finished.
 
     A row has these columns, and lacks those that it has no value for. PART is each of `PARTS`, and of a method
@@ -51,7 +51,7 @@ def rows_of(run: PairedRun) -> list[dict[str, Any]]:
     return [_row(run, candidate, untouched) for candidate in run.candidates.values() if candidate.held is not None]
 
 
-def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, Any]:
+def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, object]:
     held, cost = candidate.held, _cost(run, candidate)
     assert held is not None  # else it has no row
     row: dict[str, Any] = {

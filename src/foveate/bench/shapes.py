@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.loading import random_model
 from foveate.errors import UnknownNameError
 from foveate.plain.table import Column, Table
@@ -35,16 +36,18 @@ class NamedShape:
 
     name: str
     of: str
-    config: dict[str, Any]
-    image: dict[str, Any] | None = None
+    config: dict[str, object]
+    image: dict[str, object] | None = None
     frame: dict[str, Any] | None = None
 
-    def make_config(self) -> Any:
+    def make_config(self) -> PreTrainedConfig:
         """The config of transformers."""
         settings = {name: value for name, value in self.config.items() if name != "model_type"}
         return AutoConfig.for_model(self.config["model_type"], **settings)
 
-    def build(self, device: torch.device, dtype: torch.dtype, attention: str = "auto", seed: int = 0) -> Any:
+    def build(
+        self, device: torch.device, dtype: torch.dtype, attention: str = "auto", seed: int = 0
+    ) -> PreTrainedModel:
         """The model with random weights, made on the device in the dtype, in evaluation mode."""
         model = random_model(self.make_config(), device, dtype, attention=attention, seed=seed)
         model.generation_config.eos_token_id = None  # answers have a fixed length

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from foveate._transformers import PreTrainedModel
 from foveate.ask.generation import generate
 from foveate.core.patching import Patcher
 from foveate.registry import family_for
@@ -70,8 +70,8 @@ class Stopwatch:
         self._clock = clock
         self._on_cpu = device.type == "cpu"
         self._has_events = device.type == "cuda"
-        self._spans: list[tuple[str, Any, Any]] = []
-        self._decoder_begins: list[Any] = []
+        self._spans: list[tuple[str, Any, object]] = []
+        self._decoder_begins: list[object] = []
         self._launched: float | None = None
         self._encoding = False
         self._prompt_seen = False
@@ -101,7 +101,7 @@ class Stopwatch:
             patches.hook(text, "after", self._after_decoder)
             yield
 
-    def _encode(self, original: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+    def _encode(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
         """A call inside a call does not count: a model may make a video's features with its images' function."""
         if self._encoding:
             return original(*args, **kwargs)
@@ -125,7 +125,7 @@ class Stopwatch:
             self._launched += self._clock()
         self._spans.append(("prefill", self._decoder_begins[0], self._mark()))
 
-    def _mark(self) -> Any:
+    def _mark(self) -> object:
         """Now: an accelerator's event, or seconds once it has done all it was asked for."""
         if not self._has_events:
             self.wait()

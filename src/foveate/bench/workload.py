@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
+from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.bench.shapes import NamedShape
 from foveate.contract.method import Method
 from foveate.core.grid import Grid
@@ -67,7 +67,7 @@ class Workload:
 
     def cost(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PreTrainedConfig,
         method: Method | None = None,
         tokens: Sequence[int] | None = None,
         attention: Literal["full", "causal"] = "full",
@@ -90,7 +90,7 @@ class Workload:
 
     def kernel_cost(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PreTrainedConfig,
         kernel: str,
         method: Method | None = None,
         tokens: Sequence[int] | None = None,

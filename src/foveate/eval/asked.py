@@ -133,7 +133,7 @@ def run(
     task = partial(_begin, reloading(vlm), max_new_tokens)
     workers = min(workers or _default_workers(vlm), len(work))
 
-    def take(rows: Sequence[dict[str, Any]]) -> None:
+    def take(rows: Sequence[dict[str, object]]) -> None:
         store.add(rows)
         advance(len(rows))
 
@@ -146,7 +146,7 @@ def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: in
     return partial(_work, reload(), max_new_tokens)
 
 
-def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[dict[str, Any]]]:
+def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
     yield from _rows(vlm, work, max_new_tokens)
 
 
@@ -169,7 +169,7 @@ def _default_workers(vlm: VLM) -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
-def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> Iterator[list[dict[str, Any]]]:
+def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> Iterator[list[dict[str, object]]]:
     """A row of each answer that is to be asked for, a method's together."""
     prompts = prompts_of(vlm, work.questions)
     settings = Generation(max_new_tokens=max_new_tokens)

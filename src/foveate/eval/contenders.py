@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedModel
-
+from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import Budget, decoder_depth
 from foveate.contract.method import Method, meet
@@ -44,7 +43,7 @@ class Contender:
 
 def contenders_at(
     methods: Mapping[str, Method],
-    model: PreTrainedModel,
+    model: PreTrainedModel | PreTrainedConfig,
     budgets: Sequence[Budget],
     vision_tokens: int | None,
     seeds: Sequence[int],
@@ -96,7 +95,7 @@ def before_decoder(method: Method) -> Method | None:
 
 
 def _met(
-    method: Method, budget: Budget | None, model: PreTrainedModel, vision_tokens: int | None
+    method: Method, budget: Budget | None, model: PreTrainedModel | PreTrainedConfig, vision_tokens: int | None
 ) -> tuple[Method, str]:
     """A method with a budget that it can meet, and what is unusual about it.
 

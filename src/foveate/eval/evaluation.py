@@ -239,7 +239,7 @@ def _compare(
     )
 
 
-def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_tokens: int | None) -> dict[str, Any]:
+def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_tokens: int | None) -> dict[str, object]:
     """A row with its budget, and those of its pairs, in tokens: as asked for, by share; a control's as it was spent."""
     told = dict(row)
     if row["budget"] is not None:
@@ -264,7 +264,7 @@ class _Asking:
         """Whether the true answers are known."""
         return bool(self.asked[0].labels)
 
-    def rows(self, contenders: Sequence[Contender], doing: str) -> list[dict[str, Any]]:
+    def rows(self, contenders: Sequence[Contender], doing: str) -> list[dict[str, object]]:
         """All figures of these contenders, after asking what the store does not have."""
         methods = list({key_of(draw): draw for contender in contenders for draw in contender.draws}.values())
         work = outstanding(self.asked, methods, self.store)
@@ -276,7 +276,7 @@ class _Asking:
         ran = [(contender, [self._log(draw) for draw in contender.draws]) for contender in contenders]
         return figures_of(self._log(None), ran)
 
-    def _log(self, method: Method | None) -> list[dict[str, Any]]:
+    def _log(self, method: Method | None) -> list[dict[str, object]]:
         """A setting's log, in the questions' order; see `foveate.eval.pairing`."""
         log = []
         for question in self.asked:

@@ -43,7 +43,7 @@ NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops")
 
 def figures_of(
     full: Log, ran: Iterable[tuple[Contender, Sequence[Log]]], aggregate: Aggregate | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Every figure with its interval, all over the same pictures and seeds: a row for each setting and each task.
 
     The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known:
@@ -171,12 +171,12 @@ class _Pairing:
             return estimate(setting.figures)
         return self._resampled.proportion(setting.numbers["score"])
 
-    def task_rows(self, setting: _Setting) -> list[dict[str, Any]]:
+    def task_rows(self, setting: _Setting) -> list[dict[str, object]]:
         """The accuracy of each task; nothing where there are no scores."""
         rows = []
         for task, asked in self._tasks.items() if self._aggregate is None else ():
             score = np.where(asked, setting.numbers["score"], np.nan)
-            row: dict[str, Any] = {
+            row: dict[str, object] = {
                 "name": setting.contender.name,
                 "budget": setting.contender.budget,
                 "task": task,
@@ -190,7 +190,7 @@ class _Pairing:
             rows.append(row)
         return rows
 
-    def commonest(self, task: str | None) -> dict[str, Any]:
+    def commonest(self, task: str | None) -> dict[str, object]:
         """What the commonest label, and the commonest answer, of a task (None: of all) come to; see `figures_of`."""
         rows = [row for row in self._log if task in (None, row["task"])]
         label, share = _commonest([set(row.get("labels", ())) for row in rows])
@@ -198,14 +198,14 @@ class _Pairing:
         known = self._aggregate is None and all(row.get("labels") for row in rows)
         return {"commonest": share if known else None, "commonest_label": label if known else None, "alike": alike}
 
-    def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, Any]]:
+    def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
         """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""
         pairs = []
         for other in others:
             if other.contender.budget != setting.contender.budget and not _cost_alike(setting, other):
                 continue
             agreement = self._resampled.mean(setting.numbers["agrees"] - other.numbers["agrees"])
-            pair: dict[str, Any] = {
+            pair: dict[str, object] = {
                 "name": other.contender.name,
                 "budget": other.contender.budget,
                 "tokens": round(other.tokens, 3),
@@ -214,7 +214,7 @@ class _Pairing:
             pairs.append(pair | spread_out("agreement", agreement))
         return pairs
 
-    def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, Any]:
+    def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, object]:
         """A setting beside the full model and its rivals."""
         numbers, contender = setting.numbers, setting.contender
         full_accuracy = float(self.full.figures[0])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 
@@ -22,7 +21,7 @@ READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".tx
 """Suffixes of what a model is loaded from: configs, templates, tokenizers and weights."""
 
 
-def conditions(vlm: VLM) -> dict[str, Any]:
+def conditions(vlm: VLM) -> dict[str, object]:
     """All of a model that its answers depend on; see `foveate.eval.records.Answers`."""
     setup = vlm.card.to_dict()
     del setup["name"]
@@ -43,7 +42,7 @@ def _local(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _stored(name: str) -> dict[str, Any]:
+def _stored(name: str) -> dict[str, object]:
     """The weights and all files of a model's folder; in the hub's cache it bears the name of its commit."""
     if (folder := _local(name)) is not None:
         files = _files(folder, hash_weights=True)

@@ -51,9 +51,9 @@ class Here:
     def __exit__(self, *_: object) -> None:
         del self._begun
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """What rows depend on besides the items."""
-        about: dict[str, Any] = self._begun.about()
+        about: dict[str, object] = self._begun.about()
         return about
 
     def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
@@ -89,27 +89,27 @@ class Together(ABC):
         """Begin the process of a place, in the place of one that has died."""
 
     @abstractmethod
-    def _ask(self, place: int, item: object) -> Future[Any]:
+    def _ask(self, place: int, item: object) -> Future[object]:
         """Its rows of an item, or its `about` where the item is None."""
 
-    def _result(self, future: Future[Any]) -> Any:
+    def _result(self, future: Future[object]) -> Any:
         """What a process answered; what it raised is raised."""
         return future.result()
 
     def _stop(self) -> None:  # noqa: B027
         """Tell all to end with what is in hand, where they can be told."""
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         futures = [self._ask(place, None) for place in range(self._count)]
         try:
-            abouts: list[dict[str, Any]] = [self._result(future) for future in futures]
+            abouts: list[dict[str, object]] = [self._result(future) for future in futures]
         except self.died as error:
             raise _all_die() from error
         return abouts[0]
 
     def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
         waiting, free, deaths = iter(items), list(range(self._count)), 0
-        pending: dict[Future[Any], tuple[int, Any]] = {}
+        pending: dict[Future[object], tuple[int, object]] = {}
         while True:
             while free and not stopped() and (item := next(waiting, None)) is not None:
                 place = free.pop()
@@ -182,11 +182,11 @@ class Pool(Together):
         # One that dies breaks its pool, so each has one of its own.
         self._pools[place] = ProcessPoolExecutor(1, self._processes, _begin, arguments)
 
-    def _ask(self, place: int, item: object) -> Future[Any]:
+    def _ask(self, place: int, item: object) -> Future[object]:
         try:
             return self._pools[place].submit(_ask, item)
         except BrokenProcessPool as error:  # it died with nothing in hand
-            broken: Future[Any] = Future()
+            broken: Future[object] = Future()
             broken.set_exception(error)
             return broken
 
@@ -220,13 +220,13 @@ def _begin(task: Task, place: int, count: int, stopped: object) -> None:
         _process["error"] = error
 
 
-def _ask(item: object) -> Any:
+def _ask(item: object) -> object:
     if "error" in _process:
         raise _process["error"]
     return rows_of(_process["worker"], item, _process["stopped"].is_set)
 
 
-def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> Any:
+def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> object:
     """All rows of an item at once; where it is None, the worker's `about`."""
     return worker.about() if item is None else [row for rows in worker(item, stopped) for row in rows]
 

@@ -56,11 +56,11 @@ class Actors(Together):
     def _hire(self, place: int) -> None:
         self._actors[place] = self._actor.remote(self._task, self._count)
 
-    def _ask(self, place: int, item: object) -> Future[Any]:
-        asked: Future[Any] = self._actors[place].ask.remote(item).future()
+    def _ask(self, place: int, item: object) -> Future[object]:
+        asked: Future[object] = self._actors[place].ask.remote(item).future()
         return asked
 
-    def _result(self, future: Future[Any]) -> Any:
+    def _result(self, future: Future[object]) -> object:
         try:
             return future.result()
         except self.died:
@@ -81,7 +81,7 @@ class _Actor:
         except Exception as error:
             self._error = error
 
-    def ask(self, item: object) -> Any:
+    def ask(self, item: object) -> object:
         if self._error is not None:
             raise self._error
         return rows_of(self._worker, item)

@@ -106,7 +106,7 @@ class _Records(ABC):
         return self.path.parent
 
     @abstractmethod
-    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+    def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         """What it holds; `carried` asks for columns too that nobody asked for.
 
         Raises:
@@ -117,7 +117,7 @@ class _Records(ABC):
         """SHA-256 of all that it holds."""
         return sha256_of(self.path)
 
-    def state(self) -> Any:
+    def state(self) -> object:
         """What changes when somebody writes to it."""
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns, status.st_ino
@@ -126,7 +126,7 @@ class _Records(ABC):
 class _JsonLines(_Records):
     """An object a line. Blank lines do not count."""
 
-    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+    def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         with open_readable(self.path) as file:
             start, number = b"\xef\xbb\xbf", 0
             while line := file.readline(LINE):
@@ -142,7 +142,7 @@ class _JsonLines(_Records):
                 number += 1
 
 
-def _object(number: int, line: bytes) -> Mapping[str, Any] | Bad:
+def _object(number: int, line: bytes) -> Mapping[str, object] | Bad:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -168,7 +168,7 @@ class _Csv(_Records):
     Of comma, semicolon (Excel, where a comma is the decimal point) and tab, what the first line has most separates.
     """
 
-    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+    def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         csv.field_size_limit(LINE)
         with open_readable(self.path) as binary:
             text = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -204,7 +204,7 @@ class _Csv(_Records):
         return names
 
 
-def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, Any] | Bad:
+def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, object] | Bad:
     if len(cells) > len(names):
         reason = f"The line has {len(cells)} cells, and there are {len(names)} columns."
         return Bad(number, {LINE_KEY: ",".join(cells)[:SHOWN]}, reason)
@@ -212,7 +212,7 @@ def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, Any]
     return {name: _cell(cell) for name, cell in filled if cell}
 
 
-def _cell(cell: str) -> Any:
+def _cell(cell: str) -> object:
     """A cell's text, or the list of texts that it holds."""
     if not cell.startswith("["):
         return cell
@@ -236,7 +236,7 @@ class _Parquet(_Records):
         super().__init__(path)
         self._asked = asked
 
-    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+    def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         pyarrow = arrow()
         try:
             with open_readable(self.path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
@@ -254,11 +254,11 @@ class _Parquet(_Records):
             raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
 
 
-def _both(row: Mapping[str, object], more: Mapping[str, object]) -> Mapping[str, Any]:
+def _both(row: Mapping[str, object], more: Mapping[str, object]) -> Mapping[str, object]:
     return {**row, **more}
 
 
-def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
     """The other columns in the same steps, as long as they can be read."""
     pyarrow = arrow()
     with pyarrow.parquet.ParquetFile(path) as file, suppress(pyarrow.ArrowException, OSError):
@@ -267,10 +267,10 @@ def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, Any]]]:
             yield [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _values(column: Any) -> list[Any]:
+def _values(column: Any) -> list[object]:
     """A column's values; nothing of one that Python has no values for, such as a date behind the year 9999."""
     try:
-        values: list[Any] = column.to_pylist()
+        values: list[object] = column.to_pylist()
     except Exception:  # of whatever a column that nobody asked for may hold
         return [None] * len(column)
     return values
@@ -286,7 +286,7 @@ class _Folder(_Records):
     def root(self) -> Path:
         return self.path
 
-    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+    def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         for name in self._below(""):
             yield {"image": name, "id": printable(name)}
 
@@ -315,7 +315,7 @@ class _Folder(_Records):
             whole.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         return whole.hexdigest()
 
-    def state(self) -> Any:
+    def state(self) -> object:
         return None  # what comes into a folder meanwhile is told by its digest, the next time
 
 
@@ -454,7 +454,7 @@ class Samples:
             return Bad(number, self._absolute(record), str(error))
         return MediaSample(number, name, media, question, record, column)
 
-    def _absolute(self, record: Mapping[str, object]) -> Mapping[str, Any]:
+    def _absolute(self, record: Mapping[str, object]) -> Mapping[str, object]:
         """A record with absolute paths, so that it can be an input from any folder; what is no path stays."""
         column = next((name for name in self.columns.media if record.get(name) is not None), None)
         if column is None:
@@ -542,7 +542,7 @@ def _media(value: object, root: str) -> tuple[str, ...]:
     return tuple(_located(path, root) for path in _listed(value))
 
 
-def _listed(value: object) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

@@ -189,7 +189,7 @@ class Store:
             if path.name.startswith(PART) or _is_doubled(path):
                 path.unlink()
 
-    def _known(self, path: Path) -> Iterator[dict[str, Any]]:
+    def _known(self, path: Path) -> Iterator[dict[str, object]]:
         """The rows of a file, whose keys are remembered."""
         for row in _parquet_rows(path, self._keys) if path.suffix == ".parquet" else self._whole_lines(path):
             key = self._key_of(row)
@@ -203,7 +203,7 @@ class Store:
                 ) from error
             yield row
 
-    def _whole_lines(self, path: Path) -> Iterator[dict[str, Any]]:
+    def _whole_lines(self, path: Path) -> Iterator[dict[str, object]]:
         if not path.exists():
             return
         before = self.damaged
@@ -217,11 +217,11 @@ class Store:
         if self.damaged > before and self._alone:
             _publish(path, lambda part: self._copy_whole(path, part))
 
-    def _row_of(self, line: bytes) -> dict[str, Any] | None:
+    def _row_of(self, line: bytes) -> dict[str, object] | None:
         """The row of a line; None where it is not whole, or not what was written."""
         if line.endswith(b"\n"):
             with suppress(ValueError, RecursionError, LookupError, TypeError):
-                row: dict[str, Any] = json.loads(line)
+                row: dict[str, object] = json.loads(line)
                 self._key_of(row)
                 if not self._checked or row.pop(CHECKSUM) == _checksum(row):
                     return row
@@ -435,10 +435,10 @@ def _checksum(row: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, object]]:
     pyarrow = arrow()
     try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(keys)).to_pylist()
+        rows: list[dict[str, object]] = pyarrow.parquet.read_table(path, columns=list(keys)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{named(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
     yield from rows

@@ -11,7 +11,7 @@ __all__ = ["work_through"]
 Rows = list[Any]
 
 
-def _itself(item: object) -> list[Any]:
+def _itself(item: object) -> list[object]:
     return [item]
 
 

@@ -52,7 +52,7 @@ def run(
     conduct: Conduct | None = None,
     store: Answers | None = None,
     advance: Advance = unheard,
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Metric]]:
+) -> tuple[dict[str, list[dict[str, object]]], dict[str, Metric]]:
     """Run benchmarks under one setting.
 
     What the store has of the setting is not asked again, and every batch is on disk when the next one begins.
@@ -113,7 +113,7 @@ def _rows(
     samples: Sequence[Mapping[str, Any]],
     records: Mapping[tuple[str, int], Mapping[str, object]],
     metric: Metric,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """A task's log, in the order of its documents; of several filters, the first."""
     documents: dict[int, Mapping[str, Any]] = {}
     for sample in samples:
@@ -147,9 +147,9 @@ class _Manager:
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
-        self._loaded: dict[Any, Any] = {}
+        self._loaded: dict[object, Any] = {}
 
-    def load_task_or_group(self, names: Sequence[str], *args: object) -> Any:
+    def load_task_or_group(self, names: Sequence[str], *args: object) -> object:
         from tenacity import RetryError
 
         try:
@@ -165,7 +165,7 @@ class _Manager:
             ) from error
         return self._loaded
 
-    def tasks(self, loaded: Mapping[object, object] | None = None) -> Iterator[tuple[str, Any]]:
+    def tasks(self, loaded: Mapping[object, object] | None = None) -> Iterator[tuple[str, object]]:
         """The tasks with their names; a group is a mapping of tasks and groups."""
         for name, task in (self._loaded if loaded is None else loaded).items():
             if isinstance(task, Mapping):

@@ -62,10 +62,10 @@ class Label:
             parts.append(f"{self.conduct.most_frames}-frames")
         return "__".join(parts)
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, object]:
         """What was asked for, as plain values."""
         setting = self.setting
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "method": setting.name or FULL,
             "budget": setting.budget,
             "asked_retention": setting.share,
@@ -76,7 +76,7 @@ class Label:
             values["settings"] = setting.settings
         return values
 
-    def summary(self, records: Records) -> dict[str, Any]:
+    def summary(self, records: Records) -> dict[str, object]:
         """What was asked for and what was spent, over all answers and task by task, as plain values.
 
         Args:
@@ -100,7 +100,7 @@ def _spent(rows: Sequence[Mapping[str, object]]) -> dict[str, float]:
     return {"answers": len(rows), **means}
 
 
-def spent_of(records: Records) -> dict[tuple[str, int], dict[str, Any]]:
+def spent_of(records: Records) -> dict[tuple[str, int], dict[str, object]]:
     """What this needs of records, and no more: for other processes."""
     return {key: {column: row[column] for column in SPENT.values()} for key, row in records.items()}
 

@@ -52,7 +52,7 @@ class Metric:
     def __call__(self, log: Log) -> float:
         """The figure of these rows, of which each has its "inputs" by part; one may be there several times."""
         times: Counter[int] = Counter()
-        inputs: dict[str, list[Any]] = {name: [] for name in self.parts}
+        inputs: dict[str, list[object]] = {name: [] for name in self.parts}
         for row in log:
             for name in inputs.keys() & row["inputs"].keys():
                 inputs[name].append(_again(row["inputs"][name], times[row["document"]]))
@@ -60,7 +60,7 @@ class Metric:
         return sum(float(self.parts[name](of_part)) for name, of_part in inputs.items() if of_part)
 
 
-def _again(given: object, time: int) -> Any:
+def _again(given: object, time: int) -> object:
     """An input that is drawn once more: a question of its own, so that MME pairs each draw with itself."""
     if time and isinstance(given, Mapping) and "question_id" in given:
         return {**given, "question_id": f"{given['question_id']} #{time}"}
@@ -114,7 +114,7 @@ def _quiet(function: Callable[..., float], arguments: Namespace) -> Callable[[Se
 # -- scores ---------------------------------------------------------------------------------------------------
 
 
-def scored(metric: Metric, full: Log, logs: Sequence[Log]) -> tuple[list[list[dict[str, Any]]], Any]:
+def scored(metric: Metric, full: Log, logs: Sequence[Log]) -> tuple[list[list[dict[str, object]]], Any]:
     """The logs with a "score" in every row where the figure is their mean, and what gives the figure where it is not.
 
     Args:
@@ -170,7 +170,7 @@ def _scaled(factor: float, log: Log) -> float:
     return factor * float(np.mean([row["score"] for row in log]))
 
 
-def _hits(metric: Metric, log: Log) -> list[dict[str, Any]]:
+def _hits(metric: Metric, log: Log) -> list[dict[str, object]]:
     """MMBench's figure as a mean of hits, a question each: one that is right however its choices are turned.
 
     Its own function takes seconds for all of them, and may ask a judge.

@@ -33,6 +33,6 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _hidden(bar: Any, *args: object, **kwargs: object) -> Any:
+def _hidden(bar: Any, *args: object, **kwargs: object) -> object:
     """A progress bar that shows nothing, whatever its caller says."""
     return bar(*args, **{**kwargs, "disable": True})

@@ -195,7 +195,7 @@ class RequestAnswerer:
         dropped_in(self.vlm, self.method, prompt.vision_tokens)
         return prompt
 
-    def _row(self, question: _Question, answer: Answer) -> dict[str, Any]:
+    def _row(self, question: _Question, answer: Answer) -> dict[str, object]:
         """The record of an answer."""
         full = self._stored(FULL, question)
         first = None if full is None else First.from_dict(full["first"])
