@@ -93,8 +93,10 @@ REFUSED = [name for name in NAMES if not places(name)]
 FAILING: dict[str, dict[str, str]] = {
     "films_projector": {"perception_lm": "its films are encoded as images"},
     "keep_all": {"perception_lm": "its films are encoded as images"},
-    "merged": {"granite4_vision": "it adds features before several layers, so merging is refused"},
-    "refused": {"gemma3n": "its several streams are not served, but not refused either"},
+    "merged": {
+        "granite4_vision": "it adds features before several layers, so merging is refused",
+        "gemma3n": "it scales its streams by their norms, so a mean of features makes no mean of streams",
+    },
 }
 """What is known to fail, by test and model, and why: where it is mended, the line goes."""
 
@@ -196,6 +198,22 @@ def test_check_proves_it(name):
 def test_pictures_are_cut_as_hidden_columns(name):
     model, case = tiny(name)
     check_hidden(model, case.batch(model, ["titt" if case.one else "titit"]), drawn(name, BETWEEN_LAYERS))
+
+
+@each("attention")
+def test_what_is_read_of_attention_is_what_the_model_says_of_itself(name):
+    model, case = tiny(name, attention="eager")
+    inputs, family = case.batch(model, ["titt"]), family_for(model)
+    layer = next(index for index in range(DEPTH) if index not in family.recurrent)
+    with torch.no_grad():
+        told = [one for one in model(**inputs, output_attentions=True).attentions if one is not None]
+    with fv.drop(model, fv.FastV(layers=(layer + 1,), keep=(0.5,))) as trace, torch.no_grad():
+        model(**inputs)
+    oracle = Oracle(family, inputs, torch.tensor([5]))
+    oracle.logits(oracle.nothing())
+    paid = told[0][0].mean(dim=0)[-1, oracle.vision]
+    kept = trace.stages[0].kept[0]
+    assert torch.equal(kept, paid.argsort(descending=True, stable=True)[: len(kept)].sort().values)
 
 
 @each("films", [name for name in SERVED if CASES[name]().video is not None])

@@ -10,6 +10,7 @@ from tests.tiny_derived import CASES, TIMM
 PROOFS = {
     "check": proofs.test_check_proves_it,
     "pictures": proofs.test_pictures_are_cut_as_hidden_columns,
+    "attention": proofs.test_what_is_read_of_attention_is_what_the_model_says_of_itself,
     "films": proofs.test_films_are_cut_as_hidden_columns,
     "films_projector": proofs.test_films_behind_the_projector_are_as_hidden_columns,
     "projector": proofs.test_behind_the_projector_it_is_as_hidden_columns,
@@ -41,8 +42,3 @@ def test_timm_is_here():
 )
 def test_a_model_with_a_tower_of_timm_is_proved(proof, name):
     PROOFS[proof](name)
-
-
-@pytest.mark.parametrize("name", proofs.marked("refused", [name for name in TIMM if not proofs.places(name)]))
-def test_a_model_with_a_tower_of_timm_is_refused(name):
-    proofs.test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name)

@@ -331,7 +331,7 @@ class Forward:
             first layer it is what the chunk before this one asked.
 
     Attributes, the rows that are left (where `drops`):
-        span: Columns of the forward.
+        span, count: Columns of the forward, and samples.
         samples: The batch.
         buckets: The samples with vision tokens, and what is left of these.
         rows: The rows that the coming layer processes; None while nothing was dropped.
@@ -378,6 +378,7 @@ class Forward:
     asked: dict[int, Tensor] = field(default_factory=dict)
 
     span: int = 0
+    count: int = 0
     samples: list[Sample] = field(default_factory=list)
     buckets: list[Bucket] = field(default_factory=list)
     rows: RowMap | None = None
@@ -568,16 +569,16 @@ class Streams:
     first: bool
 
     @classmethod
-    def of(cls, hidden: Tensor, span: int) -> "Streams | None":
+    def of(cls, hidden: Tensor, shape: tuple[int, int]) -> "Streams | None":
         """Those of (samples, columns, streams, width) or (streams, samples, columns, width); None where there is one.
 
         Args:
             hidden: What a layer is handed.
-            span: Columns of the call.
+            shape: Samples and columns of the call.
         """
         if hidden.dim() != 4:
             return None
-        first = hidden.shape[1] != span
+        first = hidden.shape[:2] != shape
         return cls(hidden.shape[0 if first else 2], first)
 
     def fold(self, hidden: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
     """
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
-    forward.span = 0 if prompt is None else prompt.shape[1]
+    forward.count, forward.span = (0, 0) if prompt is None else prompt.shape[:2]
     layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
     is_prompt = prompt is not None and (prompt.shape[1] > 1 or forward.goes_on)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False

@@ -13,6 +13,7 @@ Place = Literal["layer", "projector", "tower"]
 DECODER: tuple[Place, ...] = ("layer", "projector")
 EVERYWHERE: tuple[Place, ...] = (*DECODER, "tower")
 _INDEX = "caches of its layers hold an index of keys beside the keys"
+_BORROWED = "cuts before its last layers, which attend to keys of earlier ones, and Read"
 _HYBRID = "each of its layers attends and carries a state, and stores both in one layer of the cache"
 
 
@@ -50,10 +51,8 @@ PROVED = {
     "exaone4_5": Proved("EXAONE-4.5"),
     "fast_vlm": Proved("FastVLM", places=DECODER),
     "fuyu": Proved("Fuyu-8B", "5.23", places=DECODER),
-    "gemma3n": Proved("Gemma 3n", "5.16.1", (), "its layers take several streams, which run in front of the samples"),
-    "gemma4_unified": Proved(
-        "Gemma 4 12B", "5.23", DECODER, "where last layers attend to keys of earlier ones: cuts behind these, and Read"
-    ),
+    "gemma3n": Proved("Gemma 3n", places=DECODER, refused=_BORROWED),
+    "gemma4_unified": Proved("Gemma 4 12B", "5.23", DECODER, _BORROWED),
     "glm5_next": Proved("GLM-5.3-Flash", "5.16.1", (), _INDEX),
     "glm_ocr": Proved("GLM-OCR", "5.23"),
     "glmga": Proved("GLM-V (glmga)", "5.23"),
