@@ -83,7 +83,7 @@ PROVED = {
     "nemotron_h_omni": Proved("Nemotron-3-Nano-Omni", "5.23", places=DECODER),
     "ovis2": Proved("Ovis2"),
     "paddleocr_vl": Proved("PaddleOCR-VL"),
-    "perception_lm": Proved("Perception-LM", "5.16.1", DECODER, "films behind the projector"),
+    "perception_lm": Proved("Perception-LM", places=DECODER, refused="films, behind the projector"),
     "phi4_multimodal": Proved("Phi-4-multimodal", "5.16.1", ("layer",), "dropping behind the projector"),
     "pp_chart2table": Proved("PP-Chart2Table", places=DECODER),
     "qianfan_ocr": Proved("Qianfan-OCR"),
