@@ -304,6 +304,14 @@ def test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name):
     assert all(map(torch.equal, generate(model, inputs).logits, plain.logits))
 
 
+@pytest.mark.xfail(reason="its layers number the rows that they get themselves, not by position ids", strict=True)
+def test_what_llama4_scales_by_the_position_is_as_in_hidden_columns():
+    model, case = make("llama4")
+    for layer in family_for(model).layers:
+        layer.self_attn.floor_scale, layer.self_attn.attn_scale = 4, 0.5  # of a prompt of 8,192 tokens and more
+    check_hidden(model, case.batch(model, ["titit"]), BETWEEN_LAYERS["random"])
+
+
 def test_each_method_is_seen_on_many_models():
     for methods, more in itertools.product((BETWEEN_LAYERS, BEHIND_PROJECTOR), (0, 2, 3)):
         seen = [id(drawn(name, methods, more)) for name in CASES]
