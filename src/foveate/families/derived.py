@@ -295,6 +295,8 @@ def _unserved(layer: nn.Module) -> list[str]:
     if kind == "hybrid":
         return [f"its {name} attends and carries a state, and stores both in one layer of the cache"]
     attention = attention_of(layer)
+    if any("index_topk" in vars(module) for module in layer.modules()):
+        return [f"its {name} picks the keys that it attends to by an index beside them, which dropping would shift"]
     if kind == "attention" and attention is None:
         return [f"its {name} attends in several places, or in none that foveate knows"]
     return []
