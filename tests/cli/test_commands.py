@@ -210,7 +210,7 @@ def test_a_model_that_is_told_from_its_structure_has_a_row(run):
     told = json.loads(run("models", "lfm2_vl", "--json")[1])
     assert told["families"] == []
     assert told["proved"] == [
-        {"model_type": "lfm2_vl", **PROVED["lfm2_vl"]._asdict(), "places": ["layer", "projector"]}
+        {"model_type": "lfm2_vl", **PROVED["lfm2_vl"]._asdict(), "places": [*PROVED["lfm2_vl"].places]}
     ]
     shown = run("models", "lfm2_vl")[1]
     assert "LFM2-VL" in shown

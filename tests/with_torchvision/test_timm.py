@@ -10,7 +10,9 @@ from tests.tiny_derived import CASES, TIMM
 PROOFS = {
     "check": proofs.test_check_proves_it,
     "pictures": proofs.test_pictures_are_cut_as_hidden_columns,
+    "attention": proofs.test_what_is_read_of_attention_is_what_the_model_says_of_itself,
     "films": proofs.test_films_are_cut_as_hidden_columns,
+    "films_projector": proofs.test_films_behind_the_projector_are_as_hidden_columns,
     "projector": proofs.test_behind_the_projector_it_is_as_hidden_columns,
     "merged": proofs.test_tokens_that_are_joined_behind_the_projector_are_their_mean,
     "keep_all": proofs.test_keeping_all_is_the_untouched_model_bit_for_bit,
@@ -22,7 +24,7 @@ PROOFS = {
 
 def of_timm(proof):
     """The models that a proof is for."""
-    names = [name for name in TIMM if proofs.places(name) and (proof != "films" or CASES[name]().video)]
+    names = [name for name in TIMM if proofs.places(name) and ("films" not in proof or CASES[name]().video)]
     return [name for name in names if proof != "read" or name not in proofs.BORROWING]
 
 
