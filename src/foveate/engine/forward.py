@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,10 +168,12 @@ class RowMap:
 
     def pick(self, tables: Any) -> Any:
         """The rows of full-length tables, such as a (cos, sin) pair, each at the position it had."""
-        if self.source is self.columns:
-            return on_tensors(tables, self.gather)
-        places = self.source.clamp(min=0)
-        return on_tensors(tables, lambda table: rows_of(table, places, self._samples))
+        take: Callable[[Tensor], Tensor] = self.gather
+        if self.source is not self.columns:
+            take = partial(rows_of, places=self.source.clamp(min=0), samples=self._samples)
+        if isinstance(tables, tuple):
+            return tuple([take(table) for table in tables])
+        return None if tables is None else take(tables)
 
     def renumbered(self, first: Tensor) -> Tensor:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
@@ -569,15 +572,13 @@ class Streams:
     first: bool
 
     @classmethod
-    def of(cls, hidden: Tensor, shape: tuple[int, int]) -> "Streams | None":
-        """Those of (samples, columns, streams, width) or (streams, samples, columns, width); None where there is one.
+    def of(cls, hidden: Tensor, shape: tuple[int, int]) -> "Streams":
+        """Those of (samples, columns, streams, width) or (streams, samples, columns, width).
 
         Args:
             hidden: What a layer is handed.
             shape: Samples and columns of the call.
         """
-        if hidden.dim() != 4:
-            return None
         first = hidden.shape[:2] != shape
         return cls(hidden.shape[0 if first else 2], first)
 

@@ -143,8 +143,9 @@ class AttentionReader(RowsReader):
     def _tables_of_rows(self) -> Any:
         """(cos, sin) of the bucket's rows."""
         given = self._call.kwargs.get("position_embeddings")
-        tables = self._rows.pick(given)
-        if given is not None and self._forward.rows is not None:
+        if given is None or self._forward.rows is None:
+            tables = self._rows.pick(given)
+        else:
             tables = self._positions.tables(self._forward, self._call, self._rows)
         # M-RoPE's tables may have its axes in front of the samples.
         return on_tensors(tables, lambda table: table[..., self._of, self._start :, :])

@@ -106,8 +106,9 @@ class LayerRunner:
         if index != expected or not usual or not (args or "hidden_states" in kwargs):
             guards.refuse_layer_call(index, expected, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
-        streams = Streams.of(hidden, (forward.count, forward.span))
-        if streams is not None:
+        streams: Streams | None = None
+        if hidden.dim() == 4:
+            streams = Streams.of(hidden, (forward.count, forward.span))
             hidden, original = streams.fold(hidden), streams.around(original)
         if forward.drops and index == 0:
             gathers = self._family.gathers
