@@ -55,6 +55,7 @@ __all__ = [
     "keeps_index",
     "kind_of",
     "lacks",
+    "numbers_rows",
     "older",
     "probe",
     "recomputes_from_outside",
@@ -368,6 +369,16 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
     if attends:
         return "attention"
     return "state" if carries else "plain"
+
+
+def numbers_rows(attention: nn.Module) -> bool:
+    """Whether an attention counts the rows that it gets, and scales queries by that (Llama 4, in layers without RoPE)."""
+    counts = "arange(hidden_states.shape" in _code(type(attention))  # type: ignore[arg-type]
+    return (
+        counts
+        and bool(getattr(attention, "attn_temperature_tuning", True))
+        and not getattr(attention, "use_rope", False)
+    )
 
 
 def keeps_index(module: nn.Module) -> bool:

@@ -304,12 +304,17 @@ def test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name):
     assert all(map(torch.equal, generate(model, inputs).logits, plain.logits))
 
 
-@pytest.mark.xfail(reason="its layers number the rows that they get themselves, not by position ids", strict=True)
-def test_what_llama4_scales_by_the_position_is_as_in_hidden_columns():
+@pytest.mark.skipif(not known("llama4"), reason="transformers' own fails before")
+def test_a_prompt_in_which_rows_are_scaled_by_their_number_is_refused():
     model, case = make("llama4")
     for layer in family_for(model).layers:
-        layer.self_attn.floor_scale, layer.self_attn.attn_scale = 4, 0.5  # of a prompt of 8,192 tokens and more
-    check_hidden(model, case.batch(model, ["titit"]), BETWEEN_LAYERS["random"])
+        layer.self_attn.floor_scale, layer.self_attn.attn_scale = 20, 0.5  # 8,192 in released models
+    short, long = case.batch(model, ["tit"]), case.batch(model, ["titit"])
+    assert short["input_ids"].shape[1] < 20 <= long["input_ids"].shape[1]
+    check_hidden(model, short, BETWEEN_LAYERS["random"])
+    refused = pytest.raises(fv.UnsupportedError, match="from 20 on layers of this model scale queries")
+    with fv.drop(model, BETWEEN_LAYERS["random"]), torch.no_grad(), refused:
+        model(**long)
 
 
 def test_each_method_is_seen_on_many_models():

@@ -345,6 +345,15 @@ def _refuse_router_logits(kwargs: dict[str, Any]) -> None:
         )
 
 
+def refuse_long_prompt(columns: int, longest: float) -> None:
+    """Where layers count the rows that they get, and scale queries by that, rows left would be counted anew."""
+    if columns > longest:
+        raise UnsupportedError(
+            f"This prompt has {columns} columns, and from {int(longest) + 1} on layers of this model scale queries by "
+            "how many rows come before them, which dropping changes. Use a shorter prompt."
+        )
+
+
 def refuse_split_image() -> NoReturn:
     """An image cut in two by chunked prefill would be ranked in two halves."""
     raise UnsupportedError(

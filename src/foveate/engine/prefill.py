@@ -89,6 +89,7 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
     reads = reads and any([len(sample.vision) for sample in samples])
     if drops or reads:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
+        guards.refuse_long_prompt(span + max(0, 0 if cache is None else length_of(cache)), family.longest)
     if drops and forward.splits:
         guards.refuse_split_image()
     if forward.behind_image and (drops or forward.behind_cut) and any([sample.starts for sample in samples]):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from foveate._transformers import OLDEST, require, rotation
+from foveate._transformers import OLDEST, numbers_rows, require, rotation
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Signal, TowerAttention
@@ -174,6 +174,13 @@ class Family:
             else:
                 own[kind] = index
         return lenders
+
+    @functools.cached_property
+    def longest(self) -> float:
+        """Columns of the longest prompt that may be dropped from: from there on layers scale rows by how many come
+        before them, which dropping changes."""
+        attentions = [attention for layer in self.layers if (attention := attention_of(layer)) is not None]
+        return min([getattr(one, "floor_scale", 1) - 1 for one in attentions if numbers_rows(one)], default=math.inf)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
