@@ -372,7 +372,7 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
 
 
 def numbers_rows(attention: nn.Module) -> bool:
-    """Whether an attention counts the rows that it gets, and scales queries by that (Llama 4, in layers without RoPE)."""
+    """Whether an attention counts the rows that it gets, and scales queries by that (Llama 4's layers without RoPE)."""
     counts = "arange(hidden_states.shape" in _code(type(attention))  # type: ignore[arg-type]
     return (
         counts

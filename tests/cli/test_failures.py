@@ -117,12 +117,11 @@ def test_remote_code_is_never_run(run, picture, tiny_llava, tmp_path):
 
 
 def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(run, picture, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics2"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip"}))
     code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
     assert code == 1
-    assert "No family for model_type 'idefics2'. Supported: " in err
-    assert "foveate.drop(model, method, family='generic') serves it in Python" in err
-    assert "To add one: docs/guides/new-family.md" in err
+    assert "No family for model_type 'blip'. Supported: " in err
+    assert "It cannot be served: its text decoder reads the picture by cross-attention" in err
 
 
 def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):

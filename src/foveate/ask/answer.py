@@ -19,7 +19,7 @@ from foveate.contract.budget import is_met
 from foveate.contract.method import Method
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, UnsupportedError
 from foveate.naming import asked_share
 from foveate.plain.table import Column, Table
 
@@ -138,6 +138,15 @@ class Answer:
         """What the prompt costs without dropping."""
         return self.prompt.cost()
 
+    @cached_property
+    def uncounted(self) -> str | None:
+        """Why FLOPs of this model cannot be counted; None where they can."""
+        try:
+            _ = self.cost_untouched
+        except UnsupportedError as error:
+            return str(error)
+        return None
+
     @property
     def flops(self) -> int | None:
         """From the pixels to the first token; None where that is not known, as for a prompt without a picture."""
@@ -151,10 +160,12 @@ class Answer:
     @property
     def saved(self) -> Saved:
         """What dropping saved."""
-        cost, untouched = self.cost, self.cost_untouched
         kv_bytes = 0.0
         if self.kv_bytes_whole:
             kv_bytes = 1 - self.kv_bytes / self.kv_bytes_whole
+        if self.uncounted is not None:
+            return Saved(None, None, kv_bytes)
+        cost, untouched = self.cost, self.cost_untouched
         if cost.scoring_flops is None or cost.total_flops is None:
             return Saved(None, None, kv_bytes)
         return Saved(
@@ -206,7 +217,7 @@ class Answer:
         if self.trace.history:
             values["trace"] = self.trace.to_dict()
         if self.vision_tokens:
-            values["cost"] = self.cost.to_dict()
+            values["cost"] = None if self.uncounted is not None else self.cost.to_dict()
             values["saved"] = self.saved.to_dict()
         return values
 
@@ -257,6 +268,8 @@ class Answer:
 
     def _flops_line(self) -> str:
         """What the arithmetic saves, counted."""
+        if self.uncounted is not None:
+            return f"not counted: {self.uncounted}"
         cost, saved = self.cost, self.saved
         if cost.scoring_flops is None or saved.prefill_flops is None or saved.total_flops is None:
             return "not counted: the method does not say what its own arithmetic costs (docs/guides/new-method.md)"

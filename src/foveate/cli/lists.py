@@ -135,13 +135,18 @@ class Models:
         refusals = [f"{method} is refused on: {', '.join(kinds)}" for method, kinds in refusing.items()]
         return show(
             table,
-            Text("Told from their structure, and proved one by one:"),
-            _proved(proved),
+            Text(f"Told from their structure, and proved one by one: {_titles(proved, served=True)}."),
+            Text(f"Refused, with the reason by name: {_titles(proved, served=False)}."),
             *map(Text, refusals or ["Every method runs on every family."]),
-            Text("Where each method drops tokens: foveate models NAME"),
+            Text("Where each method drops tokens, or what is proved: foveate models NAME"),
             Text(f"--model {EMBEDDED} (the default) is a small LLaVA that ships with foveate and runs offline."),
             Text(f"Presets exist for: {', '.join(named)} (foveate presets)."),
         )
+
+
+def _titles(rows: Sequence[Mapping[str, Any]], served: bool) -> str:
+    """What people call the models that are served, or those that are not."""
+    return ", ".join(sorted(row["title"] for row in rows if bool(row["places"]) is served))
 
 
 def _proved(rows: Sequence[Mapping[str, Any]]) -> Table:
