@@ -42,6 +42,7 @@ __all__ = [
     "PreTrainedModel",
     "arguments_of",
     "by_name",
+    "by_place",
     "cache_in",
     "cache_of",
     "cached_file",
@@ -287,8 +288,13 @@ LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE_NAMES)
 
 def by_name(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a layer is handed behind its hidden states, all by name, as its class calls it."""
-    _, *names = _parameters(type(layer).forward)
-    return {**dict(zip(names, args[1:], strict=False)), **kwargs}
+    return by_place(layer, (None, *args[1:]), kwargs, skip=1)
+
+
+def by_place(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 0) -> dict[str, Any]:
+    """What a module is handed, but for the first `skip` arguments, all by name, as its class calls it."""
+    names = _parameters(type(module).forward)
+    return {**dict(zip(names[skip:], args[skip:], strict=False)), **kwargs}
 
 
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:

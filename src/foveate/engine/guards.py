@@ -49,8 +49,11 @@ def refuse_unknown_host(family: Family) -> None:
     if not family.gathers and not hasattr(core, "get_image_features"):
         raise unknown(f"has a {type(core).__name__} without get_image_features")
     called = {type(layer): layer for layer in layers}
-    layer_takes = ("hidden_states",) if family.gathers else LAYER
-    decoder_takes = () if text is core else DECODER
+    layer_takes: tuple[str | tuple[str, ...], ...] = LAYER
+    decoder_takes: tuple[str | tuple[str, ...], ...] = DECODER
+    if family.gathers:
+        layer_takes, decoder_takes = ("attention_mask",), ()
+        called = {type(layer): layer for index, layer in enumerate(layers) if index not in family.recurrent}
     for lacking in (lacks(text, decoder_takes), *(lacks(layer, layer_takes) for layer in called.values())):
         if lacking is not None:
             raise unknown(lacking)

@@ -44,7 +44,7 @@ class LayerRunner:
 
     def __init__(self, family: Family, program: Program) -> None:
         self.forward: Forward | None = None
-        self.begin: Callable[[Tensor, dict[str, Any]], None] | None = None
+        self.begin: Callable[[Tensor, dict[str, Any]], Tensor] | None = None
         self.wrappers: list[Original] = []
         self._family = family
         self._program = program
@@ -65,7 +65,10 @@ class LayerRunner:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
         forward = self.forward
         if index == 0 and forward is not None and not forward.begun and self.begin is not None:
-            self.begin(args[0] if args else kwargs["hidden_states"], kwargs)
+            if args:
+                args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
+            elif "hidden_states" in kwargs:
+                kwargs["hidden_states"] = self.begin(kwargs["hidden_states"], kwargs)
         if forward is None or forward.idle:  # outside the decoder's forward, or nothing to do
             return original(*args, **kwargs)
         if not forward.begun:

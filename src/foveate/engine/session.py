@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch._dynamo import trace_rules
 
 from foveate import naming
-from foveate._transformers import FeatureCall, arguments_of, cache_in, cache_of
+from foveate._transformers import FeatureCall, arguments_of, by_place, cache_in, cache_of
 from foveate.contract.method import Method
 from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
-from foveate.engine.forward import Forward, Original
+from foveate.engine.forward import Forward, Original, Streams
 from foveate.engine.media import placed, prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
@@ -269,9 +269,10 @@ class Session:
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
         if self._family.merger is not None:
             patches.wrap(core, self._family.merger, self.around_merger)
-        if text is not core:  # else what enters the layers is not known before the first of them
+        if text is not core:
             patches.hook(text, "before", self.before_decoder, with_kwargs=True)
-        self._runner.begin = self.before_layers
+        if self._family.gathers:
+            self._runner.begin = self.before_layers
         if self._program.renumbers:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
@@ -332,10 +333,11 @@ class Session:
         if not self._turn.acquire(blocking=False):
             guards.refuse_threads()
         self._turn.release()
-        self._runner.forward = forward = Forward(last_only=self._last_only, arguments=kwargs)
+        given = by_place(core, args, kwargs) if args else kwargs
+        self._runner.forward = forward = Forward(last_only=self._last_only, arguments=given)
         self._last_only = False
-        forward.ids = kwargs.get("input_ids", args[0] if args else None)
-        outputs = kwargs.get("mm_encoder_outputs") or {}
+        forward.ids = given.get("input_ids")
+        outputs = given.get("mm_encoder_outputs") or {}
         forward.encoded = {modality: output for modality, output in outputs.items() if output is not None}
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -390,6 +392,8 @@ class Session:
         """Begin the forward's way through the layers."""
         if "write_index" in kwargs:
             guards.refuse_pages()
+        if self._family.gathers and kwargs.get("inputs_embeds") is None:
+            return None  # the first layer will show what enters
         forward = self._arriving()
         forward.begun = True
         cache, forward.splits = cache_of(kwargs), self._splits
@@ -412,15 +416,20 @@ class Session:
             return None
         return args, {**kwargs, "inputs_embeds": embeds}
 
-    def before_layers(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        """Begin at the first layer, where no decoder within the core was handed what enters it."""
-        if self._family.text is not self._core:
-            return
+    def before_layers(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Begin at the first layer, where the decoder was handed no embeddings by name; answers the layer's input."""
         forward = self._arriving()
         if self._family.merger is None:
             forward.placeholders = self._family.placed({**forward.arguments, "input_ids": forward.ids})
+        streams: Streams | None = None
+        if hidden.dim() == 4 and forward.ids is not None:
+            streams = Streams.of(hidden, (forward.ids.shape[0], forward.ids.shape[1]))
+            hidden = streams.fold(hidden)
         given = {**kwargs, **forward.arguments, "inputs_embeds": hidden}
-        self.before_decoder(self._family.text, (), given)
+        changed = self.before_decoder(self._family.text, (), given)
+        if changed is not None:
+            hidden = changed[1]["inputs_embeds"]
+        return hidden if streams is None else streams.unfold(hidden)
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""

@@ -74,7 +74,9 @@ class Derived(Family):
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedError(f"{kind} is an encoder-decoder: its decoder has no vision tokens to drop.")
         encoding = [module for module in _outside_lists(self.model) if _sees(module)]
-        with_decoder = [module for module in encoding if _decoder_in(module) is not None]
+        with_decoder = [module for module in encoding if _decoder_in(module) is not None] or [
+            module for module in encoding if _unnamed_decoder_in(module) is not None
+        ]
         if not with_decoder:
             raise UnsupportedError(
                 f"{kind} has no module that takes pictures and has a decoder with layers, so foveate does not find its "
@@ -87,7 +89,14 @@ class Derived(Family):
     @property
     def text(self) -> Any:
         """The innermost module below the core that has the layers."""
-        return _decoder_in(self.core)
+        return _decoder_in(self.core) or _unnamed_decoder_in(self.core)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """As in the base class, by whatever name."""
+        layers = _layers_of(self.text)
+        assert layers is not None
+        return layers
 
     @property
     def merger(self) -> str | None:
@@ -267,7 +276,7 @@ def _outside_lists(model: nn.Module) -> list[nn.Module]:
 def _decoder_in(core: nn.Module) -> nn.Module | None:
     """The decoder of a core: what it calls so, or the core itself, down to the module that has layers."""
     module = next((getattr(core, name) for name in DECODERS if isinstance(getattr(core, name, None), nn.Module)), core)
-    while not _has_layers(module):
+    while not isinstance(getattr(module, "layers", None), nn.ModuleList):
         inner = (getattr(module, name, None) for name in INNER)
         found = next((part for part in inner if isinstance(part, nn.Module)), None)
         if found is None:
@@ -276,9 +285,26 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
     return module
 
 
-def _has_layers(module: nn.Module) -> bool:
+def _unnamed_decoder_in(core: nn.Module) -> nn.Module | None:
+    """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
+    parts = [part for part in _outside_lists(core) if part is not core and _takes_embeddings(part)]
+    return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
+
+
+def _takes_embeddings(module: nn.Module) -> bool:
+    return "inputs_embeds" in inspect.signature(type(module).forward).parameters
+
+
+def _layers_of(module: nn.Module) -> nn.ModuleList | None:
+    """A decoder's layers: what it calls so, or where it takes embeddings its only list of modules that attend."""
     layers = getattr(module, "layers", None)
-    return isinstance(layers, nn.ModuleList) and len(layers) > 0
+    if isinstance(layers, nn.ModuleList) and len(layers):
+        return layers
+    if not _takes_embeddings(module):
+        return None
+    lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part)]
+    lists = [part for part in lists if any(_kind(layer) == "attention" for layer in part)]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _kind(layer: nn.Module) -> str:
