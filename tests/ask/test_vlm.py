@@ -189,8 +189,8 @@ def test_settings_that_exclude_each_other_are_refused(vlm, demo):
 def test_a_model_without_a_family_is_refused():
     from types import SimpleNamespace
 
-    with pytest.raises(fv.UnsupportedError, match="No family for model_type 'idefics2'"):
-        fv.VLM(SimpleNamespace(config=SimpleNamespace(model_type="idefics2")), None)
+    with pytest.raises(fv.UnsupportedError, match="No family for model_type 'blip'"):
+        fv.VLM(SimpleNamespace(config=SimpleNamespace(model_type="blip")), None)
 
 
 def test_a_processor_that_leaves_the_picture_out_is_refused(vlm, demo, monkeypatch):
