@@ -106,10 +106,10 @@ def refuse_unshareable(model: PreTrainedModel, method: Method | None) -> None:
 def _why_not(family: Family, method: Method | None) -> str | None:
     """Why there is no look, and what to do; None if there is."""
     if not family.shares_prefix:
-        why = "the question changes what stands before it"
+        told = "the question changes what stands before it"
         if family.gathers:
-            why = "whether the question changes what stands before it is not known"
-        return f"A {family.model.config.model_type!r} cannot look before it is asked: {why}. Ask with vlm.ask."
+            told = "whether the question changes what stands before it is not known"
+        return f"A {family.model.config.model_type!r} cannot look before it is asked: {told}. Ask with vlm.ask."
     depth = len(family.layers)
     if method is None:
         return None
