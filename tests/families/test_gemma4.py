@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from foveate.engine.copies import copy_of, settle
 from foveate.families.gemma import Gemma4
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
@@ -216,6 +217,29 @@ def test_a_batch_of_those_is_its_samples(edge, layers):
     together = said(["ttit", "titit"])
     for index, word in enumerate(["ttit", "titit"]):
         torch.testing.assert_close(together[index], said([word])[0], atol=2e-3, rtol=1e-3)
+
+
+def test_questions_go_on_from_what_those_have_seen(edge):
+    from foveate._transformers import cache_in, with_cache
+    from tests.models import batch
+
+    whole = batch("gemma4", ["tittt"])
+    seen = whole["input_ids"].shape[1] - 6  # without the last two pieces of text
+    types = "mm_token_type_ids"
+    looked = {name: whole[name][:, :seen] for name in ("input_ids", "attention_mask", types)}
+    pixels = {name: value for name, value in whole.items() if name not in looked}
+    rest = whole["input_ids"][:, seen:]
+    texts = torch.cat((rest, rest.flip(1)))
+    with fv.drop(edge, fv.Uniform(layers=(1, 4), keep=(0.6, 0.4))), torch.no_grad():
+        cache = settle(cache_in(edge(**looked, **pixels, use_cache=True)))
+        both = edge(
+            input_ids=texts, attention_mask=torch.ones(2, seen + 6, dtype=torch.long), **with_cache(copy_of(cache, 2)),
+            **{types: torch.zeros_like(texts)},
+        )  # fmt: skip
+        for sample, text in enumerate(texts):
+            ids = torch.cat((whole["input_ids"][0, :seen], text))[None]
+            alone = edge(**{**whole, "input_ids": ids})
+            torch.testing.assert_close(both.logits[sample], alone.logits[0, -6:], atol=2e-3, rtol=1e-3)
 
 
 def test_no_cut_goes_behind_their_lenders(edge):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import DynamicLayer, LinearAttentionLayer
+from foveate._transformers import DummyLayer, DynamicLayer, LinearAttentionLayer
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, FOLLOWING, MEMO_SIZE, PrunedLayer
@@ -30,7 +30,7 @@ def settle(cache: Any) -> Any:
     guards.refuse_cache(cache, CACHE_LAYERS)
     bases: dict[int, Tensor] = {}  # layers compare columns by their tensor, so the same stays the same
     for layer in cache.layers:
-        if isinstance(layer, LinearAttentionLayer) or not layer.is_initialized:
+        if isinstance(layer, LinearAttentionLayer | DummyLayer) or not layer.is_initialized:
             continue
         if type(layer) is PrunedLayer:
             layer.settle()
@@ -122,7 +122,7 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
         copied.counted = None
         if layer.reads is not None:
             copied.reads = _layer(layer.reads, memo, spread)
-    if not layer.is_initialized:
+    if not layer.is_initialized or isinstance(layer, DummyLayer):
         return copied
     if layer.is_sliding or not spread.shares:
         copied.keys, copied.values = spread(layer.keys), spread(layer.values)
