@@ -73,9 +73,10 @@ class Derived(Family):
         kind = f"{type(self.model).__name__} ({getattr(config, 'model_type', None)!r})"
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedError(f"{kind} is an encoder-decoder: its decoder has no vision tokens to drop.")
-        encoding = [module for module in _outside_lists(self.model) if _sees(module)]
-        with_decoder = [module for module in encoding if _decoder_in(module) is not None] or [
-            module for module in encoding if _unnamed_decoder_in(module) is not None
+        takes = inspect.signature(type(self.model).forward).parameters if isinstance(self.model, nn.Module) else ()
+        encoding = [module for module in _outside_lists(self.model) if _sees(module)] if "input_ids" in takes else []
+        with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
+            module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
         ]
         if not with_decoder:
             raise UnsupportedError(
@@ -305,6 +306,13 @@ def _layers_of(module: nn.Module) -> nn.ModuleList | None:
     lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part)]
     lists = [part for part in lists if any(_kind(layer) == "attention" for layer in part)]
     return lists[0] if len(lists) == 1 else None
+
+
+def _is_decoder(module: nn.Module | None) -> bool:
+    """Whether a row of a module sees those before it alone, in any layer: else it is no decoder, but a tower."""
+    layers = () if module is None else _layers_of(module) or ()
+    attentions = [attention for layer in layers if (attention := attention_of(layer)) is not None]
+    return any(getattr(attention, "is_causal", True) for attention in attentions)
 
 
 def _kind(layer: nn.Module) -> str:
