@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import foveate as fv
+from foveate._transformers import older
 from foveate.contract import TowerAttention, TowerKeys
 from foveate.errors import UnsupportedError
 from foveate.families import feeding as feeds
@@ -177,7 +179,9 @@ def test_so_many_rows_feed_each_token(name, modality, rows):
     counts = torch.bincount(torch.cat([group.tokens for group in known.groups]))
     assert counts.tolist() == [rows] * known.tokens
     assert lacking(call.family.core, call.family.layers) is None
-    for signal in (PAID, KEYS, *CLS * all(group.cls for group in known.groups)):
+    # Before 5.23 this tower's attention makes RoPE of one number a row, so its keys are refused.
+    keys = () if name.startswith("qwen2_5_omni") and older(transformers.__version__, "5.23") else (KEYS,)
+    for signal in (PAID, *keys, *CLS * all(group.cls for group in known.groups)):
         values = call.read(signal)
         assert values.isfinite().all()
         assert (values.std(dim=0) > 0).all()
