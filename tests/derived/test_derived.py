@@ -280,6 +280,35 @@ def test_samples_of_a_batch_are_each_alone(name):
         assert torch.equal(out.sequences[sample, -STEPS - 1 :], single.sequences[0, -STEPS - 1 :])
 
 
+@each("right")
+def test_a_batch_padded_on_the_right_is_its_samples(name):
+    model, case = tiny(name)
+    words, method = ["tit", "ttit" if case.one else "titit"], fv.Random(layers=(0, 1), keep=(0.6, 0.5))
+    inputs = case.batch(model, words)
+    live = inputs["attention_mask"]
+    order = (1 - live).sort(dim=1, stable=True).indices  # real columns first
+    right = {
+        key: value.gather(1, order) if isinstance(value, torch.Tensor) and value.shape == live.shape else value
+        for key, value in inputs.items()
+    }
+    with torch.no_grad(), fv.drop(model, method):
+        together = model(**right).logits
+        for sample, word in enumerate(words):
+            alone = model(**case.batch(model, [word])).logits[0, -1]
+            assert apart(together[sample, live[sample].sum() - 1], alone) < CLOSE
+
+
+@each("beams", [name for name in SERVED if name not in ("llama4", "fuyu")])  # as they are, these take no beams
+def test_a_batch_of_beams_is_its_samples(name):
+    model, case = tiny(name)
+    words, method = ["tit", "ttit" if case.one else "titit"], fv.Random(layers=(0, 1), keep=(0.6, 0.5))
+    with fv.drop(model, method):
+        together = generate(model, case.batch(model, words), num_beams=2).sequences
+        for sample, word in enumerate(words):
+            alone = generate(model, case.batch(model, [word]), num_beams=2).sequences
+            assert torch.equal(together[sample, -STEPS - 1 :], alone[0, -STEPS - 1 :])
+
+
 @pytest.mark.parametrize("name", SERVED)
 def test_what_is_read_of_the_tower_is_served_or_refused(name):
     model, case = tiny(name, window=512)
