@@ -77,12 +77,11 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
 
     Args:
         model: A vision-language model of transformers.
-        family: "generic" for a model without a family of its own, whose decoder is of the usual kind.
+        family: Not needed any more: "generic" warns, and anything else is refused.
 
     Raises:
-        SettingError: If "generic" is asked for where there is a family.
-        UnsupportedError: If no family serves its `model_type`; the message lists those served, and says whether the
-            generic adapter would.
+        SettingError: If another family is asked for.
+        UnsupportedError: If its parts are not found, or dropping would be wrong there; the message says why.
     """
     model = inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)

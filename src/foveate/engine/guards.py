@@ -205,11 +205,6 @@ def refuse_unseen_pictures(name: str) -> NoReturn:
     raise unknown(f"encodes {name} in another way than by get_image_features or get_video_features of the model's core")
 
 
-def refuse_unseen_embeddings() -> NoReturn:
-    """Where vision tokens are known to stand, the decoder gets them as embeddings."""
-    raise unknown("hands the decoder no inputs_embeds, though the prompt has vision tokens")
-
-
 def refuse_partly_masked(masked: bool) -> None:
     """The rows of an image that the tower has reduced stand in its first columns, so none may be masked."""
     if masked:

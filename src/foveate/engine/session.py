@@ -88,7 +88,7 @@ def drop(
             pipeline.
         method: A method with its settings, or its name (`foveate.naming`): "v2drop", a preset, a chain. A name
             alone keeps a third.
-        family: "generic" for a model without a family, if its decoder is of the usual kind; it warns.
+        family: Not needed any more: "generic" warns.
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
             the last one that takes a budget) counts for every image what stays.
         tokens: The same as a number of tokens.

@@ -54,7 +54,6 @@ class Derived(Family):
     needs_all_patches: ClassVar[str | None] = "how it cuts pictures into patches is not known"
 
     def __init__(self, model: Any) -> None:
-        self._kinds: list[str] | None = None
         super().__init__(model)
         reasons = dict.fromkeys(reason for layer in self.layers for reason in _unserved(layer))
         if reasons:
@@ -87,12 +86,12 @@ class Derived(Family):
         named = [module for module in encoding if any(hasattr(module, name) for name in DECODERS)]
         return (named or encoding)[-1]
 
-    @property
+    @functools.cached_property
     def text(self) -> Any:
         """The innermost module below the core that has the layers."""
         return _decoder_in(self.core) or _unnamed_decoder_in(self.core)
 
-    @property
+    @functools.cached_property
     def layers(self) -> nn.ModuleList:
         """As in the base class, by whatever name."""
         layers = _layers_of(self.text)
@@ -127,12 +126,10 @@ class Derived(Family):
 
     # -- layers ------------------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def recurrent(self) -> frozenset[int]:
         """Layers without attention: those that carry a state, and those that see each row by itself."""
-        if self._kinds is None:
-            self._kinds = [_kind(layer) for layer in self.layers]
-        return frozenset(index for index, kind in enumerate(self._kinds) if kind != "attention")
+        return frozenset(index for index, layer in enumerate(self.layers) if _kind(layer) != "attention")
 
     # -- pictures ----------------------------------------------------------------------------------------------
 
