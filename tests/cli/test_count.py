@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 import foveate as fv
 from foveate.errors import UnsupportedError
@@ -53,6 +54,31 @@ def test_a_model_without_weights_answers_nothing(bare, picture):
     ):
         with pytest.raises(UnsupportedError, match="without its weights"):
             asking()
+
+
+def test_a_method_s_plan_is_what_its_run_does(run, tiny_llava, bare, picture, tmp_path):
+    figure = tmp_path / "plan.png"
+    asked = ("count", picture, "--model", bare, "--method", "v2drop", "--budget", 12)
+    code, out, err = run(*asked, "--figure", figure, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)["method"]
+    answer = fv.load(str(tiny_llava), device="cpu").ask(
+        picture, "What is this?", method="v2drop", tokens=12, max_new_tokens=1
+    )
+    assert told["tokens"] == [count for (count,) in answer.trace.latest.per_layer]
+    _, out, _ = run(*asked)
+    for stage in answer.trace.stages:
+        assert f"before decoder layer {stage.layer}" in out
+        assert f"{stage.before[0]} → {stage.after[0]}" in out
+    with Image.open(figure) as drawn:
+        assert len(drawn.convert("RGB").getcolors(2**20)) > 10
+
+
+def test_what_is_of_a_method_alone_needs_one(run, bare, picture, tmp_path):
+    for flags in (("--budget", 9), ("--retention", 0.5), ("--figure", tmp_path / "plan.png")):
+        code, _, err = run("count", picture, "--model", bare, *flags)
+        assert code == 2
+        assert "name it with --method" in err
 
 
 def test_a_picture_is_needed(run, bare):
