@@ -29,6 +29,9 @@ WORDS = {
     "Cells": "places in the picture",
     "Columns": "places in the prompt",
     "Features": "features",
+    "Products": "queries of the text times keys",
+    "ValueLikeness": "values of the text and of the tokens",
+    "Rotary": "what RoPE makes of places in the prompt",
 }
 ROWS = {
     "last": "of the last token",

@@ -66,6 +66,7 @@ __all__ = [
     "sdpa_mask",
     "select_best_resolution",
     "stores_by_layer",
+    "turns",
     "unknown",
     "with_cache",
 ]
@@ -385,6 +386,19 @@ def numbers_rows(attention: nn.Module) -> bool:
         and bool(getattr(attention, "attn_temperature_tuning", True))
         and not getattr(attention, "use_rope", False)
     )
+
+
+def turns(attention: nn.Module | None) -> bool:
+    """Whether an attention has RoPE; some layers of Llama 4, Cohere 2 or Exaone 4 have none."""
+    code = "" if attention is None else _code(type(attention))  # type: ignore[arg-type]
+    if not any(word in code for word in ("rotary", "rope", "freqs")) or not getattr(attention, "use_rope", True):
+        return False
+    by_window = re.search(r"if self\.sliding_window is (not )?None[^\n]*:\n(.*\n){0,2}.*apply_rotary", code)
+    if by_window is None:
+        return True
+    has_window = getattr(attention, "sliding_window", None) is not None
+    always = getattr(attention, "is_sliding", False) or getattr(attention, "force_rope", False)
+    return always or has_window == (by_window[1] is not None)
 
 
 def keeps_index(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, 
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import decode_hook
+from foveate.engine.turning import note_turns
 from foveate.families.base import Family, tapped_layer, unreadable
 from foveate.families.tap import AttentionHook, attention_of
 
@@ -132,6 +133,8 @@ class LayerRunner:
         self._positions.move_up(forward, call)
         reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
         if forward.drops:
+            if call.index == 0 and self._program.turned:
+                note_turns(forward, self._program.turned, call, self._family)
             cut_before(forward, self._program, call, reader_of, self._family.final_norm)
         tap = self._attention_tap(forward, call, reader_of)
         if forward.rows is None:
@@ -426,12 +429,12 @@ def _reading(
     """
     attended = False
 
-    def attends(queries: Tensor, keys: Tensor, scaling: float) -> None:
+    def attends(queries: Tensor, keys: Tensor, scaling: float, values: Tensor) -> None:
         nonlocal attended
         attended = True
         if notes is not None:
-            notes(queries, keys, scaling)
-        own_attention.append((queries, keys, scaling))
+            notes(queries, keys, scaling, values)
+        own_attention.append((queries, keys, scaling, values))
         for bucket, reader in readers:
             note_attending(bucket, signals, call.index, reader)
         own_attention.clear()

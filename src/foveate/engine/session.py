@@ -274,7 +274,7 @@ class Session:
             patches.hook(text, "before", self.before_decoder, with_kwargs=True)
         if self._family.gathers:
             self._runner.begin = self.before_layers
-        if self._program.renumbers:
+        if self._program.renumbers or self._program.turned:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
             # The layer's forward, not a hook: hooks of others then all see the full-length stream.

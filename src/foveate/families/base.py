@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from foveate._transformers import OLDEST, numbers_rows, require, rotation
+from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Signal, TowerAttention
@@ -125,6 +125,17 @@ class Family:
         kinds = () if kind is None else (kind,)
         pair: tuple[Tensor, Tensor] = self.text.rotary_emb(hidden, ids, *kinds)
         return pair
+
+    def frequencies(self, layer: int) -> Tensor | None:
+        """The radians by which one position turns each pair of numbers in a decoder layer, (pairs,), 0 for pairs that
+        are left alone; in a layer without RoPE those of the next with it, None where there is none."""
+        rotary = getattr(self.text, "rotary_emb", None)
+        for index in range(layer, 0 if rotary is None else len(self.layers)):
+            kind = self.rotary_type(index)
+            found: Tensor | None = getattr(rotary, "inv_freq" if kind is None else f"{kind}_inv_freq", None)
+            if found is not None and index not in self.recurrent and turns(attention_of(self.layers[index])):
+                return found
+        return None
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
