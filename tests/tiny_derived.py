@@ -630,7 +630,8 @@ def ovis(name: str) -> Case:
     def picture(at: int, rng: Rng) -> tuple[Picture, Any]:
         count = (3, 1)[at % 2]
         pixels = torch.randn(count, 3, 32, 32, generator=rng)
-        return {"pixel_values": pixels}, [93, *[IMAGE] * 16, *([94, *[IMAGE] * 32, 95] if count == 3 else []), 97]
+        tiles = [*[IMAGE] * 16, 95, *[IMAGE] * 16] if count == 3 else []
+        return {"pixel_values": pixels}, [93, *[IMAGE] * 16, 94, *tiles, 97]
 
     return squares(name, dict(model_type="qwen2"), vision, top, image=picture)
 

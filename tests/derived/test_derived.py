@@ -75,6 +75,8 @@ TOWER = fv.HiPrune(retention=0.4, positions="keep")
 STEPS = 3
 CLOSE = 1e-4
 """Of the largest logit; a wrong gather makes 0.01 and more."""
+IN_BATCH = {"hunyuan_vl": 2 * CLOSE}
+"""Untouched, too, a sample of its batch is 1.3e-4 from the sample alone."""
 BANNED = [[token] for token in range(90, VOCABULARY)]
 
 NAMES = [name for name in CASES if known(name) and name not in TIMM]  # these are in tests/with_torchvision
@@ -213,6 +215,7 @@ def test_what_is_read_of_attention_is_what_the_model_says_of_itself(name):
     oracle = Oracle(family, inputs, torch.tensor([5]))
     oracle.logits(oracle.nothing())
     paid = told[0][0].mean(dim=0)[-1, oracle.vision]
+    paid[[place for media in trace.latest.media[0] for place in media.fixed]] = 1  # one picture, whose newlines stay
     kept = trace.stages[0].kept[0]
     assert torch.equal(kept, paid.argsort(descending=True, stable=True)[: len(kept)].sort().values)
 
@@ -276,7 +279,7 @@ def test_samples_of_a_batch_are_each_alone(name):
         assert left(together, sample) == left(alone, 0)
         assert [layer[sample] for layer in together.kv_lengths] == [layer[0] for layer in alone.kv_lengths]
         for step, (row, logits) in enumerate(zip(out.logits, single.logits, strict=True)):
-            assert apart(row[sample], logits[0]) < CLOSE, f"{word}, step {step}"
+            assert apart(row[sample], logits[0]) < IN_BATCH.get(name, CLOSE), f"{word}, step {step}"
         assert torch.equal(out.sequences[sample, -STEPS - 1 :], single.sequences[0, -STEPS - 1 :])
 
 
@@ -295,7 +298,7 @@ def test_a_batch_padded_on_the_right_is_its_samples(name):
         together = model(**right).logits
         for sample, word in enumerate(words):
             alone = model(**case.batch(model, [word])).logits[0, -1]
-            assert apart(together[sample, live[sample].sum() - 1], alone) < CLOSE
+            assert apart(together[sample, live[sample].sum() - 1], alone) < IN_BATCH.get(name, CLOSE)
 
 
 @each("beams", [name for name in SERVED if name not in ("llama4", "fuyu")])  # as they are, these take no beams

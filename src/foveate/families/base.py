@@ -395,6 +395,11 @@ class Family:
         return ()
 
     @classmethod
+    def fixed_tokens(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Sequence[int]]:
+        """What `always_kept` says of each image of a `get_*_features` call; arguments as in `boxes`."""
+        return [cls.always_kept(config, length) for length in lengths]
+
+    @classmethod
     def fixed_count(cls, config: Any) -> int | None:
         """Vision tokens of every image and video, where the config alone says them; None where they differ."""
         return None

@@ -59,7 +59,7 @@ PROVED = {
     "got_ocr2": Proved("GOT-OCR-2.0", places=DECODER),
     "granite4_vision": Proved("Granite 4 Vision", "5.23", DECODER, "merging behind the projector"),
     "granite_docling": Proved("Granite-Docling", "5.23"),
-    "hunyuan_vl": Proved("HunyuanOCR", "5.23", places=DECODER),
+    "hunyuan_vl": Proved("HunyuanOCR", "5.23"),
     "hy_v4_vl": Proved("Hy4", "5.24", (), _INDEX),
     "hyperclovax_vision_v2": Proved("HyperCLOVAX-SEED-Think-32B", "5.23"),
     "idefics2": Proved("Idefics2", "5.23", places=DECODER),
