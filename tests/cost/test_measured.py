@@ -15,7 +15,7 @@ NAMES = (
     "glm_ocr", "kimi_k25", "cohere2_vision", "lfm2_vl", "muse_spark", "exaone4_5", "llama4", "minimax_m3_vl",
     "aria", "gemma4_unified", "chameleon", "phi4_multimodal", "ovis2", "qwen3_omni_moe_thinker",
 )  # fmt: skip
-"""Among them: mixtures, windows, blocks in parallel, MLA, convolutions in the place of attention, formulas of a type."""
+"""Among them: mixtures, windows, parallel blocks, MLA, convolutions in the place of attention, formulas of a type."""
 METHOD = fv.Uniform(layers=(1, 3), keep=(0.5, 0.3))
 
 
@@ -72,6 +72,7 @@ REFUSED = {
     "nemotron_h_omni": "products of its NemotronHBlock do not grow",  # its state runs over whole chunks of rows
     "gemma4_unified_shared": "layers attend to keys of earlier layers",
     "ernie4_5_vl_moe": "whether its .* runs depends on the row",  # experts for vision tokens
+    "dots3_note": "layers keep an index beside keys",
     "step3p7": "it does not run without weights",
 }
 

@@ -25,7 +25,7 @@ from foveate.testing.contract import state_of
 from foveate.testing.hiding import Oracle
 from tests.invariants.alone import left
 from tests.invariants.facts import cuts
-from tests.tiny_derived import CASES, DEPTH, TIMM, VOCABULARY, kind_of, known, make
+from tests.tiny_derived import CASES, DEPTH, IMAGE, TIMM, VOCABULARY, kind_of, known, make
 
 
 class Longest(Method):
@@ -93,7 +93,10 @@ BORROWING = ("gemma4_unified_shared", "gemma3n")
 SERVED = [name for name in NAMES if places(name)]
 REFUSED = [name for name in NAMES if not places(name)]
 FILMS_AS_IMAGES = "its films are encoded as images, so they stay whole behind the projector"
+SINKS = "its rows pay attention to sinks too, so methods that read attention are refused"
 FAILING: dict[str, dict[str, str]] = {
+    "attention": {"hy_v4_vl": SINKS},
+    "read": {"hy_v4_vl": SINKS},
     "films_projector": {"perception_lm": FILMS_AS_IMAGES},
     "keep_all": {"perception_lm": FILMS_AS_IMAGES},
     "merged": {
@@ -347,6 +350,27 @@ def test_a_prompt_in_which_rows_are_scaled_by_their_number_is_refused():
     refused = pytest.raises(fv.UnsupportedError, match="from 20 on layers of this model scale queries")
     with fv.drop(model, BETWEEN_LAYERS["random"]), torch.no_grad(), refused:
         model(**long)
+
+
+INDEXED = [name for name in ("dots3_note", "mistral_large4", "hy_v4_vl") if known(name)]
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_layers_that_pick_keys_are_served_while_they_pick_all(name):
+    model, case = make(name)
+    inputs = case.batch(model, ["titit"])
+    columns, vision = inputs["input_ids"].shape[1], int((inputs["input_ids"] == IMAGE).sum())
+    few, many = fv.Random(layers=(0,), keep=(0.3,)), fv.Random(layers=(0,), keep=(0.8,))
+    for layer in family_for(model).layers:
+        for part in layer.modules():
+            if hasattr(part, "index_topk"):
+                part.index_topk = columns - vision + vision // 2 + STEPS + 1
+    check_hidden(model, inputs, few)
+    refused = pytest.raises(fv.UnsupportedError, match=r"keys by an index, and .* are left for it")
+    with fv.drop(model, many), refused:
+        generate(model, inputs)
+    with fv.drop(model, few), refused:  # once its answer is long
+        model.generate(**inputs, do_sample=False, max_new_tokens=vision, bad_words_ids=BANNED)
 
 
 def test_each_method_is_seen_on_many_models():

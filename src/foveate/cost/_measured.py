@@ -62,6 +62,8 @@ def _measured(config: Any) -> Decoder:
         ) from error
     if family.lenders:
         raise UnsupportedError(f"{why}layers attend to keys of earlier layers.")
+    if family.indexed:
+        raise UnsupportedError(f"{why}layers keep an index beside keys.")
     windows = tuple([getattr(layer, "sliding_window", None) for layer in _layers(cache, family)])
     fits = []
     for index, layer in enumerate(family.layers):
@@ -91,11 +93,13 @@ def _measured(config: Any) -> Decoder:
 
 def _unweighted(config: Any) -> Any:
     """The model of a config, on the device that is set."""
-    for name in CLASSES:
-        auto = getattr(transformers, name, None)
-        if auto is not None and type(config) in auto._model_mapping:
-            model = auto.from_config(config, attn_implementation="eager", experts_implementation="batched_mm")
-            return model.eval()
+    settings = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
+    for auto in [getattr(transformers, name) for name in CLASSES if hasattr(transformers, name)]:
+        try:
+            return auto.from_config(config, **settings).eval()
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
     raise ValueError(f"transformers has no model for a {type(config).__name__}")
 
 

@@ -573,3 +573,17 @@ def refuse_crop_of_head(rows: int) -> NoReturn:
     raise UnsupportedError(
         f"Of this cache only the {rows} tokens behind its shared beginning can be removed. Remove fewer, or begin anew."
     )
+
+
+def refuse_picking(index: int, slots: int, picked: int, backend: str) -> None:
+    """Beyond as many slots as a row picks, an index of what is left would pick others than that of all."""
+    if backend not in ("eager", "sdpa"):
+        raise UnsupportedError(
+            f"Layer {index} picks keys by an index, and how attention {backend!r} reads what is picked is not known. "
+            "Load the model with attn_implementation='sdpa'."
+        )
+    if slots > picked:
+        raise UnsupportedError(
+            f"Layer {index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there only "
+            "while all are picked. Keep fewer tokens, or use shorter prompts and answers."
+        )

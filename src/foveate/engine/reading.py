@@ -133,7 +133,7 @@ class AttentionReader(RowsReader):
             seen = self._seen
             ragged = ragged or padded
         length = seen + self._hidden.shape[1]
-        if self._positions.scales(index):
+        if self._positions.scales(index) and not self._family.gathers:  # else the layer itself is handed its ids
             guards.refuse_scaled_reading(index, length, self._positions.learned_length)
         coming = self._rows.unpruned(seen)[self._of, self._start :]
         keys = torch.cat((slots, coming), dim=1)

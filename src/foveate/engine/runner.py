@@ -21,7 +21,7 @@ from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import decode_hook
 from foveate.families.base import Family, tapped_layer, unreadable
-from foveate.families.tap import AttentionHook, attention_of
+from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot
 
 __all__ = ["LayerRunner"]
 
@@ -53,12 +53,13 @@ class LayerRunner:
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._recurrent = family.recurrent
+        self._indexed = family.indexed
         self._lenders = family.lenders
         self._lending = frozenset(self._lenders.values())
         self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
         self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
         if program.reading is None and self._bare and not self._lenders:
-            others = program.busy | self._recurrent | self._positions.scaling
+            others = program.busy | self._recurrent | self._positions.scaling | self._indexed.keys()
             self._plain = frozenset(range(1, len(self._layers))) - others
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -149,6 +150,7 @@ class LayerRunner:
             mask = call.kwargs.get("attention_mask")
             call.kwargs["attention_mask"] = self._mask(forward, call)
             call.stored.announce(None, call.hidden.shape[1])
+            self._pick_all(forward, call, call.hidden.shape[1])
             if forward.steps and call.index in self._plain:
                 given = {name: value for name, value in call.kwargs.items() if name in BY_NAME}
                 forward.stepped = Stepped(call.stored, mask, tables, given, type(call.module))
@@ -182,6 +184,7 @@ class LayerRunner:
             call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
             if rows.numbered is not None:
                 call.stored.shift = rows.shift(call.stored.shift, forward.entering_rows)
+        self._pick_all(forward, call, rows.columns.shape[1])
         gathered = rows.gather(call.hidden)  # (samples, rows, width)
         call.hidden = call.entered  # frees the copy with merged rows while the layer runs
         with tap:
@@ -194,6 +197,15 @@ class LayerRunner:
             shift = None if call.stored is None else call.stored.shift
             forward.alike = Alike(mask, tables, given, rows, announced, shift, type(call.module), gathered.device)
         return self._hand_on(forward, forward.alike, call.index, rows, call.entered, output)
+
+    def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
+        """Let rows of a layer that picks keys by an index pick all that there are, so many rows among them."""
+        if call.index not in self._indexed:
+            return
+        slots = rows + (0 if call.stored is None else call.stored.slots)
+        guards.refuse_picking(call.index, slots, self._indexed[call.index], forward.backend)
+        if PICKED in call.kwargs:
+            call.kwargs[PICKED] = every_slot(rows, slots, call.hidden)
 
     def _run_borrower(self, forward: Forward, call: LayerCall, original: Original) -> Any:
         """Run a layer that attends to what an earlier one has made: its queries are of the rows that are left.

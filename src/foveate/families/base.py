@@ -176,6 +176,12 @@ class Family:
         return lenders
 
     @functools.cached_property
+    def indexed(self) -> dict[int, int]:
+        """Decoder layers whose rows pick keys by an index beside these (DSA), and how many: up to there they pick all,
+        so that no index is needed. Others are not served."""
+        return {}
+
+    @functools.cached_property
     def longest(self) -> float:
         """Columns of the longest prompt that may be dropped from: from there on layers scale rows by how many come
         before them, which dropping changes."""

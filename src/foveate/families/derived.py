@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import keeps_index, kind_of
+from foveate._transformers import indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
-from foveate.core.signals import Signal, TowerSignal
+from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.fed import encode_fed, lacking as unread
@@ -24,7 +24,7 @@ from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
 from foveate.families.proved import PROVED
-from foveate.families.tap import attention_of
+from foveate.families.tap import attention_of, takes_index
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 
 __all__ = ["Derived"]
@@ -131,6 +131,18 @@ class Derived(Family):
         """Layers without attention: those that carry a state, and those that see each row by itself."""
         return frozenset(index for index, layer in enumerate(self.layers) if _kind(layer) != "attention")
 
+    @functools.cached_property
+    def indexed(self) -> dict[int, int]:
+        """As in the base class; a layer without an index of its own is handed what the last one with one has picked."""
+        picked, found = None, dict[int, int]()
+        for index, layer in enumerate(self.layers):
+            own = next((part for part in layer.modules() if keeps_index(part)), None)
+            if own is not None:
+                picked = indexes(own)
+            if picked is not None and (own is not None or takes_index(layer)):
+                found[index] = picked
+        return found
+
     # -- pictures ----------------------------------------------------------------------------------------------
 
     def reduce_features(
@@ -165,6 +177,9 @@ class Derived(Family):
         reason = super().lacks(signal)
         if reason is None and isinstance(signal, TowerSignal):
             return unread(self.core, self.layers)
+        reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots)
+        if reads and any(hasattr(attention_of(layer), "sinks") for layer in self.layers):
+            return "its rows pay attention to sinks too, which queries and keys do not tell"
         return reason
 
     def added_later(self, inputs: Inputs) -> Any:
@@ -326,8 +341,12 @@ def _unserved(layer: nn.Module) -> list[str]:
     if kind == "hybrid":
         return [f"its {name} attends and carries a state, and stores both in one layer of the cache"]
     attention = attention_of(layer)
-    if any(keeps_index(module) for module in layer.modules()):
-        return [f"its {name} picks the keys that it attends to by an index beside them, which dropping would shift"]
+    if any(keeps_index(module) and indexes(module) is None for module in layer.modules()):
+        return [
+            f"its {name} picks the keys that it attends to by pools or positions of them, which dropping would shift"
+        ]
+    if getattr(attention, "is_kv_shared_layer", False) and not hasattr(attention, "layer_type"):
+        return [f"it is not known whose keys its {name} borrows"]
     if kind == "attention" and attention is None:
         return [f"its {name} attends in several places, or in none that foveate knows"]
     return []

@@ -12,7 +12,8 @@ Place = Literal["layer", "projector", "tower"]
 """Between decoder layers; behind the projector; and there, by what is read of the tower."""
 DECODER: tuple[Place, ...] = ("layer", "projector")
 EVERYWHERE: tuple[Place, ...] = (*DECODER, "tower")
-_INDEX = "caches of its layers hold an index of keys beside the keys"
+_INDEX = "its layers pick keys by an index of pools of them, or of their positions"
+_DENSE = "more tokens in a layer than its index picks (2,048)"
 _BORROWED = "cuts before its last layers, which attend to keys of earlier ones, and Read"
 _HYBRID = "each of its layers attends and carries a state, and stores both in one layer of the cache"
 
@@ -45,7 +46,7 @@ PROVED = {
     "deepseek_ocr2": Proved("DeepSeek-OCR-2", places=DECODER),
     "deepseek_vl": Proved("DeepSeek-VL-1.3B"),
     "deepseek_vl_hybrid": Proved("DeepSeek-VL-7B", "5.23"),
-    "dots3_note": Proved("dots3-note", "5.23", (), _INDEX),
+    "dots3_note": Proved("dots3-note", "5.23", refused=_DENSE),
     "emu3": Proved("Emu3-Chat", places=DECODER),
     "ernie4_5_vl_moe": Proved("ERNIE-4.5-VL"),
     "exaone4_5": Proved("EXAONE-4.5"),
@@ -60,7 +61,7 @@ PROVED = {
     "granite4_vision": Proved("Granite 4 Vision", "5.23", DECODER, "merging behind the projector"),
     "granite_docling": Proved("Granite-Docling", "5.23"),
     "hunyuan_vl": Proved("HunyuanOCR", "5.23"),
-    "hy_v4_vl": Proved("Hy4", "5.24", (), _INDEX),
+    "hy_v4_vl": Proved("Hy4", "5.24", DECODER, f"{_DENSE}, and methods that read attention: it has sinks"),
     "hyperclovax_vision_v2": Proved("HyperCLOVAX-SEED-Think-32B", "5.23"),
     "idefics2": Proved("Idefics2", "5.23", places=DECODER),
     "inkling2": Proved("Inkling-2-Small", "5.23", (), _HYBRID),
@@ -76,7 +77,7 @@ PROVED = {
     "minicpmv4_6": Proved("MiniCPM-V-4.6", "5.23"),
     "minicpmv4_7": Proved("MiniCPM-V-4.7", "5.23"),
     "minimax_m3_vl": Proved("MiniMax-M3", "5.23"),
-    "mistral_large4": Proved("Mistral-Large-4", "5.23", (), _INDEX),
+    "mistral_large4": Proved("Mistral-Large-4", "5.23", refused=_DENSE),
     "molmo2": Proved("Molmo2", "5.23"),
     "muse_glimmer": Proved("Muse-Glimmer"),
     "muse_spark": Proved("Muse-Spark", "5.23"),
