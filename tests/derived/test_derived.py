@@ -13,11 +13,13 @@ import torch
 
 import foveate as fv
 from foveate._transformers import cache_in
+from foveate.ask.look import look_at, resumed
 from foveate.contract import ImageStage, Shape, follow
 from foveate.contract.method import Method
 from foveate.contract.settings import Share
 from foveate.core.cut import Cut
 from foveate.core.merge import average
+from foveate.engine.session import drop_or_not
 from foveate.families.proved import DECODER, PROVED
 from foveate.registry import family_for
 from foveate.testing import check
@@ -302,6 +304,34 @@ def test_a_batch_padded_on_the_right_is_its_samples(name):
         for sample, word in enumerate(words):
             alone = model(**case.batch(model, [word])).logits[0, -1]
             assert apart(together[sample, live[sample].sum() - 1], alone) < IN_BATCH.get(name, CLOSE)
+
+
+SHARING = [name for name in SERVED if (one := PROVED.get(kind_of(name))) and one.shares and name not in BORROWING]
+
+
+@each("shared", SHARING)
+def test_questions_that_share_a_look_get_the_answers_that_each_gets_alone(name):
+    model, case = tiny(name)
+    method = fv.Random(layers=(0, 1), keep=(0.6, 0.5)) if [*CASES].index(name) % 2 else None
+    for word in ("titt" if case.one else "titit", *(["tvt"] if case.video is not None else [])):
+        prompt = case.batch(model, [word])
+        shape = prompt["input_ids"].shape
+        other = {**prompt, "input_ids": prompt["input_ids"].clone()}
+        other["input_ids"][0, -2:] = torch.tensor([7, 11])
+        short = {
+            key: value[:, :-1] if isinstance(value, torch.Tensor) and value.shape == shape else value
+            for key, value in other.items()
+        }
+        look = look_at(model, prompt, method)
+        for questions in ([prompt, other], [short]):
+            with drop_or_not(model, method):
+                together = generate(model, resumed(model, look, questions))
+            for sample, question in enumerate(questions):
+                with drop_or_not(model, method):
+                    alone = generate(model, question)
+                assert torch.equal(together.sequences[sample, -STEPS - 1 :], alone.sequences[0, -STEPS - 1 :])
+                for row, logits in zip(together.logits, alone.logits, strict=True):
+                    assert apart(row[sample], logits[0]) < IN_BATCH.get(name, CLOSE)
 
 
 @each("beams", [name for name in SERVED if name not in ("llama4", "fuyu")])  # as they are, these take no beams

@@ -61,7 +61,9 @@ class Derived(Family):
                 f"foveate cannot serve {model.config.model_type!r} ({type(model).__name__}): {'; '.join(reasons)}."
             )
         self.renumbers = self._numbers_run() and not self.lenders
-        if model.config.model_type not in PROVED:
+        proved = PROVED.get(model.config.model_type)
+        self.shares_prefix = proved is not None and proved.shares and not self.lenders  # type: ignore[misc]
+        if proved is None:
             warn_of(f"{type(model).__name__} ({model.config.model_type!r})")
 
     # -- parts -------------------------------------------------------------------------------------------------
