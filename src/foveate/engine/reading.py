@@ -13,7 +13,8 @@ from foveate.engine.arguments import Positions, visibility
 from foveate.engine.attending import RowsReader, last_marked
 from foveate.engine.buckets import Bucket
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import Forward, LayerCall, at_rows, rows_of
+from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.samples import Unit, image_units
 from foveate.families.base import Family
 from foveate.families.tap import attention_of

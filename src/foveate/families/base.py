@@ -162,12 +162,16 @@ class Family:
         return frozenset()
 
     @functools.cached_property
+    def attentions(self) -> list[Any]:
+        """What attends in each decoder layer; None where nothing does."""
+        return [attention_of(layer) for layer in self.layers]
+
+    @functools.cached_property
     def lenders(self) -> dict[int, int]:
         """Decoder layers that attend to keys and values of an earlier layer, and which (Gemma 3n, Gemma 4 E2B)."""
-        attentions = [attention_of(layer) for layer in self.layers]
         lenders: dict[int, int] = {}
         own: dict[Any, int] = {}  # the last layer of each type that makes its own
-        for index, attention in enumerate(attentions):
+        for index, attention in enumerate(self.attentions):
             kind = getattr(attention, "layer_type", None)
             if getattr(attention, "is_kv_shared_layer", False):
                 lenders[index] = own[kind]
@@ -185,8 +189,8 @@ class Family:
     def longest(self) -> float:
         """Columns of the longest prompt that may be dropped from: from there on layers scale rows by how many come
         before them, which dropping changes."""
-        attentions = [attention for layer in self.layers if (attention := attention_of(layer)) is not None]
-        return min([getattr(one, "floor_scale", 1) - 1 for one in attentions if numbers_rows(one)], default=math.inf)
+        scaling = [one for one in self.attentions if one is not None and numbers_rows(one)]
+        return min([getattr(one, "floor_scale", 1) - 1 for one in scaling], default=math.inf)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.

@@ -7,8 +7,11 @@ core, the decoder and its layers, where vision tokens stand, and which of them a
 import functools
 import inspect
 import warnings
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +58,7 @@ class Derived(Family):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        reasons = dict.fromkeys(reason for layer in self.layers for reason in _unserved(layer))
+        reasons = dict.fromkeys(reason for layer in self.layers for reason in _told(layer).unserved)
         if reasons:
             raise UnsupportedError(
                 f"foveate cannot serve {model.config.model_type!r} ({type(model).__name__}): {'; '.join(reasons)}."
@@ -131,16 +134,16 @@ class Derived(Family):
     @functools.cached_property
     def recurrent(self) -> frozenset[int]:
         """Layers without attention: those that carry a state, and those that see each row by itself."""
-        return frozenset(index for index, layer in enumerate(self.layers) if _kind(layer) != "attention")
+        return frozenset(index for index, layer in enumerate(self.layers) if _told(layer).kind != "attention")
 
     @functools.cached_property
     def indexed(self) -> dict[int, int]:
         """As in the base class; a layer without an index of its own is handed what the last one with one has picked."""
         picked, found = None, dict[int, int]()
         for index, layer in enumerate(self.layers):
-            own = next((part for part in layer.modules() if keeps_index(part)), None)
-            if own is not None:
-                picked = indexes(own)
+            own = _told(layer).index
+            if own is not None and (part := own()) is not None:
+                picked = indexes(part)
             if picked is not None and (own is not None or takes_index(layer)):
                 found[index] = picked
         return found
@@ -180,7 +183,7 @@ class Derived(Family):
         if reason is None and isinstance(signal, TowerSignal):
             return unread(self.core, self.layers)
         reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots)
-        if reads and any(hasattr(attention_of(layer), "sinks") for layer in self.layers):
+        if reads and any(hasattr(attention, "sinks") for attention in self.attentions):
             return "its rows pay attention to sinks too, which queries and keys do not tell"
         return reason
 
@@ -318,7 +321,7 @@ def _layers_of(module: nn.Module) -> nn.ModuleList | None:
     if not _takes_embeddings(module):
         return None
     lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part)]
-    lists = [part for part in lists if any(_kind(layer) == "attention" for layer in part)]
+    lists = [part for part in lists if any(_told(layer).kind == "attention" for layer in part)]
     return lists[0] if len(lists) == 1 else None
 
 
@@ -329,26 +332,52 @@ def _is_decoder(module: nn.Module | None) -> bool:
     return any(getattr(attention, "is_causal", True) for attention in attentions)
 
 
-def _kind(layer: nn.Module) -> str:
-    """What a layer does: "attention", "state", "hybrid" or "plain"."""
-    kinds = {kind_of(module) for module in layer.modules()}
-    if "hybrid" in kinds or {"attention", "state"} <= kinds:
-        return "hybrid"
-    return next((kind for kind in ("attention", "state") if kind in kinds), "plain")
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the code of a layer's modules tells.
+
+    Attributes:
+        parts: Types of the layer's parts, of which it was told.
+        kind: What it does: "attention", "state", "hybrid" or "plain".
+        index: What picks keys by an index of its own; None where nothing does.
+        unserved: Why it cannot run on some of its rows.
+    """
+
+    parts: tuple[type, ...]
+    kind: str
+    index: weakref.ref[nn.Module] | None
+    unserved: tuple[str, ...]
 
 
-def _unserved(layer: nn.Module) -> list[str]:
-    """Why a layer cannot run on some of its rows."""
-    name, kind = type(layer).__name__, _kind(layer)
+_TOLD: WeakKeyDictionary[nn.Module, _Told] = WeakKeyDictionary()
+
+
+def _told(layer: nn.Module) -> _Told:
+    """Of a layer, looked at once: a context asks whenever it opens, and experts are many."""
+    parts, told = tuple(map(type, layer.children())), _TOLD.get(layer)
+    if told is None or told.parts != parts:
+        modules = [*layer.modules()]
+        kinds = set(map(kind_of, modules))
+        kind = next((kind for kind in ("attention", "state") if kind in kinds), "plain")
+        if "hybrid" in kinds or {"attention", "state"} <= kinds:
+            kind = "hybrid"
+        index = next(filter(keeps_index, modules), None)
+        unserved = _unserved(layer, kind, index)
+        _TOLD[layer] = told = _Told(parts, kind, None if index is None else weakref.ref(index), unserved)
+    return told
+
+
+def _unserved(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
+    """Why a layer of this kind, with this index, cannot run on some of its rows."""
+    name, attention = type(layer).__name__, attention_of(layer)
     if kind == "hybrid":
-        return [f"its {name} attends and carries a state, and stores both in one layer of the cache"]
-    attention = attention_of(layer)
-    if any(keeps_index(module) and indexes(module) is None for module in layer.modules()):
-        return [
-            f"its {name} picks the keys that it attends to by pools or positions of them, which dropping would shift"
-        ]
+        return (f"its {name} attends and carries a state, and stores both in one layer of the cache",)
+    if index is not None and indexes(index) is None:
+        return (
+            f"its {name} picks the keys that it attends to by pools or positions of them, which dropping would shift",
+        )
     if getattr(attention, "is_kv_shared_layer", False) and not hasattr(attention, "layer_type"):
-        return [f"it is not known whose keys its {name} borrows"]
+        return (f"it is not known whose keys its {name} borrows",)
     if kind == "attention" and attention is None:
-        return [f"its {name} attends in several places, or in none that foveate knows"]
-    return []
+        return (f"its {name} attends in several places, or in none that foveate knows",)
+    return ()
