@@ -58,7 +58,7 @@ class Derived(Family):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        reasons = dict.fromkeys(reason for layer in self.layers for reason in _told(layer).unserved)
+        reasons = dict.fromkeys(reason for layer in self.layers for reason in _kind_of(layer).unserved)
         if reasons:
             raise UnsupportedError(
                 f"foveate cannot serve {model.config.model_type!r} ({type(model).__name__}): {'; '.join(reasons)}."
@@ -134,14 +134,14 @@ class Derived(Family):
     @functools.cached_property
     def recurrent(self) -> frozenset[int]:
         """Layers without attention: those that carry a state, and those that see each row by itself."""
-        return frozenset(index for index, layer in enumerate(self.layers) if _told(layer).kind != "attention")
+        return frozenset(index for index, layer in enumerate(self.layers) if _kind_of(layer).kind != "attention")
 
     @functools.cached_property
     def indexed(self) -> dict[int, int]:
         """As in the base class; a layer without an index of its own is handed what the last one with one has picked."""
         picked, found = None, dict[int, int]()
         for index, layer in enumerate(self.layers):
-            own = _told(layer).index
+            own = _kind_of(layer).index
             if own is not None and (part := own()) is not None:
                 picked = indexes(part)
             if picked is not None and (own is not None or takes_index(layer)):
@@ -321,7 +321,7 @@ def _layers_of(module: nn.Module) -> nn.ModuleList | None:
     if not _takes_embeddings(module):
         return None
     lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part)]
-    lists = [part for part in lists if any(_told(layer).kind == "attention" for layer in part)]
+    lists = [part for part in lists if any(_kind_of(layer).kind == "attention" for layer in part)]
     return lists[0] if len(lists) == 1 else None
 
 
@@ -333,7 +333,7 @@ def _is_decoder(module: nn.Module | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _LayerKind:
     """What the code of a layer's modules tells.
 
     Attributes:
@@ -349,12 +349,12 @@ class _Told:
     unserved: tuple[str, ...]
 
 
-_TOLD: WeakKeyDictionary[nn.Module, _Told] = WeakKeyDictionary()
+_KINDS: WeakKeyDictionary[nn.Module, _LayerKind] = WeakKeyDictionary()
 
 
-def _told(layer: nn.Module) -> _Told:
+def _kind_of(layer: nn.Module) -> _LayerKind:
     """Of a layer, looked at once: a context asks whenever it opens, and experts are many."""
-    parts, told = tuple(map(type, layer.children())), _TOLD.get(layer)
+    parts, told = tuple(map(type, layer.children())), _KINDS.get(layer)
     if told is None or told.parts != parts:
         modules = [*layer.modules()]
         kinds = set(map(kind_of, modules))
@@ -363,7 +363,7 @@ def _told(layer: nn.Module) -> _Told:
             kind = "hybrid"
         index = next(filter(keeps_index, modules), None)
         unserved = _unserved(layer, kind, index)
-        _TOLD[layer] = told = _Told(parts, kind, None if index is None else weakref.ref(index), unserved)
+        _KINDS[layer] = told = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
     return told
 
 
