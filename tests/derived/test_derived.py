@@ -6,13 +6,13 @@ each model gets every proof once, and each method is seen on many models.
 
 import functools
 import itertools
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
 import foveate as fv
-from foveate._transformers import cache_in
+from foveate._transformers import cache_in, with_cache
 from foveate.ask.look import look_at, resumed
 from foveate.contract import ImageStage, Shape, follow
 from foveate.contract.method import Method
@@ -401,6 +401,22 @@ def test_layers_that_pick_keys_are_served_while_they_pick_all(name):
         generate(model, inputs)
     with fv.drop(model, few), refused:  # once its answer is long
         model.generate(**inputs, do_sample=False, max_new_tokens=vision, bad_words_ids=BANNED)
+
+
+@pytest.mark.skipif(not known("kimi_k25"), reason="transformers is too old")
+def test_attention_to_earlier_turns_is_not_read_of_latents():
+    model, case = tiny("kimi_k25")
+    first, second = case.batch(model, ["tit"]), case.batch(model, ["titt"])
+    columns = first["input_ids"].shape[1] + second["input_ids"].shape[1]
+    second["attention_mask"] = torch.ones(1, columns, dtype=torch.long)
+    for method, refused in (
+        (BETWEEN_LAYERS["v2drop"], nullcontext()),
+        (BETWEEN_LAYERS["fastv"], pytest.raises(fv.UnsupportedError, match="stores latents, and no keys")),
+    ):
+        with fv.drop(model, method), torch.no_grad():
+            cache = cache_in(model(**first, use_cache=True))
+            with refused:
+                model(**second, **with_cache(cache), use_cache=True)
 
 
 def test_each_method_is_seen_on_many_models():

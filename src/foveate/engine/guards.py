@@ -600,3 +600,12 @@ def refuse_picking(index: int, slots: int, picked: int, backend: str) -> None:
             f"Layer {index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there only "
             "while all are picked. Keep fewer tokens, or use shorter prompts and answers."
         )
+
+
+def refuse_latent_keys(stored: bool) -> None:
+    """Where layers store latents in the place of keys (MLA), what rows pay to earlier turns cannot be made of these."""
+    if stored:
+        raise UnsupportedError(
+            "This model stores latents, and no keys, of earlier turns, so attention that a later picture's prompt pays "
+            "cannot be read. Use a method that reads no attention (V2Drop), or begin anew."
+        )
