@@ -164,13 +164,13 @@ class Answer:
         if self.uncounted is not None:
             return Saved(None, None, kv_bytes)
         cost, untouched = self.cost, self.cost_untouched
-        if cost.scoring_flops is None or cost.total_flops is None:
+        if cost.scoring_flops is None:
             return Saved(None, None, kv_bytes)
-        return Saved(
-            prefill_flops=1 - (cost.prefill_flops + cost.scoring_flops) / untouched.prefill_flops,
-            total_flops=1 - cost.total_flops / untouched.model_flops,
-            kv_bytes=kv_bytes,
-        )
+        total = None
+        if cost.total_flops is not None and untouched.model_flops is not None:
+            total = 1 - cost.total_flops / untouched.model_flops
+        prefill = 1 - (cost.prefill_flops + cost.scoring_flops) / untouched.prefill_flops
+        return Saved(prefill_flops=prefill, total_flops=total, kv_bytes=kv_bytes)
 
     @property
     def _row(self) -> int:
@@ -269,15 +269,15 @@ class Answer:
         if self.uncounted is not None:
             return f"not counted: {self.uncounted}"
         cost, saved = self.cost, self.saved
-        if cost.scoring_flops is None or saved.prefill_flops is None or saved.total_flops is None:
+        if cost.scoring_flops is None or saved.prefill_flops is None:
             return "not counted: the method does not say what its own arithmetic costs (docs/guides/new-method.md)"
         decoder = _flops(cost.prefill_flops + cost.scoring_flops)
         # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
-        return (
-            f"{saved.prefill_flops:z.1%} saved in the decoder's prefill "
-            f"({decoder} of {_flops(self.cost_untouched.prefill_flops)}); "
-            f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
-        )
+        rest = "the vision tower is not counted"
+        if saved.total_flops is not None:
+            rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
+        whole = _flops(self.cost_untouched.prefill_flops)
+        return f"{saved.prefill_flops:z.1%} saved in the decoder's prefill ({decoder} of {whole}); {rest}"
 
     def _drawing(self) -> str:
         """The picture of what was kept as an HTML image; empty where there is none to draw."""

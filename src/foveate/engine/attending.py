@@ -15,6 +15,7 @@ from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busies
 from foveate.core.rank import spread
 from foveate.core.signals import Attention, Products, ValueLikeness
 from foveate.core.tensors import take_along
+from foveate.engine import guards
 from foveate.engine.buckets import Bucket
 from foveate.engine.samples import Unit
 
@@ -242,6 +243,7 @@ class RowsReader(ABC):
         query, keys, scaling = self._queries_and_keys(asking)
         self._made_keys, before = keys, 0
         if self._past is not None:
+            guards.refuse_latent_keys(self._past.shape[1::2] != keys.shape[1::2])
             before = self._past.shape[2]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)  # (samples, heads, slots, head size)
         both_ways = signal.both_ways and signal.rows == "vision"

@@ -592,3 +592,26 @@ def refuse_crop_of_head(rows: int) -> NoReturn:
     raise UnsupportedError(
         f"Of this cache only the {rows} tokens behind its shared beginning can be removed. Remove fewer, or begin anew."
     )
+
+
+def refuse_picking(index: int, slots: int, picked: int, backend: str) -> None:
+    """Beyond as many slots as a row picks, an index of what is left would pick others than that of all."""
+    if backend not in ("eager", "sdpa"):
+        raise UnsupportedError(
+            f"Layer {index} picks keys by an index, and how attention {backend!r} reads what is picked is not known. "
+            "Load the model with attn_implementation='sdpa'."
+        )
+    if slots > picked:
+        raise UnsupportedError(
+            f"Layer {index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there only "
+            "while all are picked. Keep fewer tokens, or use shorter prompts and answers."
+        )
+
+
+def refuse_latent_keys(stored: bool) -> None:
+    """Where layers store latents in the place of keys (MLA), what rows pay to earlier turns cannot be made of these."""
+    if stored:
+        raise UnsupportedError(
+            "This model stores latents, and no keys, of earlier turns, so attention that a later picture's prompt pays "
+            "cannot be read. Use a method that reads no attention (V2Drop), or begin anew."
+        )

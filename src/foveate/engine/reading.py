@@ -13,7 +13,8 @@ from foveate.engine.arguments import Positions, visibility
 from foveate.engine.attending import RowsReader, last_marked
 from foveate.engine.buckets import Bucket
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import Forward, LayerCall, at_rows, rows_of
+from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.samples import Unit, image_units
 from foveate.families.base import Family
 from foveate.families.tap import attention_of, unturning
@@ -133,7 +134,7 @@ class AttentionReader(RowsReader):
             seen = self._seen
             ragged = ragged or padded
         length = seen + self._hidden.shape[1]
-        if self._positions.scales(index):
+        if self._positions.scales(index) and not self._family.gathers:  # else the layer itself is handed its ids
             guards.refuse_scaled_reading(index, length, self._positions.learned_length)
         coming = self._rows.unpruned(seen)[self._of, self._start :]
         keys = torch.cat((slots, coming), dim=1)

@@ -24,7 +24,8 @@ from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
-from foveate.engine.forward import Forward, Original, Streams
+from foveate.engine.forward import Forward
+from foveate.engine.handed import Original, Streams
 from foveate.engine.media import placed, prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
@@ -358,7 +359,7 @@ class Session:
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # else a tuple, for a user with return_dict=False; the model uses none
-            lengths = prompt(lengths_of(pieces_of(output)))
+            lengths = prompt(lengths_of(pieces_of(output))) if self._family.tiled else None
             forward.image_lengths[modality] = lengths
             tag(self._family, modality, call.arguments, output, cuts, lengths)
             forward.encoded[modality] = output

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, kind_of
+from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, keeps_index, kind_of
 from foveate.core.patching import Patcher
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
@@ -194,6 +194,21 @@ def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]
     return tapped(attention, see)
 
 
+PICKED = "prev_topk_indices"
+"""What a layer is handed that picks keys by the index of a layer before it."""
+
+
+def takes_index(layer: nn.Module) -> bool:
+    """Whether a decoder layer is handed what a layer before it has picked by its index."""
+    return PICKED in inspect.signature(type(layer).forward).parameters
+
+
+def every_slot(rows: int, slots: int, hidden: Tensor) -> Tensor:
+    """What rows pick that pick all slots, (samples, rows, slots) int32."""
+    every = torch.arange(slots, dtype=torch.int32, device=hidden.device)
+    return every.expand(len(hidden), rows, -1)
+
+
 class _Enough(Exception):
     """Queries and keys are there; the rest of the attention need not run."""
 
@@ -215,8 +230,13 @@ def made_by_itself(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str,
         heads.append(Tapped(asking, key, scaling))
         raise _Enough
 
+    mask = None
+    if takes_index(layer) or any(map(keeps_index, layer.modules())):  # whose scores are masked, and which keep all
+        rows = hidden.shape[1]
+        mask = hidden.new_ones(len(hidden), 1, rows, rows, dtype=torch.bool)
+        given = {**given, PICKED: every_slot(rows, rows, hidden)} if takes_index(layer) else given
     with suppress(_Enough), tapped_layer(layer, note):
-        type(layer).forward(layer, hidden, attention_mask=None, **given)
+        type(layer).forward(layer, hidden, attention_mask=mask, **given)
     if not heads:
         raise unreadable(attention_of(layer))
     return heads[0]
