@@ -136,6 +136,16 @@ def test_a_picture_is_seen_once_by_the_tower_at_both_looks(vlm, pairs):
         assert seen == [1]
 
 
+def test_a_picture_is_seen_once_also_where_batches_are_others_at_the_second_look(vlm, pairs, middle):
+    different = [(picture, f"{question} {number % 4}") for number, (picture, question) in enumerate(pairs)]
+    seen = []
+    layer = vlm.model.model.vision_tower.encoder.layers[0]
+    with layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
+        many = list(vlm.ask_many(different, sure=middle, batch_size=2, **FEW))
+    assert any(answer.again for answer in many)
+    assert sum(seen) == 4
+
+
 def test_where_the_full_model_fails_nobody_gets_the_unsure_answer(vlm, pairs, middle, monkeypatch):
     answered = answers.answers_to
 
@@ -276,7 +286,7 @@ def test_a_file_is_refused_where_nothing_is_asked_again(vlm, pairs, promised, fi
     ]
     for door in doors:
         for given in (str(file), promised):
-            with pytest.raises(SettingError, match="second look|SecondLook"):
+            with pytest.raises(SettingError, match=r"second look|SecondLook"):
                 door(given)
     for text in (f"{file}+v2drop", f"visionzip+{file}"):
         with pytest.raises(fv.FoveateError):

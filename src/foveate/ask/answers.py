@@ -25,7 +25,7 @@ from foveate.plain.memory import available
 from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.video import Clip
 
-__all__ = ["Answerer", "Entry", "Prepare", "Reply", "Shelf", "Stopped", "in_order", "never"]
+__all__ = ["WINDOW", "Answerer", "Entry", "Prepare", "Reply", "Shelf", "Stopped", "in_order", "never"]
 
 WINDOW = 8
 """Batches' worth of questions that are in hand at a time, so that a batch can be of like lengths."""

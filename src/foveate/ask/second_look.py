@@ -107,9 +107,9 @@ class Promise:
     date: str
 
     def strange(self, again: float, questions: int) -> str | None:
-        """Why questions are not like the samples, by the share of them that was asked again; None where nothing says so.
+        """Why questions are not like the samples, by the share of them that was asked again; None where that fits.
 
-        Where the 95 % intervals of the two shares have no point in common. That they have is no proof.
+        It does not where the 95 % intervals of the two shares have no point in common. That they have is no proof.
         """
         ours, theirs = wilson(self.again, self.samples, Z), wilson(again, questions, Z)
         if ours.low <= theirs.high and theirs.low <= ours.high:

@@ -1,11 +1,12 @@
 """Asking twice: with few tokens, and in full where that was unsure; one function over the one loop of `answers`."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from foveate.ask.answer import Answer
-from foveate.ask.answers import Answerer, Prepare, Reply, Stopped, never
+from foveate.ask.answers import WINDOW, Answerer, Prepare, Reply, Stopped, never
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.second_look import AnyLook, SecondLook
@@ -74,7 +75,7 @@ def answerer_of(
         return Answerer(loaded, drops, settings, batch_size, share=share)
     drops.refuse_with(settings)
     drops.refuse_others(loaded, settings)
-    tower = TowerMemo()  # what it saw at the first look serves the second
+    tower = TowerMemo(deque(maxlen=WINDOW))  # what it saw at the first look serves the second
     quick = Answerer(loaded, drops.method, settings, batch_size, confidence=True, share=share, tower=tower)
     return SureAnswerer(quick, Answerer(loaded, None, settings, batch_size, share=share, tower=tower), drops.sure)
 
