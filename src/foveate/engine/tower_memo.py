@@ -27,8 +27,8 @@ MARKS = 64
 class TowerMemo:
     """The last calls of a vision tower, with what came out.
 
-    A tower that takes a picture a row looks once at rows that are alike, also in calls of other pictures together. One that is given sizes beside its pixels, as
-    Qwen's is, gives again what it gave to the same call.
+    A tower that takes a picture a row looks once at rows that are alike, whatever else is in a call. One that is given
+    sizes beside its pixels, as Qwen's is, gives again what it gave to the same call.
     """
 
     calls: deque[tuple[list[Any], Any]] = field(default_factory=lambda: deque(maxlen=KEPT))
