@@ -166,12 +166,12 @@ def calibrated(
         answered = _answered(vlm, prompts, kinds, settings, generation, advance)
     counted = [answered[place] for place in places]
     looks = [look for place in range(len(settings)) if (look := _looks(counted, place, agreement, len(settings)))]
-    best = min(looks, key=lambda look: look.mean(_spent), default=None)
-    full = fmean(one.full.spent for one in counted)
-    if best is None or best.mean(_spent) >= full:
+    cost = _spent if any(one.full.flops is None or None in _flops_of(one) for one in counted) else _flops
+    best = min(looks, key=lambda look: look.mean(cost), default=None)
+    if best is None or best.mean(cost) >= fmean(cost(one.full) for one in counted):
         raise BudgetError(
-            f"Take the full model: of {len(settings)} settings none keeps {share_words(agreement)} agreement for less "
-            "than that. Ask for less, give more samples, or try another method."
+            f"Take the full model: to keep {share_words(agreement)} agreement for less, {_none_of(settings)}. Ask for "
+            "less agreement, give more samples, or try another method."
         )
     again, differ = best.shares(counted)
     wrong = round(differ * len(counted))
@@ -188,7 +188,7 @@ def calibrated(
         again=again,
         tokens=best.mean(_spent),
         first=fmean(one.quick[best.place].spent for one in counted),
-        full=full,
+        full=fmean(one.full.spent for one in counted),
         tasks=tuple(_by_task(best, answered)),
         model=vlm.name,
         conditions=conditions_of(vlm, generation),
@@ -296,8 +296,21 @@ def _confidence(answer: Answer) -> float:
     return answer.confidence
 
 
+def _none_of(settings: Sequence[Method]) -> str:
+    return f"{settings[0]} does not" if len(settings) == 1 else f"none of {len(settings)} settings does"
+
+
 def _spent(answer: Answer) -> float:
     return answer.spent
+
+
+def _flops(answer: Answer) -> float:
+    """From the pixels to the first token; counted for all, or nothing is compared by it."""
+    return float(answer.flops or 0)
+
+
+def _flops_of(sample: _Sample) -> list[int | None]:
+    return [answer.flops for answer in sample.quick]
 
 
 def _steps(answer: Answer) -> float:
