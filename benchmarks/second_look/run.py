@@ -36,13 +36,12 @@ from foveate.eval.held_out import questions
 from foveate.naming import method_of
 from foveate.plain.table import Column, Table
 from foveate.runs.versions import commit, versions
-from foveate.tune.promise import RISK, fewest, threshold
+from foveate.tune.promise import RISK, threshold
 
 OUT = Path(__file__).with_name("record.json")
-METHODS = ("vidcom2", "divprune", "vispruner")
-LOOKS = (64, 128)
-FIXED = ("vidcom2 192",)
-"""A fixed budget besides."""
+LOOKS = ("vidcom2 64", "divprune 64", "vispruner 64")
+FIXED = ("vidcom2 128", "vidcom2 192")
+"""Fixed budgets besides."""
 PROMISED = "vidcom2 64"
 AGREEMENTS = (0.9, 0.95, 0.98, 0.99)
 SAMPLES = 300
@@ -68,8 +67,7 @@ def one_a_picture(count: int, seeds: Sequence[int]) -> list[Asked]:
 
 def settings() -> dict[str, Method | None]:
     """The full model, and methods at budgets, by name."""
-    names = [f"{method} {tokens}" for method in METHODS for tokens in LOOKS]
-    named = {name: method_of(name.split()[0], tokens=float(name.split()[1])) for name in (*names, *FIXED)}
+    named = {name: method_of(name.split()[0], tokens=float(name.split()[1])) for name in (*LOOKS, *FIXED)}
     return {FULL: None, **named}
 
 
@@ -136,11 +134,10 @@ def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: flo
     everyone = [*pool, *fresh]
     found: dict[str, list[float]] = {"fresh": [], "known": [], "again": [], "tokens": [], "flops": []}
     drawn = random.Random(0)
-    size = min(SAMPLES, len(pool))
     for _ in range(draws):
         for where, tested, samples in (
-            ("fresh", fresh, drawn.sample(list(pool), size)),
-            ("known", everyone, drawn.choices(everyone, k=size)),
+            ("fresh", fresh, drawn.choices(pool, k=SAMPLES)),
+            ("known", everyone, drawn.choices(everyone, k=SAMPLES)),
         ):
             sure = threshold([(row[name][0], row[name][1]) for row in samples], agreement)
             figures = of_share(tested, name, float("inf") if sure is None else sure)
@@ -150,7 +147,7 @@ def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: flo
                     found[figure].append(figures[figure])
     return {
         "agreement": agreement,
-        "samples": size,
+        "samples": SAMPLES,
         "above": fmean(value > 1 - agreement for value in found["known"]),
         "above_fresh": fmean(value > 1 - agreement for value in found["fresh"]),
         "differ": fmean(found["fresh"]),
@@ -257,9 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Ask, calibrate, test, time, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--pool", type=int, default=360, help="pictures to calibrate with")
-    parser.add_argument("--fresh", type=int, default=280, help="pictures to test with")
-    parser.add_argument("--timed", type=int, default=30, help="fresh questions that are timed")
+    parser.add_argument("--pool", type=int, default=320, help="pictures to calibrate with")
+    parser.add_argument("--fresh", type=int, default=220, help="pictures to test with")
+    parser.add_argument("--timed", type=int, default=20, help="fresh questions that are timed")
     parser.add_argument("--calibrations", type=int, default=500)
     parser.add_argument("--clock", default="cpu", choices=("cpu", "wall"))
     options = parser.parse_args(arguments)
@@ -267,8 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = {name: one_a_picture(getattr(options, name), seeds) for name, seeds in SEEDS.items()}
     timed = times(vlm, asked["fresh"][: options.timed], options.clock)
     pool, fresh = (answered(vlm, asked[name]) for name in SEEDS)
-    looks = [name for name in settings() if name not in (FULL, *FIXED)]
-    first = [name for name in looks if name.endswith(f" {LOOKS[0]}")]
     record = {
         "about": {
             "pool": len(pool), "fresh": len(fresh), "seeds": SEEDS, "calibrations": options.calibrations,
@@ -276,16 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "threads": torch.get_num_threads(), "clock": options.clock,
         },
         "full_right": fmean(row[FULL][2] for row in fresh),
-        "curves": {name: curve(fresh, name) for name in first},
-        "fixed": {name: of_share(fresh, name, 0.0) for name in settings() if name not in (FULL, *first)},
-        "auroc": {name: auroc([*pool, *fresh], name) for name in looks},
+        "curves": {name: curve(fresh, name) for name in LOOKS},
+        "fixed": {name: of_share(fresh, name, 0.0) for name in FIXED},
+        "auroc": {name: auroc([*pool, *fresh], name) for name in (*LOOKS, *FIXED)},
         "promises": {
-            name: [
-                promise(pool, fresh, name, agreement, options.calibrations)
-                for agreement in AGREEMENTS
-                if fewest(agreement) <= min(SAMPLES, len(pool)) or len(pool) < SAMPLES
-            ]
-            for name in first
+            name: [promise(pool, fresh, name, agreement, options.calibrations) for agreement in AGREEMENTS]
+            for name in LOOKS
         },
         "tasks": by_task(pool, fresh, PROMISED, 0.98),
         "times": timed,
