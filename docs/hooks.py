@@ -1,6 +1,7 @@
 """What MkDocs fills in automatically: navigation, tables, reference. A new method or family needs no line here."""
 
 import re
+import runpy
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 DOCS = Path(__file__).parent
 MODELS, REFERENCE, TRAITS, SIGNALS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->", "<!-- signals -->"
 """Where the table of models, the reference of the methods, the table of what they read and that of signals go."""
+RECORDS = "<!-- records -->"
+"""Where the table of what others measured goes."""
 
 WORDS = {
     "Hidden": "hidden states",
@@ -68,7 +71,16 @@ def filled(markdown: str) -> str:
         markdown = markdown.replace(TRAITS, traits())
     if SIGNALS in markdown:
         markdown = markdown.replace(SIGNALS, signals())
+    if RECORDS in markdown:
+        markdown = markdown.replace(RECORDS, records())
     return markdown
+
+
+def records() -> str:
+    """What others measured on real checkpoints, or that nobody has yet."""
+    script = runpy.run_path(str(DOCS.parent / "benchmarks/real/records.py"))
+    kept = script["stored"]()
+    return script["table"](kept).to_markdown() if kept else "Nobody has sent a record yet."
 
 
 def with_picture(markdown: str, name: str) -> str:

@@ -36,7 +36,7 @@ from foveate.eval.held_out import questions
 from foveate.naming import method_of
 from foveate.plain.table import Column, Table
 from foveate.runs.versions import commit, versions
-from foveate.tune.promise import RISK, threshold
+from foveate.tune.promise import RISK, auroc, threshold
 
 OUT = Path(__file__).with_name("record.json")
 LOOKS = ("vidcom2 64", "divprune 64", "vispruner 64")
@@ -119,14 +119,6 @@ def curve(rows: Sequence[Row], name: str) -> list[dict[str, float]]:
         found = of_share(rows, name, ordered[round(share * len(ordered))])
         points.append({**found, "random": alone + found["again"] * (1 - alone)})
     return points
-
-
-def auroc(rows: Sequence[Row], name: str) -> float:
-    """How often an answer that agrees is surer than one that does not; ties count half."""
-    sure = [row[name][0] for row in rows if row[name][1]]
-    unsure = [row[name][0] for row in rows if not row[name][1]]
-    wins = sum((one > other) + (one == other) / 2 for one in sure for other in unsure)
-    return wins / (len(sure) * len(unsure)) if sure and unsure else float("nan")
 
 
 def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float, draws: int) -> dict[str, float]:
@@ -303,7 +295,7 @@ def write(ran: Mapping[str, Any], pool: Sequence[Row], fresh: Sequence[Row], dra
         "full_right": fmean(row[FULL][2] for row in fresh),
         "curves": {name: curve(fresh, name) for name in LOOKS},
         "fixed": {name: of_share(fresh, name, 0.0) for name in FIXED},
-        "auroc": {name: auroc([*pool, *fresh], name) for name in (*LOOKS, *FIXED)},
+        "auroc": {name: auroc([(row[name][0], row[name][1]) for row in [*pool, *fresh]]) for name in (*LOOKS, *FIXED)},
         "promises": {name: [promise(pool, fresh, name, one, draws) for one in AGREEMENTS] for name in LOOKS},
         "tasks": by_task(pool, fresh, PROMISED, 0.98),
         "shifted": shifted(pool, fresh, PROMISED, 0.98),

@@ -73,6 +73,9 @@ class Answers:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows.values())
+
 
 @contextmanager
 def open_answers(

@@ -19,7 +19,7 @@ from itertools import groupby
 
 from foveate.errors import SettingError
 
-__all__ = ["RISK", "Pair", "bound", "fewest", "one_each", "threshold"]
+__all__ = ["RISK", "Pair", "auroc", "bound", "fewest", "one_each", "threshold"]
 
 RISK = 0.1
 """δ: how often a calibration may come to a threshold that does not keep what is promised."""
@@ -85,6 +85,15 @@ def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1, risk
             break
         trusted = confidence
     return trusted
+
+
+def auroc(samples: Sequence[Pair]) -> float:
+    """How often an answer that agrees is surer than one that does not, ties counted half; NaN without both kinds."""
+    sure = [confidence for confidence, agrees in samples if agrees]
+    unsure = [confidence for confidence, agrees in samples if not agrees]
+    if not sure or not unsure:
+        return math.nan
+    return sum((one > other) + (one == other) / 2 for one in sure for other in unsure) / (len(sure) * len(unsure))
 
 
 def one_each(pictures: Sequence[Hashable], seed: int = 0) -> list[int]:
