@@ -320,6 +320,9 @@ def changed(file, change):
         lambda values: values.update(sure=True),
         lambda values: values.update(sure=math.nan),
         lambda values: values.update(sure=0.1),  # its sentence says another
+        lambda values: values.pop("sentence"),
+        lambda values: values["promise"].update(wrong=101),
+        lambda values: values["promise"].update(bound=0.06),
         lambda values: values.pop("first_look"),
         lambda values: values.update(method={"method": "v2drop"}),
         lambda values: values.update(more=1),

@@ -96,6 +96,8 @@ def test_too_few_samples_are_told_how_many_are_missing_before_anything_runs(vlm,
             fv.tune(vlm, prompts, agreement=0.98)
         with pytest.raises(fv.SettingError, match="22 samples"):
             fv.tune(vlm, prompts[:5], agreement=0.9)
+        with pytest.raises(fv.SettingError, match="got 5"):  # the same questions again are no more samples
+            fv.tune(vlm, prompts[:5] * 9, agreement=0.9)
         with pytest.raises(fv.SettingError, match="between 0 and 1"):
             fv.tune(vlm, prompts, agreement=1.0)
     assert not calls

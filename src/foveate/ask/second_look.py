@@ -106,6 +106,13 @@ class Promise:
     versions: Mapping[str, str]
     date: str
 
+    def __post_init__(self) -> None:
+        if self.bound > 1 - self.agreement or not self.wrong <= self.samples <= self.questions:
+            raise SettingError(
+                f"{self.wrong} wrong of {self.samples} samples with a bound of {self.bound:.3g} do not promise an "
+                f"agreement of {self.agreement}."
+            )
+
     def strange(self, again: float, questions: int) -> str | None:
         """Why questions are not like the samples, by the share of them that was asked again; None where that fits.
 
@@ -231,7 +238,7 @@ class SecondLook:
             raise InputError(f"{FILE} has the key method, which is not read. It is called first_look.")
         renamed = {"method" if key == "first_look" else key: value for key, value in values.items()}
         look = filed.read(cls, renamed, FILE, ("format", "sentence"))
-        if values.get("sentence") not in (None, look.sentence):
+        if values.get("sentence") != look.sentence:
             raise InputError(f"{FILE} says in its sentence what its values do not: it was changed by hand.")
         return look
 

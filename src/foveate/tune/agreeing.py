@@ -21,7 +21,7 @@ from foveate.plain.spelling import read_json, written
 from foveate.plain.upstream import brief
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.versions import versions
-from foveate.tune.parts import digest_of, grouped, notes_on, picture_of
+from foveate.tune.parts import digest, digest_of, grouped, notes_on, picture_of
 from foveate.tune.promise import RISK, bound, fewest, one_each, threshold
 
 __all__ = ["calibrated", "refuse_few", "refuse_tuned_on", "settings_of"]
@@ -148,16 +148,20 @@ def calibrated(
         SettingError: If samples are too few, or a schedule was tuned on them.
     """
     listener = listener or Listener()
-    prompts = [_prompt_of(vlm, given) for given in samples]
-    kinds = list(tasks) or ["samples"] * len(prompts)
-    if len(kinds) != len(prompts):
-        raise SettingError(f"Give a task for each sample, or none; got {len(kinds)} for {len(prompts)}.")
+    every = [_prompt_of(vlm, given) for given in samples]
+    kinds = list(tasks) or ["samples"] * len(every)
+    if len(kinds) != len(every):
+        raise SettingError(f"Give a task for each sample, or none; got {len(kinds)} for {len(every)}.")
+    once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
+    prompts, kinds = [every[place] for place in once], [kinds[place] for place in once]
     about = grouped(vlm, prompts)
     inputs = digest_of(about)
     for text in names:
         refuse_tuned_on(text, inputs)
     pictures = [picture_of(prompt.inputs) for prompt in prompts]
     settings, places, notes = _planned(pictures, settings, agreement, seed, may_narrow)
+    if len(prompts) < len(every):
+        notes.append(f"{len(every) - len(prompts)} samples ask what another one asks, and are left out.")
     for method in settings:
         for size in sorted({prompt.vision_tokens for prompt in prompts}):
             meet(method, vlm.model, size)
