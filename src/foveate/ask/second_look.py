@@ -146,6 +146,10 @@ class SecondLook:
     promise: Promise | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise SettingError(
+                f"A second look begins with a method, such as fv.VidCom2(tokens=64); got {self.method!r}."
+            )
         if not isinstance(self.sure, int | float) or isinstance(self.sure, bool) or not 0 <= self.sure <= 1:
             raise SettingError(f"sure is a probability between 0 and 1, such as 0.9; got {brief(self.sure)}.")
 
