@@ -154,8 +154,7 @@ def calibrated(
         raise SettingError(f"Give a task for each sample, or none; got {len(kinds)} for {len(every)}.")
     once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
     prompts, kinds = [every[place] for place in once], [kinds[place] for place in once]
-    about = grouped(vlm, prompts)
-    inputs = digest_of(about)
+    about, inputs = grouped(vlm, prompts), digest_of(grouped(vlm, every))
     for text in names:
         refuse_tuned_on(text, inputs)
     pictures = [picture_of(prompt.inputs) for prompt in prompts]
@@ -174,8 +173,8 @@ def calibrated(
     best = min(looks, key=lambda look: look.mean(cost), default=None)
     if best is None or best.mean(cost) >= fmean(cost(one.full) for one in counted):
         raise BudgetError(
-            f"Take the full model: to keep {share_words(agreement)} agreement for less, {_none_of(settings)}. Ask for "
-            "less agreement, give more samples, or try another method."
+            f"Take the full model: {_none_of(settings)} {share_words(agreement)} agreement for less. Ask for less "
+            "agreement, give more samples, or try another method."
         )
     again, differ = best.shares(counted)
     wrong = round(differ * len(counted))
@@ -301,7 +300,7 @@ def _confidence(answer: Answer) -> float:
 
 
 def _none_of(settings: Sequence[Method]) -> str:
-    return f"{settings[0]} does not" if len(settings) == 1 else f"none of {len(settings)} settings does"
+    return f"{settings[0]} does not keep" if len(settings) == 1 else f"none of {len(settings)} settings keeps"
 
 
 def _spent(answer: Answer) -> float:
