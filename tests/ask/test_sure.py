@@ -248,6 +248,7 @@ def promised(vlm):
         tasks=(TaskLook(task="count", questions=100, again=0.2, differ=0.01),),
         model="embedded",
         conditions=conditions_of(vlm, Generation(max_new_tokens=6)),
+        single_turn=True,
         inputs="0" * 64,
         seed=0,
         notes=(),
@@ -351,6 +352,15 @@ def test_another_condition_than_the_calibrations_is_refused_by_name(name, vlm, p
         vlm.ask(
             *pairs[0], method=replace(promised, promise=replace(promised.promise, conditions=others)), max_new_tokens=6
         )
+
+
+def test_a_conversation_is_refused_where_the_samples_were_questions(vlm, promised):
+    said = [("user", "What is it ?"), ("assistant", "a dog"), ("user", "What colour ?")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    with pytest.raises(SettingError, match="conversations"):
+        vlm.ask(messages=messages, method=promised, max_new_tokens=6)
+    open_to_all = replace(promised, promise=replace(promised.promise, single_turn=False))
+    assert vlm.ask(messages=messages, method=open_to_all, max_new_tokens=6).confidence is not None
 
 
 def test_another_length_is_refused(vlm, pairs, promised):

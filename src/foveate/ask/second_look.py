@@ -77,6 +77,7 @@ class Promise:
         tasks: What became of each task.
         model: What the model is called.
         conditions: What a threshold belongs to; see `conditions_of`.
+        single_turn: Whether all samples were one question, and no conversation: then conversations are refused.
         inputs: SHA-256 of all samples.
         seed: With which a question of each picture was drawn.
         notes: What the user should know.
@@ -100,6 +101,7 @@ class Promise:
     tasks: tuple[TaskLook, ...]
     model: str
     conditions: Mapping[str, str]
+    single_turn: bool
     inputs: str
     seed: int
     notes: tuple[str, ...]

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from foveate.ask.answer import Answer
-from foveate.ask.answers import WINDOW, Answerer, Prepare, Reply, Stopped, never
+from foveate.ask.answers import WINDOW, Answerer, Prepare, Reply, Shelf, Stopped, never
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
+from foveate.ask.prompt import Prompt
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.engine.tower_memo import TowerMemo
+from foveate.errors import SettingError
 
 __all__ = ["AnyAnswerer", "SureAnswerer", "answerer_of", "asked_again"]
 
@@ -25,11 +27,13 @@ class SureAnswerer:
         quick: Answers with few tokens.
         full: Answers in full.
         sure: The least confidence that is trusted.
+        single_turn: Whether conversations are refused: the threshold was calibrated on none.
     """
 
     quick: Answerer
     full: Answerer
     sure: float
+    single_turn: bool = False
 
     def replies(
         self, questions: Iterable[T], prepare: Prepare[T], *, stopped: Stopped = never
@@ -39,7 +43,16 @@ class SureAnswerer:
         Questions in hand are asked with few tokens; those that are unsure then in full, in batches of their own. Where
         the full model fails, that is the reply: an unsure answer is nobody's.
         """
-        for window, failed in self.quick.windows(questions, prepare, stopped):
+
+        def prepared(question: T, shelf: Shelf) -> Prompt:
+            prompt = prepare(question, shelf)
+            if self.single_turn and not prompt.single_turn:
+                raise SettingError(
+                    "This second look was calibrated on questions alone, and promises conversations nothing."
+                )
+            return prompt
+
+        for window, failed in self.quick.windows(questions, prepared, stopped):
             if failed:
                 yield failed
             unsure: dict[int, Reply[T]] = {}
@@ -77,7 +90,8 @@ def answerer_of(
     drops.refuse_others(loaded, settings)
     tower = TowerMemo(deque(maxlen=WINDOW))  # what it saw at the first look serves the second
     quick = Answerer(loaded, drops.method, settings, batch_size, confidence=True, share=share, tower=tower)
-    return SureAnswerer(quick, Answerer(loaded, None, settings, batch_size, share=share, tower=tower), drops.sure)
+    full = Answerer(loaded, None, settings, batch_size, share=share, tower=tower)
+    return SureAnswerer(quick, full, drops.sure, drops.promise is not None and drops.promise.single_turn)
 
 
 def _second(unsure: Reply[T], reply: Reply[T]) -> Reply[T]:

@@ -195,6 +195,7 @@ def calibrated(
         tasks=tuple(_by_task(best, answered)),
         model=vlm.name,
         conditions=conditions_of(vlm, generation),
+        single_turn=all(prompt.single_turn for prompt in prompts),
         inputs=inputs,
         seed=seed,
         notes=(*notes, *notes_on(about), *_on_length(best)),
