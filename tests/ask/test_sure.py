@@ -407,3 +407,9 @@ def test_a_share_asked_again_that_leaves_the_calibrations_interval_is_told(promi
 def test_an_answerer_without_a_second_look_is_the_usual_one(vlm):
     assert isinstance(answerer_of(vlm, None, Generation()), Answerer)
     assert list(in_order(answerer_of(vlm, None, Generation()).replies([], lambda one, _: one))) == []
+
+
+def test_the_threshold_itself_is_trusted_as_in_a_calibration(vlm, pairs):
+    confidence = vlm.ask(*pairs[0], sure=0.0, **FEW).confidence
+    assert not vlm.ask(*pairs[0], sure=confidence, **FEW).again
+    assert vlm.ask(*pairs[0], sure=math.nextafter(confidence, 1.0), **FEW).again
