@@ -1,6 +1,7 @@
 """What MkDocs fills in automatically: navigation, tables, reference. A new method or family needs no line here."""
 
 import re
+import runpy
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 DOCS = Path(__file__).parent
 MODELS, REFERENCE, TRAITS, SIGNALS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->", "<!-- signals -->"
 """Where the table of models, the reference of the methods, the table of what they read and that of signals go."""
+RECORDS = "<!-- records -->"
+"""Where the table of what others measured goes."""
 WORDS_HERE, CHECKPOINTS = "<!-- words -->", "<!-- checkpoints -->"
 """Where the words of docs/architecture.md and the table of checkpoints go."""
 SOURCES: dict[str, str] = {}
@@ -102,11 +105,20 @@ def filled(markdown: str) -> str:
         markdown = markdown.replace(TRAITS, traits())
     if SIGNALS in markdown:
         markdown = markdown.replace(SIGNALS, signals())
+    if RECORDS in markdown:
+        markdown = markdown.replace(RECORDS, records())
     if WORDS_HERE in markdown:
         markdown = markdown.replace(WORDS_HERE, glossary())
     if CHECKPOINTS in markdown:
         markdown = markdown.replace(CHECKPOINTS, checkpoints())
     return markdown
+
+
+def records() -> str:
+    """What others measured on real checkpoints, or that nobody has yet."""
+    script = runpy.run_path(str(DOCS.parent / "benchmarks/real/records.py"))
+    kept = script["stored"]()
+    return script["table"](kept).to_markdown() if kept else "Nobody has sent a record yet."
 
 
 def glossary() -> str:

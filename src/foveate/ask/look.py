@@ -27,6 +27,7 @@ from foveate.naming import method_of
 from foveate.registry import family_for, methods
 
 __all__ = [
+    "ADAPTERS",
     "Look",
     "can_share",
     "end_of_pictures",
