@@ -52,6 +52,7 @@ class Derived(Family):
     renumbers = False  # until its decoder has been looked at
     decoders: ClassVar[frozenset[str]] = frozenset()
     needs_all_patches: ClassVar[str | None] = "how it cuts pictures into patches is not known"
+    needs_all_rows: ClassVar[str | None] = "how rows stand in it is not known"
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
