@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from foveate.core.graphs import graphed
 from foveate.core.grid import Grid
 from foveate.core.merge import of_length_one
+from foveate.core.picks import pairs
 from foveate.core.tensors import alike, blocks, send
 
 __all__ = [
@@ -30,11 +31,6 @@ STEPS = 64  # of greedy picks: one pick a step would be 1,332 launches for 3,996
 LEVELS = 2.0**20  # distances are multiples of 1 / LEVELS, so that rows that are equal but for rounding tie
 
 
-def _apart(unit: Tensor, others: Tensor) -> Tensor:
-    """1 − cosine of rows of length one, (rows, others), in whole LEVELS."""
-    return ((1 - unit @ others.T) * LEVELS).round_().relu_()
-
-
 @graphed
 def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
     """Greedy max-min picks, several a step; distance is 1 − cosine, and ties go to the lower index.
@@ -50,25 +46,30 @@ def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
     Returns:
         (count,) int64, ascending.
     """
-    unit = of_length_one(rows, 1e-12)
-    places = torch.arange(len(unit), device=unit.device)
+    apart = pairs(rows, _distance)
+    places = torch.arange(len(rows), device=rows.device)
     lonely = []
-    for part in blocks(places, len(unit)):
+    for part in blocks(places, len(places)):
         itself = part[:, None] == places
-        lonely.append(_apart(unit[part], unit).masked_fill(itself, float("inf")).amin(dim=1))
+        lonely.append(apart[part].masked_fill(itself, float("inf")).amin(dim=1))
     pick = torch.cat(lonely).argmax(dim=0, keepdim=True)
     picks, left = [pick], count - 1
-    nearest_pick = torch.full_like(unit[:, 0], float("inf"))
+    nearest_pick = torch.full_like(rows[:, 0], float("inf"), dtype=torch.float32)
     each = -(-count // steps)
     while left:
-        for some in blocks(pick, len(unit)):
-            nearest_pick = torch.minimum(nearest_pick, _apart(unit[some], unit).amin(dim=0))
+        for part in blocks(pick, len(places)):
+            nearest_pick = torch.minimum(nearest_pick, apart[part].amin(dim=0))
         nearest_pick = nearest_pick.index_fill(0, pick, -1.0)  # below every distance: nobody is picked twice
         few = min(each, left)
         pick = nearest_pick.sort(descending=True, stable=True).indices[:few]
         picks.append(pick)
         left -= few
     return torch.cat(picks).sort().values
+
+
+def _distance(cosines: Tensor, _: Tensor) -> Tensor:
+    """1 − cosine, in whole LEVELS."""
+    return ((1 - cosines) * LEVELS).round().relu()
 
 
 def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:

@@ -438,7 +438,7 @@ class Qwen25VL(Qwen2VL):
 
     def _rows_of(self, grids: Tensor, patches: Tensor) -> Tensor:
         """Tokens stand window by window."""
-        group = self.core.visual.spatial_merge_size**2
+        group: int = self.core.visual.spatial_merge_size**2
         tokens: Tensor = self.token_order(grids)[patches // group]
         return tokens * group + patches % group
 
