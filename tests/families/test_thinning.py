@@ -1,14 +1,19 @@
 """Blocks of a tower on some rows: as full-length blocks in which rows that left are copies, and as hidden columns."""
 
 import copy
+import itertools
 import math
 from contextlib import contextmanager
 from functools import cache
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import foveate as fv
+from foveate.core.patching import Patcher
+from foveate.families.tap import biased
 from foveate.registry import family_for
 from tests.core.test_thin import looped_parents, looped_picks
 from tests.families.test_qwen_subset import GRIDS, pictures
@@ -223,3 +228,204 @@ def test_rows_that_left_are_copies_in_the_untouched_blocks(family, modality, kee
     assert max((ours - whole).abs().max() for ours, whole in zip(got, plain, strict=True)) > 0.01
     with torch.no_grad():
         assert all(torch.equal(one, other) for one, other in zip(features(run()), plain, strict=True))
+
+
+# -- windows, and other kernels ------------------------------------------------------------------------------------
+
+
+def weighted(module, query, key, value, attention_mask=None, scaling=None, **_):
+    """Full-length attention that hides the columns of rows that left, and counts kept ones by loops over the segment.
+
+    `weighted.rows` are all rows in front of the block where rows leave, in order; None: not there yet.
+    """
+    count = key.shape[2]
+    logits = (query.double() @ key.double().transpose(2, 3)) * scaling
+    if weighted.rows is not None:
+        inside = range(weighted.start, weighted.start + count)
+        weighted.start = (weighted.start + count) % len(weighted.rows)
+        kept = [row - inside[0] for row in inside if row in weighted.kept]
+        bias = torch.full((count,), -1e30, dtype=torch.float64)
+        if kept:
+            parents = looped_parents(weighted.rows[inside[0] : inside[-1] + 1], torch.tensor(kept))
+            for place, row in enumerate(kept):
+                bias[row] = math.log(parents.count(place))
+        logits = logits + bias
+    return (logits.softmax(-1) @ value.double()).to(value).transpose(1, 2), None
+
+
+AttentionInterface.register("weighted", weighted)
+
+
+def of_loops(model, family, run, keep, at):
+    """Features of a Qwen where late blocks hide columns of rows that left; rows come back behind the last."""
+    whole = strong(family, "weighted")
+    tower, blocks, read = tower_of(whole, "image")
+    first = math.floor(at * (max(read) + 1) + 0.5)
+    weighted.rows = None
+    call, before = seen(tower, blocks[first], lambda: run(whole))
+    goes_with = chosen(before, places_of(whole, tower, call, len(before)), keep)
+    places = moved(before, goes_with)
+
+    def enter(*_):
+        weighted.rows, weighted.kept, weighted.start = before, {row for _, row in goes_with.values()}, 0
+
+    def leave(_, args, output):
+        return before + taken(output, places) - taken(before, places)
+
+    with hooks() as on, torch.no_grad():
+        on.append(blocks[first].register_forward_pre_hook(enter))
+        on.append(blocks[-1].register_forward_hook(leave, prepend=True))
+        try:
+            return features(run(whole))
+        finally:
+            weighted.rows = None
+
+
+WINDOWED = [[1, 6, 8], [1, 20, 14], [1, 2, 30], [1, 2, 2], [1, 18, 18]]
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize(("keep", "at"), [(1 / 3, 0.0), (1 / 9, 0.5), (0.01, 0.0)])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+def test_kept_rows_count_in_windows_as_the_rows_of_the_window(family, keep, at, kernel):
+    inputs = pictures(tiny(family), "image", WINDOWED)
+    model = strong(family, kernel)
+
+    def run(of=model):
+        return of.model.get_image_features(**inputs)
+
+    wanted, got = of_loops(model, family, run, keep, at), thinned(model, run, keep, at)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=1e-3)
+
+
+def packed_flash(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **_):
+    """A kernel that takes no mask, and packed sequences at once, as flash attention does."""
+    assert attention_mask is None
+    packed_flash.calls.append(query.shape[-1])
+    ends, made = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist(), []
+    for start, end in itertools.pairwise(ends):
+        q, k, v = (part[:, :, start:end] for part in (query, key, value))
+        made.append(((q @ k.transpose(2, 3)) * scaling).softmax(-1) @ v)
+    return torch.cat(made, dim=2).transpose(1, 2), None
+
+
+packed_flash.calls = []
+AttentionInterface.register("my_flash_attention", packed_flash)
+ALL_MASK_ATTENTION_FUNCTIONS.register("my_flash_attention", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl", "mistral3"])
+def test_a_kernel_without_masks_gets_eight_channels_more(family):
+    plain = strong(family)
+    model = strong(family, "my_flash_attention")
+    wanted = thinned(plain, call_of(plain, family, "image"), 1 / 3, 0.5)
+    packed_flash.calls.clear()
+    got = thinned(model, call_of(model, family, "image"), 1 / 3, 0.5)
+    sizes = set(packed_flash.calls)
+    assert len(sizes) == 2
+    assert max(sizes) - min(sizes) == 8
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_add_what_a_mask_adds(dtype):
+    rng = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 9, 16, generator=rng).to(dtype).unbind()
+    bias = torch.randint(1, 40, (2, 1, 1, 9), generator=rng).float().log()
+    bias[0, 0, 0, -2:] = -torch.inf  # padding
+
+    class Attention(torch.nn.Module):
+        def __init__(self, kernel):
+            super().__init__()
+            self.config = type("Config", (), {"_attn_implementation": kernel})()
+
+        def forward(self):
+            attend = AttentionInterface().get_interface(self.config._attn_implementation, None)
+            return attend(self, query, key, value, None, scaling=0.25)[0]
+
+    made = []
+    for kernel in ("sdpa", "my_flash_attention"):
+        module = Attention(kernel)
+        with Patcher() as patches:
+            biased(patches, module, lambda keys: bias)
+            made.append(module().float())
+        assert "Config" in type(module.config).__name__
+    torch.testing.assert_close(*made, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+
+
+# -- padding, neighbours, places -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pick", ["maxmin", "unlike"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_padding_of_tiles_is_neither_kept_nor_counted(kernel, pick):
+    """What stands in padded patches changes no row that is none, and a tile alone is that tile in the batch."""
+    model = strong("idefics3", kernel)
+    vision = model.config.vision_config
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, 3, 3, vision.image_size, vision.image_size, generator=rng)
+    mask = torch.ones(1, 3, vision.image_size, vision.image_size, dtype=torch.long)
+    mask[0, 1, :, vision.image_size * 2 // 3 :] = 0
+    mask[0, 2, vision.image_size // 3 :] = 0
+
+    def ran(pixels, mask):
+        rows = []
+        _, blocks, _ = tower_of(model, "image")
+        with hooks() as on:
+            on.append(blocks[-1].register_forward_hook(lambda _, args, output: rows.append(output)))
+            with fv.drop(model, fv.ThinTower(at=0.0, pick=pick)), torch.no_grad():
+                model.model.get_image_features(pixel_values=pixels, pixel_attention_mask=mask)
+        return rows[0]
+
+    together, changed = ran(pixels, mask), pixels.clone()
+    changed[mask[:, :, None].expand_as(pixels) == 0] = 7.0
+    patch = vision.patch_size
+    is_real = mask[0].unfold(1, patch, patch).unfold(2, patch, patch).sum((-1, -2)).flatten(1) > 0
+    assert not is_real.all()
+    torch.testing.assert_close(ran(changed, mask)[is_real], together[is_real], **CLOSE)
+    for tile in range(3):
+        alone = ran(pixels[:, tile : tile + 1], mask[:, tile : tile + 1])[0]
+        torch.testing.assert_close(alone[is_real[tile]], together[tile][is_real[tile]], **CLOSE)
+
+
+def test_padded_tiles_are_copies_too():
+    model = strong("idefics3")
+    vision = model.config.vision_config
+    pixels = torch.randn(1, 2, 3, vision.image_size, vision.image_size, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(1, 2, vision.image_size, vision.image_size, dtype=torch.long)
+    mask[0, 1, :, vision.image_size // 2 :] = 0
+
+    def run():
+        return model.model.get_image_features(pixel_values=pixels, pixel_attention_mask=mask)
+
+    for ours, theirs in zip(thinned(model, run, 1 / 3, 0.0), of_copies(model, "image", run, 1 / 3, 0.0), strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_neighbours_are_those_of_the_picture(family):
+    """Rows of a Qwen stand token by token, and window by window: the trace has them in raster order."""
+    model = strong(family)
+    inputs = batch(family, ["tit"])
+    tower, blocks, _ = tower_of(model, "image")
+    of = given(model, inputs)
+    call, before = seen(tower, blocks[0], lambda: model.model.get_image_features(**of))
+    (places,) = places_of(model, tower, call, before.shape[-2])
+    rows = before if before.dim() == 3 else before[None]
+    in_order = torch.nn.functional.normalize(torch.stack([rows[at] for at in places]).double(), dim=1)
+    grid = of["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in of else [math.isqrt(len(places))] * 2
+    scores = []
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            beside = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+            inside = [r * grid[1] + c for r, c in beside if 0 <= r < grid[0] and 0 <= c < grid[1]]
+            scores.append(float(in_order[row * grid[1] + column] @ in_order[inside].mean(0)))
+    wanted = sorted(range(len(scores)), key=lambda at: scores[at])[: round(len(scores) / 3)]
+    with fv.drop(model, fv.ThinTower(at=0.0, pick="unlike")) as trace, torch.no_grad():
+        model(**inputs)
+    (stage,) = trace.stages
+    assert (stage.where, stage.rows, stage.before, stage.after) == ("tower", True, (len(scores),), (len(wanted),))
+    assert stage.kept[0].tolist() == sorted(wanted)
+    assert sorted(torch.cat(stage.merged[0]).tolist()) == list(range(len(scores)))
