@@ -13,7 +13,7 @@ from foveate.contract.stages import PatchStage, Place, Shape
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
 from foveate.cost._prompt import PromptLengths
-from foveate.cost._tower import smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
+from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.plain.table import SECTION, Column, Table
@@ -47,7 +47,8 @@ class Cost:
             without weights and inputs: one prompt alone, without gradients, padding or an attention matrix (SDPA,
             flash), as transformers 5.23 runs it. A batch of n such prompts holds n times as much. Not counted are
             buffers inside a kernel, and what a method needs to score: less than a layer, except in toy models. None
-            where it is not known: for most families, for prompts longer than a window, for Resize and PixelPrune.
+            where it is not known: for most families, for prompts longer than a window, for Resize, PixelPrune and
+            ThinTower.
     """
 
     text_tokens: int
@@ -160,7 +161,7 @@ def cost(
 
     The parts equal torch's `FlopCounterMode` under eager attention. The full tower is counted,
     because methods drop tokens behind it. Only for Resize the smaller tower is counted, if the grids are known (not for
-    LLaVA-OneVision), and for PixelPrune the patches that are left.
+    LLaVA-OneVision), for PixelPrune the patches that are left, and for ThinTower the rows that each block runs on.
 
     Args:
         config: The config of a vision-language model of a supported family, or such a model.
@@ -220,23 +221,24 @@ def cost(
     cached = [text_tokens + count for count in dropping.cached]
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
 
+    thinning = Thinning.of(family, config, dropping.stages)
     tower_grids = None
     if grids:
         tower_grids = known_grids
     if by_pixels:
         assert tower_tokens is not None
-        tower, projector = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens)
+        tower, projector, picking = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens, thinning)
     else:
-        tower, projector = tower_flops(family, config, prompt, tower_grids)
+        tower, projector, picking = tower_flops(family, config, prompt, tower_grids, thinning)
     smaller = bool(follow.at(dropping.stages, Place.PIXELS))
     if smaller and known_grids and not by_pixels:
         ranked = rankable(family, config, prompt.sizes)
-        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids)
-        tower, projector = of_smaller or (tower, projector)
+        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids, thinning)
+        tower, projector, picking = of_smaller or (tower, projector, picking)
 
     itemsize = (dtype or _dtype(config)).itemsize
     peak_bytes = None
-    if decoder.inner is not None and not smaller:
+    if decoder.inner is not None and not smaller and thinning is None:
         pictures = tower_bytes(family, config, prompt, itemsize)
         if pictures is not None:
             beside = _beside(family, config, prompt, dropping)
@@ -254,7 +256,7 @@ def cost(
         tower_flops=tower,
         projector_flops=projector,
         head_flops=decoder.head(),
-        scoring_flops=dropping.scoring,
+        scoring_flops=None if dropping.scoring is None else dropping.scoring + picking,
         decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
         kv_bytes=sum(map(decoder.cached, kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,

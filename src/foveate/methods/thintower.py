@@ -19,6 +19,7 @@ from torch import Tensor
 
 from foveate.contract import Arriving, Method, PatchView, Shape, Share, Stage, ThinStage
 from foveate.contract.budget import half_up
+from foveate.core.picks import cosine_flops
 from foveate.core.thin import neighbour_difference, spread_in_steps
 from foveate.errors import UnsupportedError
 
@@ -45,8 +46,8 @@ class ThinTower(Method):
         if self.keep == 1:
             return ()
         if self.pick == "unlike":
-            return (ThinStage(at=self.at, count=self.rows, score=_unlike_neighbours),)
-        return (ThinStage(at=self.at, count=self.rows, pick=_most_diverse),)
+            return (ThinStage(at=self.at, count=self.rows, score=_unlike_neighbours, flops=_neighbour_flops),)
+        return (ThinStage(at=self.at, count=self.rows, pick=_most_diverse, flops=cosine_flops),)
 
     def rows(self, arriving: Arriving) -> int:
         """k of a segment."""
@@ -63,6 +64,11 @@ def _unlike_neighbours(view: PatchView) -> Tensor:
             "pick='unlike' compares rows with their neighbours, and some have left before the tower. Use pick='maxmin'."
         )
     return neighbour_difference(view.patches, view.grid)
+
+
+def _neighbour_flops(arriving: Arriving, width: int) -> int:
+    """Of each row's products with the row below it and the one right of it."""
+    return 4 * arriving.tokens * width
 
 
 METHOD = ThinTower
