@@ -17,7 +17,7 @@ from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import attention_of, made_by_itself, tapped_layer, unreadable
-from foveate.families.thinning import ThinTower
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
@@ -382,7 +382,7 @@ class Family:
         """As `encode`, of a tower that runs on the patches of the tokens alone that `reducer.leave` lets stay."""
         raise NotImplementedError(f"{type(self).__name__} must define encode_subset, or needs_all_patches.")
 
-    def thin_tower(self, modality: str) -> ThinTower:
+    def thin_tower(self, modality: str) -> ThinnedTower:
         """The tower that a `get_*_features` call of this modality runs, whose blocks may run on some of its rows."""
         raise NotImplementedError(f"{type(self).__name__} must define thin_tower, or needs_all_rows.")
 

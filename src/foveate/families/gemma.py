@@ -27,7 +27,7 @@ from foveate.families.llava import Llava, clip_shape, clip_thin_tower, pictures_
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import Tapped
-from foveate.families.thinning import ThinTower
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -92,7 +92,7 @@ class Gemma3(Family):
         self.place(output, images, cuts)
         return output, cuts
 
-    def thin_tower(self, modality: str) -> ThinTower:
+    def thin_tower(self, modality: str) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)
 
     def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from foveate.core.signals import TowerSignal
-from foveate.families.thinning import ThinTower, batch_layout
+from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tiles import Tiled, blocks, run_lengths
 from foveate.families.tower import block_of, feature_layers
 
@@ -52,11 +52,11 @@ class InternVL(Tiled):
         last = max(feature_layers(self.model.config, len(layers)))
         return layers[block_of(signal, last, len(layers))].attention
 
-    def thin_tower(self, modality: str) -> ThinTower:
+    def thin_tower(self, modality: str) -> ThinnedTower:
         config, tower = self.model.config, self.core.vision_tower
         layers = tower.encoder.layer
         layout = partial(batch_layout, config.vision_config.patch_size)
-        return ThinTower(tower, layers, "attention", feature_layers(config, len(layers)), layout)
+        return ThinnedTower(tower, layers, "attention", feature_layers(config, len(layers)), layout)
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower interpolates its position embeddings."""

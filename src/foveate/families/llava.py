@@ -14,7 +14,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, StatesTower, TowerShape
-from foveate.families.thinning import ThinTower, batch_layout
+from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -49,7 +49,7 @@ class OfClip(Family):
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
 
-    def thin_tower(self, modality: str) -> ThinTower:
+    def thin_tower(self, modality: str) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)
 
     @property
@@ -212,11 +212,11 @@ def pictures_in(size: int, each: int) -> int:
     return size // each
 
 
-def clip_thin_tower(tower: Any, config: Any) -> ThinTower:
+def clip_thin_tower(tower: Any, config: Any) -> ThinnedTower:
     """A CLIP or SigLIP tower, whose config is a part of the model's."""
     blocks: Any = encoder_layers(tower)
     layout = partial(batch_layout, config.vision_config.patch_size)
-    return ThinTower(tower, blocks, "self_attn", feature_layers(config, len(blocks)), layout)
+    return ThinnedTower(tower, blocks, "self_attn", feature_layers(config, len(blocks)), layout)
 
 
 def clip_shape(config: Any, projector: int) -> TowerShape:

@@ -17,7 +17,7 @@ from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.shape import TowerShape
 from foveate.families.tap import Tapped
-from foveate.families.thinning import Layout, ThinTower
+from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tiles import block_means
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, attentions, feature_layers, shown, tapped_all
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
@@ -38,17 +38,17 @@ class Mistral3(Family):
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
     shares_prefix: ClassVar[bool] = True
 
-    def thin_tower(self, modality: str) -> ThinTower:
+    def thin_tower(self, modality: str) -> ThinnedTower:
         tower = self.core.vision_tower
         layers = tower.transformer.layers
         read = feature_layers(self.model.config, len(layers))
-        return ThinTower(tower, layers, "attention", read, self._layout)
+        return ThinnedTower(tower, layers, "attention", read, self._layout)
 
-    def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layout:
+    def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Pictures one behind the other, without what pads them to a common size."""
         sizes = kwargs["image_sizes"] if "image_sizes" in kwargs else args[1]
         grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
-        return Layout([rows * columns for rows, columns in grids], grids)
+        return TowerLayout([rows * columns for rows, columns in grids], grids)
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:

@@ -27,7 +27,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
-from foveate.families.thinning import Layout, ThinTower
+from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import grid_boxes, smaller
 
@@ -256,18 +256,18 @@ class Qwen2VL(Family):
 
     # -- blocks of the tower on some of the rows ---------------------------------------------------------------
 
-    def thin_tower(self, modality: str) -> ThinTower:
+    def thin_tower(self, modality: str) -> ThinnedTower:
         visual = self.core.visual
         read = [len(visual.blocks) - 1, *getattr(visual, "deepstack_visual_indexes", ())]
-        return ThinTower(visual, visual.blocks, "attn", read, self._layout)
+        return ThinnedTower(visual, visual.blocks, "attn", read, self._layout)
 
-    def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layout:
+    def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Frames one behind the other; in each, rows stand token by token."""
         grids = (args[1] if len(args) > 1 else kwargs["grid_thw"]).cpu()
         pixels = args[0] if args else kwargs["hidden_states"]
         if len(pixels) != int(grids.prod(-1).sum()):  # some have left already: `_run_subset`
             lengths = kwargs["cu_seqlens"].diff().tolist()
-            return Layout(lengths, [None] * len(lengths))
+            return TowerLayout(lengths, [None] * len(lengths))
         side: int = self.core.visual.spatial_merge_size
         frames: list[Grid] = [(height, width) for times, height, width in grids.tolist() for _ in range(times)]
         raster, start = [], 0
@@ -276,7 +276,7 @@ class Qwen2VL(Family):
             raster.append(places.transpose(1, 2).flatten())  # (down, side, across, side)
             start += height * width
         lengths = [height * width for height, width in frames]
-        return Layout(lengths, frames, self._rows_of(grids, torch.cat(raster)))
+        return TowerLayout(lengths, frames, self._rows_of(grids, torch.cat(raster)))
 
     def _rows_of(self, grids: Tensor, patches: Tensor) -> Tensor:
         """Where patches, known by their places in the order in which they come, stand in the blocks."""

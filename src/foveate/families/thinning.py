@@ -23,7 +23,7 @@ from foveate.core.thin import ends_of_left, given_back, nearest, sizes, sizes_in
 from foveate.errors import UnsupportedError
 from foveate.families.tap import biased
 
-__all__ = ["Layout", "Ran", "ThinTower", "Thinner", "batch_layout", "running_thin"]
+__all__ = ["Ran", "ThinnedTower", "Thinner", "TowerLayout", "batch_layout", "running_thin"]
 
 
 class Thinner(Protocol):
@@ -39,7 +39,7 @@ class Thinner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TowerLayout:
     """How the rows of a call stand in a tower.
 
     Attributes:
@@ -54,7 +54,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class ThinTower:
+class ThinnedTower:
     """A tower whose blocks can run on some of its rows.
 
     Attributes:
@@ -69,7 +69,7 @@ class ThinTower:
     blocks: Sequence[Any]
     attention: str
     read: Sequence[int]
-    layout: Callable[[Sequence[Any], Mapping[str, Any]], Layout]
+    layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,15 +96,15 @@ class _Plan:
     sizes: Tensor
 
 
-def batch_layout(patch: int | Sequence[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layout:
+def batch_layout(patch: int | Sequence[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
     """Of a tower that takes (pictures, channels, rows, columns) of pixels."""
     pixels = args[0] if args else kwargs["pixel_values"]
     tall, wide = (patch, patch) if isinstance(patch, int) else patch
-    return Layout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
+    return TowerLayout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
 
 
 @contextmanager
-def running_thin(tower: ThinTower, thinner: Thinner) -> Iterator[list[Ran]]:
+def running_thin(tower: ThinnedTower, thinner: Thinner) -> Iterator[list[Ran]]:
     """While the context lasts, late blocks of the tower run on some rows; answers what ran, segment by segment.
 
     Raises:
@@ -118,10 +118,10 @@ def running_thin(tower: ThinTower, thinner: Thinner) -> Iterator[list[Ran]]:
 
 @dataclass(slots=True, eq=False)
 class _ThinRun:
-    tower: ThinTower
+    tower: ThinnedTower
     thinner: Thinner
     ran: list[Ran] = field(default_factory=list)
-    layout: Layout = field(init=False)
+    layout: TowerLayout = field(init=False)
     plan: _Plan | None = None
     before: Tensor = field(init=False)
     """All rows in front of the first block that runs on some."""

@@ -17,7 +17,7 @@ from foveate.errors import SettingError
 from foveate.families.llava import Llava, clip_thin_tower, picture_tokens, side_of
 from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.thinning import ThinTower
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -50,7 +50,7 @@ class VideoLlava(Llava):
     def tower(self) -> Any:
         return self.core.image_tower
 
-    def thin_tower(self, modality: str) -> ThinTower:
+    def thin_tower(self, modality: str) -> ThinnedTower:
         return clip_thin_tower(self.core.video_tower if modality == "video" else self.tower, self.model.config)
 
     def pixels(self, inputs: Inputs) -> str:
