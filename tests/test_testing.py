@@ -1,8 +1,11 @@
 """`foveate.testing` as somebody else uses it: on a method of their own, and on methods that break the contract."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,55 +15,26 @@ from foveate.contract import Attention, Cut, Hidden, ImageStage, LayerStage, Lay
 from foveate.contract.settings import Share
 from foveate.testing import MethodContract, check_method, tiny_model
 
-MODULE = '''
-from foveate.contract.method import Method
-from foveate.contract.settings import Layer, Share
-from foveate.contract import Hidden, LayerStage, Shape, Stage
-
-
-class Longest(Method):
-    """Keeps the tokens whose hidden states are longest."""
-
-    name = "longest"
-
-    layer: Layer = 2
-    keep: Share = 0.5
-    retention: Share | None = None
-
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        share = self.keep if self.retention is None else self.retention
-        return (LayerStage(self.layer, keep=share, reads=(Hidden(),), score=lambda view: view.hidden.norm(dim=-1)),)
-'''
-TESTS = """
-from foveate.naming import parse
-from foveate.testing import MethodContract
-from somebody.longest import Longest
-
-
-class TestLongest(MethodContract):
-    examples = (Longest(layer=0, keep=0.3),)
-
-
-def test_its_name_is_known():
-    assert str(parse("longest:keep=0.3+finalkv")).startswith("longest:keep=0.3+finalkv")
-"""
-ENTRY_POINT = "[foveate.methods]\nlongest = somebody.longest:Longest\n"
+TEMPLATE = Path(__file__).parents[1] / "examples" / "new_method"
 
 
 def test_a_package_of_ones_own_is_found_and_tested(tmp_path):
-    """A folder with an entry point, as pip leaves it, and its test file."""
-    (tmp_path / "somebody").mkdir()
-    (tmp_path / "somebody/__init__.py").touch()
-    (tmp_path / "somebody/longest.py").write_text(MODULE)
-    (tmp_path / "somebody-1.0.dist-info").mkdir()
-    (tmp_path / "somebody-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
-    (tmp_path / "somebody-1.0.dist-info/entry_points.txt").write_text(ENTRY_POINT)
-    (tmp_path / "test_longest.py").write_text(TESTS)
+    """The template in examples/, with its entry point as pip leaves it, and its own tests."""
+    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]
+    (points,) = project["entry-points"].items()
+    group, names = points
+    about = f"{project['name']}-{project['version']}.dist-info".replace("-", "_", 1)
+    (tmp_path / about).mkdir()
+    (tmp_path / about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
+    lines = "\n".join(f"{name} = {place}" for name, place in names.items())
+    (tmp_path / about / "entry_points.txt").write_text(f"[{group}]\n{lines}\n")
+    shutil.copytree(TEMPLATE / "src", tmp_path, dirs_exist_ok=True)
+    shutil.copy(TEMPLATE / "tests" / "test_longest.py", tmp_path)
     path = {"PYTHONPATH": ":".join((str(tmp_path), *sys.path)), "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_longest.py")]
     done = subprocess.run(run, capture_output=True, text=True, env=path, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout
-    assert "12 passed" in done.stdout
+    assert "13 passed" in done.stdout
 
 
 class Own(fv.Method):

@@ -1,13 +1,14 @@
 """What the page answers to its events, and what it shows at the beginning, without a browser."""
 
 import asyncio
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from foveate.app.kept import stops_of
+from foveate.app.kept import way_of
 from foveate.app.replies import FULL, MOST
 from foveate.app.subjects import examples
 from tests.app.serving import HAS_GRADIO
@@ -58,7 +59,7 @@ def test_at_the_beginning_there_is_an_example_with_its_questions_and_nothing_to_
         part.visible for part in (asking.slider, asking.share, asking.python, asking.notice, asking.dropping.refusal)
     ]
     assert fixed + hidden + [asking.python.open] == [False] * 10
-    assert asking.kept.value == stops_of(first)[0].panels
+    assert asking.kept.value == way_of(first).drawn()
     assert (asking.file.file_types, asking.dropping.percent.maximum, asking.dropping.percent.value) == (
         ["image", "video"],
         100,
@@ -76,7 +77,7 @@ def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_p
     assert reading[asking.gallery].selected_index is None
     subject = shown[asking.subject]
     assert str(subject.medium.path) == picture.name
-    assert shown[asking.kept] == shown[asking.stops][0].panels == stops_of(subject)[0].panels
+    assert shown[asking.kept] == way_of(subject).drawn()
     assert [shown[asking.ask].interactive, shown[asking.notice].visible, shown[asking.proposed].visible] == [
         True,
         False,
@@ -111,15 +112,11 @@ def test_answers_come_beside_one_another_and_end_with_all_that_can_be_taken_alon
     assert all(set(step) == {asking.answers} for step in growing)
     assert growing[-1][asking.answers].count("<dl>") == 1 + len(NAMES)
     assert f"The right answer is <b>{right}</b>." in last[asking.answers]
-    stops = last[asking.stops]
-    middle = len(stops) // 2
-    assert last[asking.kept] == stops[middle].panels != stops[-1].panels
     slider = last[asking.slider]
-    assert (slider.value, slider.maximum, slider.label, slider.visible) == (
-        middle, len(stops) - 1, stops[middle].words, True
-    )  # fmt: skip
-    panels, named = asking.stand_at(stops, 1.0)
-    assert (panels, named.label) == (stops[1].panels, stops[1].words)
+    assert (slider.value, slider.visible) == ((slider.maximum + 1) // 2, True)
+    places = re.findall(r"<p class='fv-panel' data-since='(\d+)'[^>]*?( hidden)?>", last[asking.kept])
+    assert [int(place) for place, _ in places] == list(range(slider.maximum + 1))
+    assert [int(place) for place, hidden in places if not hidden] == [slider.value]
     assert last[asking.share].visible
     shared = Path(last[asking.share].value["path"])
     with Image.open(shared) as picture:

@@ -1,8 +1,10 @@
 """What the page shows of answers: numbers that are the answer's, escaped text, and the right picture at every stop."""
 
+import re
+
 import pytest
 
-from foveate.app.kept import data_url, stops_of
+from foveate.app.kept import data_url, way_of
 from foveate.app.replies import FULL, Said, answered, cards
 from foveate.viz.mosaic import plain_panel
 
@@ -54,10 +56,10 @@ def test_an_answer_on_its_way_and_an_error_are_told_apart():
 def test_nothing_that_is_shown_is_read_as_html(vlm, replies):
     subject, made = replies
     page = cards([Said(EVIL, EVIL), Said(EVIL, error=EVIL)], EVIL)
-    stop = stops_of(subject, [made[0], Said(EVIL, answer=made[1].answer)])[1]
-    for shown in (page, stop.panels, stop.words):
+    way = way_of(subject, [made[0], Said(EVIL, answer=made[1].answer)]).drawn()
+    for shown in (page, way):
         assert "<script" not in shown
-    assert "&lt;script&gt;" in stop.panels
+    assert "&lt;script&gt;" in way
 
 
 def dropping_stages(replies):
@@ -66,32 +68,34 @@ def dropping_stages(replies):
 
 def test_the_slider_stops_wherever_something_was_dropped(replies):
     subject, made = replies
-    stops = stops_of(subject, made)
+    words = way_of(subject, made).words
     dropped = dropping_stages(made[1:])
-    assert len(stops) == 1 + len({stage.place for stage in dropped}) > 3
-    words = [stop.words for stop in stops]
-    assert words[:2] == ["The picture", "In the projector"]
+    assert len(words) == 1 + len({stage.place for stage in dropped}) > 3
+    assert words[:2] == ("The picture", "In the projector")
     layers = sorted(stage.layer for stage in dropped if stage.layer)
-    assert words[2:] == [f"Before decoder layer {layer} of 32" for layer in layers]
+    assert words[2:] == tuple(f"Before decoder layer {layer} of 32" for layer in layers)
 
 
 def test_a_panel_shows_what_was_left_at_the_stop(replies):
     subject, made = replies
-    stops = stops_of(subject, made)
+    way = way_of(subject, made)
     plain = data_url(plain_panel(subject.pictures, 360))
-    assert stops[0].panels.count(plain) == 3
-    assert stops[-1].panels.count(plain) == 1
-    for stop in stops:
-        assert stop.panels.count("<figure ") == 3
+    last = len(way.words) - 1
+    shown = [[part.html for part in way.panels if part.since <= stop <= part.until] for stop in range(last + 1)]
+    assert [len(panels) for panels in shown] == [3] * (last + 1)
+    assert "".join(shown[0]).count(plain) == 3
+    assert "".join(shown[-1]).count(plain) == 1
     (_, *layers) = [stage.after[0] for stage in dropping_stages([made[1]])]
-    assert f"<b>v2drop</b> {layers[-1]} of 36 tokens" in stops[-1].panels
+    assert f"<b>v2drop</b> {layers[-1]} of 36 tokens" in shown[-1][1]
     (pooled,) = dropping_stages([made[2]])
-    assert all(f"<b>averagepool</b> {pooled.after[0]} of 36 tokens" in stop.panels for stop in stops[1:])
+    assert all(f"<b>averagepool</b> {pooled.after[0]} of 36 tokens" in panels[2] for panels in shown[1:])
+    for stop in (0, last):
+        assert way.drawn(stop).count("<figure class='fv-panel'") == len(way.panels)
+        assert len(re.findall(r"<figure [^>]*[0-9]'>", way.drawn(stop))) == 3
 
 
 def test_a_method_whose_tokens_have_no_place_says_so(replies, monkeypatch):
     subject, made = replies
     record = made[1].answer.trace.history[0]
     monkeypatch.setitem(record.__dict__, "boxes", [[None]])
-    (stop,) = stops_of(subject, made[:2])
-    assert "is not known" in stop.panels
+    assert "is not known" in way_of(subject, made[:2]).drawn()

@@ -4,7 +4,6 @@ Needs Gradio (`make setup-page`), playwright and Chromium: FOVEATE_CHROMIUM name
 """
 
 import base64
-import contextlib
 import io
 import re
 import warnings
@@ -111,34 +110,25 @@ def test_the_full_model_answers_first_and_methods_beside_it(asked, vlm):
         assert label in words
 
 
-def moved(tab, handle, stop):
-    """The words at a stop of the slider; where Gradio loses a move on a busy machine, it is made again."""
-    from playwright.sync_api import TimeoutError as TooLong
-
-    label = "#stages [data-testid=block-info]"
-    before = tab.inner_text(label)
-    changed = "([label, before]) => document.querySelector(label).innerText !== before"
-    for _ in range(4):
-        handle.fill(str(stop))
-        with contextlib.suppress(TooLong):
-            tab.wait_for_function(changed, arg=[label, before], timeout=LONG / 4)
-            break
-    return tab.inner_text(label).strip()
-
-
 def test_the_slider_goes_through_the_stages(asked):
     handle = asked.locator("#stages input[type=range]")
     handle.wait_for(state="visible")
     asked.wait_for_function("() => document.querySelector('#stages input[type=range]').value > 0")  # it stands midway
     most = int(handle.get_attribute("max"))
     assert most >= 3
+    place = asked.locator("#panels .fv-places p:visible")
     seen = []
     for stop in range(most + 1):
-        seen.append(moved(asked, handle, stop))
-        assert asked.locator("#panels figure").count() == 4
+        handle.fill(str(stop))
+        seen.append(place.inner_text().strip())
+        assert asked.locator("#panels figure:visible").count() == 4
     assert seen[0] == "The picture"
     assert all(word.startswith(("In the", "Before decoder layer")) for word in seen[1:]), seen
     assert len(set(seen)) == most + 1
+    number = asked.locator("#stages input[type=number]")
+    number.fill("0")
+    number.press("Enter")
+    asked.wait_for_function("() => document.querySelector('#panels .fv-places p').checkVisibility()")
 
 
 def test_a_picture_of_all_answers_is_downloaded(asked):

@@ -53,7 +53,7 @@ PARTS = {
     "button ask": {"value": "Ask", "variant": "primary", "interactive": True},
     "button stop": {"value": "Stop", "interactive": True},
     "html notice": {"visible": False},
-    "slider stages": {"minimum": 0, "maximum": 1, "step": 1, "value": 0, "visible": False},
+    "slider stages": {"minimum": 0, "maximum": 1, "step": 1, "value": 0, "label": "Along the model", "visible": False},
     "downloadbutton share": {"visible": False},
     "accordion python": {"visible": False, "open": False},
 }

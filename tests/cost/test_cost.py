@@ -56,6 +56,22 @@ def test_the_paper_setting_on_llava_7b_by_hand():
     assert found.decode_flops == sum(a_row + 4 * (n + 1) * 4096 for n in rows) + found.head_flops
 
 
+def test_where_tokens_leave_by_hand():
+    found = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
+    assert found.leaving == (
+        ("before decoder layer 3", 576, 288),
+        ("before decoder layer 17", 288, 86),
+        ("before decoder layer 22", 86, 1),
+    )
+    assert "86 → 1" in found._repr_html_()
+    assert fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576).leaving == ()
+    shorter = cost(method=fv.Chain(members=(fv.DivPrune(keep=0.5), fv.FinalKV())))
+    assert shorter.leaving == (("before the decoder's first layer", 576, 288),)
+    cached = cost(method=fv.Chain(members=(fv.V2Drop(layers=(3,), keep=(0.5,)), fv.FinalKV())))
+    assert cached.leaving[1][0] == "from the caches, behind the prefill"
+    assert cached.leaving[1][1:] == (3 * 576 + 3 * 288, 2 * 576 + 4 * 288)  # FinalKV leaves the caches of the first two
+
+
 def test_several_images_are_given_one_by_one():
     one, two = (cost(vision_tokens=tokens, tower_images=None) for tokens in (576, [576, 576]))
     assert two.tower_flops == 2 * one.tower_flops

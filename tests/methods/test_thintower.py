@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate import naming
+from foveate import embedded, naming
 from foveate.contract import ImageStage, ImageView, Method, PatchView, Shape, ThinStage, TowerAttention, TowerStage
 from foveate.core.cut import Cut
 from foveate.methods.thintower import ThinTower
@@ -270,6 +271,18 @@ def test_a_stage_that_makes_rows_or_reads_is_refused():
         ThinStage(keep=0.5, score=paid, reads=(TowerAttention(),))
 
 
+def test_rows_that_others_change_between_blocks_are_refused():
+    model = copy.deepcopy(tiny("llava"))
+    layers = next(module for name, module in model.named_modules() if name.endswith("encoder.layers"))
+    layers[0].register_forward_hook(lambda module, args, output: output + 1)
+    with (
+        fv.drop(model, ThinTower(at=0.0)),
+        pytest.raises(fv.UnsupportedError, match="changes rows between"),
+        torch.no_grad(),
+    ):
+        model(**batch("llava", ["tit"]))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_block_is_refused():
     model = copy.deepcopy(tiny("llava"))
@@ -277,6 +290,35 @@ def test_a_compiled_block_is_refused():
     layers[-1].compile()
     with fv.drop(model, ThinTower(at=0.0)), pytest.raises(fv.UnsupportedError, match="is compiled"), torch.no_grad():
         model(**batch("llava", ["tit"]))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_look_once_and_ask_behind_it(family):
+    """A prefix that was read with a thin tower answers as the whole prompt does."""
+    model, inputs = tiny(family), batch(family, ["tit"])
+    chain = ThinTower(at=0.0) + fv.DivPrune(keep=0.5)
+    with fv.drop(model, chain):
+        whole = generate(model, inputs)
+    columns = inputs["input_ids"].shape[1] - 3
+    text = ("input_ids", "attention_mask", "mm_token_type_ids")
+    first = {name: value[:, :columns] if name in text else value for name, value in inputs.items()}
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    with fv.drop(model, chain), torch.no_grad():
+        model(**first, past_key_values=cache, use_cache=True)
+        rest = {name: value for name, value in inputs.items() if name in text}
+        out = generate(model, rest, past_key_values=cache)
+    torch.testing.assert_close(torch.cat(out.logits), torch.cat(whole.logits), **CLOSE)
+
+
+def test_it_looks_before_it_is_asked():
+    vlm = fv.load()
+    asked = vlm.ask(embedded.picture(), "What is there?", method="thintower+vidcom2", retention=0.5)
+    looked = vlm.look(embedded.picture(), method="thintower+vidcom2", retention=0.5).ask("What is there?")
+    assert looked.text == asked.text
+    assert looked.trace.stages[0].rows
+    assert "rows that ran in the vision tower: 576 to 192" in str(dict(asked.lines())["Stages"])
+    assert asked.cost.tower_flops < asked.cost_untouched.tower_flops
+    assert asked.show().width > 0
 
 
 # -- costs ---------------------------------------------------------------------------------------------------------
@@ -308,6 +350,8 @@ def test_the_cost_is_what_torch_counts(family, pick):
     assert found.tower_flops < plain.tower_flops
     assert found.tokens == plain.tokens
     assert found.peak_bytes is None
+    assert (found.tower_rows[0], found.tower_rows[-1]) == (*trace.stages[0].before, *trace.stages[0].after)
+    assert plain.tower_rows == ()
 
 
 def unlike_flops(trace, tower):

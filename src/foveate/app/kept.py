@@ -17,7 +17,7 @@ from foveate.viz.canvas import LEGEND
 from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
 from foveate.viz.showing import frames_of
 
-__all__ = ["Stop", "data_url", "stops_of"]
+__all__ = ["SHOW_STOP", "Way", "data_url", "way_of"]
 
 SIDE = 360
 """Pixels of a square panel."""
@@ -26,23 +26,54 @@ BEFORE = {"vision tower": -2, "projector": -1}
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """A place on the way through the model.
+class Part:
+    """HTML that is shown from one place on the way through the model to another: a panel, or the place's words."""
+
+    tag: str
+    html: str
+    since: int
+    until: int
+
+    def drawn(self, stop: int) -> str:
+        """The part as it is where the slider stands at a stop; the browser shows and hides it from there on."""
+        hidden = "" if self.since <= stop <= self.until else " hidden"
+        span = f"class='fv-panel' data-since='{self.since}' data-until='{self.until}'{hidden}"
+        return f"<{self.tag} {span}>{self.html}</{self.tag}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A picture's way through the model under several methods: a stop for each place where something was dropped.
 
     Attributes:
-        words: Where it is.
-        panels: HTML: the picture as every method has it there.
+        words: Where each stop is.
+        panels: The picture and every method's panels.
     """
 
-    words: str
-    panels: str
+    words: tuple[str, ...]
+    panels: tuple[Part, ...]
+
+    def drawn(self, stop: int = 0) -> str:
+        """HTML of all stops, of which one is shown."""
+        places = "".join(Part("p", words, place, place).drawn(stop) for place, words in enumerate(self.words))
+        grid = "".join(panel.drawn(stop) for panel in self.panels)
+        legend = f"<p class='fv-note'>{LEGEND}</p>" if len(self.words) > 1 else ""
+        return f"<div class='fv-places'>{places}</div><div class='fv-grid fv-panels'>{grid}</div>{legend}"
 
 
-def stops_of(subject: Subject, replies: Sequence[Said] = ()) -> list[Stop]:
+SHOW_STOP = """() => {
+    const stop = Number(document.querySelector("#stages input[type=range]").value);
+    for (const part of document.querySelectorAll("#panels [data-since]"))
+        part.hidden = stop < Number(part.dataset.since) || stop > Number(part.dataset.until);
+}"""
+"""Shows the stop at which the slider stands, in the browser: a way is drawn once, and no move of the slider is lost."""
+
+
+def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
     """The picture itself, then every place at which a method of these replies dropped something, in order."""
     pictures, depth = subject.pictures, 0
-    # What each method's panel shows, and the place from which on: places are numbered as the decoder's layers.
-    shown: dict[str, list[tuple[int, str]]] = {}
+    # What each method's panel shows from a place on: places are numbered as the decoder's layers.
+    shown: dict[str, dict[int, str]] = {}
     for reply in replies:
         if reply.answer is None or not reply.answer.trace.history:
             continue
@@ -52,25 +83,23 @@ def stops_of(subject: Subject, replies: Sequence[Said] = ()) -> list[Stop]:
             frames, _ = frames_of(record, media, 0)
             drawn = stage_panels(record, media, side=SIDE)
         except FoveateError as error:
-            shown[reply.name] = [
-                (-3, f"<figure class='fv-panel'><p class='fv-error'>{escape(str(error))}</p></figure>")
-            ]
+            shown[reply.name] = {-3: f"<p class='fv-error'>{escape(str(error))}</p>"}
             continue
         pictures = [frame.picture for frame in frames]  # as the model saw them
-        shown[reply.name] = [(-3, _figure(reply.name, f"{tokens} of {tokens} tokens", plain_panel(pictures, SIDE)))]
+        shown[reply.name] = {-3: _panel(reply.name, f"{tokens} of {tokens} tokens", plain_panel(pictures, SIDE))}
         for panel in drawn:
             if panel.dropped:
-                after = _figure(reply.name, f"{panel.after} of {tokens} tokens", panel.pixels)
-                shown[reply.name].append((_place(panel, depth), after))
-    plain = _figure("the picture", "", plain_panel(pictures, SIDE))
-    places = sorted({place for figures in shown.values() for place, _ in figures} | {-3})
-    legend = f"<p class='fv-note'>{LEGEND}</p>" if len(places) > 1 else ""
-    stops = []
-    for place in places:
-        latest = [[html for since, html in figures if since <= place][-1] for figures in shown.values()]
-        panels = f"<div class='fv-grid fv-panels'>{plain}{''.join(latest)}</div>{legend}"
-        stops.append(Stop(_words(place, depth), panels))
-    return stops
+                caption = f"{panel.after} of {tokens} tokens"
+                shown[reply.name][_place(panel, depth)] = _panel(reply.name, caption, panel.pixels)
+    places = sorted({-3}.union(*shown.values()))
+    last = len(places) - 1
+    parts = [Part("figure", _panel("the picture", "", plain_panel(pictures, SIDE)), 0, last)]
+    for panels in shown.values():
+        stops = sorted(panels)
+        for place, following in zip(stops, [*stops[1:], None], strict=True):
+            until = last if following is None else places.index(following) - 1
+            parts.append(Part("figure", panels[place], places.index(place), until))
+    return Way(tuple(_words(place, depth) for place in places), tuple(parts))
 
 
 def _place(panel: StagePanel, depth: int) -> int:
@@ -88,11 +117,13 @@ def _words(place: int, depth: int) -> str:
     return names.get(place, f"Before decoder layer {place} of {depth}")
 
 
-def _figure(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
+def _panel(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
     """A picture with a name and words below."""
-    words = f"<figcaption><b>{escape(name)}</b> {escape(caption)}</figcaption>"
     alternative = escape(f"{name}: {caption}", quote=True)
-    return f"<figure class='fv-panel'><img src='{data_url(pixels)}' alt='{alternative}'>{words}</figure>"
+    return (
+        f"<img src='{data_url(pixels)}' alt='{alternative}'>"
+        f"<figcaption><b>{escape(name)}</b> {escape(caption)}</figcaption>"
+    )
 
 
 def data_url(pixels: NDArray[np.uint8]) -> str:

@@ -12,7 +12,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from foveate.app.kept import Stop, stops_of
+from foveate.app.kept import SHOW_STOP, way_of
 from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, least_percent, program
 from foveate.app.subjects import Subject, examples, opened
 from foveate.ask.vlm import VLM
@@ -158,7 +158,6 @@ class AskPanel:
         self.max_new_tokens = max_new_tokens
         first = examples()[0]
         self.subject = gr.State(first, time_to_live=HOUR)
-        self.stops = gr.State(stops_of(first), time_to_live=HOUR)
         with gr.Row():
             with gr.Column(scale=5, min_width=300, elem_classes="fv-tight"):
                 self._lay_out_question(first)
@@ -194,8 +193,10 @@ class AskPanel:
 
     def _lay_out_answers(self) -> None:
         self.answers = gr.HTML(BEGIN, elem_id="answers")
-        self.slider = gr.Slider(0, 1, 0, step=1, visible=False, elem_id="stages", buttons=[])
-        self.kept = gr.HTML(self.stops.value[0].panels, elem_id="panels")
+        self.slider = gr.Slider(
+            *(0, 1, 0), step=1, label="Along the model", interactive=True, visible=False, elem_id="stages", buttons=[]
+        )
+        self.kept = gr.HTML(way_of(examples()[0]).drawn(), elem_id="panels")
         self.share = gr.DownloadButton("Share as PNG", visible=False, elem_id="share")
         with gr.Accordion("The same in Python", open=False, elem_id="python", visible=False) as self.python:
             self.code = gr.Code(language="python", interactive=False, show_label=False, buttons=["copy"])
@@ -207,11 +208,11 @@ class AskPanel:
             *(self.subject, self.ask, self.gallery, self.notice, self.proposed, self.answers),
             *(self.slider, self.kept, self.share, self.python),
         ]
-        shown = [*cleared, self.stops, *limited]
+        shown = [*cleared, *limited]
         names.change(self.dropping.changes, [self.subject, names, percent], limited, **QUICK)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
         asking = [self.subject, self.question, names, percent]
-        replied = [*cleared, self.stops, self.code]
+        replied = [*cleared, self.code]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
         for taking in (self.file.upload, self.gallery.select):
@@ -219,9 +220,7 @@ class AskPanel:
             taking(None, outputs=self.ask, js=DISABLED, cancels=running, api_visibility="private")
         self.file.upload(self.upload, [self.file, names, percent], [*shown, self.file], **QUICK)
         self.gallery.select(self.choose, [names, percent], [*shown, self.file, self.question], **QUICK)
-        self.slider.input(
-            self.stand_at, [self.stops, self.slider], [self.kept, self.slider], trigger_mode="always_last", **QUICK
-        )
+        self.slider.input(None, js=SHOW_STOP, api_visibility="private")
 
     def clear(self) -> Changes:
         """Show nothing, and let nothing be asked."""
@@ -240,16 +239,14 @@ class AskPanel:
 
     def show(self, subject: Subject, names: Sequence[str], percent: float) -> Changes:
         """Everything for a new picture."""
-        stops = stops_of(subject)
         changes = self.clear() | self.dropping.changes(subject, names, percent)
         return changes | {
             self.subject: subject,
-            self.stops: stops,
             self.ask: gr.Button(interactive=True),
             self.notice: notice(subject.notes),
             self.proposed: gr.Dataset(samples=_samples(subject), visible=bool(subject.questions)),
             self.answers: BEGIN,
-            self.kept: stops[0].panels,
+            self.kept: way_of(subject).drawn(),
         }
 
     def upload(self, path: str, names: list[str], percent: float) -> Iterator[Changes]:
@@ -267,10 +264,6 @@ class AskPanel:
         changes[self.gallery] = gr.Gallery(selected_index=event.index)
         return changes | {self.file: None, self.question: next(iter(subject.questions))}
 
-    def stand_at(self, stops: list[Stop], stop: float) -> tuple[str, gr.Slider]:
-        """What was kept at a stop of the slider."""
-        return stops[int(stop)].panels, gr.Slider(label=stops[int(stop)].words)
-
     def reply(self, subject: Subject | None, question: str, names: list[str], percent: float) -> Iterator[Changes]:
         """Answer with the full model, then with every method, as the words come."""
         question = question.strip()
@@ -287,16 +280,15 @@ class AskPanel:
             for reply in answered(self.vlm, subject, question, name, percent / 100, self.max_new_tokens):
                 replies[place] = reply
                 yield {self.answers: cards(replies)}
-        stops = stops_of(subject, replies)
-        middle = len(stops) // 2  # at the end, many methods have hardly any token left
-        label, last = stops[middle].words, max(1, len(stops) - 1)
+        way = way_of(subject, replies)
+        stops = len(way.words)
+        middle = stops // 2  # at the end, many methods have hardly any token left
         file = self._drawn(question, replies)
         notes = [note for reply in replies if reply.answer is not None for note in reply.answer.notes]
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
-            self.stops: stops,
-            self.slider: gr.Slider(maximum=last, value=middle, label=label, visible=len(stops) > 1),
-            self.kept: stops[middle].panels,
+            self.slider: gr.Slider(maximum=max(1, stops - 1), value=middle, visible=stops > 1),
+            self.kept: way.drawn(middle),
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
             self.code: program(subject, question, names[1:], percent / 100, self.vlm.name, self.max_new_tokens),

@@ -57,6 +57,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     attention: str = "auto",
+    weights: bool = True,
 ) -> VLM:
     """Load a model and its processor, ready to be asked.
 
@@ -72,6 +73,8 @@ def load(
         device: Such as "cpu", "cuda:1" or "mps"; "auto" is the first accelerator there is, else the CPU.
         dtype: A torch dtype or its name; "auto" is the checkpoint's own, and float32 on a CPU.
         attention: A kernel that transformers knows, such as "sdpa"; "auto" is the model's default.
+        weights: False leaves the weights where they are: prompts can be prepared and their tokens, FLOPs and bytes
+            counted (`VLM.prepare`, `Prompt.cost`), and nothing can be answered.
 
     Raises:
         InputError: If there is no such model, it has no safetensors, its weights are not exactly those of its config,
@@ -87,7 +90,9 @@ def load(
     if folder is not None and base is not None:
         _check_peft(name)
         with loading_base(name, base):
-            below = load(base, device=device, dtype=dtype, attention=attention)
+            below = load(base, device=device, dtype=dtype, attention=attention, weights=weights)
+        if not weights:
+            return below
         return _with_adapter(name, folder, below)
     place = str(folder or name)
     target = device_of(device)
@@ -97,6 +102,10 @@ def load(
         with explained(name, "config"):
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=local)
         _check_config(name, config)
+        if not weights and name not in embedded.NAMES:
+            with torch.device("meta"), explained(name, "config"):
+                bare = AutoModelForImageTextToText.from_config(config, dtype=config.dtype if dtype == "auto" else dtype)
+            return VLM(bare.eval(), _processor(name, place, local), name=name)
         if folder is None:
             _check_index(name, config, local)
         with explained(name, "weights"):

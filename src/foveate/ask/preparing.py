@@ -133,7 +133,8 @@ def prepare(
     too_long = length_note(loaded.model.config.get_text_config(), encoded["input_ids"].shape[1])
     if too_long is not None:
         notes.append(too_long)
-    inputs: Mapping[str, Tensor] = encoded.to(loaded.model.device, dtype=loaded.model.dtype)
+    device = "cpu" if loaded.model.device.type == "meta" else loaded.model.device  # a model without its weights
+    inputs: Mapping[str, Tensor] = encoded.to(device, dtype=loaded.model.dtype)
     return Prompt(loaded.card, conversation, inputs, tuple(media), tuple(notes))
 
 

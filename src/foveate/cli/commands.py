@@ -13,6 +13,7 @@ from foveate.cli.batch import Batch
 from foveate.cli.bench import Bench
 from foveate.cli.check import Check
 from foveate.cli.compare import Compare
+from foveate.cli.count import Count
 from foveate.cli.demo import Demo
 from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
@@ -29,6 +30,7 @@ __all__ = ["COMMANDS", "parsed", "run"]
 COMMANDS: dict[str, type[Any]] = {
     "generate": Generate,
     "compare": Compare,
+    "count": Count,
     "batch": Batch,
     "bench": Bench,
     "eval": Eval,

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -18,6 +19,9 @@ from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.plain.table import SECTION, Column, Table
 from foveate.registry import family_kind
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Cost", "cost"]
 
@@ -49,6 +53,8 @@ class Cost:
             buffers inside a kernel, and what a method needs to score: less than a layer, except in toy models. None
             where it is not known: for most families, for prompts longer than a window, for Resize, PixelPrune and
             ThinTower.
+        tower_rows: Rows of all pictures that each block of the vision tower runs on, a CLS left out; empty where no
+            block runs on fewer (ThinTower).
     """
 
     text_tokens: int
@@ -66,6 +72,7 @@ class Cost:
     decode_flops: int
     kv_bytes: int
     peak_bytes: int | None
+    tower_rows: tuple[int, ...] = ()
 
     @property
     def prefill_flops(self) -> int:
@@ -90,6 +97,23 @@ class Cost:
             return 1.0
         return sum(self.tokens) / untouched
 
+    @property
+    def leaving(self) -> tuple[tuple[str, int, int], ...]:
+        """Where vision tokens leave: the place, and how many there are before and behind it."""
+        places = [("before the decoder's first layer", sum(self.vision_tokens), self.tokens[0])]
+        for layer, (before, after) in enumerate(pairwise(self.tokens), 1):
+            places.append((f"before decoder layer {layer}", before, after))
+        # Summed over the layers, as each has a cache of its own.
+        places.append(("from the caches, behind the prefill", sum(self.tokens), sum(self.cached)))
+        places.append(("from what a step of decoding reads", sum(self.cached), sum(self.read)))
+        return tuple(place for place in places if place[1] != place[2])
+
+    def draw(self, title: str = "Vision tokens in each decoder layer") -> "Image.Image":
+        """A picture of how many vision tokens each decoder layer processes and keeps."""
+        from foveate.viz.plan import draw_plan
+
+        return draw_plan(title, sum(self.vision_tokens), self.tokens, self.cached)
+
     def to_dict(self) -> dict[str, Any]:
         """Every figure as a plain value that JSON has."""
         values = dataclasses.asdict(self)
@@ -104,10 +128,10 @@ class Cost:
         )
 
     def _repr_html_(self) -> str:
-        return self._table().to_html()
+        return self.table().to_html()
 
-    def _table(self) -> Table:
-        """The FLOPs part by part, and what memory is needed."""
+    def table(self, title: str = "Cost of a prompt") -> Table:
+        """The FLOPs part by part, what memory is needed, and where vision tokens leave."""
         layers = len(self.layer_flops)
         parts = {
             "Vision tower": self.tower_flops,
@@ -131,13 +155,25 @@ class Cost:
             ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
             ("Peak of activations, keys and values", peak),
         ]
+        places = [
+            (f"Vision tokens leave {place}", f"{before} → {after}", f"{after / before:.1%}" if before else "")
+            for place, before, after in self.leaving
+        ]
+        if self.tower_rows:
+            most, least = self.tower_rows[0], self.tower_rows[-1]
+            first = self.tower_rows.index(least)
+            counts = f"{least}" if first == 0 else f"{most} → {least}"
+            places.insert(0, (f"Rows in the vision tower from block {first} on", counts, ""))
         mean = sum(self.tokens) / layers
         note = (
             f"Retention {self.retention:.1%}: a decoder layer processes {mean:.1f} of {sum(self.vision_tokens)} vision "
             f"tokens on average, and {self.text_tokens} text tokens."
         )
         numbers = [Column(head, right=True) for head in ("FLOPs and bytes", "Share")]
-        return Table("Cost of a prompt", ["", *numbers], [*rows, SECTION, total, SECTION, *sizes], [note])
+        shown = [*rows, SECTION, total, SECTION, *sizes]
+        if places:
+            shown += [SECTION, *places]
+        return Table(title, ["", *numbers], shown, [note])
 
 
 def cost(
@@ -227,15 +263,16 @@ def cost(
         tower_grids = known_grids
     if by_pixels:
         assert tower_tokens is not None
-        tower, projector, picking = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens, thinning)
+        of_tower = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens, thinning)
     else:
-        tower, projector, picking = tower_flops(family, config, prompt, tower_grids, thinning)
+        of_tower = tower_flops(family, config, prompt, tower_grids, thinning)
     smaller = bool(follow.at(dropping.stages, Place.PIXELS))
     if smaller and known_grids and not by_pixels:
         ranked = rankable(family, config, prompt.sizes)
         of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids, thinning)
-        tower, projector, picking = of_smaller or (tower, projector, picking)
+        of_tower = of_smaller or of_tower
 
+    tower, projector, picking, tower_rows = of_tower
     itemsize = (dtype or _dtype(config)).itemsize
     peak_bytes = None
     if decoder.inner is not None and not smaller and thinning is None:
@@ -260,6 +297,7 @@ def cost(
         decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
         kv_bytes=sum(map(decoder.cached, kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
+        tower_rows=tower_rows,
     )
 
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -22,8 +22,16 @@ from foveate.families.tower import feature_layers
 __all__ = ["Thinning", "smaller_tower_flops", "subset_tower_flops", "tower_bytes", "tower_flops"]
 
 Grids = Sequence[Sequence[Grid]]
-Flops = tuple[int, int, int]
-"""Of the tower, of the projector, and of picking the rows that late blocks run on."""
+
+
+class Flops(NamedTuple):
+    """Of the tower, of the projector and of picking the rows that late blocks run on; and how many each block runs on,
+    where some run on fewer."""
+
+    tower: int
+    projector: int
+    picking: int = 0
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,7 @@ def tower_flops(
         thinning: Blocks that run on some rows.
     """
     if not prompt.vision:
-        return 0, 0, 0
+        return Flops(0, 0)
     return _flops(family.tower_shape(config), _pictures(family, config, prompt, grids), None, thinning)
 
 
@@ -185,8 +193,11 @@ def _flops(
         if thinning is not None:
             left = [[thinning.left(sum(one)) * count / sum(one) for count in one] for one in windows if one]
             tower -= few * sum(_saved(shape, [round(count) for count in one]) for one in left)
-    picks = 0 if thinning is None else sum(thinning.flops(count, shape.width) for count in rows)
-    return tower, projected * shape.projector + pictures.pooling, picks
+    projector = projected * shape.projector + pictures.pooling
+    if thinning is None:
+        return Flops(tower, projector)
+    counts = (sum(run[0]),) * thinning.first + (sum(run[1]),) * late
+    return Flops(tower, projector, sum(thinning.flops(count, shape.width) for count in rows), counts)
 
 
 def _block(shape: TowerShape, patches: int) -> int:

@@ -32,6 +32,19 @@ CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_ex
 # -- attach ---------------------------------------------------------------------------------------------------
 
 
+def refuse_without_weights(model: nn.Module) -> None:
+    """Refuse a model that is not there, but only its shapes.
+
+    Raises:
+        UnsupportedError: If its embeddings are on torch's meta device.
+    """
+    if next(model.parameters()).device.type == "meta":
+        raise UnsupportedError(
+            f"{type(model).__name__} was made without its weights, so it answers nothing: its prompts' tokens and "
+            "costs can be counted. Load it with them: fv.load(name)."
+        )
+
+
 def refuse_second_session(model: nn.Module, running: Method | None) -> None:
     """Contexts on one model cannot be nested."""
     if running is not None:

@@ -125,6 +125,8 @@ class _ThinRun:
     plan: _Plan | None = None
     before: Tensor = field(init=False)
     """All rows in front of the first block that runs on some."""
+    handed_on: Tensor = field(init=False)
+    """What the block that ran last has answered: nothing else may reach the next one."""
     short: Tensor = field(init=False)
     """The kept rows behind the last block that ran."""
     log_sizes: Tensor = field(init=False)
@@ -155,17 +157,21 @@ class _ThinRun:
             return original(*args, **kwargs)
         finally:
             self.plan, self.memo = None, Memo()
-            self.before = self.short = self.log_sizes = torch.empty(0)
+            self.before = self.handed_on = self.short = self.log_sizes = torch.empty(0)
 
     def _run(
         self, at: int, is_first: bool, original: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         """A block, on the kept rows; its output is full where somebody reads it."""
         if is_first:
-            self.before = hidden
+            self.before = self.handed_on = hidden
             self.plan = self._planned(hidden, [*args, *kwargs.values()])
             self.short = take_along(hidden, self.plan.index[..., None], dim=-2)
-        assert self.plan is not None
+        if self.plan is None or hidden is not self.handed_on:
+            raise UnsupportedError(
+                f"Something changes rows between the blocks of {type(self.tower.tower).__name__}, so rows cannot leave "
+                "inside this vision tower. Use a method without thintower."
+            )
         self.log_sizes, self.asked = self._sizes_for(kwargs).log(), 0
         given = [self._left(value) for value in args]
         named = {name: self._left(value, name) for name, value in kwargs.items()}
@@ -173,7 +179,9 @@ class _ThinRun:
         if at not in self.tower.read and at != len(self.tower.blocks) - 1:
             return hidden
         place = self.short.device
-        return given_back(self.before.to(place), self.short, self.plan.index.to(place), self.plan.parent.to(place))
+        before, index, parent = (part.to(place) for part in (self.before, self.plan.index, self.plan.parent))
+        self.handed_on = given_back(before, self.short, index, parent)
+        return self.handed_on
 
     # -- which rows --------------------------------------------------------------------------------------------
 

@@ -67,6 +67,8 @@ def stage_panels(prefill: PrefillLike, media: Media, sample: int = 0, side: int 
     pictures = dict(zip(drawn, scaled([frames[index].picture for index in drawn], side), strict=True))
     panels = []
     for record, stage in zip(drawn_stages(prefill, sample), tokens.stages, strict=True):
+        if record.rows:  # which come back: a panel is of tokens
+            continue
         mosaic = _mosaic([pixels for pixels, _ in tokens.panels(stage, pictures)])
         before, after = record.before[sample], record.after[sample]
         panels.append(StagePanel(record.place, record.layer, before, after, stage.merges, mosaic))

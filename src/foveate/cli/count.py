@@ -1,0 +1,145 @@
+"""`foveate count`: how many vision tokens pictures and films are to a model, before its weights are loaded."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Group
+
+from foveate.cli.checks import check_input, check_methods
+from foveate.cli.options import (
+    EMBEDDED,
+    BudgetOptions,
+    Files,
+    MaybeTokens,
+    MediaOptions,
+    ModelOptions,
+    TableOptions,
+)
+from foveate.cli.outputs import check_targets, finish
+from foveate.cli.screen import busy, note
+from foveate.cli.usage import UsageError
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from foveate.ask.prompt import Prompt
+    from foveate.plain.table import Table
+
+__all__ = ["Count"]
+
+QUESTION = "What is this?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountOutputs(TableOptions):
+    """What is written, and where."""
+
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """draw how many vision tokens each decoder layer will process (png, jpg, webp, pdf)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Count the vision tokens of pictures and films in a model, without its weights.
+
+    Runs the model's own processor, so the counts are those that the model will get. Of a hub id, only the config and
+    the processor are downloaded. With --method also what would leave where, and what that costs.
+
+    Examples:
+      foveate count cat.jpg --model Qwen/Qwen3-VL-8B-Instruct
+      foveate count page.png --model Qwen/Qwen3-VL-8B-Instruct --tokens 1024
+      foveate count cat.jpg --model llava-hf/llava-1.5-7b-hf --method v2drop --budget 192 --figure plan.png
+      foveate count clip.mp4 --frames 32 --model llava-hf/llava-onevision-qwen2-7b-ov-hf --json
+    """
+
+    files: Files = ()
+    """picture and video files, in the order the model sees them"""
+    model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
+    """hub id or local folder; its weights may be missing"""
+    tokens: MaybeTokens = None
+    """also find the max_pixels with which the pictures have no more vision tokens than this together"""
+    method: Annotated[str | None, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]", help_behavior_hint="")] = None
+    """also say what a method, preset or chain will leave where; it takes a budget as for generate"""
+    budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
+    media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
+    outputs: Annotated[CountOutputs, tyro.conf.arg(name="output")] = field(default_factory=CountOutputs)
+
+    def run(self) -> None:
+        """Count, print, and write what was asked for."""
+        if self.method is None and (self.outputs.figure is not None or self.budgets.has_budget):
+            raise UsageError("--figure, --budget and --retention are for what drops: name it with --method.")
+        check_targets(self.outputs)
+        if self.method is not None:
+            check_methods([self.method])
+        check_input(self.files, QUESTION, ModelOptions(model=self.model), self.media)
+        with busy("Starting torch"):
+            from foveate import embedded
+            from foveate.ask.loading import load
+            from foveate.ask.media import read_media
+            from foveate.ask.pixels import most_pixels
+            from foveate.cli.setup import named
+            from foveate.plain.version import __version__
+        with busy(f"Loading the config of {self.model}"):
+            vlm = load(self.model, weights=False)
+        showing: Any = {"frames": self.media.frames, "fps": self.media.fps, "fit": self.media.fit}
+        with busy("Preparing the pictures"):
+            media = read_media(self.files or [embedded.picture()], self.media.frames, self.media.fps)
+            prompt = vlm.prepare(media, QUESTION, **showing)
+            alone = [prompt] if len(media) == 1 else [vlm.prepare(one, QUESTION, **showing) for one in media]
+        for text in prompt.notes:
+            note(text)
+        counts = [one.vision_tokens for one in alone]
+        values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts, **_costs(prompt)}
+        values["vision_tokens"] = prompt.vision_tokens
+        if self.tokens is not None:
+            with busy(f"Looking for the pixels of {self.tokens:g} tokens"):
+                values["max_pixels"] = most_pixels(vlm, prompt, int(self.tokens))
+        tables, draw = [_table(values, prompt)], None
+        if self.method is not None:
+            drops = vlm.method_for(named([self.method], self.budgets)[self.method], prompt.vision_tokens)
+            cost = prompt.cost(drops)
+            values["method"] = {"name": self.method, **cost.to_dict()}
+            tables.append(cost.table(f"With {self.method}"))
+            draw = partial(cost.draw, f"{self.method}: vision tokens in each layer of {self.model}")
+        finish(values, Group(*tables), self.outputs, draw, tables)
+
+
+def _costs(prompt: "Prompt") -> dict[str, int | str]:
+    """What the prompt costs the untouched model, where that is counted; else why it is not."""
+    try:
+        cost = prompt.cost()
+    except FoveateError as error:
+        return {"uncounted": str(error)}
+    return {"flops": cost.model_flops, "kv_bytes": cost.kv_bytes}
+
+
+def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":
+    """A row for each file, and what all of them are together."""
+    from foveate.plain.table import Column, Table, number
+    from foveate.video import Clip
+
+    rows = []
+    for medium, tokens in zip(prompt.media, values["media"], strict=True):
+        if isinstance(medium, Clip):
+            height, width = medium.frames.shape[1:3]
+            size = f"{width} x {height}, {len(medium)} frames"
+        else:
+            size = "{} x {}".format(*medium.image.size)
+        rows.append((str(medium.path or "the embedded picture"), size, number(tokens, "d")))
+    costs = f"costs are not counted: {values.get('uncounted')}"
+    if "flops" in values:
+        tera, mebibytes = values["flops"] / 1e12, values["kv_bytes"] / 2**20
+        costs = f"{mebibytes:.3g} MiB of KV cache, {tera:.3g} TFLOP to the first token (counted, without dropping)"
+    notes = [f"Together {values['vision_tokens']} vision and {values['text_tokens']} text tokens; {costs}."]
+    if "max_pixels" in values:
+        most = values["max_pixels"]
+        notes.append(
+            f"With max_pixels={most} there are no more than asked for: AutoProcessor.from_pretrained(…, "
+            f"max_pixels={most}), in vLLM --mm-processor-kwargs '{{\"max_pixels\": {most}}}'."
+        )
+    columns = [Column("File", wrap=True), Column("Pixels"), Column("Vision tokens", right=True)]
+    return Table(f"{values['model']['name']}", columns, rows, notes)

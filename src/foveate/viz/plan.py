@@ -1,0 +1,47 @@
+"""How many vision tokens each decoder layer processes and keeps: a picture of what a method will do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from foveate.viz.canvas import FAINT, INK, Page
+
+__all__ = ["draw_plan"]
+
+WIDTH, HEIGHT = 1200, 620
+LEFT, TOP, RIGHT, BELOW = 110, 120, 40, 95
+"""Pixels around the chart, for its title and its labels."""
+BLUE, ORANGE = "#4f7cac", "#c2571a"
+
+
+def draw_plan(title: str, entering: int, tokens: Sequence[int], cached: Sequence[int]) -> Image.Image:
+    """Steps over the decoder's layers, beside the number of tokens that enter the model.
+
+    Args:
+        title: What stands above.
+        entering: Vision tokens that the tower makes.
+        tokens: Those that each decoder layer processes.
+        cached: Those in each layer's cache once the answer begins.
+    """
+    page = Page(WIDTH)
+    words = f"{sum(tokens) / len(tokens):.4g} of {entering} vision tokens in a decoder layer, on average"
+    below = page.write(title, LEFT, 24, 13, room=WIDTH - LEFT - RIGHT, lines=1, kind="bold")
+    page.write(words, LEFT, below, 10, room=WIDTH - LEFT - RIGHT, lines=1, kind="faint")
+
+    def chart(axes: Any) -> None:
+        edges = range(len(tokens) + 1)
+        axes.axhline(entering, color=FAINT, linestyle=":", label="made by the vision tower")
+        axes.stairs(tokens, edges, fill=True, color=BLUE, alpha=0.35)
+        axes.stairs(tokens, edges, color=BLUE, linewidth=2, label="processed by the layer")
+        if list(cached) != list(tokens):
+            axes.stairs(cached, edges, color=ORANGE, linewidth=2, linestyle="--", label="kept in its cache")
+        axes.set(xlim=(0, len(tokens)), ylim=(0, 1.08 * entering), xlabel="Decoder layer", ylabel="Vision tokens")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(colors=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9), frameon=False)
+
+    page.chart(LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BELOW, chart)
+    return page.to_image(HEIGHT)

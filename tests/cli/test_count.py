@@ -1,0 +1,87 @@
+"""`foveate count`: vision tokens and costs without weights."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import foveate as fv
+from foveate.errors import UnsupportedError
+
+
+@pytest.fixture
+def bare(tiny_llava, tmp_path):
+    """The folder of a model without its weights."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for file in tiny_llava.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_counts_are_those_of_the_loaded_model(run, tiny_llava, bare, picture):
+    code, out, err = run("count", picture, picture, "--model", bare, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    prompt = fv.load(str(tiny_llava), device="cpu").prepare([picture, picture], "What is this?")
+    assert told["media"] == [36, 36]
+    assert told["vision_tokens"] == prompt.vision_tokens == 72
+    assert told["text_tokens"] == prompt.text_tokens
+    assert (told["flops"], told["kv_bytes"]) == (prompt.cost().model_flops, prompt.cost().kv_bytes)
+
+
+def test_the_table_names_file_size_and_tokens(run, bare, picture):
+    code, out, _ = run("count", picture, "--model", bare)
+    assert code == 0
+    assert picture.name in out
+    assert "Together 36 vision and" in " ".join(out.split())
+
+
+def test_where_pixels_do_not_make_the_tokens_a_budget_is_advised(run, bare, picture):
+    code, out, err = run("count", picture, "--model", bare, "--tokens", 9)
+    assert (code, out) == (1, "")
+    assert "LlavaProcessor has no max_pixels" in err
+
+
+def test_a_model_without_weights_answers_nothing(bare, picture):
+    vlm = fv.load(str(bare), weights=False)
+    for asking in (
+        lambda: vlm.ask(picture, "What is this ?"),
+        lambda: vlm.ask(picture, "What is this ?", method="v2drop"),
+        lambda: vlm.look(picture),
+        lambda: list(vlm.ask_many([(picture, "What is this ?")])),
+    ):
+        with pytest.raises(UnsupportedError, match="without its weights"):
+            asking()
+
+
+def test_a_method_s_plan_is_what_its_run_does(run, tiny_llava, bare, picture, tmp_path):
+    figure = tmp_path / "plan.png"
+    asked = ("count", picture, "--model", bare, "--method", "v2drop", "--budget", 12)
+    code, out, err = run(*asked, "--figure", figure, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)["method"]
+    answer = fv.load(str(tiny_llava), device="cpu").ask(
+        picture, "What is this?", method="v2drop", tokens=12, max_new_tokens=1
+    )
+    assert told["tokens"] == [count for (count,) in answer.trace.latest.per_layer]
+    _, out, _ = run(*asked)
+    for stage in answer.trace.stages:
+        assert f"before decoder layer {stage.layer}" in out
+        assert f"{stage.before[0]} → {stage.after[0]}" in out
+    with Image.open(figure) as drawn:
+        assert len(drawn.convert("RGB").getcolors(2**20)) > 10
+
+
+def test_what_is_of_a_method_alone_needs_one(run, bare, picture, tmp_path):
+    for flags in (("--budget", 9), ("--retention", 0.5), ("--figure", tmp_path / "plan.png")):
+        code, _, err = run("count", picture, "--model", bare, *flags)
+        assert code == 2
+        assert "name it with --method" in err
+
+
+def test_a_picture_is_needed(run, bare):
+    code, _, err = run("count", "--model", bare)
+    assert code == 2
+    assert "Which picture?" in err
