@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
@@ -290,24 +289,6 @@ def test_a_compiled_block_is_refused():
     layers[-1].compile()
     with fv.drop(model, ThinTower(at=0.0)), pytest.raises(fv.UnsupportedError, match="is compiled"), torch.no_grad():
         model(**batch("llava", ["tit"]))
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_look_once_and_ask_behind_it(family):
-    """A prefix that was read with a thin tower answers as the whole prompt does."""
-    model, inputs = tiny(family), batch(family, ["tit"])
-    chain = ThinTower(at=0.0) + fv.DivPrune(keep=0.5)
-    with fv.drop(model, chain):
-        whole = generate(model, inputs)
-    columns = inputs["input_ids"].shape[1] - 3
-    text = ("input_ids", "attention_mask", "mm_token_type_ids")
-    first = {name: value[:, :columns] if name in text else value for name, value in inputs.items()}
-    cache = transformers.DynamicCache(config=model.config.get_text_config())
-    with fv.drop(model, chain), torch.no_grad():
-        model(**first, past_key_values=cache, use_cache=True)
-        rest = {name: value for name, value in inputs.items() if name in text}
-        out = generate(model, rest, past_key_values=cache)
-    torch.testing.assert_close(torch.cat(out.logits), torch.cat(whole.logits), **CLOSE)
 
 
 def test_it_looks_before_it_is_asked():
