@@ -10,6 +10,9 @@ import foveate as fv
 from foveate import embedded, naming
 from foveate.contract import ImageStage, ImageView, Method, PatchView, Shape, ThinStage, TowerAttention, TowerStage
 from foveate.core.cut import Cut
+from foveate.eval.evaluation import evaluate
+from foveate.eval.plan import Plan
+from foveate.families.support import refusal
 from foveate.methods.thintower import ThinTower
 from tests.families.test_thinning import strong, tower_of
 from tests.models import FAMILIES, batch, generate, given, tiny
@@ -167,8 +170,8 @@ def test_an_error_inside_the_tower_leaves_nothing_behind(family):
     def fail(*_):
         raise KeyboardInterrupt
 
-    last = [module for name, module in tower.named_modules() if name.endswith("mlp")][-1]
-    handle = last.register_forward_pre_hook(fail)
+    part = next(module for name, module in tower.named_modules() if name.endswith("mlp"))
+    handle = part.register_forward_pre_hook(fail)
     try:
         with pytest.raises(KeyboardInterrupt), fv.drop(model, ThinTower(at=0.0)), torch.no_grad():
             model(**inputs)
@@ -248,6 +251,15 @@ def paid(view: ImageView):
 def test_what_it_cannot_stand_beside_is_refused(method, why):
     with pytest.raises(fv.UnsupportedError, match=why), fv.drop(tiny("llava"), method):
         pass
+
+
+def test_a_host_that_runs_the_tower_itself_refuses():
+    """As foveate's plug-in of vLLM asks."""
+    reason = refusal(ThinTower().stages(Shape(6)), lambda signal: None)
+    assert reason == (
+        "lets rows leave inside the vision tower, which here needs all of them: this host runs the tower itself. Leave "
+        "thintower out."
+    )
 
 
 def test_mustdrop_is_refused():
@@ -347,3 +359,12 @@ def test_windows_are_taken_to_keep_the_picture_s_share():
     plain, thin, all_rows = cost(), cost(method=ThinTower()), cost(method=ThinTower(keep=0.999))
     assert thin.tower_flops < plain.tower_flops
     assert all_rows.tower_flops == plain.tower_flops
+
+
+def test_answers_of_the_embedded_model_are_nearly_those_of_the_full_one(tmp_path):
+    """A third of the rows: within a twentieth of the full model's on 66 questions; two rows a picture cost far more."""
+    plan = Plan(methods=("thintower", "thintower:keep=0.004"), baselines=False, cache=tmp_path, max_new_tokens=12)
+    quality = evaluate(fv.load(), plan=plan, count=66)
+    third, two = quality.settings
+    assert third["accuracy"] > quality.full["accuracy"] - 0.05
+    assert two["accuracy"] < quality.full["accuracy"] - 0.2

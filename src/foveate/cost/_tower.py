@@ -41,12 +41,14 @@ class Thinning:
     Attributes:
         stage: Says how many, of each picture.
         first: The first of them.
+        end: The first block that does not run, as nobody reads what it would make.
         windowed: How many of them look through windows. Of a window as large a share of the rows is taken to stay as of
             its picture: how many do, the picture decides.
     """
 
     stage: ThinStage
     first: int
+    end: int
     windowed: int
 
     @classmethod
@@ -56,9 +58,12 @@ class Thinning:
         if stage is None:
             return None
         shape = family.tower_shape(config)
-        first = stage.first(max(feature_layers(config, shape.depth)) + 1)
+        end = max(feature_layers(config, shape.depth)) + 1
+        first = stage.first(end)
+        if first == end:  # all blocks run, on all rows
+            return None
         seeing = getattr(config.vision_config, "fullatt_block_indexes", ()) if shape.windowed else range(shape.depth)
-        return cls(stage, first, sum(index not in seeing for index in range(first, shape.depth)))
+        return cls(stage, first, end, sum(index not in seeing for index in range(first, end)))
 
     def left(self, rows: int) -> int:
         """How many of a picture's rows run."""
@@ -184,8 +189,8 @@ def _flops(
     run = [rows, *([] if thinning is None else [[thinning.left(count) for count in rows]])]
     if shape.joined:
         run = [[sum(counts)] for counts in run]
-    late = 0 if thinning is None else shape.depth - thinning.first
-    tower = sum(_picture(shape, count, shape.depth - late) for count in run[0])
+    early, late = (shape.depth, 0) if thinning is None else (thinning.first, thinning.end - thinning.first)
+    tower = sum(_picture(shape, count, early) for count in run[0])
     tower += late * sum(_block(shape, count) for count in run[-1])
     if shape.windowed:  # as if all blocks saw the whole picture; so what windows save is taken off
         few = 0 if thinning is None else thinning.windowed

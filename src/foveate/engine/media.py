@@ -156,7 +156,9 @@ def tag(
     # trace holds this, so it must hold neither pixels nor the model.
     boxes = cache(partial(type(family).boxes, family.model.config, modality, family.remembered(arguments), lengths))
     media = []
-    ran_of = _by_image(ran, lengths, type(family).tower_images(family.model.config, modality, arguments))
+    ran_of: list[Sequence[Ran]] = [()] * len(lengths)
+    if ran:  # else nothing is read of the device
+        ran_of = _by_image(ran, lengths, type(family).tower_images(family.model.config, modality, arguments))
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
         own = partial(_boxes_of, boxes, index)
         media.append(MediaTokens(length, own, cut, _always_kept(family, length), modality == "video", ran_of[index]))

@@ -148,6 +148,9 @@ class _ThinRun:
                 )
         patches.wrap(tower.tower, "forward", self._note_layout)
         for at, block in enumerate(tower.blocks[first:], first):
+            if at > max(tower.read):  # nobody reads what it makes
+                patches.wrap(block, "forward", lambda original, hidden, *_, **__: hidden)
+                continue
             patches.wrap(block, "forward", partial(self._run, at, at == first))
             biased(patches, getattr(block, tower.attention), self._bias)
 
@@ -176,7 +179,7 @@ class _ThinRun:
         given = [self._left(value) for value in args]
         named = {name: self._left(value, name) for name, value in kwargs.items()}
         self.short = original(self.short, *given, **named)
-        if at not in self.tower.read and at != len(self.tower.blocks) - 1:
+        if at not in self.tower.read:
             return hidden
         place = self.short.device
         before, index, parent = (part.to(place) for part in (self.before, self.plan.index, self.plan.parent))
