@@ -23,7 +23,7 @@ from foveate import embedded
 from foveate.contract import Method, PixelView, Shape
 from foveate.contract.stages import PatchStage
 from foveate.eval.held_out import shown
-from foveate.viz.canvas import FAINT, LEGEND, PLAIN_LEGEND, Page, fitted
+from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, fitted
 from foveate.viz.dim import Pixels, dim
 from foveate.viz.mosaic import plain_panel, stage_panels
 from foveate.viz.showing import Media, PrefillLike, frames_of
@@ -140,7 +140,7 @@ def page(panels: Panels, merges: bool) -> Image.Image:
     sheet = Page(GAP + max(3, len(panels)) * (cell + GAP))
     top = sheet.row(panels, GAP, GAP, cell=cell, gap=GAP, size=SIZE)
     legend = LEGEND if merges else PLAIN_LEGEND
-    top = sheet.write(legend, GAP, top + GAP / 2, SIZE, room=sheet.width - 2 * GAP, colour=FAINT)
+    top = sheet.write(legend, GAP, top + GAP / 2, SIZE, room=sheet.width - 2 * GAP, kind="faint")
     return sheet.to_image(top + GAP / 2)
 
 

@@ -121,7 +121,7 @@ class _ThinRun:
     tower: ThinnedTower
     thinner: Thinner
     ran: list[Ran] = field(default_factory=list)
-    layout: TowerLayout = field(init=False)
+    layout: TowerLayout | None = None
     plan: _Plan | None = None
     before: Tensor = field(init=False)
     """All rows in front of the first block that runs on some."""
@@ -159,16 +159,16 @@ class _ThinRun:
         try:
             return original(*args, **kwargs)
         finally:
-            self.plan, self.memo = None, Memo()
+            self.layout, self.plan, self.memo = None, None, Memo()
             self.before = self.handed_on = self.short = self.log_sizes = torch.empty(0)
 
     def _run(
         self, at: int, is_first: bool, original: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         """A block, on the kept rows; its output is full where somebody reads it."""
-        if is_first:
+        if is_first and self.layout is not None:
             self.before = self.handed_on = hidden
-            self.plan = self._planned(hidden, [*args, *kwargs.values()])
+            self.plan = self._planned(self.layout, hidden, [*args, *kwargs.values()])
             self.short = take_along(hidden, self.plan.index[..., None], dim=-2)
         if self.plan is None or hidden is not self.handed_on:
             raise UnsupportedError(
@@ -188,10 +188,11 @@ class _ThinRun:
 
     # -- which rows --------------------------------------------------------------------------------------------
 
-    def _planned(self, hidden: Tensor, given: Sequence[Any]) -> _Plan:
-        layout = self.layout
+    def _planned(self, layout: TowerLayout, hidden: Tensor, given: Sequence[Any]) -> _Plan:
         if layout.lengths is None:
-            return self._planned_batch(hidden, _valid_keys(given, hidden.shape[1]))
+            (grid,) = layout.grids
+            assert grid is not None
+            return self._planned_batch(hidden, grid, _valid_keys(given, hidden.shape[1]))
         packed = hidden if hidden.dim() == 2 else hidden[0]
         raster = None if layout.raster is None else send(layout.raster, hidden.device)
         in_order = packed if raster is None else packed[raster]
@@ -210,10 +211,8 @@ class _ThinRun:
             plan = _Plan(index[None], parent[None], plan.sizes[None])
         return plan
 
-    def _planned_batch(self, hidden: Tensor, valid: Tensor | None) -> _Plan:
+    def _planned_batch(self, hidden: Tensor, grid: Grid, valid: Tensor | None) -> _Plan:
         """Of pictures in a batch, with a CLS in front where there are more rows than cells."""
-        (grid,) = self.layout.grids
-        assert grid is not None
         cls = hidden.shape[1] - grid[0] * grid[1]
         patches = hidden[:, cls:]
         if valid is None:
@@ -296,6 +295,7 @@ class _ThinRun:
 
     def _sizes_between(self, ends: Tensor) -> Tensor:
         assert self.plan is not None
+        assert self.layout is not None
         lengths = ends.diff().tolist()
         if lengths == list(self.layout.lengths or ()):
             return self.plan.sizes
