@@ -382,8 +382,12 @@ class Family:
         """As `encode`, of a tower that runs on the patches of the tokens alone that `reducer.leave` lets stay."""
         raise NotImplementedError(f"{type(self).__name__} must define encode_subset, or needs_all_patches.")
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
-        """The tower that a `get_*_features` call of this modality runs, whose blocks may run on some of its rows."""
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        """The tower that a `get_*_features` call runs, whose blocks may run on some of its rows; see `encode`.
+
+        Raises:
+            UnsupportedError: If they may not.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define thin_tower, or needs_all_rows.")
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:

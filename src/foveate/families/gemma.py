@@ -92,7 +92,7 @@ class Gemma3(Family):
         self.place(output, images, cuts)
         return output, cuts
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)
 
     def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:

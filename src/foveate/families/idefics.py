@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.core.signals import TowerSignal
 from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tiles import Tiled, blocks, run_lengths, runs
-from foveate.families.tower import Inputs, block_of, encoder_layers
+from foveate.families.tower import Inputs, Run, block_of, encoder_layers
 
 __all__ = ["FAMILIES", "Idefics3", "SmolVLM"]
 
@@ -76,11 +76,11 @@ class SmolVLM(Tiled):
         layers: Any = encoder_layers(self.core.vision_model)
         return layers[block_of(signal, len(layers) - 1, len(layers))].self_attn
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         tower = self.core.vision_model
         layers: Any = encoder_layers(tower)
         layout = partial(batch_layout, self.model.config.vision_config.patch_size)
-        return ThinnedTower(tower, layers, "self_attn", [len(layers) - 1], layout)
+        return ThinnedTower(tower, layers, [layer.self_attn for layer in layers], [len(layers) - 1], layout)
 
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from foveate.core.signals import TowerSignal
 from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tiles import Tiled, blocks, run_lengths
-from foveate.families.tower import block_of, feature_layers
+from foveate.families.tower import Inputs, Run, block_of, feature_layers
 
 __all__ = ["FAMILY", "InternVL"]
 
@@ -52,11 +52,13 @@ class InternVL(Tiled):
         last = max(feature_layers(self.model.config, len(layers)))
         return layers[block_of(signal, last, len(layers))].attention
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         config, tower = self.model.config, self.core.vision_tower
         layers = tower.encoder.layer
         layout = partial(batch_layout, config.vision_config.patch_size)
-        return ThinnedTower(tower, layers, "attention", feature_layers(config, len(layers)), layout)
+        return ThinnedTower(
+            tower, layers, [layer.attention for layer in layers], feature_layers(config, len(layers)), layout
+        )
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower interpolates its position embeddings."""

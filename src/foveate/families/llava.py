@@ -49,7 +49,7 @@ class OfClip(Family):
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)
 
     @property
@@ -216,7 +216,9 @@ def clip_thin_tower(tower: Any, config: Any) -> ThinnedTower:
     """A CLIP or SigLIP tower, whose config is a part of the model's."""
     blocks: Any = encoder_layers(tower)
     layout = partial(batch_layout, config.vision_config.patch_size)
-    return ThinnedTower(tower, blocks, "self_attn", feature_layers(config, len(blocks)), layout)
+    return ThinnedTower(
+        tower, blocks, [block.self_attn for block in blocks], feature_layers(config, len(blocks)), layout
+    )
 
 
 def clip_shape(config: Any, projector: int) -> TowerShape:

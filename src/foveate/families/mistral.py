@@ -38,11 +38,11 @@ class Mistral3(Family):
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
     shares_prefix: ClassVar[bool] = True
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         tower = self.core.vision_tower
         layers = tower.transformer.layers
         read = feature_layers(self.model.config, len(layers))
-        return ThinnedTower(tower, layers, "attention", read, self._layout)
+        return ThinnedTower(tower, layers, [layer.attention for layer in layers], read, self._layout)
 
     def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Pictures one behind the other, without what pads them to a common size."""

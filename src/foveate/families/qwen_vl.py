@@ -256,10 +256,10 @@ class Qwen2VL(Family):
 
     # -- blocks of the tower on some of the rows ---------------------------------------------------------------
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         visual = self.core.visual
         read = [len(visual.blocks) - 1, *getattr(visual, "deepstack_visual_indexes", ())]
-        return ThinnedTower(visual, visual.blocks, "attn", read, self._layout)
+        return ThinnedTower(visual, visual.blocks, [block.attn for block in visual.blocks], read, self._layout)
 
     def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Frames one behind the other; in each, rows stand token by token."""

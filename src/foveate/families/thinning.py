@@ -45,12 +45,14 @@ class TowerLayout:
     Attributes:
         lengths: Rows of each segment where they are packed one behind the other; None: a picture a row of the batch.
         grids: Rows and columns of each segment (of a batch: of all, one entry); None where they are on no grid.
+        cls: Rows in front of a picture's, in a batch on no grid.
         raster: Which row stands at each place of the segments in raster order, (rows,) int64; None: they stand so.
     """
 
     lengths: Sequence[int] | None
     grids: Sequence[Grid | None]
     raster: Tensor | None = None
+    cls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +62,16 @@ class ThinnedTower:
     Attributes:
         tower: Its module, which is given pixels.
         blocks: Its blocks, in order.
-        attention: What a block calls its attention.
+        attentions: Each block's.
         read: Blocks whose output is read by the projector.
-        layout: Of the arguments of a call of the tower.
+        layout: Of the arguments of a call of the tower; or of the one call there is.
     """
 
     tower: Any
     blocks: Sequence[Any]
-    attention: str
+    attentions: Sequence[Any]
     read: Sequence[int]
-    layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout]
+    layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout] | TowerLayout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,43 +144,54 @@ class _ThinRun:
             return
         for module in (tower.tower, *tower.blocks):
             if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
-                raise UnsupportedError(
-                    f"{type(module).__name__} is compiled, so rows cannot leave inside this vision tower. Compile the "
-                    "decoder alone, or use a method without thintower."
-                )
-        patches.wrap(tower.tower, "forward", self._note_layout)
+                raise _refusal(tower, f"its {type(module).__name__} is compiled")
+        if isinstance(tower.layout, TowerLayout):
+            self.layout = tower.layout
+        else:
+            patches.wrap(tower.tower, "forward", partial(self._note_layout, tower.layout))
         for at, block in enumerate(tower.blocks[first:], first):
             if at > max(tower.read):  # nobody reads what it makes
                 patches.wrap(block, "forward", lambda original, hidden, *_, **__: hidden)
                 continue
             patches.wrap(block, "forward", partial(self._run, at, at == first))
-            biased(patches, getattr(block, tower.attention), self._bias)
+            biased(patches, tower.attentions[at], self._bias)
 
-    def _note_layout(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.layout = self.tower.layout(args, kwargs)
+    def _note_layout(
+        self,
+        layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout],
+        original: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        self.layout = layout(args, kwargs)
         try:
             return original(*args, **kwargs)
         finally:
             self.layout, self.plan, self.memo = None, None, Memo()
             self.before = self.handed_on = self.short = self.log_sizes = torch.empty(0)
 
-    def _run(
-        self, at: int, is_first: bool, original: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def _run(self, at: int, is_first: bool, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """A block, on the kept rows; its output is full where somebody reads it."""
+        hidden, args = (args[0], args[1:]) if args else (kwargs.pop(next(iter(kwargs))), ())
         if is_first and self.layout is not None:
             self.before = self.handed_on = hidden
             self.plan = self._planned(self.layout, hidden, [*args, *kwargs.values()])
             self.short = take_along(hidden, self.plan.index[..., None], dim=-2)
         if self.plan is None or hidden is not self.handed_on:
-            raise UnsupportedError(
-                f"Something changes rows between the blocks of {type(self.tower.tower).__name__}, so rows cannot leave "
-                "inside this vision tower. Use a method without thintower."
-            )
+            raise _refusal(self.tower, "something changes rows between its blocks")
         self.log_sizes, self.asked = self._sizes_for(kwargs).log(), 0
         given = [self._left(value) for value in args]
         named = {name: self._left(value, name) for name, value in kwargs.items()}
-        self.short = original(self.short, *given, **named)
+        try:
+            self.short = original(self.short, *given, **named)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise _refusal(
+                self.tower, f"a block does not run on some of them ({str(error).splitlines()[0]})"
+            ) from error
+        if not isinstance(self.short, Tensor):
+            raise _refusal(self.tower, "its blocks answer more than rows")
         if at not in self.tower.read:
             return hidden
         place = self.short.device
@@ -189,14 +202,17 @@ class _ThinRun:
     # -- which rows --------------------------------------------------------------------------------------------
 
     def _planned(self, layout: TowerLayout, hidden: Tensor, given: Sequence[Any]) -> _Plan:
-        if layout.lengths is None:
-            (grid,) = layout.grids
-            assert grid is not None
-            return self._planned_batch(hidden, grid, _valid_keys(given, hidden.shape[1]))
+        lengths = layout.lengths
+        if lengths is None or (hidden.dim() == 3 and hidden.shape[:2] == (len(lengths), lengths[0])):
+            grid = layout.grids[0]
+            cls = layout.cls if grid is None else hidden.shape[1] - grid[0] * grid[1]
+            return self._planned_batch(hidden, grid, cls, _valid_keys(given, hidden.shape[1]))
+        if hidden.shape[:-1].numel() != sum(lengths) or layout.cls:
+            raise _refusal(self.tower, "how its rows stand in pictures is not known")
         packed = hidden if hidden.dim() == 2 else hidden[0]
         raster = None if layout.raster is None else send(layout.raster, hidden.device)
         in_order = packed if raster is None else packed[raster]
-        cuts = self._thinned(torch.split(in_order, list(layout.lengths)), layout.grids)
+        cuts = self._thinned(torch.split(in_order, list(lengths)), layout.grids)
         kept, parents, row, count = [], [], 0, 0
         for cut in cuts:
             kept.append(cut.kept + row)
@@ -211,9 +227,8 @@ class _ThinRun:
             plan = _Plan(index[None], parent[None], plan.sizes[None])
         return plan
 
-    def _planned_batch(self, hidden: Tensor, grid: Grid, valid: Tensor | None) -> _Plan:
-        """Of pictures in a batch, with a CLS in front where there are more rows than cells."""
-        cls = hidden.shape[1] - grid[0] * grid[1]
+    def _planned_batch(self, hidden: Tensor, grid: Grid | None, cls: int, valid: Tensor | None) -> _Plan:
+        """Of pictures in a batch, with so many rows in front of a picture's."""
         patches = hidden[:, cls:]
         if valid is None:
             cuts = self._thinned(patches.unbind(), [grid] * len(patches))
@@ -227,7 +242,7 @@ class _ThinRun:
             counted = torch.cat((torch.ones_like(own, dtype=counted.dtype), counted), dim=1)
         return _Plan(kept, parent, counted)
 
-    def _planned_padded(self, patches: Tensor, valid: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    def _planned_padded(self, patches: Tensor, valid: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor]:
         """Of pictures with padding: kept rows, those that others go with, and sizes.
 
         Padding is neither kept nor counted. A shorter list of kept rows repeats its first one, of size 0. A picture of
@@ -235,7 +250,7 @@ class _ThinRun:
         """
         valid = valid | ~valid.any(dim=1, keepdim=True)
         places = [send(one.nonzero()[:, 0], patches.device) for one in valid.cpu()]
-        rectangles = [_rectangle(one.view(grid)) for one in valid.cpu()]
+        rectangles = [None if grid is None else _rectangle(one.view(grid)) for one in valid.cpu()]
         cuts = self._thinned([rows[at] for rows, at in zip(patches, places, strict=True)], rectangles)
         most = max(len(cut.kept) for cut in cuts)
         all_kept, parents, counted = [], [], []
@@ -283,6 +298,8 @@ class _ThinRun:
             return take_along(value, index, dim=-1)
         if value.dim() >= 2 and value.shape[-2] == rows:  # tables of positions
             return take_along(value, index[..., None], dim=-2)
+        if rows in value.shape:
+            raise _refusal(self.tower, f"its blocks get a tensor of shape {tuple(value.shape)}, which is not known")
         return value
 
     def _sizes_for(self, kwargs: Mapping[str, Any]) -> Tensor:
@@ -309,6 +326,12 @@ class _ThinRun:
             return log_sizes[:, None, None]
         start, self.asked = self.asked, self.asked + count  # a kernel may get one segment after the other
         return log_sizes[None, None, None, start : start + count]
+
+
+def _refusal(tower: ThinnedTower, why: str) -> UnsupportedError:
+    """Why rows cannot leave inside a tower."""
+    name = type(tower.tower).__name__
+    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use a method without thintower.")
 
 
 def _valid_keys(given: Sequence[Any], rows: int) -> Tensor | None:

@@ -50,7 +50,7 @@ class VideoLlava(Llava):
     def tower(self) -> Any:
         return self.core.image_tower
 
-    def thin_tower(self, modality: str) -> ThinnedTower:
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         return clip_thin_tower(self.core.video_tower if modality == "video" else self.tower, self.model.config)
 
     def pixels(self, inputs: Inputs) -> str:
