@@ -1,7 +1,5 @@
 """What a model said, what it took, and how it looks in a notebook."""
 
-import base64
-import io
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -285,14 +283,13 @@ class Answer:
         """The picture of what was kept as an HTML image; empty where there is none to draw."""
         if not self.trace.stages or not self.prompt.media:
             return ""
+        from foveate.viz.canvas import data_url
+
         try:
             picture = self.show()
         except FoveateError:
             return ""
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        data = base64.b64encode(file.getvalue()).decode()
-        return f"<img alt='kept patches' style='max-width:100%' src='data:image/png;base64,{data}'>"
+        return f"<img alt='kept patches' style='max-width:100%' src='{data_url(picture)}'>"
 
 
 def _late_line(trace: Trace) -> list[tuple[str, str]]:

@@ -83,6 +83,7 @@ class Count:
             from foveate.ask.pixels import most_pixels
             from foveate.cli.setup import named
             from foveate.plain.version import __version__
+            from foveate.viz import draw_plan
         with busy(f"Loading the config of {self.model}"):
             vlm = load(self.model, weights=False)
         showing: Any = {"frames": self.media.frames, "fps": self.media.fps, "fit": self.media.fit}
@@ -104,7 +105,7 @@ class Count:
             cost = prompt.cost(drops)
             values["method"] = {"name": self.method, **cost.to_dict()}
             tables.append(cost.table(f"With {self.method}"))
-            draw = partial(cost.draw, f"{self.method}: vision tokens in each layer of {self.model}")
+            draw = partial(draw_plan, cost, f"{self.method}: vision tokens in each layer of {self.model}")
         finish(values, Group(*tables), self.outputs, draw, tables)
 
 

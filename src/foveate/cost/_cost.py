@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,9 +19,6 @@ from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.plain.table import SECTION, Column, Table
 from foveate.registry import family_kind
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["Cost", "cost"]
 
@@ -107,12 +104,6 @@ class Cost:
         places.append(("from the caches, behind the prefill", sum(self.tokens), sum(self.cached)))
         places.append(("from what a step of decoding reads", sum(self.cached), sum(self.read)))
         return tuple(place for place in places if place[1] != place[2])
-
-    def draw(self, title: str = "Vision tokens in each decoder layer") -> "Image.Image":
-        """A picture of how many vision tokens each decoder layer processes and keeps."""
-        from foveate.viz.plan import draw_plan
-
-        return draw_plan(title, sum(self.vision_tokens), self.tokens, self.cached)
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as a plain value that JSON has."""

@@ -180,7 +180,7 @@ def refuse_open(model: nn.Module) -> None:
 
 def refuse_running(model: nn.Module, family: Family) -> None:
     """`refuse_open`, of a model whose family is known; neither is one without weights served."""
-    guards.refuse_without_weights(model)
+    guards.refuse_without_weights(family.core)  # what was handed in may be a pipeline
     running = _sessions.get(family.core)
     guards.refuse_second_session(model, None if running is None else running.method)
 
