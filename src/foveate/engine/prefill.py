@@ -376,7 +376,7 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
             stored.shift = forward.rows.on(device).shift(stored.shift, before)
     assert forward.record is not None
     # What arrives is what the tower left, or all tokens where it was not cut.
-    arriving = [stage.after for stage in forward.record.cuts if stage.layer is None]
+    arriving = [stage.after for stage in forward.record.stages if stage.layer is None and not stage.rows]
     arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
     forward.record_cut("kv", None, arriving[0])
 

@@ -75,16 +75,20 @@ class Program:
         layers = follow.layer_stages(stages)
         self.pixels = follow.at(stages, Place.PIXELS)
         in_tower: tuple[TowerStage, ...] = follow.at(stages, Place.TOWER)  # type: ignore[assignment]
-        towers = [stage for stage in in_tower if not isinstance(stage, ThinStage)]
-        self.tower = towers[0] if towers else None
-        self.thin = next((stage for stage in in_tower if isinstance(stage, ThinStage)), None)
+        self.tower: TowerStage | None = None
+        self.thin: ThinStage | None = None
+        for inside in in_tower:
+            if isinstance(inside, ThinStage):
+                self.thin = inside
+            else:
+                self.tower = inside
         before = follow.at(stages, Place.BEFORE_PROJECTOR)
         behind = follow.at(stages, Place.BEHIND_PROJECTOR)
         self.images: tuple[Stage, ...] = (*before, *behind)
         self.entering: tuple[Stage, ...] = tuple(stage for stage in layers if stage.layer == 0)
         # One run through the tower has one place to cut at: what comes behind it then stands before layer 0, where the
         # same features arrive.
-        if behind and (self.pixels or towers or before):
+        if behind and (self.pixels or self.tower is not None or before):
             self.images = before
             self.entering = (*behind, *self.entering)
         self._before: dict[int, tuple[Stage, ...]] = {0: self.entering}

@@ -82,11 +82,13 @@ def refusal(
     by_pixels = any(isinstance(stage, PatchStage) for stage in stages)
     if by_pixels and needs_all_patches is not None:
         return f"drops patches before the vision tower, which here needs all of them: {needs_all_patches}."
+    thins = []
     for stage in stages:
         reason = _refusal_of(stage, lacks)
         if reason is not None:
             return reason
-    thins = [stage for stage in stages if isinstance(stage, ThinStage)]
+        if isinstance(stage, ThinStage):
+            thins.append(stage)
     if thins:
         reason = _refusal_of_thinning(stages, needs_all_rows)
         if reason is not None:

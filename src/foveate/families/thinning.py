@@ -235,7 +235,7 @@ class _ThinRun:
             kept, parent = torch.stack([cut.kept for cut in cuts]), torch.stack([cut.parent for cut in cuts])
             counted = torch.stack([sizes(cut.parent, len(cut.kept)) for cut in cuts])
         else:
-            kept, parent, counted = self._planned_padded(patches, valid[:, cls:], grid)
+            kept, parent, counted = self._planned_padded(patches, valid[:, cls:].expand(len(patches), -1), grid)
         if cls:  # stays, stands for itself, and nobody goes with it
             own = torch.arange(cls, device=kept.device).expand(len(kept), -1)
             kept, parent = torch.cat((own, kept + cls), dim=1), torch.cat((own, parent + cls), dim=1)
@@ -340,9 +340,13 @@ def _valid_keys(given: Sequence[Any], rows: int) -> Tensor | None:
     Where a mask says more, as that pictures see themselves alone, rows are packed.
     """
     for value in given:
-        if isinstance(value, Tensor) and value.shape[-1] == rows:
-            keys = value[:, 0, 0] if value.dim() == 4 else value
-            return keys.bool() if not keys.is_floating_point() else keys == 0
+        if not isinstance(value, Tensor) or value.shape[-1:] != (rows,):
+            continue
+        if value.dim() == 4:
+            keys = value[:, 0, 0]
+            return keys == 0 if keys.is_floating_point() else keys.bool()
+        if value.dim() == 2 and not value.is_floating_point():
+            return value.bool()
     return None
 
 
