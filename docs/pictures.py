@@ -1,6 +1,6 @@
 """Draw what each method keeps: docs/images/methods/NAME.webp, which docs/hooks.py puts on the method's page.
 
-    python docs/pictures.py [NAME …]     # "places" is the picture of docs/guides/dropping.md
+    python docs/pictures.py [NAME …]     # "places" is the picture of docs/guides/dropping.md, "demo" README's
 
 The embedded model answers a question about its demo picture with a mean of a ninth of the vision tokens a decoder
 layer, or about a film with a third where the method is for films; with the method's own defaults where it takes no
@@ -30,11 +30,12 @@ from foveate.viz.showing import Media, PrefillLike, frames_of
 
 FOLDER = Path(__file__).parent / "images/methods"
 PLACES = Path(__file__).parent / "images/places.svg"
+DEMO = Path(__file__).parent / "images/demo.png"
 SCREENSHOT = Path(__file__).parent.parent / "benchmarks/pixels/pictures.py"
 FOR_FILMS = ("dtd", "dycoke", "evs", "fastvid", "flashvid", "holitom")
 RETENTION, OF_FILMS = 1 / 9, 1 / 3
-SIDE, GAP, SIZE = 144, 12, 6.5
-"""Pixels of a panel, 6 a vision token, and between panels; points of the letters."""
+SIDE, BIG, GAP, SIZE = 144, 336, 12, 6.5
+"""Pixels of a panel, 6 a vision token, of a large one, and between panels; points of the letters."""
 FILM, FRAMES = 4, 6
 UNIT = 28
 """Pixels of a side of Qwen2-VL's vision tokens."""
@@ -45,7 +46,7 @@ Panels = list[tuple[Pixels, str]]
 
 def main(names: list[str]) -> int:
     """Draw the named methods, or all; the exit code."""
-    known = [PLACES.stem, *fv.methods()]
+    known = [PLACES.stem, DEMO.stem, *fv.methods()]
     if unknown := sorted(set(names) - set(known)):
         print(f"pictures.py: no method {unknown[0]!r}. There are: {', '.join(known)}.", file=sys.stderr)
         return 2
@@ -53,6 +54,8 @@ def main(names: list[str]) -> int:
     for name in names or known:
         if name == PLACES.stem:
             draw_places()
+        elif name == DEMO.stem:
+            draw_demo()
         elif page := drawn(name):
             path = FOLDER / f"{name}.webp"
             page.save(path, quality=QUALITY, method=6)
@@ -109,6 +112,18 @@ def of_pixels(method: Method) -> Panels:
     return [(pixels, f"{rows * columns} tokens"), (dimmed, f"before the tower: {len(kept)}")]
 
 
+def draw_demo() -> None:
+    """The embedded model's picture, what a method and a random choice of as many tokens keep, and what is answered."""
+    vlm, picture = fv.load(), Image.open(embedded.picture())
+    names = {"vidcom2": "VidCom2", "random:layers=0": "at random"}
+    panels: Panels = [(plain_panel([picture], BIG), f"all {vlm.ask().vision_tokens} tokens: “{vlm.ask()}”")]
+    for name, words in names.items():
+        answer = vlm.ask(method=name, retention=OF_FILMS)
+        (stage,) = stage_panels(answer.trace.latest, picture, side=BIG)
+        panels.append((stage.pixels, f"{stage.after} tokens, {words}: “{answer}”"))
+    page(panels, merges=False, size=9).save(DEMO)
+
+
 def draw_places() -> None:
     """How many vision tokens each part of LLaVA-1.5-7B processes, with two methods at the same mean."""
     config, count, depth, tower = LlavaConfig(), 576, 32, 10  # the tower's width is drawn, not counted
@@ -134,13 +149,13 @@ def draw_places() -> None:
         figure.savefig(PLACES, metadata={"Date": None})
 
 
-def page(panels: Panels, merges: bool) -> Image.Image:
+def page(panels: Panels, merges: bool, size: float = SIZE) -> Image.Image:
     """Panels side by side, with what their colours mean."""
     cell = max(pixels.shape[1] for pixels, _ in panels)
     sheet = Page(GAP + max(3, len(panels)) * (cell + GAP))
-    top = sheet.row(panels, GAP, GAP, cell=cell, gap=GAP, size=SIZE)
+    top = sheet.row(panels, GAP, GAP, cell=cell, gap=GAP, size=size)
     legend = LEGEND if merges else PLAIN_LEGEND
-    top = sheet.write(legend, GAP, top + GAP / 2, SIZE, room=sheet.width - 2 * GAP, kind="faint")
+    top = sheet.write(legend, GAP, top + GAP / 2, size, room=sheet.width - 2 * GAP, kind="faint")
     return sheet.to_image(top + GAP / 2)
 
 
