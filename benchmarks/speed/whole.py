@@ -39,18 +39,24 @@ NEW_TOKENS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared(NamedShape):
-    """A shape whose layers share the weights of the first `OWN`."""
+    """A shape whose layers share the weights of the first few.
+
+    Attributes:
+        own: How many of them.
+    """
+
+    own: int = OWN
 
     def build(self, device: torch.device, dtype: torch.dtype, attention: str = "auto", seed: int = 0) -> Any:
         """The model, all its layers there."""
-        text = {**self.config["text_config"], "num_hidden_layers": OWN}
+        text = {**self.config["text_config"], "num_hidden_layers": self.own}
         small = NamedShape(self.name, self.of, {**self.config, "text_config": text})
         model = small.build(device, dtype, attention, seed)
         whole = self.make_config().get_text_config()
         layers = family_for(model).text.layers
-        for index in range(OWN, whole.num_hidden_layers):
-            weights = {id(weight): weight for weight in layers[index % OWN].parameters()}
-            layers.append(copy.deepcopy(layers[index % OWN], weights))
+        for index in range(self.own, whole.num_hidden_layers):
+            weights = {id(weight): weight for weight in layers[index % self.own].parameters()}
+            layers.append(copy.deepcopy(layers[index % self.own], weights))
             layers[index].self_attn.layer_idx = index
         text = model.config.get_text_config()
         text.num_hidden_layers = whole.num_hidden_layers

@@ -54,7 +54,7 @@ def equal(name: str, target: float) -> float | None:
 
 
 def cells() -> list[dict[str, Any]]:
-    """What is asked: at equal tokens, then a group for each target of FLOPs; None as share: it cannot cost so little."""
+    """What is asked: at equal tokens, then a group a target of FLOPs; the share is None where none costs so little."""
     found: list[dict[str, Any]] = [{"group": "all tokens", "name": name, "share": 1.0} for name in ALONE]
     found += [{"group": "a third", "name": name, "share": THIRD} for name in (f"{MAXMIN}+vidcom2", *CHAINS, *BEHIND)]
     for target, retention in TARGETS:

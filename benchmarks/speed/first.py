@@ -1,0 +1,139 @@
+"""Time Qwen2.5-VL-3B's, InternVL3-8B's and SmolVLM2's shapes from pixels to the first token, the tower thinned.
+
+    OMP_NUM_THREADS=1 python benchmarks/speed/first.py                           # an hour of one core
+    OMP_NUM_THREADS=1 python benchmarks/speed/first.py --shape internvl3-8b --rounds 3
+
+As `whole.py`: float32, processor time, interleaved rounds, decoder layers that share weights. A third of the tokens
+stay, and Resize takes as many FLOPs as ThinTower with VidCom2. LLaVA-1.5-7B keeps 5 %, as others publish it. Writes
+first-*.json after every round; rounds that are there already count, and more are added.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+import torch
+from whole import Shared
+
+import foveate as fv
+from foveate.bench.benched import Benched, conditions, from_shape
+from foveate.bench.paired import AGAIN, FULL
+from foveate.bench.shapes import shape
+from foveate.bench.stopwatch import clock_of, timed
+from foveate.bench.timing import ratio
+from foveate.bench.workload import PromptRequest
+from foveate.contract.method import Method
+from foveate.naming import parse
+
+HERE = Path(__file__).resolve().parent
+PARTS = ("tower", "prefill", "ttft")
+IMAGES = {"smolvlm2-2.2b": 2, "qwen2.5-vl-3b": 1, "internvl3-8b": 7, "llava-1.5-7b": 1}
+PICTURES = {"qwen2.5-vl-3b": {"tokens": 999, "grid": [1, 54, 74]}}
+DEPTHS = {"qwen2.5-vl-3b": (16, 18), "internvl3-8b": (8, 9), "llava-1.5-7b": (12, 16)}
+"""Blocks and layers where a shape of all its own takes too long: a half, a third, a half. So picks weigh more here."""
+OWN = 4
+"""Decoder layers with weights of their own."""
+THIN = "thintower:pick=unlike+vidcom2"
+METHODS = (
+    "divprune", "vidcom2", THIN, "thintower:pick=maxmin+vidcom2", "thintower:pick=unlike;at=0+vidcom2",
+)  # fmt: skip
+PUBLISHED = {"llava-1.5-7b": (("divprune", "vidcom2"), 0.05)}
+"""Where other methods and another share are published."""
+
+
+def methods_of(benched: Benched) -> dict[str, Method]:
+    """What is timed: methods at one share of the tokens, and Resize at the FLOPs of `THIN`."""
+    names, share = PUBLISHED.get(benched.name, (METHODS, 1 / 3))
+    methods = {name: parse(name).with_budget(retention=share) for name in names}
+    if THIN in methods:
+        methods["resize"] = resize_like(benched, methods[THIN])
+    return methods
+
+
+def resize_like(benched: Benched, method: Method) -> Method:
+    """Resize at the share of the tokens at which its FLOPs are nearest to those of a method."""
+    total = benched.workload.cost(benched.model, method).total_flops or 0
+    shares = [percent / 100 for percent in range(20, 80)]
+    resized = [parse("resize").with_budget(retention=share) for share in shares]
+    return min(resized, key=lambda one: abs((benched.workload.cost(benched.model, one).total_flops or 0) - total))
+
+
+def measure(name: str, rounds: int) -> None:
+    """Time a shape and write its record."""
+    of, cpu, path = shape(name), torch.device("cpu"), HERE / f"first-{name}.json"
+    sharing = Shared(of.name, of.of, shallower(of.config, DEPTHS.get(name)), PICTURES.get(name, of.image), own=OWN)
+    benched = from_shape(sharing, cpu, torch.float32, "auto", PromptRequest(images=IMAGES[name]))
+    methods: dict[str, Method | None] = {FULL: None, **methods_of(benched), AGAIN: None}
+    seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else []
+    record = conditions(benched, cpu, new_tokens=1, clock="cpu", seed=0, command=shlex.join(["python", *sys.argv]))
+    record |= {"layers_with_own_weights": OWN, "depths": DEPTHS.get(name)}
+    time_once(benched, list(methods.values())[-2])  # warm-up
+    while len(seconds) < rounds:
+        order = Random(len(seconds)).sample(list(methods), len(methods))
+        found = {row: time_once(benched, methods[row]) for row in order}
+        seconds.append({row: found[row] for row in methods})
+        record |= {"rounds": len(seconds), "first": rows_of(benched, methods, seconds), "seconds": seconds}
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"{name}: round {len(seconds)}", flush=True)
+
+
+def shallower(config: Mapping[str, Any], depths: tuple[int, int] | None) -> dict[str, Any]:
+    """A config with so many blocks and layers; None: its own."""
+    if depths is None:
+        return dict(config)
+    vision, text = dict(config["vision_config"]), dict(config["text_config"])
+    vision["depth" if "depth" in vision else "num_hidden_layers"], text["num_hidden_layers"] = depths
+    if "fullatt_block_indexes" in vision:
+        vision["fullatt_block_indexes"] = [block for block in vision["fullatt_block_indexes"] if block < depths[0]]
+    return {**config, "vision_config": vision, "text_config": text}
+
+
+def time_once(benched: Benched, method: Method | None) -> dict[str, float]:
+    """Processor seconds of each part, one call."""
+    with nullcontext() if method is None else fv.drop(benched.model, method):
+        return timed(benched.model, benched.workload.inputs, 1, clock_of("cpu"))
+
+
+def rows_of(
+    benched: Benched, methods: Mapping[str, Method | None], seconds: list[dict[str, dict[str, float]]]
+) -> list[dict[str, Any]]:
+    """A row a method: the median seconds of each part, and ratios to the untouched model of the same round."""
+    whole, rows = benched.workload.cost(benched.model), []
+    for name, method in methods.items():
+        cost = benched.workload.cost(benched.model, method)
+        row: dict[str, Any] = {
+            "name": name,
+            "setting": None if method is None else method.to_dict(),
+            "retention": cost.retention,
+            "tower_flops": cost.tower_flops / whole.tower_flops,
+            "prefill_flops": cost.prefill_flops / whole.prefill_flops,
+            "ttft_flops": cost.total_flops / whole.total_flops,
+        }
+        for part in PARTS:
+            times, full = ([one[of][part] for one in seconds] for of in (name, FULL))
+            found = ratio(times, full)
+            row |= {part: median(times), f"{part}_ratio": found.median}
+            row |= {f"{part}_ratio_low": found.low, f"{part}_ratio_high": found.high}
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure one shape after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", default=list(IMAGES), choices=list(IMAGES), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=3, help="of each shape, those of its record included")
+    given = parser.parse_args()
+    for name in given.shape:
+        measure(name, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
