@@ -74,6 +74,20 @@ def test_chains_by_name_have_something_to_begin_with(text, published, prices):
     assert prices.of(found) <= 64
 
 
+def test_a_tower_is_thinned_more_and_more_tokens_stay_at_as_many_flops():
+    chain = fv.ThinTower() + fv.DivPrune()
+    prices, limit = Prices(LLAVA, EVERY, "flops"), Limit("flops", 0.6)
+    space = space_of(chain, DEPTH)
+    assert dict(space.settings) == {"0.keep": (1 / 3, 1 / 2), "0.at": (1 / 8, 1 / 4, 0.0)}
+    start = published_point(chain, space, prices, limit) or usual_point(chain, space, prices)
+    found = settings_of(grid(space, start), lambda point: solved(space, point, prices, limit.value))
+    thin = {(method.members[0].keep, method.members[0].at): method for method in found}
+    assert set(thin) == {(keep, at) for keep in (1 / 3, 1 / 2) for at in (1 / 8, 1 / 4, 0.0)}
+    assert all(prices.of(method) <= limit.value for method in found)
+    assert prices.tokens(thin[1 / 3, 0.0]) > prices.tokens(thin[1 / 2, 1 / 4])
+    assert "0.keep" not in space_of(fv.ThinTower(keep=0.4) + fv.DivPrune(), DEPTH).settings
+
+
 def test_given_settings_are_left_out_of_the_search_and_given_layers_stay():
     text = "v2drop:metric=l2;layers=1,3;keep=0.5,0.5"
     space = left_to_search(space_of(parse(text), DEPTH), parse(text), given(text))

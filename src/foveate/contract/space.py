@@ -184,12 +184,11 @@ def _of_chain(chain: Chain, depth: int) -> Space | None:
         return None
     last = places[-1]
     settings: dict[str, tuple[Any, ...]] = {}
-    for place in places:
-        space = spaces[place]
-        assert space is not None
-        if place != last and chain.members[place].open:
-            settings[f"{place}.retention"] = SHARES
-        for name, values in space.settings.items():
+    for place, (member, space) in enumerate(zip(chain.members, spaces, strict=True)):
+        own = free_settings(member) if space is None else {}  # it drops nothing, but has something to choose
+        if space is not None and place in places:
+            own = {**({"retention": SHARES} if place != last and member.open else {}), **space.settings}
+        for name, values in own.items():
             settings[f"{place}.{name}"] = values
     spending = spaces[last]
     assert spending is not None
