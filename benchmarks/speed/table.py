@@ -23,6 +23,8 @@ PAGES = {
 """Where tables go, of which records, and of which rows: all, those of methods, or those of one method."""
 WHOLE = "whole-*.json"
 """Records of real sizes, from pixels to the last word."""
+FIRST = "first-*.json"
+"""Records of `first.py`: to the first token, the tower thinned."""
 PARTS = {"tower": "tower", "prefill": "prefill", "ttft": "first token", "tpot": "each token", "whole": "end to end"}
 LAUNCHES = "gpu-*.json"
 """Records of `gpu.py`: of a GPU, in open contexts and in such as are opened for the call."""
@@ -37,6 +39,7 @@ def main(arguments: list[str]) -> int:
         parts = {
             "speed": tables(records(HERE, files), of),
             "whole": whole(records(HERE, (WHOLE,))),
+            "first": first(HERE),
             "launches": launches(HERE),
         }
         for mark, made in parts.items():
@@ -133,6 +136,37 @@ def whole(found: list[dict[str, Any]]) -> str:
             for other in ("random", "bare"):
                 ratios = [interval(row, f"{part}_over_{other}") for part in PARTS]
                 lines.append(f"| ÷ {other} |  | {' | '.join(ratios)} |  |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def first(folder: Path) -> str:
+    """A table a shape of `first.py`: seconds to the first token, and how many times faster, tower and decoder apart."""
+    lines: list[str] = []
+    for path in sorted(folder.glob(FIRST)):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        base, again = record["first"][0], next(row for row in record["first"] if row["name"] == AGAIN)
+        depth = "all layers there"
+        if record["depths"]:
+            depth = f"{record['depths'][0]} blocks and {record['depths'][1]} layers"
+        lines += [
+            f"`{record['model']['name']}`, {depth}, random weights, {record['model']['dtype']} "
+            f"({record['machine']['chip']}, {record['machine']['threads']} thread): {sum(record['vision_tokens'])} "
+            f"vision and {record['text_tokens']} text tokens; {record['rounds']} paired rounds of processor time, in "
+            f"brackets their {interval_words(record['rounds'])}. Untouched against itself: "
+            f"{interval(again, 'ttft_ratio')} of the time to the first token, {base['ttft']:.3g} s.",
+            "",
+            "|  | share of the tokens | FLOPs | first token | tower | decoder | seconds: tower, decoder |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in record["first"]:
+            if row is again:
+                continue
+            faster = [speed_up(row, part) for part in ("ttft", "tower", "prefill")]
+            cells = [f"`{row['name']}`", f"{row['retention']:.0%}", f"{1 / row['ttft_flops']:.2f}×", *faster]
+            if row is base:
+                cells = [FULL, "100%", "", "", "", ""]
+            lines.append(f"| {' | '.join(cells)} | {row['tower']:.3g}, {row['prefill']:.3g} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -2,14 +2,20 @@
 
 import json
 import re
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from benchmarks.speed import table, whole
 
+import foveate as fv
 from foveate.ask.generation import generate
-from foveate.bench.shapes import shape
+from foveate.bench.benched import Benched
+from foveate.bench.shapes import NamedShape, shape
 from foveate.bench.workload import PromptRequest, synthetic
 from foveate.registry import family_for
 from tests.forked import said_by
@@ -113,3 +119,62 @@ def test_the_files_that_the_page_lists_are_there():
     for name in names:
         pattern = f"*{name}" if name.startswith(".") else name
         assert list(folder.glob(pattern)), name
+
+
+FIRST = {
+    **RECORD, "rounds": 3, "depths": [8, 9], "machine": {"chip": "x86_64", "threads": 1},
+    "first": [
+        {"name": "untouched", "retention": 1.0, "ttft_flops": 1.0, "tower": 2.0, "prefill": 3.0, "ttft": 5.0},
+        {"name": "thin", "retention": 0.333, "ttft_flops": 0.4, "tower": 1.0, "prefill": 1.5, "ttft": 2.5,
+         **interval("ttft_ratio", 0.5), **interval("tower_ratio", 0.25), **interval("prefill_ratio", 1.0)},
+        {"name": "untouched again", **interval("ttft_ratio", 1.0)},
+    ],
+}  # fmt: skip
+
+
+def test_the_first_token_has_tower_and_decoder_apart(tmp_path):
+    (tmp_path / "first-small.json").write_text(json.dumps(FIRST), encoding="utf-8")
+    lines = table.first(tmp_path).splitlines()
+    assert "8 blocks and 9 layers" in lines[0]
+    assert "3 paired rounds of processor time, in brackets their range" in lines[0]
+    assert "Untouched against itself: 1.000 [0.800, 1.250] of the time to the first token, 5 s" in lines[0]
+    assert lines[4:] == [
+        "| untouched | 100% |  |  |  |  | 2, 3 |",
+        "| `thin` | 33% | 2.50× | 2.00× [1.60, 2.50] | 4.00× [3.20, 5.00] | 1.00× [0.80, 1.25] | 1, 1.5 |",
+    ]
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(ROOT / "benchmarks/speed"))
+    try:
+        return SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/speed/first.py")))
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "internvl3-8b"])
+def test_resize_costs_what_the_thinned_tower_costs(script, name):
+    """Of the shape as it is timed, with fewer blocks and layers; blocks that see whole pictures are among them."""
+    of = shape(name)
+    config = script.shallower(of.config, script.DEPTHS[name])
+    small = NamedShape(of.name, of.of, config, script.PICTURES.get(name, of.image))
+    made = small.make_config()
+    assert len(getattr(made.vision_config, "fullatt_block_indexes", [7])) in (1, 2)
+    benched = Benched(name, small, made, synthetic(small, PromptRequest(images=script.IMAGES[name])))
+    assert benched.workload.vision_tokens == {"qwen2.5-vl-3b": 999, "internvl3-8b": 7 * 256}[name]
+    methods = script.methods_of(benched)
+    thin, resized = (benched.workload.cost(made, methods[row]).total_flops for row in (script.THIN, "resize"))
+    assert abs(resized / thin - 1) < 0.03
+
+
+def test_rounds_of_a_first_token_are_ratios_to_the_untouched_model(script):
+    small = shape("cpu-tiny")
+    benched = Benched("cpu-tiny", small, small.make_config(), synthetic(small))
+    methods = {"untouched": None, "divprune": fv.DivPrune(retention=1 / 3)}
+    second = {"tower": 1.0, "prefill": 2.0, "ttft": 3.0}
+    rounds = [{"untouched": second, "divprune": {part: time / by for part, time in second.items()}} for by in (2, 4, 4)]
+    _, row = script.rows_of(benched, methods, rounds)
+    assert (row["ttft"], row["ttft_ratio"], row["ttft_ratio_low"], row["ttft_ratio_high"]) == (0.75, 0.25, 0.25, 0.5)
+    assert row["retention"] == pytest.approx(1 / 3)
+    assert row["tower_flops"] == 1 > row["ttft_flops"] > row["prefill_flops"]
