@@ -114,7 +114,7 @@ def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
 def test_the_files_that_the_page_lists_are_there():
     folder = ROOT / "benchmarks/speed"
     listed = [line.split("|")[1] for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `")]
-    names = [name for cell in listed for name in re.findall(r"`([\w*.-]+)`", cell)]
+    names = [name for cell in listed for name in re.findall(r"`([\w*.-]+\.\w+)`", cell)]
     assert len(names) > 4
     for name in names:
         pattern = f"*{name}" if name.startswith(".") else name

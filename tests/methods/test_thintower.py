@@ -1,6 +1,7 @@
 import copy
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 from foveate import embedded, naming
-from foveate.contract import ImageStage, ImageView, Method, PatchView, Shape, ThinStage, TowerAttention, TowerStage
+from foveate.contract import (
+    Arriving,
+    ImageStage,
+    ImageView,
+    Method,
+    PatchView,
+    Shape,
+    ThinStage,
+    TowerAttention,
+    TowerStage,
+)
 from foveate.core.cut import Cut
 from foveate.eval.evaluation import evaluate
 from foveate.eval.plan import Plan
@@ -48,6 +59,20 @@ def test_it_is_written_as_people_type_it():
     assert naming.method_of("thintower:keep=0.5;at=0.25") == ThinTower(keep=0.5, at=0.25)
     assert naming.method_of("thintower:keep=0.5,at=0.25+divprune").members[0] == ThinTower(keep=0.5, at=0.25)
     assert ThinTower.from_dict(ThinTower(pick="unlike").to_dict()) == ThinTower(pick="unlike")
+
+
+@pytest.mark.parametrize(
+    ("keep", "grid", "like"),
+    [(1 / 3, (4, 6), "unlike"), (0.3, (4, 6), "unlike"), (0.29, (4, 6), "maxmin"), (0.5, None, "maxmin")],
+)
+def test_by_itself_it_takes_neighbours_where_there_are_some_and_enough_rows_stay(keep, grid, like):
+    view = PatchView(torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), grid)
+    stages = [ThinTower(keep=keep, pick=pick).stages(Shape(6))[0] for pick in ("auto", like)]
+    usual, wanted = (stage.cut(view) for stage in stages)
+    assert torch.equal(usual.source, wanted.source)
+    assert torch.equal(usual.parent, wanted.parent)
+    arriving = replace(Arriving.all_of(24), grids=() if grid is None else (grid,))
+    assert stages[0].flops(arriving, 8) == stages[1].flops(arriving, 8)
 
 
 def test_a_budget_goes_to_the_others_and_alone_it_takes_none():
@@ -317,7 +342,7 @@ def test_it_looks_before_it_is_asked():
 # -- costs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pick", ["maxmin", "unlike"])
+@pytest.mark.parametrize("pick", ["maxmin", "auto"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen3_vl", "internvl", "gemma3", "idefics3"])
 def test_the_cost_is_what_torch_counts(family, pick):
     """Of the whole tower, picks and parents apart; SDPA's products are not counted on the CPU, eager's are."""
@@ -339,7 +364,7 @@ def test_the_cost_is_what_torch_counts(family, pick):
     found = fv.cost(model, text_tokens=7, vision_tokens=tokens, method=thin, grids=grids)
     plain = fv.cost(model, text_tokens=7, vision_tokens=tokens, grids=grids)
     inside = found.tower_flops + found.scoring_flops + (grids is not None) * found.projector_flops  # a Qwen's merger
-    assert counted == inside - (pick == "unlike") * unlike_flops(trace, tower)
+    assert counted == inside - (pick == "auto") * unlike_flops(trace, tower)
     assert found.tower_flops < plain.tower_flops
     assert found.tokens == plain.tokens
     assert found.peak_bytes is None

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -73,9 +73,10 @@ class Thinning:
         assert left is not None  # a stage that decides by what it sees is refused where it is made
         return left
 
-    def flops(self, rows: int, width: int) -> int:
-        """What picking costs in a picture, and finding the nearest row for each."""
-        picks = 0 if self.stage.flops is None else self.stage.flops(Arriving.all_of(rows), width)
+    def flops(self, rows: int, width: int, grids: tuple[Grid, ...]) -> int:
+        """What picking costs in a picture, and finding the nearest row for each; no grids where some rows have left."""
+        arriving = replace(Arriving.all_of(rows), grids=grids)
+        picks = 0 if self.stage.flops is None else self.stage.flops(arriving, width)
         return picks + 2 * rows * self.left(rows) * width
 
 
@@ -210,7 +211,9 @@ def _flops(
     if thinning is None:
         return Flops(tower, projector)
     counts = (sum(run[0]),) * thinning.first + (sum(run[1]),) * late
-    return Flops(tower, projector, sum(thinning.flops(count, shape.width) for count in rows), counts)
+    grids = [(grid,) if kept is None else () for grid in pictures.grids]
+    picking = sum(thinning.flops(count, shape.width, of) for count, of in zip(rows, grids, strict=True))
+    return Flops(tower, projector, picking, counts)
 
 
 def _block(shape: TowerShape, patches: int) -> int:

@@ -21,10 +21,14 @@ from torch import Tensor
 from foveate.contract import Arriving, Method, PatchView, Shape, Share, Stage, ThinStage
 from foveate.contract.budget import half_up
 from foveate.core.picks import cosine_flops
+from foveate.core.rank import top
 from foveate.core.thin import neighbour_difference, spread_in_steps
 from foveate.errors import UnsupportedError
 
 __all__ = ["METHOD", "ThinTower"]
+
+
+ENOUGH = 0.3  # share of the rows from which on those unlike their neighbours do as well: not at a ninth
 
 
 class ThinTower(Method):
@@ -34,7 +38,8 @@ class ThinTower(Method):
         keep: Share of each segment's rows that run, in [0, 1], one at least; 1: the untouched tower.
         at: Before which block rows leave, as a share of the blocks that the projector reads.
         pick: "maxmin": the rows least like one another. "unlike": those least like their neighbours in the grid, which
-            costs one pass and is as good at a third.
+            costs one pass and is as good at a third. "auto": "unlike" from a keep of 0.3 on where rows are on a grid,
+            else "maxmin".
     """
 
     name = "thintower"
@@ -42,13 +47,15 @@ class ThinTower(Method):
 
     keep: Share = 1 / 3
     at: Share = 1 / 8
-    pick: Literal["maxmin", "unlike"] = "maxmin"
+    pick: Literal["auto", "maxmin", "unlike"] = "auto"
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keep == 1:
             return ()
         if self.pick == "unlike":
             return (ThinStage(at=self.at, count=self.rows, score=_unlike_neighbours, flops=_neighbour_flops),)
+        if self.pick == "auto" and self.keep >= ENOUGH:
+            return (ThinStage(at=self.at, count=self.rows, pick=_unlike_or_diverse, flops=_either_flops),)
         return (ThinStage(at=self.at, count=self.rows, pick=_most_diverse, flops=cosine_flops),)
 
     def rows(self, arriving: Arriving) -> int:
@@ -66,6 +73,14 @@ def _unlike_neighbours(view: PatchView) -> Tensor:
             "pick='unlike' compares rows with their neighbours, and some have left before the tower. Use pick='maxmin'."
         )
     return neighbour_difference(view.patches, view.grid)
+
+
+def _unlike_or_diverse(view: PatchView, count: int) -> Tensor:
+    return _most_diverse(view, count) if view.grid is None else top(_unlike_neighbours(view), count)
+
+
+def _either_flops(arriving: Arriving, width: int) -> int:
+    return (_neighbour_flops if arriving.grids else cosine_flops)(arriving, width)
 
 
 def _neighbour_flops(arriving: Arriving, width: int) -> int:
