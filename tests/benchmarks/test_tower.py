@@ -36,7 +36,7 @@ def test_every_cell_was_asked_of_all_questions(record):
         if cell["share"] is not None:
             row = rows[cell["setting"]]
             assert row["questions"] == rows[RUN.FULL]["questions"]
-            assert row["retention"] == pytest.approx(cell["share"], rel=0.12)  # a smaller grid comes in steps
+            assert row["retention"] == pytest.approx(cell["share"], rel=0.15)  # a smaller grid comes in steps
 
 
 def test_flops_that_are_called_equal_are(record):
