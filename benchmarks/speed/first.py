@@ -36,9 +36,9 @@ HERE = Path(__file__).resolve().parent
 PARTS = ("tower", "prefill", "ttft")
 IMAGES = {"smolvlm2-2.2b": 2, "qwen2.5-vl-3b": 1, "internvl3-8b": 7, "llava-1.5-7b": 1}
 PICTURES = {"qwen2.5-vl-3b": {"tokens": 999, "grid": [1, 54, 74]}}
-DEPTHS = {"qwen2.5-vl-3b": (16, 18), "internvl3-8b": (8, 9), "llava-1.5-7b": (6, 8)}
-"""Blocks and layers where a shape of all its own takes too long: a half, a third, a quarter. Picks weigh more here."""
-OWN = 4
+DEPTHS = {"qwen2.5-vl-3b": (16, 18), "internvl3-8b": (8, 9), "llava-1.5-7b": (3, 4)}
+"""Blocks and layers where a shape of all its own takes too long: a half, a third, an eighth. Picks weigh more here."""
+OWN = {"qwen2.5-vl-3b": 4, "smolvlm2-2.2b": 4, "internvl3-8b": 4, "llava-1.5-7b": 1}
 """Decoder layers with weights of their own."""
 THIN = "thintower:pick=unlike+vidcom2"
 METHODS = (
@@ -68,12 +68,12 @@ def resize_like(benched: Benched, method: Method) -> Method:
 def measure(name: str, rounds: int) -> None:
     """Time a shape and write its record."""
     of, cpu, path = shape(name), torch.device("cpu"), HERE / f"first-{name}.json"
-    sharing = Shared(of.name, of.of, shallower(of.config, DEPTHS.get(name)), PICTURES.get(name, of.image), own=OWN)
+    sharing = Shared(of.name, of.of, shallower(of.config, DEPTHS.get(name)), PICTURES.get(name, of.image), own=OWN[name])
     benched = from_shape(sharing, cpu, torch.float32, "auto", PromptRequest(images=IMAGES[name]))
     methods: dict[str, Method | None] = {FULL: None, **methods_of(benched), AGAIN: None}
     seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else []
     record = conditions(benched, cpu, new_tokens=1, clock="cpu", seed=0, command=shlex.join(["python", *sys.argv]))
-    record |= {"layers_with_own_weights": OWN, "depths": DEPTHS.get(name)}
+    record |= {"layers_with_own_weights": OWN[name], "depths": DEPTHS.get(name)}
     time_once(benched, list(methods.values())[-2])  # warm-up
     while len(seconds) < rounds:
         order = Random(len(seconds)).sample(list(methods), len(methods))
