@@ -10,6 +10,7 @@ from foveate.core.signals import Attention, Cells, Hidden, Resource, Text
 from foveate.core.views import Arriving
 from foveate.engine.program import Program
 from foveate.errors import BudgetError, SettingError, UnsupportedError
+from foveate_vllm import host
 
 REDUCED = "Make its rows on transformers, which stock vLLM takes as they are: Reduced embeddings, docs/guides/vllm.md."
 
@@ -150,6 +151,12 @@ def refuse_wrong_rate(tokens: Any, retention: Any) -> None:
         raise SettingError(f"foveate_retention must be a share above 0 and at most 1; got {retention!r}.")
 
 
+def refuse_no_flag(untested: Any) -> None:
+    """The setting's "untested" is true or false."""
+    if not isinstance(untested, bool):
+        raise SettingError(f'"untested" in hf_overrides["foveate"] is true or false; got {untested!r}.')
+
+
 def refuse_rate_between_layers(stages: Program) -> None:
     """A request's own rate, where counts between layers are those of the server's method."""
     if stages.late:
@@ -254,25 +261,31 @@ def _left(stage: Stage, entered: int) -> int | None:
         return None
 
 
-def refuse_engine(config: Any) -> None:
-    """Settings of the engine (vLLM's `VllmConfig`) under which dropping between layers would be wrong."""
+def refuse_engine(config: Any, untested: bool = False) -> None:
+    """Settings of the engine (vLLM's `VllmConfig`) under which dropping between layers would be wrong.
+
+    Args:
+        config: As vLLM's own checks will find it.
+        untested: Whether the server's setting allows an attention backend that was not tried.
+    """
     device, backend = config.device_config.device_type, config.attention_config.backend
     if backend is not None:
-        refuse_backend(backend.name)
-    elif device != "cpu":
-        refuse_backend(f"one for {device}")
-    refuse_window(config.cache_config.sliding_window)
+        refuse_backend(backend.name, untested)
+    elif device != "cpu" and not untested:
+        refuse_backend(f"vLLM's choice for {device}")
+    cache, model, graphs = config.cache_config, config.model_config, config.compilation_config.cudagraph_mode
+    refuse_window(cache.sliding_window)
     parallel, scheduling = config.parallel_config, config.scheduler_config
     reasons = [
-        (
-            config.cache_config.enable_prefix_caching,
-            "keeps no prefix cache: behind a cut the keys of a prompt depend on what else was in it. "
-            "Start the server with --no-enable-prefix-caching.",
-        ),
         (
             parallel.pipeline_parallel_size > 1,
             "cannot divide the layers between processes (pipeline parallel): each cut must be known to all. "
             "Use --tensor-parallel-size instead of --pipeline-parallel-size.",
+        ),
+        (
+            model.is_moe and (parallel.data_parallel_size > 1 or parallel.enable_expert_parallel),
+            "cannot divide experts between processes: these agree on the rows of a step before it begins, and some of "
+            "them leave on the way. Leave --enable-expert-parallel and --data-parallel-size out.",
         ),
         (
             config.speculative_config is not None,
@@ -289,8 +302,24 @@ def refuse_engine(config: Any) -> None:
             "cannot hand KV caches to a connector: layers differ in length. Leave --kv-transfer-config out.",
         ),
         (
-            not config.model_config.enforce_eager,
-            "runs the model eagerly, since rows leave between layers. Start the server with --enforce-eager.",
+            cache.kv_sharing_fast_prefill,
+            "cannot leave out rows of a prompt in layers that share a KV cache (fast prefill), since it leaves out "
+            "others itself. Leave --kv-sharing-fast-prefill out.",
+        ),
+        (
+            model.is_hybrid or model.is_attention_free,
+            "cannot work in recurrent layers: what they remember of a row cannot leave. Take a method before the "
+            "decoder, such as divprune.",
+        ),
+        (
+            model.is_mm_prefix_lm,
+            "cannot work in a model whose image tokens attend to those behind them: vLLM tells its kernels where "
+            "images are in the whole prompt. Take a method before the decoder, such as divprune.",
+        ),
+        (
+            graphs is not None and graphs.has_full_cudagraphs(),
+            "cannot replay a whole step as one CUDA graph, as layers get lengths of their own. Leave cudagraph_mode "
+            'out of --compilation-config, or say "PIECEWISE" there.',
         ),
         (
             parallel.enable_dbo or parallel.use_ubatching,
@@ -314,14 +343,45 @@ def refuse_engine(config: Any) -> None:
             raise UnsupportedError(f"Dropping vision tokens between layers {reason}")
 
 
-def refuse_backend(name: str) -> None:
-    """An attention backend that was not tried. FLASHINFER, say, plans all layers of a step at once, for one length."""
-    if name != "CPU_ATTN":
+TRIED = ("CPU_ATTN", "TRITON_ATTN")
+"""Attention backends under which tests compare answers with those on transformers."""
+WRONG = ("FLASHINFER",)
+"""Backends that plan all layers of a step at once, for one length: wrong without a word."""
+
+
+def refuse_backend(name: str, untested: bool = False) -> None:
+    """An attention backend that was not tried, unless the server's setting says that this is known."""
+    if name in TRIED or (untested and name not in WRONG):
+        return
+    if name in WRONG:
         raise UnsupportedError(
-            "Dropping vision tokens between layers works with the attention backend CPU_ATTN alone, which is vLLM's on "
-            f"a CPU; this engine would take {name}. Serve on a CPU and leave --attention-backend out, or take a method "
-            "before the decoder, such as visionzip."
+            f"Dropping vision tokens between layers would be wrong with the attention backend {name}, which plans all "
+            "layers of a step for one length. Start the server with --attention-backend TRITON_ATTN."
         )
+    raise UnsupportedError(
+        f"Dropping vision tokens between layers was tested with the attention backends {' and '.join(TRIED)}, and this "
+        f"engine would take {name}. Start the server with --attention-backend TRITON_ATTN; or run foveate-vllm check "
+        'METHOD on this machine, and if it passes add "untested": true to the setting.'
+    )
+
+
+def refuse_layer(layer: Any, untested: bool) -> Any:
+    """A decoder layer's attention, if stages can work around it."""
+    attention = getattr(getattr(layer, "self_attn", None), "attn", None)
+    if attention is None:
+        raise UnsupportedError(
+            f"Dropping vision tokens between layers knows layers whose attention is self_attn.attn, and a "
+            f"{type(layer).__name__} has none. Take a method before the decoder, such as divprune."
+        )
+    host.look_at(attention)
+    refuse_backend(attention.attn_backend.get_name(), untested)
+    refuse_window(attention.sliding_window)
+    if attention.kv_sharing_target_layer_name is not None:
+        raise UnsupportedError(
+            "Dropping vision tokens between layers cannot work where a layer attends to the keys of an earlier one, "
+            "which has kept other rows. Take a method before the decoder, such as divprune."
+        )
+    return attention
 
 
 def refuse_window(size: int | None) -> None:

@@ -26,7 +26,6 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import ProcessorInputs, TimingContext
-from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
@@ -36,6 +35,7 @@ from foveate.families.qwen_vl import Qwen3VL, Qwen25VL
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers
 from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
+from foveate_vllm.host import gpu_sync_allowed
 from foveate_vllm.positions import (
     Span,
     arrived,

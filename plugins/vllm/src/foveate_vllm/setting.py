@@ -28,7 +28,7 @@ __all__ = ["RATE_KEYS", "Rate", "Setting"]
 
 RATE_KEYS = ("foveate_tokens", "foveate_retention")
 """What a request may write into `mm_processor_kwargs`."""
-KEYS = ("method", "tokens", "retention")
+KEYS = ("method", "tokens", "retention", "untested")
 """What a server may write into `hf_overrides["foveate"]`."""
 REMEMBERED = 256  # rates whose stages are kept; a client may ask for a new one with every request
 
@@ -89,13 +89,15 @@ class Setting:
 
     Args:
         values: `hf_overrides["foveate"]`: "method", a name in foveate's grammar or its dictionary, and "tokens" or
-            "retention"; without these a name alone keeps a third, and anything else what it says.
+            "retention"; without these a name alone keeps a third, and anything else what it says. "untested": true
+            allows attention backends that were not tried between layers.
         config: The model's.
         family: Knows the model.
 
     Attributes:
         rate: The server's.
         spelled: The method, as the server was given it.
+        untested: Whether attention backends that were not tried are allowed.
 
     Raises:
         SettingError: If a key is unknown, or a value does not fit.
@@ -109,6 +111,8 @@ class Setting:
             raise SettingError(
                 f"hf_overrides['foveate'] takes method, and tokens or retention; got {', '.join(sorted(values))}."
             )
+        self.untested = values.get("untested", False)
+        guards.refuse_no_flag(self.untested)
         method, self.spelled = values["method"], str(values["method"])
         if isinstance(method, Mapping):
             method = catalogue.from_dict(method)
