@@ -165,6 +165,15 @@ class BetweenLayers:
     foveate: Setting
     dropping: Dropping | None = None
 
+    @classmethod
+    def setting_of(cls, config: Any) -> Setting:
+        """The setting of a server of this architecture.
+
+        Raises:
+            FoveateError: If it cannot work.
+        """
+        return Setting.of(config, cls.family)
+
     @property
     def whole_image(self) -> int | None:
         """Tokens of every image before any of them leave; None where images differ."""

@@ -1,6 +1,8 @@
 """Every refusal of the plug-in: said when the server starts, or to the request that cannot be served."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from foveate.contract import follow
@@ -62,6 +64,39 @@ def refuse_tower(model_type: str) -> None:
     """Towers whose attention foveate cannot read in vLLM."""
     if model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise UnsupportedError(f"foveate cannot drop tokens of {model_type} towers in vLLM. Use transformers.")
+
+
+def refuse_reading_tower(stages: Program) -> None:
+    """Stages that read the vision tower of a model whose tower the plug-in does not know."""
+    seen = {type(signal) for stage in stages.early for signal in stage.reads} - {Hidden, Cells}
+    if stages.encodes == "tower" or seen:
+        raise UnsupportedError(
+            f"{stages.method.name} reads the vision tower, which the plug-in shows of LLaVA and Qwen models alone. Take a "
+            f"method that reads an image's rows, such as divprune. {REDUCED}"
+        )
+
+
+def refuse_mrope(architecture: str, mrope: bool) -> None:
+    """A model whose positions have three axes, in the way of models whose rows are numbered anew."""
+    if mrope:
+        raise UnsupportedError(
+            f"{architecture} has positions of three axes (M-RoPE), which the plug-in keeps for the Qwen models that "
+            f"docs/guides/vllm.md names alone. {REDUCED}"
+        )
+
+
+def refuse_no_images(limits: Mapping[str, int | None]) -> None:
+    """A model that takes other media alone."""
+    if "image" not in limits:
+        raise UnsupportedError(
+            f"In vLLM this model takes {', '.join(limits) or 'no media'} and no images, so there is nothing to drop. "
+            "Serve it without foveate."
+        )
+
+
+def without_images(config: Any) -> Any:
+    """vLLM's settings for CUDA graphs of the tower, for other media alone: what is captured is not dropped from."""
+    return replace(config, modalities=[name for name in config.modalities if name != "image"])
 
 
 def refuse_tower_lora(lora: Any) -> None:
@@ -372,6 +407,13 @@ def refuse_layer(layer: Any, untested: bool) -> Any:
         raise UnsupportedError(
             f"Dropping vision tokens between layers knows layers whose attention is self_attn.attn, and a "
             f"{type(layer).__name__} has none. Take a method before the decoder, such as divprune."
+        )
+    takes = [*inspect.signature(layer.forward).parameters][:3]
+    if takes != ["positions", "hidden_states", "residual"] or not hasattr(layer, "input_layernorm"):
+        raise UnsupportedError(
+            f"Dropping vision tokens between layers knows layers that take positions, hidden_states and residual, and "
+            f"have input_layernorm; {type(layer).__name__} takes {', '.join(takes)}. Take a method before the decoder, "
+            "such as divprune."
         )
     host.look_at(attention)
     refuse_backend(attention.attn_backend.get_name(), untested)

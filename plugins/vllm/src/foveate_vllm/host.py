@@ -38,6 +38,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.model_executor.layers.attention": ("Attention.forward", "Attention.get_attn_backend"),
     "vllm.model_executor.models.config": ("MODELS_CONFIG_MAP",),
+    "vllm.model_executor.models.registry": ("ModelRegistry.models", "_MULTIMODAL_MODELS"),
     "vllm.model_executor.models.interfaces": (
         "SupportsMultiModal._mark_tower_model", "SupportsMultiModalPruning.recompute_mrope_positions",
         "supports_mrope", "supports_multimodal_pruning",

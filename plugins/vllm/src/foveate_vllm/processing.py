@@ -1,6 +1,7 @@
 """Before encoding: how many rows of each image will be left, and a prompt that has places for as many."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -8,16 +9,18 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
-from vllm.multimodal.parse import MultiModalDataItems
-from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import PromptUpdate
 
 from foveate.core.grid import Grid
 from foveate.families.base import Family
 from foveate_vllm import guards
 from foveate_vllm.setting import RATE_KEYS, Rate, Setting
 
-__all__ = ["KEEP", "RATE", "DroppingInfo", "DroppingProcessor"]
+__all__ = ["KEEP", "RATE", "DroppingInfo", "DroppingProcessor", "Sized", "span_of"]
 
+Sized = tuple[int, tuple[Grid, ...]]
+"""Vision tokens of an image, and the grids that they stand in."""
 KEEP = "foveate_keep"
 """Rows of each image that enter the decoder, (images,) int64: what travels with an image from the processor on."""
 RATE = "foveate_rate"
@@ -73,21 +76,23 @@ class DroppingProcessor:
             guards.refuse_long_prompt(len(made["prompt_token_ids"]), most)
         return made
 
-    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         """Vision tokens of each image, newlines among them, and the grids that they stand in.
 
         Args:
             mm_items: The pictures.
             outputs: What the model's own processor made of them.
+            kwargs: Of the request, without its rate.
         """
         raise NotImplementedError
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         rate = self.info.rate(hf_kwargs)
-        outputs = super()._apply_hf_processor_main(mm_items, _without_rates(hf_kwargs))  # type: ignore[misc]
-        if "pixel_values" not in outputs:  # embeddings come as they shall enter
+        kwargs = _without_rates(hf_kwargs)
+        outputs = super()._apply_hf_processor_main(mm_items, kwargs)  # type: ignore[misc]
+        if not isinstance(mm_items.get("image"), ImageProcessorItems):  # embeddings come as they shall enter
             return outputs
-        counts = [self.info.setting.count(rate, size, grids) for size, grids in self.sizes(mm_items, outputs)]
+        counts = [self.info.setting.count(rate, size, grids) for size, grids in self.sizes(mm_items, outputs, kwargs)]
         outputs[KEEP] = torch.tensor(counts, dtype=torch.int64)
         outputs[RATE] = rate.as_tensor().expand(len(counts), 2).clone()
         return outputs
@@ -95,9 +100,9 @@ class DroppingProcessor:
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        stock = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
         ours = {key: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for key in (KEEP, RATE)}
-        return {**fields, **ours}
+        return {**stock, **ours}
 
     def _get_prompt_updates(
         self,
@@ -115,32 +120,36 @@ def _without_rates(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key not in RATE_KEYS}
 
 
-def _shorter(update: PromptUpdate, out_mm_kwargs: MultiModalKwargsItems) -> PromptUpdate:
-    """A replacement for images that has as many placeholders as rows will be left."""
+def span_of(content: Any) -> tuple[slice, Tensor]:
+    """Where the rows of an image begin and end in what the model's own processor puts in the place of one.
+
+    Returns:
+        The span, and what stands there: −1 for a row, or a token's id, (places,) int64.
+    """
+    ids = torch.tensor(content.full)
+    embeds = torch.ones_like(ids, dtype=torch.bool) if content.is_embed is None else content.is_embed(content.full)
+    places = embeds.nonzero()[:, 0]
+    span = slice(int(places[0]), int(places[-1]) + 1)
+    return span, torch.where(embeds, -1, ids)[span]
+
+
+def _shorter(update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate:
+    """An update for images that has as many places as rows will be left; text around these stays."""
     if update.modality != "image":
         return update
-    return PromptReplacement(
-        modality="image", target=update.target, replacement=_Placeholders(update.content, out_mm_kwargs)
-    )
 
-
-class _Placeholders:
-    """The first placeholders of each image.
-
-    Args:
-        content: All of them, or a function that makes those of an image: a list of ids.
-        items: What was made of the images.
-    """
-
-    def __init__(self, content: Any, items: MultiModalKwargsItems) -> None:
-        self._content = content
-        self._items = items
-
-    def __call__(self, index: int) -> Any:
-        """The ids that stand in the prompt for an image."""
-        ids = self._content(index) if callable(self._content) else self._content
-        keep = self._items["image"][index].get(KEEP)
+    def content(index: int) -> Any:
+        details = update._resolve_content(index)
+        keep = items["image"][index].get(KEEP)
         if keep is None or keep.data is None:
-            return ids
-        count: Tensor = keep.data
-        return ids[: int(count)]
+            return details
+        span, inner = span_of(details)
+        dropped = int((inner < 0).sum()) - int(keep.data)
+        if not dropped:
+            return details
+        # Tokens between rows become rows too: which rows stay is not known yet.
+        left = [details.full[span.start]] * (len(inner) - dropped)
+        return replace(details, full=[*details.full[: span.start], *left, *details.full[span.stop :]])
+
+    (field,) = (one.name for one in fields(update) if one.name in ("replacement", "insertion"))
+    return replace(update, **{field: content})

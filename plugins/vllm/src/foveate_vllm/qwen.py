@@ -27,7 +27,6 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.engine.hosts import Entered
 from foveate.families.base import Family
@@ -45,7 +44,7 @@ from foveate_vllm.positions import (
     shortened,
     with_places,
 )
-from foveate_vllm.processing import DroppingInfo, DroppingProcessor
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
 from foveate_vllm.qwen_tower import TowerSignals
 from foveate_vllm.runners import pruning_state, pruning_switched_on
 from foveate_vllm.setting import Rate, Setting
@@ -198,8 +197,7 @@ class DroppingQwen(BetweenLayers):
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Without images: a captured tower shows nothing, and its features would not be cut."""
-        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
-        return replace(config, modalities=[name for name in config.modalities if name != "image"])
+        return guards.without_images(super().get_encoder_cudagraph_config())  # type: ignore[misc]
 
 
 # -- what vLLM loads by name -------------------------------------------------------------------------------------
@@ -223,7 +221,7 @@ class QwenProcessor(DroppingProcessor):
             guards.refuse_image_at_end(place.offset + place.length, len(prompt["prompt_token_ids"]))
         return prompt
 
-    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         side = self.info.get_hf_config().vision_config.spatial_merge_size
         sizes = []
         for _, height, width in outputs["image_grid_thw"].tolist():

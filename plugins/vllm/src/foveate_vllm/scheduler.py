@@ -6,7 +6,7 @@ from typing import Any
 
 import foveate_vllm as plugin
 from foveate_vllm import guards, host
-from foveate_vllm.setting import Rate, Setting
+from foveate_vllm.setting import Rate
 
 __all__ = ["configure", "scheduler"]
 
@@ -19,9 +19,9 @@ def configure(config: Any) -> None:
     """
     architecture = config.model_config.architecture
     host.probe()
-    module = import_module(f"{plugin.__name__}.{plugin.MODELS[architecture]}")
+    module = import_module(f"{plugin.__name__}.{plugin.module_of(architecture)}")
     model = config.model_config.hf_config
-    setting = Setting.of(model, getattr(module, architecture).family)
+    setting = getattr(module, architecture).setting_of(model)
     Rate.of(config.model_config.multimodal_config.mm_processor_kwargs or {})  # or a refusal
     stages = setting.stages(Rate())
     if not stages.late:

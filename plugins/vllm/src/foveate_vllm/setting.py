@@ -1,5 +1,6 @@
 """What a server drops by: the method and rate it was started with, and the rate that a request asks for instead."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,15 +173,21 @@ class Setting:
             guards.refuse_rate_between_layers(stages)
         return guards.refuse_unknown_count(stages.method, stages.count(size, grids))
 
+    @cached_property
+    def takes_rates(self) -> bool:
+        """Whether a request can have a rate of its own."""
+        try:
+            self.stages(Rate(retention=0.5))
+        except SettingError:
+            return False
+        return True
+
     @property
     def reads(self) -> tuple[TowerSignal, ...]:
         """What stages read of the tower at any rate: a request may drop where the server keeps everything."""
-        signals = dict.fromkeys(TowerReducer(self.stages(Rate())).reads)
-        try:
-            half = self.stages(Rate(retention=0.5))
-        except SettingError:  # no request can have a rate of its own
-            return tuple(signals)
-        return tuple(signals | dict.fromkeys(TowerReducer(half).reads))
+        rates = (Rate(), Rate(retention=0.5)) if self.takes_rates else (Rate(),)
+        reads = (TowerReducer(self.stages(rate)).reads for rate in rates)
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
 
     @cached_property
     def shape(self) -> Shape:
