@@ -37,7 +37,6 @@ INNER = "foveate_inner"
 """What stands from an image's first row to its last in the whole prompt, (places,) int64: −1 for a row, or a token."""
 TESTED = (
     "Idefics3ForConditionalGeneration", "InternVLForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
-    "Mistral3ForConditionalGeneration", "PaliGemmaForConditionalGeneration", "SmolVLMForConditionalGeneration",
 )  # fmt: skip
 """Architectures of which tests compare answers with those on transformers."""
 logger = init_logger("vllm.foveate")
