@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 
 SIZES = ((84, 84), (60, 150), (160, 70), (168, 100))
 VIDCOM2 = ("llava_onevision", "idefics3")
-"""Where a picture's own size is that of a tile, two views of it are the same: rows as far apart as others, by rounding."""
+"""Where a picture has a tile's size two views of it are the same, and rounding decides what is farther apart."""
 NO_TWO = ("llava_onevision",)
 """transformers shows base views alone where a prompt has two images; vLLM shows tiles, with foveate or without."""
 

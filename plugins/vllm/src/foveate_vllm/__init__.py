@@ -7,8 +7,14 @@ __all__ = ["module_of", "register"]
 MODELS = {
     "FoveateLlavaForConditionalGeneration": "llava",
     "FoveateLlavaNextForConditionalGeneration": "llava_next",
+    "FoveateQwen2VLForConditionalGeneration": "qwen",
     "FoveateQwen2_5_VLForConditionalGeneration": "qwen",
     "FoveateQwen3VLForConditionalGeneration": "qwen",
+    "FoveateQwen3VLMoeForConditionalGeneration": "qwen",
+    "FoveateQwen3_5ForConditionalGeneration": "qwen",
+    "FoveateQwen3_5MoeForConditionalGeneration": "qwen",
+    "FoveateGlm4vForConditionalGeneration": "qwen",
+    "FoveateGlm4vMoeForConditionalGeneration": "qwen",
 }
 """Architectures, and the modules of this package that they are in; those of all other models are in `generic`."""
 

@@ -21,7 +21,7 @@ from foveate_vllm.passing import Passing
 from foveate_vllm.runners import model_state
 from foveate_vllm.setting import Rate, Setting
 
-__all__ = ["BetweenLayers", "Dropping"]
+__all__ = ["BetweenLayers", "Dropping", "warn_of_untested"]
 
 
 class Dropping:
@@ -152,6 +152,13 @@ class Dropping:
 logger = init_logger("vllm.foveate")  # below "vllm", whose level and handlers are those of the server's log
 
 
+def warn_of_untested(architecture: str, compared: Sequence[str]) -> None:
+    """Say once that nobody has compared a model's answers with those on transformers."""
+    stock = architecture.removeprefix("Foveate")
+    if stock not in compared:
+        logger.warning_once("foveate was not compared with transformers on %s: ask what you know the answer to.", stock)
+
+
 class BetweenLayers:
     """Stands in front of a multimodal model class of vLLM.
 
@@ -190,10 +197,10 @@ class BetweenLayers:
             program = Program(stages.method, stages.late)
             self.dropping = Dropping(program, decoder, self.whole_image, setting.untested)
 
-    @staticmethod
-    def get_model_state_cls() -> type:
+    @classmethod
+    def get_model_state_cls(cls) -> type:
         """Asked by runner V2."""
-        return model_state()
+        return model_state(getattr(cls, "is_hybrid", False))
 
     def log_start(self, vllm_config: VllmConfig) -> None:
         """Say once, in the first process, what drops at which rate, and what runs it."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
@@ -26,7 +25,7 @@ from foveate.engine.hosts import Entered
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate_vllm import guards
-from foveate_vllm.decoder import BetweenLayers
+from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, by_rate, ready, reduced_apart
 from foveate_vllm.host import ModelRegistry, supports_mrope
 from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized, span_of
@@ -37,9 +36,9 @@ INNER = "foveate_inner"
 """What stands from an image's first row to its last in the whole prompt, (places,) int64: −1 for a row, or a token."""
 TESTED = (
     "Idefics3ForConditionalGeneration", "InternVLForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+    "Mistral3ForConditionalGeneration", "SmolVLMForConditionalGeneration",
 )  # fmt: skip
 """Architectures of which tests compare answers with those on transformers."""
-logger = init_logger("vllm.foveate")
 
 
 class Neutral(Family):
@@ -125,9 +124,7 @@ class GenericModel(BetweenLayers):
         if getattr(config.vision_config, "model_type", None) in ("clip_vision_model", "siglip_vision_model"):
             self.hf_to_vllm_mapper = type(self).hf_to_vllm_mapper | RENAMED
         self.drop_between(self.foveate)
-        stock = type(self).__name__.removeprefix("Foveate")
-        if stock not in TESTED:
-            logger.warning_once("foveate: %s was not compared with transformers. Ask it something you know.", stock)
+        warn_of_untested(type(self).__name__, TESTED)
         self.log_start(vllm_config)
 
     @classmethod

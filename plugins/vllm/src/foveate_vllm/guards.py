@@ -71,7 +71,7 @@ def refuse_reading_tower(stages: Program) -> None:
     seen = {type(signal) for stage in stages.early for signal in stage.reads} - {Hidden, Cells}
     if stages.encodes == "tower" or seen:
         raise UnsupportedError(
-            f"{stages.method.name} reads the vision tower, which the plug-in shows of LLaVA and Qwen models alone. Take "
+            f"{stages.method.name} reads the vision tower, which the plug-in shows of LLaVA and Qwen-VL alone. Take "
             f"a method that reads an image's rows, such as divprune. {REDUCED}"
         )
 

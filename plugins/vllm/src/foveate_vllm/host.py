@@ -66,6 +66,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vllm.v1.core.sched.scheduler": ("Scheduler.add_request", "Scheduler._try_schedule_encoder_inputs"),
     "vllm.v1.request": ("Request.get_skip_reading_prefix_cache",),
     "vllm.v1.worker.gpu.model_states.default": ("DefaultModelState.add_request",),
+    "vllm.v1.worker.gpu.model_states.mamba_hybrid": ("MambaHybridModelState.add_request",),
     "vllm.v1.worker.gpu.model_states.mm_pruning": ("MultiModalPruner.recompute",),
 }  # fmt: skip
 """Modules, and names in them."""

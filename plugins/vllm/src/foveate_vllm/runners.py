@@ -32,10 +32,14 @@ def pruning_switched_on(vllm_config: VllmConfig) -> Iterator[None]:
 # -- runner V2 ------------------------------------------------------------------------------------------------
 
 
-def model_state() -> type:
-    """The class of a model's state that tells the stages between layers which requests begin."""
+def model_state(hybrid: bool) -> type:
+    """The class of a model's state that tells the stages between layers which requests begin.
 
-    class State(host.DefaultModelState):
+    Args:
+        hybrid: Whether some layers are recurrent.
+    """
+
+    class State(host.MambaHybridModelState if hybrid else host.DefaultModelState):  # type: ignore[misc]
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
             if self.model.dropping is not None:
@@ -44,10 +48,10 @@ def model_state() -> type:
     return State
 
 
-def pruning_state() -> type:
+def pruning_state(hybrid: bool) -> type:
     """As `model_state`, for models with M-RoPE: it splits the places off images' rows, whatever the config says."""
 
-    class PruningState(model_state()):  # type: ignore[misc]
+    class PruningState(model_state(hybrid)):  # type: ignore[misc]
         def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: Any) -> None:
             super().__init__(vllm_config, model, encoder_cache, device)
             if encoder_cache is not None:
