@@ -92,7 +92,7 @@ def _size(token: int) -> dict[str, int]:
 
 
 def experts_as_on_the_hub(folder: Path) -> None:
-    """Turn a saved model's experts as vLLM reads them: inputs before outputs, which transformers saves the other way."""
+    """Turn a saved model's experts as vLLM reads them: inputs first, which transformers saves the other way."""
     path = folder / "model.safetensors"
     tensors = load_file(path)
     for name in tensors:

@@ -14,7 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["main"]
+from foveate.errors import FoveateError
+from foveate.naming import parse
+
+__all__ = ["Answer", "main", "verdict"]
 
 NEW = 8
 """Tokens of an answer."""
@@ -39,7 +42,7 @@ class Answer(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0 if vLLM drops alike, 1 if not."""
+    """The command; 0 if vLLM drops alike, 1 if not, 2 if there is no such method."""
     parser = argparse.ArgumentParser(prog="foveate-vllm", description="Foveate inside vLLM.")
     check = parser.add_subparsers(required=True).add_parser(
         "check", help="compare vLLM on this machine with transformers"
@@ -53,8 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    try:
+        parse(options.method)
+    except FoveateError as error:
+        print(f"foveate-vllm: {error}", file=sys.stderr)
+        return 2
     made, backends = _in_vllm(options)
-    passed, said = _verdict(options.dtype, *_beside_transformers(options.method, made))
+    passed, said = verdict(options.dtype, *_beside_transformers(options.method, made))
     said = f"{options.method}, {options.dtype}, {backends}: {said}"
     print(said)
     if options.out:
@@ -140,7 +148,7 @@ def _beside_transformers(method: str, made: Sequence[Answer]) -> tuple[list[Answ
     return list(made), sides[0], sides[1]
 
 
-def _verdict(dtype: str, made: list[Answer], under: list[Answer], without: list[Answer]) -> tuple[bool, str]:
+def verdict(dtype: str, made: list[Answer], under: list[Answer], without: list[Answer]) -> tuple[bool, str]:
     """Whether vLLM's answers are those under the method, and a sentence that says by how much."""
     count = len(made)
     far, control = (max(_apart(*pair) for pair in zip(made, side, strict=True)) for side in (under, without))

@@ -201,6 +201,20 @@ def refuse_rate_between_layers(stages: Program) -> None:
         )
 
 
+def refuse_rate_without_image(values: Mapping[str, Any], media: Sequence[str]) -> None:
+    """A rate, or what looks like one, in a request that has no image: vLLM would ignore it.
+
+    Raises:
+        SettingError: A ValueError, so that the server answers 400.
+    """
+    ours = [key for key in values if _is_ours(key)]
+    if ours and "image" not in media:
+        has = f"media of another kind ({', '.join(media)}), which stay whole" if media else "no image"
+        raise SettingError(
+            f"{', '.join(ours)} says how much of an image stays, and this request has {has}. Leave it out."
+        )
+
+
 def refuse_more_than_all(tokens: int | None, size: int) -> None:
     """A rate of more tokens than the image has."""
     if tokens is not None and tokens > size:

@@ -49,6 +49,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "PromptUpdate._resolve_content", "PromptUpdateDetails.full", "PromptUpdateDetails.is_embed",
     ),
     "vllm.platforms": ("current_platform.is_cpu",),
+    "vllm.renderers.base": ("BaseRenderer._process_tokens", "BaseRenderer._process_tokens_async"),
     "vllm.utils.gpu_sync_debug": ("gpu_sync_allowed",),
     "vllm.v1.attention.backend": (
         "AttentionMetadataBuilder.build",

@@ -1,5 +1,6 @@
 """Before encoding: how many rows of each image will be left, and a prompt that has places for as many."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -14,10 +15,10 @@ from vllm.multimodal.processing import PromptUpdate
 
 from foveate.core.grid import Grid
 from foveate.families.base import Family
-from foveate_vllm import guards
+from foveate_vllm import guards, host
 from foveate_vllm.setting import RATE_KEYS, Rate, Setting
 
-__all__ = ["KEEP", "RATE", "DroppingInfo", "DroppingProcessor", "Sized", "span_of"]
+__all__ = ["KEEP", "RATE", "DroppingInfo", "DroppingProcessor", "Sized", "refuse_rates_of_texts", "span_of"]
 
 Sized = tuple[int, tuple[Grid, ...]]
 """Vision tokens of an image, and the grids that they stand in."""
@@ -64,6 +65,7 @@ class DroppingProcessor:
         Raises:
             SettingError: If the method's budget cannot be met for the prompt's images, or the prompt is too long.
         """
+        guards.refuse_rate_without_image(inputs.hf_processor_mm_kwargs, [*inputs.mm_data_items])
         made = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         setting: Setting = self.info.setting
         late = setting.stages(Rate()).late
@@ -114,6 +116,28 @@ class DroppingProcessor:
             mm_items, _without_rates(hf_processor_mm_kwargs), out_mm_kwargs
         )
         return [_shorter(update, out_mm_kwargs) for update in updates]
+
+
+@functools.cache
+def refuse_rates_of_texts() -> None:
+    """Let vLLM's renderers refuse a rate in a request without media, which no processor sees.
+
+    The class is changed, once, in a process whose server drops; an engine that does not is asked nothing.
+    """
+    for name in ("_process_tokens", "_process_tokens_async"):
+        setattr(host.BaseRenderer, name, _checking(getattr(host.BaseRenderer, name)))
+
+
+def _checking(original: Any) -> Any:
+    """A renderer's method, that looks at a request first."""
+
+    @functools.wraps(original)
+    def process(self: Any, prompt: Mapping[str, Any], **others: Any) -> Any:
+        if not prompt.get("multi_modal_data") and hasattr(self.model_config.hf_config, "foveate"):
+            guards.refuse_rate_without_image(prompt.get("mm_processor_kwargs") or {}, ())
+        return original(self, prompt, **others)
+
+    return process
 
 
 def _without_rates(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import foveate_vllm as plugin
 from foveate_vllm import guards, host
+from foveate_vllm.processing import refuse_rates_of_texts
 from foveate_vllm.setting import Rate
 
 __all__ = ["configure", "scheduler"]
@@ -23,6 +24,7 @@ def configure(config: Any) -> None:
     model = config.model_config.hf_config
     setting = getattr(module, architecture).setting_of(model)
     Rate.of(config.model_config.multimodal_config.mm_processor_kwargs or {})  # or a refusal
+    refuse_rates_of_texts()
     stages = setting.stages(Rate())
     if not stages.late:
         return
