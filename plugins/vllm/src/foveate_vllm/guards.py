@@ -201,13 +201,18 @@ def refuse_rate_between_layers(stages: Program) -> None:
         )
 
 
-def refuse_rate_without_image(values: Mapping[str, Any], media: Sequence[str]) -> None:
+def refuse_rate_without_image(values: Mapping[str, Any], media: Sequence[str], usual: Mapping[str, Any] | None) -> None:
     """A rate, or what looks like one, in a request that has no image: vLLM would ignore it.
+
+    Args:
+        values: The request's `mm_processor_kwargs`, into which vLLM may have put the server's.
+        media: Its kinds of media.
+        usual: The server's `mm_processor_kwargs`.
 
     Raises:
         SettingError: A ValueError, so that the server answers 400.
     """
-    ours = [key for key in values if _is_ours(key)]
+    ours = [key for key, value in values.items() if _is_ours(key) and (usual or {}).get(key) != value]
     if ours and "image" not in media:
         has = f"media of another kind ({', '.join(media)}), which stay whole" if media else "no image"
         raise SettingError(

@@ -65,7 +65,8 @@ class DroppingProcessor:
         Raises:
             SettingError: If the method's budget cannot be met for the prompt's images, or the prompt is too long.
         """
-        guards.refuse_rate_without_image(inputs.hf_processor_mm_kwargs, [*inputs.mm_data_items])
+        usual = self.info.ctx.get_mm_config().mm_processor_kwargs
+        guards.refuse_rate_without_image(inputs.hf_processor_mm_kwargs, [*inputs.mm_data_items], usual)
         made = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         setting: Setting = self.info.setting
         late = setting.stages(Rate()).late
@@ -134,7 +135,8 @@ def _checking(original: Any) -> Any:
     @functools.wraps(original)
     def process(self: Any, prompt: Mapping[str, Any], **others: Any) -> Any:
         if not prompt.get("multi_modal_data") and hasattr(self.model_config.hf_config, "foveate"):
-            guards.refuse_rate_without_image(prompt.get("mm_processor_kwargs") or {}, ())
+            usual = self.model_config.multimodal_config.mm_processor_kwargs
+            guards.refuse_rate_without_image(prompt.get("mm_processor_kwargs") or {}, (), usual)
         return original(self, prompt, **others)
 
     return process

@@ -5,7 +5,7 @@ from types import SimpleNamespace as Some
 import pytest
 import transformers
 
-from foveate.errors import UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from foveate_vllm import guards
 from tests import checkpoints
 from tests.between.models import METHODS, engine, settings
@@ -132,9 +132,18 @@ def test_a_layer_that_stages_cannot_work_around_is_refused(layer, said):
         "kv_sharing_target_layer_name": None, "sliding_window": None,
     }  # fmt: skip
     changed = {name: value for name, value in (usual | layer).items() if value is not None or name not in layer}
-    attention = Some(self_attn=Some(attn=Some(**changed))) if layer else Some(self_attn=Some(linear=1))
+
+    def forward(positions, hidden_states, residual):
+        """As vLLM's decoder layers are called."""
+
+    parts = Some(attn=Some(**changed)) if layer else Some(linear=1)
+    made = Some(self_attn=parts, forward=forward, input_layernorm=1)
     with pytest.raises(UnsupportedError, match=said):
-        guards.refuse_layer(attention, untested=False)
+        guards.refuse_layer(made, untested=False)
+    if layer:
+        made.forward = lambda hidden_states, mask: None
+        with pytest.raises(UnsupportedError, match="SimpleNamespace takes hidden_states, mask"):
+            guards.refuse_layer(made, untested=False)
 
 
 def test_an_engine_with_adapters_does_not_start(llava_folder):
@@ -161,6 +170,15 @@ def test_an_engine_with_a_sliding_window_in_some_layers_does_not_start(tmp_path)
     checkpoints.llava_checkpoint(tmp_path, sliding_window=40, layer_types=kinds)
     with pytest.raises(Exception, match=WINDOWS), engine(tmp_path, METHODS[0]):
         pass
+
+
+def test_a_rate_without_an_image_is_refused_unless_it_is_the_server_s():
+    guards.refuse_rate_without_image({"foveate_tokens": 9}, ["image", "video"], None)
+    guards.refuse_rate_without_image({"foveate_tokens": 9, "fps": 2}, ["video"], {"foveate_tokens": 9})
+    with pytest.raises(
+        SettingError, match=r"foveate_tokens says .* has media of another kind .video., which stay whole"
+    ):
+        guards.refuse_rate_without_image({"foveate_tokens": 8}, ["video"], {"foveate_tokens": 9})
 
 
 def test_a_slip_of_the_pen_in_the_server_s_own_kwargs_is_refused_at_its_start(llava_folder):
