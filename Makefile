@@ -23,7 +23,7 @@ QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check docs clean mutants fuzz
+.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check notebooks docs clean mutants fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make test-installed  install the wheel as README says, in an empty environment without constraints, and use it"
 	@echo "make check   formatting, linting, types and import rules"
+	@echo "make notebooks  run the notebooks in examples/notebooks, and store what they show"
 	@echo "make docs    build the documentation into site/"
 	@echo "make fuzz    try 56,000 pictures, films, settings, records, command lines and model folders with something wrong"
 	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
@@ -205,6 +206,10 @@ check: setup
 	  { echo "The cache's names stand in foveate/_transformers.py alone: see cache_of, cache_in and with_cache." >&2; exit 1; }
 
 # With --quiet, --strict counts no warning, such as a dead link.
+# The notebooks, run, with what their cells show.
+notebooks: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.notebooks
+
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

@@ -1,15 +1,22 @@
 """What MkDocs fills in automatically: navigation, tables, reference. A new method or family needs no line here."""
 
 import re
+import runpy
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, NamedTuple
 
 DOCS = Path(__file__).parent
 MODELS, REFERENCE, TRAITS, SIGNALS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->", "<!-- signals -->"
 """Where the table of models, the reference of the methods, the table of what they read and that of signals go."""
+RECORDS = "<!-- records -->"
+"""Where the table of what others measured goes."""
+WORDS_HERE, CHECKPOINTS = "<!-- words -->", "<!-- checkpoints -->"
+"""Where the words of docs/architecture.md and the table of checkpoints go."""
+SOURCES: dict[str, str] = {}
+"""The Markdown of each page that was built, by its address."""
 
 WORDS = {
     "Hidden": "hidden states",
@@ -25,6 +32,9 @@ WORDS = {
     "Cells": "places in the picture",
     "Columns": "places in the prompt",
     "Features": "features",
+    "Products": "queries of the text times keys",
+    "ValueLikeness": "values of the text and of the tokens",
+    "Rotary": "what RoPE makes of places in the prompt",
 }
 ROWS = {
     "last": "of the last token",
@@ -47,15 +57,42 @@ PLACES = (
 
 
 def on_config(config: Any) -> Any:
-    """Put the pages of methods into the navigation."""
-    config.nav = [{"Methods": method_pages()} if "Methods" in entry else entry for entry in config.nav]
+    """Put the pages of methods and families into the navigation, and tell where the site is from where the code is."""
+    lists = {"Methods": method_pages, "Models": family_pages}
+    config.nav = [{name: lists[name]()} if (name := next(iter(entry))) in lists else entry for entry in config.nav]
+    place = re.fullmatch(r"https://github\.com/([\w-]+)/([\w.-]+?)/?", config.repo_url or "")
+    if place and not config.site_url:
+        config.site_url = f"https://{place[1]}.github.io/{place[2]}/"
     return config
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in what is derived."""
     path = Path(page.file.src_uri)
-    return filled(with_picture(markdown, path.stem) if path.parent.name == "methods" else markdown)
+    if path.parent.name == "methods":
+        markdown = with_picture(markdown, path.stem)
+    if path.parent.name == "families":
+        markdown = with_use(markdown, path.stem)
+    markdown = filled(markdown)
+    SOURCES[page.url] = markdown
+    return markdown
+
+
+def on_post_build(config: Any) -> None:
+    """Write each page's Markdown beside it, for the button that copies it, and llms.txt, which lists them."""
+    site, home = Path(config.site_dir), config.site_url or ""
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
+    for url, markdown in SOURCES.items():
+        (site / url / "index.md").write_text(markdown, encoding="utf-8")
+    for entry in config.nav:
+        ((section, below),) = entry.items()
+        pages = [{section: below}] if isinstance(below, str) else below
+        lines += ["", f"## {section}", ""]
+        for page in pages:
+            ((title, name),) = page.items()
+            folder = re.sub(r"(index)?\.md$", "", name)
+            lines.append(f"- [{title}]({home}{folder + '/' if folder else ''}index.md)")
+    (site / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def filled(markdown: str) -> str:
@@ -68,7 +105,26 @@ def filled(markdown: str) -> str:
         markdown = markdown.replace(TRAITS, traits())
     if SIGNALS in markdown:
         markdown = markdown.replace(SIGNALS, signals())
+    if RECORDS in markdown:
+        markdown = markdown.replace(RECORDS, records())
+    if WORDS_HERE in markdown:
+        markdown = markdown.replace(WORDS_HERE, glossary())
+    if CHECKPOINTS in markdown:
+        markdown = markdown.replace(CHECKPOINTS, checkpoints())
     return markdown
+
+
+def records() -> str:
+    """What others measured on real checkpoints, or that nobody has yet."""
+    script = runpy.run_path(str(DOCS.parent / "benchmarks/real/records.py"))
+    kept = script["stored"]()
+    return script["table"](kept).to_markdown() if kept else "Nobody has sent a record yet."
+
+
+def glossary() -> str:
+    """The table of words that docs/architecture.md has, with its links as they are one folder up."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    return re.search(r"^\| word \|.*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)[0]
 
 
 def with_picture(markdown: str, name: str) -> str:
@@ -81,11 +137,152 @@ def with_picture(markdown: str, name: str) -> str:
     return markdown[: first.start()] + shown + markdown[first.start() :]
 
 
+class Checkpoint(NamedTuple):
+    """What the table of checkpoints says of one.
+
+    Attributes:
+        name: Its name, as the source of transformers has it.
+        family: Its `model_type`.
+        tokens: Vision tokens of a picture of 1024 x 768 pixels, by the rule of its processor.
+        rule: That rule, in words.
+    """
+
+    name: str
+    family: str
+    tokens: int
+    rule: str
+
+
+TILES_NEXT = "576 of the whole, and up to four tiles of 336 pixels"
+TILES_OV = "729 of the whole, and up to nine tiles of 384 pixels"
+CHECKED = (
+    Checkpoint("llava-hf/llava-1.5-7b-hf", "llava", 576, "always"),
+    Checkpoint("llava-hf/llava-v1.6-mistral-7b-hf", "llava_next", 2340, TILES_NEXT),
+    Checkpoint("llava-hf/LLaVA-NeXT-Video-7B-hf", "llava_next_video", 2340, f"{TILES_NEXT}; 144 a frame"),
+    Checkpoint("llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava_onevision", 4725, f"{TILES_OV}; 196 a frame"),
+    Checkpoint("llava-hf/vip-llava-7b-hf", "vipllava", 576, "always"),
+    Checkpoint("LanguageBind/Video-LLaVA-7B-hf", "video_llava", 256, "always; 257 a frame"),
+    Checkpoint("Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", 999, "one for 28 × 28 pixels"),
+    Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", 999, "one for 28 × 28 pixels"),
+    Checkpoint("Qwen/Qwen3-VL-4B-Instruct", "qwen3_vl", 768, "one for 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", 768, "one for 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3-VL-30B-A3B-Instruct", "qwen3_vl_moe", 768, "one for 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3.5-27B", "qwen3_5", 768, "one for 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3.5-35B-A3B", "qwen3_5_moe", 768, "one for 32 × 32 pixels"),
+    Checkpoint("OpenGVLab/InternVL3-1B-hf", "internvl", 3328, "256 a tile of 448 pixels, up to 12, and the whole"),
+    Checkpoint("HuggingFaceM4/Idefics3-8B-Llama3", "idefics3", 2197, "169 a tile of 364 pixels, and the whole"),
+    Checkpoint(
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        "smolvlm",
+        1053,
+        "81 a tile of 384 pixels, longest side 1,536, and the whole",
+    ),
+    Checkpoint("google/gemma-3-4b-it", "gemma3", 256, "always, without pan and scan"),
+    Checkpoint("google/paligemma2-3b-mix-224", "paligemma", 256, "always; 1,024 at 448 pixels, 4,096 at 896"),
+    Checkpoint("mistralai/Mistral-Small-3.1-24B-Instruct-2503", "mistral3", 1036, "one for 28 × 28 pixels"),
+    Checkpoint("zai-org/GLM-4.1V-9B-Thinking", "glm4v", 999, "one for 28 × 28 pixels"),
+    Checkpoint("zai-org/GLM-4.5V", "glm4v_moe", 999, "one for 28 × 28 pixels"),
+)
+
+
+def checkpoints() -> str:
+    """The table of checkpoints: tokens of a picture, tested versions, and the method to begin with."""
+    from foveate.registry import families, support
+
+    heads = ["checkpoint", "family", "tokens of 1024 × 768, *computed*", "rule", "transformers", "beside V2Drop"]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for name, family, tokens, rule in CHECKED:
+        serves = support()[family]
+        then = ["DivPrune"]
+        if not isinstance(serves["image"]["pixelprune"], str):
+            then.append("PixelPrune for documents")
+        if "video" in serves:
+            then.append("VidCom2 for films")
+        oldest = getattr(families()[family], "oldest", "5.16.1")
+        cells = (
+            f"`{name}`",
+            f"[{family}](families/{family}.md)",
+            f"{tokens:,}",
+            rule,
+            f"{oldest} to 5.24",
+            "; ".join(then),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+FAMILY_CODE = """
+## In code
+
+```python
+import foveate as fv
+
+vlm = fv.load("{name}")
+answer = vlm.ask("cat.jpg", "What is it doing?", method="v2drop", retention=1/3)               # a picture
+print(answer, f"{{answer.retention:.0%}} of {{answer.vision_tokens}} vision tokens")
+
+film = vlm.ask("clip.mp4", "What happens?", frames=3, method="vidcom2", retention=1/4)         # {film}
+
+questions = [("cat.jpg", "What is this?"), ("dog.jpg", "What is this?")]
+for answer in vlm.ask_many(questions, batch_size=2, method="v2drop", retention=1/3):           # a batch
+    print(answer.prompt.text, answer)
+```
+
+With a model that your code has loaded: `with fv.drop(model, "v2drop", retention=1/3): model.generate(**inputs)`
+([before and after](../guides/before-after.md)). Which method, and how many tokens: [choosing](../guides/choosing.md).
+"""
+FAMILY_PROOF = """
+## What is proved, and what is refused
+
+Every method runs on a tiny random model of this type in the tests, with transformers {oldest} to 5.24: keeping all
+tokens changes no bit, what is dropped equals the same model with those columns masked, each sample of a batch gets what
+it gets alone, and the model is restored. **Not proved**: quality on a real checkpoint.
+[`foveate check {name}`](../guides/check.md) proves the mechanics on yours.
+
+Drops tokens of {modalities}. {refused}
+What no model is served with: [troubleshooting](../guides/troubleshooting.md).
+"""
+
+
+def with_use(markdown: str, name: str) -> str:
+    """A family's page with code that runs, what is proved and what is refused; others have these by hand."""
+    from foveate.registry import families, support
+
+    if name not in families():
+        return markdown
+    serves = support()[name]
+    refused = {answer for methods in serves.values() for answer in methods.values() if isinstance(answer, str)}
+    film = "a film" if "video" in serves else "a film; the model reads pictures, so each frame is one"
+    values = {
+        "name": re.search(r"^\| checkpoints \| `([^`]+)`", markdown, re.MULTILINE)[1],
+        "film": film,
+        "oldest": getattr(families()[name], "oldest", "5.16.1"),
+        "modalities": "pictures and films" if "video" in serves else "pictures",
+        "refused": "Refused: " + " ".join(sorted(refused)) if refused else "Every method is served.",
+    }
+    table = re.search(r"\A.*?\n\n\|.*?\n\n", markdown + "\n", re.DOTALL).end()
+    code, proof = FAMILY_CODE.format_map(values).lstrip(), FAMILY_PROOF.format_map(values)
+    rest = markdown[table:].strip()
+    notes = f"\n## What is special\n\n{rest}\n" if rest else ""
+    return f"{markdown[:table]}{code}{proof}{notes}"
+
+
+def family_pages() -> list[dict[str, str]]:
+    """The pages about all models, then a title and a file for each page in docs/families."""
+    first = [{"All models": "models.md"}, {"By checkpoint name": "checkpoints.md"}]
+    return [*first, *pages_of("families")]
+
+
 def method_pages() -> list[dict[str, str]]:
     """A title and a file for each page in docs/methods."""
-    pages = sorted((DOCS / "methods").glob("*.md"))
+    return pages_of("methods")
+
+
+def pages_of(folder: str) -> list[dict[str, str]]:
+    """A title and a file for each page in a folder of docs."""
+    pages = sorted((DOCS / folder).glob("*.md"))
     return [
-        {page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "): f"methods/{page.name}"} for page in pages
+        {page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "): f"{folder}/{page.name}"} for page in pages
     ]
 
 

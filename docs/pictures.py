@@ -1,6 +1,6 @@
 """Draw what each method keeps: docs/images/methods/NAME.webp, which docs/hooks.py puts on the method's page.
 
-    python docs/pictures.py [NAME …]     # "places" is the picture of docs/guides/dropping.md
+    python docs/pictures.py [NAME …]     # "places" is the picture of docs/guides/dropping.md, "demo" README's
 
 The embedded model answers a question about its demo picture with a mean of a ninth of the vision tokens a decoder
 layer, or about a film with a third where the method is for films; with the method's own defaults where it takes no
@@ -23,18 +23,21 @@ from foveate import embedded
 from foveate.contract import Method, PixelView, Shape
 from foveate.contract.stages import PatchStage
 from foveate.eval.held_out import shown
-from foveate.viz.canvas import FAINT, LEGEND, PLAIN_LEGEND, Page, fitted
+from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, fitted
 from foveate.viz.dim import Pixels, dim
 from foveate.viz.mosaic import plain_panel, stage_panels
 from foveate.viz.showing import Media, PrefillLike, frames_of
 
 FOLDER = Path(__file__).parent / "images/methods"
 PLACES = Path(__file__).parent / "images/places.svg"
+DEMO = Path(__file__).parent / "images/demo.png"
 SCREENSHOT = Path(__file__).parent.parent / "benchmarks/pixels/pictures.py"
+SPELLED = {"coordinates": "fastv+coordinates", "finalkv": "v2drop+finalkv", "ivcprune": "ivcprune:keep=0.5"}
+"""Members of chains that drop nothing by themselves, and what cuts too late for a ninth."""
 FOR_FILMS = ("dtd", "dycoke", "evs", "fastvid", "flashvid", "holitom")
 RETENTION, OF_FILMS = 1 / 9, 1 / 3
-SIDE, GAP, SIZE = 144, 12, 6.5
-"""Pixels of a panel, 6 a vision token, and between panels; points of the letters."""
+SIDE, BIG, GAP, SIZE = 144, 336, 12, 6.5
+"""Pixels of a panel, 6 a vision token, of a large one, and between panels; points of the letters."""
 FILM, FRAMES = 4, 6
 UNIT = 28
 """Pixels of a side of Qwen2-VL's vision tokens."""
@@ -45,7 +48,7 @@ Panels = list[tuple[Pixels, str]]
 
 def main(names: list[str]) -> int:
     """Draw the named methods, or all; the exit code."""
-    known = [PLACES.stem, *fv.methods()]
+    known = [PLACES.stem, DEMO.stem, *fv.methods()]
     if unknown := sorted(set(names) - set(known)):
         print(f"pictures.py: no method {unknown[0]!r}. There are: {', '.join(known)}.", file=sys.stderr)
         return 2
@@ -53,6 +56,8 @@ def main(names: list[str]) -> int:
     for name in names or known:
         if name == PLACES.stem:
             draw_places()
+        elif name == DEMO.stem:
+            draw_demo()
         elif page := drawn(name):
             path = FOLDER / f"{name}.webp"
             page.save(path, quality=QUALITY, method=6)
@@ -65,13 +70,13 @@ def main(names: list[str]) -> int:
 def drawn(name: str) -> Image.Image | None:
     """The picture of one method; None where it drops nothing."""
     method = fv.methods()[name]()
-    if isinstance(method.stages(Shape(depth=32, cls=True))[0], PatchStage):
+    if any(isinstance(stage, PatchStage) for stage in method.stages(Shape(depth=32, cls=True))):
         return page(of_pixels(method), merges=False)
     if name in FOR_FILMS:
         film = shown(FILM, is_film=True).thinned(FRAMES)
         return of_prefill(asked(fv.load(embedded.FILMS), film, name, OF_FILMS), film)
     picture = Image.open(embedded.picture())
-    spelling = "v2drop+finalkv" if name == "finalkv" else name  # it drops where another method does
+    spelling = SPELLED.get(name, name)
     return of_prefill(asked(fv.load(), picture, spelling, RETENTION), picture)
 
 
@@ -109,6 +114,18 @@ def of_pixels(method: Method) -> Panels:
     return [(pixels, f"{rows * columns} tokens"), (dimmed, f"before the tower: {len(kept)}")]
 
 
+def draw_demo() -> None:
+    """The embedded model's picture, what a method and a random choice of as many tokens keep, and what is answered."""
+    vlm, picture = fv.load(), Image.open(embedded.picture())
+    names = {"vidcom2": "VidCom2", "random:layers=0": "at random"}
+    panels: Panels = [(plain_panel([picture], BIG), f"all {vlm.ask().vision_tokens} tokens: “{vlm.ask()}”")]
+    for name, words in names.items():
+        answer = vlm.ask(method=name, retention=OF_FILMS)
+        (stage,) = stage_panels(answer.trace.latest, picture, side=BIG)
+        panels.append((stage.pixels, f"{stage.after} tokens, {words}: “{answer}”"))
+    page(panels, merges=False, size=9).save(DEMO)
+
+
 def draw_places() -> None:
     """How many vision tokens each part of LLaVA-1.5-7B processes, with two methods at the same mean."""
     config, count, depth, tower = LlavaConfig(), 576, 32, 10  # the tower's width is drawn, not counted
@@ -134,13 +151,13 @@ def draw_places() -> None:
         figure.savefig(PLACES, metadata={"Date": None})
 
 
-def page(panels: Panels, merges: bool) -> Image.Image:
+def page(panels: Panels, merges: bool, size: float = SIZE) -> Image.Image:
     """Panels side by side, with what their colours mean."""
     cell = max(pixels.shape[1] for pixels, _ in panels)
     sheet = Page(GAP + max(3, len(panels)) * (cell + GAP))
-    top = sheet.row(panels, GAP, GAP, cell=cell, gap=GAP, size=SIZE)
+    top = sheet.row(panels, GAP, GAP, cell=cell, gap=GAP, size=size)
     legend = LEGEND if merges else PLAIN_LEGEND
-    top = sheet.write(legend, GAP, top + GAP / 2, SIZE, room=sheet.width - 2 * GAP, colour=FAINT)
+    top = sheet.write(legend, GAP, top + GAP / 2, size, room=sheet.width - 2 * GAP, kind="faint")
     return sheet.to_image(top + GAP / 2)
 
 

@@ -13,7 +13,8 @@ import foveate as fv
 from foveate.engine import arguments, runner
 from foveate.engine.arguments import Positions, Remap
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import RowMap, rows_of
+from foveate.engine.forward import RowMap
+from foveate.engine.handed import rows_of
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
 from foveate.engine.trace import StageRecord

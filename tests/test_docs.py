@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import pytest
+import transformers
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -40,6 +41,8 @@ VLLM = ROOT / "docs/guides/vllm.md"  # runs in an environment of its own: plugin
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")} - {VLLM})
 VIDEOS = ROOT / "docs/guides/video.md"  # needs a model that reads videos: tests/with_torchvision/test_docs.py
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NEEDED = {ROOT / "docs/guides/before-after.md": ("fastapi",)}  # which make setup-page brings
+FAMILY = ROOT / "docs/families/llava.md"  # one for all: their code differs in the checkpoint's name
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -118,8 +121,19 @@ def test_command_lines_run(page, stand_in, capsys):
 
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
-    source = "\n".join(blocks(page, "python"))
-    exec(compile(source, str(page), "exec"), {"__name__": "blocks"})
+    for package in NEEDED.get(page, ()):
+        pytest.importorskip(package)
+    run_source("\n".join(blocks(page, "python")), page)
+
+
+def run_source(source, page):
+    """Run Python as a script of its own, whose classes can be found by their module."""
+    module = types.ModuleType("blocks")
+    sys.modules["blocks"] = module
+    try:
+        exec(compile(source, str(page), "exec"), vars(module))
+    finally:
+        del sys.modules["blocks"]
 
 
 def run_command_lines(page, capsys):
@@ -181,6 +195,28 @@ def test_the_readme_promises_no_more_than_there_is():
     assert golden <= sum((ROOT / "tests/golden" / name).is_dir() for name in registry.methods())
 
 
+def used(page):
+    """The page of a family as the site has it."""
+    return hooks.with_use(page.read_text(), page.stem)
+
+
+@pytest.mark.filterwarnings("ignore:this model reads no videos")
+def test_the_code_of_families_runs(stand_in):
+    code = BLOCK.search(used(FAMILY))
+    assert code[1] == "python"
+    run_source(code[2], FAMILY)
+
+
+def test_every_family_shows_code_for_a_checkpoint_of_its_own_and_says_what_is_proved_and_refused():
+    (expected,) = re.findall(r'fv.load\("(.*)"\)', used(FAMILY))
+    for name in registry.families():
+        page = used(ROOT / f"docs/families/{name}.md")
+        (checkpoint,) = re.findall(r'fv.load\("(.*)"\)', page)
+        assert f"`{checkpoint}`" in page.partition("## In code")[0]
+        assert (checkpoint == expected) == (name == "llava")
+        assert "## What is proved, and what is refused" in page
+
+
 def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.methods()} <= set(os.listdir(ROOT / "docs/methods"))
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
@@ -212,12 +248,65 @@ def test_every_public_name_is_in_the_reference():
     assert set(foveate.__all__) - errors - {"__version__"} - listed == set()
 
 
-def test_every_page_of_a_method_is_in_the_navigation():
-    config = types.SimpleNamespace(nav=[{"Home": "index.md"}, {"Methods": "methods"}])
-    home, methods = hooks.on_config(config).nav
+def test_every_page_of_a_method_and_of_a_family_is_in_the_navigation():
+    nav = [{"Home": "index.md"}, {"Methods": "methods"}, {"Models": "families"}]
+    config = types.SimpleNamespace(nav=nav, repo_url="", site_url=None)
+    home, methods, models = hooks.on_config(config).nav
     assert home == {"Home": "index.md"}
     listed = [page for entry in methods["Methods"] for page in entry.values()]
     assert listed == sorted(f"methods/{name}" for name in os.listdir(ROOT / "docs/methods"))
+    listed = [page for entry in models["Models"] for page in entry.values()]
+    families = sorted(f"families/{name}" for name in os.listdir(ROOT / "docs/families"))
+    assert listed == ["models.md", "checkpoints.md", *families]
+
+
+def test_the_address_of_the_site_follows_from_that_of_the_code():
+    config = types.SimpleNamespace(nav=[], repo_url="https://github.com/someone/foveate", site_url=None)
+    assert hooks.on_config(config).site_url == "https://someone.github.io/foveate/"
+
+
+def test_the_glossary_has_the_words_of_the_architecture():
+    page = hooks.filled((ROOT / "docs/glossary.md").read_text())
+    assert "| **retention**" not in page  # it stands with budget
+    assert "| **vision token** | a decoder input that came from pixels |" in page
+    assert "| **crew** |" in page
+
+
+def test_each_checkpoint_is_named_by_transformers_and_its_tokens_are_those_of_its_processor():
+    folder = Path(transformers.__file__).parent / "models"
+    source = "".join(path.read_text() for path in folder.glob("*/*.py"))
+    page = hooks.filled((ROOT / "docs/checkpoints.md").read_text())
+    for one in hooks.CHECKED:
+        assert one.name in source, one.name
+        assert f"| `{one.name}` | [{one.family}](families/{one.family}.md) | {one.tokens:,} |" in page
+        counted = tokens_of_a_picture(one.family, 768, 1024)
+        assert counted in (None, one.tokens), one.name
+
+
+def tokens_of_a_picture(family, *size):
+    """What the processor of a family makes of a picture; None where that needs torchvision, or is one size alone."""
+    merged = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_vl_moe": 16, "qwen3_5": 16, "qwen3_5_moe": 16}
+    if family in merged:
+        pictures = transformers.Qwen2VLImageProcessorPil(patch_size=merged[family])
+        return pictures.get_number_of_image_patches(*size, {}) // 4
+    if family in ("glm4v", "glm4v_moe"):
+        return transformers.Glm4vImageProcessorPil().get_number_of_image_patches(*size, {}) // 4
+    if family == "internvl":
+        tiles = transformers.GotOcr2ImageProcessorPil(crop_to_patches=True, size={"height": 448, "width": 448})
+        return 256 * tiles.get_number_of_image_patches(*size, {})
+    if family == "idefics3":
+        return 169 * transformers.Idefics3ImageProcessorPil().get_number_of_image_patches(*size, {})[0]
+    if family == "smolvlm":
+        sides = {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}}
+        return 81 * transformers.SmolVLMImageProcessorPil(**sides).get_number_of_image_patches(*size, {})[0]
+    if family == "llava_next":
+        pictures = transformers.LlavaNextImageProcessorPil(
+            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+        )
+        settings = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+        processor = transformers.LlavaNextProcessor(pictures, spelling(), **settings)
+        return processor._get_num_multimodal_tokens(image_sizes=[size])["num_image_tokens"][0]
+    return None
 
 
 def test_the_guide_lists_every_signal_that_is_served():

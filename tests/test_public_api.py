@@ -37,6 +37,7 @@ PUBLIC = [
     "Generation",
     "Prefix",
     "Question",
+    "SecondLook",
     "VLM",
     "apply",
     "cost",

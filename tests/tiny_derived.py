@@ -354,7 +354,7 @@ def compass(name: str) -> Case:
 def dots(name: str) -> Case:
     text = dict(
         MOE, num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=8,
-        v_head_dim=8, index_topk=8, index_head_dim=8, index_n_heads=16, head_dim=12, sliding_window=16,
+        v_head_dim=8, index_topk=64, index_head_dim=8, index_n_heads=16, head_dim=12, sliding_window=16,
         shared_experts_intermediate_size=16,
     )
     audio = dict(
@@ -630,7 +630,8 @@ def ovis(name: str) -> Case:
     def picture(at: int, rng: Rng) -> tuple[Picture, Any]:
         count = (3, 1)[at % 2]
         pixels = torch.randn(count, 3, 32, 32, generator=rng)
-        return {"pixel_values": pixels}, [93, *[IMAGE] * 16, *([94, *[IMAGE] * 32, 95] if count == 3 else []), 97]
+        tiles = [*[IMAGE] * 16, 95, *[IMAGE] * 16] if count == 3 else []
+        return {"pixel_values": pixels}, [93, *[IMAGE] * 16, 94, *tiles, 97]
 
     return squares(name, dict(model_type="qwen2"), vision, top, image=picture)
 
@@ -737,7 +738,7 @@ def pixtral(name: str) -> Case:
     if name == "mistral_large4":
         text = dict(
             MOE, num_key_value_heads=4, kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8,
-            n_group=1, topk_group=1, index_topk=8, index_head_dim=8, index_n_heads=16, head_dim=4,
+            n_group=1, topk_group=1, index_topk=64, index_head_dim=8, index_n_heads=16, head_dim=4,
             first_k_dense_replace=1, rope_parameters=dict(rope_type="default", rope_theta=1e4), q_lora_rank=16,
         )
     vision = dict(patch_size=4, image_size=64, head_dim=8)
@@ -1110,7 +1111,7 @@ def gemma3n(name: str) -> Case:
 def hunyuan4(name: str) -> Case:
     text = dict(
         moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, kv_lora_rank=16, q_lora_rank=16,
-        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, index_topk=8, index_head_dim=8, index_n_heads=16,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, index_topk=64, index_head_dim=8, index_n_heads=16,
         hc_mult=2, indexer_types=["full", "shared"] * 2, rope_parameters=MROPE,
     )
     case = qwen(name, text, {})

@@ -2,6 +2,7 @@
 
     python benchmarks/real/run.py --plan                # what would run, and about how long; nothing runs
     python benchmarks/real/run.py --out real            # run it; the same command goes on where it stopped
+    python benchmarks/real/run.py --quick --out real    # half an hour, one model: a record that can be shared
     python benchmarks/real/page.py real                 # write the page again: real/page.md
 
 A cell is a command of its own and leaves one file: a benchmark with a model under every method (`foveate eval`), the
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import page
+import records
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -47,6 +49,11 @@ UNKNOWN = 5_000
 SECONDS = 0.4
 """An answer, until a cell of its kind has run."""
 SERVERS = "requests a second through vLLM"
+SURE = ("pope", "gqa", "textvqa")
+"""Benchmarks on which it is asked whether an answer knows that it is the full model's."""
+SURE_FLAGS = ("--retention", "1/9", "2/9")
+QUICK = {"model": MODELS[:1], "method": ("v2drop", "divprune", "vidcom2"), "task": SURE, "limit": 100}
+"""What half an hour is enough for; no server."""
 DRAWS = 3
 """Runs of random, in an evaluation."""
 
@@ -57,7 +64,7 @@ class Cell:
 
     Attributes:
         model: A checkpoint or shape.
-        kind: "quality", "speed", "batch" or "serving".
+        kind: "check", "quality", "sure", "speed", "batch" or "serving".
         what: The benchmark, of a quality cell; what is served, of a serving cell.
         command: What runs; the file for its figures is added at the end.
         answers: How many answers it makes about, for the estimate.
@@ -90,6 +97,7 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
         yield Cell(model, "batch", "", (*speed, "--batch", str(page.BATCH), "--out"), 100 * settings)
         if model in shapes():
             continue
+        yield Cell(model, "check", "", (*foveate, "check", model, "--force", "--out"), 100)
         of = () if model in embedded.NAMES else ("--model", model)
         for served in options.served if options.vllm.exists() else ():
             asked = ("--settings" if served == page.STOCK_AGAIN else "--methods", served, *of, *options.serving)
@@ -100,6 +108,12 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
             command = (*foveate, "eval", *asked, *compared, *budgets, *options.eval, "--force", "--out")
             documents = min(DOCUMENTS.get(task, UNKNOWN), options.limit or UNKNOWN**2)
             yield Cell(model, "quality", task, command, settings * documents)
+        if asked_again := [task for task in options.task if task in SURE or options.include]:
+            script = (sys.executable, str(Path(__file__).with_name("sure.py")), "--model", model, *SURE_FLAGS)
+            limit = min(options.limit or 300, 300)
+            more = ("--cache", str(options.out / "answers"), "--limit", str(limit), "--task", *asked_again)
+            include = ("--include", str(options.include)) if options.include else ()
+            yield Cell(model, "sure", "", (*script, *more, *include, "--out"), 5 * limit * len(asked_again))
 
 
 def too_large(model: str) -> str | None:
@@ -180,11 +194,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bench", type=str.split, default=[], metavar="FLAGS", help="more, for foveate bench")
     parser.add_argument("--serving", type=str.split, default=["--clients", "1", "8", "32"], metavar="FLAGS")
     parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python", help="Python of its environment")
+    parser.add_argument("--quick", action="store_true", help="half an hour: fewer of all, and a record to be shared")
     options = parser.parse_args(arguments)
+    if options.quick:
+        given = {name for name in QUICK if getattr(options, name) != parser.get_default(name)}
+        vars(options).update({name: value for name, value in QUICK.items() if name not in given})
+        options.vllm = Path("no vLLM")
     more = {"--batch-size": 8, "--draws": DRAWS, "--limit": options.limit, "--include": options.include}
     options.eval = [str(word) for pair in more.items() if pair[1] is not None for word in pair]
     options.served = [page.STOCK_AGAIN, *(name for name in options.method if name in SERVED)]
-    missing = {} if options.vllm.exists() else {SERVERS: f"no {options.vllm}; make setup-vllm makes one"}
+    missing = (
+        {} if options.vllm.exists() or options.quick else {SERVERS: f"no {options.vllm}; make setup-vllm makes one"}
+    )
     cells = list(cells_of(options))
     print(plan(cells, options.out).to_text(width=120))
     if options.plan:
@@ -209,6 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = json.dumps({**about, **settings, "limit": options.limit, "missing": missing}, indent=1)
     (options.out / "record.json").write_text(record + "\n", encoding="utf-8")
     print(f"The page: {page.write(options.out)}", file=sys.stderr)
+    if options.quick:
+        return max(records.main([str(options.out)]), int(bool(missing)))
     return int(bool(missing.keys() - {SERVERS}))
 
 

@@ -21,6 +21,7 @@ _HOMES = {
     "Generation": "foveate.ask",
     "Prefix": "foveate.ask",
     "Question": "foveate.ask",
+    "SecondLook": "foveate.ask",
     "VLM": "foveate.ask",
     "apply": "foveate.engine.session",
     "drop": "foveate.engine.session",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
         Generation as Generation,
         Prefix as Prefix,
         Question as Question,
+        SecondLook as SecondLook,
         load as load,
     )
     from foveate.contract.method import Chain as Chain, Method as Method, Preset as Preset

@@ -37,6 +37,7 @@ __all__ = [
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
     "FeatureCall",
+    "IndexedLayer",
     "LinearAttentionLayer",
     "PreTrainedConfig",
     "PreTrainedModel",
@@ -53,6 +54,7 @@ __all__ = [
     "get_vision_interpolation_indices_and_weights",
     "get_vision_position_ids",
     "get_vision_window_index",
+    "indexes",
     "keeps_index",
     "kind_of",
     "lacks",
@@ -66,6 +68,7 @@ __all__ = [
     "sdpa_mask",
     "select_best_resolution",
     "stores_by_layer",
+    "turns",
     "unknown",
     "with_cache",
 ]
@@ -221,6 +224,10 @@ except ImportError as error:
 
 DummyLayer: type = getattr(cache_utils, "DummyLayer", LinearAttentionLayer)
 """What stands in a cache for a decoder layer that stores nothing; none has such before 5.20."""
+
+
+IndexedLayer: type = getattr(cache_utils, "DynamicIndexedLayer", LinearAttentionLayer)
+"""What holds an index of keys beside the keys; the oldest versions have no such."""
 
 
 def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tuple[int, int]:
@@ -387,9 +394,29 @@ def numbers_rows(attention: nn.Module) -> bool:
     )
 
 
+def turns(attention: nn.Module | None) -> bool:
+    """Whether an attention has RoPE; some layers of Llama 4, Cohere 2 or Exaone 4 have none."""
+    code = "" if attention is None else _code(type(attention))  # type: ignore[arg-type]
+    if not any(word in code for word in ("rotary", "rope", "freqs")) or not getattr(attention, "use_rope", True):
+        return False
+    by_window = re.search(r"if self\.sliding_window is (not )?None[^\n]*:\n(.*\n){0,2}.*apply_rotary", code)
+    if by_window is None:
+        return True
+    has_window = getattr(attention, "sliding_window", None) is not None
+    always = getattr(attention, "is_sliding", False) or getattr(attention, "force_rope", False)
+    return always or has_window == (by_window[1] is not None)
+
+
 def keeps_index(module: nn.Module) -> bool:
     """Whether a module caches an index of keys beside the keys, by which rows pick what they attend to (DSA)."""
     return "update_indexer" in _code(type(module))  # type: ignore[arg-type]
+
+
+def indexes(module: nn.Module) -> int | None:
+    """How many keys a row picks by an index of single keys; None where it is another index, as of pools of them."""
+    code = _code(type(module))  # type: ignore[arg-type]
+    picks = "topk = min(self.index_topk, index_scores.shape[-1])" in code and "pool" not in code
+    return int(module.index_topk) if keeps_index(module) and picks else None  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -7,14 +7,18 @@ from dataclasses import MISSING
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foveate.contract.method import Chain, Method, Preset
 from foveate.errors import SettingError
 from foveate.methods import chains
 from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
 
-__all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets", "takes_budget"]
+__all__ = [
+    "PlainMethod", "discovered", "extra", "from_dict", "method", "methods", "preset", "presets", "takes_budget",
+]  # fmt: skip
 
 extra: dict[str, type[Method]] = {}
 """Methods from `foveate.register_method`, by name."""
@@ -103,3 +107,11 @@ def from_dict(values: Mapping[str, Any]) -> Method:
         return Chain.from_dict(values)
     except RecursionError:
         raise SettingError(f"The settings of {name} nest too many methods inside each other.") from None
+
+
+PlainMethod = Annotated[
+    InstanceOf[Method],
+    BeforeValidator(lambda value: value if isinstance(value, Method) else from_dict(value)),
+    PlainSerializer(Method.to_dict),
+]
+"""A method; in JSON, what `Method.to_dict` gives."""

@@ -187,6 +187,11 @@ def method_of(
         bare = is_bare(method, settings if isinstance(settings, Mapping) else [pair_of(pair)[0] for pair in settings])
         method = parse(method, settings)
     if not isinstance(method, Method):
+        if isinstance(getattr(method, "method", None), Method):
+            kind = type(method).__name__
+            raise SettingError(
+                f"A {kind} is more than a method, and not taken here. To drop as it does and no more, give its .method."
+            )
         raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {brief(method)}.")
     if tokens is None and retention is None:
         return method.with_budget(retention=RETENTION) if bare and method.open else method

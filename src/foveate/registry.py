@@ -107,10 +107,11 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
         UnsupportedError: If it is known that no family can serve it.
     """
     from foveate.families.derived import Derived
+    from foveate.families.overrides import OVERRIDES
 
     if model_type in UNSERVED or model_type is None:
         raise _no_family(model_type, name)
-    return families().get(model_type, Derived)
+    return families().get(model_type) or OVERRIDES.get(model_type, Derived)
 
 
 def _no_family(model_type: Any, name: str) -> "UnsupportedError":

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from PIL import Image
 
-from foveate.app.kept import data_url, way_of
+from foveate.app.kept import way_of
 from foveate.app.replies import FULL, Said, answered, cards
+from foveate.viz.canvas import data_url
 from foveate.viz.mosaic import plain_panel
 
 QUESTION = "What is this ?"
@@ -79,7 +81,7 @@ def test_the_slider_stops_wherever_something_was_dropped(replies):
 def test_a_panel_shows_what_was_left_at_the_stop(replies):
     subject, made = replies
     way = way_of(subject, made)
-    plain = data_url(plain_panel(subject.pictures, 360))
+    plain = data_url(Image.fromarray(plain_panel(subject.pictures, 360)))
     last = len(way.words) - 1
     shown = [[part.html for part in way.panels if part.since <= stop <= part.until] for stop in range(last + 1)]
     assert [len(panels) for panels in shown] == [3] * (last + 1)

@@ -2,9 +2,11 @@
 
 import pytest
 
-from foveate.app.replies import FULL, answered, checked, least_percent
+import foveate as fv
+from foveate.app.replies import FULL, Said, answered, cards, checked, least_percent
 from foveate.catalogue import methods, takes_budget
 from foveate.errors import BudgetError, SettingError, UnknownNameError
+from foveate.naming import method_of
 from foveate.registry import family_for
 
 QUESTION = "What is this ?"
@@ -75,3 +77,26 @@ def test_no_budget_can_be_chosen_that_a_method_cannot_meet(vlm, subject):
     assert least_percent(vlm, [], subject) == 1
     with pytest.raises(UnknownNameError, match="fether"):
         least_percent(vlm, ["fether"], subject)
+
+
+# -- second looks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_look_says_in_its_card_how_sure_it_was(vlm, subject):
+    for sure, words in ((1.0, "asked again"), (0.0, "sure ")):
+        look = fv.SecondLook(method=method_of("divprune", tokens=4), sure=sure)
+        (reply,) = answered(vlm, subject, QUESTION, look.name, 0.4, 4, look)
+        assert reply.answer.again == (sure == 1.0)
+        expected = vlm.ask(subject.medium, QUESTION, method=look, max_new_tokens=4)
+        assert reply.text == expected.text
+        value = f"{expected.confidence:.2f}".removeprefix("0")
+        assert f"sure {value}" in cards([Said(FULL), reply])
+        assert words in cards([Said(FULL), reply])
+
+
+def test_a_visitor_names_a_second_look_that_is_offered_and_no_file(tmp_path):
+    look = fv.SecondLook(method=method_of("divprune", tokens=4), sure=0.5)
+    look.save(tmp_path / "sure.json")
+    assert checked("?", [look.name, "v2drop"], {look.name: look}) == [look.name, "v2drop"]
+    with pytest.raises(SettingError, match="names a file"):
+        checked("?", [str(tmp_path / "sure.json")], {look.name: look})

@@ -141,7 +141,7 @@ def test_the_first_token_is_kept_only_where_asked_for(vlm, demo, whole):
 
 def test_a_notebook_shows_a_table_and_the_picture(dropped, whole):
     page = dropped._repr_html_()
-    for words in (QUESTION, "36KUM", "Retention", "FLOPs", "KV cache", "data:image/png;base64,"):
+    for words in (QUESTION, "36KUM", "Retention", "FLOPs", "KV cache", "data:image/webp;base64,"):
         assert words in page
     assert "<img" not in whole._repr_html_()  # nothing was dropped: nothing to draw
     assert "Method" not in whole._repr_html_()

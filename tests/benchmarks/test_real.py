@@ -44,7 +44,7 @@ def test_a_plan_names_every_cell_and_runs_nothing(real, tmp_path, capsys):
     assert real["main"](["--plan", "--out", str(out), *flags]) == 0
     said = capsys.readouterr().out
     cells = [line.split()[:3] for line in said.splitlines() if line.startswith(("  embedded", "  cpu-small"))]
-    assert [cell[1] for cell in cells] == ["speed", "batch", "quality", "quality", "speed", "batch"]
+    assert [cell[1] for cell in cells] == ["speed", "batch", "check", "quality", "quality", "sure", "speed", "batch"]
     assert not out.exists()
 
 
@@ -113,3 +113,91 @@ def test_the_page_has_every_row_what_is_missing_and_the_papers_own_numbers(real,
     printed, whole = papers["V2Drop", "gqa", "192"], papers["full model", "gqa", "576"]
     theirs = float(printed["value"]) / float(whole["value"])
     assert f"| {theirs:.1%} | 90.0% | {100 * (0.9 - theirs):+.1f} |" in lines["V2Drop"]
+
+
+# -- half an hour, and what others send -------------------------------------------------------------------------------
+
+
+def test_a_quick_run_is_of_one_model_and_has_the_check_and_the_controls(real, tmp_path, capsys):
+    assert real["main"](["--plan", "--quick", "--out", str(tmp_path / "real")]) == 0
+    said = capsys.readouterr().out
+    cells = [line.split()[:3] for line in said.splitlines() if line.startswith("  llava-hf")]
+    assert {cell[0] for cell in cells} == {"llava-hf/llava-1.5-7b-hf"}
+    assert [cell[1] for cell in cells] == ["speed", "batch", "check", "quality", "quality", "quality", "sure"]
+    hours = float(said.split("About ")[1].split(" hours")[0])
+    assert hours < 1
+
+
+@pytest.fixture
+def shared():
+    """A record that is taken."""
+    rows = [row("full model", None, tokens=576.0), row("v2drop:retention=1", None, tokens=576.0)]
+    rows += [row(name, 2 / 9) for name in ("random", "resize", "divprune")]
+    about = {"commit": "abc", "versions": {"torch": "2"}, "device": "GPU", "weights": "a@b", "model": ["a/b"]}
+    return {**about, "tasks": {"pope": rows}, "check": {"passed": True}}
+
+
+def test_a_record_with_its_controls_is_taken_and_shown(real, shared):
+    records = real["records"]
+    assert list(records.faults(shared)) == []
+    text = records.table({"b-gpu": shared}).to_markdown()
+    assert "| a/b | GPU | pope | full model again | 576 |" in text
+    assert text.count("| b-gpu |") == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda record: record.pop("check"), "foveate check did not pass"),
+        (lambda record: record.update(check={"passed": False}), "foveate check did not pass"),
+        (lambda record: record.update(model=["/home/me/model"]), "hub id"),
+        (lambda record: record.update(weights=None), "its weights"),
+        (lambda record: record.update(tasks={}), "no benchmark"),
+        (lambda record: record["tasks"]["pope"].pop(0), "full model's tokens were not measured"),
+        (lambda record: record["tasks"]["pope"].pop(1), "the control v2drop:retention=1 is missing"),
+        (lambda record: record["tasks"]["pope"].pop(2), "the control random is missing"),
+        (lambda record: record["tasks"]["pope"].pop(3), "the control resize is missing"),
+        (lambda record: record["tasks"]["pope"][4].update(tokens=None), "divprune has no measured tokens"),
+        (lambda record: record["tasks"]["pope"][4].update(tokens=200.0), "was asked for 128.0 tokens, and spent 200.0"),
+    ],
+)
+def test_a_record_without_what_makes_it_evidence_is_refused(change, says, real, shared):
+    change(shared)
+    assert any(says in fault for fault in real["records"].faults(shared))
+
+
+def test_what_is_stored_is_taken(real):
+    records = real["records"]
+    assert not any(list(records.faults(record)) for record in records.stored().values())
+    assert records.main(["--check"]) == 0
+
+
+def test_a_run_is_collected_without_answers_and_paths(real, shared, tmp_path):
+    record = {name: shared[name] for name in ("commit", "versions", "device", "model")}
+    record |= {"retention": [2 / 9], "limit": 100, "missing": {}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    extra = {"settings": ["/home/me"], "note": "", "task": None}
+    rows = [{**one, **extra} for one in shared["tasks"]["pope"]] + [row("random", 2 / 9, task="a task")]
+    quality = {"tasks": {"pope": {"model": {"weights": "a@b"}, "rows": rows}}}
+    (tmp_path / "quality-a--b-pope.json").write_text(json.dumps(quality))
+    (tmp_path / "check-a--b.json").write_text(json.dumps({"passed": True, "model": "/home/me/model"}))
+    assert real["records"].main([str(tmp_path)]) == 0
+    text = (tmp_path / "share.json").read_text()
+    assert "/home/me" not in text
+    assert len(json.loads(text)["tasks"]["pope"]) == 5
+
+
+def test_a_benchmarks_answers_say_how_well_they_know_themselves():
+    script = runpy.run_path(str(FOLDER / "sure.py"))
+    records = []
+    for number in range(100):
+        question = f"pope/test/{number}/x"
+        about = {"question": question, "spent": 64.0, "vision_tokens": 576, "tokens": [1, 2], "setting": {}}
+        agrees = number >= 4
+        records.append({**about, "method": "full", "answer": "yes", "confidence": 0.9})
+        answer = "yes" if agrees else "no"
+        records.append({**about, "method": "divprune x", "answer": answer, "confidence": number / 100})
+    (found,) = script["rows_of"](records)
+    assert (found["task"], found["questions"], found["agreement"], found["auroc"]) == ("pope", 100, 0.96, 1.0)
+    assert found["again_in_hindsight"] == 0.02
+    assert found["again_promised"] == 1.0  # too few samples to promise anything at 98 %

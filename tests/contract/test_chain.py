@@ -1,5 +1,7 @@
 """Methods one after the other: their order, their budgets, their notes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,6 +68,30 @@ def test_every_member_is_checked_against_the_decoder():
     with pytest.raises(fv.SettingError, match=r"cuts before layers \[17, 22\]"):
         chain.plan(16, (576,))
     chain.plan(32, (576,))
+
+
+class Later(fv.Method):
+    """Moves all cuts of a chain so many layers on."""
+
+    name = "later"
+
+    by: int = 1
+
+    def stages(self, shape):
+        return ()
+
+    def around(self, stages, shape):
+        return tuple(replace(stage, layer=stage.layer + self.by) for stage in stages)
+
+
+def test_a_member_may_change_the_stages_of_all_in_the_order_of_the_members():
+    assert fv.V2Drop().around((), Shape(DEPTH)) == ()
+    chain = Later(by=1) + RANDOM + V2DROP
+    assert [stage.layer for stage in chain.stages(Shape(DEPTH))] == [1, 3, 5]
+    assert {stage.owner for stage in chain.stages(Shape(DEPTH))} == {(1,), (2,)}
+    assert (chain + Later(by=-1)).plan(DEPTH, (100,)) == (RANDOM + V2DROP).plan(DEPTH, (100,))
+    with pytest.raises(fv.SettingError, match="cannot read 1 layers back"):
+        (V2DROP + Later(by=-2)).stages(Shape(DEPTH))
 
 
 # -- budgets ---------------------------------------------------------------------------------------------------

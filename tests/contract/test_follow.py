@@ -16,6 +16,7 @@ from foveate.contract import (
     Keys,
     LayerStage,
     PixelStage,
+    Products,
     Shape,
     Text,
     TowerAttention,
@@ -229,7 +230,7 @@ def test_the_flops_of_every_declared_option_are_known():
     assert len(signals) > 30
     for signal in signals:
         flops = follow.scoring_flops((reading(signal),), 6, 32, (10,))
-        assert (flops > 0) is (signal in {Keys(), Attention(layer="next")})
+        assert (flops > 0) is (signal in {Keys(), Products(), Attention(layer="next")})
         if isinstance(signal, Attention):
             rows = 10 if signal.rows == "vision" else 1
             ahead = reading(replace(signal, layer="next"))

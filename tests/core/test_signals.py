@@ -14,10 +14,13 @@ from foveate.core.signals import (
     Keys,
     Normed,
     Pivots,
+    Products,
     Resource,
+    Rotary,
     Text,
     TowerAttention,
     TowerKeys,
+    ValueLikeness,
 )
 from foveate.errors import SettingError
 
@@ -65,12 +68,14 @@ def test_equal_signals_are_one():
 
 
 def test_who_reads_text():
+    clip = Resource("clip", of="text")
     textual = [Attention(rows=rows) for rows in ("last", "after", "null", "raters")]
     assert all(
-        signal.reads_text for signal in (*textual, Pivots(), Columns(pivots=4), Text(), Resource("clip", of="text"))
+        signal.reads_text
+        for signal in (*textual, Pivots(), Columns(pivots=4), Products(), Text(), ValueLikeness(), clip)
     )
     tower = (TowerAttention(), TowerKeys(), Cls(), Features(), Resource("clip"))
-    silent = (Attention(rows="vision"), Hidden(), Keys(), KeyNorms(), Normed(), Columns(), Cells(), *tower)
+    silent = (Attention(rows="vision"), Hidden(), Keys(), KeyNorms(), Normed(), Columns(), Cells(), Rotary(), *tower)
     assert not any(signal.reads_text for signal in silent)
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from foveate.engine.forward import RowMap, Streams
+from foveate.engine.forward import RowMap
+from foveate.engine.handed import Streams
 from foveate.engine.runner import _with_pads
 
 LEFT = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1]], dtype=torch.bool)

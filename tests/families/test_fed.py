@@ -247,7 +247,7 @@ def test_a_cls_may_be_the_last_row():
     blocks = feeds.blocks_of(call.family.core, call.family.layers)[0]
     with tapped(blocks[-1][1][0], lambda *heads: seen.append(heads)), torch.no_grad():
         call.run()
-    ((queries, keys, scaling),) = seen
+    ((queries, keys, scaling, _),) = seen
     paid = (queries[:, :, -1:] @ keys.mT * scaling).softmax(-1)[:, :, 0, :-1].sum(dim=1)
     (means,) = torch.nn.functional.avg_pool2d(paid.view(1, -1, 4, 4), 2)  # 2 x 2 patches a token
     torch.testing.assert_close(call.read(CLS[0])[:, 0], means.flatten())

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from foveate.contract import ImageView, LayerView, Resource, Shape
+from foveate.contract import Arriving, ImageView, LayerView, Resource, Shape, TowerAttention
 from foveate.core.picks import cover
 from foveate.methods.cdpruner import CDPruner
+from foveate.methods.mfpruner import MFPruner
 from foveate.methods.mmtok import MMTok, coverage
 from tests.golden import cases
 
@@ -64,3 +65,40 @@ def test_mmtok(case):
     free = torch.ones(len(projected), dtype=torch.bool)
     free[case.tensors["padding"].long()] = False
     assert free.nonzero()[:, 0][cover(targets[free], facts["k"])].tolist() == kept
+
+
+def on_llava(case):
+    """What MFPruner keeps of one picture with CLIP: the code scales the heads' mean, the tower shows their sum."""
+    attention, projected, patches, text = (
+        crops(case, name) for name in ("attention", "projected", "image_embeds", "text_embeds")
+    )
+    mean = torch.nn.functional.normalize(text, dim=-1).mean(dim=0)
+    shape = Shape(32, cls=True, resources=frozenset(["clip"]))
+    look, rate, pick = MFPruner(tokens=case.facts["settings"]["visual_token_num"]).stages(shape)
+    signals = {TowerAttention(): attention.mean(dim=0), Resource("clip"): patches}
+    notes = dict(look.cut(ImageView(projected, signals=signals)).notes)
+    notes |= rate.cut(LayerView(projected, notes=notes, signals={Resource("clip", of="text"): mean})).notes
+    return pick.cut(LayerView(projected, notes=notes)).source.tolist()
+
+
+def on_qwen(case):
+    """What MFPruner keeps of all images together, as the code counts and asks: every row that is no image asks."""
+    facts, embeds, ids = case.facts["settings"], crops(case, "embeds"), case.tensors["input_ids"]
+    is_image = ids == facts["image_token"]
+    rows, received = embeds[is_image], crops(case, "received")
+    look, rate, pick = MFPruner(tokens=int(len(rows) * (1 - facts["prune_ratio"]))).stages(Shape(28))
+    notes = dict(look.cut(ImageView(rows, attention=received)).notes)
+    notes |= rate.cut(LayerView(rows, text=embeds[~is_image])).notes
+    return pick.cut(LayerView(rows, notes=notes, arriving=Arriving.all_of(len(rows)))).source.tolist()
+
+
+@pytest.mark.parametrize("case", cases("mfpruner"), ids=lambda case: case.name)
+def test_mfpruner(case):
+    kept = (on_llava if case.facts["settings"]["form"] == "llava" else on_qwen)(case)
+    if case.facts["stable"]:
+        assert kept == case.tensors["kept"].tolist()
+        return
+    # 83 are elected for 64 places: the code takes those that its set lists first, here votes and then the sum decide.
+    elected = set(case.tensors["three_votes"].tolist()) | set(case.tensors["two_votes"].tolist())
+    assert set(case.tensors["three_votes"].tolist()) <= set(kept) <= elected
+    assert len(kept) == len(case.tensors["kept"])

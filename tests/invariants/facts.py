@@ -1,6 +1,6 @@
 """What the tests must know of a method, read off its stages."""
 
-from foveate.contract import Attention, KeyNorms, Keys, Method, Pivots, Place, Shape, Stage, follow
+from foveate.contract import Attention, KeyNorms, Keys, Method, Pivots, Place, Products, Shape, Stage, follow
 from tests.models import DEPTH
 
 __all__ = [
@@ -53,7 +53,7 @@ def attends_in(method: Method, depth: int = DEPTH) -> set[int]:
         for signal in stage.reads:
             if signal.of_ran:
                 read.add(stage.layer - 1)
-            elif isinstance(signal, Attention | Keys):
+            elif isinstance(signal, Attention | Keys | Products):
                 read.add(stage.layer)
     return read
 

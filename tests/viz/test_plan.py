@@ -1,8 +1,14 @@
 """The picture of a plan: as high in a layer as it has tokens."""
 
-import numpy as np
+from dataclasses import replace
 
-from foveate.viz.plan import draw_plan
+import numpy as np
+from transformers import LlavaConfig
+
+import foveate as fv
+from foveate.viz import draw_plan
+
+COST = fv.cost(LlavaConfig(), text_tokens=40, vision_tokens=576, method=fv.V2Drop(layers=(16,), keep=(0.5,)))
 
 
 def blue_rows(picture):
@@ -12,12 +18,11 @@ def blue_rows(picture):
 
 
 def test_steps_are_as_high_as_the_counts():
-    heights = blue_rows(draw_plan("A plan", 100, [100] * 5 + [50] * 5, [100] * 5 + [50] * 5))
+    heights = blue_rows(draw_plan(COST, "A plan"))
     first, second = heights[200:500], heights[700:1000]
     assert abs(np.median(first) / np.median(second) - 2) < 0.05
 
 
 def test_caches_are_drawn_where_they_differ():
-    alike = draw_plan("A plan", 100, [80] * 4, [80] * 4)
-    fewer = draw_plan("A plan", 100, [80] * 4, [20] * 4)
-    assert np.asarray(alike).tobytes() != np.asarray(fewer).tobytes()
+    fewer = draw_plan(replace(COST, cached=(100,) * 32))
+    assert np.asarray(fewer).tobytes() != np.asarray(draw_plan(COST)).tobytes()

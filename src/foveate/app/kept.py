@@ -1,7 +1,5 @@
 """What each method kept on a picture's way through the model, a stop of a slider for each place: HTML."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,11 +11,11 @@ from PIL import Image
 from foveate.app.replies import Said
 from foveate.app.subjects import Subject
 from foveate.errors import FoveateError
-from foveate.viz.canvas import LEGEND
+from foveate.viz.canvas import LEGEND, data_url
 from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
 from foveate.viz.showing import frames_of
 
-__all__ = ["SHOW_STOP", "Way", "data_url", "way_of"]
+__all__ = ["SHOW_STOP", "Way", "way_of"]
 
 SIDE = 360
 """Pixels of a square panel."""
@@ -121,13 +119,6 @@ def _panel(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
     """A picture with a name and words below."""
     alternative = escape(f"{name}: {caption}", quote=True)
     return (
-        f"<img src='{data_url(pixels)}' alt='{alternative}'>"
+        f"<img src='{data_url(Image.fromarray(pixels))}' alt='{alternative}'>"
         f"<figcaption><b>{escape(name)}</b> {escape(caption)}</figcaption>"
     )
-
-
-def data_url(pixels: NDArray[np.uint8]) -> str:
-    """A picture, (height, width, 3), as a data URL."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "WEBP", quality=88, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

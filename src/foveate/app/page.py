@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from foveate.app.kept import SHOW_STOP, way_of
 from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, least_percent, program
 from foveate.app.subjects import Subject, examples, opened
+from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
 from foveate.catalogue import methods, takes_budget
 from foveate.errors import FoveateError, InputError
@@ -45,17 +46,20 @@ DISABLED = "() => ({__type__: 'update', interactive: false})"
 Changes = dict[Any, Any]
 
 
-def application(vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 64) -> Any:
+def application(
+    vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 64, looks: Mapping[str, SecondLook] | None = None
+) -> Any:
     """The page, as a server serves it by the ASGI protocol.
 
     Args:
         vlm: The model.
         hosts: By which names browsers may ask for it.
         max_new_tokens: The longest answer.
+        looks: Second looks that are offered among the methods, by their names.
     """
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(HEAD)
-        AskPanel(vlm, max_new_tokens)
+        AskPanel(vlm, max_new_tokens, looks)
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
         words = f"Model: {facts['name']} ({kind}). One picture illustrates; it measures nothing."
@@ -64,8 +68,8 @@ def application(vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 6
     page.has_launched = True  # else Gradio takes any file's name for an upload's
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[trusted])
-    looks: dict[str, Any] = {"theme": THEME, "css_paths": STYLE, "footer_links": [], "ssr_mode": False, "pwa": False}
-    return gr.mount_gradio_app(server, page, "", max_file_size=FILE, run_history=False, show_error=False, **looks)
+    dress: dict[str, Any] = {"theme": THEME, "css_paths": STYLE, "footer_links": [], "ssr_mode": False, "pwa": False}
+    return gr.mount_gradio_app(server, page, "", max_file_size=FILE, run_history=False, show_error=False, **dress)
 
 
 # -- methods and their budget --------------------------------------------------------------------------------------
@@ -77,15 +81,18 @@ class MethodsAndBudget:
     Args:
         vlm: The model.
         chosen: The methods at the beginning.
+        looks: Second looks that are offered too; they have a budget of their own.
     """
 
-    def __init__(self, vlm: VLM, chosen: Sequence[str]) -> None:
+    def __init__(self, vlm: VLM, chosen: Sequence[str], looks: Mapping[str, SecondLook]) -> None:
         self.vlm = vlm
+        self.looks = looks
         choices = []
         for name, kind in methods().items():
             if takes_budget(kind):
                 words = summary(sys.modules[kind.__module__]).partition(": ")[2]
                 choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
+        choices += [(f"{name}\nIn full where the answer is unsure; a budget of its own", name) for name in looks]
         self.names = gr.Dropdown(
             choices,
             value=list(chosen),
@@ -96,7 +103,7 @@ class MethodsAndBudget:
             elem_classes="fv-methods",
         )
         self.refusal = gr.HTML(visible=False, elem_classes="fv-refusal")
-        least = least_percent(vlm, chosen, examples()[0])
+        least = least_percent(vlm, [name for name in chosen if name not in looks], examples()[0])
         self.percent = gr.Slider(
             least,
             100,
@@ -111,7 +118,8 @@ class MethodsAndBudget:
     def changes(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
         """Refuse methods that cannot run, and budgets below what one of them needs."""
         try:
-            least = least_percent(self.vlm, checked("?", names), subject or examples()[0])
+            plain = [name for name in checked("?", names, self.looks) if name not in self.looks]
+            least = least_percent(self.vlm, plain, subject or examples()[0])
         except FoveateError as error:
             return {self.refusal: gr.HTML(alert(str(error)), visible=True)}
         slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
@@ -153,8 +161,9 @@ BEGIN = hint("Press Ask: the full model answers first, then every method.")
 class AskPanel:
     """Pictures are asked about: answers side by side, and what stays at each place in the model."""
 
-    def __init__(self, vlm: VLM, max_new_tokens: int) -> None:
+    def __init__(self, vlm: VLM, max_new_tokens: int, looks: Mapping[str, SecondLook] | None = None) -> None:
         self.vlm = vlm
+        self.looks = looks or {}
         self.max_new_tokens = max_new_tokens
         first = examples()[0]
         self.subject = gr.State(first, time_to_live=HOUR)
@@ -185,7 +194,7 @@ class AskPanel:
         self.proposed = gr.Dataset(
             components=[self.question], samples=_samples(first), label="Questions that fit", elem_classes="fv-proposed"
         )
-        self.dropping = MethodsAndBudget(self.vlm, ("v2drop", "visionzip", "random"))
+        self.dropping = MethodsAndBudget(self.vlm, ("v2drop", "visionzip", "random", *self.looks), self.looks)
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
             self.stop = gr.Button("Stop", elem_id="stop", min_width=100)
@@ -270,20 +279,22 @@ class AskPanel:
         try:
             if subject is None:
                 raise InputError("There is no picture to ask about. Drop one that can be read, or take an example.")
-            names = [FULL, *checked(question, names)]
+            names = [FULL, *checked(question, names, self.looks)]
         except FoveateError as error:
             yield {self.answers: alert(str(error))}
             return
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
         for place, name in enumerate(names):
-            for reply in answered(self.vlm, subject, question, name, percent / 100, self.max_new_tokens):
+            look = self.looks.get(name)
+            for reply in answered(self.vlm, subject, question, name, percent / 100, self.max_new_tokens, look):
                 replies[place] = reply
                 yield {self.answers: cards(replies)}
         way = way_of(subject, replies)
         stops = len(way.words)
         middle = stops // 2  # at the end, many methods have hardly any token left
         file = self._drawn(question, replies)
+        written = [name for name in names[1:] if name not in self.looks]
         notes = [note for reply in replies if reply.answer is not None for note in reply.answer.notes]
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
@@ -291,7 +302,7 @@ class AskPanel:
             self.kept: way.drawn(middle),
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
-            self.code: program(subject, question, names[1:], percent / 100, self.vlm.name, self.max_new_tokens),
+            self.code: program(subject, question, written, percent / 100, self.vlm.name, self.max_new_tokens),
             self.notice: notice((*subject.notes, *notes)),
         }
 

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from weakref import WeakSet
@@ -11,6 +11,7 @@ from weakref import WeakSet
 from foveate import embedded
 from foveate.app.subjects import Subject
 from foveate.ask.answer import Answer
+from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, FoveateError, SettingError
@@ -46,8 +47,13 @@ class Said:
     error: str | None = None
 
 
-def checked(question: str, names: Sequence[str]) -> list[str]:
+def checked(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
     """Methods to ask with, each once.
+
+    Args:
+        question: What is asked.
+        names: As a visitor wrote them.
+        offered: Names of second looks, which came with the page.
 
     Raises:
         SettingError: If there is no question, there are too many methods, or one of them names a file: a page must not
@@ -59,7 +65,8 @@ def checked(question: str, names: Sequence[str]) -> list[str]:
     if len(names) > MOST:
         raise SettingError(f"At most {MOST} methods are compared at a time; got {len(names)}. Take some out.")
     for name in names:
-        refuse_files(name)
+        if name not in offered:
+            refuse_files(name)
     return names
 
 
@@ -80,7 +87,13 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
 
 
 def answered(
-    vlm: VLM, subject: Subject, question: str, name: str, retention: float, max_new_tokens: int
+    vlm: VLM,
+    subject: Subject,
+    question: str,
+    name: str,
+    retention: float,
+    max_new_tokens: int,
+    look: SecondLook | None = None,
 ) -> Iterator[Said]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
@@ -91,10 +104,18 @@ def answered(
         name: The method that drops, or "full model".
         retention: Its budget, as a share.
         max_new_tokens: The longest answer.
+        look: A second look in the place of a method, with a budget of its own. It comes whole.
     """
     text, first = "", 0.0
     begun = time.perf_counter()
     try:
+        if look is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                answer = vlm.ask(subject.medium, question, method=look, max_new_tokens=max_new_tokens)
+            seconds = time.perf_counter() - begun
+            yield Said(name, answer.text, answer, seconds, seconds)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the answer's notes say the same
             stream = vlm.ask(
@@ -140,8 +161,16 @@ def _card(reply: Said, full: Answer | None) -> str:
         body = f"<p class='fv-text'>{escape(reply.text) or '…'}</p>"
     else:
         rows = "".join(_measure(*measure) for measure in _measures(reply, reply.answer, full))
-        body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p><dl>{rows}</dl>"
+        body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p>{_sure(reply.answer)}<dl>{rows}</dl>"
     return f"<article class='fv-card{state}'><h3>{name}</h3>{body}</article>"
+
+
+def _sure(answer: Answer) -> str:
+    """How sure a first look was, and whether the full model was asked again: "unsure .41: asked again"."""
+    if answer.confidence is None:
+        return ""
+    value = f"{answer.confidence:.2f}".removeprefix("0")
+    return f"<p class='fv-note'>{f'unsure {value}: asked again' if answer.again else f'sure {value}'}</p>"
 
 
 def _measures(reply: Said, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:

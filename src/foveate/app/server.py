@@ -4,13 +4,14 @@ import importlib.util
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from foveate.errors import UnsupportedError
 from foveate.plain.upstream import install_line, shown
 
 if TYPE_CHECKING:
+    from foveate.ask.second_look import SecondLook
     from foveate.ask.vlm import VLM
 
 __all__ = ["bound", "check_gradio", "hosts_of", "serve", "url_of"]
@@ -73,6 +74,7 @@ def serve(
     host: str,
     *,
     max_new_tokens: int = 64,
+    looks: "Mapping[str, SecondLook] | None" = None,
     ready: Callable[[str], object] = lambda url: None,
 ) -> None:
     """Serve the page until Ctrl-C. Gradio must not be imported before.
@@ -82,6 +84,7 @@ def serve(
         listening: A socket of `bound`.
         host: What it is bound to.
         max_new_tokens: The longest answer.
+        looks: Second looks that are offered among the methods, by their names.
         ready: Called with the page's address as soon as it can be opened.
 
     Raises:
@@ -98,7 +101,7 @@ def serve(
         from foveate.app.replies import UNDER_WAY
 
         config = uvicorn.Config(
-            application(vlm, hosts_of(host), max_new_tokens),
+            application(vlm, hosts_of(host), max_new_tokens, looks),
             log_level="critical",
             timeout_graceful_shutdown=GRACE,
             server_header=False,

@@ -4,7 +4,8 @@ from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.prefix import Prefix
+from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM, Question
 
-__all__ = ["VLM", "Answer", "Generation", "Prefix", "Question", "Stream", "load"]
+__all__ = ["VLM", "Answer", "Generation", "Prefix", "Question", "SecondLook", "Stream", "load"]

@@ -1,7 +1,5 @@
 """What a model said, what it took, and how it looks in a notebook."""
 
-import base64
-import io
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -63,6 +61,9 @@ class Answer:
         choices: Log-probability of each choice that was given, all its tokens together.
         looked: Tokens of the prompt that a look had run before it was asked; 0 for a question asked afresh. Costs and
             shares are those of the whole prompt all the same, and the trace is the look's.
+        confidence: The probability of its least likely token, if that was asked for; of a second look, the first's.
+        unsure: The first look's answer, where the full model was asked again: what is spent, and what that saves,
+            counts both. None where there was one look.
     """
 
     prompt: Prompt
@@ -76,6 +77,13 @@ class Answer:
     first: Tensor | None = field(default=None, repr=False)
     choices: Mapping[str, float] = field(default_factory=dict)
     looked: int = 0
+    confidence: float | None = None
+    unsure: "Answer | None" = None
+
+    @property
+    def again(self) -> bool:
+        """Whether the full model was asked again, because the first look was unsure."""
+        return self.unsure is not None
 
     @property
     def said(self) -> tuple[int, ...]:
@@ -96,13 +104,17 @@ class Answer:
     @property
     def spent(self) -> float:
         """How many of them a decoder layer processed, on average."""
-        if not self.trace.history:
-            return float(self.vision_tokens)
-        return self.trace.history[0].tokens[self._row]
+        spent = float(self.vision_tokens)
+        if self.trace.history:
+            spent = self.trace.history[0].tokens[self._row]
+        return spent if self.unsure is None else self.unsure.spent + spent
 
     @property
     def retention(self) -> float:
-        """The share of its vision tokens that a decoder layer processed, on average; 1 without any."""
+        """The share of its vision tokens that a decoder layer processed, on average; 1 without any.
+
+        Above 1 where the full model was asked again.
+        """
         if not self.vision_tokens:
             return 1.0
         return self.spent / self.vision_tokens
@@ -153,26 +165,36 @@ class Answer:
         if not self.vision_tokens:
             return None
         try:
-            return self.cost.total_flops
+            flops = self.cost.total_flops
         except FoveateError:  # the tower's part cannot be told from the counts of several tiles
             return None
+        if self.unsure is None or flops is None:
+            return flops
+        before = self.unsure.flops
+        return None if before is None else before + flops
 
     @property
     def saved(self) -> Saved:
-        """What dropping saved."""
+        """What dropping saved; below 0 where the full model was asked again."""
         kv_bytes = 0.0
         if self.kv_bytes_whole:
             kv_bytes = 1 - self.kv_bytes / self.kv_bytes_whole
         if self.uncounted is not None:
             return Saved(None, None, kv_bytes)
         cost, untouched = self.cost, self.cost_untouched
-        if cost.scoring_flops is None or cost.total_flops is None:
+        if cost.scoring_flops is None:
             return Saved(None, None, kv_bytes)
-        return Saved(
-            prefill_flops=1 - (cost.prefill_flops + cost.scoring_flops) / untouched.prefill_flops,
-            total_flops=1 - cost.total_flops / untouched.model_flops,
-            kv_bytes=kv_bytes,
-        )
+        prefill = 1 - (cost.prefill_flops + cost.scoring_flops) / untouched.prefill_flops
+        total = None
+        if cost.total_flops is not None and untouched.model_flops is not None:
+            total = 1 - cost.total_flops / untouched.model_flops
+        if self.unsure is None:
+            return Saved(prefill, total, kv_bytes)
+        before = self.unsure.saved
+        if before.prefill_flops is None:
+            return Saved(None, None, kv_bytes)
+        both = None if total is None or before.total_flops is None else before.total_flops - 1 + total
+        return Saved(before.prefill_flops - 1 + prefill, both, kv_bytes)
 
     @property
     def _row(self) -> int:
@@ -180,12 +202,14 @@ class Answer:
         return min(self.sample, len(self.trace.history[0].rows) - 1) if self.trace.history else self.sample
 
     def show(self) -> Image.Image:
-        """The kept patches drawn on the pictures of the prompt, a panel a stage.
+        """The kept patches drawn on the pictures of the prompt, a panel a stage; of a second look, those of the first.
 
         Raises:
             InputError: If the prompt has no picture, or where its tokens look is not known.
             SessionError: If nothing was dropped.
         """
+        if self.unsure is not None:
+            return self.unsure.show()
         return self.trace.show(self.prompt.shown, self._row)
 
     def warn(self, stacklevel: int) -> None:
@@ -214,6 +238,10 @@ class Answer:
             values["looked"] = self.looked
         if self.choices:
             values["choices"] = dict(self.choices)
+        if self.confidence is not None:
+            values |= {"confidence": self.confidence, "again": self.again}
+        if self.unsure is not None:
+            values["unsure"] = self.unsure.to_dict()
         if self.trace.history:
             values["trace"] = self.trace.to_dict()
         if self.vision_tokens:
@@ -226,6 +254,8 @@ class Answer:
 
     def __repr__(self) -> str:
         method = "the untouched model" if self.method is None else self.method.name
+        if self.unsure is not None:
+            method += f", unsure {self.confidence:.2f}"
         spent = f"{self.retention:.1%} of {self.vision_tokens} vision tokens"
         if self.missed is not None:
             spent += f", {self.asked:.1%} asked for"
@@ -234,8 +264,9 @@ class Answer:
     def _repr_html_(self) -> str:
         """The answer, a table of what was spent and saved, and the picture of what was kept."""
         lines = [("Question", self.prompt.text), ("Answer", self.text)]
-        if self.method is not None:
-            lines += [("Method", str(self.method)), *self.lines()]
+        asked = self if self.unsure is None else self.unsure
+        if asked.method is not None:
+            lines += [("Method", str(asked.method)), *self.lines()]
         lines += [(choice, f"log-probability {value:z.3f}") for choice, value in self.choices.items()]
         lines += [("Note", note) for note in self.notes]
         return Table("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
@@ -245,6 +276,9 @@ class Answer:
         depth = self.prompt.card.depth
         spent = f"{self.retention:.1%} of the vision tokens: {self.spent:.3g} of {self.vision_tokens}"
         lines = [("Retention", f"{spent}, mean over {depth} decoder layers")]
+        if self.confidence is not None:
+            trusted = "unsure: the full model was asked again" if self.again else "trusted"
+            lines.insert(0, ("Confidence", f"{self.confidence:.2f}, {trusted}"))
         if self.missed is not None:
             lines.append(("Budget", f"not met: {self.missed}"))
         steps = [f"{stage.place}: {stage.before[0]} to {stage.after[0]}" for stage in self.trace.stages]
@@ -271,28 +305,27 @@ class Answer:
         if self.uncounted is not None:
             return f"not counted: {self.uncounted}"
         cost, saved = self.cost, self.saved
-        if cost.scoring_flops is None or saved.prefill_flops is None or saved.total_flops is None:
+        if cost.scoring_flops is None or saved.prefill_flops is None:
             return "not counted: the method does not say what its own arithmetic costs (docs/guides/new-method.md)"
-        decoder = _flops(cost.prefill_flops + cost.scoring_flops)
+        decoder = _flops((1 - saved.prefill_flops) * self.cost_untouched.prefill_flops)
         # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
-        return (
-            f"{saved.prefill_flops:z.1%} saved in the decoder's prefill "
-            f"({decoder} of {_flops(self.cost_untouched.prefill_flops)}); "
-            f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
-        )
+        rest = "the vision tower is not counted"
+        if saved.total_flops is not None:
+            rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
+        whole = _flops(self.cost_untouched.prefill_flops)
+        return f"{saved.prefill_flops:z.1%} saved in the decoder's prefill ({decoder} of {whole}); {rest}"
 
     def _drawing(self) -> str:
         """The picture of what was kept as an HTML image; empty where there is none to draw."""
-        if not self.trace.stages or not self.prompt.media:
+        if not (self.trace.stages or self.again) or not self.prompt.media:
             return ""
+        from foveate.viz.canvas import data_url
+
         try:
             picture = self.show()
         except FoveateError:
             return ""
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        data = base64.b64encode(file.getvalue()).decode()
-        return f"<img alt='kept patches' style='max-width:100%' src='data:image/png;base64,{data}'>"
+        return f"<img alt='kept patches' style='max-width:100%' src='{data_url(picture)}'>"
 
 
 def _late_line(trace: Trace) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from foveate.plain.memory import available
 from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.video import Clip
 
-__all__ = ["Answerer", "Reply", "in_order"]
+__all__ = ["WINDOW", "Answerer", "Entry", "Prepare", "Reply", "Shelf", "Stopped", "in_order", "never"]
 
 WINDOW = 8
 """Batches' worth of questions that are in hand at a time, so that a batch can be of like lengths."""
@@ -37,6 +37,13 @@ CALM = 16
 T = TypeVar("T")
 Shelf = dict[Any, Any]
 """Files that were read for the questions in hand, by whatever who reads them knows them by."""
+Prepare = Callable[[T, Shelf], Prompt]
+Stopped = Callable[[], bool]
+
+
+def never() -> bool:
+    """Nothing stops the questions."""
+    return False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +73,7 @@ class Reply(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Entry(Generic[T]):
+class Entry(Generic[T]):
     """A question that is ready for the model."""
 
     place: int
@@ -103,6 +110,7 @@ class Answerer:
         settings: How answers are decoded.
         batch_size: Most questions a batch.
         first: Whether answers have the log-probabilities of their first token.
+        confidence: Whether they have the probability of their least likely token.
         share: The share of the machine's memory that is this model's, where several run.
         tower: What other methods' answerers saw of these pictures, and this one goes on with.
     """
@@ -112,6 +120,7 @@ class Answerer:
     settings: Generation = field(default_factory=Generation)
     batch_size: int = 8
     first: bool = False
+    confidence: bool = False
     share: float = 1.0
     tower: TowerMemo | None = None
 
@@ -123,10 +132,10 @@ class Answerer:
     def replies(
         self,
         questions: Iterable[T],
-        prepare: Callable[[T, Shelf], Prompt],
+        prepare: Prepare[T],
         *,
         look: Look | None = None,
-        stopped: Callable[[], bool] = lambda: False,
+        stopped: Stopped = never,
     ) -> Iterator[list[Reply[T]]]:
         """A reply to every question, a batch's as they come, in any order; see `in_order`.
 
@@ -143,24 +152,30 @@ class Answerer:
         Raises:
             UnsupportedError: If the device itself fails, which no later question would survive either.
         """
-        for window, failed in self._windows(questions, prepare, stopped):
+        for window, failed in self.windows(questions, prepare, stopped):
             if failed:
                 yield failed
-            for batch, origin in self._batches(window, look):
-                if stopped():
-                    return
-                yield from self._answered(batch, origin)
+            yield from self.answered(window, look, stopped)
+
+    def answered(
+        self, window: Sequence[Entry[T]], look: Look | None = None, stopped: Stopped = never
+    ) -> Iterator[list[Reply[T]]]:
+        """Replies to questions that are in hand; see `replies`."""
+        for batch, origin in self._batches(window, look):
+            if stopped():
+                return
+            yield from self._answered(batch, origin)
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def _windows(
-        self, questions: Iterable[T], prepare: Callable[[T, Shelf], Prompt], stopped: Callable[[], bool]
-    ) -> Iterator[tuple[list[_Entry[T]], list[Reply[T]]]]:
+    def windows(
+        self, questions: Iterable[T], prepare: Prepare[T], stopped: Stopped
+    ) -> Iterator[tuple[list[Entry[T]], list[Reply[T]]]]:
         """As many questions at a time as there is memory for their pictures, ready for the model; and those that fail.
 
         One that fails for want of memory is tried again where there are no others.
         """
-        window, failed, shelf = list[_Entry[T]](), list[Reply[T]](), Shelf()
+        window, failed, shelf = list[Entry[T]](), list[Reply[T]](), Shelf()
         for place, question in enumerate(questions):
             if stopped():
                 break
@@ -186,7 +201,7 @@ class Answerer:
     def _can_share(self) -> bool:
         return can_share(self.loaded.model, self.method)
 
-    def _batches(self, window: Sequence[_Entry[T]], look: Look | None) -> Iterator[tuple[list[_Entry[T]], _Origin]]:
+    def _batches(self, window: Sequence[Entry[T]], look: Look | None) -> Iterator[tuple[list[Entry[T]], _Origin]]:
         """Prompts that are alike, as many as fit, with what they go on from: the look given, or a picture's."""
         model, inputs = self.loaded.model, [entry.prompt.inputs for entry in window]
         if look is not None:
@@ -195,7 +210,7 @@ class Answerer:
             return
         groups = [[window[place] for place in places] for places in of_one_beginning(model, inputs)]
         self._memo = self.tower
-        alone: list[_Entry[T]] = []
+        alone: list[Entry[T]] = []
         for group in groups:
             if len(group) == 1:
                 alone += group
@@ -208,7 +223,7 @@ class Answerer:
             yield from self._parts(batch, _Origin())
         self._memo = None
 
-    def _parts(self, entries: Sequence[_Entry[T]], origin: _Origin) -> Iterator[tuple[list[_Entry[T]], _Origin]]:
+    def _parts(self, entries: Sequence[Entry[T]], origin: _Origin) -> Iterator[tuple[list[Entry[T]], _Origin]]:
         """The entries in order, as many at a time as may be when their turn comes."""
         start = 0
         while start < len(entries):
@@ -216,7 +231,7 @@ class Answerer:
             yield part, origin
             start += len(part)
 
-    def _looked(self, entries: Sequence[_Entry[T]]) -> _Origin | None:
+    def _looked(self, entries: Sequence[Entry[T]]) -> _Origin | None:
         """A look at the pictures that all these are about; None where it fails: each then begins afresh."""
         begun = time.perf_counter()
         inputs = entries[0].prompt.inputs
@@ -230,14 +245,20 @@ class Answerer:
             return None
         return _Origin(look, (time.perf_counter() - begun) / len(entries), own=True)
 
-    def _answered(self, batch: Sequence[_Entry[T]], origin: _Origin) -> Iterator[list[Reply[T]]]:
+    def _answered(self, batch: Sequence[Entry[T]], origin: _Origin) -> Iterator[list[Reply[T]]]:
         """Replies to a batch. One that fails is halved, until what fails is a question alone."""
         begun = time.perf_counter()
         prompts = [entry.prompt for entry in batch]
         try:
             with self._remembering():
                 answers = answers_to(
-                    self.loaded, prompts, self.method, self.settings, look=origin.look, first=self.first
+                    self.loaded,
+                    prompts,
+                    self.method,
+                    self.settings,
+                    look=origin.look,
+                    first=self.first,
+                    confidence=self.confidence,
                 )
         except Exception as error:
             _refuse_broken_device(error)
@@ -291,7 +312,7 @@ def in_order(replies: Iterable[Sequence[Reply[T]]]) -> Iterator[Answer]:
             place += 1
 
 
-def _prepared(place: int, question: T, prepare: Callable[[T, Shelf], Prompt], shelf: Shelf) -> _Entry[T] | Reply[T]:
+def _prepared(place: int, question: T, prepare: Prepare[T], shelf: Shelf) -> Entry[T] | Reply[T]:
     """A question as the model gets it; or why it cannot."""
     begun = time.perf_counter()
     try:
@@ -299,7 +320,7 @@ def _prepared(place: int, question: T, prepare: Callable[[T, Shelf], Prompt], sh
     except Exception as error:
         _refuse_broken_device(error)
         return Reply(place, question, _explained(error), time.perf_counter() - begun)
-    return _Entry(place, question, prompt, time.perf_counter() - begun)
+    return Entry(place, question, prompt, time.perf_counter() - begun)
 
 
 def _bytes(medium: Picture | Clip) -> int:

@@ -1,5 +1,6 @@
 """How answers are decoded: greedy unless one asks for something else, whatever a checkpoint's own settings say."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypedDict
@@ -16,7 +17,7 @@ from foveate.contract.settings import Part, check
 from foveate.errors import SettingError
 from foveate.plain.spelling import no_setting
 
-__all__ = ["Decoding", "FirstToken", "Forced", "Generation", "generate", "generation_of", "run"]
+__all__ = ["Decoding", "FirstToken", "Forced", "Generation", "LeastSure", "generate", "generation_of", "run"]
 
 COLDEST = 1e-4
 """The least temperature of sampling: logits are divided by it, and infinity has no distribution."""
@@ -141,6 +142,26 @@ class FirstToken:
         if self.logs is None:
             self.logs = scores.float().log_softmax(dim=-1).cpu()
         return scores
+
+
+class LeastSure:
+    """Notes how likely each token of greedy answers is, as one of transformers' logits processors.
+
+    A sample that has ended is padded while others go on, so only its own tokens count: see `of`.
+    """
+
+    def __init__(self) -> None:
+        self._logs: list[Tensor] = []  # (samples,) float32 of each step, where the model runs
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        logits = scores.float()
+        self._logs.append(logits.amax(dim=-1) - logits.logsumexp(dim=-1))
+        return scores
+
+    def of(self, sample: int, tokens: int) -> float:
+        """The probability of the least likely of the first so many tokens of an answer, its end among them."""
+        steps = torch.stack(self._logs[: max(1, tokens)])
+        return math.exp(float(steps[:, sample].amin()))
 
 
 class Forced:

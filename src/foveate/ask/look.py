@@ -27,6 +27,7 @@ from foveate.naming import method_of
 from foveate.registry import family_for, methods
 
 __all__ = [
+    "ADAPTERS",
     "Look",
     "can_share",
     "end_of_pictures",
@@ -305,7 +306,7 @@ def resumed(
         mask[place, : look.tokens], mask[place, start:] = 1, 1
     core = family_for(model).core
     placed: dict[str, Tensor] = {}
-    if hasattr(core, "rope_deltas"):
+    if hasattr(core, "get_rope_index"):
         # How far text positions lag behind is of the last prompt that ran. Without it the model works it out anew from
         # the whole prompt, also behind a video, where the beginning alone does not say it.
         core.rope_deltas = None

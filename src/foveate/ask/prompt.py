@@ -51,6 +51,11 @@ class Prompt:
         return texts[-1] if texts else ""
 
     @property
+    def single_turn(self) -> bool:
+        """Whether it is one question, and goes on from no answer."""
+        return not any(role == "assistant" for role, _ in self.conversation.turns)
+
+    @property
     def shown(self) -> list[Image.Image | Clip]:
         """What `Trace.show` draws on: the media as they are shown to the model."""
         return [medium if isinstance(medium, Clip) else medium.image for medium in self.media]

@@ -12,18 +12,27 @@ from transformers import PreTrainedTokenizerBase
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
 from foveate.ask.answer import Answer, kv_bytes
 from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
-from foveate.ask.generation import Decoding, FirstToken, Forced, Generation, generate, generation_of, run
+from foveate.ask.generation import (
+    Decoding,
+    FirstToken,
+    Forced,
+    Generation,
+    LeastSure,
+    generate,
+    generation_of,
+    run,
+)
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, resumed, together, weights_of
 from foveate.ask.preparing import Fit, check_text
 from foveate.ask.prompt import Prompt
+from foveate.ask.second_look import AnyLook, SecondLook, drops_of
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
 from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
-from foveate.naming import method_of
 from foveate.plain.spelling import no_setting
 from foveate.plain.upstream import brief, is_out_of_memory
 
@@ -44,7 +53,7 @@ __all__ = [
 ]
 
 AnyMethod = str | Method
-DROPPING = ("method", "tokens", "retention")
+DROPPING = ("method", "tokens", "retention", "sure")
 
 # -- keywords of asking -------------------------------------------------------------------------------------------
 
@@ -77,20 +86,30 @@ class Looking(Showing, total=False):
     retention: float | None
 
 
-class Asking(Looking, Decoding, total=False):
-    """How they are looked at, and how answers are decoded."""
+class Asking(Showing, Decoding, total=False):
+    """How they are looked at, and how answers are decoded; see `Looking` for what is not told here.
+
+    Attributes:
+        method: What drops, also a second look or its file.
+        sure: From which confidence on an answer is trusted, in [0, 1]; below it the full model is asked again.
+    """
+
+    method: AnyMethod | SecondLook | None
+    tokens: float | None
+    retention: float | None
+    sure: float | None
 
 
-def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, Method | None, Generation]:
+def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
     """What keywords say of showing, of what drops, and of decoding.
 
     Raises:
-        SettingError: If there is no such keyword, or as `method_of` and `Generation`.
+        SettingError: If there is no such keyword, or as `drops_of` and `Generation`.
     """
     check_keywords("An answer", asking, Asking)
     dropping = {name: asking[name] for name in DROPPING if name in asking}
     decoding = {name: asking[name] for name in Decoding.__annotations__ if name in asking}
-    return showing_of(asking), method_of(dropping.pop("method", None), **dropping), generation_of(decoding)
+    return showing_of(asking), drops_of(dropping.pop("method", None), **dropping), generation_of(decoding)
 
 
 def showing_of(asking: Mapping[str, object]) -> Showing:
@@ -113,13 +132,14 @@ def check_keywords(what: str, given: Iterable[str], known: type) -> None:
 # -- what drops ---------------------------------------------------------------------------------------------------
 
 
-def dropped_in(loaded: Loaded, method: Method | None, vision_tokens: int) -> Method | None:
-    """What drops in an input of so many vision tokens; None where there are none.
+def dropped_in(loaded: Loaded, drops: AnyLook, vision_tokens: int) -> Method | None:
+    """What drops in an input of so many vision tokens, at the first look; None where there are none.
 
     Raises:
         BudgetError: If no schedule meets the method's budget; the message names the floor.
         SettingError: If the budget is of more tokens than there are.
     """
+    method = drops.method if isinstance(drops, SecondLook) else drops
     if method is None or vision_tokens == 0:
         return None
     meet(method, loaded.model, vision_tokens)
@@ -159,6 +179,7 @@ def answers_to(
     *,
     look: Look | None = None,
     first: bool = False,
+    confidence: bool = False,
     extra: Mapping[str, object] | None = None,
 ) -> list[Answer]:
     """The answers to prompts, in order, in as few batches as their shapes allow.
@@ -170,6 +191,7 @@ def answers_to(
         settings: How answers are decoded.
         look: What all of them go on from; None where each begins afresh.
         first: Whether answers have the log-probabilities of their first token.
+        confidence: Whether they have the probability of their least likely token.
         extra: What else transformers' `generate` gets, such as a streamer.
     """
     samples = [prompt.inputs for prompt in prompts]
@@ -180,7 +202,10 @@ def answers_to(
     answers: dict[int, Answer] = {}
     for places in groups:
         batch = [prompts[place] for place in places]
-        answers |= zip(places, _answers_of(loaded, batch, method, settings, look, first, extra or {}), strict=True)
+        first_token = FirstToken() if first else None
+        least_sure = LeastSure() if confidence else None
+        found = _answers_of(loaded, batch, method, settings, look, first_token, least_sure, extra or {})
+        answers |= zip(places, found, strict=True)
     return [answers[place] for place in range(len(prompts))]
 
 
@@ -190,17 +215,17 @@ def _answers_of(
     method: Method | None,
     settings: Generation,
     look: Look | None,
-    first: bool,
+    first: FirstToken | None,
+    least: LeastSure | None,
     extra: Mapping[str, object],
 ) -> list[Answer]:
     """The answers to one batch; see `answers_to`."""
     model = loaded.model
     if not prompts[0].vision_tokens:
         method = None
-    recorder = FirstToken()
     arguments = {**settings.arguments(loaded.tokenizer), **extra}
-    if first:
-        arguments["logits_processor"] = [recorder]
+    if recorders := [recorder for recorder in (first, least) if recorder is not None]:
+        arguments["logits_processor"] = recorders
     with _begun(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), _seeded(model, settings.seed):
         out = run(model, inputs, arguments)
         held, undropped = kv_bytes(cache_in(out))
@@ -219,7 +244,8 @@ def _answers_of(
                 sample=sample,
                 kv_bytes=held // len(prompts),
                 kv_bytes_whole=undropped // len(prompts),
-                first=None if recorder.logs is None else recorder.logs[sample * settings.num_beams],
+                first=None if first is None or first.logs is None else first.logs[sample * settings.num_beams],
+                confidence=None if least is None else least.of(sample, len(ids)),
                 looked=0 if look is None else look.tokens,
             )
         )

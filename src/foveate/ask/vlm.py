@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
 from foveate.ask.answer import Answer
-from foveate.ask.answers import Answerer, in_order
+from foveate.ask.answers import in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
@@ -24,7 +24,9 @@ from foveate.ask.running import (
     in_parts,
     reply_to,
 )
+from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
+from foveate.ask.sure import answerer_of
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import method_of
@@ -130,7 +132,9 @@ class VLM(Loaded):
             stream: Return a `Stream` of pieces of text; its `answer` is there at the end.
             **asking: See `foveate.ask.running.Asking`. What drops: `method`, a method or its name (None is the
                 untouched model), with a budget for this very input, `tokens` (mean vision tokens that a decoder layer
-                processes) or `retention` (their share); a name alone keeps a third. How much of a film is read:
+                processes) or `retention` (their share); a name alone keeps a third. Where the answer is unsure, the
+                full model may be asked again: `sure`, or a second look as `method`, see
+                `foveate.ask.second_look.SecondLook`. How much of a film is read:
                 `frames` at most, `fps` a second; whether a picture is shown whole, on a square: `fit="pad"`. How the
                 answer is decoded, greedily by default: `max_new_tokens` (64), `temperature`, `top_p`, `top_k`,
                 `num_beams`, `seed`, `stop`.
@@ -152,9 +156,16 @@ class VLM(Loaded):
         """
         showing, drops, settings = in_parts(asking)
         settings.refuse_with(choices, stream)
+        if isinstance(drops, SecondLook):
+            drops.refuse_with(settings, choices, stream)
         asked = self.prepare(media, prompt, messages=messages, **showing)
         asked.warn(stacklevel=2)
-        reply = reply_to(self, asked, dropped_in(self, drops, asked.vision_tokens), settings, choices, stream)
+        method = dropped_in(self, drops, asked.vision_tokens)
+        if isinstance(drops, SecondLook):
+            replies = answerer_of(self, drops, settings).replies([asked], lambda prompt, _: prompt)
+            reply: Answer | Stream = next(in_order(replies))
+        else:
+            reply = reply_to(self, asked, method, settings, choices, stream)
         if isinstance(reply, Answer):
             reply.warn(stacklevel=2)
         return reply
@@ -182,7 +193,7 @@ class VLM(Loaded):
         if batch_size < 1:
             raise SettingError(f"batch_size must be 1 or more; got {batch_size}.")
         showing, drops, settings = in_parts(asking)
-        answerer = Answerer(self, drops, settings, batch_size)
+        answerer = answerer_of(self, drops, settings, batch_size)
 
         def prepare(given: object, shelf: dict[object, Any]) -> Prompt:
             question = _as_question(given)
@@ -222,6 +233,8 @@ class VLM(Loaded):
         """
         check_keywords("A look", looking, Looking)
         showing, drops, _ = in_parts(looking)
+        if isinstance(drops, SecondLook):
+            raise SettingError("A second look is for a question: give it to ask or ask_many, or look with its .method.")
         if messages is not None and media is not None:
             raise SettingError("messages hold pictures and texts: leave media out.")
         if messages is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.ask.answers import WINDOW
+from foveate.ask.second_look import SecondLook
 from foveate.batch.in_hand import InHand
 from foveate.batch.rows import KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.errors import InputError
@@ -87,6 +88,8 @@ class Summary:
         reasons: Why rows are bad, without the names of their files, and how many are for each.
         retention: Mean over the answers of this run; None without any.
         vision_tokens: Mean over the answers of this run; None without any.
+        again: The share of the answers of this run that the full model was asked for again; None without a second look.
+        strange: Why nothing is promised for these rows, by that share; None where it is as in the calibration.
         parts: Files with answers.
         bad_file, broken_file: The files in `out` with bad rows, which can be an input again, and with broken lines;
             there is none without one.
@@ -106,6 +109,8 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
     retention: float | None = None
     vision_tokens: float | None = None
+    again: float | None = None
+    strange: str | None = None
     parts: int = 0
     bad_file: str = BAD
     broken_file: str = BROKEN
@@ -131,6 +136,8 @@ class Summary:
             if row.get("right") is not None:
                 self._scored += 1
                 self.accuracy = _mean(self.accuracy, row["right"], self._scored)
+            if "again" in row:
+                self.again = _mean(self.again, row["again"], self._answers)
             self.retention = _mean(self.retention, row["retention"], self._answers)
             self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._answers)
 
@@ -181,6 +188,9 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                 finally:
                     summary.seconds = time.monotonic() - begun
         summary.left = rows - _done(store, rows)
+    look = job.asking.method
+    if isinstance(look, SecondLook) and look.promise is not None and summary.again is not None:
+        summary.strange = look.promise.strange(summary.again, summary._answers)
     summary.answered, summary.bad = len(store.done) - store.bad, store.bad
     summary.parts, summary.broken = len(store.parts()), store.broken
     summary.reasons = _reasons(job.out / BAD)

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foveate.ask.answers import Answerer, Reply
+from foveate.ask.answers import Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import dropped_in
+from foveate.ask.second_look import AnyLook, SecondLook, drops_of
+from foveate.ask.sure import answerer_of
 from foveate.ask.vlm import VLM
-from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import conditions
-from foveate.naming import members_of, method_of
+from foveate.naming import members_of
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
@@ -45,8 +46,10 @@ OURS = {
     "answer_seconds": "float64",
     "notes": "list",
     "right": "bool",
+    "confidence": "float64",
+    "again": "bool",
 }
-"""The columns of an answer, by their type in Parquet; whether it is right is there where a row has a label."""
+"""The columns of an answer, by their type in Parquet: `right` where there is a label, the last two of a second look."""
 LABELS = ("label", "labels")
 DIGITS = 6
 
@@ -64,7 +67,7 @@ class RowAsking:
 
     Attributes:
         model, device, dtype, attention: As for `foveate.load`.
-        method: What drops; None is the untouched model.
+        method: What drops, or a second look; None is the untouched model.
         tokens, retention, frames, fps, fit: As for `VLM.ask`.
         max_new_tokens: The longest answer.
         batch_size: Most rows that the model answers at a time.
@@ -75,7 +78,7 @@ class RowAsking:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
-    method: Method | None = None
+    method: AnyLook = None
     tokens: float | None = None
     retention: float | None = None
     frames: int | None = None
@@ -101,9 +104,12 @@ class RowAsking:
         """What an answer depends on, as plain values: not the size of batches, nor where the model runs."""
         values = {name: getattr(self, name) for name in ("model", "dtype", "attention", "tokens", "retention")}
         values |= {name: getattr(self, name) for name in ("frames", "fps", "fit", "max_new_tokens", "within")}
-        members = () if self.method is None else members_of(self.method)
+        method = self.method.method if isinstance(self.method, SecondLook) else self.method
+        members = () if method is None else members_of(method)
         values["method"] = "+".join(member.name for member in members) or "none"
         values["method settings"] = [member.to_dict() for member in members]
+        if isinstance(self.method, SecondLook):
+            values["sure"] = self.method.sure
         return values
 
 
@@ -122,9 +128,9 @@ class RowAnswerer:
     def __init__(self, asking: RowAsking, vlm: VLM | None = None, share: float = 1.0) -> None:
         self.asking = asking
         self.vlm = vlm or asking.load()
-        self._method = method_of(asking.method, asking.tokens, asking.retention)
+        self._drops = drops_of(asking.method, asking.tokens, asking.retention)
         settings = Generation(max_new_tokens=asking.max_new_tokens)
-        self._answerer = Answerer(self.vlm, self._method, settings, batch_size=asking.batch_size, share=share)
+        self._answerer = answerer_of(self.vlm, self._drops, settings, batch_size=asking.batch_size, share=share)
         self._try_method()
 
     def about(self) -> dict[str, Any]:
@@ -155,7 +161,7 @@ class RowAnswerer:
         self._refuse_outside(sample.media)
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
-        dropped_in(self.vlm, self._method, prompt.vision_tokens)
+        dropped_in(self.vlm, self._drops, prompt.vision_tokens)
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if most and prompt.tokens > BEYOND * most:
             raise InputError(
@@ -174,11 +180,11 @@ class RowAnswerer:
     def _try_method(self) -> None:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
         try:
-            dropped_in(self.vlm, self._method, max(USUAL, int(self.asking.tokens or 0)))
+            method = dropped_in(self.vlm, self._drops, max(USUAL, int(self.asking.tokens or 0)))
         except BudgetError:  # it depends on the picture
             return
-        if self._method is not None:
-            with drop(self.vlm.model, self._method):
+        if method is not None:
+            with drop(self.vlm.model, method):
                 pass
 
 
@@ -208,6 +214,8 @@ def _row(reply: Reply[MediaSample]) -> Row:
         "answer_seconds": round(reply.answering, DIGITS),
         "notes": notes,
     }
+    if answer.confidence is not None:
+        values |= {"confidence": answer.confidence, "again": answer.again}
     with suppress(InputError):  # a label that is no text: the row is answered, and not scored
         if labels := labels_in(sample.record, LABELS):
             values["right"] = as_said(answer.text) in map(as_said, labels)

@@ -42,7 +42,8 @@ def rows_of(run: PairedRun) -> list[dict[str, object]]:
     | scoring_flops, scoring_share | the method's own arithmetic for one sample; its share up to the first token |
     | PART, PART_times | the median over rounds, and each round |
     | PART_ratio | time over the untouched model's of the same round |
-    | PART_flops | FLOPs over the untouched model's without scoring: what time would be were it all matrix products |
+    | PART_flops | FLOPs over the untouched model's without scoring: what time would be were it all matrix products;
+      none where the vision tower is not counted |
     | PART_over_random, PART_over_bare | time over that of `control` and of `bare` |
     | efficiency | the prefill's measured speed-up over that of its FLOPs; 1 is the limit |
     | items_per_second | samples a second, the whole call |
@@ -80,7 +81,9 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
     for part, seconds in times.items():
         row |= {part: median(seconds), f"{part}_times": seconds}
     for part in parts:
-        row[f"{part}_flops"] = _flops(cost, part, run.new_tokens) / _flops(untouched, part, run.new_tokens)
+        flops, whole = _flops(cost, part, run.new_tokens), _flops(untouched, part, run.new_tokens)
+        if flops is not None and whole is not None:
+            row[f"{part}_flops"] = flops / whole
     for column, base in (("ratio", FULL), ("over_random", candidate.control), ("over_bare", candidate.bare)):
         for part, over in run.ratios(candidate.name, base).items():
             row |= _columns(f"{part}_{column}", over)
@@ -116,11 +119,11 @@ def _scoring_known(candidate: Candidate, cost: Cost) -> bool:
     return not follow.layer_stages(stages) or candidate.method.plan(depth, cost.vision_tokens) is not None
 
 
-def _flops(cost: Cost, part: str, new_tokens: int) -> int:
-    """FLOPs of a part, the method's own arithmetic left out."""
+def _flops(cost: Cost, part: str, new_tokens: int) -> int | None:
+    """FLOPs of a part, the method's own arithmetic left out; None where they are not counted."""
     if part == "prefill":
         return cost.prefill_flops
-    if part == "ttft":
+    if part == "ttft" or cost.model_flops is None:
         return cost.model_flops
     return cost.model_flops + (new_tokens - 1) * cost.decode_flops
 

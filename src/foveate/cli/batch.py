@@ -128,6 +128,8 @@ class Batch:
             show_json(summary.to_dict())
         else:
             show(labelled(_lines(summary)))
+        if summary.strange is not None:
+            note(summary.strange)
         listener.end(summary.left)
         return BAD_ROWS if summary.bad else DONE
 
@@ -159,16 +161,17 @@ class Batch:
 
     def _asking(self, root: str | None) -> "RowAsking":
         from foveate.batch.rows import RowAsking
-        from foveate.cli.setup import named, tell_budgets
+        from foveate.cli.setup import named, second_look, tell_budgets
 
-        methods = {} if self.untouched else named([self.method], self.budgets)
+        look = None if self.untouched else second_look(self.method, self.budgets)
+        methods = {} if self.untouched or look is not None else named([self.method], self.budgets)
         tell_budgets(methods, self.budgets)
         return RowAsking(
             model=self.models.model,
             device=self.models.device,
             dtype=self.models.dtype,
             attention=self.models.attention,
-            method=methods.get(self.method),
+            method=look or methods.get(self.method),
             frames=self.media.frames,
             fps=self.media.fps,
             fit=self.media.fit,
@@ -205,6 +208,8 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
         rows.append(("Accuracy", f"{summary.accuracy:.1%} of the answers whose rows have a label"))
     if summary.retention is not None:
         rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.3g} vision tokens, on average"))
+    if summary.again is not None:
+        rows.append(("Asked again", f"{summary.again:.1%} of the answers, in full"))
     if summary.noted:
         rows.append(("Notes", f"{summary.noted:,} rows have one, such as that a picture is cropped"))
     rows.append(("Answers", f"{summary.out}, in {summary.parts:,} part{'s' * (summary.parts != 1)}"))

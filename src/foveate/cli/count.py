@@ -83,6 +83,7 @@ class Count:
             from foveate.ask.pixels import most_pixels
             from foveate.cli.setup import named
             from foveate.plain.version import __version__
+            from foveate.viz import draw_plan
         with busy(f"Loading the config of {self.model}"):
             vlm = load(self.model, weights=False)
         showing: Any = {"frames": self.media.frames, "fps": self.media.fps, "fit": self.media.fit}
@@ -104,17 +105,18 @@ class Count:
             cost = prompt.cost(drops)
             values["method"] = {"name": self.method, **cost.to_dict()}
             tables.append(cost.table(f"With {self.method}"))
-            draw = partial(cost.draw, f"{self.method}: vision tokens in each layer of {self.model}")
+            draw = partial(draw_plan, cost, f"{self.method}: vision tokens in each layer of {self.model}")
         finish(values, Group(*tables), self.outputs, draw, tables)
 
 
-def _costs(prompt: "Prompt") -> dict[str, int | str]:
-    """What the prompt costs the untouched model, where that is counted; else why it is not."""
+def _costs(prompt: "Prompt") -> dict[str, int | str | None]:
+    """What the prompt costs the untouched model, where that is counted; else why it is not. No FLOPs to the first token
+    where those of the vision tower are not known."""
     try:
         cost = prompt.cost()
     except FoveateError as error:
         return {"uncounted": str(error)}
-    return {"flops": cost.model_flops, "kv_bytes": cost.kv_bytes}
+    return {"flops": cost.model_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
 
 
 def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":
@@ -132,8 +134,10 @@ def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":
         rows.append((str(medium.path or "the embedded picture"), size, number(tokens, "d")))
     costs = f"costs are not counted: {values.get('uncounted')}"
     if "flops" in values:
-        tera, mebibytes = values["flops"] / 1e12, values["kv_bytes"] / 2**20
-        costs = f"{mebibytes:.3g} MiB of KV cache, {tera:.3g} TFLOP to the first token (counted, without dropping)"
+        flops, where = values["flops"], "to the first token (counted, without dropping)"
+        if flops is None:
+            flops, where = values["prefill_flops"], "in the decoder's prefill (the vision tower is not counted)"
+        costs = f"{values['kv_bytes'] / 2**20:.3g} MiB of KV cache, {flops / 1e12:.3g} TFLOP {where}"
     notes = [f"Together {values['vision_tokens']} vision and {values['text_tokens']} text tokens; {costs}."]
     if "max_pixels" in values:
         most = values["max_pixels"]

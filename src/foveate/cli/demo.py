@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.text import Text
 
-from foveate.cli.checks import check_model
+from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Flag, ModelOptions, whole
 from foveate.cli.screen import busy, note, show, show_json
+from foveate.cli.usage import UsageError
+from foveate.plain.spelling import is_second_look
 
 if TYPE_CHECKING:
     from socket import socket
@@ -28,6 +30,7 @@ class Demo:
       foveate demo --model Qwen/Qwen2-VL-2B-Instruct --device cuda
       foveate demo --host 0.0.0.0 --port 8080
       foveate demo --port 0 --json
+      foveate demo --method sure.json
     """
 
     host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
@@ -38,10 +41,16 @@ class Demo:
     """also open the page in a browser"""
     json: Flag = False
     """print the address as JSON"""
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE")] = ()
+    """a second look of foveate tune --agreement, offered to visitors among the methods; repeatable"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
+        check_methods(self.method)
+        for file in self.method:
+            if not is_second_look(file):
+                raise UsageError(f"--method {file} is no second look: visitors write methods themselves. Leave it out.")
         check_model(self.models)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.app.server import bound, check_gradio
@@ -53,11 +62,20 @@ class Demo:
     def _serve(self, listening: "socket") -> None:
         with busy("Starting torch"):
             from foveate.app.server import serve
+            from foveate.ask.generation import Generation
+            from foveate.ask.second_look import SecondLook
             from foveate.cli.setup import load
 
+        loaded = [SecondLook.load(file) for file in self.method]
+        looks = {look.name: look for look in loaded}
+        if len(looks) < len(loaded):
+            raise UsageError(f"--method: two second looks are both called {loaded[0].name}. Give one of them.")
         vlm = load(self.models)
+        for look in loaded:
+            look.refuse_others(vlm, Generation(max_new_tokens=self.models.max_new_tokens))
         try:
-            serve(vlm, listening, self.host, max_new_tokens=self.models.max_new_tokens, ready=self._ready)
+            longest = self.models.max_new_tokens
+            serve(vlm, listening, self.host, max_new_tokens=longest, looks=looks, ready=self._ready)
         except KeyboardInterrupt:  # the way to end it
             note("the page is closed.")
         finally:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from foveate.ask.answer import Answer
     from foveate.ask.generation import Generation
+    from foveate.ask.prompt import Prompt
+    from foveate.ask.second_look import SecondLook
     from foveate.bench.timing import Ratio
     from foveate.cli.setup import Setup
     from foveate.contract.method import Method
@@ -76,17 +78,27 @@ class Generate:
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
             from foveate.cli.outputs import finish
-            from foveate.cli.setup import set_up
+            from foveate.cli.setup import second_look, set_up
 
-        setup = set_up(self.files, question, [self.method], self.models, self.budgets, self.media)
+        look = second_look(self.method, self.budgets)
+        if look is not None and self.full:
+            raise UsageError("--full times a method, and a second look is none: leave it out, or name a method.")
+        names = [self.method] if look is None else []
+        setup = set_up(self.files, question, names, self.models, self.budgets, self.media)
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         values: dict[str, Any] = setup.to_dict() | {"name": self.method}
-        if len(self.prompt) > 1:
+        answers: Sequence[Answer]
+        if look is not None:
+            with busy(f"Answering: {look.name}"):
+                answers = _answer_twice(setup, self.prompt, look, generation)
+        elif len(self.prompt) > 1:
             answers = _answer_all(setup, self.prompt, self.method, generation)
-            values["answers"] = [{"prompt": answer.prompt.text, **answer.to_dict()} for answer in answers]
         else:
             with busy(f"Answering with {self.method}"):
                 answers = [setup.answer(self.method, generation)]
+        if len(self.prompt) > 1:
+            values["answers"] = [{"prompt": answer.prompt.text, **answer.to_dict()} for answer in answers]
+        else:
             values |= answers[0].to_dict()
         rows: list[tuple[str, str]] = []
         for answer in answers:
@@ -142,10 +154,27 @@ def _answer_all(setup: "Setup", questions: "Sequence[str]", name: str, generatio
     else:
         with busy(f"Answering with {name}"):
             return list(prefix.ask_many(questions, max_new_tokens=generation.max_new_tokens))
-    conversation = setup.prompt.conversation.without_last_text()
-    prompts = [setup.vlm.prepare_conversation(conversation.with_text(question)) for question in questions]
     with busy(f"Answering with {name}"):
-        return setup.vlm.answer_batch(prompts, method, generation=generation)
+        return setup.vlm.answer_batch(_prompts(setup, questions), method, generation=generation)
+
+
+def _answer_twice(
+    setup: "Setup", questions: "Sequence[str]", look: "SecondLook", generation: "Generation"
+) -> "Sequence[Answer]":
+    """An answer to each question with few tokens, or in full where that is unsure."""
+    from foveate.ask.answers import in_order
+    from foveate.ask.running import dropped_in
+    from foveate.ask.sure import answerer_of
+
+    prompts = _prompts(setup, questions) if len(questions) > 1 else [setup.prompt]
+    dropped_in(setup.vlm, look, setup.prompt.vision_tokens)
+    return list(in_order(answerer_of(setup.vlm, look, generation).replies(prompts, lambda prompt, _: prompt)))
+
+
+def _prompts(setup: "Setup", questions: "Sequence[str]") -> "Sequence[Prompt]":
+    """The prompt of each question about the same pictures."""
+    conversation = setup.prompt.conversation.without_last_text()
+    return [setup.vlm.prepare_conversation(conversation.with_text(question)) for question in questions]
 
 
 def timed(setup: "Setup", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":

@@ -13,6 +13,7 @@ from foveate.ask.generation import Generation
 from foveate.ask.loading import device_of, is_folder, load as load_model
 from foveate.ask.media import read_media
 from foveate.ask.prompt import Prompt
+from foveate.ask.second_look import SecondLook, drops_of
 from foveate.ask.vlm import VLM
 from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
@@ -21,10 +22,10 @@ from foveate.contract.method import Method, meet
 from foveate.errors import BudgetError, UnsupportedError
 from foveate.methods.v2drop import V2Drop
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
-from foveate.plain.spelling import no_setting, pair_of
+from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
 
-__all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_budgets"]
+__all__ = ["Setup", "device_named", "load", "named", "second_look", "set_up", "tell_budgets"]
 
 SMALL = 0.2
 """Below this share V2Drop loses far more than others in our table: at 1/9 25 points, DivPrune 4."""
@@ -161,6 +162,22 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
         )
     methods |= {name: method_of(name, options.budget, options.retention, own[name]) for name in takers}
     return methods
+
+
+def second_look(text: str, options: BudgetOptions) -> SecondLook | None:
+    """The second look whose file a --method names; None where it names a method.
+
+    Raises:
+        InputError: If the file cannot be read, or is damaged.
+        UsageError: If it gets a budget, a setting or a seed.
+    """
+    if not is_second_look(text):
+        return None
+    look = drops_of(text)
+    assert isinstance(look, SecondLook)
+    if options != BudgetOptions():
+        raise UsageError(f"{text} brings its own budget: leave --budget, --retention, --set and --seed out.")
+    return look
 
 
 def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, list[str]]:

@@ -152,6 +152,14 @@ class Method(ABC):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         """The steps of the method on a model of this shape."""
 
+    def around(self, stages: tuple[Stage, ...], shape: Shape) -> tuple[Stage, ...]:
+        """What becomes of the stages of a chain that this is a member of: most methods leave them as they are.
+
+        Raises:
+            SettingError: If it cannot stand around one of them.
+        """
+        return stages
+
     def plan(
         self,
         depth: int,
@@ -389,6 +397,7 @@ class Chain(Method):
     """Methods that work one after the other, each at its own places, in whatever order you write them.
 
     At the same place, the second method works on the tokens that the first one kept. Each has its own notes and budget.
+    At the end each may change all stages (`Method.around`), in the order of the members.
 
     Attributes:
         members: The methods.
@@ -421,7 +430,10 @@ class Chain(Method):
         for index, member in enumerate(self.members):
             for stage in member.stages(shape):
                 stages.append(dataclasses.replace(stage, owner=(index, *stage.owner)))
-        return tuple(stages)
+        changed = tuple(stages)
+        for member in self.members:
+            changed = member.around(changed, shape)
+        return changed
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
         """This chain, its last open member spending a budget; where none is open, the last that has a budget.

@@ -289,7 +289,7 @@ class OneCut(Budgeted):
 
     usual_keep: ClassVar[float]
     """The share that stays where nothing is said."""
-    schedule = ("keep", "target")
+    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
 
     layer: Annotated[int, Ge(1)]
     keep: Share | None = None

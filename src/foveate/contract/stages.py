@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -150,8 +149,8 @@ class Stage:
     @property
     def is_counted(self) -> bool:
         """Whether it is known what its arithmetic costs."""
-        own = next((getattr(self, way) for way in WAYS if getattr(self, way) is not None), None)
-        while isinstance(own, partial):
+        own: Any = next((getattr(self, way) for way in WAYS if getattr(self, way) is not None), None)
+        while hasattr(own, "func"):  # a partial, or a method's function around another's
             own = own.func
         return self.flops is not None or own is None or str(own.__module__).startswith("foveate.")
 

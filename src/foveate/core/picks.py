@@ -30,8 +30,10 @@ __all__ = [
     "pairs",
     "pick_by_crop",
     "quotas",
+    "snapped",
     "suppress",
     "thin",
+    "unlike_others",
 ]
 
 SHORTEST = 1e-12  # the smallest norm that divides
@@ -61,9 +63,19 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
         product = (product + product.T).mul_(0.5)  # in place: each copy is one more matrix of all pairs
     else:
         product = unit @ of_length_one(others, SHORTEST, dtype).T
-    if is_double:
-        product.mul_(GRID).round_().div_(GRID)
-    return product
+    return snapped(product) if is_double else product
+
+
+def snapped(values: Tensor) -> Tensor:
+    """float64 numbers of about 1 as multiples of 2⁻⁴⁰, in place: what kernels round differently ties then."""
+    return values.mul_(GRID).round_().div_(GRID)
+
+
+def unlike_others(rows: Tensor) -> Tensor:
+    """1 − (sum of the cosines of each row with the others) / rows: (rows, width) -> (rows,), multiples of 2⁻⁴⁰."""
+    unit = of_length_one(rows, SHORTEST, torch.float32 if rows.device.type == "mps" else torch.float64)
+    others = unit @ unit.sum(dim=0) - unit.square().sum(dim=1)  # the sum over all first: no matrix of all pairs
+    return 1 - snapped(others / len(rows))
 
 
 class Pairs:

@@ -17,6 +17,7 @@ __all__ = [
     "ranks_in_groups",
     "shared_out",
     "spread",
+    "spread_over",
     "top",
     "top_in_groups",
 ]
@@ -119,6 +120,15 @@ def spread(tokens: int, count: int, device: torch.device | str | None = None) ->
     # Three of twelve tokens: the cells 0–3, 4–7 and 8–11 have their middles at 2, 6 and 10.
     step = torch.arange(count, device=device)
     return ((2 * step + 1) * tokens) // (2 * max(count, 1))
+
+
+def spread_over(marked: Tensor, count: int | Tensor) -> Tensor:
+    """Which `count` of the marked tokens stay, at even steps, or all where there are fewer: (tokens,) bool -> the same.
+
+    Of the four that are marked in 1 0 1 1 1 two are the second and the fourth of them: 0 0 1 0 1.
+    """
+    ordinal, number = marked.cumsum(dim=0), marked.sum().clamp(min=1)  # 1 is the first that is marked
+    return marked & (ordinal * count // number > (ordinal - 1) * count // number)
 
 
 def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

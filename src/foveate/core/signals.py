@@ -24,12 +24,15 @@ __all__ = [
     "Keys",
     "Normed",
     "Pivots",
+    "Products",
     "Resource",
+    "Rotary",
     "Signal",
     "Text",
     "TowerAttention",
     "TowerKeys",
     "TowerSignal",
+    "ValueLikeness",
     "refuse_other_options",
 ]
 
@@ -242,6 +245,38 @@ class Pivots(Signal):
 
 
 @dataclass(frozen=True)
+class Products(Signal):
+    """How the next layer's queries of the text meet the tokens' keys, before RoPE: (tokens, heads) float32.
+
+    The mean over the text behind the sample's last image of q · k / √(head size), without a softmax, behind the norms
+    that queries and keys have. Keys are repeated where several heads share one. Zeros where there is no such text.
+
+    Attributes:
+        leave_out: So many rows of that text do not ask, at its beginning and at its end: the mark that ends an image,
+            and the template behind the question. Where nobody else is left, all ask.
+
+    Raises:
+        SettingError: If these are no two whole numbers, 0 or more.
+    """
+
+    kind: ClassVar[str] = "products"
+
+    leave_out: tuple[int, int] = (1, 5)
+
+    def __post_init__(self) -> None:
+        given = self.leave_out
+        if type(given) is not tuple or len(given) != 2 or any(type(rows) is not int or rows < 0 for rows in given):
+            raise SettingError(f"Products: leave_out must be two whole numbers, 0 or more; got {given!r}.")
+
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
+        return 1  # text rows count as a single one
+
+
+@dataclass(frozen=True)
 class Text(Signal):
     """The text behind the tokens' image as it enters the layer, template included: (words, width), the model's dtype.
 
@@ -253,6 +288,46 @@ class Text(Signal):
     @property
     def reads_text(self) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class ValueLikeness(Signal):
+    """How values of the layer that just ran resemble the tokens' own: (tokens, 2) float32, of the text behind their
+    image, and of that text and the image's seeds together. Zeros where there is no such text.
+
+    A row's likeness is softmax(v · v_token / √(head size)), mean over key heads, each row seeing all that it is
+    compared with; a column is its mean over rows. Seeds are the tokens with the most in the first column.
+
+    Attributes:
+        skip: So many rows of that text do not ask, at its beginning; where no more are there, all ask.
+        seeds: How many seeds there are, as a share of the image's tokens: rounded, at least one.
+        among: What the softmax is over: the "image", or "all" rows of the prompt.
+
+    Raises:
+        SettingError: If `skip` is below 0, or `seeds` is not in (0, 1].
+    """
+
+    kind: ClassVar[str] = "value_likeness"
+    of_ran: ClassVar[bool] = True
+
+    skip: int = 2
+    seeds: float = 0.01
+    among: Literal["image", "all"] = "image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.skip) is not int or self.skip < 0:
+            raise SettingError(f"ValueLikeness: skip must be a whole number, 0 or more; got {self.skip!r}.")
+        if not isinstance(self.seeds, float) or not 0 < self.seeds <= 1:
+            raise SettingError(f"ValueLikeness: seeds must be a share above 0 and at most 1; got {self.seeds!r}.")
+
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+    def seeded(self, tokens: int) -> int:
+        """How many of so many tokens are seeds."""
+        return max(1, round(self.seeds * tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +419,19 @@ class Columns(Signal):
     @property
     def reads_text(self) -> bool:
         return self.pivots > 0
+
+
+@dataclass(frozen=True)
+class Rotary(Signal):
+    """What RoPE makes of where tokens stand in the prompt: (tokens, 2) float64, the mean cosine and the mean sine of
+    the angles by which it turns pairs of numbers. float32 on Apple's GPUs. Only before decoder layers.
+
+    The positions are those that tokens entered with, whatever was dropped since, counted from the sample's first token:
+    padding does not count. Of M-RoPE it is the mean over all axes, each with all angles, in whatever way layers combine
+    them. Multiples of 2⁻⁴⁰, so that places with the same mean tie. A layer without RoPE has that of the next with one.
+    """
+
+    kind: ClassVar[str] = "rotary"
 
 
 @dataclass(frozen=True)

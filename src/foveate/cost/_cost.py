@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,15 +13,13 @@ from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Place, Shape
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
+from foveate.cost._measured import measured
 from foveate.cost._prompt import PromptLengths
 from foveate.cost._tower import smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.plain.table import SECTION, Column, Table
-from foveate.registry import family_kind
-
-if TYPE_CHECKING:
-    from PIL import Image
+from foveate.registry import families, family_kind
 
 __all__ = ["Cost", "cost"]
 
@@ -40,8 +38,8 @@ class Cost:
             most one row less than its window, a layer that keeps a state has none.
         attention: "full", or "causal" if half of the prefill's attention was counted.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
-        tower_flops: The vision tower.
-        projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers).
+        tower_flops: The vision tower; None where it is not counted: of models told from their structure.
+        projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers); likewise.
         head_flops: The language-model head on the last row, which gives the first token.
         scoring_flops: The method's own arithmetic; None where it is not counted: a method of another package whose
             stages do not say (`flops=`).
@@ -62,8 +60,8 @@ class Cost:
     kv_lengths: tuple[int, ...]
     attention: Literal["full", "causal"]
     layer_flops: tuple[int, ...]
-    tower_flops: int
-    projector_flops: int
+    tower_flops: int | None
+    projector_flops: int | None
     head_flops: int
     scoring_flops: int | None
     decode_flops: int
@@ -76,14 +74,19 @@ class Cost:
         return sum(self.layer_flops)
 
     @property
-    def model_flops(self) -> int:
-        """From the pixels to the first token, of the model alone: tower, projector, prefill and head."""
+    def model_flops(self) -> int | None:
+        """From the pixels to the first token, of the model alone: tower, projector, prefill and head; None where the
+        tower is not counted."""
+        if self.tower_flops is None or self.projector_flops is None:
+            return None
         return self.tower_flops + self.projector_flops + self.prefill_flops + self.head_flops
 
     @property
     def total_flops(self) -> int | None:
-        """FLOPs of the model and of scoring; None where scoring is not counted."""
-        return None if self.scoring_flops is None else self.model_flops + self.scoring_flops
+        """FLOPs of the model and of scoring; None where either is not counted."""
+        if self.scoring_flops is None or self.model_flops is None:
+            return None
+        return self.model_flops + self.scoring_flops
 
     @property
     def retention(self) -> float:
@@ -103,12 +106,6 @@ class Cost:
         places.append(("from the caches, behind the prefill", sum(self.tokens), sum(self.cached)))
         places.append(("from what a step of decoding reads", sum(self.cached), sum(self.read)))
         return tuple(place for place in places if place[1] != place[2])
-
-    def draw(self, title: str = "Vision tokens in each decoder layer") -> "Image.Image":
-        """A picture of how many vision tokens each decoder layer processes and keeps."""
-        from foveate.viz.plan import draw_plan
-
-        return draw_plan(title, sum(self.vision_tokens), self.tokens, self.cached)
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as a plain value that JSON has."""
@@ -226,7 +223,7 @@ def cost(
     if attention not in ("full", "causal"):
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     prompt = PromptLengths.of(text_tokens, vision_tokens, tower_images)
-    decoder = Decoder.of(config.get_text_config(), family.decoders)
+    decoder = _decoder_of(family, config)
     if isinstance(videos, bool):
         videos = [videos] * len(prompt.sizes)
     _check_lengths(decoder, prompt, tokens, grids, videos)
@@ -251,6 +248,8 @@ def cost(
     tower_grids = None
     if grids:
         tower_grids = known_grids
+    tower: int | None
+    projector: int | None
     if by_pixels:
         assert tower_tokens is not None
         tower, projector = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens)
@@ -264,7 +263,7 @@ def cost(
 
     itemsize = (dtype or _dtype(config)).itemsize
     peak_bytes = None
-    if decoder.inner is not None and not smaller:
+    if decoder.plain is not None and not smaller:
         pictures = tower_bytes(family, config, prompt, itemsize)
         if pictures is not None:
             beside = _beside(family, config, prompt, dropping)
@@ -284,7 +283,7 @@ def cost(
         head_flops=decoder.head(),
         scoring_flops=dropping.scoring,
         decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
-        kv_bytes=sum(map(decoder.cached, kv_lengths)) * itemsize,
+        kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
     )
 
@@ -296,6 +295,16 @@ def _by_pixels(method: Method, depth: int) -> bool:
 
 def _family_of(config: Any) -> type[Family]:
     return family_kind(getattr(config, "model_type", None), type(config).__name__)
+
+
+def _decoder_of(family: type[Family], config: Any) -> Decoder:
+    """The decoder, by the formulas of its type; of a family that names no types by those of any, or as measured."""
+    text, known = config.get_text_config(), family.decoders
+    if not known:
+        known = frozenset().union(*(kind.decoders for kind in families().values()))
+        if text.model_type not in known:
+            return measured(config)
+    return Decoder.of(text, known)
 
 
 def _check_lengths(

@@ -22,25 +22,28 @@ class Decoder:
         width: The residual stream's.
         rows: FLOPs of each layer's projections and MLP on one row; in a mixture, of the router and the experts that a
             row goes to.
+        pairs: FLOPs of each layer's attention for a row that looks at a row.
+        keys: FLOPs of each layer for a row that is looked at, however many look: where it is expanded anew (MLA).
+        stored: Numbers that each layer keeps for a row: its key and value.
         recurrent: Layers with a state instead of attention (the gated delta rule).
-        heads, kv_heads, head_dim: Of the attention; heads · head_dim may differ from `width`.
         state: Heads, key size and value size of the recurrent layers.
         vocabulary: Columns of the head; tied to the embedding or not, it computes the same.
         windows: Tokens a row of each layer sees, its own included; None if all.
-        inner: Width of the MLP of a plain decoder, whose layers hold in memory what a Llama's do; else None.
+        plain: Of a plain decoder, whose layers hold in memory what a Llama's do, the numbers of all heads' queries and
+            keys, of a head, and of the MLP's inside; else None.
     """
 
     depth: int
     width: int
     rows: tuple[int, ...]
+    pairs: tuple[int, ...]
+    keys: tuple[int, ...]
+    stored: tuple[int, ...]
     recurrent: frozenset[int]
-    heads: int
-    kv_heads: int
-    head_dim: int
     state: tuple[int, int, int]
     vocabulary: int
     windows: tuple[int | None, ...]
-    inner: int | None
+    plain: tuple[int, int, int, int] | None = None
 
     @classmethod
     def of(cls, text: Any, known: Set[str]) -> Self:
@@ -57,29 +60,31 @@ class Decoder:
                 f"Known in this family: {', '.join(sorted(known)) or 'none'}."
             )
         kinds = _of(text, "layer_types") or ("full_attention",) * text.num_hidden_layers
-        heads, width = text.num_attention_heads, text.hidden_size
+        heads, width, depth = text.num_attention_heads, text.hidden_size, text.num_hidden_layers
+        head = _of(text, "head_dim") or width // heads
+        keys = (_of(text, "num_key_value_heads") or heads) * head
         return cls(
-            depth=text.num_hidden_layers,
+            depth=depth,
             width=width,
             rows=tuple(_projections(text, kind) + _mlp(text, layer) for layer, kind in enumerate(kinds)),
+            pairs=(attention(1, 1, heads * head),) * depth,
+            keys=(0,) * depth,
+            stored=(2 * keys,) * depth,
             recurrent=frozenset(layer for layer, kind in enumerate(kinds) if kind == "linear_attention"),
-            heads=heads,
-            kv_heads=_of(text, "num_key_value_heads") or heads,
-            head_dim=_of(text, "head_dim") or width // heads,
             state=_state(text),
             vocabulary=text.vocab_size,
             windows=_windows(text),
-            inner=text.intermediate_size if text.model_type in PLAIN else None,
+            plain=(heads * head, keys, head, text.intermediate_size) if text.model_type in PLAIN else None,
         )
 
     def layer(self, index: int, rows: int, keys: int, halved: bool = False) -> int:
         """FLOPs of layer `index` on `rows` rows that look at `keys` rows; `halved` counts half the attention."""
         if index in self.recurrent:
             return rows * self.rows[index] + delta_rule(rows, *self.state)
-        looking = attention(rows, keys, self.heads * self.head_dim)
+        looking = rows * keys * self.pairs[index]
         if halved:
             looking //= 2
-        return rows * self.rows[index] + looking
+        return rows * self.rows[index] + keys * self.keys[index] + looking
 
     def held(self, index: int, rows: int) -> int:
         """Rows in the cache of layer `index` after `rows` rows: those that the next row sees; none beside a state."""
@@ -94,9 +99,9 @@ class Decoder:
         """FLOPs of the language-model head on one row."""
         return linear(1, self.width, self.vocabulary)
 
-    def cached(self, rows: int) -> int:
-        """Numbers a layer keeps for `rows` rows: their keys and values."""
-        return 2 * rows * self.kv_heads * self.head_dim
+    def cached(self, index: int, rows: int) -> int:
+        """Numbers that layer `index` keeps for `rows` rows: their keys and values."""
+        return rows * self.stored[index]
 
     def peak(
         self, span: int, rows: Sequence[int], beside: Sequence[int], pictures: tuple[int, int], itemsize: int
@@ -113,14 +118,13 @@ class Decoder:
         Returns:
             None if it is not known of this decoder, or if the prompt does not fit into a layer's window.
         """
-        if self.inner is None or any(window is not None and window <= span for window in self.windows):
+        if self.plain is None or any(window is not None and window <= span for window in self.windows):
             return None
         width = self.width
-        queries = self.heads * self.head_dim
-        keys = self.kv_heads * self.head_dim
+        queries, keys, head, inner = self.plain
         attention = width + max(4 * queries + 2 * keys, 2 * queries + 5 * keys)  # normed; RoPE on queries, then on keys
-        mlp = 2 * width + 3 * self.inner  # residual and normed; activated, up and their product
-        tables = 2 * self.head_dim  # cos and sin, made anew when rows leave
+        mlp = 2 * width + 3 * inner  # residual and normed; activated, up and their product
+        tables = 2 * head  # cos and sin, made anew when rows leave
         stream = span * width
         held = stream + span * tables  # what goes into the decoder outlives its layers
         alike = rows[0] < span and len(set(rows)) == 1  # rows then go back into what went into the decoder
@@ -134,7 +138,7 @@ class Decoder:
                 here += stream
             if count < span:
                 here += count * width  # gathered from the stream
-            cached = self.cached(count)
+            cached = self.cached(layer, count)
             held += cached
             most = max(most, here + count * attention, here + cached + count * mlp)
         encoding, kept = pictures

@@ -22,8 +22,10 @@ __all__ = ["smaller_tower_flops", "subset_tower_flops", "tower_bytes", "tower_fl
 Grids = Sequence[Sequence[Grid]]
 
 
-def tower_flops(family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None) -> tuple[int, int]:
-    """FLOPs of the tower and of the projector.
+def tower_flops(
+    family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None
+) -> tuple[int, int] | tuple[None, None]:
+    """FLOPs of the tower and of the projector; None where they are not known.
 
     Args:
         family: Knows its tower.
@@ -34,7 +36,10 @@ def tower_flops(family: type[Family], config: Any, prompt: PromptLengths, grids:
     """
     if not prompt.vision:
         return 0, 0
-    return _flops(family.tower_shape(config), _pictures(family, config, prompt, grids))
+    shape = family.tower_shape(config)
+    if shape is None:
+        return None, None
+    return _flops(shape, _pictures(family, config, prompt, grids))
 
 
 def smaller_tower_flops(
@@ -49,10 +54,11 @@ def smaller_tower_flops(
         ranked: Vision tokens of each image that a method counts.
         grids: Rows and columns of each image's frames or views.
     """
-    if not family.runs_grids:
+    shape = family.tower_shape(config)
+    if not family.runs_grids or shape is None:
         return None
     cells = [_coarsened(stages, tuple(grid), size) for grid, size in zip(grids, ranked, strict=True)]
-    return _flops(family.tower_shape(config), PicturesRun(tuple(itertools.chain.from_iterable(cells))))
+    return _flops(shape, PicturesRun(tuple(itertools.chain.from_iterable(cells))))
 
 
 def subset_tower_flops(
@@ -79,7 +85,9 @@ def subset_tower_flops(
     sizes = [rows * columns for rows, columns in pictures.grids]
     pieces = torch.split(torch.cat(stays), sizes)
     kept = [piece.view(grid) for piece, grid in zip(pieces, pictures.grids, strict=True)]
-    return _flops(family.tower_shape(config), pictures, kept)
+    shape = family.tower_shape(config)
+    assert shape is not None  # of a tower that runs on some patches
+    return _flops(shape, pictures, kept)
 
 
 def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
@@ -179,6 +187,8 @@ def tower_bytes(family: type[Family], config: Any, prompt: PromptLengths, itemsi
     if not prompt.vision:
         return 0, 0
     shape = family.tower_shape(config)
+    if shape is None:
+        return None
     if isinstance(shape.memory, RopeTower):
         return _bytes_with_rope(shape, shape.memory, prompt.vision, itemsize)
     if shape.memory is None:

@@ -29,7 +29,6 @@ from foveate._transformers import (
 from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.families.base import Family
-from foveate.families.tap import attention_of
 
 __all__ = ["Positions", "Remap", "visibility", "width_of"]
 
@@ -56,8 +55,7 @@ class Positions:
         if renumbers:
             self._kinds = [family.rotary_type(index) for index in range(len(family.layers))]
         self.scaling: set[int] = set()
-        for index, layer in enumerate(family.layers):
-            attention = attention_of(layer)
+        for index, attention in enumerate(family.attentions):
             if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
                 self.scaling.add(index)
 

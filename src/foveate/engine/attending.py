@@ -3,6 +3,7 @@
 `RowsReader` reads them for whoever runs the decoder: see `engine.reading` for models of transformers.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
-from foveate.core.signals import Attention
+from foveate.core.signals import Attention, Products, ValueLikeness
 from foveate.core.tensors import take_along
+from foveate.engine import guards
 from foveate.engine.buckets import Bucket
 from foveate.engine.samples import Unit
 
@@ -53,6 +55,14 @@ class RowsReader(ABC):
     @abstractmethod
     def _turned_ones(self, size: int) -> Tensor:
         """A vector of ones, turned by RoPE to the position of each row: (samples, rows, head size) float32."""
+
+    def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_queries_and_keys`, before RoPE and without the scaling; who cannot make these refuses `Products`."""
+        raise NotImplementedError
+
+    def _values(self) -> Tensor:
+        """Values of all rows, (samples, key heads, rows, size); who has none refuses `ValueLikeness`."""
+        raise NotImplementedError
 
     def _live(self) -> Tensor | None:
         """Nonzero where a column is no padding, (samples, columns); None if all are."""
@@ -95,6 +105,73 @@ class RowsReader(ABC):
     def key_norms(self) -> Tensor:
         """L1 norms of the keys of the bucket's rows after RoPE, all heads together: (samples, rows) float32."""
         return self._norms().gather(1, self._vision)
+
+    def products(self, signal: Products, unit: Unit) -> Tensor:
+        """What `Products` has of the bucket's rows, `unit` being all of them: (samples, rows, heads) float32."""
+        asking, real = self._text_behind(unit)
+        if real is None:
+            real = torch.ones_like(asking)
+        first, last = signal.leave_out
+        place, number = real.cumsum(dim=1), real.sum(dim=1, keepdim=True)  # 1 is the first that is real
+        inner = (place > first) & (place <= number - last) & (real != 0)
+        asks = torch.where(inner.any(dim=1, keepdim=True), inner, real != 0)[:, None, :, None]
+        queries, keys = self._plain(asking)  # (samples, heads, asking, size), (samples, key heads, all rows, size)
+        number = asks.sum(dim=2).clamp(min=1)
+        mean = (queries.float() * asks).sum(dim=2) / number  # (samples, heads, size): the products are linear in it
+        keys = take_along(keys, self._vision[:, None, :, None], dim=2).float()
+        grouped = mean.view(len(mean), keys.shape[1], -1, mean.shape[-1])  # (samples, key heads, heads of each, size)
+        paid: Tensor = (keys @ grouped.mT).transpose(1, 2).flatten(2)  # (samples, rows, heads)
+        return paid / math.sqrt(mean.shape[-1])
+
+    def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor:
+        """What `ValueLikeness` has of these units' rows, one behind the other: (samples, rows, 2) float32."""
+        return torch.cat([self._likeness_of(signal, unit) for unit in units], dim=1)
+
+    def _likeness_of(self, signal: ValueLikeness, unit: Unit) -> Tensor:
+        own = self._vision[:, unit.rows]  # (samples, rows)
+        if unit.text_after == (False,) or not len(unit):
+            return own.new_zeros(*own.shape, 2, dtype=torch.float32)
+        asking, real = self._text_behind(unit)
+        asks = torch.ones_like(asking) if real is None else (real != 0).long()
+        skipped = asks * (asks.cumsum(dim=1) > signal.skip)
+        asks = torch.where(skipped.any(dim=1, keepdim=True), skipped, asks)
+        of_text = self._sum_of_likeness(signal, own, asking, asks)
+        number = asks.sum(dim=1, keepdim=True)
+        first = of_text / number.clamp(min=1)
+        seeds = first.sort(dim=1, descending=True, stable=True).indices[:, : signal.seeded(len(unit))]
+        of_seeds = self._sum_of_likeness(signal, own, own.gather(1, seeds), torch.ones_like(seeds))
+        return torch.stack((first, (of_text + of_seeds) / (number + seeds.shape[1])), dim=-1) * (number > 0)[..., None]
+
+    def _sum_of_likeness(self, signal: ValueLikeness, own: Tensor, asking: Tensor, asks: Tensor) -> Tensor:
+        """The likeness of rows that ask, (samples, asking) int64 and 0 or 1, to an image's rows, added up."""
+        with_whom = values = self._values()
+        visible: Callable[[slice], Tensor] | None = None
+        if signal.among == "image":
+            with_whom = take_along(values, own[:, None, :, None], dim=2)
+        else:
+            seen = self._real_rows()[:, None, None]
+            visible = lambda _: seen  # noqa: E731 - every row sees the same
+        total, done = torch.zeros_like(own, dtype=torch.float32), 0
+        for block in attention_rows(
+            take_along(values, asking[:, None, :, None], dim=2).flatten(0, 1),
+            with_whom.flatten(0, 1),
+            1 / math.sqrt(values.shape[-1]),
+            visible=visible,
+            block=max(BLOCK_NUMBERS, self._columns.numel() * self._width),
+            samples=len(own),
+        ):
+            alike = block.view(len(own), -1, *block.shape[1:]).mean(dim=1)  # (samples, some, those compared with)
+            alike = alike if signal.among == "image" else take_along(alike, own[:, None], dim=2)
+            total += (alike * asks[:, done : done + alike.shape[1], None]).sum(dim=1)
+            done += alike.shape[1]
+        return total
+
+    def _real_rows(self) -> Tensor:
+        """Which rows are no padding, (samples, rows) bool: pads in front repeat the first row."""
+        last = torch.ones_like(self._columns[:, :1], dtype=torch.bool)
+        real = torch.cat((self._columns.diff(dim=1) > 0, last), dim=1)
+        live = self._live()
+        return real if live is None else real & (live.gather(1, self._columns) != 0)
 
     def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
         """Columns of the text behind each unit that has the largest key norms, the largest first.
@@ -166,6 +243,7 @@ class RowsReader(ABC):
         query, keys, scaling = self._queries_and_keys(asking)
         self._made_keys, before = keys, 0
         if self._past is not None:
+            guards.refuse_latent_keys(self._past.shape[1::2] != keys.shape[1::2])
             before = self._past.shape[2]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)  # (samples, heads, slots, head size)
         both_ways = signal.both_ways and signal.rows == "vision"

@@ -8,7 +8,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from foveate._transformers import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from foveate._transformers import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    IndexedLayer,
+    LinearAttentionLayer,
+)
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 
@@ -67,6 +73,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = True
 
+    _inside = True  # whether the last update was announced
     base: Tensor | None = None
     ragged = False
     shift: Tensor | None = None
@@ -152,6 +159,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             guards.refuse_pruned_cache_outside()
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
         plain, self._announced = self._announced is None, None
+        self._inside = not plain
         if key_states.shape[-2] != (span if columns is None else columns.shape[1]):
             guards.refuse_other_rows(key_states.shape[-2], span if columns is None else columns.shape[1])
         if columns is not None:
@@ -175,6 +183,19 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             reach = self.window - 1 + span
             return keys[..., -reach:, :], values[..., -reach:, :]
         return keys, values
+
+    def update_indexer(self, states: Tensor) -> Tensor:
+        """An index of the slots that are there, of rows that pick all of them: nothing is told apart, or stored.
+
+        Args:
+            states: The index of the rows that have come, (samples, rows, size).
+
+        Raises:
+            SessionError: Outside `foveate.drop`, where rows may have to pick.
+        """
+        if not self._inside:
+            guards.refuse_pruned_cache_outside()
+        return states.new_zeros(len(states), (self.reads or self).slots, states.shape[-1])
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Put rows behind those that are there, and return all: from the second step on without copying these."""
@@ -266,22 +287,23 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return self.seen - before + query_length, before
 
     @property
+    def slots(self) -> int:
+        """How many there are, pads among them."""
+        own = self.keys.shape[-2] if self.is_initialized else 0
+        return own if self.head is None else own + self.head[0].shape[-2]
+
+    @property
     def is_whole(self) -> bool:
         """Whether what was announced has come, and every column that is known has its slot."""
-        slots = self.keys.shape[-2] if self.is_initialized else 0
-        if self.head is not None:
-            slots += self.head[0].shape[-2]
         based = 0 if self.base is None else self.base.shape[1]
-        return self._announced is None and slots == based + self.seen - self.base_end
+        return self._announced is None and self.slots == based + self.seen - self.base_end
 
     def valid_slots(self) -> Callable[[], list[int]]:
         """A function that counts the slots of each sample that are no pads now.
 
         The host waits for the device when it is called, and not before.
         """
-        base, (samples, _, slots, _) = self.base, self.keys.shape
-        if self.head is not None:
-            slots += self.head[0].shape[-2]
+        base, samples, slots = self.base, len(self.keys), self.slots
         return lambda: [slots] * samples if base is None else (slots - (base < 0).sum(dim=1)).tolist()
 
     def activate_past_recording(self) -> None:
@@ -529,7 +551,9 @@ def as_seen(columns: Tensor, alive: Tensor) -> Tensor:
     return columns.masked_fill(hidden, -1)
 
 
-CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer, PrunedLayer)
+CACHE_LAYERS = (
+    DynamicLayer, DynamicSlidingWindowLayer, IndexedLayer, LinearAttentionLayer, DummyLayer, PrunedLayer
+)  # fmt: skip
 """The kinds of cache layers that may stand beside pruned ones."""
 
 

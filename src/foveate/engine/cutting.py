@@ -20,9 +20,12 @@ from foveate.core.signals import (
     Keys,
     Normed,
     Pivots,
+    Products,
     Resource,
+    Rotary,
     Signal,
     Text,
+    ValueLikeness,
 )
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
@@ -30,7 +33,7 @@ from foveate.engine import guards
 from foveate.engine.attending import RATERS, streams
 from foveate.engine.buckets import WORDS, Bucket, Sizes
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, ran_note
+from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, ran_note, rotary_note
 from foveate.engine.reading import raters_of
 from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 
@@ -170,9 +173,11 @@ class SampleRows:
             note = ran_note(signal, self.layer - 1)
             own = part(self.notes[note])
             return torch.cat((own, self.text[note][unit.image])) if signal.pivots else own
+        if isinstance(signal, Rotary):
+            return part(self.notes[rotary_note(self.layer)])
         if isinstance(signal, Resource):
             return self.text[repr(signal)][unit.image]
-        if isinstance(signal, KeyNorms) or (isinstance(signal, Attention) and signal.layer == "ran"):
+        if isinstance(signal, KeyNorms | ValueLikeness) or (isinstance(signal, Attention) and signal.layer == "ran"):
             return part(self.notes[ran_note(signal, self.layer - 1)])
         assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
         if isinstance(signal, Keys):
@@ -180,6 +185,8 @@ class SampleRows:
         if isinstance(signal, Text):
             columns = self.text[WORDS]
             return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
+        if isinstance(signal, Products):
+            return part(self.reader.products(signal, sample_unit(self.sample, len(self))))
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))
         if isinstance(signal, Pivots):
@@ -345,6 +352,8 @@ class BucketReader(Protocol):
     def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
     def keys(self) -> Tensor: ...
     def key_norms(self) -> Tensor: ...
+    def products(self, signal: Products, unit: Unit) -> Tensor: ...
+    def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor: ...
     def pivots(self, count: int, units: Sequence[Unit]) -> Tensor: ...
     def in_prompt(self, columns: Tensor) -> Tensor: ...
 
@@ -391,6 +400,8 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
     for signal in signals:
         if isinstance(signal, KeyNorms):
             bucket.notes[ran_note(signal, layer)] = reader.key_norms()
+        elif isinstance(signal, ValueLikeness):
+            bucket.notes[ran_note(signal, layer)] = reader.value_likeness(signal, images)
         elif isinstance(signal, Pivots):
             bucket.text[ran_note(signal, layer)] = reader.pivots(signal.count, images)
         elif isinstance(signal, Columns):
@@ -454,6 +465,10 @@ class SampleReader:
         """The signal of these units' rows, one behind the other: (rows,) float32."""
         of_samples = self._reader_of_bucket().reduced([signal], units)
         return self._pick(of_samples[signal])
+
+    def products(self, signal: Products, unit: Unit) -> Tensor:
+        """The signal of all rows of the sample, (rows, heads) float32; `unit` is these."""
+        return self._pick(self._reader_of_bucket().products(signal, unit))
 
     def keys(self) -> Tensor:
         """The layer's keys at the sample's rows, mean over heads: (rows, head size) float32."""

@@ -19,9 +19,9 @@ from foveate._transformers import (
     unknown,
 )
 from foveate.contract.method import Method
-from foveate.contract.stages import Stage
+from foveate.contract.stages import LayerStage, Stage
 from foveate.core.cut import Cut
-from foveate.core.signals import Keys, Resource
+from foveate.core.signals import Keys, Resource, Rotary
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.support import refusal
@@ -82,6 +82,12 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> No
     reason = refusal(stages, family.lacks, family.needs_all_patches)
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
+    for stage in stages:
+        if isinstance(stage, LayerStage) and Rotary() in stage.reads and family.frequencies(stage.layer) is None:
+            raise UnsupportedError(
+                f"{method.name} reads {Rotary()!r} before layer {stage.layer}, and foveate finds no RoPE in the layers "
+                f"of {type(family.text).__name__} from there on. Use a method that does not read it."
+            )
 
 
 def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: bool) -> None:
@@ -548,8 +554,8 @@ def refuse_lost_rows(index: int) -> NoReturn:
 
 
 def refuse_unknown_positions() -> NoReturn:
-    """Rows are numbered anew from the position ids that the model hands its rotary embedding."""
-    raise unknown("hands the decoder's rotary_emb no position_ids, and this method numbers rows anew")
+    """Rows are numbered anew, and ranked by RoPE, from the position ids that the model hands its rotary embedding."""
+    raise unknown("hands the decoder's rotary_emb no position_ids, and this method numbers rows anew or reads Rotary()")
 
 
 def refuse_unknown_mask(width: int, total: int) -> NoReturn:
@@ -586,3 +592,26 @@ def refuse_crop_of_head(rows: int) -> NoReturn:
     raise UnsupportedError(
         f"Of this cache only the {rows} tokens behind its shared beginning can be removed. Remove fewer, or begin anew."
     )
+
+
+def refuse_picking(index: int, slots: int, picked: int, backend: str) -> None:
+    """Beyond as many slots as a row picks, an index of what is left would pick others than that of all."""
+    if backend not in ("eager", "sdpa"):
+        raise UnsupportedError(
+            f"Layer {index} picks keys by an index, and how attention {backend!r} reads what is picked is not known. "
+            "Load the model with attn_implementation='sdpa'."
+        )
+    if slots > picked:
+        raise UnsupportedError(
+            f"Layer {index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there only "
+            "while all are picked. Keep fewer tokens, or use shorter prompts and answers."
+        )
+
+
+def refuse_latent_keys(stored: bool) -> None:
+    """Where layers store latents in the place of keys (MLA), what rows pay to earlier turns cannot be made of these."""
+    if stored:
+        raise UnsupportedError(
+            "This model stores latents, and no keys, of earlier turns, so attention that a later picture's prompt pays "
+            "cannot be read. Use a method that reads no attention (V2Drop), or begin anew."
+        )

@@ -149,11 +149,12 @@ def tag(
         lengths = lengths_in(prompt, sum(lengths_of(features)))
     # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
     # trace holds this, so it must hold neither pixels nor the model.
-    boxes = cache(partial(type(family).boxes, family.model.config, modality, family.remembered(arguments), lengths))
+    of_call = family.model.config, modality, family.remembered(arguments), lengths
+    boxes = cache(partial(type(family).boxes, *of_call))
+    fixed = [()] * len(lengths) if family.tiled else family.fixed_tokens(*of_call)
     media = []
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        own = partial(_boxes_of, boxes, index)
-        media.append(MediaTokens(length, own, cut, _always_kept(family, length), modality == "video"))
+        media.append(MediaTokens(length, partial(_boxes_of, boxes, index), cut, fixed[index], modality == "video"))
     counts = [len(sample) for sample in prompt or ()]
     setattr(output, TAG, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
     if family.tiled:

@@ -208,7 +208,7 @@ def _media_in(forward: Forward, program: Program, family: Family, modality: str,
         return []
     output = forward.encoded[modality]
     lengths = forward.image_lengths.get(modality)
-    if lengths is None:
+    if lengths is None and family.tiled:
         lengths = image_lengths(family, modality, mask, forward.ids, lengths_of(pieces_of(output)))
     return tagged_media(output, lengths, program, family, modality)
 

@@ -9,12 +9,12 @@ from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, TowerStage
 from foveate.core.grid import Grid
-from foveate.core.signals import Cells, Hidden, Resource, Signal, Text
+from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal, Text
 from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
 
-__all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "ran_note"]
+__all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "ran_note", "rotary_note"]
 
 
 MOST_PLANS = 1024
@@ -49,6 +49,7 @@ class Program:
         reads_cells: Whether a stage before a layer reads where tokens stand.
         reading: The stage that says what decoding reads, if any.
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
+        turned: Decoder layers before which it is read what RoPE makes of positions.
         reads_words: Whether a stage before a layer reads the text behind images itself.
         encodes_text: What stages read that something handed in makes of that text.
         encodes: How a run through the tower is made: of smaller pictures ("pixels"), of some patches ("subset"), with
@@ -100,6 +101,7 @@ class Program:
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
         read = tuple(dict.fromkeys(signal for stage in layers for signal in stage.reads))
         self.reads_words = Text() in read
+        self.turned = tuple(sorted({stage.layer for stage in layers if Rotary() in stage.reads}))
         self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
         self._remembered, self._signals_while = _looking_back(layers)
         self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
@@ -195,6 +197,8 @@ class Program:
                 yield hidden_note(entered)
         for signal in self.signals_while(layer - 1):
             yield ran_note(signal, layer - 1)
+        if layer in self.turned:
+            yield rotary_note(layer)
 
     # -- positions ---------------------------------------------------------------------------------------------
 
@@ -246,6 +250,11 @@ def hidden_note(layer: int) -> str:
 def ran_note(signal: Signal, layer: int) -> str:
     """The name under which a signal of a layer that ran is remembered."""
     return f"{signal!r} {layer}"
+
+
+def rotary_note(layer: int) -> str:
+    """The name under which it is remembered what RoPE makes of positions, for stages before a layer."""
+    return f"rotary {layer}"
 
 
 class NotesOf(Mapping[str, Tensor]):

@@ -13,10 +13,11 @@ from foveate.engine.arguments import Positions, visibility
 from foveate.engine.attending import RowsReader, last_marked
 from foveate.engine.buckets import Bucket
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import Forward, LayerCall, at_rows, rows_of
+from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.samples import Unit, image_units
 from foveate.families.base import Family
-from foveate.families.tap import attention_of
+from foveate.families.tap import attention_of, unturning
 
 __all__ = [
     "AttentionReader",
@@ -66,8 +67,8 @@ def _of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -> Tenso
 # -- the model's own layers ---------------------------------------------------------------------------------------
 
 
-OwnAttention = list[tuple[Tensor, Tensor, float]]
-"""One entry while a layer attends: the queries and keys of its own attention, and their scaling. Else empty."""
+OwnAttention = list[tuple[Tensor, Tensor, float, Tensor]]
+"""One entry while a layer attends: queries and keys of its own attention, their scaling, and values. Else empty."""
 
 
 class AttentionReader(RowsReader):
@@ -133,7 +134,7 @@ class AttentionReader(RowsReader):
             seen = self._seen
             ragged = ragged or padded
         length = seen + self._hidden.shape[1]
-        if self._positions.scales(index):
+        if self._positions.scales(index) and not self._family.gathers:  # else the layer itself is handed its ids
             guards.refuse_scaled_reading(index, length, self._positions.learned_length)
         coming = self._rows.unpruned(seen)[self._of, self._start :]
         keys = torch.cat((slots, coming), dim=1)
@@ -180,25 +181,46 @@ class AttentionReader(RowsReader):
 
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
         if self._own_attention is not None:
-            return self._from_own_attention(asking, *self._own_attention[0])
+            query, keys, scaling, _ = self._own_attention[0]
+            return self._from_own_attention(asking, query, keys, scaling)
         call = self._call
         rows = rows_of(self._hidden, self._columns, self._bucket.owners)
         if call.streams is not None:
             rows = call.streams.unfold(rows)
         return self._family.queries_and_keys(call.module, rows, asking, self._tables, self._more)
 
+    def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
+        given, self._tables = self._tables, unturning(self._call.module, self._tables)
+        try:
+            queries, keys, _ = self._queries_and_keys(asking)
+        finally:
+            self._tables = given
+        return queries, keys
+
     def _from_own_attention(
         self, asking: Tensor, query: Tensor, keys: Tensor, scaling: float
     ) -> tuple[Tensor, Tensor, float]:
         """Queries, keys and scaling, taken from what the layer's own attention has made of all its rows."""
-        # (samples, heads, rows, head size); keys of earlier turns stand in front of those of these rows.
-        query, keys = query[self._of], keys[self._of, :, -query.shape[2] :]
+        keys, query = self._of_rows(keys, query.shape[2]), query[self._of]
         if self._forward.rows is not None:
-            query, keys = query[:, :, self._start :], keys[:, :, self._start :]
+            query = query[:, :, self._start :]
         elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
             asking = self._columns.gather(1, asking)  # (samples, asking)
-            keys = take_along(keys, self._columns[:, None, :, None], dim=2)
         return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
+
+    def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
+        """Keys or values of the bucket's rows, of what the layer has for all samples: (samples, heads, rows, size)."""
+        heads = heads[self._of, :, -rows:]  # those of earlier turns stand in front
+        if self._forward.rows is not None:
+            return heads[:, :, self._start :]
+        if self._columns.shape[1] < self._hidden.shape[1]:
+            return take_along(heads, self._columns[:, None, :, None], dim=2)
+        return heads
+
+    def _values(self) -> Tensor:
+        assert self._own_attention is not None  # read while the layer attends
+        query, _, _, values = self._own_attention[0]
+        return self._of_rows(values, query.shape[2])
 
 
 def is_causal(layer: Any) -> bool:

@@ -238,7 +238,7 @@ def _asked(forward: Forward, call: LayerCall, family: Family, note: Callable[[Te
     assert sees is not None
 
     @torch.no_grad()
-    def see(queries: Tensor, keys: Tensor, scaling: float) -> None:
+    def see(queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
         query = take_along(queries, asking[:, None, :, None], dim=2)
         total, done = query.new_zeros(slots.shape, dtype=torch.float32), 0
         for block in attention_rows(

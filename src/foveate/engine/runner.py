@@ -16,12 +16,14 @@ from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.buckets import Bucket
 from foveate.engine.cache import CACHE_LAYERS, alive_columns, as_seen, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Alike, Forward, LayerCall, Original, RowMap, Stepped, Streams, with_hidden
+from foveate.engine.forward import Alike, Forward, LayerCall, RowMap, Stepped
+from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import decode_hook
+from foveate.engine.turning import note_turns
 from foveate.families.base import Family, tapped_layer, unreadable
-from foveate.families.tap import AttentionHook, attention_of
+from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot
 
 __all__ = ["LayerRunner"]
 
@@ -53,12 +55,13 @@ class LayerRunner:
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._recurrent = family.recurrent
+        self._indexed = family.indexed
         self._lenders = family.lenders
         self._lending = frozenset(self._lenders.values())
         self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
         self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
         if program.reading is None and self._bare and not self._lenders:
-            others = program.busy | self._recurrent | self._positions.scaling
+            others = program.busy | self._recurrent | self._positions.scaling | self._indexed.keys()
             self._plain = frozenset(range(1, len(self._layers))) - others
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -132,6 +135,8 @@ class LayerRunner:
         self._positions.move_up(forward, call)
         reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
         if forward.drops:
+            if call.index == 0 and self._program.turned:
+                note_turns(forward, self._program.turned, call, self._family)
             cut_before(forward, self._program, call, reader_of, self._family.final_norm)
         tap = self._attention_tap(forward, call, reader_of)
         if forward.rows is None:
@@ -149,6 +154,8 @@ class LayerRunner:
             mask = call.kwargs.get("attention_mask")
             call.kwargs["attention_mask"] = self._mask(forward, call)
             call.stored.announce(None, call.hidden.shape[1])
+            if call.index in self._indexed:
+                self._pick_all(forward, call, call.hidden.shape[1])
             if forward.steps and call.index in self._plain:
                 given = {name: value for name, value in call.kwargs.items() if name in BY_NAME}
                 forward.stepped = Stepped(call.stored, mask, tables, given, type(call.module))
@@ -167,21 +174,18 @@ class LayerRunner:
         past = call.past
         columns = rows.unpruned(past)
         mask, tables = call.kwargs.get("attention_mask"), call.kwargs.get("position_embeddings")
-        more = self._more_of_rows(call, rows)
         if recurrent:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
             call.kwargs["attention_mask"] = self._mask(forward, call, rows, columns)
-        if tables is not None:
-            call.kwargs["position_embeddings"] = self._positions.tables(forward, call, rows)
-        if "position_ids" in call.kwargs:
-            call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
-        call.kwargs.update(more)
+        more = self._give_rows(forward, call, rows)
         if call.stored is not None:
             call.stored.lends = call.index in self._lending
             call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
             if rows.numbered is not None:
                 call.stored.shift = rows.shift(call.stored.shift, forward.entering_rows)
+        if call.index in self._indexed:
+            self._pick_all(forward, call, rows.columns.shape[1])
         gathered = rows.gather(call.hidden)  # (samples, rows, width)
         call.hidden = call.entered  # frees the copy with merged rows while the layer runs
         with tap:
@@ -194,6 +198,13 @@ class LayerRunner:
             shift = None if call.stored is None else call.stored.shift
             forward.alike = Alike(mask, tables, given, rows, announced, shift, type(call.module), gathered.device)
         return self._hand_on(forward, forward.alike, call.index, rows, call.entered, output)
+
+    def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
+        """Let rows of a layer that picks keys by an index pick all that there are, so many rows among them."""
+        slots = rows + (0 if call.stored is None else call.stored.slots)
+        guards.refuse_picking(call.index, slots, self._indexed[call.index], forward.backend)
+        if PICKED in call.kwargs:
+            call.kwargs[PICKED] = every_slot(rows, slots, call.hidden)
 
     def _run_borrower(self, forward: Forward, call: LayerCall, original: Original) -> Any:
         """Run a layer that attends to what an earlier one has made: its queries are of the rows that are left.
@@ -222,10 +233,7 @@ class LayerRunner:
             call.kwargs["attention_mask"] = remap(mask, forward.backend)
         if rows is None or sliced:
             return call.run(original, call.hidden)
-        call.kwargs.update(self._more_of_rows(call, rows))
-        call.kwargs["position_embeddings"] = rows.pick(call.kwargs.get("position_embeddings"))
-        if "position_ids" in call.kwargs:
-            call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+        self._give_rows(forward, call, rows)
         output = call.run(original, rows.gather(call.hidden))
         return self._hand_on(forward, None, call.index, rows, call.entered, output)
 
@@ -247,13 +255,22 @@ class LayerRunner:
             held = of_lender.on(device).unpruned(0)
         return held, alive_columns(rows.unpruned(0), 0, None, span)
 
-    def _more_of_rows(self, call: LayerCall, rows: RowMap) -> dict[str, Any]:
-        """Of what layers of the usual kind do not get, by name, what has a value for every column: of the rows."""
+    def _give_rows(self, forward: Forward, call: LayerCall, rows: RowMap) -> dict[str, Any]:
+        """Hand a layer tables, ids and whatever has a value for every column, of the rows.
+
+        Returns:
+            Of these what layers of the usual kind do not get, by name.
+        """
         more = {}
         for name, value in call.more.items() if self._family.gathers else ():
             taken = rows.take(value)
             if taken is not value:
                 more[name] = _with_pads(name, taken, rows)
+        if call.kwargs.get("position_embeddings") is not None:
+            call.kwargs["position_embeddings"] = self._positions.tables(forward, call, rows)
+        if "position_ids" in call.kwargs:
+            call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+        call.kwargs.update(more)
         return more
 
     def _run_alike(
@@ -426,12 +443,12 @@ def _reading(
     """
     attended = False
 
-    def attends(queries: Tensor, keys: Tensor, scaling: float) -> None:
+    def attends(queries: Tensor, keys: Tensor, scaling: float, values: Tensor) -> None:
         nonlocal attended
         attended = True
         if notes is not None:
-            notes(queries, keys, scaling)
-        own_attention.append((queries, keys, scaling))
+            notes(queries, keys, scaling, values)
+        own_attention.append((queries, keys, scaling, values))
         for bucket, reader in readers:
             note_attending(bucket, signals, call.index, reader)
         own_attention.clear()

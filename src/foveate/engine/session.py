@@ -24,7 +24,8 @@ from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
-from foveate.engine.forward import Forward, Original, Streams
+from foveate.engine.forward import Forward
+from foveate.engine.handed import Original, Streams
 from foveate.engine.media import placed, prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
@@ -179,7 +180,7 @@ def refuse_open(model: nn.Module) -> None:
 
 def refuse_running(model: nn.Module, family: Family) -> None:
     """`refuse_open`, of a model whose family is known; neither is one without weights served."""
-    guards.refuse_without_weights(model)
+    guards.refuse_without_weights(family.core)  # what was handed in may be a pipeline
     running = _sessions.get(family.core)
     guards.refuse_second_session(model, None if running is None else running.method)
 
@@ -274,7 +275,7 @@ class Session:
             patches.hook(text, "before", self.before_decoder, with_kwargs=True)
         if self._family.gathers:
             self._runner.begin = self.before_layers
-        if self._program.renumbers:
+        if self._program.renumbers or self._program.turned:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
             # The layer's forward, not a hook: hooks of others then all see the full-length stream.
@@ -358,7 +359,7 @@ class Session:
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # else a tuple, for a user with return_dict=False; the model uses none
-            lengths = prompt(lengths_of(pieces_of(output)))
+            lengths = prompt(lengths_of(pieces_of(output))) if self._family.tiled else None
             forward.image_lengths[modality] = lengths
             tag(self._family, modality, call.arguments, output, cuts, lengths)
             forward.encoded[modality] = output

@@ -176,7 +176,7 @@ def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> Iterator[list[dict[str, 
     first = dict(work.first)
     tower = TowerMemo()
     for method, places in work.methods:
-        answerer = Answerer(vlm, method, settings, BATCH, first=True, tower=tower)
+        answerer = Answerer(vlm, method, settings, BATCH, first=True, confidence=True, tower=tower)
         answers = in_order(answerer.replies(places, lambda place, _: prompts[place]))
         rows = []
         for place, answer in zip(places, answers, strict=True):

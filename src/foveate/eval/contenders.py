@@ -31,6 +31,7 @@ class Contender:
         infeasible: Why it cannot.
         floor: The lowest share that can be, where it is known.
         note: What is unusual about the setting.
+        sure: Of a second look, from which confidence on an answer is trusted; None where nothing is asked again.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Contender:
     infeasible: str = ""
     floor: float | None = None
     note: str = ""
+    sure: float | None = None
 
 
 def contenders_at(

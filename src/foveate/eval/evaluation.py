@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
+from foveate.ask.generation import Generation
 from foveate.ask.pictures import load_picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
@@ -20,7 +21,7 @@ from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.pairing import figures_of, unmatched
 from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
-from foveate.eval.records import Answers, key_of
+from foveate.eval.records import FORM, Answers, key_of, looked_twice
 from foveate.naming import parse
 from foveate.plain.files import is_video, named, sha256_of
 from foveate.plain.spelling import nearest
@@ -207,10 +208,13 @@ def _compare(
         alike: One of the prompts, where all have media of one size.
     """
     budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, alike=alike)
-    conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
+    for look in plan.second_looks():
+        look.refuse_others(vlm, Generation(max_new_tokens=plan.max_new_tokens))
+    conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
     shares = plan.shares_of(vision_tokens)
     budgets = [Budget(retention=share) for share in shares]
     contenders = budgeted(plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets)
+    contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with plan.store(conditions, listener.note) as store:
         asking = _Asking(vlm, asked, plan, store, listener)
         rows = asking.rows(contenders, "Answering")
@@ -273,16 +277,21 @@ class _Asking:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
             run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
-        ran = [(contender, [self._log(draw) for draw in contender.draws]) for contender in contenders]
+        ran = [(contender, [self._log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
         return figures_of(self._log(None), ran)
 
-    def _log(self, method: Method | None) -> list[dict[str, object]]:
-        """A setting's log, in the questions' order; see `foveate.eval.pairing`."""
+    def _log(self, method: Method | None, sure: float | None = None) -> list[dict[str, object]]:
+        """A setting's log, in the questions' order; see `foveate.eval.pairing`.
+
+        Of a second look it comes from the answers with few tokens and the full model's: both are there.
+        """
         log = []
         for question in self.asked:
             row, full = (self.store.get(key, question.key) for key in (key_of(method), key_of(None)))
             assert row is not None
             assert full is not None
+            if sure is not None:
+                row = looked_twice(row, full, sure)
             right = question.is_right(row["answer"]) if self.labelled else row["answer"] == full["answer"]
             labels = tuple(map(question.reading, question.labels)) if self.labelled else (full["answer"],)
             about = {"task": question.task, "picture": question.picture, "seed": question.seed, "labels": labels}

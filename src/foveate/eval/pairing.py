@@ -7,6 +7,7 @@ A log has a plain row for each question, in the questions' order:
     labels                       what counts as right; none, or no such column, where it is not known
     spent, vision_tokens         vision tokens a decoder layer processed, mean over layers; those of the prompt
     flops, kl                    to the first token; nats from the full model's first token; None where not known
+    again                        1 where a second look asked the full model again, 0 where not; None of others
 
 What comes out is for pandas, JSON and tables alike: see `figures_of`.
 """
@@ -38,7 +39,7 @@ FEWEST = 6
 """Pictures that can tell two methods apart: of five that all point one way, a sign test has p = 2 / 2⁵ = 0.06."""
 LEFT = 0.25
 """The share of the full model's accuracy on a task below which the task has collapsed."""
-NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops")
+NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops", "again")
 
 
 def figures_of(
@@ -52,6 +53,7 @@ def figures_of(
         task                     None for all questions together
         questions                how many they are
         tokens, retention        vision tokens a decoder layer processed, mean, and as a share: what was truly spent
+        again                    share of the questions that the full model was asked again; None without a second look
         flops                    share of the full model's, from the pixels to the first token
         accuracy *               mean score, or the benchmark's figure
         commonest, commonest_label          what the label that most questions share would score alone, and which it is;
@@ -158,6 +160,7 @@ class _Pairing:
             "pictures": self._resampled.count,
             "tokens": round(setting.tokens, 3),
             "retention": round(float(shares.mean()), 5),
+            "again": None if np.isnan(numbers["again"]).any() else round(float(numbers["again"].mean()), 5),
             "flops": None if np.isnan(flops) else round(flops, 5),
             **spread_out("accuracy", self._accuracy(setting)),
         }
@@ -305,7 +308,7 @@ def unmatched(rows: Iterable[Row]) -> list[float]:
     """Shares that methods truly spend where no baseline was run near by, for baselines to be run at."""
     ran = [row for row in rows if row["task"] is None and row["name"] != FULL_MODEL and "infeasible" not in row]
     asked = [row["budget"] for row in ran if row["name"] in BASELINES]
-    spent = {round(row["retention"], 3) for row in ran if row["name"] not in BASELINES}
+    spent = {round(row["retention"], 3) for row in ran if row["name"] not in BASELINES and row["retention"] <= 1}
     far = (share for share in spent if all(abs(share - budget) > NEAR / 2 * budget for budget in asked))
     return sorted(far, reverse=True)
 

@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from foveate.ask.second_look import SecondLook, drops_of
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.contenders import USUAL
 from foveate.eval.records import Answers, open_answers
 from foveate.naming import parse
+from foveate.plain.spelling import is_second_look
 
 __all__ = ["BASELINES", "SHARES", "Plan"]
 
@@ -25,7 +27,7 @@ class Plan:
         Plan(methods=["v2drop", "v2drop:metric=l1"], tokens=[192, 64])
 
     Attributes:
-        methods: Their names, in the grammar of `foveate.naming`.
+        methods: Their names, in the grammar of `foveate.naming`; or files of a second look.
         tokens: Budgets: mean vision tokens that a decoder layer processes.
         retention: The same as shares in (0, 1]. Where neither is given, names alone run at a third, two ninths and a
             ninth, and a name with settings as it says.
@@ -56,6 +58,7 @@ class Plan:
         if self.draws < 1:
             raise SettingError(f"draws must be 1 or more; got {self.draws}.")
         self.by_name()
+        self.second_looks()
 
     @property
     def has_budgets(self) -> bool:
@@ -70,7 +73,12 @@ class Plan:
     def by_name(self) -> dict[str, Method]:
         """What is compared, by name, the baselines last."""
         names = dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ())))
-        return {name: parse(name) for name in names}
+        return {name: parse(name) for name in names if not is_second_look(name)}
+
+    def second_looks(self) -> list[SecondLook]:
+        """Those of the methods that ask the full model again."""
+        looks = [drops_of(name) for name in dict.fromkeys(self.methods) if is_second_look(name)]
+        return [look for look in looks if isinstance(look, SecondLook)]
 
     def shares_of(self, vision_tokens: int | None) -> tuple[float, ...]:
         """The budgets as shares, where every prompt has so many vision tokens; None: they differ.

@@ -21,7 +21,8 @@ EDGE = "(≥ …), (≤ …): all right or all wrong, so the interval is Wilson'
 ALIKE = "± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not."
 AGREEMENT = "Agreement"
 """What the figure is called where no true answers are known: the share of answers that are the full model's."""
-HEADS = ("", "Tokens", "FLOPs", "", "Agrees", "Of full", "KL", "Hard", "− random", "− resize")
+HEADS = ("", "Tokens", "FLOPs", "", "Agrees", "Of full", "KL", "Again", "Hard", "− random", "− resize")
+AGAIN = "Again: the share of the questions that the full model was asked again; tokens and FLOPs count both looks."
 PAIRED = "Beside …: minus its own, in points, on the same questions; in brackets its tokens, where they are others."
 FAILED = 0.2
 """The share of right answers up to which the full model fails, so that dropping has nothing to lose."""
@@ -135,6 +136,7 @@ class Quality:
             points(row, "agreement", 100),
             _formatted(row["share"], ".0%"),
             _formatted(row["kl"], "z.2f"),
+            _formatted(row.get("again"), ".1%"),
             _hard(row),
             *differences,
         ]
@@ -285,6 +287,8 @@ class Quality:
             notes += [AGAINST, VERDICTS]
         if any(self.paired.rows):
             notes += [PAIRED, VERDICTS]
+        if any(row.get("again") is not None for row in self.settings):
+            notes.append(AGAIN)
         if any(row["hard"] is not None for row in self.settings):
             notes.append(HARD)
         return notes

@@ -16,11 +16,13 @@ from foveate.ask.first import First
 from foveate.contract.method import Method
 from foveate.runs.store import Store, open_store
 
-__all__ = ["FULL", "Answers", "fingerprint", "home", "key_of", "open_answers", "record_of"]
+__all__ = ["FORM", "FULL", "Answers", "fingerprint", "home", "key_of", "looked_twice", "open_answers", "record_of"]
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
 KEYS = ("method", "question")
+FORM = {"record": "with confidence"}
+"""What is kept of an answer, among the conditions: a store whose records have less is another one."""
 
 
 def home() -> Path:
@@ -71,6 +73,9 @@ class Answers:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows.values())
+
 
 @contextmanager
 def open_answers(
@@ -106,7 +111,7 @@ def record_of(answer: Answer, method: str, question: str, full: First | None) ->
     """What is kept of an answer; of the full model's its first token too, of others how far theirs is from it.
 
     Args:
-        answer: With its first token.
+        answer: With its first token, and its confidence.
         method: The name under which it is kept.
         question: That of its question.
         full: The first token of the full model's answer; None where it is not known.
@@ -119,9 +124,25 @@ def record_of(answer: Answer, method: str, question: str, full: First | None) ->
         "spent": answer.spent,
         "vision_tokens": answer.vision_tokens,
         "flops": answer.flops,
+        "confidence": answer.confidence,
     }
     if method == FULL:
         return {**record, "first": First.of(answer.first).to_dict()}
     if full is None:
         return record
     return {**record, "kl": full.divergence_of(answer.first)}
+
+
+def looked_twice(quick: Mapping[str, Any], full: Mapping[str, Any], sure: float) -> dict[str, Any]:
+    """The record of a second look: of two answers to a question the one that counts, at what both cost.
+
+    Args:
+        quick: The record with few tokens.
+        full: The full model's.
+        sure: From which confidence on the first is trusted.
+    """
+    if quick["confidence"] >= sure or not quick["vision_tokens"]:
+        return {**quick, "again": 0.0}
+    flops = None if None in (quick["flops"], full["flops"]) else quick["flops"] + full["flops"]
+    both = {"spent": quick["spent"] + full["spent"], "flops": flops, "kl": 0.0, "again": 1.0}
+    return {name: value for name, value in full.items() if name != "first"} | both

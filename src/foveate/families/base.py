@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from foveate._transformers import OLDEST, numbers_rows, require, rotation
+from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Signal, TowerAttention
@@ -126,6 +126,17 @@ class Family:
         pair: tuple[Tensor, Tensor] = self.text.rotary_emb(hidden, ids, *kinds)
         return pair
 
+    def frequencies(self, layer: int) -> Tensor | None:
+        """The radians by which one position turns each pair of numbers in a decoder layer, (pairs,), 0 for pairs that
+        are left alone; in a layer without RoPE those of the next with it, None where there is none."""
+        rotary = getattr(self.text, "rotary_emb", None)
+        for index in range(layer, 0 if rotary is None else len(self.layers)):
+            kind = self.rotary_type(index)
+            found: Tensor | None = getattr(rotary, "inv_freq" if kind is None else f"{kind}_inv_freq", None)
+            if found is not None and index not in self.recurrent and turns(attention_of(self.layers[index])):
+                return found
+        return None
+
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         """Whether the vision tower has a CLS, whose row of the tower's attention can be read.
@@ -162,12 +173,16 @@ class Family:
         return frozenset()
 
     @functools.cached_property
+    def attentions(self) -> list[Any]:
+        """What attends in each decoder layer; None where nothing does."""
+        return [attention_of(layer) for layer in self.layers]
+
+    @functools.cached_property
     def lenders(self) -> dict[int, int]:
         """Decoder layers that attend to keys and values of an earlier layer, and which (Gemma 3n, Gemma 4 E2B)."""
-        attentions = [attention_of(layer) for layer in self.layers]
         lenders: dict[int, int] = {}
         own: dict[Any, int] = {}  # the last layer of each type that makes its own
-        for index, attention in enumerate(attentions):
+        for index, attention in enumerate(self.attentions):
             kind = getattr(attention, "layer_type", None)
             if getattr(attention, "is_kv_shared_layer", False):
                 lenders[index] = own[kind]
@@ -176,11 +191,17 @@ class Family:
         return lenders
 
     @functools.cached_property
+    def indexed(self) -> dict[int, int]:
+        """Decoder layers whose rows pick keys by an index beside these (DSA), and how many: up to there they pick all,
+        so that no index is needed. Others are not served."""
+        return {}
+
+    @functools.cached_property
     def longest(self) -> float:
         """Columns of the longest prompt that may be dropped from: from there on layers scale rows by how many come
         before them, which dropping changes."""
-        attentions = [attention for layer in self.layers if (attention := attention_of(layer)) is not None]
-        return min([getattr(one, "floor_scale", 1) - 1 for one in attentions if numbers_rows(one)], default=math.inf)
+        scaling = [one for one in self.attentions if one is not None and numbers_rows(one)]
+        return min([getattr(one, "floor_scale", 1) - 1 for one in scaling], default=math.inf)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
@@ -395,6 +416,11 @@ class Family:
         return ()
 
     @classmethod
+    def fixed_tokens(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Sequence[int]]:
+        """What `always_kept` says of each image of a `get_*_features` call; arguments as in `boxes`."""
+        return [cls.always_kept(config, length) for length in lengths]
+
+    @classmethod
     def fixed_count(cls, config: Any) -> int | None:
         """Vision tokens of every image and video, where the config alone says them; None where they differ."""
         return None
@@ -440,18 +466,16 @@ class Family:
         return None
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """The vision tower and the projector, in numbers that `foveate.cost` counts with.
+    def tower_shape(cls, config: Any) -> TowerShape | None:
+        """The vision tower and the projector, in numbers that `foveate.cost` counts with; None: they are not counted.
 
         Args:
             config: The model's config; no weights are needed.
 
         Raises:
-            UnsupportedError: If the family does not know them.
+            UnsupportedError: If the tower is of a kind that the family does not know.
         """
-        raise UnsupportedError(
-            f"The cost of the vision tower of {cls.__name__} is not known: the family needs a tower_shape method."
-        )
+        return None
 
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:

@@ -7,15 +7,18 @@ core, the decoder and its layers, where vision tokens stand, and which of them a
 import functools
 import inspect
 import warnings
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import keeps_index, kind_of
+from foveate._transformers import indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
-from foveate.core.signals import Signal, TowerSignal
+from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.fed import encode_fed, lacking as unread
@@ -24,7 +27,7 @@ from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
 from foveate.families.proved import PROVED
-from foveate.families.tap import attention_of
+from foveate.families.tap import attention_of, takes_index
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 
 __all__ = ["Derived"]
@@ -55,13 +58,15 @@ class Derived(Family):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        reasons = dict.fromkeys(reason for layer in self.layers for reason in _unserved(layer))
+        reasons = dict.fromkeys(reason for layer in self.layers for reason in _kind_of(layer).unserved)
         if reasons:
             raise UnsupportedError(
                 f"foveate cannot serve {model.config.model_type!r} ({type(model).__name__}): {'; '.join(reasons)}."
             )
         self.renumbers = self._numbers_run() and not self.lenders
-        if model.config.model_type not in PROVED:
+        proved = PROVED.get(model.config.model_type)
+        self.shares_prefix = proved is not None and proved.shares and not self.lenders  # type: ignore[misc]
+        if proved is None:
             warn_of(f"{type(model).__name__} ({model.config.model_type!r})")
 
     # -- parts -------------------------------------------------------------------------------------------------
@@ -129,7 +134,19 @@ class Derived(Family):
     @functools.cached_property
     def recurrent(self) -> frozenset[int]:
         """Layers without attention: those that carry a state, and those that see each row by itself."""
-        return frozenset(index for index, layer in enumerate(self.layers) if _kind(layer) != "attention")
+        return frozenset(index for index, layer in enumerate(self.layers) if _kind_of(layer).kind != "attention")
+
+    @functools.cached_property
+    def indexed(self) -> dict[int, int]:
+        """As in the base class; a layer without an index of its own is handed what the last one with one has picked."""
+        picked, found = None, dict[int, int]()
+        for index, layer in enumerate(self.layers):
+            own = _kind_of(layer).index
+            if own is not None and (part := own()) is not None:
+                picked = indexes(part)
+            if picked is not None and (own is not None or takes_index(layer)):
+                found[index] = picked
+        return found
 
     # -- pictures ----------------------------------------------------------------------------------------------
 
@@ -165,6 +182,9 @@ class Derived(Family):
         reason = super().lacks(signal)
         if reason is None and isinstance(signal, TowerSignal):
             return unread(self.core, self.layers)
+        reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots)
+        if reads and any(hasattr(attention, "sinks") for attention in self.attentions):
+            return "its rows pay attention to sinks too, which queries and keys do not tell"
         return reason
 
     def added_later(self, inputs: Inputs) -> Any:
@@ -301,7 +321,7 @@ def _layers_of(module: nn.Module) -> nn.ModuleList | None:
     if not _takes_embeddings(module):
         return None
     lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part)]
-    lists = [part for part in lists if any(_kind(layer) == "attention" for layer in part)]
+    lists = [part for part in lists if any(_kind_of(layer).kind == "attention" for layer in part)]
     return lists[0] if len(lists) == 1 else None
 
 
@@ -312,22 +332,52 @@ def _is_decoder(module: nn.Module | None) -> bool:
     return any(getattr(attention, "is_causal", True) for attention in attentions)
 
 
-def _kind(layer: nn.Module) -> str:
-    """What a layer does: "attention", "state", "hybrid" or "plain"."""
-    kinds = {kind_of(module) for module in layer.modules()}
-    if "hybrid" in kinds or {"attention", "state"} <= kinds:
-        return "hybrid"
-    return next((kind for kind in ("attention", "state") if kind in kinds), "plain")
+@dataclass(frozen=True, slots=True)
+class _LayerKind:
+    """What the code of a layer's modules tells.
+
+    Attributes:
+        parts: Types of the layer's parts, of which it was told.
+        kind: What it does: "attention", "state", "hybrid" or "plain".
+        index: What picks keys by an index of its own; None where nothing does.
+        unserved: Why it cannot run on some of its rows.
+    """
+
+    parts: tuple[type, ...]
+    kind: str
+    index: weakref.ref[nn.Module] | None
+    unserved: tuple[str, ...]
 
 
-def _unserved(layer: nn.Module) -> list[str]:
-    """Why a layer cannot run on some of its rows."""
-    name, kind = type(layer).__name__, _kind(layer)
+_KINDS: WeakKeyDictionary[nn.Module, _LayerKind] = WeakKeyDictionary()
+
+
+def _kind_of(layer: nn.Module) -> _LayerKind:
+    """Of a layer, looked at once: a context asks whenever it opens, and experts are many."""
+    parts, told = tuple(map(type, layer.children())), _KINDS.get(layer)
+    if told is None or told.parts != parts:
+        modules = [*layer.modules()]
+        kinds = set(map(kind_of, modules))
+        kind = next((kind for kind in ("attention", "state") if kind in kinds), "plain")
+        if "hybrid" in kinds or {"attention", "state"} <= kinds:
+            kind = "hybrid"
+        index = next(filter(keeps_index, modules), None)
+        unserved = _unserved(layer, kind, index)
+        _KINDS[layer] = told = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
+    return told
+
+
+def _unserved(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
+    """Why a layer of this kind, with this index, cannot run on some of its rows."""
+    name, attention = type(layer).__name__, attention_of(layer)
     if kind == "hybrid":
-        return [f"its {name} attends and carries a state, and stores both in one layer of the cache"]
-    attention = attention_of(layer)
-    if any(keeps_index(module) for module in layer.modules()):
-        return [f"its {name} picks the keys that it attends to by an index beside them, which dropping would shift"]
+        return (f"its {name} attends and carries a state, and stores both in one layer of the cache",)
+    if index is not None and indexes(index) is None:
+        return (
+            f"its {name} picks the keys that it attends to by pools or positions of them, which dropping would shift",
+        )
+    if getattr(attention, "is_kv_shared_layer", False) and not hasattr(attention, "layer_type"):
+        return (f"it is not known whose keys its {name} borrows",)
     if kind == "attention" and attention is None:
-        return [f"its {name} attends in several places, or in none that foveate knows"]
-    return []
+        return (f"its {name} attends in several places, or in none that foveate knows",)
+    return ()

@@ -12,7 +12,8 @@ Place = Literal["layer", "projector", "tower"]
 """Between decoder layers; behind the projector; and there, by what is read of the tower."""
 DECODER: tuple[Place, ...] = ("layer", "projector")
 EVERYWHERE: tuple[Place, ...] = (*DECODER, "tower")
-_INDEX = "caches of its layers hold an index of keys beside the keys"
+_INDEX = "its layers pick keys by an index of pools of them, or of their positions"
+_DENSE = "more tokens in a layer than its index picks (2,048)"
 _BORROWED = "cuts before its last layers, which attend to keys of earlier ones, and Read"
 _HYBRID = "each of its layers attends and carries a state, and stores both in one layer of the cache"
 
@@ -25,12 +26,14 @@ class Proved(NamedTuple):
         since: The oldest version of transformers that it was proved on; later ones are proved too.
         places: Where tokens are dropped.
         refused: What is not served, in a sentence; empty where everything is.
+        shares: Whether questions about one picture may share its prefill: the answers are those of each question alone.
     """
 
     title: str
     since: str = "5.16.1"
     places: tuple[Place, ...] = EVERYWHERE
     refused: str = ""
+    shares: bool = True
 
 
 PROVED = {
@@ -42,25 +45,27 @@ PROVED = {
     "cohere_compass": Proved("North-Micro-Vision-Instruct"),
     "cosmos3_edge": Proved("Cosmos3-Edge"),
     "cosmos3_omni": Proved("Cosmos3-Nano"),
-    "deepseek_ocr2": Proved("DeepSeek-OCR-2", places=DECODER),
+    "deepseek_ocr2": Proved("DeepSeek-OCR-2", places=DECODER, shares=False),
     "deepseek_vl": Proved("DeepSeek-VL-1.3B"),
     "deepseek_vl_hybrid": Proved("DeepSeek-VL-7B", "5.23"),
-    "dots3_note": Proved("dots3-note", "5.23", (), _INDEX),
+    "dots3_note": Proved("dots3-note", "5.23", refused=_DENSE, shares=False),
     "emu3": Proved("Emu3-Chat", places=DECODER),
     "ernie4_5_vl_moe": Proved("ERNIE-4.5-VL"),
     "exaone4_5": Proved("EXAONE-4.5"),
-    "fast_vlm": Proved("FastVLM", places=DECODER),
+    "fast_vlm": Proved("FastVLM", places=DECODER, shares=False),
     "fuyu": Proved("Fuyu-8B", "5.23", places=DECODER),
-    "gemma3n": Proved("Gemma 3n", places=DECODER, refused=_BORROWED),
+    "gemma3n": Proved("Gemma 3n", places=DECODER, refused=_BORROWED, shares=False),
     "gemma4_unified": Proved("Gemma 4 12B", "5.23", DECODER, _BORROWED),
     "glm5_next": Proved("GLM-5.3-Flash", "5.16.1", (), _INDEX),
     "glm_ocr": Proved("GLM-OCR", "5.23"),
-    "glmga": Proved("GLM-V (glmga)", "5.23"),
+    "glmga": Proved("GLM-V (glmga)", "5.23", shares=False),
     "got_ocr2": Proved("GOT-OCR-2.0", places=DECODER),
-    "granite4_vision": Proved("Granite 4 Vision", "5.23", DECODER, "merging behind the projector"),
+    "granite4_vision": Proved("Granite 4 Vision", "5.23", DECODER, "merging behind the projector", shares=False),
     "granite_docling": Proved("Granite-Docling", "5.23"),
-    "hunyuan_vl": Proved("HunyuanOCR", "5.23", places=DECODER),
-    "hy_v4_vl": Proved("Hy4", "5.24", (), _INDEX),
+    "hunyuan_vl": Proved("HunyuanOCR", "5.23"),
+    "hy_v4_vl": Proved(
+        "Hy4", "5.24", DECODER, f"{_DENSE}, and methods that read attention: it has sinks", shares=False
+    ),
     "hyperclovax_vision_v2": Proved("HyperCLOVAX-SEED-Think-32B", "5.23"),
     "idefics2": Proved("Idefics2", "5.23", places=DECODER),
     "inkling2": Proved("Inkling-2-Small", "5.23", (), _HYBRID),
@@ -76,22 +81,22 @@ PROVED = {
     "minicpmv4_6": Proved("MiniCPM-V-4.6", "5.23"),
     "minicpmv4_7": Proved("MiniCPM-V-4.7", "5.23"),
     "minimax_m3_vl": Proved("MiniMax-M3", "5.23"),
-    "mistral_large4": Proved("Mistral-Large-4", "5.23", (), _INDEX),
+    "mistral_large4": Proved("Mistral-Large-4", "5.23", refused=_DENSE, shares=False),
     "molmo2": Proved("Molmo2", "5.23"),
     "muse_glimmer": Proved("Muse-Glimmer"),
     "muse_spark": Proved("Muse-Spark", "5.23"),
     "nemotron_h_omni": Proved("Nemotron-3-Nano-Omni", "5.23", places=DECODER),
-    "ovis2": Proved("Ovis2"),
+    "ovis2": Proved("Ovis2", shares=False),
     "paddleocr_vl": Proved("PaddleOCR-VL"),
-    "perception_lm": Proved("Perception-LM", places=DECODER, refused="films, behind the projector"),
-    "phi4_multimodal": Proved("Phi-4-multimodal", "5.16.1", ("layer",), "dropping behind the projector"),
+    "perception_lm": Proved("Perception-LM", places=DECODER, refused="films, behind the projector", shares=False),
+    "phi4_multimodal": Proved("Phi-4-multimodal", "5.16.1", ("layer",), "dropping behind the projector", shares=False),
     "pp_chart2table": Proved("PP-Chart2Table", places=DECODER),
     "qianfan_ocr": Proved("Qianfan-OCR"),
     "qwen2_5_omni_thinker": Proved("Qwen2.5-Omni"),
     "qwen3_omni_moe_thinker": Proved("Qwen3-Omni"),
     "qwen4_exp": Proved("Qwen4-Exp", "5.16.1", (), _INDEX),
     "shieldgemma2": Proved("ShieldGemma 2"),
-    "step3p7": Proved("Step-3.7-Flash", places=DECODER),
+    "step3p7": Proved("Step-3.7-Flash", places=DECODER, shares=False),
     "unlimited_ocr": Proved(
         "Unlimited-OCR", "5.23", (), "its cache has layers of a kind of its own, which never let go of the prompt"
     ),

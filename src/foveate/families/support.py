@@ -8,7 +8,18 @@ from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import WAYS, DecodeStage, PatchStage, PixelStage, Place, Shape, Stage, TowerStage
 from foveate.core import signals
-from foveate.core.signals import CachedAttention, Cells, Columns, Features, Resource, Signal, Text
+from foveate.core.signals import (
+    CachedAttention,
+    Cells,
+    Columns,
+    Features,
+    Products,
+    Resource,
+    Rotary,
+    Signal,
+    Text,
+    ValueLikeness,
+)
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
@@ -125,7 +136,7 @@ def _is_served(signal: Signal, place: Place) -> bool:
         return False
     if isinstance(signal, CachedAttention) or place is Place.DECODE:
         return isinstance(signal, CachedAttention) and place is Place.DECODE
-    if isinstance(signal, Cells | Columns | Text):
+    if isinstance(signal, Cells | Columns | Products | Rotary | Text | ValueLikeness):
         return place is Place.LAYER
     if isinstance(signal, Resource):
         return place is (Place.LAYER if signal.of == "text" else Place.BEFORE_PROJECTOR)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, kind_of
+from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, keeps_index, kind_of
 from foveate.core.patching import Patcher
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
@@ -25,13 +25,14 @@ __all__ = [
     "tapped_layer",
     "unreadable",
     "unturned",
+    "unturning",
 ]
 
 TAP = "foveate_tap"
 
-AttentionHook = Callable[[Tensor, Tensor, float], None]
-"""Called with the queries and the keys of all samples, (samples, heads, tokens, head size), and the scaling of their
-product."""
+AttentionHook = Callable[[Tensor, Tensor, float, Tensor], None]
+"""Called with the queries and the keys of all samples, (samples, heads, tokens, head size), the scaling of their
+product, and the values, (samples, key heads, tokens, size)."""
 
 MaskHook = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
 """Called with the queries, the keys, the mask and the options that the kernel gets."""
@@ -75,7 +76,7 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     scaling = kwargs.get("scaling")
     if scaling is None:
         scaling = query.shape[-1] ** -0.5  # 1 / √(head size), what kernels take by default
-    config._see(query, key, scaling)
+    config._see(query, key, scaling, value)
     if config._see_mask is not None:
         config._see_mask(query, key, attention_mask, kwargs)
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, _eager_of(type(module).forward))
@@ -126,16 +127,35 @@ def unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *args
         {k: _turning_nothing(v) for k, v in kwargs.items()},
     )
     tables = [a is not b for a, b in zip((*args, *kwargs.values()), (*plain_args, *plain_kwargs.values()), strict=True)]
-    if not any(tables) and any(word in inspect.getsource(type(module).forward) for word in ("rotary", "rope", "freqs")):
-        raise UnsupportedError(
-            f"foveate cannot read the keys of {type(module).__name__} before RoPE: its arguments hold no tables. "
-            "Use a method that reads no keys."
-        )
+    if not any(tables):
+        _refuse_untold(module)
     with Patcher() as patches:
         patches.put(module, "config", config)
         tap(patches, module, see)
         forward(*plain_args, **plain_kwargs)
     return forward(*args, **kwargs)
+
+
+def unturning(layer: nn.Module, tables: Any) -> Any:
+    """What a decoder layer is handed in the place of these tables, so that RoPE turns nothing.
+
+    Raises:
+        UnsupportedError: If its attention has RoPE that they do not tell.
+    """
+    plain = _turning_nothing(tables)
+    if plain is tables:
+        _refuse_untold(attention_of(layer))
+    return plain
+
+
+def _refuse_untold(attention: Any) -> None:
+    """Refuse an attention with RoPE whose arguments do not tell it."""
+    code = inspect.getsource(type(attention).forward)
+    if any(word in code for word in ("rotary", "rope", "freqs")):
+        raise UnsupportedError(
+            f"foveate cannot read the keys of {type(attention).__name__} before RoPE: its arguments hold no tables. "
+            "Use a method that reads no keys."
+        )
 
 
 def _turning_nothing(argument: Any) -> Any:
@@ -162,7 +182,7 @@ def attention_of(layer: nn.Module) -> Any:
 
 
 def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]:
-    """Call `see(queries, keys, scaling)` with what a decoder layer's attention is about to attend with.
+    """Call `see(queries, keys, scaling, values)` with what a decoder layer's attention is about to attend with.
 
     Raises:
         UnsupportedError: If probabilities depend on more than that.
@@ -172,6 +192,21 @@ def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]
     if attention is None or hasattr(attention, "sinks"):
         raise unreadable(layer if attention is None else attention)
     return tapped(attention, see)
+
+
+PICKED = "prev_topk_indices"
+"""What a layer is handed that picks keys by the index of a layer before it."""
+
+
+def takes_index(layer: nn.Module) -> bool:
+    """Whether a decoder layer is handed what a layer before it has picked by its index."""
+    return PICKED in inspect.signature(type(layer).forward).parameters
+
+
+def every_slot(rows: int, slots: int, hidden: Tensor) -> Tensor:
+    """What rows pick that pick all slots, (samples, rows, slots) int32."""
+    every = torch.arange(slots, dtype=torch.int32, device=hidden.device)
+    return every.expand(len(hidden), rows, -1)
 
 
 class _Enough(Exception):
@@ -190,13 +225,18 @@ def made_by_itself(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str,
     heads = list[Tapped]()
     places = queries[:, None, :, None]  # (samples, 1, …, 1): the same for all heads and numbers
 
-    def note(query: Tensor, key: Tensor, scaling: float) -> None:
+    def note(query: Tensor, key: Tensor, scaling: float, _: Tensor) -> None:
         asking = take_along(query, places, dim=2)
         heads.append(Tapped(asking, key, scaling))
         raise _Enough
 
+    mask = None
+    if takes_index(layer) or any(map(keeps_index, layer.modules())):  # whose scores are masked, and which keep all
+        rows = hidden.shape[1]
+        mask = hidden.new_ones(len(hidden), 1, rows, rows, dtype=torch.bool)
+        given = {**given, PICKED: every_slot(rows, rows, hidden)} if takes_index(layer) else given
     with suppress(_Enough), tapped_layer(layer, note):
-        type(layer).forward(layer, hidden, attention_mask=None, **given)
+        type(layer).forward(layer, hidden, attention_mask=mask, **given)
     if not heads:
         raise unreadable(attention_of(layer))
     return heads[0]

@@ -233,7 +233,7 @@ class Taps:
         part, _ = self._keys_of
         patches.hook(getattr(place[0], part), "after", partial(self._note_keys, place))
 
-    def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float) -> None:
+    def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
         self._samples[place] += [Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)]
 
     def _note_keys(self, place: tuple[Any, bool], part: nn.Module, args: Any, output: Tensor) -> None:

@@ -26,7 +26,7 @@ from foveate.contract import (
 from foveate.core.merge import of_length_one
 from foveate.core.picks import cosine_flops, cosines, determinantal, pairs
 
-__all__ = ["METHOD", "CDPruner"]
+__all__ = ["CLIP", "METHOD", "PATCHES", "WORDS", "CDPruner", "unlike_text"]
 
 CLIP = "clip"
 PATCHES, WORDS = Resource(CLIP), Resource(CLIP, of="text")
@@ -86,11 +86,15 @@ def _encode(view: ImageView) -> Mapping[str, Tensor]:
 
 
 def _rate_by_clip(view: LayerView) -> Mapping[str, Tensor]:
+    return {"relevance": relevance(unlike_text(view))}
+
+
+def unlike_text(view: LayerView) -> Tensor:
+    """−cos of each patch and the text in CLIP's space, (tokens,) float32; a newline has the lowest of a patch."""
     patches = view.notes["patches"]
     likeness = of_length_one(patches, SHORTEST) @ view[WORDS].float()
     is_patch = patches.any(dim=1)  # a newline's are zeros
-    scores = torch.where(is_patch, -likeness, (-likeness).masked_fill(~is_patch, float("inf")).amin())
-    return {"relevance": relevance(scores)}
+    return torch.where(is_patch, -likeness, (-likeness).masked_fill(~is_patch, float("inf")).amin())
 
 
 def _rate_by_embeddings(view: LayerView) -> Mapping[str, Tensor]:

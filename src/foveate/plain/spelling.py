@@ -17,8 +17,10 @@ from foveate.plain.upstream import brief, shown
 
 __all__ = [
     "CHAIN",
+    "SECOND_LOOK",
     "Written",
     "fractions",
+    "is_second_look",
     "members_in",
     "method_name",
     "nearest",
@@ -35,6 +37,8 @@ __all__ = [
 
 CHAIN = "chain"
 """The name of a chain of methods. It is in no list of methods."""
+SECOND_LOOK = "foveate second look"
+"""How the format of a file begins that asks the full model again; it is none of a method."""
 NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
 FRACTION = re.compile(r"(\d+)/([1-9]\d*)|(\d+\.?\d*) ?%")
 
@@ -161,14 +165,35 @@ def settings_in(path: str) -> Mapping[str, Any]:
 
     Raises:
         InputError: If the file cannot be read, or names no method.
+        SettingError: If it is a second look.
     """
     values = read_json(path)
+    if _is_second_look(values):
+        raise SettingError(
+            f"{path} is a second look, which asks the full model again where an answer is unsure. It is for vlm.ask, "
+            "vlm.ask_many, foveate generate, batch, eval and demo. Here nothing is asked again: name a method."
+        )
     settings: Any = values
     if not isinstance(values.get("method"), str):
         settings = values.get("method")  # a record has the method's settings under this name
     if not isinstance(settings, Mapping):
         raise InputError(f"{path} names no method. Give one of foveate tune, or the JSON of Method.to_dict.")
     return settings
+
+
+def is_second_look(text: str) -> bool:
+    """Whether a text names a file that asks the full model again where an answer is unsure.
+
+    Raises:
+        InputError: If it names a file that cannot be read.
+        SettingError: If it is no text.
+    """
+    parts = written(text)
+    return len(parts) == 1 and parts[0].is_file and _is_second_look(read_json(parts[0].name))
+
+
+def _is_second_look(values: Mapping[str, Any]) -> bool:
+    return str(values.get("format")).startswith(SECOND_LOOK)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -23,18 +23,21 @@ from foveate.core.signals import (
     Keys,
     Normed,
     Pivots,
+    Products,
     Resource,
+    Rotary,
     Signal,
     Text,
     TowerAttention,
     TowerKeys,
+    ValueLikeness,
 )
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, ReadView, View
 from foveate.errors import SettingError
 
 __all__ = ["made_tensors", "made_view"]
 
-WIDTH, HEAD, WORDS = 8, 4, 5
+WIDTH, HEAD, WORDS, HEADS = 8, 4, 5, 2
 OWN = "own"
 """Key of the rows that a stage works on, whether it declares them or not."""
 
@@ -121,6 +124,12 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return torch.randn(tokens, WIDTH, generator=random).to(dtype)
     if isinstance(signal, Columns):
         return torch.arange(tokens + signal.pivots)
+    if isinstance(signal, Rotary):
+        return torch.rand(tokens, 2, generator=random, dtype=torch.float64) * 2 - 1
+    if isinstance(signal, ValueLikeness):
+        return torch.rand(tokens, 2, generator=random).softmax(dim=0)
+    if isinstance(signal, Products):
+        return torch.randn(tokens, HEADS, generator=random)
     if isinstance(signal, Pivots):
         return torch.randn(signal.count, WIDTH, generator=random).to(dtype)
     if isinstance(signal, Cls):

@@ -19,7 +19,9 @@ from foveate.errors import SettingError
 from foveate.plain.upstream import brief
 from foveate.registry import family_for
 
-__all__ = ["About", "SampleInputs", "Split", "by_picture", "digest", "grouped", "notes_on", "split"]
+__all__ = [
+    "About", "SampleInputs", "Split", "by_picture", "digest", "digest_of", "grouped", "notes_on", "picture_of", "split",
+]  # fmt: skip
 
 FEW = 20  # pictures: below it the held-out intervals are wide
 # Shares of the pictures, and most of them. With 15 to search, schedules led that were six points behind on others.
@@ -98,9 +100,7 @@ def grouped(model: Any, samples: Iterable[Any]) -> tuple[About, ...]:
         sample = _sample(model.model if isinstance(model, VLM) else model, inputs)
         if not sample.vision_tokens:
             raise SettingError("A sample has no vision token. Give samples with pictures.")
-        text = inputs["input_ids"].shape
-        shown = {name: value for name, value in inputs.items() if value.shape != text}  # pixels, grids and sizes
-        pictures.setdefault(digest(shown), []).append(sample)
+        pictures.setdefault(picture_of(inputs), []).append(sample)
     if not pictures:
         raise SettingError("There are no samples to tune on. Give at least one.")
     return tuple(About(key, tuple(questions)) for key, questions in pictures.items())
@@ -141,6 +141,21 @@ def digest(*inputs: Mapping[str, Any]) -> str:
                 sha.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
                 sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def picture_of(inputs: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a prompt shows."""
+    text = inputs["input_ids"].shape
+    return digest({name: value for name, value in inputs.items() if value.shape != text})  # pixels, grids and sizes
+
+
+def digest_of(pictures: Sequence[About]) -> str:
+    """SHA-256 of all samples: of the pictures' keys, and of each question's ids."""
+    questions = {}
+    for about in pictures:
+        for place, sample in enumerate(about.samples):
+            questions[f"{about.key}/{place}"] = sample.inputs["input_ids"]
+    return digest(questions)
 
 
 def split(pictures: Sequence[About], seed: int) -> Split:

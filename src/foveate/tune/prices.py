@@ -138,6 +138,10 @@ class Prices:
             self._whole[key] = self._cost(None, *key)
         whole, own = self._whole[key], self._cost(method, *key)
         if self.kind == "flops":
+            if whole.total_flops is None:
+                raise SettingError(
+                    "FLOPs of this model's vision tower are not counted: give a budget in tokens, kv or retention."
+                )
             if own.total_flops is None:
                 raise SettingError(
                     f"Nobody has counted the FLOPs of {method}: give its stages flops=, or a budget in tokens or kv."

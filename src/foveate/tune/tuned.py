@@ -1,35 +1,21 @@
 """What a search came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
-
-from foveate import catalogue
-from foveate.contract.method import Method
-from foveate.errors import FoveateError, InputError
-from foveate.plain.spelling import read_json, refuse_keys
+from foveate.catalogue import PlainMethod
+from foveate.errors import InputError
+from foveate.plain import filed
+from foveate.plain.spelling import read_json
 from foveate.plain.stats import Estimate
 from foveate.plain.table import Column, Number, Table, number
-from foveate.plain.writing import publish
 
 __all__ = ["HeldOut", "Tuned", "points"]
 
 FORMAT = "foveate tuning 4"
 FILE = "This preset file of foveate tune"
-
-
-PlainMethod = Annotated[
-    InstanceOf[Method],
-    BeforeValidator(lambda value: value if isinstance(value, Method) else catalogue.from_dict(value)),
-    PlainSerializer(Method.to_dict),
-]
-"""A method; in JSON, what `Method.to_dict` gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +134,7 @@ class Tuned:
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as plain values; "method" is what names and files read."""
-        return {"format": FORMAT, **_adapter().dump_python(self, mode="json"), "verdict": self.verdict}
+        return {"format": FORMAT, **filed.values_of(self), "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Tuned":
@@ -159,17 +145,7 @@ class Tuned:
         """
         if values.get("format") != FORMAT:
             raise InputError(f"This is no preset file of foveate tune: its format is not {FORMAT!r}.")
-        refuse_keys(FILE, values, (*cls.__dataclass_fields__, "format", "verdict"))
-        try:
-            read = _adapter().validate_python(values)
-            _refuse_unread(values, {**values, **_adapter().dump_python(read, mode="json")})
-            return read
-        except ValidationError as error:
-            worst = error.errors(include_url=False)[0]
-            place, why = ".".join(map(str, worst["loc"])), worst["msg"].removeprefix("Value error, ")
-            raise InputError(f"{FILE} is damaged: {place}: {why}") from error
-        except FoveateError as error:
-            raise InputError(str(error)) from error
+        return filed.read(cls, values, FILE, ("format", "verdict"))
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the outcome as JSON: a preset file, which goes wherever the name of a method or preset does.
@@ -177,11 +153,7 @@ class Tuned:
         Raises:
             InputError: If the file exists and `force` is off, or it cannot be written.
         """
-        path = Path(path)
-        if os.path.exists(path) and not force:  # unlike Path.exists, no error where the name is too long
-            raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
+        filed.save(path, self.to_dict(), force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tuned":
@@ -191,22 +163,6 @@ class Tuned:
             InputError: If there is no such file, or it holds none.
         """
         return cls.from_dict(read_json(path))
-
-
-def _refuse_unread(given: Any, read: Any) -> None:
-    """Refuse a key, however deep, that is not in what was made of the values."""
-    if isinstance(given, Mapping):
-        refuse_keys(FILE, given, read)
-        for key, value in given.items():
-            _refuse_unread(value, read[key])
-    elif isinstance(given, list | tuple):
-        for pair in zip(given, read, strict=True):
-            _refuse_unread(*pair)
-
-
-@cache
-def _adapter() -> TypeAdapter[Tuned]:
-    return TypeAdapter(Tuned)
 
 
 def points(estimate: Estimate, sign: str = "") -> str:

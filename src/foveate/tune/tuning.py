@@ -6,17 +6,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, overload
 
 from foveate import naming
 from foveate.ask.running import check_keywords
+from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.space import Point, Space, space_of
 from foveate.errors import BudgetError, FoveateError, SettingError, UnsupportedError
+from foveate.methods.vidcom2 import VidCom2
+from foveate.naming import method_of
 from foveate.plain.upstream import brief
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.versions import versions
+from foveate.tune.agreeing import calibrated, settings_of as settings_to_agree
 from foveate.tune.choice import (
     agrees,
     chosen,
@@ -28,7 +32,7 @@ from foveate.tune.choice import (
     runs_to_compare,
     untuned,
 )
-from foveate.tune.parts import About, Split, digest, grouped, notes_on, split
+from foveate.tune.parts import About, Split, digest_of, grouped, notes_on, split
 from foveate.tune.prices import KINDS, NEAR, Limit, Measured, Prices, solved
 from foveate.tune.searching import (
     Tried,
@@ -44,7 +48,7 @@ from foveate.tune.trials import FEWEST, Trials, open_trials
 from foveate.tune.tuned import Tuned
 from foveate.tune.tunings import Outcome, Tunings
 
-__all__ = ["Tuning", "tune", "tune_many"]
+__all__ = ["Tuning", "agree", "tune", "tune_many"]
 
 
 class Tuning(TypedDict, total=False):
@@ -53,6 +57,7 @@ class Tuning(TypedDict, total=False):
     Attributes:
         search: Settings to try beyond the small grid, 0 by default; more need optuna, the extra `tune`.
         task: What the samples show, for the record.
+        tasks: With `agreement`: what kind of question each sample is, for a table by task.
         seed: Of the split and the search; 0 by default.
         workers: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU. 1 by default.
         max_new_tokens: The longest answer of the full model; 64 by default.
@@ -62,6 +67,7 @@ class Tuning(TypedDict, total=False):
 
     search: int
     task: str
+    tasks: Sequence[str]
     seed: int
     workers: int
     max_new_tokens: int
@@ -69,18 +75,51 @@ class Tuning(TypedDict, total=False):
     listener: Listener | None
 
 
+METHOD = "v2drop"
+"""What is tuned where nobody names a method."""
+
+
+@overload
 def tune(
     model: Any,
     samples: Iterable[Any],
     *,
-    method: Method | str = "v2drop",
+    agreement: None = None,
+    method: Method | str | None = None,
     given: Collection[str] = (),
     tokens: float | None = None,
     retention: float | None = None,
     flops: float | None = None,
     kv: float | None = None,
     **how: Unpack[Tuning],
-) -> Tuned:
+) -> Tuned: ...
+@overload
+def tune(
+    model: Any,
+    samples: Iterable[Any],
+    *,
+    agreement: float,
+    method: Method | str | None = None,
+    given: Collection[str] = (),
+    tokens: float | None = None,
+    retention: float | None = None,
+    flops: None = None,
+    kv: None = None,
+    **how: Unpack[Tuning],
+) -> SecondLook: ...
+def tune(
+    model: Any,
+    samples: Iterable[Any],
+    *,
+    agreement: float | None = None,
+    method: Method | str | None = None,
+    given: Collection[str] = (),
+    tokens: float | None = None,
+    retention: float | None = None,
+    flops: float | None = None,
+    kv: float | None = None,
+    **how: Unpack[Tuning],
+) -> Tuned | SecondLook:
     """The best setting of a method for a model, a budget and samples of one's own, without labels.
 
         tuned = foveate.tune(vlm, [("a.png", "What is it?"), …], method="v2drop", tokens=64)
@@ -92,11 +131,19 @@ def tune(
     best, and to report with. Costs are counted from a setting's plan. MustDrop has none: its thresholds are solved by
     running the prompts of the pictures that are not reported.
 
+    With `agreement` no schedule is searched. What comes out is a second look: few tokens, and the full model where the
+    answer is unsure, with the promise that with 90 % confidence so many answers are the full model's, on average:
+
+        sure = foveate.tune(vlm, samples, agreement=0.98)
+        vlm.ask("b.png", "What is it?", method=sure)
+
     Args:
+        agreement: The share of answers that are to be the full model's, word for word, such as 0.98.
         model: A `VLM`; or a model of transformers, whose samples are then its inputs.
         samples: (media, question) pairs or prompts of `VLM.prepare`; or the model's inputs, batch 1. 45 pictures or
             more are good, 20 are the fewest that say something.
         method: The method, chain, or its name, such as "v2drop:metric=cosine": a setting that is given is not searched.
+            V2Drop by default; with `agreement` VidCom2, at three budgets unless one is given.
             Of a method that is no name, those are given that differ from the usual ones.
         given: Settings that stay, too, of a method that is no name; of a chain with their member's place, "1.metric".
         tokens: Mean vision tokens that a decoder layer processes.
@@ -107,6 +154,7 @@ def tune(
 
     Returns:
         The setting found and where it comes from; `save` writes it as a file that goes wherever a method's name does.
+        With `agreement` a second look, whose file goes where questions are asked.
 
     Raises:
         BudgetError: If no setting meets the budget.
@@ -114,10 +162,48 @@ def tune(
         SettingError: If the budget, the samples or the method cannot be tuned.
         UnsupportedError: If a search is asked for without optuna, or the model cannot serve the method.
     """
-    asked = _Asked.of(method, Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv), given=given)
+    if agreement is not None:
+        if flops is not None or kv is not None or given:
+            raise SettingError("With agreement= no budget is needed; tokens or retention narrow it. Leave others out.")
+        budgeted_method = _with_budget(method, tokens, retention)
+        texts = [method] if isinstance(method, str) else []
+        return agree(model, samples, settings_to_agree(budgeted_method), agreement, texts, may_narrow=True, **how)
+    asked = _Asked.of(method or METHOD, Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv), given=given)
     (row,), _ = _tuned(model, samples, [asked], _How.of(how))
     assert row.tuned is not None  # or an error
     return row.tuned
+
+
+def agree(
+    model: Any,
+    samples: Iterable[Any],
+    settings: Sequence[Method],
+    agreement: float,
+    texts: Sequence[str] = (),
+    *,
+    may_narrow: bool = False,
+    **how: Unpack[Tuning],
+) -> SecondLook:
+    """A second look with the cheapest of these settings; see `tune` and `foveate.tune.agreeing.calibrated`.
+
+    Args:
+        texts: How settings were written.
+        may_narrow: Whether the first setting alone is tried where samples are too few for all.
+    """
+    check_keywords("Tuning", how, Tuning)
+    if unread := sorted(set(how) - {"tasks", "seed", "max_new_tokens", "listener"}):
+        raise SettingError(f"With agreement= nothing is searched: leave {', '.join(unread)} out.")
+    if not isinstance(model, VLM):
+        raise SettingError("agreement= asks questions: give a VLM (foveate.load), not a model alone.")
+    given: dict[str, Any] = {**how, "may_narrow": may_narrow, "names": texts}
+    return calibrated(model, samples, settings, agreement, **given)
+
+
+def _with_budget(method: Method | str | None, tokens: float | None, retention: float | None) -> Method | None:
+    """A method with its budget; one that is given none gets none here, so that several are tried."""
+    if tokens is None and retention is None:
+        return naming.parse(method) if isinstance(method, str) else method
+    return method_of(VidCom2.name if method is None else method, tokens, retention)
 
 
 def tune_many(
@@ -303,7 +389,7 @@ def _tuned(model: Any, samples: Iterable[Any], every: Sequence[_Asked], how: _Ho
     inner = model.model if isinstance(model, VLM) else model
     pictures = grouped(model, samples)
     name = model.name if isinstance(model, VLM) else _name_of(inner)
-    used = _Samples(name, pictures, split(pictures, how.seed), _digest_of(pictures))
+    used = _Samples(name, pictures, split(pictures, how.seed), digest_of(pictures))
     courses: dict[_Asked, _Course] = {}
     errors: dict[_Asked, FoveateError] = {}
     with how.listener.stage("Solving settings to the budget", len(every)) as advance:
@@ -458,15 +544,6 @@ def _name_of(model: Any) -> str:
     """A model's hub id; of a local folder its name alone, since where it lies is nobody's business."""
     known = getattr(model.config, "name_or_path", "") or model.config.model_type
     return Path(known).name if Path(known).is_dir() else str(known)
-
-
-def _digest_of(pictures: Sequence[About]) -> str:
-    """SHA-256 of all samples: of the pictures' keys, and of each question's ids."""
-    questions = {}
-    for about in pictures:
-        for place, sample in enumerate(about.samples):
-            questions[f"{about.key}/{place}"] = sample.inputs["input_ids"]
-    return digest(questions)
 
 
 def _priced(model: Any, method: Method, limit: Limit, parts: Split) -> tuple[Space, Prices, Prices]:

@@ -1,5 +1,7 @@
 """A white page that pictures and words are put on."""
 
+import base64
+import io
 import textwrap
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -12,7 +14,7 @@ from PIL import Image
 
 from foveate.viz.dim import Pixels
 
-__all__ = ["FAINT", "INK", "LEGEND", "PLAIN_LEGEND", "Page", "fitted", "line_height"]
+__all__ = ["FAINT", "INK", "LEGEND", "PLAIN_LEGEND", "Page", "data_url", "fitted", "line_height"]
 
 DPI = 150
 INK, FAINT = "#1c2330", "#667085"
@@ -125,3 +127,11 @@ def fitted(picture: Image.Image, scale: float) -> Pixels:
     """The pixels of a picture at the size it will be drawn in, so that patch edges fall on whole pixels."""
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as a URL that holds it, for HTML: WebP, or PNG where a side is longer than WebP allows."""
+    kind = "WEBP" if max(picture.size) < 2**14 else "PNG"
+    file = io.BytesIO()
+    picture.save(file, kind, quality=88, method=4)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

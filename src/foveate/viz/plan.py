@@ -1,11 +1,11 @@
 """How many vision tokens each decoder layer processes and keeps: a picture of what a method will do."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from foveate.cost import Cost
 from foveate.viz.canvas import FAINT, INK, Page
 
 __all__ = ["draw_plan"]
@@ -16,15 +16,16 @@ LEFT, TOP, RIGHT, BELOW = 110, 120, 40, 95
 BLUE, ORANGE = "#4f7cac", "#c2571a"
 
 
-def draw_plan(title: str, entering: int, tokens: Sequence[int], cached: Sequence[int]) -> Image.Image:
+def draw_plan(cost: Cost, title: str = "Vision tokens in each decoder layer") -> Image.Image:
     """Steps over the decoder's layers, beside the number of tokens that enter the model.
 
+        draw_plan(fv.cost(config, text_tokens=40, vision_tokens=576, method=fv.V2Drop()))
+
     Args:
+        cost: What a prompt costs with a method.
         title: What stands above.
-        entering: Vision tokens that the tower makes.
-        tokens: Those that each decoder layer processes.
-        cached: Those in each layer's cache once the answer begins.
     """
+    entering, tokens, cached = sum(cost.vision_tokens), cost.tokens, cost.cached
     page = Page(WIDTH)
     words = f"{sum(tokens) / len(tokens):.4g} of {entering} vision tokens in a decoder layer, on average"
     below = page.write(title, LEFT, 24, 13, room=WIDTH - LEFT - RIGHT, lines=1, kind="bold")
@@ -35,7 +36,7 @@ def draw_plan(title: str, entering: int, tokens: Sequence[int], cached: Sequence
         axes.axhline(entering, color=FAINT, linestyle=":", label="made by the vision tower")
         axes.stairs(tokens, edges, fill=True, color=BLUE, alpha=0.35)
         axes.stairs(tokens, edges, color=BLUE, linewidth=2, label="processed by the layer")
-        if list(cached) != list(tokens):
+        if cached != tokens:
             axes.stairs(cached, edges, color=ORANGE, linewidth=2, linestyle="--", label="kept in its cache")
         axes.set(xlim=(0, len(tokens)), ylim=(0, 1.08 * entering), xlabel="Decoder layer", ylabel="Vision tokens")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

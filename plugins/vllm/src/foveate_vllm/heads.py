@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
 from foveate.core.patching import Patcher
-from foveate.core.signals import Attention
+from foveate.core.signals import Attention, Products, ValueLikeness
 from foveate.core.tensors import take_along
 from foveate.engine.attending import RowsReader
 from foveate.engine.buckets import Bucket
@@ -121,6 +121,12 @@ class ReaderOfEach:
     def key_norms(self) -> Tensor:
         """See `RowsReader.key_norms`."""
         return torch.cat([reader.key_norms() for reader in self._readers])
+
+    def products(self, signal: Products, unit: Unit) -> Tensor:
+        raise NotImplementedError  # refused by guards.refuse_stages
+
+    def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor:
+        raise NotImplementedError  # refused by guards.refuse_stages
 
     def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
         """See `RowsReader.pivots`."""

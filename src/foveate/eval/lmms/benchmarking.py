@@ -13,7 +13,7 @@ from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import Budget
 from foveate.contract.method import Method
-from foveate.errors import BudgetError
+from foveate.errors import BudgetError, SettingError
 from foveate.eval.contenders import EARLY, Contender, before_decoder, contenders_at
 from foveate.eval.lmms.harness import check_names, run
 from foveate.eval.lmms.metrics import Metric, scored
@@ -58,6 +58,8 @@ def evaluate_benchmarks(
         InputError: If a task's data cannot be read, answers cannot be kept, or another run uses its file.
     """
     plan, conduct, listener = plan or Plan(), conduct or Conduct(), listener or Listener()
+    if plan.second_looks():
+        raise SettingError("A second look is measured on samples (--samples) or on the embedded tasks: leave it out.")
     resolved = check_names(names, conduct.include)
     shown = [name if name == task else f"{name} = {task}" for name, task in resolved.items()]
     listener.note(f"benchmarks: {', '.join(shown)}")

@@ -19,7 +19,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
-from foveate.eval.records import FULL, Answers, key_of, record_of
+from foveate.eval.records import FORM, FULL, Answers, key_of, record_of
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Conduct", "Request", "RequestAnswerer"]
@@ -58,7 +58,7 @@ class Conduct:
 
     def conditions(self, vlm: VLM) -> dict[str, Any]:
         """All that an answer depends on but for question and method; see `Answers`."""
-        return provenance.conditions(vlm) | {"protocol": self.protocol, "most_frames": self.most_frames}
+        return provenance.conditions(vlm) | FORM | {"protocol": self.protocol, "most_frames": self.most_frames}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +158,9 @@ class RequestAnswerer:
         """Who answers with so many new tokens at most."""
         if longest not in self._answerers:
             settings = Generation(max_new_tokens=longest)
-            self._answerers[longest] = Answerer(self.vlm, self.method, settings, self.conduct.batch_size, first=True)
+            self._answerers[longest] = Answerer(
+                self.vlm, self.method, settings, self.conduct.batch_size, first=True, confidence=True
+            )
         return self._answerers[longest]
 
     def _unknown(self, requests: Iterable[Request]) -> Iterator[_Question]:

@@ -1,0 +1,314 @@
+"""What a second look costs, and whether its promise holds: writes record.json beside this, and prints its tables.
+
+    python benchmarks/second_look/run.py                       # some 15 minutes on one core
+    python benchmarks/second_look/run.py --out small.json --pool 30 --fresh 20 --timed 3 --calibrations 20
+
+The embedded model answers one question about each picture, in full and with three methods at several budgets. From a
+pool of pictures thresholds are calibrated, again and again; on fresh pictures, of other seeds, they are tested. Beside
+each curve stand the method at fixed budgets, and asking again at random. Times are of one run, in rounds, the full
+model twice as a control.
+"""
+
+import argparse
+import json
+import platform
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+import foveate as fv
+from foveate.ask.answers import Answerer, in_order
+from foveate.ask.batch import parts
+from foveate.ask.generation import Generation
+from foveate.bench.stopwatch import clock_of
+from foveate.bench.timing import ratio, rounds
+from foveate.contract.method import Method
+from foveate.embedded import TASKS
+from foveate.engine.tower_memo import TowerMemo
+from foveate.eval.asked import Asked, prompts_of
+from foveate.eval.held_out import questions
+from foveate.naming import method_of
+from foveate.plain.table import Column, Table
+from foveate.runs.versions import commit, versions
+from foveate.tune.promise import RISK, auroc, threshold
+
+OUT = Path(__file__).with_name("record.json")
+LOOKS = ("vidcom2 64", "divprune 64", "vispruner 64")
+FIXED = ("vidcom2 128", "vidcom2 192")
+"""Fixed budgets besides."""
+PROMISED = "vidcom2 64"
+AGREEMENTS = (0.9, 0.95, 0.98, 0.99)
+SAMPLES = 300
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
+SEEDS = {"pool": (1201,), "fresh": (1301, 1302)}
+FULL = "full"
+
+Row = Mapping[str, Any]
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def one_a_picture(count: int, seeds: Sequence[int]) -> list[Asked]:
+    """Questions about so many pictures, one about each, drawn by seed."""
+    of_picture: dict[Any, list[Asked]] = {}
+    for question in questions(TASKS, 9 * count, seeds):
+        of_picture.setdefault(question.picture, []).append(question)
+    drawn = random.Random(0)
+    chosen = [drawn.choice(group) for group in of_picture.values()]
+    return drawn.sample(chosen, count)
+
+
+def settings() -> dict[str, Method | None]:
+    """The full model, and methods at budgets, by name."""
+    named = {name: method_of(name.split()[0], tokens=float(name.split()[1])) for name in (*LOOKS, *FIXED)}
+    return {FULL: None, **named}
+
+
+def answered(vlm: fv.VLM, asked: Sequence[Asked]) -> list[Row]:
+    """A row a question: its task, and of each setting how sure it is, and whether it is the full model's and right."""
+    rows = []
+    for group in parts(asked, 8):
+        prompts, tower = prompts_of(vlm, group), TowerMemo()
+        columns = {}
+        for name, method in settings().items():
+            answerer = Answerer(vlm, method, Generation(), 8, confidence=True, tower=tower)
+            replies = answerer.replies(range(len(prompts)), lambda place, _, prompts=prompts: prompts[place])
+            columns[name] = list(in_order(replies))
+        for place, question in enumerate(group):
+            row: dict[str, Any] = {"task": question.task}
+            for name, answers in columns.items():
+                answer = answers[place]
+                agrees, right = answer.text == columns[FULL][place].text, question.is_right(answer.text)
+                row[name] = [round(answer.confidence, 7), int(agrees), int(right), answer.spent, answer.flops]
+            rows.append(row)
+        print(f"{len(rows)} of {len(asked)} questions", file=sys.stderr, flush=True)
+    return rows
+
+
+# -- figures ------------------------------------------------------------------------------------------------------
+
+
+def of_share(rows: Sequence[Row], name: str, sure: float) -> dict[str, float]:
+    """What a threshold makes of rows: shares asked again, that agree, and that are right; tokens and FLOPs of both."""
+    again = [not row[name][0] >= sure for row in rows]
+    chosen = [row[FULL if look else name] for row, look in zip(rows, again, strict=True)]
+    tokens = [row[name][3] + look * row[FULL][3] for row, look in zip(rows, again, strict=True)]
+    flops = sum(row[name][4] + look * row[FULL][4] for row, look in zip(rows, again, strict=True))
+    return {
+        "again": fmean(again),
+        "agrees": fmean(one[1] for one in chosen),
+        "right": fmean(one[2] for one in chosen),
+        "tokens": fmean(tokens),
+        "flops": flops / sum(row[FULL][4] for row in rows),
+    }
+
+
+def curve(rows: Sequence[Row], name: str) -> list[dict[str, float]]:
+    """What asking the least sure share again brings, beside asking as many at random: that agrees in expectation."""
+    ordered = sorted(row[name][0] for row in rows)
+    alone = fmean(row[name][1] for row in rows)
+    points = []
+    for share in SHARES:
+        found = of_share(rows, name, ordered[round(share * len(ordered))])
+        points.append({**found, "random": alone + found["again"] * (1 - alone)})
+    return points
+
+
+def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float, draws: int) -> dict[str, float]:
+    """Calibrations by samples of the pool, tested on all fresh pictures; and by samples of all, whose risk is known."""
+    everyone = [*pool, *fresh]
+    found: dict[str, list[float]] = {"fresh": [], "known": [], "again": [], "tokens": [], "flops": []}
+    drawn = random.Random(0)
+    for _ in range(draws):
+        for where, tested, samples in (
+            ("fresh", fresh, drawn.choices(pool, k=SAMPLES)),
+            ("known", everyone, drawn.choices(everyone, k=SAMPLES)),
+        ):
+            sure = threshold([(row[name][0], row[name][1]) for row in samples], agreement)
+            figures = of_share(tested, name, float("inf") if sure is None else sure)
+            found[where].append(1 - figures["agrees"])
+            if where == "fresh":
+                for figure in ("again", "tokens", "flops"):
+                    found[figure].append(figures[figure])
+    return {
+        "agreement": agreement,
+        "samples": SAMPLES,
+        "above": fmean(value > 1 - agreement for value in found["known"]),
+        "above_fresh": fmean(value > 1 - agreement for value in found["fresh"]),
+        "differ": fmean(found["fresh"]),
+        "again": fmean(found["again"]),
+        "tokens": fmean(found["tokens"]),
+        "flops": fmean(found["flops"]),
+    }
+
+
+def by_task(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float) -> list[dict[str, Any]]:
+    """A calibration on the whole pool, on fresh pictures task by task."""
+    sure = threshold([(row[name][0], row[name][1]) for row in pool], agreement)
+    tasks = []
+    for task in (None, *TASKS):
+        rows = [row for row in fresh if task in (None, row["task"])]
+        if rows:
+            figures = of_share(rows, name, float("inf") if sure is None else sure)
+            tasks.append({"task": task, "questions": len(rows), **figures})
+    return tasks
+
+
+def shifted(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float) -> dict[str, float]:
+    """A calibration without the tasks of UNSEEN, used on these alone: what no promise covers."""
+    known = [row for row in pool if row["task"] not in UNSEEN]
+    sure = threshold([(row[name][0], row[name][1]) for row in known], agreement)
+    rows = [row for row in [*pool, *fresh] if row["task"] in UNSEEN]
+    figures = of_share(rows, name, float("inf") if sure is None else sure)
+    return {"samples": len(known), "questions": len(rows), "agreement": agreement, **figures}
+
+
+def times(vlm: fv.VLM, asked: Sequence[Asked], clock: str) -> list[dict[str, Any]]:
+    """Ratios of the time of an answer alone, from the prompt to its last token, to the full model's."""
+    read = clock_of(clock)
+    seconds: dict[str, list[float]] = {}
+    look = {name: {"method": PROMISED.split()[0], "tokens": float(PROMISED.split()[1])} for name in ("few", "both")}
+    calls: dict[str, dict[str, Any]] = {FULL: {}, "full again": {}}
+    calls |= {"few tokens": {**look["few"], "sure": 0.0}, "asked again": {**look["both"], "sure": 1.0}}
+    for question in asked:
+        shown = question.media()
+
+        def timed(call: Callable[[], object]) -> float:
+            start = read()
+            call()
+            return read() - start
+
+        runs = {name: partial(timed, partial(vlm.ask, shown, question.text, **how)) for name, how in calls.items()}
+        for name, value in next(iter(rounds(runs, 1))).items():
+            seconds.setdefault(name, []).append(value)
+    return [{"run": name, **ratio(seconds[name], seconds[FULL]).to_dict()} for name in seconds if name != FULL]
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def tables(record: Mapping[str, Any]) -> list[Table]:
+    """What the guide shows of a record."""
+    heads = [
+        Column(name, right=True) for name in ("Again, %", "Tokens", "FLOPs, %", "Agree, %", "Right, %", "Random, %")
+    ]
+    rows: list[Sequence[str]] = []
+    for name, points in record["curves"].items():
+        for place, point in enumerate(points):
+            label = name if place == 0 else ""
+            cells = [percent(point["again"]), f"{point['tokens']:.0f}", *(percent(point[key]) for key in KEYS)]
+            rows.append((label, *cells, percent(point["random"])))
+    for name, point in record["fixed"].items():
+        rows.append((f"{name}, fixed", "", f"{point['tokens']:.0f}", *(percent(point[key]) for key in KEYS), ""))
+    curves = Table("", ["First look", *heads], rows)
+    heads = [
+        Column(name, right=True)
+        for name in ("Samples", "Above, %", "Above, fresh, %", "Differ, %", "Again, %", "Tokens", "FLOPs, %")
+    ]
+    rows = []
+    for name, promises in record["promises"].items():
+        for place, one in enumerate(promises):
+            cells = [percent(one[key]) for key in ("above", "above_fresh", "differ", "again")]
+            label = name if place == 0 else ""
+            share = f"{100 * one['agreement']:.0f} %"
+            rows.append((label, share, str(one["samples"]), *cells, f"{one['tokens']:.0f}", percent(one["flops"])))
+    promised = Table("", ["First look", "Promise", *heads], rows)
+    heads = [Column(name, right=True) for name in ("Questions", "Again, %", "Differ, %")]
+    rows = [
+        (row["task"] or "all", str(row["questions"]), percent(row["again"]), percent(1 - row["agrees"]))
+        for row in record["tasks"]
+    ]
+    tasks = Table("", ["Task", *heads], rows)
+    rows = [(row["run"], f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]") for row in record["times"]]
+    return [curves, promised, tasks, Table("", ["Answer", "Share of the full model's time"], rows)]
+
+
+UNSEEN = ("list left to right", "list top to bottom", "relation", "count")
+KEYS = ("flops", "agrees", "right")
+
+
+def unlike(shifts: Sequence[Mapping[str, float]]) -> str:
+    """A sentence on samples that were not like what came."""
+    found = [
+        f"for {shift['agreement']:.0%} {percent(1 - shift['agrees'])} % differ and {percent(shift['again'])} % go again"
+        for shift in shifts
+    ]
+    first = shifts[0]
+    return (
+        f"Samples that are not like what comes: calibrated on {first['samples']:.0f} without lists, relations and "
+        f"counts, and used on {first['questions']:.0f} of these, {'; '.join(found)}."
+    )
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The guide's part."""
+    curves, promised, tasks, timed = (table.to_markdown() for table in tables(record))
+    about = record["about"]
+    signals = ", ".join(f"{name} {value:.2f}" for name, value in record["auroc"].items())
+    return (
+        f"{about['pool']} pictures to calibrate, {about['fresh']} fresh ones of other seeds, a question about each; "
+        f"commit {str(about['commit'])[:7]}. The full model is right in {percent(record['full_right'])} %.\n\n"
+        f"{curves}\n\n"
+        f"Whether the full model's answer is given, told by the confidence (AUROC): {signals}.\n\n{promised}\n\n"
+        f"{PROMISED} at 98 %, task by task:\n\n{tasks}\n\n"
+        f"{unlike(record['shifted'])}\n\nTime of an answer alone, {PROMISED}, on a CPU:\n\n{timed}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ask, calibrate, test, time, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--pool", type=int, default=320, help="pictures to calibrate with")
+    parser.add_argument("--fresh", type=int, default=220, help="pictures to test with")
+    parser.add_argument("--timed", type=int, default=20, help="fresh questions that are timed")
+    parser.add_argument("--calibrations", type=int, default=500)
+    parser.add_argument("--clock", default="cpu", choices=("cpu", "wall"))
+    parser.add_argument("--answers", type=Path, help="a record whose answers and times are taken, so that none runs")
+    options = parser.parse_args(arguments)
+    if options.answers is not None:
+        kept = json.loads(options.answers.read_text(encoding="utf-8"))
+        write(kept, kept["answers"]["pool"], kept["answers"]["fresh"], kept["about"]["calibrations"], options.out)
+        return
+    vlm = fv.load(device="cpu")
+    asked = {name: one_a_picture(getattr(options, name), seeds) for name, seeds in SEEDS.items()}
+    timed = times(vlm, asked["fresh"][: options.timed], options.clock)
+    pool, fresh = (answered(vlm, asked[name]) for name in SEEDS)
+    about = {
+        "seeds": SEEDS, "calibrations": options.calibrations, "risk": RISK, "commit": commit(), "versions": versions(),
+        "machine": platform.machine(), "threads": torch.get_num_threads(), "clock": options.clock,
+    }  # fmt: skip
+    write({"about": about, "times": timed}, pool, fresh, options.calibrations, options.out)
+
+
+def write(ran: Mapping[str, Any], pool: Sequence[Row], fresh: Sequence[Row], draws: int, out: Path) -> None:
+    """Write the record of a run, with all figures of its answers."""
+    record = {
+        "about": {**ran["about"], "pool": len(pool), "fresh": len(fresh)},
+        "full_right": fmean(row[FULL][2] for row in fresh),
+        "curves": {name: curve(fresh, name) for name in LOOKS},
+        "fixed": {name: of_share(fresh, name, 0.0) for name in FIXED},
+        "auroc": {name: auroc([(row[name][0], row[name][1]) for row in [*pool, *fresh]]) for name in (*LOOKS, *FIXED)},
+        "promises": {name: [promise(pool, fresh, name, one, draws) for one in AGREEMENTS] for name in LOOKS},
+        "tasks": by_task(pool, fresh, PROMISED, 0.98),
+        "shifted": [shifted(pool, fresh, PROMISED, agreement) for agreement in AGREEMENTS[:3]],
+        "times": ran["times"],
+        "answers": {"pool": pool, "fresh": fresh},
+    }
+    out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    print(page(record))
+
+
+if __name__ == "__main__":
+    main()

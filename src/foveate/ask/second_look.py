@@ -1,0 +1,378 @@
+"""A second look: few tokens first, and the full model where the answer is unsure; as a record that goes into a file.
+
+It is no method: a method drops, and this asks again. So it goes where questions are asked, and nowhere else.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from foveate._transformers import PreTrainedModel
+from foveate.ask.generation import Generation
+from foveate.ask.loaded import Loaded
+from foveate.ask.look import ADAPTERS, weights_of
+from foveate.catalogue import PlainMethod
+from foveate.contract.method import BUDGET, Method
+from foveate.errors import InputError, SettingError
+from foveate.naming import members_of, method_of
+from foveate.plain import filed
+from foveate.plain.spelling import SECOND_LOOK, is_second_look, read_json, unquoted
+from foveate.plain.stats import Z, wilson
+from foveate.plain.table import Column, Table, number
+from foveate.plain.upstream import brief
+
+__all__ = ["AnyLook", "Promise", "SecondLook", "TaskLook", "conditions_of", "drops_of", "share_words"]
+
+FORMAT = f"{SECOND_LOOK} 1"
+FILE = "This file of foveate tune --agreement"
+
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLook:
+    """What became of the samples of one task.
+
+    Attributes:
+        task: Its name.
+        questions: How many samples it has.
+        again: The share of them that is asked again.
+        differ: The share of them whose trusted answer is not the full model's.
+    """
+
+    task: str
+    questions: Count
+    again: Share
+    differ: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What is promised of a threshold, and by what.
+
+    Attributes:
+        agreement: The share of answers that are the full model's, word for word: this or more, on average.
+        certainty: The share of calibrations that keep such a promise: this or more.
+        samples: The samples of the bound, one a picture unless it is approximate.
+        wrong: How many of them have a trusted answer that is not the full model's.
+        bound: The share of such answers that the bound allows.
+        approximate: Whether several questions about one picture count, which are not independent.
+        tried: Settings that were calibrated on the samples, of which this is the cheapest.
+        questions: Samples in all, those of the table by task; `pictures`: about so many pictures.
+        pictures: See there.
+        again: The share of the bound's samples that is asked again.
+        tokens: Vision tokens that a decoder layer processes, mean, both looks together.
+        first: Those of the first look alone.
+        full: Those of the full model.
+        tasks: What became of each task.
+        model: What the model is called.
+        conditions: What a threshold belongs to; see `conditions_of`.
+        single_turn: Whether all samples were one question, and no conversation: then conversations are refused.
+        inputs: SHA-256 of all samples.
+        seed: With which a question of each picture was drawn.
+        notes: What the user should know.
+        versions: Of foveate, torch and transformers.
+        date: UTC, ISO 8601.
+    """
+
+    agreement: Share
+    certainty: Share
+    samples: Count
+    wrong: Count
+    bound: Share
+    approximate: bool
+    tried: Count
+    questions: Count
+    pictures: Count
+    again: Share
+    tokens: Positive
+    first: Positive
+    full: Positive
+    tasks: tuple[TaskLook, ...]
+    model: str
+    conditions: Mapping[str, str]
+    single_turn: bool
+    inputs: str
+    seed: int
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    date: str
+
+    def __post_init__(self) -> None:
+        if self.bound > 1 - self.agreement or not self.wrong <= self.samples <= self.questions:
+            raise SettingError(
+                f"{self.wrong} wrong of {self.samples} samples with a bound of {self.bound:.3g} do not promise an "
+                f"agreement of {self.agreement}."
+            )
+
+    def strange(self, again: float, questions: int) -> str | None:
+        """Why questions are not like the samples, by the share of them that was asked again; None where that fits.
+
+        It does not where the 95 % intervals of the two shares have no point in common. That they have is no proof.
+        """
+        ours, theirs = wilson(self.again, self.samples, Z), wilson(again, questions, Z)
+        if ours.low <= theirs.high and theirs.low <= ours.high:
+            return None
+        return (
+            f"{share_words(again)} of the answers were asked again, and of the samples of the calibration "
+            f"{share_words(self.again)} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]: these questions are not like "
+            "those, and nothing is promised for them. Calibrate on samples of these."
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SecondLook:
+    """A method with few tokens, and from which confidence on its answers are trusted; others are the full model's.
+
+        sure = fv.tune(vlm, samples, agreement=0.98)
+        vlm.ask("cat.jpg", "What is it?", method=sure).again
+
+    Attributes:
+        method: What drops at the first look, with its budget.
+        sure: The least confidence that is trusted, in [0, 1]: the probability of the least likely token of an answer.
+        promise: What is promised, and for what; None of a threshold by hand.
+    """
+
+    method: PlainMethod
+    sure: Share
+    promise: Promise | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise SettingError(
+                f"A second look begins with a method, such as fv.VidCom2(tokens=64); got {self.method!r}."
+            )
+        if not isinstance(self.sure, int | float) or isinstance(self.sure, bool) or not 0 <= self.sure <= 1:
+            raise SettingError(f"sure is a probability between 0 and 1, such as 0.9; got {brief(self.sure)}.")
+
+    def __repr__(self) -> str:
+        return f"SecondLook({self.name}: below {self.sure:.3g})"
+
+    @property
+    def name(self) -> str:
+        """A short name for tables: "vidcom2 64, else full"."""
+        names = "+".join(member.name for member in members_of(self.method))
+        budgets = [value for member in members_of(self.method) for value in member._given(BUDGET).values()]
+        if self.promise is not None:
+            budgets = [self.promise.first]
+        return f"{names}{f' {budgets[-1]:.3g}' if budgets else ''}, else full"
+
+    @property
+    def sentence(self) -> str:
+        """What it does, and what is promised."""
+        promise = self.promise
+        if promise is None:
+            return f"{self.method}; answers below {self.sure:.3g} are asked again. Nothing is promised."
+        about = "Approximately (questions share pictures), with" if promise.approximate else "With"
+        return (
+            f"{self.method}; answers below {self.sure:.3g} are asked again, {share_words(promise.again)}: "
+            f"{promise.tokens:.4g} of {promise.full:.4g} tokens on average. {about} {promise.certainty:.0%} confidence "
+            f"at most {share_words(1 - promise.agreement)} differ from the full model's."
+        )
+
+    def table(self) -> Table:
+        """What became of the samples task by task: the promise is an average over them."""
+        tasks = () if self.promise is None else self.promise.tasks
+        body = [
+            (row.task, str(row.questions), number(100 * row.again, ".1f"), number(100 * row.differ, ".1f"))
+            for row in tasks
+        ]
+        heads = ("Questions", "Again, %", "Differ, %")
+        note = "Differ: trusted, and not the full model's answer. The promise is an average, and of no task alone."
+        columns = [Column(head, right=True) for head in heads]
+        return Table("A second look, by task", ["", *columns], body, [self.sentence, note])
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+    def refuse_with(self, settings: Generation, choices: Sequence[str] = (), stream: bool = False) -> None:
+        """Refuse what does not go together with it.
+
+        Raises:
+            SettingError: If answers are not greedy, or come piece by piece or from choices.
+        """
+        if choices or stream or settings.samples or settings.num_beams > 1:
+            raise SettingError(
+                "A second look reads a whole greedy answer: leave stream, choices, num_beams and the settings of "
+                "sampling out, or name a method alone."
+            )
+
+    def refuse_others(self, loaded: Loaded, settings: Generation) -> None:
+        """Refuse another model, or other conditions, than the threshold was calibrated for.
+
+        Raises:
+            SettingError: That names the first that differs.
+        """
+        if self.promise is None:
+            return
+        here, there = conditions_of(loaded, settings), self.promise.conditions
+        for name in {**there, **here}:
+            if here.get(name) != there.get(name):
+                raise SettingError(
+                    f"This second look was calibrated with another {name}: {there.get(name, 'none')} there, "
+                    f"{here.get(name, 'none')} here. A threshold belongs to what it was calibrated with: calibrate "
+                    "again, with foveate tune --agreement."
+                )
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a file has them. The method has another name there, so that nothing reads it alone."""
+        values = filed.values_of(self)
+        return {"format": FORMAT, "first_look": values.pop("method"), **values, "sentence": self.sentence}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SecondLook":
+        """What `to_dict` gave.
+
+        Raises:
+            InputError: If it is no such thing.
+        """
+        if values.get("format") != FORMAT:
+            raise InputError(f"This is no second look: its format is not {FORMAT!r}.")
+        if "method" in values:
+            raise InputError(f"{FILE} has the key method, which is not read. It is called first_look.")
+        renamed = {"method" if key == "first_look" else key: value for key, value in values.items()}
+        look = filed.read(cls, renamed, FILE, ("format", "sentence"))
+        if values.get("sentence") != look.sentence:
+            raise InputError(f"{FILE} says in its sentence what its values do not: it was changed by hand.")
+        return look
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write it as JSON, for `method=` and `--method`.
+
+        Raises:
+            InputError: If the file exists and `force` is off, or it cannot be written.
+        """
+        if not str(path).endswith(".json"):
+            raise InputError(f"{path}: a second look is a .json file. Name one, such as sure.json.")
+        filed.save(path, self.to_dict(), force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SecondLook":
+        """The second look in a file.
+
+        Raises:
+            InputError: If there is no such file, or it holds none.
+        """
+        return cls.from_dict(read_json(path))
+
+
+AnyLook = Method | SecondLook | None
+"""How questions are asked: a method drops, nothing does, or there is a second look."""
+
+
+def drops_of(
+    method: Method | SecondLook | str | None,
+    tokens: float | None = None,
+    retention: float | None = None,
+    sure: float | None = None,
+) -> AnyLook:
+    """How somebody asks; see `foveate.naming.method_of` for all but a second look.
+
+    Args:
+        method: What drops; or a second look, or its file.
+        tokens, retention: A budget.
+        sure: The least confidence that is trusted: with it this is a second look, by hand.
+
+    Raises:
+        SettingError: If a second look gets a budget or a threshold beside its own, or a threshold has no method.
+        FoveateError: As `method_of` and `SecondLook.load`.
+    """
+    if isinstance(method, str) and is_second_look(method):
+        method = SecondLook.load(unquoted(method.strip()))
+    if isinstance(method, SecondLook):
+        if not tokens == retention == sure is None:
+            raise SettingError("A second look has a budget and a threshold of its own: leave yours out.")
+        return method
+    drops = method_of(method, tokens, retention)
+    if sure is None:
+        return drops
+    if drops is None:
+        raise SettingError('sure is for a first look with few tokens: name what drops, such as method="vidcom2".')
+    return SecondLook(method=drops, sure=sure)
+
+
+def share_words(share: float) -> str:
+    """A share in words: 2 %, 14.3 %."""
+    return f"{100 * share:.3g} %"
+
+
+# -- what a threshold belongs to ----------------------------------------------------------------------------------
+
+
+def conditions_of(loaded: Loaded, settings: Generation) -> dict[str, str]:
+    """What confidences depend on besides the method, the picture and the question, each as a text.
+
+    Weights are told by their values, so another revision, quantisation or adapter is another model.
+    """
+    card, processor = loaded.card, loaded.processor
+    template = [getattr(part, "chat_template", None) for part in (processor, loaded.tokenizer)]
+    quantised = getattr(card.config, "quantization_config", None)
+    return {
+        "model": card.config.model_type,
+        "weights": _weights(loaded.model),
+        "quantisation": "none" if quantised is None else _digest(getattr(quantised, "to_dict", lambda: quantised)()),
+        "dtype": str(card.dtype).removeprefix("torch."),
+        "kernel": str(card.config.get_text_config()._attn_implementation),
+        "processor": _digest(_settings(processor)),
+        "template": _digest(template),
+        "max_new_tokens": str(settings.max_new_tokens),
+        "stop": json.dumps(settings.stop),
+    }
+
+
+def _settings(processor: Any) -> list[object]:
+    """How pictures and texts become tensors: the settings of each part of a processor, and how many tokens it knows."""
+    parts = [getattr(processor, name, None) for name in ("image_processor", "video_processor")]
+    own = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool)}
+    own.pop("chat_template", None)
+    tokens = type(processor.tokenizer).__name__, len(processor.tokenizer)
+    return [own, *(part.to_dict() for part in parts if part is not None), tokens]
+
+
+_SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDictionary()
+
+
+def _weights(model: PreTrainedModel) -> str:
+    """A digest of all weights: names, shapes, dtypes and exact sums of their bits; of the same ones, the last."""
+    marks = weights_of(model)
+    known = _SUMS.get(model)
+    if known is None or known[0] != marks:
+        facts = [(name, str(tuple(value.shape)), str(value.dtype), _sum(value)) for name, value in _tensors(model)]
+        for name, module in model.named_modules():
+            if hasattr(module, "merged_adapters"):  # a layer of PEFT's
+                facts.append((name, *(repr(getattr(module, mark, None)) for mark in ADAPTERS)))
+        known = _SUMS[model] = (marks, _digest(facts))
+    return known[1]
+
+
+def _tensors(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    """Weights and what a state has besides, such as scales of quantised ones."""
+    return [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+
+
+def _sum(value: Tensor) -> int | None:
+    """The sum of a tensor's bits as numbers, exact in any order; None where its values are not at hand."""
+    try:
+        bits = value.detach().contiguous().flatten().view(torch.uint8)
+        if bits.is_meta:
+            return None
+        wide = {0: torch.int32, 2: torch.int16}.get(bits.numel() % 4, torch.uint8)
+        return int(bits.view(wide).sum(dtype=torch.int64))
+    except (RuntimeError, TypeError, NotImplementedError):  # a kind of tensor that has no bits to see
+        return None
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,110 @@
+"""IVC-Prune: rows for their places, and what the question's values resemble, in one cut in the decoder's middle.
+
+Paper: Sun et al., "IVC-Prune: Revealing the Implicit Visual Coordinates in LVLMs for Vision Token Pruning", ICLR 2026,
+arXiv:2602.03060. Built from a description of the released code. Of an image's I rows before layer k:
+
+    s1    likeness of the text's values in layer k − 1 to the image's; the max(1, round(.01 · I)) highest are seeds
+    s2    the same of text and seeds together; C, S: see `Coordinates`, of each the round(.1 · I) highest
+    Seeds and coordinates stay, then the largest s2, up to round(.5 · I).
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from foveate.contract import (
+    CacheStage,
+    Count,
+    Layer,
+    LayerStage,
+    LayerView,
+    OneCut,
+    Part,
+    Rotary,
+    Shape,
+    Share,
+    Stage,
+    ValueLikeness,
+)
+from foveate.core.cut import Cut
+from foveate.core.rank import ranks, spread_over, top
+from foveate.errors import SettingError
+from foveate.methods.coordinates import places
+
+__all__ = ["METHOD", "IVCPrune"]
+
+
+class IVCPrune(OneCut):
+    """One cut of each image by itself: coordinates and seeds, and the rest by likeness; all by the text behind it.
+
+    Where these are more than may stay, seeds come first, then coordinates by C and by S in turn. Without text behind an
+    image its coordinates stay, and others at even steps.
+
+    Attributes:
+        layer: k, the first layer that processes fewer tokens; values are those of the layer before.
+        keep, target, retention, tokens, scope: See `OneCut`; usually half of the rows.
+        coordinates: Share of the rows that stay by C, and as many by S.
+        seeds: Share of the rows that are seeds, one at least.
+        skip: How many rows of the text do not ask, at its beginning.
+        among: What likeness is shared out over: the "image", or "all" rows, as the code for LLaVA-1.5 has it.
+        foreground: As there, this share with the largest s2 stays beside seeds and coordinates: no number can be given.
+        kv: The first layer whose cache is cut to what is left; None: none is.
+    """
+
+    name = "ivcprune"
+    usual_keep = 0.5
+    schedule = ("keep", "target", "foreground")
+
+    layer: Annotated[int, Ge(1)] = 16
+    coordinates: Share = 0.1
+    seeds: Part = 0.01
+    skip: Count = 2
+    among: Literal["image", "all"] = "image"
+    foreground: Share | None = None
+    kv: Layer | None = 0
+
+    def check_settings(self) -> None:
+        if len(self._given(self.schedule)) > 1:
+            raise SettingError("ivcprune: give one of keep, target, and foreground, which leaves no fixed number.")
+
+    def reads(self) -> tuple[ValueLikeness, Rotary]:
+        return ValueLikeness(self.skip, self.seeds, self.among), Rotary()
+
+    def own_count(self, tokens: int) -> int:
+        return max(1, round(self.share * tokens)) if self.target is None else min(tokens, self.target)
+
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        union = LayerStage(self.layer, reads=self.reads(), choose=self._choose, unit=self.scope)
+        cut = self.stage(shape) if self.foreground is None else union
+        return (cut,) if self.kv is None else (cut, CacheStage(first_layer=self.kv))
+
+    def pick(self, view: LayerView, count: int) -> Tensor:
+        return top(-self._order(view, count), count)
+
+    def _choose(self, view: LayerView, _: int | None) -> Cut:
+        count = round((self.foreground or 0) * len(view))
+        return Cut.keep(self._order(view, count, others=count) < 4 * len(view) + count)
+
+    def _order(self, view: LayerView, count: int, others: int | None = None) -> Tensor:
+        """Who stays first: seeds from 0 on, coordinates from `tokens`, all others from 4 · `tokens` on, by s2."""
+        (signal, turned), tokens = self.reads(), len(view)
+        rotary, likeness = view[turned], view[signal]
+        coordinates = (ranks(rotary.T) < round(self.coordinates * tokens)).any(dim=0)
+        first, last = ranks(likeness.T)
+        if not view.text_behind:
+            left = count - coordinates.sum() if others is None else others
+            last = ranks(spread_over(~coordinates, left).int())
+        seeds = first < (signal.seeded(tokens) if view.text_behind else 0)
+        return torch.where(seeds, first, torch.where(coordinates, tokens + places(rotary), 4 * tokens + last))
+
+
+_CODE = "released code: half of the rows before layer {}, in all layers' caches"
+_LLAVA = "released code: a fifth, seeds, and a twentieth by C and by S before layer 16; some 29 % in all"
+IVCPrune.presets = (
+    *(IVCPrune.preset(f"qwen2.5-vl-{b}b/paper", _CODE.format(k), layer=k, keep=0.5) for b, k in ((7, 16), (3, 22))),
+    IVCPrune.preset("llava-1.5-7b/paper", _LLAVA, layer=16, among="all", foreground=0.2, coordinates=0.05, kv=1),
+)
+
+METHOD = IVCPrune

@@ -1,0 +1,110 @@
+"""MFPruner: three cues vote; vision tokens with several votes stay, and a score fills up.
+
+Paper: "Rethinking Attention Cues: Multi-Factor Guided Token Pruning for Efficient Vision-Language Understanding", code
+dluo112/MFPruner. Reads attention in the vision tower, what enters the decoder, and the question.
+
+For n tokens to keep of N, each cue votes for the n tokens that it rates highest:
+
+    a   attention in the tower, from about 0 to 1 over the image: (x − min + 1e-6) / (max − min + 1e-6)
+    d   1 − (sum of the cosines with all others) / N, of the rows that enter the decoder
+    r   −cos of the patch and the question in CLIP's space, scaled as a
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from foveate.contract import (
+    Arriving,
+    Counted,
+    Features,
+    Hidden,
+    ImageStage,
+    ImageView,
+    LayerStage,
+    LayerView,
+    Positions,
+    Shape,
+    Stage,
+    Text,
+    TowerAttention,
+)
+from foveate.core.picks import cosines, unlike_others
+from foveate.core.rank import ranks, top
+from foveate.methods.cdpruner import CLIP, PATCHES, WORDS, unlike_text
+
+__all__ = ["METHOD", "MFPruner", "scaled"]
+
+SMALL = 1e-6
+
+
+class MFPruner(Counted):
+    """Tokens that two or three cues vote for stay first; the others follow by falling score, up to the number to keep.
+
+    With CLIP's encoders handed in (see `CDPruner`) a, d and r vote: tokens with three votes come first, then those with
+    two, then all others; inside each group the largest a + d + r. Without, as in the code for Qwen2.5-VL, a and d vote,
+    and the others follow by their cosine with the mean embedding of the question; without text by a + d.
+
+    Attributes:
+        keep, tokens, retention, positions: See `Counted`; the released code for LLaVA numbers anew.
+    """
+
+    name = "mfpruner"
+
+    positions: Positions = "keep"
+
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        paid, reads, positions = TowerAttention(by=shape.payer), (Hidden(),), self.positions
+        pick = LayerStage(0, reads=reads, count=self.rows, pick=_pick, unit="image", positions=positions, flops=_flops)
+        if CLIP in shape.resources:
+            look = ImageStage(reads=(paid, Features(), PATCHES), look=_look)
+            return (look, LayerStage(0, reads=(WORDS,), look=_by_clip), pick)
+        return (ImageStage(reads=(paid,), look=_look), LayerStage(0, reads=(Hidden(), Text()), look=_by_words), pick)
+
+
+def _look(view: ImageView) -> Mapping[str, Tensor]:
+    notes = {"attention": view.attention}
+    return {**notes, "patches": view[PATCHES]} if PATCHES in view else notes
+
+
+def _by_clip(view: LayerView) -> Mapping[str, Tensor]:
+    return {"third": unlike_text(view)}
+
+
+def _by_words(view: LayerView) -> Mapping[str, Tensor]:
+    if not len(view.text):
+        return {}
+    mean = view.text.float().mean(dim=0, keepdim=True)
+    return {"fill": cosines(view.hidden, exact=True, others=mean)[:, 0]}
+
+
+def _pick(view: LayerView, count: int) -> Tensor:
+    notes = view.notes
+    cues = [scaled(notes["attention"]), unlike_others(view.hidden)]
+    if "third" in notes:
+        cues.append(scaled(notes["third"]))
+    fill = notes["fill"] if "fill" in notes else torch.stack(cues).sum(dim=0)
+    votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
+    return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
+
+
+def scaled(cue: Tensor) -> Tensor:
+    """A cue, (tokens,), from about 0 to 1; where all are equal, all are 1."""
+    least, most = cue.aminmax()
+    return (cue - least + SMALL) / (most - least + SMALL)
+
+
+def _flops(arriving: Arriving, width: int) -> int:
+    """For each number 3 for lengths, 1 for the sum of rows, 2 for the products with it and 2 for a row with itself."""
+    return 8 * arriving.tokens * width
+
+
+_QWEN = "released code, which truncates where this rounds; {:.1%} of an image's tokens enter, every layer has these"
+
+MFPruner.presets = (
+    *(MFPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in") for tokens in (128, 64, 32)),
+    *(MFPruner.preset(f"qwen2.5-vl-7b/{keep:.1%}", _QWEN.format(keep), keep=keep) for keep in (0.445, 0.333, 0.222)),
+)
+
+METHOD = MFPruner

@@ -1,0 +1,105 @@
+"""What a second look can promise: from answers with their confidences to the least confidence that is trusted.
+
+A sample i is answered twice: with few tokens (confidence c_i) and in full. Trusting what is at λ and above loses
+
+    L_i(λ) = 1 where c_i ≥ λ and the two answers differ, else 0
+
+which falls as λ rises. λ̂ is the least observed confidence such that at it and at all higher ones U(Σ L_i, n) ≤ ε.
+Then the probability that more than ε of new answers differ is at most δ, over calibrations: Bates et al.,
+"Distribution-Free, Risk-Controlling Prediction Sets", arXiv:2101.02703; for a loss that falls it is the fixed-sequence
+test of Angelopoulos et al., "Learn then Test", arXiv:2110.01052. Losses are 0 or 1, so U is Clopper and Pearson's, and
+exact. Of m settings that are tried, each has δ/m.
+"""
+
+import math
+import random
+from collections.abc import Hashable, Sequence
+from functools import cache
+from itertools import groupby
+
+from foveate.errors import SettingError
+
+__all__ = ["RISK", "Pair", "auroc", "bound", "fewest", "one_each", "threshold"]
+
+RISK = 0.1
+"""δ: how often a calibration may come to a threshold that does not keep what is promised."""
+
+Pair = tuple[float, bool]
+"""A sample: the confidence of its answer with few tokens, and whether that is the full model's."""
+
+
+@cache
+def bound(wrong: int, samples: int, risk: float) -> float:
+    """U(k, n): the share that k of n do not exceed with probability 1 − δ, after Clopper and Pearson (1934).
+
+    The p at which k or fewer of n have probability δ, which is the 1 − δ quantile of Beta(k + 1, n − k); 1 if k = n. Of
+    the two numbers beside it, the larger.
+    """
+    if not 0 <= wrong <= samples or not 0 < risk < 1:
+        raise SettingError(f"wrong is 0 to samples, and risk between 0 and 1; got {wrong} of {samples} and {risk}.")
+    if wrong == samples:
+        return 1.0
+    ways = [math.lgamma(samples + 1) - math.lgamma(i + 1) - math.lgamma(samples - i + 1) for i in range(wrong + 1)]
+    low, high = wrong / samples, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        if _at_most(ways, samples, middle) > risk:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(ways: Sequence[float], samples: int, share: float) -> float:
+    """The probability of fewer than len(ways) of n at this share, which log C(n, i) goes with for each i."""
+    hit, miss = math.log(share), math.log1p(-share)
+    return math.fsum(math.exp(log + i * hit + (samples - i) * miss) for i, log in enumerate(ways))
+
+
+def fewest(agreement: float, settings: int = 1, risk: float = RISK) -> int:
+    """The fewest samples with which so many settings can be promised to agree: n ≥ ln(δ/m) / ln(1 − ε).
+
+    Raises:
+        SettingError: If the agreement is not between 0 and 1.
+    """
+    if not 0 < agreement < 1:
+        raise SettingError(f"agreement is a share between 0 and 1, such as 0.98; got {agreement}.")
+    return math.ceil(math.log(risk / settings) / math.log(agreement))
+
+
+def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1, risk: float = RISK) -> float | None:
+    """λ̂, the least confidence that is trusted; None where none can be: then every answer is the full model's.
+
+    Samples of one confidence are trusted together or not at all. What is no number is never trusted.
+
+    Args:
+        samples: All of the calibration, those that will be asked again among them.
+        agreement: 1 − ε.
+        settings: m, how many are calibrated on these samples.
+        risk: δ of all of them together.
+    """
+    trusted, wrong = None, 0
+    ordered = sorted((pair for pair in samples if not math.isnan(pair[0])), reverse=True)
+    for confidence, equals in groupby(ordered, key=lambda pair: pair[0]):
+        wrong += sum(not agrees for _, agrees in equals)
+        if bound(wrong, len(samples), risk / settings) > 1 - agreement:
+            break
+        trusted = confidence
+    return trusted
+
+
+def auroc(samples: Sequence[Pair]) -> float:
+    """How often an answer that agrees is surer than one that does not, ties counted half; NaN without both kinds."""
+    sure = [confidence for confidence, agrees in samples if agrees]
+    unsure = [confidence for confidence, agrees in samples if not agrees]
+    if not sure or not unsure:
+        return math.nan
+    return sum((one > other) + (one == other) / 2 for one in sure for other in unsure) / (len(sure) * len(unsure))
+
+
+def one_each(pictures: Sequence[Hashable], seed: int = 0) -> list[int]:
+    """The places of one question about each picture, drawn by seed: questions about one are not independent."""
+    places: dict[Hashable, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        places.setdefault(picture, []).append(place)
+    drawn = random.Random(seed)
+    return sorted(drawn.choice(group) for group in places.values())

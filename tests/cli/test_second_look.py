@@ -1,0 +1,122 @@
+"""A second look from the command line: calibrated, written, asked with; and refused where nothing is asked again."""
+
+import json
+
+import pytest
+
+import foveate as fv
+from foveate.embedded import TASKS
+from foveate.eval.held_out import questions
+
+AGREEMENT = 0.6  # five samples are enough for one setting
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """Six pictures, each with a question, its label and its task."""
+    folder = tmp_path_factory.mktemp("samples")
+    by_picture = {}
+    for question in questions(TASKS, 60, (55,)):
+        by_picture.setdefault(question.picture, question)
+    lines = []
+    for place, question in enumerate(list(by_picture.values())[:6]):
+        question.media().save(folder / f"{place}.png")
+        row = {"image": f"{place}.png", "question": question.text, "label": question.labels[0], "task": question.task}
+        lines.append(json.dumps(row))
+    path = folder / "samples.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(samples):
+    """A second look by hand: about half of the answers are asked again."""
+    path = samples.with_name("sure.json")
+    fv.SecondLook(method=fv.VidCom2(tokens=64), sure=0.95).save(path)
+    return path
+
+
+def test_it_is_calibrated_written_and_asked_with(run, samples, tmp_path):
+    out = tmp_path / "sure.json"
+    narrow = ("--method", "vidcom2", "--budget", 64)
+    code, said, err = run("tune", "--samples", samples, "--agreement", AGREEMENT, *narrow, "--out", out)
+    assert (code, "Second look:" in said, "at most 40 % differ" in " ".join(said.split())) == (0, True, True)
+    assert "Decoding takes" in err
+    look = fv.SecondLook.load(out)
+    assert (look.promise.samples, look.promise.tried, look.promise.agreement) == (6, 1, AGREEMENT)
+    assert {row.task for row in look.promise.tasks} <= set(TASKS)
+    assert len({row.task for row in look.promise.tasks}) > 1
+    code, said, _ = run("generate", samples.with_name("0.png"), "--prompt", "What is it?", "--method", out, "--json")
+    values = json.loads(said)
+    assert (code, values["again"]) == (0, values["confidence"] < look.sure)
+    more = ("--prompt", "What is it?", "--max-new-tokens", 5)
+    code, _, err = run("generate", samples.with_name("0.png"), "--method", out, *more)
+    assert (code, "another max_new_tokens: 64 there, 5 here" in err) == (2, True)
+
+
+def test_several_questions_about_a_picture_are_asked_with_it(run, samples, file):
+    asked = ("--prompt", "What is it?", "--prompt", "How many are there?")
+    code, said, _ = run("generate", samples.with_name("0.png"), *asked, "--method", file, "--json")
+    answers = json.loads(said)["answers"]
+    assert code == 0
+    assert [answer["again"] for answer in answers] == [answer["confidence"] < 0.95 for answer in answers]
+
+
+def test_batch_has_columns_and_eval_a_row(run, samples, file, tmp_path):
+    out = tmp_path / "answers"
+    code, said, _ = run("batch", samples, out, "--number-rows", "--method", file)
+    rows = [json.loads(line) for part in out.glob("part-*") for line in part.read_text().splitlines()]
+    assert (code, len(rows), "Asked again" in said) == (0, 6, True)
+    assert all(row["again"] == (row["confidence"] < 0.95) for row in rows)
+    where = ("--cache", tmp_path / "cache", "--workers", 1, "--no-baselines")
+    code, said, _ = run("eval", "--samples", samples, "--method", file, *where, "--json")
+    (row,) = [row for row in json.loads(said)["rows"] if row["name"] == "vidcom2 64, else full" and row["task"] is None]
+    assert code == 0
+    assert row["again"] == pytest.approx(sum(one["again"] for one in rows) / 6, abs=1e-4)
+    code, said, _ = run("eval", "--samples", samples, "--method", file, *where)
+    assert (code, "Again" in said) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("bench", "--method"), 2, "asks the full model again"),
+        (("compare", "PICTURE", "--prompt", "?", "--method"), 2, "asks the full model again"),
+        (("tune", "SAMPLES", "--budget", "64", "--method"), 2, "asks the full model again"),
+        (("generate", "--full", "--method"), 2, "--full times a method"),
+        (("generate", "--budget", "64", "--method"), 2, "its own budget"),
+        (("batch", "IN", "--retention", "0.2", "--method"), 2, "its own budget"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_it_is_refused_with_a_sentence(words, code, says, run, samples, file, tmp_path):
+    given = []
+    for word in words:
+        given += {
+            "PICTURE": [samples.with_name("0.png")],
+            "SAMPLES": ["--samples", samples],
+            "IN": [samples, tmp_path / "out"],
+        }.get(word, [word])
+    got, _, err = run(*given, file)
+    assert (got, says in err) == (code, True), err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--search", 3), "leave --search out"),
+        (("--state", "x"), "leave --state out"),
+        (("--out", "sure.csv"), "a .json file"),
+        (("--budget", 64, "--retention", 0.2), "the same thing"),
+        (("--agreement", 0.98), "6: 108 are missing"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_calibrated_is_refused_before_the_model_is_loaded(words, says, run, samples):
+    code, _, err = run("tune", "--samples", samples, "--agreement", AGREEMENT, "--model", "no/model", *words)
+    assert (code, says in err) == (2, True), err
+
+
+def test_the_page_offers_second_looks_alone(run):
+    code, _, err = run("demo", "--method", "v2drop")
+    assert (code, "is no second look" in err) == (2, True)

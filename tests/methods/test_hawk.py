@@ -1,0 +1,90 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import foveate as fv
+from foveate.contract import Arriving, LayerView, Products, Shape
+from foveate.errors import SettingError
+from foveate.methods.hawk import HAWK
+from tests.models import batch, tiny
+
+EXAMPLES = [HAWK(keep=0.4), HAWK(keep=0.3, leave_out=(0, 1), rounding="up", scope="sample", positions="reindex")]
+SMALLEST = HAWK(keep=0.001)
+
+
+def kept(products, count, **settings):
+    (stage,) = HAWK(tokens=count, **settings).stages(Shape(32))
+    cut = stage.cut(LayerView(signals={stage.reads[0]: products}))
+    return list(range(len(products))) if cut is None else cut.source.tolist()
+
+
+PRODUCTS = torch.tensor([[3.0, 0.0], [0.0, -0.2], [4.0, 0.0], [0.0, 0.2], [0.0, 0.1]])
+
+
+def test_five_tokens_by_hand():
+    """Lengths of the heads are 5 and 0.3: token for token 0.6 −0.67 0.8 0.67 0.33, however large a head's products."""
+    assert kept(PRODUCTS, 1) == [2]
+    assert kept(PRODUCTS, 2) == [2, 3]
+    assert kept(PRODUCTS, 3) == [0, 2, 3]
+    assert kept(PRODUCTS, 2, weights=(0.0, 1.0)) == [3, 4]
+    assert kept(PRODUCTS, 1, weights=(-1.0, -1.0)) == [1]
+    assert kept(PRODUCTS, 5) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_no_number_counts_nothing_and_where_nobody_asks_tokens_stay_at_even_steps():
+    broken = PRODUCTS.clone()
+    broken[2, 0], broken[3, 1] = float("nan"), float("inf")
+    assert kept(broken, 2) == [0, 4]
+    assert kept(torch.zeros(9, 2), 3) == [1, 4, 7]
+
+
+@given(seed=st.integers(0, 2**16), tokens=st.integers(2, 40), heads=st.integers(1, 6), data=st.data())
+def test_the_definition_in_double_precision(seed, tokens, heads, data):
+    rng = torch.Generator().manual_seed(seed)
+    products = torch.randn(tokens, heads, generator=rng)
+    weights = torch.rand(heads, generator=rng).tolist()
+    count = data.draw(st.integers(1, tokens))
+    columns = products.double().T.tolist()
+    scores = [
+        sum(w * column[v] / math.hypot(*column) for w, column in zip(weights, columns, strict=True))
+        for v in range(tokens)
+    ]
+    wanted = sorted(sorted(range(tokens), key=lambda token: -scores[token])[:count])
+    assert kept(products, count, weights=tuple(weights)) == wanted
+
+
+def test_counts_are_rounded_or_up_as_the_code_has_them():
+    down, up = (HAWK(keep=0.198, rounding=rounding) for rounding in ("nearest", "up"))
+    assert [down.rows(Arriving.all_of(count)) for count in (2, 120, 576)] == [1, 24, 114]
+    assert [up.rows(Arriving.all_of(count)) for count in (2, 120, 576)] == [1, 24, 115]
+    assert HAWK(keep=0.2, rounding="up", scope="sample").plan(28, (24, 24)) == (10,) * 28
+    assert HAWK(keep=0.2).plan(28, (24, 24)) == (10,) * 28
+    assert HAWK(keep=0.1, rounding="up").plan(28, (24, 24)) == (6,) * 28
+
+
+def test_weights_must_be_as_many_as_heads():
+    with (
+        pytest.raises(SettingError, match="layer 0 has 4 heads, and there are 3 weights"),
+        fv.drop(tiny("llava"), HAWK(keep=0.4, weights=(1.0, 1.0, 1.0))),
+        torch.no_grad(),
+    ):
+        tiny("llava")(**batch("llava", ["tit"]))
+
+
+def test_who_asks_is_two_numbers():
+    for wrong in ((1,), (1, -1), (1.5, 2)):
+        with pytest.raises(SettingError, match="leave_out"):
+            HAWK(leave_out=wrong)
+        with pytest.raises(SettingError, match="leave_out"):
+            Products(wrong)
+
+
+def test_a_layer_without_attention_is_refused():
+    with (
+        pytest.raises(fv.UnsupportedError, match="has no attention to rank by"),
+        fv.drop(tiny("qwen3_5"), HAWK(keep=0.4)),
+        torch.no_grad(),
+    ):
+        tiny("qwen3_5")(**batch("qwen3_5", ["tit"]))

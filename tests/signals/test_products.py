@@ -1,0 +1,90 @@
+"""`Products`: the model's own queries of the text and keys of the tokens, behind norms and before RoPE."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.contract import LayerStage, Products
+from foveate.families.tap import tapped
+from tests.models import FAMILIES, TINY, batch, is_vision, tiny
+
+SEEN = []
+LAYER = 3
+WAYS = (Products(), Products((0, 0)), Products((1, 2)))
+
+
+class Asking(fv.Method):
+    """Notes what the text asks of all vision tokens; drops nothing before that."""
+
+    name = "asking"
+
+    def stages(self, shape):
+        return (
+            LayerStage(LAYER, reads=WAYS, choose=note, host=True),
+            LayerStage(5, keep=0.5, score=lambda v: v.tokens),
+        )
+
+
+def note(view, _):
+    SEEN.append([view[signal] for signal in WAYS])
+
+
+def seen(model, inputs):
+    SEEN.clear()
+    with fv.drop(model, Asking()), torch.no_grad():
+        model(**inputs)
+    return list(SEEN)
+
+
+def without_rope(model, inputs):
+    """What layer 3 attends with where RoPE is that of position 0: (heads, rows, size) queries, and keys repeated."""
+    layer, made = model.get_decoder().layers[LAYER], {}
+    attention = layer.self_attn
+
+    def flat(module, args, kwargs):
+        cos, sin = kwargs["position_embeddings"]
+        made["rows"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        return args, {**kwargs, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
+
+    hook = attention.register_forward_pre_hook(flat, with_kwargs=True)
+    try:
+        with tapped(attention, lambda queries, keys, *_: made.update(queries=queries, keys=keys)), torch.no_grad():
+            model(**inputs)
+    finally:
+        hook.remove()
+    queries, keys = made["queries"][0].double(), made["keys"][0].double()
+    return queries, keys.repeat_interleave(len(queries) // len(keys), dim=0)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER not in TINY[family].recurrent])
+def test_it_is_made_of_the_models_own_queries_and_keys(family):
+    """Of two images: the text behind the last asks, all but some rows at its ends; of few all."""
+    model, inputs = tiny(family), batch(family, ["tititt"])
+    (found,) = seen(model, inputs)
+    queries, keys = without_rope(model, inputs)
+    vision = is_vision(inputs["input_ids"][0])
+    columns = vision.nonzero()[:, 0]
+    behind = list(range(int(columns[-1]) + 1, len(vision)))
+    asking = {WAYS[0]: behind[1:-5] or behind, WAYS[1]: behind, WAYS[2]: behind[1:-2]}
+    assert len(behind) in (6, 7)  # 1 + 5 rows leave nobody, or one
+    for signal, products in zip(WAYS, found, strict=True):
+        every = torch.stack([queries[:, row] for row in asking[signal]]).mean(dim=0)  # (heads, size)
+        wanted = (keys[:, columns] * every[:, None]).sum(dim=-1).T / queries.shape[-1] ** 0.5
+        assert products.dtype == torch.float32
+        torch.testing.assert_close(products.double(), wanted[: len(products)], atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "llava_next"])
+def test_samples_of_a_batch_keep_what_they_keep_alone(family):
+    words, method = ["tit", "ttitt", "titit", "it"], fv.HAWK(keep=0.4)
+    with fv.drop(tiny(family), method) as together, torch.no_grad():
+        tiny(family)(**batch(family, words))
+    for index, word in enumerate(words):
+        with fv.drop(tiny(family), method) as alone, torch.no_grad():
+            tiny(family)(**batch(family, [word]))
+        assert together.stages[0].kept[index].tolist() == alone.stages[0].kept[0].tolist()
+
+
+def test_without_text_behind_it_is_zero():
+    (found,) = seen(tiny("llava"), batch("llava", ["ti"]))
+    assert all(not products.any() for products in found)

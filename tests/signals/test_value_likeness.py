@@ -1,0 +1,99 @@
+"""`ValueLikeness`: the model's own values of the layer that ran, compared in plain Python."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.contract import LayerStage, ValueLikeness
+from foveate.families.tap import tapped
+from tests.models import FAMILIES, TINY, batch, is_vision, tiny
+
+SEEN = []
+LAYER = 3
+WAYS = (
+    ValueLikeness(),
+    ValueLikeness(skip=0, seeds=0.2),
+    ValueLikeness(skip=99, among="all"),
+    ValueLikeness(skip=1, seeds=0.1, among="all"),
+)
+
+
+class Alike(fv.Method):
+    """Notes how each image's tokens are like the text and the seeds; and drops later."""
+
+    name = "alike"
+
+    def stages(self, shape):
+        noting = LayerStage(LAYER, reads=WAYS, choose=note, host=True, unit="image")
+        return (noting, LayerStage(5, keep=0.5, score=lambda view: view.tokens, unit="image"))
+
+
+def note(view, _):
+    SEEN.append([view[signal] for signal in WAYS])
+
+
+def seen(model, inputs):
+    SEEN.clear()
+    with fv.drop(model, Alike()), torch.no_grad():
+        model(**inputs)
+    return list(SEEN)
+
+
+def by_hand(values, own, behind, signal):
+    """(tokens, 2) of (heads, rows, size) values in double precision."""
+
+    def mean(rows):
+        total = torch.zeros(len(own), dtype=torch.float64)
+        for row in rows:
+            for head in values:
+                whom = own if signal.among == "image" else range(len(head))
+                products = torch.stack([head[row] @ head[other] for other in whom]) / head.shape[1] ** 0.5
+                shares = dict(zip(whom, products.softmax(dim=0).tolist(), strict=True))
+                total += torch.tensor([shares[token] for token in own], dtype=torch.float64) / len(values)
+        return total / len(rows)
+
+    asking = behind[signal.skip :] or behind
+    first = mean(asking)
+    seeds = sorted(range(len(own)), key=lambda token: -float(first[token]))[: signal.seeded(len(own))]
+    return torch.stack((first, mean([*asking, *(own[token] for token in seeds)])), dim=1)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER - 1 not in TINY[family].recurrent])
+def test_it_is_made_of_the_models_own_values(family):
+    model, inputs, made = tiny(family), batch(family, ["titt"]), {}
+    found = seen(model, inputs)
+    attention = model.get_decoder().layers[LAYER - 1].self_attn
+    with tapped(attention, lambda *heads: made.update(values=heads[3])), torch.no_grad():
+        model(**inputs)
+    columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0].tolist()
+    start, values = 0, made["values"][0].double()
+    fixed = len(columns) - sum(len(image[0]) for image in found)
+    if fixed:  # some of its tokens always stay, and are text to foveate
+        return
+    for image in found:
+        own = columns[start : start + len(image[0])]
+        start += len(own)
+        text = [row for row in range(own[-1] + 1, values.shape[1]) if row not in columns]
+        for signal, likeness in zip(WAYS, image, strict=True):
+            assert likeness.dtype == torch.float32
+            torch.testing.assert_close(likeness.double(), by_hand(values, own, text, signal), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "llava_onevision"])
+@pytest.mark.parametrize("among", ["image", "all"])
+def test_samples_of_a_batch_keep_what_they_keep_alone(family, among):
+    """Padding is no row that likeness is shared with."""
+    words = ["tit", "ttitt", "titit", "it"]
+    method = fv.Random(layers=(1,), keep=(0.8,), scope="image") + fv.IVCPrune(layer=3, keep=0.4, among=among)
+    with fv.drop(tiny(family), method) as together, torch.no_grad():
+        tiny(family)(**batch(family, words))
+    for index, word in enumerate(words):
+        with fv.drop(tiny(family), method) as alone, torch.no_grad():
+            tiny(family)(**batch(family, [word]))
+        for one, other in zip(alone.stages, together.stages, strict=True):
+            assert other.kept[index].tolist() == one.kept[0].tolist()
+
+
+def test_without_text_behind_it_is_zero():
+    (found,) = seen(tiny("llava"), batch("llava", ["ti"]))
+    assert all(not likeness.any() for likeness in found)
