@@ -456,6 +456,20 @@ def refuse_window(size: int | None) -> None:
         )
 
 
+def refuse_film_between_layers(media: Sequence[str]) -> None:
+    """A request with a film, where stages between layers cut images.
+
+    Raises:
+        SettingError: A ValueError, so that the server answers 400.
+    """
+    others = [kind for kind in media if kind != "image"]
+    if others:
+        raise SettingError(
+            f"This server drops tokens of images between decoder layers, and cannot of {', '.join(others)}. Send "
+            "frames as images, or ask a server whose method stands before the decoder, where films stay whole."
+        )
+
+
 def refuse_uncountable(stages: Sequence[Stage], depth: int, sizes: Sequence[int]) -> None:
     """A prompt with images of these sizes, of which it cannot be said how many tokens each layer keeps.
 

@@ -73,6 +73,7 @@ class DroppingProcessor:
         sizes = [place.get_num_embeds() for places in made["mm_placeholders"].values() for place in places]
         if not sizes or not late:
             return made
+        guards.refuse_film_between_layers([*made["mm_placeholders"]])
         guards.refuse_uncountable(late, setting.shape.depth, sizes)
         most = getattr(self.info.get_hf_config(), guards.STEP, None)
         if most is not None:

@@ -172,6 +172,12 @@ def test_an_engine_with_a_sliding_window_in_some_layers_does_not_start(tmp_path)
         pass
 
 
+def test_a_film_is_refused_where_images_are_cut_between_layers():
+    guards.refuse_film_between_layers(["image"])
+    with pytest.raises(SettingError, match=r"cannot of video\. Send frames as images"):
+        guards.refuse_film_between_layers(["image", "video"])
+
+
 def test_a_rate_without_an_image_is_refused_unless_it_is_the_server_s():
     guards.refuse_rate_without_image({"foveate_tokens": 9}, ["image", "video"], None)
     guards.refuse_rate_without_image({"foveate_tokens": 9, "fps": 2}, ["video"], {"foveate_tokens": 9})
