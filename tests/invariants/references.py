@@ -70,14 +70,15 @@ def tower(
             there = is_vision(inputs["input_ids"][0])
             features += oracle.by_picture(model, oracle.features_of(model.model, output, of, modality), there)
             cuts += cuts_of(output)
-    assert sum(map(len, features)) == first.before[0]
+    before, after = (trace.vision_tokens[0],) * 2 if first.rows else (first.before[0], first.after[0])
+    assert sum(map(len, features)) == before
     rows = []
     for cut, one in zip(cuts, features, strict=True):
         stays = torch.zeros(len(one), dtype=torch.bool)
         stays[list(fv.families()[family].always_kept(model.config, len(one)))] = True
         kept = torch.arange(int((~stays).sum())) if cut is None else cut.source
         rows.append((kept, one[~stays][: len(kept)], one[stays]))
-    assert sum(len(left) + len(fixed) for left, _, fixed in rows) == first.after[0]
+    assert sum(len(left) + len(fixed) for left, _, fixed in rows) == after
     return lambda _: rows
 
 

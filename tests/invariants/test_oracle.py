@@ -36,6 +36,8 @@ def untouched(family, word, attention):
 def test_cached_generation_is_the_recompute(name, family, word, attention):
     model, inputs, method = tiny(family, attention), batch(family, [word]), EXAMPLES[name]
     trace, logits = check_recomputed(model, family, method, inputs)
+    if trace.stages and not trace.cuts:
+        return  # no token left; what the tower makes of fewer rows has a reference of its own
     assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
     assert (untouched(family, word, attention) - logits[0]).abs().max() > 0.01  # dropping is no rounding error
 

@@ -86,7 +86,7 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
         pictures = [frame.picture for frame in frames]  # as the model saw them
         shown[reply.name] = {-3: _panel(reply.name, f"{tokens} of {tokens} tokens", plain_panel(pictures, SIDE))}
         for panel in drawn:
-            if panel.dropped:
+            if panel.dropped and not panel.rows:  # tokens of which none is dropped there
                 caption = f"{panel.after} of {tokens} tokens"
                 shown[reply.name][_place(panel, depth)] = _panel(reply.name, caption, panel.pixels)
     places = sorted({-3}.union(*shown.values()))

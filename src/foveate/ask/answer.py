@@ -331,7 +331,7 @@ class Answer:
 def _late_line(trace: Trace) -> list[tuple[str, str]]:
     """How much of what each stage left of a film is of the second half of its frames, half of the middle one too."""
     shares = []
-    for stage, counts in zip(trace.stages, trace.kept_by_frame(), strict=False):
+    for stage, counts in zip(trace.cuts, trace.kept_by_frame(), strict=False):
         half = len(counts) // 2
         if half and sum(counts):
             late = sum(counts[-half:]) + (len(counts) % 2) * counts[half] / 2

@@ -31,6 +31,7 @@ from foveate.contract.stages import (
     Place,
     Shape,
     Stage,
+    ThinStage,
     TowerStage,
 )
 from foveate.core.cut import Cut
@@ -116,6 +117,7 @@ __all__ = [
     "Space",
     "Stage",
     "Text",
+    "ThinStage",
     "Tokens",
     "TowerAttention",
     "TowerKeys",

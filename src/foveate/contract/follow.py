@@ -6,7 +6,7 @@ Each walks through the stages in order. It is written here once, so that no meth
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from foveate.contract.stages import CacheStage, DecodeStage, LayerStage, PixelStage, Place, Stage
+from foveate.contract.stages import CacheStage, DecodeStage, LayerStage, PixelStage, Place, Stage, ThinStage
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.signals import Hidden
 from foveate.core.views import Arriving
@@ -315,7 +315,7 @@ def scoring_flops(
     units = _units_by_layer(stages, depth, arriving_units)
     flops = 0
     for stage in stages:
-        if stage.place < Place.LAYER and stage.flops is not None:
+        if stage.place < Place.LAYER and stage.flops is not None and not isinstance(stage, ThinStage):
             flops += stage.flops(Arriving.all_of(_looked_at(stage, arriving_units)), width)
     if units is None or min(layer.all.tokens for layer in units) == total:  # nothing is dropped: no stage runs
         return flops

@@ -17,11 +17,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from foveate.contract.budget import half_up
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.rank import keep_count, top
 from foveate.core.signals import Signal, refuse_other_options
-from foveate.core.views import Arriving, View
+from foveate.core.thin import nearest
+from foveate.core.views import Arriving, PatchView, View
 from foveate.errors import SettingError
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Place",
     "Shape",
     "Stage",
+    "ThinStage",
     "TowerStage",
 ]
 
@@ -277,6 +280,44 @@ class TowerStage(Stage):
     @property
     def order(self) -> tuple[int, int]:
         return int(self.place), self.block
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ThinStage(TowerStage):
+    """Inside the vision tower, from a block on: it runs on the rows that stay, and behind it all rows are there again.
+
+    It sees a `PatchView` of each segment (rows that attend to one another: a picture, a tile, a frame) and reads no
+    signals. Each row that leaves goes with the nearest one that stays, which counts in attention as so many rows as go
+    with it. No vision token is dropped.
+
+    Attributes:
+        at: The block before which rows leave, as a share of the blocks that the projector reads; in [0, 1].
+    """
+
+    block: int = dataclasses.field(default=0, kw_only=False)
+    at: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.choose is not None or self.look is not None or self.reads:
+            raise SettingError("A ThinStage has a score or a pick, and keep or count; it reads the rows alone.")
+
+    @property
+    def drops(self) -> bool:
+        return False
+
+    def first(self, blocks: int) -> int:
+        """The block before which rows leave, of so many that are read; `blocks` itself: none leave."""
+        return half_up(self.at * blocks)
+
+    def cut(self, view: View) -> Cut | None:
+        cut = super().cut(view)
+        if cut is None:
+            return None
+        if cut.rows is not None:
+            raise SettingError(f"{self} may say which rows stay, and make no new ones.")
+        assert isinstance(view, PatchView)
+        return Cut.join(cut.source, nearest(view.patches, cut.source))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

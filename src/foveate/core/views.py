@@ -233,12 +233,12 @@ class PatchView(View):
 
     Args:
         patches: (patches, width), in raster order.
-        grid: Their rows and columns.
+        grid: Their rows and columns; None where they are on no grid, as some of them have left before.
         rest: See `View`.
     """
 
-    def __init__(self, patches: Tensor, grid: Grid, **rest: Any) -> None:
-        super().__init__(len(patches), **rest)
+    def __init__(self, patches: Tensor, grid: Grid | None, **rest: Any) -> None:
+        super().__init__(len(patches), device=patches.device, **rest)
         self.patches = patches
         self.grid = grid
 

@@ -10,12 +10,12 @@ import torch
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import PatchStage, Place, Shape
+from foveate.contract.stages import PatchStage, Place, Shape, ThinStage
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
 from foveate.cost._measured import measured
 from foveate.cost._prompt import PromptLengths
-from foveate.cost._tower import smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
+from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.plain.table import SECTION, Column, Table
@@ -49,7 +49,10 @@ class Cost:
             without weights and inputs: one prompt alone, without gradients, padding or an attention matrix (SDPA,
             flash), as transformers 5.23 runs it. A batch of n such prompts holds n times as much. Not counted are
             buffers inside a kernel, and what a method needs to score: less than a layer, except in toy models. None
-            where it is not known: for most families, for prompts longer than a window, for Resize and PixelPrune.
+            where it is not known: for most families, for prompts longer than a window, for Resize, PixelPrune and
+            ThinTower.
+        tower_rows: Rows of all pictures that each block of the vision tower runs on, a CLS left out; empty where no
+            block runs on fewer (ThinTower).
     """
 
     text_tokens: int
@@ -67,6 +70,7 @@ class Cost:
     decode_flops: int
     kv_bytes: int
     peak_bytes: int | None
+    tower_rows: tuple[int, ...] = ()
 
     @property
     def prefill_flops(self) -> int:
@@ -152,6 +156,11 @@ class Cost:
             (f"Vision tokens leave {place}", f"{before} → {after}", f"{after / before:.1%}" if before else "")
             for place, before, after in self.leaving
         ]
+        if self.tower_rows:
+            most, least = self.tower_rows[0], self.tower_rows[-1]
+            first = self.tower_rows.index(least)
+            counts = f"{least}" if first == 0 else f"{most} → {least}"
+            places.insert(0, (f"Rows in the vision tower from block {first} on", counts, ""))
         mean = sum(self.tokens) / layers
         note = (
             f"Retention {self.retention:.1%}: a decoder layer processes {mean:.1f} of {sum(self.vision_tokens)} vision "
@@ -185,7 +194,7 @@ def cost(
 
     The parts equal torch's `FlopCounterMode` under eager attention. The full tower is counted,
     because methods drop tokens behind it. Only for Resize the smaller tower is counted, if the grids are known (not for
-    LLaVA-OneVision), and for PixelPrune the patches that are left.
+    LLaVA-OneVision), for PixelPrune the patches that are left, and for ThinTower the rows that each block runs on.
 
     Args:
         config: The config of a vision-language model of a supported family, or such a model.
@@ -245,6 +254,7 @@ def cost(
     cached = [text_tokens + count for count in dropping.cached]
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
 
+    thinning = Thinning.of(family, config, dropping.stages)
     tower_grids = None
     if grids:
         tower_grids = known_grids
@@ -252,18 +262,23 @@ def cost(
     projector: int | None
     if by_pixels:
         assert tower_tokens is not None
-        tower, projector = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens)
+        of_tower = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens, thinning)
     else:
-        tower, projector = tower_flops(family, config, prompt, tower_grids)
+        of_tower = tower_flops(family, config, prompt, tower_grids, thinning)
     smaller = bool(follow.at(dropping.stages, Place.PIXELS))
     if smaller and known_grids and not by_pixels:
         ranked = rankable(family, config, prompt.sizes)
-        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids)
-        tower, projector = of_smaller or (tower, projector)
+        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids, thinning)
+        of_tower = of_smaller or of_tower
 
+    tower, projector, picking, tower_rows = of_tower
+    scoring = dropping.scoring
+    if scoring is not None:
+        in_tower = any(isinstance(stage, ThinStage) for stage in dropping.stages)
+        scoring = None if in_tower and tower is None else scoring + picking
     itemsize = (dtype or _dtype(config)).itemsize
     peak_bytes = None
-    if decoder.plain is not None and not smaller:
+    if decoder.plain is not None and not smaller and thinning is None:
         pictures = tower_bytes(family, config, prompt, itemsize)
         if pictures is not None:
             beside = _beside(family, config, prompt, dropping)
@@ -281,10 +296,11 @@ def cost(
         tower_flops=tower,
         projector_flops=projector,
         head_flops=decoder.head(),
-        scoring_flops=dropping.scoring,
+        scoring_flops=scoring,
         decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
         kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
+        tower_rows=tower_rows,
     )
 
 

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from foveate.contract import follow
-from foveate.contract.stages import Stage
+from foveate.contract.stages import Stage, ThinStage
 from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
@@ -16,15 +17,71 @@ from foveate.cost._prompt import PromptLengths
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.shape import PicturesRun, RopeTower, StatesTower, TowerShape
+from foveate.families.tower import feature_layers
 
-__all__ = ["smaller_tower_flops", "subset_tower_flops", "tower_bytes", "tower_flops"]
+__all__ = ["Thinning", "smaller_tower_flops", "subset_tower_flops", "tower_bytes", "tower_flops"]
 
 Grids = Sequence[Sequence[Grid]]
 
 
+class Flops(NamedTuple):
+    """Of the tower, of the projector and of picking the rows that late blocks run on; and how many each block runs on,
+    where some run on fewer. None: not known."""
+
+    tower: int | None
+    projector: int | None
+    picking: int = 0
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Thinning:
+    """Blocks of a tower that run on some rows.
+
+    Attributes:
+        stage: Says how many, of each picture.
+        first: The first of them.
+        end: The first block that does not run, as nobody reads what it would make.
+        windowed: How many of them look through windows. Of a window as large a share of the rows is taken to stay as of
+            its picture: how many do, the picture decides.
+    """
+
+    stage: ThinStage
+    first: int
+    end: int
+    windowed: int
+
+    @classmethod
+    def of(cls, family: type[Family], config: Any, stages: Sequence[Stage]) -> Self | None:
+        """That of a method's stages; None where all blocks run on all rows."""
+        stage = next((stage for stage in stages if isinstance(stage, ThinStage)), None)
+        if stage is None:
+            return None
+        shape = family.tower_shape(config)
+        if shape is None:  # the tower is not counted
+            return None
+        end = max(feature_layers(config, shape.depth)) + 1
+        first = stage.first(end)
+        if first == end:  # all blocks run, on all rows
+            return None
+        seeing = getattr(config.vision_config, "fullatt_block_indexes", ()) if shape.windowed else range(shape.depth)
+        return cls(stage, first, end, sum(index not in seeing for index in range(first, end)))
+
+    def left(self, rows: int) -> int:
+        """How many of a picture's rows run."""
+        left = self.stage.left(Arriving.all_of(rows))
+        assert left is not None  # a stage that decides by what it sees is refused where it is made
+        return left
+
+    def flops(self, rows: int, width: int) -> int:
+        """What picking costs in a picture, and finding the nearest row for each."""
+        picks = 0 if self.stage.flops is None else self.stage.flops(Arriving.all_of(rows), width)
+        return picks + 2 * rows * self.left(rows) * width
+
+
 def tower_flops(
-    family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None
-) -> tuple[int, int] | tuple[None, None]:
+    family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None, thinning: Thinning | None = None
+) -> Flops:
     """FLOPs of the tower and of the projector; None where they are not known.
 
     Args:
@@ -33,18 +90,24 @@ def tower_flops(
         prompt: What goes in.
         grids: Rows and columns of each image's frames or views, if the caller gave any: some towers' cost depends on
             them.
+        thinning: Blocks that run on some rows.
     """
     if not prompt.vision:
-        return 0, 0
+        return Flops(0, 0)
     shape = family.tower_shape(config)
     if shape is None:
-        return None, None
-    return _flops(shape, _pictures(family, config, prompt, grids))
+        return Flops(None, None)
+    return _flops(shape, _pictures(family, config, prompt, grids), None, thinning)
 
 
 def smaller_tower_flops(
-    family: type[Family], config: Any, stages: Sequence[Stage], ranked: Sequence[int], grids: Grids
-) -> tuple[int, int] | None:
+    family: type[Family],
+    config: Any,
+    stages: Sequence[Stage],
+    ranked: Sequence[int],
+    grids: Grids,
+    thinning: Thinning | None = None,
+) -> Flops | None:
     """FLOPs of the tower where stages make pictures smaller; None if not known.
 
     Args:
@@ -53,12 +116,14 @@ def smaller_tower_flops(
         stages: Of the method.
         ranked: Vision tokens of each image that a method counts.
         grids: Rows and columns of each image's frames or views.
+        thinning: Blocks that run on some rows.
     """
     shape = family.tower_shape(config)
     if not family.runs_grids or shape is None:
         return None
     cells = [_coarsened(stages, tuple(grid), size) for grid, size in zip(grids, ranked, strict=True)]
-    return _flops(shape, PicturesRun(tuple(itertools.chain.from_iterable(cells))))
+    pictures = PicturesRun(tuple(itertools.chain.from_iterable(cells)))
+    return _flops(shape, pictures, None, thinning)
 
 
 def subset_tower_flops(
@@ -67,7 +132,8 @@ def subset_tower_flops(
     prompt: PromptLengths,
     grids: Grids | None,
     tokens: Sequence[Sequence[int] | Tensor],
-) -> tuple[int, int]:
+    thinning: Thinning | None = None,
+) -> Flops:
     """FLOPs of the tower where it runs on the patches of these tokens alone, ascending for each image or video.
 
     Raises:
@@ -87,7 +153,7 @@ def subset_tower_flops(
     kept = [piece.view(grid) for piece, grid in zip(pieces, pictures.grids, strict=True)]
     shape = family.tower_shape(config)
     assert shape is not None  # of a tower that runs on some patches
-    return _flops(shape, pictures, kept)
+    return _flops(shape, pictures, kept, thinning)
 
 
 def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
@@ -107,13 +173,16 @@ def _pictures(family: type[Family], config: Any, prompt: PromptLengths, grids: G
     return family.pictures_run(config, prompt.sizes, prompt.pictures)
 
 
-def _flops(shape: TowerShape, pictures: PicturesRun, kept: Sequence[Tensor] | None = None) -> tuple[int, int]:
-    """FLOPs of (tower, projector); a multiply-add counts two.
+def _flops(
+    shape: TowerShape, pictures: PicturesRun, kept: Sequence[Tensor] | None = None, thinning: Thinning | None = None
+) -> Flops:
+    """See `Flops`; a multiply-add counts two.
 
     Args:
         shape: The tower's.
         pictures: That run through it.
         kept: Which tokens of each it runs on, (rows, columns) bool; None: all.
+        thinning: Blocks that run on some rows.
     """
     tokens = [rows * columns for rows, columns in pictures.grids]
     windows = [_windows(shape, grid) for grid in pictures.grids]
@@ -124,21 +193,36 @@ def _flops(shape: TowerShape, pictures: PicturesRun, kept: Sequence[Tensor] | No
     if projected is None:
         each = [shape.tokens or count + shape.extra for count in tokens]
         projected = sum(each)
+    rows = [count * shape.patches for count in tokens]
+    run = [rows, *([] if thinning is None else [[thinning.left(count) for count in rows]])]
     if shape.joined:
-        tokens = [sum(tokens)]
-    tower = sum(_picture(shape, count * shape.patches) for count in tokens)
+        run = [[sum(counts)] for counts in run]
+    early, late = (shape.depth, 0) if thinning is None else (thinning.first, thinning.end - thinning.first)
+    tower = sum(_picture(shape, count, early) for count in run[0])
+    tower += late * sum(_block(shape, count) for count in run[-1])
     if shape.windowed:  # as if all blocks saw the whole picture; so what windows save is taken off
-        tower -= shape.windowed * sum(_saved(shape, of_picture) for of_picture in windows)
-    return tower, projected * shape.projector + pictures.pooling
+        few = 0 if thinning is None else thinning.windowed
+        tower -= (shape.windowed - few) * sum(_saved(shape, of_picture) for of_picture in windows)
+        if thinning is not None:
+            left = [[thinning.left(sum(one)) * count / sum(one) for count in one] for one in windows if one]
+            tower -= few * sum(_saved(shape, [round(count) for count in one]) for one in left)
+    projector = projected * shape.projector + pictures.pooling
+    if thinning is None:
+        return Flops(tower, projector)
+    counts = (sum(run[0]),) * thinning.first + (sum(run[1]),) * late
+    return Flops(tower, projector, sum(thinning.flops(count, shape.width) for count in rows), counts)
 
 
-def _picture(shape: TowerShape, patches: int) -> int:
-    """FLOPs of a tower on one picture."""
+def _block(shape: TowerShape, patches: int) -> int:
+    """FLOPs of a block on one picture."""
+    rows = patches + shape.cls_tokens
+    return vit_block(rows, shape.width, shape.inner) + shape.gated * linear(rows, shape.width, shape.inner)
+
+
+def _picture(shape: TowerShape, patches: int, blocks: int) -> int:
+    """FLOPs of a tower of so many blocks on one picture."""
     rows, width, inner = patches + shape.cls_tokens, shape.width, shape.inner
-    block = vit_block(rows, width, inner)
-    if shape.gated:
-        block += linear(rows, width, inner)
-    flops = linear(patches, shape.pixels, width) + shape.depth * block
+    flops = linear(patches, shape.pixels, width) + blocks * _block(shape, patches)
     if shape.pooling_head:
         # One query, and an MLP behind its attention.
         flops += linear(1, width, width) + linear(rows, width, 2 * width)

@@ -4,6 +4,7 @@ hosts with a decoder of their own.
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from foveate.engine import guards
 from foveate.engine.media import lengths_in
 from foveate.engine.program import NotesOf, Program
 from foveate.families.base import Family
+from foveate.families.thinning import Ran, running_thin
 
 __all__ = ["ImageTokens", "TowerReducer", "cuts_of", "encode", "image_view", "kind_of"]
 
@@ -299,6 +301,21 @@ class TowerReducer:
         """
         return self._merged(images, [grid] * len(images))
 
+    def first(self, blocks: int) -> int:
+        """The tower's block before which rows leave, of so many that are read."""
+        assert self._program.thin is not None
+        return self._program.thin.first(blocks)
+
+    def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
+        """Which rows of each segment run, and which the others go with."""
+
+        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
+            assert self._program.thin is not None
+            return self._program.thin.cut(PatchView(tensors["rows"], grids[places[0]]))
+
+        kinds = [(grid, *kind_of(rows)) for rows, grid in zip(segments, grids, strict=True)]
+        return cuts_of(look, [{"rows": rows} for rows in segments], kinds, self._program.together)
+
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         """What becomes of each image's tokens on their way out of the tower, newlines apart."""
         images = [ImageTokens(view, self._program.resources) for view in views]
@@ -347,7 +364,7 @@ def encode(
     run: Callable[..., Any],
     arguments: dict[str, Any],
     prompt: PromptLengths | None = None,
-) -> tuple[Any, list[Cut | None]]:
+) -> tuple[Any, list[Cut | None], list[Ran]]:
     """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
 
     Args:
@@ -359,7 +376,8 @@ def encode(
         prompt: Tells vision tokens of each image of each sample; None where no prompt was seen.
 
     Returns:
-        What the original answers, each image's rows in the first places of its features; and what became of each.
+        What the original answers, each image's rows in the first places of its features; what became of each; and
+        which of the tower's rows ran, where some did not, one entry for each segment.
     """
     # Where the first cut is: a smaller picture, some of its patches, inside the tower or before the projector, or
     # behind the projector.
@@ -368,16 +386,21 @@ def encode(
         "subset": family.encode_subset,
         "tower": family.encode,
         "projector": family.encode_projected,
+        "thin": lambda run, *_: (run(), []),
     }
     assert program.encodes is not None
     reducer = TowerReducer(program, prompt, video=modality == "video")
+    thinning: AbstractContextManager[list[Ran]] = nullcontext([])
+    if program.thin is not None:
+        thinning = running_thin(family.thin_tower(modality, run, arguments), reducer)
     try:
-        output, cuts = ways[program.encodes](run, modality, arguments, reducer)
+        with thinning as ran:
+            output, cuts = ways[program.encodes](run, modality, arguments, reducer)
     except (NotImplementedError, RuntimeError) as error:
         if program.encodes == "pixels":
             guards.refuse_offloaded_tower(family, error)
         raise
-    return output, [_without_rows(cut) for cut in cuts]
+    return output, [_without_rows(cut) for cut in cuts], ran
 
 
 def _without_rows(cut: Cut | None) -> Cut | None:

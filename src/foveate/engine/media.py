@@ -15,6 +15,7 @@ from foveate.engine import guards
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
+from foveate.families.thinning import Ran
 
 __all__ = ["MediaTokens", "image_lengths", "lengths_in", "nowhere", "placed", "prompt_lengths", "tag", "tagged_media"]
 
@@ -35,6 +36,7 @@ class MediaTokens:
             anything are the first rows of the features.
         fixed: Which are no patches and always stay, as the CLS of a frame; they are not ranked (`Family.always_kept`).
         video: Whether it is a video.
+        ran: Which of its rows ran in late blocks of the tower, segment by segment; empty where all did.
     """
 
     length: int
@@ -42,6 +44,7 @@ class MediaTokens:
     cut: Cut | None = None
     fixed: Sequence[int] = ()
     video: bool = False
+    ran: Sequence[Ran] = ()
 
     def __deepcopy__(self, memo: Any) -> "MediaTokens":
         return self  # assisted decoding copies what `generate` has encoded; nothing changes it
@@ -131,6 +134,7 @@ def tag(
     output: Any,
     cuts: Sequence[Cut | None],
     prompt: Sequence[Sequence[int]] | None,
+    ran: Sequence[Ran] = (),
 ) -> None:
     """Tag what a `get_*_features` call answered, and each image's features in it.
 
@@ -141,6 +145,7 @@ def tag(
         output: The answer.
         cuts: What became of each image; empty where none was looked at.
         prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
+        ran: Which rows of the tower ran, segment by segment; empty where all did.
     """
     pieces = family.pieces(modality, arguments)
     features = features_of(output, pieces)
@@ -153,14 +158,31 @@ def tag(
     boxes = cache(partial(type(family).boxes, *of_call))
     fixed = [()] * len(lengths) if family.tiled else family.fixed_tokens(*of_call)
     media = []
+    ran_of: list[Sequence[Ran]] = [()] * len(lengths)
+    if ran:  # else nothing is read of the device
+        ran_of = _by_image(ran, lengths, type(family).tower_images(family.model.config, modality, arguments))
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        media.append(MediaTokens(length, partial(_boxes_of, boxes, index), cut, fixed[index], modality == "video"))
+        own = partial(_boxes_of, boxes, index)
+        media.append(MediaTokens(length, own, cut, fixed[index], modality == "video", ran_of[index]))
     counts = [len(sample) for sample in prompt or ()]
     setattr(output, TAG, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
     if family.tiled:
         return
     for tensor, image in zip(features, media, strict=True):
         setattr(tensor, TAG, image)
+
+
+def _by_image(ran: Sequence[Ran], lengths: Sequence[int], counts: Sequence[int] | None) -> list[Sequence[Ran]]:
+    """The segments of each image: as many as pictures were encoded for it, where the family says so; one; or by its
+    share of the vision tokens. Of none, where that does not add up."""
+    if counts is None and len(ran) == len(lengths):
+        counts = [1] * len(lengths)
+    elif counts is None or sum(counts) != len(ran):
+        counts = [len(ran) * length // max(1, sum(lengths)) for length in lengths]
+    if sum(counts) != len(ran):
+        counts = [0] * len(lengths)
+    segments = iter(ran)
+    return [tuple(itertools.islice(segments, count)) for count in counts]
 
 
 def _boxes_of(boxes: Callable[[], Sequence[Tensor | None]], index: int) -> Tensor | None:

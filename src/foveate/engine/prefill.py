@@ -21,7 +21,7 @@ from foveate.engine.media import MediaTokens, image_lengths, nowhere, tagged_med
 from foveate.engine.program import Program
 from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import Sample, read_samples
-from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, Where
+from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, StageRecord, Where
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 
@@ -144,7 +144,7 @@ def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tens
     Returns:
         The input, each row in the run of columns of the token that it stands for.
     """
-    if program.encodes is None:
+    if program.encodes in (None, "thin"):
         return hidden
     before = forward.vision_left()
     changed = any(image.changed for sample in forward.samples for image in sample.media)
@@ -246,13 +246,33 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
         rows = LazyCounts(live.sum(dim=1))
     elif live is None and cache is not None:
         rows = tuple(count + max(0, length_of(cache)) for count in rows)
-    return PrefillRecord(
+    record = PrefillRecord(
         depth=len(family.layers),
         rows=rows,
         vision_tokens=tuple([sample.vision_tokens for sample in samples]),
         media=[sample.media for sample in samples],
         fit=family.fit,
     )
+    if any([image.ran for sample in samples for image in sample.media]):
+        record.stages.append(_thinned(samples))
+    return record
+
+
+def _thinned(samples: Sequence[Sample]) -> StageRecord:
+    """Which rows of each sample ran in late blocks of the tower: its images' segments one behind the other."""
+    before, after, origins, assigns = [], [], [], []
+    for sample in samples:
+        rows, kept = 0, 0
+        origin, assign = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+        for ran in itertools.chain.from_iterable(image.ran for image in sample.media):
+            origin.append(ran.kept + rows)
+            assign.append(ran.parent + kept)
+            rows, kept = rows + ran.rows, kept + len(ran.kept)
+        before.append(rows)
+        after.append(kept)
+        origins.append(torch.cat(origin[len(origin) > 1 :]))
+        assigns.append(torch.cat(assign[len(assign) > 1 :]))
+    return StageRecord("tower", None, tuple(before), tuple(after), origins, assigns, rows=True)
 
 
 def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None) -> PrefillRecord | None:
@@ -356,7 +376,7 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
             stored.shift = forward.rows.on(device).shift(stored.shift, before)
     assert forward.record is not None
     # What arrives is what the tower left, or all tokens where it was not cut.
-    arriving = [stage.after for stage in forward.record.stages if stage.layer is None]
+    arriving = [stage.after for stage in forward.record.stages if stage.layer is None and not stage.rows]
     arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
     forward.record_cut("kv", None, arriving[0])
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, TowerStage
+from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal, Text
 from foveate.core.views import Arriving
@@ -36,7 +36,8 @@ class Program:
         method: The same.
         stages: The same.
         pixels: Stages in front of the tower.
-        tower: The stage inside the vision tower, if any.
+        tower: The stage that merges inside the vision tower, if any.
+        thin: The stage by which blocks of the tower run on fewer rows, if any.
         images: Stages on an image's tokens on their way out of the tower.
         entering: Stages on what enters the decoder: those before layer 0, and those behind the projector that another
             stage stands before.
@@ -53,7 +54,8 @@ class Program:
         reads_words: Whether a stage before a layer reads the text behind images itself.
         encodes_text: What stages read that something handed in makes of that text.
         encodes: How a run through the tower is made: of smaller pictures ("pixels"), of some patches ("subset"), with
-            cuts in the "tower" or behind the "projector"; None: as the model does.
+            cuts in the "tower" or behind the "projector", or with all tokens of fewer rows ("thin"); None: as the model
+            does. Any of the first four may be of fewer rows too.
         renumbers: Whether rows are numbered anew anywhere.
         busy: Decoder layers before which a stage stands, or of which one reads while they run or later.
     """
@@ -73,15 +75,21 @@ class Program:
         self._renumbers = renumbers
         layers = follow.layer_stages(stages)
         self.pixels = follow.at(stages, Place.PIXELS)
-        towers: tuple[TowerStage, ...] = follow.at(stages, Place.TOWER)  # type: ignore[assignment]
-        self.tower = towers[0] if towers else None
+        in_tower: tuple[TowerStage, ...] = follow.at(stages, Place.TOWER)  # type: ignore[assignment]
+        self.tower: TowerStage | None = None
+        self.thin: ThinStage | None = None
+        for inside in in_tower:
+            if isinstance(inside, ThinStage):
+                self.thin = inside
+            else:
+                self.tower = inside
         before = follow.at(stages, Place.BEFORE_PROJECTOR)
         behind = follow.at(stages, Place.BEHIND_PROJECTOR)
         self.images: tuple[Stage, ...] = (*before, *behind)
         self.entering: tuple[Stage, ...] = tuple(stage for stage in layers if stage.layer == 0)
         # One run through the tower has one place to cut at: what comes behind it then stands before layer 0, where the
         # same features arrive.
-        if behind and (self.pixels or towers or before):
+        if behind and (self.pixels or self.tower is not None or before):
             self.images = before
             self.entering = (*behind, *self.entering)
         self._before: dict[int, tuple[Stage, ...]] = {0: self.entering}
@@ -153,7 +161,9 @@ class Program:
         before = any(stage.place < Place.BEHIND_PROJECTOR for stage in self.images)
         if self.tower is not None or before:
             return "tower"
-        return "projector" if self.images else None
+        if self.images:
+            return "projector"
+        return None if self.thin is None else "thin"
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become in front of the tower."""

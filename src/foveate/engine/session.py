@@ -34,6 +34,7 @@ from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
+from foveate.families.thinning import Ran
 from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "drop_or_not", "refuse_open", "refuse_running", "remove"]
@@ -350,18 +351,19 @@ class Session:
         forward = self._arriving()
         self._encoding = True
         cuts: Sequence[Cut | None] = ()
+        ran: Sequence[Ran] = ()
         try:
             prompt = prompt_lengths(self._family, modality, forward.ids)
             if self._program.encodes is None:
                 output = call.run()
             else:
-                output, cuts = encode(self._family, self._program, modality, call.run, call.arguments, prompt)
+                output, cuts, ran = encode(self._family, self._program, modality, call.run, call.arguments, prompt)
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # else a tuple, for a user with return_dict=False; the model uses none
             lengths = prompt(lengths_of(pieces_of(output))) if self._family.tiled else None
             forward.image_lengths[modality] = lengths
-            tag(self._family, modality, call.arguments, output, cuts, lengths)
+            tag(self._family, modality, call.arguments, output, cuts, lengths, ran)
             forward.encoded[modality] = output
             self._note_splits(forward, modality, output)
         return call.answer(output)

@@ -101,6 +101,8 @@ def _equal(known: Any, given: Any) -> bool:
 def _tower_apart(model: Any, method: Method | None) -> Any:
     """The vision tower, where a method neither works in it nor reads it; else None."""
     family = family_for(model)
-    if method is not None and Program.on(method, family).encodes not in (None, "projector"):
-        return None
+    if method is not None:
+        program = Program.on(method, family)
+        if program.thin is not None or program.encodes not in (None, "projector"):
+            return None
     return getattr(family.core, "vision_tower", None)

@@ -37,6 +37,8 @@ class StageRecord:
         layer: The first decoder layer (0-based) that processes fewer tokens; None if the cut is not before a layer.
         before: Number of vision tokens before the cut, one per sample.
         after: Number of vision tokens after the cut, one per sample.
+        rows: Whether it is of the tower's rows in place of vision tokens, of which none leaves: `before` counts a
+            sample's rows, `kept` are those that ran in late blocks, and `merged` says which rows each stood for.
     """
 
     where: Where
@@ -45,6 +47,7 @@ class StageRecord:
     after: tuple[int, ...]
     _origin: Sequence[Tensor]
     _assign: Sequence[Tensor | None] = ()
+    rows: bool = False
 
     @property
     def place(self) -> str:
@@ -55,6 +58,8 @@ class StageRecord:
             "projector": "projector",
             "kv": "decoding",
         }
+        if self.rows:
+            return "rows that ran in the vision tower"
         return names.get(self.where, f"before layer {self.layer}")
 
     @cached_property
@@ -96,6 +101,8 @@ class StageRecord:
             "after": list(self.after),
             "kept": [tokens.tolist() for tokens in self.kept],
         }
+        if self.rows:
+            values["rows"] = True
         if any(assign is not None for assign in self.assign):
             values["origin"] = [tokens.tolist() for tokens in self.origin]
             values["assign"] = [on_tensors(assign, Tensor.tolist) for assign in self.assign]
@@ -200,6 +207,17 @@ class PrefillRecord:
         return [[image.frames for image in media] for media in self.media]
 
     @property
+    def cuts(self) -> list[StageRecord]:
+        """The stages that are of vision tokens."""
+        return [stage for stage in self.stages if not stage.rows]
+
+    @property
+    def tower_rows(self) -> list[list[tuple[int, ...]]]:
+        """For each sample, each of its images or videos: on how many rows of each picture, tile or frame late blocks of
+        the tower ran; empty where they ran on all."""
+        return [[tuple(len(ran.kept) for ran in image.ran) for image in media] for media in self.media]
+
+    @property
     def tower_tokens(self) -> list[list[Tensor]]:
         """For each sample, each of its images or videos: the tokens whose patches the tower ran on, ascending int64.
 
@@ -228,7 +246,7 @@ class PrefillRecord:
         """Vision tokens each decoder layer processes, one count a sample."""
         # Each layer has what the last cut before it left; what enters is what the tower left.
         arriving, cuts = self.vision_tokens, {}
-        for stage in self.stages:
+        for stage in self.cuts:
             if stage.where == "layer":
                 cuts[stage.layer] = stage.after
             elif stage.where != "kv":
@@ -272,7 +290,7 @@ class PrefillRecord:
         # The frame of each token: 0 0 1 1 1 for two frames of 2 and 3 tokens.
         owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
         counts = []
-        for stage in self.stages:
+        for stage in self.cuts:
             kept = owners[stage.kept[sample]]
             counts.append(tuple(torch.bincount(kept, minlength=len(sizes)).tolist()))
         return counts
@@ -374,6 +392,11 @@ class Trace:
     def stages(self) -> list[StageRecord]:
         """The cuts of the latest prefill, in order; empty before the first."""
         return self.history[-1].stages if self.history else []
+
+    @property
+    def cuts(self) -> list[StageRecord]:
+        """Those of the stages that are of vision tokens."""
+        return self.history[-1].cuts if self.history else []
 
     @property
     def vision_tokens(self) -> list[int]:

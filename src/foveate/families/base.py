@@ -17,6 +17,7 @@ from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import attention_of, made_by_itself, tapped_layer, unreadable
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
@@ -49,6 +50,8 @@ class Family:
         runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
         needs_all_patches: Why the tower cannot run on the patches of some tokens, as the end of a sentence; None: it
             can (see `encode_subset`).
+        needs_all_rows: Why late blocks of the tower cannot run on some of its rows, as the end of a sentence; None:
+            they can (see `thin_tower`).
         gathers: Whether layers may get more than the usual arguments, which are known by their shapes.
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
@@ -70,6 +73,7 @@ class Family:
     runs_grids: ClassVar[bool] = True
     gathers: bool = False
     needs_all_patches: ClassVar[str | None] = "nobody has said how it would run on some of them"
+    needs_all_rows: ClassVar[str | None] = "nobody has said how its blocks would run on some of them"
 
     def __init__(self, model: Any) -> None:
         require(self.oldest, type(self).__name__)
@@ -398,6 +402,14 @@ class Family:
     def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, of a tower that runs on the patches of the tokens alone that `reducer.leave` lets stay."""
         raise NotImplementedError(f"{type(self).__name__} must define encode_subset, or needs_all_patches.")
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        """The tower that a `get_*_features` call runs, whose blocks may run on some of its rows; see `encode`.
+
+        Raises:
+            UnsupportedError: If they may not.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define thin_tower, or needs_all_rows.")
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""

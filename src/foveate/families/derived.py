@@ -21,13 +21,14 @@ from foveate.core.cut import Cut
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.fed import encode_fed, lacking as unread
+from foveate.families.fed import encode_fed, lacking as unread, thinned_by_feeding
 from foveate.families.feeding import has_cls
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
 from foveate.families.proved import PROVED
 from foveate.families.tap import attention_of, takes_index
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 
 __all__ = ["Derived"]
@@ -55,6 +56,7 @@ class Derived(Family):
     renumbers = False  # until its decoder has been looked at
     decoders: ClassVar[frozenset[str]] = frozenset()
     needs_all_patches: ClassVar[str | None] = "how it cuts pictures into patches is not known"
+    needs_all_rows: ClassVar[str | None] = None
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -166,6 +168,10 @@ class Derived(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: see `encode_fed`."""
         return encode_fed(self, run, modality, inputs, reducer)
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        """Where all of its blocks look at whole pictures: see `thinned_by_feeding`."""
+        return thinned_by_feeding(self, run, inputs)
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:

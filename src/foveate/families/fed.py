@@ -14,9 +14,10 @@ from foveate.errors import UnsupportedError
 from foveate.families.feeding import NO_BLOCKS, Feeding, blocks_of, feeding
 from foveate.families.placing import images_of
 from foveate.families.tap import unturned
+from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
 
-__all__ = ["encode_fed", "lacking"]
+__all__ = ["encode_fed", "lacking", "thinned_by_feeding"]
 
 
 def lacking(core: nn.Module, decoder: nn.Module) -> str | None:
@@ -47,6 +48,30 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
         return tuple(image[own] for image, own in zip(images, ranked, strict=True))
 
     return output, family.reduce_features(output, modality, inputs, reducer, stats)
+
+
+def thinned_by_feeding(family: Any, run: Run, inputs: Inputs) -> ThinnedTower:
+    """A tower whose blocks may run on some rows, by what its blocks attended to in a run; every block is read.
+
+    Raises:
+        UnsupportedError: If a block looks through windows or cannot be read, or rows that feed no token are no CLS in
+            front of a picture's.
+    """
+    fed = feeding(family, run, inputs)
+    lists = blocks_of(family.core, family.layers)
+    blocks = next((one for one in lists if [part for _, parts in one for part in parts] == list(fed.attentions)), ())
+    cls = {int(group.cls) for group in fed.groups}
+    sizes = [len(group.tokens) for group in fed.groups]
+    whole = [size + int(group.cls) for size, group in zip(sizes, fed.groups, strict=True)] == list(fed.lengths)
+    whole &= all(isinstance(group.rows, slice) or bool((group.rows.diff() == 1).all()) for group in fed.groups)
+    if not blocks or len(fed.seeing) < len(blocks) or len(cls) > 1 or not whole:
+        raise UnsupportedError(
+            f"Rows cannot leave inside the vision tower of {type(family.model).__name__}: of some blocks or rows it is "
+            "not known who looks at whom. Use a method without thintower."
+        )
+    layout = TowerLayout(fed.lengths, [None] * len(sizes), cls=cls.pop())
+    modules = [block for block, _ in blocks]
+    return ThinnedTower(family.core, modules, list(fed.attentions), range(len(modules)), layout)
 
 
 def _tapped_run(fed: Feeding, run: Run, reducer: Reducer) -> tuple[Any, "_Taps"]:

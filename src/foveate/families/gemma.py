@@ -23,10 +23,11 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.families.base import Family
-from foveate.families.llava import Llava, clip_shape, pictures_in, side_of
+from foveate.families.llava import Llava, clip_shape, clip_thin_tower, pictures_in, side_of
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import Tapped
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -70,6 +71,7 @@ class Gemma3(Family):
     model_type: ClassVar[str] = "gemma3"
     title: ClassVar[str] = "Gemma 3"
     needs_all_patches: ClassVar[str | None] = "a token is the average of 16 patches on a full grid"
+    needs_all_rows: ClassVar[str | None] = None
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
@@ -89,6 +91,9 @@ class Gemma3(Family):
         cuts = reducer.reduce(views)
         self.place(output, images, cuts)
         return output, cuts
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        return clip_thin_tower(self.core.vision_tower, self.model.config)
 
     def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
         return self._token_means(taps.read(picture, signal))

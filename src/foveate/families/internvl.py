@@ -1,13 +1,15 @@
 """InternVL3: up to a dozen square tiles a picture and a view of the whole, 2 x 2 patches a token, 1-D RoPE."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from foveate.core.signals import TowerSignal
+from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tiles import Tiled, blocks, run_lengths
-from foveate.families.tower import block_of, feature_layers
+from foveate.families.tower import Inputs, Run, block_of, feature_layers
 
 __all__ = ["FAMILY", "InternVL"]
 
@@ -49,6 +51,14 @@ class InternVL(Tiled):
         layers = self.core.vision_tower.encoder.layer
         last = max(feature_layers(self.model.config, len(layers)))
         return layers[block_of(signal, last, len(layers))].attention
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        config, tower = self.model.config, self.core.vision_tower
+        layers = tower.encoder.layer
+        layout = partial(batch_layout, config.vision_config.patch_size)
+        return ThinnedTower(
+            tower, layers, [layer.attention for layer in layers], feature_layers(config, len(layers)), layout
+        )
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower interpolates its position embeddings."""

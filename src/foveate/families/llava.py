@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, StatesTower, TowerShape
+from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -30,6 +32,7 @@ __all__ = [
     "OfClip",
     "VipLlava",
     "clip_shape",
+    "clip_thin_tower",
     "drops_cls",
     "llava_shape",
     "picture_tokens",
@@ -44,6 +47,10 @@ class OfClip(Family):
     """What LLaVAs share: a CLIP or SigLIP tower for squares, whose CLS may be left out, and two layers behind it."""
 
     shares_prefix: ClassVar[bool] = True
+    needs_all_rows: ClassVar[str | None] = None
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        return clip_thin_tower(self.core.vision_tower, self.model.config)
 
     @property
     def side(self) -> int:
@@ -203,6 +210,15 @@ def pictures_in(size: int, each: int) -> int:
             "tower_images=… how many pictures the tower encodes."
         )
     return size // each
+
+
+def clip_thin_tower(tower: Any, config: Any) -> ThinnedTower:
+    """A CLIP or SigLIP tower, whose config is a part of the model's."""
+    blocks: Any = encoder_layers(tower)
+    layout = partial(batch_layout, config.vision_config.patch_size)
+    return ThinnedTower(
+        tower, blocks, [block.self_attn for block in blocks], feature_layers(config, len(blocks)), layout
+    )
 
 
 def clip_shape(config: Any, projector: int) -> TowerShape:

@@ -1,7 +1,7 @@
 """Mistral 3: a Pixtral tower for any picture size, s x s patches a token, a break after each row, 1-D RoPE."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.shape import TowerShape
 from foveate.families.tap import Tapped
+from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tiles import block_means
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, attentions, feature_layers, shown, tapped_all
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
@@ -33,8 +34,21 @@ class Mistral3(Family):
     model_type: ClassVar[str] = "mistral3"
     title: ClassVar[str] = "Mistral 3"
     needs_all_patches: ClassVar[str | None] = "Pixtral reads whole padded pictures, and its merger unfolds whole grids"
+    needs_all_rows: ClassVar[str | None] = None
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
     shares_prefix: ClassVar[bool] = True
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        tower = self.core.vision_tower
+        layers = tower.transformer.layers
+        read = feature_layers(self.model.config, len(layers))
+        return ThinnedTower(tower, layers, [layer.attention for layer in layers], read, self._layout)
+
+    def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
+        """Pictures one behind the other, without what pads them to a common size."""
+        sizes = kwargs["image_sizes"] if "image_sizes" in kwargs else args[1]
+        grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
+        return TowerLayout([rows * columns for rows, columns in grids], grids)
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:

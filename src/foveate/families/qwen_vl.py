@@ -2,14 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from foveate._transformers import (
     get_vision_cu_seqlens,
@@ -22,11 +21,13 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
+from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
+from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import grid_boxes, smaller
 
@@ -67,6 +68,7 @@ class Qwen2VL(Family):
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
     shares_prefix: ClassVar[bool] = True
     needs_all_patches: ClassVar[str | None] = None
+    needs_all_rows: ClassVar[str | None] = None
     pixel_mean: ClassVar[tuple[float, ...]] = (0.48145466, 0.4578275, 0.40821073)
     """What the processor subtracts from each channel of pixels in [0, 1], and divides it by then: CLIP's."""
     pixel_std: ClassVar[tuple[float, ...]] = (0.26862954, 0.26130258, 0.27577711)
@@ -252,6 +254,34 @@ class Qwen2VL(Family):
             "cu_seqlens": ends_of_left(ends, patches),
         }
 
+    # -- blocks of the tower on some of the rows ---------------------------------------------------------------
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        visual = self.core.visual
+        read = [len(visual.blocks) - 1, *getattr(visual, "deepstack_visual_indexes", ())]
+        return ThinnedTower(visual, visual.blocks, [block.attn for block in visual.blocks], read, self._layout)
+
+    def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
+        """Frames one behind the other; in each, rows stand token by token."""
+        grids = (args[1] if len(args) > 1 else kwargs["grid_thw"]).cpu()
+        pixels = args[0] if args else kwargs["hidden_states"]
+        if len(pixels) != int(grids.prod(-1).sum()):  # some have left already: `_run_subset`
+            lengths = kwargs["cu_seqlens"].diff().tolist()
+            return TowerLayout(lengths, [None] * len(lengths))
+        side: int = self.core.visual.spatial_merge_size
+        frames: list[Grid] = [(height, width) for times, height, width in grids.tolist() for _ in range(times)]
+        raster, start = [], 0
+        for height, width in frames:
+            places = start + torch.arange(height * width).view(height // side, width // side, side, side)
+            raster.append(places.transpose(1, 2).flatten())  # (down, side, across, side)
+            start += height * width
+        lengths = [height * width for height, width in frames]
+        return TowerLayout(lengths, frames, self._rows_of(grids, torch.cat(raster)))
+
+    def _rows_of(self, grids: Tensor, patches: Tensor) -> Tensor:
+        """Where patches, known by their places in the order in which they come, stand in the blocks."""
+        return patches
+
     # -- costs -------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -277,20 +307,6 @@ class Qwen2VL(Family):
                 )
             grids += [(1, size // count)] * count
         return PicturesRun(tuple(grids))
-
-
-def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
-    """Where segments end, 0 in front, once patches have left; a segment that has lost all is none.
-
-    Ends 0 2 4 6 and patches 1 1 0 0 1 0 (stay) give 0 2 3.
-
-    Args:
-        ends: Before they left, (segments + 1,).
-        patches: Which stay, (patches,) bool.
-    """
-    left_before = pad(patches.cumsum(0), (1, 0))
-    left: Tensor = torch.unique_consecutive(left_before[ends])
-    return left.to(torch.int32)
 
 
 def learned_positions(visual: Any, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
@@ -419,6 +435,12 @@ class Qwen25VL(Qwen2VL):
         index, _ = get_vision_window_index(grids, visual.spatial_merge_size, visual.window_size, visual.patch_size)
         order: Tensor = index.argsort()
         return order
+
+    def _rows_of(self, grids: Tensor, patches: Tensor) -> Tensor:
+        """Tokens stand window by window."""
+        group: int = self.core.visual.spatial_merge_size**2
+        tokens: Tensor = self.token_order(grids)[patches // group]
+        return tokens * group + patches % group
 
     def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
         """Windows have fewer tokens, and some none."""

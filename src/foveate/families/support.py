@@ -6,7 +6,17 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import WAYS, DecodeStage, PatchStage, PixelStage, Place, Shape, Stage, TowerStage
+from foveate.contract.stages import (
+    WAYS,
+    DecodeStage,
+    PatchStage,
+    PixelStage,
+    Place,
+    Shape,
+    Stage,
+    ThinStage,
+    TowerStage,
+)
 from foveate.core import signals
 from foveate.core.signals import (
     CachedAttention,
@@ -18,6 +28,7 @@ from foveate.core.signals import (
     Rotary,
     Signal,
     Text,
+    TowerSignal,
     ValueLikeness,
 )
 from foveate.core.views import Arriving
@@ -68,22 +79,35 @@ class Reach:
 
 
 def refusal(
-    stages: Sequence[Stage], lacks: Callable[[Signal], str | None], needs_all_patches: str | None = None
+    stages: Sequence[Stage],
+    lacks: Callable[[Signal], str | None],
+    needs_all_patches: str | None = None,
+    needs_all_rows: str | None = "this host runs the tower itself",
 ) -> str | None:
     """Why the engine does not run these stages, as the end of a sentence ("reads …", "has …"); None if it runs them.
 
     Args:
         stages: In order.
         lacks: Why the model has no such signal; None if it has.
-        needs_all_patches: See `Family`.
+        needs_all_patches, needs_all_rows: See `Family`.
     """
     by_pixels = any(isinstance(stage, PatchStage) for stage in stages)
     if by_pixels and needs_all_patches is not None:
         return f"drops patches before the vision tower, which here needs all of them: {needs_all_patches}."
+    thins = []
     for stage in stages:
         reason = _refusal_of(stage, lacks)
         if reason is not None:
             return reason
+        if isinstance(stage, ThinStage):
+            thins.append(stage)
+    if thins:
+        reason = _refusal_of_thinning(stages, needs_all_rows)
+        if reason is not None:
+            return reason
+        stages = [
+            stage for stage in stages if stage is not thins[0]
+        ]  # beside what it may stand with, it changes nothing
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
     before = "drops patches before the tower" if by_pixels else "makes pictures smaller"
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
@@ -99,6 +123,24 @@ def refusal(
         if places.count(place) > 1:
             return f"has {places.count(place)} {kind}s, and the engine runs one. Do both steps in one stage."
     return _refusal_of_cuts(stages, follow.reading(stages))
+
+
+def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) -> str | None:
+    """Why blocks of the tower do not run on fewer rows for these stages, of which one asks for it."""
+    what = "lets rows leave inside the vision tower"
+    if needs_all_rows is not None:
+        return f"{what}, which here needs all of them: {needs_all_rows}. Leave thintower out."
+    inside = [stage for stage in stages if stage.place is Place.TOWER]
+    if len(inside) > 1:
+        others = "twice" if all(isinstance(stage, ThinStage) for stage in inside) else "and also merges there"
+        return f"{what} {others}; the engine does one of it. Leave the other out."
+    reads = [signal for stage in stages for signal in stage.reads if isinstance(signal, TowerSignal)]
+    if reads:
+        return (
+            f"{what}, and also reads {reads[0]!r} of it, which would be of the rows that stay. Use a method that reads "
+            "no attention or keys of the tower (VidCom2, DivPrune), or leave thintower out."
+        )
+    return None
 
 
 def _refusal_of_cuts(stages: Sequence[Stage], reading: DecodeStage | None) -> str | None:
@@ -125,6 +167,8 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
         return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
     if isinstance(stage, PatchStage) and stage.look is not None:
         return "has a PatchStage with a look, of which nothing would be remembered: it has score, pick or choose."
+    if isinstance(stage, ThinStage):
+        return None
     if isinstance(stage, TowerStage) and stage.block != BLOCK:
         return f"cuts in the tower before block {stage.block}, and the engine before block {BLOCK} alone."
     return None
@@ -170,8 +214,8 @@ def reach(
 
 def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> Reach:
     stages = follow.in_order(method.stages(Shape(depth, cls=cls, renumbers=kind.renumbers)))
-    reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind.needs_all_patches)
-    early = {stage.place for stage in stages if stage.place < Place.LAYER}
+    reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind.needs_all_patches, kind.needs_all_rows)
+    early = {stage.place for stage in stages if stage.place < Place.LAYER and not isinstance(stage, ThinStage)}
     way = _way(stages, early)
     if reason is None and way is not None and _unknown(kind, way):
         reason = f"drops in or after the vision tower, which foveate cannot do for {kind.model_type!r}."
@@ -181,6 +225,8 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     for stage in stages:
         if stage.place is Place.DECODE:
             walk.read(stage)
+        elif isinstance(stage, ThinStage):
+            walk.sure.add("tower")  # rows, which come back
         elif stage.place is not Place.CACHE:
             walk.through(stage, _where(stage, several=len(early) > 1))
         elif not follow.cut_layers(stages):

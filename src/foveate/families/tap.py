@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, keeps_index, kind_of
 from foveate.core.patching import Patcher
@@ -19,6 +20,7 @@ __all__ = [
     "AttentionHook",
     "Tapped",
     "attention_of",
+    "biased",
     "made_by_itself",
     "tap",
     "tapped",
@@ -29,6 +31,9 @@ __all__ = [
 ]
 
 TAP = "foveate_tap"
+PACKED = "foveate_tap_of_flash_attention"
+"""As `TAP`, for a bias under a kernel that takes packed sequences at once: transformers looks for the word."""
+CHANNELS = 8  # kernels want head sizes in steps of 8
 
 AttentionHook = Callable[[Tensor, Tensor, float, Tensor], None]
 """Called with the queries and the keys of all samples, (samples, heads, tokens, head size), the scaling of their
@@ -36,6 +41,11 @@ product, and the values, (samples, key heads, tokens, size)."""
 
 MaskHook = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
 """Called with the queries, the keys, the mask and the options that the kernel gets."""
+
+
+Bias = Callable[[Tensor], Tensor]
+"""Of the keys that a kernel gets, (samples, heads, keys, head size), what is added to their logits: (samples or 1, 1,
+1, keys) float32."""
 
 
 class Tapped(NamedTuple):
@@ -59,11 +69,13 @@ class Tapped(NamedTuple):
 class _Config:
     """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
 
-    def __init__(self, real: Any, see: AttentionHook, see_mask: MaskHook | None) -> None:
+    def __init__(self, real: Any, see: AttentionHook | None, see_mask: MaskHook | None, bias: Bias | None) -> None:
         self._real = real
         self._see = see
         self._see_mask = see_mask
-        self._attn_implementation = TAP
+        self._bias = bias
+        is_packed = bias is not None and "flash" in str(real._attn_implementation)
+        self._attn_implementation = PACKED if is_packed else TAP
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -76,13 +88,48 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     scaling = kwargs.get("scaling")
     if scaling is None:
         scaling = query.shape[-1] ** -0.5  # 1 / √(head size), what kernels take by default
-    config._see(query, key, scaling, value)
+    if config._see is not None:
+        config._see(query, key, scaling, value)
     if config._see_mask is not None:
         config._see_mask(query, key, attention_mask, kwargs)
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, _eager_of(type(module).forward))
     with Patcher() as patches:
         patches.put(module, "config", real)  # flash attention reads it
-        return kernel(module, query, key, value, attention_mask, **kwargs)
+        if config._bias is None:
+            return kernel(module, query, key, value, attention_mask, **kwargs)
+        bias, kwargs = config._bias(key), {**kwargs, "scaling": scaling}
+        if real._attn_implementation in ("sdpa", "eager"):
+            mask = _with_bias(attention_mask, bias.to(query))
+            return kernel(module, query, key, value, mask, **kwargs)
+        output, *others = kernel(module, *_in_channels(query, key, value, bias, scaling), attention_mask, **kwargs)
+        return output[..., : value.shape[-1]], *others
+
+
+def _with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """What is added to logits, from a mask that is there, bool or added too, and a bias."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, float("-inf"))
+    return mask + bias
+
+
+def _in_channels(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a kernel that adds no bias, with channels more: q · k is larger by bias / scaling.
+
+    As a number of few bits the bias has a large part, and in a second channel what that leaves.
+    """
+    # -inf times the zeros of other channels would be nan; in half precision the least number is still far below all.
+    wanted = (bias / scaling).clamp(min=-3e4).transpose(-1, -2)  # (samples or 1, 1, keys, 1)
+    large = wanted.to(key.dtype)
+    small = (wanted - large.float()).to(key.dtype)
+    ones = torch.ones_like(query[..., :2])
+    queries = pad(torch.cat((query, ones), dim=-1), (0, CHANNELS - 2))
+    parts = torch.cat((large, small), dim=-1).expand(*key.shape[:-1], 2)
+    keys = pad(torch.cat((key, parts), dim=-1), (0, CHANNELS - 2))
+    return queries, keys, pad(value, (0, CHANNELS))
 
 
 @functools.cache
@@ -99,7 +146,17 @@ def tap(patches: Patcher, module: nn.Module, see: AttentionHook, see_mask: MaskH
     A module may be called several times, once for each of its packed sequences.
     """
     AttentionInterface.register(TAP, _attend)
-    patches.put(module, "config", _Config(module.config, see, see_mask))
+    patches.put(module, "config", _Config(module.config, see, see_mask, None))
+
+
+def biased(patches: Patcher, module: nn.Module, bias: Bias) -> None:
+    """Add to the logits of an attention module's keys whenever it runs, until the patcher restores it.
+
+    Kernels that take a mask get it as one; others as channels of queries and keys.
+    """
+    for name in (TAP, PACKED):
+        AttentionInterface.register(name, _attend)
+    patches.put(module, "config", _Config(module.config, None, None, bias))
 
 
 @contextmanager

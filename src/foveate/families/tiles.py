@@ -36,6 +36,7 @@ class Tiled(Family):
 
     tiled: ClassVar[bool] = True
     has_cls: ClassVar[bool] = False
+    needs_all_rows: ClassVar[str | None] = None
     shares_prefix: ClassVar[bool] = True
 
     @classmethod

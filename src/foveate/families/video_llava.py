@@ -14,9 +14,10 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
-from foveate.families.llava import Llava, picture_tokens, side_of
+from foveate.families.llava import Llava, clip_thin_tower, picture_tokens, side_of
 from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, TowerShape
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -48,6 +49,9 @@ class VideoLlava(Llava):
     @property
     def tower(self) -> Any:
         return self.core.image_tower
+
+    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+        return clip_thin_tower(self.core.video_tower if modality == "video" else self.tower, self.model.config)
 
     def pixels(self, inputs: Inputs) -> str:
         """Also by the name they had, which transformers' processor still gives them."""

@@ -141,6 +141,7 @@ class MustDrop(Layered):
 
     def _merge(self, view: PatchView, _: int | None) -> Cut | None:
         """Each window of patches that are alike becomes one patch."""
+        assert view.grid is not None
         if min(view.grid) < self.merge_window:
             return None
         # Mean cosine over the pairs of a 3 x 3 window: Σ_{p≠q} cos(F_p, F_q) / 72, (windows,).

@@ -40,6 +40,7 @@ CHAIN = "chain"
 SECOND_LOOK = "foveate second look"
 """How the format of a file begins that asks the full model again; it is none of a method."""
 NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
+PAIRS = re.compile(r"[;:]|,(?=\s*\w+\s*=)")  # between settings, but not the commas of layers=3,17
 FRACTION = re.compile(r"(\d+)/([1-9]\d*)|(\d+\.?\d*) ?%")
 
 
@@ -113,14 +114,14 @@ def unquoted(text: str) -> str:
 
 
 def _split(text: str) -> Written:
-    """A name, and its `key=value` pairs; these may also stand behind colons."""
+    """A name, and its `key=value` pairs; these may also stand behind colons, and behind commas."""
     name, _, settings = text.partition(":")
     name = name.strip()
     if not name:
         raise SettingError(
             f"A method's name is missing. Write name:key=value;key=value, with + between methods; got {brief(text)}."
         )
-    pairs = settings.replace(":", ";").split(";")
+    pairs = PAIRS.split(settings)
     return Written(name, tuple(pair for pair in pairs if pair.strip()))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate import catalogue
 from foveate.contract import follow
 from foveate.contract.method import Chain, Method
-from foveate.contract.stages import Place, Shape, Stage
+from foveate.contract.stages import Place, Shape, Stage, ThinStage
 from foveate.core.cut import Cut, followed, note_of
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells
@@ -300,7 +300,7 @@ def walk(method: Method) -> Iterator[Made]:
             view, tensors = _shown(stage, grid, tokens, arriving, dict(notes))
             yield stage, view, tensors
             cut = stage.cut(view())
-            if cut is None:
+            if cut is None or isinstance(stage, ThinStage):  # whose rows come back
                 continue
             if cut.stays_whole:
                 notes |= cut.notes

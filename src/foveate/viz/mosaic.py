@@ -11,7 +11,7 @@ from foveate.viz.canvas import fitted
 from foveate.viz.dim import Pixels
 from foveate.viz.frames import chosen
 from foveate.viz.panel import Tokens
-from foveate.viz.showing import Media, PrefillLike, frames_of, stages_of
+from foveate.viz.showing import Media, PrefillLike, drawn_stages, frames_of, stages_of
 
 __all__ = ["MOST", "SIDE", "StagePanel", "plain_panel", "scaled", "stage_panels"]
 
@@ -34,6 +34,7 @@ class StagePanel:
         before, after: Vision tokens that arrived and that went on.
         merges: Whether rows may stand for several tokens.
         pixels: (height, width, 3) uint8.
+        rows: Whether it is of the tower's rows, which come back; then `before` and `after` count them.
     """
 
     place: str
@@ -42,6 +43,7 @@ class StagePanel:
     after: int
     merges: bool
     pixels: Pixels
+    rows: bool = False
 
     @property
     def dropped(self) -> bool:
@@ -66,10 +68,10 @@ def stage_panels(prefill: PrefillLike, media: Media, sample: int = 0, side: int 
     drawn = chosen(len(frames), MOST)
     pictures = dict(zip(drawn, scaled([frames[index].picture for index in drawn], side), strict=True))
     panels = []
-    for record, stage in zip(prefill.stages, tokens.stages, strict=True):
+    for record, stage in zip(drawn_stages(prefill, sample), tokens.stages, strict=True):
         mosaic = _mosaic([pixels for pixels, _ in tokens.panels(stage, pictures)])
         before, after = record.before[sample], record.after[sample]
-        panels.append(StagePanel(record.place, record.layer, before, after, stage.merges, mosaic))
+        panels.append(StagePanel(record.place, record.layer, before, after, stage.merges, mosaic, record.rows))
     return panels
 
 

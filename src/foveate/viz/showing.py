@@ -18,7 +18,7 @@ from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages
 from foveate.viz.stills import draw_stages
 
-__all__ = ["Media", "PrefillLike", "StageLike", "frames_of", "show", "stages_of"]
+__all__ = ["Media", "PrefillLike", "StageLike", "drawn_stages", "frames_of", "show", "stages_of"]
 
 Medium = Image.Image | str | Path | Clip | NDArray[np.uint8]
 Media = Medium | Sequence[Medium]
@@ -29,6 +29,8 @@ class StageLike(Protocol):
 
     @property
     def place(self) -> str: ...
+    @property
+    def rows(self) -> bool: ...
     @property
     def layer(self) -> int | None: ...
     @property
@@ -122,12 +124,18 @@ def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
     return media_list
 
 
+def drawn_stages(prefill: PrefillLike, sample: int) -> list[StageLike]:
+    """The cuts that can be drawn: where the tower's rows are no vision tokens, it is not known where they look."""
+    arrived = prefill.vision_tokens[sample]
+    return [stage for stage in prefill.stages if not stage.rows or stage.before[sample] == arrived]
+
+
 def stages_of(prefill: PrefillLike, sample: int) -> Stages:
     """Every cut as drawings take it: a caption, the token of each row, and where merged ones went."""
     arrived = prefill.vision_tokens[sample]
     return [
         (f"{stage.place}: {stage.after[sample]} of {arrived}", stage.origin[sample], stage.assign[sample])
-        for stage in prefill.stages
+        for stage in drawn_stages(prefill, sample)
     ]
 
 

@@ -1,0 +1,184 @@
+"""Thinning a vision tower: which rows run, how many rows each stands for, and how the others come back.
+
+All but `sizes_in_segments` are tensor code for one segment, the rows that attend to one another, and run under
+`torch.func.vmap`. Distances are float32 whatever the rows are, a block of rows at a time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from foveate.core.graphs import graphed
+from foveate.core.grid import Grid
+from foveate.core.merge import of_length_one
+from foveate.core.picks import pairs
+from foveate.core.tensors import alike, blocks, send
+
+__all__ = [
+    "STEPS",
+    "ends_of_left",
+    "given_back",
+    "nearest",
+    "neighbour_difference",
+    "sizes",
+    "sizes_in_segments",
+    "spread_in_steps",
+]
+
+STEPS = 64  # of greedy picks: one pick a step would be 1,332 launches for 3,996 rows
+LEVELS = 2.0**20  # distances are multiples of 1 / LEVELS, so that rows that are equal but for rounding tie
+
+
+@graphed
+def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
+    """Greedy max-min picks, several a step; distance is 1 − cosine, and ties go to the lower index.
+
+    The first pick is the row whose nearest other row is farthest. Each step then picks the ⌈count / steps⌉ rows whose
+    nearest pick is farthest, all at once, and the last step what is left.
+
+    Args:
+        rows: (rows, width) of any float dtype.
+        count: How many to pick, from 1 to all.
+        steps: At most so many steps follow the first pick.
+
+    Returns:
+        (count,) int64, ascending.
+    """
+    apart = pairs(rows, _distance)
+    places = torch.arange(len(rows), device=rows.device)
+    lonely = []
+    for part in blocks(places, len(places)):
+        itself = part[:, None] == places
+        lonely.append(apart[part].masked_fill(itself, float("inf")).amin(dim=1))
+    pick = torch.cat(lonely).argmax(dim=0, keepdim=True)
+    picks, left = [pick], count - 1
+    nearest_pick = torch.full_like(rows[:, 0], float("inf"), dtype=torch.float32)
+    each = -(-count // steps)
+    while left:
+        for part in blocks(pick, len(places)):
+            nearest_pick = torch.minimum(nearest_pick, apart[part].amin(dim=0))
+        nearest_pick = nearest_pick.index_fill(0, pick, -1.0)  # below every distance: nobody is picked twice
+        few = min(each, left)
+        pick = nearest_pick.sort(descending=True, stable=True).indices[:few]
+        picks.append(pick)
+        left -= few
+    return torch.cat(picks).sort().values
+
+
+def _distance(cosines: Tensor, _: Tensor) -> Tensor:
+    """1 − cosine, in whole LEVELS."""
+    return ((1 - cosines) * LEVELS).round().relu()
+
+
+def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
+    """1 − the mean cosine to the rows above, below, left and right of each in its grid: (rows,) float32.
+
+    Args:
+        rows: (rows, width) of any float dtype, in raster order.
+        grid: Rows and columns. At its edges there are fewer neighbours; a row without any has 1.
+    """
+    unit = of_length_one(rows, 1e-12).view(*grid, -1)
+    cosines, neighbours = torch.zeros_like(unit[..., 0]), torch.zeros_like(unit[..., 0])
+    for dim in (0, 1):
+        length = grid[dim]
+        first, second = unit.narrow(dim, 0, length - 1), unit.narrow(dim, 1, length - 1)
+        beside = (first * second).sum(dim=-1)  # of each row and the one below it, or right of it
+        ends = torch.zeros_like(cosines.narrow(dim, 0, 1))
+        one = torch.ones_like(beside)
+        cosines = cosines + torch.cat((beside, ends), dim) + torch.cat((ends, beside), dim)
+        neighbours = neighbours + torch.cat((one, ends), dim) + torch.cat((ends, one), dim)
+    return (1 - cosines / neighbours.clamp(min=1)).mul(LEVELS).round().flatten() / LEVELS
+
+
+def nearest(rows: Tensor, kept: Tensor) -> Tensor:
+    """Which kept row each row is nearest to, by Euclidean distance: (rows,) int64, places in `kept`.
+
+    A kept row is its own; ties go to the lower place.
+
+    Args:
+        rows: (rows, width) of any float dtype.
+        kept: (kept,) int64, at least one.
+    """
+    rows = rows.float()
+    rows = rows - rows.mean(dim=0)  # no distance changes, and less is lost where lengths are subtracted
+    targets = rows[kept]
+    squares = targets.square().sum(dim=1)
+    found = torch.cat([(squares - 2 * (part @ targets.T)).argmin(dim=1) for part in blocks(rows, len(targets))])
+    return found.scatter(0, kept, torch.arange(len(targets), device=kept.device))
+
+
+def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
+    """How many rows each kept row stands for: (count,) float32.
+
+    Args:
+        parent: Which kept row each row went to, (rows,) int64.
+        count: Kept rows.
+        counted: Which rows count, (rows,) bool; None: all.
+    """
+    ones = torch.ones_like(parent, dtype=torch.float32) if counted is None else counted.float()
+    return torch.zeros_like(ones[:1]).expand(count).scatter_add(0, parent, ones)
+
+
+def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Tensor:
+    """How many rows of its own segment each kept row stands for, where segments are others than rows were picked in.
+
+    A window that has kept none counts for nothing: nobody attends in it.
+
+    Args:
+        rows: (rows, width), all segments one behind the other.
+        kept: (kept,) int64, ascending.
+        lengths: Rows of each segment.
+
+    Returns:
+        (kept,) float32.
+    """
+    is_kept = torch.zeros(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, kept, True)
+    stands_for = torch.zeros(len(rows), device=rows.device)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    for some in alike(lengths):
+        length = lengths[some[0]]
+        places = send(ends[some, None] + torch.arange(length), rows.device)  # (segments, rows of each)
+        for part in blocks(places, length**2):
+            here = rows[part].float()
+            here = here - here.mean(dim=1, keepdim=True)
+            stays = is_kept[part]
+            squares = here.square().sum(dim=-1).masked_fill(~stays, float("inf"))
+            found = (squares[:, None] - 2 * (here @ here.mT)).argmin(dim=2)
+            found = torch.where(stays, torch.arange(length, device=rows.device), found)
+            counts = torch.zeros_like(squares).scatter_add(1, found, torch.ones_like(squares))
+            stands_for = stands_for.index_put((part,), counts)
+    return stands_for[kept]
+
+
+def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
+    """Where segments end, 0 in front, once patches have left; a segment that has lost all is none.
+
+    Ends 0 2 4 6 and patches 1 1 0 0 1 0 (stay) give 0 2 3.
+
+    Args:
+        ends: Before they left, (segments + 1,).
+        patches: Which stay, (patches,) bool.
+    """
+    left_before = pad(patches.cumsum(0), (1, 0))
+    left: Tensor = torch.unique_consecutive(left_before[ends])
+    return left.to(torch.int32)
+
+
+def given_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> Tensor:
+    """All rows behind the blocks that only the kept ones went through: each moves as far as its parent did.
+
+    Args:
+        before: (…, rows, width), what went into the first of these blocks.
+        behind: (…, kept, width), the kept rows behind the last.
+        kept: (…, kept) int64, which they are.
+        parent: (…, rows) int64, the place in `kept` that each row goes with.
+
+    Returns:
+        (…, rows, width) of the dtype of `behind`; kept rows are those of `behind`, bit for bit.
+    """
+    places = kept[..., None].expand_as(behind)
+    moved = behind.float() - before.gather(-2, places).float()
+    moved = moved.gather(-2, parent[..., None].expand_as(before))
+    return (before.float() + moved).to(behind.dtype).scatter(-2, places, behind)
