@@ -1,46 +1,41 @@
 """`foveate-vllm check`: what it calls the same, and one run of it."""
 
+import dataclasses
 import json
+import math
 
 import pytest
 
 from foveate_vllm.check import NEW, Answer, main, verdict
+from foveate_vllm.layout import Layout
 
 
-def answer(token, logprob=-0.5):
-    return Answer([token] * NEW, [logprob] * NEW)
+def answers(apart, alike=10):
+    """Ten answers, so far from those of vLLM on average, so many of the same tokens."""
+    return [Answer([0 if place < alike else 1] * NEW, [-0.5 - apart] * NEW) for place in range(10)]
 
 
-MADE = [answer(place) for place in range(10)]
-"""Ten answers of vLLM."""
-
-
-def sides(same, other):
-    """What transformers says under the method and without, with so many answers alike."""
-    return [[answer(place if place < count else 99) for place in range(10)] for count in (same, other)]
+MADE = answers(0)
 
 
 @pytest.mark.parametrize(
-    ("same", "other", "passed", "said"),
+    ("dtype", "under", "without", "passed", "said"),
     [
-        (10, 2, True, "10 of 10 answers are the same (without dropping 2): as on transformers"),
-        (7, 5, True, "as on transformers"),
-        (6, 2, False, "NOT as on transformers"),
-        (10, 6, False, "this says nothing, as the method changes too little"),
+        ("bfloat16", 0.05, 0.3, True, "10 of 10 answers are the same (without dropping 4): as on transformers"),
+        ("bfloat16", 0.11, 0.3, False, "NOT as on transformers"),
+        ("float16", 0.01, 0.09, False, "this says nothing, as the method changes too little"),
+        ("float16", math.nan, math.nan, False, "NOT as on transformers"),
+        ("float32", 1e-6, 0.3, True, "as on transformers"),
+        ("float32", 2e-3, 0.3, False, "NOT as on transformers"),
+        ("float32", 1e-6, 1e-2, False, "this says nothing"),
     ],
 )
-def test_in_half_precision_answers_under_a_drop_that_changes_them_decide(same, other, passed, said):
-    found = verdict("bfloat16", MADE, *sides(same, other))
+def test_log_probabilities_decide_and_say_nothing_where_the_method_changes_too_little(
+    dtype, under, without, passed, said
+):
+    found = verdict(dtype, MADE, answers(under), answers(without, alike=4))
     assert found[0] == passed
     assert said in found[1]
-
-
-@pytest.mark.parametrize(
-    ("under", "without", "passed"), [(1e-6, 1e-2, True), (2e-3, 1.0, False), (5e-4, 1e-3, False), (0.3, 0.2, False)]
-)
-def test_in_float32_log_probabilities_decide(under, without, passed):
-    near, far = ([answer(place, -0.5 - apart) for place in range(10)] for apart in (under, without))
-    assert verdict("float32", MADE, near, far)[0] == passed
 
 
 def test_a_method_that_is_none_is_said_in_a_line(capsys):
@@ -49,8 +44,18 @@ def test_a_method_that_is_none_is_said_in_a_line(capsys):
 
 
 @pytest.mark.long
-def test_this_machine_drops_as_transformers_does(tmp_path, capsys):
+def test_this_machine_drops_as_transformers_does_and_a_wrong_length_is_seen(tmp_path, capsys, monkeypatch):
     record = tmp_path / "check.json"
-    assert main(["check", "v2drop:tokens=192", "--dtype", "float32", "--out", str(record)]) == 0
+    order = ["check", "v2drop:tokens=120", "--dtype", "bfloat16", "--out", str(record)]
+    assert main(order) == 0
     assert "CPU_ATTN: log-probabilities differ by" in capsys.readouterr().out
     assert json.loads(record.read_text())["passed"] is True
+
+    def longer(self, built, stock):
+        made, slots = metadata(self, built, stock)
+        return dataclasses.replace(made, seq_lens=made.seq_lens + 1), slots
+
+    metadata = Layout.metadata
+    monkeypatch.setattr(Layout, "metadata", longer)
+    assert main(order) == 1
+    assert "NOT as on transformers" in capsys.readouterr().out

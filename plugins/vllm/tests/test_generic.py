@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import transformers
 
@@ -54,6 +55,9 @@ def test_between_layers_a_model_of_the_generic_way_answers_as_on_transformers(tm
         assert answers(llm, asked, ignore_eos=True) == [
             reference.answer(one, parse(method), new=False) for one in asked
         ]
+        with pytest.raises(ValueError, match="Send frames as images"):
+            answers(llm, [{"prompt": "<video>", "multi_modal_data": {"video": [np.zeros((4, 84, 84, 3), np.uint8)]}}])
+        assert answers(llm, asked[:1], ignore_eos=True) == [reference.answer(asked[0])]
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,15 @@ __all__ = ["Answer", "main", "verdict"]
 
 NEW = 8
 """Tokens of an answer."""
+POISON = 1000.0
+"""What all slots of the KV cache hold before the first request: whoever reads one that no row was written to is far off
+at once, where zeros would pass for rounding."""
 NEAR = 1e-3
-"""Of log-probabilities in float32, where kernels add in another order; a wrong layout is farther off by hundreds."""
-SAME, OTHER = 0.7, 0.5
-"""In half precision, where an answer may part by rounding: the share of answers that must be those under the method,
-and the most that may be those without it, so that the first says something."""
+"""Mean difference of log-probabilities that is allowed in float32, where kernels add in another order."""
+SHARE = 1 / 3
+"""The same in half precision, where rounding chooses other rows now and then: as a share of the control's."""
+TELLING = 0.1
+"""The least mean difference of the control: below it a method changes too little for the first to say anything."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -101,7 +105,7 @@ def _in_vllm(options: argparse.Namespace) -> tuple[list[Answer], str]:
         limit_mm_per_prompt={"image": 2},
         **({"attention_backend": options.attention_backend} if options.attention_backend else {}),
     )
-    (backend,) = engine.apply_model(_backend_of)
+    (backend,) = engine.apply_model(_poisoned)
     sampling = SamplingParams(temperature=0, max_tokens=NEW, logprobs=1, ignore_eos=True)
     answers = []
     for output in engine.generate(_asked(), sampling, use_tqdm=False):
@@ -112,8 +116,12 @@ def _in_vllm(options: argparse.Namespace) -> tuple[list[Answer], str]:
     return answers, backend
 
 
-def _backend_of(model: Any) -> str:
-    return str(model.get_language_model().model.layers[0].self_attn.attn.attn_backend.get_name())
+def _poisoned(model: Any) -> str:
+    """Fill the KV cache of a worker's model, and tell its attention backend."""
+    layers = [layer.self_attn.attn for layer in model.get_language_model().model.layers]
+    for attention in layers:
+        attention.kv_cache.fill_(POISON)
+    return str(layers[0].attn_backend.get_name())
 
 
 def _beside_transformers(method: str, made: Sequence[Answer]) -> tuple[list[Answer], list[Answer], list[Answer]]:
@@ -151,24 +159,23 @@ def _beside_transformers(method: str, made: Sequence[Answer]) -> tuple[list[Answ
 def verdict(dtype: str, made: list[Answer], under: list[Answer], without: list[Answer]) -> tuple[bool, str]:
     """Whether vLLM's answers are those under the method, and a sentence that says by how much."""
     count = len(made)
-    far, control = (max(_apart(*pair) for pair in zip(made, side, strict=True)) for side in (under, without))
+    far, control = (_apart(made, side) for side in (under, without))
     same, other = (sum(a.tokens == b.tokens for a, b in zip(made, side, strict=True)) for side in (under, without))
+    limit = NEAR if dtype == "float32" else SHARE * control
     said = (
-        f"log-probabilities differ by {far:.1e} at most (without dropping {control:.1e}), "
+        f"log-probabilities differ by {far:.1e} on average (limit {limit:.1e}, without dropping {control:.1e}), "
         f"{same} of {count} answers are the same (without dropping {other}): "
     )
-    if dtype == "float32":
-        passed, telling = far < NEAR, control > 5 * far
-    else:
-        passed, telling = same >= SAME * count, other <= OTHER * count
-    if passed and not telling:
+    if control < TELLING:
         return False, said + "this says nothing, as the method changes too little. Take a harder one, fewer tokens"
+    passed = far <= limit  # of NaN not
     return passed, said + ("as on transformers" if passed else "NOT as on transformers; please report it")
 
 
-def _apart(one: Answer, other: Answer) -> float:
+def _apart(made: Sequence[Answer], side: Sequence[Answer]) -> float:
     """The mean difference of log-probabilities."""
-    return sum(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True)) / len(one.logprobs)
+    ours, theirs = ([value for answer in answers for value in answer.logprobs] for answers in (made, side))
+    return sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
 
 def _vllm_version() -> str:

@@ -456,16 +456,15 @@ def refuse_window(size: int | None) -> None:
         )
 
 
-def refuse_film_between_layers(media: Sequence[str]) -> None:
+def refuse_film_between_layers(medium: str) -> None:
     """A request with a film, where stages between layers cut images.
 
     Raises:
         SettingError: A ValueError, so that the server answers 400.
     """
-    others = [kind for kind in media if kind != "image"]
-    if others:
+    if medium != "image":
         raise SettingError(
-            f"This server drops tokens of images between decoder layers, and cannot of {', '.join(others)}. Send "
+            f"This server drops tokens of images between decoder layers, and cannot of {medium}. Send "
             "frames as images, or ask a server whose method stands before the decoder, where films stay whole."
         )
 

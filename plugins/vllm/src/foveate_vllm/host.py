@@ -71,7 +71,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vllm.v1.worker.gpu.model_states.mm_pruning": ("MultiModalPruner.recompute",),
 }  # fmt: skip
 """Modules, and names in them."""
-ATTENTION = ("attn_backend", "head_size", "impl", "kv_sharing_target_layer_name", "layer_name", "sliding_window")
+ATTENTION = (
+    "attn_backend", "head_size", "impl", "kv_cache", "kv_sharing_target_layer_name", "layer_name", "sliding_window"
+)  # fmt: skip
 """Of a layer's attention, once it is made."""
 ON_A_CPU = {"vllm.v1.worker.cpu_model_runner": ("CPUModelRunner.load_model",)}
 """Of the build for CPUs, which another may not import."""

@@ -42,6 +42,19 @@ class DroppingInfo:
         """The model's own, which knows no rates."""
         return super().get_hf_processor(**_without_rates(kwargs))  # type: ignore[misc]
 
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """The model's own; between layers images alone, so that vLLM makes no dummies of others either."""
+        limits: Mapping[str, int | None] = super().get_supported_mm_limits()  # type: ignore[misc]
+        if not self.setting.stages(Rate()).late:
+            return limits
+        return {kind: most for kind, most in limits.items() if kind == "image"}
+
+    def validate_num_items(self, modality: str, num_items: int) -> None:
+        """Refuse what vLLM does, and a film between layers with the reason."""
+        if self.setting.stages(Rate()).late:
+            guards.refuse_film_between_layers(modality)
+        super().validate_num_items(modality, num_items)  # type: ignore[misc]
+
     def rate(self, kwargs: Mapping[str, Any]) -> Rate:
         """A request's, or that of the server's `mm_processor_kwargs`."""
         rate = Rate.of(kwargs)
@@ -73,7 +86,6 @@ class DroppingProcessor:
         sizes = [place.get_num_embeds() for places in made["mm_placeholders"].values() for place in places]
         if not sizes or not late:
             return made
-        guards.refuse_film_between_layers([*made["mm_placeholders"]])
         guards.refuse_uncountable(late, setting.shape.depth, sizes)
         most = getattr(self.info.get_hf_config(), guards.STEP, None)
         if most is not None:

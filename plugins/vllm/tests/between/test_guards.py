@@ -173,9 +173,9 @@ def test_an_engine_with_a_sliding_window_in_some_layers_does_not_start(tmp_path)
 
 
 def test_a_film_is_refused_where_images_are_cut_between_layers():
-    guards.refuse_film_between_layers(["image"])
+    guards.refuse_film_between_layers("image")
     with pytest.raises(SettingError, match=r"cannot of video\. Send frames as images"):
-        guards.refuse_film_between_layers(["image", "video"])
+        guards.refuse_film_between_layers("video")
 
 
 def test_a_rate_without_an_image_is_refused_unless_it_is_the_server_s():
