@@ -2,6 +2,16 @@
 
 The model that ships with foveate answers eleven questions at once in vLLM. transformers then computes them one by one
 in float32: once under the same method, once, as the control, without.
+
+Mean differences of log-probabilities in half precision, measured with CPU_ATTN under V2Drop, FastV and PyramidDrop:
+
+    right                                                  0.01 to 0.10
+    rows of another choice at all cuts, or at the first    0.43 to 1.7
+    lengths of the last cut behind all cuts                0.52 to 1.3
+    a length of one too many, or that of an earlier cut    11 to 20
+
+So the limit of 0.2 is twice from either side. Below rounding, and left to float32, are a single key that is lost (0.02
+to 0.09), and a wrong choice at a late cut, where this model hardly looks at its picture (0.04 to 0.12).
 """
 
 import argparse
@@ -24,12 +34,10 @@ NEW = 8
 POISON = 1000.0
 """What all slots of the KV cache hold before the first request: whoever reads one that no row was written to is far off
 at once, where zeros would pass for rounding."""
-NEAR = 1e-3
-"""Mean difference of log-probabilities that is allowed in float32, where kernels add in another order."""
+NEAR = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.2}
+"""Mean difference of log-probabilities from which on vLLM's layout is wrong."""
 SHARE = 1 / 3
-"""The same in half precision, where rounding chooses other rows now and then: as a share of the control's."""
-TELLING = 0.1
-"""The least mean difference of the control: below it a method changes too little for the first to say anything."""
+"""Of the control's, above which the first says nothing: the method changes too little to be told from rounding."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -161,15 +169,15 @@ def verdict(dtype: str, made: list[Answer], under: list[Answer], without: list[A
     count = len(made)
     far, control = (_apart(made, side) for side in (under, without))
     same, other = (sum(a.tokens == b.tokens for a, b in zip(made, side, strict=True)) for side in (under, without))
-    limit = NEAR if dtype == "float32" else SHARE * control
     said = (
-        f"log-probabilities differ by {far:.1e} on average (limit {limit:.1e}, without dropping {control:.1e}), "
+        f"log-probabilities differ by {far:.1e} on average (limit {NEAR[dtype]}, without dropping {control:.1e}), "
         f"{same} of {count} answers are the same (without dropping {other}): "
     )
-    if control < TELLING:
+    if not far <= NEAR[dtype]:  # or NaN
+        return False, said + "NOT as on transformers; please report it"
+    if far > SHARE * control:
         return False, said + "this says nothing, as the method changes too little. Take a harder one, fewer tokens"
-    passed = far <= limit  # of NaN not
-    return passed, said + ("as on transformers" if passed else "NOT as on transformers; please report it")
+    return True, said + "as on transformers"
 
 
 def _apart(made: Sequence[Answer], side: Sequence[Answer]) -> float:

@@ -82,7 +82,7 @@ class GenericInfo(DroppingInfo):
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """The model's own, images among them."""
-        limits: Mapping[str, int | None] = super().get_supported_mm_limits()  # type: ignore[misc]
+        limits: Mapping[str, int | None] = super().get_supported_mm_limits()
         guards.refuse_no_images(limits)
         return limits
 
