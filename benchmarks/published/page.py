@@ -51,6 +51,11 @@ CONVENTIONS = {
 NOT_A_METHOD = {"full model", "Random", "Resize"}  # nobody's, so nobody else's either
 
 INTRO = """\
+---
+search:
+  boost: 0.5
+---
+
 # Published numbers: the papers', not ours
 
 <!-- Written by benchmarks/published/page.py from the tables beside it; change those. -->

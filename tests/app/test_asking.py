@@ -126,6 +126,17 @@ def test_answers_come_beside_one_another_and_end_with_all_that_can_be_taken_alon
         assert words in last[asking.code], words
 
 
+def test_unsure_answers_are_the_full_model_s_where_a_visitor_asks_for_that(asking, vlm):
+    subject = examples()[1]
+    *_, last = asking.reply(subject, QUESTION, NAMES, 40, 0.99)
+    full = vlm.ask(subject.medium, QUESTION, max_new_tokens=3).text
+    assert last[asking.answers].count("asked again") == len(NAMES)  # of random weights no answer is that sure
+    assert last[asking.answers].count(f"<p class='fv-text'>{full}</p>") == 1 + len(NAMES)
+    assert last[asking.slider].visible  # what the first looks kept
+    assert last[asking.share].visible
+    assert "sure=0.99" in last[asking.code]
+
+
 def test_where_nothing_is_dropped_there_is_no_slider_and_nothing_to_share(asking, subject):
     *_, last = asking.reply(subject, QUESTION, [], 40)
     assert [last[asking.slider].visible, last[asking.share].visible] == [False, False]

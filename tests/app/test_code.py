@@ -41,4 +41,5 @@ def test_the_embedded_model_needs_no_name(subject):
     text = program(subject, "?", (), 0.33, "embedded", 64)
     assert "vlm = fv.load()\n" in text
     assert "for method in []:\n" in text
+    assert "retention=0.33, sure=0.9, max" in program(subject, "?", ["v2drop"], 0.33, "a/b", 64, 0.9)
     assert "vlm = fv.load('a/b')\n" in program(subject, "?", [], 0.33, "a/b", 64)

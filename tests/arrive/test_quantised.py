@@ -114,4 +114,4 @@ def test_torchs_dynamic_quantisation(family, dynamic):
         method = FIRST[name]
         with fv.drop(model, method) as trace:
             assert torch.isfinite(torch.cat(generate(model, inputs, new_tokens=2).logits)).all()
-        assert trace.retention[0] < 1 or name in FILMS
+        assert trace.retention[0] < 1 or name in FILMS or any(trace.latest.tower_rows)

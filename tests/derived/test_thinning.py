@@ -14,7 +14,7 @@ THIN = [
     "glm_ocr", "glmga", "qwen3_omni_moe_thinker", "cosmos3_omni", "cosmos3_edge", "cohere_compass", "ernie4_5_vl_moe",
     "hunyuan_vl", "kimi_k25", "muse_glimmer", "muse_spark", "paddleocr_vl", "video_llama_3", "aya_vision",
     "cohere2_vision", "deepseek_vl", "janus", "deepseek_vl_hybrid", "qianfan_ocr", "ovis2", "shieldgemma2",
-    "lighton_ocr", "minicpm_ocr", "granite_docling", "mistral4", "molmo2",
+    "lighton_ocr", "minicpm_ocr", "granite_docling", "mistral4", "molmo2", "dots3_note", "mistral_large4", "hy_v4_vl",
 ]  # fmt: skip
 """Types whose towers run on some rows."""
 

@@ -26,7 +26,7 @@ def test_the_cls_of_every_frame_stays_at_every_stage(name):
     with fv.drop(model, EXAMPLES[name]) as trace:
         generate(model, inputs, new_tokens=2)
     assert trace.vision_tokens == [78]
-    for stage in trace.stages:
+    for stage in trace.cuts:
         kept, origin = stage.kept[0].tolist(), stage.origin[0].tolist()
         assert set(FIRST) <= set(kept)
         assert len(origin) == stage.after[0] < 78

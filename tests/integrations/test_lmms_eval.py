@@ -67,7 +67,7 @@ def written(tasks, offline, tmp_path_factory):
     ]  # fmt: skip
     said = [process.communicate(timeout=300)[0] for process in processes]
     folders = list(out.glob("embedded*"))  # beside one for submissions
-    assert len(folders) == 1, said
+    assert len(folders) == 1, "\n".join(said)
     return folders[0], said[0], log
 
 

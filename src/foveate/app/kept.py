@@ -73,9 +73,9 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
     # What each method's panel shows from a place on: places are numbered as the decoder's layers.
     shown: dict[str, dict[int, str]] = {}
     for reply in replies:
-        if reply.answer is None or not reply.answer.trace.history:
+        if (answer := reply.dropping) is None:
             continue
-        record, media, tokens = reply.answer.trace.history[0], reply.answer.prompt.shown, reply.answer.vision_tokens
+        record, media, tokens = answer.trace.history[0], answer.prompt.shown, answer.vision_tokens
         depth = record.depth
         try:
             frames, _ = frames_of(record, media, 0)

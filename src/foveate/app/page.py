@@ -195,6 +195,15 @@ class AskPanel:
             components=[self.question], samples=_samples(first), label="Questions that fit", elem_classes="fv-proposed"
         )
         self.dropping = MethodsAndBudget(self.vlm, ("v2drop", "visionzip", "random", *self.looks), self.looks)
+        with gr.Accordion("Where an answer is unsure", open=False):
+            self.sure = gr.Slider(
+                *(0, 0.99, 0),
+                step=0.01,
+                label="Ask the full model below a confidence of",
+                info="The probability of an answer's least likely token. 0: never. Nothing is promised by hand.",
+                buttons=[],
+                elem_id="sure",
+            )
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
             self.stop = gr.Button("Stop", elem_id="stop", min_width=100)
@@ -220,7 +229,7 @@ class AskPanel:
         shown = [*cleared, *limited]
         names.change(self.dropping.changes, [self.subject, names, percent], limited, **QUICK)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
-        asking = [self.subject, self.question, names, percent]
+        asking = [self.subject, self.question, names, percent, self.sure]
         replied = [*cleared, self.code]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
@@ -273,7 +282,9 @@ class AskPanel:
         changes[self.gallery] = gr.Gallery(selected_index=event.index)
         return changes | {self.file: None, self.question: next(iter(subject.questions))}
 
-    def reply(self, subject: Subject | None, question: str, names: list[str], percent: float) -> Iterator[Changes]:
+    def reply(
+        self, subject: Subject | None, question: str, names: list[str], percent: float, sure: float = 0.0
+    ) -> Iterator[Changes]:
         """Answer with the full model, then with every method, as the words come."""
         question = question.strip()
         try:
@@ -286,8 +297,8 @@ class AskPanel:
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
         for place, name in enumerate(names):
-            look = self.looks.get(name)
-            for reply in answered(self.vlm, subject, question, name, percent / 100, self.max_new_tokens, look):
+            asking = subject, question, name, percent / 100, self.max_new_tokens, self.looks.get(name), sure
+            for reply in answered(self.vlm, *asking):
                 replies[place] = reply
                 yield {self.answers: cards(replies)}
         way = way_of(subject, replies)
@@ -302,7 +313,7 @@ class AskPanel:
             self.kept: way.drawn(middle),
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
-            self.code: program(subject, question, written, percent / 100, self.vlm.name, self.max_new_tokens),
+            self.code: program(subject, question, written, percent / 100, self.vlm.name, self.max_new_tokens, sure),
             self.notice: notice((*subject.notes, *notes)),
         }
 
@@ -310,10 +321,11 @@ class AskPanel:
         """A picture of all answers, as a file; None where nothing was dropped."""
         rows, media = [], None
         for reply in replies:
-            if reply.answer is not None and reply.answer.trace.history:
-                share = f"{reply.answer.retention:.0%} of {reply.answer.vision_tokens} tokens"
-                rows.append((f"{reply.name}: {reply.text} ({share})", reply.answer.trace.history[0]))
-                media = reply.answer.prompt.shown
+            dropping = reply.dropping
+            if dropping is not None:
+                share = f"{dropping.retention:.0%} of {dropping.vision_tokens} tokens"
+                rows.append((f"{reply.name}: {dropping.text} ({share})", dropping.trace.history[0]))
+                media = dropping.prompt.shown
         if media is None:
             return None
         try:

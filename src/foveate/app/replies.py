@@ -11,6 +11,7 @@ from weakref import WeakSet
 from foveate import embedded
 from foveate.app.subjects import Subject
 from foveate.ask.answer import Answer
+from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
@@ -45,6 +46,14 @@ class Said:
     first: float = 0.0
     seconds: float = 0.0
     error: str | None = None
+
+    @property
+    def dropping(self) -> Answer | None:
+        """The answer for which tokens were dropped, of a second look the first's; None where none were."""
+        if self.answer is None:
+            return None
+        answer = self.answer.unsure or self.answer
+        return answer if answer.trace.history else None
 
 
 def checked(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
@@ -94,6 +103,7 @@ def answered(
     retention: float,
     max_new_tokens: int,
     look: SecondLook | None = None,
+    sure: float = 0.0,
 ) -> Iterator[Said]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
@@ -105,14 +115,18 @@ def answered(
         retention: Its budget, as a share.
         max_new_tokens: The longest answer.
         look: A second look in the place of a method, with a budget of its own. It comes whole.
+        sure: Below which confidence the full model is asked again; 0: never.
     """
     text, first = "", 0.0
     begun = time.perf_counter()
     try:
-        if look is not None:
+        if look is not None or (sure and name != FULL):
+            asking: Asking = {"method": look, "max_new_tokens": max_new_tokens}
+            if look is None:
+                asking |= {"method": name, "retention": retention, "sure": sure}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                answer = vlm.ask(subject.medium, question, method=look, max_new_tokens=max_new_tokens)
+                answer = vlm.ask(subject.medium, question, **asking)
             seconds = time.perf_counter() - begun
             yield Said(name, answer.text, answer, seconds, seconds)
             return
@@ -197,7 +211,13 @@ def _measure(label: str, value: str, share: float | None) -> str:
 
 
 def program(
-    subject: Subject, question: str, names: Sequence[str], retention: float, model: str, max_new_tokens: int
+    subject: Subject,
+    question: str,
+    names: Sequence[str],
+    retention: float,
+    model: str,
+    max_new_tokens: int,
+    sure: float = 0.0,
 ) -> str:
     """A program that asks the same and prints every answer, the untouched model's first.
 
@@ -208,7 +228,9 @@ def program(
         retention: The budget of each.
         model: As `foveate.load` takes it.
         max_new_tokens: The longest answer.
+        sure: Below which confidence the full model is asked again; 0: never.
     """
+    again = f", sure={sure:g}" if sure else ""
     lines = ["import foveate as fv"]
     function, called, _ = subject.source.partition("(")
     if called:
@@ -222,7 +244,7 @@ def program(
         'print("full model:", full.text)',
         f"for method in {list(names)!r}:",
         "    answer = vlm.ask(",
-        f"        picture, question, method=method, retention={retention:g}, max_new_tokens={max_new_tokens}",
+        f"        picture, question, method=method, retention={retention:g}{again}, max_new_tokens={max_new_tokens}",
         "    )",
         '    print(f"{method}: {answer.text} ({answer.retention:.1%} of {answer.vision_tokens} vision tokens)")',
         '    # answer.show().save("kept.png") draws what was kept',

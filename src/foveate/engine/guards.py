@@ -36,9 +36,13 @@ def refuse_without_weights(model: nn.Module) -> None:
     """Refuse a model that is not there, but only its shapes.
 
     Raises:
-        UnsupportedError: If its embeddings are on torch's meta device.
+        UnsupportedError: If its weights are on torch's meta device, and nothing brings them where they are needed, as
+            accelerate's hooks do.
     """
-    if next(model.parameters()).device.type == "meta":
+    weight = next(model.parameters(), None)
+    if weight is None or weight.device.type != "meta":
+        return
+    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise UnsupportedError(
             f"{type(model).__name__} was made without its weights, so it answers nothing: its prompts' tokens and "
             "costs can be counted. Load it with them: fv.load(name)."
