@@ -97,20 +97,18 @@ def on_post_build(config: Any) -> None:
 
 def filled(markdown: str) -> str:
     """A page with its placeholders filled."""
-    if MODELS in markdown:
-        markdown = markdown.replace(MODELS, models())
-    if REFERENCE in markdown:
-        markdown = markdown.replace(REFERENCE, reference())
-    if TRAITS in markdown:
-        markdown = markdown.replace(TRAITS, traits())
-    if SIGNALS in markdown:
-        markdown = markdown.replace(SIGNALS, signals())
-    if RECORDS in markdown:
-        markdown = markdown.replace(RECORDS, records())
-    if WORDS_HERE in markdown:
-        markdown = markdown.replace(WORDS_HERE, glossary())
-    if CHECKPOINTS in markdown:
-        markdown = markdown.replace(CHECKPOINTS, checkpoints())
+    derived = {
+        MODELS: models,
+        REFERENCE: reference,
+        TRAITS: traits,
+        SIGNALS: signals,
+        RECORDS: records,
+        WORDS_HERE: glossary,
+        CHECKPOINTS: checkpoints,
+    }
+    for place, made in derived.items():
+        if place in markdown:
+            markdown = markdown.replace(place, made())
     return markdown
 
 

@@ -50,6 +50,8 @@ def forked(program, *arguments, env=None, **options):
             os.environ.clear()
             os.environ.update(env)
             tempfile.tempdir = None
+        if "accelerate" in sys.modules:  # which remembers that one process runs, where a Trainer was made before
+            sys.modules["accelerate"].PartialState._reset_state()
         os._exit(_code_of(program))
 
     with warnings.catch_warnings():

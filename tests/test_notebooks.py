@@ -20,4 +20,4 @@ def test_a_notebook_prints_what_is_stored(path, tmp_path):
 def test_nothing_is_stored_that_changes_from_run_to_run_or_names_a_machine():
     for path in notebooks.FOLDER.glob("*.ipynb"):
         for text in notebooks.texts(nbformat.read(path, as_version=4)):
-            assert not re.search(r"\d (s|ms)\b|/home/|/work/|/tmp/", text), path.name
+            assert not re.search(r"\d (s|ms)\b|/\w+/", text), path.name

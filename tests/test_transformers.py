@@ -41,12 +41,13 @@ OTHERS = {
     "_exit",
     "_getframe",
     "_has_any_global_hook",
+    "_hf_hook",
     "_orig_mod",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_to_copy",
     "_unique2",
 }
-"""Names of torch and Python by which operators are counted, writes are seen, and processes end."""
+"""Names of torch, accelerate and Python: operators are counted by them, writes and offloading seen, processes ended."""
 
 
 def test_every_such_name_is_listed():

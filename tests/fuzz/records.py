@@ -106,6 +106,6 @@ def _store(path: Path) -> None:
 
 
 def _samples(path: Path) -> None:
-    for _, prompt in Tune(samples=path, retention=(0.5,))._asked():
+    for _, prompt, *_ in Tune(samples=path, retention=(0.5,))._asked():
         if not isinstance(prompt, str) or prompt == "None":
             raise Wrong("a picture is asked what is no text", repr(prompt))

@@ -33,6 +33,15 @@ class Case:
     def model(self) -> PreTrainedModel:
         return load_model(self.facts["weights"])
 
+    @contextmanager
+    def attending(self, kernel: str) -> Iterator[PreTrainedModel]:
+        """Its model with this attention kernel; others get it with SDPA again."""
+        self.model.set_attn_implementation(kernel)
+        try:
+            yield self.model
+        finally:
+            self.model.set_attn_implementation("sdpa")
+
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What the model is called with: the recorded picture x4, never resized."""

@@ -36,14 +36,13 @@ def test_v2drop(case, attention):
         for index, layer in enumerate(text.layers)
     ]
     hooks.append(text.rotary_emb.register_forward_pre_hook(note_positions, with_kwargs=True))
-    model.set_attn_implementation(attention)
+    method = fv.V2Drop(layers=facts["layers"], keep=facts["keep_ratios"])
     try:
-        with fv.drop(model, fv.V2Drop(layers=facts["layers"], keep=facts["keep_ratios"])) as trace:
+        with case.attending(attention), fv.drop(model, method) as trace:
             tokens, logits, cache = generate(model, case.inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        model.set_attn_implementation("sdpa")
     assert tokens.tolist() == tensors["tokens"].tolist()
     torch.testing.assert_close(logits, tensors["logits"], atol=TOLERANCE, rtol=0)
     for index, (stage, fact) in enumerate(zip(trace.stages, facts["stages"], strict=True)):

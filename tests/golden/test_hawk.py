@@ -44,12 +44,8 @@ def test_inside_a_model(case, attention):
     facts, tensors = case.facts["settings"], case.tensors
     weights, leave_out = tuple(tensors["head_weights"].tolist()), tuple(facts["leave_out"])
     method = HAWK(keep=facts["keep_ratio"], weights=weights, leave_out=leave_out, rounding="up", scope="sample")
-    case.model.set_attn_implementation(attention)
-    try:
-        with fv.drop(case.model, method) as trace, torch.no_grad():
-            logits = case.model(**case.inputs).logits[0, -1]
-    finally:
-        case.model.set_attn_implementation("sdpa")
+    with case.attending(attention) as model, fv.drop(model, method) as trace, torch.no_grad():
+        logits = model(**case.inputs).logits[0, -1]
     assert trace.stages[0].kept[0].tolist() == tensors["kept"].tolist()
     torch.testing.assert_close(logits, tensors["logits"], atol=TOLERANCE, rtol=0)
 

@@ -23,13 +23,8 @@ ONCE = {
 
 def kept_on_the_model(case, method, attention):
     """What a case's model keeps of its picture; the decoder's rows are counted."""
-    model = case.model
-    model.set_attn_implementation(attention)
-    try:
-        with fv.drop(model, method) as trace, torch.no_grad():
-            model(**case.inputs)
-    finally:
-        model.set_attn_implementation("sdpa")
+    with case.attending(attention) as model, fv.drop(model, method) as trace, torch.no_grad():
+        model(**case.inputs)
     *_, stage = trace.stages
     rows = case.facts["n_system"] + case.facts["kept"] + case.facts["n_question"]
     assert [lengths[0] for lengths in trace.kv_lengths] == [rows] * len(trace.kv_lengths)
@@ -81,13 +76,8 @@ def test_dart(case, attention, monkeypatch):
         pivots=facts["pivot_image_token"],
         text_pivots=facts["pivot_text_token"],
     )
-    model = case.model
-    model.set_attn_implementation(attention)
-    try:
-        with fv.drop(model, method) as trace:
-            tokens, logits, _ = generate(model, case.inputs)
-    finally:
-        model.set_attn_implementation("sdpa")
+    with case.attending(attention) as model, fv.drop(model, method) as trace:
+        tokens, logits, _ = generate(model, case.inputs)
     (stage,) = trace.stages
     assert visited == [facts["visit_order_columns"]]
     assert stage.kept[0].tolist() == tensors["kept_patches"].tolist()

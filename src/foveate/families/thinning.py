@@ -174,6 +174,7 @@ class _ThinRun:
         """A block, on the kept rows; its output is full where somebody reads it."""
         hidden, args = (args[0], args[1:]) if args else (kwargs.pop(next(iter(kwargs))), ())
         if is_first and self.layout is not None:
+            self._refuse_ends_by_position(at, kwargs)
             self.before = self.handed_on = hidden
             self.plan = self._planned(self.layout, hidden, [*args, *kwargs.values()])
             self.short = take_along(hidden, self.plan.index[..., None], dim=-2)
@@ -198,6 +199,14 @@ class _ThinRun:
         before, index, parent = (part.to(place) for part in (self.before, self.plan.index, self.plan.parent))
         self.handed_on = given_back(before, self.short, index, parent)
         return self.handed_on
+
+    def _refuse_ends_by_position(self, at: int, kwargs: Mapping[str, Any]) -> None:
+        """Refuse a flash kernel that is told by position ids alone where pictures end, as Pixtral's is in transformers
+        5.16: with the rows that leave, ends would be lost."""
+        is_flash = "flash" in str(self.tower.attentions[at].config._attn_implementation)
+        is_told = any(name.startswith("cu_") for name in kwargs)
+        if is_flash and not is_told and kwargs.get("position_ids") is not None:
+            raise _refusal(self.tower, "its kernel is told by position ids where pictures end")
 
     # -- which rows --------------------------------------------------------------------------------------------
 
