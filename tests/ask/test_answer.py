@@ -115,6 +115,19 @@ def test_a_budget_that_is_not_met_is_said_wherever_an_answer_is_shown(vlm, demo)
     assert "asked for" not in repr(whole)
 
 
+def test_a_budget_too_small_for_the_method_is_said_once_at_every_door(vlm, demo):
+    few = {"method": "v2drop", "tokens": 64}
+    says = "not the best choice for so few tokens"
+    with pytest.warns(UserWarning, match=says) as warned:
+        answer = vlm.ask(demo, QUESTION, max_new_tokens=1, **few)
+    assert [one.filename for one in warned] == [__file__]
+    assert says in " ".join(answer.notes)
+    inputs = vlm.prepare(demo, QUESTION).inputs
+    with pytest.warns(UserWarning, match=says) as warned, fv.drop(vlm.model, "v2drop", tokens=64):
+        vlm.model.generate(**inputs, max_new_tokens=2)
+    assert [one.filename for one in warned] == [__file__]
+
+
 def test_the_cost_is_that_of_the_prompt(vlm, scenes):
     questions = one_per_task(scene("held-out", INDEX), "held-out", INDEX)[:2]
     prompts = [vlm.prepare(scenes[0], question.question) for question in questions]

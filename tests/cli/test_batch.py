@@ -213,3 +213,13 @@ def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
     assert "1: … cannot be read: No such file or directory. Check the path." in out
     assert "Accuracy   0.0% of the answers whose rows have a label" in out
     assert err.index("processes load the model") < err.index("Answering")
+
+
+def test_a_budget_too_small_for_the_method_is_told_once_and_in_no_row(run, folder, tmp_path):
+    code, _, err = run("batch", folder, tmp_path / "out", "--prompt", "What?", "--retention", 0.15, "--limit", 3)
+    assert code in (0, 3)
+    assert err.count("v2drop is not the best choice for so few tokens") == 1
+    parts = [part.read_text() for part in (tmp_path / "out").glob("part-*.jsonl")]
+    rows = [json.loads(line) for part in parts for line in part.splitlines()]
+    assert rows
+    assert not any(row["notes"] for row in rows)

@@ -46,6 +46,7 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     assert len(cells["random", 64]["draws"]) == len(cells["random", 64]["settings"]) == 2
     ours = cells["v2drop", 64]
     assert ours["tokens"] == pytest.approx(64, abs=1)
+    assert "v2drop at 64 tokens: v2drop is not the best choice for so few tokens" in said
     assert None not in (ours["minus_random"], ours["minus_resize"])
     Image.open(drawn).verify()
     code, said, err = run("eval", *asked, "--draws", 2, "--cache", cache, "--json")

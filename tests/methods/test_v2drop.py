@@ -113,3 +113,18 @@ def test_what_is_remembered_while_each_layer_runs():
     path = V2Drop(layers=(3, 5), keep=(0.5, 0.5), over="path")
     assert held(path, tokens) == held(path + fv.FinalKV(), tokens) == (9, 9, 9, 6, 6, 0)
     assert held(fv.Random(layers=(3, 5), keep=(0.5, 0.5)), tokens) == (0,) * 6
+
+
+@pytest.mark.parametrize(
+    ("method", "share", "says"),
+    [
+        (V2Drop(tokens=64), 0.11, True),
+        (V2Drop(metric="l1", retention=0.1), 0.1, True),
+        (V2Drop(), 0.2, False),
+        (V2Drop(layers=(1, 2), keep=(0.1, 0.1)), 0.1, False),
+        (V2Drop(layers=(1, 2), tokens=64), 0.1, False),
+        (fv.DivPrune(tokens=64), 0.11, False),
+    ],
+)
+def test_untuned_it_says_that_others_are_better_below_a_fifth(method, share, says):
+    assert ("divprune" in (method.caution(share) or "")) == says

@@ -93,8 +93,13 @@ class Answer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the input, such as that a picture is cropped."""
-        return self.prompt.notes
+        """What the user should know, such as that a picture is cropped, or is asked about with too few tokens."""
+        return self.prompt.notes if self.caution is None else (*self.prompt.notes, self.caution)
+
+    @property
+    def caution(self) -> str | None:
+        """What the method has to say of a budget as small as this one; None: nothing."""
+        return None if self.method is None or self.asked is None else self.method.caution(self.asked)
 
     @property
     def vision_tokens(self) -> int:
@@ -213,7 +218,9 @@ class Answer:
         return self.trace.show(self.prompt.shown, self._row)
 
     def warn(self, stacklevel: int) -> None:
-        """Warn the caller of a budget that was not met, by more than counting in whole tokens explains."""
+        """Warn the caller of a budget too small for the method, or not met by more than whole tokens explain."""
+        if self.caution is not None:
+            warnings.warn(self.caution, stacklevel=stacklevel + 1)
         if self.missed is None or self.method is None or self.asked is None:
             return
         if abs(self.spent - self.asked * self.vision_tokens) > 1:

@@ -16,6 +16,7 @@ from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
 from foveate.batch.in_hand import InHand
 from foveate.batch.rows import KEY, OURS, REASON, Row, RowAsking, bad_row
+from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.version import __version__
@@ -90,6 +91,7 @@ class Summary:
         vision_tokens: Mean over the answers of this run; None without any.
         again: The share of the answers of this run that the full model was asked for again; None without a second look.
         strange: Why nothing is promised for these rows, by that share; None where it is as in the calibration.
+        caution: What the method has to say of as few tokens; None: nothing.
         parts: Files with answers.
         bad_file, broken_file: The files in `out` with bad rows, which can be an input again, and with broken lines;
             there is none without one.
@@ -111,6 +113,7 @@ class Summary:
     vision_tokens: float | None = None
     again: float | None = None
     strange: str | None = None
+    caution: str | None = None
     parts: int = 0
     bad_file: str = BAD
     broken_file: str = BROKEN
@@ -191,6 +194,8 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     look = job.asking.method
     if isinstance(look, SecondLook) and look.promise is not None and summary.again is not None:
         summary.strange = look.promise.strange(summary.again, summary._answers)
+    if isinstance(look, Method) and summary.retention is not None:
+        summary.caution = look.caution(summary.retention)
     summary.answered, summary.bad = len(store.done) - store.bad, store.bad
     summary.parts, summary.broken = len(store.parts()), store.broken
     summary.reasons = _reasons(job.out / BAD)

@@ -199,7 +199,7 @@ def _row(reply: Reply[MediaSample]) -> Row:
     sample, answer = reply.question, reply.result
     if isinstance(answer, Exception):
         return bad_row(sample, _reason(answer))
-    notes = list(answer.notes)
+    notes = list(answer.prompt.notes)
     if answer.missed is not None:
         notes.append(f"the budget is not met: {answer.missed}.")
     values = {

@@ -16,7 +16,7 @@ from foveate.bench.stopwatch import PARTS, Clock, timed
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import Workload
 from foveate.contract.method import Method
-from foveate.engine.session import drop
+from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import BudgetError, InputError, UnsupportedError
 from foveate.methods.random import Random, same_schedule
@@ -200,7 +200,7 @@ class PairedRun:
     def _context(self, candidate: Candidate) -> AbstractContextManager[Trace | None]:
         """The model as the candidate runs it, and the trace of what it drops."""
         if candidate.method is not None:
-            return drop(self.model, candidate.method)
+            return drop_or_not(self.model, candidate.method)
         if candidate.rows is not None:
             return bare(family_for(self.model), candidate.rows)
         return nullcontext()

@@ -128,8 +128,8 @@ class Batch:
             show_json(summary.to_dict())
         else:
             show(labelled(_lines(summary)))
-        if summary.strange is not None:
-            note(summary.strange)
+        for text in filter(None, (summary.strange, summary.caution)):
+            note(text)
         listener.end(summary.left)
         return BAD_ROWS if summary.bad else DONE
 

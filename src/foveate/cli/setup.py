@@ -20,19 +20,11 @@ from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method, meet
 from foveate.errors import BudgetError, UnsupportedError
-from foveate.methods.v2drop import V2Drop
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
 
 __all__ = ["Setup", "device_named", "load", "named", "second_look", "set_up", "tell_budgets"]
-
-SMALL = 0.2
-"""Below this share V2Drop loses far more than others in our table: at 1/9 25 points, DivPrune 4."""
-ADVICE = (
-    "v2drop is not the best choice for so few tokens: on the embedded model divprune, scope and vidcom2 lose far less "
-    "(docs/guides/choosing.md)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +98,9 @@ def set_up(
                 raise
             continue
         methods[name] = method
-        by_default = name == V2Drop.name and not budgets.settings
-        if by_default and (asked_share(method, prompt.vision_tokens) or 1) < SMALL:
-            note(ADVICE)
+        caution = method.caution(asked_share(method, prompt.vision_tokens) or 1)
+        if caution is not None:
+            note(caution)
     return Setup(vlm, prompt, asked, methods, infeasible)
 
 

@@ -160,6 +160,10 @@ class Method(ABC):
         """
         return stages
 
+    def caution(self, retention: float) -> str | None:
+        """What to know of it at a budget as small as this share of the vision tokens, as a note; None: nothing."""
+        return None
+
     def plan(
         self,
         depth: int,

@@ -57,6 +57,7 @@ class Program:
             cuts in the "tower" or behind the "projector", or with all tokens of fewer rows ("thin"); None: as the model
             does. Any of the first four may be of fewer rows too.
         renumbers: Whether rows are numbered anew anywhere.
+        cautious: Whether the method has something to say of budgets that are too small for it.
         busy: Decoder layers before which a stage stands, or of which one reads while they run or later.
     """
 
@@ -111,6 +112,7 @@ class Program:
         self.reads_words = Text() in read
         self.turned = tuple(sorted({stage.layer for stage in layers if Rotary() in stage.reads}))
         self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
+        self.cautious = method.caution(0) is not None
         self._remembered, self._signals_while = _looking_back(layers)
         self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
         self.encodes = self._encodes()

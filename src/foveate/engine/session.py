@@ -6,9 +6,10 @@ One forward runs the hooks so: `generate` or the model, the core, `get_*_feature
 
 import functools
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -105,8 +106,15 @@ def drop(
         SettingError: If the method's cuts do not fit the decoder's depth, or the method cannot meet the budget.
         UnknownNameError: If there is no method of that name.
         UnsupportedError: If no family serves the model, or the model lacks a signal that the method reads.
+
+    Warns:
+        UserWarning: Behind the context, if the method is a poor one for as few tokens as an image was left.
     """
-    session = _session(model, method, family, retention, tokens, resources or {})
+    yield from _opened(_session(model, method, family, retention, tokens, resources or {}), warns=True)
+
+
+def _opened(session: "Session", warns: bool) -> Iterator[Trace]:
+    """The trace of a session while it is attached; behind it, where `warns`, what the method says of its budget."""
     try:
         try:
             session.attach()
@@ -115,6 +123,10 @@ def drop(
             session.detach()
     finally:
         session.detach()  # an interrupt may have ended the first detach halfway
+    if warns and session.cautious and session.trace.history:
+        caution = session.method.caution(min(session.trace.history[0].retention))
+        if caution is not None:
+            warnings.warn(caution, stacklevel=4)
 
 
 def apply(
@@ -158,16 +170,18 @@ def remove(model: nn.Module) -> None:
         session.detach()
 
 
-def drop_or_not(model: nn.Module, method: Method | None) -> AbstractContextManager[Trace]:
-    """`drop`; with None the untouched model, and an empty trace. Neither starts inside a context.
+@contextmanager
+def drop_or_not(model: nn.Module, method: Method | None) -> Iterator[Trace]:
+    """`drop` that warns of nothing; with None the untouched model, and an empty trace. Neither starts inside a context.
 
     Raises:
         SessionError: If the model is inside one already, also one that another thread holds.
     """
     if method is not None:
-        return drop(model, method)
-    refuse_open(model)
-    return nullcontext(Trace())
+        yield from _opened(_session(model, method, None, None, None, {}), warns=False)
+    else:
+        refuse_open(model)
+        yield Trace()
 
 
 def refuse_open(model: nn.Module) -> None:
@@ -223,6 +237,7 @@ class Session:
     Attributes:
         method: The method.
         trace: Filled by every prefill.
+        cautious: Whether the method has something to say of budgets that are too small for it.
     """
 
     def __init__(self, family: Family, method: Method, resources: Mapping[str, Any]) -> None:
@@ -232,6 +247,7 @@ class Session:
         self._family = family
         guards.refuse_unknown_host(family)
         self._program = _program(method, family, resources)
+        self.cautious = self._program.cautious
         guards.refuse_unencoded(family, self._program.encodes)
         guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)

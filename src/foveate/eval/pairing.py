@@ -226,8 +226,10 @@ class _Pairing:
             times = float(setting.figures[0]) / full_accuracy
             of_full = share(setting.figures, self.full.figures, self._widening(setting, self.full, times))
         hard, hard_questions = self._hard(setting, rivals["resize"])
+        row = self.row(setting)
+        caution = contender.draws[0].caution(row["retention"])
         return {
-            **self.row(setting),
+            **row,
             **spread_out("share", of_full),
             **spread_out("difference", self._difference(setting, self.full)),
             **spread_out("agreement", self._resampled.proportion(numbers["agrees"])),
@@ -238,7 +240,7 @@ class _Pairing:
             "hard_questions": hard_questions,
             "draws": [round(draw, 5) for draw in setting.draws] if len(setting.draws) > 1 else [],
             "settings": [draw.to_dict() for draw in contender.draws],
-            "note": contender.note,
+            "note": "; ".join(filter(None, (contender.note, caution))),
         }
 
     def _difference(self, setting: _Setting, other: _Setting | None) -> Estimate | None:

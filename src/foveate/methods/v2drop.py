@@ -19,6 +19,8 @@ __all__ = ["METHOD", "V2Drop", "variation"]
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
 EPSILON = 1e-6  # the smallest norm that divides
+POOR_BELOW = 0.2
+"""A share of the tokens below which it loses far more than others in our table: at 1/9 25 points, DivPrune 4."""
 # FLOPs for each number of a hidden state: "l2" and "l1" subtract, square (or take the absolute value) and add.
 OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
@@ -45,6 +47,15 @@ class V2Drop(Scheduled):
     metric: Metric = "l2"
     over: Literal["net", "path"] = "net"
     reverse: bool = False
+
+    def caution(self, retention: float) -> str | None:
+        untuned = self.layers is None and (self.tokens is not None or self.retention is not None)
+        if retention >= POOR_BELOW or not untuned:
+            return None
+        return (
+            "v2drop is not the best choice for so few tokens, unless tuned: on the embedded model divprune, scope and "
+            "vidcom2 lose far less (docs/guides/choosing.md)"
+        )
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
         # The notes of a path's steps have all moves.

@@ -15,7 +15,7 @@ from foveate.contract.method import Method
 from foveate.contract.space import Point, Space
 from foveate.contract.stages import Shape
 from foveate.cost import cost
-from foveate.engine.session import drop
+from foveate.engine.session import drop_or_not
 from foveate.errors import BudgetError, SettingError
 from foveate.tune.parts import SampleInputs
 
@@ -194,7 +194,7 @@ class Measured(Prices):
         if method not in self._counts_of:
             rows = []
             for sample in self._samples:
-                with drop(self.model, method) as trace, torch.inference_mode():
+                with drop_or_not(self.model, method) as trace, torch.inference_mode():
                     self.model(**{**sample.inputs, "use_cache": False})
                 rows.append([sum(layer) for layer in trace.latest.per_layer])
             self._counts_of[method] = np.array(rows, dtype=np.float64)
