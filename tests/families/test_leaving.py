@@ -1,5 +1,6 @@
 """Patches that leave before towers which need all of them: as full-length blocks in which rows that left are copies."""
 
+import copy
 import functools
 import itertools
 import math
@@ -282,6 +283,19 @@ def test_padding_of_a_picture_neither_runs_nor_counts():
         run()
 
 
+def test_tokens_that_are_no_units_are_refused():
+    """Where a LLaVA takes the CLS for a token, it is not known which patches a token is made of."""
+    model = copy.deepcopy(tiny("llava"))
+    model.config.vision_feature_select_strategy = "full"
+    inputs = painted("llava", ["tit"])
+    with (
+        fv.drop(model, PixelPrune()),
+        torch.no_grad(),
+        pytest.raises(fv.UnsupportedError, match="places of this image's tokens are not known"),
+    ):
+        model.model.get_image_features(pixel_values=inputs["pixel_values"])
+
+
 @pytest.mark.parametrize("family", [name for name in RETURNS if name != "smolvlm"])
 def test_the_cost_is_of_the_rows_that_ran(family):
     """As torch counts it: all patches are embedded, the rows that ran go through the blocks, and all are projected."""
@@ -298,9 +312,7 @@ def test_the_cost_is_of_the_rows_that_ran(family):
         side = model.config.spatial_merge_size * model.config.vision_config.patch_size
         known["grids"] = [[(height // side, width // side)] for height, width in of["image_sizes"].tolist()]
     counts = [count for (count,) in trace.latest.per_layer]
-    told = fv.cost(
-        model, method=PixelPrune(), tokens=counts, tower_tokens=trace.latest.tower_tokens[0], tower_rows=rows, **known
-    )
+    told = fv.cost(model, method=PixelPrune(), tokens=counts, tower_rows=rows, **known)
     plain = fv.cost(model, **known)
     tower, blocks, _ = tower_of(model, "image")
     call, before = seen(tower, blocks[0], lambda: model.model.get_image_features(**of))
@@ -314,14 +326,14 @@ def test_the_cost_is_of_the_rows_that_ran(family):
     assert told.projector_flops == plain.projector_flops
     assert told.tower_flops < plain.tower_flops
     with pytest.raises(fv.SettingError, match=r"tower_rows=trace.latest.tower_rows\[0\]"):
-        fv.cost(model, method=PixelPrune(), tokens=counts, tower_tokens=trace.latest.tower_tokens[0], **known)
+        fv.cost(model, method=PixelPrune(), tokens=counts, **known)
     with pytest.raises(fv.SettingError, match="tower_rows must have the rows of"):
         fv.cost(
-            model, method=PixelPrune(), tokens=counts, tower_tokens=trace.latest.tower_tokens[0],
+            model, method=PixelPrune(), tokens=counts,
             tower_rows=[[*rows[0], 1], *rows[1:]], **known,
         )  # fmt: skip
     half = fv.cost(
-        model, method=PixelPrune(), tokens=counts, tower_tokens=trace.latest.tower_tokens[0],
+        model, method=PixelPrune(), tokens=counts,
         tower_rows=[(), *rows[1:]], **known,
     )  # fmt: skip
     assert told.tower_flops < half.tower_flops < plain.tower_flops

@@ -212,11 +212,11 @@ def cost(
         dtype: Of the cache and the activations; by default the config's, and bfloat16 if it names none.
         tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
             (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
-        tower_tokens: For a method that drops before the tower (PixelPrune), beside `tokens`: the tokens of each image
-            or video whose patches the tower runs on, `trace.latest.tower_tokens[0]`. Others need none.
-        tower_rows: Beside them where rows come back behind the tower (all families but the Qwen-VLs and GLM-V): on how
-            many rows of each picture, tile or frame it runs, for each image or video,
-            `trace.latest.tower_rows[0]`. An empty entry: on all. Pictures of a batch count as the one with most.
+        tower_tokens: For a method that drops before the tower (PixelPrune) of a Qwen-VL or GLM-V, beside `tokens`: the
+            tokens of each image or video whose patches the tower runs on, `trace.latest.tower_tokens[0]`.
+        tower_rows: The same for other families, where patches come back behind the tower: on how many rows of each of
+            its pictures, tiles or frames it runs, `trace.latest.tower_rows[0]`. An empty entry: on all. Pictures of a
+            batch count as the one with most.
         grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
             (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]`
             for one LLaVA-1.5 image, whose grids are known without.
@@ -225,8 +225,8 @@ def cost(
             grids=[[(14, 14)] * 32], videos=True`.
 
     Raises:
-        SettingError: If such a method is given without `tokens` (or `tower_tokens`), a count is negative or all are
-            zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the
+        SettingError: If such a method is given without `tokens` (or what the tower ran on), a count is negative or all
+            are zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the
             counts leave it open, or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
             not known.
@@ -243,11 +243,11 @@ def cost(
 
     by_pixels = method is not None and _by_pixels(method, decoder.depth)
     comes_back = by_pixels and family.encode_subset is Family.encode_subset
-    if by_pixels and (tower_tokens is None or (comes_back and tower_rows is None)):
+    if by_pixels and (tower_rows if comes_back else tower_tokens) is None:
+        needed = "tower_rows" if comes_back else "tower_tokens"
         raise SettingError(
             f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
-            "tokens=[count for (count,) in trace.latest.per_layer], tower_tokens=trace.latest.tower_tokens[0]"
-            f"{', tower_rows=trace.latest.tower_rows[0]' * comes_back}."
+            f"tokens=[count for (count,) in trace.latest.per_layer], {needed}=trace.latest.{needed}[0]."
         )
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.

@@ -336,7 +336,7 @@ class _ThinRun:
 def _refusal(tower: ThinnedTower, why: str) -> UnsupportedError:
     """Why rows cannot leave inside a tower."""
     name = type(tower.tower).__name__
-    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use a method without thintower.")
+    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops behind it.")
 
 
 def _rectangular(pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
