@@ -43,7 +43,6 @@ class LlavaNextVideo(LlavaNext):
 
     model_type: ClassVar[str] = "llava_next_video"
     title: ClassVar[str] = "LLaVA-NeXT-Video"
-    needs_all_patches: ClassVar[str | None] = "frames are pooled on their grids, and tiles put together by their places"
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
@@ -166,9 +165,6 @@ class LlavaOnevision(AnyResolution):
 
     model_type: ClassVar[str] = "llava_onevision"
     title: ClassVar[str] = "LLaVA-OneVision"
-    needs_all_patches: ClassVar[str | None] = (
-        "tiles are put together by their places, shrunk, and frames pooled on their grids"
-    )
     videos: ClassVar[bool] = True
 
     @classmethod
