@@ -53,6 +53,7 @@ class PaliGemma(Llava):
     title: ClassVar[str] = "PaliGemma"
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
+    pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma", "gemma2"})
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 

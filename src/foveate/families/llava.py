@@ -48,11 +48,7 @@ class OfClip(Family):
 
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        if model.config.vision_config.model_type == "clip_vision_model":
-            self.pixel_mean, self.pixel_std = CLIP
+    pixel_mean, pixel_std = CLIP
 
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)

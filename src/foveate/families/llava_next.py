@@ -16,6 +16,7 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.families.anyres import NOWHERE, AnyResolution
+from foveate.families.base import Family
 from foveate.families.llava import picture_tokens, side_of
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
@@ -165,6 +166,7 @@ class LlavaOnevision(AnyResolution):
 
     model_type: ClassVar[str] = "llava_onevision"
     title: ClassVar[str] = "LLaVA-OneVision"
+    pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     videos: ClassVar[bool] = True
 
     @classmethod
