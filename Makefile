@@ -23,7 +23,7 @@ QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup setup-page setup-vllm test-vllm page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check notebooks docs clean mutants fuzz
+.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check notebooks docs clean mutants fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -32,6 +32,7 @@ help:
 	@echo "make setup-page  what the page and its tests need, and nothing else does"
 	@echo "make setup-vllm  an environment of its own, .venv-vllm, with vLLM for the CPU"
 	@echo "make test-vllm   test foveate inside vLLM (runners V1 and V2) in that environment; says loudly where it cannot be installed"
+	@echo "make test-vllm-all  the same on every model, method and way of scheduling (an hour)"
 	@echo "make space   out/space: a folder that can be pushed to a hosting space as it is"
 	@echo "make test    run all tests and say what each tier took; make tier-signals runs one of: $(TIERS)"
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
@@ -125,7 +126,7 @@ $(VLLM_READY): pyproject.toml plugins/vllm/pyproject.toml plugins/vllm/tests/shi
 	@{ $(PYTHON) -m venv $(VLLM_VENV) && \
 	  $(VLLM_PIP) install --progress-bar off $(TORCH) && \
 	  $(VLLM_PIP) install --progress-bar off $(VLLM) && \
-	  $(VLLM_PIP) install --progress-bar off -e . pytest pytest-timeout hypothesis && \
+	  $(VLLM_PIP) install --progress-bar off -e . pytest pytest-timeout hypothesis num2words && \
 	  $(VLLM_PIP) install --progress-bar off --no-deps -e plugins/vllm && \
 	  $(VLLM_PIP) uninstall --yes torchaudio torchcodec && \
 	  cp plugins/vllm/tests/shims/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
@@ -139,9 +140,10 @@ setup-vllm: $(VLLM_READY)
 VLLM_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 VLLM_TEST := $(abspath $(VLLM_BIN))/python -m pytest -q
 # Runner V2, which vLLM takes on a GPU, here in Triton's interpreter, where each step takes long: a choice of them, see
-# plugins/vllm/tests/conftest.py. FOVEATE_TESTS=all runs everything.
+# plugins/vllm/tests/conftest.py, which says what FOVEATE_TESTS chooses.
 VLLM_V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1
-test-vllm:
+test-vllm-all: export FOVEATE_TESTS := long
+test-vllm test-vllm-all:
 	@if $(MAKE) --no-print-directory setup-vllm; then \
 	  cd plugins/vllm && $(VLLM_ENVIRONMENT) $(VLLM_TEST) && \
 	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST); \

@@ -68,7 +68,8 @@ def resize_like(benched: Benched, method: Method) -> Method:
 def measure(name: str, rounds: int) -> None:
     """Time a shape and write its record."""
     of, cpu, path = shape(name), torch.device("cpu"), HERE / f"first-{name}.json"
-    sharing = Shared(of.name, of.of, shallower(of.config, DEPTHS.get(name)), PICTURES.get(name, of.image), own=OWN[name])
+    config = shallower(of.config, DEPTHS.get(name))
+    sharing = Shared(of.name, of.of, config, PICTURES.get(name, of.image), own=OWN[name])
     benched = from_shape(sharing, cpu, torch.float32, "auto", PromptRequest(images=IMAGES[name]))
     methods: dict[str, Method | None] = {FULL: None, **methods_of(benched), AGAIN: None}
     seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else []

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from foveate import embedded
 
-__all__ = ["embedded_checkpoint", "llava_checkpoint", "next_checkpoint", "save"]
+__all__ = ["embedded_checkpoint", "llava_checkpoint", "next_checkpoint", "rename", "save"]
 
 TOKENS = 448
 """Size of the embedded model's vocabulary, which the tiny models share."""
@@ -33,7 +33,7 @@ CLIP = {
 def embedded_checkpoint(folder: Path) -> Path:
     """The embedded model in float32, its tower under the names that vLLM reads."""
     shutil.copytree(embedded.path(), folder, dirs_exist_ok=True)
-    _rename(folder)
+    rename(folder)
     return folder
 
 
@@ -59,7 +59,7 @@ def llava_checkpoint(
     processor = json.loads((embedded.path() / "processor_config.json").read_text())
     processor["image_processor"] |= {"crop_size": {"height": 84, "width": 84}, "size": {"shortest_edge": 84}}
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    _rename(folder)
+    rename(folder)
     return folder
 
 
@@ -85,7 +85,7 @@ def next_checkpoint(folder: Path, seed: int = 0) -> Path:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     ).save_pretrained(folder)
-    _rename(folder)
+    rename(folder)
     return folder
 
 
@@ -101,7 +101,7 @@ def save(model: transformers.PreTrainedModel, folder: Path) -> None:
         shutil.copy(embedded.path() / name, folder / name)
 
 
-def _rename(folder: Path) -> None:
+def rename(folder: Path) -> None:
     """Tensors of a CLIP tower as older checkpoints call them: vLLM knows those alone."""
     path = folder / "model.safetensors"
     tensors = {}

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from foveate import embedded
 from tests.checkpoints import TEXT, save
 
-__all__ = ["MARK", "NAMES", "qwen_checkpoint", "tokenizer_with_marks"]
+__all__ = ["MARK", "NAMES", "experts_as_on_the_hub", "qwen_checkpoint", "tokenizer_with_marks"]
 
 MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 """What stands for an image in a prompt."""
@@ -90,5 +91,51 @@ def _size(token: int) -> dict[str, int]:
     return {"shortest_edge": 4 * token**2, "longest_edge": 120 * token**2}
 
 
-BUILT = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
-NAMES = tuple(BUILT)
+def experts_as_on_the_hub(folder: Path) -> None:
+    """Turn a saved model's experts as vLLM reads them: inputs first, which transformers saves the other way."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name] = tensors[name].transpose(1, 2).contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _qwen2_vl(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple[Any, Any]:
+    _, processor = _qwen2_5_vl(text, marks, tokenizer)
+    config = transformers.Qwen2VLConfig(
+        text_config={**text, "rope_parameters": _rope()},
+        vision_config={"depth": 4, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+        tie_word_embeddings=False, **marks,
+    )  # fmt: skip
+    processor = transformers.Qwen2VLProcessor(
+        image_processor=processor.image_processor, tokenizer=tokenizer, video_processor=processor.video_processor
+    )
+    return transformers.Qwen2VLForConditionalGeneration(config), processor
+
+
+VISION3 = {
+    "depth": 4, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
+    "num_position_embeddings": 64, "patch_size": 16, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def _qwen3_vl_moe(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple[Any, Any]:
+    _, processor = _qwen3_vl(text, marks, tokenizer)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [3]}
+    experts["norm_topk_prob"] = True  # which vLLM reads, and transformers leaves out
+    config = transformers.Qwen3VLMoeConfig(
+        text_config={**text, **experts, "rope_parameters": {**_rope(), "mrope_interleaved": True}},
+        vision_config={**VISION3, "deepstack_visual_indexes": [1]},
+        tie_word_embeddings=False, **marks,
+    )  # fmt: skip
+    return transformers.Qwen3VLMoeForConditionalGeneration(config), processor
+
+
+BUILT = {
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "qwen2_vl": _qwen2_vl,
+    "qwen3_vl_moe": _qwen3_vl_moe,
+}
+NAMES = ("qwen2_5_vl", "qwen3_vl")

@@ -37,7 +37,7 @@ def engine(folder, setting=None, **options) -> Iterator:
 
     if setting is not None:
         config = transformers.AutoConfig.from_pretrained(folder)
-        architecture = ARCHITECTURES[config.model_type]
+        architecture = ARCHITECTURES.get(config.model_type) or f"Foveate{config.architectures[0]}"
         options["hf_overrides"] = {"architectures": [architecture], "foveate": setting}
     usual = {"max_model_len": 1024, "block_size": 32, "max_num_seqs": 4, "limit_mm_per_prompt": {"image": 3}}
     llm = LLM(str(folder), dtype="float32", enforce_eager=True, disable_log_stats=True, **usual | options)
@@ -59,11 +59,12 @@ def request(images: Sequence = (), prompt: str | None = None, **rate) -> dict:
     return made
 
 
-def answers(llm, requests: Sequence[dict], tokens: int = 8, **options) -> list[list[int]]:
+def answers(llm, requests: Sequence[dict], tokens: int = 8, ignore_eos: bool = False, **options) -> list[list[int]]:
     """Greedy tokens of each request."""
     from vllm import SamplingParams
 
-    outputs = llm.generate(list(requests), SamplingParams(temperature=0, max_tokens=tokens), use_tqdm=False, **options)
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=ignore_eos)
+    outputs = llm.generate(list(requests), sampling, use_tqdm=False, **options)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
@@ -73,9 +74,11 @@ class Reference:
     def __init__(self, folder) -> None:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
+        if self.model.config.model_type not in ARCHITECTURES:  # some configs bring an end of their own
+            self.model.generation_config.eos_token_id = None
 
-    def answer(self, request: dict, method: Method | None = None, tokens: int = 8) -> list[int]:
-        """Greedy tokens, with rows numbered anew."""
+    def answer(self, request: dict, method: Method | None = None, tokens: int = 8, new: bool = True) -> list[int]:
+        """Greedy tokens, with rows numbered anew where `new`."""
         images = request.get("multi_modal_data", {}).get("image")
         inputs = self.processor(images=images, text=request["prompt"], return_tensors="pt")
         before = inputs["input_ids"].shape[1]
@@ -84,7 +87,7 @@ class Reference:
         settings = {"max_new_tokens": tokens, "do_sample": False}
         if method is None:
             return self.model.generate(**inputs, **settings)[0, before:].tolist()
-        with fv.drop(self.model, Renumbered(inner=method)):
+        with fv.drop(self.model, Renumbered(inner=method) if new else method):
             return self.model.generate(**inputs, **settings)[0, before:].tolist()
 
 

@@ -20,6 +20,8 @@ __all__ = ["ARCHITECTURES", "Ask", "Reference", "differences", "engine_of", "pic
 ARCHITECTURES = {
     "qwen2_5_vl": "FoveateQwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "FoveateQwen3VLForConditionalGeneration",
+    "qwen2_vl": "FoveateQwen2VLForConditionalGeneration",
+    "qwen3_vl_moe": "FoveateQwen3VLMoeForConditionalGeneration",
 }
 NEW_TOKENS = 8
 

@@ -178,6 +178,14 @@ def test_a_wrong_rate_is_a_value_error_and_the_engine_lives_on(llm, reference, r
     assert answers(llm, [made]) == [reference.answer(made, _with("visionzip", tokens=9))]
 
 
+def test_a_rate_in_a_request_without_an_image_is_refused(llm):
+    with pytest.raises(
+        ValueError, match="foveate_tokens says how much of an image stays, and this request has no image"
+    ):
+        answers(llm, [request(foveate_tokens=9)])
+    assert answers(llm, [request()])
+
+
 def _model(llm):
     return llm.llm_engine.model_executor.driver_worker.get_model()
 

@@ -171,6 +171,9 @@ def test_a_request_without_a_rate_gets_the_server_s(server, asked):
         ("good", {"foveate_tokens": "many"}, "whole number"),
         ("good", {"foveate_token": 64}, "takes foveate_tokens or foveate_retention"),
         ("good", {"foveate_method": "divprune"}, "takes foveate_tokens or foveate_retention"),
+        ("good", {"foveate_tokens": 64, "foveate_retention": 0.5}, "not both"),
+        (None, {"foveate_tokens": 64}, "this request has no image"),
+        (None, {"foveate_token": 64}, "this request has no image"),
     ],
 )
 def test_bad_media_and_rates_are_refused_and_the_server_lives_on(server, asked, url, rate, said):

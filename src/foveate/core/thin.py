@@ -92,7 +92,7 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
     return (1 - cosines / neighbours.clamp(min=1)).mul(LEVELS).round().flatten() / LEVELS
 
 
-def nearest(rows: Tensor, kept: Tensor) -> Tensor:
+def nearest(rows: Tensor, kept: Tensor, in_levels: bool = False) -> Tensor:
     """Which kept row each row is nearest to, by Euclidean distance: (rows,) int64, places in `kept`.
 
     A kept row is its own; ties go to the lower place.
@@ -100,13 +100,18 @@ def nearest(rows: Tensor, kept: Tensor) -> Tensor:
     Args:
         rows: (rows, width) of any float dtype.
         kept: (kept,) int64, at least one.
+        in_levels: Whether rows that are equal but for rounding tie, as where many are copies.
     """
     rows = rows.float()
     rows = rows - rows.mean(dim=0)  # no distance changes, and less is lost where lengths are subtracted
     targets = rows[kept]
     squares = targets.square().sum(dim=1)
-    found = torch.cat([(squares - 2 * (part @ targets.T)).argmin(dim=1) for part in blocks(rows, len(targets))])
-    return found.scatter(0, kept, torch.arange(len(targets), device=kept.device))
+    level = rows.square().sum(dim=1).amax().clamp(min=1e-30) / LEVELS if in_levels else None
+    found = []
+    for part in blocks(rows, len(targets)):
+        apart = squares - 2 * (part @ targets.T)
+        found.append((apart if level is None else (apart / level).round()).argmin(dim=1))
+    return torch.cat(found).scatter(0, kept, torch.arange(len(targets), device=kept.device))
 
 
 def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:

@@ -2,23 +2,26 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.config import VllmConfig, get_layers_from_vllm_config
-from vllm.forward_context import ForwardContext, get_forward_context
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.layers.attention import Attention
 
+from foveate.core.patching import Patcher
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate_vllm import guards
+from foveate_vllm.host import Attention, ForwardContext, get_forward_context, get_layers_from_vllm_config
 from foveate_vllm.layout import Batch, Images, Layout, as_before, built_of, recording
+from foveate_vllm.lost import Lost
 from foveate_vllm.passing import Passing
+from foveate_vllm.runners import model_state
 from foveate_vllm.setting import Rate, Setting
 
-__all__ = ["BetweenLayers", "Dropping"]
+__all__ = ["BetweenLayers", "Dropping", "warn_of_untested"]
 
 
 class Dropping:
@@ -28,24 +31,25 @@ class Dropping:
         stages: Of the method, those between layers.
         decoder: vLLM's decoder: has `layers`, whose attention is `self_attn.attn`, and `norm`.
         image: Tokens of every image before any of them leave; None: as many as enter the decoder.
+        untested: Whether attention backends that were not tried are allowed.
+
+    Attributes:
+        lost: Tokens that running requests have lost behind each cut.
     """
 
-    def __init__(self, stages: Program, decoder: Any, image: int | None = None) -> None:
+    def __init__(self, stages: Program, decoder: Any, image: int | None = None, untested: bool = False) -> None:
         self._stages = stages
         self._cuts = sorted(self._stages.cuts)
         self._decoder = decoder
         self._image = image
         self._names = []
-        for index, layer in enumerate(decoder.layers):
-            attention = layer.self_attn.attn
-            guards.refuse_backend(attention.attn_backend.get_name())
-            guards.refuse_window(attention.sliding_window)
+        for layer in decoder.layers:
+            attention = guards.refuse_layer(layer, untested)
             attention.attn_backend = recording(attention.attn_backend)
             self._names.append(attention.layer_name)
-            layer.forward = self._around(index, layer, layer.forward)
-        # Tokens that a request has lost behind each cut, by its first KV block.
-        self._dropped: dict[int, tuple[int, ...]] = {}
-        self._last: tuple[Batch, list[Layout]] | None = None
+        self.lost = Lost()
+        # Rows and losses of the step before, and the layouts that follow from them.
+        self._last: tuple[tuple[Any, ...], list[Layout]] | None = None
         self._images: Images | None = None
         self._passing: Passing | None = None
 
@@ -66,20 +70,24 @@ class Dropping:
         images, self._images = self._images, None
         context = get_forward_context()
         metadata = context.attn_metadata
-        if not metadata or (images is None and not self._dropped):  # a trial run, or nobody has lost anything
+        if not metadata or (images is None and not self.lost):  # a trial run, or nobody has lost anything
             yield
             return
         assert isinstance(metadata, dict)  # microbatches are refused by guards
-        context.attn_metadata = dict(metadata)
-        context.slot_mapping = dict(context.slot_mapping)
         stock = metadata[self._names[0]]
-        batch = Batch.of(built_of(stock).common)
-        self._forget(batch)
-        if images is None:
-            self._continue(context, stock, batch, device)
+        built = built_of(stock)
+        batch = Batch.of(built.common)
+        lost = self.lost.of(batch, built.common, built.builder.kv_cache_spec.block_size)
+        if images is None and not any(lost):
             yield
             return
-        lost = [self._dropped.get(block, ()) for block in batch.blocks]
+        context.attn_metadata = dict(metadata)
+        context.slot_mapping = dict(context.slot_mapping)
+        if images is None:
+            self._continue(context, stock, batch, lost, device)
+            yield
+            return
+        context.skip_compiled = True  # rows leave on the way
         self._passing = Passing(
             self._stages,
             batch,
@@ -90,36 +98,43 @@ class Dropping:
             device,
         )
         try:
-            yield
-            for request, dropped in self._passing.dropped.items():
-                self._dropped[batch.blocks[request]] = dropped
+            with Patcher() as patches:
+                for index, layer in enumerate(self._decoder.layers):
+                    patches.wrap(layer, "forward", partial(self._run, index, layer))
+                yield
+            self.lost.keep(self._passing.dropped)
         finally:
             self._passing = None
             self._last = None
 
-    def _around(self, index: int, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A layer's forward, through the step's stages if it has images."""
+    def _run(
+        self,
+        index: int,
+        layer: Any,
+        original: Callable[..., Any],
+        positions: Tensor,
+        hidden_states: Tensor,
+        residual: Tensor | None,
+        **others: Any,
+    ) -> Any:
+        """In the place of a layer's forward: through the step's stages."""
+        assert self._passing is not None
+        return self._passing.run(index, layer, original, positions, hidden_states, residual, **others)
 
-        def forward(positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **others: Any) -> Any:
-            if self._passing is None:
-                return original(positions, hidden_states, residual, **others)
-            return self._passing.run(index, layer, original, positions, hidden_states, residual, **others)
-
-        return forward
-
-    def _forget(self, batch: Batch) -> None:
-        """Forget sequences whose blocks belong to others by now, or that are computed anew."""
-        for request, block in enumerate(batch.blocks):
-            if block in self._dropped and batch.begins(request):
-                del self._dropped[block]
-
-    def _continue(self, context: ForwardContext, stock: Any, batch: Batch, device: torch.device) -> None:
+    def _continue(
+        self,
+        context: ForwardContext,
+        stock: Any,
+        batch: Batch,
+        lost: tuple[tuple[int, ...], ...],
+        device: torch.device,
+    ) -> None:
         """Give the layers behind each cut their metadata in a step in which no row leaves."""
-        if self._last is None or not self._last[0].same_requests(batch):
+        same = batch.starts, lost
+        if self._last is None or self._last[0] != same:
             none = (0,) * len(self._cuts)
-            lost = [self._dropped.get(block, none) for block in batch.blocks]
-            layouts = [as_before(batch, dropped, device) for dropped in zip(*lost, strict=True)]
-            self._last = batch, layouts
+            layouts = [as_before(batch, own, device) for own in zip(*(own or none for own in lost), strict=True)]
+            self._last = same, layouts
         for cut, layout in enumerate(self._last[1]):
             self._put(context, stock, cut, layout)
 
@@ -137,6 +152,13 @@ class Dropping:
 logger = init_logger("vllm.foveate")  # below "vllm", whose level and handlers are those of the server's log
 
 
+def warn_of_untested(architecture: str, compared: Sequence[str]) -> None:
+    """Say once that nobody has compared a model's answers with those on transformers."""
+    stock = architecture.removeprefix("Foveate")
+    if stock not in compared:
+        logger.warning_once("foveate was not compared with transformers on %s: ask what you know the answer to.", stock)
+
+
 class BetweenLayers:
     """Stands in front of a multimodal model class of vLLM.
 
@@ -149,6 +171,15 @@ class BetweenLayers:
     family: ClassVar[type[Family]]
     foveate: Setting
     dropping: Dropping | None = None
+
+    @classmethod
+    def setting_of(cls, config: Any) -> Setting:
+        """The setting of a server of this architecture.
+
+        Raises:
+            FoveateError: If it cannot work.
+        """
+        return Setting.of(config, cls.family)
 
     @property
     def whole_image(self) -> int | None:
@@ -163,7 +194,13 @@ class BetweenLayers:
             if self.whole_image is None and stages.early:
                 guards.refuse_counting_what_entered(stages.late)
             decoder = self.get_language_model().model  # type: ignore[attr-defined]
-            self.dropping = Dropping(Program(stages.method, stages.late), decoder, self.whole_image)
+            program = Program(stages.method, stages.late)
+            self.dropping = Dropping(program, decoder, self.whole_image, setting.untested)
+
+    @classmethod
+    def get_model_state_cls(cls) -> type:
+        """Asked by runner V2."""
+        return model_state(getattr(cls, "is_hybrid", False))
 
     def log_start(self, vllm_config: VllmConfig) -> None:
         """Say once, in the first process, what drops at which rate, and what runs it."""

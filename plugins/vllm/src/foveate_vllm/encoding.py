@@ -6,16 +6,19 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.engine.encode import TowerReducer
-from foveate.engine.hosts import Entered, Project, enter
+from foveate.engine.hosts import Entered, Project, before_decoder, enter
 from foveate.engine.program import Program
+from foveate.families.newlines import Stats, reduce_apart
+from foveate.families.placing import rows_left
 from foveate_vllm import guards
 from foveate_vllm.processing import KEEP, RATE
 from foveate_vllm.setting import Rate, Setting
 
-__all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "ready", "rows_of"]
+__all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "ready", "reduced_apart", "rows_of"]
 
 Rows = TypeVar("Rows", bound=Sized)
 """The rows of an image, alone or with their places."""
@@ -90,6 +93,22 @@ def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Row
             guards.refuse_wrong_count(len(own), asked.counts[index])
             entering[index] = own
     return [entering[index] for index in range(len(entering))]
+
+
+def reduced_apart(
+    stages: Program,
+    images: Sequence[Tensor],
+    boxes: Sequence[Tensor | None],
+    grids: Sequence[tuple[Grid, ...]] | None = None,
+    stats: Stats | None = None,
+    made: Callable[[int], Tensor] | None = None,
+) -> list[Entered]:
+    """What enters of images behind the projector, newlines never ranked; arguments as those of `reduce_apart`."""
+    cuts: Sequence[Any] = [None] * len(images)
+    if stages.encodes is not None:
+        cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, grids, made)
+    rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
+    return before_decoder(stages, [len(image) for image in images], cuts, rows)
 
 
 def groups(sizes: Sequence[int], most: int) -> Iterator[slice]:

@@ -1,6 +1,8 @@
 """Every refusal of the plug-in: said when the server starts, or to the request that cannot be served."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from foveate.contract import follow
@@ -10,6 +12,7 @@ from foveate.core.signals import Attention, Cells, Hidden, Products, Resource, R
 from foveate.core.views import Arriving
 from foveate.engine.program import Program
 from foveate.errors import BudgetError, SettingError, UnsupportedError
+from foveate_vllm import host
 
 REDUCED = "Make its rows on transformers, which stock vLLM takes as they are: Reduced embeddings, docs/guides/vllm.md."
 
@@ -61,6 +64,39 @@ def refuse_tower(model_type: str) -> None:
     """Towers whose attention foveate cannot read in vLLM."""
     if model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise UnsupportedError(f"foveate cannot drop tokens of {model_type} towers in vLLM. Use transformers.")
+
+
+def refuse_reading_tower(stages: Program) -> None:
+    """Stages that read the vision tower of a model whose tower the plug-in does not know."""
+    seen = {type(signal) for stage in stages.early for signal in stage.reads} - {Hidden, Cells}
+    if stages.encodes == "tower" or seen:
+        raise UnsupportedError(
+            f"{stages.method.name} reads the vision tower, which the plug-in shows of LLaVA and Qwen-VL alone. Take "
+            f"a method that reads an image's rows, such as divprune. {REDUCED}"
+        )
+
+
+def refuse_mrope(architecture: str, mrope: bool) -> None:
+    """A model whose positions have three axes, in the way of models whose rows are numbered anew."""
+    if mrope:
+        raise UnsupportedError(
+            f"{architecture} has positions of three axes (M-RoPE), which the plug-in keeps for the Qwen models that "
+            f"docs/guides/vllm.md names alone. {REDUCED}"
+        )
+
+
+def refuse_no_images(limits: Mapping[str, int | None]) -> None:
+    """A model that takes other media alone."""
+    if "image" not in limits:
+        raise UnsupportedError(
+            f"In vLLM this model takes {', '.join(limits) or 'no media'} and no images, so there is nothing to drop. "
+            "Serve it without foveate."
+        )
+
+
+def without_images(config: Any) -> Any:
+    """vLLM's settings for CUDA graphs of the tower, for other media alone: what is captured is not dropped from."""
+    return replace(config, modalities=[name for name in config.modalities if name != "image"])
 
 
 def refuse_tower_lora(lora: Any) -> None:
@@ -150,12 +186,37 @@ def refuse_wrong_rate(tokens: Any, retention: Any) -> None:
         raise SettingError(f"foveate_retention must be a share above 0 and at most 1; got {retention!r}.")
 
 
+def refuse_no_flag(untested: Any) -> None:
+    """The setting's "untested" is true or false."""
+    if not isinstance(untested, bool):
+        raise SettingError(f'"untested" in hf_overrides["foveate"] is true or false; got {untested!r}.')
+
+
 def refuse_rate_between_layers(stages: Program) -> None:
     """A request's own rate, where counts between layers are those of the server's method."""
     if stages.late:
         raise SettingError(
             f"{stages.method.name} drops tokens between decoder layers, at counts that were fixed when the server "
             "started: requests cannot have rates of their own. Leave foveate_tokens and foveate_retention out."
+        )
+
+
+def refuse_rate_without_image(values: Mapping[str, Any], media: Sequence[str], usual: Mapping[str, Any] | None) -> None:
+    """A rate, or what looks like one, in a request that has no image: vLLM would ignore it.
+
+    Args:
+        values: The request's `mm_processor_kwargs`, into which vLLM may have put the server's.
+        media: Its kinds of media.
+        usual: The server's `mm_processor_kwargs`.
+
+    Raises:
+        SettingError: A ValueError, so that the server answers 400.
+    """
+    ours = [key for key, value in values.items() if _is_ours(key) and (usual or {}).get(key) != value]
+    if ours and "image" not in media:
+        has = f"media of another kind ({', '.join(media)}), which stay whole" if media else "no image"
+        raise SettingError(
+            f"{', '.join(ours)} says how much of an image stays, and this request has {has}. Leave it out."
         )
 
 
@@ -254,25 +315,31 @@ def _left(stage: Stage, entered: int) -> int | None:
         return None
 
 
-def refuse_engine(config: Any) -> None:
-    """Settings of the engine (vLLM's `VllmConfig`) under which dropping between layers would be wrong."""
+def refuse_engine(config: Any, untested: bool = False) -> None:
+    """Settings of the engine (vLLM's `VllmConfig`) under which dropping between layers would be wrong.
+
+    Args:
+        config: As vLLM's own checks will find it.
+        untested: Whether the server's setting allows an attention backend that was not tried.
+    """
     device, backend = config.device_config.device_type, config.attention_config.backend
     if backend is not None:
-        refuse_backend(backend.name)
-    elif device != "cpu":
-        refuse_backend(f"one for {device}")
-    refuse_window(config.cache_config.sliding_window)
+        refuse_backend(backend.name, untested)
+    elif device != "cpu" and not untested:
+        refuse_backend(f"vLLM's choice for {device}")
+    cache, model, graphs = config.cache_config, config.model_config, config.compilation_config.cudagraph_mode
+    refuse_window(cache.sliding_window)
     parallel, scheduling = config.parallel_config, config.scheduler_config
     reasons = [
-        (
-            config.cache_config.enable_prefix_caching,
-            "keeps no prefix cache: behind a cut the keys of a prompt depend on what else was in it. "
-            "Start the server with --no-enable-prefix-caching.",
-        ),
         (
             parallel.pipeline_parallel_size > 1,
             "cannot divide the layers between processes (pipeline parallel): each cut must be known to all. "
             "Use --tensor-parallel-size instead of --pipeline-parallel-size.",
+        ),
+        (
+            model.is_moe and (parallel.data_parallel_size > 1 or parallel.enable_expert_parallel),
+            "cannot divide experts between processes: these agree on the rows of a step before it begins, and some of "
+            "them leave on the way. Leave --enable-expert-parallel and --data-parallel-size out.",
         ),
         (
             config.speculative_config is not None,
@@ -289,8 +356,24 @@ def refuse_engine(config: Any) -> None:
             "cannot hand KV caches to a connector: layers differ in length. Leave --kv-transfer-config out.",
         ),
         (
-            not config.model_config.enforce_eager,
-            "runs the model eagerly, since rows leave between layers. Start the server with --enforce-eager.",
+            cache.kv_sharing_fast_prefill,
+            "cannot leave out rows of a prompt in layers that share a KV cache (fast prefill), since it leaves out "
+            "others itself. Leave --kv-sharing-fast-prefill out.",
+        ),
+        (
+            model.is_hybrid or model.is_attention_free,
+            "cannot work in recurrent layers: what they remember of a row cannot leave. Take a method before the "
+            "decoder, such as divprune.",
+        ),
+        (
+            model.is_mm_prefix_lm,
+            "cannot work in a model whose image tokens attend to those behind them: vLLM tells its kernels where "
+            "images are in the whole prompt. Take a method before the decoder, such as divprune.",
+        ),
+        (
+            graphs is not None and graphs.has_full_cudagraphs(),
+            "cannot replay a whole step as one CUDA graph, as layers get lengths of their own. Leave cudagraph_mode "
+            'out of --compilation-config, or say "PIECEWISE" there.',
         ),
         (
             parallel.enable_dbo or parallel.use_ubatching,
@@ -314,14 +397,52 @@ def refuse_engine(config: Any) -> None:
             raise UnsupportedError(f"Dropping vision tokens between layers {reason}")
 
 
-def refuse_backend(name: str) -> None:
-    """An attention backend that was not tried. FLASHINFER, say, plans all layers of a step at once, for one length."""
-    if name != "CPU_ATTN":
+TRIED = ("CPU_ATTN", "TRITON_ATTN")
+"""Attention backends under which tests compare answers with those on transformers."""
+WRONG = ("FLASHINFER",)
+"""Backends that plan all layers of a step at once, for one length: wrong without a word."""
+
+
+def refuse_backend(name: str, untested: bool = False) -> None:
+    """An attention backend that was not tried, unless the server's setting says that this is known."""
+    if name in TRIED or (untested and name not in WRONG):
+        return
+    if name in WRONG:
         raise UnsupportedError(
-            "Dropping vision tokens between layers works with the attention backend CPU_ATTN alone, which is vLLM's on "
-            f"a CPU; this engine would take {name}. Serve on a CPU and leave --attention-backend out, or take a method "
-            "before the decoder, such as visionzip."
+            f"Dropping vision tokens between layers would be wrong with the attention backend {name}, which plans all "
+            "layers of a step for one length. Start the server with --attention-backend TRITON_ATTN."
         )
+    raise UnsupportedError(
+        f"Dropping vision tokens between layers was tested with the attention backends {' and '.join(TRIED)}, and this "
+        f"engine would take {name}. Start the server with --attention-backend TRITON_ATTN; or run foveate-vllm check "
+        'METHOD on this machine, and if it passes add "untested": true to the setting.'
+    )
+
+
+def refuse_layer(layer: Any, untested: bool) -> Any:
+    """A decoder layer's attention, if stages can work around it."""
+    attention = getattr(getattr(layer, "self_attn", None), "attn", None)
+    if attention is None:
+        raise UnsupportedError(
+            f"Dropping vision tokens between layers knows layers whose attention is self_attn.attn, and a "
+            f"{type(layer).__name__} has none. Take a method before the decoder, such as divprune."
+        )
+    takes = [*inspect.signature(layer.forward).parameters][:3]
+    if takes != ["positions", "hidden_states", "residual"] or not hasattr(layer, "input_layernorm"):
+        raise UnsupportedError(
+            f"Dropping vision tokens between layers knows layers that take positions, hidden_states and residual, and "
+            f"have input_layernorm; {type(layer).__name__} takes {', '.join(takes)}. Take a method before the decoder, "
+            "such as divprune."
+        )
+    host.look_at(attention)
+    refuse_backend(attention.attn_backend.get_name(), untested)
+    refuse_window(attention.sliding_window)
+    if attention.kv_sharing_target_layer_name is not None:
+        raise UnsupportedError(
+            "Dropping vision tokens between layers cannot work where a layer attends to the keys of an earlier one, "
+            "which has kept other rows. Take a method before the decoder, such as divprune."
+        )
+    return attention
 
 
 def refuse_window(size: int | None) -> None:
@@ -332,6 +453,19 @@ def refuse_window(size: int | None) -> None:
             f"{size} tokens would reach farther back than in the whole prompt. Start the server with "
             "--disable-sliding-window, which lets no request be longer than the window, or take a method before the "
             "decoder, such as visionzip."
+        )
+
+
+def refuse_film_between_layers(medium: str) -> None:
+    """A request with a film, where stages between layers cut images.
+
+    Raises:
+        SettingError: A ValueError, so that the server answers 400.
+    """
+    if medium != "image":
+        raise SettingError(
+            f"This server drops tokens of images between decoder layers, and cannot of {medium}. Send "
+            "frames as images, or ask a server whose method stands before the decoder, where films stay whole."
         )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.v1.attention.backends.utils import subclass_attention_backend
 
 from foveate.core.tensors import send
+from foveate_vllm.host import subclass_attention_backend
 
 __all__ = ["Batch", "Built", "Images", "Layout", "built_of", "recording"]
 
@@ -22,28 +22,25 @@ class Batch:
 
     An example: a prompt of five tokens, and the eighth token of another request.
 
-        starts   0 5 6        lengths   5 8        blocks   3 1
+        starts   0 5 6        lengths   5 8
 
     Attributes:
         starts: The first row of each request, and the number of all rows.
         lengths: Tokens of each sequence behind the step.
-        blocks: The first KV block of each. No two requests share one, since prefixes are not cached.
     """
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
-    blocks: tuple[int, ...]
 
     @classmethod
     def of(cls, common: Any) -> "Batch":
         """That of vLLM's `CommonAttentionMetadata`. Without speculative decoding its host numbers are exact."""
         starts = tuple(common.query_start_loc_cpu.tolist())
         lengths = tuple(common.seq_lens_cpu_upper_bound.tolist())
-        blocks = tuple(common.block_table_tensor[:, 0].tolist())
-        return cls(starts, lengths, blocks)
+        return cls(starts, lengths)
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return len(self.lengths)
 
     @property
     def rows(self) -> int:
@@ -55,13 +52,10 @@ class Batch:
         """Rows of each request."""
         return tuple(stop - start for start, stop in itertools.pairwise(self.starts))
 
-    def begins(self, request: int) -> bool:
-        """Whether a sequence begins in this step: it is new, or was preempted."""
-        return self.counts[request] == self.lengths[request]
-
-    def same_requests(self, other: "Batch") -> bool:
-        """Whether the other step has the same requests with as many rows each."""
-        return self.starts == other.starts and self.blocks == other.blocks
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """Tokens of each sequence before the step."""
+        return tuple(length - count for length, count in zip(self.lengths, self.counts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +218,14 @@ def as_before(batch: Batch, dropped: Sequence[int], device: torch.device) -> Lay
     return Layout(batch, dropped, None, batch.counts, device)
 
 
+BOUNDED = ("CPUAttentionMetadata", "TritonAttentionMetadata", "FlashAttentionMetadata")
+
+
 def _bounds_lengths(metadata: Any) -> bool:
     """Whether a backend takes metadata that was built for longer sequences with the same rows.
 
-    The CPU's divides its work by the lengths that it was built for, and looks at the true ones when it runs.
+    These divide their work by the lengths that they were built for, and look at the true ones when they run; but
+    FLASH_ATTN's schedule, where it makes one, is of the lengths themselves.
     """
-    return type(metadata).__name__ == "CPUAttentionMetadata"
+    kind = type(metadata).__name__
+    return kind in BOUNDED and not (kind == "FlashAttentionMetadata" and metadata.scheduler_metadata is not None)

@@ -16,12 +16,11 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataItems
 
-from foveate.core.grid import Grid
 from foveate.core.views import TowerView
 from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate_vllm.encoding import Asked, groups, ready, rows_of
-from foveate_vllm.processing import DroppingInfo, DroppingProcessor
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
 from foveate_vllm.setting import Rate
 from foveate_vllm.towers import RENAMED, DroppingLlava
 
@@ -41,7 +40,7 @@ class LlavaInfo(DroppingInfo, LlavaProcessingInfo):
 class LlavaProcessor(DroppingProcessor, LlavaMultiModalProcessor):
     """Makes prompts that have places for what stays of each image."""
 
-    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         size = self.info.get_max_image_tokens()  # pictures are cropped to one square
         grids = Llava.token_grids(self.info.get_hf_config(), (size,))
         assert grids is not None

@@ -20,16 +20,12 @@ from vllm.multimodal.parse import MultiModalDataItems
 from foveate.core.grid import Grid, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
-from foveate.engine.encode import TowerReducer
-from foveate.engine.hosts import before_decoder
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.llava_next import LlavaNext
-from foveate.families.newlines import reduce_apart
-from foveate.families.placing import rows_left
 from foveate.families.tower import TowerReader
-from foveate_vllm.encoding import Asked, by_rate, groups, ready
-from foveate_vllm.processing import DroppingInfo, DroppingProcessor
+from foveate_vllm.encoding import Asked, by_rate, groups, ready, reduced_apart
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
 from foveate_vllm.towers import RENAMED, DroppingLlava
 
 __all__ = ["FoveateLlavaNextForConditionalGeneration"]
@@ -52,7 +48,7 @@ class LlavaNextInfo(DroppingInfo, LlavaNextProcessingInfo):
 class LlavaNextProcessor(DroppingProcessor, LlavaNextMultiModalProcessor):
     """Makes prompts that have places for what stays of each image."""
 
-    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         return [self._size(height, width) for height, width in outputs["image_sizes"].tolist()]
 
     def _size(self, height: int, width: int) -> tuple[int, tuple[Grid, ...]]:
@@ -139,17 +135,13 @@ class _Packed:
     def entering(self, stages: Program, indices: Sequence[int]) -> list[Tensor]:
         """The rows of some images that enter the decoder."""
         images = [self._images[index] for index in indices]
-        cuts: list[Any] = [None] * len(images)
-        if stages.encodes is not None:
-            boxes = [self._boxes(index) for index in indices]
+        boxes = [self._boxes(index) for index in indices]
 
-            @functools.cache
-            def stats(signal: TowerSignal) -> list[Tensor]:
-                return [self._read(index, signal) for index in indices]
+        @functools.cache
+        def stats(signal: TowerSignal) -> list[Tensor]:
+            return [self._read(index, signal) for index in indices]
 
-            cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, made=lambda at: self._made(indices[at]))
-        rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        entered = before_decoder(stages, [len(image) for image in images], cuts, rows)
+        entered = reduced_apart(stages, images, boxes, None, stats, lambda at: self._made(indices[at]))
         return [image.rows for image in entered]
 
     def _boxes(self, index: int) -> Tensor | None:

@@ -1,41 +1,29 @@
-"""Qwen2.5-VL and Qwen3-VL inside vLLM: tokens of images are dropped behind the tower, and no row changes its place."""
+"""Qwen-VL and GLM-4V inside vLLM: tokens of images are dropped behind the tower, and no row changes its place."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BatchFeature
 from vllm.config import VllmConfig
 from vllm.inputs.engine import MultiModalInput
-from vllm.model_executor.models.qwen2_5_vl import (
-    Qwen2_5_VLDummyInputsBuilder,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLMultiModalProcessor,
-    Qwen2_5_VLProcessingInfo,
-)
-from vllm.model_executor.models.qwen3_vl import (
-    Qwen3VLDummyInputsBuilder,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMultiModalProcessor,
-    Qwen3VLProcessingInfo,
-)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import ProcessorInputs, TimingContext
-from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.engine.hosts import Entered
 from foveate.families.base import Family
-from foveate.families.qwen_vl import Qwen3VL, Qwen25VL
+from foveate.families.glm import Glm4v, Glm4vMoe
+from foveate.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
 from foveate_vllm import guards
-from foveate_vllm.decoder import BetweenLayers
+from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
+from foveate_vllm.host import ModelRegistry, gpu_sync_allowed
 from foveate_vllm.positions import (
     Span,
     arrived,
@@ -45,18 +33,18 @@ from foveate_vllm.positions import (
     shortened,
     with_places,
 )
-from foveate_vllm.processing import DroppingInfo, DroppingProcessor
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
 from foveate_vllm.qwen_tower import TowerSignals
 from foveate_vllm.runners import pruning_state, pruning_switched_on
 from foveate_vllm.setting import Rate, Setting
 
-__all__ = ["FoveateQwen2_5_VLForConditionalGeneration", "FoveateQwen3VLForConditionalGeneration"]
+__all__ = ["MEMBERS", "DroppingQwen"]
 
 Embeddings = Sequence[Tensor]
 
 
 class DroppingQwen(BetweenLayers):
-    """What both models do otherwise than vLLM's own; stands before the model's class."""
+    """What these models do otherwise than vLLM's own; stands before the model's class."""
 
     config: Any
     visual: Any
@@ -72,18 +60,19 @@ class DroppingQwen(BetweenLayers):
         self.drop_between(self.foveate)
         stages = self.foveate.stages(Rate())
         guards.refuse_unknown_count(stages.method, stages.count(64, ((8, 8),)))
+        warn_of_untested(type(self).__name__, COMPARED)
         self._most: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self.log_start(vllm_config)
 
-    @staticmethod
-    def get_model_state_cls() -> type:
+    @classmethod
+    def get_model_state_cls(cls) -> type:
         """Asked by runner V2."""
-        return pruning_state()
+        return pruning_state(getattr(cls, "is_hybrid", False))
 
     @property
     def _width(self) -> int:
         """Of a vision token in the decoder, without what Qwen3-VL adds in its first layers."""
-        width: int = self.config.vision_config.out_hidden_size
+        width: int = self.config.get_text_config().hidden_size
         return width
 
     @property
@@ -198,15 +187,14 @@ class DroppingQwen(BetweenLayers):
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Without images: a captured tower shows nothing, and its features would not be cut."""
-        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
-        return replace(config, modalities=[name for name in config.modalities if name != "image"])
+        return guards.without_images(super().get_encoder_cudagraph_config())  # type: ignore[misc]
 
 
 # -- what vLLM loads by name -------------------------------------------------------------------------------------
 
 
 class QwenDummies:
-    """What both builders of dummy inputs do otherwise than vLLM's own."""
+    """What builders of dummy inputs do otherwise than vLLM's own."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         """With text behind the images."""
@@ -215,7 +203,7 @@ class QwenDummies:
 
 
 class QwenProcessor(DroppingProcessor):
-    """What both processors do otherwise than vLLM's own."""
+    """What processors do otherwise than vLLM's own."""
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         prompt: MultiModalInput = super().apply(inputs, timing_ctx)
@@ -223,7 +211,7 @@ class QwenProcessor(DroppingProcessor):
             guards.refuse_image_at_end(place.offset + place.length, len(prompt["prompt_token_ids"]))
         return prompt
 
-    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         side = self.info.get_hf_config().vision_config.spatial_merge_size
         sizes = []
         for _, height, width in outputs["image_grid_thw"].tolist():
@@ -232,43 +220,36 @@ class QwenProcessor(DroppingProcessor):
         return sizes
 
 
-class Qwen25Info(DroppingInfo, Qwen2_5_VLProcessingInfo):
-    """How many tokens Qwen2.5-VL's images have, and how many stay."""
-
-    family: ClassVar[type[Family]] = Qwen25VL
-
-
-class Qwen25Dummies(QwenDummies, Qwen2_5_VLDummyInputsBuilder):
-    """Of Qwen2.5-VL."""
-
-
-class Qwen25Processor(QwenProcessor, Qwen2_5_VLMultiModalProcessor):
-    """Makes prompts that have places for what stays of each image."""
-
-
-@MULTIMODAL_REGISTRY.register_processor(Qwen25Processor, info=Qwen25Info, dummy_inputs=Qwen25Dummies)
-class FoveateQwen2_5_VLForConditionalGeneration(DroppingQwen, Qwen2_5_VLForConditionalGeneration):
-    """vLLM's Qwen2.5-VL, tokens of its images dropped."""
-
-    family: ClassVar[type[Family]] = Qwen25VL
+COMPARED = (
+    "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+)  # fmt: skip
+"""Those of which tests compare answers with those on transformers."""
+MEMBERS: dict[str, type[Family]] = {
+    "Qwen2VLForConditionalGeneration": Qwen2VL,
+    "Qwen2_5_VLForConditionalGeneration": Qwen25VL,
+    "Qwen3VLForConditionalGeneration": Qwen3VL,
+    "Qwen3VLMoeForConditionalGeneration": Qwen3VLMoe,
+    "Qwen3_5ForConditionalGeneration": Qwen35,
+    "Qwen3_5MoeForConditionalGeneration": Qwen35Moe,
+    "Glm4vForConditionalGeneration": Glm4v,
+    "Glm4vMoeForConditionalGeneration": Glm4vMoe,
+}
+"""vLLM's models with positions of three axes and a merger behind the tower, and their families."""
 
 
-class Qwen3Info(DroppingInfo, Qwen3VLProcessingInfo):
-    """How many tokens Qwen3-VL's images have, and how many stay."""
-
-    family: ClassVar[type[Family]] = Qwen3VL
-
-
-class Qwen3Dummies(QwenDummies, Qwen3VLDummyInputsBuilder):
-    """Of Qwen3-VL."""
-
-
-class Qwen3Processor(QwenProcessor, Qwen3VLMultiModalProcessor):
-    """Makes prompts that have places for what stays of each image."""
-
-
-@MULTIMODAL_REGISTRY.register_processor(Qwen3Processor, info=Qwen3Info, dummy_inputs=Qwen3Dummies)
-class FoveateQwen3VLForConditionalGeneration(DroppingQwen, Qwen3VLForConditionalGeneration):
-    """vLLM's Qwen3-VL, tokens of its images dropped."""
-
-    family: ClassVar[type[Family]] = Qwen3VL
+def __getattr__(name: str) -> Any:
+    """vLLM's registry asks for an architecture by name; the class is made then."""
+    stock_name = name.removeprefix("Foveate")
+    if stock_name == name or stock_name not in MEMBERS:
+        raise AttributeError(name)
+    stock, family = ModelRegistry.models[stock_name].load_model_cls(), MEMBERS[stock_name]
+    own = stock._processor_factory
+    register = MULTIMODAL_REGISTRY.register_processor(
+        type(f"{name}Processor", (QwenProcessor, own.processor), {}),
+        info=type(f"{name}Info", (DroppingInfo, own.info), {"family": family}),
+        dummy_inputs=type(f"{name}Dummies", (QwenDummies, own.dummy_inputs), {}),
+    )
+    features = {"__module__": __name__, "family": family, "supports_multimodal_pruning": True}
+    globals()[name] = register(type(name, (DroppingQwen, stock), features))
+    return globals()[name]

@@ -5,28 +5,33 @@ from importlib import import_module
 from typing import Any
 
 import foveate_vllm as plugin
-from foveate_vllm import guards
-from foveate_vllm.setting import Rate, Setting
+from foveate_vllm import guards, host
+from foveate_vllm.processing import refuse_rates_of_texts
+from foveate_vllm.setting import Rate
 
 __all__ = ["configure", "scheduler"]
 
 
 def configure(config: Any) -> None:
-    """Refuse what cannot work, and choose the scheduler, if the method has stages between layers.
+    """Refuse what cannot work, and set what stages between layers need, if the method has any.
 
     Args:
         config: vLLM's `VllmConfig`.
     """
     architecture = config.model_config.architecture
-    module = import_module(f"{plugin.__name__}.{plugin.MODELS[architecture]}")
+    host.probe()
+    module = import_module(f"{plugin.__name__}.{plugin.module_of(architecture)}")
     model = config.model_config.hf_config
-    setting = Setting.of(model, getattr(module, architecture).family)
+    setting = getattr(module, architecture).setting_of(model)
     Rate.of(config.model_config.multimodal_config.mm_processor_kwargs or {})  # or a refusal
+    refuse_rates_of_texts()
     stages = setting.stages(Rate())
     if not stages.late:
         return
     guards.refuse_stages(stages.late, setting.shape)
-    guards.refuse_engine(config)
+    guards.refuse_engine(config, setting.untested)
+    if not config.model_config.enforce_eager and config.compilation_config.cudagraph_mode is None:
+        config.compilation_config.cudagraph_mode = host.CUDAGraphMode.PIECEWISE  # vLLM's own choice has whole graphs
     config.scheduler_config.scheduler_cls = f"{__name__}.scheduler"
     setattr(model, guards.STEP, config.scheduler_config.max_num_batched_tokens)
 
@@ -36,7 +41,17 @@ Scheduled = tuple[list[int], int, int, list[int], list[int]]
 
 
 class WholePrompts:
-    """Stands in front of a scheduler of vLLM. Other prompts may be cut into chunks."""
+    """Stands in front of a scheduler of vLLM. Other prompts may be cut into chunks, and be read from the prefix cache.
+
+    Behind a cut the keys of a prompt with images stand in blocks of tokens before theirs, so that such a prompt cannot
+    be read from the cache. What stands in front of its images is as it always is, and others read it.
+    """
+
+    def add_request(self, request: Any) -> None:
+        """Take a request that has come."""
+        if request.mm_features:
+            request.skip_reading_prefix_cache = True
+        super().add_request(request)  # type: ignore[misc]
 
     def _try_schedule_encoder_inputs(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **others: Any
@@ -66,8 +81,5 @@ def _whole_prompts(stock: type) -> type:
 
 def scheduler(vllm_config: Any, **others: Any) -> Any:
     """vLLM's own scheduler for this configuration, with prompts that have images kept whole."""
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    stock = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
+    stock = host.AsyncScheduler if vllm_config.scheduler_config.async_scheduling else host.Scheduler
     return _whole_prompts(stock)(vllm_config=vllm_config, **others)

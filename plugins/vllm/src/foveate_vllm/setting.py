@@ -1,5 +1,6 @@
 """What a server drops by: the method and rate it was started with, and the rate that a request asks for instead."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ __all__ = ["RATE_KEYS", "Rate", "Setting"]
 
 RATE_KEYS = ("foveate_tokens", "foveate_retention")
 """What a request may write into `mm_processor_kwargs`."""
-KEYS = ("method", "tokens", "retention")
+KEYS = ("method", "tokens", "retention", "untested")
 """What a server may write into `hf_overrides["foveate"]`."""
 REMEMBERED = 256  # rates whose stages are kept; a client may ask for a new one with every request
 
@@ -89,13 +90,15 @@ class Setting:
 
     Args:
         values: `hf_overrides["foveate"]`: "method", a name in foveate's grammar or its dictionary, and "tokens" or
-            "retention"; without these a name alone keeps a third, and anything else what it says.
+            "retention"; without these a name alone keeps a third, and anything else what it says. "untested": true
+            allows attention backends that were not tried between layers.
         config: The model's.
         family: Knows the model.
 
     Attributes:
         rate: The server's.
         spelled: The method, as the server was given it.
+        untested: Whether attention backends that were not tried are allowed.
 
     Raises:
         SettingError: If a key is unknown, or a value does not fit.
@@ -109,6 +112,8 @@ class Setting:
             raise SettingError(
                 f"hf_overrides['foveate'] takes method, and tokens or retention; got {', '.join(sorted(values))}."
             )
+        self.untested = values.get("untested", False)
+        guards.refuse_no_flag(self.untested)
         method, self.spelled = values["method"], str(values["method"])
         if isinstance(method, Mapping):
             method = catalogue.from_dict(method)
@@ -168,15 +173,21 @@ class Setting:
             guards.refuse_rate_between_layers(stages)
         return guards.refuse_unknown_count(stages.method, stages.count(size, grids))
 
+    @cached_property
+    def takes_rates(self) -> bool:
+        """Whether a request can have a rate of its own."""
+        try:
+            self.stages(Rate(retention=0.5))
+        except SettingError:
+            return False
+        return True
+
     @property
     def reads(self) -> tuple[TowerSignal, ...]:
         """What stages read of the tower at any rate: a request may drop where the server keeps everything."""
-        signals = dict.fromkeys(TowerReducer(self.stages(Rate())).reads)
-        try:
-            half = self.stages(Rate(retention=0.5))
-        except SettingError:  # no request can have a rate of its own
-            return tuple(signals)
-        return tuple(signals | dict.fromkeys(TowerReducer(half).reads))
+        rates = (Rate(), Rate(retention=0.5)) if self.takes_rates else (Rate(),)
+        reads = (TowerReducer(self.stages(rate)).reads for rate in rates)
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
 
     @cached_property
     def shape(self) -> Shape:

@@ -5,21 +5,25 @@ from types import SimpleNamespace as Some
 import pytest
 import transformers
 
-from foveate.errors import UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from foveate_vllm import guards
 from tests import checkpoints
 from tests.between.models import METHODS, engine, settings
 
 ENGINES = {
-    "--no-enable-prefix-caching": {"enable_prefix_caching": True},
-    "--enforce-eager": {"enforce_eager": False},
     "--tensor-parallel-size instead of --pipeline-parallel-size": {"pipeline_parallel_size": 2},
     "--speculative-config": {
         "speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
     },
     "--kv-transfer-config": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "--long-prefill-token-threshold": {"long_prefill_token_threshold": 64},
-    "the attention backend CPU_ATTN alone.* would take FLASHINFER": {"attention_config": {"backend": "FLASHINFER"}},
+    "would be wrong with the attention backend FLASHINFER": {"attention_config": {"backend": "FLASHINFER"}},
+    "would take FLASH_ATTN.*TRITON_ATTN; or run foveate-vllm check": {"attention_config": {"backend": "FLASH_ATTN"}},
+    "--kv-sharing-fast-prefill": {"kv_sharing_fast_prefill": True},
+    "cannot replay a whole step as one CUDA graph": {
+        "enforce_eager": False,
+        "compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"},
+    },
     "--scheduler-cls": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
 }
 STAGES = {
@@ -65,19 +69,81 @@ def test_methods_between_the_layers_get_a_scheduler_that_keeps_prompts_whole(lla
     assert config.scheduler_config.scheduler_cls == "foveate_vllm.scheduler.scheduler"
 
 
-def test_an_engine_on_another_device_is_refused_before_its_backend_is_known():
-    config = Some(device_config=Some(device_type="cuda"), attention_config=Some(backend=None))
-    with pytest.raises(UnsupportedError, match="would take one for cuda"):
+@pytest.fixture(scope="module")
+def taken(llava_folder):
+    """A config that is taken, to be changed: what a small model cannot be started with on one machine."""
+    return configured(llava_folder, METHODS[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("device_config", {"device_type": "cuda"}, "would take vLLM's choice for cuda"),
+        ("parallel_config", {"enable_expert_parallel": True}, "cannot divide experts between processes"),
+        ("parallel_config", {"data_parallel_size": 2}, "cannot divide experts between processes"),
+        ("model_config", {"is_hybrid": True}, "cannot work in recurrent layers"),
+        ("model_config", {"is_attention_free": True}, "cannot work in recurrent layers"),
+        ("model_config", {"is_mm_prefix_lm": True}, "whose image tokens attend to those behind them"),
+    ],
+)
+def test_an_engine_of_another_kind_is_refused_with_the_reason(taken, part, changes, said):
+    usual = {name: getattr(taken, name) for name in vars(taken)}
+    model = Some(is_moe=True, is_hybrid=False, is_attention_free=False, is_mm_prefix_lm=False)
+    parallel = {
+        "pipeline_parallel_size": 1, "data_parallel_size": 1, "enable_expert_parallel": False, "enable_dbo": False,
+        "use_ubatching": False, "decode_context_parallel_size": 1, "prefill_context_parallel_size": 1,
+    }  # fmt: skip
+    scheduling = Some(long_prefill_token_threshold=0, scheduler_cls=None)
+    config = Some(
+        **usual | {"model_config": model, "parallel_config": Some(**parallel), "scheduler_config": scheduling}
+    )
+    guards.refuse_engine(config)
+    vars(config)[part] = Some(**vars(getattr(config, part)) | changes)
+    with pytest.raises(UnsupportedError, match=f"between layers .*{said}"):
         guards.refuse_engine(config)
 
 
-def test_layers_with_another_attention_backend_are_refused():
-    from foveate_vllm.decoder import Dropping
+def test_another_backend_is_taken_where_the_setting_says_that_it_is_untested():
+    guards.refuse_backend("FLASH_ATTN", untested=True)
+    guards.refuse_backend("TRITON_ATTN")
+    with pytest.raises(UnsupportedError, match="would be wrong"):
+        guards.refuse_backend("FLASHINFER", untested=True)
 
-    attention = Some(attn_backend=Some(get_name=lambda: "TRITON_ATTN"), layer_name="0")
-    layers = [Some(self_attn=Some(attn=attention), forward=print)]
-    with pytest.raises(UnsupportedError, match="would take TRITON_ATTN"):
-        Dropping(Some(cuts=()), Some(layers=layers))
+
+def test_graphs_of_pieces_are_taken_and_whole_ones_switched_off(llava_folder):
+    for given in ({}, {"compilation_config": {"cudagraph_mode": "PIECEWISE"}}):
+        made = configured(llava_folder, METHODS[0], enforce_eager=False, **given)
+        assert not made.compilation_config.cudagraph_mode.has_full_cudagraphs()
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ({}, "knows layers whose attention is self_attn.attn"),
+        ({"kv_sharing_target_layer_name": "model.layers.0.self_attn.attn"}, "attends to the keys of an earlier one"),
+        ({"sliding_window": 40}, "sliding window"),
+        ({"attn_backend": Some(get_name=lambda: "FLEX_ATTENTION")}, "would take FLEX_ATTENTION"),
+        ({"impl": None}, "has no SimpleNamespace.impl"),
+    ],
+)
+def test_a_layer_that_stages_cannot_work_around_is_refused(layer, said):
+    usual = {
+        "attn_backend": Some(get_name=lambda: "CPU_ATTN"), "head_size": 32, "impl": 1, "layer_name": "0",
+        "kv_sharing_target_layer_name": None, "sliding_window": None,
+    }  # fmt: skip
+    changed = {name: value for name, value in (usual | layer).items() if value is not None or name not in layer}
+
+    def forward(positions, hidden_states, residual):
+        """As vLLM's decoder layers are called."""
+
+    parts = Some(attn=Some(**changed)) if layer else Some(linear=1)
+    made = Some(self_attn=parts, forward=forward, input_layernorm=1)
+    with pytest.raises(UnsupportedError, match=said):
+        guards.refuse_layer(made, untested=False)
+    if layer:
+        made.forward = lambda hidden_states, mask: None
+        with pytest.raises(UnsupportedError, match="SimpleNamespace takes hidden_states, mask"):
+            guards.refuse_layer(made, untested=False)
 
 
 def test_an_engine_with_adapters_does_not_start(llava_folder):
@@ -104,6 +170,21 @@ def test_an_engine_with_a_sliding_window_in_some_layers_does_not_start(tmp_path)
     checkpoints.llava_checkpoint(tmp_path, sliding_window=40, layer_types=kinds)
     with pytest.raises(Exception, match=WINDOWS), engine(tmp_path, METHODS[0]):
         pass
+
+
+def test_a_film_is_refused_where_images_are_cut_between_layers():
+    guards.refuse_film_between_layers("image")
+    with pytest.raises(SettingError, match=r"cannot of video\. Send frames as images"):
+        guards.refuse_film_between_layers("video")
+
+
+def test_a_rate_without_an_image_is_refused_unless_it_is_the_server_s():
+    guards.refuse_rate_without_image({"foveate_tokens": 9}, ["image", "video"], None)
+    guards.refuse_rate_without_image({"foveate_tokens": 9, "fps": 2}, ["video"], {"foveate_tokens": 9})
+    with pytest.raises(
+        SettingError, match=r"foveate_tokens says .* has media of another kind .video., which stay whole"
+    ):
+        guards.refuse_rate_without_image({"foveate_tokens": 8}, ["video"], {"foveate_tokens": 9})
 
 
 def test_a_slip_of_the_pen_in_the_server_s_own_kwargs_is_refused_at_its_start(llava_folder):

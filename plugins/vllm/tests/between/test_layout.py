@@ -25,7 +25,7 @@ def test_rows_stand_behind_one_another_in_the_requests_own_blocks(drawn):
     dropped = [min(gone, before) for _, before, gone in drawn]
     lengths = [count + before for count, before in zip(counts, earlier, strict=True)]
     starts = (0, *torch.tensor(counts).cumsum(0).tolist())
-    batch = Batch(starts, tuple(lengths), tuple(range(len(drawn))))
+    batch = Batch(starts, tuple(lengths))
     table = torch.randperm(len(drawn) * 7).view(len(drawn), 7)
     layout = Layout(batch, dropped, None, counts, torch.device("cpu"))
     left = torch.tensor(lengths) - torch.tensor(dropped)
@@ -33,19 +33,7 @@ def test_rows_stand_behind_one_another_in_the_requests_own_blocks(drawn):
 
 
 def test_images_are_those_of_the_request_in_whose_rows_they_are():
-    batch = Batch((0, 5, 6, 12), (5, 9, 6), (3, 1, 2))
+    batch = Batch((0, 5, 6, 12), (5, 9, 6))
     places = torch.tensor([0, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0], dtype=torch.bool)
     images = Images.of(places, [torch.zeros(3, 2), torch.zeros(2, 2), torch.zeros(2, 2)])
     assert images.of_requests(batch) == {0: (3,), 2: (2, 2)}
-
-
-def test_a_sequence_begins_where_all_its_tokens_are_computed():
-    batch = Batch((0, 5, 6, 12), (5, 9, 6), (3, 1, 2))
-    assert [batch.begins(request) for request in range(3)] == [True, False, True]
-
-
-def test_a_step_has_the_same_requests_only_with_the_same_blocks_and_rows():
-    batch = Batch((0, 1, 2), (5, 9), (3, 1))
-    assert batch.same_requests(Batch((0, 1, 2), (6, 10), (3, 1)))
-    assert not batch.same_requests(Batch((0, 1, 2), (6, 10), (1, 3)))
-    assert not batch.same_requests(Batch((0, 2, 3), (7, 10), (3, 1)))

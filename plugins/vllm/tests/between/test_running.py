@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.errors import SettingError
-from tests.between.models import METHODS, NEAR, SIX, Ask, Reference, answers, engine, misses, use
+from tests.between.models import METHODS, NEAR, SIX, Ask, Reference, answers, asks, engine, misses, use
 
 V2DROP, _, FASTV, *_ = METHODS
 LONG = Ask(question="What comes next in this story? " + "It goes on and on, and says little. " * 12)
@@ -49,20 +49,38 @@ def test_a_request_that_was_preempted_is_computed_again_with_the_same_tokens(
 
 @pytest.mark.parametrize("method", [V2DROP, FASTV])
 def test_prompts_without_images_are_cut_into_chunks_and_those_with_images_wait(chunks, reference, method, monkeypatch):
-    from foveate_vllm.decoder import Dropping
+    from foveate_vllm.lost import Lost
 
     steps = []
-    original = Dropping._forget
+    original = Lost.of
 
-    def noted(self, batch):
+    def noted(self, batch, *rest):
         steps.append(batch)
-        original(self, batch)
+        return original(self, batch, *rest)
 
-    monkeypatch.setattr(Dropping, "_forget", noted)
+    monkeypatch.setattr(Lost, "of", noted)
     use(chunks, method)
     questions = (SIX[0], LONG, *SIX[1:], LONG)
     as_on_transformers(chunks, reference, questions, method, 8)
     assert any(1 < count < length for batch in steps for count, length in zip(batch.counts, batch.lengths, strict=True))
+
+
+def test_text_is_read_from_the_prefix_cache_and_pictures_never(llava_folder, reference):
+    """A text that begins as a prompt with a picture shares blocks with it, and another picture reads none of it."""
+    from vllm import SamplingParams
+
+    opening = "This is a long opening that comes in front of each question, and says nothing of any use to anybody. "
+    ask = Ask((SIX[0].images[0],), "How many words?", opening)
+    text = Ask((), "", opening + "So what comes next?")
+    other = Ask((SIX[3].images[0],), "How many words?", opening)
+    wanted = {id(one): reference.answer(one, V2DROP, 12) for one in (ask, text, other)}
+    sampling = SamplingParams(temperature=0, max_tokens=12)
+    with engine(llava_folder, V2DROP, enable_prefix_caching=True, max_num_seqs=4) as made:
+        for questions, cached in (([ask], [0]), ([text], [64]), ([ask, text, other, text], [0, 64, 0, 64])):
+            outputs = made.generate(asks(made, questions), sampling, use_tqdm=False)
+            assert [min(64, output.num_cached_tokens) for output in outputs] == cached
+            for got, one in zip(answers(made, questions, 12), questions, strict=True):
+                assert misses(got, wanted[id(one)]) < NEAR
 
 
 def test_plain_decode_steps_build_no_metadata_of_their_own(chunks, monkeypatch):

@@ -1,0 +1,190 @@
+"""Any other of vLLM's models with images: rows are reduced behind the tower, by methods that read rows alone.
+
+`FoveateX` is vLLM's X. Of X is known what every multimodal model has: prompt updates (how many places an image gets,
+and which of them take rows) and `embed_multimodal` (the rows of each image).
+
+Between an image's rows its prompt may have tokens: row breaks, names of tiles. Which rows stay is unknown when the
+prompt is made, so all places from the first row to the last become rows, and the embedded tokens go in with those that
+stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from vllm.config import VllmConfig
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import MultiModalDataItems
+
+from foveate import registry
+from foveate.core.grid import Grid, grids_of
+from foveate.engine.hosts import Entered
+from foveate.engine.program import Program
+from foveate.families.base import Family
+from foveate_vllm import guards
+from foveate_vllm.decoder import BetweenLayers, warn_of_untested
+from foveate_vllm.encoding import Asked, by_rate, ready, reduced_apart
+from foveate_vllm.host import ModelRegistry, supports_mrope
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized, span_of
+from foveate_vllm.setting import Rate, Setting
+from foveate_vllm.towers import RENAMED
+
+INNER = "foveate_inner"
+"""What stands from an image's first row to its last in the whole prompt, (places,) int64: −1 for a row, or a token."""
+TESTED = (
+    "Idefics3ForConditionalGeneration", "InternVLForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+    "Mistral3ForConditionalGeneration", "SmolVLMForConditionalGeneration",
+)  # fmt: skip
+"""Architectures of which tests compare answers with those on transformers."""
+
+
+class Neutral(Family):
+    """Of a model that foveate has no family for: no CLS, no places, and rows numbered anew in a shorter prompt."""
+
+    model_type = "neutral"
+
+
+def family_of(config: Any) -> type[Family]:
+    """A model's family, by its config."""
+    return registry.families().get(config.model_type, Neutral)
+
+
+def _setting_of(config: Any) -> Setting:
+    """The server's setting, whose stages read no tower."""
+    setting = Setting.of(config, family_of(config))
+    for rate in (Rate(), Rate(retention=0.5)) if setting.takes_rates else (Rate(),):
+        guards.refuse_reading_tower(setting.stages(rate))
+    return setting
+
+
+def _places(
+    family: type[Family], config: Any, sizes: Sequence[int], inputs: Mapping[str, Any]
+) -> tuple[list[Tensor | None], list[tuple[Grid, ...]]]:
+    """Where the tokens of images of these sizes look, where the family can tell, and the grids that they stand in."""
+    boxes: list[Tensor | None] = [None] * len(sizes)
+    grids = family.token_grids(config, sizes)
+    if grids is None and inputs.get("image_sizes") is not None:
+        boxes = family.boxes(config, "image", inputs, sizes)
+        grids = [() if box is None else grids_of(box) for box in boxes]
+    return boxes, grids or [()] * len(sizes)
+
+
+class GenericInfo(DroppingInfo):
+    """Stands before a processing info of vLLM's."""
+
+    @property
+    def family(self) -> type[Family]:  # type: ignore[override]
+        """By the model's config."""
+        return family_of(self.get_hf_config())  # type: ignore[attr-defined]
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """The model's own, images among them."""
+        limits: Mapping[str, int | None] = super().get_supported_mm_limits()
+        guards.refuse_no_images(limits)
+        return limits
+
+
+class GenericProcessor(DroppingProcessor):
+    """Stands before a multimodal processor of vLLM's."""
+
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
+        """Counted in the prompt updates that the model's own processor would make."""
+        stock: Any = super(DroppingProcessor, self)
+        items = MultiModalKwargsItems.from_hf_inputs(outputs, stock._get_mm_fields_config(outputs, kwargs))
+        updates = stock._get_prompt_updates(mm_items, kwargs, items)
+        (update,) = [one for one in updates if one.modality == "image"]
+        inner = [span_of(update._resolve_content(index))[1] for index in range(len(mm_items["image"]))]
+        outputs[INNER] = inner
+        counts = [int((own < 0).sum()) for own in inner]
+        _, grids = _places(self.info.family, self.info.get_hf_config(), counts, outputs)
+        return list(zip(counts, grids, strict=True))
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, INNER: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+
+class GenericModel(BetweenLayers):
+    """Stands before a model of vLLM's."""
+
+    config: Any
+    hf_to_vllm_mapper: Any
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.config = config = vllm_config.model_config.hf_config
+        self.family = family_of(config)  # type: ignore[misc]
+        self.foveate = self.setting_of(config)
+        guards.refuse_tower_lora(vllm_config.lora_config)
+        if getattr(config.vision_config, "model_type", None) in ("clip_vision_model", "siglip_vision_model"):
+            self.hf_to_vllm_mapper = type(self).hf_to_vllm_mapper | RENAMED
+        self.drop_between(self.foveate)
+        warn_of_untested(type(self).__name__, TESTED)
+        self.log_start(vllm_config)
+
+    @classmethod
+    def setting_of(cls, config: Any) -> Setting:
+        guards.refuse_mrope(cls.__name__, supports_mrope(cls))
+        return _setting_of(config)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The rows of each image that have places in the prompt."""
+        asked, inner = Asked(kwargs), kwargs.pop(INNER, None)
+        if not asked:
+            return ready(kwargs) or super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        images = [image.flatten(0, -2) for image in super().embed_multimodal(**kwargs)]  # type: ignore[misc]
+        boxes, grids = _places(self.family, self.config, [len(image) for image in images], kwargs)
+
+        def of_rate(stages: Program, chosen: Sequence[int]) -> list[Entered]:
+            own: Any = [[of[index] for index in chosen] for of in (images, boxes, grids)]
+            return reduced_apart(stages, *own)
+
+        entered = by_rate(self.foveate, asked, of_rate)
+        return [self._with_tokens(one, own) for one, own in zip(entered, inner, strict=True)]
+
+    def _with_tokens(self, entered: Entered, inner: Tensor) -> Tensor:
+        """Rows of an image, and of the tokens between them where the prompt has no places for these any more."""
+        inner = inner.to(entered.rows.device)
+        texts = (inner >= 0).nonzero()[:, 0]
+        places = (inner < 0).nonzero()[:, 0]
+        if not len(texts) or len(entered) == len(places):
+            return entered.rows
+        words = self.get_language_model().embed_input_ids(inner[texts])  # type: ignore[attr-defined]
+        order = torch.cat((places[entered.source], texts)).argsort()
+        return torch.cat((entered.rows, words.to(entered.rows)))[order]
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Without images: what is captured goes past `embed_multimodal`."""
+        return guards.without_images(super().get_encoder_cudagraph_config())  # type: ignore[misc]
+
+
+def _in_front(first: type, factory: Any) -> Any:
+    """A factory whose class has another one in front of it; some factories are functions that choose a class."""
+
+    def make(*args: Any, **named: Any) -> Any:
+        kind = factory if isinstance(factory, type) else type(factory(*args, **named))
+        return type(f"Foveate{kind.__name__}", (first, kind), {})(*args, **named)
+
+    return make
+
+
+def __getattr__(name: str) -> Any:
+    """vLLM's registry asks for an architecture by name; the class is made then."""
+    stock_name = name.removeprefix("Foveate")
+    if stock_name == name or stock_name not in ModelRegistry.models:
+        raise AttributeError(name)
+    stock = ModelRegistry.models[stock_name].load_model_cls()
+    own = stock._processor_factory
+    register = MULTIMODAL_REGISTRY.register_processor(
+        _in_front(GenericProcessor, own.processor),
+        info=_in_front(GenericInfo, own.info),
+        dummy_inputs=own.dummy_inputs,
+    )
+    made = register(type(name, (GenericModel, stock), {"__module__": __name__}))
+    globals()[name] = made
+    return made

@@ -1,0 +1,153 @@
+"""What the plug-in stands on in vLLM's insides, in one place: private names, looked for when a server starts.
+
+    from foveate_vllm.host import Scheduler        the class, or a refusal that says what is gone
+
+Other modules import of vLLM itself what authors of models do: configs, models, processors, multimodal inputs.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from foveate.errors import UnsupportedError
+
+__all__ = ["NAMES", "found", "gone", "look_at", "probe"]
+
+KNOWN = "0.32"
+NAMES: dict[str, tuple[str, ...]] = {
+    "vllm.config": (
+        "get_layers_from_vllm_config",
+        "CacheConfig.enable_prefix_caching", "CacheConfig.kv_sharing_fast_prefill", "CacheConfig.sliding_window",
+        "CompilationConfig.compile_mm_encoder", "CompilationConfig.cudagraph_mode",
+        "ModelConfig.is_attention_free", "ModelConfig.is_hybrid", "ModelConfig.is_mm_prefix_lm", "ModelConfig.is_moe",
+        "MultiModalConfig.is_multimodal_pruning_enabled", "MultiModalConfig.mm_encoder_tp_mode",
+        "MultiModalConfig.mm_processor_kwargs", "MultiModalConfig.video_pruning_rate",
+        "ParallelConfig.data_parallel_size", "ParallelConfig.decode_context_parallel_size", "ParallelConfig.enable_dbo",
+        "ParallelConfig.enable_expert_parallel", "ParallelConfig.pipeline_parallel_size",
+        "ParallelConfig.prefill_context_parallel_size", "ParallelConfig.use_ubatching",
+        "SchedulerConfig.async_scheduling", "SchedulerConfig.long_prefill_token_threshold",
+        "SchedulerConfig.max_num_encoder_input_tokens", "SchedulerConfig.scheduler_cls",
+        "VllmConfig.attention_config", "VllmConfig.kv_transfer_config", "VllmConfig.lora_config",
+        "VllmConfig.speculative_config", "VllmConfig.use_v2_model_runner",
+    ),
+    "vllm.config.compilation": ("CUDAGraphMode.PIECEWISE", "CUDAGraphMode.has_full_cudagraphs"),
+    "vllm.forward_context": (
+        "ForwardContext.attn_metadata", "ForwardContext.skip_compiled", "ForwardContext.slot_mapping",
+        "get_forward_context",
+    ),
+    "vllm.model_executor.layers.attention": ("Attention.forward", "Attention.get_attn_backend"),
+    "vllm.model_executor.models.config": ("MODELS_CONFIG_MAP",),
+    "vllm.model_executor.models.registry": ("ModelRegistry.models", "_MULTIMODAL_MODELS"),
+    "vllm.model_executor.models.interfaces": (
+        "SupportsMultiModal._mark_tower_model", "SupportsMultiModalPruning.recompute_mrope_positions",
+        "supports_mrope", "supports_multimodal_pruning",
+    ),
+    "vllm.multimodal.processing": (
+        "BaseMultiModalProcessor._apply_hf_processor_main", "BaseMultiModalProcessor._get_mm_fields_config",
+        "BaseMultiModalProcessor._get_prompt_updates", "BaseMultiModalProcessor.apply",
+        "PromptUpdate._resolve_content", "PromptUpdateDetails.full", "PromptUpdateDetails.is_embed",
+    ),
+    "vllm.platforms": ("current_platform.is_cpu",),
+    "vllm.renderers.base": ("BaseRenderer._process_tokens", "BaseRenderer._process_tokens_async"),
+    "vllm.utils.gpu_sync_debug": ("gpu_sync_allowed",),
+    "vllm.v1.attention.backend": (
+        "AttentionMetadataBuilder.build",
+        *(
+            f"CommonAttentionMetadata.{field}"
+            for field in (
+                "block_table_tensor", "max_query_len", "max_seq_len", "num_actual_tokens", "positions",
+                "query_start_loc", "query_start_loc_cpu", "req_idx", "seq_lens", "seq_lens_cpu_upper_bound",
+                "slot_mapping", "_num_computed_tokens_cache", "_token_to_req_indices_cache",
+            )
+        ),
+    ),
+    "vllm.v1.attention.backends.utils": ("subclass_attention_backend",),
+    "vllm.v1.core.sched.async_scheduler": ("AsyncScheduler",),
+    "vllm.v1.core.sched.scheduler": ("Scheduler.add_request", "Scheduler._try_schedule_encoder_inputs"),
+    "vllm.v1.request": ("Request.get_skip_reading_prefix_cache",),
+    "vllm.v1.worker.gpu.model_states.default": ("DefaultModelState.add_request",),
+    "vllm.v1.worker.gpu.model_states.mamba_hybrid": ("MambaHybridModelState.add_request",),
+    "vllm.v1.worker.gpu.model_states.mm_pruning": ("MultiModalPruner.recompute",),
+}  # fmt: skip
+"""Modules, and names in them."""
+ATTENTION = (
+    "attn_backend", "head_size", "impl", "kv_cache", "kv_sharing_target_layer_name", "layer_name", "sliding_window"
+)  # fmt: skip
+"""Of a layer's attention, once it is made."""
+ON_A_CPU = {"vllm.v1.worker.cpu_model_runner": ("CPUModelRunner.load_model",)}
+"""Of the build for CPUs, which another may not import."""
+
+
+def found() -> Iterator[tuple[str, Any]]:
+    """Each name, as "module:name", and what vLLM has under it; `gone` where nothing."""
+    cpu = ON_A_CPU if not gone(current := _at("vllm.platforms", "current_platform")) and current.is_cpu() else {}
+    for module, names in (NAMES | cpu).items():
+        for name in names:
+            yield f"{module}:{name}", _at(module, name)
+
+
+class _Gone:
+    """In the place of a name that vLLM does not have."""
+
+
+def gone(thing: Any) -> bool:
+    """Whether vLLM has nothing under a name."""
+    return isinstance(thing, _Gone)
+
+
+def probe() -> None:
+    """Look for all names, when a server starts.
+
+    Raises:
+        UnsupportedError: If vLLM has moved or dropped any, with these.
+    """
+    missing = [name for name, thing in found() if gone(thing)]
+    if missing:
+        raise _refusal(missing)
+
+
+def look_at(attention: Any) -> None:
+    """Look for what an attention layer must have, once it is made.
+
+    Raises:
+        UnsupportedError: If it has not.
+    """
+    missing = [f"{type(attention).__name__}.{name}" for name in ATTENTION if not hasattr(attention, name)]
+    if missing:
+        raise _refusal(missing)
+
+
+def _refusal(missing: list[str]) -> UnsupportedError:
+    return UnsupportedError(
+        f"vLLM {version_of_vllm()} has no {', '.join(missing)}. foveate-vllm {version('foveate-vllm')} knows vLLM "
+        f"{KNOWN}: install it, or a newer foveate-vllm."
+    )
+
+
+def version_of_vllm() -> str:
+    """As it calls itself."""
+    return str(getattr(import_module("vllm"), "__version__", "of an unknown version"))
+
+
+def _at(module: str, name: str) -> Any:
+    """What a module has under a dotted name. Fields of a dataclass are no attributes of its class."""
+    try:
+        thing: Any = import_module(module)
+    except ImportError:
+        return _Gone()
+    for part in name.split("."):
+        fields = getattr(thing, "__dataclass_fields__", {})
+        thing = fields[part] if part in fields else getattr(thing, part, _Gone())
+    return thing
+
+
+def __getattr__(name: str) -> Any:
+    """A class or function of `NAMES`, imported when it is asked for."""
+    for module, names in (NAMES | ON_A_CPU).items():
+        if name in {known.split(".")[0] for known in names}:
+            thing = _at(module, name)
+            if gone(thing):
+                raise _refusal([f"{module}:{name}"])
+            return thing
+    raise AttributeError(name)

@@ -1,0 +1,61 @@
+"""`foveate-vllm check`: what it calls the same, and one run of it."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from foveate_vllm.check import NEW, Answer, main, verdict
+from foveate_vllm.layout import Layout
+
+
+def answers(apart, alike=10):
+    """Ten answers, so far from those of vLLM on average, so many of the same tokens."""
+    return [Answer([0 if place < alike else 1] * NEW, [-0.5 - apart] * NEW) for place in range(10)]
+
+
+MADE = answers(0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "under", "without", "passed", "said"),
+    [
+        ("bfloat16", 0.09, 0.3, True, "10 of 10 answers are the same (without dropping 4): as on transformers"),
+        ("bfloat16", 0.25, 1.0, False, "NOT as on transformers"),
+        ("bfloat16", 0.09, 0.11, False, "this says nothing, as the method changes too little"),
+        ("float16", math.nan, math.nan, False, "NOT as on transformers"),
+        ("float32", 1e-6, 0.3, True, "as on transformers"),
+        ("float32", 2e-3, 0.3, False, "NOT as on transformers"),
+        ("float32", 1e-6, 2e-6, False, "this says nothing"),
+    ],
+)
+def test_log_probabilities_decide_and_say_nothing_where_the_method_changes_too_little(
+    dtype, under, without, passed, said
+):
+    found = verdict(dtype, MADE, answers(under), answers(without, alike=4))
+    assert found[0] == passed
+    assert said in found[1]
+
+
+def test_a_method_that_is_none_is_said_in_a_line(capsys):
+    assert main(["check", "v2dorp"]) == 2
+    assert capsys.readouterr().err.startswith("foveate-vllm: ")
+
+
+@pytest.mark.long
+def test_this_machine_drops_as_transformers_does_and_a_wrong_length_is_seen(tmp_path, capsys, monkeypatch):
+    record = tmp_path / "check.json"
+    order = ["check", "v2drop:tokens=120", "--dtype", "bfloat16", "--out", str(record)]
+    assert main(order) == 0
+    assert "CPU_ATTN: log-probabilities differ by" in capsys.readouterr().out
+    assert json.loads(record.read_text())["passed"] is True
+
+    def longer(self, built, stock):
+        made, slots = metadata(self, built, stock)
+        return dataclasses.replace(made, seq_lens=made.seq_lens + 1), slots
+
+    metadata = Layout.metadata
+    monkeypatch.setattr(Layout, "metadata", longer)
+    assert main(order) == 1
+    assert "NOT as on transformers" in capsys.readouterr().out
