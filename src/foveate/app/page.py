@@ -30,12 +30,9 @@ FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 """The reader's own: Gradio's bold fonts lack most letters, and others would come from the network."""
 THEME = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
 HEAD = """<div class='fv-head'><h1>foveate</h1>
-<p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.</p></div>"""
-
-SMALL = (
-    "This model is a small one that saw drawings alone. Ask it for shapes, colours, places, counts up to nine, or to "
-    "read a word of five letters. Of photographs it knows nothing: foveate demo --model NAME serves yours."
-)
+<p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.{}</p></div>"""
+SMALL = " This small one knows drawings alone: shapes, colours, places, counts up to nine, a word of five letters."
+"""What is said of the embedded model."""
 
 FILE, WAITING = "50mb", 20
 """The largest upload, and questions that may wait for the model."""
@@ -64,7 +61,7 @@ def application(
         looks: Second looks that are offered among the methods, by their names.
     """
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
-        gr.HTML(HEAD + (hint(SMALL) if vlm.name in embedded.NAMES else ""))
+        gr.HTML(HEAD.format(SMALL if vlm.name in embedded.NAMES else ""))
         AskPanel(vlm, max_new_tokens, looks)
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"

@@ -1,9 +1,7 @@
-"""Films: where one scene ends and the next begins, which places stand still in between, which frames become one."""
+"""Films: where one scene ends and the next begins, and which places stand still in between."""
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,24 +9,8 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.merge import first_most, of_length_one
 from foveate.core.rank import ranks, top
-from foveate.core.tensors import send
 
-__all__ = [
-    "FilmRows",
-    "FrameMean",
-    "Scene",
-    "attended_places",
-    "best_of_runs",
-    "frame_means",
-    "groups",
-    "likeness",
-    "mean_cosines",
-    "merged_frames",
-    "scenes",
-    "still_places",
-    "still_scenes",
-    "trees",
-]
+__all__ = ["FilmRows", "Scene", "likeness", "scenes", "still_places", "still_scenes", "trees"]
 
 Scene = tuple[int, int]
 """The first frame of a run of frames, and the one behind its last."""
@@ -200,119 +182,3 @@ class FilmRows:
         source = torch.cat(self._source)
         parent = self._parent.scatter(0, source, torch.arange(len(source), device=source.device))
         return Cut.merge(source, torch.cat(self._rows), parent)
-
-
-def mean_cosines(frames: Tensor) -> Tensor:
-    """The mean over places of the cosine of each frame with each: (frames, places, width) -> (frames, frames) float32.
-
-    Multiples of 2⁻²⁰, so that frames that are equal but for rounding tie.
-    """
-    unit = of_length_one(frames, least=1e-12).transpose(0, 1)  # (places, frames, width): short sums, little rounding
-    return ((unit @ unit.mT).mean(dim=0) * 2**20).round() / 2**20
-
-
-def groups(cosines: Sequence[Sequence[float]], below: float, most: int) -> list[Scene]:
-    """A film in groups of frames that are like their first one, by EarlyTom's rule.
-
-    s is 1 at a group's first frame, then 0.9 · its cosine with the frame + 0.1 · s.
-
-    Args:
-        cosines: `mean_cosines`, on the host.
-        below: A group ends in front of a frame where s < below.
-        most: A group ends in front of the frame with which it would have so many.
-    """
-    found, first, likeness = [], 0, 1.0
-    for frame in range(1, len(cosines)):
-        likeness = 0.9 * cosines[first][frame] + 0.1 * likeness
-        if likeness < below or frame - first + 1 >= most:
-            found.append((first, frame))
-            first, likeness = frame, 1.0
-    return [*found, (first, len(cosines))]
-
-
-@dataclass(frozen=True, slots=True)
-class FrameMean:
-    """A frame that becomes of one frame or of two that follow one another: weight · first + (1 − weight) · second."""
-
-    first: int
-    second: int
-    weight: float
-
-
-def merged_frames(cosines: Sequence[Sequence[float]], groups: Sequence[Scene]) -> list[FrameMean]:
-    """What becomes of a film's frames, by EarlyTom's rule; every group keeps its first and its last frame.
-
-    Of the frames between them, two neighbours become one where they are more alike than first and last, and than the
-    next two. The last frame between them goes, or goes in with a weight of 0, but where it is the only one.
-
-    Args:
-        cosines: `mean_cosines`, on the host.
-        groups: Of the film.
-    """
-    found = []
-    for start, end in groups:
-        limit, last = cosines[start][end - 1], end - 1
-        found.append(FrameMean(start, start, 1.0))
-        frame = start + 1
-        if end - start == 3:
-            found.append(FrameMean(frame, frame, 1.0))
-        while frame < last - 1:
-            alike = cosines[frame][frame + 1]
-            following = cosines[frame + 1][frame + 2] if frame + 1 < last - 1 else None
-            if alike > limit and (following is None or alike > following):
-                total = alike + (following or 0.0)
-                found.append(FrameMean(frame, frame + 1, alike / total if following and total else 1.0))
-                frame += 2
-            else:
-                found.append(FrameMean(frame, frame, 1.0))
-                frame += 1
-        if last > start:
-            found.append(FrameMean(last, last, 1.0))
-    return found
-
-
-def frame_means(frames: Tensor, merged: Sequence[FrameMean]) -> Tensor:
-    """Those frames, or what belongs to them: (frames, …) -> (merged, …) of the dtype of `frames`."""
-    first, second = (
-        send(torch.tensor([getattr(mean, name) for mean in merged]), frames.device) for name in ("first", "second")
-    )
-    weight = send(torch.tensor([mean.weight for mean in merged], dtype=torch.float32), frames.device)
-    weight = weight.view(-1, *[1] * (frames.dim() - 1))
-    return (weight * frames[first].float() + (1 - weight) * frames[second].float()).to(frames.dtype)
-
-
-def best_of_runs(scores: Tensor, count: int) -> Tensor:
-    """The place of the highest score in each of `count` runs of places: (…, places) -> (…, count) int64, ascending.
-
-    Runs are as long as one another, the first places mod count ones by one longer; ties go to the lower index.
-    """
-    each, longer = divmod(scores.shape[-1], count)
-    lengths = [each + 1] * longer + [each] * (count - longer)
-    best, start = [], 0
-    for run in torch.split(scores, lengths, dim=-1):
-        best.append(start + first_most(run))
-        start += run.shape[-1]
-    return torch.stack(best, dim=-1)
-
-
-def attended_places(attention: Tensor, groups: Sequence[Scene], share: float) -> list[Tensor]:
-    """Which places of each frame stay, by EarlyTom's rule: (kept,) int64 each, ascending.
-
-    Of frames in groups of one or two, and of a group's first and last: the ⌈share · places⌉ most attended. Of frames
-    between these: the most attended of each of round(share · places) runs of places, one at least.
-
-    Args:
-        attention: What each place receives in the tower, (frames, places).
-        groups: Of these frames.
-        share: Of a frame's places, in (0, 1].
-    """
-    places = attention.shape[1]
-    most, runs = min(places, math.ceil(places * share)), max(1, round(places * share))
-    kept = []
-    for start, end in groups:
-        for frame in range(start, end):
-            if start < frame < end - 1:
-                kept.append(best_of_runs(attention[frame], runs))
-            else:
-                kept.append(top(attention[frame], most))
-    return kept

@@ -92,25 +92,22 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
     return (1 - cosines / neighbours.clamp(min=1)).mul(LEVELS).round().flatten() / LEVELS
 
 
-def nearest(rows: Tensor, kept: Tensor, in_levels: bool = False) -> Tensor:
+def nearest(rows: Tensor, kept: Tensor) -> Tensor:
     """Which kept row each row is nearest to, by Euclidean distance: (rows,) int64, places in `kept`.
 
-    A kept row is its own; ties go to the lower place.
+    A kept row is its own; ties go to the lower place. Rows tie that are equal but for rounding, as in flat parts
+    of a picture.
 
     Args:
         rows: (rows, width) of any float dtype.
         kept: (kept,) int64, at least one.
-        in_levels: Whether rows that are equal but for rounding tie, as where many are copies.
     """
     rows = rows.float()
     rows = rows - rows.mean(dim=0)  # no distance changes, and less is lost where lengths are subtracted
     targets = rows[kept]
     squares = targets.square().sum(dim=1)
-    level = rows.square().sum(dim=1).amax().clamp(min=1e-30) / LEVELS if in_levels else None
-    found = []
-    for part in blocks(rows, len(targets)):
-        apart = squares - 2 * (part @ targets.T)
-        found.append((apart if level is None else (apart / level).round()).argmin(dim=1))
+    level = rows.square().sum(dim=1).amax().clamp(min=1e-30) / LEVELS
+    found = [(squares - 2 * (part @ targets.T)).div(level).round().argmin(dim=1) for part in blocks(rows, len(targets))]
     return torch.cat(found).scatter(0, kept, torch.arange(len(targets), device=kept.device))
 
 

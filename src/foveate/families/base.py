@@ -161,7 +161,7 @@ class Family:
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
-        if isinstance(signal, Cells) and cls.boxes is Family.boxes:
+        if isinstance(signal, Cells) and cls.boxes.__func__ is Family.boxes.__func__:  # type: ignore[attr-defined]
             return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
             return None

@@ -94,7 +94,7 @@ class _Leaving:
                 raise UnsupportedError("Patches cannot leave before the tower where a padded picture is no rectangle.")
             stays[0] |= ~stays.any()
             kept = send(stays.nonzero()[:, 0], rows.device)
-            cuts.append(None if len(kept) == len(rows) else Cut.join(kept, nearest(rows, kept, in_levels=True)))
+            cuts.append(None if len(kept) == len(rows) else Cut.join(kept, nearest(rows, kept)))
         return cuts
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
