@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from foveate import embedded
 from tests.checkpoints import TEXT, save
 
-__all__ = ["MARK", "NAMES", "experts_as_on_the_hub", "qwen_checkpoint", "tokenizer_with_marks"]
+__all__ = ["FILM", "MARK", "NAMES", "experts_as_on_the_hub", "qwen_checkpoint", "tokenizer_with_marks"]
 
 MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 """What stands for an image in a prompt."""
+FILM = "<|vision_start|><|video_pad|><|vision_end|>"
+"""The same for a film."""
 MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>", "<|im_end|>")
 SIDE = 4
 """The text's heads stand for four times two axes and the time: head size 32."""

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -153,6 +154,21 @@ def test_eight_clients_at_their_own_rates_are_answered_as_on_transformers(server
 def test_a_stream_says_the_same(server, asked):
     url, tokens, text = asked[2]
     assert server.ask(url, stream=True, foveate_tokens=tokens) == text
+
+
+def test_the_servers_metrics_show_what_stays(server, asked):
+    before = seen_and_kept(server)
+    for url, tokens, _ in asked[:2]:
+        server.ask(url, foveate_tokens=tokens)
+    server.ask(None)
+    assert [after - then for after, then in zip(seen_and_kept(server), before, strict=True)] == [2 * 576, 64 + 128]
+
+
+def seen_and_kept(server):
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    names = ("foveate:vision_tokens_total ", "foveate:vision_tokens_kept_total ")
+    return [float(line.split()[1]) for name in names for line in lines if line.startswith(name)]
 
 
 def test_a_request_without_a_rate_gets_the_server_s(server, asked):
