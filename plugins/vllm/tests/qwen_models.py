@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "qwen3_vl": "FoveateQwen3VLForConditionalGeneration",
     "qwen2_vl": "FoveateQwen2VLForConditionalGeneration",
     "qwen3_vl_moe": "FoveateQwen3VLMoeForConditionalGeneration",
+    "glm4v": "FoveateGlm4vForConditionalGeneration",
 }
 NEW_TOKENS = 8
 
@@ -42,6 +43,7 @@ class Ask:
         rate: The request's own, "tokens" or "retention".
         before: Text in front of the images.
         films: Behind them: frames, and what vLLM wants to know of each film.
+        mark: What stands for an image.
     """
 
     images: Sequence[Image.Image] = ()
@@ -49,10 +51,11 @@ class Ask:
     rate: dict[str, Any] = field(default_factory=dict)
     before: str = ""
     films: Sequence[tuple[Any, dict[str, Any]]] = ()
+    mark: str = MARK
 
     @property
     def prompt(self) -> str:
-        marks = MARK * len(self.images) + FILM * len(self.films)
+        marks = self.mark * len(self.images) + FILM * len(self.films)
         return f"USER: {self.before}{marks}\n{self.question} ASSISTANT:"
 
     @property

@@ -41,13 +41,13 @@ def blocks(language):
 class Server:
     """The guide's command, running."""
 
-    def __init__(self, port, log):
+    def __init__(self, port, log, command=None):
         self.port = port
         folder = str(Path(sys.executable).parent)
         environment = os.environ | {"PORT": str(port), "PATH": f"{folder}:{os.environ['PATH']}"}
         for name in UNSET:
             environment.pop(name, None)
-        (command,) = blocks("bash")
+        command = command or blocks("bash")[0]
         self.log = log
         with log.open("ab") as file:
             # A session of its own, so that a kill ends all of its processes.
@@ -208,3 +208,15 @@ def test_killed_and_started_again_it_answers_the_same(server, asked):
     server.process = again.process  # which the fixture kills at the end
     again.wait()
     assert again.ask(url, foveate_tokens=tokens) == text
+
+
+@pytest.mark.long
+def test_the_guides_server_between_layers_answers_and_counts(server, tmp_path):
+    server.kill()
+    command = next(block for block in blocks("text") if "v2drop" in block and "api_server" in block)
+    between = Server(server.port, tmp_path / "log", command)
+    server.process = between.process  # which the fixture kills at the end
+    between.wait()
+    assert between.ask(url_of(engines.demo())) == embedded.ANSWER
+    seen, kept = seen_and_kept(between)
+    assert (seen, kept) == (576, pytest.approx(192, abs=1))

@@ -35,6 +35,8 @@ class DroppingInfo:
     family: ClassVar[type[Family]]
     films: ClassVar[bool] = False
     """Whether films can be dropped from."""
+    alone: ClassVar[bool] = False
+    """Whether images are taken alone: films have an image's tokens in their place."""
 
     @cached_property
     def setting(self) -> Setting:
@@ -48,7 +50,7 @@ class DroppingInfo:
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """The model's own; between layers images alone, so that vLLM makes no dummies of others either."""
         limits: Mapping[str, int | None] = super().get_supported_mm_limits()  # type: ignore[misc]
-        if not self.setting.stages(Rate()).late:
+        if not self.alone and not self.setting.stages(Rate()).late:
             return limits
         return {kind: most for kind, most in limits.items() if kind == "image"}
 

@@ -165,10 +165,13 @@ class DroppingQwen(BetweenLayers):
         """Positions of the prompt as if its images were whole, without the columns that they do not have."""
         spans = self._spans(mm_features)
         whole = restored(input_tokens, spans)
+        lengths = {span.offset: span.whole for span in spans}
         features = []
         for feature in mm_features:
             place = feature.mm_position
-            features.append(replace(feature, mm_position=replace(place, offset=moved(place.offset, spans))))
+            length = lengths.get(place.offset, place.length)
+            place = replace(place, offset=moved(place.offset, spans), length=length)
+            features.append(replace(feature, mm_position=place))
         positions, delta = super().get_mrope_input_positions(whole, features)  # type: ignore[misc]
         return shortened(positions, spans), delta + len(whole) - len(input_tokens)
 
@@ -278,7 +281,11 @@ def __getattr__(name: str) -> Any:
     own = stock._processor_factory
     register = MULTIMODAL_REGISTRY.register_processor(
         type(f"{name}Processor", (QwenProcessor, own.processor), {}),
-        info=type(f"{name}Info", (DroppingInfo, own.info), {"family": family, "films": stock_name in FILMS}),
+        info=type(
+            f"{name}Info",
+            (DroppingInfo, own.info),
+            {"family": family, "films": stock_name in FILMS, "alone": "Glm4v" in name},
+        ),
         dummy_inputs=type(f"{name}Dummies", (QwenDummies, own.dummy_inputs), {}),
     )
     features = {"__module__": __name__, "family": family, "supports_multimodal_pruning": True}
