@@ -1,9 +1,13 @@
 """The copied program runs, and says what the page said."""
 
+import json
+import shlex
+
 import pytest
 
+from foveate import cli
 from foveate.app import subjects
-from foveate.app.replies import FULL, answered, program
+from foveate.app.replies import FULL, answered, command, program
 from foveate.app.subjects import examples, opened
 from tests.films import film
 
@@ -43,3 +47,26 @@ def test_the_embedded_model_needs_no_name(subject):
     assert "for method in []:\n" in text
     assert "retention=0.33, sure=0.9, max" in program(subject, "?", ["v2drop"], 0.33, "a/b", 64, 0.9)
     assert "vlm = fv.load('a/b')\n" in program(subject, "?", [], 0.33, "a/b", 64)
+
+
+@pytest.mark.parametrize("kind", ["picture", "film"])
+def test_the_command_gives_the_pages_answers(kind, vlm, folder, picture, tmp_path, monkeypatch, capsys):
+    if kind == "film":
+        picture = tmp_path / "it's a film.mp4"
+        film(picture, 9, size=(64, 64))
+    subject = opened(picture)
+    line = command(subject, QUESTION, METHODS, 0.4, str(folder), 3)
+    monkeypatch.chdir(picture.parent)
+    assert cli.main([*shlex.split(line)[1:], "--pairs", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found["full"]["answer"], *(one["answer"] for one in found["methods"])] == [
+        row.partition(": ")[2].partition(" (")[0] for row in said(vlm, subject)
+    ]
+
+
+def test_there_is_no_command_where_no_file_is_what_was_asked_about(picture, monkeypatch):
+    assert command(examples()[0], QUESTION, METHODS, 0.4, "embedded", 3) == ""
+    assert command(examples()[-1], QUESTION, METHODS, 0.4, "embedded", 3) == ""
+    assert command(opened(picture), QUESTION, [], 0.4, "embedded", 3) == ""
+    monkeypatch.setattr(subjects, "SIDE", 60)
+    assert command(opened(picture), QUESTION, METHODS, 0.4, "embedded", 3) == ""

@@ -131,6 +131,17 @@ def test_the_slider_goes_through_the_stages(asked):
     asked.wait_for_function("() => document.querySelector('#panels .fv-places p').checkVisibility()")
 
 
+def test_a_picture_is_made_as_large_as_the_window_and_back_by_mouse_and_by_keyboard(asked):
+    picture = asked.locator("#panels figure:visible img").nth(1)
+    small = picture.bounding_box()
+    picture.click()
+    large = picture.bounding_box()
+    window = asked.viewport_size
+    assert (large["x"], large["y"], large["width"], large["height"]) == (0, 0, window["width"], window["height"])
+    asked.keyboard.press("Space")
+    assert picture.bounding_box()["width"] == small["width"]
+
+
 def test_a_picture_of_all_answers_is_downloaded(asked):
     with asked.expect_download() as download:
         asked.click("#share")

@@ -114,13 +114,19 @@ def seen(tower, block, run):
 
 
 def chosen(hidden, segments, keep):
-    """For each segment which of its rows stay, and with which of all rows each row goes; by loops."""
+    """For each segment which of its rows stay, and with which of all rows each row goes; by loops.
+
+    `keep` is a share of them, or the rows of each segment that stay.
+    """
     rows = hidden if hidden.dim() == 3 else hidden[None]
     goes_with = {}
-    for places in segments:
+    for index, places in enumerate(segments):
         of_segment = torch.stack([rows[at] for at in places])
-        count = max(1, math.floor(keep * len(places) + 0.5))
-        kept = looped_picks(of_segment, count, 64) if count < len(places) else list(range(len(places)))
+        if isinstance(keep, list):
+            kept = keep[index]
+        else:
+            count = max(1, math.floor(keep * len(places) + 0.5))
+            kept = looped_picks(of_segment, count, 64) if count < len(places) else list(range(len(places)))
         for j, parent in enumerate(looped_parents(of_segment, torch.tensor(kept))):
             goes_with[places[j]] = places[kept[parent]]
     padding = [(0, row) for row in range(0)]

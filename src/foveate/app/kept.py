@@ -116,9 +116,10 @@ def _words(place: int, depth: int) -> str:
 
 
 def _panel(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
-    """A picture with a name and words below."""
+    """A picture with a name and words below; a click, or the space bar, makes it as large as the window and back."""
     alternative = escape(f"{name}: {caption}", quote=True)
     return (
-        f"<img src='{data_url(Image.fromarray(pixels))}' alt='{alternative}'>"
+        f"<label class='fv-zoom'><input type='checkbox' aria-label='Enlarge {alternative}'>"
+        f"<img src='{data_url(Image.fromarray(pixels))}' alt='{alternative}'></label>"
         f"<figcaption><b>{escape(name)}</b> {escape(caption)}</figcaption>"
     )

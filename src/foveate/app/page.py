@@ -12,8 +12,9 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
-from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, least_percent, program
+from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, command, least_percent, program
 from foveate.app.subjects import Subject, examples, opened
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
@@ -29,7 +30,9 @@ FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 """The reader's own: Gradio's bold fonts lack most letters, and others would come from the network."""
 THEME = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
 HEAD = """<div class='fv-head'><h1>foveate</h1>
-<p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.</p></div>"""
+<p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.{}</p></div>"""
+SMALL = " This small one knows drawings alone: shapes, colours, places, counts up to nine, a word of five letters."
+"""What is said of the embedded model."""
 
 FILE, WAITING = "50mb", 20
 """The largest upload, and questions that may wait for the model."""
@@ -58,7 +61,7 @@ def application(
         looks: Second looks that are offered among the methods, by their names.
     """
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
-        gr.HTML(HEAD)
+        gr.HTML(HEAD.format(SMALL if vlm.name in embedded.NAMES else ""))
         AskPanel(vlm, max_new_tokens, looks)
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
@@ -216,8 +219,13 @@ class AskPanel:
         )
         self.kept = gr.HTML(way_of(examples()[0]).drawn(), elem_id="panels")
         self.share = gr.DownloadButton("Share as PNG", visible=False, elem_id="share")
-        with gr.Accordion("The same in Python", open=False, elem_id="python", visible=False) as self.python:
+        with gr.Accordion(
+            "The same in Python, and in a terminal", open=False, elem_id="python", visible=False
+        ) as self.python:
             self.code = gr.Code(language="python", interactive=False, show_label=False, buttons=["copy"])
+            self.command = gr.Code(
+                language="shell", interactive=False, label="In a terminal", buttons=["copy"], elem_id="command"
+            )
 
     def _connect(self) -> None:
         names, percent = self.dropping.names, self.dropping.percent
@@ -230,7 +238,7 @@ class AskPanel:
         names.change(self.dropping.changes, [self.subject, names, percent], limited, **QUICK)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
         asking = [self.subject, self.question, names, percent, self.sure]
-        replied = [*cleared, self.code]
+        replied = [*cleared, self.code, self.command]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
         for taking in (self.file.upload, self.gallery.select):
@@ -306,6 +314,8 @@ class AskPanel:
         middle = stops // 2  # at the end, many methods have hardly any token left
         file = self._drawn(question, replies)
         written = [name for name in names[1:] if name not in self.looks]
+        asked = subject, question, written, percent / 100, self.vlm.name, self.max_new_tokens
+        line = "" if sure else command(*asked)
         notes = [note for reply in replies if reply.answer is not None for note in reply.answer.notes]
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
@@ -313,7 +323,8 @@ class AskPanel:
             self.kept: way.drawn(middle),
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
-            self.code: program(subject, question, written, percent / 100, self.vlm.name, self.max_new_tokens, sure),
+            self.code: program(*asked, sure),
+            self.command: gr.Code(line, visible=bool(line)),
             self.notice: notice((*subject.notes, *notes)),
         }
 

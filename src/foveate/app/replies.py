@@ -1,6 +1,7 @@
 """What may be asked; answers as they come, as cards beside each other (HTML), and as a program that gives the same."""
 
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -17,8 +18,9 @@ from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, FoveateError, SettingError
 from foveate.naming import refuse_files
+from foveate.video import Clip
 
-__all__ = ["FULL", "MOST", "UNDER_WAY", "Said", "answered", "cards", "checked", "least_percent", "program"]
+__all__ = ["FULL", "MOST", "UNDER_WAY", "Said", "answered", "cards", "checked", "command", "least_percent", "program"]
 
 FULL = "full model"
 MOST = 5
@@ -250,3 +252,25 @@ def program(
         '    # answer.show().save("kept.png") draws what was kept',
     ]
     return "\n".join(lines) + "\n"
+
+
+def command(
+    subject: Subject, question: str, names: Sequence[str], retention: float, model: str, max_new_tokens: int
+) -> str:
+    """A line for a terminal that asks the same; arguments as for `program`.
+
+    Empty where no file is what was asked about: of an example, and of a picture that was scaled down.
+    """
+    medium = subject.medium
+    as_it_lies = isinstance(medium, Clip) or (medium.path and subject.source == repr(medium.path.name))
+    if not names or subject.questions or not as_it_lies:
+        return ""
+    words = ["foveate", "compare", str(medium.path), "--prompt", question]
+    for name in names:
+        words += ["--method", name]
+    words += ["--retention", f"{retention:g}", "--max-new-tokens", str(max_new_tokens)]
+    if isinstance(medium, Clip):
+        words += ["--frames", str(len(medium))]
+    if model != embedded.NAME:
+        words += ["--model", model]
+    return shlex.join(words)

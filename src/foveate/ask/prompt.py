@@ -109,10 +109,10 @@ class Prompt:
         Raises:
             SettingError: If the method's counts depend on the picture and no trace tells them.
         """
-        counts = tower_tokens = None
+        counts = tower_tokens = tower_rows = None
         if trace is not None and trace.history:
             counts = [layer[sample] for layer in trace.history[0].per_layer]
-            tower_tokens = trace.history[0].tower_tokens[sample]
+            tower_tokens, tower_rows = trace.history[0].tower_tokens[sample], trace.history[0].tower_rows[sample]
         return cost(
             self.card.config,
             text_tokens=self.text_tokens,
@@ -122,6 +122,7 @@ class Prompt:
             dtype=self.card.dtype,
             tokens=counts,
             tower_tokens=tower_tokens,
+            tower_rows=tower_rows,
             grids=self.grids,
             videos=self.videos,
         )

@@ -1,8 +1,8 @@
 """What a prompt processes and holds: tokens, the cache, and the most bytes that live at once."""
 
 import gc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class Held:
 
     Attributes:
         tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
-        tower_tokens: Tokens of each image or video that the tower runs on, of the sample with most.
+        tower: What `foveate.cost` has to know of the tower's run, by name, of the sample with most.
         retention: Mean over samples of what the trace says.
         kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
         peak: Bytes at the most, without weights and inputs: what CUDA's allocator says, elsewhere the tensors that
@@ -38,7 +38,7 @@ class Held:
     retention: float
     kv_bytes: int
     peak: int
-    tower_tokens: Sequence[Sequence[int]] | None = None
+    tower: Mapping[str, Any] = field(default_factory=dict)
 
 
 def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
@@ -50,13 +50,14 @@ def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Hel
             cache = cache_in(generate(model, workload.inputs, 1))
         peak = memory.peak
     tokens = (workload.vision_tokens,) * len(family_for(model).layers)
-    retention, tower_tokens = 1.0, None
+    retention, tower = 1.0, dict[str, Any]()
     if trace is not None:
         tokens = tuple(max(samples) for samples in trace.latest.per_layer)
         retention = sum(trace.retention) / len(trace.retention)
-        most = max(trace.latest.tower_tokens, key=lambda images: sum(map(len, images)))
-        tower_tokens = [image.tolist() for image in most]
-    return Held(tokens, retention, kv_bytes(cache)[0], peak, tower_tokens)
+        ran = zip(trace.latest.tower_tokens, trace.latest.tower_rows, strict=True)
+        most, rows = max(ran, key=lambda sample: sum(map(len, sample[0])))
+        tower = {"tower_tokens": [image.tolist() for image in most], "tower_rows": rows}
+    return Held(tokens, retention, kv_bytes(cache)[0], peak, tower)
 
 
 def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:

@@ -71,7 +71,7 @@ class Workload:
         method: Method | None = None,
         tokens: Sequence[int] | None = None,
         attention: Literal["full", "causal"] = "full",
-        tower_tokens: Sequence[Sequence[int]] | None = None,
+        **tower: Any,
     ) -> Cost:
         """What one sample costs; `model` or its config, tokens of each layer and of the tower as a trace has them."""
         return cost(
@@ -80,7 +80,7 @@ class Workload:
             vision_tokens=self.sizes,
             method=method,
             tokens=tokens,
-            tower_tokens=tower_tokens,
+            **tower,
             tower_images=self.tower_images,
             grids=self.grids,
             videos=self.videos,
@@ -94,10 +94,10 @@ class Workload:
         kernel: str,
         method: Method | None = None,
         tokens: Sequence[int] | None = None,
-        tower_tokens: Sequence[Sequence[int]] | None = None,
+        **tower: Any,
     ) -> Cost:
         """What one sample costs under an attention kernel: only eager attention computes what causality hides."""
-        return self.cost(model, method, tokens, "full" if kernel == "eager" else "causal", tower_tokens)
+        return self.cost(model, method, tokens, "full" if kernel == "eager" else "causal", **tower)
 
 
 def synthetic(

@@ -244,7 +244,8 @@ class PatchStage(Stage):
     """Before the vision tower, behind a `PixelStage`: the tower runs on the patches of the tokens that stay.
 
     It sees the pixels of one image or video, a `PixelView`, and reads no signals. Its cut says who stays: it makes no
-    new rows, and leaves no notes.
+    new rows, and leaves no notes. Where a tower needs all patches, those that leave come back behind its last block,
+    and the tokens leave that are made of them alone.
     """
 
     place: ClassVar[Place] = Place.PIXELS

@@ -95,7 +95,8 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
 def nearest(rows: Tensor, kept: Tensor) -> Tensor:
     """Which kept row each row is nearest to, by Euclidean distance: (rows,) int64, places in `kept`.
 
-    A kept row is its own; ties go to the lower place.
+    A kept row is its own; ties go to the lower place. Rows tie that are equal but for rounding, as in flat parts
+    of a picture.
 
     Args:
         rows: (rows, width) of any float dtype.
@@ -105,8 +106,9 @@ def nearest(rows: Tensor, kept: Tensor) -> Tensor:
     rows = rows - rows.mean(dim=0)  # no distance changes, and less is lost where lengths are subtracted
     targets = rows[kept]
     squares = targets.square().sum(dim=1)
-    found = torch.cat([(squares - 2 * (part @ targets.T)).argmin(dim=1) for part in blocks(rows, len(targets))])
-    return found.scatter(0, kept, torch.arange(len(targets), device=kept.device))
+    level = rows.square().sum(dim=1).amax().clamp(min=1e-30) / LEVELS
+    found = [(squares - 2 * (part @ targets.T)).div(level).round().argmin(dim=1) for part in blocks(rows, len(targets))]
+    return torch.cat(found).scatter(0, kept, torch.arange(len(targets), device=kept.device))
 
 
 def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:

@@ -211,7 +211,8 @@ class PixelView(View):
 
     Args:
         units: (frames, rows, columns, numbers) float32: the pixels of each token's patches, normalised; of a video a
-            frame is a temporal patch, which has several pictures.
+            frame is a temporal patch, which has several pictures. Of an image with tiles each is a frame. Where tokens
+            are pooled of parts of patches, a unit is a patch.
         mean: What the processor subtracts from pixels in [0, 1], (numbers,).
         std: What it divides them by then, (numbers,).
         rest: See `View`.

@@ -52,7 +52,7 @@ class Cost:
             where it is not known: for most families, for prompts longer than a window, for Resize, PixelPrune and
             ThinTower.
         tower_rows: Rows of all pictures that each block of the vision tower runs on, a CLS left out; empty where no
-            block runs on fewer (ThinTower).
+            block runs on fewer (ThinTower, PixelPrune).
     """
 
     text_tokens: int
@@ -184,6 +184,7 @@ def cost(
     dtype: torch.dtype | None = None,
     tokens: Sequence[int] | None = None,
     tower_tokens: Sequence[Sequence[int] | torch.Tensor] | None = None,
+    tower_rows: Sequence[Sequence[int]] | None = None,
     grids: Sequence[Sequence[tuple[int, int]]] | None = None,
     videos: bool | Sequence[bool] | None = None,
 ) -> Cost:
@@ -211,8 +212,11 @@ def cost(
         dtype: Of the cache and the activations; by default the config's, and bfloat16 if it names none.
         tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
             (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
-        tower_tokens: For a method that drops before the tower (PixelPrune), beside `tokens`: the tokens of each image
-            or video whose patches the tower runs on, `trace.latest.tower_tokens[0]`. Others need none.
+        tower_tokens: For a method that drops before the tower (PixelPrune) of a Qwen-VL or GLM-V, beside `tokens`: the
+            tokens of each image or video whose patches the tower runs on, `trace.latest.tower_tokens[0]`.
+        tower_rows: The same for other families, where patches come back behind the tower: on how many rows of each of
+            its pictures, tiles or frames it runs, `trace.latest.tower_rows[0]`. An empty entry: on all. Pictures of a
+            batch count as the one with most.
         grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
             (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]`
             for one LLaVA-1.5 image, whose grids are known without.
@@ -221,8 +225,8 @@ def cost(
             grids=[[(14, 14)] * 32], videos=True`.
 
     Raises:
-        SettingError: If such a method is given without `tokens` (or `tower_tokens`), a count is negative or all are
-            zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the
+        SettingError: If such a method is given without `tokens` (or what the tower ran on), a count is negative or all
+            are zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the
             counts leave it open, or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
             not known.
@@ -238,10 +242,12 @@ def cost(
     _check_lengths(decoder, prompt, tokens, grids, videos)
 
     by_pixels = method is not None and _by_pixels(method, decoder.depth)
-    if by_pixels and tower_tokens is None:
+    comes_back = by_pixels and family.encode_subset is Family.encode_subset
+    if by_pixels and (tower_rows if comes_back else tower_tokens) is None:
+        needed = "tower_rows" if comes_back else "tower_tokens"
         raise SettingError(
             f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
-            "tokens=[count for (count,) in trace.latest.per_layer], tower_tokens=trace.latest.tower_tokens[0]."
+            f"tokens=[count for (count,) in trace.latest.per_layer], {needed}=trace.latest.{needed}[0]."
         )
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
@@ -260,7 +266,9 @@ def cost(
         tower_grids = known_grids
     tower: int | None
     projector: int | None
-    if by_pixels:
+    if comes_back and tower_rows is not None and any(tower_rows):
+        thinning = Thinning.as_ran(family, config, prompt, tower_grids, tower_rows)
+    if by_pixels and not comes_back:
         assert tower_tokens is not None
         of_tower = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens, thinning)
     else:
@@ -271,7 +279,7 @@ def cost(
         of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids, thinning)
         of_tower = of_smaller or of_tower
 
-    tower, projector, picking, tower_rows = of_tower
+    tower, projector, picking, rows_run = of_tower
     scoring = dropping.scoring
     if scoring is not None:
         in_tower = any(isinstance(stage, ThinStage) for stage in dropping.stages)
@@ -300,7 +308,7 @@ def cost(
         decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
         kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
-        tower_rows=tower_rows,
+        tower_rows=rows_run,
     )
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -39,17 +39,19 @@ class Thinning:
     """Blocks of a tower that run on some rows.
 
     Attributes:
-        stage: Says how many, of each picture.
+        stage: Says how many, of each picture; None: `ran` does.
         first: The first of them.
         end: The first block that does not run, as nobody reads what it would make.
         windowed: How many of them look through windows. Of a window as large a share of the rows is taken to stay as of
             its picture: how many do, the picture decides.
+        ran: Rows of each picture that run.
     """
 
-    stage: ThinStage
+    stage: ThinStage | None
     first: int
     end: int
     windowed: int
+    ran: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, family: type[Family], config: Any, stages: Sequence[Stage]) -> Self | None:
@@ -67,16 +69,34 @@ class Thinning:
         seeing = getattr(config.vision_config, "fullatt_block_indexes", ()) if shape.windowed else range(shape.depth)
         return cls(stage, first, end, sum(index not in seeing for index in range(first, end)))
 
+    @classmethod
+    def as_ran(
+        cls, family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None, ran: Sequence[Sequence[int]]
+    ) -> Self:
+        """That of patches which left before the tower and came back behind it: rows of each picture of each image."""
+        shape, rows = family.tower_shape(config), list[int]()
+        assert shape is not None  # of a tower whose patches are known
+        for image, of_image in enumerate(ran):
+            here = slice(image, image + 1)
+            alone = replace(prompt, sizes=prompt.sizes[here], pictures=prompt.pictures and prompt.pictures[here])
+            pictures = _pictures(family, config, alone, grids and grids[here]).grids
+            # In a batch of pictures each has as many rows as the one with most.
+            longest = of_image if shape.joined else [max(itertools.chain(*ran))] * len(of_image)
+            rows += longest or [tall * wide * shape.patches for tall, wide in pictures]
+        return cls(None, 0, max(feature_layers(config, shape.depth)) + 1, 0, tuple(rows))
+
     def left(self, rows: int) -> int:
-        """How many of a picture's rows run."""
+        """How many of a picture's rows run, by the stage."""
+        assert self.stage is not None
         left = self.stage.left(Arriving.all_of(rows))
         assert left is not None  # a stage that decides by what it sees is refused where it is made
         return left
 
-    def flops(self, rows: int, width: int) -> int:
+    def flops(self, rows: int, left: int, width: int) -> int:
         """What picking costs in a picture, and finding the nearest row for each."""
-        picks = 0 if self.stage.flops is None else self.stage.flops(Arriving.all_of(rows), width)
-        return picks + 2 * rows * self.left(rows) * width
+        flops = None if self.stage is None else self.stage.flops
+        picks = 0 if flops is None else flops(Arriving.all_of(rows), width)
+        return picks + 2 * rows * left * width
 
 
 def tower_flops(
@@ -194,7 +214,12 @@ def _flops(
         each = [shape.tokens or count + shape.extra for count in tokens]
         projected = sum(each)
     rows = [count * shape.patches for count in tokens]
-    run = [rows, *([] if thinning is None else [[thinning.left(count) for count in rows]])]
+    run, picking = [rows], 0
+    if thinning is not None:
+        run.append(list(thinning.ran) or [thinning.left(count) for count in rows])
+        if len(run[1]) != len(rows):
+            raise SettingError(f"tower_rows must have the rows of {len(rows)} pictures; got {run[1]}.")
+        picking = sum(thinning.flops(count, left, shape.width) for count, left in zip(*run, strict=True))
     if shape.joined:
         run = [[sum(counts)] for counts in run]
     early, late = (shape.depth, 0) if thinning is None else (thinning.first, thinning.end - thinning.first)
@@ -210,7 +235,7 @@ def _flops(
     if thinning is None:
         return Flops(tower, projector)
     counts = (sum(run[0]),) * thinning.first + (sum(run[1]),) * late
-    return Flops(tower, projector, sum(thinning.flops(count, shape.width) for count in rows), counts)
+    return Flops(tower, projector, picking, counts)
 
 
 def _block(shape: TowerShape, patches: int) -> int:

@@ -262,6 +262,7 @@ class TowerReducer:
     Attributes:
         early: Whether a stage stands inside the tower.
         reads: What the stages read of the tower.
+        ran: Which rows of the tower ran, where some left before it and came back behind it.
     """
 
     def __init__(self, program: Program, prompt: PromptLengths | None = None, video: bool = False) -> None:
@@ -269,6 +270,7 @@ class TowerReducer:
         self._prompt = prompt
         self._video = video
         self.early = program.tower is not None
+        self.ran: list[Ran] = []
         signals = itertools.chain.from_iterable(stage.reads for stage in program.images)
         self.reads = tuple(dict.fromkeys(signal for signal in signals if isinstance(signal, TowerSignal)))
 
@@ -400,7 +402,7 @@ def encode(
         if program.encodes == "pixels":
             guards.refuse_offloaded_tower(family, error)
         raise
-    return output, [_without_rows(cut) for cut in cuts], ran
+    return output, [_without_rows(cut) for cut in cuts], ran or reducer.ran
 
 
 def _without_rows(cut: Cut | None) -> Cut | None:

@@ -83,7 +83,7 @@ def refuse_unknown_host(family: Family) -> None:
 
 def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> None:
     """A stage may read what this model or this engine has not, or stand where nothing runs."""
-    reason = refusal(stages, family.lacks, family.needs_all_patches, family.needs_all_rows)
+    reason = refusal(stages, family.lacks, type(family))
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
     for stage in stages:

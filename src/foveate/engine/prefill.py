@@ -95,6 +95,8 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
     if forward.behind_image and (drops or forward.behind_cut) and any([sample.starts for sample in samples]):
         guards.refuse_split_image()
     forward.record = _record(family, samples, live, span, cache)
+    if program.thin is not None and any([image.ran for sample in samples for image in sample.media]):
+        forward.record.stages.append(_thinned(samples))
     if not drops and not reads:  # every layer runs untouched
         forward.record.note_that_all_stay(sorted(program.cuts))
         return None
@@ -246,16 +248,13 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
         rows = LazyCounts(live.sum(dim=1))
     elif live is None and cache is not None:
         rows = tuple(count + max(0, length_of(cache)) for count in rows)
-    record = PrefillRecord(
+    return PrefillRecord(
         depth=len(family.layers),
         rows=rows,
         vision_tokens=tuple([sample.vision_tokens for sample in samples]),
         media=[sample.media for sample in samples],
         fit=family.fit,
     )
-    if any([image.ran for sample in samples for image in sample.media]):
-        record.stages.append(_thinned(samples))
-    return record
 
 
 def _thinned(samples: Sequence[Sample]) -> StageRecord:

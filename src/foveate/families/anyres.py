@@ -42,9 +42,6 @@ class AnyResolution(OfClip):
     """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
 
     runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
-    needs_all_patches: ClassVar[str | None] = (
-        "tiles are put together by their places, with newlines behind rows, and padding is cut off"
-    )
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
@@ -55,6 +52,20 @@ class AnyResolution(OfClip):
         """Scores, keys and tower features put together as the model puts together the features of each image's views,
         or of each video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
         raise NotImplementedError
+
+    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+        pixels = super().pictures(modality, inputs, reducer)
+        views = self.tower_images(self.model.config, modality, inputs) or ()
+        if len(pixels) == len(views):  # behind the views of an image there may be padding
+            return [of_image[:count] for of_image, count in zip(pixels, views, strict=True)]
+        return torch.split(torch.cat([*pixels]), list(views))
+
+    def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
+        """Those with a part of a patch that stays, once these are put together as features are."""
+        if modality == "image":  # read off the device
+            inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
+        views = [of_image.float().flatten(1)[..., None] for of_image in stays]
+        return torch.cat(self.packed(modality, views, inputs))[:, 0] > 0
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
@@ -13,6 +14,7 @@ from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
+from foveate.families.leaving import encode_leaving
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
@@ -48,10 +50,10 @@ class Family:
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
         runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
-        needs_all_patches: Why the tower cannot run on the patches of some tokens, as the end of a sentence; None: it
-            can (see `encode_subset`).
-        needs_all_rows: Why late blocks of the tower cannot run on some of its rows, as the end of a sentence; None:
-            they can (see `thin_tower`).
+        needs_all_rows: Why blocks of the tower cannot run on some of its rows, as the end of a sentence; None: they can
+            (see `thin_tower`).
+        pixel_mean, pixel_std: What the processor subtracts from each channel of pixels in [0, 1], and divides them by
+            then.
         gathers: Whether layers may get more than the usual arguments, which are known by their shapes.
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
@@ -72,8 +74,9 @@ class Family:
     tiled: ClassVar[bool] = False
     runs_grids: ClassVar[bool] = True
     gathers: bool = False
-    needs_all_patches: ClassVar[str | None] = "nobody has said how it would run on some of them"
     needs_all_rows: ClassVar[str | None] = "nobody has said how its blocks would run on some of them"
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __init__(self, model: Any) -> None:
         require(self.oldest, type(self).__name__)
@@ -158,7 +161,7 @@ class Family:
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
-        if isinstance(signal, Cells) and cls.boxes is Family.boxes:
+        if isinstance(signal, Cells) and cls.boxes.__func__ is Family.boxes.__func__:  # type: ignore[attr-defined]
             return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
             return None
@@ -400,8 +403,22 @@ class Family:
         )
 
     def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As `encode`, of a tower that runs on the patches of the tokens alone that `reducer.leave` lets stay."""
-        raise NotImplementedError(f"{type(self).__name__} must define encode_subset, or needs_all_patches.")
+        """As `encode`, of a tower that runs on the patches of the tokens alone that `reducer.leave` lets stay.
+
+        The default: behind its last block all rows are there again, so that what follows finds whole pictures.
+        """
+        return encode_leaving(self, run, modality, inputs, reducer)
+
+    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+        """What the tower is given of each image or video, (pictures, channels, height, width) without padding."""
+        names = [name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None]
+        pixels: Tensor = inputs[names[0]]
+        return list(pixels if pixels.dim() == 5 else pixels[:, None])
+
+    def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
+        """Which tokens of all images are left, newlines and the like apart, (tokens,) bool, where these units of their
+        pictures stay, (pictures, rows, columns) bool each."""
+        return torch.cat([of_image.flatten() for of_image in stays])
 
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         """The tower that a `get_*_features` call runs, whose blocks may run on some of its rows; see `encode`.

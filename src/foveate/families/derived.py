@@ -55,7 +55,6 @@ class Derived(Family):
     gathers = True
     renumbers = False  # until its decoder has been looked at
     decoders: ClassVar[frozenset[str]] = frozenset()
-    needs_all_patches: ClassVar[str | None] = "how it cuts pictures into patches is not known"
     needs_all_rows: ClassVar[str | None] = None
 
     def __init__(self, model: Any) -> None:

@@ -51,11 +51,9 @@ class PaliGemma(Llava):
 
     model_type: ClassVar[str] = "paligemma"
     title: ClassVar[str] = "PaliGemma"
-    needs_all_patches: ClassVar[str | None] = (
-        "SigLIP reads pictures of one size, and adds a learned position to every place of the full grid"
-    )
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
+    pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma", "gemma2"})
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 
@@ -70,7 +68,6 @@ class Gemma3(Family):
 
     model_type: ClassVar[str] = "gemma3"
     title: ClassVar[str] = "Gemma 3"
-    needs_all_patches: ClassVar[str | None] = "a token is the average of 16 patches on a full grid"
     needs_all_rows: ClassVar[str | None] = None
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
@@ -201,7 +198,7 @@ class Gemma4(Family):
 
     model_type: ClassVar[str] = "gemma4"
     title: ClassVar[str] = "Gemma 4"
-    needs_all_patches: ClassVar[str | None] = (
+    needs_all_rows: ClassVar[str | None] = (
         "its pooler tells the cells of patches, and how many there are, from the full length"
     )
     videos: ClassVar[bool] = True

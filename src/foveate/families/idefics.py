@@ -12,8 +12,9 @@ from torch import Tensor
 
 from foveate.core.signals import TowerSignal
 from foveate.families.thinning import ThinnedTower, batch_layout
-from foveate.families.tiles import Tiled, blocks, run_lengths, runs
+from foveate.families.tiles import Tiled, run_lengths, runs
 from foveate.families.tower import Inputs, Run, block_of, encoder_layers
+from foveate.families.vision import blocks
 
 __all__ = ["FAMILIES", "Idefics3", "SmolVLM"]
 
@@ -30,7 +31,6 @@ class SmolVLM(Tiled):
 
     model_type: ClassVar[str] = "smolvlm"
     title: ClassVar[str] = "SmolVLM"
-    needs_all_patches: ClassVar[str | None] = "tokens are made by shuffling the patches of a whole tile"
     closing_tokens: ClassVar[int] = 1  # the fence behind its last tile tells tiles from images
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from foveate.core.signals import TowerSignal
 from foveate.families.thinning import ThinnedTower, batch_layout
-from foveate.families.tiles import Tiled, blocks, run_lengths
+from foveate.families.tiles import Tiled, run_lengths
 from foveate.families.tower import Inputs, Run, block_of, feature_layers
+from foveate.families.vision import IMAGENET, blocks
 
 __all__ = ["FAMILY", "InternVL"]
 
@@ -22,11 +23,9 @@ class InternVL(Tiled):
 
     model_type: ClassVar[str] = "internvl"
     title: ClassVar[str] = "InternVL3"
-    needs_all_patches: ClassVar[str | None] = (
-        "tokens are made by shuffling the patches of a whole tile, whose places have learned positions"
-    )
     videos: ClassVar[bool] = True
     has_cls: ClassVar[bool] = True
+    pixel_mean, pixel_std = IMAGENET
 
     @classmethod
     def side(cls, config: Any) -> int:

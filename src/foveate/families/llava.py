@@ -24,7 +24,7 @@ from foveate.families.tower import (
     encoder_layers,
     feature_layers,
 )
-from foveate.families.vision import grid_boxes, picture_sizes, smaller
+from foveate.families.vision import CLIP, grid_boxes, picture_sizes, smaller
 
 __all__ = [
     "FAMILIES",
@@ -48,6 +48,7 @@ class OfClip(Family):
 
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
+    pixel_mean, pixel_std = CLIP
 
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)
@@ -81,9 +82,6 @@ class Llava(OfClip):
     model_type: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
-    needs_all_patches: ClassVar[str | None] = (
-        "CLIP reads pictures of one size, and adds a learned position to every place of the full grid"
-    )
 
     @property
     def tower(self) -> Any:

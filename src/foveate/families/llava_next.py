@@ -16,6 +16,7 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.families.anyres import NOWHERE, AnyResolution
+from foveate.families.base import Family
 from foveate.families.llava import picture_tokens, side_of
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
@@ -43,7 +44,6 @@ class LlavaNextVideo(LlavaNext):
 
     model_type: ClassVar[str] = "llava_next_video"
     title: ClassVar[str] = "LLaVA-NeXT-Video"
-    needs_all_patches: ClassVar[str | None] = "frames are pooled on their grids, and tiles put together by their places"
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
@@ -166,9 +166,7 @@ class LlavaOnevision(AnyResolution):
 
     model_type: ClassVar[str] = "llava_onevision"
     title: ClassVar[str] = "LLaVA-OneVision"
-    needs_all_patches: ClassVar[str | None] = (
-        "tiles are put together by their places, shrunk, and frames pooled on their grids"
-    )
+    pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     videos: ClassVar[bool] = True
 
     @classmethod

@@ -20,7 +20,7 @@ from foveate.families.tap import Tapped
 from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tiles import block_means
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, attentions, feature_layers, shown, tapped_all
-from foveate.families.vision import grid_boxes, picture_sizes, smaller
+from foveate.families.vision import CLIP, grid_boxes, picture_sizes, smaller
 
 __all__ = ["FAMILY", "Mistral3"]
 
@@ -33,8 +33,8 @@ class Mistral3(Family):
 
     model_type: ClassVar[str] = "mistral3"
     title: ClassVar[str] = "Mistral 3"
-    needs_all_patches: ClassVar[str | None] = "Pixtral reads whole padded pictures, and its merger unfolds whole grids"
     needs_all_rows: ClassVar[str | None] = None
+    pixel_mean, pixel_std = CLIP
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
     shares_prefix: ClassVar[bool] = True
 
@@ -49,6 +49,10 @@ class Mistral3(Family):
         sizes = kwargs["image_sizes"] if "image_sizes" in kwargs else args[1]
         grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
         return TowerLayout([rows * columns for rows, columns in grids], grids)
+
+    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+        sizes = zip(inputs["pixel_values"], picture_sizes(inputs["image_sizes"]), strict=True)
+        return [picture[None, :, :height, :width] for picture, (height, width) in sizes]
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:

@@ -25,11 +25,12 @@ from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
+from foveate.families.leaving import units_left
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
 from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
-from foveate.families.vision import grid_boxes, smaller
+from foveate.families.vision import CLIP, grid_boxes, smaller
 
 __all__ = [
     "FAMILIES",
@@ -67,11 +68,8 @@ class Qwen2VL(Family):
     renumbers: bool = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
     shares_prefix: ClassVar[bool] = True
-    needs_all_patches: ClassVar[str | None] = None
     needs_all_rows: ClassVar[str | None] = None
-    pixel_mean: ClassVar[tuple[float, ...]] = (0.48145466, 0.4578275, 0.40821073)
-    """What the processor subtracts from each channel of pixels in [0, 1], and divides it by then: CLIP's."""
-    pixel_std: ClassVar[tuple[float, ...]] = (0.26862954, 0.26130258, 0.27577711)
+    pixel_mean, pixel_std = CLIP
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
@@ -176,13 +174,8 @@ class Qwen2VL(Family):
         cuts = reducer.leave(views)
         if all(cut is None for cut in cuts):
             return run(), cuts
-        masks = []
-        for cut, view in zip(cuts, views, strict=True):
-            stays = torch.ones(len(view), dtype=torch.bool, device=view.device)
-            masks.append(stays if cut is None else torch.zeros_like(stays).index_fill(0, cut.source, True))
+        units = [stays.flatten() for stays in units_left(views, cuts)]
         del views  # pixels in float32, which need not live beside the tower
-        stays_of_all = torch.cat(masks).cpu()  # the device is asked once
-        units = torch.split(stays_of_all, [len(mask) for mask in masks])
         with Patcher() as patches:
             patches.wrap(self.core.visual, "forward", partial(self._run_subset, units))
             return run(), cuts
@@ -483,8 +476,7 @@ class Qwen3VL(Qwen2VL):
     model_type: ClassVar[str] = "qwen3_vl"
     title: ClassVar[str] = "Qwen3-VL"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
-    pixel_mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    pixel_std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
+    pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
 
     def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         return inputs.get("deepstack_visual_embeds")
@@ -547,8 +539,7 @@ class Qwen35(Qwen2VL):
     model_type: ClassVar[str] = "qwen3_5"
     title: ClassVar[str] = "Qwen3.5"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_text"})
-    pixel_mean: ClassVar[tuple[float, ...]] = Qwen3VL.pixel_mean
-    pixel_std: ClassVar[tuple[float, ...]] = Qwen3VL.pixel_std
+    pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
 
     @property
     def recurrent(self) -> frozenset[int]:

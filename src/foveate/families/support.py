@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import getattr_static
 from typing import Any
 
 from foveate.contract import follow
@@ -81,19 +82,22 @@ class Reach:
 def refusal(
     stages: Sequence[Stage],
     lacks: Callable[[Signal], str | None],
-    needs_all_patches: str | None = None,
-    needs_all_rows: str | None = "this host runs the tower itself",
+    kind: type[Family] | None = None,
 ) -> str | None:
     """Why the engine does not run these stages, as the end of a sentence ("reads …", "has …"); None if it runs them.
 
     Args:
         stages: In order.
         lacks: Why the model has no such signal; None if it has.
-        needs_all_patches, needs_all_rows: See `Family`.
+        kind: The family; None: a host that runs the tower itself.
     """
     by_pixels = any(isinstance(stage, PatchStage) for stage in stages)
-    if by_pixels and needs_all_patches is not None:
-        return f"drops patches before the vision tower, which here needs all of them: {needs_all_patches}."
+    returns = by_pixels and kind is not None and kind.encode_subset is Family.encode_subset
+    needed = "this host runs the tower itself" if kind is None else kind.needs_all_rows
+    if returns and getattr_static(kind, "tower_shape") is getattr_static(Family, "tower_shape"):
+        needed = needed or "how it cuts pictures into patches is not known"
+    if returns and needed is not None:
+        return f"drops patches before the vision tower, which here needs all of them: {needed}."
     thins = []
     for stage in stages:
         reason = _refusal_of(stage, lacks)
@@ -102,7 +106,9 @@ def refusal(
         if isinstance(stage, ThinStage):
             thins.append(stage)
     if thins:
-        reason = _refusal_of_thinning(stages, needs_all_rows)
+        if returns:
+            return "drops patches before the tower and lets rows leave inside it; the engine brings back those of one."
+        reason = _refusal_of_thinning(stages, needed)
         if reason is not None:
             return reason
         stages = [
@@ -119,9 +125,9 @@ def refusal(
         return f"{before} and also makes pictures smaller; the engine does one of the two. Leave the other out."
     pixels = "PatchStage" if by_pixels else "PixelStage"
     places = [stage.place for stage in stages]
-    for place, kind in ((Place.PIXELS, pixels), (Place.TOWER, "TowerStage"), (Place.DECODE, "DecodeStage")):
+    for place, name in ((Place.PIXELS, pixels), (Place.TOWER, "TowerStage"), (Place.DECODE, "DecodeStage")):
         if places.count(place) > 1:
-            return f"has {places.count(place)} {kind}s, and the engine runs one. Do both steps in one stage."
+            return f"has {places.count(place)} {name}s, and the engine runs one. Do both steps in one stage."
     return _refusal_of_cuts(stages, follow.reading(stages))
 
 
@@ -214,7 +220,7 @@ def reach(
 
 def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> Reach:
     stages = follow.in_order(method.stages(Shape(depth, cls=cls, renumbers=kind.renumbers)))
-    reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind.needs_all_patches, kind.needs_all_rows)
+    reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind)
     early = {stage.place for stage in stages if stage.place < Place.LAYER and not isinstance(stage, ThinStage)}
     way = _way(stages, early)
     if reason is None and way is not None and _unknown(kind, way):

@@ -241,8 +241,8 @@ class _ThinRun:
         patches = hidden[:, cls:]
         if valid is None:
             cuts = self._thinned(patches.unbind(), [grid] * len(patches))
-            kept, parent = torch.stack([cut.kept for cut in cuts]), torch.stack([cut.parent for cut in cuts])
-            counted = torch.stack([sizes(cut.parent, len(cut.kept)) for cut in cuts])
+            of_all = [(cut.kept, cut.parent, sizes(cut.parent, len(cut.kept))) for cut in cuts]
+            kept, parent, counted = _rectangular(of_all)
         else:
             kept, parent, counted = self._planned_padded(patches, valid[:, cls:].expand(len(patches), -1), grid)
         if cls:  # stays, stands for itself, and nobody goes with it
@@ -254,22 +254,18 @@ class _ThinRun:
     def _planned_padded(self, patches: Tensor, valid: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor]:
         """Of pictures with padding: kept rows, those that others go with, and sizes.
 
-        Padding is neither kept nor counted. A shorter list of kept rows repeats its first one, of size 0. A picture of
-        padding alone is taken for one without.
+        Padding is neither kept nor counted. A picture of padding alone is taken for one without.
         """
         valid = valid | ~valid.any(dim=1, keepdim=True)
         places = [send(one.nonzero()[:, 0], patches.device) for one in valid.cpu()]
         rectangles = [None if grid is None else _rectangle(one.view(grid)) for one in valid.cpu()]
         cuts = self._thinned([rows[at] for rows, at in zip(patches, places, strict=True)], rectangles)
-        most = max(len(cut.kept) for cut in cuts)
-        all_kept, parents, counted = [], [], []
+        of_all = []
         for rows, at, is_valid, cut in zip(patches, places, valid, cuts, strict=True):
-            kept, count = at[cut.kept], len(cut.kept)
+            kept = at[cut.kept]
             parent = nearest(rows, kept).scatter(0, at, cut.parent)
-            counted.append(pad(sizes(parent, count, is_valid), (0, most - count)))
-            all_kept.append(torch.cat((kept, kept[:1].expand(most - count))))
-            parents.append(parent)
-        return torch.stack(all_kept), torch.stack(parents), torch.stack(counted)
+            of_all.append((kept, parent, sizes(parent, len(kept), is_valid)))
+        return _rectangular(of_all)
 
     def _thinned(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Ran]:
         """Which rows of each segment run, of which note is taken."""
@@ -340,7 +336,19 @@ class _ThinRun:
 def _refusal(tower: ThinnedTower, why: str) -> UnsupportedError:
     """Why rows cannot leave inside a tower."""
     name = type(tower.tower).__name__
-    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use a method without thintower.")
+    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops behind it.")
+
+
+def _rectangular(pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept rows of each picture, those that others go with, and sizes; a shorter list of kept rows repeats its first
+    one, of size 0."""
+    most, evened = max(len(kept) for kept, _, _ in pictures), []
+    for kept, parent, counted in pictures:
+        if few := most - len(kept):
+            kept, counted = torch.cat((kept, kept[:1].expand(few))), pad(counted, (0, few))
+        evened.append((kept, parent, counted))
+    all_kept, parents, sizes = map(torch.stack, zip(*evened, strict=True))
+    return all_kept, parents, sizes
 
 
 def _valid_keys(given: Sequence[Any], rows: int) -> Tensor | None:

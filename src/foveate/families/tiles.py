@@ -17,9 +17,9 @@ from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
-from foveate.families.vision import grid_boxes, smaller
+from foveate.families.vision import blocks, grid_boxes, smaller
 
-__all__ = ["Tiled", "block_means", "blocks", "mosaic", "run_lengths", "runs"]
+__all__ = ["Tiled", "block_means", "mosaic", "run_lengths", "runs"]
 
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
@@ -71,6 +71,10 @@ class Tiled(Family):
         """The pixels of all tiles of a call, (tiles, channels, rows, columns), in prompt order and without padding."""
         pixels: Tensor = inputs["pixel_values"]
         return pixels
+
+    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+        tiles, tokens = self.tiles(inputs), self.side(self.model.config) ** 2
+        return torch.split(tiles, [length // tokens for length in reducer.lengths(len(tiles) * tokens)])
 
     def form(self, features: Tensor, inputs: Inputs) -> Any:
         """Features of all tiles, (tiles, tokens, width), in the form the model makes them."""
@@ -162,17 +166,6 @@ class Tiled(Family):
         if odd := [size for size in sizes if size % tokens]:
             raise SettingError(f"A tile has {tokens} vision tokens in this model; {odd[0]} is not a multiple of that.")
         return PicturesRun(((side, side),) * (sum(sizes) // tokens))
-
-
-def blocks(patches: Tensor, block: int) -> Tensor:
-    """What pixel shuffle makes of patches: each block of them side by side, row by row.
-
-    (tiles, rows, columns, width) -> (tiles, rows · columns / block², block² · width).
-    """
-    tiles, rows, columns, width = patches.shape
-    cut = patches.reshape(tiles, rows // block, block, columns // block, block, width)
-    # (tiles, down, block, across, block, width) -> (tiles, down, across, block, block, width)
-    return cut.transpose(2, 3).reshape(tiles, -1, block**2 * width)
 
 
 def block_means(patches: Tensor, block: int) -> Tensor:

@@ -54,10 +54,12 @@ class Reducer(Protocol):
     Attributes:
         early: Whether `merge_early` wants the first layer's tokens.
         reads: What `reduce` reads of the tower.
+        ran: Which rows of the tower ran, where `leave` has let some leave and come back.
     """
 
     early: bool
     reads: tuple[TowerSignal, ...]
+    ran: list[Any]
 
     def lengths(self, total: int, pieces: Sequence[int] = ()) -> Sequence[int]:
         """Vision tokens of each image of a call that makes `total` in such pieces, as the prompt tells; of one, if

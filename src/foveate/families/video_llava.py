@@ -41,9 +41,6 @@ class VideoLlava(Llava):
 
     model_type: ClassVar[str] = "video_llava"
     title: ClassVar[str] = "Video-LLaVA"
-    needs_all_patches: ClassVar[str | None] = (
-        "its CLIP reads frames of one size, of which each has a CLS among the vision tokens"
-    )
     videos: ClassVar[bool] = True
 
     @property

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["grid_boxes", "picture_sizes", "smaller"]
+__all__ = ["CLIP", "IMAGENET", "blocks", "grid_boxes", "picture_sizes", "smaller"]
+
+Normal = tuple[tuple[float, ...], tuple[float, ...]]
+CLIP: Normal = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""What a processor subtracts from each channel of pixels in [0, 1], and what it divides them by then."""
+IMAGENET: Normal = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def picture_sizes(sizes: Any) -> list[tuple[int, int]]:
@@ -30,3 +35,14 @@ def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
     resized = interpolate(pictures.float(), (height, width), mode="bilinear", antialias=True)
     small: Tensor = resized.to(pictures.dtype)
     return small
+
+
+def blocks(patches: Tensor, block: int) -> Tensor:
+    """What pixel shuffle makes of patches: each block of them side by side, row by row.
+
+    (tiles, rows, columns, width) -> (tiles, rows · columns / block², block² · width).
+    """
+    tiles, rows, columns, width = patches.shape
+    cut = patches.reshape(tiles, rows // block, block, columns // block, block, width)
+    # (tiles, down, block, across, block, width) -> (tiles, down, across, block, block, width)
+    return cut.transpose(2, 3).reshape(tiles, -1, block**2 * width)
