@@ -183,7 +183,10 @@ def refuse_wrong_rate(tokens: Any, retention: Any) -> None:
     if tokens is not None and (type(tokens) is not int or tokens < 1):
         raise SettingError(f"foveate_tokens must be a whole number, 1 or more; got {tokens!r}.")
     if retention is not None and not (type(retention) in (int, float) and 0 < retention <= 1):
-        raise SettingError(f"A retention must be a share above 0 and at most 1; got {retention!r}.")
+        raise SettingError(
+            f"foveate_retention (of films foveate_video_retention) must be a share above 0 and at most 1; "
+            f"got {retention!r}."
+        )
 
 
 def refuse_no_flag(untested: Any) -> None:
