@@ -2,6 +2,7 @@
 
     make setup-vllm && .venv-vllm/bin/python benchmarks/serving/run.py              # half an hour on two cores
     .venv-vllm/bin/python benchmarks/serving/run.py --rounds 1 --clients 1 8        # a look
+    .venv-vllm/bin/python benchmarks/serving/run.py --budgets --clients 1 8 32 --out budgets.json
     python benchmarks/serving/run.py --model llava-hf/llava-1.5-7b-hf --out gpu.json --methods divprune --pictures 64
 
 Stock vLLM, stock again as the control, dropping before the decoder and between its layers, and tokens drawn at random
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from clients import Load, Question, as_url, load
 from servers import Server, Setting, running
-from tables import AGAIN, LONG, STOCK, TEXT, USUAL, sheets, summary
+from tables import AGAIN, LONG, PROMPTS, STOCK, TEXT, USUAL, sheets, summary
 from transformers import AutoConfig
 
 from foveate.bench.timing import rounds
@@ -50,6 +51,17 @@ SETTINGS = (
     Setting(name="v2drop between layers, 82", foveate={"method": f"v2drop:{CUTS}"}),
     Setting(name="random between layers, 82", foveate={"method": f"random:{CUTS}"}),
 )
+BUDGETS = (
+    Setting(name=STOCK),
+    Setting(name=AGAIN),
+    *(Setting(name=f"visionzip, {tokens}", foveate={"method": "visionzip", "tokens": tokens}) for tokens in (64, 192)),
+    Setting(name="divprune, 576", foveate={"method": "divprune", "tokens": 576}),
+    *(
+        Setting(name=f"v2drop between layers, {tokens}", foveate={"method": f"v2drop:tokens={tokens}"})
+        for tokens in (64, 192)
+    ),
+)
+"""At several budgets. All of 576 tokens are kept by the plug-in itself: what it costs where nothing leaves."""
 
 
 # -- what is asked ------------------------------------------------------------------------------------------------
@@ -72,11 +84,12 @@ def _question(question: Asked, prompt: str, checked: bool) -> Question:
     return Question(text, picture, answer)
 
 
-def cells(clients: Sequence[int]) -> list[tuple[str, int]]:
+def cells(clients: Sequence[int], prompts: Sequence[str] = PROMPTS) -> list[tuple[str, int]]:
     """Prompt and number of clients of every cell; prompts other than the usual with few and with several alone."""
     ordered = sorted(clients)
     others = sorted({ordered[0], ordered[len(ordered) // 2]})
-    return [(USUAL, count) for count in clients] + [(prompt, count) for prompt in (LONG, TEXT) for count in others]
+    every = [(USUAL, count) for count in clients] + [(prompt, count) for prompt in (LONG, TEXT) for count in others]
+    return [cell for cell in every if cell[0] in prompts]
 
 
 def requests(clients: int, least: int) -> int:
@@ -91,7 +104,7 @@ def measure(servers: Sequence[Server], options: argparse.Namespace, checked: boo
     """Every cell of every round, in the order in which they ran."""
     runs, streams = {}, {}
     for server in servers:
-        for prompt, clients in cells(options.clients):
+        for prompt, clients in cells(options.clients, options.prompts):
             cell = (server.setting.name, prompt, clients)
             streams[cell] = asked(prompt, options.pictures, checked)
             runs[cell] = partial(_load, server, streams[cell], clients, options)
@@ -136,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-model-len", default="8192" if GPU else "2048")
     parser.add_argument("--flag", action="append", default=[], help="another argument of vLLM, such as --flag=--seed=1")
     parser.add_argument("--settings", nargs="+", default=[one.name for one in SETTINGS], metavar="NAME")
+    parser.add_argument("--budgets", action="store_true", help="64, 192 and 576 tokens, in the place of --settings")
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS, choices=PROMPTS)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="beside stock, in the place of --settings")
     parser.add_argument("--retention", type=float, default=1 / 9)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 8, 32])
@@ -148,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := sorted(set(options.settings) - {one.name for one in SETTINGS}):
         parser.error(f"no setting {unknown[0]!r}; there are: {', '.join(one.name for one in SETTINGS)}")
     settings = [one for one in SETTINGS if one.name in options.settings or one.name == STOCK]
+    if options.budgets:
+        settings = list(BUDGETS)
     if options.methods:
         rate = {"retention": options.retention}
         settings = [SETTINGS[0], *(Setting(name=name, foveate={"method": name} | rate) for name in options.methods)]

@@ -1,5 +1,7 @@
 """What enters a decoder that foveate does not run: the same rows as enter foveate's own, images alike together."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,6 +44,15 @@ def test_as_many_rows_enter_as_were_counted(name):
     assert stages.late == ()
     count = stages.count(TOKENS, [(6, 6)])
     assert [len(rows) for rows in enter(stages, [shown(0), shown(1)], doubled)] == [count, count]
+
+
+def test_of_a_video_as_many_rows_enter_as_were_counted():
+    stages = early(parse("dycoke").with_budget(retention=0.5))
+    views = [replace(shown(seed), grid=None, grids=((3, 3),) * 4) for seed in (0, 1)]
+    count = stages.count(TOKENS, views[0].grids, video=True)
+    assert count == TOKENS // 2
+    assert [len(rows) for rows in enter(stages, views, doubled, video=True)] == [count, count]
+    assert stages.count(TOKENS, views[0].grids) == TOKENS  # a picture in four views stays whole
 
 
 @pytest.mark.parametrize("name", METHODS)

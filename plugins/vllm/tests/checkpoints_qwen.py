@@ -10,11 +10,20 @@ from safetensors.torch import load_file, save_file
 from foveate import embedded
 from tests.checkpoints import TEXT, save
 
-__all__ = ["MARK", "NAMES", "experts_as_on_the_hub", "qwen_checkpoint", "tokenizer_with_marks"]
+__all__ = ["FILM", "GLM_MARK", "MARK", "NAMES", "experts_as_on_the_hub", "qwen_checkpoint", "tokenizer_with_marks"]
 
 MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 """What stands for an image in a prompt."""
+FILM = "<|vision_start|><|video_pad|><|vision_end|>"
+"""The same for a film."""
 MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>", "<|im_end|>")
+GLM = {
+    "image_start_token_id": "<|begin_of_image|>", "image_token_id": "<|image|>",
+    "image_end_token_id": "<|end_of_image|>", "video_start_token_id": "<|begin_of_video|>",
+    "video_token_id": "<|video|>", "video_end_token_id": "<|end_of_video|>",
+}  # fmt: skip
+"""What a GLM puts around pictures and films."""
+GLM_MARK = "".join([*GLM.values()][:3])
 SIDE = 4
 """The text's heads stand for four times two axes and the time: head size 32."""
 
@@ -132,7 +141,29 @@ def _qwen3_vl_moe(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -
     return transformers.Qwen3VLMoeForConditionalGeneration(config), processor
 
 
+def _glm4v(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple[Any, Any]:
+    _, processor = _qwen2_5_vl(text, marks, tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS, *GLM.values()]})
+    ids = dict(zip(GLM, tokenizer.convert_tokens_to_ids([*GLM.values()]), strict=True))
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [SIDE, 6, 6], "partial_rotary_factor": 1.0}
+    config = transformers.Glm4vConfig(
+        text_config={**text, "vocab_size": len(tokenizer) + len(tokenizer) % 2, "rope_parameters": rope},
+        vision_config={
+            "depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
+            "image_size": 84, "initializer_range": 0.2,
+        },
+        tie_word_embeddings=False, **ids,
+    )  # fmt: skip
+    processor = transformers.Glm4vProcessor(
+        image_processor=transformers.Glm4vImageProcessor(size=_size(28)),
+        tokenizer=tokenizer,
+        video_processor=transformers.Glm4vVideoProcessor(size=_size(28)),
+    )
+    return transformers.Glm4vForConditionalGeneration(config), processor
+
+
 BUILT = {
+    "glm4v": _glm4v,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "qwen2_vl": _qwen2_vl,

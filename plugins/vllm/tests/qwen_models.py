@@ -13,7 +13,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.naming import parse
-from tests.checkpoints_qwen import MARK
+from tests.checkpoints_qwen import FILM, MARK
 
 __all__ = ["ARCHITECTURES", "Ask", "Reference", "differences", "engine_of", "picture", "run", "sampling", "shut", "use"]
 
@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "qwen3_vl": "FoveateQwen3VLForConditionalGeneration",
     "qwen2_vl": "FoveateQwen2VLForConditionalGeneration",
     "qwen3_vl_moe": "FoveateQwen3VLMoeForConditionalGeneration",
+    "glm4v": "FoveateGlm4vForConditionalGeneration",
 }
 NEW_TOKENS = 8
 
@@ -41,25 +42,31 @@ class Ask:
         question: Behind them.
         rate: The request's own, "tokens" or "retention".
         before: Text in front of the images.
+        films: Behind them: frames, and what vLLM wants to know of each film.
+        mark: What stands for an image.
     """
 
     images: Sequence[Image.Image] = ()
     question: str = "What does the text say?"
     rate: dict[str, Any] = field(default_factory=dict)
     before: str = ""
+    films: Sequence[tuple[Any, dict[str, Any]]] = ()
+    mark: str = MARK
 
     @property
     def prompt(self) -> str:
-        return f"USER: {self.before}{MARK * len(self.images)}\n{self.question} ASSISTANT:"
+        marks = self.mark * len(self.images) + FILM * len(self.films)
+        return f"USER: {self.before}{marks}\n{self.question} ASSISTANT:"
 
     @property
     def request(self) -> dict[str, Any]:
         """What vLLM takes."""
-        if not self.images:
+        media = {"image": list(self.images), "video": list(self.films)}
+        media = {kind: items for kind, items in media.items() if items}
+        if not media:
             return {"prompt": self.prompt}
         kwargs = {f"foveate_{name}": value for name, value in self.rate.items()}
-        images = {"image": list(self.images)}
-        return {"prompt": self.prompt, "multi_modal_data": images, "mm_processor_kwargs": kwargs}
+        return {"prompt": self.prompt, "multi_modal_data": media, "mm_processor_kwargs": kwargs}
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,17 @@ class Reference:
 
     def answer(self, ask: Ask, method: str, new_tokens: int = NEW_TOKENS) -> Answer:
         """The method with the request's own rate, if it has one."""
-        images = list(ask.images) or None
-        inputs = self._processor(images=images, text=[ask.prompt], return_tensors="pt")
-        if not images:
+        media = {"images": list(ask.images) or None}
+        if ask.films:
+            frames, about = zip(*ask.films, strict=True)
+            media |= {"videos": list(frames), "video_metadata": list(about), "do_sample_frames": False}
+        inputs = self._processor(**media, text=[ask.prompt], return_tensors="pt")
+        rate = dict(ask.rate)
+        if ask.films:  # which stay whole without a rate of their own
+            rate = {"retention": rate["video_retention"]} if "video_retention" in rate else {"retention": 1.0}
+        if (not ask.images and rate.get("retention") == 1) or not (ask.images or ask.films):
             return self._generated(inputs, new_tokens)
-        at_rate = parse(method).with_budget(**ask.rate) if ask.rate else method
+        at_rate = parse(method).with_budget(**rate) if rate else method
         with fv.drop(self._model, at_rate):
             return self._generated(inputs, new_tokens)
 

@@ -19,8 +19,12 @@ from foveate_vllm.positions import (
 IMAGE = 9
 
 
-def numbered(words: list[int | tuple[int, int]]) -> torch.Tensor:
-    """Positions by hand: a number is so much text, a pair an image's grid."""
+STEP = 2.5
+"""Positions from one frame of a film to the next, before they are rounded down."""
+
+
+def numbered(words: list[int | tuple[int, int] | tuple[int, int, int]]) -> torch.Tensor:
+    """Positions by hand: a number is so much text, a pair an image's grid, three numbers frames and their grid."""
     columns: list[tuple[int, int, int]] = []
     start = 0
     for word in words:
@@ -28,9 +32,15 @@ def numbered(words: list[int | tuple[int, int]]) -> torch.Tensor:
             columns += [(start + place,) * 3 for place in range(word)]
             start += word
             continue
-        height, width = word
-        columns += [(start, start + row, start + column) for row in range(height) for column in range(width)]
-        start += max(height, width)
+        frames, height, width = word if len(word) == 3 else (1, *word)
+        times = [int(frame * STEP) for frame in range(frames)]
+        columns += [
+            (start + time, start + row, start + column)
+            for time in times
+            for row in range(height)
+            for column in range(width)
+        ]
+        start += max(times[-1] + 1, height, width)
     return torch.tensor(columns).T
 
 
@@ -43,7 +53,9 @@ def test_places_on_a_large_grid_survive_any_dtype(dtype):
     assert sent.shape == (5, 8 + CHANNELS)
     assert sent.dtype == dtype
     assert torch.equal(sent[:, :8], rows)
-    assert places_of(sent[:, 8:]).T.tolist() == [[0, 0], [0, 699], [1, 0], [256, 257], [299, 511]]
+    assert places_of(sent[:, 8:]).T.tolist() == [[0, 0, 0], [0, 0, 699], [0, 1, 0], [0, 256, 257], [0, 299, 511]]
+    film = with_places(rows, source, (10, 70), STEP)
+    assert places_of(film[:, 8:]).T.tolist() == [[0, 0, 0], [0, 9, 69], [2, 0, 0], [640, 3, 47], [747, 7, 21]]
 
 
 def test_a_prompt_gets_its_images_whole_again():
@@ -60,7 +72,7 @@ def test_a_prompt_without_images_stays_as_it_is():
 
 
 @given(
-    grids=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
+    grids=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
     text=st.integers(1, 9),
     seed=st.integers(0, 999),
     chunk=st.integers(1, 12),
@@ -68,19 +80,19 @@ def test_a_prompt_without_images_stays_as_it_is():
 )
 def test_rows_have_the_positions_of_the_whole_prompt_however_they_arrive(grids, text, seed, chunk, again):
     rng = torch.Generator().manual_seed(seed)
-    words: list[int | tuple[int, int]] = [text]
+    words: list[int | tuple[int, int] | tuple[int, int, int]] = [text]
     spans, is_image, left, channels = [], [False] * text, [True] * text, []
-    for height, width in grids:
-        size = height * width
+    for frames, height, width in grids:
+        size = frames * height * width
         kept = int(torch.randint(1, size + 1, (1,), generator=rng))
         source = torch.randperm(size, generator=rng)[:kept].sort().values
         spans.append(Span(len(is_image), kept, size))
         stays = torch.zeros(size, dtype=torch.bool)
         stays[source] = True
-        words += [(height, width), text]
+        words += [(frames, height, width), text]
         left += [*stays.tolist(), *[True] * text]
         is_image += [True] * kept + [False] * text
-        channels.append(with_places(torch.zeros(kept, 0), source, (height, width)))
+        channels.append(with_places(torch.zeros(kept, 0), source, (height, width), STEP))
     whole = numbered(words)
     wanted = whole[:, torch.tensor(left)]
     images, sent = torch.tensor(is_image), torch.cat(channels)

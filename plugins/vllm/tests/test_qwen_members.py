@@ -1,5 +1,7 @@
 """The other models of the Qwen way: what they keep, and where their rows stand, is what it is in transformers."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests import checkpoints_qwen
@@ -31,3 +33,18 @@ def test_a_member_answers_as_on_transformers(name, method, tmp_path):
         shut(engine)
     for ask, output in zip(ASKS, outputs, strict=True):
         assert differences(output, reference.answer(ask, method)) < NEAR, ask
+
+
+def test_a_glm_shows_whole_images_as_stock_vllm_does_and_drops_from_them(tmp_path):
+    """Its tiny model answers otherwise in transformers than in vLLM, also to text alone."""
+    folder = checkpoints_qwen.qwen_checkpoint("glm4v", tmp_path)
+    asks = [replace(ask, mark=checkpoints_qwen.GLM_MARK, rate={}) for ask in ASKS]
+    stock = engine_of("glm4v", folder, None)
+    wanted = [output.outputs[0].token_ids for output in run(stock, asks)]
+    shut(stock)
+    engine = engine_of("glm4v", folder, "visionzip")
+    whole = run(engine, [replace(ask, rate={"retention": 1.0} if ask.images else {}) for ask in asks])
+    assert [output.outputs[0].token_ids for output in whole] == wanted
+    (few,) = run(engine, [replace(asks[0], rate={"tokens": 9})])
+    assert few.prompt_token_ids.count(engine.model_config.hf_config.image_token_id) == 9
+    shut(engine)

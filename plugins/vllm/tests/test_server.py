@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,13 +41,13 @@ def blocks(language):
 class Server:
     """The guide's command, running."""
 
-    def __init__(self, port, log):
+    def __init__(self, port, log, command=None):
         self.port = port
         folder = str(Path(sys.executable).parent)
         environment = os.environ | {"PORT": str(port), "PATH": f"{folder}:{os.environ['PATH']}"}
         for name in UNSET:
             environment.pop(name, None)
-        (command,) = blocks("bash")
+        command = command or blocks("bash")[0]
         self.log = log
         with log.open("ab") as file:
             # A session of its own, so that a kill ends all of its processes.
@@ -155,6 +156,21 @@ def test_a_stream_says_the_same(server, asked):
     assert server.ask(url, stream=True, foveate_tokens=tokens) == text
 
 
+def test_the_servers_metrics_show_what_stays(server, asked):
+    before = seen_and_kept(server)
+    for url, tokens, _ in asked[:2]:
+        server.ask(url, foveate_tokens=tokens)
+    server.ask(None)
+    assert [after - then for after, then in zip(seen_and_kept(server), before, strict=True)] == [2 * 576, 64 + 128]
+
+
+def seen_and_kept(server):
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    names = ("foveate:vision_tokens_total ", "foveate:vision_tokens_kept_total ")
+    return [float(line.split()[1]) for name in names for line in lines if line.startswith(name)]
+
+
 def test_a_request_without_a_rate_gets_the_server_s(server, asked):
     url, tokens, text = asked[0]
     assert tokens == 64
@@ -192,3 +208,15 @@ def test_killed_and_started_again_it_answers_the_same(server, asked):
     server.process = again.process  # which the fixture kills at the end
     again.wait()
     assert again.ask(url, foveate_tokens=tokens) == text
+
+
+@pytest.mark.long
+def test_the_guides_server_between_layers_answers_and_counts(server, tmp_path):
+    server.kill()
+    command = next(block for block in blocks("text") if "v2drop" in block and "api_server" in block)
+    between = Server(server.port, tmp_path / "log", command)
+    server.process = between.process  # which the fixture kills at the end
+    between.wait()
+    assert between.ask(url_of(engines.demo())) == embedded.ANSWER
+    seen, kept = seen_and_kept(between)
+    assert (seen, kept) == (576, pytest.approx(192, abs=1))

@@ -44,19 +44,20 @@ class Entered:
         return len(self.rows)
 
 
-def enter(stages: Program, views: Sequence[TowerView], project: Project) -> list[Entered]:
+def enter(stages: Program, views: Sequence[TowerView], project: Project, video: bool = False) -> list[Entered]:
     """The rows of each image that enter the decoder. Images alike go through a stage together.
 
     Args:
         stages: What drops. Stages in front of the tower and inside it are the host's to refuse or to run.
         views: What the tower shows of each image.
         project: The host's projector; a tower that merges behind it gives its rows back as they are.
+        video: Whether the images are videos.
 
     Raises:
         UnsupportedError: If a stage reads a signal that only a running decoder has.
     """
     refuse_decoder_signals(stages)
-    reducer = TowerReducer(stages)
+    reducer = TowerReducer(stages, video=video)
     if stages.encodes == "tower":
         cuts = reducer.reduce(views)
         rows = project([rows_left(view.features, cut) for view, cut in zip(views, cuts, strict=True)])

@@ -174,9 +174,9 @@ class Program:
 
     # -- begin -------------------------------------------------------------------------------------------------
 
-    def count(self, size: int, grids: Sequence[Grid]) -> int | None:
+    def count(self, size: int, grids: Sequence[Grid], video: bool = False) -> int | None:
         """Rows of an image of `size` tokens on these grids that enter the decoder; None where the picture decides."""
-        plan = follow.layer_plan(self.early, 1, (size,), (tuple(grids),), (False,))
+        plan = follow.layer_plan(self.early, 1, (size,), (tuple(grids),), (video,))
         return None if plan is None else plan[0]
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:

@@ -31,14 +31,17 @@ class Asked:
 
     Args:
         kwargs: Arguments of `embed_multimodal`; what is foveate's is taken out.
+        medium: "image" or "video".
 
     Attributes:
         counts: Rows of each image that have places in the prompt.
         rates: The rate of each.
+        video: Whether the images are videos.
     """
 
-    def __init__(self, kwargs: dict[str, Any]) -> None:
-        counts, rates = kwargs.pop(KEEP, None), kwargs.pop(RATE, None)
+    def __init__(self, kwargs: dict[str, Any], medium: str = "image") -> None:
+        self.video = medium == "video"
+        counts, rates = kwargs.pop(KEEP[medium], None), kwargs.pop(RATE[medium], None)
         self.counts: list[int] = [] if counts is None else [int(count) for count in counts]
         self.rates: list[Rate] = [] if rates is None else [Rate.from_tensor(rate) for rate in rates]
 
@@ -76,7 +79,7 @@ def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], proje
     """As `rows_of`, with the places of the rows."""
 
     def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Entered]:
-        return enter(stages, [views[index] for index in images], project)
+        return enter(stages, [views[index] for index in images], project, asked.video)
 
     return by_rate(setting, asked, of_rate)
 

@@ -183,7 +183,10 @@ def refuse_wrong_rate(tokens: Any, retention: Any) -> None:
     if tokens is not None and (type(tokens) is not int or tokens < 1):
         raise SettingError(f"foveate_tokens must be a whole number, 1 or more; got {tokens!r}.")
     if retention is not None and not (type(retention) in (int, float) and 0 < retention <= 1):
-        raise SettingError(f"foveate_retention must be a share above 0 and at most 1; got {retention!r}.")
+        raise SettingError(
+            f"foveate_retention (of films foveate_video_retention) must be a share above 0 and at most 1; "
+            f"got {retention!r}."
+        )
 
 
 def refuse_no_flag(untested: Any) -> None:
@@ -202,7 +205,7 @@ def refuse_rate_between_layers(stages: Program) -> None:
 
 
 def refuse_rate_without_image(values: Mapping[str, Any], media: Sequence[str], usual: Mapping[str, Any] | None) -> None:
-    """A rate, or what looks like one, in a request that has no image: vLLM would ignore it.
+    """A rate, or what looks like one, in a request without what it is of: vLLM would ignore it.
 
     Args:
         values: The request's `mm_processor_kwargs`, into which vLLM may have put the server's.
@@ -212,12 +215,13 @@ def refuse_rate_without_image(values: Mapping[str, Any], media: Sequence[str], u
     Raises:
         SettingError: A ValueError, so that the server answers 400.
     """
-    ours = [key for key, value in values.items() if _is_ours(key) and (usual or {}).get(key) != value]
-    if ours and "image" not in media:
-        has = f"media of another kind ({', '.join(media)}), which stay whole" if media else "no image"
-        raise SettingError(
-            f"{', '.join(ours)} says how much of an image stays, and this request has {has}. Leave it out."
-        )
+    for key, value in values.items():
+        if not _is_ours(key) or (usual or {}).get(key) == value:
+            continue
+        medium = "video" if "video" in key else "image"
+        if medium not in media:
+            has = f"media of another kind ({', '.join(media)})" if media else f"no {medium}"
+            raise SettingError(f"{key} says how much of each {medium} stays, and this request has {has}. Leave it out.")
 
 
 def refuse_more_than_all(tokens: int | None, size: int) -> None:
@@ -469,17 +473,22 @@ def refuse_film_between_layers(medium: str) -> None:
         )
 
 
-def refuse_uncountable(stages: Sequence[Stage], depth: int, sizes: Sequence[int]) -> None:
+def refuse_uncountable(stages: Sequence[Stage], depth: int, sizes: Sequence[int]) -> tuple[int, ...]:
     """A prompt with images of these sizes, of which it cannot be said how many tokens each layer keeps.
+
+    Returns:
+        How many, where it can.
 
     Raises:
         BudgetError: If a stage cannot meet its budget for them.
     """
-    if follow.layer_plan(stages, depth, sizes) is None:
+    plan = follow.layer_plan(stages, depth, sizes)
+    if plan is None:
         raise SettingError(
             f"This method cannot cut a prompt with {len(sizes)} images: a stage ranks each image separately behind one "
             "that ranks all of them together. Give both the same scope, or one image."
         )
+    return plan
 
 
 def refuse_long_prompt(tokens: int, most: int) -> None:

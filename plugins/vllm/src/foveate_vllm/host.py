@@ -45,7 +45,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.multimodal.processing": (
         "BaseMultiModalProcessor._apply_hf_processor_main", "BaseMultiModalProcessor._get_mm_fields_config",
-        "BaseMultiModalProcessor._get_prompt_updates", "BaseMultiModalProcessor.apply",
+        "BaseMultiModalProcessor._get_prompt_updates", "BaseMultiModalProcessor._maybe_apply_prompt_updates",
+        "BaseMultiModalProcessor.apply", "BaseMultiModalProcessor.get_dummy_mm_inputs",
         "PromptUpdate._resolve_content", "PromptUpdateDetails.full", "PromptUpdateDetails.is_embed",
     ),
     "vllm.platforms": ("current_platform.is_cpu",),

@@ -1,8 +1,8 @@
 """M-RoPE inside vLLM: rows of a cut keep the places on their image's grid, and text behind it its positions.
 
-vLLM asks for a prompt's positions before its images are encoded. So the columns of an image first have the position at
-which its grid begins, on all three axes; each row brings its place on the grid in four more channels, which are added
-to that position when the row arrives.
+vLLM asks for a prompt's positions before its images are encoded. So the columns of an image or film first have the
+position at which its grid begins, and are marked; each row brings its place on the grid in six more channels, which are
+added to that position when the row arrives.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,10 @@ from foveate.core.grid import Grid
 
 __all__ = ["CHANNELS", "Span", "arrived", "moved", "next_position", "places_of", "restored", "shortened", "with_places"]
 
-CHANNELS = 4
-"""How many more channels a row has: its grid row and its grid column, each as two digits."""
+CHANNELS = 6
+"""How many more channels a row has: its time, its grid row and its grid column, each as two digits."""
+WAITS = -1
+"""In the place of a column's grid row, as long as its row has not arrived."""
 BASE = 128
 """Of these digits. bfloat16 has 8 significant bits: it holds 0 to 127, not each number above 256."""
 
@@ -38,26 +40,28 @@ class Span(NamedTuple):
 # -- a row's place travels with it -----------------------------------------------------------------------------
 
 
-def with_places(rows: Tensor, source: Tensor, grid: Grid) -> Tensor:
-    """Rows with their places on the image's grid behind them.
+def with_places(rows: Tensor, source: Tensor, grid: Grid, step: float = 1.0) -> Tensor:
+    """Rows with their places on the grid of the image or film behind them.
 
     Args:
         rows: (rows, width), any float dtype.
-        source: The token that each stands for, (rows,) int64, counted through the grid row by row.
-        grid: Rows and columns of the image's tokens.
+        source: The token that each stands for, (rows,) int64, counted through the grid of each frame row by row.
+        grid: Rows and columns of a frame's tokens.
+        step: Positions from one frame to the next, rounded down for each frame.
 
     Returns:
-        (rows, width + 4), same dtype.
+        (rows, width + 6), same dtype.
     """
-    _, across = grid
-    place = torch.stack((source // across, source % across), dim=1)
+    down, across = grid
+    time = ((source // (down * across)).double() * step).long()
+    place = torch.stack((time, source // across % down, source % across), dim=1)
     digits = torch.stack((place // BASE, place % BASE), dim=2).flatten(1)
     return torch.cat((rows, digits.to(rows)), dim=1)
 
 
 def places_of(channels: Tensor) -> Tensor:
-    """Grid row and grid column of each row: (rows, 4) channels -> (2, rows) int64."""
-    digits = channels.long().reshape(-1, 2, 2)
+    """Time, grid row and grid column of each row: (rows, 6) channels -> (3, rows) int64."""
+    digits = channels.long().reshape(-1, 3, 2)
     places: Tensor = digits[..., 0] * BASE + digits[..., 1]
     return places.T
 
@@ -96,7 +100,7 @@ def shortened(positions: Tensor, spans: Sequence[Span]) -> Tensor:
         spans: Its images, ascending.
 
     Returns:
-        (3, columns). An image's columns have the position at which its grid begins, on all axes.
+        (3, columns). An image's columns have the position at which its grid begins on the first axis, and wait.
     """
     parts = []
     end = 0  # in the prompt that is cut
@@ -104,7 +108,9 @@ def shortened(positions: Tensor, spans: Sequence[Span]) -> Tensor:
     for span in spans:
         begin = done + span.offset - end
         parts.append(positions[:, done:begin])
-        parts.append(positions[:1, begin : begin + 1].expand(3, span.kept))
+        waiting = positions[:, begin : begin + 1].repeat(1, span.kept)
+        waiting[1:] = WAITS
+        parts.append(waiting)
         end = span.offset + span.kept
         done = begin + span.whole
     parts.append(positions[:, done:])
@@ -120,7 +126,7 @@ def arrived(positions: Tensor, is_image: Tensor, channels: Tensor, computed: int
     Args:
         positions: (3, columns) int64, as `shortened` or this has made them.
         is_image: Which columns are an image's, (columns,) bool.
-        channels: Of the rows that arrive, all images behind one another: (rows, 4).
+        channels: Of the rows that arrive, all images behind one another: (rows, 6).
         computed: Columns that are done. The rows are those of the next image columns.
 
     Returns:
@@ -132,10 +138,10 @@ def arrived(positions: Tensor, is_image: Tensor, channels: Tensor, computed: int
     waits[:computed] = False
     order = torch.sort(waits.logical_not().to(torch.uint8), stable=True).indices
     columns = order[: len(channels)]
-    # An image is one frame, so on the first axis all its columns always have the position at which its grid begins.
-    begin = positions[:1, columns]
+    begin, now = positions[:1, columns], positions[:, columns]
     changed = positions.clone()
-    changed[1:, columns] = begin + places_of(channels).to(positions)
+    # Columns whose rows have arrived before have their places, and no longer the position at which the grid begins.
+    changed[:, columns] = torch.where(now[1:2] == WAITS, begin + places_of(channels).to(positions), now)
     return changed
 
 

@@ -1,8 +1,9 @@
 """Before encoding: how many rows of each image will be left, and a prompt that has places for as many."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -10,21 +11,21 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
-from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
-from vllm.multimodal.processing import PromptUpdate
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems, VideoProcessorItems
+from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 
 from foveate.core.grid import Grid
 from foveate.families.base import Family
-from foveate_vllm import guards, host
-from foveate_vllm.setting import RATE_KEYS, Rate, Setting
+from foveate_vllm import guards, host, metrics
+from foveate_vllm.setting import FILM_KEY, RATE_KEYS, Rate, Setting
 
 __all__ = ["KEEP", "RATE", "DroppingInfo", "DroppingProcessor", "Sized", "refuse_rates_of_texts", "span_of"]
 
 Sized = tuple[int, tuple[Grid, ...]]
 """Vision tokens of an image, and the grids that they stand in."""
-KEEP = "foveate_keep"
-"""Rows of each image that enter the decoder, (images,) int64: what travels with an image from the processor on."""
-RATE = "foveate_rate"
+KEEP = {"image": "foveate_keep", "video": "foveate_video_keep"}
+"""Rows of each image or video that enter the decoder, (images,) int64: what travels with it from the processor on."""
+RATE = {"image": "foveate_rate", "video": "foveate_video_rate"}
 """The rate that its request asked for, (images, 2) float64: see `Rate.as_tensor`."""
 
 
@@ -32,6 +33,10 @@ class DroppingInfo:
     """Stands before a processing info of vLLM's."""
 
     family: ClassVar[type[Family]]
+    films: ClassVar[bool] = False
+    """Whether films can be dropped from."""
+    alone: ClassVar[bool] = False
+    """Whether images are taken alone: films have an image's tokens in their place."""
 
     @cached_property
     def setting(self) -> Setting:
@@ -45,7 +50,7 @@ class DroppingInfo:
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """The model's own; between layers images alone, so that vLLM makes no dummies of others either."""
         limits: Mapping[str, int | None] = super().get_supported_mm_limits()  # type: ignore[misc]
-        if not self.setting.stages(Rate()).late:
+        if not self.alone and not self.setting.stages(Rate()).late:
             return limits
         return {kind: most for kind, most in limits.items() if kind == "image"}
 
@@ -57,11 +62,17 @@ class DroppingInfo:
 
     def rate(self, kwargs: Mapping[str, Any]) -> Rate:
         """A request's, or that of the server's `mm_processor_kwargs`."""
-        rate = Rate.of(kwargs)
-        if rate.said:
-            return rate
-        usual = self.ctx.get_mm_config().mm_processor_kwargs  # type: ignore[attr-defined]
-        return Rate.of(usual or {})
+        rate = Rate.of(kwargs, self.films)
+        return rate if rate.said else Rate.of(self._usual, self.films)
+
+    def film_rate(self, kwargs: Mapping[str, Any]) -> Rate:
+        """The same for a film, which stays whole where nobody says a rate."""
+        return Rate(retention=kwargs.get(FILM_KEY, self._usual.get(FILM_KEY, 1.0)))
+
+    @property
+    def _usual(self) -> Mapping[str, Any]:
+        """The server's `mm_processor_kwargs`."""
+        return self.ctx.get_mm_config().mm_processor_kwargs or {}  # type: ignore[attr-defined]
 
 
 class DroppingProcessor:
@@ -71,6 +82,7 @@ class DroppingProcessor:
     """
 
     info: Any
+    _dummies: bool = False
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """Process a prompt, and refuse one that stages could not cut.
@@ -83,14 +95,36 @@ class DroppingProcessor:
         made = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         setting: Setting = self.info.setting
         late = setting.stages(Rate()).late
-        sizes = [place.get_num_embeds() for places in made["mm_placeholders"].values() for place in places]
+        places = itertools.chain.from_iterable(made["mm_placeholders"].get(medium, ()) for medium in KEEP)
+        sizes = [place.get_num_embeds() for place in places]
         if not sizes or not late:
+            self._note(sum(sizes))
             return made
-        guards.refuse_uncountable(late, setting.shape.depth, sizes)
+        plan = guards.refuse_uncountable(late, setting.shape.depth, sizes)
         most = getattr(self.info.get_hf_config(), guards.STEP, None)
         if most is not None:
             guards.refuse_long_prompt(len(made["prompt_token_ids"]), most)
+        self._note(sum(plan) / len(plan))
         return made
+
+    def _note(self, kept: float) -> None:
+        """Count for /metrics what stays of a request's vision tokens, and not of dummies."""
+        if not self._dummies:
+            metrics.KEPT.inc(kept)
+
+    def get_dummy_mm_inputs(self, *args: Any, **named: Any) -> Any:
+        """vLLM's, which it makes before it serves."""
+        self._dummies = True
+        try:
+            return super().get_dummy_mm_inputs(*args, **named)  # type: ignore[misc]
+        finally:
+            self._dummies = False
+
+    def _maybe_apply_prompt_updates(self, mm_items: MultiModalDataItems, mm_res: Any) -> Any:
+        if not self._dummies:
+            updates = itertools.chain.from_iterable(mm_res.prompt_updates.get(medium, ()) for medium in KEEP)
+            metrics.SEEN.inc(sum(_whole(of_item[0].content) for of_item in updates))
+        return super()._maybe_apply_prompt_updates(mm_items, mm_res)  # type: ignore[misc]
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         """Vision tokens of each image, newlines among them, and the grids that they stand in.
@@ -102,22 +136,37 @@ class DroppingProcessor:
         """
         raise NotImplementedError
 
+    def film_sizes(self, outputs: BatchFeature) -> Sequence[Sized]:
+        """Vision tokens of each film, and the grids of its frames, where films can be dropped from."""
+        raise NotImplementedError
+
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         rate = self.info.rate(hf_kwargs)
         kwargs = _without_rates(hf_kwargs)
         outputs = super()._apply_hf_processor_main(mm_items, kwargs)  # type: ignore[misc]
-        if not isinstance(mm_items.get("image"), ImageProcessorItems):  # embeddings come as they shall enter
-            return outputs
-        counts = [self.info.setting.count(rate, size, grids) for size, grids in self.sizes(mm_items, outputs, kwargs)]
-        outputs[KEEP] = torch.tensor(counts, dtype=torch.int64)
-        outputs[RATE] = rate.as_tensor().expand(len(counts), 2).clone()
+        # Embeddings come as they shall enter.
+        if isinstance(mm_items.get("image"), ImageProcessorItems):
+            self._count(outputs, "image", rate, self.sizes(mm_items, outputs, kwargs))
+        if self.info.films and isinstance(mm_items.get("video"), VideoProcessorItems):
+            self._count(outputs, "video", self.info.film_rate(hf_kwargs), self.film_sizes(outputs))
         return outputs
+
+    def _count(self, outputs: BatchFeature, medium: str, rate: Rate, sizes: Sequence[Sized]) -> None:
+        """Say how many rows of each image or film will be left."""
+        counts = [self.info.setting.count(rate, size, grids, medium == "video") for size, grids in sizes]
+        outputs[KEEP[medium]] = torch.tensor(counts, dtype=torch.int64)
+        outputs[RATE[medium]] = rate.as_tensor().expand(len(counts), 2).clone()
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
     ) -> Mapping[str, MultiModalFieldConfig]:
         stock = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
-        ours = {key: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for key in (KEEP, RATE)}
+        media = KEEP if self.info.films else ("image",)
+        ours = {
+            keys[medium]: MultiModalFieldConfig.batched(medium, keep_on_cpu=True)
+            for medium in media
+            for keys in (KEEP, RATE)
+        }
         return {**stock, **ours}
 
     def _get_prompt_updates(
@@ -156,7 +205,23 @@ def _checking(original: Any) -> Any:
 
 
 def _without_rates(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key not in RATE_KEYS}
+    return {key: value for key, value in kwargs.items() if key not in (*RATE_KEYS, FILM_KEY)}
+
+
+@dataclass
+class Shorter(PromptUpdateDetails):
+    """What stands in the place of an image of which rows leave.
+
+    Attributes:
+        whole: Its rows before any leaves.
+    """
+
+    whole: int = 0
+
+
+def _whole(content: Any) -> int:
+    """Rows of an image before any leaves, from what stands in its place."""
+    return content.whole if isinstance(content, Shorter) else int((span_of(content)[1] < 0).sum())
 
 
 def span_of(content: Any) -> tuple[slice, Tensor]:
@@ -173,13 +238,13 @@ def span_of(content: Any) -> tuple[slice, Tensor]:
 
 
 def _shorter(update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate:
-    """An update for images that has as many places as rows will be left; text around these stays."""
-    if update.modality != "image":
+    """An update for images or films that has as many places as rows will be left; text around these stays."""
+    if update.modality not in KEEP:
         return update
 
     def content(index: int) -> Any:
         details = update._resolve_content(index)
-        keep = items["image"][index].get(KEEP)
+        keep = items[update.modality][index].get(KEEP[update.modality])
         if keep is None or keep.data is None:
             return details
         span, inner = span_of(details)
@@ -188,7 +253,8 @@ def _shorter(update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate
             return details
         # Tokens between rows become rows too: which rows stay is not known yet.
         left = [details.full[span.start]] * (len(inner) - dropped)
-        return replace(details, full=[*details.full[: span.start], *left, *details.full[span.stop :]])
+        full = [*details.full[: span.start], *left, *details.full[span.stop :]]
+        return Shorter(full, details.is_embed, whole=int((inner < 0).sum()))
 
     (field,) = (one.name for one in fields(update) if one.name in ("replacement", "insertion"))
     return replace(update, **{field: content})

@@ -1,5 +1,9 @@
-"""Qwen-VL and GLM-4V inside vLLM: tokens of images are dropped behind the tower, and no row changes its place."""
+"""Qwen-VL and GLM-4V inside vLLM: tokens of images are dropped behind the tower, and no row changes its place.
 
+Of Qwen2.5-VL films are dropped from too: frames are sequences of their own in the tower, and rows have a time.
+"""
+
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +23,7 @@ from foveate.core.patching import Patcher
 from foveate.engine.hosts import Entered
 from foveate.families.base import Family
 from foveate.families.glm import Glm4v, Glm4vMoe
-from foveate.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
+from foveate.families.qwen_vl import PIXELS, Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
@@ -48,8 +52,6 @@ class DroppingQwen(BetweenLayers):
 
     config: Any
     visual: Any
-    _parse_and_validate_image_input: Any
-    _process_image_input: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         guards.refuse_engine_of_mrope(vllm_config)
@@ -86,55 +88,73 @@ class DroppingQwen(BetweenLayers):
         """Of a row with all that, without its place."""
         return self._width + getattr(self, "multiscale_dim", 0)
 
+    @property
+    def _media(self) -> Sequence[str]:
+        """What is dropped from."""
+        return ("image", "video") if type(self).__name__.removeprefix("Foveate") in FILMS else ("image",)
+
     # -- encode ------------------------------------------------------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> Embeddings:
-        """Rows of each image, with their places; videos as vLLM has them."""
-        asked = Asked(kwargs)
-        images = self._parse_and_validate_image_input(**kwargs)
-        if images is None:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc,no-any-return]
-        grids = images["image_grid_thw"].tolist()
+        """Rows of each image, with their places; films too, or as vLLM has them."""
+        for medium in self._media:
+            asked = Asked(kwargs, medium)
+            inputs = getattr(self, f"_parse_and_validate_{medium}_input")(**kwargs)
+            if inputs is not None:
+                return self._embedded(medium, inputs, asked)
+        return super().embed_multimodal(**kwargs)  # type: ignore[misc,no-any-return]
+
+    def _embedded(self, medium: str, inputs: Mapping[str, Any], asked: Asked) -> Embeddings:
+        """Rows of each image or film of a step."""
+        grids = inputs[f"{medium}_grid_thw"].tolist()
+        steps = [1.0] * len(grids)
+        if (seconds := inputs.get("second_per_grid_ts")) is not None:
+            steps = [each * self.config.vision_config.tokens_per_second for each in seconds.flatten().tolist()]
         if not asked:  # embeddings that a request came with
-            whole = self._process_image_input(images)
-            return self._sent(whole, grids, [None] * len(grids))
+            whole = getattr(self, f"_process_{medium}_input")(inputs)
+            return self._sent(whole, grids, steps, [None] * len(grids))
         signals = TowerSignals(self.visual, reads_of(self.foveate, asked))
         with Patcher() as patches:
             signals.attach(patches)
-            features = self._features(images)
+            features = self._features(medium, inputs)
         views = signals.views([image[:, : self._width] for image in features], grids)
-        return self._sent(features, grids, entered_of(self.foveate, asked, views, list))
+        return self._sent(features, grids, steps, entered_of(self.foveate, asked, views, list))
 
-    def _features(self, images: Mapping[str, Any]) -> list[Tensor]:
+    def _features(self, medium: str, inputs: Mapping[str, Any]) -> list[Tensor]:
         """Tokens of each image, from as few runs of the tower as fit: (tokens, width, and Qwen3-VL's additions)."""
-        grids = images["image_grid_thw"]
+        name, grids = PIXELS[medium], inputs[f"{medium}_grid_thw"]
         patches = grids.prod(-1).tolist()
-        pixels = images["pixel_values"].split(patches)
+        pixels = inputs[name].split(patches)
         features: list[Tensor] = []
         for group in groups([count // self._patches for count in patches], self._most):
-            run = {"type": "pixel_values", "pixel_values": torch.cat(pixels[group]), "image_grid_thw": grids[group]}
-            features.extend(self._process_image_input(run))
+            run = {"type": name, name: torch.cat(pixels[group]), f"{medium}_grid_thw": grids[group]}
+            features.extend(getattr(self, f"_process_{medium}_input")(run))
         return features
 
     def _sent(
-        self, features: Sequence[Tensor], grids: Sequence[Sequence[int]], entered: Sequence[Entered | None]
+        self,
+        features: Sequence[Tensor],
+        grids: Sequence[Sequence[int]],
+        steps: Sequence[float],
+        entered: Sequence[Entered | None],
     ) -> Embeddings:
         """The rows of each image, as they go into the encoder cache.
 
         Args:
             features: Its tokens, (tokens, width, and of the additions of Qwen3-VL).
-            grids: (1, rows, columns) of its patches.
+            grids: (frames, rows, columns) of its patches.
+            steps: Positions from one of its frames to the next.
             entered: What is left of it; None: all.
         """
         side = self.visual.spatial_merge_size
         sent = []
-        for image, (_, height, width), left in zip(features, grids, entered, strict=True):
+        for image, (_, height, width), step, left in zip(features, grids, steps, entered, strict=True):
             rows, source = image, torch.arange(len(image), device=image.device)
             if left is not None:
                 source = left.source
                 # A row gets the additions of the token it stands for: they are not merged.
                 rows = torch.cat((left.rows, image[source, self._width :]), dim=1)
-            sent.append(with_places(rows, source, (height // side, width // side)))
+            sent.append(with_places(rows, source, (height // side, width // side), step))
         return tuple(sent)
 
     # -- positions ---------------------------------------------------------------------------------------------
@@ -145,10 +165,13 @@ class DroppingQwen(BetweenLayers):
         """Positions of the prompt as if its images were whole, without the columns that they do not have."""
         spans = self._spans(mm_features)
         whole = restored(input_tokens, spans)
+        lengths = {span.offset: span.whole for span in spans}
         features = []
         for feature in mm_features:
             place = feature.mm_position
-            features.append(replace(feature, mm_position=replace(place, offset=moved(place.offset, spans))))
+            length = lengths.get(place.offset, place.length)
+            place = replace(place, offset=moved(place.offset, spans), length=length)
+            features.append(replace(feature, mm_position=place))
         positions, delta = super().get_mrope_input_positions(whole, features)  # type: ignore[misc]
         return shortened(positions, spans), delta + len(whole) - len(input_tokens)
 
@@ -156,8 +179,8 @@ class DroppingQwen(BetweenLayers):
         """Where a request's images are."""
         spans = []
         for feature in features:
-            if feature.modality == "image":
-                patches = int(feature.data["image_grid_thw"].data.prod())
+            if feature.modality in self._media:
+                patches = int(feature.data[f"{feature.modality}_grid_thw"].data.prod())
                 spans.append(Span(feature.mm_position.offset, feature.mm_position.length, patches // self._patches))
         return sorted(spans)
 
@@ -179,7 +202,9 @@ class DroppingQwen(BetweenLayers):
             if places:
                 tokens = torch.as_tensor(input_ids, device=positions.device)
                 channels = torch.cat(places).to(positions.device)
-                positions = arrived(positions, tokens == self.config.image_token_id, channels, num_computed_tokens)
+                marks = [getattr(self.config, f"{medium}_token_id") for medium in self._media]
+                is_image = torch.isin(tokens, torch.tensor(marks, device=tokens.device))
+                positions = arrived(positions, is_image, channels, num_computed_tokens)
             delta = next_position(positions) - positions.shape[1]
         return [rows[:, :width] for rows in multimodal_embeddings], positions, delta
 
@@ -207,16 +232,23 @@ class QwenProcessor(DroppingProcessor):
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         prompt: MultiModalInput = super().apply(inputs, timing_ctx)
-        for place in prompt["mm_placeholders"].get("image", ()):
+        media = ("image", "video") if self.info.films else ("image",)
+        for place in itertools.chain.from_iterable(prompt["mm_placeholders"].get(medium, ()) for medium in media):
             guards.refuse_image_at_end(place.offset + place.length, len(prompt["prompt_token_ids"]))
         return prompt
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
+        return self._sized(outputs["image_grid_thw"])
+
+    def film_sizes(self, outputs: BatchFeature) -> Sequence[Sized]:
+        return self._sized(outputs["video_grid_thw"])
+
+    def _sized(self, patches: Tensor) -> Sequence[Sized]:
         side = self.info.get_hf_config().vision_config.spatial_merge_size
         sizes = []
-        for _, height, width in outputs["image_grid_thw"].tolist():
+        for times, height, width in patches.tolist():
             grid = (height // side, width // side)
-            sizes.append((math.prod(grid), (grid,)))
+            sizes.append((times * math.prod(grid), (grid,) * times))
         return sizes
 
 
@@ -225,6 +257,8 @@ COMPARED = (
     "Qwen3VLMoeForConditionalGeneration",
 )  # fmt: skip
 """Those of which tests compare answers with those on transformers."""
+FILMS = ("Qwen2_5_VLForConditionalGeneration",)
+"""Those whose films can be dropped from: their places stand in one run, and without numbers of times between them."""
 MEMBERS: dict[str, type[Family]] = {
     "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen2_5_VLForConditionalGeneration": Qwen25VL,
@@ -247,7 +281,11 @@ def __getattr__(name: str) -> Any:
     own = stock._processor_factory
     register = MULTIMODAL_REGISTRY.register_processor(
         type(f"{name}Processor", (QwenProcessor, own.processor), {}),
-        info=type(f"{name}Info", (DroppingInfo, own.info), {"family": family}),
+        info=type(
+            f"{name}Info",
+            (DroppingInfo, own.info),
+            {"family": family, "films": stock_name in FILMS, "alone": "Glm4v" in name},
+        ),
         dummy_inputs=type(f"{name}Dummies", (QwenDummies, own.dummy_inputs), {}),
     )
     features = {"__module__": __name__, "family": family, "supports_multimodal_pruning": True}

@@ -1,6 +1,7 @@
 """Signals of a Qwen tower that vLLM runs: what `foveate.families.qwen_vl` reads of the same tower in transformers."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -53,11 +54,14 @@ class TowerSignals:
         """
         side: int = self._visual.spatial_merge_size
         orders = [self._order(grid) for grid in grids]
-        lengths = [len(image) * side**2 for image in features]
+        times = [frames for frames, _, _ in grids]
+        # Frames of a film attend to themselves alone.
+        lengths = [height * width for frames, height, width in grids for _ in range(frames)]
 
         @functools.cache
         def stats(signal: TowerSignal) -> list[Tensor]:
-            values = self._readers[signal].values(lengths)
+            frames = iter(self._readers[signal].values(lengths))
+            values = [torch.cat([*itertools.islice(frames, count)]) for count in times]
             return [means_of_tokens(image, side**2, order) for image, order in zip(values, orders, strict=True)]
 
         views = []

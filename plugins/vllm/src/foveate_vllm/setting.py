@@ -25,10 +25,12 @@ from foveate.families.base import Family
 from foveate.families.support import refusal
 from foveate_vllm import guards
 
-__all__ = ["RATE_KEYS", "Rate", "Setting"]
+__all__ = ["FILM_KEY", "RATE_KEYS", "Rate", "Setting"]
 
 RATE_KEYS = ("foveate_tokens", "foveate_retention")
 """What a request may write into `mm_processor_kwargs`."""
+FILM_KEY = "foveate_video_retention"
+"""The same for a film, where the model's films can be dropped from."""
 KEYS = ("method", "tokens", "retention", "untested")
 """What a server may write into `hf_overrides["foveate"]`."""
 REMEMBERED = 256  # rates whose stages are kept; a client may ask for a new one with every request
@@ -65,9 +67,14 @@ class Rate:
         return "that of the method's own settings"
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Rate":
-        """The rate in `mm_processor_kwargs`, of a request or of the server."""
-        guards.refuse_unknown_keys(values, RATE_KEYS)
+    def of(cls, values: Mapping[str, Any], films: bool = False) -> "Rate":
+        """The rate of images in `mm_processor_kwargs`, of a request or of the server.
+
+        Args:
+            values: These.
+            films: Whether the model's films have a rate too.
+        """
+        guards.refuse_unknown_keys(values, (*RATE_KEYS, FILM_KEY) if films else RATE_KEYS)
         return cls(*(values.get(key) for key in RATE_KEYS))
 
     def as_tensor(self) -> Tensor:
@@ -160,8 +167,8 @@ class Setting:
             rate = self.rate
         return self._memo.once(partial(self._stages, rate), (rate.tokens, rate.retention))
 
-    def count(self, rate: Rate, size: int, grids: Sequence[Grid]) -> int:
-        """How many rows of an image of `size` tokens on these grids enter the decoder.
+    def count(self, rate: Rate, size: int, grids: Sequence[Grid], video: bool = False) -> int:
+        """How many rows of an image or video of `size` tokens on these grids enter the decoder.
 
         Raises:
             SettingError: If the rate cannot be met.
@@ -171,7 +178,7 @@ class Setting:
         stages = self.stages(rate)
         if rate.said:
             guards.refuse_rate_between_layers(stages)
-        return guards.refuse_unknown_count(stages.method, stages.count(size, grids))
+        return guards.refuse_unknown_count(stages.method, stages.count(size, grids, video))
 
     @cached_property
     def takes_rates(self) -> bool:
@@ -195,6 +202,8 @@ class Setting:
         return Shape(decoder_depth(self._config), cls=self._cls, renumbers=self._family.renumbers)
 
     def _stages(self, rate: Rate) -> Program:
+        if rate.retention == 1:  # all stays, also of a method that takes no budget
+            return Program(self._method, ())
         method = self.method(rate)
         return Program(method, follow.in_order(method.stages(self.shape)))
 

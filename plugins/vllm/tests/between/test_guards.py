@@ -129,7 +129,7 @@ def test_graphs_of_pieces_are_taken_and_whole_ones_switched_off(llava_folder):
 def test_a_layer_that_stages_cannot_work_around_is_refused(layer, said):
     usual = {
         "attn_backend": Some(get_name=lambda: "CPU_ATTN"), "head_size": 32, "impl": 1, "layer_name": "0",
-        "kv_sharing_target_layer_name": None, "sliding_window": None,
+        "kv_cache": None, "kv_sharing_target_layer_name": None, "sliding_window": None,
     }  # fmt: skip
     changed = {name: value for name, value in (usual | layer).items() if value is not None or name not in layer}
 
@@ -181,9 +181,7 @@ def test_a_film_is_refused_where_images_are_cut_between_layers():
 def test_a_rate_without_an_image_is_refused_unless_it_is_the_server_s():
     guards.refuse_rate_without_image({"foveate_tokens": 9}, ["image", "video"], None)
     guards.refuse_rate_without_image({"foveate_tokens": 9, "fps": 2}, ["video"], {"foveate_tokens": 9})
-    with pytest.raises(
-        SettingError, match=r"foveate_tokens says .* has media of another kind .video., which stay whole"
-    ):
+    with pytest.raises(SettingError, match=r"foveate_tokens says .* has media of another kind .video"):
         guards.refuse_rate_without_image({"foveate_tokens": 8}, ["video"], {"foveate_tokens": 9})
 
 

@@ -65,24 +65,6 @@ def test_prompts_without_images_are_cut_into_chunks_and_those_with_images_wait(c
     assert any(1 < count < length for batch in steps for count, length in zip(batch.counts, batch.lengths, strict=True))
 
 
-def test_text_is_read_from_the_prefix_cache_and_pictures_never(llava_folder, reference):
-    """A text that begins as a prompt with a picture shares blocks with it, and another picture reads none of it."""
-    from vllm import SamplingParams
-
-    opening = "This is a long opening that comes in front of each question, and says nothing of any use to anybody. "
-    ask = Ask((SIX[0].images[0],), "How many words?", opening)
-    text = Ask((), "", opening + "So what comes next?")
-    other = Ask((SIX[3].images[0],), "How many words?", opening)
-    wanted = {id(one): reference.answer(one, V2DROP, 12) for one in (ask, text, other)}
-    sampling = SamplingParams(temperature=0, max_tokens=12)
-    with engine(llava_folder, V2DROP, enable_prefix_caching=True, max_num_seqs=4) as made:
-        for questions, cached in (([ask], [0]), ([text], [64]), ([ask, text, other, text], [0, 64, 0, 64])):
-            outputs = made.generate(asks(made, questions), sampling, use_tqdm=False)
-            assert [min(64, output.num_cached_tokens) for output in outputs] == cached
-            for got, one in zip(answers(made, questions, 12), questions, strict=True):
-                assert misses(got, wanted[id(one)]) < NEAR
-
-
 def test_plain_decode_steps_build_no_metadata_of_their_own(chunks, monkeypatch):
     """vLLM builds its own once a step; a cut adds one in the steps in which rows leave, and in no other."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
@@ -133,6 +115,24 @@ def test_a_request_that_cannot_be_cut_is_refused_and_the_engine_goes_on(chunks, 
         answers(chunks, [Ask((SIX[0].images[0], SIX[2].images[0]))])
     use(chunks, V2DROP)
     assert answers(chunks, SIX[:1]) == [before]
+
+
+def test_text_is_read_from_the_prefix_cache_and_pictures_never(llava_folder, reference):
+    """A text that begins as a prompt with a picture shares blocks with it, and another picture reads none of it."""
+    from vllm import SamplingParams
+
+    opening = "This is a long opening that comes in front of each question, and says nothing of any use to anybody. "
+    ask = Ask((SIX[0].images[0],), "How many words?", opening)
+    text = Ask((), "", opening + "So what comes next?")
+    other = Ask((SIX[3].images[0],), "How many words?", opening)
+    wanted = {id(one): reference.answer(one, V2DROP, 12) for one in (ask, text, other)}
+    sampling = SamplingParams(temperature=0, max_tokens=12)
+    with engine(llava_folder, V2DROP, enable_prefix_caching=True, max_num_seqs=4) as made:
+        for questions, cached in (([ask], [0]), ([text], [64]), ([ask, text, other, text], [0, 64, 0, 64])):
+            outputs = made.generate(asks(made, questions), sampling, use_tqdm=False)
+            assert [min(64, output.num_cached_tokens) for output in outputs] == cached
+            for got, one in zip(answers(made, questions, 12), questions, strict=True):
+                assert misses(got, wanted[id(one)]) < NEAR
 
 
 def test_two_processes_share_the_heads_and_cut_alike(llava_folder, reference):

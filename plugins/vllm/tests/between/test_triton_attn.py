@@ -16,11 +16,18 @@ BACKEND = "vllm.v1.attention.backends.triton_attn.TritonAttentionBackend"
 
 @pytest.fixture
 def triton_attn(monkeypatch):
-    """The platform names this backend, and answers what its kernels ask of a GPU: a number of warps follows from it."""
-    from vllm.platforms.cpu import CpuPlatform
+    """The platform names this backend, and answers what its kernels ask of a GPU: a number of warps follows from it.
 
+    vLLM remembers what a platform named, so it is made to forget that before and behind.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.attention.selector import _cached_get_attn_backend
+
+    _cached_get_attn_backend.cache_clear()
     monkeypatch.setattr(CpuPlatform, "get_attn_backend_cls", classmethod(lambda cls, *args, **named: BACKEND))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    yield
+    _cached_get_attn_backend.cache_clear()
 
 
 @pytest.mark.usefixtures("triton_attn")
