@@ -31,9 +31,12 @@ from tests.films import film
 from tests.forked import forked
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"THE SERVERS ARE NOT TESTED: {', '.join(MISSING)} missing; see make setup-page"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"THE SERVERS ARE NOT TESTED: {', '.join(MISSING)} missing; see make setup-page"
+    ),
+    pytest.mark.filterwarnings("ignore:v2drop is not the best choice"),
+]
 SERVERS = Path(__file__).parents[1] / "examples" / "servers"
 QUESTIONS = ("What is written ?", "How many green objects are there?")
 METHOD, RETENTION = "v2drop", 0.1

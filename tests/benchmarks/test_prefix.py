@@ -19,6 +19,7 @@ def test_the_guide_says_what_the_committed_record_says():
     assert between(guide, "prefix", f"{page}\n") == guide
 
 
+@pytest.mark.filterwarnings("ignore:v2drop is not the best choice")
 def test_the_script_writes_ratios_with_a_control_and_the_bytes_of_prefixes(tmp_path, capsys):
     script = runpy.run_path(str(SCRIPT))
     out = tmp_path / "record.json"
