@@ -185,7 +185,7 @@ def test_what_was_used_is_counted(client, picture):
     usage = reply.usage
     assert (usage.prompt_tokens, usage.completion_tokens) == (answer.prompt.tokens, len(answer.tokens))
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    spent = {"retention": answer.retention, "tokens": answer.spent, "vision_tokens": 576, "notes": []}
+    spent = {"retention": answer.retention, "tokens": answer.spent, "vision_tokens": 576, "notes": list(answer.notes)}
     assert reply.foveate == spent
 
 
