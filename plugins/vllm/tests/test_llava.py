@@ -180,7 +180,7 @@ def test_a_wrong_rate_is_a_value_error_and_the_engine_lives_on(llm, reference, r
 
 def test_a_rate_in_a_request_without_an_image_is_refused(llm):
     with pytest.raises(
-        ValueError, match="foveate_tokens says how much of an image stays, and this request has no image"
+        ValueError, match="foveate_tokens says how much of each image stays, and this request has no image"
     ):
         answers(llm, [request(foveate_tokens=9)])
     assert answers(llm, [request()])
