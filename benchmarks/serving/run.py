@@ -2,7 +2,8 @@
 
     make setup-vllm && .venv-vllm/bin/python benchmarks/serving/run.py              # half an hour on two cores
     .venv-vllm/bin/python benchmarks/serving/run.py --rounds 1 --clients 1 8        # a look
-    .venv-vllm/bin/python benchmarks/serving/run.py --budgets --clients 1 8 32 --out budgets.json
+    .venv-vllm/bin/python benchmarks/serving/run.py --budgets --clients 1 8 32 --rounds 3 \\
+        --prompts "a picture and a question" --out benchmarks/serving/budgets.json
     python benchmarks/serving/run.py --model llava-hf/llava-1.5-7b-hf --out gpu.json --methods divprune --pictures 64
 
 Stock vLLM, stock again as the control, dropping before the decoder and between its layers, and tokens drawn at random

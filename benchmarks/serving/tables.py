@@ -76,13 +76,19 @@ def lines(record: dict[str, Any], prompt: str) -> list[tuple[str, ...]]:
     return found
 
 
+def _prompts(record: dict[str, Any]) -> list[str]:
+    """The prompts that were asked."""
+    asked = {row["prompt"] for row in record["summary"]}
+    return [prompt for prompt in PROMPTS if prompt in asked]
+
+
 HEADS = ("server", "clients", *FIGURES.values(), "right (stock)", "pays")
 
 
 def sheets(record: dict[str, Any]) -> list[Table]:
     """A table a prompt."""
     columns = [Column(head, right=place > 0) for place, head in enumerate(HEADS)]
-    return [Table(prompt, columns, lines(record, prompt), [caption(record)]) for prompt in PROMPTS]
+    return [Table(one, columns, lines(record, one), [caption(record)]) for one in _prompts(record)]
 
 
 def caption(record: dict[str, Any]) -> str:
@@ -100,7 +106,7 @@ def caption(record: dict[str, Any]) -> str:
 def page(record: dict[str, Any]) -> str:
     """The tables of the guide, in Markdown."""
     written = [caption(record), ""]
-    for prompt in PROMPTS:
+    for prompt in _prompts(record):
         written += [f"**{prompt.capitalize()}**", "", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
         written += [f"| {' | '.join(cells)} |" for cells in lines(record, prompt)]
         written.append("")
@@ -109,8 +115,10 @@ def page(record: dict[str, Any]) -> str:
 
 def filled(guide: str) -> str:
     """The guide with its tables."""
-    record = json.loads((HERE / "serving.json").read_text(encoding="utf-8"))
-    return between(guide, "serving", f"{page(record)}\n")
+    for name in ("serving", "budgets"):
+        record = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+        guide = between(guide, name, f"{page(record)}\n")
+    return guide
 
 
 def main() -> None:
