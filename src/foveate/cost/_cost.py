@@ -242,7 +242,7 @@ def cost(
     _check_lengths(decoder, prompt, tokens, grids, videos)
 
     by_pixels = method is not None and _by_pixels(method, decoder.depth)
-    comes_back = by_pixels and family.encode_subset is Family.encode_subset
+    comes_back = by_pixels and not family.defines("encode_subset")
     if by_pixels and (tower_rows if comes_back else tower_tokens) is None:
         needed = "tower_rows" if comes_back else "tower_tokens"
         raise SettingError(

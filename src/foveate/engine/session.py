@@ -123,7 +123,7 @@ def _opened(session: "Session", warns: bool) -> Iterator[Trace]:
             session.detach()
     finally:
         session.detach()  # an interrupt may have ended the first detach halfway
-    if warns and session.cautious and session.trace.history:
+    if warns and session._program.cautious and session.trace.history:
         caution = session.method.caution(min(session.trace.history[0].retention))
         if caution is not None:
             warnings.warn(caution, stacklevel=4)
@@ -237,7 +237,6 @@ class Session:
     Attributes:
         method: The method.
         trace: Filled by every prefill.
-        cautious: Whether the method has something to say of budgets that are too small for it.
     """
 
     def __init__(self, family: Family, method: Method, resources: Mapping[str, Any]) -> None:
@@ -247,7 +246,6 @@ class Session:
         self._family = family
         guards.refuse_unknown_host(family)
         self._program = _program(method, family, resources)
-        self.cautious = self._program.cautious
         guards.refuse_unencoded(family, self._program.encodes)
         guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)

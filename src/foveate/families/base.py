@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from inspect import getattr_static
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -159,9 +160,14 @@ class Family:
         return bool(self.cls_in_tower(self.model.config))
 
     @classmethod
+    def defines(cls, name: str) -> bool:
+        """Whether this family has something of its own under a name, or one that it descends from."""
+        return getattr_static(cls, name) is not getattr_static(Family, name)
+
+    @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
-        if isinstance(signal, Cells) and cls.boxes.__func__ is Family.boxes.__func__:  # type: ignore[attr-defined]
+        if isinstance(signal, Cells) and not cls.defines("boxes"):
             return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
             return None

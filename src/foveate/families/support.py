@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import getattr_static
 from typing import Any
 
 from foveate.contract import follow
@@ -92,9 +91,9 @@ def refusal(
         kind: The family; None: a host that runs the tower itself.
     """
     by_pixels = any(isinstance(stage, PatchStage) for stage in stages)
-    returns = by_pixels and kind is not None and kind.encode_subset is Family.encode_subset
+    returns = by_pixels and kind is not None and not kind.defines("encode_subset")
     needed = "this host runs the tower itself" if kind is None else kind.needs_all_rows
-    if returns and getattr_static(kind, "tower_shape") is getattr_static(Family, "tower_shape"):
+    if returns and kind is not None and not kind.defines("tower_shape"):
         needed = needed or "how it cuts pictures into patches is not known"
     if returns and needed is not None:
         return f"drops patches before the vision tower, which here needs all of them: {needed}."

@@ -50,8 +50,7 @@ class V2Drop(Scheduled):
     reverse: bool = False
 
     def caution(self, retention: float) -> str | None:
-        untuned = self.layers is None and (self.tokens is not None or self.retention is not None)
-        if retention >= 0.98 * POOR_BELOW or not untuned:
+        if retention >= 0.98 * POOR_BELOW or self.budget is None or self.layers is not None:
             return None
         return (
             "v2drop is not the best choice for so few tokens, unless tuned: on the embedded model divprune, scope and "
