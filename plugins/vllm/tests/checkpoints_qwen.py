@@ -70,14 +70,16 @@ def _qwen2_5_vl(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> 
     return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
+VISION3 = {
+    "depth": 4, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
+    "num_position_embeddings": 64, "patch_size": 16, "initializer_range": 0.2,
+}  # fmt: skip
+
+
 def _qwen3_vl(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple[Any, Any]:
     config = transformers.Qwen3VLConfig(
         text_config={**text, "rope_parameters": {**_rope(), "mrope_interleaved": True}},
-        vision_config={
-            "depth": 4, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
-            "deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 64, "patch_size": 16,
-            "initializer_range": 0.2,
-        },
+        vision_config={**VISION3, "deepstack_visual_indexes": [0, 1, 2]},
         initializer_range=0.2, tie_word_embeddings=False, **marks,
     )  # fmt: skip
     image_processor = transformers.Qwen2VLImageProcessor(
@@ -123,12 +125,6 @@ def _qwen2_vl(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tu
     return transformers.Qwen2VLForConditionalGeneration(config), processor
 
 
-VISION3 = {
-    "depth": 4, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
-    "num_position_embeddings": 64, "patch_size": 16, "initializer_range": 0.2,
-}  # fmt: skip
-
-
 def _qwen3_vl_moe(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple[Any, Any]:
     _, processor = _qwen3_vl(text, marks, tokenizer)
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [3]}
@@ -145,7 +141,7 @@ def _glm4v(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple
     _, processor = _qwen2_5_vl(text, marks, tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS, *GLM.values()]})
     ids = dict(zip(GLM, tokenizer.convert_tokens_to_ids([*GLM.values()]), strict=True))
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [SIDE, 6, 6], "partial_rotary_factor": 1.0}
+    rope = {**_rope(), "partial_rotary_factor": 1.0}
     config = transformers.Glm4vConfig(
         text_config={**text, "vocab_size": len(tokenizer) + len(tokenizer) % 2, "rope_parameters": rope},
         vision_config={

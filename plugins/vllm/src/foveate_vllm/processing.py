@@ -33,8 +33,8 @@ class DroppingInfo:
     """Stands before a processing info of vLLM's."""
 
     family: ClassVar[type[Family]]
-    films: ClassVar[bool] = False
-    """Whether films can be dropped from."""
+    media: ClassVar[Sequence[str]] = ("image",)
+    """What can be dropped from."""
     alone: ClassVar[bool] = False
     """Whether images are taken alone: films have an image's tokens in their place."""
 
@@ -62,15 +62,16 @@ class DroppingInfo:
 
     def rate(self, kwargs: Mapping[str, Any]) -> Rate:
         """A request's, or that of the server's `mm_processor_kwargs`."""
-        rate = Rate.of(kwargs, self.films)
-        return rate if rate.said else Rate.of(self._usual, self.films)
+        films = "video" in self.media
+        rate = Rate.of(kwargs, films)
+        return rate if rate.said else Rate.of(self.usual, films)
 
     def film_rate(self, kwargs: Mapping[str, Any]) -> Rate:
         """The same for a film, which stays whole where nobody says a rate."""
-        return Rate(retention=kwargs.get(FILM_KEY, self._usual.get(FILM_KEY, 1.0)))
+        return Rate(retention=kwargs.get(FILM_KEY, self.usual.get(FILM_KEY, 1.0)))
 
     @property
-    def _usual(self) -> Mapping[str, Any]:
+    def usual(self) -> Mapping[str, Any]:
         """The server's `mm_processor_kwargs`."""
         return self.ctx.get_mm_config().mm_processor_kwargs or {}  # type: ignore[attr-defined]
 
@@ -90,8 +91,7 @@ class DroppingProcessor:
         Raises:
             SettingError: If the method's budget cannot be met for the prompt's images, or the prompt is too long.
         """
-        usual = self.info.ctx.get_mm_config().mm_processor_kwargs
-        guards.refuse_rate_without_image(inputs.hf_processor_mm_kwargs, [*inputs.mm_data_items], usual)
+        guards.refuse_rate_without_image(inputs.hf_processor_mm_kwargs, [*inputs.mm_data_items], self.info.usual)
         made = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         setting: Setting = self.info.setting
         late = setting.stages(Rate()).late
@@ -147,7 +147,7 @@ class DroppingProcessor:
         # Embeddings come as they shall enter.
         if isinstance(mm_items.get("image"), ImageProcessorItems):
             self._count(outputs, "image", rate, self.sizes(mm_items, outputs, kwargs))
-        if self.info.films and isinstance(mm_items.get("video"), VideoProcessorItems):
+        if "video" in self.info.media and isinstance(mm_items.get("video"), VideoProcessorItems):
             self._count(outputs, "video", self.info.film_rate(hf_kwargs), self.film_sizes(outputs))
         return outputs
 
@@ -161,10 +161,9 @@ class DroppingProcessor:
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
     ) -> Mapping[str, MultiModalFieldConfig]:
         stock = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
-        media = KEEP if self.info.films else ("image",)
         ours = {
             keys[medium]: MultiModalFieldConfig.batched(medium, keep_on_cpu=True)
-            for medium in media
+            for medium in self.info.media
             for keys in (KEEP, RATE)
         }
         return {**stock, **ours}

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class DroppingQwen(BetweenLayers):
 
     config: Any
     visual: Any
+    media: ClassVar[Sequence[str]]
+    """What is dropped from."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         guards.refuse_engine_of_mrope(vllm_config)
@@ -88,16 +90,11 @@ class DroppingQwen(BetweenLayers):
         """Of a row with all that, without its place."""
         return self._width + getattr(self, "multiscale_dim", 0)
 
-    @property
-    def _media(self) -> Sequence[str]:
-        """What is dropped from."""
-        return ("image", "video") if type(self).__name__.removeprefix("Foveate") in FILMS else ("image",)
-
     # -- encode ------------------------------------------------------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> Embeddings:
         """Rows of each image, with their places; films too, or as vLLM has them."""
-        for medium in self._media:
+        for medium in self.media:
             asked = Asked(kwargs, medium)
             inputs = getattr(self, f"_parse_and_validate_{medium}_input")(**kwargs)
             if inputs is not None:
@@ -179,7 +176,7 @@ class DroppingQwen(BetweenLayers):
         """Where a request's images are."""
         spans = []
         for feature in features:
-            if feature.modality in self._media:
+            if feature.modality in self.media:
                 patches = int(feature.data[f"{feature.modality}_grid_thw"].data.prod())
                 spans.append(Span(feature.mm_position.offset, feature.mm_position.length, patches // self._patches))
         return sorted(spans)
@@ -202,7 +199,7 @@ class DroppingQwen(BetweenLayers):
             if places:
                 tokens = torch.as_tensor(input_ids, device=positions.device)
                 channels = torch.cat(places).to(positions.device)
-                marks = [getattr(self.config, f"{medium}_token_id") for medium in self._media]
+                marks = [getattr(self.config, f"{medium}_token_id") for medium in self.media]
                 is_image = torch.isin(tokens, torch.tensor(marks, device=tokens.device))
                 positions = arrived(positions, is_image, channels, num_computed_tokens)
             delta = next_position(positions) - positions.shape[1]
@@ -232,8 +229,8 @@ class QwenProcessor(DroppingProcessor):
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         prompt: MultiModalInput = super().apply(inputs, timing_ctx)
-        media = ("image", "video") if self.info.films else ("image",)
-        for place in itertools.chain.from_iterable(prompt["mm_placeholders"].get(medium, ()) for medium in media):
+        of_media = (prompt["mm_placeholders"].get(medium, ()) for medium in self.info.media)
+        for place in itertools.chain.from_iterable(of_media):
             guards.refuse_image_at_end(place.offset + place.length, len(prompt["prompt_token_ids"]))
         return prompt
 
@@ -278,16 +275,16 @@ def __getattr__(name: str) -> Any:
     if stock_name == name or stock_name not in MEMBERS:
         raise AttributeError(name)
     stock, family = ModelRegistry.models[stock_name].load_model_cls(), MEMBERS[stock_name]
-    own = stock._processor_factory
+    own, media = stock._processor_factory, ("image", "video") if stock_name in FILMS else ("image",)
     register = MULTIMODAL_REGISTRY.register_processor(
         type(f"{name}Processor", (QwenProcessor, own.processor), {}),
         info=type(
             f"{name}Info",
             (DroppingInfo, own.info),
-            {"family": family, "films": stock_name in FILMS, "alone": "Glm4v" in name},
+            {"family": family, "media": media, "alone": "Glm4v" in name},
         ),
         dummy_inputs=type(f"{name}Dummies", (QwenDummies, own.dummy_inputs), {}),
     )
-    features = {"__module__": __name__, "family": family, "supports_multimodal_pruning": True}
+    features = {"__module__": __name__, "family": family, "media": media, "supports_multimodal_pruning": True}
     globals()[name] = register(type(name, (DroppingQwen, stock), features))
     return globals()[name]
