@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(f"round {len(times)}: " + ", ".join(f"{name} {times[-1][name]:.2f} s" for name in runs), flush=True)
     seconds = {name: [each[name] for each in times] for name in runs}
     over, control = (ratio(seconds[name], seconds["random"]) for name in ("method", "random again"))
-    own = workload.cost(model, chosen, tokens)
+    own = workload.cost(model, chosen, tokens=tokens)
     return {
         "shape": named.name,
         "layers": depth,

@@ -284,11 +284,9 @@ def test_a_chain_works_on_what_is_left(family):
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) > 3
     sizes = [len(one) for one in torch.split(torch.arange(15), [6, 9])]
-    told = fv.cost(
-        model, text_tokens=10, vision_tokens=sizes, method=chain, grids=[[(2, 3)], [(3, 3)]],
-        tokens=[count for (count,) in trace.latest.per_layer], tower_tokens=trace.latest.tower_tokens[0],
-    )  # fmt: skip
-    whole = fv.cost(model, text_tokens=10, vision_tokens=sizes, grids=[[(2, 3)], [(3, 3)]])
+    known = {"text_tokens": 10, "vision_tokens": sizes, "grids": [[(2, 3)], [(3, 3)]]}
+    told = fv.cost(model, method=chain, **known, **trace.latest.ran())
+    whole = fv.cost(model, **known)
     assert told.tower_flops < whole.tower_flops
     assert told.peak_bytes is None
     assert trace.show([screen_image(inputs, index) for index in range(2)]).size[0] > 100
@@ -386,7 +384,7 @@ def test_the_tower_is_counted_on_what_is_left(family):
 
 def test_the_cost_asks_for_what_only_a_run_tells():
     config = tiny("qwen2_vl").config
-    with pytest.raises(fv.SettingError, match=r"tower_tokens=trace.latest.tower_tokens\[0\]"):
+    with pytest.raises(fv.SettingError, match=r"trace.latest.ran\(\); tower_tokens is missing"):
         fv.cost(config, text_tokens=5, vision_tokens=48, method=PixelPrune(), tokens=[9] * 6)
     with pytest.raises(fv.SettingError, match="one entry per image or video; got 2 for 1"):
         fv.cost(config, text_tokens=5, vision_tokens=8, method=PixelPrune(), tokens=[2] * 6, tower_tokens=[[0], [1]])

@@ -16,7 +16,7 @@ from foveate.ask.loaded import Card
 from foveate.ask.pictures import Picture
 from foveate.contract.method import Method
 from foveate.core.grid import Grid, grids_of
-from foveate.cost import Cost, cost
+from foveate.cost import Cost, Ran, cost
 from foveate.engine.trace import Trace
 from foveate.video import Clip
 
@@ -109,10 +109,9 @@ class Prompt:
         Raises:
             SettingError: If the method's counts depend on the picture and no trace tells them.
         """
-        counts = tower_tokens = tower_rows = None
+        ran = Ran()
         if trace is not None and trace.history:
-            counts = [layer[sample] for layer in trace.history[0].per_layer]
-            tower_tokens, tower_rows = trace.history[0].tower_tokens[sample], trace.history[0].tower_rows[sample]
+            ran = trace.history[0].ran(sample)
         return cost(
             self.card.config,
             text_tokens=self.text_tokens,
@@ -120,11 +119,9 @@ class Prompt:
             method=method,
             tower_images=self.tower_images,
             dtype=self.card.dtype,
-            tokens=counts,
-            tower_tokens=tower_tokens,
-            tower_rows=tower_rows,
             grids=self.grids,
             videos=self.videos,
+            **ran,
         )
 
     def _by_kind(self, ask: Callable[[str, list[int]], Sequence[object] | None]) -> list[Any] | None:

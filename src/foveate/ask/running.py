@@ -1,7 +1,7 @@
 """From prompts to answers: what drops in them, batches of like shapes, one prefill for each, or a look for all."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypedDict, cast
 
@@ -33,7 +33,7 @@ from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
-from foveate.plain.spelling import no_setting
+from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief, is_out_of_memory
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "Looking",
     "Showing",
     "answers_to",
-    "check_keywords",
     "choice_of",
     "dropped_in",
     "fitting",
@@ -115,18 +114,6 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
 def showing_of(asking: Mapping[str, object]) -> Showing:
     """Those of the keywords that say how films and pictures come to the model."""
     return cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
-
-
-def check_keywords(what: str, given: Iterable[str], known: type) -> None:
-    """Refuse a keyword that is not among a TypedDict's.
-
-    Raises:
-        SettingError: That lists those there are.
-    """
-    names = known.__annotations__
-    for name in given:
-        if name not in names:
-            raise no_setting(what, name, names)
 
 
 # -- what drops ---------------------------------------------------------------------------------------------------

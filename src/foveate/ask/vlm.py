@@ -19,7 +19,6 @@ from foveate.ask.running import (
     Looking,
     Showing,
     answers_to,
-    check_keywords,
     dropped_in,
     in_parts,
     reply_to,
@@ -30,7 +29,7 @@ from foveate.ask.sure import answerer_of
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import method_of
-from foveate.plain.spelling import refuse_keys
+from foveate.plain.spelling import check_keywords, refuse_keys
 from foveate.plain.upstream import brief
 
 __all__ = ["VLM", "Messages", "Question"]

@@ -1,8 +1,7 @@
 """What a prompt processes and holds: tokens, the cache, and the most bytes that live at once."""
 
 import gc
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from foveate._transformers import PreTrainedModel, cache_in
 from foveate.ask.answer import kv_bytes
 from foveate.ask.generation import generate
 from foveate.bench.workload import Workload
+from foveate.cost import Ran
 from foveate.engine.trace import Trace
 from foveate.registry import family_for
 
@@ -27,7 +27,7 @@ class Held:
 
     Attributes:
         tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
-        tower: What `foveate.cost` has to know of the tower's run, by name, of the sample with most.
+        ran: What `foveate.cost` has to know of the run; of the tower's, of the sample with most.
         retention: Mean over samples of what the trace says.
         kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
         peak: Bytes at the most, without weights and inputs: what CUDA's allocator says, elsewhere the tensors that
@@ -38,7 +38,7 @@ class Held:
     retention: float
     kv_bytes: int
     peak: int
-    tower: Mapping[str, Any] = field(default_factory=dict)
+    ran: Ran
 
 
 def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
@@ -50,14 +50,13 @@ def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Hel
             cache = cache_in(generate(model, workload.inputs, 1))
         peak = memory.peak
     tokens = (workload.vision_tokens,) * len(family_for(model).layers)
-    retention, tower = 1.0, dict[str, Any]()
+    retention, ran = 1.0, Ran(tokens=tokens)
     if trace is not None:
         tokens = tuple(max(samples) for samples in trace.latest.per_layer)
         retention = sum(trace.retention) / len(trace.retention)
-        ran = zip(trace.latest.tower_tokens, trace.latest.tower_rows, strict=True)
-        most, rows = max(ran, key=lambda sample: sum(map(len, sample[0])))
-        tower = {"tower_tokens": [image.tolist() for image in most], "tower_rows": rows}
-    return Held(tokens, retention, kv_bytes(cache)[0], peak, tower)
+        most = max(range(workload.batch), key=lambda sample: sum(map(len, trace.latest.tower_tokens[sample])))
+        ran = {**trace.latest.ran(most), "tokens": tokens}
+    return Held(tokens, retention, kv_bytes(cache)[0], peak, ran)
 
 
 def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:

@@ -107,7 +107,7 @@ def _cost(run: PairedRun, candidate: Candidate) -> Cost:
     held, kernel = candidate.held, _kernel(run)
     if held is None:
         return run.workload.kernel_cost(run.model, kernel, candidate.method)
-    return run.workload.kernel_cost(run.model, kernel, candidate.method, held.tokens, **held.tower)
+    return run.workload.kernel_cost(run.model, kernel, candidate.method, **held.ran)
 
 
 def _scoring_known(candidate: Candidate, cost: Cost) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.bench.shapes import NamedShape
 from foveate.contract.method import Method
 from foveate.core.grid import Grid
-from foveate.cost import Cost, cost
+from foveate.cost import Cost, Ran, cost
 from foveate.errors import SettingError
 
 __all__ = ["TEXT", "PromptRequest", "Workload", "synthetic"]
@@ -69,18 +69,16 @@ class Workload:
         self,
         model: PreTrainedModel | PreTrainedConfig,
         method: Method | None = None,
-        tokens: Sequence[int] | None = None,
         attention: Literal["full", "causal"] = "full",
-        **tower: Any,
+        **ran: Unpack[Ran],
     ) -> Cost:
-        """What one sample costs; `model` or its config, tokens of each layer and of the tower as a trace has them."""
+        """What one sample costs; `model` or its config, and what a trace tells of a run."""
         return cost(
             model,
             text_tokens=self.text_tokens,
             vision_tokens=self.sizes,
             method=method,
-            tokens=tokens,
-            **tower,
+            **ran,
             tower_images=self.tower_images,
             grids=self.grids,
             videos=self.videos,
@@ -93,11 +91,10 @@ class Workload:
         model: PreTrainedModel | PreTrainedConfig,
         kernel: str,
         method: Method | None = None,
-        tokens: Sequence[int] | None = None,
-        **tower: Any,
+        **ran: Unpack[Ran],
     ) -> Cost:
         """What one sample costs under an attention kernel: only eager attention computes what causality hides."""
-        return self.cost(model, method, tokens, "full" if kernel == "eager" else "causal", **tower)
+        return self.cost(model, method, "full" if kernel == "eager" else "causal", **ran)
 
 
 def synthetic(

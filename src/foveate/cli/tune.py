@@ -181,8 +181,7 @@ class Tune:
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.naming import method_of, parse
-            from foveate.tune.agreeing import refuse_few, settings_of
-            from foveate.tune.tuning import agree
+            from foveate.tune.agreeing import agree, refuse_few, settings_of
 
         methods = self.method or ("vidcom2",)
         budgets: list[dict[str, float]] = [{"tokens": value} for value in self.budget]

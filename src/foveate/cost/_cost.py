@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 
@@ -14,10 +14,11 @@ from foveate.contract.stages import PatchStage, Place, Shape, ThinStage
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
 from foveate.cost._measured import measured
-from foveate.cost._prompt import PromptLengths
+from foveate.cost._prompt import Known, PromptLengths
 from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
+from foveate.plain.spelling import check_keywords
 from foveate.plain.table import SECTION, Column, Table
 from foveate.registry import families, family_kind
 
@@ -180,13 +181,8 @@ def cost(
     vision_tokens: int | Sequence[int],
     method: Method | None = None,
     attention: Literal["full", "causal"] = "full",
-    tower_images: int | Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
-    tokens: Sequence[int] | None = None,
-    tower_tokens: Sequence[Sequence[int] | torch.Tensor] | None = None,
-    tower_rows: Sequence[Sequence[int]] | None = None,
-    grids: Sequence[Sequence[tuple[int, int]]] | None = None,
-    videos: bool | Sequence[bool] | None = None,
+    **known: Unpack[Known],
 ) -> Cost:
     """What a prompt of one sample costs on a model, from its config alone.
 
@@ -205,29 +201,15 @@ def cost(
         method: The method that drops tokens; None is the untouched model.
         attention: "full" counts every query with every key, "causal" half of that; only in the decoder's
             prefill, because a tower attends in both directions and a decoded token to all tokens.
-        tower_images: Pictures the tower encodes for each image or video: crops (LLaVA-OneVision: the base
-            view and its tiles), frames, or temporal patches (Qwen-VL). By default told from the token
-            counts: for LLaVA their multiple of a picture's, for LLaVA-OneVision the number that alone gives
-            that count, for Qwen-VL one, an image. `Family.tower_images` reads it off a processor's output.
         dtype: Of the cache and the activations; by default the config's, and bfloat16 if it names none.
-        tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
-            (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
-        tower_tokens: For a method that drops before the tower (PixelPrune) of a Qwen-VL or GLM-V, beside `tokens`: the
-            tokens of each image or video whose patches the tower runs on, `trace.latest.tower_tokens[0]`.
-        tower_rows: The same for other families, where patches come back behind the tower: on how many rows of each of
-            its pictures, tiles or frames it runs, `trace.latest.tower_rows[0]`. An empty entry: on all. Pictures of a
-            batch count as the one with most.
-        grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
-            (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]`
-            for one LLaVA-1.5 image, whose grids are known without.
-        videos: Whether they are videos, so that their grids are frames: one bool for each, or one for all. For methods
-            that compare frames (DyCoke, EVS); 32 frames of LLaVA-OneVision are `vision_tokens=6273,
-            grids=[[(14, 14)] * 32], videos=True`.
+        known: `tower_images`, `grids` and `videos` say what is shown, see `Known`; `tokens`, `tower_tokens` and
+            `tower_rows` what a run came to, for methods that decide by what the picture shows (MustDrop): give
+            `**trace.latest.ran()`.
 
     Raises:
-        SettingError: If such a method is given without `tokens` (or what the tower ran on), a count is negative or all
-            are zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the
-            counts leave it open, or contradicts them.
+        SettingError: If there is no such keyword, such a method is given without what a run came to, a count is
+            negative or all are zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is
+            missing where the counts leave it open, or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
             not known.
     """
@@ -235,8 +217,11 @@ def cost(
     family = _family_of(config)
     if attention not in ("full", "causal"):
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
-    prompt = PromptLengths.of(text_tokens, vision_tokens, tower_images)
+    check_keywords("A cost", known, Known)
+    prompt = PromptLengths.of(text_tokens, vision_tokens, known.get("tower_images"))
     decoder = _decoder_of(family, config)
+    tokens, tower_tokens, tower_rows = known.get("tokens"), known.get("tower_tokens"), known.get("tower_rows")
+    grids, videos = known.get("grids"), known.get("videos")
     if isinstance(videos, bool):
         videos = [videos] * len(prompt.sizes)
     _check_lengths(decoder, prompt, tokens, grids, videos)
@@ -247,7 +232,7 @@ def cost(
         needed = "tower_rows" if comes_back else "tower_tokens"
         raise SettingError(
             f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
-            f"tokens=[count for (count,) in trace.latest.per_layer], {needed}=trace.latest.{needed}[0]."
+            f"**trace.latest.ran(); {needed} is missing."
         )
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.

@@ -114,7 +114,7 @@ def rankable(family: type[Family], config: Any, sizes: Sequence[int]) -> tuple[i
 def _unknown(method: Method, grids: Grids | None, videos: Sequence[bool] | None) -> SettingError:
     """Why the counts are not known, and what would tell them."""
     name = type(method).__name__
-    run = "run it and pass the counts, tokens=[count for (count,) in trace.latest.per_layer]."
+    run = "run it and pass **trace.latest.ran()."
     if grids is None:
         return SettingError(
             f"How many tokens {name} keeps does not follow from their number alone: pass grids=…, and videos=… for a "

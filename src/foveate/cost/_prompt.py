@@ -2,11 +2,52 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypedDict
 
+from torch import Tensor
+
+from foveate.core.grid import Grid
 from foveate.errors import SettingError
 
-__all__ = ["PromptLengths"]
+__all__ = ["Known", "PromptLengths", "Ran"]
+
+
+class Ran(TypedDict, total=False):
+    """What a run tells, for methods that decide by what the picture shows: `trace.latest.ran()`.
+
+    Attributes:
+        tokens: Vision tokens each decoder layer processes.
+        tower_tokens: For a method that drops before the tower (PixelPrune) of a Qwen-VL or GLM-V: the tokens of each
+            image or video whose patches the tower runs on.
+        tower_rows: The same for other families, where patches come back behind the tower: on how many rows of each of
+            its pictures, tiles or frames it runs. An empty entry: on all. Pictures of a batch count as the one with
+            most.
+    """
+
+    tokens: Sequence[int] | None
+    tower_tokens: Sequence[Sequence[int] | Tensor] | None
+    tower_rows: Sequence[Sequence[int]] | None
+
+
+class Known(Ran, total=False):
+    """What is known of a prompt beside its counts.
+
+    Attributes:
+        tower_images: Pictures the tower encodes for each image or video: crops (LLaVA-OneVision: the base view and its
+            tiles), frames, or temporal patches (Qwen-VL). By default told from the token counts: for LLaVA their
+            multiple of a picture's, for LLaVA-OneVision the number that alone gives that count, for Qwen-VL one, an
+            image. `Family.tower_images` reads it off a processor's output.
+        grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
+            (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]` for
+            one LLaVA-1.5 image, whose grids are known without.
+        videos: Whether they are videos, so that their grids are frames: one bool for each, or one for all. For methods
+            that compare frames (DyCoke, EVS); 32 frames of LLaVA-OneVision are `vision_tokens=6273,
+            grids=[[(14, 14)] * 32], videos=True`.
+    """
+
+    tower_images: int | Sequence[int] | None
+    grids: Sequence[Sequence[Grid]] | None
+    videos: bool | Sequence[bool] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.tensors import on_tensors, send
+from foveate.cost import Ran
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
 from foveate.plain.table import Column, Table
@@ -235,6 +236,14 @@ class PrefillRecord:
             starts = (0, *ends)
             tokens.append([part - start for part, start, _ in zip(parts, starts, media, strict=False)])
         return tokens
+
+    def ran(self, sample: int = 0) -> Ran:
+        """What this run tells of a sample's cost: `foveate.cost(config, …, **trace.latest.ran())`."""
+        return {
+            "tokens": [layer[sample] for layer in self.per_layer],
+            "tower_tokens": self.tower_tokens[sample],
+            "tower_rows": self.tower_rows[sample],
+        }
 
     @property
     def videos(self) -> list[list[bool]]:

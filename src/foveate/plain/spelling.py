@@ -19,6 +19,7 @@ __all__ = [
     "CHAIN",
     "SECOND_LOOK",
     "Written",
+    "check_keywords",
     "fractions",
     "is_second_look",
     "members_in",
@@ -251,6 +252,18 @@ def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
         if key not in names:
             hint = nearest(str(key), names) or f" Leave it out; read are {', '.join(names)}."
             raise InputError(f"{what} has the key {shown(str(key), 80)}, which is not read.{hint}")
+
+
+def check_keywords(what: str, given: Iterable[str], known: type) -> None:
+    """Refuse a keyword that is not among a TypedDict's.
+
+    Raises:
+        SettingError: That lists those there are.
+    """
+    names = known.__annotations__
+    for name in given:
+        if name not in names:
+            raise no_setting(what, name, names)
 
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer, in_order
@@ -24,7 +24,10 @@ from foveate.runs.versions import versions
 from foveate.tune.parts import digest, digest_of, grouped, notes_on, picture_of
 from foveate.tune.promise import RISK, bound, fewest, one_each, threshold
 
-__all__ = ["calibrated", "refuse_few", "refuse_tuned_on", "settings_of"]
+__all__ = ["MAX_NEW_TOKENS", "Agreeing", "agree", "refuse_few", "refuse_tuned_on", "settings_of"]
+
+MAX_NEW_TOKENS = 64
+"""The longest answer of the full model."""
 
 BUDGETS = (2 / 9, 1 / 9, 1 / 3)
 """What is tried of a method without a budget, as shares: the first alone where samples are too few for three."""
@@ -34,6 +37,22 @@ LONG = 6
 """Tokens from which on an answer is long, its end among them."""
 ENOUGH = 20
 """Long answers that something is said of."""
+
+
+class Agreeing(TypedDict, total=False):
+    """How a second look is calibrated.
+
+    Attributes:
+        tasks: What kind of question each sample is, for a table by task.
+        seed: Which question of each picture counts for the bound; 0 by default.
+        max_new_tokens: The longest answer; 64 by default.
+        listener: Hears how it goes.
+    """
+
+    tasks: Sequence[str]
+    seed: int
+    max_new_tokens: int
+    listener: Listener | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +135,15 @@ def refuse_tuned_on(text: str, inputs: str) -> None:
             )
 
 
-def calibrated(
+def agree(
     vlm: VLM,
     samples: Iterable[Any],
     settings: Sequence[Method],
     agreement: float,
+    texts: Sequence[str] = (),
     *,
-    tasks: Sequence[str] = (),
-    seed: int = 0,
-    max_new_tokens: int = 64,
     may_narrow: bool = False,
-    names: Sequence[str] = (),
-    listener: Listener | None = None,
+    **how: Unpack[Agreeing],
 ) -> SecondLook:
     """The cheapest setting whose trusted answers are the full model's, with a promise; see `foveate.tune.promise`.
 
@@ -136,26 +152,27 @@ def calibrated(
         samples: (media, question) pairs or prompts.
         settings: What is tried.
         agreement: The share of answers that are to be the full model's.
-        tasks: What kind of question each sample is.
-        seed: Which question of each picture counts for the bound.
-        max_new_tokens: The longest answer.
+        texts: How settings were written, where they were texts.
         may_narrow: Whether the first setting alone is tried where samples are too few for all.
-        names: How settings were written, where they were texts.
-        listener: Hears how it goes.
+        how: See `Agreeing`.
 
     Raises:
         BudgetError: If nothing cheaper than the full model keeps the promise.
-        SettingError: If samples are too few, or a schedule was tuned on them.
+        SettingError: If samples are too few, or a schedule was tuned on them; or if there is no such keyword.
     """
-    listener = listener or Listener()
+    if unread := sorted(set(how) - set(Agreeing.__annotations__)):
+        raise SettingError(f"With agreement= nothing is searched: leave {', '.join(unread)} out.")
+    if not isinstance(vlm, VLM):
+        raise SettingError("agreement= asks questions: give a VLM (foveate.load), not a model alone.")
+    listener, seed = how.get("listener") or Listener(), how.get("seed", 0)
     every = [_prompt_of(vlm, given) for given in samples]
-    kinds = list(tasks) or ["samples"] * len(every)
+    kinds = list(how.get("tasks", ())) or ["samples"] * len(every)
     if len(kinds) != len(every):
         raise SettingError(f"Give a task for each sample, or none; got {len(kinds)} for {len(every)}.")
     once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
     prompts, kinds = [every[place] for place in once], [kinds[place] for place in once]
     about, inputs = grouped(vlm, prompts), digest_of(grouped(vlm, every))
-    for text in names:
+    for text in texts:
         refuse_tuned_on(text, inputs)
     pictures = [picture_of(prompt.inputs) for prompt in prompts]
     settings, places, notes = _planned(pictures, settings, agreement, seed, may_narrow)
@@ -164,7 +181,7 @@ def calibrated(
     for method in settings:
         for size in sorted({prompt.vision_tokens for prompt in prompts}):
             meet(method, vlm.model, size)
-    generation = Generation(max_new_tokens=max_new_tokens)
+    generation = Generation(max_new_tokens=how.get("max_new_tokens", MAX_NEW_TOKENS))
     with listener.stage("Answering in full and with few tokens", len(prompts)) as advance:
         answered = _answered(vlm, prompts, kinds, settings, generation, advance)
     counted = [answered[place] for place in places]

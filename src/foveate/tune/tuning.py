@@ -6,10 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, cast, overload
 
 from foveate import naming
-from foveate.ask.running import check_keywords
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
@@ -17,10 +16,11 @@ from foveate.contract.space import Point, Space, space_of
 from foveate.errors import BudgetError, FoveateError, SettingError, UnsupportedError
 from foveate.methods.vidcom2 import VidCom2
 from foveate.naming import method_of
+from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.versions import versions
-from foveate.tune.agreeing import calibrated, settings_of as settings_to_agree
+from foveate.tune.agreeing import MAX_NEW_TOKENS, Agreeing, agree, settings_of as settings_to_agree
 from foveate.tune.choice import (
     agrees,
     chosen,
@@ -48,31 +48,25 @@ from foveate.tune.trials import FEWEST, Trials, open_trials
 from foveate.tune.tuned import Tuned
 from foveate.tune.tunings import Outcome, Tunings
 
-__all__ = ["Tuning", "agree", "tune", "tune_many"]
+__all__ = ["Tuning", "tune", "tune_many"]
 
 
-class Tuning(TypedDict, total=False):
-    """How settings are searched.
+class Tuning(Agreeing, total=False):
+    """How settings are searched, beside what `Agreeing` says; `tasks` is for `agreement` alone.
 
     Attributes:
+        given: Settings that stay of a method that is no name; of a chain with their member's place, "1.metric".
         search: Settings to try beyond the small grid, 0 by default; more need optuna, the extra `tune`.
         task: What the samples show, for the record.
-        tasks: With `agreement`: what kind of question each sample is, for a table by task.
-        seed: Of the split and the search; 0 by default.
         workers: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU. 1 by default.
-        max_new_tokens: The longest answer of the full model; 64 by default.
         state: A folder in which what was tried is kept; with the same one a stopped search goes on.
-        listener: Hears how it goes.
     """
 
+    given: Collection[str]
     search: int
     task: str
-    tasks: Sequence[str]
-    seed: int
     workers: int
-    max_new_tokens: int
     state: str | Path | None
-    listener: Listener | None
 
 
 METHOD = "v2drop"
@@ -86,7 +80,6 @@ def tune(
     *,
     agreement: None = None,
     method: Method | str | None = None,
-    given: Collection[str] = (),
     tokens: float | None = None,
     retention: float | None = None,
     flops: float | None = None,
@@ -100,7 +93,6 @@ def tune(
     *,
     agreement: float,
     method: Method | str | None = None,
-    given: Collection[str] = (),
     tokens: float | None = None,
     retention: float | None = None,
     flops: None = None,
@@ -113,7 +105,6 @@ def tune(
     *,
     agreement: float | None = None,
     method: Method | str | None = None,
-    given: Collection[str] = (),
     tokens: float | None = None,
     retention: float | None = None,
     flops: float | None = None,
@@ -145,12 +136,11 @@ def tune(
         method: The method, chain, or its name, such as "v2drop:metric=cosine": a setting that is given is not searched.
             V2Drop by default; with `agreement` VidCom2, at three budgets unless one is given.
             Of a method that is no name, those are given that differ from the usual ones.
-        given: Settings that stay, too, of a method that is no name; of a chain with their member's place, "1.metric".
         tokens: Mean vision tokens that a decoder layer processes.
         retention: The same as a share of the vision tokens, in (0, 1].
         flops: FLOPs to the first token, as a share of the full model's.
         kv: Bytes of the KV cache after the prompt, likewise.
-        how: `search`, `task`, `seed`, `workers`, `max_new_tokens`, `state`, `listener`; see `Tuning`.
+        how: `search`, `seed`, `workers`, `max_new_tokens`, `state`, `listener` and others; see `Tuning`.
 
     Returns:
         The setting found and where it comes from; `save` writes it as a file that goes wherever a method's name does.
@@ -163,40 +153,19 @@ def tune(
         UnsupportedError: If a search is asked for without optuna, or the model cannot serve the method.
     """
     if agreement is not None:
-        if flops is not None or kv is not None or given:
+        if flops is not None or kv is not None:
             raise SettingError("With agreement= no budget is needed; tokens or retention narrow it. Leave others out.")
         budgeted_method = _with_budget(method, tokens, retention)
         texts = [method] if isinstance(method, str) else []
-        return agree(model, samples, settings_to_agree(budgeted_method), agreement, texts, may_narrow=True, **how)
-    asked = _Asked.of(method or METHOD, Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv), given=given)
-    (row,), _ = _tuned(model, samples, [asked], _How.of(how))
+        settings = settings_to_agree(budgeted_method)
+        return agree(model, samples, settings, agreement, texts, may_narrow=True, **cast(Agreeing, how))
+    run = _How.of(how)
+    asked = _Asked.of(
+        method or METHOD, Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv), given=run.given
+    )
+    (row,), _ = _tuned(model, samples, [asked], run)
     assert row.tuned is not None  # or an error
     return row.tuned
-
-
-def agree(
-    model: Any,
-    samples: Iterable[Any],
-    settings: Sequence[Method],
-    agreement: float,
-    texts: Sequence[str] = (),
-    *,
-    may_narrow: bool = False,
-    **how: Unpack[Tuning],
-) -> SecondLook:
-    """A second look with the cheapest of these settings; see `tune` and `foveate.tune.agreeing.calibrated`.
-
-    Args:
-        texts: How settings were written.
-        may_narrow: Whether the first setting alone is tried where samples are too few for all.
-    """
-    check_keywords("Tuning", how, Tuning)
-    if unread := sorted(set(how) - {"tasks", "seed", "max_new_tokens", "listener"}):
-        raise SettingError(f"With agreement= nothing is searched: leave {', '.join(unread)} out.")
-    if not isinstance(model, VLM):
-        raise SettingError("agreement= asks questions: give a VLM (foveate.load), not a model alone.")
-    given: dict[str, Any] = {**how, "may_narrow": may_narrow, "names": texts}
-    return calibrated(model, samples, settings, agreement, **given)
 
 
 def _with_budget(method: Method | str | None, tokens: float | None, retention: float | None) -> Method | None:
@@ -232,7 +201,7 @@ def tune_many(
         methods: Methods, chains or their names. A setting that is given is not searched.
         settings: More settings of every method that is a name, such as "metric=cosine".
         tokens, retention, flops, kv: Budgets of one of these kinds, as of `tune`.
-        how: `search`, `task`, `seed`, `workers`, `max_new_tokens`, `state`, `listener`; see `Tuning`.
+        how: `search`, `seed`, `workers`, `max_new_tokens`, `state`, `listener` and others; see `Tuning`.
 
     Raises:
         FoveateError: As `tune`; of a setting or a budget only where none can be tuned.
@@ -243,10 +212,11 @@ def tune_many(
         raise SettingError(f"Give budgets of one kind: {', '.join(f'{kind}=[…]' for kind in KINDS)}; got {len(kinds)}.")
     limits = [Limit(kinds[0], value) for value in given[kinds[0]]]
     methods = list(methods)
-    asked = [_Asked.of(method, limit, settings) for limit in limits for method in methods]
+    run = _How.of(how)
+    asked = [_Asked.of(method, limit, settings, run.given) for limit in limits for method in methods]
     if not asked or len({(one.name, one.limit) for one in asked}) < len(asked):
         raise SettingError(f"Give one method or more, and each method and budget once; got {brief(methods)}.")
-    rows, notes = _tuned(model, samples, asked, _How.of(how))
+    rows, notes = _tuned(model, samples, asked, run)
     return Tunings(rows=tuple(rows), notes=tuple(notes))
 
 
@@ -283,11 +253,12 @@ class _Asked:
 class _How:
     """What is alike for all methods and budgets of a run; see `Tuning`."""
 
+    given: Collection[str] = ()
     search: int = 0
     task: str = ""
     seed: int = 0
     workers: int = 1
-    max_new_tokens: int = 64
+    max_new_tokens: int = MAX_NEW_TOKENS
     state: str | Path | None = None
     listener: Listener = field(default_factory=Listener)
 
@@ -296,9 +267,11 @@ class _How:
         """What keywords say.
 
         Raises:
-            SettingError: If there is no such keyword, or a number leaves its range.
+            SettingError: If there is no such keyword, one goes with `agreement` alone, or a number leaves its range.
         """
         check_keywords("Tuning", how, Tuning)
+        if "tasks" in how:
+            raise SettingError("tasks= is for a table by task, and goes with agreement=. Leave one out, or give both.")
         given: dict[str, Any] = {**how, "listener": how.get("listener") or Listener()}
         return cls(**given)
 
