@@ -21,9 +21,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUICK := llava llava_onevision qwen2_vl gemma3
 QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
 
-TIERS := pure signals engine methods coverage rest
+TIERS := pure signals engine methods coverage rest programs
 
-.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test quick $(TIERS:%=tier-%) test-all test-oldest test-installed check notebooks docs clean mutants fuzz
+.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test test-programs quick $(TIERS:%=tier-%) test-all test-oldest test-installed check notebooks docs clean mutants fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -34,7 +34,8 @@ help:
 	@echo "make test-vllm   test foveate inside vLLM (runners V1 and V2) in that environment; says loudly where it cannot be installed"
 	@echo "make test-vllm-all  the same on every model, method and way of scheduling (an hour)"
 	@echo "make space   out/space: a folder that can be pushed to a hosting space as it is"
-	@echo "make test    run all tests and say what each tier took; make tier-signals runs one of: $(TIERS)"
+	@echo "make test    run the tests and say what each tier took, six minutes; make tier-signals runs one of: $(TIERS)"
+	@echo "make test-programs  run command lines, pages, servers, notebooks and documentation whole"
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
@@ -165,7 +166,9 @@ PYTEST ?=
 RUN_TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(JOBS) \
   --dist loadfile --no-loadscope-reorder
 test: setup
-	@$(RUN_TESTS) $(PYTEST)
+	@$(RUN_TESTS) -m "not programs" $(PYTEST)
+
+test-programs: tier-programs
 
 $(TIERS:%=tier-%): tier-%: setup
 	@$(RUN_TESTS) -m $* $(PYTEST)

@@ -12,8 +12,14 @@ TIERS = {
     "pure": ("core", "contract", "methods", "golden"),
     "signals": ("signals",),
     "engine": ("invariants",),
-}
-"""Folders of each tier; methods and coverage are parts of tests/invariants, see `tier_of`."""
+    "programs": (
+        "app", "benchmarks", "cli", "integrations", "test_compile.py", "test_crew.py", "test_docs.py", "test_fuzz.py",
+        "test_job.py", "test_mutants.py", "test_notebooks.py", "test_on_ray.py", "test_search.py", "test_servers.py",
+        "test_store.py", "test_testing.py", "test_with_torchvision.py",
+    ),
+}  # fmt: skip
+"""Folders and files of each tier; methods and coverage are parts of tests/invariants, see `tier_of`. Programs are run
+whole: command lines, pages in a browser, servers, notebooks, compilers, processes that are killed."""
 ALL_TIERS = (*TIERS, "methods", "coverage", "rest")
 HEAVY = (
     "test_on_ray.py", "test_job.py", "test_docs.py", "test_check.py", "test_page.py", "test_servers.py", "test_fuzz.py",
@@ -42,12 +48,11 @@ def pytest_addoption(parser):
 def pytest_ignore_collect(collection_path, config):
     """Where one tier is asked for, do not even look into the folders of the others."""
     tier = config.option.markexpr
-    parts = collection_path.relative_to(ROOT).parts
-    if not parts or tier not in ALL_TIERS:
+    if collection_path.suffix != ".py" or tier not in ALL_TIERS:
         return None
     if tier in ("methods", "coverage"):
         tier = "engine"  # parts of the same folder
-    return True if tier_of_folder(parts[0]) != tier else None
+    return True if tier_of_file(collection_path) != tier else None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -71,18 +76,19 @@ def pytest_collection_finish(session):
 
 def tier_of(item):
     """Which tier a test belongs to."""
-    folder = item.path.relative_to(ROOT).parts[0]
     if item.path.name == "test_coverage.py":
         return "coverage"
     name = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
-    if folder == "invariants" and isinstance(name, str) and is_method(name):
+    tier = tier_of_file(item.path)
+    if tier == "engine" and isinstance(name, str) and is_method(name):
         return "methods"
-    return tier_of_folder(folder)
+    return tier
 
 
-def tier_of_folder(folder):
-    """The tier of what stands in a folder of tests."""
-    return next((tier for tier, folders in TIERS.items() if folder in folders), "rest")
+def tier_of_file(path):
+    """The tier that a file of tests, or its folder, is listed in."""
+    folder = path.relative_to(ROOT).parts[0]
+    return next((tier for tier, names in TIERS.items() if folder in names or path.name in names), "rest")
 
 
 def is_method(name):

@@ -355,7 +355,8 @@ def dots(name: str) -> Case:
     text = dict(
         MOE, num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=8,
         v_head_dim=8, index_topk=64, index_head_dim=8, index_n_heads=16, head_dim=12, sliding_window=16,
-        shared_experts_intermediate_size=16,
+        shared_experts_intermediate_size=16, swa_num_attention_heads=2, swa_num_key_value_heads=2, swa_q_lora_rank=16,
+        swa_kv_lora_rank=16, swa_head_dim=12, swa_qk_nope_head_dim=8, swa_v_head_dim=8,
     )
     audio = dict(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,

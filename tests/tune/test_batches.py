@@ -1,13 +1,15 @@
 """Pictures that run as one batch come to what each comes to alone."""
 
+from dataclasses import replace
 from itertools import chain, cycle, islice
+from unittest.mock import ANY
 
 import pytest
 import torch
 
 import foveate as fv
 from foveate.tune import forcing
-from foveate.tune.forcing import predictions
+from foveate.tune.forcing import answered, outcomes, predictions
 from foveate.tune.parts import About, grouped
 from foveate.tune.trials import TOKENS, batched
 from tests.models import tiny
@@ -51,6 +53,31 @@ def test_where_copies_would_be_large_fewer_questions_go_on_together(monkeypatch)
     assert len(rows) == 6
     for one, other in zip(chain(*every), chain(*few), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["full", "v2drop", "fastv"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_lack_of_memory_halves_batches_down_to_a_question_and_changes_nothing(family, name):
+    model, pictures = tiny(family), pictures_of(family)
+    wanted = [answered(model, about, 4) for about in pictures]
+    method = METHODS[name]
+    roomy = outcomes(model, pictures, wanted, method)
+    sizes = []
+
+    def narrow(module, arguments, named):
+        size = len(named["input_ids"])
+        if size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(size)
+
+    with model.register_forward_pre_hook(narrow, with_kwargs=True):
+        assert [answered(model, about, 4) for about in pictures] == [
+            [replace(one, likeliest=ANY) for one in targets] for targets in wanted
+        ]
+        for one, other in zip(chain(*roomy), chain(*outcomes(model, pictures, wanted, method)), strict=True):
+            assert one.agrees == other.agrees
+            assert one.divergence == pytest.approx(other.divergence, abs=1e-4)
+    assert sizes
 
 
 def test_only_alike_prompts_share_a_batch():

@@ -5,11 +5,11 @@ whether a method gives the full model's answer, and how far its distributions mo
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from foveate.ask.generation import Generation, run
 from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
 from foveate.contract.method import Method
 from foveate.engine.session import drop_or_not
+from foveate.plain.upstream import is_out_of_memory
 from foveate.registry import family_for
 from foveate.tune.parts import About, SampleInputs
 
@@ -80,15 +81,16 @@ def greedy(model: Any, samples: Sequence[SampleInputs], max_new_tokens: int) -> 
     look = None
     if looks(model, None, samples):
         look = look_at(model, samples[0].inputs)
-    answers: dict[int, tuple[int, ...]] = {}
-    for places in _alike(samples) if look is None else together(model, look, [one.inputs for one in samples]):
+
+    def answer(places: Sequence[int]) -> list[tuple[int, ...]]:
         asked = [samples[place].inputs for place in places]
         inputs = collate(asked, pad_id(model)) if look is None else resumed(model, look, asked)
         out = run(model, inputs, settings)
         columns = inputs["input_ids"].shape[1]
-        for place, ids in zip(places, out.sequences[:, columns:].tolist(), strict=True):
-            answers[place] = _up_to_the_end(ids, ends_of(model))
-    return [answers[place] for place in range(len(samples))]
+        return [_up_to_the_end(ids, ends_of(model)) for ids in out.sequences[:, columns:].tolist()]
+
+    groups = _alike(samples) if look is None else together(model, look, [one.inputs for one in samples])
+    return _in_groups(groups, answer)
 
 
 def _up_to_the_end(ids: list[int], ends: Collection[int]) -> tuple[int, ...]:
@@ -124,7 +126,11 @@ def outcomes(
 ) -> list[list[Fidelity]]:
     """What a method does to the answers about each picture; the pictures run as one batch."""
     answers = [[target.ids for target in targets] for targets in wanted]
-    logs = predictions(model, pictures, answers, method)
+
+    def force(places: Sequence[int]) -> list[list[Tensor]]:
+        return predictions(model, [pictures[place] for place in places], [answers[place] for place in places], method)
+
+    logs = _in_groups([range(len(pictures))], force)
     return [list(map(_fidelity, targets, moved)) for targets, moved in zip(wanted, logs, strict=True)]
 
 
@@ -160,26 +166,40 @@ def predictions(
     """
     samples = [sample for about in pictures for sample in about.samples]
     ids = [given for of_picture in answers for given in of_picture]
-    logs: dict[int, Tensor] = {}
     with torch.inference_mode():
-        ways = _behind_a_look if looks(model, method, samples) else _behind_prompts
-        for place, values in ways(model, pictures, ids, method):
-            logs[place] = values.float().log_softmax(dim=-1)
-    ordered = (logs[place] for place in range(len(ids)))
-    return [list(islice(ordered, len(about.samples))) for about in pictures]
+        way = _behind_a_look if looks(model, method, samples) else _behind_prompts
+        logs = iter(way(model, pictures, ids, method))
+    return [list(islice(logs, len(about.samples))) for about in pictures]
 
 
-Places = Iterator[tuple[int, Tensor]]
+T = TypeVar("T")
+
+
+def _in_groups(groups: Iterable[Sequence[int]], work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+    """What work makes of each place, in order. A group for which memory lacks is halved, until one place lacks it."""
+    made: dict[int, T] = {}
+    waiting = deque(groups)
+    while waiting:
+        group = waiting.popleft()
+        try:
+            made |= zip(group, work(group), strict=True)
+        except Exception as error:
+            if len(group) == 1 or not is_out_of_memory(error):
+                raise
+            half = (len(group) + 1) // 2
+            waiting.extendleft([group[half:], group[:half]])
+    return [made[place] for place in range(len(made))]
 
 
 def _behind_a_look(
     model: Any, pictures: Sequence[About], answers: Sequence[Sequence[int]], method: Method | None
-) -> Places:
-    """Logits of answers behind one prefill of the pictures, padded between picture and question."""
+) -> list[Tensor]:
+    """Log-probabilities of answers behind one prefill of the pictures, padded between picture and question."""
     samples = [sample for about in pictures for sample in about.samples]
     look = look_at_several(model, [about.samples[0].inputs for about in pictures], method)
     about_which = [at for at, about in enumerate(pictures) for _ in about.samples]
-    for places in together(model, look, [sample.inputs for sample in samples], _most_rows(look, len(pictures))):
+
+    def force(places: Sequence[int]) -> list[Tensor]:
         of = None if len(pictures) == 1 else [about_which[place] for place in places]
         with drop_or_not(model, method):
             inputs = resumed(model, look, [samples[place].inputs for place in places], places=of)
@@ -193,9 +213,16 @@ def _behind_a_look(
                 use_cache=True,
                 **with_cache(cache_of(inputs)),
             )
-        for row, place in enumerate(places):
-            start = asked.shape[1] - 1
-            yield place, out.logits[row, start : start + len(answers[place])]
+        start = asked.shape[1] - 1
+        return [_logs(out.logits[row, start:], answers[place]) for row, place in enumerate(places)]
+
+    groups = together(model, look, [sample.inputs for sample in samples], _most_rows(look, len(pictures)))
+    return _in_groups(groups, force)
+
+
+def _logs(logits: Tensor, answer: Sequence[int]) -> Tensor:
+    """(columns, vocabulary) logits behind a prompt -> (answer's tokens, vocabulary) float32 log-probabilities."""
+    return logits[: len(answer)].float().log_softmax(dim=-1)
 
 
 def _most_rows(look: Look, pictures: int) -> int | None:
@@ -207,8 +234,8 @@ def _most_rows(look: Look, pictures: int) -> int | None:
 
 def _behind_prompts(
     model: Any, pictures: Sequence[About], answers: Sequence[Sequence[int]], method: Method | None
-) -> Places:
-    """Logits of answers behind a prefill of each prompt.
+) -> list[Tensor]:
+    """Log-probabilities of answers behind a prefill of each prompt.
 
     Prompts are padded on the left. With M-RoPE, where the model itself works positions out, only equal lengths go
     together.
@@ -217,7 +244,8 @@ def _behind_prompts(
     groups = [list(range(len(samples)))]
     if _mrope(model):
         groups = _alike(samples)
-    for places in groups:
+
+    def force(places: Sequence[int]) -> list[Tensor]:
         inputs = collate([samples[place].inputs for place in places], pad_id(model))
         with drop_or_not(model, method):
             mask = inputs["attention_mask"]
@@ -238,8 +266,9 @@ def _behind_prompts(
                     **with_cache(cache_in(begun)),
                 )
                 logits = torch.cat((logits, out.logits), dim=1)
-        for row, place in enumerate(places):
-            yield place, logits[row, : len(answers[place])]
+        return [_logs(logits[row], answers[place]) for row, place in enumerate(places)]
+
+    return _in_groups(groups, force)
 
 
 def _alike(samples: Sequence[SampleInputs]) -> list[list[int]]:
