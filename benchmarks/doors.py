@@ -1,21 +1,29 @@
 """Rows a second of `ask_many`, `foveate batch` and `foveate eval --samples`, in processor time, on the embedded model.
 
     python benchmarks/doors.py --questions 66
+    python benchmarks/doors.py --beside OLD/src --rounds 5 --out benchmarks/doors.json
 
-It uses nothing but public doors, so it runs on an older checkout too: `PYTHONPATH=OLD/src python benchmarks/doors.py`.
+It uses nothing but public doors, so it runs on an older checkout too. Beside one, both run in turn, each in a process
+of its own, and each figure is a ratio to the older checkout: the median of rounds and their range. A second run of the
+older one in each round is the control.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
+import transformers
 from PIL import Image
 
 import foveate as fv
@@ -70,11 +78,54 @@ def measured(rows: list[dict[str, str]], folder: Path) -> dict[str, float]:
     return found
 
 
+def commit_of(source: str) -> str:
+    """The commit that a checkout is at."""
+    command = ["git", "-C", source, "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def beside(old: str, rounds: int, words: list[str]) -> dict[str, dict[str, list[float]]]:
+    """This checkout's rows a second over an older one's, and the older one's over its own: median, lowest, highest."""
+    new, ratios = str(Path(fv.__file__).parents[1]), {"new": {}, "control": {}}
+    for number in range(rounds):
+        order = [("new", new), ("old", old), ("control", old)]
+        runs = {}
+        for name, source in order if number % 2 else reversed(order):
+            path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+            command = [sys.executable, __file__, *words]
+            done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE)
+            runs[name] = json.loads(done.stdout)
+        for name, of in ratios.items():
+            for door, value in runs[name].items():
+                of.setdefault(door, []).append(value / runs["old"][door])
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return {
+        name: {door: [round(one, 3) for one in (median(all_), min(all_), max(all_))] for door, all_ in of.items()}
+        for name, of in ratios.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=6)
     parser.add_argument("--questions", type=int, default=6, help="about each picture")
+    parser.add_argument("--beside", metavar="SRC", help="the `src` of another checkout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="a file for the ratios")
     options = parser.parse_args()
+    if options.beside:
+        words = ["--pictures", str(options.pictures), "--questions", str(options.questions)]
+        versions = {
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "beside": commit_of(options.beside),
+        }
+        found = versions | beside(options.beside, options.rounds, words)
+        text = json.dumps(found, indent=1)
+        if options.out:
+            options.out.write_text(text + "\n")
+        print(text)
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_about(options.pictures, options.questions, Path(folder))
