@@ -243,6 +243,15 @@ def test_a_template_that_fails_is_named(template, says, vlm, demo, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_lack_of_memory_is_no_fault_of_the_template(vlm, demo, monkeypatch):
+    def lacking(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(vlm.processor, "apply_chat_template", lacking)
+    with pytest.raises(fv.InputError, match=r"refuses 336 x 336 pixels: out of memory\."):
+        vlm.ask(demo, "What ?")
+
+
 def test_settings_of_a_processor_that_fail_late_are_one_line(vlm, monkeypatch):
     monkeypatch.setattr(vlm.processor.image_processor, "rescale_factor", "x")
     with pytest.raises(fv.InputError, match=r"The processor of embedded refuses 9 x 9 pixels: .*Error: "):

@@ -10,7 +10,7 @@ import pytest
 import foveate as fv
 from foveate.batch.job import Job, run
 from foveate.runs.listener import Listener
-from foveate.runs.store import Numbers, open_store
+from foveate.runs.store import SYNC, Numbers, open_store
 from tests.batch.conftest import bad_in, rows_in
 from tests.batch.places import Echo
 
@@ -45,6 +45,21 @@ def test_every_row_is_in_a_part_or_among_the_bad_ones(job):
         "row": 1, "id": "row 1", "image": row["image"], "question": row["answer"], "answer": row["answer"],
         "retention": 0.5, "vision_tokens": 576, "tokens": 288.0, "new_tokens": 3, "notes": [],
     }  # fmt: skip
+
+
+def test_rows_are_on_the_disk_after_some_seconds_and_not_after_each(tmp_path, monkeypatch):
+    synced, now = [], [100.0]
+    monkeypatch.setattr("foveate.runs.store.os.fsync", synced.append)
+    monkeypatch.setattr("foveate.runs.store.time.monotonic", lambda: now[0])
+    with open_store(tmp_path / "run", "row") as store:
+        store.add([{"row": 0}])
+        begun = len(synced)
+        now[0] += SYNC - 0.1
+        store.add([{"row": 1}])
+        assert len(synced) == begun
+        now[0] += 0.2
+        store.add([{"row": 2}])
+        assert len(synced) == begun + 1
 
 
 def test_what_is_done_is_not_asked_again(job):

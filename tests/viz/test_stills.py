@@ -1,5 +1,6 @@
 """The picture of the stages: kept patches untouched, dropped ones grey and dark, nothing global touched."""
 
+import itertools
 import subprocess
 import sys
 
@@ -58,6 +59,18 @@ def test_every_panel_has_a_hairline_around_it_that_covers_no_pixel():
     rows, columns = lines.nonzero()
     assert rows.max() - rows.min() == PANEL + 1
     assert (sheet[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.min() + 1 + PANEL] == 255).all()
+
+
+def test_every_caption_stands_above_its_panel():
+    white = Image.new("RGB", (60, 60), "white")
+    sheet = np.asarray(draw_stages([white], [grid(2, 2)], [("one", range(4)), ("two", range(4))]))
+    rows, columns = (sheet == HAIRLINE).all(axis=-1).nonzero()
+    above = sheet[: rows.min()]
+    starts = [int(columns.min())]
+    starts += [int(at) for before, at in itertools.pairwise(np.unique(columns)) if at - before > 1]
+    assert len(starts) == 3
+    for start in starts:
+        assert above[:, start : start + PANEL].min() < 100
 
 
 def test_a_pixel_counts_every_box_over_it_and_a_token_with_no_place_covers_none():
