@@ -130,8 +130,13 @@ def function(tree: ast.AST, name: str) -> ast.AST:
     for part in name.split("."):
         kinds = (ast.FunctionDef, ast.ClassDef)
         inside = (node for node in ast.walk(tree) if isinstance(node, kinds) and node is not tree)
-        tree = next(node for node in inside if node.name == part)
+        tree = next(node for node in inside if node.name == part and not _is_overload(node))
     return tree
+
+
+def _is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Whether it is a type's word on a function that follows, and never runs."""
+    return any(isinstance(one, ast.Name) and one.id == "overload" for one in node.decorator_list)
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
