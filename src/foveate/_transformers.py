@@ -157,7 +157,9 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
     require(OLDEST, "foveate", version)
     for name, installed, newest in (("transformers", version, NEWEST), ("torch", of_torch, NEWEST_TORCH)):
         if older(f"{newest}.99", installed):
-            oldest = f"{OLDEST} to " if name == "transformers" else "up to "
+            oldest = "up to "
+            if name == "transformers":
+                oldest = f"{OLDEST} to "
             warnings.warn(
                 f"foveate {__version__} is tested with {name} {oldest}{newest}; this is {installed}. Prove it on your "
                 f"model with `foveate check MODEL`, or install a tested version: pip install '{name}=={newest}.*'.",
@@ -274,8 +276,12 @@ def _parts(name: str) -> tuple[str, str, tuple[int, ...] | None, str | None, tup
     """Of "m:Layer(4).window": m, Layer, (4,), window and (); of "m:Layer.crop(rows)": m, Layer, None, crop, (rows,)."""
     match = NAME.fullmatch(name)
     assert match is not None
-    made = None if match["made"] is None else tuple(int(digits) for digits in re.findall(r"\d+", match["made"]))
-    takes = tuple((match["takes"] or "").split(", ")) if match["takes"] else ()
+    made = None
+    if match["made"] is not None:
+        made = tuple(int(digits) for digits in re.findall(r"\d+", match["made"]))
+    takes = ()
+    if match["takes"]:
+        takes = tuple((match["takes"] or "").split(", "))
     return match["module"], match["owner"], made, match["attribute"], takes
 
 
@@ -333,7 +339,9 @@ def cache_of(arguments: Mapping[str, Any]) -> Any:
 def cache_in(output: Any) -> Any:
     """The cache that a forward or `generate` answers with; None if there is none."""
     name = next((name for name in CACHE_NAMES if hasattr(output, name)), None)
-    return None if name is None else getattr(output, name)
+    if name is None:
+        return None
+    return getattr(output, name)
 
 
 def with_cache(cache: Any) -> dict[str, Any]:
@@ -381,7 +389,9 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
         return "hybrid"
     if attends:
         return "attention"
-    return "state" if carries else "plain"
+    if carries:
+        return "state"
+    return "plain"
 
 
 def numbers_rows(attention: nn.Module) -> bool:
@@ -440,7 +450,10 @@ def recomputes_from_outside(layer: Any) -> bool:
 def arguments_of(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, those behind ** among them."""
     plain = getattr(function, "__func__", None)  # of a method, which is a new object for every model
-    signature = inspect.signature(function) if plain is None else _signature(plain)
+    if plain is None:
+        signature = inspect.signature(function)
+    else:
+        signature = _signature(plain)
     arguments = dict(signature.bind(*args if plain is None else (None, *args), **kwargs).arguments)
     if plain is not None:
         del arguments[next(iter(arguments))]

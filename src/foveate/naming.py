@@ -54,7 +54,9 @@ def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method
         UnknownNameError: If there is no method or preset of a name.
     """
     made = [member.make(**member.values) for member in _members(text, settings)]
-    return made[0] if len(made) == 1 else Chain.of(*made)
+    if len(made) == 1:
+        return made[0]
+    return Chain.of(*made)
 
 
 def given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> frozenset[str]:
@@ -131,7 +133,9 @@ class _Member:
 
 def members_of(method: Method) -> tuple[Method, ...]:
     """The members of a chain, or the method alone."""
-    return method.members if isinstance(method, Chain) else (method,)
+    if isinstance(method, Chain):
+        return method.members
+    return (method,)
 
 
 def is_bare(text: str, settings: Iterable[str] = ()) -> bool:
@@ -194,7 +198,9 @@ def method_of(
             )
         raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {brief(method)}.")
     if tokens is None and retention is None:
-        return method.with_budget(retention=RETENTION) if bare and method.open else method
+        if bare and method.open:
+            return method.with_budget(retention=RETENTION)
+        return method
     own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._given(BUDGET).items()]
     if own and not method.open:
         raise SettingError(

@@ -150,7 +150,9 @@ def inside(model: Any) -> Any:
     of_transformers = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     outermost = next(of_transformers, model)
     thinker = getattr(outermost, "thinker", None)  # of a model that speaks too, what reads and answers
-    return thinker if isinstance(thinker, PreTrainedModel) else outermost
+    if isinstance(thinker, PreTrainedModel):
+        return thinker
+    return outermost
 
 
 def register_method(kind: "type[Method]") -> "type[Method]":

@@ -107,7 +107,10 @@ class Chat(BaseModel, extra="forbid"):
         if self.stream_options is not None and not self.stream:
             raise Refusal("stream_options belongs to stream: true.", "stream_options")
         last = self.messages[-1]
-        parts = [{"text": last.content}] if isinstance(last.content, str) else last.content
+        if isinstance(last.content, str):
+            parts = [{"text": last.content}]
+        else:
+            parts = last.content
         if last.role != "user" or not any(str(part.get("text") or "").strip() for part in parts):
             raise Refusal("The last message is the user's and holds a question; this one has none.", "messages")
 
@@ -177,7 +180,9 @@ def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
         asked |= source
         source = asked.pop("url", None)
     refuse_keys(f"A part of type {kind}", asked, KEYS[kind][1:])
-    scheme = scheme_of(source) if isinstance(source, str) else None
+    scheme = None
+    if isinstance(source, str):
+        scheme = scheme_of(source)
     if not isinstance(source, str) or scheme != "data":
         got = "no text" if not isinstance(source, str) else f"a {scheme}: URL" if scheme else "a path"
         raise Refusal(f"{kind} takes a data: URL (data:image/png;base64,…), and nothing else; got {got}.", where)

@@ -34,7 +34,9 @@ class Part:
 
     def drawn(self, stop: int) -> str:
         """The part as it is where the slider stands at a stop; the browser shows and hides it from there on."""
-        hidden = "" if self.since <= stop <= self.until else " hidden"
+        hidden = " hidden"
+        if self.since <= stop <= self.until:
+            hidden = ""
         span = f"class='fv-panel' data-since='{self.since}' data-until='{self.until}'{hidden}"
         return f"<{self.tag} {span}>{self.html}</{self.tag}>"
 
@@ -55,7 +57,9 @@ class Way:
         """HTML of all stops, of which one is shown."""
         places = "".join(Part("p", words, place, place).drawn(stop) for place, words in enumerate(self.words))
         grid = "".join(panel.drawn(stop) for panel in self.panels)
-        legend = f"<p class='fv-note'>{LEGEND}</p>" if len(self.words) > 1 else ""
+        legend = ""
+        if len(self.words) > 1:
+            legend = f"<p class='fv-note'>{LEGEND}</p>"
         return f"<div class='fv-places'>{places}</div><div class='fv-grid fv-panels'>{grid}</div>{legend}"
 
 
@@ -95,7 +99,9 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
     for panels in shown.values():
         stops = sorted(panels)
         for place, following in zip(stops, [*stops[1:], None], strict=True):
-            until = last if following is None else places.index(following) - 1
+            until = last
+            if following is not None:
+                until = places.index(following) - 1
             parts.append(Part("figure", panels[place], places.index(place), until))
     return Way(tuple(_words(place, depth) for place in places), tuple(parts))
 

@@ -55,7 +55,9 @@ class Said:
         if self.answer is None:
             return None
         answer = self.answer.unsure or self.answer
-        return answer if answer.trace.history else None
+        if not answer.trace.history:
+            return None
+        return answer
 
 
 def checked(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
@@ -163,7 +165,9 @@ def cards(replies: Sequence[Said], right: str | None = None) -> str:
         right: The right answer, where it is known.
     """
     made = "".join(_card(reply, replies[0].answer) for reply in replies)
-    line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>.</p>" if right else ""
+    line = ""
+    if right:
+        line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>.</p>"
     return f"<div class='fv-grid'>{made}</div>{line}"
 
 

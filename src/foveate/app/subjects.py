@@ -75,7 +75,9 @@ def opened(path: str | Path) -> Subject:
         (medium,) = read_media(path, frames=FRAMES if is_video(path) else None)
     except FoveateError as error:
         raise type(error)(str(error).replace(folder, "")) from error
-    notes = [medium.note.replace(folder, "")] if medium.note else []
+    notes = []
+    if medium.note:
+        notes = [medium.note.replace(folder, "")]
     medium = dataclasses.replace(medium, path=Path(path.name))
     again = f"opened({path.name!r}).medium"
     if isinstance(medium, Clip):

@@ -94,12 +94,16 @@ class Answer:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know, such as that a picture is cropped, or is asked about with too few tokens."""
-        return self.prompt.notes if self.caution is None else (*self.prompt.notes, self.caution)
+        if self.caution is None:
+            return self.prompt.notes
+        return (*self.prompt.notes, self.caution)
 
     @property
     def caution(self) -> str | None:
         """What the method has to say of a budget as small as this one; None: nothing."""
-        return None if self.method is None or self.asked is None else self.method.caution(self.asked)
+        if self.method is None or self.asked is None:
+            return None
+        return self.method.caution(self.asked)
 
     @property
     def vision_tokens(self) -> int:
@@ -112,7 +116,9 @@ class Answer:
         spent = float(self.vision_tokens)
         if self.trace.history:
             spent = self.trace.history[0].tokens[self._row]
-        return spent if self.unsure is None else self.unsure.spent + spent
+        if self.unsure is None:
+            return spent
+        return self.unsure.spent + spent
 
     @property
     def retention(self) -> float:
@@ -176,7 +182,9 @@ class Answer:
         if self.unsure is None or flops is None:
             return flops
         before = self.unsure.flops
-        return None if before is None else before + flops
+        if before is None:
+            return None
+        return before + flops
 
     @property
     def saved(self) -> Saved:
@@ -198,13 +206,17 @@ class Answer:
         before = self.unsure.saved
         if before.prefill_flops is None:
             return Saved(None, None, kv_bytes)
-        both = None if total is None or before.total_flops is None else before.total_flops - 1 + total
+        both = None
+        if total is not None and before.total_flops is not None:
+            both = before.total_flops - 1 + total
         return Saved(before.prefill_flops - 1 + prefill, both, kv_bytes)
 
     @property
     def _row(self) -> int:
         """Its place in the first prefill: questions that share one have the same."""
-        return min(self.sample, len(self.trace.history[0].rows) - 1) if self.trace.history else self.sample
+        if self.trace.history:
+            return min(self.sample, len(self.trace.history[0].rows) - 1)
+        return self.sample
 
     def show(self) -> Image.Image:
         """The kept patches drawn on the pictures of the prompt, a panel a stage; of a second look, those of the first.
@@ -260,7 +272,9 @@ class Answer:
         return self.text
 
     def __repr__(self) -> str:
-        method = "the untouched model" if self.method is None else self.method.name
+        method = "the untouched model"
+        if self.method is not None:
+            method = self.method.name
         if self.unsure is not None:
             method += f", unsure {self.confidence:.2f}"
         spent = f"{self.retention:.1%} of {self.vision_tokens} vision tokens"
@@ -284,7 +298,9 @@ class Answer:
         spent = f"{self.retention:.1%} of the vision tokens: {self.spent:.3g} of {self.vision_tokens}"
         lines = [("Retention", f"{spent}, mean over {depth} decoder layers")]
         if self.confidence is not None:
-            trusted = "unsure: the full model was asked again" if self.again else "trusted"
+            trusted = "trusted"
+            if self.again:
+                trusted = "unsure: the full model was asked again"
             lines.insert(0, ("Confidence", f"{self.confidence:.2f}, {trusted}"))
         if self.missed is not None:
             lines.append(("Budget", f"not met: {self.missed}"))
@@ -343,7 +359,9 @@ def _late_line(trace: Trace) -> list[tuple[str, str]]:
         if half and sum(counts):
             late = sum(counts[-half:]) + (len(counts) % 2) * counts[half] / 2
             shares.append(f"{late / sum(counts):.0%} {stage.place}")
-    return [("Late frames", f"the second half of the video has {', '.join(shares)}")] if shares else []
+    if not shares:
+        return []
+    return [("Late frames", f"the second half of the video has {', '.join(shares)}")]
 
 
 def _flops(count: float) -> str:

@@ -281,7 +281,9 @@ class Answerer:
 
     def _remembering(self) -> AbstractContextManager[object]:
         """The vision tower does not look again at what is remembered of it."""
-        return nullcontext() if self._memo is None else self._memo.around(self.loaded.model, self.method)
+        if self._memo is None:
+            return nullcontext()
+        return self._memo.around(self.loaded.model, self.method)
 
     def _shrink(self, size: int) -> None:
         """After a lack of memory: smaller batches, and what was held for speed is given back."""

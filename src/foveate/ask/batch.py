@@ -87,4 +87,6 @@ def ends_of(model: PreTrainedModel) -> set[int]:
     ends = model.generation_config.eos_token_id
     if ends is None:
         return set()
-    return set(ends) if isinstance(ends, list) else {ends}
+    if isinstance(ends, list):
+        return set(ends)
+    return {ends}

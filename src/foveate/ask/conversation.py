@@ -185,7 +185,9 @@ class Conversation:
             digest.update(f"{image.size}".encode() + image.tobytes())
         for clip in self.clips:
             digest.update(f"{clip.frames.shape}".encode() + clip.frames.tobytes())
-        return digest.hexdigest()[:20] if self.media else ""
+        if not self.media:
+            return ""
+        return digest.hexdigest()[:20]
 
     def name(self, generation: Mapping[str, object]) -> str:
         """A name for all that decides the answer beside the model: what is said, what is shown, how it is decoded."""
@@ -239,7 +241,9 @@ def _unpacked(image: object) -> object:
 
 
 def _kind(medium: Picture | Clip) -> str:
-    return "video" if isinstance(medium, Clip) else "image"
+    if isinstance(medium, Clip):
+        return "video"
+    return "image"
 
 
 def _part(part: object, frames: int | None, fps: float | None) -> Part:

@@ -266,7 +266,10 @@ def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> 
     parts = []
     for (singular, plural), keys in problems.items():
         if keys:
-            verb = f"weight {singular}" if len(keys) == 1 else f"weights {plural}"
+            if len(keys) == 1:
+                verb = f"weight {singular}"
+            else:
+                verb = f"weights {plural}"
             parts.append(f"{len(keys)} {verb} ({_shortened(sorted(keys))})")
     if parts:
         raise InputError(
@@ -286,20 +289,26 @@ def _check_processor(name: str, processor: ProcessorMixin) -> None:
 
 def _shortened(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
-    more = f", … and {len(names) - most} more" if len(names) > most else ""
+    more = ""
+    if len(names) > most:
+        more = f", … and {len(names) - most} more"
     return ", ".join(names[:most]) + more
 
 
 def _kernel(attention: str) -> str | None:
     """The kernel as transformers wants it: None is the model's default."""
-    return None if attention == "auto" else attention
+    if attention == "auto":
+        return None
+    return attention
 
 
 def _dtype(name: str | torch.dtype, device: torch.device) -> "torch.dtype | str":
     if isinstance(name, torch.dtype):
         return name
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
+        if device.type != "cpu":
+            return "auto"
+        return torch.float32
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise UnsupportedError(f"There is no number format {name}. Use auto, float32, bfloat16 or float16.")

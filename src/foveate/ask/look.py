@@ -231,7 +231,9 @@ def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[
     known: dict[object, list[tuple[Mapping[str, Tensor], list[int]]]] = {}
     for place, prompt in enumerate(prompts):
         begun = _shown(model, prompt)
-        alike = [] if begun is None else known.setdefault(_sketch(begun), [])
+        alike = []
+        if begun is not None:
+            alike = known.setdefault(_sketch(begun), [])
         group = next((group for other, group in alike if begun is not None and _equal(begun, other)), None)
         if group is None:
             groups.append(group := [])
@@ -252,7 +254,9 @@ def _sketch(begun: Mapping[str, Tensor]) -> object:
     """Something that prompts share which begin alike, and few others: all ids, and some numbers of each tensor."""
     marks = []
     for name, value in sorted(begun.items()):
-        step = 1 if name == "input_ids" else max(1, value.numel() // MARKS)
+        step = 1
+        if name != "input_ids":
+            step = max(1, value.numel() // MARKS)
         marks.append((name, value.shape, tuple(value.flatten()[::step].tolist())))
     return tuple(marks)
 
@@ -311,7 +315,10 @@ def resumed(
         # the whole prompt, also behind a video, where the beginning alone does not say it.
         core.rope_deltas = None
         placed = _of_positions(core, look, len(rows), longest)
-    cache = copy_of(look.cache, len(rows) * beams) if places is None else picked(look.cache, places)
+    if places is None:
+        cache = copy_of(look.cache, len(rows) * beams)
+    else:
+        cache = picked(look.cache, places)
     return {"input_ids": ids, "attention_mask": mask, **with_cache(cache), **placed}
 
 

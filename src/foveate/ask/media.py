@@ -75,7 +75,9 @@ def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[obj
         frames, fps: As for `read_media`.
         shelf: What was read, by the files' paths.
     """
-    paths = (media,) if isinstance(media, str | Path) else media
+    paths = media
+    if isinstance(media, str | Path):
+        paths = (media,)
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
         return media
     key = tuple(map(str, paths))
@@ -174,7 +176,9 @@ def _listed(frames: Sequence[object] | np.ndarray, kind: str | None, wanted: Fra
     images = np.stack([np.asarray(picture.image) for picture in pictures])  # type: ignore[union-attr]
     seconds = tuple(place / rate for place in range(len(images)))
     clip = Clip(UNNAMED, images, seconds, 0.0, len(images) / rate, rate, " ".join(notes) or None, chosen=True)
-    return clip if wanted.frames is None else clip.thinned(wanted.frames)
+    if wanted.frames is None:
+        return clip
+    return clip.thinned(wanted.frames)
 
 
 def _film(source: Path | bytes, wanted: FramesWanted) -> Clip:
@@ -192,7 +196,9 @@ def decoded(url: str) -> tuple[str, bytes]:
     text = re.sub(r"[\t\n\r]", "", url.strip()).partition("#")[0]
     head, comma, body = text.partition(":")[2].partition(",")
     media_type, *parameters = (part.strip().lower() for part in head.split(";"))
-    why = "there is no comma before the data" if not comma else ""
+    why = ""
+    if not comma:
+        why = "there is no comma before the data"
     data = unquote_to_bytes(body.encode(errors="surrogateescape"))
     if parameters[-1:] == ["base64"]:
         data = re.sub(rb"[ \t\n\f\r]", b"", data)
@@ -214,7 +220,9 @@ def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:
         clip: As it was read.
         few: Whether nobody said how many frames: then a few must do.
     """
-    taken = clip.thinned(FEW) if few and not clip.chosen else clip
+    taken = clip
+    if few and not clip.chosen:
+        taken = clip.thinned(FEW)
     if len(clip) == 1:
         what = f"the one frame of {clip.path} goes in as a picture"
     elif len(taken) == len(clip):
@@ -232,7 +240,9 @@ def refuse_thin(medium: Picture | Clip) -> None:
     """
     width, height = _size(medium)
     if max(width, height) > THIN * min(width, height):
-        name = "A picture" if medium.path is None else str(medium.path)
+        name = "A picture"
+        if medium.path is not None:
+            name = str(medium.path)
         raise InputError(f"{name} is {width} x {height} pixels, more than {THIN} times as long as wide. Crop it first.")
 
 
@@ -242,8 +252,12 @@ def crop_note(medium: Picture | Clip) -> str | None:
     share = 1 - min(width, height) / max(width, height)
     if share <= LITTLE:
         return None
-    sides = "left and right" if width > height else "top and bottom"
-    name = "the picture" if medium.path is None else str(medium.path)
+    sides = "top and bottom"
+    if width > height:
+        sides = "left and right"
+    name = "the picture"
+    if medium.path is not None:
+        name = str(medium.path)
     return (
         f"the processor cuts off {share:.0%} of {name} ({sides}): the model sees only the centre square. "
         "Set fit to pad to show all of it."

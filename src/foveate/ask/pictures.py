@@ -219,7 +219,9 @@ def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> obje
         why = _why(error)
         notes.append(f"{name} has a colour profile that cannot be used ({why:.100}); its colours are taken for sRGB.")
         return None
-    return transform if same.max() > NEAR else None
+    if same.max() > NEAR:
+        return transform
+    return None
 
 
 def _changed(image: Image.Image, transform: Any) -> Image.Image:

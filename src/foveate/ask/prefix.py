@@ -83,7 +83,9 @@ class Prefix:
         return self.look.tokens
 
     def __repr__(self) -> str:
-        method = "the untouched model" if self.method is None else self.method.name
+        method = "the untouched model"
+        if self.method is not None:
+            method = self.method.name
         return f"Prefix({self.tokens} tokens of {self.loaded.name!r}, {method}, {self.nbytes / 1e6:.1f} MB)"
 
     def __deepcopy__(self, memo: object) -> "Prefix":

@@ -312,7 +312,9 @@ def _slot(kind: str, value: object) -> dict[str, object]:
 def _llava(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> BatchFeature:
     """The conditions of LLaVA-1.5's papers: vicuna_v1 with its system text, pictures padded to a square."""
     if model.config.model_type != "llava" or conversation.clips:
-        what = "a video" if conversation.clips else f"a {model.config.model_type} model"
+        what = "a video"
+        if not conversation.clips:
+            what = f"a {model.config.model_type} model"
         raise UnsupportedError(f"The protocol llava is that of LLaVA-1.5 on pictures; this is {what}. Use own.")
     conversation.refuse_more()
     system = SYSTEM

@@ -173,7 +173,9 @@ class SecondLook:
         promise = self.promise
         if promise is None:
             return f"{self.method}; answers below {self.sure:.3g} are asked again. Nothing is promised."
-        about = "Approximately (questions share pictures), with" if promise.approximate else "With"
+        about = "With"
+        if promise.approximate:
+            about = "Approximately (questions share pictures), with"
         return (
             f"{self.method}; answers below {self.sure:.3g} are asked again, {share_words(promise.again)}: "
             f"{promise.tokens:.4g} of {promise.full:.4g} tokens on average. {about} {promise.certainty:.0%} confidence "

@@ -123,7 +123,9 @@ class Summary:
     @property
     def rate(self) -> float | None:
         """Rows a second of this run."""
-        return self.asked / self.seconds if self.asked and self.seconds else None
+        if self.asked and self.seconds:
+            return self.asked / self.seconds
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -147,7 +149,9 @@ class Summary:
 
 def _mean(before: float | None, value: float, count: int) -> float:
     """The mean of `count` values, of which those but the last have this one."""
-    return value if before is None else before + (value - before) / count
+    if before is None:
+        return value
+    return before + (value - before) / count
 
 
 def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) -> Summary:
@@ -311,7 +315,10 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _column(name: str, values: list[Any]) -> Any:
     pyarrow = arrow()
-    kind = pyarrow.list_(pyarrow.string()) if OURS.get(name) == "list" else OURS.get(name)
+    if OURS.get(name) == "list":
+        kind = pyarrow.list_(pyarrow.string())
+    else:
+        kind = OURS.get(name)
     if kind is None and all(value is None for value in values):
         kind = pyarrow.string()
     try:

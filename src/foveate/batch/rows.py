@@ -229,7 +229,10 @@ def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
         given = {"id": sample.id, "question": sample.question}
         record = {name: text for name, text in given.items() if text not in record.values()} | record
         record[sample.column] = list(sample.media)
-    cut = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}…"
+    if len(reason) <= LONGEST:
+        cut = reason
+    else:
+        cut = f"{reason[:LONGEST]}…"
     return beside(record, {KEY: sample.number, REASON: cut})
 
 
@@ -238,7 +241,10 @@ def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
 
     A record that was a bad row once loses what was ours then.
     """
-    once = {KEY, REASON} if {KEY, REASON} <= record.keys() else set()
+    if {KEY, REASON} <= record.keys():
+        once = {KEY, REASON}
+    else:
+        once = set()
     ours = {*OURS, REASON} - {"id"}
     others = ((name, value) for name, value in record.items() if name not in once)
     return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)
@@ -246,4 +252,6 @@ def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
 
 def _reason(error: Exception) -> str:
     """Why a row has no answer."""
-    return str(error) if isinstance(error, FoveateError) else f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, FoveateError):
+        return str(error)
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -164,7 +164,10 @@ def budgeted_methods(
     for contender in contenders_at(
         methods, config, budgets, vision_tokens, (seed,), given=bool(tokens or retention), passes_over=passes_over
     ):
-        row = contender.name if contender.budget is None else f"{contender.name} {contender.budget * vision_tokens:.0f}"
+        if contender.budget is None:
+            row = contender.name
+        else:
+            row = f"{contender.name} {contender.budget * vision_tokens:.0f}"
         if contender.draws:
             feasible[row] = contender.draws[0]
         else:
@@ -219,7 +222,9 @@ def conditions(
 def title_of(conditions: Mapping[str, Any]) -> str:
     """What a table shows, in one line."""
     model = conditions["model"]
-    weights = "random weights" if model["weights"] == "random" else "its own weights"
+    weights = "its own weights"
+    if model["weights"] == "random":
+        weights = "random weights"
     return (
         f"{model['name']} ({weights}), {model['device']}, {model['dtype']}: batch {conditions['batch']}, "
         f"{sum(conditions['vision_tokens'])} vision and {conditions['text_tokens']} text tokens, "

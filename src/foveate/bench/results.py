@@ -75,7 +75,9 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
             row["peak_bytes_counted"] = cost.peak_bytes * run.workload.batch
     if _scoring_known(candidate, cost):
         scoring, total = cost.scoring_flops, cost.total_flops
-        share = None if scoring is None or total is None else scoring / total
+        share = None
+        if scoring is not None and total is not None:
+            share = scoring / total
         row |= {"scoring_flops": scoring, "scoring_share": share}
     times = run.times(candidate.name)
     for part, seconds in times.items():

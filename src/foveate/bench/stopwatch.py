@@ -136,8 +136,13 @@ class Stopwatch:
 
     def parts(self) -> dict[str, float]:
         """Seconds of each part, after `wait`."""
-        parts = {} if self._launched is None else {"launches": self._launched}
+        parts = {}
+        if self._launched is not None:
+            parts = {"launches": self._launched}
         for part, start, end in self._spans:
-            seconds = start.elapsed_time(end) / 1000 if self._has_events else end - start
+            if self._has_events:
+                seconds = start.elapsed_time(end) / 1000
+            else:
+                seconds = end - start
             parts[part] = parts.get(part, 0.0) + float(seconds)
         return parts

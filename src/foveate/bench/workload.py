@@ -117,7 +117,9 @@ def synthetic(
         SettingError: If the shape has no such input, or too little text is asked for.
     """
     media = _Media.of(shape, size.images, size.frames)
-    text_tokens = TEXT if size.text_tokens is None else size.text_tokens
+    text_tokens = TEXT
+    if size.text_tokens is not None:
+        text_tokens = size.text_tokens
     least = LEAD + 2 * media.count
     if text_tokens < least:
         raise SettingError(
@@ -160,7 +162,8 @@ class _Media:
             return cls(shape.image, "image", images or 1, 1)
         if shape.frame is None:
             raise SettingError(f"The shape {shape.name} takes pictures: give images, not frames.")
-        frames = int(shape.frame["frames"]) if frames is None else frames
+        if frames is None:
+            frames = int(shape.frame["frames"])
         if frames < 2 or frames % 2:
             raise SettingError(f"A video of {shape.name} has two frames or more, an even number; got {frames}.")
         return cls(shape.frame, "video", 1, frames)
@@ -204,11 +207,15 @@ def _pixels(
         size = [total * time * rows * columns, 3 * vision.temporal_patch_size * vision.patch_size**2]
         inputs[f"{media.modality}_grid_thw"] = torch.tensor([media.grid] * total, device=device)
     else:
-        frames = [media.frames] if media.modality == "video" else []
+        frames = []
+        if media.modality == "video":
+            frames = [media.frames]
         size = [total, *frames, *media.spec["pixels"]]
         if "size" in media.spec:
             inputs["image_sizes"] = torch.tensor([media.spec["size"]] * total, device=device)
-    name = "pixel_values_videos" if media.modality == "video" else "pixel_values"
+    name = "pixel_values"
+    if media.modality == "video":
+        name = "pixel_values_videos"
     return inputs | {name: torch.randn(size, generator=generator, device=device, dtype=dtype)}
 
 

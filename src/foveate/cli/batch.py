@@ -109,7 +109,9 @@ class Batch:
             from foveate.cli.setup import device_named
 
         device_named(self.models.device)
-        root = None if self.columns.root is None else os.path.abspath(self.columns.root)
+        root = None
+        if self.columns.root is not None:
+            root = os.path.abspath(self.columns.root)
         asking = self._asking(root)
         job = Job(
             input=self.input,
@@ -131,7 +133,9 @@ class Batch:
         for text in filter(None, (summary.strange, summary.caution)):
             note(text)
         listener.end(summary.left)
-        return BAD_ROWS if summary.bad else DONE
+        if summary.bad:
+            return BAD_ROWS
+        return DONE
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and what cannot be there."""
@@ -163,8 +167,12 @@ class Batch:
         from foveate.batch.rows import RowAsking
         from foveate.cli.setup import named, second_look, tell_budgets
 
-        look = None if self.untouched else second_look(self.method, self.budgets)
-        methods = {} if self.untouched or look is not None else named([self.method], self.budgets)
+        look = None
+        if not self.untouched:
+            look = second_look(self.method, self.budgets)
+        methods = {}
+        if not self.untouched and look is None:
+            methods = named([self.method], self.budgets)
         tell_budgets(methods, self.budgets)
         return RowAsking(
             model=self.models.model,

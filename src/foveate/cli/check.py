@@ -71,4 +71,6 @@ class Check:
         with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)
         finish({"model": self.model, **checked.to_dict()}, checked.table, self.outputs)
-        return DONE if checked.passed else FAILED
+        if checked.passed:
+            return DONE
+        return FAILED

@@ -175,7 +175,9 @@ def _table(
         if answer.met is False:
             retention = Number(f"{retention}*", retention.values)
         saved = answer.saved.prefill_flops
-        flops = "not counted" if saved is None else number(1 - saved, ".1%")
+        flops = "not counted"
+        if saved is not None:
+            flops = number(1 - saved, ".1%")
         same = agreement_words(agreements[name])
         rows.append((name, answer.text, same, retention, flops, interval(race[name], "\n")))
     rows += [(name, f"infeasible: {reason}") for name, reason in infeasible.items()]

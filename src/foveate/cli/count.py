@@ -90,7 +90,10 @@ class Count:
         with busy("Preparing the pictures"):
             media = read_media(self.files or [embedded.picture()], self.media.frames, self.media.fps)
             prompt = vlm.prepare(media, QUESTION, **showing)
-            alone = [prompt] if len(media) == 1 else [vlm.prepare(one, QUESTION, **showing) for one in media]
+            if len(media) == 1:
+                alone = [prompt]
+            else:
+                alone = [vlm.prepare(one, QUESTION, **showing) for one in media]
         for text in prompt.notes:
             note(text)
         counts = [one.vision_tokens for one in alone]

@@ -119,7 +119,10 @@ class Eval(MethodsOptions):
             values: dict[str, Any] = {"tasks": {task: quality.to_dict() for task, quality in found.items()}}
             qualities = list(found.values())
         else:
-            quality = self._run_samples(plan) if self.samples is not None else self._run_embedded(names, plan)
+            if self.samples is not None:
+                quality = self._run_samples(plan)
+            else:
+                quality = self._run_embedded(names, plan)
             values, qualities = quality.to_dict(), [quality]
         tables = tables_of(qualities)
         shown: list[Any] = []
@@ -129,7 +132,9 @@ class Eval(MethodsOptions):
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
         finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities), tables)
-        return BAD_ROWS if values.get("bad") else DONE
+        if values.get("bad"):
+            return BAD_ROWS
+        return DONE
 
     def _check(self) -> None:
         """Refuse flags that contradict each other."""

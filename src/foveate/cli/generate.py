@@ -166,7 +166,10 @@ def _answer_twice(
     from foveate.ask.running import dropped_in
     from foveate.ask.sure import answerer_of
 
-    prompts = _prompts(setup, questions) if len(questions) > 1 else [setup.prompt]
+    if len(questions) > 1:
+        prompts = _prompts(setup, questions)
+    else:
+        prompts = [setup.prompt]
     dropped_in(setup.vlm, look, setup.prompt.vision_tokens)
     return list(in_order(answerer_of(setup.vlm, look, generation).replies(prompts, lambda prompt, _: prompt)))
 

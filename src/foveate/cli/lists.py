@@ -58,7 +58,9 @@ class Methods:
                 from foveate.cli.rows import method_rows, preset_rows
 
                 rows = _chosen(self.name, method_rows(), "name")
-                return show_json({"methods": rows}) if self.json else show(*_method(rows[0], preset_rows()))
+                if self.json:
+                    return show_json({"methods": rows})
+                return show(*_method(rows[0], preset_rows()))
         table = _table("Method", "What it does")
         for name, summary in names.items():
             table.add_row(name, Text(summary))
@@ -88,7 +90,9 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return ", ".join(map(_value, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,9 @@ class Models:
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}
             return show_json({"embedded": own, "families": rows, "proved": proved, "presets_for": named})
         if self.name:
-            return show(*_family(rows[0])) if rows else show(_proved(proved))
+            if rows:
+                return show(*_family(rows[0]))
+            return show(_proved(proved))
         table = _table("Models", "model_type", "Drops tokens of")
         for row in sorted(rows, key=lambda row: row["title"].lower()):
             title = row["title"] or row["summary"].partition(":")[0].rstrip(".")
@@ -211,7 +217,10 @@ class Presets:
 
     def run(self) -> None:
         """Print the list."""
-        presets = [_in_file(self.text)] if Written(self.text).is_file else _presets()
+        if Written(self.text).is_file:
+            presets = [_in_file(self.text)]
+        else:
+            presets = _presets()
         rows = [row for row in presets if self.text in row["name"]]
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
@@ -219,7 +228,10 @@ class Presets:
             return show_json({"presets": rows})
         table = _table("Preset", "Mean tokens", "Source")
         for row in rows:
-            source = Text(row["source"]) if self.text else _one_line(row["source"])
+            if self.text:
+                source = Text(row["source"])
+            else:
+                source = _one_line(row["source"])
             table.add_row(Text(row["name"]), _spent(row), source)
         return show(table)
 
@@ -250,7 +262,9 @@ def _in_file(path: str) -> dict[str, Any]:
 def _spent(row: Mapping[str, Any]) -> str:
     """What a preset spends: "194 of 576, 33.6%", a share alone, or "by picture"."""
     if row["retention"] is None:
-        return "by picture" if row["mean_tokens"] is None else f"{row['mean_tokens']:.3g}"
+        if row["mean_tokens"] is None:
+            return "by picture"
+        return f"{row['mean_tokens']:.3g}"
     share = f"{row['retention']:.1%}"
     if row["mean_tokens"] is None:
         return share

@@ -85,7 +85,10 @@ def finish(
     try:
         if outputs.out is not None:
             ending = outputs.out.suffix.lower()
-            text = in_file(tables, ending) if tables and ending in ENDINGS else as_json(values)
+            if tables and ending in ENDINGS:
+                text = in_file(tables, ending)
+            else:
+                text = as_json(values)
             write_text(outputs.out, text, force=outputs.force)
         if outputs.figure is not None and draw is not None:
             write_picture(outputs.figure, draw(), force=outputs.force)

@@ -134,10 +134,14 @@ def _words(hint: Any) -> str:
         return _either(_words(part) for part in get_args(hint))
     if origin is tuple:
         word = _words(get_args(hint)[0])
-        return f"lists of {word}" if word.endswith("s") else f"{word}s"
+        if word.endswith("s"):
+            return f"lists of {word}"
+        return f"{word}s"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _either(words: Iterable[str]) -> str:
     *others, last = dict.fromkeys(words)
-    return f"{', '.join(others)} or {last}" if others else last
+    if others:
+        return f"{', '.join(others)} or {last}"
+    return last

@@ -234,7 +234,9 @@ class _Rate(ProgressColumn):
 
 def _rate(speed: float, unit: str) -> str:
     """`4.2 rows/s`."""
-    return f"{speed:.3g} {unit}/s" if speed < 100 else f"{speed:,.0f} {unit}/s"
+    if speed < 100:
+        return f"{speed:.3g} {unit}/s"
+    return f"{speed:,.0f} {unit}/s"
 
 
 def _duration(seconds: float) -> str:

@@ -221,7 +221,9 @@ class Tune:
         for text in sure.promise.notes:
             note(text)
         table = sure.table()
-        lines = [] if self.outputs.out is None else [f"Second look: {self.outputs.out}"]
+        lines = []
+        if self.outputs.out is not None:
+            lines = [f"Second look: {self.outputs.out}"]
         finish(sure.to_dict(), Group(table, *map(Text, lines)), self.outputs, tables=[table])
 
     def _is_given(self, name: str) -> bool:

@@ -15,4 +15,6 @@ class UsageError(FoveateError):
 
 def exit_code(error: FoveateError) -> int:
     """2 where the command line itself is wrong (flags, names, settings), 1 for everything else."""
-    return WRONG_USAGE if isinstance(error, UsageError | UnknownNameError | SettingError) else FAILED
+    if isinstance(error, UsageError | UnknownNameError | SettingError):
+        return WRONG_USAGE
+    return FAILED

@@ -185,7 +185,9 @@ class Framed(Entering):
     def own(self) -> float:
         """The method's own setting, or what it usually is."""
         value = getattr(self, self.schedule[0])
-        return self.usual if value is None else float(value)
+        if value is None:
+            return self.usual
+        return float(value)
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
         """Which tokens stay.
@@ -230,7 +232,9 @@ class Framed(Entering):
         if self.only_videos and frames is not None and len(frames) == 1:
             return arriving.tokens
         if self.budget is None:
-            return None if frames is None else self.own_count(frames)
+            if frames is None:
+                return None
+            return self.own_count(frames)
         count = self.rows(arriving)
         if frames is None or count >= self.floor(frames):
             return count

@@ -123,7 +123,9 @@ def read_plan(stages: Sequence[Stage], cached: Sequence[int]) -> tuple[int, ...]
         return tuple(cached)
     read = []
     for layer, count in enumerate(cached):
-        left = stage.left(Arriving.all_of(count)) if layer >= stage.layer and count else None
+        left = None
+        if layer >= stage.layer and count:
+            left = stage.left(Arriving.all_of(count))
         read.append(count if left is None else left)
     return tuple(read)
 

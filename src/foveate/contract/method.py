@@ -146,7 +146,9 @@ class Method(ABC):
         fields = self._fields()
         given = {name: value for name, value in self._values().items() if value != fields[name].default}
         written = ";".join(f"{name}={_as_written(value)}" for name, value in given.items())
-        return f"{self.name}:{written}" if written else self.name
+        if written:
+            return f"{self.name}:{written}"
+        return self.name
 
     @abstractmethod
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
@@ -210,7 +212,10 @@ class Method(ABC):
         """
         Budget(tokens, retention)
         cls._refuse_unknown({"retention": retention, **values})
-        given = {"retention": retention} if tokens is None else {"tokens": tokens}
+        if tokens is None:
+            given = {"retention": retention}
+        else:
+            given = {"tokens": tokens}
         method = cls(**given, **values)
         meet(method, model, vision_tokens)
         return method
@@ -305,7 +310,9 @@ class Budgeted(Method):
     def budget(self) -> Budget | None:
         """What was given, whichever it was; None: the method's own settings say how many stay."""
         given = self._given(BUDGET)
-        return Budget(**given) if given else None
+        if not given:
+            return None
+        return Budget(**given)
 
     @property
     def keeps_all(self) -> bool:
@@ -313,7 +320,9 @@ class Budgeted(Method):
         return self.retention == 1
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return () if self.keeps_all else self.steps(shape)
+        if self.keeps_all:
+            return ()
+        return self.steps(shape)
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         """The stages where a token may leave."""
@@ -472,7 +481,9 @@ def _as_written(value: Any) -> str:
         if any(isinstance(part, tuple) for part in value):
             return str(value)[1:-1].replace(" ", "")
         return ",".join(map(_as_written, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
 
 
 def _as_plain(value: Any) -> Any:

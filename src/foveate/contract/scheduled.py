@@ -172,7 +172,9 @@ class Scheduled(Layered):
         return ()
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        return self.usual_layers if len(self.usual_layers) == 1 else at_depth(depth)
+        if len(self.usual_layers) == 1:
+            return self.usual_layers
+        return at_depth(depth)
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
         # Where only scores are defined, the stage is given these.
@@ -325,7 +327,9 @@ class OneCut(Budgeted):
     @property
     def share(self) -> float:
         """What stays, where neither a number nor a budget says it."""
-        return self.usual_keep if self.keep is None else self.keep
+        if self.keep is None:
+            return self.usual_keep
+        return self.keep
 
     @abstractmethod
     def own_count(self, tokens: int) -> int:

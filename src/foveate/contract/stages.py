@@ -65,7 +65,9 @@ class Shape:
     @property
     def payer(self) -> Literal["cls", "patches"]:
         """Whose attention in the tower scores patches: the CLS's, or that of all patches where there is none."""
-        return "cls" if self.cls else "patches"
+        if self.cls:
+            return "cls"
+        return "patches"
 
     def numbers_anew(self, positions: Literal["keep", "reindex"]) -> bool:
         """Whether rows are numbered anew where a method asks for these positions."""

@@ -420,7 +420,9 @@ def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> l
         # Under vmap `place` is no number, so it is an index tensor: (samples, …) to (1, …) to (…).
         cut = look(sample, lambda tensor: tensor[place.expand(1)][0])
         cuts.append(cut)
-        return {} if cut is None else cut.tensors()
+        if cut is None:
+            return {}
+        return cut.tensors()
 
     tensors = torch.func.vmap(of_sample)(torch.arange(len(first), device=first.device), samples)
     (cut,) = cuts
@@ -433,7 +435,9 @@ def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> l
 def _first_of(tensors: Tensors) -> Tensor:
     """The first of them, wherever it stands in the nest."""
     value = next(iter(tensors.values()))
-    return value if isinstance(value, Tensor) else _first_of(value)
+    if isinstance(value, Tensor):
+        return value
+    return _first_of(value)
 
 
 def _at(unbound: dict[str, Any], place: int) -> Tensors:

@@ -277,8 +277,13 @@ def one_by_one(rows: Tensor, cut: Cut) -> Tensor:
 
 def merged(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
     """The cut with its new rows: `target_plus_mean` ("sum") or `average`; with a tower's CLS, (1, width), as row 0."""
-    made = target_plus_mean(rows, cut) if how == "sum" else average(rows, cut)
-    return cut.with_rows(made) if cls is None else behind_cls(cls, made, cut)
+    if how == "sum":
+        made = target_plus_mean(rows, cut)
+    else:
+        made = average(rows, cut)
+    if cls is None:
+        return cut.with_rows(made)
+    return behind_cls(cls, made, cut)
 
 
 def towards(centres: Tensor, rows: Tensor, cluster: Tensor, least: float) -> Tensor:

@@ -63,7 +63,9 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
         product = (product + product.T).mul_(0.5)  # in place: each copy is one more matrix of all pairs
     else:
         product = unit @ of_length_one(others, SHORTEST, dtype).T
-    return snapped(product) if is_double else product
+    if is_double:
+        return snapped(product)
+    return product
 
 
 def snapped(values: Tensor) -> Tensor:
@@ -209,7 +211,10 @@ def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None
     left = kernel.diagonal()
     least = left.amax() * NO_VARIANCE if len(left) else 0
     # Below 0, so below every variance that counts.
-    by_fill = torch.zeros_like(left) if fill is None or not len(fill) else fill - fill.amax()
+    if fill is None or not len(fill):
+        by_fill = torch.zeros_like(left)
+    else:
+        by_fill = fill - fill.amax()
     taken = torch.zeros_like(left, dtype=torch.bool)
     factor = left.new_zeros(count, len(left))  # C, a row a pick
     picks = []

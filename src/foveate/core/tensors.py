@@ -58,7 +58,9 @@ def stacked(samples: Sequence[Any]) -> Any:
     first = samples[0]
     if not isinstance(first, Tensor):
         return {name: stacked([sample[name] for sample in samples]) for name in first}
-    return first[None] if len(samples) == 1 else torch.stack(list(samples))
+    if len(samples) == 1:
+        return first[None]
+    return torch.stack(list(samples))
 
 
 BLOCK_NUMBERS = 1 << 20  # numbers of a block where rows meet all others: 4 MiB in float32, less than a layer needs

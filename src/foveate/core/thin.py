@@ -119,7 +119,10 @@ def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
         count: Kept rows.
         counted: Which rows count, (rows,) bool; None: all.
     """
-    ones = torch.ones_like(parent, dtype=torch.float32) if counted is None else counted.float()
+    if counted is None:
+        ones = torch.ones_like(parent, dtype=torch.float32)
+    else:
+        ones = counted.float()
     return torch.zeros_like(ones[:1]).expand(count).scatter_add(0, parent, ones)
 
 

@@ -268,7 +268,10 @@ def cost(
     scoring = dropping.scoring
     if scoring is not None:
         in_tower = any(isinstance(stage, ThinStage) for stage in dropping.stages)
-        scoring = None if in_tower and tower is None else scoring + picking
+        if in_tower and tower is None:
+            scoring = None
+        else:
+            scoring = scoring + picking
     itemsize = (dtype or _dtype(config)).itemsize
     peak_bytes = None
     if decoder.plain is not None and not smaller and thinning is None:

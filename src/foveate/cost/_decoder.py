@@ -54,7 +54,9 @@ class Decoder:
         """
         if text.model_type not in known:
             experts = _experts(text)
-            why = f" (a mixture of {experts} experts)" if experts else ""
+            why = ""
+            if experts:
+                why = f" (a mixture of {experts} experts)"
             raise UnsupportedError(
                 f"The cost of a decoder of type {text.model_type!r}{why} is not known. "
                 f"Known in this family: {', '.join(sorted(known)) or 'none'}."

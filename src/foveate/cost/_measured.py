@@ -156,7 +156,9 @@ def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, in
         *((1, keys, count) for keys, count in zip(seen, steps, strict=True)),
     ]
     fits = all(rows * by_row + keys * by_key + rows * keys * by_pair == count for rows, keys, count in calls)
-    return (by_row, by_pair, by_key) if fits else None
+    if not fits:
+        return None
+    return (by_row, by_pair, by_key)
 
 
 def _layers(cache: Any, family: Family) -> list[Any]:

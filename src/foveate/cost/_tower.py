@@ -66,7 +66,10 @@ class Thinning:
         first = stage.first(end)
         if first == end:  # all blocks run, on all rows
             return None
-        seeing = getattr(config.vision_config, "fullatt_block_indexes", ()) if shape.windowed else range(shape.depth)
+        if shape.windowed:
+            seeing = getattr(config.vision_config, "fullatt_block_indexes", ())
+        else:
+            seeing = range(shape.depth)
         return cls(stage, first, end, sum(index not in seeing for index in range(first, end)))
 
     @classmethod
@@ -81,7 +84,9 @@ class Thinning:
             alone = replace(prompt, sizes=prompt.sizes[here], pictures=prompt.pictures and prompt.pictures[here])
             pictures = _pictures(family, config, alone, grids and grids[here]).grids
             # In a batch of pictures each has as many rows as the one with most.
-            longest = of_image if shape.joined else [max(itertools.chain(*ran))] * len(of_image)
+            longest = of_image
+            if not shape.joined:
+                longest = [max(itertools.chain(*ran))] * len(of_image)
             rows += longest or [tall * wide * shape.patches for tall, wide in pictures]
         return cls(None, 0, max(feature_layers(config, shape.depth)) + 1, 0, tuple(rows))
 
@@ -95,7 +100,9 @@ class Thinning:
     def flops(self, rows: int, left: int, width: int, grids: tuple[Grid, ...]) -> int:
         """What picking costs in a picture, and finding the nearest row for each; no grids where some rows have left."""
         flops = None if self.stage is None else self.stage.flops
-        picks = 0 if flops is None else flops(replace(Arriving.all_of(rows), grids=grids), width)
+        picks = 0
+        if flops is not None:
+            picks = flops(replace(Arriving.all_of(rows), grids=grids), width)
         return picks + 2 * rows * left * width
 
 
@@ -338,4 +345,6 @@ def _bytes_with_rope(shape: TowerShape, memory: RopeTower, tokens: int, itemsize
 
 def _mlp_rows(shape: TowerShape) -> int:
     """How many rows of an MLP's inner width live at once: before and behind the activation, inside it, or its gate."""
-    return 3 if shape.gated or shape.activation == "quick_gelu" else 2
+    if shape.gated or shape.activation == "quick_gelu":
+        return 3
+    return 2

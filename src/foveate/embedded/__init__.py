@@ -57,7 +57,9 @@ ANSWER = "36KUM"
 
 def tasks_of(model: str) -> tuple[str, ...]:
     """The tasks that a model of this name is asked: about films where it takes films, else about pictures."""
-    return FILM_TASKS if model == FILMS else TASKS
+    if model == FILMS:
+        return FILM_TASKS
+    return TASKS
 
 
 def path() -> Path:

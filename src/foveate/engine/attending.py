@@ -132,7 +132,10 @@ class RowsReader(ABC):
         if unit.text_after == (False,) or not len(unit):
             return own.new_zeros(*own.shape, 2, dtype=torch.float32)
         asking, real = self._text_behind(unit)
-        asks = torch.ones_like(asking) if real is None else (real != 0).long()
+        if real is None:
+            asks = torch.ones_like(asking)
+        else:
+            asks = (real != 0).long()
         skipped = asks * (asks.cumsum(dim=1) > signal.skip)
         asks = torch.where(skipped.any(dim=1, keepdim=True), skipped, asks)
         of_text = self._sum_of_likeness(signal, own, asking, asks)
@@ -161,7 +164,8 @@ class RowsReader(ABC):
             samples=len(own),
         ):
             alike = block.view(len(own), -1, *block.shape[1:]).mean(dim=1)  # (samples, some, those compared with)
-            alike = alike if signal.among == "image" else take_along(alike, own[:, None], dim=2)
+            if signal.among != "image":
+                alike = take_along(alike, own[:, None], dim=2)
             total += (alike * asks[:, done : done + alike.shape[1], None]).sum(dim=1)
             done += alike.shape[1]
         return total
@@ -171,7 +175,9 @@ class RowsReader(ABC):
         last = torch.ones_like(self._columns[:, :1], dtype=torch.bool)
         real = torch.cat((self._columns.diff(dim=1) > 0, last), dim=1)
         live = self._live()
-        return real if live is None else real & (live.gather(1, self._columns) != 0)
+        if live is None:
+            return real
+        return real & (live.gather(1, self._columns) != 0)
 
     def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
         """Columns of the text behind each unit that has the largest key norms, the largest first.
@@ -264,7 +270,9 @@ class RowsReader(ABC):
             samples=samples,
         )
         done, places = 0, (columns + before)[:, None, None]
-        turned = self._turned_ones(query.shape[-1]) if signal.without_distance else None
+        turned = None
+        if signal.without_distance:
+            turned = self._turned_ones(query.shape[-1])
         for probabilities in blocks:
             heads = probabilities.view(samples, -1, *probabilities.shape[1:])  # (samples, heads, some, slots)
             if signal.heads == "mean":
@@ -338,7 +346,9 @@ class Reduction:
 
     def add(self, block: Tensor) -> None:
         """Add attention rows, (…, some rows, tokens): samples and heads may be in front."""
-        sums = block.sum(dim=-1, keepdim=True) if self._filled or self._renormalises else None
+        sums = None
+        if self._filled or self._renormalises:
+            sums = block.sum(dim=-1, keepdim=True)
         if "mean" in self._over:
             real = (sums > 0).sum(dim=(-2, -1)) if self._filled and sums is not None else block.shape[-2]
             self._asking = self._asking + real

@@ -262,7 +262,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Slots ascend in columns, so those before them are behind the window in every sample.
         """
         assert self.window is not None
-        gone = self.keys.shape[-2] - (self.window - 1) if self.is_initialized else 0
+        gone = 0
+        if self.is_initialized:
+            gone = self.keys.shape[-2] - (self.window - 1)
         if gone <= 0:
             return
         self.keys = self.keys[..., gone:, :]
@@ -290,7 +292,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def slots(self) -> int:
         """How many there are, pads among them."""
         own = self.keys.shape[-2] if self.is_initialized else 0
-        return own if self.head is None else own + self.head[0].shape[-2]
+        if self.head is None:
+            return own
+        return own + self.head[0].shape[-2]
 
     @property
     def is_whole(self) -> bool:

@@ -118,7 +118,9 @@ class SampleRows:
         rows = None if len(unit) == len(self) else unit.rows
 
         def part(tensor: Tensor) -> Tensor:
-            return tensor if rows is None else tensor[rows]
+            if rows is None:
+                return tensor
+            return tensor[rows]
 
         def stream() -> Tensor:
             return part(self.hidden)
@@ -172,7 +174,9 @@ class SampleRows:
         if isinstance(signal, Columns):
             note = ran_note(signal, self.layer - 1)
             own = part(self.notes[note])
-            return torch.cat((own, self.text[note][unit.image])) if signal.pivots else own
+            if signal.pivots:
+                return torch.cat((own, self.text[note][unit.image]))
+            return own
         if isinstance(signal, Rotary):
             return part(self.notes[rotary_note(self.layer)])
         if isinstance(signal, Resource):
@@ -243,7 +247,10 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
         answer = _answer(cuts, units, rows, stage)
         if answer is None:
             continue
-        cut = answer.cut if decision is None else decision.cut.then(answer.cut)
+        if decision is None:
+            cut = answer.cut
+        else:
+            cut = decision.cut.then(answer.cut)
         decision = Decision(cut, answer.sizes)
     return decision
 
@@ -396,7 +403,10 @@ def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: R
 def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader: BucketReader) -> None:
     """Remember what queries and keys of a layer that attends come to, for stages before the next."""
     rows = sample_unit(bucket.first, bucket.left)
-    images = [rows] if bucket.sizes is None else image_units(bucket.first, bucket.sizes)
+    if bucket.sizes is None:
+        images = [rows]
+    else:
+        images = image_units(bucket.first, bucket.sizes)
     for signal in signals:
         if isinstance(signal, KeyNorms):
             bucket.notes[ran_note(signal, layer)] = reader.key_norms()

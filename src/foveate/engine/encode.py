@@ -127,10 +127,15 @@ class ImageTokens:
         if isinstance(signal, Deepstack):
             assert self.view.deepstack is not None
             values = self.view.deepstack()
-            return values if self.untouched else values[self.source.clamp(min=0)]
+            if self.untouched:
+                return values
+            return values[self.source.clamp(min=0)]
         if isinstance(signal, Features | Resource):
             # Where the family shows none of the other side, the rows are what it shows.
-            values = self.view.features if self.view.made is None else self.view.made()
+            if self.view.made is None:
+                values = self.view.features
+            else:
+                values = self.view.made()
             if isinstance(signal, Resource):
                 values = self.resources[signal.name].features(values)
         else:

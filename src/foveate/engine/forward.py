@@ -174,7 +174,9 @@ class RowMap:
             take = partial(rows_of, places=self.source.clamp(min=0), samples=self._samples)
         if isinstance(tables, tuple):
             return tuple([take(table) for table in tables])
-        return None if tables is None else take(tables)
+        if tables is None:
+            return None
+        return take(tables)
 
     def renumbered(self, first: Tensor) -> Tensor:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
@@ -248,7 +250,9 @@ class Alike:
         if handed is not (args[0] if args else kwargs.get("hidden_states")):
             guards.refuse_changed_rows(index)
         full = self.rows.scatter(self.full, handed)  # type: ignore[arg-type]
-        return ((full, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": full})
+        if args:
+            return ((full, *args[1:]), kwargs)
+        return (args, {**kwargs, "hidden_states": full})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,7 +277,9 @@ class Stepped:
         stored = self.stored
         rows = layer.base is stored.base and layer.base_end == stored.base_end and layer.ragged is stored.ragged
         same = rows and layer.shift is stored.shift and mask is self.mask and tables is self.tables
-        return self.given if same and kind is self.kind else None
+        if same and kind is self.kind:
+            return self.given
+        return None
 
 
 @dataclass(eq=False)
@@ -547,12 +553,16 @@ class LayerCall:
     @property
     def past(self) -> int:
         """Unpruned columns before this call, as far as its cache has lost tokens; else 0."""
-        return 0 if self.stored is None else self.stored.seen
+        if self.stored is None:
+            return 0
+        return self.stored.seen
 
     @property
     def shift(self) -> Tensor | None:
         """How far positions have moved up on the layer's cache; None: not at all."""
-        return None if self.stored is None else self.stored.shift
+        if self.stored is None:
+            return None
+        return self.stored.shift
 
     def run(self, original: Original, hidden: Tensor) -> Any:
         """Call the layer itself on these rows."""

@@ -101,7 +101,9 @@ def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: 
     first = min(family.lenders)
     late = [layer for layer in cuts if layer >= first]
     if late or reads_less:
-        what = "reads less while decoding" if reads_less else f"drops before layer {late[0]}"
+        what = "reads less while decoding"
+        if not reads_less:
+            what = f"drops before layer {late[0]}"
         raise UnsupportedError(
             f"This method {what}, but layers {first} to {max(family.lenders)} of this model attend to keys of earlier "
             f"layers, and may get the last row alone. Drop before layers 0 to {first - 1}, and read all tokens."
@@ -402,7 +404,9 @@ def refuse_changed_rows(index: int) -> NoReturn:
 
 def refuse_other_cache(index: int | None) -> NoReturn:
     """Layers that store in one cache, and another that the model answers with or hands the next layer."""
-    where = "The model answers with" if index is None else f"Layer {index} gets"
+    where = "The model answers with"
+    if index is not None:
+        where = f"Layer {index} gets"
     raise UnsupportedError(
         f"{where} another cache than the layers before it, so rows would be missing in it. Leave the cache to the "
         "model, or pass one DynamicCache."

@@ -82,7 +82,9 @@ class Streams:
     def unfold(self, rows: Tensor) -> Tensor:
         """What `fold` was given."""
         behind = rows.view(*rows.shape[:2], self.count, -1)
-        return behind.movedim(2, 0) if self.first else behind
+        if self.first:
+            return behind.movedim(2, 0)
+        return behind
 
     def around(self, original: Original) -> Original:
         """A layer's forward that takes and answers one stream."""

@@ -98,7 +98,9 @@ def before_decoder(
             reader=None,
         )
         decision = decide(image, stages.entering)
-        return None if decision is None else decision.cut
+        if decision is None:
+            return None
+        return decision.cut
 
     later: Sequence[Cut | None] = [None] * len(rows)
     if stages.entering:
@@ -110,7 +112,9 @@ def before_decoder(
         later = cuts_of(look, images, kinds, stages.together)
     entered = []
     for own, source, last in zip(rows, sources, later, strict=True):
-        stands_for = source if last is None else followed(last.source, source)
+        stands_for = source
+        if last is not None:
+            stands_for = followed(last.source, source)
         entered.append(Entered(rows_left(own, last), stands_for))
     return entered
 

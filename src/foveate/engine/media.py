@@ -60,7 +60,9 @@ class MediaTokens:
         if not self.video:
             return (self.length,)
         boxes = self.boxes()
-        return () if boxes is None else frames_of(boxes)
+        if boxes is None:
+            return ()
+        return frames_of(boxes)
 
     @property
     def free_frames(self) -> tuple[int, ...]:

@@ -178,7 +178,10 @@ def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
     cuts = []
     places_of = torch.split(ordinals, [image.free for image in sample.media])
     for image, places in zip(sample.media, places_of, strict=True):
-        cut = Cut.stay(image.free) if image.cut is None else image.cut.to(device)
+        if image.cut is None:
+            cut = Cut.stay(image.free)
+        else:
+            cut = image.cut.to(device)
         if not cut.stays_whole:
             cut = cut.with_rows(places[: image.started])
         cuts.append(cut)
@@ -346,7 +349,9 @@ def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
     for index, rows in enumerate(forward.row_maps):
         if rows is None or index in recurrent or index in family.lenders:
             continue
-        layer = cache.layers[index] if index < len(cache.layers) else None
+        layer = None
+        if index < len(cache.layers):
+            layer = cache.layers[index]
         if type(layer) is not PrunedLayer or not layer.is_whole:
             guards.refuse_lost_rows(index)
 
@@ -371,7 +376,10 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
             wanted[alike] = _wanted(forward, rows, final.to(device), others.to(device))
         stored.keep(*wanted[alike])
         if forward.rows.numbered is not None:
-            before = forward.entering_rows if rows is None else rows.lengths
+            if rows is None:
+                before = forward.entering_rows
+            else:
+                before = rows.lengths
             stored.shift = forward.rows.on(device).shift(stored.shift, before)
     assert forward.record is not None
     # What arrives is what the tower left, or all tokens where it was not cut.

@@ -165,7 +165,9 @@ class Program:
             return "tower"
         if self.images:
             return "projector"
-        return None if self.thin is None else "thin"
+        if self.thin is None:
+            return None
+        return "thin"
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become in front of the tower."""
@@ -177,7 +179,9 @@ class Program:
     def count(self, size: int, grids: Sequence[Grid], video: bool = False) -> int | None:
         """Rows of an image of `size` tokens on these grids that enter the decoder; None where the picture decides."""
         plan = follow.layer_plan(self.early, 1, (size,), (tuple(grids),), (video,))
-        return None if plan is None else plan[0]
+        if plan is None:
+            return None
+        return plan[0]
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
         """Vision tokens that each layer processes, as far as that is known beforehand; worked out once."""

@@ -90,7 +90,10 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
     if forward.samples:
         new = forward.own_kinds
         most = max(sample.text_after[-1] if len(sample.vision) else sample.live for sample in forward.samples)
-    old = new.new_ones(samples, 0) if earlier is None else earlier[:, :past].to(new.device)
+    if earlier is None:
+        old = new.new_ones(samples, 0)
+    else:
+        old = earlier[:, :past].to(new.device)
     kinds = torch.cat((pad(old, (0, past - old.shape[1]), value=TEXT), new), dim=1)
     if live is not None:
         width = min(live.shape[1], kinds.shape[1])
@@ -194,7 +197,9 @@ def decode_hook(forward: Forward, call: LayerCall, program: Program, family: Fam
         return None
     if forward.ends_turn:
         asks = stage.when == "turn" and index >= stage.layer and forward.most
-        return _asked(forward, call, family, partial(_add, forward, index)) if asks else None
+        if not asks:
+            return None
+        return _asked(forward, call, family, partial(_add, forward, index))
     if index != stage.layer - 1 or stored is None or stored.kinds is None or not stored.memory:
         return None
     every = torch.ones(call.hidden.shape[:2], dtype=torch.bool, device=call.hidden.device)
@@ -230,7 +235,10 @@ def _asked(forward: Forward, call: LayerCall, family: Family, note: Callable[[Te
         marks = marks.gather(1, columns) & (coming >= 0)
     asking, real = last_marked(marks.long(), min(forward.most, marks.shape[1]))
     earlier = torch.arange(past, device=device).expand(samples, -1)
-    slots = torch.cat((earlier, coming), dim=1) if call.stored is None else call.stored.columns(coming, samples, device)
+    if call.stored is None:
+        slots = torch.cat((earlier, coming), dim=1)
+    else:
+        slots = call.stored.columns(coming, samples, device)
     slots = slots.masked_fill(kinds.take_along_dim(slots.clamp(min=0), dim=1) == 0, -1)
     mask = call.kwargs.get("attention_mask")
     every = torch.arange(samples, device=device)

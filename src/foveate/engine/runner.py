@@ -104,7 +104,9 @@ class LayerRunner:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
             stored = stored.reads
-        expected = len(forward.row_maps) if forward.drops else index
+        expected = index
+        if forward.drops:
+            expected = len(forward.row_maps)
         module = self._layers[index]
         if args[1:]:
             args, kwargs = args[:1], by_name(module, args, kwargs)
@@ -124,9 +126,14 @@ class LayerRunner:
             guards.refuse_other_cache(index)
         call = LayerCall(index, module, hidden, hidden, kwargs, not args, stored, cache, streams)
         del hidden, args  # so that the call alone holds the input
-        run = self._run_borrower if index in self._lenders else self._run_call
+        if index in self._lenders:
+            run = self._run_borrower
+        else:
+            run = self._run_call
         output = run(forward, call, original)
-        return output if streams is None else with_hidden(output, streams.unfold)
+        if streams is None:
+            return output
+        return with_hidden(output, streams.unfold)
 
     def _run_call(self, forward: Forward, call: LayerCall, original: Original) -> Any:
         """Run a layer whose call is known: first its stages cut."""
@@ -213,7 +220,9 @@ class LayerRunner:
         """
         self._bring_together(forward, call)
         lender, span, count = call.stored, forward.span, call.hidden.shape[1]
-        rows = None if forward.rows is None else forward.rows.on(call.hidden.device)
+        rows = None
+        if forward.rows is not None:
+            rows = forward.rows.on(call.hidden.device)
         sliced = count < span
         if forward.drops:
             forward.row_maps.append(forward.rows)
@@ -221,7 +230,9 @@ class LayerRunner:
             guards.refuse_sliced_rows(count, [sample.text for sample in forward.samples], span)
         past = 0 if lender is None else lender.seen - span
         held, alive = self._lent(forward, call, rows, past)
-        keys = held if held is None or alive is None else as_seen(held, alive)
+        keys = held
+        if held is not None and alive is not None:
+            keys = as_seen(held, alive)
         mask, ragged = call.kwargs.get("attention_mask"), alive is not None or (lender is not None and lender.ragged)
         if keys is not None and (mask is not None or ragged):
             queries = torch.arange(count, device=keys.device).expand(len(keys), -1)
@@ -314,7 +325,9 @@ class LayerRunner:
         full = self._put_back(forward, index, rows, entered, made)
         if alike is not None:  # nothing lives on behind the last layer
             alike.full = alike.handed = None
-        return (full, *output[1:]) if isinstance(output, tuple) else full
+        if isinstance(output, tuple):
+            return (full, *output[1:])
+        return full
 
     def hands_on(self, forward: Forward, kwargs: dict[str, Any]) -> bool:
         """Whether layers may hand rows on to one another, so that these go back into the full-length stream once.
@@ -392,7 +405,10 @@ class LayerRunner:
         samples, span, device = hidden.shape[0], hidden.shape[1], hidden.device
 
         def remapped() -> Any:
-            queries = torch.arange(span, device=device).expand(samples, -1) if rows is None else rows.columns
+            if rows is None:
+                queries = torch.arange(span, device=device).expand(samples, -1)
+            else:
+                queries = rows.columns
             keys = columns  # with a cache, those it stores in front of them
             if stored is not None:
                 keys = stored.columns(span if columns is None else columns, samples, device)
@@ -412,7 +428,9 @@ class LayerRunner:
     def _attention_tap(self, forward: Forward, call: LayerCall, reader_of: Callable[..., AttentionReader]) -> Tap:
         """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
         signals = self._program.signals_while(call.index) if forward.drops else ()
-        notes = None if self._program.reading is None else decode_hook(forward, call, self._program, self._family)
+        notes = None
+        if self._program.reading is not None:
+            notes = decode_hook(forward, call, self._program, self._family)
         if not signals and notes is None:
             return nullcontext()
         own_attention: OwnAttention = []

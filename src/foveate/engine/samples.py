@@ -188,7 +188,10 @@ def read_samples(
     # One number a column: bit 0 says that it is live, bit 1 + n that it belongs to the n-th modality.
     flags = sum([mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks)])
     first_mask = masks[0][0]
-    alive = torch.ones_like(first_mask) if live is None else live.to(first_mask.device) != 0
+    if live is None:
+        alive = torch.ones_like(first_mask)
+    else:
+        alive = live.to(first_mask.device) != 0
     table = (flags + alive).cpu().numpy()
     lives = table % 2 == 1
     owners = np.full(table.shape, -1)  # each column's image

@@ -326,7 +326,9 @@ class Session:
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         ids, cache = _new_ids(arguments), cache_of(arguments)
         start = 0 if cache is None else max(0, length_of(cache))
-        fed = ids if ids is not None else arguments.get("inputs_embeds")
+        fed = ids
+        if ids is None:
+            fed = arguments.get("inputs_embeds")
         end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
         self._note_generate(ids, chunk, range(start + 1, end))
         self._runner.forward = None
@@ -375,7 +377,9 @@ class Session:
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # else a tuple, for a user with return_dict=False; the model uses none
-            lengths = prompt(lengths_of(pieces_of(output))) if self._family.tiled else None
+            lengths = None
+            if self._family.tiled:
+                lengths = prompt(lengths_of(pieces_of(output)))
             forward.image_lengths[modality] = lengths
             tag(self._family, modality, call.arguments, output, cuts, lengths, ran)
             forward.encoded[modality] = output
@@ -447,7 +451,9 @@ class Session:
         changed = self.before_decoder(self._family.text, (), given)
         if changed is not None:
             hidden = changed[1]["inputs_embeds"]
-        return hidden if streams is None else streams.unfold(hidden)
+        if streams is None:
+            return hidden
+        return streams.unfold(hidden)
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""

@@ -46,7 +46,9 @@ class TowerMemo:
         alike = None
         if pixel_values.ndim == 4 and not any(isinstance(value, Tensor) for value in (*sizes, *options.values())):
             pixel_values, alike = torch.unique(pixel_values, dim=0, return_inverse=True)
-        shown = None if alike is None else self._gathered(pixel_values, *sizes, **options)
+        shown = None
+        if alike is not None:
+            shown = self._gathered(pixel_values, *sizes, **options)
         if shown is None:
             shown = self._looked(look, pixel_values, *sizes, **options)
         if alike is None:

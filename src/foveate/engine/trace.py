@@ -190,7 +190,9 @@ class PrefillRecord:
     @property
     def reuse(self) -> float | None:
         """In what share of the steps a sample read what it had read in the step before; None where none picked anew."""
-        return float(self._again) / self._steps if self._steps else None
+        if not self._steps:
+            return None
+        return float(self._again) / self._steps
 
     def note_step(self, again: Tensor, shows: Sequence[bool]) -> None:
         """Note which samples read what they had read before, (samples,) bool, and which have vision tokens at all."""
@@ -343,9 +345,14 @@ class PrefillRecord:
         """`decoding reads 115 vision tokens in layers 3 to 31, picked as before in 40.0% of 20 steps`."""
         counts = [sum(counts) for counts in self.reads.values()]
         least, most = min(counts), max(counts)
-        words = f"{least}" if least == most else f"{least} to {most}"
+        if least == most:
+            words = f"{least}"
+        else:
+            words = f"{least} to {most}"
         first, last = min(self.reads), max(self.reads)
-        again = "" if self.reuse is None else f", picked as before in {self.reuse:.1%} of {self._steps} steps"
+        again = ""
+        if self.reuse is not None:
+            again = f", picked as before in {self.reuse:.1%} of {self._steps} steps"
         return f"decoding reads {words} vision tokens in layers {first} to {last}{again}"
 
     def _table(self) -> Table:
@@ -400,12 +407,16 @@ class Trace:
     @property
     def stages(self) -> list[StageRecord]:
         """The cuts of the latest prefill, in order; empty before the first."""
-        return self.history[-1].stages if self.history else []
+        if not self.history:
+            return []
+        return self.history[-1].stages
 
     @property
     def cuts(self) -> list[StageRecord]:
         """Those of the stages that are of vision tokens."""
-        return self.history[-1].cuts if self.history else []
+        if not self.history:
+            return []
+        return self.history[-1].cuts
 
     @property
     def vision_tokens(self) -> list[int]:

@@ -68,4 +68,6 @@ def _means(places: Tensor, frequencies: Tensor) -> Tensor:
     turned = (frequencies != 0).to(dtype)
     means = [(table * turned).sum(dim=-1).mean(dim=0) / turned.sum() for table in (angles.cos(), angles.sin())]
     stacked = torch.stack(means, dim=-1)
-    return snapped(stacked) if is_double else stacked
+    if is_double:
+        return snapped(stacked)
+    return stacked

@@ -70,7 +70,9 @@ def contenders_at(
     for name, method in methods.items():
         offered: Sequence[Budget | None] = budgets if method.open and (given or is_bare(name)) else [None]
         for budget in offered:
-            asked = None if budget is None else budget.tokens or budget.retention
+            asked = None
+            if budget is not None:
+                asked = budget.tokens or budget.retention
             try:
                 met, note = _met(method, budget, model, vision_tokens)
                 if alike is not None and alike.grids is not None:
@@ -86,7 +88,9 @@ def contenders_at(
 
 def _drawn(method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:
     """A method a seed where it draws at random, else the method alone."""
-    return tuple(with_seed(method, seed) for seed in seeds) if draws(method) else (method,)
+    if draws(method):
+        return tuple(with_seed(method, seed) for seed in seeds)
+    return (method,)
 
 
 def before_decoder(method: Method) -> Method | None:
@@ -104,7 +108,9 @@ def _met(
     Raises:
         BudgetError: If no schedule meets the budget.
     """
-    asked = method if budget is None else method.with_budget(tokens=budget.tokens, retention=budget.retention)
+    asked = method
+    if budget is not None:
+        asked = method.with_budget(tokens=budget.tokens, retention=budget.retention)
     try:
         meet(asked, model, vision_tokens)
     except BudgetError:

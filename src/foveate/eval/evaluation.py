@@ -73,7 +73,10 @@ def evaluate(
     with listener.stage("Drawing pictures", None):
         chosen = questions(names, count, seeds)
     first = prompts_of(vlm, chosen[:1])[0]  # all pictures have the same size
-    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    if len(seeds) == 1:
+        of_seeds = f"seed {seeds[0]}"
+    else:
+        of_seeds = f"seeds {', '.join(map(str, seeds))}"
     return _compare(
         vlm,
         chosen,
@@ -120,7 +123,9 @@ def evaluate_samples(
     if len(bad) > TOLD:
         listener.note(f"{len(bad) - TOLD} more rows are left out; --out and --json have their reasons")
     if not readable:
-        why = f" Row {bad[0].number}: {bad[0].reason}" if bad else ""
+        why = ""
+        if bad:
+            why = f" Row {bad[0].number}: {bad[0].reason}"
         raise InputError(f"No row of {named(samples.source.path)} can be asked.{why}")
     asked = list({question.key: question for question in readable}.values())
     if len(asked) < len(readable):
@@ -292,8 +297,10 @@ class _Asking:
             assert full is not None
             if sure is not None:
                 row = looked_twice(row, full, sure)
-            right = question.is_right(row["answer"]) if self.labelled else row["answer"] == full["answer"]
-            labels = tuple(map(question.reading, question.labels)) if self.labelled else (full["answer"],)
+            if self.labelled:
+                labels, right = tuple(map(question.reading, question.labels)), question.is_right(row["answer"])
+            else:
+                labels, right = (full["answer"],), row["answer"] == full["answer"]
             about = {"task": question.task, "picture": question.picture, "seed": question.seed, "labels": labels}
             log.append({**about, **row, "score": float(right)})
         return log

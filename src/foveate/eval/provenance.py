@@ -27,7 +27,9 @@ def conditions(vlm: VLM) -> dict[str, object]:
     del setup["name"]
     values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}
     folder = _local(vlm.name)
-    base = None if folder is None else base_of(vlm.name, folder)
+    base = None
+    if folder is not None:
+        base = base_of(vlm.name, folder)
     if base is not None:
         values |= {"base": _stored(base), "peft": importlib.metadata.version("peft")}
     generation = getattr(vlm.model, "generation_config", None)
@@ -38,8 +40,13 @@ def conditions(vlm: VLM) -> dict[str, object]:
 
 def _local(name: str) -> Path | None:
     """The folder of a model that is not in the hub's cache."""
-    folder = embedded.path() if name in embedded.NAMES else Path(name).expanduser()
-    return folder if folder.is_dir() else None
+    if name in embedded.NAMES:
+        folder = embedded.path()
+    else:
+        folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    return folder
 
 
 def _stored(name: str) -> dict[str, object]:

@@ -221,7 +221,9 @@ class Quality:
             if row["note"]:
                 notes.append(f"{where}: {row['note']}.")
         if (count := self.full["pictures"]) < FEW:
-            pictures = "1 picture" if count == 1 else f"{count} pictures"
+            pictures = "1 picture"
+            if count != 1:
+                pictures = f"{count} pictures"
             notes.append(f"Only {pictures}: with fewer than {FEW}, intervals and verdicts are worth little. Ask more.")
         return notes
 
@@ -246,7 +248,9 @@ class Quality:
         """Why one of the full model's figures has no room below it that dropping could lose; None where it has."""
         accuracy, low, high = (f"{100 * full[f'accuracy{end}']:.1f}" for end in ("", "_low", "_high"))
         if full.get("commonest") is not None and full["accuracy_low"] <= full["commonest"]:
-            label = "its commonest answer" if self.figure == AGREEMENT else "the commonest label"
+            label = "the commonest label"
+            if self.figure == AGREEMENT:
+                label = "its commonest answer"
             return (
                 f"the full model's {accuracy} % (95 % interval: {low} to {high} %) does not rise above the "
                 f"{100 * full['commonest']:.1f} % that {label}, {full['commonest_label']!r}, scores alone"
@@ -365,7 +369,9 @@ def _hard(row: Row) -> str:
 
 def _formatted(figure: float | None, form: str) -> str:
     """A figure without its interval; nothing where it is not known."""
-    return "" if figure is None else number(figure, form)
+    if figure is None:
+        return ""
+    return number(figure, form)
 
 
 def _percents(rows: Iterable[Row]) -> list[str]:

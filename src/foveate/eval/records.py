@@ -143,6 +143,8 @@ def looked_twice(quick: Mapping[str, Any], full: Mapping[str, Any], sure: float)
     """
     if quick["confidence"] >= sure or not quick["vision_tokens"]:
         return {**quick, "again": 0.0}
-    flops = None if None in (quick["flops"], full["flops"]) else quick["flops"] + full["flops"]
+    flops = None
+    if None not in (quick["flops"], full["flops"]):
+        flops = quick["flops"] + full["flops"]
     both = {"spent": quick["spent"] + full["spent"], "flops": flops, "kl": 0.0, "again": 1.0}
     return {name: value for name, value in full.items() if name != "first"} | both

@@ -79,7 +79,9 @@ class Derived(Family):
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedError(f"{kind} is an encoder-decoder: its decoder has no vision tokens to drop.")
         takes = inspect.signature(type(self.model).forward).parameters if isinstance(self.model, nn.Module) else ()
-        encoding = [module for module in _outside_lists(self.model) if _sees(module)] if "input_ids" in takes else []
+        encoding = []
+        if "input_ids" in takes:
+            encoding = [module for module in _outside_lists(self.model) if _sees(module)]
         with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
             module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
         ]
@@ -200,7 +202,9 @@ class Derived(Family):
 
     def vision_masks(self, placeholders: Any, inputs: Any) -> list[tuple[str, Tensor]]:
         """What the merger answered; where that is no mask, columns whose ids are placeholders."""
-        answers = placeholders if isinstance(placeholders, tuple) else (placeholders,)
+        answers = placeholders
+        if not isinstance(placeholders, tuple):
+            answers = (placeholders,)
         masks = [mask for mask in answers if isinstance(mask, Tensor) and mask.dtype == torch.bool]
         if len(masks) < len(answers) or not masks:
             return self.placed(inputs)
@@ -240,7 +244,9 @@ class Derived(Family):
     def placeholder(self, modality: str) -> int | None:
         """As in the base class, by the names that configs have for it; films may stand in the prompt as images do."""
         token = token_id(self.model.config, modality)
-        return token_id(self.model.config, "image") if token is None else token
+        if token is None:
+            return token_id(self.model.config, "image")
+        return token
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         """An image ends where both a piece of the features and a run of placeholders end."""
@@ -268,7 +274,9 @@ def _moved(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> A
                 "be merged behind its projector. Use a method that keeps tokens as they are."
             )
         return pieces[0], _moved(pieces[1], lengths, cuts)
-    together = pieces if isinstance(pieces, Tensor) else torch.cat(list(pieces))
+    together = pieces
+    if not isinstance(pieces, Tensor):
+        together = torch.cat(list(pieces))
     images = list(torch.split(together, list(lengths)))
     for index, cut in enumerate(cuts):
         if cut is not None and not cut.stays_whole:
@@ -327,7 +335,9 @@ def _layers_of(module: nn.Module) -> nn.ModuleList | None:
         return None
     lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part)]
     lists = [part for part in lists if any(_kind_of(layer).kind == "attention" for layer in part)]
-    return lists[0] if len(lists) == 1 else None
+    if len(lists) != 1:
+        return None
+    return lists[0]
 
 
 def _is_decoder(module: nn.Module | None) -> bool:

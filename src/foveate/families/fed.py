@@ -22,7 +22,9 @@ __all__ = ["encode_fed", "lacking", "thinned_by_feeding"]
 
 def lacking(core: nn.Module, decoder: nn.Module) -> str | None:
     """Why nothing can be read of a model's vision tower, as far as this is known before it runs; None: it may be."""
-    return None if blocks_of(core, decoder) else NO_BLOCKS
+    if blocks_of(core, decoder):
+        return None
+    return NO_BLOCKS
 
 
 def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -94,7 +96,10 @@ def _ranked(family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Seq
     config, ranked = family.model.config, list[Tensor | slice]()
     places = family.boxes(config, modality, family.remembered(inputs), sizes)
     for is_fed, boxes in zip(torch.split(fed.is_fed.cpu(), list(sizes)), places, strict=True):
-        is_newline = torch.zeros_like(is_fed) if boxes is None else boxes.isnan().any(dim=-1).cpu()
+        if boxes is None:
+            is_newline = torch.zeros_like(is_fed)
+        else:
+            is_newline = boxes.isnan().any(dim=-1).cpu()
         is_known = is_fed | is_newline
         is_known[[*family.always_kept(config, len(is_fed))]] = True
         if not is_known.all():

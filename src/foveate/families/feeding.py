@@ -188,7 +188,9 @@ def _key(value: Any) -> Hashable:
         return value.shape, value.dtype, value.device, None if are_pixels else value.cpu().numpy().tobytes()
     if isinstance(value, list | tuple):
         return tuple(map(_key, value))
-    return value if isinstance(value, bool | int | float | str) else None
+    if not isinstance(value, bool | int | float | str):
+        return None
+    return value
 
 
 class _Look(NamedTuple):
@@ -220,7 +222,9 @@ class _Trace:
         leaf = rows.detach().requires_grad_()
         self.leaves.setdefault(block, []).append(leaf)
         # A copy, as the model may write into it.
-        return (leaf.clone(), *output[1:]) if isinstance(output, tuple) else leaf.clone()
+        if isinstance(output, tuple):
+            return (leaf.clone(), *output[1:])
+        return leaf.clone()
 
     def _note(self, attention: Any, queries: Tensor, keys: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         looks, rows = self.looks.setdefault(attention, []), queries.shape[2]
@@ -307,7 +311,10 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
     owners = torch.zeros_like(fed, dtype=torch.long)
     for bit in range((len(tokens) - 1).bit_length()):
         part = _gradients(sums[(numbers >> bit) % 2 == 1], leaves[last])
-        part = torch.zeros_like(whole) if part is None else part / largest.clamp(min=torch.finfo(whole.dtype).tiny)
+        if part is None:
+            part = torch.zeros_like(whole)
+        else:
+            part = part / largest.clamp(min=torch.finfo(whole.dtype).tiny)
         is_set = (part * whole).sum(dim=-1) > (whole * whole).sum(dim=-1) / 2
         expected = whole * is_set[:, None]
         if ((part - expected).abs() > leak).any():
@@ -340,7 +347,9 @@ def _grouped(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tens
     for index, (_, modules) in enumerate(blocks):
         attention = modules[0] if len(modules) == 1 else None
         attentions.append(attention)
-        looks = trace.looks.get(attention) if attention is not None else None
+        looks = None
+        if attention is not None:
+            looks = trace.looks.get(attention)
         if looks and _is_of_rows(looks, shapes):
             found = list(_groups(family, looks, owners))
             if None not in found:
@@ -371,7 +380,10 @@ def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Gro
         todo = fed
         while todo.any():
             first = int(todo.int().argmax())
-            seen = torch.ones_like(fed) if look.visible is None else look.visible[first]
+            if look.visible is None:
+                seen = torch.ones_like(fed)
+            else:
+                seen = look.visible[first]
             members = seen & fed
             if (look.visible is not None and (look.visible[members] != seen).any()) or not members[first]:
                 yield None

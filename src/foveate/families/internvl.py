@@ -64,7 +64,10 @@ class InternVL(Tiled):
         config, core = self.model.config, self.core
         chosen = config.vision_feature_layer
         output = core.vision_tower(pixel_values=pixels.to(core.dtype), output_hidden_states=chosen != -1)
-        states = output.last_hidden_state if chosen == -1 else output.hidden_states[chosen]
+        if chosen == -1:
+            states = output.last_hidden_state
+        else:
+            states = output.hidden_states[chosen]
         tall, wide = config.vision_config.patch_size
         rows, columns = pixels.shape[-2] // tall, pixels.shape[-1] // wide
         patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)  # without the CLS

@@ -60,7 +60,9 @@ class OfClip(Family):
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        return None if config is None else drops_cls(config)
+        if config is None:
+            return None
+        return drops_cls(config)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
@@ -103,7 +105,9 @@ class Llava(OfClip):
         parameters = (name for name, _ in self.tower.named_parameters())
         if cls == any(name.endswith("class_embedding") for name in parameters):
             return cls
-        what = "drops a patch as if it were a CLS" if cls else "uses the tower's CLS as a vision token"
+        what = "uses the tower's CLS as a vision token"
+        if cls:
+            what = "drops a patch as if it were a CLS"
         raise UnsupportedError(
             f"This model {what} (vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens "
             "do not form a grid and cannot be reduced in the tower. Use a method that drops between layers."

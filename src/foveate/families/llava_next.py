@@ -224,7 +224,9 @@ class LlavaOnevision(AnyResolution):
         """With the closing newline or without."""
         cells = math.ceil(side_of(config) / 2)
         frames, rest = divmod(size, cells**2)
-        return frames if rest in (0, 1) else 0
+        if rest not in (0, 1):
+            return 0
+        return frames
 
 
 FAMILIES = (LlavaNext, LlavaNextVideo, LlavaOnevision)

@@ -106,7 +106,10 @@ class _Image:
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
         source = followed(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
-        rows = self.features[source] if cut.rows is None else cut.rows
+        if cut.rows is None:
+            rows = self.features[source]
+        else:
+            rows = cut.rows
         parent = torch.full((arriving,), -1, device=device)
         parent[self.tokens] = cut.parent
         parent[self.closing] = len(source)  # the row behind all others

@@ -85,7 +85,9 @@ def _name_of(output: Any) -> str | None:
         return "pooler_output"
     if getattr(output, "last_hidden_state", None) is not None:
         return "last_hidden_state"
-    return None if getattr(output, "deepstack_features", None) else "pooler_output"
+    if getattr(output, "deepstack_features", None):
+        return None
+    return "pooler_output"
 
 
 def lengths_of(pieces: Sequence[Tensor]) -> list[int]:

@@ -114,7 +114,9 @@ def refusal(
             stage for stage in stages if stage is not thins[0]
         ]  # beside what it may stand with, it changes nothing
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
-    before = "drops patches before the tower" if by_pixels else "makes pictures smaller"
+    before = "makes pictures smaller"
+    if by_pixels:
+        before = "drops patches before the tower"
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
         return (
             f"{before} and also cuts in the tower; the engine cannot do both in one pass yet. Drop "
@@ -137,7 +139,9 @@ def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) ->
         return f"{what}, which here needs all of them: {needs_all_rows}. Leave thintower out."
     inside = [stage for stage in stages if stage.place is Place.TOWER]
     if len(inside) > 1:
-        others = "twice" if all(isinstance(stage, ThinStage) for stage in inside) else "and also merges there"
+        others = "and also merges there"
+        if all(isinstance(stage, ThinStage) for stage in inside):
+            others = "twice"
         return f"{what} {others}; the engine does one of it. Leave the other out."
     reads = [signal for stage in stages for signal in stage.reads if isinstance(signal, TowerSignal)]
     if reads:
@@ -196,7 +200,9 @@ def _is_served(signal: Signal, place: Place) -> bool:
 
 def usual_input(kind: type[Family], modality: str) -> Arriving:
     """An image or a video as a family's stages see it; `tiled` families see each frame of a video as an image."""
-    return FILM if modality == "video" and not kind.tiled else USUAL
+    if modality == "video" and not kind.tiled:
+        return FILM
+    return USUAL
 
 
 def reach(
@@ -273,7 +279,10 @@ class _Walk:
         """Count what a stage leaves."""
         if stage.place >= Place.LAYER and self.arriving.grids:  # it enters the decoder
             self.arriving = replace(self.arriving, started=self.arriving.tokens, grids=())
-        left = stage.left(self.arriving) if stage.drops else self.arriving.tokens
+        if stage.drops:
+            left = stage.left(self.arriving)
+        else:
+            left = self.arriving.tokens
         if left is None:
             self.can.add(where)
             self.counted = False
@@ -310,4 +319,6 @@ def _where(stage: Stage, several: bool) -> str:
         return "pixels"
     if stage.place is not Place.BEHIND_PROJECTOR:
         return "tower"
-    return "layer" if several else "projector"
+    if several:
+        return "layer"
+    return "projector"

@@ -62,7 +62,9 @@ class Tapped(NamedTuple):
     def at(self, tokens: Tensor | slice) -> "Tapped":
         """Some tokens of one sample."""
         keys = self.keys[:, tokens]
-        queries = keys if self.queries is self.keys else self.queries[:, tokens]
+        queries = keys
+        if self.queries is not self.keys:
+            queries = self.queries[:, tokens]
         return Tapped(queries, keys, self.scaling)
 
 
@@ -235,7 +237,9 @@ def attention_of(layer: nn.Module) -> Any:
     if usual is not None:
         return usual
     attending = [module for module in layer.modules() if kind_of(module) in ("attention", "hybrid")]
-    return attending[0] if len(attending) == 1 else None
+    if len(attending) != 1:
+        return None
+    return attending[0]
 
 
 def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]:
@@ -291,7 +295,8 @@ def made_by_itself(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str,
     if takes_index(layer) or any(map(keeps_index, layer.modules())):  # whose scores are masked, and which keep all
         rows = hidden.shape[1]
         mask = hidden.new_ones(len(hidden), 1, rows, rows, dtype=torch.bool)
-        given = {**given, PICKED: every_slot(rows, rows, hidden)} if takes_index(layer) else given
+        if takes_index(layer):
+            given = {**given, PICKED: every_slot(rows, rows, hidden)}
     with suppress(_Enough), tapped_layer(layer, note):
         type(layer).forward(layer, hidden, attention_mask=mask, **given)
     if not heads:

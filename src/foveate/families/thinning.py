@@ -214,12 +214,17 @@ class _ThinRun:
         lengths = layout.lengths
         if lengths is None or (hidden.dim() == 3 and hidden.shape[:2] == (len(lengths), lengths[0])):
             grid = layout.grids[0]
-            cls = layout.cls if grid is None else hidden.shape[1] - grid[0] * grid[1]
+            if grid is None:
+                cls = layout.cls
+            else:
+                cls = hidden.shape[1] - grid[0] * grid[1]
             return self._planned_batch(hidden, grid, cls, _valid_keys(given, hidden.shape[1]))
         if hidden.shape[:-1].numel() != sum(lengths) or layout.cls:
             raise _refusal(self.tower, "how its rows stand in pictures is not known")
         packed = hidden if hidden.dim() == 2 else hidden[0]
-        raster = None if layout.raster is None else send(layout.raster, hidden.device)
+        raster = None
+        if layout.raster is not None:
+            raster = send(layout.raster, hidden.device)
         in_order = packed if raster is None else packed[raster]
         cuts = self._thinned(torch.split(in_order, list(lengths)), layout.grids)
         kept, parents, row, count = [], [], 0, 0
@@ -361,7 +366,9 @@ def _valid_keys(given: Sequence[Any], rows: int) -> Tensor | None:
             continue
         if value.dim() == 4:
             keys = value[:, 0, 0]
-            return keys == 0 if keys.is_floating_point() else keys.bool()
+            if keys.is_floating_point():
+                return keys == 0
+            return keys.bool()
         if value.dim() == 2 and not value.is_floating_point():
             return value.bool()
     return None
@@ -370,4 +377,6 @@ def _valid_keys(given: Sequence[Any], rows: int) -> Tensor | None:
 def _rectangle(valid: Tensor) -> Grid | None:
     """Rows and columns of the cells that are no padding, (rows, columns) bool; None where they are no rectangle."""
     tall, wide = int(valid.any(dim=1).sum()), int(valid.any(dim=0).sum())
-    return (tall, wide) if tall * wide == int(valid.sum()) else None
+    if tall * wide != int(valid.sum()):
+        return None
+    return (tall, wide)

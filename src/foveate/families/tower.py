@@ -112,7 +112,10 @@ def feature_layers(config: Any, depth: int) -> list[int]:
         UnsupportedError: If it reads what goes into the first.
     """
     setting = getattr(config, "vision_feature_layer", -1)
-    states = [setting] if isinstance(setting, int) else list(setting)
+    if isinstance(setting, int):
+        states = [setting]
+    else:
+        states = list(setting)
     chosen = []
     for state in states:  # 0 goes into the first layer, and l + 1 is what layer l makes
         from_start = state + depth + 1 if state < 0 else state
@@ -482,7 +485,9 @@ class _Ragged:
 
 def _rows_of(cut: Cut | None, patches: int) -> int:
     """Rows of an image of `patches` patches behind the first layer."""
-    return patches if cut is None else len(cut.source)
+    if cut is None:
+        return patches
+    return len(cut.source)
 
 
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:

@@ -52,7 +52,9 @@ class VideoLlava(Llava):
 
     def pixels(self, inputs: Inputs) -> str:
         """Also by the name they had, which transformers' processor still gives them."""
-        return "pixel_values_images" if inputs.get("pixel_values") is None else "pixel_values"
+        if inputs.get("pixel_values") is None:
+            return "pixel_values_images"
+        return "pixel_values"
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
         if modality != "video":

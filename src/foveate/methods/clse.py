@@ -82,7 +82,9 @@ class CLSE(Layered):
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         cuts = super().steps(shape)
-        return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
+        if cuts and self.kv:
+            return (*cuts, CacheStage(first_layer=0))
+        return cuts
 
     def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
         if index:
@@ -121,7 +123,10 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
     order = marked_first(cells[:, 0] >= 0)[:count]  # the tokens that stand on a grid
     now, then = (high_pass(rows[order], grids) for rows in (hidden, before))
     change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
-    spread = change.std() if count > 1 else torch.zeros_like(change).sum()
+    if count > 1:
+        spread = change.std()
+    else:
+        spread = torch.zeros_like(change).sum()
     gate = torch.sigmoid((change - change.mean()) / (spread + EPSILON) / TEMPERATURE)
     average = torch.full_like(cells[:, 0], 0.5, dtype=torch.float32)  # sigmoid(0), for newlines
     return average.scatter(0, order, gate)

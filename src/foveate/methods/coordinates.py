@@ -49,7 +49,9 @@ class Coordinates(Method):
         return ()
 
     def around(self, stages: tuple[Stage, ...], shape: Shape) -> tuple[Stage, ...]:
-        return tuple(self._around(stage, shape) for stage in stages) if self.part else stages
+        if self.part:
+            return tuple(self._around(stage, shape) for stage in stages)
+        return stages
 
     def _around(self, stage: Stage, shape: Shape) -> Stage:
         if shape.numbers_anew(stage.positions):

@@ -46,7 +46,9 @@ class FastVID(ByScene):
     centres: Share = 0.4
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        return max(1, int(frames[0] * self.own)) if len(frames) == 1 else None
+        if len(frames) != 1:
+            return None
+        return max(1, int(frames[0] * self.own))
 
     def flops(self, arriving: Arriving, width: int) -> int:
         """The distances in every fourth frame, and each token's cosines with the centres of one."""
@@ -57,7 +59,10 @@ class FastVID(ByScene):
         """`whole` is the feature of each frame, (frames, width); None: the mean of its tokens."""
         frames, tokens, _ = features.shape
         alike = likeness(features.mean(dim=1) if whole is None else whole).tolist()  # the host waits once
-        kept = int(tokens * self.own) if count is None else count // frames
+        if count is None:
+            kept = int(tokens * self.own)
+        else:
+            kept = count // frames
         rows = FilmRows(features)
         for scene in scenes(alike, self.tau, SCENES):
             shares = self._shares(scene, alike, tokens, kept)

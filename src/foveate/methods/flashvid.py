@@ -70,7 +70,10 @@ class FlashVID(ByScene):
         frames, tokens, _ = features.shape
         count = None if self.budget is None else count
         rounded = math.ceil if count is None or frames == 1 else int
-        budget = self._of_frame(tokens) if count is None else count // frames
+        if count is None:
+            budget = self._of_frame(tokens)
+        else:
+            budget = count // frames
         diverse = rounded(DIVERSE * budget)
         runs = scenes(likeness(features.mean(dim=1)).tolist(), ALIKE, SCENES)  # the host waits
         weight = attention
@@ -98,7 +101,9 @@ class FlashVID(ByScene):
                 rows.keep(start + picks[frame])
                 # The code's order of products: of 100 tokens 100 · (7 / 100) is 7.000…01, and 8 clusters are made.
                 exact = count is not None and end - first == 1
-                clusters = each if exact else rounded(trees_of[frame - first] * ratio)
+                clusters = each
+                if not exact:
+                    clusters = rounded(trees_of[frame - first] * ratio)
                 if clusters := min(clusters, left[frame]):
                     peaks, cluster = density_peaks(values[frame, own], clusters, min(clusters, NEIGHBOURS))
                     merged = average(values[frame, own], Cut.join(peaks, cluster))

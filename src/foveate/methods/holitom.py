@@ -49,7 +49,9 @@ class HoliTom(ByScene):
     positions: Positions = "reindex"
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        return math.ceil(frames[0] * self.own) if len(frames) == 1 else None
+        if len(frames) != 1:
+            return None
+        return math.ceil(frames[0] * self.own)
 
     def flops(self, arriving: Arriving, width: int) -> int:
         """For each number 3 for its length and 2 for its cosine; and the distances of a scene's still places, at most
@@ -67,7 +69,9 @@ class HoliTom(ByScene):
         rows = FilmRows(features)
         for first, end in scenes:
             scene = torch.arange(first, end, device=features.device)[:, None] * tokens  # the first token of each frame
-            still = places[end - 1][end - 1 - first] if end - first > 1 else 0
+            still = 0
+            if end - first > 1:
+                still = places[end - 1][end - 1 - first]
             stays = is_still[first : end - 1].all(dim=0) & (still > 0)
             order = marked_first(stays)
             alike, moving = order[:still], order[still:]
@@ -79,7 +83,10 @@ class HoliTom(ByScene):
                 row = by_place.argsort()[cluster]
                 joined = towards(means[peaks], means, row.scatter(0, peaks, -1), BETA)
                 rows.join(first * tokens + alike[peaks], joined, (scene + alike).flatten(), row.repeat(end - first))
-            kept = math.ceil(len(moving) * ratio) if count is None else len(moving) * count // left
+            if count is None:
+                kept = math.ceil(len(moving) * ratio)
+            else:
+                kept = len(moving) * count // left
             for frame in range(first, end):
                 rows.keep(frame * tokens + moving[top(attention[frame, moving], kept)])
         return rows.cut(attention, count)

@@ -73,12 +73,16 @@ class IVCPrune(OneCut):
         return ValueLikeness(self.skip, self.seeds, self.among), Rotary()
 
     def own_count(self, tokens: int) -> int:
-        return max(1, round(self.share * tokens)) if self.target is None else min(tokens, self.target)
+        if self.target is None:
+            return max(1, round(self.share * tokens))
+        return min(tokens, self.target)
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         union = LayerStage(self.layer, reads=self.reads(), choose=self._choose, unit=self.scope)
         cut = self.stage(shape) if self.foreground is None else union
-        return (cut,) if self.kv is None else (cut, CacheStage(first_layer=self.kv))
+        if self.kv is None:
+            return (cut,)
+        return (cut, CacheStage(first_layer=self.kv))
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         return top(-self._order(view, count), count)

@@ -65,7 +65,9 @@ class MFPruner(Counted):
 
 def _look(view: ImageView) -> Mapping[str, Tensor]:
     notes = {"attention": view.attention}
-    return {**notes, "patches": view[PATCHES]} if PATCHES in view else notes
+    if PATCHES in view:
+        return {**notes, "patches": view[PATCHES]}
+    return notes
 
 
 def _by_clip(view: LayerView) -> Mapping[str, Tensor]:
@@ -84,7 +86,10 @@ def _pick(view: LayerView, count: int) -> Tensor:
     cues = [scaled(notes["attention"]), unlike_others(view.hidden)]
     if "third" in notes:
         cues.append(scaled(notes["third"]))
-    fill = notes["fill"] if "fill" in notes else torch.stack(cues).sum(dim=0)
+    if "fill" in notes:
+        fill = notes["fill"]
+    else:
+        fill = torch.stack(cues).sum(dim=0)
     votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
     return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
 

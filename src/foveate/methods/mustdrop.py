@@ -96,7 +96,9 @@ class MustDrop(Layered):
     @property
     def thresholds(self) -> tuple[float, float]:
         """γ and α."""
-        gamma = USUAL if self.global_thr is None else self.global_thr
+        gamma = USUAL
+        if self.global_thr is not None:
+            gamma = self.global_thr
         return gamma, USUAL if self.individual_thr is None else self.individual_thr
 
     def usual_at(self, depth: int) -> tuple[int, ...]:

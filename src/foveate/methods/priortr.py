@@ -59,7 +59,9 @@ class PriorTR(OneCut):
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         cuts = super().steps(shape)
-        return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
+        if cuts and self.kv:
+            return (*cuts, CacheStage(first_layer=0))
+        return cuts
 
     def reads(self) -> tuple[Signal, ...]:
         return self._null, self._question

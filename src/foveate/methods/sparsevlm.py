@@ -99,7 +99,9 @@ class SparseVLM(Rated):
     def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
         """The distances of what is recycled."""
         _, pool, clusters = self._parts(depth, index, arriving)
-        return 2 * pool**2 * width if clusters else 0
+        if not clusters:
+            return 0
+        return 2 * pool**2 * width
 
 
 SparseVLM.presets = SparseVLM.nominal(

@@ -76,7 +76,9 @@ def _unlike_neighbours(view: PatchView) -> Tensor:
 
 
 def _unlike_or_diverse(view: PatchView, count: int) -> Tensor:
-    return _most_diverse(view, count) if view.grid is None else top(_unlike_neighbours(view), count)
+    if view.grid is None:
+        return _most_diverse(view, count)
+    return top(_unlike_neighbours(view), count)
 
 
 def _either_flops(arriving: Arriving, width: int) -> int:

@@ -59,7 +59,9 @@ class V2Drop(Scheduled):
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
         # The notes of a path's steps have all moves.
-        return () if self.over == "path" else (Hidden(back=1),)
+        if self.over == "path":
+            return ()
+        return (Hidden(back=1),)
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         """With "path" a look before every layer up to the last cut adds the last move to the path since the cut before.
@@ -82,12 +84,19 @@ class V2Drop(Scheduled):
         return {"path": moved if starts else view.notes["path"] + moved}
 
     def scores(self, view: LayerView) -> Tensor:
-        scores = view.notes["path"] if self.over == "path" else variation(view.hidden, view.hidden_before, self.metric)
-        return -scores if self.reverse else scores
+        if self.over == "path":
+            scores = view.notes["path"]
+        else:
+            scores = variation(view.hidden, view.hidden_before, self.metric)
+        if self.reverse:
+            return -scores
+        return scores
 
     def rank_flops(self, arriving: Arriving, width: int) -> int:
         # The moves of a path count with their steps.
-        return 0 if self.over == "path" else self._move_flops(arriving, width)
+        if self.over == "path":
+            return 0
+        return self._move_flops(arriving, width)
 
     def _move_flops(self, arriving: Arriving, width: int) -> int:
         return OPERATIONS[self.metric] * width * arriving.tokens

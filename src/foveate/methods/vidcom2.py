@@ -46,7 +46,9 @@ class VidCom2(Framed):
         return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        return max(1, round(self.own * frames[0])) if len(frames) == 1 else None
+        if len(frames) != 1:
+            return None
+        return max(1, round(self.own * frames[0]))
 
     def flops(self, arriving: Arriving, width: int) -> int:
         """For each number 4 for the variances; on the kept half of the channels 3 for lengths, 2 for means and 6 for

@@ -105,7 +105,9 @@ class VisionDrop(Layered):
     @property
     def _in_front(self) -> Pair:
         """(dominant, contextual) of the tower stage, as given or usual."""
-        dominant = DOMINANT if self.dominant is None else self.dominant
+        dominant = DOMINANT
+        if self.dominant is not None:
+            dominant = self.dominant
         return dominant, CONTEXT if self.contextual is None else self.contextual
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
@@ -170,7 +172,9 @@ class VisionDrop(Layered):
     def left(self, depth: int, index: int, arriving: Arriving) -> int:
         """Rows that a stage leaves of an image; the family adds its reserved rows behind the first by itself."""
         rows = int(sum(self.counts(depth, arriving)[index]))
-        return rows if index else max(rows - arriving.reserved, 0)
+        if index:
+            return rows
+        return max(rows - arriving.reserved, 0)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
         if self.budget is None:

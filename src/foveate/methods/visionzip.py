@@ -60,8 +60,12 @@ class VisionZip(Entering):
             contextual = max(0, min(half_up(rows * CONTEXT / (DOMINANT + CONTEXT)), rows - 1))
             return rows - contextual, contextual
         scale = arriving.entered / self.reference
-        dominant = DOMINANT if self.dominant is None else self.dominant
-        contextual = CONTEXT if self.contextual is None else self.contextual
+        dominant = DOMINANT
+        if self.dominant is not None:
+            dominant = self.dominant
+        contextual = CONTEXT
+        if self.contextual is not None:
+            contextual = self.contextual
         return max(1, half_up(dominant * scale) - arriving.reserved), half_up(contextual * scale)
 
     def _pick(self, view: ImageView, count: int) -> Cut:

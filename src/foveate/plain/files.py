@@ -55,7 +55,9 @@ def scheme_of(source: str) -> str | None:
     if match is None:
         return None
     scheme = match[1].lower()
-    return scheme if match[2] or scheme in SCHEMES else None
+    if not match[2] and scheme not in SCHEMES:
+        return None
+    return scheme
 
 
 def local_path(source: str) -> Path:

@@ -79,7 +79,9 @@ def _left(group: Path) -> float:
 def _number(path: Path) -> int | None:
     """The number that a file holds; None where it is not there, or holds a word such as "max"."""
     text = _text(path).strip()
-    return int(text) if text.isdecimal() else None
+    if not text.isdecimal():
+        return None
+    return int(text)
 
 
 def _fields(path: Path) -> dict[str, int]:

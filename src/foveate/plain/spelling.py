@@ -233,7 +233,9 @@ def parsed(text: str) -> Any:
 def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
     """A question behind the sentence on a name that there is not, " Did you mean this?"; empty where none is near."""
     near = difflib.get_close_matches(name, sorted(names), n=most)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    if not near:
+        return ""
+    return f" Did you mean {' or '.join(near)}?"
 
 
 def unknown(what: str, name: str, names: Iterable[str], command: str) -> UnknownNameError:

@@ -236,7 +236,9 @@ class Table:
     def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
         """How wide the table is; where no column may be wrapped, it is never narrower."""
         measured = console.measure(self.to_rich(), options=options)
-        return measured if any(column.wrap for column in self.columns) else measured.with_minimum(measured.maximum)
+        if any(column.wrap for column in self.columns):
+            return measured
+        return measured.with_minimum(measured.maximum)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
         """What rich prints: the table, and the notes below it as wide as the console."""
@@ -249,7 +251,10 @@ class Table:
 
 def number(value: float, form: str) -> Number:
     """A cell with one number, as `format` writes it; CSV has shares in hundredths where the form ends in "%"."""
-    values = {"%": 100 * value} if form.endswith("%") else {"": value}
+    if form.endswith("%"):
+        values = {"%": 100 * value}
+    else:
+        values = {"": value}
     return Number(format(value, form), values)
 
 
@@ -264,12 +269,16 @@ def in_file(tables: Sequence[Table], ending: str) -> str:
 
 
 def _csv_text(table: Table, titled: bool) -> str:
-    title = Table("", [Column("", name=table.title)], []).to_csv() if titled and table.title else ""
+    title = ""
+    if titled and table.title:
+        title = Table("", [Column("", name=table.title)], []).to_csv()
     return title + table.to_csv()
 
 
 def _markdown_text(table: Table, _: bool) -> str:
-    title = [f"**{_as_markdown(table.title)}**"] if table.title else []
+    title = []
+    if table.title:
+        title = [f"**{_as_markdown(table.title)}**"]
     return "\n\n".join([*title, table.to_markdown().rstrip("\n"), *map(_as_markdown, table.notes)]) + "\n"
 
 

@@ -80,7 +80,9 @@ def first_line(error: BaseException) -> str:
     if text.endswith((".", "!", "?")):
         return text
     sentences, stop, _ = text.rpartition(". ")
-    return f"{sentences}." if stop else f"{text}."
+    if stop:
+        return f"{sentences}."
+    return f"{text}."
 
 
 def brief(value: object, most: int = 80) -> str:
@@ -96,7 +98,9 @@ def brief(value: object, most: int = 80) -> str:
 def shown(name: str, most: int = 200) -> str:
     """A name as one line can say it: what does not print is escaped, and a long one is cut."""
     text = printable(name)
-    return text if len(text) <= most else f"{text[:most]}…"
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}…"
 
 
 def printable(text: str) -> str:

@@ -112,7 +112,10 @@ def preset_files(asked: Iterable[tuple[str, Mapping[str, float]]]) -> list[str]:
     names: list[str] = []
     for method, budget in asked:
         ((kind, value),) = budget.items()
-        size = f"{value:.6g}" if kind in ("tokens", "retention") else f"{kind}-{value:.6g}"
+        if kind in ("tokens", "retention"):
+            size = f"{value:.6g}"
+        else:
+            size = f"{kind}-{value:.6g}"
         stem = re.sub(r"[^\w.+=,]+", "-", method.removesuffix(".json"))[:80].strip("-.")
         name, number = f"{stem}-{size}.json", 2
         while name.lower() in map(str.lower, names):

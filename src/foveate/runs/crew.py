@@ -200,7 +200,9 @@ def crew_of(task: Task, workers: int, here: Worker) -> Crew:
     Raises:
         SettingError: If these are more than the machine can serve.
     """
-    return Pool(task, workers) if workers > 1 else Here(lambda place, count: here)
+    if workers > 1:
+        return Pool(task, workers)
+    return Here(lambda place, count: here)
 
 
 _process: dict[str, Any] = {}
@@ -228,7 +230,9 @@ def _ask(item: object) -> object:
 
 def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> object:
     """All rows of an item at once; where it is None, the worker's `about`."""
-    return worker.about() if item is None else [row for rows in worker(item, stopped) for row in rows]
+    if item is None:
+        return worker.about()
+    return [row for rows in worker(item, stopped) for row in rows]
 
 
 def _end_with_parent() -> None:

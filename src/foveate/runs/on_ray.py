@@ -32,7 +32,9 @@ class Actors(Together):
         if self._began:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
             try:
-                quiet = {"include_dashboard": False} if self._address == "local" else {}
+                quiet = {}
+                if self._address == "local":
+                    quiet = {"include_dashboard": False}
                 ray.init(self._address, log_to_driver=False, logging_level="CRITICAL", **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(f"No Ray at {self._address!r}: {first_line(error)}") from error
@@ -40,7 +42,10 @@ class Actors(Together):
         gpus, cores = int(there.get("GPU", 0)), there.get("CPU", 1)
         self._count = self._count or max(1, gpus)
         check_count(self._count, max(gpus, int(cores)))
-        needs = {"num_gpus": 1} if gpus else {"num_cpus": min(1.0, cores / self._count)}
+        if gpus:
+            needs = {"num_gpus": 1}
+        else:
+            needs = {"num_cpus": min(1.0, cores / self._count)}
         self._actor = ray.remote(**needs)(_Actor)
         self._actors: dict[int, Any] = {}
         for place in range(self._count):

@@ -173,7 +173,9 @@ class _Csv(_Records):
         with open_readable(self.path) as binary:
             text = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
             head = text.readline()
-            separator = "\t" if self.path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+            separator = "\t"
+            if self.path.suffix.lower() != ".tsv":
+                separator = max(",;\t", key=head.count)
             # Strict: a quote that is never closed is told; else all the rows behind it would be one cell.
             reader = csv.reader(chain([head], text), delimiter=separator, skipinitialspace=True, strict=True)
             names = self._names(reader)
@@ -220,7 +222,9 @@ def _cell(cell: str) -> object:
         values = json.loads(cell)
     except (ValueError, RecursionError):
         return cell  # a name or a question may begin with a bracket
-    return values if all(isinstance(value, str) for value in values) else cell
+    if all(isinstance(value, str) for value in values):
+        return values
+    return cell
 
 
 class _Parquet(_Records):
@@ -245,7 +249,10 @@ class _Parquet(_Records):
                 others = [name for name in types if name not in self._asked and "binary" not in types[name]]
                 if not asked:
                     raise InputError(f"{named(self.path)} has none of the columns {', '.join(self._asked)}.")
-                beside = _beside(self.path, others) if carried and others else iter(())
+                if carried and others:
+                    beside = _beside(self.path, others)
+                else:
+                    beside = iter(())
                 for batch in file.iter_batches(batch_size=READ, columns=asked):
                     rows = batch.to_pylist()
                     more = next(beside, None)
@@ -543,7 +550,9 @@ def _media(value: object, root: str) -> tuple[str, ...]:
 
 
 def _listed(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value]
 
 
 def _located(path: object, root: str) -> str:

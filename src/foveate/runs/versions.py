@@ -24,7 +24,9 @@ def commit() -> str | None:
         head, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", str(HERE))
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{head}+" if changed else head
+    if changed:
+        return f"{head}+"
+    return head
 
 
 def _git(*words: str) -> str:

@@ -99,8 +99,12 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _finite(value: Any) -> Any:
-    return None if value == math.inf else value
+    if value == math.inf:
+        return None
+    return value
 
 
 def _short(number: float | None) -> str:
-    return "" if number is None else f"{number:.1e}"
+    if number is None:
+        return ""
+    return f"{number:.1e}"

@@ -350,11 +350,15 @@ def difference(logits: Tensor, reference: Tensor) -> float:
     said = ~(reference < NEVER)
     logits, reference = logits[said], reference[said]
     share = float((logits - reference).abs().max() / reference.abs().max())
-    return math.inf if math.isnan(share) else share
+    if math.isnan(share):
+        return math.inf
+    return share
 
 
 def _exact(name: str, same: bool, reason: str) -> Row:
-    return Row(name, "passed") if same else Row(name, "failed", reason=reason)
+    if same:
+        return Row(name, "passed")
+    return Row(name, "failed", reason=reason)
 
 
 # -- what is tried ------------------------------------------------------------------------------------------------

@@ -76,7 +76,10 @@ class MethodContract:
     def test_settings_survive_json(self) -> None:
         """A setting is what its JSON says, and nothing changes it."""
         for method in self.examples:
-            read = catalogue.from_dict if isinstance(method, Chain) else type(method).from_dict
+            if isinstance(method, Chain):
+                read = catalogue.from_dict
+            else:
+                read = type(method).from_dict
             again = read(json.loads(json.dumps(method.to_dict())))
             assert again == method, f"{method} came back as {again}"
             assert hash(again) == hash(method)
@@ -256,7 +259,10 @@ def differing(together: Kept, alone: Kept) -> str:
     for place in dict.fromkeys((*alone, *together)):
         batched, single = set(together.get(place, ())), set(alone.get(place, ()))
         if batched != single or (place in together) != (place in alone):
-            name = place[0] if place[1] is None else f"{place[0]} {place[1]}"
+            if place[1] is None:
+                name = place[0]
+            else:
+                name = f"{place[0]} {place[1]}"
             there, here = sorted(batched - single), sorted(single - batched)
             return (
                 f"first at {name}: tokens {there} only there, {here} only alone. "

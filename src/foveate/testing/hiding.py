@@ -140,7 +140,9 @@ class Oracle:
         output = original(states[:, rows], *args[1:], **kwargs)
         made = output[0] if isinstance(output, tuple) else output
         whole = states.index_copy(1, rows, made)
-        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+        if isinstance(output, tuple):
+            return (whole, *output[1:])
+        return whole
 
 
 def extended(inputs: Inputs, answer: Tensor) -> dict[str, Any]:

@@ -174,4 +174,6 @@ BUILT: dict[str, tuple[str, Callable[[], Any], Callable[[str, torch.Generator], 
 
 def words_of(family: str) -> Sequence[str]:
     """Samples for a batch: an image, two, none, and a film where the family knows such."""
-    return ("tit", "titt", "titit", "ttt") if family == "llava" else ("tit", "titt", "titit", "ttt", "tvt")
+    if family == "llava":
+        return ("tit", "titt", "titit", "ttt")
+    return ("tit", "titt", "titit", "ttt", "tvt")

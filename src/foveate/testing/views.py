@@ -73,7 +73,10 @@ def made_view(
         SettingError: If the stage sees no tokens, or reads what cannot be made.
     """
     count = tokens if isinstance(tokens, int) else len(tokens)
-    given = made_tensors(stage, count, seed=seed, dtype=dtype) if tensors is None else dict(tensors)
+    if tensors is None:
+        given = made_tensors(stage, count, seed=seed, dtype=dtype)
+    else:
+        given = dict(tensors)
     own = given.pop(OWN)
     arriving = arriving or Arriving.all_of(count)
     known: dict[str, Any] = {"notes": notes, "signals": given}
@@ -90,7 +93,9 @@ def made_view(
     if Cells() in stage.reads and whole:
         arriving = replace(arriving, grids=(_squarest(count),))
     before = [given.pop(signal) for signal in list(given) if isinstance(signal, Hidden) and signal.back]
-    hidden = own if any(isinstance(signal, Hidden) for signal in stage.reads) else None
+    hidden = None
+    if any(isinstance(signal, Hidden) for signal in stage.reads):
+        hidden = own
     given.pop(Hidden(), None)
     return LayerView(hidden, before[0] if before else None, count=count, arriving=arriving, **known)
 
@@ -140,7 +145,10 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return place.view(tokens, 3)
     if isinstance(signal, Text):
         return torch.randn(WORDS, WIDTH, generator=random).to(dtype)
-    what = f"resource {signal.name!r}" if isinstance(signal, Resource) else repr(signal)
+    if isinstance(signal, Resource):
+        what = f"resource {signal.name!r}"
+    else:
+        what = repr(signal)
     raise SettingError(f"No tensor can be made for the {what}: give it with tensors=.")
 
 

@@ -100,7 +100,9 @@ def settings_of(method: Method | None) -> tuple[Method, ...]:
     They are fixed before a sample is seen: settings chosen on the samples of a bound void it.
     """
     method = VidCom2() if method is None else method
-    return tuple(method.with_budget(retention=share) for share in BUDGETS) if method.open else (method,)
+    if method.open:
+        return tuple(method.with_budget(retention=share) for share in BUDGETS)
+    return (method,)
 
 
 def refuse_few(questions: int, agreement: float, settings: int) -> None:
@@ -111,7 +113,9 @@ def refuse_few(questions: int, agreement: float, settings: int) -> None:
     """
     least = fewest(agreement, settings)
     if questions < least:
-        tried = "1 setting" if settings == 1 else f"{settings} settings"
+        tried = "1 setting"
+        if settings != 1:
+            tried = f"{settings} settings"
         raise SettingError(
             f"{share_words(agreement)} agreement takes {least} samples for {tried}, each of another picture; got "
             f"{questions}: {least - questions} are missing. Give more, try fewer settings, or ask for less."
@@ -186,7 +190,9 @@ def agree(
         answered = _answered(vlm, prompts, kinds, settings, generation, advance)
     counted = [answered[place] for place in places]
     looks = [look for place in range(len(settings)) if (look := _looks(counted, place, agreement, len(settings)))]
-    cost = _spent if any(one.full.flops is None or None in _flops_of(one) for one in counted) else _flops
+    cost = _flops
+    if any(one.full.flops is None or None in _flops_of(one) for one in counted):
+        cost = _spent
     best = min(looks, key=lambda look: look.mean(cost), default=None)
     if best is None or best.mean(cost) >= fmean(cost(one.full) for one in counted):
         raise BudgetError(
@@ -243,7 +249,10 @@ def _planned(
     Raises:
         SettingError: If samples are too few.
     """
-    choices = [settings, settings[:1]] if may_narrow and len(settings) > 1 else [settings]
+    if may_narrow and len(settings) > 1:
+        choices = [settings, settings[:1]]
+    else:
+        choices = [settings]
     every = list(range(len(pictures)))
     for places, note in ((one_each(pictures, seed), ""), (every, _APPROXIMATE)):
         for tried in choices:
@@ -289,7 +298,9 @@ def _looks(samples: Sequence[_Sample], place: int, agreement: float, tried: int)
     """What is trusted of a setting; None where nothing can be."""
     pairs = [(_confidence(one.quick[place]), one.quick[place].text == one.full.text) for one in samples]
     sure = threshold(pairs, agreement, tried)
-    return None if sure is None else _Looks(place, sure, samples)
+    if sure is None:
+        return None
+    return _Looks(place, sure, samples)
 
 
 def _by_task(look: _Looks, samples: Sequence[_Sample]) -> Iterable[TaskLook]:
@@ -307,7 +318,9 @@ def _on_length(look: _Looks) -> list[str]:
     short = [one for one in look.samples if _steps(one.full) < LONG]
     if len(long) >= ENOUGH:
         words = f"Of {len(long)} answers of {LONG} tokens or more {share_words(look.shares(long)[0])} are asked again"
-        others = f", of the {len(short)} shorter ones {share_words(look.shares(short)[0])}" if short else ""
+        others = ""
+        if short:
+            others = f", of the {len(short)} shorter ones {share_words(look.shares(short)[0])}"
         notes.append(f"{words}{others}: long answers gain little.")
     return notes
 
@@ -318,7 +331,9 @@ def _confidence(answer: Answer) -> float:
 
 
 def _none_of(settings: Sequence[Method]) -> str:
-    return f"{settings[0]} does not keep" if len(settings) == 1 else f"none of {len(settings)} settings keeps"
+    if len(settings) == 1:
+        return f"{settings[0]} does not keep"
+    return f"none of {len(settings)} settings keeps"
 
 
 def _spent(answer: Answer) -> float:

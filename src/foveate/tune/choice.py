@@ -133,7 +133,9 @@ def comparison(
     named.append(("random, tuned schedule", _draws(prices, choice.method)))
     named.append(("uniform, tuned schedule", [_control(prices, choice.method, Uniform())]))
     resampled = Resampled([about.key for about in pictures for _ in about.samples])
-    base = None if choice.published is None else trials.column(choice.published, pictures, agrees)
+    base = None
+    if choice.published is not None:
+        base = trials.column(choice.published, pictures, agrees)
     rows = []
     for name, methods in named:
         agreement = np.mean([trials.column(method, pictures, agrees) for method in methods], axis=0)
@@ -189,8 +191,13 @@ def untuned(asked: str, rows: Sequence[HeldOut], origin: str, pictures: int) -> 
     (ahead,) = (row.ahead for row in rows if row.name == rival)
     if ahead is None or ahead.low > 0:
         return []
-    told = "better" if ahead.high < 0 else f"as good here, as far as {pictures} pictures tell"
-    what = "the best of the grid" if origin == "published" else "the tuned setting"
+    if ahead.high < 0:
+        told = "better"
+    else:
+        told = f"as good here, as far as {pictures} pictures tell"
+    what = "the tuned setting"
+    if origin == "published":
+        what = "the best of the grid"
     return [f"{asked} is {told}: {what} is {points(ahead, '+')} points of agreement ahead of it."]
 
 

@@ -84,12 +84,18 @@ def greedy(model: Any, samples: Sequence[SampleInputs], max_new_tokens: int) -> 
 
     def answer(places: Sequence[int]) -> list[tuple[int, ...]]:
         asked = [samples[place].inputs for place in places]
-        inputs = collate(asked, pad_id(model)) if look is None else resumed(model, look, asked)
+        if look is None:
+            inputs = collate(asked, pad_id(model))
+        else:
+            inputs = resumed(model, look, asked)
         out = run(model, inputs, settings)
         columns = inputs["input_ids"].shape[1]
         return [_up_to_the_end(ids, ends_of(model)) for ids in out.sequences[:, columns:].tolist()]
 
-    groups = _alike(samples) if look is None else together(model, look, [one.inputs for one in samples])
+    if look is None:
+        groups = _alike(samples)
+    else:
+        groups = together(model, look, [one.inputs for one in samples])
     return _in_groups(groups, answer)
 
 
@@ -167,7 +173,9 @@ def predictions(
     samples = [sample for about in pictures for sample in about.samples]
     ids = [given for of_picture in answers for given in of_picture]
     with torch.inference_mode():
-        way = _behind_a_look if looks(model, method, samples) else _behind_prompts
+        way = _behind_prompts
+        if looks(model, method, samples):
+            way = _behind_a_look
         logs = iter(way(model, pictures, ids, method))
     return [list(islice(logs, len(about.samples))) for about in pictures]
 
@@ -200,7 +208,9 @@ def _behind_a_look(
     about_which = [at for at, about in enumerate(pictures) for _ in about.samples]
 
     def force(places: Sequence[int]) -> list[Tensor]:
-        of = None if len(pictures) == 1 else [about_which[place] for place in places]
+        of = None
+        if len(pictures) != 1:
+            of = [about_which[place] for place in places]
         with drop_or_not(model, method):
             inputs = resumed(model, look, [samples[place].inputs for place in places], places=of)
             forced = _forced([answers[place] for place in places], inputs["input_ids"], pad_id(model))
@@ -249,7 +259,9 @@ def _behind_prompts(
         inputs = collate([samples[place].inputs for place in places], pad_id(model))
         with drop_or_not(model, method):
             mask = inputs["attention_mask"]
-            placed = {} if _mrope(model) else {"position_ids": _positions(mask)}
+            placed = {}
+            if not _mrope(model):
+                placed = {"position_ids": _positions(mask)}
             begun = model(**inputs, **placed, use_cache=True, logits_to_keep=1)
             forced = _forced([answers[place] for place in places], inputs["input_ids"], pad_id(model))
             logits = begun.logits[:, -1:]

@@ -131,8 +131,13 @@ class Prices:
     def _one(self, method: Method | None, sizes: tuple[int, ...], grids: Any, text: int) -> float:
         """The cost for one kind of sample."""
         if self.kind == "tokens" or self.kind == "retention":
-            mean = float(sum(sizes)) if method is None else sum(self.plan(method, sizes, grids)) / self.depth
-            return mean if self.kind == "tokens" else mean / sum(sizes)
+            if method is None:
+                mean = float(sum(sizes))
+            else:
+                mean = sum(self.plan(method, sizes, grids)) / self.depth
+            if self.kind == "tokens":
+                return mean
+            return mean / sum(sizes)
         key = (sizes, grids, text)
         if key not in self._whole:
             self._whole[key] = self._cost(None, *key)
@@ -281,7 +286,10 @@ def _filled_up(space: Space, point: Point, prices: Prices, limit: float, counts:
     for place in range(len(counts)):
         most = prices.entered if place == 0 else counts[place - 1]
         more = [*counts[:place], counts[place] + 1, *counts[place + 1 :]]
-        method = None if more[place] > most else _affordable(space, point, prices, limit, more)
+        if more[place] > most:
+            method = None
+        else:
+            method = _affordable(space, point, prices, limit, more)
         if method is not None:
             counts, best = more, method
     return best
@@ -293,7 +301,9 @@ def _affordable(space: Space, point: Point, prices: Prices, limit: float, counts
         method, spent = _built(space, point, prices, counts)
     except SettingError:
         return None
-    return method if _pays(limit, spent) else None
+    if not _pays(limit, spent):
+        return None
+    return method
 
 
 def _built(space: Space, point: Point, prices: Prices, counts: Sequence[float]) -> tuple[Method, float]:

@@ -163,7 +163,9 @@ def searched(
         UnsupportedError: If more than the grid is asked for, and optuna is not installed.
     """
     known: dict[Method, Tried] = {}
-    suggestions = Suggestions(space, seed, len(of_the_grid) + DRAWN) if number else None
+    suggestions = None
+    if number:
+        suggestions = Suggestions(space, seed, len(of_the_grid) + DRAWN)
     for method, point in of_the_grid.items():
         known[method] = Tried(*score(method), point, method, "grid")
         yield known[method]

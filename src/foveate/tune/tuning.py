@@ -171,7 +171,9 @@ def tune(
 def _with_budget(method: Method | str | None, tokens: float | None, retention: float | None) -> Method | None:
     """A method with its budget; one that is given none gets none here, so that several are tried."""
     if tokens is None and retention is None:
-        return naming.parse(method) if isinstance(method, str) else method
+        if isinstance(method, str):
+            return naming.parse(method)
+        return method
     return method_of(VidCom2.name if method is None else method, tokens, retention)
 
 
@@ -330,7 +332,9 @@ class _Course:
         settings = settings_of(points, lambda point: solved(space, point, prices, asked.limit.value))
         if not settings and not search:
             raise asked.unmet()
-        published = None if start is None else solved(space, start, prices, asked.limit.value)
+        published = None
+        if start is not None:
+            published = solved(space, start, prices, asked.limit.value)
         return cls(asked, space, prices, reported, published, settings, time.monotonic() - begun)
 
     def solve(self, point: Point) -> Method | None:
@@ -361,7 +365,10 @@ def _tuned(model: Any, samples: Iterable[Any], every: Sequence[_Asked], how: _Ho
     """
     inner = model.model if isinstance(model, VLM) else model
     pictures = grouped(model, samples)
-    name = model.name if isinstance(model, VLM) else _name_of(inner)
+    if isinstance(model, VLM):
+        name = model.name
+    else:
+        name = _name_of(inner)
     used = _Samples(name, pictures, split(pictures, how.seed), digest_of(pictures))
     courses: dict[_Asked, _Course] = {}
     errors: dict[_Asked, FoveateError] = {}
@@ -516,7 +523,9 @@ def _best_first(
 def _name_of(model: Any) -> str:
     """A model's hub id; of a local folder its name alone, since where it lies is nobody's business."""
     known = getattr(model.config, "name_or_path", "") or model.config.model_type
-    return Path(known).name if Path(known).is_dir() else str(known)
+    if Path(known).is_dir():
+        return Path(known).name
+    return str(known)
 
 
 def _priced(model: Any, method: Method, limit: Limit, parts: Split) -> tuple[Space, Prices, Prices]:

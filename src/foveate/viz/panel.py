@@ -140,7 +140,9 @@ class Tokens:
     @property
     def legend(self) -> str:
         """What colours mean."""
-        return LEGEND if any(stage.merges for stage in self.stages) else PLAIN_LEGEND
+        if any(stage.merges for stage in self.stages):
+            return LEGEND
+        return PLAIN_LEGEND
 
     def panels(self, stage: StageTokens, pictures: Mapping[int, Pixels]) -> list[tuple[Pixels, int]]:
         """Pictures, by their number, with what left at a stage dimmed; and how many tokens of each stayed."""

@@ -42,9 +42,10 @@ def draw_stages(
     for stage in tokens.stages:
         drawn = zip(tokens.panels(stage, pictures), tokens.counts, strict=True)
         columns.append([(pixels, f"{kept} of {count}") for (pixels, kept), count in drawn])
+    first = "the pictures"
     if len(images) == 1:  # its counts are in the captions
+        first = "the picture"
         columns = [[(pixels, "") for pixels, _ in column] for column in columns]
-    first = "the picture" if len(images) == 1 else "the pictures"
 
     cell = max(pixels.shape[1] for pixels in pictures.values())
     page = Page(GAP + len(columns) * (cell + GAP))

@@ -172,7 +172,9 @@ def _as_ran(contender: Contender, ran: Sequence[_Ran]) -> tuple[Contender, list[
         if done.infeasible:
             return replace(contender, draws=(), infeasible=done.infeasible, floor=done.floor), []
     methods = tuple(done.method for done in ran)
-    note = EARLY if methods != contender.draws else contender.note
+    note = EARLY
+    if methods == contender.draws:
+        note = contender.note
     return replace(contender, draws=methods, note=note), [done.logs for done in ran]
 
 

@@ -150,7 +150,9 @@ def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
     given = row["inputs"].get(next(iter(metric.parts)))
     if isinstance(given, Mapping):
         given = given.get("score")
-    return float(given) if isinstance(given, int | float) else None
+    if not isinstance(given, int | float):
+        return None
+    return float(given)
 
 
 def _factor(metric: Metric, log: Log) -> float | None:

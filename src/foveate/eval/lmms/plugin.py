@@ -135,7 +135,9 @@ class Foveate(Answering):
         vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
         self._held = ExitStack()
         self._log = log
-        store = self._open(log, conduct.conditions(vlm)) if log else None
+        store = None
+        if log:
+            store = self._open(log, conduct.conditions(vlm))
         super().__init__(RequestAnswerer(vlm, setting.method, conduct, store))
         self.label = Label(model=pretrained, setting=setting, conduct=conduct)
 

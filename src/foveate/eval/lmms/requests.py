@@ -180,7 +180,9 @@ class RequestAnswerer:
     def _question(self, request: Request) -> _Question:
         """Read a request's media."""
         conversation = Conversation.of(request.messages(), self.conduct.most_frames)
-        ocr = request.ocr() if self.conduct.protocol == "llava" else None
+        ocr = None
+        if self.conduct.protocol == "llava":
+            ocr = request.ocr()
         if ocr is not None:
             conversation = conversation.with_ocr(*ocr)
         longest, until = request.decoding()
@@ -189,7 +191,9 @@ class RequestAnswerer:
 
     def _stored(self, key: str, question: _Question) -> Mapping[str, Any] | None:
         """The store's record of a setting's answer."""
-        return None if self.store is None else self.store.get(key, question.name)
+        if self.store is None:
+            return None
+        return self.store.get(key, question.name)
 
     def _prepared(self, question: _Question, _: object) -> Prompt:
         """A question as the model gets it."""
@@ -200,7 +204,9 @@ class RequestAnswerer:
     def _row(self, question: _Question, answer: Answer) -> dict[str, object]:
         """The record of an answer."""
         full = self._stored(FULL, question)
-        first = None if full is None else First.from_dict(full["first"])
+        first = None
+        if full is not None:
+            first = First.from_dict(full["first"])
         _, until = question.request.decoding()
         return record_of(answer, self.key, question.name, first) | {
             "answer": _until(answer.text, until),

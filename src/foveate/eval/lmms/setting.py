@@ -105,7 +105,9 @@ class Setting:
         if not isinstance(self.settings, str):
             return self.settings
         text = unquoted(self.settings.strip())
-        return parsed(text) if text.startswith("{") else [pair for pair in text.split(";") if pair.strip()]
+        if text.startswith("{"):
+            return parsed(text)
+        return [pair for pair in text.split(";") if pair.strip()]
 
 
 # -- texts ----------------------------------------------------------------------------------------------------
@@ -170,5 +172,7 @@ def _unknown(name: str) -> str:
     if name in FLAGS:
         return f"{name} is a flag of lmms-eval: write --{name} beside --model_args."
     near = nearest(name.lower().replace("-", "_"), NAMES)
-    behind = "" if near else " A method's settings go behind its name: method=v2drop:metric=cosine."
+    behind = " A method's settings go behind its name: method=v2drop:metric=cosine."
+    if near:
+        behind = ""
     return f"No model argument {name!r}.{near} There are: {', '.join(NAMES)}.{behind}"
