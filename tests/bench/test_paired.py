@@ -1,5 +1,7 @@
 """A whole run by a clock that counts FLOPs: what it measures must then be what arithmetic says, to the digit."""
 
+import gc
+
 import pytest
 import torch
 
@@ -48,6 +50,15 @@ METHODS = {
 def measured():
     made, started = paired_run(METHODS)
     return made, started, by_name(made)
+
+
+def test_no_garbage_is_collected_while_something_is_timed(monkeypatch):
+    enabled, time_one = [], PairedRun._time
+    monkeypatch.setattr(PairedRun, "_time", lambda *given: enabled.append(gc.isenabled()) or time_one(*given))
+    paired_run({}, pairs=1)
+    assert enabled
+    assert not any(enabled)
+    assert gc.isenabled()
 
 
 def test_beside_every_method_there_are_its_controls(measured):

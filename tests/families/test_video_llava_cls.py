@@ -35,6 +35,11 @@ def test_the_cls_of_every_frame_stays_at_every_stage(name):
             assert members.tolist() == [origin[row]] if first else not set(FIRST) & set(members.tolist())
 
 
+def test_tokens_that_no_pictures_and_no_frames_make_are_refused():
+    with pytest.raises(fv.SettingError, match="27 is not a multiple of either"):
+        fv.cost(tiny("video_llava"), text_tokens=7, vision_tokens=27)
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.2, 0.5])
 def test_shares_are_of_the_patches(keep):
     """Of 75 patches; the three CLS come on top, also where a single patch is left."""
