@@ -96,8 +96,8 @@ def beside(old: str, rounds: int, words: list[str]) -> dict[str, dict[str, list[
             done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE)
             runs[name] = json.loads(done.stdout)
         for name, of in ratios.items():
-            for door, value in runs[name].items():
-                of.setdefault(door, []).append(value / runs["old"][door])
+            for door in [door for door in runs[name] if door != "rows"]:
+                of.setdefault(door, []).append(runs[name][door] / runs["old"][door])
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return {
         name: {door: [round(one, 3) for one in (median(all_), min(all_), max(all_))] for door, all_ in of.items()}

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,8 @@ def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, ti
     ratio = result["time"]["ratio_to_full"]["v2drop"]
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert ratio["rounds"] == result["time"]["control"]["rounds"] == 2
+    out = " ".join(ask("generate", picture, "--full", "--pairs", 2)[1].split())
+    assert re.search(r"[\d.]+ \[[\d.]+, [\d.]+\] for the full model against itself", out)
 
 
 def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):
@@ -191,6 +194,7 @@ def test_methods_models_and_presets_list_what_the_registry_has(run):
     assert code == 0
     assert {row["model_type"] for row in json.loads(out)["families"]} == set(families())
     assert {row["model_type"] for row in json.loads(out)["proved"]} == set(PROVED)
+    assert (Path(json.loads(out)["embedded"]["folder"]) / "config.json").is_file()
     code, out, _ = run("presets", "--json")
     assert code == 0
     rows = {row["name"]: row for row in json.loads(out)["presets"]}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 import foveate as fv
-from foveate.embedded import TASKS
+from foveate.embedded import TASKS, picture
 from foveate.eval.asked import prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of
@@ -100,7 +100,18 @@ def test_too_few_samples_are_told_how_many_are_missing_before_anything_runs(vlm,
             fv.tune(vlm, prompts[:5] * 9, agreement=0.9)
         with pytest.raises(fv.SettingError, match="between 0 and 1"):
             fv.tune(vlm, prompts, agreement=1.0)
+        with pytest.raises(fv.SettingError, match="got 2: 20 are missing"):
+            fv.tune(vlm, [(picture(), "What is it ?"), (picture(), "What colour ?")], agreement=0.9, method="vidcom2")
+        with pytest.raises(fv.SettingError, match="A sample is a pair of a picture and a question"):
+            fv.tune(vlm, [picture()], agreement=0.9)
     assert not calls
+
+
+def test_keywords_that_the_other_way_to_tune_has_are_refused(vlm, prompts):
+    with pytest.raises(fv.SettingError, match="With agreement= nothing is searched: leave search, state out"):
+        fv.tune(vlm, prompts, agreement=0.9, search=3, state="there")
+    with pytest.raises(fv.SettingError, match="tasks= is for a table by task, and goes with agreement="):
+        fv.tune(vlm, prompts, tokens=64, tasks=["read"] * len(prompts))
 
 
 def test_where_nothing_cheap_keeps_it_the_full_model_is_to_be_taken(vlm, prompts):
