@@ -66,6 +66,7 @@ def test_what_a_text_names(text, method):
         ("{", "Not valid JSON"),
         ("{}", "The settings must name their method"),
         ('{"method": 1}', "The settings must name their method"),
+        ('{"method": "v2drop", "bogus": 1}', "v2drop has no setting bogus. It has: keep, layers, metric"),
         ('{"method":' * 10_000, "Not valid JSON"),
     ],
 )
