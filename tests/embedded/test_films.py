@@ -19,6 +19,7 @@ def test_the_same_film_twice_and_frames_of_one_size():
 def test_things_do_not_show_before_they_come_nor_after_they_went(films):
     for one in films:
         for each in one.shown:
+            assert 0 <= each.start < each.stop <= len(one.frames)
             for number, frame in enumerate(one.frames):
                 shows = each.what in (frame.texts if isinstance(each.what, Lettering) else frame.things)
                 assert shows == (each.start <= number < each.stop)
