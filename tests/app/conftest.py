@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import foveate as fv
+from foveate.app.replies import FULL
 from foveate.app.subjects import opened
 from tests.app.serving import Served
 from tests.cli.conftest import save_tiny_llava
@@ -27,6 +28,13 @@ def picture(tmp_path):
     path = tmp_path / "a picture.png"
     Image.effect_mandelbrot((90, 90), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(path)
     return path
+
+
+def asking(name, retention, max_new_tokens):
+    """How the page asks under a method of this name."""
+    if name == FULL:
+        return {"max_new_tokens": max_new_tokens}
+    return {"method": name, "retention": retention, "max_new_tokens": max_new_tokens}
 
 
 @pytest.fixture

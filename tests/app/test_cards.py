@@ -9,6 +9,7 @@ from foveate.app.kept import way_of
 from foveate.app.replies import FULL, Said, answered, cards
 from foveate.viz.canvas import data_url
 from foveate.viz.mosaic import plain_panel
+from tests.app.conftest import asking
 
 QUESTION = "What is this ?"
 EVIL = "<script>alert(1)</script>"
@@ -17,7 +18,7 @@ EVIL = "<script>alert(1)</script>"
 def asked(vlm, subject, *names):
     made = []
     for name in (FULL, *names):
-        made.append(list(answered(vlm, subject, QUESTION, name, 0.4, 3))[-1])
+        made.append(list(answered(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1])
     return made
 
 

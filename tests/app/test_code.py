@@ -9,16 +9,18 @@ from foveate import cli
 from foveate.app import subjects
 from foveate.app.replies import FULL, answered, command, program
 from foveate.app.subjects import examples, opened
+from tests.app.conftest import asking
 from tests.films import film
 
 QUESTION = 'What is "this" \\ ?\n# it'
 METHODS = ["v2drop", "random:seed=3"]
+FEW = {"retention": 0.4, "max_new_tokens": 3}
 
 
 def said(vlm, subject):
     lines = []
     for name in (FULL, *METHODS):
-        last = list(answered(vlm, subject, QUESTION, name, 0.4, 3))[-1]
+        last = list(answered(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1]
         share = f" ({last.answer.retention:.1%} of {last.answer.vision_tokens} vision tokens)"
         lines.append(f"{name}: {last.text}{share if name != FULL else ''}")
     return lines
@@ -33,7 +35,7 @@ def test_the_program_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
         film(picture, 9, size=(64, 64))
     by_kind = {"example": 1, "generated film": -1}
     subject = examples()[by_kind[kind]] if kind in by_kind else opened(picture)
-    text = program(subject, QUESTION, METHODS, 0.4, str(folder), 3)
+    text = program(subject, QUESTION, METHODS, str(folder), FEW)
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: None)  # a model that reads no films says so
@@ -42,11 +44,12 @@ def test_the_program_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
 
 
 def test_the_embedded_model_needs_no_name(subject):
-    text = program(subject, "?", (), 0.33, "embedded", 64)
+    text = program(subject, "?", (), "embedded", FEW)
     assert "vlm = fv.load()\n" in text
     assert "for method in []:\n" in text
-    assert "retention=0.33, sure=0.9, max" in program(subject, "?", ["v2drop"], 0.33, "a/b", 64, 0.9)
-    assert "vlm = fv.load('a/b')\n" in program(subject, "?", [], 0.33, "a/b", 64)
+    how = {"retention": 1 / 3, "sure": 0.9, "max_new_tokens": 64}
+    assert "retention=0.333333, sure=0.9, max_new_tokens=64\n" in program(subject, "?", ["v2drop"], "a/b", how)
+    assert "vlm = fv.load('a/b')\n" in program(subject, "?", [], "a/b", FEW)
 
 
 @pytest.mark.parametrize("kind", ["picture", "film"])
@@ -55,7 +58,7 @@ def test_the_command_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
         picture = tmp_path / "it's a film.mp4"
         film(picture, 9, size=(64, 64))
     subject = opened(picture)
-    line = command(subject, QUESTION, METHODS, 0.4, str(folder), 3)
+    line = command(subject, QUESTION, METHODS, str(folder), FEW)
     monkeypatch.chdir(picture.parent)
     assert cli.main([*shlex.split(line)[1:], "--pairs", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -65,8 +68,8 @@ def test_the_command_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
 
 
 def test_there_is_no_command_where_no_file_is_what_was_asked_about(picture, monkeypatch):
-    assert command(examples()[0], QUESTION, METHODS, 0.4, "embedded", 3) == ""
-    assert command(examples()[-1], QUESTION, METHODS, 0.4, "embedded", 3) == ""
-    assert command(opened(picture), QUESTION, [], 0.4, "embedded", 3) == ""
+    assert command(examples()[0], QUESTION, METHODS, "embedded", FEW) == ""
+    assert command(examples()[-1], QUESTION, METHODS, "embedded", FEW) == ""
+    assert command(opened(picture), QUESTION, [], "embedded", FEW) == ""
     monkeypatch.setattr(subjects, "SIDE", 60)
-    assert command(opened(picture), QUESTION, METHODS, 0.4, "embedded", 3) == ""
+    assert command(opened(picture), QUESTION, METHODS, "embedded", FEW) == ""

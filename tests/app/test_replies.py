@@ -8,12 +8,13 @@ from foveate.catalogue import methods, takes_budget
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.naming import method_of
 from foveate.registry import family_for
+from tests.app.conftest import asking
 
 QUESTION = "What is this ?"
 
 
 def replies(vlm, subject, name=FULL, retention=0.4):
-    return list(answered(vlm, subject, QUESTION, name, retention, 4))
+    return list(answered(vlm, subject, QUESTION, name, asking(name, retention, 4)))
 
 
 def test_the_last_reply_is_what_asking_gives(vlm, subject):
@@ -85,7 +86,7 @@ def test_no_budget_can_be_chosen_that_a_method_cannot_meet(vlm, subject):
 def test_a_second_look_says_in_its_card_how_sure_it_was(vlm, subject):
     for sure, words in ((1.0, "asked again"), (0.0, "sure ")):
         look = fv.SecondLook(method=method_of("divprune", tokens=4), sure=sure)
-        (reply,) = answered(vlm, subject, QUESTION, look.name, 0.4, 4, look)
+        (reply,) = answered(vlm, subject, QUESTION, look.name, {"method": look, "max_new_tokens": 4})
         assert reply.answer.again == (sure == 1.0)
         expected = vlm.ask(subject.medium, QUESTION, method=look, max_new_tokens=4)
         assert reply.text == expected.text

@@ -93,7 +93,7 @@ def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, ti
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert ratio["rounds"] == result["time"]["control"]["rounds"] == 2
     out = " ".join(ask("generate", picture, "--full", "--pairs", 2)[1].split())
-    assert re.search(r"[\d.]+ \[[\d.]+, [\d.]+\] for the full model against itself", out)
+    assert re.search(r"[\d.]+ \[[\d.]+.[\d.]+\] for the full model against itself", out)
 
 
 def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):

@@ -263,7 +263,8 @@ def test_what_is_cached_is_not_touched_while_an_answer_grows_and_nobody_reads_it
     assert trace.kv_lengths == [[length]] * DEPTH
     rows = [[part.keys.nbytes + part.values.nbytes for part in (layer, layer.reads)] for layer in cache.layers]
     held, whole = kv_bytes(cache)
-    assert nbytes(cache) == held == sum(map(sum, rows)) > whole
+    assert held == sum(map(sum, rows)) > whole
+    assert nbytes(cache) >= held  # with masks and numbers beside the rows
 
 
 def test_behind_an_answer_the_cache_is_one_that_never_read_less():

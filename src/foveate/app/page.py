@@ -16,6 +16,7 @@ from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
 from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, command, least_percent, program
 from foveate.app.subjects import Subject, examples, opened
+from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
 from foveate.catalogue import methods, takes_budget
@@ -305,8 +306,7 @@ class AskPanel:
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
         for place, name in enumerate(names):
-            asking = subject, question, name, percent / 100, self.max_new_tokens, self.looks.get(name), sure
-            for reply in answered(self.vlm, *asking):
+            for reply in answered(self.vlm, subject, question, name, self._asking(name, percent, sure)):
                 replies[place] = reply
                 yield {self.answers: cards(replies)}
         way = way_of(subject, replies)
@@ -314,8 +314,10 @@ class AskPanel:
         middle = stops // 2  # at the end, many methods have hardly any token left
         file = self._drawn(question, replies)
         written = [name for name in names[1:] if name not in self.looks]
-        asked = subject, question, written, percent / 100, self.vlm.name, self.max_new_tokens
-        line = "" if sure else command(*asked)
+        asking = {"retention": percent / 100, "max_new_tokens": self.max_new_tokens}
+        line = command(subject, question, written, self.vlm.name, asking)
+        if sure:  # the command has no such flag
+            line, asking = "", {"retention": percent / 100, "sure": sure, "max_new_tokens": self.max_new_tokens}
         notes = [note for reply in replies if reply.answer is not None for note in reply.answer.notes]
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
@@ -323,10 +325,21 @@ class AskPanel:
             self.kept: way.drawn(middle),
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
-            self.code: program(*asked, sure),
+            self.code: program(subject, question, written, self.vlm.name, asking),
             self.command: gr.Code(line, visible=bool(line)),
             self.notice: notice((*subject.notes, *notes)),
         }
+
+    def _asking(self, name: str, percent: float, sure: float) -> Asking:
+        """How a reply of this name is asked for. A second look has a budget of its own."""
+        asking: Asking = {"max_new_tokens": self.max_new_tokens}
+        if name in self.looks:
+            asking["method"] = self.looks[name]
+        elif name != FULL:
+            asking |= {"method": name, "retention": percent / 100}
+            if sure:
+                asking["sure"] = sure
+        return asking
 
     def _drawn(self, question: str, replies: Sequence[Said]) -> str | None:
         """A picture of all answers, as a file; None where nothing was dropped."""

@@ -4,7 +4,7 @@ import math
 import shlex
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from weakref import WeakSet
@@ -104,10 +104,7 @@ def answered(
     subject: Subject,
     question: str,
     name: str,
-    retention: float,
-    max_new_tokens: int,
-    look: SecondLook | None = None,
-    sure: float = 0.0,
+    asking: Asking,
 ) -> Iterator[Said]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
@@ -115,19 +112,13 @@ def answered(
         vlm: The model.
         subject: What is asked about.
         question: In any words.
-        name: The method that drops, or "full model".
-        retention: Its budget, as a share.
-        max_new_tokens: The longest answer.
-        look: A second look in the place of a method, with a budget of its own. It comes whole.
-        sure: Below which confidence the full model is asked again; 0: never.
+        name: What the reply is called: the method, the second look, or "full model".
+        asking: How. Where the full model may be asked again, the answer comes whole.
     """
     text, first = "", 0.0
     begun = time.perf_counter()
     try:
-        if look is not None or (sure and name != FULL):
-            asking: Asking = {"method": look, "max_new_tokens": max_new_tokens}
-            if look is None:
-                asking |= {"method": name, "retention": retention, "sure": sure}
+        if "sure" in asking or isinstance(asking.get("method"), SecondLook):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
                 answer = vlm.ask(subject.medium, question, **asking)
@@ -136,14 +127,7 @@ def answered(
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the answer's notes say the same
-            stream = vlm.ask(
-                subject.medium,
-                question,
-                method=None if name == FULL else name,
-                retention=None if name == FULL else retention,
-                stream=True,
-                max_new_tokens=max_new_tokens,
-            )
+            stream = vlm.ask(subject.medium, question, stream=True, **asking)
         UNDER_WAY.add(stream)
         with stream:
             for piece in stream:
@@ -220,10 +204,8 @@ def program(
     subject: Subject,
     question: str,
     names: Sequence[str],
-    retention: float,
     model: str,
-    max_new_tokens: int,
-    sure: float = 0.0,
+    asking: Mapping[str, float],
 ) -> str:
     """A program that asks the same and prints every answer, the untouched model's first.
 
@@ -231,12 +213,10 @@ def program(
         subject: What was asked about; an upload is a file of that name in the folder where the program runs.
         question: The question.
         names: The methods.
-        retention: The budget of each.
         model: As `foveate.load` takes it.
-        max_new_tokens: The longest answer.
-        sure: Below which confidence the full model is asked again; 0: never.
+        asking: `retention` and `max_new_tokens`; `sure`, where the full model may be asked again.
     """
-    again = f", sure={sure:g}" if sure else ""
+    keywords = ", ".join(f"{name}={value:g}" for name, value in asking.items())
     lines = ["import foveate as fv"]
     function, called, _ = subject.source.partition("(")
     if called:
@@ -246,11 +226,11 @@ def program(
         "vlm = fv.load()" if model == embedded.NAME else f"vlm = fv.load({model!r})",
         f"picture = {subject.source}",
         f"question = {question!r}",
-        f"full = vlm.ask(picture, question, max_new_tokens={max_new_tokens})",
+        f"full = vlm.ask(picture, question, max_new_tokens={asking['max_new_tokens']})",
         'print("full model:", full.text)',
         f"for method in {list(names)!r}:",
         "    answer = vlm.ask(",
-        f"        picture, question, method=method, retention={retention:g}{again}, max_new_tokens={max_new_tokens}",
+        f"        picture, question, method=method, {keywords}",
         "    )",
         '    print(f"{method}: {answer.text} ({answer.retention:.1%} of {answer.vision_tokens} vision tokens)")',
         '    # answer.show().save("kept.png") draws what was kept',
@@ -258,9 +238,7 @@ def program(
     return "\n".join(lines) + "\n"
 
 
-def command(
-    subject: Subject, question: str, names: Sequence[str], retention: float, model: str, max_new_tokens: int
-) -> str:
+def command(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, float]) -> str:
     """A line for a terminal that asks the same; arguments as for `program`.
 
     Empty where no file is what was asked about: of an example, and of a picture that was scaled down.
@@ -272,7 +250,7 @@ def command(
     words = ["foveate", "compare", str(medium.path), "--prompt", question]
     for name in names:
         words += ["--method", name]
-    words += ["--retention", f"{retention:g}", "--max-new-tokens", str(max_new_tokens)]
+    words += ["--retention", f"{asking['retention']:g}", "--max-new-tokens", str(asking["max_new_tokens"])]
     if isinstance(medium, Clip):
         words += ["--frames", str(len(medium))]
     if model != embedded.NAME:

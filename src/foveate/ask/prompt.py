@@ -16,7 +16,7 @@ from foveate.ask.loaded import Card
 from foveate.ask.pictures import Picture
 from foveate.contract.method import Method
 from foveate.core.grid import Grid, grids_of
-from foveate.cost import Cost, Ran, cost
+from foveate.cost import Cost, RunCounts, cost
 from foveate.engine.trace import Trace
 from foveate.video import Clip
 
@@ -109,7 +109,7 @@ class Prompt:
         Raises:
             SettingError: If the method's counts depend on the picture and no trace tells them.
         """
-        ran = Ran()
+        ran = RunCounts()
         if trace is not None and trace.history:
             ran = trace.history[0].ran(sample)
         return cost(

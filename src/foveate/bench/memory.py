@@ -14,7 +14,7 @@ from foveate._transformers import PreTrainedModel, cache_in
 from foveate.ask.answer import kv_bytes
 from foveate.ask.generation import generate
 from foveate.bench.workload import Workload
-from foveate.cost import Ran
+from foveate.cost import RunCounts
 from foveate.engine.trace import Trace
 from foveate.registry import family_for
 
@@ -38,7 +38,7 @@ class Held:
     retention: float
     kv_bytes: int
     peak: int
-    ran: Ran
+    ran: RunCounts
 
 
 def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
@@ -50,7 +50,7 @@ def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Hel
             cache = cache_in(generate(model, workload.inputs, 1))
         peak = memory.peak
     tokens = (workload.vision_tokens,) * len(family_for(model).layers)
-    retention, ran = 1.0, Ran(tokens=tokens)
+    retention, ran = 1.0, RunCounts(tokens=tokens)
     if trace is not None:
         tokens = tuple(max(samples) for samples in trace.latest.per_layer)
         retention = sum(trace.retention) / len(trace.retention)

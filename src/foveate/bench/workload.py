@@ -11,7 +11,7 @@ from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.bench.shapes import NamedShape
 from foveate.contract.method import Method
 from foveate.core.grid import Grid
-from foveate.cost import Cost, Ran, cost
+from foveate.cost import Cost, RunCounts, cost
 from foveate.errors import SettingError
 
 __all__ = ["TEXT", "PromptRequest", "Workload", "synthetic"]
@@ -70,7 +70,7 @@ class Workload:
         model: PreTrainedModel | PreTrainedConfig,
         method: Method | None = None,
         attention: Literal["full", "causal"] = "full",
-        **ran: Unpack[Ran],
+        **ran: Unpack[RunCounts],
     ) -> Cost:
         """What one sample costs; `model` or its config, and what a trace tells of a run."""
         return cost(
@@ -91,7 +91,7 @@ class Workload:
         model: PreTrainedModel | PreTrainedConfig,
         kernel: str,
         method: Method | None = None,
-        **ran: Unpack[Ran],
+        **ran: Unpack[RunCounts],
     ) -> Cost:
         """What one sample costs under an attention kernel: only eager attention computes what causality hides."""
         return self.cost(model, method, "full" if kernel == "eager" else "causal", **ran)

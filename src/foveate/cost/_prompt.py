@@ -9,10 +9,10 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
 
-__all__ = ["Known", "PromptLengths", "Ran"]
+__all__ = ["Known", "PromptLengths", "RunCounts"]
 
 
-class Ran(TypedDict, total=False):
+class RunCounts(TypedDict, total=False):
     """What a run tells, for methods that decide by what the picture shows: `trace.latest.ran()`.
 
     Attributes:
@@ -29,7 +29,7 @@ class Ran(TypedDict, total=False):
     tower_rows: Sequence[Sequence[int]] | None
 
 
-class Known(Ran, total=False):
+class Known(RunCounts, total=False):
     """What is known of a prompt beside its counts.
 
     Attributes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.tensors import on_tensors, send
-from foveate.cost import Ran
+from foveate.cost import RunCounts
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
 from foveate.plain.table import Column, Table
@@ -239,7 +239,7 @@ class PrefillRecord:
             tokens.append([part - start for part, start, _ in zip(parts, starts, media, strict=False)])
         return tokens
 
-    def ran(self, sample: int = 0) -> Ran:
+    def ran(self, sample: int = 0) -> RunCounts:
         """What this run tells of a sample's cost: `foveate.cost(config, …, **trace.latest.ran())`."""
         return {
             "tokens": [layer[sample] for layer in self.per_layer],

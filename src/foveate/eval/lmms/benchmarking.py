@@ -23,7 +23,7 @@ from foveate.eval.plan import SHARES, Plan
 from foveate.eval.quality import Quality
 from foveate.eval.records import Answers, open_answers
 from foveate.runs.crew import Stopped, Worker, crew_of
-from foveate.runs.listener import Advance, Listener, unheard
+from foveate.runs.listener import Advance, Listener
 from foveate.runs.versions import commit, versions
 from foveate.runs.working import work_through
 
@@ -72,10 +72,11 @@ def evaluate_benchmarks(
             listener.note(f"{len(store)} answers are known already, from {store.path}")
         with listener.stage("Answering: the full model", None) as advance:
             full, metrics = run(vlm, names, conduct=conduct, store=store, advance=advance)
+        run_one = partial(run, names=names, conduct=conduct)
         methods = [draw for contender in contenders for draw in contender.draws]
         total = len(methods) * sum(map(len, full.values()))
         with listener.stage(f"Answering: {len(methods)} settings", total) as advance:
-            ran = iter(_ran(vlm, names, methods, conduct, store, min(plan.workers, len(methods)), advance))
+            ran = iter(_ran(vlm, run_one, methods, store, min(plan.workers, len(methods)), advance))
     origin = {
         "what": WHAT,
         "model": vlm.card.to_dict() | {"weights": conditions["weights"]},
@@ -87,6 +88,10 @@ def evaluate_benchmarks(
     }
     of_contenders = [_as_ran(contender, list(islice(ran, len(contender.draws)))) for contender in contenders]
     return {task: _quality(task, vlm.name, metrics[task], log, of_contenders, origin) for task, log in full.items()}
+
+
+Run = Callable[..., tuple[Mapping[str, Log], Mapping[str, Metric]]]
+"""`run`, with all that is alike for the methods."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,7 @@ class _Ran:
 
 
 def _ran(
-    vlm: VLM,
-    names: Sequence[str],
-    methods: Sequence[Method],
-    conduct: Conduct,
-    store: Answers,
-    workers: int,
-    advance: Advance,
+    vlm: VLM, run_one: Run, methods: Sequence[Method], store: Answers, workers: int, advance: Advance
 ) -> list[_Ran]:
     """What runs under these methods came to, in their order."""
     done: dict[int, _Ran] = {}
@@ -122,16 +121,16 @@ def _ran(
         if workers > 1:
             advance(sum(len(log) for _, ran in rows for log in ran.logs.values()))
 
-    task = partial(_begin, reloading(vlm), names, conduct, store.conditions, store.path.parent)
-    with crew_of(task, workers, partial(_work, vlm, names, conduct, store, advance)) as crew:
+    task = partial(_begin, reloading(vlm), run_one, store.conditions, store.path.parent)
+    here = partial(_work, partial(run_one, vlm, store=store, advance=advance))
+    with crew_of(task, workers, here) as crew:
         work_through(enumerate(methods), crew, take)
     return [done[number] for number in range(len(methods))]
 
 
 def _begin(
     reload: Callable[[], VLM],
-    names: Sequence[str],
-    conduct: Conduct,
+    run_one: Run,
     conditions: Mapping[str, object],
     folder: Path,
     place: int,
@@ -139,30 +138,21 @@ def _begin(
 ) -> Worker:
     """The task of a process, which reads and adds to the store that the first one holds; see `runs.crew.Task`."""
     vlm, store = reload(), ExitStack().enter_context(open_answers(conditions, folder, alone=False))
-    return partial(_work, vlm, names, conduct, store, unheard)
+    return partial(_work, partial(run_one, vlm, store=store))
 
 
-def _work(
-    vlm: VLM,
-    names: Sequence[str],
-    conduct: Conduct,
-    store: Answers,
-    advance: Advance,
-    item: tuple[int, Method],
-    stopped: Stopped,
-) -> Iterator[list[tuple[int, _Ran]]]:
+def _work(run_one: Run, item: tuple[int, Method], stopped: Stopped) -> Iterator[list[tuple[int, _Ran]]]:
     """Run a numbered method; a control that cannot meet its budget at its usual depth is cut before the decoder."""
     number, method = item
-    asking = partial(run, vlm, names, conduct=conduct, store=store, advance=advance)
     try:
-        logs, _ = asking(method)
+        logs, _ = run_one(method=method)
     except BudgetError as error:
         early = before_decoder(method)
         if early is None:
             yield [(number, _Ran(method, infeasible=str(error), floor=error.floor))]
             return
         method = early
-        logs, _ = asking(method)
+        logs, _ = run_one(method=method)
     yield [(number, _Ran(method, logs))]
 
 
