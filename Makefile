@@ -143,11 +143,18 @@ VLLM_TEST := $(abspath $(VLLM_BIN))/python -m pytest -q
 # Runner V2, which vLLM takes on a GPU, here in Triton's interpreter, where each step takes long: a choice of them, see
 # plugins/vllm/tests/conftest.py, which says what FOVEATE_TESTS chooses.
 VLLM_V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1
+VLLM_V2_LOG := $(abspath $(VLLM_VENV))/runner-v2.log
+# Both runners at a time: each waits much for processes of its own.
 test-vllm-all: export FOVEATE_TESTS := long
 test-vllm test-vllm-all:
 	@if $(MAKE) --no-print-directory setup-vllm; then \
-	  cd plugins/vllm && $(VLLM_ENVIRONMENT) $(VLLM_TEST) && \
-	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST); \
+	  cd plugins/vllm; \
+	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST) >$(VLLM_V2_LOG) 2>&1 & behind=$$!; \
+	  trap "kill $$behind 2>/dev/null" INT TERM; \
+	  $(VLLM_ENVIRONMENT) $(VLLM_TEST); first=$$?; \
+	  wait $$behind; second=$$?; \
+	  echo "==> runner V2"; cat $(VLLM_V2_LOG); \
+	  exit $$((first | second)); \
 	else \
 	  echo "==> NOT RUN: the tests of foveate inside vLLM. vLLM cannot be installed here, see above." >&2; \
 	fi
