@@ -36,6 +36,7 @@ def test_the_program_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
     by_kind = {"example": 1, "generated film": -1}
     subject = examples()[by_kind[kind]] if kind in by_kind else opened(picture)
     text = program(subject, QUESTION, METHODS, str(folder), FEW)
+    assert ("foveate.app" in text) == (kind not in ("picture", "film"))
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: None)  # a model that reads no films says so

@@ -10,7 +10,7 @@ from html import escape
 from weakref import WeakSet
 
 from foveate import embedded
-from foveate.app.subjects import Subject
+from foveate.app.subjects import MODULES, Subject
 from foveate.ask.answer import Answer
 from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
@@ -220,7 +220,7 @@ def program(
     lines = ["import foveate as fv"]
     function, called, _ = subject.source.partition("(")
     if called:
-        lines.append(f"from foveate.app.subjects import {function}")
+        lines.append(f"from {MODULES[function]} import {function}")
     lines += [
         "",
         "vlm = fv.load()" if model == embedded.NAME else f"vlm = fv.load({model!r})",

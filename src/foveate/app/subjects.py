@@ -34,6 +34,8 @@ ORDER = (
     *FILM_TASKS,
 )
 """Tasks, those first of which a question is proposed."""
+MODULES = {"read": "foveate.video", "opened": "foveate.app.subjects", "examples": "foveate.app.subjects"}
+"""Where a program that asks the same has functions from."""
 QUESTIONS = 4
 """Most questions that an example proposes."""
 
@@ -44,7 +46,7 @@ class Subject:
 
     Attributes:
         medium: It, as a model is shown it.
-        source: An expression of Python that gives it.
+        source: An expression of Python that gives it: a path, or a call of a function that `MODULES` has.
         notes: What the user should know, such as that it was scaled down.
         questions: Questions that fit it, each with its right answer; none where that is not known.
     """
@@ -79,17 +81,16 @@ def opened(path: str | Path) -> Subject:
     if medium.note:
         notes = [medium.note.replace(folder, "")]
     medium = dataclasses.replace(medium, path=Path(path.name))
-    again = f"opened({path.name!r}).medium"
     if isinstance(medium, Clip):
         notes.insert(0, f"Of the film {path.name}, {len(medium)} frames are read.")
-        return Subject(medium, again, tuple(notes))
+        return Subject(medium, f"read({path.name!r}, frames={FRAMES})", tuple(notes))
     width, height = medium.image.size
     if max(width, height) <= SIDE:
         return Subject(medium, repr(path.name), tuple(notes))
     smaller = medium.image.copy()
     smaller.thumbnail((SIDE, SIDE))
     notes.append(f"{path.name} has {width} x {height} pixels; the model sees {smaller.width} x {smaller.height}.")
-    return Subject(dataclasses.replace(medium, image=smaller), again, tuple(notes))
+    return Subject(dataclasses.replace(medium, image=smaller), f"opened({path.name!r}).medium", tuple(notes))
 
 
 @cache
