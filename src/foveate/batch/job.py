@@ -184,14 +184,14 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
             pass
         rows = rows if job.limit is None else min(rows, job.limit)
         summary = Summary(input=str(job.input), out=str(job.out), rows=rows)
-        if (done := _done(store, rows)) < rows:
+        if _done(store, rows) < rows:
             if crew is not None:
                 listener.note("processes load the model")
             with crew or Here(job.asking.begin) as models:
                 store.require("model", models.about(), "another model or other versions")
                 begun = time.monotonic()
                 try:
-                    _answer(job, samples, models, store, summary, done, listener)
+                    _answer(job, samples, models, store, summary, listener)
                 finally:
                     summary.seconds = time.monotonic() - begun
         summary.left = rows - _done(store, rows)
@@ -240,11 +240,9 @@ def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
     return rows
 
 
-def _answer(
-    job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, done: int, listener: Listener
-) -> None:
+def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
     """Answer what is not done, and write it down as it comes."""
-    hand = InHand(store.path)
+    hand, done = InHand(store.path), _done(store, summary.rows)
     suspects = _numbers(hand.crashed)
 
     def take(rows: Sequence[Row]) -> None:

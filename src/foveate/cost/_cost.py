@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Unpack
 
@@ -218,13 +218,13 @@ def cost(
     if attention not in ("full", "causal"):
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     check_keywords("A cost", known, Known)
-    prompt = PromptLengths.of(text_tokens, vision_tokens, known.get("tower_images"))
+    prompt = PromptLengths.of(text_tokens, vision_tokens, known)
     decoder = _decoder_of(family, config)
     tokens, tower_tokens, tower_rows = known.get("tokens"), known.get("tower_tokens"), known.get("tower_rows")
-    grids, videos = known.get("grids"), known.get("videos")
-    if isinstance(videos, bool):
-        videos = [videos] * len(prompt.sizes)
-    _check_lengths(decoder, prompt, tokens, grids, videos)
+    if tokens is not None and len(tokens) != decoder.depth:
+        raise SettingError(
+            f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
+        )
 
     by_pixels = method is not None and _by_pixels(method, decoder.depth)
     comes_back = by_pixels and not family.defines("encode_subset")
@@ -236,19 +236,20 @@ def cost(
         )
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
-    known_grids = family.token_grids(config, prompt.sizes) or grids
+    grids = family.token_grids(config, prompt.sizes) or prompt.grids
+    tower_grids = None
+    if prompt.grids:
+        tower_grids = grids
+    prompt = replace(prompt, grids=grids)
     if method is None:
         dropping = Effect.nothing(prompt, decoder.depth, tokens)
     else:
-        dropping = Effect.by(method, prompt, family, config, decoder, tokens, known_grids, videos)
+        dropping = Effect.by(method, prompt, family, config, decoder, tokens)
     rows = [text_tokens + count for count in dropping.tokens]
     cached = [text_tokens + count for count in dropping.cached]
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
 
     thinning = Thinning.of(family, config, dropping.stages)
-    tower_grids = None
-    if grids:
-        tower_grids = known_grids
     tower: int | None
     projector: int | None
     if comes_back and tower_rows is not None and any(tower_rows):
@@ -259,9 +260,9 @@ def cost(
     else:
         of_tower = tower_flops(family, config, prompt, tower_grids, thinning)
     smaller = bool(follow.at(dropping.stages, Place.PIXELS))
-    if smaller and known_grids and not by_pixels:
+    if smaller and grids and not by_pixels:
         ranked = rankable(family, config, prompt.sizes)
-        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids, thinning)
+        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, grids, thinning)
         of_tower = of_smaller or of_tower
 
     tower, projector, picking, rows_run = of_tower
@@ -317,26 +318,6 @@ def _decoder_of(family: type[Family], config: Any) -> Decoder:
         if text.model_type not in known:
             return measured(config)
     return Decoder.of(text, known)
-
-
-def _check_lengths(
-    decoder: Decoder,
-    prompt: PromptLengths,
-    tokens: Sequence[int] | None,
-    grids: Sequence[Sequence[tuple[int, int]]] | None,
-    videos: Sequence[bool] | None,
-) -> None:
-    """Refuse `tokens` that are not of each layer, and `grids` and `videos` that are not of each image."""
-    if tokens is not None and len(tokens) != decoder.depth:
-        raise SettingError(
-            f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
-        )
-    for name, entries in (("grids", grids), ("videos", videos)):
-        if entries and len(entries) != len(prompt.sizes):
-            raise SettingError(
-                f"{name} must have one entry per image or video; got {len(entries)} for {len(prompt.sizes)} in "
-                "vision_tokens."
-            )
 
 
 def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: Effect) -> list[int]:

@@ -7,15 +7,12 @@ from typing import Any
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape, Stage
-from foveate.core.grid import Grid
 from foveate.cost._decoder import Decoder
-from foveate.cost._prompt import PromptLengths
+from foveate.cost._prompt import Grids, PromptLengths
 from foveate.errors import SettingError
 from foveate.families.base import Family
 
 __all__ = ["Effect", "rankable"]
-
-Grids = Sequence[Sequence[Grid]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +50,22 @@ class Effect:
         config: Any,
         decoder: Decoder,
         tokens: Sequence[int] | None,
-        grids: Grids | None,
-        videos: Sequence[bool] | None = None,
     ) -> "Effect":
         """The effect of a method.
 
         Args:
             method: The method, with its settings.
-            prompt: The prompt's counts.
+            prompt: The prompt's counts, and what is known of its pictures.
             family: Says which tokens always stay.
             config: The model's.
             decoder: Its shape.
             tokens: Vision tokens that each layer processes, from a trace; None to plan them.
-            grids: Rows and columns of each image's frames or views, if they are known.
-            videos: Whether each is a video, if that is known.
 
         Raises:
             SettingError: If the method does not fit the depth, or the counts do not follow from what is known and
                 `tokens` is missing.
         """
-        depth = decoder.depth
+        depth, grids, videos = decoder.depth, prompt.grids, prompt.videos
         stages = follow.in_order(method.stages(Shape(depth)))
         follow.refuse_shallow(type(method).__name__, stages, depth)
         ranked = rankable(family, config, prompt.sizes)

@@ -9,7 +9,11 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
 
-__all__ = ["Known", "PromptLengths", "RunCounts"]
+__all__ = ["Grids", "Known", "PromptLengths", "RunCounts"]
+
+
+Grids = Sequence[Sequence[Grid]]
+"""Rows and columns of each image's frames or views."""
 
 
 class RunCounts(TypedDict, total=False):
@@ -46,7 +50,7 @@ class Known(RunCounts, total=False):
     """
 
     tower_images: int | Sequence[int] | None
-    grids: Sequence[Sequence[Grid]] | None
+    grids: Grids | None
     videos: bool | Sequence[bool] | None
 
 
@@ -58,23 +62,30 @@ class PromptLengths:
         text: Tokens that are not vision tokens.
         sizes: Vision tokens of each image or video.
         pictures: How many pictures the tower encodes for each of them; None to tell from the sizes.
+        grids: Rows and columns of the frames or views of each, where they are known.
+        videos: Whether each is a video, where that is known.
     """
 
     text: int
     sizes: tuple[int, ...]
     pictures: tuple[int, ...] | None
+    grids: Grids | None
+    videos: Sequence[bool] | None
 
     @classmethod
-    def of(cls, text: int, vision_tokens: int | Sequence[int], tower_images: int | Sequence[int] | None) -> Self:
+    def of(cls, text: int, vision_tokens: int | Sequence[int], known: Known) -> Self:
         """The prompt of these counts.
 
         Raises:
-            SettingError: If one is negative, all are zero, or there is not a number of pictures for each image.
+            SettingError: If one is negative, all are zero, or what is known is not known of each image.
         """
         sizes = _counts(vision_tokens, "vision_tokens")
+        tower_images, grids, videos = known.get("tower_images"), known.get("grids"), known.get("videos")
         pictures: tuple[int, ...] | None = None
         if tower_images is not None:
             pictures = _counts(tower_images, "tower_images")
+        if isinstance(videos, bool):
+            videos = [videos] * len(sizes)
         if pictures is not None and len(pictures) != len(sizes):
             raise SettingError(
                 f"tower_images must have one count per image or video; got {len(pictures)} counts for {len(sizes)} "
@@ -84,7 +95,13 @@ class PromptLengths:
             raise SettingError(
                 f"A prompt needs at least one token; got {text} text tokens and {sum(sizes)} vision tokens."
             )
-        return cls(text, sizes, pictures)
+        for name, entries in (("grids", grids), ("videos", videos)):
+            if entries and len(entries) != len(sizes):
+                raise SettingError(
+                    f"{name} must have one entry per image or video; got {len(entries)} for {len(sizes)} in "
+                    "vision_tokens."
+                )
+        return cls(text, sizes, pictures, grids, videos)
 
     @property
     def vision(self) -> int:

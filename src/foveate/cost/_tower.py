@@ -13,15 +13,13 @@ from foveate.contract.stages import Stage, ThinStage
 from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
-from foveate.cost._prompt import PromptLengths
+from foveate.cost._prompt import Grids, PromptLengths
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.shape import PicturesRun, RopeTower, StatesTower, TowerShape
 from foveate.families.tower import feature_layers
 
 __all__ = ["Thinning", "smaller_tower_flops", "subset_tower_flops", "tower_bytes", "tower_flops"]
-
-Grids = Sequence[Sequence[Grid]]
 
 
 class Flops(NamedTuple):
