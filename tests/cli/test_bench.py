@@ -84,6 +84,9 @@ def test_shapes_are_listed(run):
     assert code == 0
     for name in ("llava-1.5-7b", "llava-onevision-7b", "qwen3-vl-8b", "cpu-medium"):
         assert name in shown
+    words = " ".join(shown.split())
+    assert "196 a frame" in words
+    assert "1296 a picture, 576 two frames" in words
 
 
 def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, monkeypatch):
