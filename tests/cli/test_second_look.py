@@ -41,6 +41,8 @@ def test_it_is_calibrated_written_and_asked_with(run, samples, tmp_path):
     narrow = ("--method", "vidcom2", "--budget", 64)
     code, said, err = run("tune", "--samples", samples, "--agreement", AGREEMENT, *narrow, "--out", out)
     assert (code, "Second look:" in said, "at most 40 % differ" in " ".join(said.split())) == (0, True, True)
+    code, said, _ = run("tune", "--samples", samples, "--agreement", AGREEMENT, *narrow)
+    assert (code, "Second look:" in said, "at most 40 % differ" in " ".join(said.split())) == (0, False, True)
     assert "Decoding takes" in err
     look = fv.SecondLook.load(out)
     assert (look.promise.samples, look.promise.tried, look.promise.agreement) == (6, 1, AGREEMENT)

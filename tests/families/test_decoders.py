@@ -1,5 +1,6 @@
 """Decoders that a family's models may have beside the usual ones: layers without RoPE, norms in other places."""
 
+import copy
 import functools
 
 import pytest
@@ -11,6 +12,7 @@ from tests.families import test_mistral3 as mistral3
 from tests.families.shown import paid, ways
 from tests.invariants.references import check_recomputed
 from tests.invariants.settings import EXAMPLES
+from tests.invariants.test_backends import flash_like
 from tests.models import ENCODES_FIRST, IMAGE, batch, made_of
 from tests.tiny import CLIP, TEXT
 
@@ -103,3 +105,11 @@ def test_ministrals_scaled_queries_are_not_scored():
         pytest.raises(fv.UnsupportedError, match="scales queries from position 8 on"),
     ):
         ministral(8)(**batch("mistral3", ["titit"]))
+
+
+def test_ministrals_positions_are_refused_where_flash_attention_would_read_gaps_in_them():
+    model = copy.deepcopy(ministral(8))
+    model.config.get_text_config()._attn_implementation = flash_like.__name__
+    refused = pytest.raises(fv.UnsupportedError, match="needs position ids, and flash attention would read gaps")
+    with fv.drop(model, EXAMPLES["v2drop-0"]), torch.no_grad(), refused:
+        model(**batch("mistral3", ["titit"]))

@@ -112,7 +112,8 @@ class Positions:
         scales = self.scales(call.index)
         if not scales and ("flash" in forward.backend or not self._family.gathers):
             return None
-        guards.refuse_scaled_flash(call.index, forward.backend if scales else "")
+        if scales:
+            guards.refuse_scaled_flash(call.index, forward.backend)
         if not scales and rows.numbered is None:
             taken: Tensor | None = rows.take(call.kwargs.get("position_ids"))
             return taken
