@@ -30,24 +30,30 @@ def log(right, spent, answer="a"):
     ]
 
 
+def of_method(vlm, names, method=None, **_):
+    """What a run comes to."""
+    metric = Metric("score", 0.9, True, "1", {"score": mean})
+    if method is None:
+        return {"t": log(90, 576)}, {"t": metric}
+    if method.tokens == 32 and getattr(method, "layers", None) is None and method.name != "resize":
+        raise fv.BudgetError("too little", floor=0.1)
+    logs = {
+        "v2drop": log(80, 64),
+        "random": log(40 + 20 * (getattr(method, "seed", None) or 0), method.tokens or 64, "b"),
+        "resize": log(30, (method.tokens or 1) - 2),
+    }
+    return {"t": logs[method.name]}, {"t": metric}
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The methods that were asked for, run by run."""
     methods = []
 
-    def run(vlm, names, method=None, *, conduct, store, advance):
+    def run(vlm, names, method=None, **given):
+        assert {"conduct", "store", "advance"} == set(given)
         methods.append(method)
-        metric = Metric("score", 0.9, True, "1", {"score": mean})
-        if method is None:
-            return {"t": log(90, 576)}, {"t": metric}
-        if method.tokens == 32 and getattr(method, "layers", None) is None and method.name != "resize":
-            raise fv.BudgetError("too little", floor=0.1)
-        logs = {
-            "v2drop": log(80, 64),
-            "random": log(40 + 20 * (getattr(method, "seed", None) or 0), method.tokens or 64, "b"),
-            "resize": log(30, (method.tokens or 1) - 2),
-        }
-        return {"t": logs[method.name]}, {"t": metric}
+        return of_method(vlm, names, method)
 
     monkeypatch.setattr(benchmarking, "run", run)
     monkeypatch.setattr(benchmarking, "check_names", lambda names, include: {name: name for name in names})
@@ -92,10 +98,11 @@ def test_figures_are_paired_and_have_intervals_that_are_honest_at_the_edges(qual
     assert [(row["name"], row["budget"], row["floor"]) for row in quality.infeasible] == [("v2drop", 32, 0.1)]
 
 
-def test_another_process_runs_a_method_and_adds_to_the_store_that_is_there(vlm, asked, tmp_path):
+def test_another_process_runs_a_method_and_adds_to_the_store_that_is_there(vlm, tmp_path):
     """As a process of a pool gets its task: pickled."""
     with open_answers({}, tmp_path) as store:
-        task = partial(benchmarking._begin, reloading(vlm), ["t"], Conduct(), store.conditions, tmp_path)
+        run_one = partial(of_method, names=["t"], conduct=Conduct())
+        task = partial(benchmarking._begin, reloading(vlm), run_one, store.conditions, tmp_path)
         worker = pickle.loads(pickle.dumps(task))(0, 2)
         (rows,) = worker((7, fv.V2Drop(tokens=64)), lambda: False)
     ((number, ran),) = rows
