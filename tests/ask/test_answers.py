@@ -60,7 +60,7 @@ def prefix_ask_many(vlm, pictures, tmp_path):
 
 def eval_samples(vlm, pictures, tmp_path):
     path = tmp_path / "samples.csv"
-    lines = [f"{picture},{question}" for picture in pictures for question in QUESTIONS]
+    lines = [f"{picture},{question}" for picture in pictures[:2] for question in QUESTIONS]
     path.write_text("\n".join(["image,question", *lines]))
     plan = Plan(methods=("v2drop",), retention=(1 / 3,), baselines=False, cache=tmp_path / "kept", max_new_tokens=3)
     quality = evaluate_samples(vlm, samples_in(path, SampleColumns(), None, None), plan)
