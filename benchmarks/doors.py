@@ -95,9 +95,10 @@ def beside(old: str, rounds: int, words: list[str]) -> dict[str, dict[str, list[
             command = [sys.executable, __file__, *words]
             done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, stdout=subprocess.PIPE)
             runs[name] = json.loads(done.stdout)
+            del runs[name]["rows"]
         for name, of in ratios.items():
-            for door in [door for door in runs[name] if door != "rows"]:
-                of.setdefault(door, []).append(runs[name][door] / runs["old"][door])
+            for door, value in runs[name].items():
+                of.setdefault(door, []).append(value / runs["old"][door])
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return {
         name: {door: [round(one, 3) for one in (median(all_), min(all_), max(all_))] for door, all_ in of.items()}

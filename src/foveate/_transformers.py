@@ -281,7 +281,7 @@ def _parts(name: str) -> tuple[str, str, tuple[int, ...] | None, str | None, tup
         made = tuple(int(digits) for digits in re.findall(r"\d+", match["made"]))
     takes = ()
     if match["takes"]:
-        takes = tuple((match["takes"] or "").split(", "))
+        takes = tuple(match["takes"].split(", "))
     return match["module"], match["owner"], made, match["attribute"], takes
 
 

@@ -25,7 +25,7 @@ from foveate.plain.memory import available
 from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.video import Clip
 
-__all__ = ["WINDOW", "Answerer", "Entry", "Prepare", "Reply", "Shelf", "Stopped", "in_order", "never"]
+__all__ = ["WINDOW", "Answerer", "Entry", "Prepare", "Reply", "Shelf", "Stopped", "free_memory", "in_order", "never"]
 
 WINDOW = 8
 """Batches' worth of questions that are in hand at a time, so that a batch can be of like lengths."""
@@ -291,9 +291,7 @@ class Answerer:
         self._calm = 0
         if self._memo is not None:
             self._memo.calls.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _grow(self) -> None:
         """After some batches that had room: larger ones again."""
@@ -301,6 +299,13 @@ class Answerer:
         if self._calm >= CALM and self._most < self.batch_size:
             self._most = min(2 * self._most, self.batch_size)
             self._calm = 0
+
+
+def free_memory() -> None:
+    """Give back what was held for speed, after a lack of memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def in_order(replies: Iterable[Sequence[Reply[T]]]) -> Iterator[Answer]:

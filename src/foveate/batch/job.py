@@ -183,8 +183,8 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         for _ in store.read(Numbers(rows)):
             pass
         rows = rows if job.limit is None else min(rows, job.limit)
-        summary = Summary(input=str(job.input), out=str(job.out), rows=rows)
-        if _done(store, rows) < rows:
+        summary = Summary(input=str(job.input), out=str(job.out), rows=rows, left=rows - _done(store, rows))
+        if summary.left:
             if crew is not None:
                 listener.note("processes load the model")
             with crew or Here(job.asking.begin) as models:
@@ -242,7 +242,7 @@ def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
 
 def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
     """Answer what is not done, and write it down as it comes."""
-    hand, done = InHand(store.path), _done(store, summary.rows)
+    hand = InHand(store.path)
     suspects = _numbers(hand.crashed)
 
     def take(rows: Sequence[Row]) -> None:
@@ -256,7 +256,7 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
     def is_left_out(number: int) -> bool:
         return number >= summary.rows or number in store.done
 
-    with listener.stage("Answering", summary.rows - done, done) as advance:
+    with listener.stage("Answering", summary.left, summary.rows - summary.left) as advance:
         if len(suspects) == 1:
             take([bad_row(one, DIED) for one in samples.read(lambda number: number not in suspects)])
         chunks = _chunks(samples, is_left_out, WINDOW * job.asking.batch_size, suspects)

@@ -27,7 +27,7 @@ class Held:
 
     Attributes:
         tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
-        ran: What `foveate.cost` has to know of the run; of the tower's, of the sample with most.
+        tower: What `foveate.cost` has to know of the tower's run, of the sample with most.
         retention: Mean over samples of what the trace says.
         kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
         peak: Bytes at the most, without weights and inputs: what CUDA's allocator says, elsewhere the tensors that
@@ -38,7 +38,12 @@ class Held:
     retention: float
     kv_bytes: int
     peak: int
-    ran: RunCounts
+    tower: RunCounts
+
+    @property
+    def ran(self) -> RunCounts:
+        """What `foveate.cost` has to know of the run."""
+        return {**self.tower, "tokens": self.tokens}
 
 
 def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
@@ -50,13 +55,14 @@ def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Hel
             cache = cache_in(generate(model, workload.inputs, 1))
         peak = memory.peak
     tokens = (workload.vision_tokens,) * len(family_for(model).layers)
-    retention, ran = 1.0, RunCounts(tokens=tokens)
+    retention, tower = 1.0, RunCounts()
     if trace is not None:
         tokens = tuple(max(samples) for samples in trace.latest.per_layer)
         retention = sum(trace.retention) / len(trace.retention)
-        most = max(range(workload.batch), key=lambda sample: sum(map(len, trace.latest.tower_tokens[sample])))
-        ran = {**trace.latest.ran(most), "tokens": tokens}
-    return Held(tokens, retention, kv_bytes(cache)[0], peak, ran)
+        seen = [sum(map(len, images)) for images in trace.latest.tower_tokens]
+        most = seen.index(max(seen))
+        tower = trace.latest.ran(most)
+    return Held(tokens, retention, kv_bytes(cache)[0], peak, tower)
 
 
 def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:

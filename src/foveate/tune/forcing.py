@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import cache_in, cache_of, with_cache
+from foveate.ask.answers import free_memory
 from foveate.ask.batch import collate, ends_of, pad_id
 from foveate.ask.first import First
 from foveate.ask.generation import Generation, run
@@ -191,11 +192,13 @@ def _in_groups(groups: Iterable[Sequence[int]], work: Callable[[Sequence[int]], 
         group = waiting.popleft()
         try:
             made |= zip(group, work(group), strict=True)
-        except Exception as error:
+            continue
+        except Exception as error:  # torch has a kind for each device, and Python one of its own
             if len(group) == 1 or not is_out_of_memory(error):
                 raise
-            half = (len(group) + 1) // 2
-            waiting.extendleft([group[half:], group[:half]])
+        free_memory()  # what the error held is free by now
+        half = (len(group) + 1) // 2
+        waiting.extendleft([group[half:], group[:half]])
     return [made[place] for place in range(len(made))]
 
 

@@ -153,6 +153,7 @@ def tune(
         UnsupportedError: If a search is asked for without optuna, or the model cannot serve the method.
     """
     if agreement is not None:
+        check_keywords("Tuning", how, Tuning)
         if flops is not None or kv is not None:
             raise SettingError("With agreement= no budget is needed; tokens or retention narrow it. Leave others out.")
         budgeted_method = _with_budget(method, tokens, retention)
