@@ -16,10 +16,6 @@ from foveate.errors import SettingError
 from foveate.methods import chains
 from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
 
-__all__ = [
-    "PlainMethod", "discovered", "extra", "from_dict", "method", "methods", "preset", "presets", "takes_budget",
-]  # fmt: skip
-
 extra: dict[str, type[Method]] = {}
 """Methods from `foveate.register_method`, by name."""
 

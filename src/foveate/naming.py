@@ -22,21 +22,6 @@ from foveate.errors import SettingError
 from foveate.plain.spelling import Written, fractions, no_setting, pair_of, written
 from foveate.plain.upstream import brief
 
-__all__ = [
-    "RETENTION",
-    "asked_share",
-    "draws",
-    "given",
-    "is_bare",
-    "kinds_of",
-    "members_of",
-    "method_of",
-    "parse",
-    "refuse_files",
-    "settings_of",
-    "with_seed",
-]
-
 RETENTION = 1 / 3
 """What a name alone keeps where nobody gives a budget: a share, so that it fits any model."""
 

@@ -9,27 +9,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from foveate import catalogue
-from foveate.catalogue import method, methods, preset, presets
+from foveate.catalogue import methods as methods, preset as preset, presets as presets
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.unserved import UNSERVED
 
 if TYPE_CHECKING:
     from foveate.contract.method import Method
     from foveate.families.base import Family
-
-__all__ = [
-    "families",
-    "family_for",
-    "family_kind",
-    "inside",
-    "method",
-    "methods",
-    "preset",
-    "presets",
-    "register_family",
-    "register_method",
-    "support",
-]
 
 T = TypeVar("T", bound=type[Any])
 

@@ -1,3 +1,1 @@
 """The web page of `foveate demo`. `server.py` serves it; `page.py` makes it with Gradio, the extra `app`."""
-
-__all__: list[str] = []

@@ -23,8 +23,6 @@ from foveate.plain.spelling import refuse_keys
 from foveate.plain.upstream import brief, first_line
 from foveate.video import shape_of
 
-__all__ = ["Chat", "Refusal", "completion", "error_of", "events", "opened"]
-
 FILM = {"fps": "fps", "max_frames": "frames", "video_start": "start", "video_end": "end"}
 """What a part may ask of a film, and what `foveate.video.read` calls it."""
 KEYS: dict[str, tuple[str, ...]] = {"image_url": ("url", "detail"), "video_url": ("url", *FILM)}

@@ -15,8 +15,6 @@ from foveate.viz.canvas import LEGEND, data_url
 from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
 from foveate.viz.showing import frames_of
 
-__all__ = ["SHOW_STOP", "Way", "way_of"]
-
 SIDE = 360
 """Pixels of a square panel."""
 BEFORE = {"vision tower": -2, "projector": -1}

@@ -24,8 +24,6 @@ from foveate.errors import FoveateError, InputError
 from foveate.plain.inventory import summary
 from foveate.viz import draw_comparison
 
-__all__ = ["application", "notice"]
-
 STYLE = Path(__file__).parent / "page.css"
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 """The reader's own: Gradio's bold fonts lack most letters, and others would come from the network."""

@@ -20,8 +20,6 @@ from foveate.errors import BudgetError, FoveateError, SettingError
 from foveate.naming import refuse_files
 from foveate.video import Clip
 
-__all__ = ["FULL", "MOST", "UNDER_WAY", "Said", "answered", "cards", "checked", "command", "least_percent", "program"]
-
 FULL = "full model"
 MOST = 5
 """Methods that are compared at a time."""

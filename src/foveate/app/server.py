@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from foveate.ask.second_look import SecondLook
     from foveate.ask.vlm import VLM
 
-__all__ = ["bound", "check_gradio", "hosts_of", "serve", "url_of"]
-
 EVERYWHERE = ("0.0.0.0", "::")
 GRACE = 1
 """Seconds that open connections have at the end."""

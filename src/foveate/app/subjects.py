@@ -19,8 +19,6 @@ from foveate.errors import FoveateError
 from foveate.plain.files import is_video
 from foveate.video import Clip
 
-__all__ = ["Subject", "examples", "opened"]
-
 SIDE = 1344
 """Longest side of a picture that the model sees, in pixels."""
 FRAMES = 8

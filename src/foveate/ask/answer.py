@@ -21,8 +21,6 @@ from foveate.errors import FoveateError, UnsupportedError
 from foveate.naming import asked_share
 from foveate.plain.table import Column, Table
 
-__all__ = ["Answer", "Saved", "kv_bytes"]
-
 
 @dataclass(frozen=True, slots=True)
 class Saved:

@@ -25,8 +25,6 @@ from foveate.plain.memory import available
 from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.video import Clip
 
-__all__ = ["WINDOW", "Answerer", "Entry", "Prepare", "Reply", "Shelf", "Stopped", "free_memory", "in_order", "never"]
-
 WINDOW = 8
 """Batches' worth of questions that are in hand at a time, so that a batch can be of like lengths."""
 SHARE = 0.25

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from foveate._transformers import PreTrainedModel
 
-__all__ = ["batches", "collate", "ends_of", "pad_id", "parts", "without_padding"]
-
 T = TypeVar("T")
 Sample = Mapping[str, Tensor]
 

@@ -18,8 +18,6 @@ from foveate.plain.spelling import nearest, refuse_keys
 from foveate.plain.upstream import brief
 from foveate.video import Clip
 
-__all__ = ["Conversation"]
-
 Part = tuple[str, Any]
 MEDIA = ("image", "video")
 ROLES = ("system", "user", "assistant")

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from foveate.errors import InputError
 
-__all__ = ["LIKELIEST", "First"]
-
 LIKELIEST = 256
 """First tokens whose probabilities are kept of an answer."""
 

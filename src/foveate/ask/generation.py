@@ -17,8 +17,6 @@ from foveate.contract.settings import Part, check
 from foveate.errors import SettingError
 from foveate.plain.spelling import no_setting
 
-__all__ = ["Decoding", "FirstToken", "Forced", "Generation", "LeastSure", "generate", "generation_of", "run"]
-
 COLDEST = 1e-4
 """The least temperature of sampling: logits are divided by it, and infinity has no distribution."""
 

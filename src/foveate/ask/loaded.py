@@ -15,8 +15,6 @@ from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
-__all__ = ["Card", "Loaded", "quiet"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Card:

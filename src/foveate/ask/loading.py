@@ -39,8 +39,6 @@ from foveate.plain.folders import (
 from foveate.plain.upstream import brief, explained, install_line, shown
 from foveate.registry import family_kind
 
-__all__ = ["EMBEDDED", "device_of", "is_folder", "load", "random_model", "reloading"]
-
 EMBEDDED = embedded.NAME
 """The name of the model that ships with foveate."""
 

@@ -26,21 +26,6 @@ from foveate.families.base import Family
 from foveate.naming import method_of
 from foveate.registry import family_for, methods
 
-__all__ = [
-    "ADAPTERS",
-    "Look",
-    "can_share",
-    "end_of_pictures",
-    "look_at",
-    "look_at_several",
-    "of_one_beginning",
-    "refuse_unshareable",
-    "resumed",
-    "together",
-    "watched",
-    "weights_of",
-]
-
 Inputs = Mapping[str, Tensor]
 
 MARKS = 64

@@ -21,19 +21,6 @@ from foveate.video import Clip, read
 from foveate.video.decoding import UNNAMED
 from foveate.video.wanted import FramesWanted
 
-__all__ = [
-    "Media",
-    "as_frames",
-    "crop_note",
-    "decoded",
-    "padded",
-    "read_media",
-    "read_medium",
-    "read_once",
-    "refuse_thin",
-    "square",
-]
-
 Medium = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray | Picture | Clip
 Media = Medium | Sequence[Medium | Sequence[Medium]]
 

@@ -16,8 +16,6 @@ from foveate.errors import InputError
 from foveate.plain.files import named, open_readable
 from foveate.plain.memory import check_room
 
-__all__ = ["BYTES", "Picture", "load_picture", "picture_in", "picture_of"]
-
 BYTES = 14
 """Bytes of memory a pixel while a processor works on a picture, all copies together.
 

@@ -8,8 +8,6 @@ from foveate.ask.preparing import prepare
 from foveate.ask.prompt import Prompt
 from foveate.errors import SettingError, UnsupportedError
 
-__all__ = ["most_pixels"]
-
 
 def most_pixels(loaded: Loaded, prompt: Prompt, tokens: int) -> int:
     """The most pixels of a picture with which a prompt has no more than so many vision tokens.

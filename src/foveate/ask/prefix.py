@@ -23,8 +23,6 @@ from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
 from foveate.plain.upstream import brief
 
-__all__ = ["QUESTION", "Prefix", "Wording"]
-
 QUESTION = "What is shown here, and where?"
 """Stands in the place of a question until there is one; the model never sees it."""
 

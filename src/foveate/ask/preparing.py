@@ -21,20 +21,6 @@ from foveate.errors import FoveateError, InputError, SettingError, UnknownNameEr
 from foveate.plain.upstream import brief, first_line, is_out_of_memory, shown
 from foveate.video import Clip
 
-__all__ = [
-    "PROTOCOLS",
-    "Fit",
-    "check_protocol",
-    "check_text",
-    "conversation_about",
-    "encode",
-    "length_note",
-    "prepare",
-    "reads_videos",
-    "refuse_special",
-    "text_of",
-]
-
 Fit = Literal["own", "pad"]
 
 SYSTEM = (

@@ -20,8 +20,6 @@ from foveate.cost import Cost, RunCounts, cost
 from foveate.engine.trace import Trace
 from foveate.video import Clip
 
-__all__ = ["Prompt", "is_vision", "placeholders", "runs_of"]
-
 USER = "user", "text"
 TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 

@@ -36,21 +36,6 @@ from foveate.errors import FoveateError, InputError, SessionError, SettingError
 from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief, is_out_of_memory
 
-__all__ = [
-    "AnyMethod",
-    "Asking",
-    "Looking",
-    "Showing",
-    "answers_to",
-    "choice_of",
-    "dropped_in",
-    "fitting",
-    "in_parts",
-    "refuse_stale",
-    "reply_to",
-    "showing_of",
-]
-
 AnyMethod = str | Method
 DROPPING = ("method", "tokens", "retention", "sure")
 

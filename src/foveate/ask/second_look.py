@@ -29,8 +29,6 @@ from foveate.plain.stats import Z, wilson
 from foveate.plain.table import Column, Table, number
 from foveate.plain.upstream import brief
 
-__all__ = ["AnyLook", "Promise", "SecondLook", "TaskLook", "conditions_of", "drops_of", "share_words"]
-
 FORMAT = f"{SECOND_LOOK} 1"
 FILE = "This file of foveate tune --agreement"
 

@@ -12,8 +12,6 @@ from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 from foveate.ask.answer import Answer
 from foveate.errors import SessionError
 
-__all__ = ["Stream"]
-
 Run = Callable[[Any, Any], Answer]
 
 

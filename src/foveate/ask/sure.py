@@ -14,8 +14,6 @@ from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import SettingError
 
-__all__ = ["AnyAnswerer", "SureAnswerer", "answerer_of", "asked_again"]
-
 T = TypeVar("T")
 
 

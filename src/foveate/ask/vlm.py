@@ -32,8 +32,6 @@ from foveate.naming import method_of
 from foveate.plain.spelling import check_keywords, refuse_keys
 from foveate.plain.upstream import brief
 
-__all__ = ["VLM", "Messages", "Question"]
-
 Messages = Sequence[Mapping[str, Any]]
 """A conversation; see `foveate.ask.conversation`."""
 

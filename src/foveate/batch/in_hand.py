@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["InHand"]
-
 
 class InHand:
     """A file with what this process has in hand, and behind it what Python writes when a process crashes.

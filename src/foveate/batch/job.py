@@ -26,9 +26,6 @@ from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samp
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 from foveate.runs.working import work_through
 
-__all__ = ["Job", "Summary", "run", "table_of"]
-
-
 PART_ROWS = 1000
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
 

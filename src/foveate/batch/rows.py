@@ -26,8 +26,6 @@ from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
 from foveate.runs.samples import Bad, MediaSample
 
-__all__ = ["KEY", "OURS", "REASON", "Row", "RowAnswerer", "RowAsking", "bad_row", "beside"]
-
 KEY = "row"
 """The column with a row's place in the input."""
 REASON = "reason"

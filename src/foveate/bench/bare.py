@@ -15,8 +15,6 @@ from foveate._transformers import scales_by_position
 from foveate.core.patching import Patcher
 from foveate.families.base import Family
 
-__all__ = ["bare", "obstacle"]
-
 Memo = dict[tuple[str, int, int], tuple[Any, Any]]
 """By argument, identity and rows: the argument, so that its identity stays its own, and its last rows."""
 

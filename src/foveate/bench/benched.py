@@ -22,18 +22,6 @@ from foveate.methods.random import Random
 from foveate.naming import RETENTION, parse
 from foveate.runs.versions import commit, versions
 
-__all__ = [
-    "ALL",
-    "Benched",
-    "budgeted_methods",
-    "conditions",
-    "dtype_for",
-    "from_checkpoint",
-    "from_shape",
-    "named_methods",
-    "title_of",
-]
-
 SIDE = 672  # pixels of the noise picture that a checkpoint is shown
 MOST = 64  # pictures that a checkpoint is shown: its processor makes pixels of all of them
 

@@ -18,8 +18,6 @@ from foveate.cost import RunCounts
 from foveate.engine.trace import Trace
 from foveate.registry import family_for
 
-__all__ = ["Held", "Memory", "hold", "tensors_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Held:

@@ -23,8 +23,6 @@ from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.registry import family_for
 
-__all__ = ["AGAIN", "FULL", "KEEP_ALL", "Candidate", "PairedRun", "race"]
-
 FULL, AGAIN, KEEP_ALL = "untouched", "untouched again", "keep-all"
 BARE_PARTS = ("tower", "prefill", "ttft")  # what bare layers are timed in
 

@@ -12,8 +12,6 @@ from foveate.contract.stages import Shape
 from foveate.cost import Cost
 from foveate.plain.table import Number, Table, number
 
-__all__ = ["noisy_parts", "result_sheets", "rows_of"]
-
 ResultRow = Mapping[str, Any]
 MIB = 2**20
 BOUND = 0.9

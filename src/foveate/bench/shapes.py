@@ -15,8 +15,6 @@ from foveate.ask.loading import random_model
 from foveate.errors import UnknownNameError
 from foveate.plain.table import Column, Table
 
-__all__ = ["NamedShape", "shape", "shape_sheet", "shapes"]
-
 SHAPES = Path(__file__).with_name("shapes.json")
 
 

@@ -13,8 +13,6 @@ from foveate.ask.generation import generate
 from foveate.core.patching import Patcher
 from foveate.registry import family_for
 
-__all__ = ["PARTS", "Clock", "Stopwatch", "clock_of", "timed"]
-
 PARTS = {
     "tower": "vision tower and projector",
     "prefill": "decoder's forward over the prompt",

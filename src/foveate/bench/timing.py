@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from foveate.plain.stats import median_of
 
-__all__ = ["Ratio", "interval_words", "ratio", "rounds"]
-
 LEAST_FOR_95 = 6
 """Rounds from which on a median has a 95 % interval at all: the range of n values misses it in 2 of 2**n cases."""
 

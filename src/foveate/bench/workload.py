@@ -14,8 +14,6 @@ from foveate.core.grid import Grid
 from foveate.cost import Cost, RunCounts, cost
 from foveate.errors import SettingError
 
-__all__ = ["TEXT", "PromptRequest", "Workload", "synthetic"]
-
 LEAD = 4  # tokens of text before the first picture
 TEXT = 40
 """Tokens of text, where nobody says how many."""

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 
 from foveate.plain.version import __version__
 
-__all__ = ["main"]
-
 DONE, FAILED, INTERRUPTED, KILLED = 0, 1, 130, 143
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from foveate.batch.rows import RowAsking
     from foveate.runs.crew import Crew
 
-__all__ = ["Batch"]
-
 MOST_REASONS = 3
 """Kinds of bad rows that are told; all are in the JSON."""
 

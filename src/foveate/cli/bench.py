@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from foveate.contract.method import Method
     from foveate.plain.table import Table
 
-__all__ = ["Bench"]
-
 LEAST = 2  # rounds that a ratio needs
 ALL = "all"
 

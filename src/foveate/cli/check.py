@@ -13,8 +13,6 @@ from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
 from foveate.plain.files import check_readable
 
-__all__ = ["Check"]
-
 QUESTION = "What is in the picture?"
 
 

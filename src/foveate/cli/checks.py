@@ -19,8 +19,6 @@ from foveate.plain.folders import base_of, check_folder, folder_of, loading_base
 from foveate.plain.spelling import unknown, written
 from foveate.plain.upstream import shown
 
-__all__ = ["check_input", "check_methods", "check_model", "check_shape"]
-
 SHAPES = Path(__file__).parents[1] / "bench" / "shapes.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

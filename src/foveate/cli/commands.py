@@ -25,8 +25,6 @@ from foveate.errors import FoveateError
 from foveate.plain.spelling import unknown
 from foveate.plain.upstream import first_line, is_out_of_memory
 
-__all__ = ["COMMANDS", "parsed", "run"]
-
 COMMANDS: dict[str, type[Any]] = {
     "generate": Generate,
     "compare": Compare,

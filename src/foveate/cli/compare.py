@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from foveate.cli.setup import Setup
     from foveate.plain.table import Table
 
-__all__ = ["Compare"]
-
 METHODS = ("v2drop", "divprune", "vidcom2", "averagepool", "resize", "random")
 """Methods that run on every family and lose little at a third of the tokens (docs/guides/choosing.md), and controls."""
 SCHEDULED_CONTROLS = ("random", "uniform")

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from foveate.ask.prompt import Prompt
     from foveate.plain.table import Table
 
-__all__ = ["Count"]
-
 QUESTION = "What is this?"
 
 

@@ -16,8 +16,6 @@ from foveate.plain.spelling import is_second_look
 if TYPE_CHECKING:
     from socket import socket
 
-__all__ = ["Demo"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from foveate.eval.plan import Plan
     from foveate.eval.quality import Quality
 
-__all__ = ["Eval"]
-
 FOR_QUESTIONS = ("questions", "seed", "samples", "prompt")
 FOR_TASKS = ("questions", "seed", "tasks")
 FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from foveate.cli.setup import Setup
     from foveate.contract.method import Method
 
-__all__ = ["Generate", "timed"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:

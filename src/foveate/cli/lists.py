@@ -15,8 +15,6 @@ from foveate.cli.screen import busy, show, show_json
 from foveate.plain import inventory
 from foveate.plain.spelling import Written, read_json, settings_in, unknown
 
-__all__ = ["PLACES", "STAGES", "Methods", "Models", "Presets", "marks"]
-
 STAGES = {
     "pixels": "Before the tower",
     "tower": "In the tower",

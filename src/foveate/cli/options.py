@@ -13,28 +13,6 @@ from foveate.errors import InputError
 from foveate.plain.files import local_path
 from foveate.plain.spelling import fractions
 
-__all__ = [
-    "EMBEDDED",
-    "BudgetOptions",
-    "Count",
-    "FigureOptions",
-    "Files",
-    "Flag",
-    "Images",
-    "MaybeCount",
-    "MaybeShare",
-    "MaybeTokens",
-    "MediaOptions",
-    "MethodsOptions",
-    "ModelOptions",
-    "OutputOptions",
-    "Pairs",
-    "Rate",
-    "Settings",
-    "TableOptions",
-    "whole",
-]
-
 EMBEDDED = "embedded"
 
 

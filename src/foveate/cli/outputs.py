@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import RenderableType
 
-__all__ = ["JSON", "check_targets", "finish", "write_picture", "write_text"]
-
 JSON = ".json"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 

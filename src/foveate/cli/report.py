@@ -8,8 +8,6 @@ from foveate.bench.paired import AGAIN
 from foveate.bench.timing import Ratio, interval_words
 from foveate.plain.table import Number
 
-__all__ = ["agreement", "agreement_words", "full_values", "interval", "race_note", "race_values"]
-
 
 def agreement(answer: Answer, full: Answer) -> dict[str, Any]:
     """How far an answer goes with the full model's, token by token."""

@@ -18,8 +18,6 @@ from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
 from foveate.registry import families, methods, presets, support
 
-__all__ = ["family_rows", "method_rows", "preset_rows", "proved_rows"]
-
 POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
 UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one
 

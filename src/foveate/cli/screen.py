@@ -30,22 +30,6 @@ from foveate.runs.listener import Advance, Listener
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "Lines",
-    "OnScreen",
-    "as_json",
-    "busy",
-    "counting",
-    "discard",
-    "labelled",
-    "note",
-    "preview",
-    "show",
-    "show_json",
-    "written",
-]
-
-
 WIDE = 120  # columns of what goes to a file or a pipe
 
 

@@ -24,8 +24,6 @@ from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, set
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
 
-__all__ = ["Setup", "device_named", "load", "named", "second_look", "set_up", "tell_budgets"]
-
 
 @dataclass(frozen=True, slots=True)
 class Setup:

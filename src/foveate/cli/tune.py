@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from foveate.ask.second_look import SecondLook
     from foveate.tune import Tuned, Tunings
 
-__all__ = ["Tune"]
-
 METHOD = "v2drop"
 """What is tuned where nobody names a method."""
 Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]

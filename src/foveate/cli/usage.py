@@ -2,8 +2,6 @@
 
 from foveate.errors import FoveateError, SettingError, UnknownNameError
 
-__all__ = ["BAD_ROWS", "BUG", "DONE", "FAILED", "WRONG_USAGE", "UsageError", "exit_code"]
-
 DONE, FAILED, WRONG_USAGE, BAD_ROWS = 0, 1, 2, 3
 BUG = 70
 """A bug in foveate: EX_SOFTWARE of sysexits.h."""

@@ -14,21 +14,6 @@ from typing import Any
 from foveate.errors import BudgetError, SettingError
 from foveate.plain.upstream import brief
 
-__all__ = [
-    "Budget",
-    "Curve",
-    "at_cuts",
-    "check_count",
-    "check_depth",
-    "decoder_depth",
-    "geometric",
-    "half_up",
-    "is_met",
-    "proportional",
-    "quarters",
-    "solve",
-]
-
 MOST_TOKENS = 2**31  # of an image: no memory holds so many
 ROUNDING = 1e-12  # what float rounding may take off a ratio
 HALVINGS = 80

@@ -18,18 +18,6 @@ from foveate.core.signals import Cls, Signal, TowerAttention, TowerKeys
 from foveate.core.views import Arriving, ImageView
 from foveate.errors import BudgetError, UnsupportedError
 
-__all__ = [
-    "ByScene",
-    "Counted",
-    "Entering",
-    "EnteringShare",
-    "Framed",
-    "Gridded",
-    "change",
-    "changes",
-    "merging_stage",
-]
-
 
 class Entering(Budgeted):
     """Every decoder layer processes the same rows of an image, so a budget is their number: no schedule is solved.

@@ -12,23 +12,6 @@ from foveate.core.signals import Hidden
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
 
-__all__ = [
-    "at",
-    "cached_layers",
-    "cached_plan",
-    "coarsened",
-    "cut_layers",
-    "held_rows",
-    "in_order",
-    "layer_plan",
-    "opening",
-    "read_plan",
-    "reading",
-    "reads_text",
-    "refuse_shallow",
-    "scoring_flops",
-]
-
 
 def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """The stages in the order in which tokens meet them; those at the same place as they were written."""

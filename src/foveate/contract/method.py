@@ -20,8 +20,6 @@ from foveate.errors import SettingError
 from foveate.plain.spelling import CHAIN, no_setting
 from foveate.plain.upstream import brief
 
-__all__ = ["Budgeted", "Chain", "Method", "Preset", "meet"]
-
 BUDGET = ("tokens", "retention")
 ANY_COUNT = 2**20  # of an image whose tokens nobody has counted: what a budget costs is then a share
 

@@ -22,8 +22,6 @@ from foveate.core.signals import Attention, Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
-__all__ = ["Layered", "LayeredStage", "OneCut", "Rated", "Scheduled", "attended", "highest"]
-
 LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
 

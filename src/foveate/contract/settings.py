@@ -22,21 +22,6 @@ from foveate.plain.upstream import brief
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
-__all__ = [
-    "Count",
-    "Counts",
-    "FallingShares",
-    "Layer",
-    "Layers",
-    "Part",
-    "Positions",
-    "Share",
-    "Shares",
-    "Tokens",
-    "Unit",
-    "check",
-]
-
 
 class Checks:
     """A tuple that passes a check of our own, behind pydantic's."""

@@ -14,8 +14,6 @@ from foveate.contract.follow import cut_layers
 from foveate.contract.method import Chain, Method
 from foveate.contract.stages import Shape
 
-__all__ = ["Point", "Space", "free_settings", "space_of"]
-
 MOST_CUTS = 6
 SHARES = (None, 0.5, 0.35, 0.25, 0.18, 0.125)
 """What an earlier member of a chain may keep when a chain is tuned; None is what it keeps by itself."""

@@ -26,20 +26,6 @@ from foveate.core.thin import nearest
 from foveate.core.views import Arriving, PatchView, View
 from foveate.errors import SettingError
 
-__all__ = [
-    "CacheStage",
-    "DecodeStage",
-    "ImageStage",
-    "LayerStage",
-    "PatchStage",
-    "PixelStage",
-    "Place",
-    "Shape",
-    "Stage",
-    "ThinStage",
-    "TowerStage",
-]
-
 WAYS = ("score", "pick", "choose", "look")
 """The functions of a stage, of which it has one."""
 Number = Callable[[Arriving], int | None]

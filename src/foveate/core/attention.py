@@ -7,15 +7,6 @@ from torch import Tensor
 
 from foveate.core.tensors import BLOCK_NUMBERS, take_along
 
-__all__ = [
-    "BLOCK_NUMBERS",
-    "LEAST_NEARNESS",
-    "attention_rows",
-    "mean_of_busiest",
-    "nearness",
-    "received_attention",
-]
-
 LEAST_NEARNESS = 0.05
 """The least that `nearness` answers, so that dividing by it raises nothing more than twentyfold.
 

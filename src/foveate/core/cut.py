@@ -12,8 +12,6 @@ from foveate.core.rank import marked_first
 from foveate.core.tensors import Tensors, on_tensors
 from foveate.errors import ShapeError
 
-__all__ = ["Cut", "Pick", "followed", "note_of", "together"]
-
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 PARTS = ("stays", "source", "parent", "rows")
 _set = object.__setattr__

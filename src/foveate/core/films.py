@@ -10,8 +10,6 @@ from foveate.core.cut import Cut
 from foveate.core.merge import first_most, of_length_one
 from foveate.core.rank import ranks, top
 
-__all__ = ["FilmRows", "Scene", "likeness", "scenes", "still_places", "still_scenes", "trees"]
-
 Scene = tuple[int, int]
 """The first frame of a run of frames, and the one behind its last."""
 

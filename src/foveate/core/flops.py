@@ -6,8 +6,6 @@ residual sums are left out.
 
 from itertools import pairwise
 
-__all__ = ["attention", "delta_rule", "linear", "vit_block"]
-
 
 def linear(rows: int, *widths: int) -> int:
     """FLOPs of linear layers one after the other, from the first width to the last, on `rows` rows."""

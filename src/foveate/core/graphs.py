@@ -12,8 +12,6 @@ from torch import Tensor
 
 from foveate.core.tensors import BLOCK_NUMBERS
 
-__all__ = ["graphed"]
-
 P = ParamSpec("P")
 MOST = 16
 """Graphs that are remembered, the latest: each holds its tensors, at the most some blocks of them."""

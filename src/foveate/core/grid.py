@@ -9,22 +9,6 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 
-__all__ = [
-    "Grid",
-    "cells_of",
-    "closing_rows",
-    "coarser",
-    "crops_of",
-    "frames_of",
-    "grids_of",
-    "high_pass",
-    "into_cells",
-    "join",
-    "neighbours_of",
-    "regions_of",
-    "windows_of",
-]
-
 Grid = tuple[int, int]
 """Rows and columns."""
 

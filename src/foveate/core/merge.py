@@ -16,28 +16,6 @@ from foveate.core.rank import marked_first, ranks_in_groups, shared_out, top
 from foveate.core.tensors import blocks
 from foveate.errors import ShapeError
 
-__all__ = [
-    "average",
-    "average_windows",
-    "behind_cls",
-    "bipartite",
-    "by_first_token",
-    "by_source",
-    "density_peaks",
-    "dominant_and_contextual",
-    "dominant_and_contextual_by_crop",
-    "first_most",
-    "joined_to_nearest",
-    "merge_windows",
-    "merged",
-    "of_length_one",
-    "one_by_one",
-    "sum_of_nearest",
-    "target_plus_mean",
-    "towards",
-    "window_similarity",
-]
-
 
 def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, contextual: int) -> Cut:
     """Keep the highest scored tokens, and let every other one join one of a few among the rest.

@@ -8,9 +8,6 @@ from typing import Any, Literal, Self
 
 from torch import nn
 
-__all__ = ["Patcher"]
-
-
 TABLES = (
     ("_forward_pre_hooks", ("_forward_pre_hooks_with_kwargs",)),
     ("_forward_hooks", ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")),

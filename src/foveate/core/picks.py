@@ -19,23 +19,6 @@ from foveate.core.tensors import BLOCK_NUMBERS, alike, blocks, send
 from foveate.core.views import Arriving
 from foveate.errors import ShapeError
 
-__all__ = [
-    "Pairs",
-    "Pick",
-    "cosine_flops",
-    "cosines",
-    "cover",
-    "determinantal",
-    "max_min",
-    "pairs",
-    "pick_by_crop",
-    "quotas",
-    "snapped",
-    "suppress",
-    "thin",
-    "unlike_others",
-]
-
 SHORTEST = 1e-12  # the smallest norm that divides
 NO_VARIANCE = 1e-6  # the share of the largest variance up to which only rounding is left of a token
 TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides

@@ -7,21 +7,6 @@ from torch import Tensor
 
 from foveate.errors import ShapeError
 
-__all__ = [
-    "by_quota",
-    "into_runs",
-    "keep_count",
-    "marked_first",
-    "mean_tokens",
-    "ranks",
-    "ranks_in_groups",
-    "shared_out",
-    "spread",
-    "spread_over",
-    "top",
-    "top_in_groups",
-]
-
 
 def keep_count(tokens: int, ratio: float, minimum: int = 1) -> int:
     """How many of `tokens` stay at keep ratio `ratio`.

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK_NUMBERS", "Memo", "Tensors", "alike", "blocks", "on_tensors", "send", "stacked", "take_along"]
-
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the host on `device`, without a wait for what the device still has to do.

@@ -16,17 +16,6 @@ from foveate.core.merge import of_length_one
 from foveate.core.picks import pairs
 from foveate.core.tensors import alike, blocks, send
 
-__all__ = [
-    "STEPS",
-    "ends_of_left",
-    "given_back",
-    "nearest",
-    "neighbour_difference",
-    "sizes",
-    "sizes_in_segments",
-    "spread_in_steps",
-]
-
 STEPS = 64  # of greedy picks: one pick a step would be 1,332 launches for 3,996 rows
 LEVELS = 2.0**20  # distances are multiples of 1 / LEVELS, so that rows that are equal but for rounding tie
 

@@ -21,8 +21,6 @@ from foveate.core.grid import Grid
 from foveate.core.signals import CachedAttention, Signal, TowerSignal
 from foveate.errors import SettingError
 
-__all__ = ["Arriving", "ImageView", "LayerView", "PatchView", "PixelView", "ReadView", "TowerView", "View"]
-
 Given = Tensor | Callable[[], Tensor]
 """A tensor, or a function that makes it when it is first read."""
 

@@ -22,8 +22,6 @@ from foveate.plain.spelling import check_keywords
 from foveate.plain.table import SECTION, Column, Table
 from foveate.registry import families, family_kind
 
-__all__ = ["Cost", "cost"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Cost:

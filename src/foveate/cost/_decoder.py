@@ -7,9 +7,6 @@ from typing import Any, Self
 from foveate.core.flops import attention, delta_rule, linear
 from foveate.errors import UnsupportedError
 
-__all__ = ["Decoder"]
-
-
 PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text"})
 
 

@@ -12,8 +12,6 @@ from foveate.cost._prompt import Grids, PromptLengths
 from foveate.errors import SettingError
 from foveate.families.base import Family
 
-__all__ = ["Effect", "rankable"]
-
 
 @dataclass(frozen=True, slots=True)
 class Effect:

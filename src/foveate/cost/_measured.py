@@ -16,8 +16,6 @@ from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
-__all__ = ["measured"]
-
 CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
 ROWS = (24, 40, 56)
 """Prompts that are run. No multiple of 64, so that products of whole chunks show."""

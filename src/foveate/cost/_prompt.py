@@ -9,9 +9,6 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
 
-__all__ = ["Grids", "Known", "PromptLengths", "RunCounts"]
-
-
 Grids = Sequence[Sequence[Grid]]
 """Rows and columns of each image's frames or views."""
 

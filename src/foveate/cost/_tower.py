@@ -19,8 +19,6 @@ from foveate.families.base import Family
 from foveate.families.shape import PicturesRun, RopeTower, StatesTower, TowerShape
 from foveate.families.tower import feature_layers
 
-__all__ = ["Thinning", "smaller_tower_flops", "subset_tower_flops", "tower_bytes", "tower_flops"]
-
 
 class Flops(NamedTuple):
     """Of the tower, of the projector and of picking the rows that late blocks run on; and how many each block runs on,

@@ -9,20 +9,6 @@ Importing this package loads neither torch nor transformers; `load` does.
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "ANSWER",
-    "FILMS",
-    "FILM_TASKS",
-    "NAME",
-    "NAMES",
-    "QUESTION",
-    "TASKS",
-    "load",
-    "path",
-    "picture",
-    "tasks_of",
-]
-
 NAME = "embedded"
 """The name of the model on the command line and in `foveate.load`."""
 

@@ -20,31 +20,6 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-__all__ = [
-    "COLOURS",
-    "FONTS",
-    "MEANT",
-    "PURE",
-    "SHAPES",
-    "Pen",
-    "Pixels",
-    "Rgb",
-    "background",
-    "draw_characters",
-    "draw_shape",
-    "font",
-    "glyph",
-    "glyph_advance",
-    "ground",
-    "ink_on",
-    "log_uniform",
-    "pick",
-    "plain",
-    "shape_mask",
-    "stands_out",
-    "tint",
-]
-
 Floats = NDArray[np.float32]
 Rgb = tuple[int, int, int]
 Point = tuple[float, float]

@@ -9,8 +9,6 @@ from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGener
 
 from foveate.embedded.films import FRAMES
 
-__all__ = ["FilmProcessor", "for_films"]
-
 UNUSED = -2
 """From the end of the vocabulary, an id that no text has: the model for films is shown films alone."""
 

@@ -12,8 +12,6 @@ from PIL import Image
 from foveate.embedded.drawing import MEANT, SHAPES, Pen, ground, stands_out, tint
 from foveate.embedded.scenes import Box, Canvas, Lettering, Scene, Thing, rng_for, shuffled, write
 
-__all__ = ["BRIEF", "FRAMES", "SIDE", "Film", "Shown", "film"]
-
 FRAMES, SIDE = 8, 168
 """Frames of a film, and pixels of a side of each: 144 vision tokens a frame."""
 

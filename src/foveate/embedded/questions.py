@@ -16,19 +16,6 @@ from foveate.embedded.drawing import COLOURS, SHAPES, pick
 from foveate.embedded.films import BRIEF, Film, Shown
 from foveate.embedded.scenes import Lettering, Scene, Thing, rng_for
 
-__all__ = [
-    "MARGIN",
-    "TEXT_TASKS",
-    "TaskQuestion",
-    "all_questions",
-    "ask",
-    "film_questions",
-    "neighbours",
-    "one_per_film_task",
-    "one_per_task",
-    "relations",
-]
-
 TEXT_TASKS = ("read text", "character", "text quadrant")
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")

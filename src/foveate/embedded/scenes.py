@@ -44,23 +44,6 @@ from foveate.embedded.drawing import (
     tint,
 )
 
-__all__ = [
-    "CHARACTERS",
-    "PAD",
-    "PATCH",
-    "SPLITS",
-    "Box",
-    "Canvas",
-    "Lettering",
-    "Scene",
-    "Thing",
-    "rng_for",
-    "scene",
-    "shuffled",
-    "sketch",
-    "write",
-]
-
 PATCH = 14
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 SPLITS = {"train": 1, "held-out": 2, "demo": 3}

@@ -30,8 +30,6 @@ from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.families.base import Family
 
-__all__ = ["Positions", "Remap", "visibility", "width_of"]
-
 # -- positions ----------------------------------------------------------------------------------------------------
 
 

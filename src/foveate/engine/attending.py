@@ -11,16 +11,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness
+from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
 from foveate.core.signals import Attention, Products, ValueLikeness
-from foveate.core.tensors import take_along
+from foveate.core.tensors import BLOCK_NUMBERS, take_along
 from foveate.engine import guards
 from foveate.engine.buckets import Bucket
 from foveate.engine.samples import Unit
-
-__all__ = ["RATERS", "Reduction", "RowsReader", "last_marked", "streams"]
-
 
 RATERS = "raters"
 """The name under which a bucket remembers them."""

@@ -15,8 +15,6 @@ from foveate.engine import guards
 from foveate.engine.program import CELLS
 from foveate.engine.samples import Begun, Sample
 
-__all__ = ["WORDS", "Bucket", "Sizes", "buckets_of"]
-
 WORDS = "words"
 """The name under which a bucket remembers the columns of the text behind its first image."""
 TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "text", "ordinals")

@@ -18,19 +18,6 @@ from foveate._transformers import (
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 
-__all__ = [
-    "CACHE_LAYERS",
-    "FOLLOWING",
-    "MEMO_SIZE",
-    "Chosen",
-    "PrunedLayer",
-    "alive_columns",
-    "as_seen",
-    "find_pruned",
-    "length_of",
-    "pruned_layer",
-]
-
 LONG = 1024
 """Slots from which on a layer has room for decoded rows, an eighth of those it has; copying fewer costs no more."""
 MOST_STEP = 16

@@ -16,8 +16,6 @@ from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, FOLLOWING, MEMO_SIZE, PrunedLayer
 
-__all__ = ["copy_of", "nbytes", "picked", "settle", "tensors_of"]
-
 STATES = ("conv_states", "recurrent_states")
 
 

@@ -37,16 +37,6 @@ from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, ran_not
 from foveate.engine.reading import raters_of
 from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 
-__all__ = [
-    "SampleRows",
-    "asking_units",
-    "cut_before",
-    "decide",
-    "decide_bucket",
-    "joined",
-    "note_attending",
-]
-
 ALL_CELLS = Cells()
 Part = Callable[[Tensor], Tensor]
 """Of a tensor with a sample's rows in front, the rows of a unit."""

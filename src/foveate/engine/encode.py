@@ -25,8 +25,6 @@ from foveate.engine.program import NotesOf, Program
 from foveate.families.base import Family
 from foveate.families.thinning import Ran, running_thin
 
-__all__ = ["ImageTokens", "TowerReducer", "cuts_of", "encode", "image_view", "kind_of"]
-
 
 @dataclass(slots=True, eq=False)
 class ImageTokens:

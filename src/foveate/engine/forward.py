@@ -19,8 +19,6 @@ from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 
-__all__ = ["Alike", "Forward", "LayerCall", "RowMap"]
-
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Original", "Streams", "at_rows", "rows_of", "with_hidden"]
-
 Original = Callable[..., Any]
 """The function of the model that a hook stands around."""
 

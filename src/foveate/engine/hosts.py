@@ -21,9 +21,6 @@ from foveate.engine.samples import Sample
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left
 
-__all__ = ["Entered", "Project", "before_decoder", "enter", "refuse_decoder_signals"]
-
-
 Project = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Rows of each image, (rows, width of the tower), as the projector makes them: (rows, width of the decoder)."""
 

@@ -17,8 +17,6 @@ from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.families.thinning import Ran
 
-__all__ = ["MediaTokens", "image_lengths", "lengths_in", "nowhere", "placed", "prompt_lengths", "tag", "tagged_media"]
-
 T = TypeVar("T")
 TAG = "_foveate"
 """The one attribute that foveate hangs on objects of others: on what a `get_*_features` call answers, and on each of

@@ -25,9 +25,6 @@ from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, StageRe
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 
-__all__ = ["begin", "finish"]
-
-
 # -- begin --------------------------------------------------------------------------------------------------------
 
 

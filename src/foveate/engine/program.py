@@ -14,9 +14,6 @@ from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
 
-__all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "ran_note", "rotary_note"]
-
-
 MOST_PLANS = 1024
 """Of samples of so many kinds the plans are remembered."""
 

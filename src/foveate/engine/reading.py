@@ -19,13 +19,6 @@ from foveate.engine.samples import Unit, image_units
 from foveate.families.base import Family
 from foveate.families.tap import attention_of, unturning
 
-__all__ = [
-    "AttentionReader",
-    "OwnAttention",
-    "is_causal",
-    "raters_of",
-]
-
 # -- raters -------------------------------------------------------------------------------------------------------
 
 

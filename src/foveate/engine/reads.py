@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.contract.stages import DecodeStage
-from foveate.core.attention import BLOCK_NUMBERS, attention_rows
+from foveate.core.attention import attention_rows
 from foveate.core.cut import Cut, together
-from foveate.core.tensors import Memo, Tensors, alike, send, stacked, take_along
+from foveate.core.tensors import BLOCK_NUMBERS, Memo, Tensors, alike, send, stacked, take_along
 from foveate.core.views import Arriving, ReadView
 from foveate.engine import guards
 from foveate.engine.arguments import visibility
@@ -28,8 +28,6 @@ from foveate.engine.program import Program
 from foveate.engine.reading import is_causal
 from foveate.families.base import Family
 from foveate.families.tap import AttentionHook
-
-__all__ = ["begin_turn", "decode_hook", "end_turn"]
 
 TEXT, VISION = 1, 2
 """What `PrunedLayer.kinds` says of columns that are no padding."""

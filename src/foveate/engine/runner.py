@@ -22,10 +22,8 @@ from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import decode_hook
 from foveate.engine.turning import note_turns
-from foveate.families.base import Family, tapped_layer, unreadable
-from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot
-
-__all__ = ["LayerRunner"]
+from foveate.families.base import Family
+from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot, tapped_layer, unreadable
 
 Tap = AbstractContextManager[None]
 """Reads a layer's own attention while the layer runs, if a stage asks for it."""

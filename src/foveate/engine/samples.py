@@ -14,15 +14,6 @@ from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.engine.media import MediaTokens
 
-__all__ = [
-    "Begun",
-    "Sample",
-    "Unit",
-    "image_units",
-    "read_samples",
-    "sample_unit",
-]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 NOTHING = torch.zeros(0, dtype=torch.int64)
 

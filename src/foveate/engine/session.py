@@ -38,9 +38,6 @@ from foveate.families.placing import lengths_of, pieces_of
 from foveate.families.thinning import Ran
 from foveate.registry import family_for, inside
 
-__all__ = ["apply", "drop", "drop_or_not", "refuse_open", "refuse_running", "remove"]
-
-
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 UNTRACED = [
     "_transformers",

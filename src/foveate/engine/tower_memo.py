@@ -15,8 +15,6 @@ from foveate.core.patching import Patcher
 from foveate.engine.program import Program
 from foveate.registry import family_for
 
-__all__ = ["TowerMemo"]
-
 KEPT = 4
 """Calls that are kept: the batches of some questions under every method."""
 MARKS = 64

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from foveate.viz.showing import Media
 
-__all__ = ["CacheRecord", "LazyCounts", "PrefillRecord", "StageRecord", "Trace", "Where"]
-
 Where = Literal["pixels", "tower", "projector", "layer", "kv"]
 """Where a cut is."""
 

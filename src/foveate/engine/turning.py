@@ -12,8 +12,6 @@ from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import rotary_note
 from foveate.families.base import Family
 
-__all__ = ["note_turns"]
-
 
 def note_turns(forward: Forward, layers: Sequence[int], call: LayerCall, family: Family) -> None:
     """Remember of every row what `Rotary` has of it, for the stages before these layers.

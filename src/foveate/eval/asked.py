@@ -22,8 +22,6 @@ from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.listener import Advance, unheard
 from foveate.runs.working import work_through
 
-__all__ = ["Asked", "Work", "outstanding", "prompts_of", "run"]
-
 MOST_WORKERS = 4
 BATCH = 8
 """Most questions that are answered at a time."""

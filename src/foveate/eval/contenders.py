@@ -11,8 +11,6 @@ from foveate.contract.scheduled import Scheduled
 from foveate.errors import BudgetError, SettingError
 from foveate.naming import draws, is_bare, with_seed
 
-__all__ = ["EARLY", "USUAL", "Contender", "before_decoder", "contenders_at"]
-
 USUAL = ("v2drop", "visiondrop", "mustdrop")
 """What is compared where nobody names a method."""
 EARLY = "cut before the decoder"

@@ -31,8 +31,6 @@ from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
 from foveate.runs.versions import commit, versions
 
-__all__ = ["evaluate", "evaluate_samples"]
-
 EMBEDDED = "exact match on held-out questions about generated pictures, each paired with the full model's"
 OWN = "foveate eval --samples"
 READ = (*LABELS, "task")

@@ -15,8 +15,6 @@ from foveate.errors import SettingError, UnknownNameError
 from foveate.eval.asked import Asked
 from foveate.video import Clip
 
-__all__ = ["APART", "SPLIT", "check_tasks", "questions", "shown"]
-
 SPLIT = "held-out"
 APART = 1_000_000  # pictures between one seed's first and the next one's
 MOST_SEED = 2000

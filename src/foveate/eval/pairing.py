@@ -23,8 +23,6 @@ from foveate.eval.contenders import Contender
 from foveate.eval.plan import BASELINES
 from foveate.plain.stats import Estimate, Numbers, Resampled, estimate, share
 
-__all__ = ["FULL_MODEL", "RIVALS", "Log", "Row", "collapsed", "figures_of", "spread_out", "unmatched", "verdict"]
-
 Row = Mapping[str, Any]
 Log = Sequence[Row]
 Aggregate = Callable[[Log], float]

@@ -17,8 +17,6 @@ from foveate.viz import stack
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw", "draw_all"]
-
 CONTROLS = {"random": "#8a8a8a", "uniform": "#b59f6b", "averagepool": "#9fb0c9", "resize": "#c99fb0"}
 MARKS = "osD^vP*Xh"
 

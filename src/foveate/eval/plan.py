@@ -13,8 +13,6 @@ from foveate.eval.records import Answers, open_answers
 from foveate.naming import parse
 from foveate.plain.spelling import is_second_look
 
-__all__ = ["BASELINES", "SHARES", "Plan"]
-
 SHARES = (1 / 3, 2 / 9, 1 / 9)
 """Budgets where none is given: 192, 128 and 64 of LLaVA-1.5's 576 tokens."""
 BASELINES = ("random", "uniform", "averagepool", "resize")

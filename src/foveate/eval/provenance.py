@@ -15,8 +15,6 @@ from foveate.plain.files import sha256_of
 from foveate.plain.folders import base_of
 from foveate.runs.versions import versions
 
-__all__ = ["conditions", "joined"]
-
 READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt"})
 """Suffixes of what a model is loaded from: configs, templates, tokenizers and weights."""
 

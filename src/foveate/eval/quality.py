@@ -11,8 +11,6 @@ from foveate.eval.plan import BASELINES
 from foveate.plain.stats import wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
-__all__ = ["AGREEMENT", "Quality", "points", "tables_of"]
-
 HARD = "Hard: accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
 TOKENS = "Tokens: what a decoder layer truly processed, on average."
 AGAINST = "− random, − resize: accuracy minus theirs at the same true count, in points."

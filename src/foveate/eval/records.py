@@ -16,8 +16,6 @@ from foveate.ask.first import First
 from foveate.contract.method import Method
 from foveate.runs.store import Store, open_store
 
-__all__ = ["FORM", "FULL", "Answers", "fingerprint", "home", "key_of", "looked_twice", "open_answers", "record_of"]
-
 FULL = "full"
 """The name under which the full model's answers are kept."""
 KEYS = ("method", "question")

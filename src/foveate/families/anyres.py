@@ -32,8 +32,6 @@ from foveate.families.tower import (
 )
 from foveate.families.vision import grid_boxes, picture_sizes
 
-__all__ = ["NOWHERE", "AnyResolution", "tiles_of"]
-
 NOWHERE = torch.full((1, 4), float("nan"))
 """The box of a newline."""
 

@@ -19,12 +19,9 @@ from foveate.families.leaving import encode_leaving
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tap import attention_of, made_by_itself, tapped_layer, unreadable
+from foveate.families.tap import attention_of, made_by_itself
 from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
-from foveate.families.vision import grid_boxes
-
-__all__ = ["Family", "core_of", "grid_boxes", "tapped_layer", "unreadable"]
 
 
 class Family:

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from foveate.errors import UnsupportedError
 
-__all__ = ["ClipEncoder"]
-
 
 class ClipEncoder:
     """Brings patches of a CLIP tower and text into CLIP's common space.

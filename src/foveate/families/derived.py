@@ -31,8 +31,6 @@ from foveate.families.tap import attention_of, takes_index
 from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 
-__all__ = ["Derived"]
-
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
 """What a module with a head calls the decoder that it stands around."""

@@ -17,8 +17,6 @@ from foveate.families.tap import unturned
 from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
 
-__all__ = ["encode_fed", "lacking", "thinned_by_feeding"]
-
 
 def lacking(core: nn.Module, decoder: nn.Module) -> str | None:
     """Why nothing can be read of a model's vision tower, as far as this is known before it runs; None: it may be."""

@@ -31,8 +31,6 @@ from foveate.families.placing import pieces_of
 from foveate.families.tap import Tapped, tap
 from foveate.families.tower import Inputs, Run, block_of, shown
 
-__all__ = ["NO_BLOCKS", "Feeding", "Group", "blocks_of", "feeding", "has_cls"]
-
 CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
 """What a tower calls the parameter that its CLS begins as."""
 REMEMBERED = 64

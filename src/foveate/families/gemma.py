@@ -42,8 +42,6 @@ from foveate.families.tower import (
 )
 from foveate.families.vision import grid_boxes, smaller
 
-__all__ = ["FAMILIES", "Gemma3", "Gemma4", "PaliGemma"]
-
 
 class PaliGemma(Llava):
     """Where things are inside `PaliGemmaForConditionalGeneration`, with a Gemma or a Gemma 2: one square per image,

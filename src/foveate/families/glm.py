@@ -8,8 +8,6 @@ from foveate.core.flops import linear
 from foveate.families.qwen_vl import Qwen2VL, qwen_shape
 from foveate.families.shape import TowerShape
 
-__all__ = ["FAMILIES", "Glm4v", "Glm4vMoe", "Glm46V"]
-
 
 class Glm4v(Qwen2VL):
     """Where things are inside `Glm4vForConditionalGeneration`."""

@@ -16,8 +16,6 @@ from foveate.families.tiles import Tiled, run_lengths, runs
 from foveate.families.tower import Inputs, Run, block_of, encoder_layers
 from foveate.families.vision import blocks
 
-__all__ = ["FAMILIES", "Idefics3", "SmolVLM"]
-
 REAL = "foveate_real_tiles"
 """Under which name it is remembered which tiles are no padding."""
 

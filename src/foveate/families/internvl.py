@@ -12,8 +12,6 @@ from foveate.families.tiles import Tiled, run_lengths
 from foveate.families.tower import Inputs, Run, block_of, feature_layers
 from foveate.families.vision import IMAGENET, blocks
 
-__all__ = ["FAMILY", "InternVL"]
-
 
 class InternVL(Tiled):
     """Where things are inside `InternVLForConditionalGeneration`.

@@ -21,8 +21,6 @@ from foveate.families.thinning import running_thin
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import blocks
 
-__all__ = ["encode_leaving", "units_left"]
-
 
 def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
     """See `Family.encode_subset`. A unit is a token's patches, or one patch where tokens are pooled."""

@@ -26,20 +26,6 @@ from foveate.families.tower import (
 )
 from foveate.families.vision import CLIP, grid_boxes, picture_sizes, smaller
 
-__all__ = [
-    "FAMILIES",
-    "Llava",
-    "OfClip",
-    "VipLlava",
-    "clip_shape",
-    "clip_thin_tower",
-    "drops_cls",
-    "llava_shape",
-    "picture_tokens",
-    "pictures_in",
-    "side_of",
-]
-
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
 

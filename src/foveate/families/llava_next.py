@@ -23,8 +23,6 @@ from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
-__all__ = ["FAMILIES", "LlavaNext", "LlavaNextVideo", "LlavaOnevision"]
-
 
 class LlavaNext(AnyResolution):
     """Where things are inside `LlavaNextForConditionalGeneration`, with a Vicuna, Mistral or other decoder."""

@@ -22,8 +22,6 @@ from foveate.families.tiles import block_means
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, attentions, feature_layers, shown, tapped_all
 from foveate.families.vision import CLIP, grid_boxes, picture_sizes, smaller
 
-__all__ = ["FAMILY", "Mistral3"]
-
 
 class Mistral3(Family):
     """Where things are inside `Mistral3ForConditionalGeneration`.

@@ -16,8 +16,6 @@ from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
 
-__all__ = ["Stats", "reduce_apart"]
-
 Stats = Callable[[TowerSignal], Sequence[Tensor]]
 """What the tower shows of each image's tokens, newlines apart, (tokens, numbers) float32; see `TowerView.read`."""
 

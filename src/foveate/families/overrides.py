@@ -15,8 +15,6 @@ from foveate.families.tiles import runs
 from foveate.families.tower import Inputs, Reducer
 from foveate.families.vision import grid_boxes
 
-__all__ = ["OVERRIDES", "HunYuanVL", "Ovis2"]
-
 
 class HunYuanVL(Derived):
     """A picture's grid has a newline behind each row, and a token before and behind all; these always stay.

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from foveate.families.tiles import run_lengths
 
-__all__ = ["images_in", "token_id"]
-
 NAMES = ("{}_token_id", "{}_token_index", "{}_patch_id")
 INSIDE = ("vision_config", "text_config")
 

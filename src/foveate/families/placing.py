@@ -9,18 +9,6 @@ from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
 
-__all__ = [
-    "first_rows",
-    "images_of",
-    "lengths_of",
-    "pieces_of",
-    "place_rows",
-    "put_images",
-    "replace_images",
-    "rows_left",
-    "stays_whole",
-]
-
 
 def stays_whole(cut: Cut | None) -> bool:
     """Whether a cut leaves an image's tokens as they are."""

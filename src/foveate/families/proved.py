@@ -6,8 +6,6 @@ random models.
 
 from typing import Literal, NamedTuple
 
-__all__ = ["PROVED", "Place", "Proved"]
-
 Place = Literal["layer", "projector", "tower"]
 """Between decoder layers; behind the projector; and there, by what is read of the tower."""
 DECODER: tuple[Place, ...] = ("layer", "projector")

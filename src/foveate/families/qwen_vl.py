@@ -32,20 +32,6 @@ from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import CLIP, grid_boxes, smaller
 
-__all__ = [
-    "FAMILIES",
-    "Qwen2VL",
-    "Qwen3VL",
-    "Qwen3VLMoe",
-    "Qwen25VL",
-    "Qwen35",
-    "Qwen35Moe",
-    "blocks_seeing_all",
-    "means_of_tokens",
-    "picture_view",
-    "qwen_shape",
-]
-
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The argument that a modality's patches are given in."""
 PRECOMPUTED = {

@@ -5,8 +5,6 @@ from typing import Any, Self
 
 from foveate.core.grid import Grid
 
-__all__ = ["Counts", "PicturesRun", "RopeTower", "StatesTower", "TowerShape"]
-
 Counts = tuple[int, ...]
 """A count for each image or video."""
 

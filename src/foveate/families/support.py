@@ -34,8 +34,6 @@ from foveate.core.signals import (
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
-__all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
-
 SERVED: tuple[type[Signal], ...] = tuple(
     kind for kind in map(vars(signals).__getitem__, signals.__all__) if "kind" in vars(kind)
 )

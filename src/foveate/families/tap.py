@@ -15,21 +15,6 @@ from foveate.core.patching import Patcher
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 
-__all__ = [
-    "TAP",
-    "AttentionHook",
-    "Tapped",
-    "attention_of",
-    "biased",
-    "made_by_itself",
-    "tap",
-    "tapped",
-    "tapped_layer",
-    "unreadable",
-    "unturned",
-    "unturning",
-]
-
 TAP = "foveate_tap"
 PACKED = "foveate_tap_of_flash_attention"
 """As `TAP`, for a bias under a kernel that takes packed sequences at once: transformers looks for the word."""

@@ -23,8 +23,6 @@ from foveate.core.thin import ends_of_left, given_back, nearest, sizes, sizes_in
 from foveate.errors import UnsupportedError
 from foveate.families.tap import biased
 
-__all__ = ["Ran", "ThinnedTower", "Thinner", "TowerLayout", "batch_layout", "running_thin"]
-
 
 class Thinner(Protocol):
     """Says which rows run: what the engine hands a family."""

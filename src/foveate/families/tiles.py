@@ -19,8 +19,6 @@ from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
 from foveate.families.vision import blocks, grid_boxes, smaller
 
-__all__ = ["Tiled", "block_means", "mosaic", "run_lengths", "runs"]
-
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
 

@@ -19,25 +19,6 @@ from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
 from foveate.families.tap import Tapped, tap
 
-__all__ = [
-    "Encoded",
-    "Inputs",
-    "Reducer",
-    "Run",
-    "Taps",
-    "TowerReader",
-    "attentions",
-    "block_of",
-    "encode_before_projector",
-    "encoder_layers",
-    "feature_layers",
-    "of_image",
-    "shown",
-    "tapped_all",
-    "tower_attention",
-    "tower_keys",
-]
-
 Inputs = Mapping[str, Any]
 """The arguments of a call of the model, by name."""
 

@@ -1,7 +1,5 @@
 """Models of transformers that no family can serve, and why."""
 
-__all__ = ["UNSERVED"]
-
 _CROSS = "its layers read pictures by cross-attention, so the prompt has no vision tokens to drop"
 _ENCODER_DECODER = "it is an encoder-decoder: its decoder has no vision tokens to drop"
 _QUERIES = "its Q-Former reduces a picture to 32 tokens before the decoder, an OPT or T5 without rotary positions"

@@ -30,8 +30,6 @@ from foveate.families.tower import (
 )
 from foveate.families.vision import grid_boxes
 
-__all__ = ["FAMILY", "VideoLlava"]
-
 CLS = torch.full((1, 4), float("nan"))
 """The box of a CLS."""
 

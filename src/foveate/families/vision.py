@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["CLIP", "IMAGENET", "blocks", "grid_boxes", "picture_sizes", "smaller"]
-
 Normal = tuple[tuple[float, ...], tuple[float, ...]]
 CLIP: Normal = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What a processor subtracts from each channel of pixels in [0, 1], and what it divides them by then."""

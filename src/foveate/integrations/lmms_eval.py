@@ -6,8 +6,6 @@ behind the name loads only when it is wanted.
 
 from typing import Any
 
-__all__ = ["manifest"]
-
 
 def manifest() -> Any:
     """What lmms-eval wants to know of the model: its name, and where its class lives."""

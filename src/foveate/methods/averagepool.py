@@ -6,8 +6,6 @@ from foveate.core.grid import into_cells, join
 from foveate.core.merge import average
 from foveate.errors import UnsupportedError
 
-__all__ = ["METHOD", "AveragePool"]
-
 
 class AveragePool(Gridded):
     """Averages the vision tokens over the cells of a coarser grid, 24 x 24 over 13 x 14 at a third.

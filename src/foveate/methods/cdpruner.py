@@ -26,8 +26,6 @@ from foveate.contract import (
 from foveate.core.merge import of_length_one
 from foveate.core.picks import cosine_flops, cosines, determinantal, pairs
 
-__all__ = ["CLIP", "METHOD", "PATCHES", "WORDS", "CDPruner", "unlike_text"]
-
 CLIP = "clip"
 PATCHES, WORDS = Resource(CLIP), Resource(CLIP, of="text")
 SMALL = 1e-6  # added to the least relevance, so that no token has none

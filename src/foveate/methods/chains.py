@@ -12,8 +12,6 @@ from foveate.methods.scope import Scope
 from foveate.methods.v2drop import V2Drop
 from foveate.methods.vispruner import VisPruner
 
-__all__ = ["PRESETS"]
-
 LATE = V2Drop(layers=(17, 22), keep=(0.3, 0.0))  # 110 tokens: 17 layers of 110, 5 of 33, 10 of one; 63.9 on average
 HALF = V2Drop(layers=(17,), keep=(0.5,))  # 42 tokens: 17 layers of 42, 15 of 21; 32.2 on average
 

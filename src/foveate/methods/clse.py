@@ -38,8 +38,6 @@ from foveate.core.grid import Grid, high_pass
 from foveate.core.rank import marked_first, top
 from foveate.errors import SettingError, UnsupportedError
 
-__all__ = ["CLSE", "METHOD", "evolution"]
-
 LAST = Attention(rows="last", layer="ran", heads="mean")
 KEEP = (330 / 576, 210 / 576, 62 / 576)  # the released setting that the authors call 192
 TEMPERATURE = 0.1

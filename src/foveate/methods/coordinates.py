@@ -21,8 +21,6 @@ from foveate.core.cut import Cut
 from foveate.core.rank import ranks, top
 from foveate.errors import SettingError
 
-__all__ = ["METHOD", "Coordinates", "places"]
-
 
 class Coordinates(Method):
     """A share of what other methods of a chain keep goes to rows where RoPE turns least, or by a quarter.

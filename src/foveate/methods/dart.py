@@ -19,8 +19,6 @@ from torch.nn.functional import normalize
 from foveate.contract import Arriving, Columns, Count, KeyNorms, LayerView, Normed, OneCut, Pivots, Signal
 from foveate.core.rank import marked_first
 
-__all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
-
 
 class DART(OneCut):
     """One cut that keeps what differs most from a few pivots, which each image has of its own.

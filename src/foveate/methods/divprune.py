@@ -11,8 +11,6 @@ from torch import Tensor
 from foveate.contract import Counted, Hidden, LayerStage, LayerView, Shape, Stage
 from foveate.core.picks import cosine_flops, max_min, pairs
 
-__all__ = ["METHOD", "DivPrune"]
-
 
 class DivPrune(Counted):
     """The subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.

@@ -18,8 +18,6 @@ from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, top
 from foveate.errors import SettingError
 
-__all__ = ["DTD", "METHOD"]
-
 
 class DTD(Framed):
     """Keeps the first frame, and of each later one what changes. A picture keeps everything.

@@ -39,8 +39,6 @@ from foveate.contract import (
 )
 from foveate.core.rank import by_quota, top
 
-__all__ = ["METHOD", "DyCoke"]
-
 WINDOW = 4
 ALIKE = 0.9
 

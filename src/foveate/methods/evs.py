@@ -15,8 +15,6 @@ from torch import Tensor
 from foveate.contract import Arriving, Deepstack, Framed, Share, changes
 from foveate.core.rank import top
 
-__all__ = ["EVS", "METHOD"]
-
 
 class EVS(Framed):
     """Keeps the first frame and what changes from frame to frame; whole frames may vanish. A picture keeps everything.

@@ -19,8 +19,6 @@ from foveate.core.cut import Cut
 from foveate.core.merge import joined_to_nearest, one_by_one
 from foveate.core.rank import top
 
-__all__ = ["METHOD", "FastV"]
-
 
 class FastV(Scheduled):
     """One cut, by the attention that the prompt's last token pays in the layer before it.

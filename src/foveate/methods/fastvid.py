@@ -23,8 +23,6 @@ from foveate.core.films import FilmRows, Scene, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
 from foveate.core.rank import shared_out
 
-__all__ = ["METHOD", "FastVID"]
-
 SCENES, NEIGHBOURS, STEP, BETA, ALIKE = 8, 4, 4, 0.6, 0.95
 
 

@@ -5,8 +5,6 @@ Part (c) of MustDrop (Liu et al., arXiv:2411.10803), which works without its oth
 
 from foveate.contract import CacheStage, Layer, Method, Shape, Stage
 
-__all__ = ["METHOD", "FinalKV"]
-
 
 class FinalKV(Method):
     """After the prefill, cuts the caches of earlier layers to the vision tokens that other methods keep at the end.

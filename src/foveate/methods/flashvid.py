@@ -24,8 +24,6 @@ from foveate.core.merge import average, density_peaks
 from foveate.core.picks import max_min, pairs
 from foveate.core.rank import marked_first
 
-__all__ = ["METHOD", "FlashVID"]
-
 SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 
 

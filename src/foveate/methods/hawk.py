@@ -17,8 +17,6 @@ from foveate.contract import Arriving, Count, Counted, LayerStage, LayerView, Po
 from foveate.core.rank import spread, top
 from foveate.errors import SettingError
 
-__all__ = ["HAWK", "METHOD"]
-
 SHORTEST = 1e-12  # the smallest norm that divides
 
 

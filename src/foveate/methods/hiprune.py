@@ -24,8 +24,6 @@ from foveate.contract import Entering, ImageStage, ImageView, Layer, Positions, 
 from foveate.core.grid import crops_of, neighbours_of
 from foveate.core.rank import ranks, shared_out, top
 
-__all__ = ["METHOD", "HiPrune"]
-
 DEPTH = 24  # blocks of the tower that `object_layer` is named for
 DEEP = TowerAttention(by="patches")
 

@@ -23,8 +23,6 @@ from foveate.core.films import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
 from foveate.core.rank import marked_first, top
 
-__all__ = ["METHOD", "HoliTom"]
-
 NEIGHBOURS, BETA = 7, 0.6
 
 

@@ -23,8 +23,6 @@ from foveate.core.picks import cosine_flops, cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
 from foveate.core.tensors import blocks
 
-__all__ = ["METHOD", "HoloV"]
-
 SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
 
 

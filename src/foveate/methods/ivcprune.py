@@ -33,8 +33,6 @@ from foveate.core.rank import ranks, spread_over, top
 from foveate.errors import SettingError
 from foveate.methods.coordinates import places
 
-__all__ = ["METHOD", "IVCPrune"]
-
 
 class IVCPrune(OneCut):
     """One cut of each image by itself: coordinates and seeds, and the rest by likeness; all by the text behind it.

@@ -34,8 +34,6 @@ from foveate.core.picks import cosines, unlike_others
 from foveate.core.rank import ranks, top
 from foveate.methods.cdpruner import CLIP, PATCHES, WORDS, unlike_text
 
-__all__ = ["METHOD", "MFPruner", "scaled"]
-
 SMALL = 1e-6
 
 

@@ -15,8 +15,6 @@ from foveate.contract import Counted, Features, Hidden, ImageStage, ImageView, L
 from foveate.core.picks import cosine_flops, cosines, cover
 from foveate.core.tensors import blocks
 
-__all__ = ["METHOD", "MMTok", "coverage"]
-
 
 class MMTok(Counted):
     """Greedy coverage of two kinds of targets at once: words of the question, and all vision tokens.

@@ -45,8 +45,6 @@ from foveate.core.merge import average_windows, window_similarity
 from foveate.core.rank import top
 from foveate.errors import SettingError
 
-__all__ = ["METHOD", "MustDrop"]
-
 USUAL = 0.001  # both thresholds of the released code, at 192 tokens
 RATIOS = (1.0, 0.2)  # α/γ of the presets that are furthest apart
 SHARE = Attention(rows="after", over="share")  # g_j / Σ g

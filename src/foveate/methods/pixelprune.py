@@ -18,8 +18,6 @@ from torch.nn.functional import pad
 
 from foveate.contract import Arriving, Cut, Method, PatchStage, PixelView, Shape, Share, Stage
 
-__all__ = ["METHOD", "PixelPrune"]
-
 
 class PixelPrune(Method):
     """Drops what neighbours predict, before the vision tower: for screens and pages.

@@ -20,8 +20,6 @@ from torch import Tensor
 from foveate.contract import Attention, CacheStage, LayerView, OneCut, Shape, Signal, Stage
 from foveate.core.rank import spread, top
 
-__all__ = ["METHOD", "PriorTR", "gained"]
-
 EPSILON = 1e-10
 
 

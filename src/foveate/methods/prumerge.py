@@ -20,8 +20,6 @@ from foveate.contract import Count, Entering, ImageStage, ImageView, Positions, 
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
 
-__all__ = ["EXACT", "METHOD", "PruMerge", "counts_by_score"]
-
 EXACT = "derived: an exact count in the place of outliers; rows that enter the decoder"
 
 

@@ -16,8 +16,6 @@ from torch import Tensor
 from foveate.core.rank import ranks
 from foveate.methods.prumerge import EXACT, PruMerge, counts_by_score
 
-__all__ = ["METHOD", "PruMergePlus"]
-
 
 class PruMergePlus(PruMerge):
     """As PruMerge, with tokens at even steps besides the outliers.

@@ -26,8 +26,6 @@ from foveate.contract import (
     quarters,
 )
 
-__all__ = ["METHOD", "PyramidDrop"]
-
 RATIOS = (0.5, 0.25, 0.125)
 PAID = Attention(rows="last", layer="next", heads="mean")  # s_j
 

@@ -11,8 +11,6 @@ from foveate.core.rank import top
 from foveate.methods.finalkv import FinalKV
 from foveate.methods.uniform import Uniform
 
-__all__ = ["METHOD", "Random", "lots", "same_schedule"]
-
 
 class Random(Scheduled):
     """Keeps tokens drawn at random, uniformly without replacement.

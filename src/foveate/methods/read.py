@@ -6,8 +6,6 @@ pages of a cache by the query of each step; here it is single vision tokens, onc
 
 from foveate.contract import CachedAttention, DecodeStage, Layer, Method, Shape, Share, Stage, attended
 
-__all__ = ["METHOD", "Read"]
-
 
 class Read(Method):
     """Drops nothing: steps of decoding read a share of the cached vision tokens, by the question.

@@ -2,8 +2,6 @@
 
 from foveate.contract import Arriving, Gridded, PixelStage, Shape, Stage
 
-__all__ = ["METHOD", "Resize"]
-
 
 class Resize(Gridded):
     """Gives the tower a smaller image, so that its token grid is coarser: 13 x 14 for 24 x 24 at a third.

@@ -14,8 +14,6 @@ from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Si
 from foveate.core.picks import cosine_flops, cosines, cover, pick_by_crop
 from foveate.core.tensors import blocks
 
-__all__ = ["METHOD", "Scope"]
-
 
 class Scope(Counted):
     """Greedy facility-location coverage of all tokens, each candidate's gain times its saliency, before the projector.

@@ -19,8 +19,6 @@ from foveate.contract import Arriving, Attention, Hidden, LayerStage, LayerView,
 from foveate.core.cut import Cut
 from foveate.core.merge import average, density_peaks
 
-__all__ = ["METHOD", "SparseVLM"]
-
 
 class SparseVLM(Rated):
     """Three cuts by the attention of the words that resemble the picture, with recycling.

@@ -20,8 +20,6 @@ from annotated_types import Ge
 
 from foveate.contract import Attention, LayerStage, Rated
 
-__all__ = ["METHOD", "SparseVLMPlus"]
-
 
 class SparseVLMPlus(Rated):
     """Three cuts by the attention of the words that resemble the picture, less what distance makes of it.

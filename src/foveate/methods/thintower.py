@@ -25,9 +25,6 @@ from foveate.core.rank import top
 from foveate.core.thin import neighbour_difference, spread_in_steps
 from foveate.errors import UnsupportedError
 
-__all__ = ["METHOD", "ThinTower"]
-
-
 ENOUGH = 0.3  # share of the rows from which on those unlike their neighbours do as well: not at a ninth
 
 

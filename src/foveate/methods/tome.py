@@ -17,8 +17,6 @@ from foveate.contract import Entering, ImageStage, ImageView, Positions, Shape, 
 from foveate.core.cut import Cut
 from foveate.core.merge import average, bipartite, by_first_token
 
-__all__ = ["METHOD", "ToMe"]
-
 
 class ToMe(Entering):
     """Averages tokens with similar keys, once, on the way out of the vision tower. A baseline: pruning does better.

@@ -5,8 +5,6 @@ from torch import Tensor
 from foveate.contract import LayerView, Scheduled
 from foveate.core.rank import spread
 
-__all__ = ["METHOD", "Uniform"]
-
 
 class Uniform(Scheduled):
     """Keeps tokens at even steps, in raster order.

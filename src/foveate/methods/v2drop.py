@@ -15,8 +15,6 @@ from torch.linalg import vector_norm
 from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Scheduled, Shape, Signal, Stage
 from foveate.errors import ShapeError
 
-__all__ = ["METHOD", "V2Drop", "variation"]
-
 Metric = Literal["l2", "l1", "cosine", "relative"]
 EPSILON = 1e-6  # the smallest norm that divides
 POOR_BELOW = 0.2

@@ -18,8 +18,6 @@ from foveate.contract import Arriving, Framed, Part
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, ranks
 
-__all__ = ["METHOD", "VidCom2", "redundancy"]
-
 WIDTHS = tuple(2.0**power for power in range(-3, 2))  # the kernels' a
 TEMPERATURE = 0.01
 

@@ -40,8 +40,6 @@ from foveate.core.cut import Cut
 from foveate.core.merge import dominant_and_contextual, merged
 from foveate.errors import SettingError
 
-__all__ = ["METHOD", "VisionDrop"]
-
 # The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
 DOMINANT, CONTEXT = 42, 6
 PAIRS = ((30, 5), (22, 4), (16, 3))

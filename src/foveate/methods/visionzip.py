@@ -21,8 +21,6 @@ from foveate.contract import Arriving, Cls, Count, Entering, ImageView, Position
 from foveate.core.cut import Cut
 from foveate.core.merge import dominant_and_contextual_by_crop, merged
 
-__all__ = ["METHOD", "VisionZip"]
-
 DOMINANT, CONTEXT, REFERENCE = 54, 10, 576  # the README's setting for LLaVA-1.5
 
 

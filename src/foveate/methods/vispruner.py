@@ -14,8 +14,6 @@ from torch import Tensor
 from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Share, Stage, TowerAttention
 from foveate.core.picks import cosine_flops, cosines, pick_by_crop, thin
 
-__all__ = ["METHOD", "VisPruner"]
-
 
 class VisPruner(Counted):
     """Important tokens by the CLS's attention, and diverse ones among the others, before the projector.

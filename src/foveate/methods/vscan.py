@@ -39,8 +39,6 @@ from foveate.core.grid import windows_of
 from foveate.core.merge import average, joined_to_nearest
 from foveate.core.rank import top, top_in_groups
 
-__all__ = ["METHOD", "VScan"]
-
 LOCAL, DEPTH = 5, 24  # the block of the local scan, of so many
 KEPT, NEWLINE = 2.0, 1.0  # notes: what a scan picked, and what families note of newlines; 0 is merged
 

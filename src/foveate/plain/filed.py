@@ -13,8 +13,6 @@ from foveate.errors import FoveateError, InputError
 from foveate.plain.spelling import refuse_keys
 from foveate.plain.writing import publish
 
-__all__ = ["read", "save", "values_of"]
-
 T = TypeVar("T")
 
 

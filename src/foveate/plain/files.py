@@ -11,8 +11,6 @@ from urllib.parse import unquote_to_bytes
 from foveate.errors import InputError
 from foveate.plain.upstream import shown
 
-__all__ = ["check_readable", "is_video", "local_path", "named", "open_readable", "scheme_of", "sha256_of"]
-
 URL = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//)?", re.IGNORECASE)
 SCHEMES = {"blob", "cid", "data", "file", "ftp", "gs", "hf", "http", "https", "s3"}
 """Those known without the slashes behind them: a file may be called "12:30.jpg"."""

@@ -13,16 +13,6 @@ from typing import Any
 from foveate.errors import InputError
 from foveate.plain.upstream import brief, shown
 
-__all__ = [
-    "base_of",
-    "check_folder",
-    "check_weight_names",
-    "folder_of",
-    "has_processor",
-    "index_weights",
-    "loading_base",
-]
-
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 WEIGHTS_OR_INDEX = (".safetensors", ".safetensors.index.json")

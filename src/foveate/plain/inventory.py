@@ -8,8 +8,6 @@ import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
-__all__ = ["families", "methods", "proved", "summary"]
-
 HERE = Path(__file__).parents[1]
 METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
 FAMILY = re.compile(r"^(?:FAMILY|FAMILIES) = ", re.MULTILINE)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from foveate.errors import FoveateError, InputError
 
-__all__ = ["available", "check_room"]
-
 GIB = 2**30
 
 

@@ -8,8 +8,6 @@ import sys
 from types import ModuleType
 from typing import Any
 
-__all__ = ["make_callable"]
-
 
 def make_callable(room: str, function: str) -> None:
     """Let the package `room` answer a call with the function at `function` ("package.module:name")."""

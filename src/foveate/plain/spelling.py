@@ -15,27 +15,6 @@ from typing import Any
 from foveate.errors import InputError, SettingError, UnknownNameError
 from foveate.plain.upstream import brief, shown
 
-__all__ = [
-    "CHAIN",
-    "SECOND_LOOK",
-    "Written",
-    "check_keywords",
-    "fractions",
-    "is_second_look",
-    "members_in",
-    "method_name",
-    "nearest",
-    "no_setting",
-    "pair_of",
-    "parsed",
-    "read_json",
-    "refuse_keys",
-    "settings_in",
-    "unknown",
-    "unquoted",
-    "written",
-]
-
 CHAIN = "chain"
 """The name of a chain of methods. It is in no list of methods."""
 SECOND_LOOK = "foveate second look"

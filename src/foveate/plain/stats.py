@@ -9,20 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Estimate",
-    "Numbers",
-    "Resampled",
-    "Spread",
-    "Z",
-    "estimate",
-    "median_of",
-    "share",
-    "spread",
-    "students",
-    "wilson",
-]
-
 Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
 RESAMPLES = 2000
 FEWER = 200

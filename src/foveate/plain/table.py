@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from rich.measure import Measurement
     from rich.table import Table as RichTable
 
-__all__ = ["ENDINGS", "SECTION", "WIDEST", "Column", "Number", "Table", "between", "in_file", "number"]
-
 SECTION: tuple[str, ...] = ()
 """A row without cells: a gap between the rows above and below it."""
 

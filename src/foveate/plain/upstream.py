@@ -6,8 +6,6 @@ from contextlib import contextmanager
 
 from foveate.errors import InputError
 
-__all__ = ["brief", "explained", "first_line", "install_line", "is_out_of_memory", "printable", "shown"]
-
 LONGEST = 300
 """Characters of somebody else's message that a line repeats."""
 

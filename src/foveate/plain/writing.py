@@ -10,8 +10,6 @@ from pathlib import Path
 
 from foveate.errors import InputError
 
-__all__ = ["PART", "preset_files", "publish"]
-
 PART = ".foveate-"
 """How files begin that are not finished."""
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say

@@ -15,8 +15,6 @@ import torch
 
 from foveate.errors import InputError, SettingError
 
-__all__ = ["Crew", "Here", "Pool", "Task", "Together", "Worker", "crew_of", "device_at", "rows_of"]
-
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
 DEATHS = 20

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from foveate.errors import InputError
 from foveate.plain.upstream import brief
 
-__all__ = ["LABELS", "as_said", "labels_in", "plain"]
-
 LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer, or with several; the first that is there is taken."""
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-__all__ = ["Advance", "Listener", "unheard"]
-
 Advance = Callable[[int], object]
 """Called with the number of rows that were added."""
 

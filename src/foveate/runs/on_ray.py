@@ -8,8 +8,6 @@ from foveate.errors import InputError, UnsupportedError
 from foveate.plain.upstream import first_line, install_line
 from foveate.runs.crew import Task, Together, check_count, rows_of
 
-__all__ = ["Actors", "require_ray"]
-
 
 class Actors(Together):
     """Actors of Ray, one a GPU. Every machine must see the input and its files under the same paths.

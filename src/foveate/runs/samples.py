@@ -22,8 +22,6 @@ from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import local_path, named, open_readable, scheme_of, sha256_of
 from foveate.plain.upstream import brief, first_line, install_line, printable
 
-__all__ = ["ENDINGS", "LINE_KEY", "Bad", "MediaSample", "SampleColumns", "Samples", "Unreadable", "arrow", "samples_in"]
-
 LINE = 2**24
 """The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
 LINE_KEY = "line"

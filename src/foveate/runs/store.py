@@ -29,8 +29,6 @@ from foveate.plain.upstream import brief, first_line
 from foveate.plain.writing import PART, publish
 from foveate.runs.samples import arrow
 
-__all__ = ["BAD", "BROKEN", "MANIFEST", "KnownKeys", "Numbers", "Store", "open_store"]
-
 MANIFEST, LOCK, FORMAT = "manifest.json", ".lock", "foveate run 1"
 BAD, BROKEN = "bad.jsonl", "broken.jsonl"
 NAME = re.compile(r"part-(\d{5,})\.(jsonl|parquet)")

@@ -8,8 +8,6 @@ import transformers
 
 from foveate.plain.version import __version__
 
-__all__ = ["commit", "versions"]
-
 HERE = Path(__file__).resolve().parents[1]
 
 

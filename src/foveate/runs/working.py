@@ -6,8 +6,6 @@ from typing import Any
 from foveate.errors import InputError
 from foveate.runs.crew import DEATHS, Crew, Stopped
 
-__all__ = ["work_through"]
-
 Rows = list[Any]
 
 

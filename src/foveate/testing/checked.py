@@ -9,8 +9,6 @@ import torch
 
 from foveate.plain.table import Column, Table
 
-__all__ = ["CLEARLY", "HALF", "Checked", "Row", "name_of"]
-
 CLEARLY = 5.0
 """How many times the noise, and the difference found, what is wrong on purpose must differ by."""
 HALF = (torch.bfloat16, torch.float16)

@@ -33,8 +33,6 @@ from foveate.testing.checked import CLEARLY, HALF, Checked, Row, name_of
 from foveate.testing.contract import state_of
 from foveate.testing.hiding import Oracle, columns_of
 
-__all__ = ["STEPS", "Checking", "check"]
-
 STEPS = 6
 """Tokens of the answer: with the prompt's last row, logits of seven rows are compared."""
 PADS = 7

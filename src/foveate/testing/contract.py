@@ -27,8 +27,6 @@ from foveate.registry import family_for
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
 from foveate.testing.views import made_tensors, made_view
 
-__all__ = ["MethodContract", "check_method"]
-
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 

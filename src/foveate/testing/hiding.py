@@ -26,8 +26,6 @@ from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
-__all__ = ["Oracle", "columns_of"]
-
 DENSE = ("sdpa", "eager")
 """Kernels whose mask says of every row what it sees."""
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from foveate.errors import UnknownNameError
 
-__all__ = ["CLIP", "FAMILIES", "IMAGE", "PAD", "TEXT", "VIDEO", "VISION_START", "VOCABULARY", "TinyModel", "tiny_model"]
-
 IMAGE, VIDEO, VISION_START, PAD = 91, 92, 93, 0
 VOCABULARY = 96
 DEPTH = 6

@@ -35,8 +35,6 @@ from foveate.core.signals import (
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, ReadView, View
 from foveate.errors import SettingError
 
-__all__ = ["made_tensors", "made_view"]
-
 WIDTH, HEAD, WORDS, HEADS = 8, 4, 5, 2
 OWN = "own"
 """Key of the rows that a stage works on, whether it declares them or not."""

@@ -24,8 +24,6 @@ from foveate.runs.versions import versions
 from foveate.tune.parts import digest, digest_of, grouped, notes_on, picture_of
 from foveate.tune.promise import RISK, bound, fewest, one_each, threshold
 
-__all__ = ["MAX_NEW_TOKENS", "Agreeing", "agree", "refuse_few", "refuse_tuned_on", "settings_of"]
-
 MAX_NEW_TOKENS = 64
 """The longest answer of the full model."""
 

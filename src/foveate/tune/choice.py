@@ -17,19 +17,6 @@ from foveate.tune.searching import Tried
 from foveate.tune.trials import FEWEST, Trials, is_above_zero
 from foveate.tune.tuned import HeldOut, points
 
-__all__ = [
-    "Choice",
-    "agrees",
-    "chosen",
-    "comparison",
-    "lead",
-    "remarks",
-    "root_of",
-    "runs_to_choose",
-    "runs_to_compare",
-    "untuned",
-]
-
 FINALISTS = 3
 """More of them would be more luck with the pictures to choose with."""
 DRAWS = 3

@@ -26,8 +26,6 @@ from foveate.plain.upstream import is_out_of_memory
 from foveate.registry import family_for
 from foveate.tune.parts import About, SampleInputs
 
-__all__ = ["Fidelity", "Target", "answered", "beginning", "greedy", "looks", "outcomes", "predictions", "targets"]
-
 WORST = 1e4
 """Nats of an answer at most; also where a setting makes the model overflow, which is not to look perfect."""
 ROOM = 1 << 30

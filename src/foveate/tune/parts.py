@@ -19,10 +19,6 @@ from foveate.errors import SettingError
 from foveate.plain.upstream import brief
 from foveate.registry import family_for
 
-__all__ = [
-    "About", "SampleInputs", "Split", "by_picture", "digest", "digest_of", "grouped", "notes_on", "picture_of", "split",
-]  # fmt: skip
-
 FEW = 20  # pictures: below it the held-out intervals are wide
 # Shares of the pictures, and most of them. With 15 to search, schedules led that were six points behind on others.
 SEARCHED = (0.4, 40)

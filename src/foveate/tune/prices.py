@@ -19,8 +19,6 @@ from foveate.engine.session import drop_or_not
 from foveate.errors import BudgetError, SettingError
 from foveate.tune.parts import SampleInputs
 
-__all__ = ["KINDS", "NEAR", "Limit", "Measured", "Prices", "solved"]
-
 KINDS = ("tokens", "retention", "flops", "kv")
 HALVINGS = 40
 NEAR = 0.01

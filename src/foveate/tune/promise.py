@@ -19,8 +19,6 @@ from itertools import groupby
 
 from foveate.errors import SettingError
 
-__all__ = ["RISK", "Pair", "auroc", "bound", "fewest", "one_each", "threshold"]
-
 RISK = 0.1
 """δ: how often a calibration may come to a threshold that does not keep what is promised."""
 

@@ -12,17 +12,6 @@ from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.plain.upstream import install_line
 from foveate.tune.prices import Limit, Prices
 
-__all__ = [
-    "Tried",
-    "budgeted",
-    "grid",
-    "left_to_search",
-    "published_point",
-    "searched",
-    "settings_of",
-    "usual_point",
-]
-
 LISTS = ("layers", "layer_list", "pruning_layers")
 """Settings that list the layers which are cut."""
 LEAST_SHARE = 0.05

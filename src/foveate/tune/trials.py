@@ -25,8 +25,6 @@ from foveate.runs.working import work_through
 from foveate.tune.forcing import Fidelity, Target, answered, beginning, looks, outcomes
 from foveate.tune.parts import About
 
-__all__ = ["FEWEST", "Trials", "batched", "is_above_zero", "open_trials"]
-
 FEWEST = 5
 """Pictures behind which a setting may be given up, or chosen: the difference of two or three says nothing."""
 HOPELESS = 2.5

@@ -12,8 +12,6 @@ from foveate.plain.spelling import read_json
 from foveate.plain.stats import Estimate
 from foveate.plain.table import Column, Number, Table, number
 
-__all__ = ["HeldOut", "Tuned", "points"]
-
 FORMAT = "foveate tuning 4"
 FILE = "This preset file of foveate tune"
 

@@ -48,8 +48,6 @@ from foveate.tune.trials import FEWEST, Trials, open_trials
 from foveate.tune.tuned import Tuned
 from foveate.tune.tunings import Outcome, Tunings
 
-__all__ = ["Tuning", "tune", "tune_many"]
-
 
 class Tuning(Agreeing, total=False):
     """How settings are searched, beside what `Agreeing` says; `tasks` is for `agreement` alone.

@@ -13,8 +13,6 @@ from foveate.plain.writing import preset_files
 from foveate.tune.prices import Limit
 from foveate.tune.tuned import Tuned, points
 
-__all__ = ["Outcome", "Tunings"]
-
 FORMAT = "foveate tunings 1"
 
 

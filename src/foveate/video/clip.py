@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Clip"]
-
 FINE = 1000  # ticks a second: fine enough for the times of frames that come at no steady rate
 
 

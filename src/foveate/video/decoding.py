@@ -24,8 +24,6 @@ from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted
 
-__all__ = ["read", "shape_of"]
-
 FORMATS = (
     # Videos.
     "asf", "av1", "avi", "avs2", "avs3", "dirac", "dv", "evc", "flv", "h261", "h263", "h264", "hevc", "ivf", "live_flv",

@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["pixels"]
-
 OTHER_MATRICES = {1, 9, 10}  # BT.709 and BT.2020: FFmpeg's converter takes all for BT.601 unless told
 BT601, LIMITED, FULL = 5, 1, 2
 

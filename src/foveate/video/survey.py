@@ -5,8 +5,6 @@ from typing import Any
 
 from foveate.errors import InputError
 
-__all__ = ["Survey", "survey", "video_stream"]
-
 FEW = 2000  # frames whose times are read off all packets; for more, the last ones must do
 LATE = 1_000_000  # seconds, behind the end of any file
 SLACK = 1.0, 0.02  # seconds, and share of the length, that may be missing at the end: headers are not exact

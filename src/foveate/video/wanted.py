@@ -11,8 +11,6 @@ from foveate.contract.settings import check
 from foveate.errors import InputError, SettingError
 from foveate.video.survey import Survey
 
-__all__ = ["HAIR", "FramesWanted"]
-
 FRAMES = 32
 MOST = 768  # frames that a rate alone may ask for
 HAIR = 1e-6  # of a second, for times that went through floats

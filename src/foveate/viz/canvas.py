@@ -14,8 +14,6 @@ from PIL import Image
 
 from foveate.viz.dim import Pixels
 
-__all__ = ["FAINT", "INK", "LEGEND", "PLAIN_LEGEND", "Page", "data_url", "fitted", "line_height"]
-
 DPI = 150
 INK, FAINT = "#1c2330", "#667085"
 HAIRLINE = (152, 162, 179)

@@ -12,8 +12,6 @@ from foveate.viz.frames import Frame, chosen
 from foveate.viz.mosaic import MOST, SIDE, scaled, stage_panels
 from foveate.viz.showing import Media, PrefillLike, frames_of
 
-__all__ = ["draw_comparison"]
-
 LABEL = 230  # pixels for the name of a row
 MARGIN, GAP = 18, 12
 TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 10, 8, 6.5

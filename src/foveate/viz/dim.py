@@ -5,8 +5,6 @@ from colorsys import hsv_to_rgb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pixels", "coverage", "dim", "group_colour", "outline"]
-
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 

@@ -13,8 +13,6 @@ from PIL import Image
 from foveate.viz.canvas import FAINT, INK, Page, fitted
 from foveate.viz.panel import Boxes, Stages, Tokens
 
-__all__ = ["Frame", "chosen", "draw_frames"]
-
 WIDTH = 1400  # pixels inside the margins
 MARGIN, GAP = 18, 10
 ACROSS = 8  # frames in a row, upright ones more

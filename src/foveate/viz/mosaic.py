@@ -13,8 +13,6 @@ from foveate.viz.frames import chosen
 from foveate.viz.panel import Tokens
 from foveate.viz.showing import Media, PrefillLike, drawn_stages, frames_of, stages_of
 
-__all__ = ["MOST", "SIDE", "StagePanel", "plain_panel", "scaled", "stage_panels"]
-
 MOST = 6  # pictures or frames drawn; of more, so many evenly chosen
 SIDE = 170  # pixels, of a square panel; one of another shape has its area
 SEVERAL = 1.5  # times that area has a panel of several pictures

@@ -12,8 +12,6 @@ from foveate.errors import ShapeError
 from foveate.viz.canvas import LEGEND, PLAIN_LEGEND
 from foveate.viz.dim import Pixels, dim, group_colour, outline
 
-__all__ = ["Boxes", "StageTokens", "Stages", "Tokens"]
-
 Rows = Tensor | Sequence[int]
 Stages = Sequence["tuple[str, Rows] | tuple[str, Rows, Rows | None]"]
 Boxes = Tensor | ArrayLike

@@ -8,8 +8,6 @@ from PIL import Image
 from foveate.cost import Cost
 from foveate.viz.canvas import FAINT, INK, Page
 
-__all__ = ["draw_plan"]
-
 WIDTH, HEIGHT = 1200, 620
 LEFT, TOP, RIGHT, BELOW = 110, 120, 40, 95
 """Pixels around the chart, for its title and its labels."""

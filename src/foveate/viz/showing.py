@@ -18,8 +18,6 @@ from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages
 from foveate.viz.stills import draw_stages
 
-__all__ = ["Media", "PrefillLike", "StageLike", "drawn_stages", "frames_of", "show", "stages_of"]
-
 Medium = Image.Image | str | Path | Clip | NDArray[np.uint8]
 Media = Medium | Sequence[Medium]
 

@@ -6,8 +6,6 @@ from PIL import Image
 
 from foveate.errors import ShapeError
 
-__all__ = ["stack"]
-
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures on one white sheet, from top to bottom, left edges in line.

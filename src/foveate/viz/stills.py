@@ -7,8 +7,6 @@ from PIL import Image
 from foveate.viz.canvas import Page, fitted
 from foveate.viz.panel import Boxes, Stages, Tokens
 
-__all__ = ["draw_stages"]
-
 PANEL = 405  # pixels, the longer side of a panel
 GAP = 18
 TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 11, 9.5, 8

@@ -7,8 +7,6 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-__all__ = ["preview", "preview_on"]
-
 HALF = "▀"  # its upper half has the letter's colour, its lower half the background's: two pixels a character
 COLUMNS, ROWS = 100, 40  # the most that a preview takes
 COLOURS = ("truecolor", "256")

@@ -27,8 +27,6 @@ from foveate.runs.listener import Advance, Listener
 from foveate.runs.versions import commit, versions
 from foveate.runs.working import work_through
 
-__all__ = ["evaluate_benchmarks"]
-
 WHAT = "benchmarks through lmms-eval, each setting paired with the full model on the same documents"
 
 

@@ -11,15 +11,6 @@ from foveate.errors import InputError, UnknownNameError, UnsupportedError
 from foveate.plain.spelling import nearest
 from foveate.plain.upstream import install_line
 
-__all__ = [
-    "BENCHMARKS",
-    "MME_TOTAL",
-    "check_folders",
-    "check_installed",
-    "primary",
-    "resolve",
-]
-
 MME_TOTAL = "mme_score"
 """MME's perception and cognition scores added up, as the papers print it."""
 PRINTED = ("pope_f1_score", "seed_all", "relaxed_overall")

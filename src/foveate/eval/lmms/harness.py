@@ -17,8 +17,6 @@ from foveate.eval.lmms.requests import Conduct, RequestAnswerer
 from foveate.eval.records import Answers
 from foveate.runs.listener import Advance, unheard
 
-__all__ = ["check_names", "harness_tasks", "run"]
-
 
 def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
     """Every task, group and tag of lmms-eval, and those in folders of one's own.

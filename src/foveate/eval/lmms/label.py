@@ -12,8 +12,6 @@ from foveate.eval.lmms.requests import Conduct
 from foveate.eval.lmms.setting import Setting
 from foveate.eval.records import FULL, fingerprint
 
-__all__ = ["Label", "spent_of"]
-
 LONGEST = 80
 """Most characters of a part of a file's name."""
 

@@ -16,8 +16,6 @@ from foveate.eval.lmms.benchmarks import MME_TOTAL, primary
 from foveate.eval.lmms.quiet import quiet
 from foveate.eval.pairing import Log
 
-__all__ = ["Metric", "metric_of", "scored"]
-
 MME_PARTS = ("mme_perception_score", "mme_cognition_score")
 CHOICES = "gpt_eval_score"
 """MMBench's figure."""

@@ -25,8 +25,6 @@ from foveate.eval.lmms.setting import Setting, values_of
 from foveate.eval.records import Answers, open_answers
 from foveate.plain.writing import publish
 
-__all__ = ["Answering", "Foveate"]
-
 
 class Answering(lmms):  # type: ignore[misc]
     """What lmms-eval asks, handed to an `RequestAnswerer`.

@@ -6,8 +6,6 @@ from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
-__all__ = ["quiet"]
-
 
 @contextmanager
 def quiet() -> Iterator[None]:

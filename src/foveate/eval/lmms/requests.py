@@ -22,8 +22,6 @@ from foveate.eval import provenance
 from foveate.eval.records import FORM, FULL, Answers, key_of, record_of
 from foveate.runs.listener import Advance, unheard
 
-__all__ = ["Conduct", "Request", "RequestAnswerer"]
-
 LONGEST = 1024
 """New tokens where a task names no limit."""
 

@@ -16,8 +16,6 @@ from foveate.errors import SettingError
 from foveate.naming import asked_share, draws, method_of, parse, with_seed
 from foveate.plain.spelling import fractions, nearest, parsed, unquoted
 
-__all__ = ["NAMES", "Setting", "values_of"]
-
 NAMES = (
     "pretrained",
     "method",
