@@ -30,7 +30,7 @@ from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
 from foveate.families import support
 from foveate.families.proved import PROVED
-from foveate.tune import tuning
+from foveate.tuning import tuning
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling
 from tests.films import film

@@ -22,7 +22,7 @@ from foveate.eval.plan import Plan
 from foveate.eval.records import FULL
 from foveate.plain.spelling import fractions
 from foveate.runs.versions import commit, versions
-from foveate.tune.promise import Pair, auroc, threshold
+from foveate.tuning.promise import Pair, auroc, threshold
 
 METHODS = ("vidcom2", "divprune")
 AGREEMENT = 0.98

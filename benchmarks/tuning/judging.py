@@ -12,9 +12,9 @@ from foveate.embedded.questions import TEXT_TASKS
 from foveate.eval.asked import Asked
 from foveate.eval.held_out import questions
 from foveate.plain.stats import Resampled, estimate
-from foveate.tune.forcing import Target, targets
-from foveate.tune.parts import About
-from foveate.tune.trials import Trials
+from foveate.tuning.forcing import Target, targets
+from foveate.tuning.parts import About
+from foveate.tuning.trials import Trials
 
 
 def pictures_of(seed: int, count: int, most: int = 99) -> list[Asked]:

@@ -21,8 +21,8 @@ import foveate as fv
 from foveate.catalogue import from_dict
 from foveate.eval.provenance import conditions
 from foveate.runs.versions import commit, versions
-from foveate.tune.parts import grouped
-from foveate.tune.trials import open_trials
+from foveate.tuning.parts import grouped
+from foveate.tuning.trials import open_trials
 
 OUT = Path(__file__).with_name("search.json")
 METHODS = ("v2drop", "visiondrop", "fastv", "divprune:tokens={entering}+v2drop")

@@ -8,8 +8,8 @@ from foveate import embedded
 from foveate.app.replies import FULL, Said, cards
 from foveate.bench.results import _scoring
 from foveate.contract import Hidden, LayerStage, Method, Scheduled, Shape
-from foveate.tune.parts import grouped
-from foveate.tune.prices import Prices
+from foveate.tuning.parts import grouped
+from foveate.tuning.prices import Prices
 
 SIZES = {"text_tokens": 40, "vision_tokens": 576}
 

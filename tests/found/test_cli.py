@@ -17,8 +17,8 @@ from foveate.core.views import LayerView
 from foveate.embedded import TASKS
 from foveate.plain.stats import Estimate
 from foveate.runs.listener import Listener
-from foveate.tune.trials import open_trials
-from foveate.tune.tuned import HeldOut, Tuned
+from foveate.tuning.trials import open_trials
+from foveate.tuning.tuned import HeldOut, Tuned
 from tests.cli.conftest import QUESTION
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from foveate.tune.parts import About, grouped
+from foveate.tuning.parts import About, grouped
 from tests.models import TINY, batch, tiny
 
 HEAD = torch.tensor([[1, 5, 6, 7]])

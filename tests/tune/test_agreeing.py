@@ -10,8 +10,8 @@ from foveate.embedded import TASKS, picture
 from foveate.eval.asked import prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of
-from foveate.tune.agreeing import BUDGETS, settings_of
-from foveate.tune.promise import bound, fewest
+from foveate.tuning.agreeing import BUDGETS, settings_of
+from foveate.tuning.promise import bound, fewest
 
 NEEDED = fewest(0.9)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.tune import forcing
-from foveate.tune.forcing import answered, outcomes, predictions
-from foveate.tune.parts import About, grouped
-from foveate.tune.trials import TOKENS, batched
+from foveate.tuning import forcing
+from foveate.tuning.forcing import answered, outcomes, predictions
+from foveate.tuning.parts import About, grouped
+from foveate.tuning.trials import TOKENS, batched
 from tests.models import tiny
 from tests.tune.pictures import pictures_of, question
 

@@ -6,10 +6,10 @@ import pytest
 from foveate.contract.space import Point
 from foveate.methods.v2drop import V2Drop
 from foveate.plain.stats import Estimate
-from foveate.tune.choice import Choice, chosen, remarks, untuned
-from foveate.tune.parts import Split
-from foveate.tune.searching import Tried
-from foveate.tune.tuned import Tuned
+from foveate.tuning.choice import Choice, chosen, remarks, untuned
+from foveate.tuning.parts import Split
+from foveate.tuning.searching import Tried
+from foveate.tuning.tuned import Tuned
 
 
 class Told:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.ask.first import First
-from foveate.tune.forcing import WORST, Target, _fidelity
+from foveate.tuning.forcing import WORST, Target, _fidelity
 
 LOGS = torch.log_softmax(torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), dim=-1)
 TARGET = Target((0, 1), tuple(map(First.of, LOGS)))

@@ -8,9 +8,9 @@ import foveate as fv
 from foveate import embedded
 from foveate.contract.space import Point, space_of
 from foveate.naming import given, parse
-from foveate.tune.parts import grouped
-from foveate.tune.prices import Limit, Prices, solved
-from foveate.tune.searching import (
+from foveate.tuning.parts import grouped
+from foveate.tuning.prices import Limit, Prices, solved
+from foveate.tuning.searching import (
     Suggestions,
     Tried,
     grid,

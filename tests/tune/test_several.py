@@ -9,9 +9,9 @@ import foveate as fv
 from foveate.plain.stats import Estimate
 from foveate.plain.writing import preset_files
 from foveate.runs.listener import Listener
-from foveate.tune import trials
-from foveate.tune.forcing import answered, outcomes
-from foveate.tune.tunings import Outcome, Tunings
+from foveate.tuning import trials
+from foveate.tuning.forcing import answered, outcomes
+from foveate.tuning.tunings import Outcome, Tunings
 from tests.forked import kills_of
 from tests.models import tiny
 from tests.tune.pictures import questions

@@ -6,8 +6,8 @@ import torch
 import foveate as fv
 from foveate.contract.space import Point
 from foveate.naming import parse
-from foveate.tune.parts import grouped, split
-from foveate.tune.prices import Measured, solved
+from foveate.tuning.parts import grouped, split
+from foveate.tuning.prices import Measured, solved
 from tests.models import DEPTH, batch, tiny
 from tests.tune.presets import preset_of
 

@@ -3,10 +3,10 @@ import torch
 
 import foveate as fv
 from foveate.runs.crew import Here
-from foveate.tune import trials as trials_module
-from foveate.tune.forcing import Fidelity, answered
-from foveate.tune.parts import grouped
-from foveate.tune.trials import FEWEST, Trials, open_trials
+from foveate.tuning import trials as trials_module
+from foveate.tuning.forcing import Fidelity, answered
+from foveate.tuning.parts import grouped
+from foveate.tuning.trials import FEWEST, Trials, open_trials
 from tests.models import batch, tiny
 from tests.tune.pictures import pictures_of
 

@@ -6,10 +6,10 @@ import torch
 import foveate as fv
 from foveate.contract.space import Point, space_of
 from foveate.naming import given, parse
-from foveate.tune import trials
-from foveate.tune.forcing import greedy, outcomes, targets
-from foveate.tune.parts import grouped, split
-from foveate.tune.prices import Prices, solved
+from foveate.tuning import trials
+from foveate.tuning.forcing import greedy, outcomes, targets
+from foveate.tuning.parts import grouped, split
+from foveate.tuning.prices import Prices, solved
 from tests.models import DEPTH, tiny
 from tests.tune.pictures import pictures_of, questions
 

@@ -33,7 +33,7 @@ from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
     from foveate.ask.second_look import SecondLook
-    from foveate.tune import Tuned, Tunings
+    from foveate.tuning import Tuned, Tunings
 
 METHOD = "v2drop"
 """What is tuned where nobody names a method."""
@@ -130,7 +130,7 @@ class Tune:
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.naming import given, parse
-            from foveate.tune import tune, tune_many
+            from foveate.tuning import tune, tune_many
 
         for method in methods:
             parse(method, self.settings)  # or a refusal, before the model is loaded
@@ -179,7 +179,7 @@ class Tune:
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.naming import method_of, parse
-            from foveate.tune.agreeing import agree, refuse_few, settings_of
+            from foveate.tuning.agreeing import agree, refuse_few, settings_of
 
         methods = self.method or ("vidcom2",)
         budgets: list[dict[str, float]] = [{"tokens": value} for value in self.budget]
