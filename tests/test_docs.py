@@ -146,8 +146,6 @@ def run_command_lines(page, capsys):
             quick += ["--workers", "1"] if words[1] == "eval" else []
             timed = words[1] == "compare" or "--full" in words
             quick += ["--pairs", "2"] if timed and "--pairs" not in words else []
-            if "--search" in arguments:
-                arguments[arguments.index("--search") + 1] = "3"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"

@@ -1,68 +1,52 @@
-"""Tune four methods at three budgets on the embedded model, and judge what is found on pictures of other seeds.
+"""Tune four methods at three budgets on the embedded model, and judge what is chosen on pictures of other seeds.
 
-    python benchmarks/tuning/run.py       # an hour or two of one core; goes on where it was stopped
+    python benchmarks/tuning/run.py       # about half an hour of one core; goes on where it was stopped
 
-Each cell is what `foveate tune --search` does: the small grid, then settings that optuna suggests, chosen by pictures
-that are used for nothing else. The record, search.json, has what was found and how many answers it gets right on the
-seeds of `HELD_OUT`, with which nothing was tuned, chosen or looked at.
+Each cell is what `foveate tune` does. The record, tuned.json, has what was chosen, and how many answers it gets right
+on the seeds of `HELD_OUT`, with which nothing was tuned, chosen or looked at, as `foveate eval` counts them.
 """
 
 import argparse
 import json
 import time
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any
 
 import torch
-from judging import Judge, asked, pictures_of
 
 import foveate as fv
-from foveate.catalogue import from_dict
+from foveate.embedded import TASKS
+from foveate.embedded.questions import TEXT_TASKS
+from foveate.eval.asked import Asked, prompts_of
+from foveate.eval.contenders import Contender
+from foveate.eval.evaluation import Asking
+from foveate.eval.held_out import questions
+from foveate.eval.pairing import FULL_MODEL
+from foveate.eval.plan import Plan
 from foveate.eval.provenance import conditions
+from foveate.eval.records import FORM
+from foveate.runs.listener import Listener
 from foveate.runs.versions import commit, versions
-from foveate.tuning.parts import grouped
-from foveate.tuning.trials import open_trials
 
-OUT = Path(__file__).with_name("search.json")
+OUT = Path(__file__).with_name("tuned.json")
 METHODS = ("v2drop", "visiondrop", "fastv", "divprune:tokens={entering}+v2drop")
 ENTERING = {32: 55, 64: 110, 128: 220}
 """What DivPrune leaves to V2Drop at each budget, in tokens: as in the preset chain/llava-1.5-7b/64-divprune-v2drop."""
-SEED, PICTURES, MOST, SEARCH = 1301, 45, 3, 30
-"""Of the pictures to tune with, how many, most questions about each, and settings beyond the small grid."""
+SEED, PICTURES, MOST = 1301, 45, 3
+"""Of the pictures to tune with, how many, and most questions about each."""
 HELD_OUT, JUDGED = (1311, 1312, 1313, 1314), 20
 """Other seeds, and pictures of each."""
-ROWS = {
-    "published": "published",
-    "grid": "small grid",
-    "tuned": "tuned",
-    "random, tuned schedule": "random at tuned",
-}
-"""What is judged, as `foveate.Tuned` and as the record name it."""
+ROWS = ("published", "grid", "tuned", "random, tuned schedule")
+FIGURES = ("name", "tokens", "accuracy", "accuracy_low", "accuracy_high", "paired")
 
 
-def tuned(vlm: Any, prompts: list[Any], name: str, budget: int, work: Path) -> dict[str, Any]:
-    """What one run of tuning finds."""
-    begun = time.process_time()
-    found = fv.tune(vlm, prompts, method=name, tokens=budget, search=SEARCH, seed=SEED, state=work / f"{name}-{budget}")
-    return {
-        "chosen": found.chosen,
-        "tried": found.tried,
-        "cpu_minutes": round((time.process_time() - begun) / 60, 1),
-        "settings": {ROWS[row.name]: row.method.to_dict() for row in found.rows if row.name in ROWS},
-    }
-
-
-def judged(judge: Judge, settings: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy of each setting on the held-out pictures, and how far one is ahead of another, paired."""
-    marks = {row: judge.marks(from_dict(setting)) for row, setting in settings.items()}
-    pairs = ("small grid", "published"), ("tuned", "small grid"), ("tuned", "random at tuned")
-    return {
-        "questions": len(judge.right),
-        "full": judge.full(),
-        "accuracy": {row: judge.accuracy(one) for row, one in marks.items()},
-        "ahead": {f"{one} of {other}": judge.ahead(marks[one], marks[other]) for one, other in pairs if other in marks},
-    }
+def drawn(seed: int, count: int, most: int = 99) -> list[Asked]:
+    """The questions about the first `count` pictures of a seed, at most so many of each."""
+    by_picture = [list(about) for _, about in groupby(questions(TASKS, 12 * count, (seed,)), lambda one: one.picture)]
+    chosen: list[Asked] = []
+    for about in by_picture[:count]:
+        chosen += sorted(about, key=lambda question: question.task not in TEXT_TASKS)[:most]
+    return chosen
 
 
 def main() -> None:
@@ -73,29 +57,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     vlm = fv.load()
-    about = {
-        "weights": conditions(vlm)["files"]["model.safetensors"],
-        "seed": SEED, "pictures": PICTURES, "most": MOST, "search": SEARCH,
-        "held_out": list(HELD_OUT), "judged": JUDGED * len(HELD_OUT),
-    }  # fmt: skip
-    record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
-    cells = record["cells"] if record.get("about") == about else []
-    known = {(cell["method"], cell["budget"]) for cell in cells}
-    wanted = ((text.format(entering=left), budget) for (budget, left), text in product(ENTERING.items(), METHODS))
-    missing = [cell for cell in wanted if cell not in known]
-    if not missing:
-        return
-    prompts = asked(vlm, pictures_of(SEED, PICTURES, MOST))
-    chosen = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED)]
-    pictures = grouped(vlm, asked(vlm, chosen))
-    with open_trials(vlm, pictures, 1, state=options.work / "judged", origin=str(versions())) as trials:
-        judge = Judge(vlm, chosen, pictures, trials)
-        for name, budget in missing:
-            found = tuned(vlm, prompts, name, budget, options.work)
-            cells.append({"method": name, "budget": budget, **found, **judged(judge, found["settings"])})
-            record = {"about": about, "versions": versions(), "commit": commit(), "cells": cells}
-            options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            print(f"{name} at {budget}: {found['chosen']}, {found['cpu_minutes']} min", flush=True)
+    record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"cells": []}
+    done = {(cell["method"], cell["budget"]) for cell in record["cells"]}
+    prompts = prompts_of(vlm, drawn(SEED, PICTURES, MOST))
+    judged = [question for seed in HELD_OUT for question in drawn(seed, JUDGED)]
+    plan = Plan(cache=options.work)
+    for (budget, left), text in product(ENTERING.items(), METHODS):
+        name, begun = text.format(entering=left), time.process_time()
+        if (name, budget) in done:
+            continue
+        tuned = fv.tune(vlm, prompts, method=name, tokens=budget, seed=SEED, cache=options.work)
+        minutes = round((time.process_time() - begun) / 60, 1)
+        settings = [Contender(row.name, None, (row.method,)) for row in tuned.rows if row.name in ROWS]
+        with plan.store(conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}) as store:
+            rows = Asking(vlm, judged, plan, store, Listener()).rows(settings, "")
+        rows = [{key: row.get(key) for key in FIGURES} for row in rows if row["task"] is None]
+        chosen = {"method": name, "budget": budget, "chosen": tuned.chosen, "setting": str(tuned.method)}
+        record["cells"].append({**chosen, "cpu_minutes": minutes, "rows": rows})
+        record |= {"versions": versions(), "commit": commit(), "questions": len(judged)}
+        options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        accuracies = ", ".join(f"{row['name']} {row['accuracy']:.1%}" for row in rows if row["name"] != FULL_MODEL)
+        print(f"{name} at {budget}: {tuned.method} ({tuned.chosen}, {minutes} min): {accuracies}", flush=True)
 
 
 if __name__ == "__main__":

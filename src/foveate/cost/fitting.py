@@ -1,6 +1,6 @@
 """The largest setting that a budget pays for, where its price must be tried: FLOPs, or what pictures spend."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from foveate.contract.method import Method
@@ -13,7 +13,7 @@ EXACT = 1e-9
 
 
 def largest(
-    build: Callable[[float], M], price: Callable[[M], float], limit: float, *, near: float = 0.001, tries: int = 24
+    build: Callable[[float], M], price: Callable[[M], float], limit: float, *, near: float = 0.001, tries: int = 12
 ) -> M | None:
     """The largest setting whose price is at most `limit`, by bisection; None if there is none.
 
@@ -44,13 +44,13 @@ def largest(
     return best
 
 
-def within_flops(method: Method, share: float, costs: Sequence[Callable[[Method | None], Cost]]) -> Method:
+def within_flops(method: Method, share: float, costs: Mapping[Callable[[Method | None], Cost], int]) -> Method:
     """The method with the largest retention at which prompts take `share` of the full model's FLOPs, on average.
 
     Args:
         method: One that takes a budget.
         share: Of the FLOPs to the first token, in (0, 1).
-        costs: What each prompt costs with a method, such as `Prompt.cost`.
+        costs: What each kind of prompt costs with a method, such as `Prompt.cost`, and how many there are of it.
 
     Raises:
         BudgetError: If the method cannot spend so little.
@@ -58,10 +58,10 @@ def within_flops(method: Method, share: float, costs: Sequence[Callable[[Method 
     """
     if not 0 < share < 1:
         raise SettingError(f"flops must be above 0 and below 1, a share of the full model's; got {share}.")
-    full = [_flops(cost(None)) for cost in costs]
+    full = {cost: _flops(cost(None)) for cost in costs}
 
     def price(setting: Method) -> float:
-        return sum(_flops(cost(setting)) / whole for cost, whole in zip(costs, full, strict=True)) / len(costs)
+        return sum(count * _flops(cost(setting)) / full[cost] for cost, count in costs.items()) / sum(costs.values())
 
     best = largest(lambda retention: method.with_budget(retention=retention), price, share)
     if best is None:

@@ -162,7 +162,7 @@ def agree(
         SettingError: If samples are too few, or a schedule was tuned on them; or if there is no such keyword.
     """
     if unread := sorted(set(how) - set(Agreeing.__annotations__)):
-        raise SettingError(f"With agreement= nothing is searched: leave {', '.join(unread)} out.")
+        raise SettingError(f"With agreement= no schedule is tuned: leave {', '.join(unread)} out.")
     listener, seed = how.get("listener") or Listener(), how.get("seed", 0)
     every = [prompt_of(vlm, sample) for sample in samples]
     kinds = list(how.get("tasks", ())) or ["samples"] * len(every)

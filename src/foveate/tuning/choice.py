@@ -1,5 +1,6 @@
 """Which setting is taken, by the pictures to choose with, and what it comes to on others."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -47,7 +48,7 @@ def distances(asking: Asking, method: Method) -> list[float]:
 
 def _distance(row: Row) -> float:
     """√KL of the first token, and 1 for another answer: agreement decides, and of equals the surer."""
-    return float(row["answer"] not in row["labels"]) + float(row["kl"]) ** 0.5
+    return float(row["answer"] not in row["labels"]) + math.sqrt(row["kl"])
 
 
 def _is_ahead(rival: Sequence[float], others: Sequence[float]) -> bool:
@@ -55,12 +56,13 @@ def _is_ahead(rival: Sequence[float], others: Sequence[float]) -> bool:
     if len(rival) < FEWEST:
         return False
     ahead = [other - own for own, other in zip(rival, others, strict=True)]
-    return fmean(ahead) > stdev(ahead) / len(ahead) ** 0.5
+    return bool(fmean(ahead) > stdev(ahead) / math.sqrt(len(ahead)))
 
 
 def spent(asking: Asking, method: Method, kind: str) -> float:
     """What answers spend on average: "tokens" a layer, the same as a share ("retention"), or a share of the "flops"."""
-    rows, full = asking.log(method), asking.log(None)
+    rows: Sequence[Row] = asking.log(method)
+    full: Sequence[Row] = asking.log(None)
     if kind == "tokens":
         return fmean(row["spent"] for row in rows)
     if kind == "retention":
@@ -108,7 +110,7 @@ def _control(method: Method, control: Random | Uniform, asking: Asking, size: in
 
 def _rooted(log: Iterable[Row]) -> list[Row]:
     """A log with √KL in the place of KL: of a plain mean a few lost answers make all."""
-    return [{**row, "kl": row["kl"] ** 0.5} for row in log]
+    return [{**row, "kl": math.sqrt(row["kl"])} for row in log]
 
 
 def _held_out(row: Row, method: Method) -> HeldOut:

@@ -143,8 +143,8 @@ def tune(
         return agree(model, samples, settings, agreement, texts, may_narrow=True, **cast(Agreeing, how))
     if "tasks" in how:
         raise SettingError("tasks= is for a table by task, and goes with agreement=. Leave one out, or give both.")
-    budget = {"tokens": tokens, "retention": retention, "flops": flops}
-    budget = {kind: value for kind, value in budget.items() if value is not None}
+    every = {"tokens": tokens, "retention": retention, "flops": flops}
+    budget = {kind: value for kind, value in every.items() if value is not None}
     if len(budget) != 1:
         raise SettingError(f"Give one budget: tokens=, retention= or flops=; got {len(budget)}.")
     return _tuned(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, how)
@@ -270,12 +270,15 @@ def _at_budget(shape: Method, kind: str, limit: float, choosing: Asking, prompts
             quiet.ask([setting], "")
             return spent(quiet, setting, kind)
 
-        setting = largest(shape.at_scale, price, limit, near=NEAR, tries=PASSES)  # type: ignore[attr-defined]
-        if setting is None:
+        scaled: Method | None = largest(shape.at_scale, price, limit, near=NEAR, tries=PASSES)  # type: ignore[attr-defined]
+        if scaled is None:
             raise BudgetError(f"{shape} spends more than {_written(kind, limit)} with the highest thresholds too.")
-        return setting
+        return scaled
     if kind == "flops":
-        setting = within_flops(shape, limit, [prompt.cost for prompt in prompts])
+        kinds: dict[Any, list[Prompt]] = {}
+        for prompt in prompts:
+            kinds.setdefault((prompt.text_tokens, prompt.sizes, str(prompt.grids)), []).append(prompt)
+        setting = within_flops(shape, limit, {alike[0].cost: len(alike) for alike in kinds.values()})
     else:
         setting = shape.with_budget(**{kind: limit})
     for size in sorted({prompt.vision_tokens for prompt in prompts}):
