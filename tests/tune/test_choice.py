@@ -28,8 +28,8 @@ def answers(*agrees, kl=0.01):
 
 
 def test_agreement_decides_and_of_equals_the_surer():
-    told = Answered(a=answers(1, 1, 1, 0, 0), b=answers(1, 1, 1, 1, 0), c=answers(1, 1, 1, 1, 0, kl=0.001))
-    assert best_of(told, ["a", "b", "c"], None) == ("c", "c")
+    answered = Answered(a=answers(1, 1, 1, 0, 0), b=answers(1, 1, 1, 1, 0), c=answers(1, 1, 1, 1, 0, kl=0.001))
+    assert best_of(answered, ["a", "b", "c"], None) == ("c", "c")
 
 
 def test_the_published_setting_stays_unless_another_is_ahead_by_a_standard_error():
@@ -43,8 +43,8 @@ def test_the_published_setting_stays_unless_another_is_ahead_by_a_standard_error
 
 def test_each_picture_counts_once():
     many = [(0, False, 0.0)] * 9 + answers(1, 1, 1, 1, 1)[1:]
-    told = Answered(a=many, b=answers(1, 0, 0, 1, 1))
-    assert best_of(told, ["b", "a"], None)[0] == "a"
+    answered = Answered(a=many, b=answers(1, 0, 0, 1, 1))
+    assert best_of(answered, ["b", "a"], None)[0] == "a"
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------

@@ -130,7 +130,8 @@ class MustDrop(Layered):
         if not self.filter or gamma <= 0:
             raise SettingError("Tuning scales the filter's thresholds, so it needs filter=True and global_thr above 0.")
         scaled = LEAST**share
-        return dataclasses.replace(self, global_thr=scaled, individual_thr=scaled * alpha / gamma)
+        thresholds = {"global_thr": scaled, "individual_thr": scaled * alpha / gamma}
+        return dataclasses.replace(self, **thresholds, retention=None, tokens=None)
 
     # -- (a) the tower -----------------------------------------------------------------------------------------
 

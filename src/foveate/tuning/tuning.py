@@ -37,8 +37,8 @@ METHOD = "v2drop"
 """What is tuned where nobody names a method."""
 NEAR = 0.01
 """Of a budget: what pictures spend of it is near enough to it where they leave less than that."""
-TOLD = 0.02
-"""Of a budget: what is left unspent and told."""
+UNSPENT = 0.02
+"""Of a budget: a note says where more than this share is left."""
 PASSES = 12
 """Thresholds that pictures are run with for one that is near enough, at most."""
 
@@ -167,9 +167,10 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
     else:
         method, stays = asked, frozenset(how.get("given", ()))
     ((kind, limit),) = budget.items()
-    sizes = Counter(prompt.vision_tokens for prompt in prompts)
-    _refuse_whole(kind, limit, sizes)
     pictures = by_picture(prompts)
+    sizes = Counter(prompt.vision_tokens for prompt in prompts)
+    if limit >= (max(sizes) if kind == "tokens" else 1):
+        raise SettingError(f"A budget of {_written(kind, limit)} drops nothing. Give a smaller one.")
     to_choose, to_report = split(pictures, how.get("seed", 0))
     listener = how.get("listener") or Listener()
     plan = Plan(
@@ -179,7 +180,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
     )
     conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
     with plan.store(conditions, listener.note) as store:
-        known = len(store)
+        before = len(store)
         choosing, reporting = (
             Asking(vlm, _questions(pictures, part), plan, store, listener) for part in (to_choose, to_report)
         )
@@ -203,7 +204,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
                 f"only {len(to_choose)} pictures are left to choose with, too few: the published schedule stays; where "
                 "there is none, the best of the grid is taken. Give 9 pictures or more."
             )
-        if 1 - cost / limit > TOLD:
+        if 1 - cost / limit > UNSPENT:
             notes.append(f"The setting leaves {1 - cost / limit:.1%} of the budget.")
         if published is not None and method.open and not _by_scale(method):
             name = f"{asked} untuned at {_written(kind, limit)}"
@@ -222,19 +223,13 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
             inputs=digest_of(pictures),
             seed=how.get("seed", 0),
             tried=len(settings),
-            runs=len(store) - known,
+            runs=len(store) - before,
             seconds=round(time.monotonic() - begun, 1),
             rows=tuple(rows),
             notes=tuple(notes),
             versions=versions(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-
-
-def _refuse_whole(kind: str, limit: float, sizes: Iterable[int]) -> None:
-    """Refuse a budget with which nothing is dropped."""
-    if limit >= (max(sizes, default=1) if kind == "tokens" else 1):
-        raise SettingError(f"A budget of {_written(kind, limit)} drops nothing. Give a smaller one.")
 
 
 def _written(kind: str, limit: float) -> str:
@@ -244,12 +239,13 @@ def _written(kind: str, limit: float) -> str:
 
 
 def _questions(pictures: Pictures, keys: Iterable[str]) -> list[Asked]:
-    """All questions about these pictures."""
-    return [
-        Asked(digest(prompt.inputs), key, "samples", prompt.text, media=tuple, prompt=prompt)
-        for key in keys
-        for prompt in pictures[key]
-    ]
+    """All questions about these pictures, each once."""
+    asked = {}
+    for key in keys:
+        for prompt in pictures[key]:
+            name = digest(prompt.inputs)
+            asked[name] = Asked(name, key, "samples", prompt.text, media=tuple, prompt=prompt)
+    return list(asked.values())
 
 
 def _by_scale(method: Method) -> bool:
