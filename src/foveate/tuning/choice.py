@@ -47,7 +47,7 @@ def distances(asking: Asking, method: Method) -> list[float]:
 
 
 def _distance(row: Row) -> float:
-    """√KL of the first token, and 1 for another answer: agreement decides, and of equals the surer."""
+    """1 for another answer, and √KL of the first token: agreement alone changes more with the pictures."""
     return float(row["answer"] not in row["labels"]) + math.sqrt(row["kl"])
 
 
