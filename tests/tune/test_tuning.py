@@ -76,14 +76,14 @@ def test_what_has_been_answered_is_not_asked_again(tiny, pairs, tmp_path):
     assert first.runs > 0 == again.runs
     assert (first.method, first.rows) == (again.method, again.rows)
     assert any("known already" in note for note in heard.notes)
-    other = fv.tune(tiny, pairs, **how | {"method": "fastv"})
-    assert other.runs < 20 * (other.tried + 6)  # the full model has answered
+    other = fv.tune(tiny, pairs, **how | {"method": "v2drop:metric=l1;over=net"})
+    assert other.runs < first.runs  # the full model has answered
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_run_that_is_killed_at_any_moment_comes_to_the_same(tiny, pairs, tmp_path):
     def work(folder="out"):
-        return fv.tune(tiny, pairs, method=METHOD, retention=0.5, max_new_tokens=3, cache=tmp_path / folder)
+        return fv.tune(tiny, pairs[:8], method=METHOD, retention=0.5, max_new_tokens=3, cache=tmp_path / folder)
 
     begun = time.monotonic()
     whole = work("whole")
@@ -107,7 +107,7 @@ def test_thresholds_meet_a_budget_as_pictures_spend_it_and_controls_cost_as_much
 
 
 def test_flops_are_spent_as_they_are_counted(tiny, pairs, tmp_path):
-    tuned = fv.tune(tiny, pairs, method=METHOD, flops=0.8, max_new_tokens=3, cache=tmp_path)
+    tuned = fv.tune(tiny, pairs[:8], method=METHOD, flops=0.8, max_new_tokens=3, cache=tmp_path)
     assert 0.75 < tuned.cost <= 0.81
 
 
@@ -136,7 +136,7 @@ def test_questions_about_one_picture_stay_together(tiny, pairs):
 )
 def test_what_cannot_be_tuned_is_refused(tiny, pairs, method, more, word, tmp_path):
     with pytest.raises(fv.SettingError, match=word):
-        fv.tune(tiny, pairs, method=method, cache=tmp_path, **more)
+        fv.tune(tiny, pairs[:4], method=method, cache=tmp_path, **more)
 
 
 @pytest.mark.parametrize("samples", [[], [(picture(), "What?")], ["a.png"], "pictures", [(None, "What?")] * 3], ids=len)

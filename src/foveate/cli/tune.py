@@ -59,7 +59,7 @@ class Tune:
       foveate generate receipt.jpg --prompt "What is the total?" --method mine.json
       foveate tune --samples questions.jsonl --agreement 0.98 --out sure.json
 
-    With --agreement no schedule is searched: --out is a second look, which asks with few tokens, and asks the full
+    With --agreement no schedule is tuned: --out is a second look, which asks with few tokens, and asks the full
     model again where the answer is unsure, with the promise that so many answers are the full model's.
     """
 

@@ -105,7 +105,7 @@ def tune(
     Pictures are split: to choose, and to report with. Each setting meets the budget as the method does by itself.
     MustDrop's thresholds are scaled, and what they spend is seen by asking.
 
-    With `agreement` no schedule is searched. What comes out is a second look: few tokens, and the full model where the
+    With `agreement` no schedule is tuned. What comes out is a second look: few tokens, and the full model where the
     answer is unsure, with the promise that with 90 % confidence so many answers are the full model's, on average:
 
         sure = foveate.tune(vlm, samples, agreement=0.98)
