@@ -107,7 +107,6 @@ def test_it_is_refused_with_a_sentence(words, code, says, run, samples, file, tm
     ("words", "says"),
     [
         (("--cache", "x"), "leave --cache out"),
-        (("--state", "x"), "leave --state out"),
         (("--out", "sure.csv"), "a .json file"),
         (("--budget", 64, "--retention", 0.2), "the same thing"),
         (("--agreement", 0.98), "6: 108 are missing"),
