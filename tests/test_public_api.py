@@ -24,7 +24,6 @@ PUBLIC = [
     "Method",
     "Preset",
     "Tuned",
-    "Tunings",
     "SessionError",
     "SettingError",
     "ShapeError",
@@ -51,7 +50,6 @@ PUBLIC = [
     "register_method",
     "remove",
     "tune",
-    "tune_many",
 ]
 
 

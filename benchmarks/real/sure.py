@@ -18,7 +18,7 @@ from typing import Any
 
 from foveate.eval.records import FULL
 from foveate.runs.versions import commit, versions
-from foveate.tune.promise import Pair, auroc, threshold
+from foveate.tuning.promise import Pair, auroc, threshold
 
 AGREEMENT = 0.98
 Row = Mapping[str, Any]

@@ -34,10 +34,8 @@ _HOMES = {
     "Method": "foveate.contract.method",
     "Preset": "foveate.contract.method",
     "Family": "foveate.families.base",
-    "Tuned": "foveate.tune",
-    "Tunings": "foveate.tune",
-    "tune": "foveate.tune",
-    "tune_many": "foveate.tune",
+    "Tuned": "foveate.tuning",
+    "tune": "foveate.tuning",
     "families": "foveate.registry",
     "methods": "foveate.registry",
     "preset": "foveate.registry",
@@ -126,4 +124,4 @@ if TYPE_CHECKING:
         register_family as register_family,
         register_method as register_method,
     )
-    from foveate.tune import Tuned as Tuned, Tunings as Tunings, tune as tune, tune_many as tune_many
+    from foveate.tuning import Tuned as Tuned, tune as tune

@@ -15,7 +15,7 @@ from foveate.eval.records import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from foveate.naming import parse
-from foveate.tune import Tuned
+from foveate.tuning import Tuned
 from tests.fuzz.judging import Case, Wrong
 from tests.fuzz.mutating import altered, damaged, damaged_json, json_of
 from tests.tune.presets import preset_of
