@@ -10,7 +10,7 @@ import pytest
 import foveate
 from foveate import catalogue
 
-METHODS = [kind.__name__ for kind in catalogue.discovered().values() if kind.__module__.startswith("foveate.")] + [
+METHODS = [kind.__name__ for kind in catalogue.methods().values() if kind.__module__.startswith("foveate.")] + [
     "Chain",
 ]
 """Read off the files in foveate/methods."""

@@ -1,49 +1,32 @@
-"""Which methods and presets there are: found in `foveate/methods`, in entry points, or registered."""
+"""Which methods and presets there are: found in `foveate/methods`, in entry points, or registered.
+
+A method's name is its file's, so a name imports that file and no other.
+"""
 
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import MISSING
-from functools import cache
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foveate.contract.method import Chain, Method, Preset
 from foveate.errors import SettingError
-from foveate.methods import chains
+from foveate.plain import inventory
 from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
 
 extra: dict[str, type[Method]] = {}
 """Methods from `foveate.register_method`, by name."""
 
 
-@cache
-def _in_folder() -> dict[str, type[Method]]:
-    """`METHOD` of every module in `foveate/methods`."""
-    kinds: dict[str, type[Method]] = {}
-    for module in pkgutil.iter_modules([str(Path(__file__).with_name("methods"))]):
-        kind = getattr(importlib.import_module(f"foveate.methods.{module.name}"), "METHOD", None)
-        if kind is not None:
-            kinds[kind.name] = kind
-    return kinds
-
-
-@cache
-def discovered() -> dict[str, type[Method]]:
-    """Every method of `foveate/methods`, and of every entry point in group `foveate.methods`."""
-    kinds = dict(_in_folder())
-    for point in entry_points(group="foveate.methods"):
-        kind = point.load()
-        kinds.setdefault(kind.name, kind)
-    return kinds
-
-
-def methods() -> dict[str, type[Method]]:
-    """Every method by its name."""
-    return {**discovered(), **extra}
+def lookup(name: str) -> type[Method] | None:
+    """The method of this name; None if there is none."""
+    if name in extra:
+        return extra[name]
+    if name in inventory.method_classes():
+        kind: type[Method] = importlib.import_module(f"foveate.methods.{name}").METHOD
+        return kind
+    return _brought().get(name)
 
 
 def method(name: str) -> type[Method]:
@@ -52,10 +35,24 @@ def method(name: str) -> type[Method]:
     Raises:
         UnknownNameError: If there is none; the message names the nearest.
     """
-    kinds = methods()
-    if name not in kinds:
-        raise unknown("method", name, kinds, "foveate methods")
-    return kinds[name]
+    kind = lookup(name)
+    if kind is None:
+        raise unknown("method", name, _names(), "foveate methods")
+    return kind
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by its name."""
+    return {name: method(name) for name in _names()}
+
+
+def _names() -> dict[str, Any]:
+    return {**inventory.method_classes(), **_brought(), **extra}
+
+
+def _brought() -> dict[str, type[Method]]:
+    """The methods of other packages; of two with one name the first."""
+    return {kind.name: kind for kind in reversed(inventory.brought("foveate.methods"))}
 
 
 def takes_budget(kind: type[Method]) -> bool:
@@ -67,6 +64,8 @@ def takes_budget(kind: type[Method]) -> bool:
 
 def presets() -> dict[str, Preset]:
     """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
+    from foveate.methods import chains
+
     of_methods = [preset for kind in methods().values() for preset in kind.presets]
     return {preset.name: preset for preset in (*of_methods, *chains.PRESETS)}
 
@@ -80,7 +79,10 @@ def preset(name: str) -> Method:
     """
     if Written(name).is_file:
         return from_dict(settings_in(name))
-    by_name = presets()
+    kind = lookup(name.partition("/")[0])
+    by_name = {preset.name: preset for preset in kind.presets} if kind else {}
+    if name not in by_name:
+        by_name = presets()
     if name not in by_name:
         raise unknown("preset", name, by_name, "foveate presets")
     return by_name[name].method

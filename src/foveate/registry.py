@@ -1,31 +1,35 @@
 """All methods, presets and families: those in their folders, of entry points, and registered ones."""
 
 import importlib
-import pkgutil
-import warnings
-from functools import cache
-from importlib.metadata import entry_points
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from foveate import catalogue
 from foveate.catalogue import methods as methods, preset as preset, presets as presets
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.unserved import UNSERVED
+from foveate.plain import inventory
 
 if TYPE_CHECKING:
     from foveate.contract.method import Method
     from foveate.families.base import Family
-
-T = TypeVar("T", bound=type[Any])
 
 _extra_families: dict[str, "type[Family]"] = {}
 
 
 def families() -> "dict[str, type[Family]]":
     """Every model family by the `model_type` it serves."""
-    kinds = {kind.model_type: kind for kind in _discover().values()}
-    return {**kinds, **_extra_families}
+    named = {model_type: _family(model_type) for model_type in (*inventory.families(), *_extra_families)}
+    return {model_type: family for model_type, family in named.items() if family}
+
+
+def _family(model_type: str) -> "type[Family] | None":
+    """The family of a `model_type`; None where none is written by hand."""
+    if model_type in _extra_families:
+        return _extra_families[model_type]
+    candidates = inventory.brought("foveate.families")
+    if file := inventory.family_files().get(model_type):
+        candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
+    return next((family for family in candidates if family.model_type == model_type), None)
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:
@@ -58,27 +62,17 @@ def _support_of(family: "type[Family]", modality: str) -> dict[str, Any]:
     return answers
 
 
-def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family":
+def family_for(model: Any) -> "Family":
     """The family object of a model, or of the transformers model inside a wrapper (PEFT, torch.compile, a pipeline).
 
     Args:
         model: A vision-language model of transformers.
-        family: Not needed any more: "generic" warns, and anything else is refused.
 
     Raises:
-        SettingError: If another family is asked for.
         UnsupportedError: If its parts are not found, or dropping would be wrong there; the message says why.
     """
     model = inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if family not in (None, "generic"):
-        raise SettingError(f"family must be left out; got {family!r}.")
-    if family is not None:
-        warnings.warn(
-            "family='generic' is not needed any more: leave it out. foveate tells a model's parts from its structure.",
-            DeprecationWarning,
-            stacklevel=3,
-        )
     return family_kind(model_type, type(model).__name__)(model)
 
 
@@ -92,12 +86,15 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     Raises:
         UnsupportedError: If it is known that no family can serve it.
     """
+    if model_type in UNSERVED or model_type is None:
+        raise _no_family(model_type, name)
+    family = _family(model_type)
+    if family is not None:
+        return family
     from foveate.families.derived import Derived
     from foveate.families.overrides import OVERRIDES
 
-    if model_type in UNSERVED or model_type is None:
-        raise _no_family(model_type, name)
-    return families().get(model_type) or OVERRIDES.get(model_type, Derived)
+    return OVERRIDES.get(model_type, Derived)
 
 
 def _no_family(model_type: Any, name: str) -> "UnsupportedError":
@@ -147,7 +144,9 @@ def register_method(kind: "type[Method]") -> "type[Method]":
     Raises:
         SettingError: If another method already has its name.
     """
-    return _register(catalogue.extra, methods(), kind.name, kind)
+    _refuse_taken(kind.name, kind, catalogue.lookup(kind.name))
+    catalogue.extra[kind.name] = kind
+    return kind
 
 
 def register_family(kind: "type[Family]") -> "type[Family]":
@@ -156,35 +155,11 @@ def register_family(kind: "type[Family]") -> "type[Family]":
     Raises:
         SettingError: If another family already serves its `model_type`.
     """
-    return _register(_extra_families, families(), kind.model_type, kind)
-
-
-def _register(extra: "dict[str, T]", taken: "dict[str, T]", name: str, kind: T) -> T:
-    other = taken.get(name, kind)
-    if other is not kind:
-        raise SettingError(f"{name!r} is already the name of {other.__module__}.{other.__qualname__}. Rename yours.")
-    extra[name] = kind
+    _refuse_taken(kind.model_type, kind, _family(kind.model_type))
+    _extra_families[kind.model_type] = kind
     return kind
 
 
-@cache
-def _discover() -> "dict[str, type[Family]]":
-    """The families of every module in `foveate/families`, and of every entry point in group `foveate.families`."""
-    package = importlib.import_module("foveate.families")
-    kinds: dict[str, type[Family]] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        for family in _families_of(importlib.import_module(f"foveate.families.{module.name}")):
-            kinds[family.model_type] = family
-    for point in entry_points(group="foveate.families"):
-        family = point.load()
-        kinds.setdefault(family.model_type, family)
-    return kinds
-
-
-def _families_of(module: ModuleType) -> "tuple[type[Family], ...]":
-    """The families of a module: `FAMILIES = (Llava, VipLlava)`, or `FAMILY = InternVL`."""
-    if hasattr(module, "FAMILIES"):
-        return tuple(module.FAMILIES)
-    if hasattr(module, "FAMILY"):
-        return (module.FAMILY,)
-    return ()
+def _refuse_taken(name: str, kind: type[Any], other: type[Any] | None) -> None:
+    if other not in (None, kind):
+        raise SettingError(f"{name!r} is already the name of {other.__module__}.{other.__qualname__}. Rename yours.")
