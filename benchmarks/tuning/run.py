@@ -18,8 +18,8 @@ import torch
 from judging import Judge, asked, pictures_of
 
 import foveate as fv
-from foveate.catalogue import from_dict
 from foveate.eval.provenance import conditions
+from foveate.registry import from_dict
 from foveate.runs.versions import commit, versions
 from foveate.tune.parts import grouped
 from foveate.tune.trials import open_trials

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foveate.catalogue import from_dict
 from foveate.plain.table import between
+from foveate.registry import from_dict
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "tuning-found.md"

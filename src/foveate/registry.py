@@ -1,19 +1,126 @@
-"""All methods, presets and families: those in their folders, of entry points, and registered ones."""
+"""All methods, presets and families: those in their folders, of entry points, and registered ones.
+
+A method's name is its file's, so a name imports that file and no other; a `model_type` imports that of its family.
+"""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import MISSING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from foveate import catalogue
-from foveate.catalogue import methods as methods, preset as preset, presets as presets
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer
+
+from foveate.contract.method import Chain, Method, Preset
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families.unserved import UNSERVED
 from foveate.plain import inventory
+from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
 
 if TYPE_CHECKING:
-    from foveate.contract.method import Method
     from foveate.families.base import Family
 
+_extra_methods: dict[str, type[Method]] = {}
 _extra_families: dict[str, "type[Family]"] = {}
+
+# -- methods and presets ------------------------------------------------------------------------------------------
+
+
+def lookup(name: str) -> type[Method] | None:
+    """The method of this name; None if there is none."""
+    if name in _extra_methods:
+        return _extra_methods[name]
+    if name in inventory.method_classes():
+        kind: type[Method] = importlib.import_module(f"foveate.methods.{name}").METHOD
+        return kind
+    return _brought().get(name)
+
+
+def method(name: str) -> type[Method]:
+    """The method of this name.
+
+    Raises:
+        UnknownNameError: If there is none; the message names the nearest.
+    """
+    kind = lookup(name)
+    if kind is None:
+        raise unknown("method", name, _names(), "foveate methods")
+    return kind
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by its name."""
+    return {name: method(name) for name in _names()}
+
+
+def _names() -> dict[str, Any]:
+    return {**inventory.method_classes(), **_brought(), **_extra_methods}
+
+
+def _brought() -> dict[str, type[Method]]:
+    """The methods of other packages; of two with one name the first."""
+    return {kind.name: kind for kind in reversed(inventory.brought("foveate.methods"))}
+
+
+def takes_budget(kind: type[Method]) -> bool:
+    """Whether a method can be given a budget and nothing else."""
+    fields = kind._fields()
+    given = [field for field in fields.values() if field.default is MISSING and field.default_factory is MISSING]
+    return "retention" in fields and not given
+
+
+def presets() -> dict[str, Preset]:
+    """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
+    from foveate.methods import chains
+
+    of_methods = [preset for kind in methods().values() for preset in kind.presets]
+    return {preset.name: preset for preset in (*of_methods, *chains.PRESETS)}
+
+
+def preset(name: str) -> Method:
+    """The setting of this name, such as `v2drop/llava-1.5-7b/192`, or in a preset file: of `foveate tune`, or JSON.
+
+    Raises:
+        InputError: If it names a file that cannot be read.
+        UnknownNameError: If there is none; the message names the nearest.
+    """
+    if Written(name).is_file:
+        return from_dict(settings_in(name))
+    kind = lookup(name.partition("/")[0])
+    by_name = {preset.name: preset for preset in kind.presets} if kind else {}
+    if name not in by_name:
+        by_name = presets()
+    if name not in by_name:
+        raise unknown("preset", name, by_name, "foveate presets")
+    return by_name[name].method
+
+
+def from_dict(values: Mapping[str, Any]) -> Method:
+    """The method that `Method.to_dict` gave, whichever it is.
+
+    Raises:
+        SettingError: If it names no method, or settings do not fit.
+        UnknownNameError: If there is no such method.
+    """
+    name = method_name(values)
+    try:
+        if name != CHAIN:  # `methods` has it not
+            return method(name).from_dict(values)
+        members = values.get("members")
+        if isinstance(members, list | tuple):
+            values = {**values, "members": [from_dict(one) if isinstance(one, Mapping) else one for one in members]}
+        return Chain.from_dict(values)
+    except RecursionError:
+        raise SettingError(f"The settings of {name} nest too many methods inside each other.") from None
+
+
+PlainMethod = Annotated[
+    InstanceOf[Method],
+    BeforeValidator(lambda value: value if isinstance(value, Method) else from_dict(value)),
+    PlainSerializer(Method.to_dict),
+]
+"""A method; in JSON, what `Method.to_dict` gives."""
+
+
+# -- families -----------------------------------------------------------------------------------------------------
 
 
 def families() -> "dict[str, type[Family]]":
@@ -26,9 +133,10 @@ def _family(model_type: str) -> "type[Family] | None":
     """The family of a `model_type`; None where none is written by hand."""
     if model_type in _extra_families:
         return _extra_families[model_type]
-    candidates = inventory.brought("foveate.families")
     if file := inventory.family_files().get(model_type):
         candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
+    else:
+        candidates = inventory.brought("foveate.families")
     return next((family for family in candidates if family.model_type == model_type), None)
 
 
@@ -86,8 +194,17 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     Raises:
         UnsupportedError: If it is known that no family can serve it.
     """
-    if model_type in UNSERVED or model_type is None:
-        raise _no_family(model_type, name)
+    from foveate.families.unserved import UNSERVED
+
+    reason = f"It cannot be served: {UNSERVED.get(model_type)}."
+    if model_type is None:
+        reason = "It is no vision-language model of transformers: its config has no model_type."
+    if model_type is None or model_type in UNSERVED:
+        of_class = f" ({name})" * bool(name)
+        raise UnsupportedError(
+            f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}, and "
+            f"others whose structure is known. {reason}"
+        )
     family = _family(model_type)
     if family is not None:
         return family
@@ -95,20 +212,6 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     from foveate.families.overrides import OVERRIDES
 
     return OVERRIDES.get(model_type, Derived)
-
-
-def _no_family(model_type: Any, name: str) -> "UnsupportedError":
-    """The error for a model that none serves: which families there are, and why."""
-    of_class = ""
-    if name:
-        of_class = f" ({name})"
-    reason = "It is no vision-language model of transformers: its config has no model_type."
-    if model_type in UNSERVED:
-        reason = f"It cannot be served: {UNSERVED[model_type]}."
-    return UnsupportedError(
-        f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}, and others "
-        f"whose structure is known. {reason}"
-    )
 
 
 def inside(model: Any) -> Any:
@@ -138,14 +241,14 @@ def inside(model: Any) -> Any:
     return outermost
 
 
-def register_method(kind: "type[Method]") -> "type[Method]":
+def register_method(kind: type[Method]) -> type[Method]:
     """Add a method of your own; works as a decorator.
 
     Raises:
         SettingError: If another method already has its name.
     """
-    _refuse_taken(kind.name, kind, catalogue.lookup(kind.name))
-    catalogue.extra[kind.name] = kind
+    _refuse_taken(kind.name, kind, lookup(kind.name))
+    _extra_methods[kind.name] = kind
     return kind
 
 

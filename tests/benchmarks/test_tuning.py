@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate.catalogue import from_dict
 from foveate.naming import parse
+from foveate.registry import from_dict
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "tuning"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate import catalogue
+from foveate import registry
 from foveate.ask.batch import parts
 from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
@@ -96,7 +96,7 @@ def _work(
     if values is None:
         yield [(number, [answered(model, about, max_new_tokens) for about in batch])]
     else:
-        yield [(number, outcomes(model, batch, wanted, catalogue.from_dict(values)))]
+        yield [(number, outcomes(model, batch, wanted, registry.from_dict(values)))]
 
 
 class Trials:
