@@ -54,6 +54,17 @@ def test_the_house_is_drawn_as_the_imports_are_held():
         above = max(lines, default=above)
 
 
+def test_the_files_that_a_room_s_docstring_lists_are_there():
+    listed = []
+    for path in (ROOT / "src" / "foveate").rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        names = re.findall(r"^ *(\w+(?:, \w+)*) {2,}\S", text, re.M)
+        files = [path.with_name(f"{name}.py") for line in names for name in line.split(", ")]
+        listed += [*files, *(path.with_name(name) for name in re.findall(r"`(\w+\.py)`", text))]
+    assert len(listed) > 15
+    assert [file for file in listed if not file.exists()] == []
+
+
 # -- imports that are strings -----------------------------------------------------------------------------------------
 
 FOLDERS = {"registry.py": {"foveate.methods", "foveate.families"}}

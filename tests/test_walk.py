@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -84,6 +85,62 @@ def walks(tmp_path_factory):
     with Walk() as evaluation:
         evaluate_samples(vlm, samples_in(rows), plan)
     return {"fv.drop": dropping, "foveate batch": batch, "foveate eval": evaluation}
+
+
+ENTERED = """
+import contextlib, io, json, sys, threading, warnings
+warnings.simplefilter("ignore")
+import torch
+import foveate as fv
+from foveate.cli import main
+from PIL import Image
+
+flow, source, folder = sys.argv[1:]
+torch.set_num_threads(1)
+files = set()
+
+
+def enter(frame, event, _):
+    code = frame.f_code
+    if event == "call" and code.co_flags & 1 and code.co_filename.startswith(source):  # 1: of a function
+        files.add(code.co_filename)
+
+
+picture, question = Image.new("RGB", (300, 300), (200, 30, 30)), "What colour is it?"
+words = {
+    "batch": ["batch", f"{folder}/in.jsonl", f"{folder}/out", "--method", "v2drop"],
+    "eval": ["eval", "--method", "v2drop", "--budget", "192", "--questions", "6", "--tasks", "colour,count", "--cache", folder],
+}
+if flow in words:
+    for name in ("0", "1"):
+        picture.save(f"{folder}/{name}.png")
+    with open(f"{folder}/in.jsonl", "w") as rows:
+        rows.writelines(json.dumps({"image": f"{name}.png", "question": question}) + "\\n" for name in ("0", "1"))
+else:
+    vlm = fv.load(device="cpu")
+    inputs = vlm.prepare(picture, question).inputs
+threading.setprofile(enter)
+sys.setprofile(enter)
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    if flow in words:
+        main(words[flow])
+    elif flow == "drop":
+        with fv.drop(vlm.model, "v2drop", retention=1 / 3):
+            vlm.model.generate(**inputs, max_new_tokens=2)
+    else:
+        vlm.ask(picture, question, method="v2drop", retention=1 / 3, **({"sure": 1.0} if flow == "sure" else {}))
+sys.setprofile(None)
+print(*sorted(files), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(("flow", "most"), {"drop": 37, "ask": 50, "sure": 54, "batch": 82, "eval": 65}.items())
+def test_a_call_enters_few_files(flow, most, tmp_path):
+    """Files whose functions the first call of a process enters; the figures only fall."""
+    command = [sys.executable, "-c", ENTERED, flow, str(SOURCE), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    files = run.stdout.split()
+    assert len(files) <= most, files
 
 
 @pytest.mark.parametrize("name", ["fv.drop", "foveate batch", "foveate eval"])
