@@ -6,6 +6,7 @@ A method's name is its file's, so a name imports that file and no other; a `mode
 import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
@@ -125,14 +126,13 @@ PlainMethod = Annotated[
 
 def families() -> "dict[str, type[Family]]":
     """Every model family by the `model_type` it serves."""
-    named = {model_type: _family(model_type) for model_type in (*inventory.families(), *_extra_families)}
-    return {model_type: family for model_type, family in named.items() if family}
+    named = {model_type: _in_files(model_type) for model_type in inventory.families()}
+    return {model_type: family for model_type, family in named.items() if family} | _extra_families
 
 
-def _family(model_type: str) -> "type[Family] | None":
-    """The family of a `model_type`; None where none is written by hand."""
-    if model_type in _extra_families:
-        return _extra_families[model_type]
+@cache
+def _in_files(model_type: str) -> "type[Family] | None":
+    """The family of a `model_type` in its file, or of another package; None where none is written by hand."""
     if file := inventory.family_files().get(model_type):
         candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
     else:
@@ -205,7 +205,7 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
             f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}, and "
             f"others whose structure is known. {reason}"
         )
-    family = _family(model_type)
+    family = _extra_families.get(model_type) or _in_files(model_type)
     if family is not None:
         return family
     from foveate.families.derived import Derived
@@ -258,7 +258,7 @@ def register_family(kind: "type[Family]") -> "type[Family]":
     Raises:
         SettingError: If another family already serves its `model_type`.
     """
-    _refuse_taken(kind.model_type, kind, _family(kind.model_type))
+    _refuse_taken(kind.model_type, kind, families().get(kind.model_type))
     _extra_families[kind.model_type] = kind
     return kind
 
