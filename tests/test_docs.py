@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import foveate
-from foveate import catalogue, cli, embedded, registry
+from foveate import cli, embedded, registry
 from foveate.ask.generation import Generation
 from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
@@ -103,7 +103,7 @@ def stand_in(tiny, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
     monkeypatch.setattr(Generation, "arguments", lambda *given: {**arguments(*given), "max_new_tokens": 2})
     monkeypatch.setattr(tuning, "grid", lambda *given: grid(*given)[:2])
-    monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
+    monkeypatch.setattr(registry, "_extra_methods", dict(registry._extra_methods))
     monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
 
 

@@ -83,26 +83,27 @@ def refuse_unshareable(model: PreTrainedModel, method: Method | None) -> None:
         UnsupportedError: If the family's prompts are seen both ways, the question decides what is dropped, or caches
             are cut once the question has been read.
     """
-    reason = _why_not(family_for(model), method)
-    if reason is not None:
-        raise UnsupportedError(reason)
+    family = family_for(model)
+    reason = _why_not(family, method)
+    if reason is None:
+        return
+    if family.shares_prefix:
+        depth = len(family.layers)
+        serving = [name for name, kind in sorted(methods().items()) if _serves(kind, depth)]
+        reason = f"{reason}, so it cannot look before it is asked. Use one that can: {', '.join(serving)}."
+    raise UnsupportedError(reason)
 
 
 def _why_not(family: Family, method: Method | None) -> str | None:
-    """Why there is no look, and what to do; None if there is."""
+    """Why there is no look; None if there is."""
     if not family.shares_prefix:
         told = "the question changes what stands before it"
         if family.gathers:
             told = "whether the question changes what stands before it is not known"
         return f"A {family.model.config.model_type!r} cannot look before it is asked: {told}. Ask with vlm.ask."
-    depth = len(family.layers)
-    if method is None:
+    if method is None or (why := _waits(method, len(family.layers))) is None:
         return None
-    why = _waits(method, depth)
-    if why is None:
-        return None
-    serving = [name for name, kind in sorted(methods().items()) if _serves(kind, depth)]
-    return f"{method.name} {why}, so it cannot look before it is asked. Use one that can: {', '.join(serving)}."
+    return f"{method.name} {why}"
 
 
 def _waits(method: Method, depth: int) -> str | None:

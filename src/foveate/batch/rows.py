@@ -66,7 +66,7 @@ class RowAsking:
     Attributes:
         model, device, dtype, attention: As for `foveate.load`.
         method: What drops, or a second look; None is the untouched model.
-        tokens, retention, frames, fps, fit: As for `VLM.ask`.
+        frames, fps, fit: As for `VLM.ask`.
         max_new_tokens: The longest answer.
         batch_size: Most rows that the model answers at a time.
         within: The folder that files must lie in; None reads them anywhere.
@@ -77,8 +77,6 @@ class RowAsking:
     dtype: str = "auto"
     attention: str = "auto"
     method: AnyLook = None
-    tokens: float | None = None
-    retention: float | None = None
     frames: int | None = None
     fps: float | None = None
     fit: Fit = "own"
@@ -100,8 +98,8 @@ class RowAsking:
 
     def to_dict(self) -> dict[str, Any]:
         """What an answer depends on, as plain values: not the size of batches, nor where the model runs."""
-        values = {name: getattr(self, name) for name in ("model", "dtype", "attention", "tokens", "retention")}
-        values |= {name: getattr(self, name) for name in ("frames", "fps", "fit", "max_new_tokens", "within")}
+        names = ("model", "dtype", "attention", "frames", "fps", "fit", "max_new_tokens", "within")
+        values = {name: getattr(self, name) for name in names}
         method = self.method.method if isinstance(self.method, SecondLook) else self.method
         members = () if method is None else members_of(method)
         values["method"] = "+".join(member.name for member in members) or "none"
@@ -126,7 +124,7 @@ class RowAnswerer:
     def __init__(self, asking: RowAsking, vlm: VLM | None = None, share: float = 1.0) -> None:
         self.asking = asking
         self.vlm = vlm or asking.load()
-        self._drops = drops_of(asking.method, asking.tokens, asking.retention)
+        self._drops = drops_of(asking.method, None, None)
         settings = Generation(max_new_tokens=asking.max_new_tokens)
         self._answerer = answerer_of(self.vlm, self._drops, settings, batch_size=asking.batch_size, share=share)
         self._try_method()
@@ -178,7 +176,7 @@ class RowAnswerer:
     def _try_method(self) -> None:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
         try:
-            method = dropped_in(self.vlm, self._drops, max(USUAL, int(self.asking.tokens or 0)))
+            method = dropped_in(self.vlm, self._drops, USUAL)
         except BudgetError:  # it depends on the picture
             return
         if method is not None:

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.catalogue import PlainMethod
 from foveate.errors import InputError
 from foveate.plain import filed
 from foveate.plain.spelling import read_json
 from foveate.plain.stats import Estimate
 from foveate.plain.table import Column, Number, Table, number
+from foveate.registry import PlainMethod
 
 FORMAT = "foveate tuning 4"
 FILE = "This preset file of foveate tune"
