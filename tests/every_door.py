@@ -45,7 +45,10 @@ from foveate.integrations.lmms_eval import manifest
 from tests.films import film as encode
 
 TREE = Path(fv.__file__).parents[2]
-LEFT_OUT = {"foveate", "torch", "transformers", "versions", "time", "seconds", "date", "created"}
+LEFT_OUT = {
+    "foveate", "torch", "transformers", "versions", "commit", "date", "created", "time", "seconds",
+    "answer_seconds", "prepare_seconds", "rows_per_second",
+}  # fmt: skip
 METHODS = (
     "v2drop", "fastv", "visionzip", "divprune", "visiondrop", "mustdrop", "vscan", "sparsevlm", "pyramiddrop", "dart",
     "vidcom2", "tome", "random:seed=3", "visionzip+v2drop:metric=l1", "divprune+fastv", "tome+random:seed=1",
@@ -77,7 +80,7 @@ tune --samples in.csv --agreement 0.6 --budget 64 --budget 120 --max-new-tokens 
 generate 1.png --prompt "What is written ?" --method sure.json --max-new-tokens 12
 count 0.png 1.png
 count 0.png 1.png --method visionzip+v2drop --budget 300
-count 0.mp4 --model embedded-films --tokens 500
+count 0.mp4 --model embedded-films
 check
 methods
 methods mustdrop
