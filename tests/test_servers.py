@@ -414,7 +414,7 @@ def test_too_many_requests_and_too_long_ones_are_refused(endless):
             assert "1 s are over" in slow.result().message
         import openai
 
-        with pytest.raises(openai.APIError, match="1 s are over") as caught:  # the status was sent before
+        with pytest.raises(openai.APIError, match="over") as caught:  # the status was sent before
             list(ask(stream=True))
         assert not isinstance(caught.value, openai.APIStatusError)
         assert asked(client, said("What ?"), model=endless.name, max_tokens=2)

@@ -17,35 +17,6 @@ def shell(redirection, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["generate", "--retenton", "0.5"], ["Unrecognized options: --retenton", "--retention SHARE"]),
-        (["bench", "--bach", "3", "--modle", "x"], ["--batch", "--model"]),
-        (["generate", "--frames", "3.5"], ["--frames"]),
-        (["generate", "--budget", "x"], ["--budget"]),
-        (["generate", "--budget", "33%"], ["--budget: 33% is not a number above 0; a share is --retention"]),
-        (["generate", "--retention", "133%"], ["133% is not a share in (0, 1], such as 0.33, 33% or 1/3"]),
-        (["compare", "--pairs", "1"], ["--pairs", "1 is not from 2 to 1,000,000"]),
-        (["generate", "--pairs", "9" * 30], ["--pairs", "is not from 2"]),
-        (["bench", "--seed", "-1"], ["--seed: -1 is not from 0"]),
-        (["bench", "--text-tokens", "100000000"], ["--text-tokens", "is not from 1 to 1,000,000"]),
-        (["eval", "--draws", "0"], ["--draws: 0 is not from 1"]),
-        (["tune", "--search", "-1"], ["--search: -1 is not from 0"]),
-        (["demo", "--port", "65536"], ["--port: 65536 is not from 0 to 65,535."]),
-        (["generate", "--max-new-tokens", "0"], ["--max-new-tokens", "0 is not from 1 to 1,000,000"]),
-        (["generate", "--set"], ["Missing value for argument '--set'"]),
-        (["bench", "--dtype", "int3"], ["invalid choice 'int3' for argument '--dtype'"]),
-        (["comparre"], ["foveate: No command 'comparre'. Did you mean compare? For all, run: foveate --help."]),
-    ],
-)
-def test_a_wrong_flag_is_named_with_what_would_have_been_right(run, arguments, says):
-    code, out, err = run(*arguments)
-    assert (code, out) == (2, "")
-    said = " ".join(err.replace("│", " ").split())
-    assert [words for words in says if words not in said] == []
-
-
 def test_a_name_with_the_commands_of_a_terminal_is_shown_and_not_obeyed(run):
     code, _, err = run("generate", "\x1b[31m\x07.png", "--prompt", "x")
     assert (code, err) == (

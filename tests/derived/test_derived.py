@@ -377,7 +377,7 @@ def test_a_prompt_in_which_rows_are_scaled_by_their_number_is_refused():
     short, long = case.batch(model, ["tit"]), case.batch(model, ["titit"])
     assert short["input_ids"].shape[1] < 20 <= long["input_ids"].shape[1]
     check_hidden(model, short, BETWEEN_LAYERS["random"])
-    refused = pytest.raises(fv.UnsupportedError, match="from 20 on layers of this model scale queries")
+    refused = pytest.raises(fv.UnsupportedError, match="scale")
     with fv.drop(model, BETWEEN_LAYERS["random"]), torch.no_grad(), refused:
         model(**long)
 
@@ -396,7 +396,7 @@ def test_layers_that_pick_keys_are_served_while_they_pick_all(name):
             if hasattr(part, "index_topk"):
                 part.index_topk = columns - vision + vision // 2 + STEPS + 1
     check_hidden(model, inputs, few)
-    refused = pytest.raises(fv.UnsupportedError, match=r"keys by an index, and .* are left for it")
+    refused = pytest.raises(fv.UnsupportedError, match="index")
     with fv.drop(model, many), refused:
         generate(model, inputs)
     with fv.drop(model, few), refused:  # once its answer is long
@@ -411,7 +411,7 @@ def test_attention_to_earlier_turns_is_not_read_of_latents():
     second["attention_mask"] = torch.ones(1, columns, dtype=torch.long)
     for method, refused in (
         (BETWEEN_LAYERS["v2drop"], nullcontext()),
-        (BETWEEN_LAYERS["fastv"], pytest.raises(fv.UnsupportedError, match="stores latents, and no keys")),
+        (BETWEEN_LAYERS["fastv"], pytest.raises(fv.UnsupportedError, match="latents")),
     ):
         with fv.drop(model, method), torch.no_grad():
             cache = cache_in(model(**first, use_cache=True))

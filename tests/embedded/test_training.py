@@ -1,14 +1,13 @@
 """The training code: packing, resume, growing, export. Tiny networks, no trained weights."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data import dense_targets, pictures
+from data import pictures
 from export import export, import_network, llava, processor
 from foveate.embedded import FILM_TASKS, TASKS
 from foveate.embedded.drawing import COLOURS, SHAPES
@@ -17,13 +16,13 @@ from foveate.embedded.films import film
 from foveate.embedded.questions import all_questions, ask, film_questions
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
-from labels import UNKNOWN, labels, places
-from losses import dense_loss, right_answers
+from labels import labels
+from losses import right_answers
 from network import Network, Shape
 from packing import pack
-from stages import STAGES, Stage
+from stages import Stage
 from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build
-from train import Trainer, adopt, save
+from train import Trainer, save
 
 TINY = Shape(width=32, heads=2, tower_layers=2, tower_mlp=48, layers=2, mlp=40)
 RATES = {"tower": 1e-3, "rest": 1e-3, "decoder": 1e-3, "projector": 1e-3}
@@ -53,43 +52,6 @@ def test_a_prompt_has_its_special_tokens_and_one_token_a_character(tokenizer):
     assert [tokenizer.decode([i]) for i in ids[answer + 1 : -1]] == ["K", "7", "X", "Q"]
     assert ids[-1] == EOS
     assert tokenizer.get_vocab_size() <= SIZE  # the rest of the embedding is padding
-
-
-def test_places_count_from_the_left_and_the_top_and_stay_open_beside_near_ties():
-    assert places([50.0, 10.0, 90.0]).tolist() == [2, 1, 3]
-    assert places([50.0, 10.0, 60.0]).tolist() == [UNKNOWN, 1, UNKNOWN]
-    assert places([]).tolist() == []
-    assert places([30.0 * i for i in range(9)]).tolist() == [UNKNOWN] * 9
-    one = scene("held-out", 3, 168)
-    found = labels(one)
-    for thing, place in zip(one.things, places([t.x for t in one.things]), strict=True):
-        patch = int(thing.y) // 14 * 12 + int(thing.x) // 14
-        if thing.shape not in ("ring", "moon"):
-            assert found.across[patch] == place
-
-
-def test_what_has_no_place_costs_nothing():
-    scores = {name: torch.zeros(1, 4, size) for name, size in Network(TINY).heads.sizes.items()}
-    targets = {name: value[:, :4] for name, value in dense_targets([scene("train", 1, 84)]).items()}
-    targets["across"] = torch.full((1, 4), UNKNOWN)
-    one, _ = dense_loss(scores, targets)
-    scores["across"] = torch.randn(1, 4, 9)
-    two, _ = dense_loss(scores, targets)
-    assert one == two
-    assert one.isfinite()
-
-
-def test_a_stage_may_begin_with_weights_whose_heads_were_smaller():
-    older = Network(TINY).state_dict()
-    older["heads.dense.weight"], older["heads.dense.bias"] = (
-        older[f"heads.dense.{kind}"][:10].clone() + 1 for kind in ("weight", "bias")
-    )
-    network = Network(TINY, seed=3)
-    before = network.heads.dense.weight.clone()
-    adopt(network, older)
-    torch.testing.assert_close(network.heads.dense.weight[:10], older["heads.dense.weight"])
-    torch.testing.assert_close(network.heads.dense.weight[10:], before[10:])
-    torch.testing.assert_close(network.tower.patch.weight, older["tower.patch.weight"])
 
 
 def test_labels_agree_with_the_scene():
@@ -221,22 +183,6 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, joint):
     assert (second.step, second.seen) == (straight.step, straight.seen)
     for name, tensor in straight.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[name]), name
-
-
-def test_the_learning_rate_warms_up_holds_and_falls_to_two_percent():
-    trainer = Trainer("x", small_stage(constant=0.5), Network(TINY))
-    assert trainer.factor() == pytest.approx(1 / 40)
-    trainer.step, trainer.seen = 100, 12
-    assert trainer.factor() == pytest.approx(1)
-    trainer.seen = 18
-    assert trainer.factor() == pytest.approx(0.51)
-    trainer.seen = 24
-    assert trainer.factor() == pytest.approx(0.02)
-
-
-def test_stages_share_no_scene():
-    spans = sorted((s.first, s.first + s.images + 200) for s in STAGES.values())
-    assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
 
 
 def test_marks_count_whole_answers(tokenizer):

@@ -114,7 +114,7 @@ def test_an_empty_sheet_shows_what_it_has():
 
 
 def test_a_row_with_too_many_cells_is_refused():
-    with pytest.raises(ValueError, match="A row has 2 cells, but the table has 1 columns"):
+    with pytest.raises(ValueError, match="2 cells"):
         Table("", ["a"], [("1", "2")])
 
 
