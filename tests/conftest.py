@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parent
 TIERS = {
     "doors": (
-        "app", "benchmarks", "cli", "integrations", "test_compile.py", "test_crew.py", "test_docs.py", "test_job.py",
-        "test_mutants.py", "test_notebooks.py", "test_on_ray.py", "test_search.py", "test_servers.py", "test_store.py",
-        "test_testing.py", "test_with_torchvision.py",
+        "app", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_compile.py",
+        "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_search.py", "test_servers.py", "test_testing.py",
+        "test_with_torchvision.py",
     ),
     "model": (),
     "unit": ("core", "contract", "methods", "golden", "plain"),

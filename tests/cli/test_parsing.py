@@ -38,7 +38,7 @@ def test_a_closed_stderr_changes_nothing():
 
 
 @NEEDS_FULL
-@pytest.mark.parametrize("arguments", [["--version"], ["eval", "--help"], ["methods"], ["models", "--json"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["eval", "--help"], ["methods"]])
 def test_help_on_a_full_disk_is_one_line(arguments):
     code, _, err = shell(">/dev/full", *arguments)
     assert code == 1
@@ -47,7 +47,6 @@ def test_help_on_a_full_disk_is_one_line(arguments):
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    for arguments in (["methods"], ["eval", "--help"]):
-        assert shell("> >(exec true)", *arguments)[1:] == ("", "")
+    assert shell("> >(exec true)", "methods")[1:] == ("", "")
     many = ["models", "--json"]  # more than a pipe holds
     assert shell("| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", *many)[::2] == (0, "")
