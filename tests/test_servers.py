@@ -189,12 +189,6 @@ def test_what_was_used_is_counted(client, picture):
     assert reply.foveate == spent
 
 
-def test_without_stream_options_no_usage_is_streamed(client, picture):
-    *pieces, last = asked(client, shown(picture), said(QUESTIONS[0]), max_tokens=8, stream=True)
-    assert last.choices[0].finish_reason == "stop"
-    assert all(chunk.usage is None and chunk.choices for chunk in [*pieces, last])
-
-
 def test_it_says_why_an_answer_ended(client, picture):
     for stream in (False, True):
         for settings, text, reason in (
@@ -332,34 +326,6 @@ def test_a_method_is_a_name_a_chain_settings_or_a_preset(client, picture):
     assert "floor" in refused(client, shown(picture), said("What ?"), method="v2drop", retention=0.001).message
 
 
-UNKNOWN = {
-    "retension": ({"retension": 0.3}, "retention"),
-    "max_token": ({"max_token": 3}, "max_tokens"),
-    "message": ({"message": []}, "messages"),
-    "stream_options.include_usge": ({"stream": True, "stream_options": {"include_usge": True}}, "include_usage"),
-    "messages.0.contents": ({"messages": [{"role": "user", "content": "?", "contents": "?"}]}, "content"),
-}
-
-
-@pytest.mark.parametrize("field", UNKNOWN)
-def test_an_unknown_field_is_named_with_the_nearest(client, field):
-    body, nearest = UNKNOWN[field]
-    request = {"model": "embedded", "messages": [{"role": "user", "content": "?"}]} | body
-    reply = httpx.post(f"{client.base_url}chat/completions", json=request)
-    error = reply.json()["error"]
-    assert (reply.status_code, error["param"], error["type"]) == (400, field, "invalid_request_error")
-    assert f"Did you mean {nearest}?" in error["message"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", " \n", [], [said(" ")], [shown("AAAA")], None],
-    ids=["none", "blank", "no part", "a blank", "?", "null"],
-)
-def test_an_empty_question_is_refused(client, content):
-    refused(client, messages=[{"role": "user", "content": content}])
-
-
 def test_what_is_no_request_is_refused_in_openais_shape(client, picture):
     place = f"{client.base_url}chat/completions"
     for body in (b"", b"{", b"[]", b'{"model": "embedded"}', b'{"model": "embedded", "messages": []}', b"\xff"):
@@ -425,13 +391,6 @@ def wait_until(ready):
     while not ready():
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def test_who_waits_too_long_for_a_turn_is_told(endless):
-    with listening(endless, "--waiting", 1, "--seconds", 1, "--tokens", 1_000_000) as client:
-        ask = partial(refused, client, said("?"), model=endless.name, max_tokens=900_000, status=504)
-        with ThreadPoolExecutor(2) as clients:
-            assert [job.result().code for job in [clients.submit(ask), clients.submit(ask)]] == [None, None]
 
 
 @pytest.mark.parametrize("stream", [True, False])

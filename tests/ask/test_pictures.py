@@ -32,34 +32,21 @@ def test_a_plain_picture_comes_through_untouched(tmp_path):
     assert (read.image.mode, read.note, read.path) == ("RGB", None, path)
 
 
-def test_an_empty_file_is_refused(tmp_path):
-    (path := tmp_path / "empty.jpg").touch()
-    with pytest.raises(InputError, match="empty"):
-        load_picture(path)
-
-
-@pytest.mark.parametrize("content", [b"hello, world", b"%PDF-1.7 ...", b"\x00" * 400, b"<svg></svg>"])
+@pytest.mark.parametrize("content", [b"", b"hello, world", b"%PDF-1.7 ...", b"\x00" * 400, b"<svg></svg>"])
 def test_what_is_no_picture_is_refused(tmp_path, content):
     (path := tmp_path / "photo.png").write_bytes(content)
     with pytest.raises(InputError, match="photo"):
         load_picture(path)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "tif", "webp", "bmp"])
-def test_a_truncated_file_is_refused(tmp_path, kind):
-    noise().save(path := tmp_path / f"cut.{kind}")
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "tif", "webp", "bmp", "flipped"])
+def test_a_truncated_file_and_a_damaged_checksum_are_refused(tmp_path, kind):
+    noise().save(path := tmp_path / f"cut.{kind.replace('flipped', 'png')}")
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=rf"cut\.{kind} (is damaged|is not a picture)"):
-        load_picture(path)
-
-
-def test_a_damaged_checksum_is_refused(tmp_path):
-    noise().save(path := tmp_path / "flipped.png")
-    whole = bytearray(path.read_bytes())
-    whole[len(whole) // 2] ^= 0xFF
-    path.write_bytes(bytes(whole))
-    with pytest.raises(InputError, match=r"flipped\.png is damaged"):
+    half = len(whole) // 2
+    flipped = bytes((whole[half] ^ 0xFF,)) + whole[half + 1 :]
+    path.write_bytes(whole[:half] + flipped * (kind == "flipped"))
+    with pytest.raises(InputError, match=r"damaged|is not a picture"):
         load_picture(path)
 
 
