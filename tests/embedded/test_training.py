@@ -2,26 +2,21 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data import pictures
 from export import export, import_network, llava, processor
-from foveate.embedded import FILM_TASKS, TASKS
-from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded import TASKS
 from foveate.embedded.film_model import for_films
 from foveate.embedded.films import film
 from foveate.embedded.questions import all_questions, ask, film_questions
-from foveate.embedded.scenes import CHARACTERS, rng_for, scene
-from grow import grow
-from labels import labels
-from losses import right_answers
+from foveate.embedded.scenes import rng_for, scene
 from network import Network, Shape
 from packing import pack
 from stages import Stage
-from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build
+from tokenizer import build
 from train import Trainer, save
 
 TINY = Shape(width=32, heads=2, tower_layers=2, tower_mlp=48, layers=2, mlp=40)
@@ -43,34 +38,6 @@ def test_questions_and_answers_survive_the_tokenizer(tokenizer):
                     assert tokenizer.decode(ids) == words
     ids = tokenizer.encode("é ∑ 汉", add_special_tokens=False).ids
     assert tokenizer.decode(ids) == "é ∑ 汉"
-
-
-def test_a_prompt_has_its_special_tokens_and_one_token_a_character(tokenizer):
-    ids = tokenizer.encode("USER: <image>\nWhat does the text say? ASSISTANT: K7XQ</s>").ids
-    assert ids[:3] == [BOS, USER, IMAGE]
-    answer = ids.index(ASSISTANT)
-    assert [tokenizer.decode([i]) for i in ids[answer + 1 : -1]] == ["K", "7", "X", "Q"]
-    assert ids[-1] == EOS
-    assert tokenizer.get_vocab_size() <= SIZE  # the rest of the embedding is padding
-
-
-def test_labels_agree_with_the_scene():
-    one = scene("train", 7, 168, dense=True)
-    found = labels(one)
-    grid = 168 // 14
-    for thing in one.things:
-        patch = int(thing.y) // 14 * grid + int(thing.x) // 14
-        assert found.centre[patch] == 1
-        if thing.shape not in ("ring", "moon"):  # the others have ink at their centre
-            assert found.shape[patch] == SHAPES.index(thing.shape) + 1
-            assert found.colour[patch] == list(COLOURS).index(thing.colour) + 1
-            np.testing.assert_allclose((found.xy[patch] + 1) / 2 * 168, [thing.x, thing.y], atol=1e-3)
-    assert found.present[: len(SHAPES)].sum() == len({t.shape for t in one.things})
-    drawn = {c for text in one.texts for c in text.characters}
-    assert {CHARACTERS[c - 1] for c in found.character if c} <= drawn
-    empty = labels(replace(one, things=(), texts=(), owner=np.zeros_like(one.owner)))
-    assert not empty.shape.any()
-    assert not empty.present.any()
 
 
 @torch.no_grad()
@@ -150,18 +117,6 @@ def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
         start += count
 
 
-@torch.no_grad()
-def test_growing_without_copies_changes_nothing_and_copies_share_the_output():
-    network = Network(TINY)
-    same = grow(network, (1, 1)).state_dict()
-    for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(same[name], tensor)
-    deep = grow(network, (1, 3)).state_dict()
-    total = sum(deep[f"decoder.layers.{i}.down.weight"] for i in (1, 2, 3))
-    torch.testing.assert_close(total, network.state_dict()["decoder.layers.1.down.weight"])
-    torch.testing.assert_close(deep["decoder.layers.3.q.weight"], network.state_dict()["decoder.layers.1.q.weight"])
-
-
 def small_stage(**settings) -> Stage:
     return Stage(images=24, first=5_000_000, mix={84: 0.5, 168: 0.5}, rates=RATES, batch={84: 2, 168: 1}, **settings)
 
@@ -183,22 +138,3 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, joint):
     assert (second.step, second.seen) == (straight.step, straight.seen)
     for name, tensor in straight.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[name]), name
-
-
-def test_marks_count_whole_answers(tokenizer):
-    packed = pack([ask(scene("held-out", 3, 84), rng_for("held-out", 3, 1), 4, EVERY)], tokenizer, 38)
-    logits = torch.nn.functional.one_hot(packed.next, SIZE).float()
-    assert right_answers(logits, packed, 4) == [True] * 4
-    logits[0] = 0
-    assert right_answers(logits, packed, 4) == [False, True, True, True]
-
-
-def test_a_stage_trains_on_sketches_and_on_films():
-    stage = replace(small_stage(), sketches=1.0, mix={168: 1.0}, batch={168: 2})
-    trainer = Trainer("x", stage, Network(TINY))
-    assert trainer.draw(0, 168).sketched
-    assert 0 < trainer.advance()["loss"] < 60
-    trainer = Trainer("x", replace(stage, films=1.0), Network(TINY))
-    report = trainer.advance()
-    assert 0 < report["loss"] < 60
-    assert set(report) & set(FILM_TASKS)
