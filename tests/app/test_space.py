@@ -51,8 +51,5 @@ def test_its_app_imports_and_its_page_builds(made, folder):
         "print(pathlib.Path(foveate.__file__).parent.parent)\n"
         "print(len(application(app.fv.load(app.MODEL)).routes) > 0, app.PORT)"
     )
-    environment = os.environ | {
-        "FOVEATE_MODEL": str(folder),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-    }
+    environment = os.environ | {"FOVEATE_MODEL": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     assert said_by(program, cwd=made, env=environment).split() == [str(made), "True", "7860"]

@@ -152,10 +152,7 @@ def test_an_open_file_is_read_from_its_beginning(tmp_path):
     path.write_bytes(buffer.getvalue())
     with path.open("rb") as file:
         assert read_medium(file).image.tobytes() == RED.tobytes()
-    with (
-        path.open(encoding="latin-1") as text,
-        pytest.raises(InputError, match="Open"),
-    ):
+    with path.open(encoding="latin-1") as text, pytest.raises(InputError, match="Open"):
         read_medium(text)
 
 

@@ -6,15 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract.budget import (
-    Budget,
-    at_cuts,
-    decoder_depth,
-    geometric,
-    half_up,
-    proportional,
-    solve,
-)
+from foveate.contract.budget import Budget, at_cuts, decoder_depth, geometric, half_up, proportional, solve
 from foveate.errors import BudgetError, SettingError
 
 

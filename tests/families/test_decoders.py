@@ -28,9 +28,7 @@ TEXTS = {
     "a norm of the usual kind": lambda: transformers.GemmaConfig(**TEXT, head_dim=12),
     "norms behind": lambda: transformers.Olmo2Config(**TEXT),
 }
-UNKNOWN = {
-    "a sink": lambda: transformers.GptOssConfig(**TEXT, head_dim=8, num_local_experts=4, layer_types=KINDS),
-}
+UNKNOWN = {"a sink": lambda: transformers.GptOssConfig(**TEXT, head_dim=8, num_local_experts=4, layer_types=KINDS)}
 
 
 @functools.cache

@@ -289,11 +289,7 @@ def test_tokens_that_are_no_units_are_refused():
     model = copy.deepcopy(tiny("llava"))
     model.config.vision_feature_select_strategy = "full"
     inputs = painted("llava", ["tit"])
-    with (
-        fv.drop(model, PixelPrune()),
-        torch.no_grad(),
-        pytest.raises(fv.UnsupportedError, match="places"),
-    ):
+    with fv.drop(model, PixelPrune()), torch.no_grad(), pytest.raises(fv.UnsupportedError, match="places"):
         model.model.get_image_features(pixel_values=inputs["pixel_values"])
 
 

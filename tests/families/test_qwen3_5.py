@@ -133,10 +133,7 @@ def test_a_batch_that_gets_ragged_without_any_padding_before(models):
 
 def test_attention_cannot_be_read_where_a_state_is(models):
     method = fv.VisionDrop(dominant=0, contextual=0, layer_list=(5,), image_token_list=((3, 1),))
-    with (
-        fv.drop(models.tiny("qwen3_5"), method),
-        pytest.raises(fv.UnsupportedError, match="Layer 5"),
-    ):
+    with fv.drop(models.tiny("qwen3_5"), method), pytest.raises(fv.UnsupportedError, match="Layer 5"):
         models.generate(models.tiny("qwen3_5"), models.batch("qwen3_5", ["tit"]))
 
 

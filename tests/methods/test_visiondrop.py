@@ -4,16 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import (
-    Arriving,
-    Attention,
-    Cls,
-    ImageView,
-    LayerView,
-    Place,
-    Shape,
-    follow,
-)
+from foveate.contract import Arriving, Attention, Cls, ImageView, LayerView, Place, Shape, follow
 from foveate.methods.visiondrop import VisionDrop
 from tests import golden
 from tests.contract.test_scheduled import Config, mean

@@ -15,12 +15,7 @@ from rich.console import Console
 from foveate.plain.table import between, in_file, number
 from foveate.viz import SECTION, Column, Number, Table
 
-SPEED = Table(
-    "Speed",
-    ["", Column("ms", right=True)],
-    [("full model", "12.5"), ("v2drop", "6.1")],
-    ["Median of 30."],
-)
+SPEED = Table("Speed", ["", Column("ms", right=True)], [("full model", "12.5"), ("v2drop", "6.1")], ["Median of 30."])
 
 
 def printed(renderable, width=80):
