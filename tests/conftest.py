@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 TIERS = {
     "doors": (
         "app", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_compile.py",
-        "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_search.py", "test_servers.py", "test_testing.py",
+        "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_servers.py", "test_testing.py",
         "test_with_torchvision.py",
     ),
     "model": (),

@@ -67,50 +67,10 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ("methode=v2drop", "methode"),
-        ("v2drop", "NAME=VALUE"),
-        ("method=v2drop,budget=1/3", "1/3"),
-        ("method=v2drop,budget=-1", "above"),
-        ("method=v2drop,budget=64,retention=0.3", "one of"),
-        ("method=v2drop,settings=metric", "key=value"),
-        ('method=v2drop,settings={"min_keep":1.5}', "min_keep"),
-    ],
-)
-def test_lmms_evals_arguments_that_cannot_be_meant(arguments, says, capsys):
-    pytest.importorskip("lmms_eval")
-    from foveate.eval.lmms.plugin import Foveate
-
-    with pytest.raises(SystemExit) as ended:
-        Foveate.create_from_arg_string(arguments, {})
-    assert (ended.value.code, says in capsys.readouterr().err) == (2, True)
-
-
 # -- budgets --------------------------------------------------------------------------------------------------
 
 
 ON_PICTURES = {name for name, kind in fv.methods().items() if not getattr(kind, "only_videos", False)}
-
-
-@pytest.mark.parametrize(
-    ("method", "budget", "error", "says"),
-    [
-        ("v3drop", {}, fv.UnknownNameError, "v3drop"),
-        ("v2drop/llava-9/1", {}, fv.UnknownNameError, "preset"),
-        (3, {}, fv.SettingError, "got 3"),
-        ("v2drop", {"retention": 1.5}, fv.SettingError, "above"),
-        ("v2drop", {"retention": 0.0}, fv.SettingError, "above"),
-        ("v2drop", {"retention": 0.5, "tokens": 5}, fv.SettingError, "Give one of"),
-        ("v2drop:keep=0.4,0.3,0", {"retention": 0.5}, fv.SettingError, "schedule"),
-        ("finalkv", {"retention": 0.5}, fv.SettingError, "budget"),
-        (fv.VisionDrop(dominant=9), {"retention": 0.5}, fv.SettingError, "dominant=9"),
-    ],
-)
-def test_drop_refuses_names_and_budgets_that_cannot_be_meant(method, budget, error, says):
-    with pytest.raises(error, match=says), fv.drop(tiny("llava"), method, **budget):
-        pass
 
 
 def test_a_budget_below_the_floor_is_refused_when_the_image_comes():
