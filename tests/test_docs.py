@@ -25,7 +25,6 @@ from transformers import (
 import foveate
 from foveate import catalogue, cli, embedded, registry
 from foveate.ask.generation import Generation
-from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
 from foveate.tune import tuning
 from tests.cli.conftest import save_tiny_llava
@@ -200,15 +199,6 @@ def test_the_code_of_families_runs(stand_in):
 def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.methods()} <= set(os.listdir(ROOT / "docs/methods"))
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
-
-
-def test_the_page_of_every_method_that_reads_the_question_or_cuts_caches_says_what_prompt_and_answer_at_once_do():
-    for name, kind in registry.methods().items():
-        stages = kind().stages(Shape(depth=32, cls=True))
-        page = (ROOT / f"docs/methods/{name}.md").read_text()
-        linked = "](../guides/dropping.md#prompt-and-answer-in-one-forward)" in page
-        assert linked == any(stage.reads_text or isinstance(stage, CacheStage) for stage in stages), name
-    assert "## Prompt and answer in one forward\n" in (ROOT / "docs/guides/dropping.md").read_text()
 
 
 def test_every_public_name_is_in_the_reference():
