@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 # The oldest transformers that works, with the newest hub client it takes.
 OLDEST := transformers==5.16.1 huggingface_hub==1.33.0
-OLDEST_TESTS := keep_all oracle batch lengths generation refusals restore coverage
+OLDEST_TESTS := keep_all oracle lengths generation refusals coverage
 
 BIN := $(VENV)/bin
 LIGHT := $(VENV)/.foveate-light

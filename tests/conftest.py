@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parent
 TIERS = {
     "doors": (
-        "app", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_compile.py",
-        "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_servers.py", "test_testing.py",
-        "test_with_torchvision.py",
+        "app", "arrive", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_docs.py",
+        "test_mutants.py", "test_notebooks.py", "test_servers.py", "test_testing.py", "test_with_torchvision.py",
     ),
     "model": (),
     "unit": ("core", "contract", "methods", "golden", "plain"),
