@@ -39,11 +39,27 @@ def row(name, budget, **figures):
 
 def test_a_plan_names_every_cell_and_runs_nothing(real, tmp_path, capsys):
     out = tmp_path / "real"
-    flags = ["--task", "pope", "gqa", "--model", "embedded", "cpu-small", "--vllm", str(tmp_path / "python")]
+    flags = [
+        "--task",
+        "pope_full",
+        "gqa",
+        "--method",
+        "v2drop",
+        "--draws",
+        "2",
+        "--model",
+        "embedded",
+        "cpu-small",
+        "--vllm",
+        str(tmp_path / "python"),
+    ]
     assert real["main"](["--plan", "--out", str(out), *flags]) == 0
     said = capsys.readouterr().out
     cells = [line.split()[:3] for line in said.splitlines() if line.startswith(("  embedded", "  cpu-small"))]
-    assert [cell[1] for cell in cells] == ["speed", "batch", "check", "quality", "quality", "sure", "speed", "batch"]
+    answered = ["answers"] * (2 + 2 + 2 + 1)
+    kinds = ["speed", "batch", "check", *answered, "quality", "sure", "speed", "batch"]
+    assert [cell[1] for cell in cells] == kinds
+    assert "method=random,retention=0.2222222222222222,seed=1" in said
     assert not out.exists()
 
 
@@ -135,8 +151,9 @@ def test_a_run_is_collected_without_answers_and_paths(real, shared, tmp_path):
     (tmp_path / "record.json").write_text(json.dumps(record))
     extra = {"settings": ["/home/me"], "note": "", "task": None}
     rows = [{**one, **extra} for one in shared["tasks"]["pope"]] + [row("random", 2 / 9, task="a task")]
-    quality = {"tasks": {"pope": {"model": {"weights": "a@b"}, "rows": rows}}}
-    (tmp_path / "quality-a--b-pope.json").write_text(json.dumps(quality))
+    quality = {"tasks": {"pope": {"rows": rows}}}
+    (tmp_path / "quality-a--b.json").write_text(json.dumps(quality))
+    (tmp_path / "sure-a--b.json").write_text(json.dumps({"weights": "a@b", "rows": []}))
     (tmp_path / "check-a--b.json").write_text(json.dumps({"passed": True, "model": "/home/me/model"}))
     assert real["records"].main([str(tmp_path)]) == 0
     text = (tmp_path / "share.json").read_text()
