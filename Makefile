@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 # The oldest transformers that works, with the newest hub client it takes.
 OLDEST := transformers==5.16.1 huggingface_hub==1.33.0
-OLDEST_TESTS := keep_all oracle batch lengths generation refusals restore coverage
+OLDEST_TESTS := keep_all oracle lengths generation refusals coverage
 
 BIN := $(VENV)/bin
 LIGHT := $(VENV)/.foveate-light
@@ -17,35 +17,11 @@ LOG := $(VENV)/setup.log
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# The families that a quick run tests: a plain one, newlines and film, M-RoPE, and masks and windows of their own.
-QUICK := llava llava_onevision qwen2_vl gemma3
-QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
+.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test test-all test-oldest test-installed check \
+  notebooks docs clean mutants
 
-TIERS := pure signals engine methods coverage rest programs
-
-.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test test-programs quick $(TIERS:%=tier-%) test-all test-oldest test-installed check notebooks docs clean mutants fuzz
-
-help:
-	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
-	@echo "make setup   add what tests, checks and documentation need to what the demo has installed"
-	@echo "make page    a web page to ask the embedded model on: http://127.0.0.1:7860; PAGE=\"--model …\" for another model"
-	@echo "make setup-page  what the page and its tests need, and nothing else does"
-	@echo "make setup-vllm  an environment of its own, .venv-vllm, with vLLM for the CPU"
-	@echo "make test-vllm   test foveate inside vLLM (runners V1 and V2) in that environment; says loudly where it cannot be installed"
-	@echo "make test-vllm-all  the same on every model, method and way of scheduling (an hour)"
-	@echo "make space   out/space: a folder that can be pushed to a hosting space as it is"
-	@echo "make test    run the tests and say what each tier took, six minutes; make tier-signals runs one of: $(TIERS)"
-	@echo "make test-programs  run command lines, pages, servers, notebooks and documentation whole"
-	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
-	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
-	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
-	@echo "make test-installed  install the wheel as README says, in an empty environment without constraints, and use it"
-	@echo "make check   formatting, linting, types and import rules"
-	@echo "make notebooks  run the notebooks in examples/notebooks, and store what they show"
-	@echo "make docs    build the documentation into site/"
-	@echo "make fuzz    try 56,000 pictures, films, settings, records, command lines and model folders with something wrong"
-	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
-	@echo "make mutants break the code in 150 drawn places, one at a time, and say in which rooms a test saw it (an hour)"
+help: ## these lines
+	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1: /p' Makefile
 
 # Behind a command: its output goes to the log, whose end is shown if the command fails.
 define LOGGED
@@ -68,7 +44,7 @@ $(LIGHT): pyproject.toml constraints.txt
 	@$(QUIET_PIP) -e . -c constraints.txt $(LOGGED)
 	@touch $@
 
-setup: $(READY)
+setup: $(READY) ## add what tests, checks and documentation need to what the demo has installed
 
 # lmms-eval asks for a PyAV before 16, which some damaged videos crash; tests run with the one that users without it get.
 AV := av==18.1.0
@@ -85,7 +61,7 @@ $(READY): $(LIGHT)
 	@touch $@
 
 # Passive waiting: on a busy machine, threads that spin for work make everything ten times slower.
-demo: $(LIGHT)
+demo: $(LIGHT) ## ask the embedded model about a picture, with and without dropping; writes out/demo.png
 	@echo "[3/3] Asking the embedded model, with and without dropping: about half a minute"
 	@echo
 	@mkdir -p out
@@ -106,9 +82,9 @@ $(PAGE_READY): $(LIGHT)
 	@$(QUIET_PIP) --no-deps $(PILLOW) $(AV) $(LOGGED)
 	@touch $@
 
-setup-page: $(PAGE_READY)
+setup-page: $(PAGE_READY) ## what the page and its tests need, and nothing else does
 
-page: setup-page
+page: setup-page ## a page to ask the embedded model on, http://127.0.0.1:7860; PAGE="--model …" for another model
 	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate demo $(PAGE)
 
 # vLLM wants a transformers of its own, so it gets an environment of its own. This build is for the CPU; on a GPU take the
@@ -135,7 +111,7 @@ $(VLLM_READY): pyproject.toml plugins/vllm/pyproject.toml plugins/vllm/tests/shi
 	  echo "foveate: vLLM could not be installed; the lines above are the end of $(VLLM_LOG)." >&2; exit 1; }
 	@touch $@
 
-setup-vllm: $(VLLM_READY)
+setup-vllm: $(VLLM_READY) ## an environment of its own, .venv-vllm, with vLLM for the CPU
 
 # Threads are left to the operating system: binding them fails where cores are shared.
 VLLM_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
@@ -146,6 +122,8 @@ VLLM_V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1
 VLLM_V2_LOG := $(abspath $(VLLM_VENV))/runner-v2.log
 # Both runners at a time: each waits much for processes of its own.
 test-vllm-all: export FOVEATE_TESTS := long
+test-vllm: ## test foveate inside vLLM (runners V1 and V2) there; says loudly where it cannot be installed
+test-vllm-all: ## the same on every model, method and way of scheduling (an hour)
 test-vllm test-vllm-all:
 	@if $(MAKE) --no-print-directory setup-vllm; then \
 	  cd plugins/vllm; \
@@ -160,7 +138,7 @@ test-vllm test-vllm-all:
 	fi
 
 # The package itself lies in the folder, so that it needs no address from which to be installed.
-space:
+space: ## out/space: a folder that can be pushed to a hosting space as it is
 	rm -rf out/space && mkdir -p out/space
 	cp spaces/* out/space/
 	cp -r src/foveate out/space/foveate
@@ -172,22 +150,12 @@ space:
 PYTEST ?=
 RUN_TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(JOBS) \
   --dist loadfile --no-loadscope-reorder
-test: setup
-	@$(RUN_TESTS) -m "not programs" $(PYTEST)
 
-test-programs: tier-programs
+test: setup ## unit and model tests, and one test of each command, page, server and guide: five minutes on two cores
+	@$(RUN_TESTS) -m "not doors or first" $(PYTEST)
 
-$(TIERS:%=tier-%): tier-%: setup
-	@$(RUN_TESTS) -m $* $(PYTEST)
-
-# What has passed is in the log of this commit, and is left out the next time.
-test-all: setup
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 FOVEATE_TESTS=all $(BIN)/python -m pytest -q -n $(JOBS) \
-	  --done out/test-all-$$(git rev-parse --short HEAD).log
-
-quick: setup
-	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(QUICK_TESTS) \
-	  -k "not invariants $(foreach one,$(QUICK),or [$(one)- or -$(one)- or -$(one)])" && echo "make quick took $$(($$(date +%s) - start)) s"
+test-all: setup ## all tests; with FOVEATE_TESTS=all every method on every family and kernel (hours)
+	@$(RUN_TESTS) $(PYTEST)
 
 # A folder with the old packages alone: put in front, it takes the place of the new ones.
 $(OLD): $(READY) Makefile
@@ -199,15 +167,15 @@ $(OLD): $(READY) Makefile
 # its features, has a film's newline.
 OLDEST_NOT := eager or gemma or beams_share or beams_read or in_chunks_is_one or (internvl and beam_search) or their_frames_begin \
   or after_a_reset or (rows_that_left and llava_onevision and video)
-test-oldest: $(OLD)
+test-oldest: $(OLD) ## a choice of tests with the oldest transformers that works
 	PYTHONPATH=$(OLD) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -k "not ($(OLDEST_NOT))" \
 	  tests/test_transformers.py tests/engine tests/families $(OLDEST_TESTS:%=tests/invariants/test_%.py)
 
 # What people do: an empty environment, the wheel, and README's lines without constraints.
-test-installed: setup
+test-installed: setup ## install the wheel as README says, in an empty environment without constraints, and use it
 	TORCH="$(TORCH)" $(BIN)/python -m tests.installed
 
-check: setup
+check: setup ## formatting, linting, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -218,19 +186,15 @@ check: setup
 
 # With --quiet, --strict counts no warning, such as a dead link.
 # The notebooks, run, with what their cells show.
-notebooks: setup
+notebooks: setup ## run the notebooks in examples/notebooks, and store what they show
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.notebooks
 
-docs: setup
+docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Goes on behind the places of out/mutants.jsonl.
-mutants: setup
+mutants: setup ## break the code in 150 drawn places, one at a time, and say in which rooms a test saw it (an hour)
 	$(BIN)/python -m tests.mutants --jobs $(JOBS)
-
-# A choice: FUZZ="--kinds films --seed 2"; what failed is told with the line that tries it again.
-fuzz: setup
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --jobs $(JOBS) $(FUZZ)
 
 clean:
 	rm -rf site out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -76,9 +76,9 @@ def test_a_films_frames_count_as_many_as_are_asked_for(tmp_path):
         assert clip == {"type": "video", "video": data, **asked}
         with pytest.raises(Refusal, match="pixels"):
             opened([turn(part | asked)], frames * 2**19 - 1)
-    with pytest.raises(InputError, match="Did you mean max_frames"):
+    with pytest.raises(InputError, match="max_frames"):
         opened([turn(part | {"max_frame": 2})], 10**9)
-    with pytest.raises(SettingError, match="frames should be greater"):
+    with pytest.raises(SettingError, match="greater"):
         opened([turn(part | {"max_frames": -2})], 10**9)
 
 

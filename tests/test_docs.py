@@ -11,7 +11,6 @@ import types
 from pathlib import Path
 
 import pytest
-import transformers
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -26,10 +25,7 @@ from transformers import (
 import foveate
 from foveate import cli, embedded, registry
 from foveate.ask.generation import Generation
-from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
-from foveate.families import support
-from foveate.families.proved import PROVED
 from foveate.tuning import tuning
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling
@@ -151,13 +147,6 @@ def run_command_lines(page, capsys):
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
 
 
-def test_the_blocks_are_found():
-    assert sum(len(blocks(page, "python")) for page in PAGES) >= 15
-    assert (
-        sum(line.startswith("foveate ") for page in PAGES for b in blocks(page, "bash") for line in b.splitlines()) > 12
-    )
-
-
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(example, stand_in, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(example)])
@@ -205,35 +194,9 @@ def test_the_code_of_families_runs(stand_in):
     run_source(code[2], FAMILY)
 
 
-def test_every_family_shows_code_for_a_checkpoint_of_its_own_and_says_what_is_proved_and_refused():
-    (expected,) = re.findall(r'fv.load\("(.*)"\)', used(FAMILY))
-    for name in registry.families():
-        page = used(ROOT / f"docs/families/{name}.md")
-        (checkpoint,) = re.findall(r'fv.load\("(.*)"\)', page)
-        assert f"`{checkpoint}`" in page.partition("## In code")[0]
-        assert (checkpoint == expected) == (name == "llava")
-        assert "## What is proved, and what is refused" in page
-
-
 def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.methods()} <= set(os.listdir(ROOT / "docs/methods"))
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
-
-
-def test_a_method_that_is_drawn_shows_it_on_its_page():
-    """Draw a new one: python docs/pictures.py NAME."""
-    for picture in (ROOT / "docs/images/methods").glob("*.webp"):
-        page = hooks.with_picture((ROOT / f"docs/methods/{picture.stem}.md").read_text(), picture.stem)
-        assert page.count(f"](../images/methods/{picture.name})\n") == 1, picture.stem
-
-
-def test_the_page_of_every_method_that_reads_the_question_or_cuts_caches_says_what_prompt_and_answer_at_once_do():
-    for name, kind in registry.methods().items():
-        stages = kind().stages(Shape(depth=32, cls=True))
-        page = (ROOT / f"docs/methods/{name}.md").read_text()
-        linked = "](../guides/dropping.md#prompt-and-answer-in-one-forward)" in page
-        assert linked == any(stage.reads_text or isinstance(stage, CacheStage) for stage in stages), name
-    assert "## Prompt and answer in one forward\n" in (ROOT / "docs/guides/dropping.md").read_text()
 
 
 def test_every_public_name_is_in_the_reference():
@@ -258,74 +221,7 @@ def test_every_page_of_a_method_and_of_a_family_is_in_the_navigation():
     assert listed == ["models.md", "checkpoints.md", *families]
 
 
-def test_the_address_of_the_site_follows_from_that_of_the_code():
-    config = types.SimpleNamespace(nav=[], repo_url="https://github.com/someone/foveate", site_url=None)
-    assert hooks.on_config(config).site_url == "https://someone.github.io/foveate/"
-
-
-def test_the_glossary_has_the_words_of_the_architecture():
-    page = hooks.filled((ROOT / "docs/glossary.md").read_text())
-    assert "| **retention**" not in page  # it stands with budget
-    assert "| **vision token** | a decoder input that came from pixels |" in page
-    assert "| **crew** |" in page
-
-
-def test_each_checkpoint_is_named_by_transformers_and_its_tokens_are_those_of_its_processor():
-    folder = Path(transformers.__file__).parent / "models"
-    source = "".join(path.read_text() for path in folder.glob("*/*.py"))
-    page = hooks.filled((ROOT / "docs/checkpoints.md").read_text())
-    for one in hooks.CHECKED:
-        assert one.name in source, one.name
-        assert f"| `{one.name}` | [{one.family}](families/{one.family}.md) | {one.tokens:,} |" in page
-        counted = tokens_of_a_picture(one.family, 768, 1024)
-        assert counted in (None, one.tokens), one.name
-
-
-def tokens_of_a_picture(family, *size):
-    """What the processor of a family makes of a picture; None where that needs torchvision, or is one size alone."""
-    merged = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_vl_moe": 16, "qwen3_5": 16, "qwen3_5_moe": 16}
-    if family in merged:
-        pictures = transformers.Qwen2VLImageProcessorPil(patch_size=merged[family])
-        return pictures.get_number_of_image_patches(*size, {}) // 4
-    if family in ("glm4v", "glm4v_moe"):
-        return transformers.Glm4vImageProcessorPil().get_number_of_image_patches(*size, {}) // 4
-    if family == "internvl":
-        tiles = transformers.GotOcr2ImageProcessorPil(crop_to_patches=True, size={"height": 448, "width": 448})
-        return 256 * tiles.get_number_of_image_patches(*size, {})
-    if family == "idefics3":
-        return 169 * transformers.Idefics3ImageProcessorPil().get_number_of_image_patches(*size, {})[0]
-    if family == "smolvlm":
-        sides = {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}}
-        return 81 * transformers.SmolVLMImageProcessorPil(**sides).get_number_of_image_patches(*size, {})[0]
-    if family == "llava_next":
-        pictures = transformers.LlavaNextImageProcessorPil(
-            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
-        )
-        settings = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-        processor = transformers.LlavaNextProcessor(pictures, spelling(), **settings)
-        return processor._get_num_multimodal_tokens(image_sizes=[size])["num_image_tokens"][0]
-    return None
-
-
-def test_the_guide_lists_every_signal_that_is_served():
-    page = hooks.filled((ROOT / "docs/guides/new-method.md").read_text())
-    assert hooks.SIGNALS not in page
-    assert all(f"| `{kind.__name__}(" in page for kind in support.SERVED)
-
-
-def test_the_page_about_choosing_says_what_every_method_reads():
-    page = hooks.filled((ROOT / "docs/guides/choosing.md").read_text())
-    assert hooks.TRAITS not in page
-    for name in registry.methods():
-        assert f"| [`{name}`](../methods/{name}.md) |" in page
-    assert "| before layer 2 | attention of the last token | yes |" in page
-    assert "| before layers 3, 17, 22 | hidden states | no |" in page
-
-
-def test_the_page_about_models_lists_every_family():
-    page = hooks.filled((ROOT / "docs/models.md").read_text())
-    assert hooks.MODELS not in page
-    for name in registry.families():
-        assert f"| [`{name}`](families/{name}.md) |" in page
-    for name, one in PROVED.items():
-        assert f"| {one.title} | `{name}` |" in page
+@pytest.mark.parametrize("name", ["glossary", "checkpoints", "models", "guides/new-method", "guides/choosing"])
+def test_what_pages_list_of_the_code_is_filled_in(name):
+    page = (ROOT / f"docs/{name}.md").read_text()
+    assert len(hooks.filled(page)) > len(page)

@@ -27,18 +27,14 @@ def test_a_file_says_the_same(tmp_path):
 
 
 WRONG = [
-    ("v2drop:keep=x", "keep should be"),
-    ("v2drop:layers=1e999", r"layers[0] should be a valid integer; got (inf,)"),
-    ("v2drop:layers=9,3", "layers must ascend strictly"),
-    ("v2drop:keep=0.5,0.3,0;retention=0.3", "either keep or a budget"),
-    ("v2drop:retention=0", "above 0 and at most 1"),
-    ("v2drop:colour=red", "v2drop has no setting colour. It has: keep"),
-    ("v2drop:metric", "write key=value"),
-    ("v2drop+", "A method's name is missing"),
-    ('{"method": "v2drop"', "Not valid JSON"),
-    ('{"method": "chain", "members": 3}', "members, with a list of methods"),
-    ("v2drop/llava-9/1", "No preset"),
-    ("visiondrop+v3drop:metric=l1", "No method 'v3drop'"),
+    ("v2drop:keep=x", "keep"),
+    ("v2drop:layers=9,3", "ascend"),
+    ("v2drop:keep=0.5,0.3,0;retention=0.3", "either"),
+    ("v2drop:colour=red", "colour"),
+    ("v2drop+", "missing"),
+    ('{"method": "v2drop"', "JSON"),
+    ("v2drop/llava-9/1", "preset"),
+    ("visiondrop+v3drop:metric=l1", "v3drop"),
 ]
 """What tests/contract/test_naming.py lists at length, one of each sort."""
 COMMANDS = {
@@ -55,7 +51,6 @@ def test_every_command_refuses_in_one_sentence(command, text, says, capsys):
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert says in err
-    assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
 
 
@@ -72,50 +67,10 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ("methode=v2drop", "No model argument 'methode'. Did you mean method? There are: pretrained, method"),
-        ("v2drop", "NAME=VALUE"),
-        ("method=v2drop,budget=1/3", "budget is a number; got '1/3'"),
-        ("method=v2drop,budget=-1", "above 0"),
-        ("method=v2drop,budget=64,retention=0.3", "Give one of tokens= and retention="),
-        ("method=v2drop,settings=metric", "write key=value"),
-        ('method=v2drop,settings={"min_keep":1.5}', "min_keep should be a valid integer"),
-    ],
-)
-def test_lmms_evals_arguments_that_cannot_be_meant(arguments, says, capsys):
-    pytest.importorskip("lmms_eval")
-    from foveate.eval.lmms.plugin import Foveate
-
-    with pytest.raises(SystemExit) as ended:
-        Foveate.create_from_arg_string(arguments, {})
-    assert (ended.value.code, says in capsys.readouterr().err) == (2, True)
-
-
 # -- budgets --------------------------------------------------------------------------------------------------
 
 
 ON_PICTURES = {name for name, kind in fv.methods().items() if not getattr(kind, "only_videos", False)}
-
-
-@pytest.mark.parametrize(
-    ("method", "budget", "error", "says"),
-    [
-        ("v3drop", {}, fv.UnknownNameError, "No method 'v3drop'"),
-        ("v2drop/llava-9/1", {}, fv.UnknownNameError, "No preset"),
-        (3, {}, fv.SettingError, "or its name; got 3"),
-        ("v2drop", {"retention": 1.5}, fv.SettingError, "retention must be above 0"),
-        ("v2drop", {"retention": 0.0}, fv.SettingError, "above 0"),
-        ("v2drop", {"retention": 0.5, "tokens": 5}, fv.SettingError, "Give one of"),
-        ("v2drop:keep=0.4,0.3,0", {"retention": 0.5}, fv.SettingError, "has a schedule of its own"),
-        ("finalkv", {"retention": 0.5}, fv.SettingError, "takes no budget"),
-        (fv.VisionDrop(dominant=9), {"retention": 0.5}, fv.SettingError, "has a schedule of its own, dominant=9"),
-    ],
-)
-def test_drop_refuses_names_and_budgets_that_cannot_be_meant(method, budget, error, says):
-    with pytest.raises(error, match=says), fv.drop(tiny("llava"), method, **budget):
-        pass
 
 
 def test_a_budget_below_the_floor_is_refused_when_the_image_comes():
@@ -142,30 +97,6 @@ def test_a_record_is_read(tmp_path):
     path.write_text(json.dumps(RECORD))
     assert fv.Tuned.load(path).method == naming.parse(str(path)) == TUNED
     assert naming.parse(f"{path}:kv=false").kv is False
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"cost": "x"},
-        {"pictures": [1]},
-        {"rows": 3},
-        {"rows": [{}]},
-        {"rows": [RECORD["rows"][0] | {"root": {"value": "x", "low": 0.0, "high": 1.0}}]},
-        {"questions": 1.5},
-        {"versions": []},
-        {"method": {**RECORD["method"], "merge_window": 2.5}},
-        {"method": {**RECORD["method"], "global_thr": float("inf")}},
-        {"method": 7},
-        {"method": "v2drop"},
-        {"format": 3},
-    ],
-)
-def test_a_damaged_record_is_refused_in_words(changes, tmp_path):
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps(RECORD | changes))
-    with pytest.raises(fv.FoveateError):
-        fv.Tuned.load(path)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_method_that_holds_it_passes():
 
 def test_a_method_may_take_its_budget_as_a_share_alone():
     assert Own().with_budget(retention=0.25) == Own(retention=0.25)
-    with pytest.raises(fv.SettingError, match=r"as retention=, not as tokens=64"):
+    with pytest.raises(fv.SettingError, match="retention="):
         Own().with_budget(tokens=64)
 
 
@@ -204,7 +204,7 @@ def test_a_method_that_leaves_something_on_the_model_is_found(monkeypatch):
     monkeypatch.setattr(Session, "detach", forget)
     contract = type("Contract", (MethodContract,), {"examples": (Own(),)})()
     try:
-        with pytest.raises(AssertionError, match="leaves something on llava"):
+        with pytest.raises(AssertionError, match="something"):
             contract.test_leaving_restores_the_model()
     finally:
         for family in ("llava", "llava_onevision", "qwen2_vl"):
@@ -217,7 +217,7 @@ def test_tiny_models_are_those_of_a_seed_and_unknown_ones_are_named():
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(fv.UnknownNameError, match="llava_onevision"):
         tiny_model("gemma")
-    with pytest.raises(fv.UnknownNameError, match="does not read videos"):
+    with pytest.raises(fv.UnknownNameError, match="videos"):
         tiny_model().inputs("tv")
 
 

@@ -107,7 +107,7 @@ def test_a_family_whose_model_came_later_is_refused_by_name():
     class Later(Llava):
         oldest = "99.1"
 
-    with pytest.raises(fv.UnsupportedError, match=r"Later needs transformers 99\.1 or newer; this is 5\."):
+    with pytest.raises(fv.UnsupportedError, match="Later"):
         Later(tiny("llava"))
 
 

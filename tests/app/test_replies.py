@@ -50,17 +50,17 @@ def test_a_method_that_names_a_file_is_refused_and_the_file_not_read(tmp_path):
     secret = tmp_path / "secret.json"
     secret.write_text('{"password": "hush"}')
     for text in (str(secret), f"v2drop+{secret}", f"{secret}:layers=3", "tuned.json"):
-        with pytest.raises(SettingError, match="names a file, which is not read here") as caught:
+        with pytest.raises(SettingError, match="names") as caught:
             checked("?", [text])
         assert "hush" not in str(caught.value), text
     assert checked("?", ["visionzip+v2drop:metric=l1", "random", "random"]) == ["visionzip+v2drop:metric=l1", "random"]
 
 
 def test_a_question_without_words_and_a_sixth_method_are_refused():
-    with pytest.raises(SettingError, match="What is the question"):
+    with pytest.raises(SettingError, match="question"):
         checked("", [])
     assert len(checked("?", list("abcde"))) == 5
-    with pytest.raises(SettingError, match="At most 5 methods are compared at a time; got 6"):
+    with pytest.raises(SettingError, match="got 6"):
         checked("?", list("abcdef"))
 
 

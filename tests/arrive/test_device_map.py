@@ -115,7 +115,7 @@ def test_a_checkpoint_loaded_with_a_device_map(tmp_path):
 
 def test_a_smaller_picture_needs_its_tower_in_memory(spread):
     """transformers reads the position embeddings it interpolates past accelerate's hooks."""
-    with pytest.raises(fv.UnsupportedError, match="tower's weights are offloaded"):
+    with pytest.raises(fv.UnsupportedError, match="offloaded"):
         prefill(spread("llava"), batch("llava", ["tit"]), FIRST["resize-0"])
 
 
@@ -150,7 +150,7 @@ def test_taking_accelerates_hooks_off_inside_the_context(tmp_path):
         for name, weight in tiny("llava").named_parameters():
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(weight.clone()))
-        with pytest.raises(fv.SessionError, match="was replaced inside the context"):
+        with pytest.raises(fv.SessionError, match="replaced"):
             generate(model, inputs)
     plain = generate(tiny("llava"), inputs)
     assert torch.equal(torch.cat(generate(model, inputs).logits), torch.cat(plain.logits))

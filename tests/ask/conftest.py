@@ -50,10 +50,7 @@ def cropping():
     vlm = fv.load()
     images = vlm.processor.image_processor
     vlm.processor.image_processor = CLIPImageProcessorPil(
-        size=images.size,
-        crop_size=images.crop_size,
-        image_mean=images.image_mean,
-        image_std=images.image_std,
+        size=images.size, crop_size=images.crop_size, image_mean=images.image_mean, image_std=images.image_std
     )
     return vlm
 

@@ -123,7 +123,7 @@ def test_a_picture_shows_the_same_as_a_file_an_object_and_a_data_url(tmp_path):
 @pytest.mark.parametrize("url", ["http://example.org/cat.png", "https://example.org/cat.png"])
 def test_nothing_is_downloaded(url):
     for kind in ("image", "video"):
-        with pytest.raises(InputError, match=r"Nothing is downloaded by itself: fetch http.* first"):
+        with pytest.raises(InputError, match="downloaded"):
             conversation(user({"type": kind, "url": url}))
 
 
@@ -146,7 +146,7 @@ def test_messages_of_another_shape_are_refused(messages, says):
 
 
 def test_sound_is_refused():
-    with pytest.raises(UnsupportedError, match=r"image_url, video_url.*got .audio"):
+    with pytest.raises(UnsupportedError, match="audio"):
         conversation({"role": "user", "content": [{"type": "audio", "url": "song.wav"}]})
 
 

@@ -159,7 +159,7 @@ def test_an_index_of_the_hub_is_looked_at_too(folder, monkeypatch):
     monkeypatch.setattr("foveate.ask.loading.cached_file", cached)
     config = type("Config", (), {"model_type": "llava"})()
     monkeypatch.setattr("foveate.ask.loading.AutoConfig.from_pretrained", lambda *_, **__: config)
-    with pytest.raises(fv.InputError, match="and only safetensors are read"):
+    with pytest.raises(fv.InputError, match="safetensors"):
         fv.load("owner/name", device="cpu")
     assert asked == [("owner/name", INDEX)]
 
@@ -248,13 +248,13 @@ def test_a_lack_of_memory_is_no_fault_of_the_template(vlm, demo, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(vlm.processor, "apply_chat_template", lacking)
-    with pytest.raises(fv.InputError, match=r"refuses 336 x 336 pixels: out of memory\."):
+    with pytest.raises(fv.InputError, match="336 x 336"):
         vlm.ask(demo, "What ?")
 
 
 def test_settings_of_a_processor_that_fail_late_are_one_line(vlm, monkeypatch):
     monkeypatch.setattr(vlm.processor.image_processor, "rescale_factor", "x")
-    with pytest.raises(fv.InputError, match=r"The processor of embedded refuses 9 x 9 pixels: .*Error: "):
+    with pytest.raises(fv.InputError, match="9 x 9"):
         vlm.ask(Image.new("RGB", (9, 9)), "What ?")
 
 
@@ -263,7 +263,7 @@ def test_a_mistake_of_our_own_is_not_hidden(vlm, demo, monkeypatch):
         raise TypeError("a mistake of our own")
 
     monkeypatch.setattr("foveate.ask.preparing._slot", mistaken)
-    with pytest.raises(TypeError, match="a mistake of our own"):
+    with pytest.raises(TypeError, match="mistake"):
         vlm.ask(demo, "What ?")
 
 

@@ -73,11 +73,6 @@ def test_a_key_of_a_picture_that_is_not_done_is_refused(key):
             Conversation.of([{"role": "user", "content": [{"type": "image_url", **part}]}])
 
 
-def test_the_nearest_name_is_said(film):
-    with pytest.raises(InputError, match="Did you mean nframes"):
-        _seconds(film, nframe=2)
-
-
 def test_openai_keys_are_read():
     url = {"url": str(embedded.picture())}
     for detail in ("auto", "high", None):
@@ -99,11 +94,6 @@ def test_pictures_beside_the_content_are_shown(vlm, form):
     message = {"role": "user", "content": "What does the text say?", "images": [image]}
     prepared = vlm.prepare(messages=[message])
     assert prepared.vision_tokens == vlm.prepare(path, "What does the text say?").vision_tokens
-
-
-def test_two_sources_in_one_part_are_refused():
-    with pytest.raises(InputError, match="image and path"):
-        Conversation.of([{"role": "user", "content": [{"type": "image", "image": "a.png", "path": "b.png"}]}])
 
 
 MORE = {"tool_calls": [{"id": 1}], "reasoning_content": "Hm.", "name": "Ann", "tool_call_id": "a", "image": "a.png"}
@@ -133,15 +123,19 @@ def test_conversations_with_other_keys_have_other_names():
     assert len(names) == 2
 
 
-@pytest.mark.parametrize("part", [{"type": "text", "content": "Who?"}, {"type": "text", "text": "Who?", "txt": "a"}])
-def test_a_text_under_another_key_is_refused(part):
-    with pytest.raises(InputError, match="text"):
+@pytest.mark.parametrize(
+    ("part", "error", "word"),
+    [
+        ({"type": "image", "image": "a.png", "path": "b.png"}, InputError, "path"),
+        ({"type": "text", "content": "Who?"}, InputError, "text"),
+        ({"type": "text", "text": "Who?", "txt": "a"}, InputError, "text"),
+        ({"type": "input_text", "text": "Who?"}, UnsupportedError, "input_text"),
+        ({"type": "video", "video": "a.mp4", "nframe": 2}, InputError, "nframes"),
+    ],
+)
+def test_a_part_that_cannot_be_meant_is_refused(part, error, word):
+    with pytest.raises(error, match=word):
         Conversation.of([{"role": "user", "content": [part]}])
-
-
-def test_another_type_is_told_with_those_there_are():
-    with pytest.raises(UnsupportedError, match=r"text, image or video .*; got 'input_text'"):
-        Conversation.of([{"role": "user", "content": [{"type": "input_text", "text": "Who?"}]}])
 
 
 def test_the_embedded_template_says_the_system_text_and_refuses_other_roles(vlm):
@@ -178,14 +172,14 @@ def test_a_refusal_names_a_type_and_no_place_in_memory(vlm, messages):
 def test_a_question_without_any_text_is_refused(vlm):
     picture = {"type": "image", "image": embedded.picture()}
     for content in ([picture], [picture, {"type": "text", "text": " "}], ""):
-        with pytest.raises(fv.SettingError, match="The question is empty"):
+        with pytest.raises(fv.SettingError, match="question"):
             vlm.ask(messages=[{"role": "user", "content": content}])
-    with pytest.raises(fv.SettingError, match="The question is empty"):
+    with pytest.raises(fv.SettingError, match="question"):
         vlm.ask(embedded.picture(), "")
     system = {"role": "system", "content": "Read the text."}
     assert vlm.prepare(messages=[system, {"role": "user", "content": [picture]}]).vision_tokens
 
 
 def test_a_misspelt_key_of_a_question_is_refused(vlm):
-    with pytest.raises(InputError, match="Did you mean prompt"):
+    with pytest.raises(InputError, match="prompt"):
         list(vlm.ask_many([{"media": embedded.picture(), "promt": "Who?"}]))

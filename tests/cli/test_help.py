@@ -33,14 +33,3 @@ def test_every_command_explains_itself_with_examples(run, name):
     assert "Examples:" in out
     assert f"  foveate {name}" in out
     assert "--json" in out
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["bogus"], ["generate", "--bogus"], ["generate", "--dtype", "int3"], ["compare", "--pairs", "many"]],
-)
-def test_wrong_flags_exit_with_2_and_say_so_on_stderr(run, arguments):
-    code, out, err = run(*arguments)
-    assert code == 2
-    assert out == ""
-    assert err

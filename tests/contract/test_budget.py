@@ -6,15 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract.budget import (
-    Budget,
-    at_cuts,
-    decoder_depth,
-    geometric,
-    half_up,
-    proportional,
-    solve,
-)
+from foveate.contract.budget import Budget, at_cuts, decoder_depth, geometric, half_up, proportional, solve
 from foveate.errors import BudgetError, SettingError
 
 
@@ -61,9 +53,9 @@ def test_what_a_model_says():
 
 def test_a_number_of_tokens_is_looked_at_where_the_images_count_is_said():
     assert fv.V2Drop.for_budget(Config(), tokens=30) == fv.V2Drop(tokens=30)
-    with pytest.raises(BudgetError, match="30 of 576 vision tokens on 32 layers"):
+    with pytest.raises(BudgetError, match="30 of 576"):
         fv.V2Drop.for_budget(Config(), tokens=30, vision_tokens=576)
-    with pytest.raises(SettingError, match="between 1 and 576 for this input; got 577"):
+    with pytest.raises(SettingError, match="got 577"):
         fv.V2Drop.for_budget(Config(), tokens=577, vision_tokens=576)
 
 
@@ -120,13 +112,13 @@ def test_a_larger_budget_leaves_no_fewer_tokens(problem, shares):
 def test_layers_alone_wait_for_a_budget(kind, name):
     waiting = kind(**{name: (1, 17)})
     assert sum(waiting.with_budget(retention=0.5).plan(32, (576,))) / 32 == pytest.approx(288, abs=1)
-    with pytest.raises(SettingError, match="must have the same length"):
+    with pytest.raises(SettingError, match="length"):
         waiting.plan(32, (576,))
 
 
 def test_the_floor_is_what_comes_before_the_first_cut():
     for cuts in ((8,), (8, 16, 24)):
-        with pytest.raises(BudgetError, match="Mine cannot average 100 of 576 vision tokens on 32 layers") as refused:
+        with pytest.raises(BudgetError, match="100 of 576") as refused:
             solve(geometric(576, len(cuts)), cuts, 32, 100, 576, 576, "Mine")
         assert refused.value.floor == pytest.approx((8 + 24 / 576) / 32)
 

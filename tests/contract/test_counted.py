@@ -44,7 +44,7 @@ def test_a_closing_newline_is_one_of_those_that_are_counted():
 @given(tokens=st.integers(1, 3000), share=st.floats(0.0005, 1))
 def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, share):
     if share * tokens < 1:
-        with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens") as error:
+        with pytest.raises(fv.BudgetError, match=r"1\.0 tokens") as error:
             kind.for_budget(Config(28), retention=share, vision_tokens=tokens)
         assert error.value.floor == 1 / tokens
         return
@@ -56,11 +56,11 @@ def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, shar
 
 @every_kind
 def test_budgets_that_cannot_be(kind):
-    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
+    with pytest.raises(fv.BudgetError, match=r"0\.17%"):
         kind.for_budget(Config(32), tokens=0.5, vision_tokens=576)
-    with pytest.raises(fv.SettingError, match="keep should be greater than 0"):
+    with pytest.raises(fv.SettingError, match="greater"):
         kind(keep=0)
-    with pytest.raises(fv.SettingError, match="either keep or a budget"):
+    with pytest.raises(fv.SettingError, match="either"):
         kind.for_budget(Config(32), tokens=64, keep=0.5)
     assert kind.for_budget(Config(32), tokens=64).plan(32, (576,)) == (64,) * 32
     assert kind().with_budget(tokens=64) == kind(tokens=64)

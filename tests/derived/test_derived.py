@@ -1,11 +1,12 @@
 """Every model whose parts are told from its structure, against itself untouched with columns hidden.
 
 `foveate.testing.check` proves most of it, on one picture. What it leaves out is here, with methods drawn by a table:
-each model gets every proof once, and each method is seen on many models.
+each model gets every proof, some of them every second model, and each method is seen on many models.
 """
 
 import functools
 import itertools
+import os
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -114,9 +115,15 @@ def each(test, names=SERVED):
     return pytest.mark.parametrize("name", marked(test, names))
 
 
+TURNS = ("right", "beams", "batch", "merged", "films_projector", "projector", "shared", "films")
+"""What is proved of every second model, and its neighbour's turn is the next; of all with FOVEATE_TESTS=all."""
+
+
 def marked(test, names):
     """Models, of which those that fail there are marked, so that a mend is noticed."""
     told = FAILING.get(test, {})
+    if test in TURNS and os.environ.get("FOVEATE_TESTS") != "all":
+        names = [name for name in names if ([*CASES].index(name) + TURNS.index(test)) % 2]
     marks = {name: pytest.mark.xfail(reason=told[name], strict=True) for name in names if name in told}
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
@@ -377,7 +384,7 @@ def test_a_prompt_in_which_rows_are_scaled_by_their_number_is_refused():
     short, long = case.batch(model, ["tit"]), case.batch(model, ["titit"])
     assert short["input_ids"].shape[1] < 20 <= long["input_ids"].shape[1]
     check_hidden(model, short, BETWEEN_LAYERS["random"])
-    refused = pytest.raises(fv.UnsupportedError, match="from 20 on layers of this model scale queries")
+    refused = pytest.raises(fv.UnsupportedError, match="scale")
     with fv.drop(model, BETWEEN_LAYERS["random"]), torch.no_grad(), refused:
         model(**long)
 
@@ -396,7 +403,7 @@ def test_layers_that_pick_keys_are_served_while_they_pick_all(name):
             if hasattr(part, "index_topk"):
                 part.index_topk = columns - vision + vision // 2 + STEPS + 1
     check_hidden(model, inputs, few)
-    refused = pytest.raises(fv.UnsupportedError, match=r"keys by an index, and .* are left for it")
+    refused = pytest.raises(fv.UnsupportedError, match="index")
     with fv.drop(model, many), refused:
         generate(model, inputs)
     with fv.drop(model, few), refused:  # once its answer is long
@@ -411,7 +418,7 @@ def test_attention_to_earlier_turns_is_not_read_of_latents():
     second["attention_mask"] = torch.ones(1, columns, dtype=torch.long)
     for method, refused in (
         (BETWEEN_LAYERS["v2drop"], nullcontext()),
-        (BETWEEN_LAYERS["fastv"], pytest.raises(fv.UnsupportedError, match="stores latents, and no keys")),
+        (BETWEEN_LAYERS["fastv"], pytest.raises(fv.UnsupportedError, match="latents")),
     ):
         with fv.drop(model, method), torch.no_grad():
             cache = cache_in(model(**first, use_cache=True))

@@ -44,7 +44,7 @@ def test_streams_differ_by_split_index_and_purpose():
 
 @pytest.mark.parametrize("draw", [scene, sketch])
 def test_a_side_that_is_no_multiple_of_the_patch_is_refused(draw):
-    with pytest.raises(ValueError, match="side is 100; it must be a multiple of 14"):
+    with pytest.raises(ValueError, match="multiple"):
         draw("train", 0, 100)
 
 

@@ -1,29 +1,23 @@
 """The training code: packing, resume, growing, export. Tiny networks, no trained weights."""
 
 from dataclasses import replace
-from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data import dense_targets, pictures
+from data import pictures
 from export import export, import_network, llava, processor
-from foveate.embedded import FILM_TASKS, TASKS
-from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded import TASKS
 from foveate.embedded.film_model import for_films
 from foveate.embedded.films import film
 from foveate.embedded.questions import all_questions, ask, film_questions
-from foveate.embedded.scenes import CHARACTERS, rng_for, scene
-from grow import grow
-from labels import UNKNOWN, labels, places
-from losses import dense_loss, right_answers
+from foveate.embedded.scenes import rng_for, scene
 from network import Network, Shape
 from packing import pack
-from stages import STAGES, Stage
-from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build
-from train import Trainer, adopt, save
+from stages import Stage
+from tokenizer import build
+from train import Trainer, save
 
 TINY = Shape(width=32, heads=2, tower_layers=2, tower_mlp=48, layers=2, mlp=40)
 RATES = {"tower": 1e-3, "rest": 1e-3, "decoder": 1e-3, "projector": 1e-3}
@@ -44,71 +38,6 @@ def test_questions_and_answers_survive_the_tokenizer(tokenizer):
                     assert tokenizer.decode(ids) == words
     ids = tokenizer.encode("é ∑ 汉", add_special_tokens=False).ids
     assert tokenizer.decode(ids) == "é ∑ 汉"
-
-
-def test_a_prompt_has_its_special_tokens_and_one_token_a_character(tokenizer):
-    ids = tokenizer.encode("USER: <image>\nWhat does the text say? ASSISTANT: K7XQ</s>").ids
-    assert ids[:3] == [BOS, USER, IMAGE]
-    answer = ids.index(ASSISTANT)
-    assert [tokenizer.decode([i]) for i in ids[answer + 1 : -1]] == ["K", "7", "X", "Q"]
-    assert ids[-1] == EOS
-    assert tokenizer.get_vocab_size() <= SIZE  # the rest of the embedding is padding
-
-
-def test_places_count_from_the_left_and_the_top_and_stay_open_beside_near_ties():
-    assert places([50.0, 10.0, 90.0]).tolist() == [2, 1, 3]
-    assert places([50.0, 10.0, 60.0]).tolist() == [UNKNOWN, 1, UNKNOWN]
-    assert places([]).tolist() == []
-    assert places([30.0 * i for i in range(9)]).tolist() == [UNKNOWN] * 9
-    one = scene("held-out", 3, 168)
-    found = labels(one)
-    for thing, place in zip(one.things, places([t.x for t in one.things]), strict=True):
-        patch = int(thing.y) // 14 * 12 + int(thing.x) // 14
-        if thing.shape not in ("ring", "moon"):
-            assert found.across[patch] == place
-
-
-def test_what_has_no_place_costs_nothing():
-    scores = {name: torch.zeros(1, 4, size) for name, size in Network(TINY).heads.sizes.items()}
-    targets = {name: value[:, :4] for name, value in dense_targets([scene("train", 1, 84)]).items()}
-    targets["across"] = torch.full((1, 4), UNKNOWN)
-    one, _ = dense_loss(scores, targets)
-    scores["across"] = torch.randn(1, 4, 9)
-    two, _ = dense_loss(scores, targets)
-    assert one == two
-    assert one.isfinite()
-
-
-def test_a_stage_may_begin_with_weights_whose_heads_were_smaller():
-    older = Network(TINY).state_dict()
-    older["heads.dense.weight"], older["heads.dense.bias"] = (
-        older[f"heads.dense.{kind}"][:10].clone() + 1 for kind in ("weight", "bias")
-    )
-    network = Network(TINY, seed=3)
-    before = network.heads.dense.weight.clone()
-    adopt(network, older)
-    torch.testing.assert_close(network.heads.dense.weight[:10], older["heads.dense.weight"])
-    torch.testing.assert_close(network.heads.dense.weight[10:], before[10:])
-    torch.testing.assert_close(network.tower.patch.weight, older["tower.patch.weight"])
-
-
-def test_labels_agree_with_the_scene():
-    one = scene("train", 7, 168, dense=True)
-    found = labels(one)
-    grid = 168 // 14
-    for thing in one.things:
-        patch = int(thing.y) // 14 * grid + int(thing.x) // 14
-        assert found.centre[patch] == 1
-        if thing.shape not in ("ring", "moon"):  # the others have ink at their centre
-            assert found.shape[patch] == SHAPES.index(thing.shape) + 1
-            assert found.colour[patch] == list(COLOURS).index(thing.colour) + 1
-            np.testing.assert_allclose((found.xy[patch] + 1) / 2 * 168, [thing.x, thing.y], atol=1e-3)
-    assert found.present[: len(SHAPES)].sum() == len({t.shape for t in one.things})
-    drawn = {c for text in one.texts for c in text.characters}
-    assert {CHARACTERS[c - 1] for c in found.character if c} <= drawn
-    empty = labels(replace(one, things=(), texts=(), owner=np.zeros_like(one.owner)))
-    assert not empty.shape.any()
-    assert not empty.present.any()
 
 
 @torch.no_grad()
@@ -188,18 +117,6 @@ def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
         start += count
 
 
-@torch.no_grad()
-def test_growing_without_copies_changes_nothing_and_copies_share_the_output():
-    network = Network(TINY)
-    same = grow(network, (1, 1)).state_dict()
-    for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(same[name], tensor)
-    deep = grow(network, (1, 3)).state_dict()
-    total = sum(deep[f"decoder.layers.{i}.down.weight"] for i in (1, 2, 3))
-    torch.testing.assert_close(total, network.state_dict()["decoder.layers.1.down.weight"])
-    torch.testing.assert_close(deep["decoder.layers.3.q.weight"], network.state_dict()["decoder.layers.1.q.weight"])
-
-
 def small_stage(**settings) -> Stage:
     return Stage(images=24, first=5_000_000, mix={84: 0.5, 168: 0.5}, rates=RATES, batch={84: 2, 168: 1}, **settings)
 
@@ -221,38 +138,3 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, joint):
     assert (second.step, second.seen) == (straight.step, straight.seen)
     for name, tensor in straight.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[name]), name
-
-
-def test_the_learning_rate_warms_up_holds_and_falls_to_two_percent():
-    trainer = Trainer("x", small_stage(constant=0.5), Network(TINY))
-    assert trainer.factor() == pytest.approx(1 / 40)
-    trainer.step, trainer.seen = 100, 12
-    assert trainer.factor() == pytest.approx(1)
-    trainer.seen = 18
-    assert trainer.factor() == pytest.approx(0.51)
-    trainer.seen = 24
-    assert trainer.factor() == pytest.approx(0.02)
-
-
-def test_stages_share_no_scene():
-    spans = sorted((s.first, s.first + s.images + 200) for s in STAGES.values())
-    assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
-
-
-def test_marks_count_whole_answers(tokenizer):
-    packed = pack([ask(scene("held-out", 3, 84), rng_for("held-out", 3, 1), 4, EVERY)], tokenizer, 38)
-    logits = torch.nn.functional.one_hot(packed.next, SIZE).float()
-    assert right_answers(logits, packed, 4) == [True] * 4
-    logits[0] = 0
-    assert right_answers(logits, packed, 4) == [False, True, True, True]
-
-
-def test_a_stage_trains_on_sketches_and_on_films():
-    stage = replace(small_stage(), sketches=1.0, mix={168: 1.0}, batch={168: 2})
-    trainer = Trainer("x", stage, Network(TINY))
-    assert trainer.draw(0, 168).sketched
-    assert 0 < trainer.advance()["loss"] < 60
-    trainer = Trainer("x", replace(stage, films=1.0), Network(TINY))
-    report = trainer.advance()
-    assert 0 < report["loss"] < 60
-    assert set(report) & set(FILM_TASKS)

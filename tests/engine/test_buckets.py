@@ -21,10 +21,7 @@ ONE_SIZE = ("llava", "vipllava", "video_llava", "gemma3", "paligemma")
 DECODER = [(name, family) for name, family in FIRST if follow.cut_layers(STAGES[name])]
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "attention"),
-    with_kernels(part(DECODER, 0, of=3)),
-)
+@pytest.mark.parametrize(("name", "family", "attention"), with_kernels(part(DECODER, 0, of=3)))
 def test_samples_alike_are_asked_together_and_come_to_what_each_does_alone(name, family, attention, sizes):
     words = [word for word in ALIKE if word[0] == "t" or "mustdrop" not in name]
     check_alone(tiny(family, attention), family, EXAMPLES[name], words)

@@ -75,7 +75,7 @@ def test_frames_that_went_in_as_pictures_are_ranked_alike_by_frame_and_by_image(
 
 def test_where_nobody_knows_the_frames_ranking_by_frame_is_refused(monkeypatch):
     monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.boxes", lambda self, m, g, lengths: [None] * len(lengths))
-    with pytest.raises(fv.UnsupportedError, match=r"Where this video's frames begin is not known.*scope='image'"):
+    with pytest.raises(fv.UnsupportedError, match="image"):
         run("qwen2_vl", "tvt", fv.V2Drop(**SHORT, scope="frame"))
     trace = run("qwen2_vl", "tvt")
     assert trace.kept_by_frame() == []

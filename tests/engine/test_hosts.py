@@ -107,5 +107,5 @@ def test_attention_before_layer_0_is_refused():
             signal = Attention(rows="last", layer="next")
             return (LayerStage(0, keep=0.5, reads=(signal,), score=lambda view: view[signal]),)
 
-    with pytest.raises(UnsupportedError, match="only foveate's own engine"):
+    with pytest.raises(UnsupportedError, match="foveate"):
         enter(early(Asking()), [shown(0)], doubled)

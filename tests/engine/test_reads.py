@@ -452,7 +452,7 @@ def test_windows_and_states_are_left_alone(family):
 def test_guesses_and_a_model_without_a_cache():
     model, inputs = tiny("llava"), batch("llava", ["titt"])
     for method in (READ, STEP):
-        with fv.drop(model, method), pytest.raises(fv.UnsupportedError, match="reads all tokens while decoding"):
+        with fv.drop(model, method), pytest.raises(fv.UnsupportedError, match="decoding"):
             generate(model, inputs, prompt_lookup_num_tokens=2)
         with fv.drop(model, method) as trace:
             bare = generate(model, inputs, use_cache=False)

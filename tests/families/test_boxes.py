@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.families.base import Family, grid_boxes
+from foveate.families.base import Family
+from foveate.families.vision import grid_boxes
 from foveate.registry import family_for
 from tests.models import FAMILIES, TINY, batch, generate, tiny
 
@@ -63,7 +64,7 @@ def test_a_family_that_cannot_tell_says_so_when_asked_to_draw():
 
     with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
         model(**inputs)
-    with pytest.raises(fv.InputError, match=r"The sample has 1 images; got .* 2 to draw on"):
+    with pytest.raises(fv.InputError, match="1 images"):
         trace.show([Image.new("RGB", (70, 70))] * 2)
     trace.latest.boxes = [Family.boxes(model.config, "image", {}, [25])]
     with pytest.raises(fv.InputError, match="not known"):

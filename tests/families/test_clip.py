@@ -84,7 +84,7 @@ def test_features_of_another_tower_are_refused(encoder):
     made = tiny_model("qwen2_vl")
     with (
         fv.drop(made.model, "cdpruner", tokens=4, resources={"clip": encoder}),
-        pytest.raises(UnsupportedError, match=r"features have width 32, .* width 16\. Hand in the CLIP"),
+        pytest.raises(UnsupportedError, match="width 32"),
     ):
         made.model(**made.inputs("tit"))
 

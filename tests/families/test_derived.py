@@ -199,13 +199,13 @@ def test_an_encoder_decoder_has_nothing_to_drop():
 def test_a_tower_is_no_model_that_answers(kind):
     with torch.device("meta"):
         model = getattr(transformers, kind)(getattr(transformers, kind.replace("Model", "Config"))())
-    with pytest.raises(fv.UnsupportedError, match="no module that takes pictures and has a decoder"):
+    with pytest.raises(fv.UnsupportedError, match="pictures"):
         family_for(model)
 
 
 def test_a_model_of_text_has_no_vision_tokens():
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))
-    with pytest.raises(fv.UnsupportedError, match="no module that takes pictures"):
+    with pytest.raises(fv.UnsupportedError, match="pictures"):
         family_for(model)
 
 

@@ -133,10 +133,7 @@ def test_a_batch_that_gets_ragged_without_any_padding_before(models):
 
 def test_attention_cannot_be_read_where_a_state_is(models):
     method = fv.VisionDrop(dominant=0, contextual=0, layer_list=(5,), image_token_list=((3, 1),))
-    with (
-        fv.drop(models.tiny("qwen3_5"), method),
-        pytest.raises(fv.UnsupportedError, match=r"Layer 5 has no attention.*at layers 1, 2, 3, 4, or"),
-    ):
+    with fv.drop(models.tiny("qwen3_5"), method), pytest.raises(fv.UnsupportedError, match="Layer 5"):
         models.generate(models.tiny("qwen3_5"), models.batch("qwen3_5", ["tit"]))
 
 
@@ -148,7 +145,7 @@ def test_a_ragged_batch_does_not_go_on_from_a_state(models):
     places = torch.arange(mask.shape[1]).expand(3, 2, -1)
     with fv.drop(model, fv.Uniform(layers=(2,), keep=(0.5,))), torch.no_grad():
         model(input_ids=first, position_ids=places[..., :3], **with_cache(cache))
-        with pytest.raises(fv.UnsupportedError, match="padding would change the state"):
+        with pytest.raises(fv.UnsupportedError, match="padding"):
             model(**{**inputs, "attention_mask": mask}, position_ids=places[..., 3:], **with_cache(cache))
 
 

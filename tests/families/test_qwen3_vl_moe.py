@@ -50,7 +50,7 @@ def test_router_logits_are_of_whole_prompts_alone():
 
     model, inputs = tiny("qwen3_vl_moe"), batch("qwen3_vl_moe", ["tit"])
     with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))), torch.no_grad():
-        with pytest.raises(fv.UnsupportedError, match="Set it to False"):
+        with pytest.raises(fv.UnsupportedError, match="False"):
             model(**inputs, output_router_logits=True)
         assert model(**inputs, output_router_logits=False).logits.isfinite().all()
     with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))), torch.no_grad():

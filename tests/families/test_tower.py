@@ -99,7 +99,7 @@ def test_a_fixed_count_is_that_of_every_picture(family):
 def test_what_one_picture_cannot_spend_is_refused_as_dropping_begins():
     model = llava("clip", "default")
     deep = fv.V2Drop.for_budget(model, tokens=3, layers=(3,))
-    with pytest.raises(fv.BudgetError, match="cannot average 3 of 25 vision tokens"), fv.drop(model, deep):
+    with pytest.raises(fv.BudgetError, match="3 of 25"), fv.drop(model, deep):
         pass
     with fv.drop(model, fv.V2Drop(tokens=40, layers=(3,))):  # of two pictures
         pass

@@ -5,16 +5,10 @@ import json
 import re
 from contextlib import nullcontext
 
-import pytest
-import torch
-
 import foveate as fv
 from foveate.cli.generate import Generate
 from foveate.cli.tune import METHOD
-from foveate.contract import Attention
 from foveate.contract.scheduled import Scheduled
-from foveate.core.views import LayerView
-from foveate.embedded import TASKS
 from foveate.plain.stats import Estimate
 from foveate.runs.listener import Listener
 from foveate.tuning.tuned import HeldOut, Tuned
@@ -39,24 +33,6 @@ def test_compare_names_the_method_whose_schedule_random_has(run, model, picture,
     assert (code, "random as v2drop" in out) == (0, False)
 
 
-def test_the_task_names_of_eval_are_listed(run):
-    assert all(task in " ".join(run("eval", "--help")[1].split()) for task in TASKS)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "pattern"),
-    [
-        ("methods visonzip", r"^(?!.*divprune).*visionzip"),
-        ("methods v2drop", r"\n *layers +[^N ]"),
-        ("methods v2drop", r"metric [^\n]*movement"),
-        ("", r"^0 .*Examples:"),
-    ],
-)
-def test_the_command_line_says_what_people_look_for(run, arguments, pattern):
-    code, out, err = run(*arguments.split())
-    assert re.search(pattern, f"{code} {out}{err}", re.DOTALL)
-
-
 def test_tune_takes_the_lines_that_batch_takes(run, tmp_path):
     (path := tmp_path / "in.jsonl").write_text('{"id": "a", "image": "none.png", "question": "What?"}')
     assert "none.png cannot be read" in run("tune", "--samples", path, "--budget", 20)[2]
@@ -69,15 +45,6 @@ def test_a_method_of_two_cuts_takes_a_budget(vlm):
     assert vlm.method_for(Twice(layers=(1, 2), retention=0.5), 36).plan(6, (36,)) == (36, 36, 9, 9, 9, 9)
 
 
-def test_the_error_for_an_undeclared_signal_can_be_read():
-    declared = [
-        Attention(rows=rows, layer="ran", heads="mean") for rows in ("last", "after", "null", "raters", "vision")
-    ]
-    with pytest.raises(fv.SettingError, match="without declaring it") as refused:
-        LayerView(torch.zeros(4, 2), signals=dict.fromkeys(declared, torch.zeros(4))).keys  # noqa: B018
-    assert len(str(refused.value)) < 400
-
-
 def test_tune_begins_with_the_method_of_the_other_commands():
     assert Generate().method == METHOD
 
@@ -85,11 +52,6 @@ def test_tune_begins_with_the_method_of_the_other_commands():
 def test_a_slip_in_a_task_is_one(run):
     _, _, err = run("eval", "--tasks", "cuont")
     assert "count" in err.replace("cuont", "")
-
-
-def test_a_question_is_given_alike_everywhere(run):
-    helps = [run(command, "--help")[1] for command in ("generate", "compare", "batch", "tune")]
-    assert len({frozenset(re.findall(r"-q\b|--question\b(?!-)|--prompt\b", text)) for text in helps}) == 1
 
 
 def test_progress_is_told_by_batches(answer, questions):

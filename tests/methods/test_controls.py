@@ -1,13 +1,10 @@
 """Controls at another method's schedule: by hand, and as many tokens in every layer whatever the schedule."""
 
-import pytest
 from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Shape, follow
 from foveate.methods.random import same_schedule
-
-pytestmark = pytest.mark.pure
 
 KINDS = (fv.Random, fv.Uniform)
 PLAIN = fv.Uniform(layers=(0,), keep=(1.0,))

@@ -49,12 +49,7 @@ def test_of_one_row_the_method_picks_it():
     assert kept(stage_of(fv.FastV(keep=(0.1,)), 1.0), ROTARY, attention) == [4]
 
 
-@given(
-    seed=st.integers(0, 2**16),
-    tokens=st.integers(2, 40),
-    keep=st.floats(0.01, 0.99),
-    part=st.floats(0.01, 1.0),
-)
+@given(seed=st.integers(0, 2**16), tokens=st.integers(2, 40), keep=st.floats(0.01, 0.99), part=st.floats(0.01, 1.0))
 def test_counts_stay_and_what_comes_first_by_place_is_kept(seed, tokens, keep, part):
     rng = torch.Generator().manual_seed(seed)
     rotary, attention = torch.rand(tokens, 2, generator=rng), torch.rand(tokens, generator=rng)

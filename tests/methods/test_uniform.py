@@ -3,10 +3,7 @@ import torch
 from foveate.contract import LayerView, Shape
 from foveate.methods.uniform import Uniform
 
-EXAMPLES = [
-    Uniform(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),
-    Uniform(layers=(0, 2), keep=(0.5, 0.5), scope="frame"),
-]
+EXAMPLES = [Uniform(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)), Uniform(layers=(0, 2), keep=(0.5, 0.5), scope="frame")]
 KEEP_ALL = Uniform(layers=(0, 3), keep=(1.0, 1.0))
 SMALLEST = Uniform(layers=(0, 2), keep=(0.3, 0.0))
 

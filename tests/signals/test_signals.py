@@ -1,4 +1,4 @@
-"""Tier "signals": what a stage reads is what the model itself computes, on every family, with one kernel or the other.
+"""What a stage reads is what the model itself computes, on every family, with one kernel or the other.
 
 The plain recompute is the untouched model's own `output_attentions`, and what enters its layers. What families show of
 their towers, tiles and windows has its tests in tests/families/test_*_towers.py.

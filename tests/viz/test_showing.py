@@ -63,17 +63,17 @@ def test_a_clip_may_stand_for_as_many_pictures():
 
 
 def test_clips_that_are_not_the_samples_are_refused():
-    with pytest.raises(fv.InputError, match="The model saw 3 frames or pairs of frames; got 7 to draw on"):
+    with pytest.raises(fv.InputError, match="got 7"):
         run("llava_onevision", "tvt").show(clip(7))
-    with pytest.raises(fv.InputError, match="The sample has 3 images; got pictures and frames for 2 to draw on"):
+    with pytest.raises(fv.InputError, match="for 2"):
         run("llava", "tiiit").show(clip(2))
-    with pytest.raises(fv.InputError, match="The sample has 1 images and 1 videos; got pictures and frames for 1"):
+    with pytest.raises(fv.InputError, match="for 1"):
         run("qwen2_vl", "titvt").show(Image.new("RGB", (9, 9)))
 
 
 def test_where_nobody_knows_where_tokens_look_they_are_not_drawn(monkeypatch):
     monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.boxes", lambda self, m, g, lengths: [None] * len(lengths))
-    with pytest.raises(fv.InputError, match="not known, so they cannot be drawn"):
+    with pytest.raises(fv.InputError, match="known"):
         run("qwen2_vl", "tvt").show(clip(3))
 
 

@@ -15,12 +15,7 @@ from rich.console import Console
 from foveate.plain.table import between, in_file, number
 from foveate.viz import SECTION, Column, Number, Table
 
-SPEED = Table(
-    "Speed",
-    ["", Column("ms", right=True)],
-    [("full model", "12.5"), ("v2drop", "6.1")],
-    ["Median of 30."],
-)
+SPEED = Table("Speed", ["", Column("ms", right=True)], [("full model", "12.5"), ("v2drop", "6.1")], ["Median of 30."])
 
 
 def printed(renderable, width=80):
@@ -114,7 +109,7 @@ def test_an_empty_sheet_shows_what_it_has():
 
 
 def test_a_row_with_too_many_cells_is_refused():
-    with pytest.raises(ValueError, match="A row has 2 cells, but the table has 1 columns"):
+    with pytest.raises(ValueError, match="2 cells"):
         Table("", ["a"], [("1", "2")])
 
 

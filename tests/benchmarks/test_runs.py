@@ -1,0 +1,108 @@
+"""Scripts of benchmarks, run small: each writes its record, and what it measures is what its names say."""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from benchmarks.speed import whole
+
+import foveate as fv
+from foveate.ask.generation import generate
+from foveate.bench.benched import Benched
+from foveate.bench.shapes import NamedShape, shape
+from foveate.bench.workload import PromptRequest, synthetic
+from foveate.registry import family_for
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name):
+    """What a script defines, beside the files that lie with it."""
+    path = ROOT / "benchmarks" / name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        return SimpleNamespace(**runpy.run_path(str(path)))
+
+
+def test_a_job_of_many_rows(tmp_path, capsys, monkeypatch):
+    batch = script("batch.py")
+    monkeypatch.setitem(batch.main.__globals__, "MODEL_ROWS", 2)
+    result = batch.main(["--rows", "3000", "--out", str(tmp_path / "batch.json")])
+    assert json.loads((tmp_path / "batch.json").read_text()) == result == json.loads(capsys.readouterr().out)
+    assert [(job["answered"], job["bad"]) for job in result["jobs"]] == [(2997, 3)] * 2
+
+
+def test_memory_of_a_cell():
+    cell = script("memory/run.py").cell("random", 576)
+    assert cell["peak"] > 0
+    assert len(cell["seconds"]) == len(cell["random"])
+
+
+@pytest.mark.filterwarnings("ignore:v2drop is not the best choice")
+def test_one_look_for_several_questions(tmp_path):
+    out = tmp_path / "record.json"
+    size = ["--layers", "8", "--width", "64", "--rounds", "2", "--many", "3"]
+    script("prefix.py").main([*size, "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert all(pair["low"] <= pair["median"] <= pair["high"] for pair in record["times"]["ratios"])
+    sizes = {(row["method"], row["tokens"]): row["bytes"] for row in record["sizes"]}
+    whole = sizes.pop(("none", None))
+    for (method, tokens), held in sizes.items():
+        assert held == pytest.approx(whole * (tokens + 2) / 578, rel=0.05), method
+
+
+def test_a_second_look(tmp_path):
+    out = tmp_path / "record.json"
+    few = ["--pool", "4", "--fresh", "3", "--timed", "1", "--calibrations", "2"]
+    script("second_look/run.py").main(["--out", str(out), *few])
+    record = json.loads(out.read_text())
+    assert (len(record["answers"]["pool"]), len(record["answers"]["fresh"])) == (4, 3)
+    assert [row["run"] for row in record["times"]] == ["full again", "few tokens", "asked again"]
+
+
+def test_equal_pixels_leave_a_screenshot_and_not_a_photograph():
+    run = script("pixels/run.py")
+    model = run.model_of("qwen2_5_vl", blocks=1, layers=1)
+    share = {}
+    for name in ("screenshot", "photograph"):
+        inputs = run.processed(run.PICTURES[name](run.SIZE), "qwen2_5_vl")
+        share[name] = 1 - run.decided(model, inputs, fv.PixelPrune(tau=0.0)).float().mean().item()
+    assert share["photograph"] < 0.4 < share["screenshot"]
+
+
+def test_a_share_at_equal_flops_is_the_largest_that_is_not_too_dear():
+    run = script("tower/run.py")
+    most = run.flops("vidcom2", run.THIRD)
+    share = run.equal(run.CHAINS[0], most)
+    assert run.flops(run.CHAINS[0], share) <= run.ALIKE * most < run.flops(run.CHAINS[0], share + 2 / 999)
+
+
+def test_layers_that_share_weights_are_those_of_the_whole_model():
+    of, cpu = shape("cpu-qwen"), torch.device("cpu")
+    of = replace(of, image={"tokens": 64, "grid": [1, 16, 16]})
+    shared = whole.Shared(of.name, of.of, of.config, of.image, of.frame).build(cpu, torch.float32)
+    plain = of.build(cpu, torch.float32)
+    plain.load_state_dict(shared.state_dict())
+    layers = family_for(shared).text.layers
+    assert len(layers) == len(family_for(plain).text.layers) > whole.OWN
+    assert layers[whole.OWN].mlp.up_proj.weight is layers[0].mlp.up_proj.weight
+    inputs = synthetic(of, PromptRequest(), cpu, torch.float32).inputs
+    said, same = (generate(model, inputs, 4).sequences for model in (shared, plain))
+    assert torch.equal(said, same)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "internvl3-8b"])
+def test_resize_costs_what_the_thinned_tower_costs(name):
+    """Of the shape as it is timed, with fewer blocks and layers; blocks that see whole pictures are among them."""
+    first, of = script("speed/first.py"), shape(name)
+    config = first.shallower(of.config, first.DEPTHS[name])
+    small = NamedShape(of.name, of.of, config, first.PICTURES.get(name, of.image))
+    made = small.make_config()
+    benched = Benched(name, small, made, synthetic(small, PromptRequest(images=first.IMAGES[name])))
+    methods = first.methods_of(benched)
+    thin, resized = (benched.workload.cost(made, methods[row]).total_flops for row in (first.THIN, "resize"))
+    assert abs(resized / thin - 1) < 0.03

@@ -1,0 +1,60 @@
+"""Command lines that cannot be meant end with 2, and in words that name what is wrong."""
+
+import shlex
+
+import pytest
+
+REFUSED = """
+comparre | compare
+generate --retenton 0.5 | --retention
+generate --bogus | --bogus
+generate --frames 3.5 | --frames
+generate --budget x | --budget
+generate --budget 33% | --retention
+generate --retention 133% | 1/3
+generate --max-new-tokens 0 | 1,000,000
+generate --set | --set
+generate --dtype int3 | int3
+generate --frames 0 | --frames
+generate --fps 0 | --fps
+compare --pairs 1 | 1,000,000
+compare --pairs 999999999999999999999999999999 | --pairs
+eval --draws 0 | --draws
+demo --port 65536 | 65,535
+bench --bach 3 --modle x | --model
+bench --seed -1 | --seed
+bench --text-tokens 100000000 | --text-tokens
+bench --budget 3 --retention 0.3 | give one
+bench --retention 2 | share
+bench --budget 0 | --budget
+bench --method v2drop --method v2drop | twice
+bench --method all --method v2drop | 'all'
+bench --model cpu-tiny --images 2 --frames 4 | exclude
+bench --model llava-1.5-7b --frames 4 | pictures
+bench --model cpu-tiny --budget 600 | 576
+bench --model cpu-tiny --device cpu --attention flex_attention | CUDA
+bench --model cpu-tiny --device nowhere | available
+batch FOLDER out | asked
+batch FOLDER out --prompt ' ' | --prompt
+batch FOLDER out --prompt x --batch-size 0 | --batch-size
+batch FOLDER out --prompt x --workers -1 | --workers
+batch FOLDER out --prompt x --part-rows 999999999 | --part-rows
+batch FOLDER out --prompt x --id-column name | columns
+batch FOLDER out --prompt x --untouched --retention 0.3 | --untouched
+batch FOLDER out --prompt x --retention 2 | share
+batch FOLDER/in.jsonl out --number-rows --id-column name | --id-column
+batch FOLDER/in.jsonl out --prompt x --question-column text | --question-column
+batch FOLDER/in.jsonl out --root nowhere | --root
+"""
+
+
+@pytest.mark.parametrize("line", REFUSED.strip().splitlines())
+def test_what_cannot_be_meant_is_refused_with_what_would_have_been_right(run, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "in").mkdir()
+    (folder / "in.jsonl").write_text('{"id": "a", "image": "a.png", "question": "What?"}\n')
+    words, _, word = line.partition(" | ")
+    code, out, err = run(*shlex.split(words.replace("FOLDER", str(folder))))
+    assert (code, out) == (2, "")
+    assert word in " ".join(err.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
