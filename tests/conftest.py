@@ -93,7 +93,7 @@ def tier_of_file(path):
 
 def is_method(name):
     """Whether an example, "v2drop-0", or a name, "v2drop", is a method's and not a probe's."""
-    from foveate.catalogue import methods
+    from foveate.registry import methods
 
     return name.rsplit("-", 1)[0] in methods()
 

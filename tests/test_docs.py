@@ -24,13 +24,13 @@ from transformers import (
 )
 
 import foveate
-from foveate import catalogue, cli, embedded, registry
+from foveate import cli, embedded, registry
 from foveate.ask.generation import Generation
 from foveate.contract.stages import CacheStage, Shape
 from foveate.eval.plan import BASELINES
 from foveate.families import support
 from foveate.families.proved import PROVED
-from foveate.tune import tuning
+from foveate.tuning import tuning
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling
 from tests.films import film
@@ -103,7 +103,7 @@ def stand_in(tiny, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
     monkeypatch.setattr(Generation, "arguments", lambda *given: {**arguments(*given), "max_new_tokens": 2})
     monkeypatch.setattr(tuning, "grid", lambda *given: grid(*given)[:2])
-    monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
+    monkeypatch.setattr(registry, "_extra_methods", dict(registry._extra_methods))
     monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
 
 
@@ -146,8 +146,6 @@ def run_command_lines(page, capsys):
             quick += ["--workers", "1"] if words[1] == "eval" else []
             timed = words[1] == "compare" or "--full" in words
             quick += ["--pairs", "2"] if timed and "--pairs" not in words else []
-            if "--search" in arguments:
-                arguments[arguments.index("--search") + 1] = "3"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"

@@ -7,7 +7,7 @@ from transformers import LlavaConfig
 
 import foveate as fv
 from foveate import cli, embedded, naming
-from foveate.catalogue import takes_budget
+from foveate.registry import takes_budget
 from tests.models import batch, tiny
 from tests.tune.presets import preset_of
 

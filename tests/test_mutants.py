@@ -4,8 +4,7 @@ import ast
 
 import pytest
 
-from tests.breaking import broken, marked
-from tests.mutants import draw, functions
+from tests.mutants import broken, draw, functions, marked
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 import foveate as fv
-from foveate import catalogue
+from foveate import registry
 from foveate.contract.method import Chain
 from foveate.errors import SettingError
 from foveate.naming import parse, refuse_files
@@ -85,7 +85,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(text):
 def test_every_method_is_named_by_its_name_and_by_its_json(kind):
     method = kind()
     assert parse(kind.name) == method
-    assert parse(json.dumps(method.to_dict())) == catalogue.from_dict(method.to_dict()) == method
+    assert parse(json.dumps(method.to_dict())) == registry.from_dict(method.to_dict()) == method
 
 
 DEEP = {"method": "v2drop"}
@@ -105,7 +105,7 @@ for _ in range(2000):
 )
 def test_members_that_are_none_are_refused_in_a_sentence(members, message):
     with pytest.raises(fv.SettingError, match=message):
-        catalogue.from_dict({"method": "chain", "members": members})
+        registry.from_dict({"method": "chain", "members": members})
 
 
 @pytest.mark.parametrize("name", fv.presets())
@@ -116,7 +116,7 @@ def test_every_preset_is_named(name):
 def test_a_chain_goes_round_as_json():
     chain = parse("visiondrop+v2drop:retention=0.3+finalkv")
     assert isinstance(chain, Chain)
-    assert parse(json.dumps(chain.to_dict())) == catalogue.from_dict(json.loads(json.dumps(chain.to_dict()))) == chain
+    assert parse(json.dumps(chain.to_dict())) == registry.from_dict(json.loads(json.dumps(chain.to_dict()))) == chain
     assert [member["method"] for member in json.loads(json.dumps(chain.to_dict()))["members"]] == [
         "visiondrop",
         "v2drop",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import foveate
-from foveate import catalogue
+from foveate import registry
 
-METHODS = [kind.__name__ for kind in catalogue.discovered().values() if kind.__module__.startswith("foveate.")] + [
+METHODS = [kind.__name__ for kind in registry.methods().values() if kind.__module__.startswith("foveate.")] + [
     "Chain",
 ]
 """Read off the files in foveate/methods."""
@@ -24,7 +24,6 @@ PUBLIC = [
     "Method",
     "Preset",
     "Tuned",
-    "Tunings",
     "SessionError",
     "SettingError",
     "ShapeError",
@@ -51,7 +50,6 @@ PUBLIC = [
     "register_method",
     "remove",
     "tune",
-    "tune_many",
 ]
 
 

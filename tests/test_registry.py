@@ -3,7 +3,7 @@
 import pytest
 
 import foveate as fv
-from foveate import catalogue, registry
+from foveate import registry
 from foveate.contract import LayerStage
 from foveate.contract.method import Method
 from foveate.contract.settings import Layer, Share
@@ -23,7 +23,7 @@ class Demanding(Method):
 
 @pytest.fixture
 def demanding(monkeypatch):
-    monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
+    monkeypatch.setattr(registry, "_extra_methods", dict(registry._extra_methods))
     return fv.register_method(Demanding)
 
 

@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:v2drop is not the best choice"),
 ]
 SERVERS = Path(__file__).parents[1] / "examples" / "servers"
+sys.path.append(str(SERVERS))
 QUESTIONS = ("What is written ?", "How many green objects are there?")
 METHOD, RETENTION = "v2drop", 0.1
 SCRIPT = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"

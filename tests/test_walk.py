@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -15,6 +16,7 @@ from foveate.batch.rows import RowAsking
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.samples import samples_in
+from tests.forked import ANEW, forked
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(fv.__file__).parent
@@ -65,12 +67,19 @@ def rank(file):
 
 
 @pytest.fixture(scope="module")
-def walks(tmp_path_factory):
-    """The three walks, by the bold words that their lists begin with."""
+def rows(tmp_path_factory):
+    """A question about a picture."""
     folder = tmp_path_factory.mktemp("walk")
     Image.new("RGB", (336, 336), "red").save(folder / "a.png")
-    rows = folder / "in.jsonl"
-    rows.write_text(json.dumps({"image": "a.png", "question": "What is it?"}) + "\n")
+    path = folder / "in.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "question": "What is it?"}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def walks(rows):
+    """The three walks, by the bold words that their lists begin with."""
+    folder = rows.parent
     fv.presets()
     vlm = fv.load("embedded", device="cpu")
     inputs = vlm.prepare(folder / "a.png", "What is it?").inputs
@@ -84,6 +93,59 @@ def walks(tmp_path_factory):
     with Walk() as evaluation:
         evaluate_samples(vlm, samples_in(rows), plan)
     return {"fv.drop": dropping, "foveate batch": batch, "foveate eval": evaluation}
+
+
+ENTERED = """
+import contextlib, io, sys, threading
+import foveate as fv
+from foveate.cli import main
+from PIL import Image
+
+flow, source, rows, folder = sys.argv[1:]
+files = set()
+
+
+def enter(frame, event, _):
+    code = frame.f_code
+    if event == "call" and code.co_flags & 1 and code.co_filename.startswith(source):  # 1: of a function
+        files.add(code.co_filename)
+
+
+words = {
+    "batch": ["batch", rows, folder + "/entered", "--method", "v2drop"],
+    "eval": ["eval", "--method", "v2drop", "--budget", "192", "--questions", "6", "--tasks", "colour,count",
+             "--cache", folder + "/cache", "--workers", "2"],
+}
+if flow not in words:
+    vlm, picture, question = fv.load(device="cpu"), Image.new("RGB", (336, 336), "red"), "What is it?"
+    inputs = vlm.prepare(picture, question).inputs
+threading.setprofile(enter)
+sys.setprofile(enter)
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    if flow in words:
+        main(words[flow])
+    elif flow == "drop":
+        with fv.drop(vlm.model, "v2drop", retention=1 / 3):
+            vlm.model.generate(**inputs, max_new_tokens=2)
+    else:
+        sure = {"sure": 1.0} if flow == "sure" else {}
+        vlm.ask(picture, question, method="v2drop", retention=1 / 3, **sure)
+sys.setprofile(None)
+print(*sorted(files), sep=chr(10))
+"""
+
+
+@pytest.mark.parametrize(("flow", "most"), {"drop": 37, "ask": 50, "sure": 54, "batch": 80, "eval": 68}.items())
+def test_a_call_enters_few_files(flow, most, rows):
+    """Files whose functions the first call of a process enters; the figures only fall."""
+    command = [flow, str(SOURCE), str(rows), str(rows.parent)]
+    if flow == "eval":  # which starts processes of its own, as no forked one can
+        process = subprocess.Popen([sys.executable, "-c", ENTERED, *command], stdout=subprocess.PIPE, text=True)
+    else:
+        process = forked(f"{ANEW}{ENTERED}", *command, stdout=subprocess.PIPE)
+    files = process.communicate(timeout=300)[0].split()
+    assert process.returncode == 0
+    assert 30 < len(files) <= most, files
 
 
 @pytest.mark.parametrize("name", ["fv.drop", "foveate batch", "foveate eval"])

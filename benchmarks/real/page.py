@@ -102,7 +102,7 @@ def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mappin
 
 def _quality(found: Sequence[Row | None]) -> list[str]:
     """Tokens, the score of each benchmark, their mean ratio, hard and agreement."""
-    known = [row for row in found if row is not None and "infeasible" not in row]
+    known = [row for row in found if row is not None]
     compared = [row for row in known if row.get("agreement") is not None]
     hard = [row for row in compared if row["hard"] is not None]
     count = sum(row["hard_questions"] for row in hard)
@@ -119,8 +119,6 @@ def _quality(found: Sequence[Row | None]) -> list[str]:
 def _score(row: Row | None) -> str:
     if row is None:
         return NONE
-    if "infeasible" in row:
-        return "below its floor"
     unit = 100 if abs(row["accuracy"]) <= 1 else 1
     if row.get("difference") is None:
         return f"{unit * row['accuracy']:.1f}"

@@ -38,7 +38,7 @@ def collect(folder: Path) -> dict[str, Any]:
     tasks = {task: found for cell in cells["quality"] for task, found in cell["tasks"].items()}
     return {
         **{name: about[name] for name in (*ABOUT, "model", "retention", "limit", "missing")},
-        "weights": next((found["model"]["weights"] for found in tasks.values()), None),
+        "weights": next((cell["weights"] for cell in cells["sure"]), None),
         "tasks": {
             task: [_only(row, KEPT) for row in found["rows"] if row["task"] is None] for task, found in tasks.items()
         },
@@ -84,7 +84,7 @@ def _row_faults(rows: Sequence[Values]) -> Iterator[str]:
             yield f"the control {name} is missing."
     for row in rows:
         budget = row.get("budget")
-        if budget is None or "infeasible" in row:
+        if budget is None:
             continue
         asked = budget * full["tokens"] if budget <= 1 else budget
         if not row.get("tokens"):

@@ -5,11 +5,12 @@
     python benchmarks/real/run.py --quick --out real    # half an hour, one model: a record that can be shared
     python benchmarks/real/page.py real                 # write the page again: real/page.md
 
-A cell is a command of its own and leaves one file: a benchmark with a model under every method (`foveate eval`), the
-times of a model (`foveate bench`), or a server of it with a method beside stock vLLM (`benchmarks/serving/run.py`, in
-vLLM's environment), which share the GPU. A cell that fails is told with its reason, the others go on, and the page
-names what is missing; the next run tries it again. Beside the methods run the full model twice, random, resize, average
-pooling and uniform at the same budget.
+A cell is a command of its own and leaves one file or folder: the answers of a model under one setting to all
+benchmarks (lmms-eval's own command, `--model foveate`), their table (`foveate eval --logs`), the times of a model
+(`foveate bench`), or a server of it with a method beside stock vLLM (`benchmarks/serving/run.py`, in vLLM's
+environment), which share the GPU. A cell that fails is told with its reason, the others go on, and the page names what
+is missing; the next run tries it again. Beside the methods run the full model twice, random, resize and average pooling
+at the same budget.
 
 `--model` also takes the name of a shape (`foveate bench --shapes`): random weights of a model's sizes, speed alone.
 """
@@ -17,6 +18,8 @@ pooling and uniform at the same budget.
 import argparse
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,20 +45,18 @@ MODELS = ("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen3-VL-8B-Instruct", "llava-hf/lla
 METHODS = ("v2drop", "visiondrop", "mustdrop", "fastv", "divprune", "visionzip", "scope", "vidcom2")
 SERVED = ("divprune", "visionzip", "scope")
 """Methods that vLLM runs in front of the decoder."""
-DOCUMENTS = {"gqa": 12_578, "pope": 9_000, "mme": 2_374, "textvqa": 5_000, "scienceqa": 2_017}
-DOCUMENTS |= {"docvqa": 5_349, "ocrbench": 1_000, "refcoco": 8_811}
-"""The default benchmarks, and about how many questions each has."""
+DOCUMENTS = {"gqa": 12_578, "pope_full": 9_000, "mme": 2_374, "textvqa_val": 5_000, "scienceqa_img": 2_017}
+DOCUMENTS |= {"docvqa_val": 5_349, "ocrbench": 1_000, "refcoco_bbox_rec": 8_811}
+"""The default benchmarks, as lmms-eval names them, and about how many questions each has."""
 UNKNOWN = 5_000
 SECONDS = 0.4
 """An answer, until a cell of its kind has run."""
 SERVERS = "requests a second through vLLM"
-SURE = ("pope", "gqa", "textvqa")
-"""Benchmarks on which it is asked whether an answer knows that it is the full model's."""
-SURE_FLAGS = ("--retention", "1/9", "2/9")
-QUICK = {"model": MODELS[:1], "method": ("v2drop", "divprune", "vidcom2"), "task": SURE, "limit": 100}
+READS = ("quality", "sure")
+"""Cells that read what other cells answered, and are made anew each time."""
+QUICK = {"model": MODELS[:1], "method": ("v2drop", "divprune", "vidcom2"), "limit": 100}
+QUICK |= {"task": ("pope_full", "gqa", "textvqa_val")}
 """What half an hour is enough for; no server."""
-DRAWS = 3
-"""Runs of random, in an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Cell:
 
     Attributes:
         model: A checkpoint or shape.
-        kind: "check", "quality", "sure", "speed", "batch" or "serving".
-        what: The benchmark, of a quality cell; what is served, of a serving cell.
-        command: What runs; the file for its figures is added at the end.
+        kind: "check", "answers", "quality", "sure", "speed", "batch" or "serving".
+        what: The setting, of answers; what is served, of a serving cell.
+        command: What runs; the file for its figures, or the folder for its answers, is added at the end.
         answers: How many answers it makes about, for the estimate.
     """
 
@@ -79,22 +80,29 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its file, without an ending."""
-        return "-".join(filter(None, (self.kind, self.model.replace("/", "--"), self.what.replace(" ", "-"))))
+        what = re.sub(r"[^\w.=+]+", "-", self.what)
+        return "-".join(filter(None, (self.kind, self.model.replace("/", "--"), what)))
+
+    @property
+    def file(self) -> str:
+        """The name of its file or folder."""
+        return self.name if self.kind == "answers" else f"{self.name}.json"
 
 
 def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
-    """All cells, model by model, the quick ones first."""
+    """All cells, model by model, the quick ones first; those that read answers know which there are by then."""
     foveate = (str(Path(sys.executable).with_name("foveate")),)
     budgets = [word for share in options.retention for word in ("--retention", str(share))]
-    compared = [word for name in (page.FULL_AGAIN, *options.method) for word in ("--method", name)]
     timed = [word for name in (*options.method, *page.CONTROLS) for word in ("--method", name)]
     lowest = str(min(options.retention))
-    settings = 2 + (len(options.method) + DRAWS + 3) * len(options.retention)
+    times = 100 * (2 + (len(options.method) + len(page.CONTROLS)) * len(options.retention))
+    documents = sum(min(DOCUMENTS.get(task, UNKNOWN), options.limit or UNKNOWN**2) for task in options.task)
+    include = ("--include", str(options.include)) if options.include else ()
     for model in options.model:
         size = ("--model", model, "--new-tokens", "32", *options.bench)
         speed = (*foveate, "bench", *size, *timed, *budgets, "--force")
-        yield Cell(model, "speed", "", (*speed, "--out"), 100 * settings)
-        yield Cell(model, "batch", "", (*speed, "--batch", str(page.BATCH), "--out"), 100 * settings)
+        yield Cell(model, "speed", "", (*speed, "--out"), times)
+        yield Cell(model, "batch", "", (*speed, "--batch", str(page.BATCH), "--out"), times)
         if model in shapes():
             continue
         yield Cell(model, "check", "", (*foveate, "check", model, "--force", "--out"), 100)
@@ -103,17 +111,31 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
             asked = ("--settings" if served == page.STOCK_AGAIN else "--methods", served, *of, *options.serving)
             command = (str(options.vllm), str(ROOT / "benchmarks/serving/run.py"), *asked, "--retention", lowest)
             yield Cell(model, "serving", served, (*command, "--out"), 700)
-        for task in options.task:
-            asked = ("--model", model, "--tasks", task, "--cache", str(options.out / "answers"))
-            command = (*foveate, "eval", *asked, *compared, *budgets, *options.eval, "--force", "--out")
-            documents = min(DOCUMENTS.get(task, UNKNOWN), options.limit or UNKNOWN**2)
-            yield Cell(model, "quality", task, command, settings * documents)
-        if asked_again := [task for task in options.task if task in SURE or options.include]:
-            script = (sys.executable, str(Path(__file__).with_name("sure.py")), "--model", model, *SURE_FLAGS)
-            limit = min(options.limit or 300, 300)
-            more = ("--cache", str(options.out / "answers"), "--limit", str(limit), "--task", *asked_again)
-            include = ("--include", str(options.include)) if options.include else ()
-            yield Cell(model, "sure", "", (*script, *more, *include, "--out"), 5 * limit * len(asked_again))
+        if not options.task:
+            continue
+        kept = options.out / "kept" / model.replace("/", "--")
+        answers = []
+        for setting in settings_of(options):
+            values = f"pretrained={model},log={kept}{setting and ','}{setting}"
+            command = (sys.executable, "-m", "lmms_eval", "--model", "foveate", "--model_args", values, *options.lmms)
+            what = setting or "full"
+            cell = Cell(model, "answers", what, (*command, "--log_samples", "--output_path"), documents)
+            answers.append(options.out / cell.file)
+            yield cell
+        logs = [str(path) for path in answers if path.exists()]
+        yield Cell(model, "quality", "", (*foveate, "eval", "--logs", *logs, *include, "--force", "--out"), 0)
+        sure = (sys.executable, str(Path(__file__).with_name("sure.py")), str(kept))
+        yield Cell(model, "sure", "", (*sure, "--out"), 0)
+
+
+def settings_of(options: argparse.Namespace) -> Iterator[str]:
+    """What lmms-eval's `--model_args` say of each setting; nothing of the full model, which is first."""
+    yield ""
+    yield f"method={page.FULL_AGAIN}"
+    for share in options.retention:
+        for name in (*page.CONTROLS, *options.method):
+            seeds = [f",seed={seed}" for seed in range(options.draws)] if name == "random" else [""]
+            yield from (f"method={name},retention={share}{seed}" for seed in seeds)
 
 
 def too_large(model: str) -> str | None:
@@ -137,7 +159,8 @@ def too_large(model: str) -> str | None:
 
 def run(cell: Cell, out: Path) -> str | None:
     """Run a cell; why it failed, in a line, or None. Where this is stopped, so is all that the cell started."""
-    result, part, log = (out / name.format(cell.name) for name in ("{}.json", "part-{}.json", "{}.log"))
+    result, part, log = (out / name for name in (cell.file, f"part-{cell.file}", f"{cell.name}.log"))
+    shutil.rmtree(part, ignore_errors=True)  # lmms-eval adds to a folder
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as said:
         process = subprocess.Popen([*cell.command, str(part)], stdout=said, stderr=subprocess.STDOUT, process_group=0)
@@ -147,12 +170,14 @@ def run(cell: Cell, out: Path) -> str | None:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
-    if process.returncode or not part.exists():
+    # lmms-eval ends with 0 whatever went wrong.
+    if process.returncode or not (part.is_file() or any(part.rglob("*_results.json"))):
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return next((line for line in reversed(lines) if line.strip(" ╰─╯│")), f"exit code {process.returncode}")
-    with (out / "times.jsonl").open("a", encoding="utf-8") as times:
-        took = {"cell": cell.name, "seconds": round(time.monotonic() - began, 1), "answers": cell.answers}
-        times.write(json.dumps(took) + "\n")
+    if cell.answers:
+        with (out / "times.jsonl").open("a", encoding="utf-8") as times:
+            took = {"cell": cell.name, "seconds": round(time.monotonic() - began, 1), "answers": cell.answers}
+            times.write(json.dumps(took) + "\n")
     log.unlink()
     part.rename(result)
     return None
@@ -171,7 +196,7 @@ def plan(cells: Sequence[Cell], out: Path) -> Table:
     rows, left = [], 0.0
     for cell in cells:
         hours = cell.answers * seconds_each(out, cell.kind) / 3600
-        done = (out / f"{cell.name}.json").exists()
+        done = (out / cell.file).exists() and cell.kind not in READS
         left += 0 if done else hours
         rows.append((cell.model, cell.kind, cell.what, f"{cell.answers:,}", "done" if done else f"{hours:.2f}"))
     heads = ("Model", "Cell", "Benchmark", Column("Answers", right=True), Column("Hours", right=True))
@@ -187,8 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="say what would run and about how long, and end")
     parser.add_argument("--model", nargs="+", default=MODELS, help="checkpoints, folders or shapes")
     parser.add_argument("--method", nargs="+", default=METHODS)
-    parser.add_argument("--task", nargs="*", default=[*DOCUMENTS], help="benchmarks, as foveate eval names them")
+    parser.add_argument("--task", nargs="*", default=[*DOCUMENTS], help="benchmarks, as lmms-eval names them")
     parser.add_argument("--retention", nargs="+", default=[2 / 9], type=lambda text: float(fractions(text)))
+    parser.add_argument("--draws", type=int, default=3, help="runs of random on benchmarks (default: 3)")
     parser.add_argument("--limit", type=int, help="of each benchmark the first documents alone")
     parser.add_argument("--include", type=Path, help="a folder of tasks of one's own, in lmms-eval's format")
     parser.add_argument("--bench", type=str.split, default=[], metavar="FLAGS", help="more, for foveate bench")
@@ -200,8 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = {name for name in QUICK if getattr(options, name) != parser.get_default(name)}
         vars(options).update({name: value for name, value in QUICK.items() if name not in given})
         options.vllm = Path("no vLLM")
-    more = {"--batch-size": 8, "--draws": DRAWS, "--limit": options.limit, "--include": options.include}
-    options.eval = [str(word) for pair in more.items() if pair[1] is not None for word in pair]
+    lmms = {"--tasks": ",".join(options.task), "--limit": options.limit, "--include_path": options.include}
+    lmms |= {"--batch_size": 8}
+    options.lmms = [str(word) for pair in lmms.items() if pair[1] is not None for word in pair]
     options.served = [page.STOCK_AGAIN, *(name for name in options.method if name in SERVED)]
     missing = (
         {} if options.vllm.exists() or options.quick else {SERVERS: f"no {options.vllm}; make setup-vllm makes one"}
@@ -211,14 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plan:
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = {name: list(getattr(options, name)) for name in ("method", "retention", "eval", "bench", "serving")}
+    settings = {name: getattr(options, name) for name in ("method", "retention", "lmms", "draws", "bench", "serving")}
+    settings = json.loads(json.dumps(settings))
     begun = options.out / "settings.json"
     if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != settings:
         parser.error(f"{options.out} was begun with other settings ({begun}): give the same, or name another --out.")
     begun.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     refused = {model: why for model in options.model if (why := too_large(model))}
-    for number, cell in enumerate(cells, 1):
-        if (options.out / f"{cell.name}.json").exists():
+    for number, cell in enumerate(cells_of(options), 1):
+        if (options.out / cell.file).exists() and cell.kind not in READS:
             continue
         print(f"{number} of {len(cells)}: {cell.name}", file=sys.stderr, flush=True)
         why = refused.get(cell.model) or run(cell, options.out)

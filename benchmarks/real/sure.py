@@ -1,10 +1,11 @@
 """Does an answer with few tokens know that it is the full model's? On benchmarks, for a second look.
 
-    python benchmarks/real/sure.py --model llava-hf/llava-1.5-7b-hf --task pope gqa textvqa --out sure.json
+    python -m lmms_eval --model foveate --model_args pretrained=MODEL,log=kept --tasks pope_full
+    python -m lmms_eval --model foveate --model_args pretrained=MODEL,log=kept,method=divprune --tasks pope_full
+    python benchmarks/real/sure.py kept --out sure.json
 
-A row a benchmark, method and budget: how often the answer is the full model's, the AUROC of its confidence, the share
-that is asked again for 98 %, by the best threshold in hindsight and by one that is promised, and steps of decoding.
-Answers are kept in --cache, with those of `foveate eval`.
+A row a benchmark and setting: how often the answer is the full model's, the AUROC of its confidence, the share that is
+asked again for 98 %, by the best threshold in hindsight and by one that is promised, and steps of decoding.
 """
 
 import argparse
@@ -15,16 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import foveate as fv
-from foveate.eval.lmms.benchmarking import evaluate_benchmarks
-from foveate.eval.lmms.requests import Conduct
-from foveate.eval.plan import Plan
 from foveate.eval.records import FULL
-from foveate.plain.spelling import fractions
 from foveate.runs.versions import commit, versions
-from foveate.tune.promise import Pair, auroc, threshold
+from foveate.tuning.promise import Pair, auroc, threshold
 
-METHODS = ("vidcom2", "divprune")
 AGREEMENT = 0.98
 Row = Mapping[str, Any]
 
@@ -78,26 +73,20 @@ def _again(pairs: Sequence[Pair], trusted: float | None) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ask what is not known, and write the rows."""
+    """Read the answers, and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--task", nargs="+", required=True)
-    parser.add_argument("--method", nargs="+", default=METHODS)
-    parser.add_argument("--retention", nargs="+", default=[1 / 9, 2 / 9], type=lambda text: float(fractions(text)))
-    parser.add_argument("--limit", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--include", type=Path, action="append", default=[])
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("kept", type=Path, help="the folder that was log= of one model's runs")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    vlm = fv.load(options.model)
-    plan = Plan(methods=tuple(options.method), retention=tuple(options.retention), baselines=False, cache=options.cache)
-    conduct = Conduct(batch_size=options.batch_size, limit=options.limit, include=tuple(options.include))
-    evaluate_benchmarks(vlm, options.task, plan, conduct=conduct)
-    with plan.store(conduct.conditions(vlm)) as store:
-        rows = rows_of(store)
-    about = {"model": vlm.card.to_dict(), "versions": versions(), "commit": commit(), "limit": options.limit}
-    options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    records = [
+        json.loads(line)
+        for part in sorted(options.kept.glob("*/part-*.jsonl"))
+        for line in part.read_text(encoding="utf-8").splitlines()
+    ]
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in options.kept.glob("*/manifest.json")]
+    weights = next((manifest["conditions"]["weights"] for manifest in manifests), None)
+    about = {"weights": weights, "versions": versions(), "commit": commit()}
+    options.out.write_text(json.dumps({**about, "rows": rows_of(records)}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from typing import Annotated, Any
 
 import uvicorn
 from anyio import from_thread
+from chat import Chat, Refusal, completion, error_of, events, opened
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 import foveate as fv
-from foveate.app.chat import Chat, Refusal, completion, error_of, events, opened
 from foveate.ask.running import reply_to
 
 

@@ -9,10 +9,9 @@
 Names load on first use, so importing the package costs nothing.
 """
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate.plain import inventory
 from foveate.plain.version import __version__
 
 _HOMES = {
@@ -31,13 +30,12 @@ _HOMES = {
     "Cost": "foveate.cost",
     "cost": "foveate.cost",
     "Cut": "foveate.core.cut",
+    "Chain": "foveate.contract.method",
     "Method": "foveate.contract.method",
     "Preset": "foveate.contract.method",
     "Family": "foveate.families.base",
-    "Tuned": "foveate.tune",
-    "Tunings": "foveate.tune",
-    "tune": "foveate.tune",
-    "tune_many": "foveate.tune",
+    "Tuned": "foveate.tuning",
+    "tune": "foveate.tuning",
     "families": "foveate.registry",
     "methods": "foveate.registry",
     "preset": "foveate.registry",
@@ -54,19 +52,7 @@ _HOMES = {
     "UnsupportedError": "foveate.errors",
 }
 
-_METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
-
-
-def _methods() -> dict[str, str]:
-    """The class of every method and its module, read off the files' last lines: importing them would import torch."""
-    homes = {}
-    for file in sorted((Path(__file__).parent / "methods").glob("[a-z]*.py")):
-        if named := _METHOD.search(file.read_text(encoding="utf-8")):
-            homes[named.group(1)] = f"foveate.methods.{file.stem}"
-    return homes
-
-
-_HOMES |= {"Chain": "foveate.contract.method"} | _methods()
+_HOMES |= {kind: f"foveate.methods.{name}" for name, kind in inventory.method_classes().items()}
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
 
 
@@ -126,4 +112,4 @@ if TYPE_CHECKING:
         register_family as register_family,
         register_method as register_method,
     )
-    from foveate.tune import Tuned as Tuned, Tunings as Tunings, tune as tune, tune_many as tune_many
+    from foveate.tuning import Tuned as Tuned, tune as tune

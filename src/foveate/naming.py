@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, overload
 
-from foveate import catalogue
+from foveate import registry
 from foveate.contract.method import BUDGET, Chain, Method
 from foveate.errors import SettingError
 from foveate.plain.spelling import Written, fractions, no_setting, pair_of, written
@@ -93,10 +93,10 @@ class _Member:
     @classmethod
     def of(cls, part: Written) -> "_Member":
         if part.is_file or part.is_preset:
-            ready = catalogue.preset(part.name)
+            ready = registry.preset(part.name)
             member = cls(type(ready), partial(replace, ready), {})  # type: ignore[type-var]
         else:
-            kind = catalogue.method(part.name)
+            kind = registry.method(part.name)
             member = cls(kind, kind, {})
         for name, value in (part.values or {}).items():
             member.kind._refuse_unknown((name,))

@@ -1,31 +1,143 @@
-"""All methods, presets and families: those in their folders, of entry points, and registered ones."""
+"""All methods, presets and families: those in their folders, of entry points, and registered ones.
+
+A method's name is its file's, so a name imports that file and no other; a `model_type` imports that of its family.
+"""
 
 import importlib
-import pkgutil
-import warnings
+from collections.abc import Mapping
+from dataclasses import MISSING
 from functools import cache
-from importlib.metadata import entry_points
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-from foveate import catalogue
-from foveate.catalogue import methods as methods, preset as preset, presets as presets
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer
+
+from foveate.contract.method import Chain, Method, Preset
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families.unserved import UNSERVED
+from foveate.plain import inventory
+from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
 
 if TYPE_CHECKING:
-    from foveate.contract.method import Method
     from foveate.families.base import Family
 
-T = TypeVar("T", bound=type[Any])
-
+_extra_methods: dict[str, type[Method]] = {}
 _extra_families: dict[str, "type[Family]"] = {}
+
+# -- methods and presets ------------------------------------------------------------------------------------------
+
+
+def lookup(name: str) -> type[Method] | None:
+    """The method of this name; None if there is none."""
+    if name in _extra_methods:
+        return _extra_methods[name]
+    if name in inventory.method_classes():
+        kind: type[Method] = importlib.import_module(f"foveate.methods.{name}").METHOD
+        return kind
+    return _brought().get(name)
+
+
+def method(name: str) -> type[Method]:
+    """The method of this name.
+
+    Raises:
+        UnknownNameError: If there is none; the message names the nearest.
+    """
+    kind = lookup(name)
+    if kind is None:
+        raise unknown("method", name, _names(), "foveate methods")
+    return kind
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by its name."""
+    return {name: method(name) for name in _names()}
+
+
+def _names() -> dict[str, Any]:
+    return {**inventory.method_classes(), **_brought(), **_extra_methods}
+
+
+def _brought() -> dict[str, type[Method]]:
+    """The methods of other packages; of two with one name the first."""
+    return {kind.name: kind for kind in reversed(inventory.brought("foveate.methods"))}
+
+
+def takes_budget(kind: type[Method]) -> bool:
+    """Whether a method can be given a budget and nothing else."""
+    fields = kind._fields()
+    given = [field for field in fields.values() if field.default is MISSING and field.default_factory is MISSING]
+    return "retention" in fields and not given
+
+
+def presets() -> dict[str, Preset]:
+    """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
+    from foveate.methods import chains
+
+    of_methods = [preset for kind in methods().values() for preset in kind.presets]
+    return {preset.name: preset for preset in (*of_methods, *chains.PRESETS)}
+
+
+def preset(name: str) -> Method:
+    """The setting of this name, such as `v2drop/llava-1.5-7b/192`, or in a preset file: of `foveate tune`, or JSON.
+
+    Raises:
+        InputError: If it names a file that cannot be read.
+        UnknownNameError: If there is none; the message names the nearest.
+    """
+    if Written(name).is_file:
+        return from_dict(settings_in(name))
+    kind = lookup(name.partition("/")[0])
+    by_name = {preset.name: preset for preset in kind.presets} if kind else {}
+    if name not in by_name:
+        by_name = presets()
+    if name not in by_name:
+        raise unknown("preset", name, by_name, "foveate presets")
+    return by_name[name].method
+
+
+def from_dict(values: Mapping[str, Any]) -> Method:
+    """The method that `Method.to_dict` gave, whichever it is.
+
+    Raises:
+        SettingError: If it names no method, or settings do not fit.
+        UnknownNameError: If there is no such method.
+    """
+    name = method_name(values)
+    try:
+        if name != CHAIN:  # `methods` has it not
+            return method(name).from_dict(values)
+        members = values.get("members")
+        if isinstance(members, list | tuple):
+            values = {**values, "members": [from_dict(one) if isinstance(one, Mapping) else one for one in members]}
+        return Chain.from_dict(values)
+    except RecursionError:
+        raise SettingError(f"The settings of {name} nest too many methods inside each other.") from None
+
+
+PlainMethod = Annotated[
+    InstanceOf[Method],
+    BeforeValidator(lambda value: value if isinstance(value, Method) else from_dict(value)),
+    PlainSerializer(Method.to_dict),
+]
+"""A method; in JSON, what `Method.to_dict` gives."""
+
+
+# -- families -----------------------------------------------------------------------------------------------------
 
 
 def families() -> "dict[str, type[Family]]":
     """Every model family by the `model_type` it serves."""
-    kinds = {kind.model_type: kind for kind in _discover().values()}
-    return {**kinds, **_extra_families}
+    named = {model_type: _in_files(model_type) for model_type in inventory.families()}
+    return {model_type: family for model_type, family in named.items() if family} | _extra_families
+
+
+@cache
+def _in_files(model_type: str) -> "type[Family] | None":
+    """The family of a `model_type` in its file, or of another package; None where none is written by hand."""
+    if file := inventory.family_files().get(model_type):
+        candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
+    else:
+        candidates = inventory.brought("foveate.families")
+    return next((family for family in candidates if family.model_type == model_type), None)
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:
@@ -58,27 +170,17 @@ def _support_of(family: "type[Family]", modality: str) -> dict[str, Any]:
     return answers
 
 
-def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family":
+def family_for(model: Any) -> "Family":
     """The family object of a model, or of the transformers model inside a wrapper (PEFT, torch.compile, a pipeline).
 
     Args:
         model: A vision-language model of transformers.
-        family: Not needed any more: "generic" warns, and anything else is refused.
 
     Raises:
-        SettingError: If another family is asked for.
         UnsupportedError: If its parts are not found, or dropping would be wrong there; the message says why.
     """
     model = inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if family not in (None, "generic"):
-        raise SettingError(f"family must be left out; got {family!r}.")
-    if family is not None:
-        warnings.warn(
-            "family='generic' is not needed any more: leave it out. foveate tells a model's parts from its structure.",
-            DeprecationWarning,
-            stacklevel=3,
-        )
     return family_kind(model_type, type(model).__name__)(model)
 
 
@@ -92,26 +194,24 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     Raises:
         UnsupportedError: If it is known that no family can serve it.
     """
+    from foveate.families.unserved import UNSERVED
+
+    reason = f"It cannot be served: {UNSERVED.get(model_type)}."
+    if model_type is None:
+        reason = "It is no vision-language model of transformers: its config has no model_type."
+    if model_type is None or model_type in UNSERVED:
+        of_class = f" ({name})" * bool(name)
+        raise UnsupportedError(
+            f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}, and "
+            f"others whose structure is known. {reason}"
+        )
+    family = _extra_families.get(model_type) or _in_files(model_type)
+    if family is not None:
+        return family
     from foveate.families.derived import Derived
     from foveate.families.overrides import OVERRIDES
 
-    if model_type in UNSERVED or model_type is None:
-        raise _no_family(model_type, name)
-    return families().get(model_type) or OVERRIDES.get(model_type, Derived)
-
-
-def _no_family(model_type: Any, name: str) -> "UnsupportedError":
-    """The error for a model that none serves: which families there are, and why."""
-    of_class = ""
-    if name:
-        of_class = f" ({name})"
-    reason = "It is no vision-language model of transformers: its config has no model_type."
-    if model_type in UNSERVED:
-        reason = f"It cannot be served: {UNSERVED[model_type]}."
-    return UnsupportedError(
-        f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}, and others "
-        f"whose structure is known. {reason}"
-    )
+    return OVERRIDES.get(model_type, Derived)
 
 
 def inside(model: Any) -> Any:
@@ -141,13 +241,15 @@ def inside(model: Any) -> Any:
     return outermost
 
 
-def register_method(kind: "type[Method]") -> "type[Method]":
+def register_method(kind: type[Method]) -> type[Method]:
     """Add a method of your own; works as a decorator.
 
     Raises:
         SettingError: If another method already has its name.
     """
-    return _register(catalogue.extra, methods(), kind.name, kind)
+    _refuse_taken(kind.name, kind, lookup(kind.name))
+    _extra_methods[kind.name] = kind
+    return kind
 
 
 def register_family(kind: "type[Family]") -> "type[Family]":
@@ -156,35 +258,11 @@ def register_family(kind: "type[Family]") -> "type[Family]":
     Raises:
         SettingError: If another family already serves its `model_type`.
     """
-    return _register(_extra_families, families(), kind.model_type, kind)
-
-
-def _register(extra: "dict[str, T]", taken: "dict[str, T]", name: str, kind: T) -> T:
-    other = taken.get(name, kind)
-    if other is not kind:
-        raise SettingError(f"{name!r} is already the name of {other.__module__}.{other.__qualname__}. Rename yours.")
-    extra[name] = kind
+    _refuse_taken(kind.model_type, kind, families().get(kind.model_type))
+    _extra_families[kind.model_type] = kind
     return kind
 
 
-@cache
-def _discover() -> "dict[str, type[Family]]":
-    """The families of every module in `foveate/families`, and of every entry point in group `foveate.families`."""
-    package = importlib.import_module("foveate.families")
-    kinds: dict[str, type[Family]] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        for family in _families_of(importlib.import_module(f"foveate.families.{module.name}")):
-            kinds[family.model_type] = family
-    for point in entry_points(group="foveate.families"):
-        family = point.load()
-        kinds.setdefault(family.model_type, family)
-    return kinds
-
-
-def _families_of(module: ModuleType) -> "tuple[type[Family], ...]":
-    """The families of a module: `FAMILIES = (Llava, VipLlava)`, or `FAMILY = InternVL`."""
-    if hasattr(module, "FAMILIES"):
-        return tuple(module.FAMILIES)
-    if hasattr(module, "FAMILY"):
-        return (module.FAMILY,)
-    return ()
+def _refuse_taken(name: str, kind: type[Any], other: type[Any] | None) -> None:
+    if other not in (None, kind):
+        raise SettingError(f"{name!r} is already the name of {other.__module__}.{other.__qualname__}. Rename yours.")

@@ -4,10 +4,9 @@ import pytest
 
 import foveate as fv
 from foveate.app.replies import FULL, Said, answered, cards, checked, least_percent
-from foveate.catalogue import methods, takes_budget
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.naming import method_of
-from foveate.registry import family_for
+from foveate.registry import family_for, methods, takes_budget
 from tests.app.conftest import asking
 
 QUESTION = "What is this ?"

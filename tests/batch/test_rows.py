@@ -203,7 +203,7 @@ def test_a_method_that_the_model_cannot_serve_is_refused_before_the_first_row(as
 
 
 def test_a_budget_that_no_picture_here_can_meet_costs_rows_and_not_the_run(asking, vlm, pictures):
-    asking = replace(asking, method=parse("v2drop"), tokens=5000.0)
+    asking = replace(asking, method=parse("v2drop:tokens=5000"))
     (result,) = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 1))
     assert "reason" in result
     assert "5000" in result["reason"]

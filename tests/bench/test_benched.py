@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate import catalogue
+from foveate import registry
 from foveate._transformers import cache_in
 from foveate.bench.benched import budgeted_methods, from_checkpoint, named_methods
 from foveate.bench.memory import hold
@@ -115,7 +115,7 @@ def test_a_method_that_refuses_the_model_is_left_out_of_all():
         with pytest.raises(fv.SettingError, match="wants 40 layers"):
             solved("picky", "v2drop")
     finally:
-        catalogue.extra.pop("picky")
+        registry._extra_methods.pop("picky")
     assert infeasible["picky 192"] == "picky wants 40 layers"
     assert "v2drop 192" in methods
 

@@ -40,11 +40,27 @@ def row(name, budget, **figures):
 
 def test_a_plan_names_every_cell_and_runs_nothing(real, tmp_path, capsys):
     out = tmp_path / "real"
-    flags = ["--task", "pope", "gqa", "--model", "embedded", "cpu-small", "--vllm", str(tmp_path / "python")]
+    flags = [
+        "--task",
+        "pope_full",
+        "gqa",
+        "--method",
+        "v2drop",
+        "--draws",
+        "2",
+        "--model",
+        "embedded",
+        "cpu-small",
+        "--vllm",
+        str(tmp_path / "python"),
+    ]
     assert real["main"](["--plan", "--out", str(out), *flags]) == 0
     said = capsys.readouterr().out
     cells = [line.split()[:3] for line in said.splitlines() if line.startswith(("  embedded", "  cpu-small"))]
-    assert [cell[1] for cell in cells] == ["speed", "batch", "check", "quality", "quality", "sure", "speed", "batch"]
+    answered = ["answers"] * (2 + 2 + 2 + 1)
+    kinds = ["speed", "batch", "check", *answered, "quality", "sure", "speed", "batch"]
+    assert [cell[1] for cell in cells] == kinds
+    assert "method=random,retention=0.2222222222222222,seed=1" in said
     assert not out.exists()
 
 
@@ -101,13 +117,12 @@ def test_the_page_has_every_row_what_is_missing_and_the_papers_own_numbers(real,
     record |= {"retention": [1 / 3], "limit": 8, "missing": {"speed-x": "out of memory"}}
     (tmp_path / "record.json").write_text(json.dumps(record))
     rows = [row("full model", None, share=None, difference=None, agreement=None, hard=None), row("v2drop", 1 / 3)]
-    quality = {"tasks": {"gqa": {"rows": [*rows, row("random", 1 / 3, infeasible="too few")]}}}
-    (tmp_path / "quality-llava-hf--llava-1.5-7b-hf-gqa.json").write_text(json.dumps(quality))
+    quality = {"tasks": {"gqa": {"rows": rows}}}
+    (tmp_path / "quality-llava-hf--llava-1.5-7b-hf.json").write_text(json.dumps(quality))
     page = real["page"].write(tmp_path).read_text()
     lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
     assert "70.0 [-15.0, -5.0]" in lines["v2drop"]
     assert "50.0% (4)" in lines["v2drop"]
-    assert "below its floor" in lines["random"]
     assert {"full model", "full model again", "resize", "averagepool"} <= lines.keys()
     assert "- speed-x: out of memory" in page
     printed, whole = papers["V2Drop", "gqa", "192"], papers["full model", "gqa", "576"]
@@ -123,7 +138,8 @@ def test_a_quick_run_is_of_one_model_and_has_the_check_and_the_controls(real, tm
     said = capsys.readouterr().out
     cells = [line.split()[:3] for line in said.splitlines() if line.startswith("  llava-hf")]
     assert {cell[0] for cell in cells} == {"llava-hf/llava-1.5-7b-hf"}
-    assert [cell[1] for cell in cells] == ["speed", "batch", "check", "quality", "quality", "quality", "sure"]
+    answered = ["answers"] * (2 + 5 + 3)
+    assert [cell[1] for cell in cells] == ["speed", "batch", "check", *answered, "quality", "sure"]
     hours = float(said.split("About ")[1].split(" hours")[0])
     assert hours < 1
 
@@ -178,8 +194,9 @@ def test_a_run_is_collected_without_answers_and_paths(real, shared, tmp_path):
     (tmp_path / "record.json").write_text(json.dumps(record))
     extra = {"settings": ["/home/me"], "note": "", "task": None}
     rows = [{**one, **extra} for one in shared["tasks"]["pope"]] + [row("random", 2 / 9, task="a task")]
-    quality = {"tasks": {"pope": {"model": {"weights": "a@b"}, "rows": rows}}}
-    (tmp_path / "quality-a--b-pope.json").write_text(json.dumps(quality))
+    quality = {"tasks": {"pope": {"rows": rows}}}
+    (tmp_path / "quality-a--b.json").write_text(json.dumps(quality))
+    (tmp_path / "sure-a--b.json").write_text(json.dumps({"weights": "a@b", "rows": []}))
     (tmp_path / "check-a--b.json").write_text(json.dumps({"passed": True, "model": "/home/me/model"}))
     assert real["records"].main([str(tmp_path)]) == 0
     text = (tmp_path / "share.json").read_text()

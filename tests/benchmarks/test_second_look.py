@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foveate.plain.table import between
-from foveate.tune.promise import RISK, bound
+from foveate.tuning.promise import RISK, bound
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "second_look" / "run.py"

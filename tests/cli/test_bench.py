@@ -56,7 +56,7 @@ def test_a_run_prints_tables_and_writes_a_record(run, tiny_llava, tmp_path):
 
 def test_all_methods_that_take_a_budget_run_beside_random_dropping(run, tiny_llava, tmp_path, monkeypatch):
     few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "finalkv", "random")}
-    monkeypatch.setattr("foveate.catalogue.methods", lambda: few)
+    monkeypatch.setattr("foveate.registry.methods", lambda: few)
     out = tmp_path / "all.json"
     asked = ("bench", "--model", tiny_llava, "--method", "all", "--retention", "0.5", "--no-bare", "--out", out)
     code, shown, _ = run(*asked, *QUICK)

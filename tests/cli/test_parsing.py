@@ -31,7 +31,7 @@ def shell(redirection, *arguments):
         (["bench", "--seed", "-1"], ["--seed: -1 is not from 0"]),
         (["bench", "--text-tokens", "100000000"], ["--text-tokens", "is not from 1 to 1,000,000"]),
         (["eval", "--draws", "0"], ["--draws: 0 is not from 1"]),
-        (["tune", "--search", "-1"], ["--search: -1 is not from 0"]),
+        (["tune", "--workers", "0"], ["--workers: 0 is not from 1"]),
         (["demo", "--port", "65536"], ["--port: 65536 is not from 0 to 65,535."]),
         (["generate", "--max-new-tokens", "0"], ["--max-new-tokens", "0 is not from 1 to 1,000,000"]),
         (["generate", "--set"], ["Missing value for argument '--set'"]),

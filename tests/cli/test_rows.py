@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from foveate import catalogue
+from foveate import registry
 from foveate.cli.rows import method_rows, preset_rows
 from foveate.contract.settings import Share
 from foveate.methods.uniform import Uniform
@@ -24,7 +24,7 @@ class Odd(Uniform):
 
 
 def test_a_method_is_listed_whatever_its_defaults_are(monkeypatch):
-    monkeypatch.setitem(catalogue.extra, "odd", Odd)
+    monkeypatch.setitem(registry._extra_methods, "odd", Odd)
     (odd,) = (row for row in method_rows() if row["name"] == "odd")
     assert odd["settings"]["needed"] == "must be given"
     assert odd["settings"]["inner"].startswith("Uniform(")

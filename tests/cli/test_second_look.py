@@ -106,8 +106,7 @@ def test_it_is_refused_with_a_sentence(words, code, says, run, samples, file, tm
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--search", 3), "leave --search out"),
-        (("--state", "x"), "leave --state out"),
+        (("--cache", "x"), "leave --cache out"),
         (("--out", "sure.csv"), "a .json file"),
         (("--budget", 64, "--retention", 0.2), "the same thing"),
         (("--agreement", 0.98), "6: 108 are missing"),

@@ -32,7 +32,7 @@ def asked(tiny_llava, tmp_path):
         "compare": ("compare", pictures[0], *WORDS, "--pairs", 2, *half),
         "bench": ("bench", "--pairs", 2, "--new-tokens", 2, "--no-bare", *half),
         "eval": ("eval", "--samples", samples, "--cache", tmp_path / "cache", "--max-new-tokens", 3, *half),
-        "tune": ("tune", *pictures, *WORDS, *half),
+        "tune": ("tune", *pictures, *WORDS, "--cache", tmp_path / "cache", *half),
     }
 
 

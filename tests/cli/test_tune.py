@@ -18,6 +18,11 @@ def tiny_llava(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("tune"), layers=8)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "answers"))
+
+
 @pytest.fixture
 def pictures(tmp_path):
     for number, colour in enumerate(("red", "teal", "gold")):
@@ -93,48 +98,24 @@ def test_a_question_may_hold_what_other_programs_take_for_the_end_of_a_line(pict
     assert Tune(samples=listed)._asked() == [(tmp_path / "0.png", "a\u2028b\u0085c", "")]
 
 
-def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava, pictures, tmp_path):
-    out, state = tmp_path / "preset.json", tmp_path / "state"
-    asked = (
-        "--prompt",
-        QUESTION,
-        "--model",
-        tiny_llava,
-        "--retention",
-        0.6,
-        "--method",
-        "v2drop:metric=cosine;over=net",
-    )
-    limits = ("--search", 2, "--max-new-tokens", 3, "--workers", 2)
-    code, said, err = run("tune", tmp_path, *asked, *limits, "--state", state, "--out", out)
-    assert (code, "Held-out comparison" in said, "are few" in err) == (0, True, True)
-    preset = json.loads(out.read_text())
-    assert (preset["pictures"], preset["method"]["metric"]) == ([1, 1, 1], "cosine")
-    assert preset["cost"] <= 0.6
-    assert len(next(state.glob("part-*")).read_text().splitlines()) > 1
-    code, said, _ = run("generate", pictures[0], "--prompt", QUESTION, "--model", tiny_llava, "--method", out, "--json")
-    assert (code, json.loads(said)["setting"]) == (0, preset["method"])
-
-
-def test_several_are_compared_in_one_table_and_written_into_a_folder(run, tiny_llava, pictures, tmp_path):
-    out = tmp_path / "presets"
-    asked = (*pictures, "--prompt", QUESTION, "--model", tiny_llava, "--max-new-tokens", 3, "--out", out)
-    methods = ("--method", "v2drop:layers=1,2,3;over=net;metric=l1", "--method", "fastv", "--method", "finalkv")
-    code, said, err = run("tune", *asked, *methods, "--retention", 0.6, "--retention", "70%")
-    assert (code, "70.0% retention   fastv" in said, "finalkv is infeasible" in said) == (0, True, True)
-    assert ("are few" in err, "Tuning, in pictures run" in err) == (True, True)
-    names = ["fastv-0.6.json", "fastv-0.7.json"]
-    names += [f"v2drop-layers=1,2,3-over=net-metric=l1-{share}.json" for share in (0.6, 0.7)]
+def test_schedules_are_tuned_in_two_processes_and_written_into_a_folder(run, tiny_llava, pictures, tmp_path):
+    out, cache = tmp_path / "presets", tmp_path / "cache"
+    shown = ("--prompt", QUESTION, "--model", tiny_llava, "--max-new-tokens", 3)
+    asked = ("tune", tmp_path, *shown, "--cache", cache, "--workers", 2, "--out", out)
+    methods = ("--method", "v2drop:metric=cosine;over=net", "--method", "finalkv")
+    code, said, err = run(*asked, *methods, "--retention", 0.6, "--retention", "70%")
+    assert (code, said.count("Held-out comparison"), "are few" in err) == (0, 2, True)
+    assert err.count("finalkv at 0.6 is infeasible") == 1
+    names = [f"v2drop-metric=cosine-over=net-{share}.json" for share in (0.6, 0.7)]
     assert sorted(path.name for path in out.iterdir()) == names
-    (out / names[1]).unlink()
-    code, said, err = run("tune", *asked, *methods, "--retention", 0.6, "--retention", 0.7)
-    assert (code, said, "0.6.json exists already" in err) == (1, "", True)
-    (csv := tmp_path / "all.csv").write_text("")
-    again = (*asked[:-2], "--out", csv, "--force", "--method", "fastv:layers=1", "--budget", 20, "--budget", 18)
-    assert run("tune", *again)[0] == 0
-    assert csv.read_text().count("fastv:layers=1") == 2
-    shown = (pictures[0], "--prompt", QUESTION, "--model", tiny_llava)
-    assert run("generate", *shown, "--method", out / names[0])[0] == 0
+    preset = json.loads((out / names[0]).read_text())
+    assert (preset["pictures"], preset["method"]["metric"]) == ([1, 2], "cosine")
+    code, said, err = run(*asked, *methods[:2], "--retention", 0.6, "--retention", 0.5)
+    assert (code, said, "exists already" in err) == (1, "", True)
+    code, said, err = run(*asked[:-2], *methods[:2], "--retention", 0.6, "--json")
+    assert (code, "known already" in err, json.loads(said)["runs"]) == (0, True, 0)
+    code, said, _ = run("generate", pictures[0], *shown, "--method", out / names[0], "--json")
+    assert (code, json.loads(said)["setting"]) == (0, preset["method"])
 
 
 def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, tiny_llava, pictures, tmp_path, monkeypatch):
@@ -151,7 +132,7 @@ def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, tiny_lla
         "--out",
         tmp_path / "mine.json",
         "--method",
-        "v2drop:layers=1,2,3",
+        "v2drop:layers=1,2,3;metric=l2;over=net",
     )
     code, said, err = run("tune", *pictures, *asked, "--json")
     told = json.loads(said)
@@ -170,9 +151,8 @@ def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
         ([PICTURE, "--prompt", "x"], "one of --budget and --retention"),
         (["--retention", 0.5], "Name picture files"),
         ([PICTURE, "--retention", 0.5], "What is the question?"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--kv", 0.5], "one of --budget and --retention"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a.json", "--out", "a.json"], "both name a.json"),
-        ([PICTURE, "--prompt", "x", "--kv", 0.5, "--kv", 0.5], "--kv: the same one is given twice"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--flops", 0.5], "one of --budget and --retention"),
+        ([PICTURE, "--prompt", "x", "--flops", 0.5, "--flops", 0.5], "--flops: the same one is given twice"),
         ([PICTURE, "--prompt", "x", "--budget", 9, "--budget", 5, "--out", "a.json"], "such as --out a:"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
         (

@@ -8,7 +8,6 @@ import torch
 import foveate as fv
 from foveate.contract import LayerStage, Place, Shape, follow
 from foveate.contract.method import Chain
-from foveate.contract.space import space_of
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from tests.models import DEPTH, batch, tiny
@@ -110,13 +109,6 @@ def test_a_members_budget_is_of_what_entered_the_model():
     plan = chain.plan(DEPTH, (100,), [((10, 10),)])
     assert plan == (49, 49, 20, 20, 20, 20)
     assert sum(plan) / DEPTH == pytest.approx(30, abs=1)
-
-
-def test_a_tuned_schedule_cuts_what_an_earlier_member_leaves():
-    space = space_of(AveragePool() + fv.DivPrune(keep=0.5) + fv.V2Drop(), DEPTH)
-    v2drop = space.build((2,), (30,), 100, {}).members[-1]
-    assert v2drop == fv.V2Drop(layers=(2,), keep=v2drop.keep)
-    assert int(50 * v2drop.keep[0]) == 30
 
 
 def test_a_budget_counts_on_what_others_cut_before_layer_0():

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import foveate as fv
-from foveate import catalogue, embedded
+from foveate import embedded, registry
 from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
 from foveate.cli.commands import parsed
@@ -52,7 +52,7 @@ class Deep(fv.V2Drop):
 
 @pytest.fixture(autouse=True)
 def authors(monkeypatch):
-    monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
+    monkeypatch.setattr(registry, "_extra_methods", dict(registry._extra_methods))
     fv.register_method(Early)
     fv.register_method(Late)
     fv.register_method(Deep)
@@ -73,7 +73,7 @@ def model():
 
 def instance(name):
     """The method, or the chain of them, as Python makes it."""
-    first, *others = (catalogue.method(part)() for part in name.split("+"))
+    first, *others = (registry.method(part)() for part in name.split("+"))
     return sum(others, first)
 
 
@@ -107,7 +107,7 @@ def asked_by_instance(name, **budget):
 
 
 def for_budget(name, **budget):
-    return catalogue.method(name).for_budget(model(), **budget)
+    return registry.method(name).for_budget(model(), **budget)
 
 
 @cache

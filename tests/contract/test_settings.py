@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlavaConfig
 
 import foveate as fv
-from foveate import catalogue, naming
+from foveate import naming, registry
 from foveate.contract import Hidden, LayerStage, LayerView, Shape
 from foveate.contract.method import Chain
 from foveate.contract.settings import Count, Layer, Layers, Share, Shares, check
@@ -277,7 +277,7 @@ ODD = {
 @pytest.mark.parametrize("name", ["keep", "layers", "metric", "retention"])
 def test_a_value_that_nobody_means(name, value):
     refused(lambda: fv.V2Drop(**{name: value}), name)
-    refused(lambda: catalogue.from_dict({"method": "v2drop", name: value}), name)
+    refused(lambda: registry.from_dict({"method": "v2drop", name: value}), name)
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,13 @@ def test_a_value_that_nobody_means(name, value):
 )
 def test_settings_without_a_method(values):
     with pytest.raises((fv.SettingError, fv.UnknownNameError)) as error:
-        catalogue.from_dict(values)
+        registry.from_dict(values)
     assert len(str(error.value)) < 500
 
 
 def test_names_of_settings_that_are_none():
-    refused(lambda: catalogue.from_dict({"method": "v2drop", LONG: 1}), "v2drop has no setting xxx")
-    refused(lambda: catalogue.from_dict({"method": "v2drop", 1: 1, "x": 2}), "v2drop has no setting 1, x")
+    refused(lambda: registry.from_dict({"method": "v2drop", LONG: 1}), "v2drop has no setting xxx")
+    refused(lambda: registry.from_dict({"method": "v2drop", 1: 1, "x": 2}), "v2drop has no setting 1, x")
     refused(lambda: naming.parse(f"v2drop:{LONG}"), "write key=value")
     refused(lambda: naming.parse(f"v2drop:{LONG}=1"), "no setting xxx")
 

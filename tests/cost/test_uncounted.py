@@ -8,8 +8,6 @@ from foveate import embedded
 from foveate.app.replies import FULL, Said, cards
 from foveate.bench.results import _scoring
 from foveate.contract import Hidden, LayerStage, Method, Scheduled, Shape
-from foveate.tune.parts import grouped
-from foveate.tune.prices import Prices
 
 SIZES = {"text_tokens": 40, "vision_tokens": 576}
 
@@ -95,12 +93,3 @@ def test_the_page_says_so():
     )
     assert "not counted" in cards([full, mine], "")
     assert "not counted" not in cards([full, told], "")
-
-
-def test_no_budget_in_flops_is_tuned_for_what_nobody_counted():
-    vlm = fv.load()
-    (about,) = grouped(vlm, [(embedded.picture(), "What is it?")])
-    prices = Prices(vlm.model, about.samples, "flops")
-    assert 0 < prices.of(Norm(says=True)) < 1
-    with pytest.raises(fv.SettingError, match="Nobody has counted the FLOPs of norm_of_mine"):
-        prices.of(Norm())

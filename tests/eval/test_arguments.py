@@ -39,7 +39,7 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
         ('{"log": "a,seed=b"}', {"log": "a,seed=b"}),
         (
             '{"method": {"method": "v2drop"}, "budget": "192", "seed": null}',
-            {"method": {"method": "v2drop"}, "budget": 192.0},
+            {"method": '{"method": "v2drop"}', "budget": 192.0},
         ),
         ({"method": "v2drop", "retention": 0.5}, {"method": "v2drop", "retention": 0.5}),
     ],

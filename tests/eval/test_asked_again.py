@@ -4,7 +4,6 @@ import pytest
 
 import foveate as fv
 from foveate.eval.evaluation import evaluate
-from foveate.eval.lmms.benchmarking import evaluate_benchmarks
 from foveate.eval.plan import Plan
 from foveate.eval.quality import tables_of
 from foveate.eval.records import looked_twice
@@ -67,8 +66,3 @@ def test_its_answers_are_what_asking_gives(vlm, file, tmp_path):
     assert row["again"] == pytest.approx(sum(answer.again for answer in answers) / len(answers), abs=1e-5)
     right = [question.is_right(answer.text) for question, answer in zip(asked, answers, strict=True)]
     assert row["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-5)
-
-
-def test_benchmarks_are_refused(vlm, file, tmp_path):
-    with pytest.raises(fv.SettingError, match="on samples"):
-        evaluate_benchmarks(vlm, ["pope"], Plan(methods=(file,), cache=tmp_path))

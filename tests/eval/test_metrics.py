@@ -1,16 +1,15 @@
 """Figures of benchmarks as functions of rows; those of papers by lmms-eval's own functions on made-up answers."""
 
-from argparse import Namespace
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from lmms_eval.api.metrics import mean
 
-from foveate.errors import UnsupportedError
-from foveate.eval.lmms.benchmarks import MME_TOTAL
-from foveate.eval.lmms.harness import _rows
-from foveate.eval.lmms.metrics import Metric, metric_of, scored
+from foveate.errors import InputError, UnsupportedError
+from foveate.eval.lmms.logs import Run
+from foveate.eval.lmms.metrics import MME_TOTAL, Metric, metric_of, scored
+from foveate.eval.lmms.setting import Setting
 from foveate.eval.pairing import figures_of
 from foveate.plain.stats import Resampled
 
@@ -43,7 +42,7 @@ def metric(function, log, name="m"):
 
 def alone(found, log):
     """The scored rows of the full model alone, and what gives the figure."""
-    ((rows,), aggregate) = scored(found, log, [log])
+    ((rows,), aggregate) = scored([found], [log])
     return rows, aggregate
 
 
@@ -119,7 +118,7 @@ def test_ocrbench_is_a_mean_of_what_its_function_said_first():
 
 def test_a_function_that_says_another_figure_each_time_is_refused():
     log = log_of([{"score": score} for score in (1, 0, 1, 1)])
-    with pytest.raises(UnsupportedError, match=r"gives 0\.3 and then 0\.6 for the same answers"):
+    with pytest.raises(InputError, match=r"was 0\.3, and is 0\.6"):
         alone(metric(counting_on(), log), log)
 
 
@@ -139,9 +138,11 @@ def test_all_wrong_is_a_mean_of_zero():
 # -- what papers print ----------------------------------------------------------------------------------------
 
 
-def task_of(functions):
-    """A task of lmms-eval with these functions."""
-    return SimpleNamespace(aggregation=lambda: functions, higher_is_better=lambda: dict.fromkeys(functions, True))
+def report_of(name, **figures):
+    """What lmms-eval reports of a task."""
+    values = {f"{metric},none": value for metric, value in figures.items()}
+    better = dict.fromkeys(figures, True)
+    return {"results": {name: values}, "versions": {name: 1}, "higher_is_better": {name: better}}
 
 
 def test_mme_is_perception_and_cognition_together():
@@ -158,8 +159,7 @@ def test_mme_is_perception_and_cognition_together():
     values = {
         name: mme_aggregate_results([row["inputs"][name] for row in log if name in row["inputs"]]) for name in names
     }
-    report = {"results": {"mme": {f"{name},none": value for name, value in values.items()}}, "versions": {"mme": 1}}
-    found = metric_of("mme", task_of(dict.fromkeys(names, mme_aggregate_results)), report, Namespace())
+    found = metric_of("mme", dict.fromkeys(names, mme_aggregate_results), report_of("mme", **values))
     assert (found.name, found.value, found.version) == (MME_TOTAL, sum(values.values()), "1")
     rows, aggregate = alone(found, log)
     assert aggregate(rows) == pytest.approx(found.value)
@@ -172,15 +172,17 @@ def test_video_mme_is_given_for_each_length_of_video_too():
     from lmms_eval.tasks.videomme.utils import videomme_aggregate_results, videomme_process_results
 
     name = "videomme_perception_score"
-    samples, records = [], {}
+    samples = []
     for at, length in enumerate(["short"] * 6 + ["medium"] * 3 + ["long"] * 3):
         doc = {"question_id": str(at), "duration": length, "videoID": str(at // 3), "domain": "Knowledge"}
         doc |= {"sub_category": "Astronomy", "task_type": "Counting Problem", "answer": "A"}
-        samples.append({"doc_id": at, **videomme_process_results(doc, ["A" if at % 3 else "B"])})
-        records["videomme", at] = {"answer": "A", "media": f"film {at // 3}", "spent": 1.0, "vision_tokens": 1}
+        counts = {"media": f"film {at // 3}", "spent": 1.0, "vision_tokens": 1, "flops": None}
+        samples.append({"filtered_resps": "A", "token_counts": [counts]})
+        samples[-1] |= videomme_process_results(doc, ["A" if at % 3 else "B"])
     value = videomme_aggregate_results([sample[name] for sample in samples])
     found = Metric(name, value, True, "1", {name: videomme_aggregate_results})
-    log = list(_rows("videomme", samples, records, found))
+    run = Run(Path("results.json"), {}, {}, Setting(), {"videomme": dict(enumerate(samples))})
+    log = run.log("videomme", found)
     rows, aggregate = alone(found, log)
     tasks = {row["task"]: row for row in figures_of(rows, [], aggregate)}
     assert {task: row["questions"] for task, row in tasks.items()} == {None: 12, "short": 6, "medium": 3, "long": 3}
@@ -205,9 +207,8 @@ def test_mmbench_is_a_mean_of_questions_right_however_their_choices_are_turned(s
             inputs = en_utils.mmbench_process_results(doc, ["A" if hit else "B"])
             document = 2 * question + turn
             log.append({"document": document, "picture": document // 4, "inputs": inputs})
-    report = {"results": {"mmbench": {"gpt_eval_score,none": 100 * np.mean(expected)}}, "versions": {}}
-    task = task_of({"gpt_eval_score": function})
-    found = metric_of("mmbench", task, report, Namespace(output_path=None))
+    report = report_of("mmbench", gpt_eval_score=100 * np.mean(expected))
+    found = metric_of("mmbench", {"gpt_eval_score": function}, report)
     rows, aggregate = alone(found, log)
     assert found(log) == pytest.approx(found.value)
     assert [row["document"] for row in rows] == list(range(0, 12, 2))
@@ -222,14 +223,16 @@ def test_functions_that_write_files_get_a_folder(tmp_path, monkeypatch, capsys):
     def writing(inputs, args):
         return textvqa_aggregate_submissions(inputs, args) or 0.5
 
-    report = {"results": {"t": {"m,none": 0.5, "stderr,none": "N/A"}}, "versions": {}}
-    arguments = Namespace(output_path=str(tmp_path / "gone"))
-    found = metric_of("t", task_of({"m": writing}), report, arguments)
+    found = metric_of("t", {"m": writing}, report_of("t", stderr="N/A", m=0.5))
     assert found(log_of([{"question_id": 1, "answer": "a"}])) == 0.5
     assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
 
 
 def test_a_task_without_a_figure_is_refused():
-    report = {"results": {"t": {"submission,none": None}}, "versions": {}}
     with pytest.raises(UnsupportedError, match="gives no figure"):
-        metric_of("t", task_of({"submission": mean}), report, Namespace())
+        metric_of("t", {"submission": mean}, report_of("t", submission=None))
+
+
+def test_the_figure_that_papers_print_is_taken():
+    functions = dict.fromkeys(("pope_accuracy", "pope_f1_score"), mean)
+    assert metric_of("t", functions, report_of("t", pope_accuracy=0.5, pope_f1_score=0.4)).name == "pope_f1_score"

@@ -10,7 +10,7 @@ from foveate.eval.contenders import Contender
 from foveate.eval.pairing import collapsed, figures_of, unmatched, verdict
 from foveate.eval.quality import AGREEMENT, Quality, points, tables_of
 from foveate.plain.stats import Estimate
-from foveate.tune import tuned
+from foveate.tuning import tuned
 
 TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]

@@ -86,26 +86,6 @@ def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monk
         assert len(again) == len(requests)
 
 
-@pytest.fixture
-def store(tmp_path):
-    with open_answers({}, tmp_path) as store:
-        yield store
-
-
-def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, requests, store):
-    method = V2Drop.for_budget(llava.model, retention=0.2)
-    before = RequestAnswerer(llava, method, store=store)
-    before(requests[:1])
-    assert "kl" not in before.records["task", 0]
-    RequestAnswerer(llava, store=store)(requests)
-    after = RequestAnswerer(llava, method, store=store)
-    after(requests)
-    assert all(row["kl"] > 0 for (_, document), row in after.records.items() if document > 0)
-    whole = RequestAnswerer(llava, V2Drop(layers=(3,), keep=(1.0,)), store=store)
-    whole(requests)
-    assert all(row["kl"] == 0 for row in whole.records.values())
-
-
 def test_an_answer_ends_before_what_the_task_says(llava, requests):
     (whole,) = RequestAnswerer(llava)(requests[:1])
     stop = whole.split()[1]

@@ -171,14 +171,6 @@ def test_it_leaves_nothing_behind():
     assert {name: sorted(vars(module)) for name, module in model.named_modules()} == before
 
 
-def test_it_is_asked_for_by_no_name():
-    model, _, _ = tiny(deepseek)
-    with pytest.warns(DeprecationWarning, match="'generic' is not needed any more"):
-        assert isinstance(family_for(model, "generic"), Derived)
-    with pytest.raises(fv.SettingError, match="family must be left out; got 'llava'"):
-        family_for(model, "llava")
-
-
 def test_a_type_that_was_not_tested_warns_once_and_says_how_to_prove_it(monkeypatch):
     monkeypatch.setattr(derived, "PROVED", {})
     derived.warn_of.cache_clear()

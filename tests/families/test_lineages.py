@@ -3,17 +3,13 @@
 import inspect
 import pkgutil
 from importlib import import_module
-from types import ModuleType
 
 import pytest
 
 import foveate as fv
 import foveate.families
-from foveate import registry
 from foveate.families.base import Family
 from foveate.families.derived import Derived
-from foveate.families.internvl import InternVL
-from foveate.families.llava import Llava, VipLlava
 
 MODULES = [module.name for module in pkgutil.iter_modules(foveate.families.__path__)]
 
@@ -25,13 +21,3 @@ def test_every_family_of_a_file_that_names_its_model_is_found(name):
     here = [kind for _, kind in inspect.getmembers(module, inspect.isclass) if kind.__module__ == module.__name__]
     served = [kind for kind in here if issubclass(kind, Family) and "model_type" in vars(kind)]
     assert all(fv.families()[kind.model_type] is kind for kind in served if not issubclass(kind, Derived))
-
-
-@pytest.mark.parametrize(
-    ("written", "families"),
-    [({"FAMILY": InternVL}, (InternVL,)), ({"FAMILIES": (Llava, VipLlava)}, (Llava, VipLlava)), ({}, ())],
-)
-def test_a_file_says_which_are_its_own(written, families):
-    module = ModuleType("somebodys")
-    vars(module).update(written)
-    assert registry._families_of(module) == families

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from foveate.catalogue import methods
 from foveate.cli.checks import check_methods
 from foveate.cli.tune import Tune
 from foveate.eval.records import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from foveate.naming import parse
-from foveate.tune import Tuned
+from foveate.registry import methods
+from foveate.tuning import Tuned
 from tests.fuzz.judging import Case, Wrong
 from tests.fuzz.mutating import altered, damaged, damaged_json, json_of
 from tests.tune.presets import preset_of

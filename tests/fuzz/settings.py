@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 
-from foveate import catalogue
+from foveate import registry
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import parse
@@ -35,7 +35,7 @@ def cases() -> list[st.SearchStrategy[Case]]:
 @st.composite
 def _cases(draw: st.DrawFn, way: str) -> Case:
     """A method with something wrong, mostly."""
-    kinds = st.sampled_from(sorted(catalogue.discovered().items()))
+    kinds = st.sampled_from(sorted(registry.methods().items()))
     name, kind = draw(kinds)
     values, depth, sizes = _values(draw, kind), draw(DEPTHS), draw(SIZES)
 
@@ -61,7 +61,7 @@ def _cases(draw: st.DrawFn, way: str) -> Case:
         case _:
             text = _text(draw, name, values)
             return made(f"parse({short(text)})", lambda: parse(text))
-    return made(f"from_dict({short(plain)})", lambda: catalogue.from_dict(plain))
+    return made(f"from_dict({short(plain)})", lambda: registry.from_dict(plain))
 
 
 def _flat(value: Any) -> bool:
@@ -108,7 +108,7 @@ def _written(value: Any) -> str:
 
 def _used(method: Method, depth: int, sizes: Sequence[int]) -> None:
     """A method that was made survives its JSON, and plans tokens or says why not."""
-    again = catalogue.from_dict(json.loads(json.dumps(method.to_dict())))
+    again = registry.from_dict(json.loads(json.dumps(method.to_dict())))
     if again.to_dict() != method.to_dict():
         raise Wrong("its JSON gives another method", f"{method!r}, {again!r}")
     counts = method.plan(depth, sizes)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from foveate.eval.lmms import harness
-
 ROOT = Path(__file__).parent.parent.parent
 QUESTIONS = 4
 
@@ -32,15 +30,9 @@ def tasks(offline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     build.main([str(folder), "--questions", str(QUESTIONS), "--seed", "7"])
     importlib.import_module("lmms_eval.evaluator")
-    index(folder)
     gc.collect()
     gc.freeze()  # lmms-eval collects garbage twice a run: half of its time where what it imports is looked at
-    return folder
-
-
-def index(folder):
-    """Let lmms-eval know the tasks in a folder alone: reading its own 1,900 takes seconds."""
-    tasks = importlib.import_module("lmms_eval.tasks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "__file__", str(folder / "own" / "__init__.py"))
-        harness._manager((str(folder),))
+        # Its own 1,900 tasks take seconds to read.
+        patch.setattr(importlib.import_module("lmms_eval.tasks"), "__file__", str(folder / "own" / "__init__.py"))
+        yield folder

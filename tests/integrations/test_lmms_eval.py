@@ -1,25 +1,24 @@
-"""lmms-eval's own command line, on drawn benchmarks, offline: it finds the model and says what `harness.run` says."""
+"""lmms-eval's own command line, on drawn benchmarks, offline; and `foveate eval --logs` on what it leaves."""
 
 import json
 import socket
 import subprocess
 import sys
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
+from foveate import cli
 from foveate.ask import preparing
 from foveate.ask.loading import load
 from foveate.errors import BudgetError, InputError, UnsupportedError
-from foveate.eval.lmms.harness import run
-from foveate.eval.lmms.requests import Conduct
-from foveate.eval.lmms.setting import Setting
-from foveate.eval.records import open_answers
 from foveate.integrations.lmms_eval import manifest
 from foveate.runs.store import open_store
 from tests.forked import forked
-from tests.integrations.conftest import QUESTIONS, index
+from tests.integrations.conftest import QUESTIONS
 
 NAMES = ("foveate_mme", "foveate_textvqa")
 PROGRAM = """
@@ -28,7 +27,7 @@ from lmms_eval.__main__ import cli_evaluate
 lmms_eval.tasks.__file__ = "own/__init__.py"  # its own 1,900 tasks take seconds to read
 cli_evaluate()
 """
-SETTING = Setting(name="v2drop:metric=cosine", budget=192)
+SETTINGS = ("", "method=v2drop:metric=cosine,budget=192", "method=divprune,budget=192")
 
 
 @pytest.fixture(scope="module")
@@ -37,50 +36,50 @@ def loaded():
 
 
 @pytest.fixture(scope="module")
-def found(loaded, tasks, written, tmp_path_factory):
-    """What `harness.run` says, one question at a time: of the full model, and of the setting.
-
-    It runs behind `written`, whose processes are copies of this one: no copy may use the locks of a run.
-    """
-    conduct = Conduct(include=(tasks,))
-    with open_answers(conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
-        full = run(loaded, NAMES, conduct=conduct, store=store)
-        return full, run(loaded, NAMES, SETTING.method, conduct=conduct, store=store)
-
-
-@pytest.fixture(scope="module")
 def written(tasks, offline, tmp_path_factory):
-    """What lmms-eval leaves in two processes: its folder, what the first prints, and the folder of its log."""
+    """What lmms-eval leaves of each setting, the first two in two processes: folders, what is printed, and a log."""
     out, log = tmp_path_factory.mktemp("written"), tmp_path_factory.mktemp("log")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    words = ["--model", "foveate", "--tasks", ",".join(NAMES), "--include_path", str(tasks)]
-    words += ["--model_args", f"pretrained=embedded,method=v2drop:metric=cosine,budget=192,log={log}"]
-    words += ["--batch_size", "3", "--output_path", str(out), "--log_samples"]
-    processes = [
-        forked(
-            PROGRAM, *words, cwd=out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=offline | shared | {"RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    folders = list(out.glob("embedded*"))  # beside one for submissions
-    assert len(folders) == 1, "\n".join(said)
-    return folders[0], said[0], log
+    said, folders = [], []
+    for number, setting in enumerate(SETTINGS):
+        folders.append(out / str(number))
+        words = ["--model", "foveate", "--tasks", ",".join(NAMES), "--include_path", str(tasks)]
+        words += ["--model_args", f"pretrained=embedded,log={log}{setting and ','}{setting}"]
+        words += ["--batch_size", "3", "--output_path", str(folders[-1]), "--log_samples"]
+        count = min(2, 3 - number)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+        processes = [
+            forked(
+                PROGRAM, *words, cwd=out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                env=offline | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(count)
+        ]  # fmt: skip
+        said.append("".join(process.communicate(timeout=300)[0] for process in processes))
+        assert results_in(folders[-1]), said[-1]
+    return folders, said, log
 
 
 def results_in(folder):
     """The figures of a run."""
-    (file,) = folder.glob("*_results.json")
-    return json.loads(file.read_text())
+    (file,) = folder.glob("embedded/*_results.json")
+    return json.loads(file.read_text())["results"]
 
 
 def samples_in(folder, name):
     """The samples of a task."""
-    (file,) = folder.glob(f"*_samples_{name}.jsonl")
+    (file,) = folder.glob(f"embedded/*_samples_{name}.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def test_the_manifest_is_free_of_lmms_eval_until_it_is_asked():
@@ -116,50 +115,48 @@ def test_a_log_is_refused_to_a_second_run_also_where_the_harness_shares_locks(tm
         pass
 
 
-def test_two_processes_in_batches_say_what_run_says_one_by_one(found, written):
-    folder, _, log = written
-    figures = results_in(folder)["results"]
-    logs, metrics = found[1]
-    for name, rows in logs.items():
-        answers = {row["doc_id"]: row["filtered_resps"] for row in samples_in(folder, name)}
-        assert answers == {row["document"]: row["answer"] for row in rows}
-        whole = sum(figures[name][f"{part},none"] for part in metrics[name].parts)
-        assert whole == pytest.approx(metrics[name].value)
-    rows = [json.loads(line) for file in log.glob("*/part-*.jsonl") for line in file.read_text().splitlines()]
-    assert len(rows) == len(NAMES) * QUESTIONS
-    assert {round(row["spent"]) for row in rows} == {192}
-    assert {round(row["retention"], 3) for row in rows} == {0.333}
+def test_samples_say_what_their_answers_spent_and_every_answer_is_kept(written):
+    folders, said, log = written
+    answers = [json.loads(line) for file in log.glob("*/part-*.jsonl") for line in file.read_text().splitlines()]
+    assert len(answers) == len(SETTINGS) * len(NAMES) * QUESTIONS
+    for folder, printed, tokens in zip(folders, said, (576, 192, 192), strict=True):
+        samples = [sample for name in NAMES for sample in samples_in(folder, name)]
+        counts = [count for sample in samples for count in sample["token_counts"]]
+        assert mean(count["spent"] for count in counts) == pytest.approx(tokens, abs=1)
+        assert {count["vision_tokens"] for count in counts} == {576}
+        assert f"of 576.0 vision tokens a layer: {tokens / 576:.1%}" in printed
+        by_text = sorted(row["answer"] for row in answers if round(row["spent"]) == tokens)
+        assert {sample["filtered_resps"] for sample in samples} <= set(by_text)
 
 
-def test_a_file_beside_the_answers_says_what_was_asked_and_spent(written):
-    _, shown, log = written
-    path = log / "embedded__v2drop-metric=cosine__192-tokens.json"
-    ours = json.loads(path.read_text())
-    assert (ours["model"], ours["method"], ours["budget"]) == ("embedded", "v2drop:metric=cosine", 192)
-    assert ours["tasks"].keys() == set(NAMES)
-    for row in (ours, *ours["tasks"].values()):
-        assert row["tokens"] == pytest.approx(192, abs=1)
-        assert row["retention"] == pytest.approx(row["tokens"] / 576)
-    assert ours["answers"] == len(NAMES) * QUESTIONS  # of all processes
-    assert "of 576.0 vision tokens a layer: 33." in shown
-    assert f"what was asked for and spent is in {path}" in shown
+def test_logs_are_paired_and_say_what_lmms_eval_said(written, run, tasks, tmp_path):
+    folders, _, _ = written
+    out, drawn = tmp_path / "scores.json", tmp_path / "pareto.png"
+    code, said, err = run("eval", "--logs", *folders, "--include", tasks, "--out", out, "--figure", drawn)
+    assert code == 0, err
+    assert "embedded on foveate_mme: mme_perception_score, 4 documents about 2 pictures" in said
+    Image.open(drawn).verify()
+    by_task = json.loads(out.read_text())["tasks"]
+    assert by_task.keys() == set(NAMES)
+    for name, figure in zip(NAMES, ("mme_perception_score,none", "exact_match,none"), strict=True):
+        rows = [row for row in by_task[name]["rows"] if row["task"] is None]
+        printed = [results_in(folder)[name][figure] for folder in folders]
+        assert [row["accuracy"] for row in rows] == [pytest.approx(value, abs=1e-5) for value in printed]
+        assert [row["name"] for row in rows] == ["full model", "v2drop:metric=cosine", "divprune"]
+        assert [row["tokens"] for row in rows] == [pytest.approx(tokens, abs=1) for tokens in (576, 192, 192)]
+        samples = [samples_in(folder, name) for folder in folders[:2]]
+        texts = [{sample["doc_id"]: sample["filtered_resps"] for sample in of_run} for of_run in samples]
+        agrees = mean(texts[0][document] == texts[1][document] for document in range(QUESTIONS))
+        assert rows[1]["agreement"] == agrees
+        assert rows[2]["paired"][0]["name"] == "v2drop:metric=cosine"
 
 
-def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):
-    (full, _), (cut, metrics) = found
-    for name in NAMES:
-        assert [row["document"] for row in full[name]] == [row["document"] for row in cut[name]] == [*range(QUESTIONS)]
-        assert [row["picture"] for row in full[name]] == [row["picture"] for row in cut[name]]
-        assert {row["retention"] for row in full[name]} == {1}
-        assert mean(row["retention"] for row in cut[name]) == pytest.approx(1 / 3, abs=0.01)
-        assert all(row["kl"] >= 0 for row in cut[name])
-        assert metrics[name](cut[name]) == pytest.approx(metrics[name].value)
-    pairs = cut["foveate_mme"]
-    assert [row["picture"] == pairs[0]["picture"] for row in pairs] == [True, True, False, False]
-    assert metrics["foveate_mme"]([*pairs[:2], *pairs[:2]]) in (0, 50, 100, 200)
+def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, monkeypatch, tmp_path):
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
 
+    from foveate.eval.lmms import plugin
 
-def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, monkeypatch):
     told = []
 
     def encode(model, processor, conversation):
@@ -168,27 +165,12 @@ def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, 
 
     encoder = preparing.PROTOCOLS["llava"]
     monkeypatch.setattr(preparing, "PROTOCOLS", {**preparing.PROTOCOLS, "llava": encode})
-    conduct = Conduct(protocol="llava", include=(tasks,), limit=1)
-    run(loaded, ["foveate_textvqa", "foveate_pope"], conduct=conduct)
+    monkeypatch.setattr(plugin, "load", lambda *_, **__: loaded)
+    manager = TaskManager(include_path=str(tasks))
+    arguments = SimpleNamespace(output_path=str(tmp_path), process_with_media=True, reasoning_tags=None)
+    model = plugin.Foveate(protocol="llava")
+    simple_evaluate(model, tasks=["foveate_textvqa", "foveate_pope"], task_manager=manager, limit=1, cli_args=arguments)
     assert sum("\nReference OCR token: " in text for text in told) == 1
-
-
-def test_data_that_cannot_be_read_are_named(loaded, tmp_path, tasks, monkeypatch):
-    from lmms_eval.api.task import ConfigurableTask
-
-    monkeypatch.setattr(ConfigurableTask.download.retry, "sleep", lambda seconds: None)
-    text = (tasks / "gqa/foveate_gqa.yaml").read_text()
-    (tmp_path / "foveate_lost.yaml").write_text(text.replace("foveate_gqa", "foveate_lost"))
-    index(tmp_path)
-    with pytest.raises(
-        InputError, match=r"The data of foveate_lost cannot be read: FileNotFoundError: .*hf auth login"
-    ):
-        run(loaded, ["foveate_lost"], conduct=Conduct(include=(tmp_path,)))
-
-
-def test_half_a_pair_is_refused_in_words(loaded, tasks):
-    with pytest.raises(InputError, match=r"pairwise.*A limit must not cut"):
-        run(loaded, ["foveate_mme"], conduct=Conduct(include=(tasks,), limit=3))
 
 
 def test_a_number_format_that_there_is_not_is_refused():

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 import foveate as fv
-from foveate import catalogue
+from foveate import registry
 from foveate.contract.method import Method
 from foveate.errors import FoveateError
 from foveate.families.support import Reach, reach, usual_input
@@ -43,7 +43,7 @@ def home_of(name: str) -> object:
 
 def own_methods() -> dict[str, type[Method]]:
     """Every method of this package by its name."""
-    return {name: kind for name, kind in catalogue.discovered().items() if kind.__module__.startswith("foveate.")}
+    return {name: kind for name, kind in registry.methods().items() if kind.__module__.startswith("foveate.")}
 
 
 def examples() -> tuple[dict[str, Method], list[str]]:

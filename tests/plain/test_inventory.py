@@ -1,6 +1,7 @@
 """Names are read off the files, and are those of the classes."""
 
 import shutil
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,14 +30,18 @@ def test_the_files_have_the_names_of_their_families():
     ("group", "kind", "names"),
     [
         ("foveate.methods", type("Brought", (Uniform,), {"name": "brought"}), inventory.methods),
+        ("foveate.methods", type("Brought", (Uniform,), {"name": "brought"}), registry.methods),
         ("foveate.families", SimpleNamespace(model_type="brought"), inventory.families),
+        ("foveate.families", SimpleNamespace(model_type="brought"), registry.families),
     ],
 )
 def test_what_a_package_brings_is_named_too(group, kind, names, monkeypatch):
     point = SimpleNamespace(load=lambda: kind)
-    monkeypatch.setattr(inventory, "entry_points", lambda group: [point] * (group == asked))
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] * (group == asked))
     asked = group
+    inventory.brought.cache_clear()
     assert "brought" in names()
+    inventory.brought.cache_clear()
 
 
 def test_a_summary_is_the_first_paragraph_on_one_line():

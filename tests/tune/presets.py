@@ -2,7 +2,7 @@
 
 from foveate.contract.method import Method
 from foveate.plain.stats import Estimate
-from foveate.tune.tuned import HeldOut, Tuned
+from foveate.tuning.tuned import HeldOut, Tuned
 
 
 def preset_of(method: Method, **changes: object) -> Tuned:

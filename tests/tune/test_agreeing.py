@@ -10,8 +10,8 @@ from foveate.embedded import TASKS, picture
 from foveate.eval.asked import prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of
-from foveate.tune.agreeing import BUDGETS, settings_of
-from foveate.tune.promise import bound, fewest
+from foveate.tuning.agreeing import BUDGETS, settings_of
+from foveate.tuning.promise import bound, fewest
 
 NEEDED = fewest(0.9)
 
@@ -107,13 +107,6 @@ def test_too_few_samples_are_told_how_many_are_missing_before_anything_runs(vlm,
     assert not calls
 
 
-def test_keywords_that_the_other_way_to_tune_has_are_refused(vlm, prompts):
-    with pytest.raises(fv.SettingError, match="With agreement= nothing is searched: leave search, state out"):
-        fv.tune(vlm, prompts, agreement=0.9, search=3, state="there")
-    with pytest.raises(fv.SettingError, match="tasks= is for a table by task, and goes with agreement="):
-        fv.tune(vlm, prompts, tokens=64, tasks=["read"] * len(prompts))
-
-
 def test_where_nothing_cheap_keeps_it_the_full_model_is_to_be_taken(vlm, prompts):
     with pytest.raises(fv.BudgetError, match="Take the full model"):
         fv.tune(vlm, prompts[3:], agreement=0.9, method="random:layers=0;seed=0", tokens=1)
@@ -127,9 +120,9 @@ def test_a_schedule_that_was_tuned_on_these_samples_is_refused(vlm, sure, prompt
 
 
 @pytest.mark.parametrize(
-    "more", [{"search": 3}, {"state": "x"}, {"workers": 2}, {"flops": 0.5}, {"given": ["keep"]}, {"serach": 1}], ids=str
+    "more", [{"cache": "x"}, {"workers": 2}, {"flops": 0.5}, {"given": ["keep"]}, {"serach": 1}], ids=str
 )
-def test_what_is_for_a_search_is_refused(more, vlm, prompts):
+def test_what_is_for_a_schedule_is_refused(more, vlm, prompts):
     with pytest.raises(fv.SettingError):
         fv.tune(vlm, prompts, agreement=0.9, **more)
 

@@ -1,179 +1,181 @@
+"""`foveate.tune` from samples to a file: the embedded model, and a tiny one where many answers are asked."""
+
 import json
+import time
 
 import pytest
-import torch
 
 import foveate as fv
-from foveate.contract.space import Point, space_of
-from foveate.naming import given, parse
-from foveate.tune import trials
-from foveate.tune.forcing import greedy, outcomes, targets
-from foveate.tune.parts import grouped, split
-from foveate.tune.prices import Prices, solved
-from tests.models import DEPTH, tiny
-from tests.tune.pictures import pictures_of, questions
+from foveate.embedded import TASKS, picture
+from foveate.eval.asked import prompts_of
+from foveate.eval.held_out import questions
+from foveate.naming import parse
+from foveate.runs.listener import Listener
+from foveate.tuning.parts import by_picture, split
+from tests.cli.conftest import save_tiny_llava
+from tests.forked import kills_of
+from tests.tune.presets import preset_of
 
-LLAVA = tiny("llava")
-SAMPLES = questions("llava", 12)
-PICTURES = grouped(LLAVA, SAMPLES)
-EVERY = [sample for about in PICTURES for sample in about.samples]
-FEW = {"retention": 0.6, "search": 3, "max_new_tokens": 4}
+METHOD = "v2drop:metric=cosine;over=net"
 
 
-def test_questions_about_one_picture_stay_together_and_the_parts_share_none():
-    parts = split(PICTURES, seed=3)
-    keys = [about.key for part in (parts.search, parts.choose, parts.report) for about in part]
-    assert sorted(keys) == sorted(about.key for about in PICTURES)
-    assert len(set(keys)) == len(keys)
+class Heard(Listener):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
-@pytest.mark.parametrize("method", [fv.V2Drop(), fv.FastV(), fv.PyramidDrop(), fv.VisionDrop(), fv.DivPrune()])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
-def test_no_setting_costs_more_than_the_budget_and_one_token_more_would(method, share):
-    prices = Prices(LLAVA, EVERY, "retention")
-    space = space_of(method, prices.depth)
-    layers = (1, 3) if space.most_cuts else ()
-    shape = (1.0, 0.5, 0.3)[: len(layers) + space.counts_entry]
-    found = solved(space, Point(layers, shape, space.usual), prices, share)
-    assert found is not None
-    total = 0.0
-    for sample in EVERY:  # counted on the engine's own trace, not by the plan
-        with fv.drop(LLAVA, found) as trace, torch.inference_mode():
-            LLAVA(**{**sample.inputs, "use_cache": False})
-        total += trace.retention[0]
-    assert total / len(EVERY) == pytest.approx(prices.of(found), abs=1e-6)
-    assert total / len(EVERY) <= share + 1e-9
-    assert total / len(EVERY) > share - 0.06  # of 12 to 25 tokens, one behind a cut is up to 4 %
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return fv.load(save_tiny_llava(tmp_path_factory.mktemp("tune"), layers=8))
 
 
-@pytest.mark.parametrize("method", [fv.DART(layer=1), fv.PriorTR(layer=1)])
-def test_methods_that_solve_their_own_schedule_spend_what_a_budget_pays_for_above_their_floor(method):
-    prices = Prices(LLAVA, EVERY, "retention")
-    space = space_of(method, prices.depth)
-    start = Point((), (1.0,), space.usual)
-    assert 0.6 < prices.of(solved(space, start, prices, 0.7)) <= 0.7
-    assert solved(space, start, prices, 0.02) is None
+@pytest.fixture(scope="module")
+def asked():
+    """Two questions about each of ten pictures."""
+    groups = {}
+    for question in questions(TASKS, 120, (77,)):
+        groups.setdefault(question.picture, []).append(question)
+    return [question for about in list(groups.values())[:10] for question in about[:2]]
 
 
-def test_budgets_in_flops_and_cache_bytes_are_met_too():
-    for kind in ("flops", "kv"):
-        prices = Prices(LLAVA, EVERY, kind)
-        found = solved(space_of(fv.V2Drop(), DEPTH), Point((1,), (1.0,), ()), prices, 0.8)
-        assert 0.7 < prices.of(found) <= 0.8
+@pytest.fixture(scope="module")
+def pairs(asked):
+    return [(question.media(), question.text) for question in asked]
 
 
-@pytest.mark.parametrize("method", [fv.V2Drop(layers=(1, 2), keep=(0.4, 0.5)), fv.FastV(layers=(1,), keep=(0.3,))])
-@pytest.mark.parametrize("family", ["llava", "llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_a_forced_answer_agrees_exactly_where_generation_gives_it(family, method):
-    model = tiny(family)
-    pictures = pictures_of(family)
-    wanted = [targets(model, about, greedy(model, about.samples, 3)) for about in pictures]
-    for about, answers, found in zip(pictures, wanted, outcomes(model, pictures, wanted, method), strict=True):
-        for sample, target, outcome in zip(about.samples, answers, found, strict=True):
-            columns = sample.inputs["input_ids"].shape[1]
-            with fv.drop(model, method):
-                out = model.generate(**sample.inputs, max_new_tokens=len(target.ids), do_sample=False)
-            assert (tuple(out[0, columns:].tolist()) == target.ids) == outcome.agrees
-            assert outcome.divergence >= 0
-
-
-def test_a_method_that_drops_nothing_has_no_divergence():
-    about = PICTURES[0]
-    wanted = targets(LLAVA, about, greedy(LLAVA, about.samples, 3))
-    (found,) = outcomes(LLAVA, [about], [wanted], fv.V2Drop(layers=(1,), keep=(1.0,)))
-    assert all(outcome.divergence < 1e-5 and outcome.agrees for outcome in found)
-
-
-def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
-    state = tmp_path / "state"
-    whole = fv.tune(LLAVA, SAMPLES, method=fv.V2Drop(layers=(1, 2, 3)), **FEW)
-    made = []
-
-    def stops(model, pictures, wanted, method):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(method)
-        return outcomes(model, pictures, wanted, method)
-
-    monkeypatch.setattr(trials, "outcomes", stops)
-    with pytest.raises(KeyboardInterrupt):
-        fv.tune(LLAVA, SAMPLES, method=fv.V2Drop(layers=(1, 2, 3)), state=state, **FEW)
-    monkeypatch.undo()
-    (part,) = state.glob("part-*")
-    known = len(part.read_text().splitlines())
-    with part.open("a") as file:
-        file.write('{"method": "v2')  # the line at which it was killed
-    assert known == 4 * len(split(PICTURES, seed=0).search)  # which are one batch
-    again = fv.tune(LLAVA, SAMPLES, method=fv.V2Drop(layers=(1, 2, 3)), state=state, **FEW)
-    assert again.method == whole.method
-    assert [row.agreement for row in again.rows] == [row.agreement for row in whole.rows]
-    assert again.runs < whole.runs
-    for samples, other in ((SAMPLES[:8], {}), (SAMPLES, {"max_new_tokens": 5})):
-        with pytest.raises(fv.InputError, match="begun with another model, other samples"):
-            fv.tune(LLAVA, samples, method=fv.V2Drop(layers=(1, 2, 3)), state=state, **FEW | other)
-
-
-def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
-    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, task="squares", max_new_tokens=4)
-    assert isinstance(tuned, fv.Tuned)
-    assert tuned.chosen == "published"
-    assert any("only 3 pictures are left to choose with, too few" in note for note in tuned.notes)
-    names = [row.name for row in tuned.rows]
-    assert names[-4:] == ["grid", "tuned", "random, tuned schedule", "uniform, tuned schedule"]
+def test_a_schedule_is_tuned_and_its_file_goes_where_a_name_does(asked, tmp_path):
+    vlm = fv.load(device="cpu")
+    tuned = fv.tune(vlm, prompts_of(vlm, asked), method=METHOD, tokens=64, task="drawn", cache=tmp_path / "cache")
+    assert (tuned.tried, tuned.pictures, tuned.questions, tuned.task) == (3, (6, 4), 20, "drawn")
+    assert tuned.cost == tuned.tokens == pytest.approx(64, rel=0.02)
+    assert (tuned.method.tokens, tuned.method.metric) == (64, "cosine")
+    assert any("are few" in note for note in tuned.notes)
     by_name = {row.name: row for row in tuned.rows}
-    assert by_name["random, tuned schedule"].tokens == pytest.approx(by_name["tuned"].tokens, abs=1e-3)
-    assert tuned.cost <= 0.6
-    tuned.save(tmp_path / "mine.json")
-    assert parse(str(tmp_path / "mine.json")) == tuned.method
-    again = fv.Tuned.load(tmp_path / "mine.json")
-    assert json.dumps(again.to_dict()) == json.dumps(tuned.to_dict())
-    with pytest.raises(fv.InputError, match="exists already"):
-        tuned.save(tmp_path / "mine.json")
+    assert next(iter(by_name)) == "published"
+    assert list(by_name)[-3:] == ["tuned", "random, tuned schedule", "uniform, tuned schedule"]
+    for row in tuned.rows:
+        assert row.tokens == pytest.approx(64, rel=0.03)
+    assert by_name["published"].method == parse(METHOD).with_budget(tokens=64)
+    ahead = by_name["tuned"].agreement.value - by_name["published"].agreement.value
+    assert by_name["tuned"].ahead.value == pytest.approx(ahead, abs=2e-5)
+    tuned.save(path := tmp_path / "mine.json")
+    assert parse(str(path)) == tuned.method
+    assert json.dumps(fv.Tuned.load(path).to_dict()) == json.dumps(tuned.to_dict())
+    with pytest.raises(fv.InputError, match="exists"):
+        tuned.save(path)
+
+
+def test_what_has_been_answered_is_not_asked_again(tiny, pairs, tmp_path):
+    how = {"method": METHOD, "retention": 0.5, "max_new_tokens": 3, "cache": tmp_path}
+    heard = Heard()
+    first = fv.tune(tiny, pairs, **how)
+    again = fv.tune(tiny, pairs, listener=heard, **how)
+    assert first.runs > 0 == again.runs
+    assert (first.method, first.rows) == (again.method, again.rows)
+    assert any("known already" in note for note in heard.notes)
+    other = fv.tune(tiny, pairs, **how | {"method": "v2drop:metric=l1;over=net"})
+    assert other.runs < first.runs  # the full model has answered
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_run_that_is_killed_at_any_moment_comes_to_the_same(tiny, pairs, tmp_path):
+    def work(folder="out"):
+        return fv.tune(tiny, pairs[:8], method=METHOD, retention=0.5, max_new_tokens=3, cache=tmp_path / folder)
+
+    begun = time.monotonic()
+    whole = work("whole")
+    assert kills_of(work, time.monotonic() - begun)
+    again = work()
+    assert (again.method, again.rows) == (whole.method, whole.rows)
+    assert again.runs < whole.runs
+
+
+def test_thresholds_meet_a_budget_as_pictures_spend_it_and_controls_cost_as_much(tiny, pairs, tmp_path):
+    method = fv.MustDrop(merge_windows=False)
+    tuned = fv.tune(tiny, pairs, method=method, retention=0.6, max_new_tokens=3, cache=tmp_path)
+    assert tuned.tried == 2
+    assert 0.5 < tuned.cost <= 0.6
+    assert tuned.method.budget is None
+    by_name = {row.name: row for row in tuned.rows}
+    for control in ("random, tuned schedule", "uniform, tuned schedule"):
+        assert by_name[control].tokens == pytest.approx(by_name["tuned"].tokens, rel=0.05)
+    with pytest.raises(fv.BudgetError, match="mustdrop"):
+        fv.tune(tiny, pairs, method=method, retention=0.05, max_new_tokens=3, cache=tmp_path)
+
+
+def test_flops_are_spent_as_they_are_counted(tiny, pairs, tmp_path):
+    tuned = fv.tune(tiny, pairs[:8], method=METHOD, flops=0.8, max_new_tokens=3, cache=tmp_path)
+    assert 0.75 < tuned.cost <= 0.81
+
+
+def test_questions_about_one_picture_stay_together(tiny, pairs):
+    pictures = by_picture(tiny.prepare(*pair) for pair in pairs)
+    assert [len(about) for about in pictures.values()] == [2] * 10
+    chosen, reported = split(pictures, seed=3)
+    assert (len(chosen), len(reported)) == (6, 4)
+    assert {*chosen, *reported} == set(pictures)
+    assert split(pictures, seed=3) == (chosen, reported) != split(pictures, seed=4)
 
 
 @pytest.mark.parametrize(
-    ("method", "budget", "message"),
+    ("method", "more", "word"),
     [
-        ("v2drop", {}, "Give one budget"),
-        ("v2drop", {"tokens": 5, "kv": 0.5}, "Give one budget"),
-        ("v2drop:layers=1,2,3", {"retention": 1}, "drops nothing"),
-        ("v2drop:layers=1,2,3", {"tokens": 0}, "must be above 0"),
-        ("mustdrop", {"kv": 0.5}, "not for flops= or kv="),
-        ("v2drop", {"tokens": 5, "search": -1}, "search 0 or more"),
-        ("v2drop", {"tokens": 5, "serach": 1}, "Tuning has no setting serach"),
-        ("finalkv", {"retention": 0.5}, "no schedule"),
+        ("v2drop", {}, "one budget"),
+        ("v2drop", {"tokens": 5, "flops": 0.5}, "one budget"),
+        ("v2drop", {"retention": 1}, "drops nothing"),
+        ("v2drop", {"tokens": 0}, "tokens"),
+        ("v2drop", {"tokens": 5, "search": 1}, "search"),
+        ("v2drop", {"tokens": 5, "tasks": ["a"]}, "tasks"),
+        ("v2drop:keep=0.5,0.5,0.5", {"tokens": 5}, "schedule"),
+        ("finalkv", {"retention": 0.5}, "budget"),
+        (fv.MustDrop(filter=False), {"retention": 0.5}, "filter"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(method, budget, message):
-    with pytest.raises((fv.SettingError, fv.UnknownNameError), match=message):
-        fv.tune(LLAVA, SAMPLES, method=method, **budget)
+def test_what_cannot_be_tuned_is_refused(tiny, pairs, method, more, word, tmp_path):
+    with pytest.raises(fv.SettingError, match=word):
+        fv.tune(tiny, pairs[:4], method=method, cache=tmp_path, **more)
 
 
-def test_a_method_that_is_exact_only_with_a_budget_is_tuned():
-    tuned = fv.tune(LLAVA, SAMPLES, method="prumerge", retention=0.5, max_new_tokens=4)
-    assert tuned.cost <= 0.5
+@pytest.mark.parametrize("samples", [[], [(picture(), "What?")], ["a.png"], "pictures", [(None, "What?")] * 3], ids=len)
+def test_samples_that_say_nothing_are_refused(tiny, samples, tmp_path):
+    with pytest.raises(fv.SettingError):
+        fv.tune(tiny, samples, retention=0.5, cache=tmp_path)
 
 
-@pytest.mark.parametrize("given", [["a.png", "b.png"], "pictures", [("a.png", "What?", "more")]])
-def test_what_is_no_pair_of_picture_and_question_is_refused(given):
-    with pytest.raises(fv.SettingError, match="pair of a picture and a question"):
-        fv.tune(fv.VLM(LLAVA, None), given, method="v2drop:layers=1,2,3", retention=0.6)
+def test_a_model_alone_is_refused(tiny, pairs):
+    with pytest.raises(fv.SettingError, match="VLM"):
+        fv.tune(tiny.model, pairs, retention=0.5)
 
 
-def test_a_given_setting_stays_also_where_it_is_the_usual_one(tmp_path):
-    state = tmp_path / "state"
-    text = "v2drop:metric=l2;layers=1,3;keep=0.5,0.5"
-    fv.tune(LLAVA, SAMPLES, method=parse(text), given=given(text), state=state, **FEW)
-    (part,) = state.glob("part-*")
-    tried = [json.loads(json.loads(line)["method"]) for line in part.read_text().splitlines()]
-    searched = [setting for setting in tried if setting["method"] == "v2drop"]
-    assert {setting["metric"] for setting in searched} == {"l2"}
-    assert {layer for setting in searched for layer in setting["layers"]} == {1, 3}
-    assert len({setting["over"] for setting in searched}) == 2
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_several_processes_need_a_model_that_they_can_load():
-    with pytest.raises(fv.SettingError, match="needs a VLM"):
-        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, workers=2)
-    with pytest.raises(fv.SettingError, match="workers must be 1 or more"):
-        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, workers=0)
+def test_a_file_of_before_is_read():
+    """It had pictures to search with too, and other origins."""
+    values = preset_of(parse("v2drop:layers=1,2,3;keep=0.5,0.3,0"), chosen="search").to_dict()
+    tuned = fv.Tuned.from_dict(values)
+    assert tuned.to_dict() == values
+    assert "On 4 pictures" in str(tuned.table())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": "another"}', '{"format": "foveate tuning 4"}',
+             '{"format": "foveate tuning 4", "method": {"method": "mustdrop"}, "rows": 1}'],
+)  # fmt: skip
+def test_a_file_that_is_no_preset_is_refused(tmp_path, text):
+    (path := tmp_path / "preset.json").write_text(text)
+    with pytest.raises(fv.InputError):
+        fv.Tuned.load(path)
+    with pytest.raises(fv.InputError):
+        fv.Tuned.load(tmp_path / "nothing.json")
+
+
+def test_a_key_of_a_preset_that_is_not_read_is_refused():
+    values = preset_of(parse("v2drop:layers=1,2,3;keep=0.5,0.3,0")).to_dict()
+    row = values["rows"][0]
+    for changed in ({"note": []}, {"rows": [row | {"agrement": None}]}):
+        with pytest.raises(fv.InputError, match="not read"):
+            fv.Tuned.from_dict(values | changed)

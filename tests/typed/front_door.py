@@ -41,13 +41,12 @@ def answer(given: fv.Answer, stream: Stream) -> None:
 
 def tune(vlm: fv.VLM) -> None:
     samples = [("a.png", "What is it?")]
-    assert_type(fv.tune(vlm, samples, method="v2drop", tokens=64, search=8, state="mine"), fv.Tuned)
+    assert_type(fv.tune(vlm, samples, method="v2drop", tokens=64, workers=2, cache="mine"), fv.Tuned)
     assert_type(fv.tune(vlm, samples, agreement=0.98, method="divprune"), fv.SecondLook)
     look = fv.SecondLook(method=fv.V2Drop(tokens=64), sure=0.9)
     assert_type(vlm.ask("a.png", "What is it?", method=look), fv.Answer)
     assert_type(vlm.ask("a.png", "What is it?", method="v2drop", sure=0.9).unsure, fv.Answer | None)
-    assert_type(fv.tune_many(vlm, samples, ["v2drop"], retention=[0.2], workers=2, listener=None), fv.Tunings)
-    fv.tune(vlm, samples, tokens=64, serach=8)  # type: ignore[call-overload]
+    fv.tune(vlm, samples, tokens=64, cahce="mine")  # type: ignore[call-overload]
 
 
 def others(vlm: fv.VLM) -> None:

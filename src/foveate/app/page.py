@@ -19,9 +19,9 @@ from foveate.app.subjects import Subject, examples, opened
 from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
-from foveate.catalogue import methods, takes_budget
 from foveate.errors import FoveateError, InputError
 from foveate.plain.inventory import summary
+from foveate.registry import methods, takes_budget
 from foveate.viz import draw_comparison
 
 STYLE = Path(__file__).parent / "page.css"

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
-from foveate.ask.batch import collate, pad_id, parts
+from foveate.ask.batch import collate, pad_id
 from foveate.ask.prompt import is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
-from foveate.engine.copies import copy_of, nbytes, picked, settle
+from foveate.engine.copies import copy_of, nbytes, settle
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
@@ -42,8 +42,7 @@ class Look:
         ids: Its token ids, (1, tokens) int64, vision placeholders included.
         inputs: What else belongs to it, by name, as the processor made it: grids and sizes. Of pixels only the shape is
             left (on torch's meta device).
-        cache: Keys, values and states, as the method left them, of one picture or of several whose prompts begin alike.
-            Nothing changes it: questions go on from copies.
+        cache: Keys, values and states, as the method left them. Nothing changes it: questions go on from copies.
         trace: What was dropped.
         weights: Of the model that looked, where these may change before a question comes; see `weights_of`.
     """
@@ -84,26 +83,27 @@ def refuse_unshareable(model: PreTrainedModel, method: Method | None) -> None:
         UnsupportedError: If the family's prompts are seen both ways, the question decides what is dropped, or caches
             are cut once the question has been read.
     """
-    reason = _why_not(family_for(model), method)
-    if reason is not None:
-        raise UnsupportedError(reason)
+    family = family_for(model)
+    reason = _why_not(family, method)
+    if reason is None:
+        return
+    if family.shares_prefix:
+        depth = len(family.layers)
+        serving = [name for name, kind in sorted(methods().items()) if _serves(kind, depth)]
+        reason = f"{reason}, so it cannot look before it is asked. Use one that can: {', '.join(serving)}."
+    raise UnsupportedError(reason)
 
 
 def _why_not(family: Family, method: Method | None) -> str | None:
-    """Why there is no look, and what to do; None if there is."""
+    """Why there is no look; None if there is."""
     if not family.shares_prefix:
         told = "the question changes what stands before it"
         if family.gathers:
             told = "whether the question changes what stands before it is not known"
         return f"A {family.model.config.model_type!r} cannot look before it is asked: {told}. Ask with vlm.ask."
-    depth = len(family.layers)
-    if method is None:
+    if method is None or (why := _waits(method, len(family.layers))) is None:
         return None
-    why = _waits(method, depth)
-    if why is None:
-        return None
-    serving = [name for name, kind in sorted(methods().items()) if _serves(kind, depth)]
-    return f"{method.name} {why}, so it cannot look before it is asked. Use one that can: {', '.join(serving)}."
+    return f"{method.name} {why}"
 
 
 def _waits(method: Method, depth: int) -> str | None:
@@ -138,26 +138,12 @@ def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None
     Raises:
         UnsupportedError: If another question would give other rows.
     """
-    return look_at_several(model, [inputs], method)
-
-
-def look_at_several(model: PreTrainedModel, prompts: Sequence[Inputs], method: Method | None = None) -> Look:
-    """Run prompts about several pictures up to and with those, as one batch; `resumed` is told which is asked about.
-
-    Args:
-        model: Of transformers, in no context.
-        prompts: Batch 1 each, alike up to and with their pictures: the same ids, and pictures of one size.
-        method: What drops, with its budget; None for the untouched model.
-
-    Raises:
-        UnsupportedError: If another question would give other rows.
-    """
     refuse_unshareable(model, method)
-    begun = collate([_beginning(model, prompt) for prompt in prompts], pad_id(model))
+    begun = collate([_beginning(model, inputs)], pad_id(model))
     with drop_or_not(model, method) as trace:
         cache = _prefilled(model, begun)
     kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
-    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace)
+    return Look(kept.pop("input_ids"), kept, settle(cache), trace)
 
 
 def _beginning(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
@@ -253,24 +239,20 @@ def _equal(begun: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 # -- going on -----------------------------------------------------------------------------------------------------
 
 
-def together(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], size: int | None = None) -> list[list[int]]:
-    """Which prompts go on in one batch: their places, in groups of like lengths and at most `size`.
+def together(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs]) -> list[list[int]]:
+    """Which prompts go on in one batch: their places, in groups of like lengths.
 
     Prompts of one length always may. Others are padded between picture and question, which is right where every layer
     sees all tokens. A window counts the padding, and a recurrent state fades in it.
     """
     lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     places = sorted(range(len(prompts)), key=lambda place: lengths[place])
-    groups = [places]
     if family_for(model).recurrent or any(getattr(layer, "is_sliding", False) for layer in look.cache.layers):
-        groups = [[place for place in places if lengths[place] == length] for length in sorted(set(lengths))]
-    most = size or len(prompts)
-    return [batch for group in groups for batch in parts(group, most)]
+        return [[place for place in places if lengths[place] == length] for length in sorted(set(lengths))]
+    return [places]
 
 
-def resumed(
-    model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1, places: Sequence[int] | None = None
-) -> dict[str, Any]:
+def resumed(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
     """What `generate` is given for prompts that go on from a look.
 
     Args:
@@ -278,7 +260,6 @@ def resumed(
         look: What it saw.
         prompts: Whole prompts, batch 1 each, of one group of `together`.
         beams: Of a beam search.
-        places: Which picture of a look at several each prompt is about; None for a look at one.
 
     Raises:
         SettingError: If a prompt does not begin with what was looked at.
@@ -300,10 +281,7 @@ def resumed(
         # the whole prompt, also behind a video, where the beginning alone does not say it.
         core.rope_deltas = None
         placed = _of_positions(core, look, len(rows), longest)
-    if places is None:
-        cache = copy_of(look.cache, len(rows) * beams)
-    else:
-        cache = picked(look.cache, places)
+    cache = copy_of(look.cache, len(rows) * beams)
     return {"input_ids": ids, "attention_mask": mask, **with_cache(cache), **placed}
 
 

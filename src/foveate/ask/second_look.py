@@ -19,7 +19,6 @@ from foveate._transformers import PreTrainedModel
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import ADAPTERS, weights_of
-from foveate.catalogue import PlainMethod
 from foveate.contract.method import BUDGET, Method
 from foveate.errors import InputError, SettingError
 from foveate.naming import members_of, method_of
@@ -28,6 +27,7 @@ from foveate.plain.spelling import SECOND_LOOK, is_second_look, read_json, unquo
 from foveate.plain.stats import Z, wilson
 from foveate.plain.table import Column, Table, number
 from foveate.plain.upstream import brief
+from foveate.registry import PlainMethod
 
 FORMAT = f"{SECOND_LOOK} 1"
 FILE = "This file of foveate tune --agreement"

@@ -14,9 +14,10 @@ from foveate.ask.media import read_once
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import dropped_in
-from foveate.ask.second_look import AnyLook, SecondLook, drops_of
+from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.sure import answerer_of
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import conditions
@@ -66,7 +67,7 @@ class RowAsking:
     Attributes:
         model, device, dtype, attention: As for `foveate.load`.
         method: What drops, or a second look; None is the untouched model.
-        tokens, retention, frames, fps, fit: As for `VLM.ask`.
+        frames, fps, fit: As for `VLM.ask`.
         max_new_tokens: The longest answer.
         batch_size: Most rows that the model answers at a time.
         within: The folder that files must lie in; None reads them anywhere.
@@ -77,8 +78,6 @@ class RowAsking:
     dtype: str = "auto"
     attention: str = "auto"
     method: AnyLook = None
-    tokens: float | None = None
-    retention: float | None = None
     frames: int | None = None
     fps: float | None = None
     fit: Fit = "own"
@@ -98,14 +97,18 @@ class RowAsking:
         """The model in process `place` of `count`; see `foveate.runs.crew.Task`."""
         return RowAnswerer(replace(self, device=device_at(place, self.device)), share=1 / count)
 
+    @property
+    def members(self) -> tuple[Method, ...]:
+        """The methods that drop, at the first look."""
+        method = self.method.method if isinstance(self.method, SecondLook) else self.method
+        return () if method is None else members_of(method)
+
     def to_dict(self) -> dict[str, Any]:
         """What an answer depends on, as plain values: not the size of batches, nor where the model runs."""
-        values = {name: getattr(self, name) for name in ("model", "dtype", "attention", "tokens", "retention")}
-        values |= {name: getattr(self, name) for name in ("frames", "fps", "fit", "max_new_tokens", "within")}
-        method = self.method.method if isinstance(self.method, SecondLook) else self.method
-        members = () if method is None else members_of(method)
-        values["method"] = "+".join(member.name for member in members) or "none"
-        values["method settings"] = [member.to_dict() for member in members]
+        names = ("model", "dtype", "attention", "frames", "fps", "fit", "max_new_tokens", "within")
+        values = {name: getattr(self, name) for name in names}
+        values["method"] = "+".join(member.name for member in self.members) or "none"
+        values["method settings"] = [member.to_dict() for member in self.members]
         if isinstance(self.method, SecondLook):
             values["sure"] = self.method.sure
         return values
@@ -126,7 +129,7 @@ class RowAnswerer:
     def __init__(self, asking: RowAsking, vlm: VLM | None = None, share: float = 1.0) -> None:
         self.asking = asking
         self.vlm = vlm or asking.load()
-        self._drops = drops_of(asking.method, asking.tokens, asking.retention)
+        self._drops = asking.method
         settings = Generation(max_new_tokens=asking.max_new_tokens)
         self._answerer = answerer_of(self.vlm, self._drops, settings, batch_size=asking.batch_size, share=share)
         self._try_method()
@@ -177,8 +180,9 @@ class RowAnswerer:
 
     def _try_method(self) -> None:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
+        tokens = [int(getattr(member, "tokens", None) or 0) for member in self.asking.members]
         try:
-            method = dropped_in(self.vlm, self._drops, max(USUAL, int(self.asking.tokens or 0)))
+            method = dropped_in(self.vlm, self._drops, max(USUAL, *tokens, 0))
         except BudgetError:  # it depends on the picture
             return
         if method is not None:

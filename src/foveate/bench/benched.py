@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate import catalogue
+from foveate import registry
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
@@ -114,7 +114,7 @@ def named_methods(names: Sequence[str]) -> dict[str, Method]:
     """
     if tuple(names) != (ALL,):
         return {name: parse(name) for name in names or USUAL}
-    methods = {name: kind() for name, kind in sorted(catalogue.methods().items()) if kind is not Random}
+    methods = {name: kind() for name, kind in sorted(registry.methods().items()) if kind is not Random}
     return {name: method for name, method in methods.items() if method.open}
 
 

@@ -92,9 +92,10 @@ def check_methods(names: Sequence[str]) -> None:
         SettingError: If a text names no method.
         UnknownNameError: If there is no method of a name.
     """
-    there = inventory.methods()
     for part in (part for name in names for part in written(name)):
         if part.is_file:
             check_readable(Path(part.name))
-        elif not part.is_preset and part.name not in there:
+        elif part.is_preset or part.name in inventory.method_classes():
+            continue
+        elif part.name not in (there := inventory.methods()):
             raise unknown("method", part.name, there, "foveate methods")

@@ -2,26 +2,22 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Count, Flag, MaybeCount, MethodsOptions, ModelOptions, TableOptions, whole
+from foveate.cli.options import Count, Flag, MethodsOptions, ModelOptions, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
-from foveate.errors import UnknownNameError, UnsupportedError
-from foveate.plain.spelling import nearest
 from foveate.runs.samples import samples_in
 
 if TYPE_CHECKING:
-    from foveate.eval.plan import Plan
     from foveate.eval.quality import Quality
 
-FOR_QUESTIONS = ("questions", "seed", "samples", "prompt")
 FOR_TASKS = ("questions", "seed", "tasks")
-FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")
+FOR_RUNS = ("method", "budget", "retention", "samples", "prompt", "draws", "no_baselines", "workers", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +32,8 @@ class EvalOutputs(TableOptions):
 class Eval(MethodsOptions):
     """Measure what methods cost in quality at several budgets.
 
-    By default on the embedded model's own tasks; with --samples on your own pictures and questions; with --tasks on
-    benchmarks, by name, through lmms-eval (extra "eval").
+    By default on the embedded model's own tasks; with --samples on your own pictures and questions; with --logs it
+    pairs benchmarks that lmms-eval ran with --model foveate.
     The full model and every method at every budget answer the same questions. The table shows accuracy, agreement with
     the full model's answers, accuracy as a share of its own, KL divergence of the first answer token, the tokens truly
     spent and FLOPs, with 95 % intervals (paired, over pictures and their seeds), and says where an accuracy says
@@ -48,13 +44,13 @@ class Eval(MethodsOptions):
       foveate eval                                           the embedded model on its own tasks
       foveate eval --questions 2200 --seed 0 --seed 1 --seed 2 --figure pareto.png --out quality.json
       foveate eval --samples questions.jsonl --retention 0.2  agreement with the full model; accuracy with a label each
-      foveate eval --model llava-hf/llava-1.5-7b-hf --tasks pope,textvqa --method v2drop --budget 192
+      foveate eval --logs full/ v2drop/ random/              of lmms-eval's runs, each an --output_path
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
 
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = None
     """embedded tasks, out of colour, shape, count, existence, quadrant, relation, read text, character, text quadrant,
-    list left to right, list top to bottom; or benchmarks such as pope,textvqa (default: all embedded tasks)"""
+    list left to right, list top to bottom (default: all)"""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
     """your own samples: a file as foveate batch takes it (JSON lines, CSV, Parquet), such as
     {"image": file, "question": text, "label": text} a line; or a folder of pictures, with --prompt"""
@@ -69,20 +65,14 @@ class Eval(MethodsOptions):
     no_baselines: Flag = False
     """run only the methods given with --method"""
     workers: Annotated[int, whole(0), tyro.conf.arg(help_behavior_hint="")] = 0
-    """processes, each with a model of its own; benchmarks: so many settings at a time (default: for the embedded model
-    on a CPU one a core, at most 4; else 1; benchmarks: 1)"""
+    """processes, each with a model of its own (default: for the embedded model on a CPU one a core, at most 4;
+    else 1)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where answers are saved (default: foveate/eval in the user's cache folder)"""
-    protocol: Literal["own", "llava"] = "own"
-    """benchmarks: the model's own chat template, or the conditions of LLaVA-1.5's papers"""
-    batch_size: Count = 1
-    """benchmarks: samples a batch"""
-    limit: MaybeCount = None
-    """benchmarks: run only the first N documents of each (default: all)"""
-    frames: Count = 32
-    """benchmarks: at most N frames of a video"""
+    logs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|FILE…", help_behavior_hint="")] = ()
+    """what lmms-eval left with --model foveate --log_samples --output_path: the full model's, and then methods'"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
-    """benchmarks: a folder with tasks of your own in lmms-eval's format"""
+    """logs: the folder with tasks of your own that was lmms-eval's --include_path"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
 
@@ -96,32 +86,18 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
-            from foveate.eval.contenders import USUAL
             from foveate.eval.pareto import draw_all
-            from foveate.eval.plan import Plan
             from foveate.eval.quality import tables_of
 
-        plan = Plan(
-            methods=self.method or USUAL,
-            tokens=self.budget,
-            retention=self.retention,
-            draws=self.draws,
-            baselines=not self.no_baselines,
-            cache=self.cache,
-            workers=self.workers,
-            max_new_tokens=self.models.max_new_tokens,
-        )
-        names = self._task_names()
-        if self._benchmarks(names):
-            found = self._run_benchmarks(names, plan)
-            values: dict[str, Any] = {"tasks": {task: quality.to_dict() for task, quality in found.items()}}
-            qualities = list(found.values())
+        if self.logs:
+            from foveate.eval.lmms.logs import compare_logs
+
+            of_tasks = compare_logs(self.logs, self.include)
+            values: dict[str, Any] = {"tasks": {task: quality.to_dict() for task, quality in of_tasks.items()}}
+            qualities = list(of_tasks.values())
         else:
-            if self.samples is not None:
-                quality = self._run_samples(plan)
-            else:
-                quality = self._run_embedded(names, plan)
-            values, qualities = quality.to_dict(), [quality]
+            qualities = [self._evaluated()]
+            values = qualities[0].to_dict()
         tables = tables_of(qualities)
         shown: list[Any] = []
         for table in tables:
@@ -138,19 +114,17 @@ class Eval(MethodsOptions):
         """Refuse flags that contradict each other."""
         self.check_each_once()
         check_methods(self.method)
+        if self.logs:
+            self._refuse((*FOR_TASKS, *FOR_RUNS), "is for questions that are asked here. Leave it out beside --logs.")
+            if len(self.logs) < 2:
+                raise UsageError("--logs pairs runs: name the full model's, and one or more of methods.")
+        elif self.include:
+            raise UsageError("--include is for --logs: name those.")
         if self.samples is not None:
             self._refuse(FOR_TASKS, "is for tasks, and --samples brings questions of its own. Leave it out.")
             samples_in(self.samples, question=self.prompt)
         elif self.prompt is not None:
             raise UsageError("--prompt is for --samples: name a folder or file.")
-        names = self._task_names()
-        if self._benchmarks(names):
-            self._refuse(FOR_QUESTIONS, "is not for benchmarks, which --tasks names. Leave it out.")
-            self._check_names(names)
-        else:
-            self._refuse(
-                FOR_BENCHMARKS, "is for benchmarks, and the embedded tasks run here. Name a benchmark with --tasks."
-            )
 
     def _refuse(self, flags: tuple[str, ...], why: str) -> None:
         """Refuse flags that would do nothing."""
@@ -158,89 +132,29 @@ class Eval(MethodsOptions):
             if getattr(self, name) != getattr(Eval, name):
                 raise UsageError(f"--{name.replace('_', '-')} {why}")
 
-    def _task_names(self) -> tuple[str, ...]:
-        """What --tasks names; nothing without it."""
-        if self.tasks is None:
-            return ()
-        names = tuple(name.strip() for name in self.tasks.split(",") if name.strip())
-        if not names:
-            raise UsageError(
-                f"--tasks {self.tasks!r} names no task. Name some, such as --tasks colour,count, or leave it out for "
-                "all embedded tasks."
-            )
-        return names
-
-    def _benchmarks(self, names: tuple[str, ...]) -> bool:
-        """Whether these are benchmarks, not embedded tasks."""
+    def _evaluated(self) -> "Quality":
+        """What is asked here, of the embedded tasks or of one's own samples."""
+        from foveate.cli.setup import load
         from foveate.embedded import tasks_of
+        from foveate.eval.contenders import USUAL
+        from foveate.eval.evaluation import evaluate, evaluate_samples
+        from foveate.eval.held_out import check_tasks
+        from foveate.eval.plan import Plan
 
-        benchmarks = [name for name in names if name not in tasks_of(self.models.model)]
-        if benchmarks and len(benchmarks) < len(names):
-            raise UsageError("Embedded tasks and benchmarks are run apart: name one kind with --tasks.")
-        return bool(benchmarks)
-
-    def _check_names(self, names: tuple[str, ...]) -> None:
-        """Refuse names that are neither benchmarks nor, though nearly, embedded tasks.
-
-        Only for names that are not ours is lmms-eval's index of tasks read, which takes seconds.
-        """
-        from foveate.embedded import TASKS
-        from foveate.eval.lmms.benchmarks import BENCHMARKS, check_folders, check_installed
-
-        near = "".join(nearest(name, TASKS) for name in names)
-        try:
-            check_installed()
-            check_folders(self.include)
-            if not set(names) <= set(BENCHMARKS):
-                from foveate.eval.lmms.harness import check_names
-
-                check_names(names, self.include)
-        except UnsupportedError as error:
-            if near:
-                raise UnknownNameError(f"No task {', '.join(names)}.{near}") from error
-            raise
-        except UnknownNameError as error:
-            if near:
-                raise UnknownNameError(f"{error} Of the embedded tasks:{near}") from error
-            raise
-
-    def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Quality":
-        from foveate.cli.setup import load
-        from foveate.eval.evaluation import evaluate
-
-        return evaluate(
-            load(self.models),
-            names,
-            plan,
-            count=self.questions,
-            seeds=self.seed or (0,),
-            listener=OnScreen(),
+        plan = Plan(
+            methods=self.method or USUAL,
+            tokens=self.budget,
+            retention=self.retention,
+            draws=self.draws,
+            baselines=not self.no_baselines,
+            cache=self.cache,
+            workers=self.workers,
+            max_new_tokens=self.models.max_new_tokens,
         )
-
-    def _run_samples(self, plan: "Plan") -> "Quality":
-        from foveate.cli.setup import load
-        from foveate.eval.evaluation import evaluate_samples
-
-        assert self.samples is not None
-        return evaluate_samples(
-            load(self.models),
-            samples_in(self.samples, question=self.prompt),
-            plan,
-            listener=OnScreen(),
-        )
-
-    def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "dict[str, Quality]":
-        from foveate.cli.setup import load
-        from foveate.eval.lmms.benchmarking import evaluate_benchmarks
-        from foveate.eval.lmms.harness import check_names
-        from foveate.eval.lmms.requests import Conduct
-
-        check_names(names, self.include)
-        conduct = Conduct(
-            protocol=self.protocol,
-            batch_size=self.batch_size,
-            most_frames=self.frames,
-            limit=self.limit,
-            include=self.include,
-        )
-        return evaluate_benchmarks(load(self.models), names, plan, conduct=conduct, listener=OnScreen())
+        if self.samples is not None:
+            samples = samples_in(self.samples, question=self.prompt)
+            return evaluate_samples(load(self.models), samples, plan, listener=OnScreen())
+        names = () if self.tasks is None else tuple(name.strip() for name in self.tasks.split(","))
+        names = check_tasks(names, tasks_of(self.models.model))
+        seeds = self.seed or (0,)
+        return evaluate(load(self.models), names, plan, count=self.questions, seeds=seeds, listener=OnScreen())

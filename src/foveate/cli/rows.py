@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from docstring_parser import parse
 
-from foveate.catalogue import takes_budget
 from foveate.contract.method import Preset
 from foveate.core.rank import mean_tokens
 from foveate.families.base import Family
 from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
-from foveate.registry import families, methods, presets, support
+from foveate.registry import families, methods, presets, support, takes_budget
 
 POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
 UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one

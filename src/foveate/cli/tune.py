@@ -21,11 +21,10 @@ from foveate.cli.options import (
     Share,
     TableOptions,
     Tokens,
-    whole,
 )
 from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
-from foveate.errors import InputError
+from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import check_readable
 from foveate.plain.writing import preset_files
 from foveate.runs.labels import plain
@@ -33,7 +32,7 @@ from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
     from foveate.ask.second_look import SecondLook
-    from foveate.tune import Tuned, Tunings
+    from foveate.tuning import Tuned
 
 METHOD = "v2drop"
 """What is tuned where nobody names a method."""
@@ -46,22 +45,21 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 class Tune:
     """Find the best setting of a method for a budget, on your own pictures and questions, without labels.
 
-    A small grid of settings is tried at one exact cost, for answers that stay nearest to the full model's; --search
-    tries more cut layers, ratios and settings. Pictures are split: to search, to choose among the best, and to report
-    with. The outcome goes to --out FILE.json, a preset file that runs with --method FILE, and says what was gained
-    against the published schedule and against random. MustDrop's counts depend on the picture, so its thresholds are
-    tuned. Several methods and budgets are compared on the same pictures; --out is then a folder of preset files.
+    A small grid of settings at one cost is asked, and the one is taken whose answers stay nearest to the full model's.
+    Pictures are split: to choose, and to report with. The outcome goes to --out FILE.json, a preset file that runs with
+    --method FILE, and says what was gained against the published schedule and against random. MustDrop's counts depend
+    on the picture, so its thresholds are tuned. With several methods or budgets --out is a folder of preset files.
+    Answers are saved as they come: a run that was interrupted goes on where it stopped.
 
     Examples:
       foveate tune --samples questions.jsonl --method v2drop --budget 64 --out mine.json
       foveate tune receipts/ --prompt "What is the total?" --method v2drop --retention 0.1
-      foveate tune receipts/ --prompt "What is the total?" --method v2drop --budget 32 --search 100 --state mine
       foveate tune receipts/*.jpg --prompt "What is the total?" --method mustdrop --retention 0.4 --out receipts.json
       foveate tune --samples receipts --method v2drop --method visiondrop --budget 64 --budget 128 --out presets
       foveate generate receipt.jpg --prompt "What is the total?" --method mine.json
       foveate tune --samples questions.jsonl --agreement 0.98 --out sure.json
 
-    With --agreement no schedule is searched: --out is a second look, which asks with few tokens, and asks the full
+    With --agreement no schedule is tuned: --out is a second look, which asks with few tokens, and asks the full
     model again where the answer is unsure, with the promise that so many answers are the full model's.
     """
 
@@ -73,7 +71,7 @@ class Tune:
     """instead of pictures: a file of samples, as foveate batch takes it (JSON lines, CSV, Parquet), such as
     {"image": file, "prompt": text} a line; paths are relative to this file; of a folder, its samples.jsonl"""
     agreement: MaybeShare = None
-    """no search: the share of answers that are to be the full model's, promised with 90 % confidence, such as 0.98.
+    """no schedule: the share of answers that are to be the full model's, promised with 90 % confidence, such as 0.98.
     Needs no budget; for 0.98 114 samples, and 169 to try three budgets. --method, --budget, --retention narrow it"""
     budget: Budgets = ()
     """mean vision tokens per decoder layer, over the samples; repeatable, as the other kinds of budget are"""
@@ -81,24 +79,19 @@ class Tune:
     """the same as a share in (0, 1]"""
     flops: Shares = ()
     """instead: FLOPs to the first token, as a share of the full model's"""
-    kv: Shares = ()
-    """instead: bytes of the KV cache after the prompt, likewise"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
-    """a method or chain, one of its presets or a preset file, with settings such as "v2drop:metric=cosine";
-    a setting that is given is not searched. Of mustdrop, thresholds give their ratio only (default: v2drop; with
-    --agreement vidcom2)"""
+    """a method or chain, with settings such as "v2drop:metric=cosine"; a setting that is given stays. Of mustdrop,
+    thresholds give their ratio only (default: v2drop; with --agreement vidcom2)"""
     settings: Settings = ()
     """a setting of every method, repeatable"""
-    search: Annotated[int, whole(0)] = 0
-    """settings to try beyond the small grid, as optuna suggests them; needs the extra tune"""
     task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
     """a name for the samples, kept in the file"""
-    state: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """keep what was tried in this folder; with the same one a stopped search goes on"""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """where answers are saved (default: foveate/eval in the user's cache folder)"""
     seed: int = 0
-    """of the split and of the search"""
+    """of the split"""
     workers: Count = 1
-    """processes that try settings, each with a model of its own"""
+    """processes that answer, each with a model of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
@@ -110,58 +103,55 @@ class Tune:
             return
         methods = self.method or (METHOD,)
         kind, budgets = self._budgets()
-        several = len(methods) * len(budgets) > 1
+        cells = [(method, {kind: budget}) for budget in budgets for method in methods]
         out = self.outputs.out
-        if out is not None and several and not _is_file(out):
-            cells = [(method, {kind: budget}) for budget in budgets for method in methods]
+        if out is not None and len(cells) > 1 and not _is_file(out):
             _check_folder(out, cells, force=self.outputs.force)
         else:
             check_targets(self.outputs)
-        if out is not None and self.state is not None and out.resolve() == self.state.resolve():
-            raise UsageError(f"--out and --state both name {out}; give each its own name.")
         check_methods(methods)
         for path, _, _ in asked:
             check_readable(path)
         check_model(self.models)
-        from foveate.cli.screen import OnScreen, busy
+        from foveate.cli.screen import OnScreen, busy, note
 
         with busy("Starting torch"):
             from foveate.ask.pictures import load_picture
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.naming import given, parse
-            from foveate.tune import tune, tune_many
+            from foveate.tuning import tune
 
-        for method in methods:
-            parse(method, self.settings)  # or a refusal, before the model is loaded
+        parsed = {name: parse(name, self.settings) for name in methods}  # or a refusal, before the model is loaded
         pictures = [(load_picture(path), prompt) for path, prompt, _ in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
         how: dict[str, Any] = {
-            "search": self.search,
             "task": self.task,
             "seed": self.seed,
             "workers": self.workers,
             "max_new_tokens": self.models.max_new_tokens,
-            "state": self.state,
+            "cache": self.cache,
             "listener": OnScreen(),
         }
+        tunings: dict[str, Tuned] = {}
         with fitting(vlm, prompts[0].inputs):
-            if several:
-                how |= {"settings": self.settings, kind: budgets}
-                self._hand_out_several(tune_many(vlm, prompts, methods, **how))
-                return
-            (text,), (budget,) = methods, budgets
-            stays = given(text, self.settings)
-            tuned = tune(vlm, prompts, method=parse(text, self.settings), given=stays, **how | {kind: budget})
-        self._hand_out(tuned)
+            for (name, budget), file in zip(cells, preset_files(cells), strict=True):
+                stays = given(name, self.settings)
+                try:
+                    tunings[file] = tune(vlm, prompts, method=parsed[name], given=stays, **how | budget)
+                except (SettingError, UnsupportedError) as error:
+                    if not tunings and (name, budget) == cells[-1]:
+                        raise
+                    note(f"{name} at {budget[kind]:g} is infeasible: {error}")
+        self._hand_out(tunings, several=len(cells) > 1)
 
     def _agree(self, asked: "Sequence[tuple[Path, str, str]]") -> None:
         """Calibrate a second look, print, and write it."""
         assert self.agreement is not None
-        unread = [name for name in ("search", "task", "state", "workers", "flops", "kv") if self._is_given(name)]
+        unread = [name for name in ("task", "cache", "workers", "flops") if self._is_given(name)]
         if unread:
-            raise UsageError(f"--agreement searches nothing: leave --{', --'.join(unread)} out.")
+            raise UsageError(f"--agreement tunes no schedule: leave --{', --'.join(unread)} out.")
         if self.budget and self.retention:
             raise UsageError("--budget and --retention say the same thing: give one of them, or neither.")
         out = self.outputs.out
@@ -179,7 +169,7 @@ class Tune:
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.naming import method_of, parse
-            from foveate.tune.agreeing import agree, refuse_few, settings_of
+            from foveate.tuning.agreeing import agree, refuse_few, settings_of
 
         methods = self.method or ("vidcom2",)
         budgets: list[dict[str, float]] = [{"tokens": value} for value in self.budget]
@@ -230,49 +220,49 @@ class Tune:
 
     def _budgets(self) -> tuple[str, tuple[float, ...]]:
         """The budgets, and of which kind they are."""
-        every = {"tokens": self.budget, "retention": self.retention, "flops": self.flops, "kv": self.kv}
+        every = {"tokens": self.budget, "retention": self.retention, "flops": self.flops}
         costs = [(kind, budgets) for kind, budgets in every.items() if budgets]
         if len(costs) != 1:
-            raise UsageError("Give one of --budget and --retention (or of --flops and --kv).")
+            raise UsageError("Give one of --budget and --retention (or --flops).")
         (kind, budgets), *_ = costs
         for flag, values in (("method", self.method), ("budget" if kind == "tokens" else kind, budgets)):
             if len(set(values)) < len(values):
                 raise UsageError(f"--{flag}: the same one is given twice.")
         return kind, budgets
 
-    def _hand_out(self, tuned: "Tuned") -> None:
-        """Write the outcome where that was asked for, and print it, also where it could not be written."""
+    def _hand_out(self, tunings: "Mapping[str, Tuned]", *, several: bool) -> None:
+        """Write preset files where that was asked for, and print each outcome, also where one could not be written.
+
+        Args:
+            tunings: By the name of their preset file in a folder.
+            several: Whether there might have been more than one.
+        """
         from rich.console import Group
 
         from foveate.cli.outputs import finish
         from foveate.cli.screen import note
 
-        for text in tuned.notes:
+        for text in dict.fromkeys(text for tuned in tunings.values() for text in tuned.notes):
             note(text)
-        values, table = tuned.to_dict(), tuned.table()
-        lines = [json.dumps(values["method"]), f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
-        if self.outputs.out is not None and self.outputs.out.suffix.lower() == JSON:
-            lines.append(f"Preset file: {self.outputs.out}")
-        finish(values, Group(table, *map(Text, lines)), self.outputs, tables=[table])
-
-    def _hand_out_several(self, tunings: "Tunings") -> None:
-        """Write preset files into a folder where that was asked for, and print all outcomes in one table."""
-        from rich.console import Group
-
-        from foveate.cli.outputs import finish
-        from foveate.cli.screen import note
-
-        for text in tunings.notes:
-            note(text)
-        outputs, table = self.outputs, tunings.table()
-        written: list[Path] = []
+        shown: list[Any] = []
+        outputs, files = self.outputs, []
+        if outputs.out is not None and several and not _is_file(outputs.out):
+            files = [outputs.out / file for file in tunings]
+            outputs = replace(outputs, out=None)
+        for tuned in tunings.values():
+            minutes = f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"
+            shown += [tuned.table(), Text(json.dumps(tuned.to_dict()["method"])), Text(minutes)]
         try:
-            if outputs.out is not None and not _is_file(outputs.out):
-                folder, outputs = outputs.out, replace(outputs, out=None)
-                written = tunings.save(folder, force=outputs.force)
+            for path, tuned in zip(files, tunings.values(), strict=False):
+                path.parent.mkdir(exist_ok=True)
+                tuned.save(path, force=outputs.force)
+                shown.append(Text(f"Preset file: {path}"))
         finally:
-            lines = [f"Preset file: {path}" for path in written]
-            finish(tunings.to_dict(), Group(table, *map(Text, lines)), outputs, tables=[table])
+            if outputs.out is not None and outputs.out.suffix.lower() == JSON:
+                shown.append(Text(f"Preset file: {outputs.out}"))
+            every = [tuned.to_dict() for tuned in tunings.values()]
+            tables = [tuned.table() for tuned in tunings.values()]
+            finish({"tuned": every} if several else every[0], Group(*shown), outputs, tables=tables)
 
     def _asked(self) -> list[tuple[Path, str, str]]:
         """(picture, question, task) of each sample; without one the task is empty."""

@@ -20,7 +20,6 @@ from foveate.contract.settings import (
     Tokens,
     Unit,
 )
-from foveate.contract.space import Space, free_settings
 from foveate.contract.stages import (
     CacheStage,
     DecodeStage,
@@ -114,7 +113,6 @@ __all__ = [
     "Share",
     "Shares",
     "Signal",
-    "Space",
     "Stage",
     "Text",
     "ThinStage",
@@ -130,7 +128,6 @@ __all__ = [
     "change",
     "changes",
     "check_depth",
-    "free_settings",
     "geometric",
     "half_up",
     "highest",

@@ -446,19 +446,28 @@ class Chain(Method):
             changed = member.around(changed, shape)
         return changed
 
+    @property
+    def spender(self) -> int:
+        """The place of the member that a budget goes to: the last open one, or else the last that has a budget.
+
+        Raises:
+            SettingError: If no member takes one.
+        """
+        takers = [index for index, member in enumerate(self.members) if member.open]
+        takers = takers or [index for index, member in enumerate(self.members) if member._given(BUDGET)]
+        if not takers:
+            raise SettingError(f"No method of {self} takes a budget: each has a schedule of its own, or takes none.")
+        return takers[-1]
+
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """This chain, its last open member spending a budget; where none is open, the last that has a budget.
+        """This chain, its `spender` with a budget.
 
         Raises:
             SettingError: If no member takes one, or not exactly one of both is given.
         """
         Budget(tokens, retention)
-        takers = [index for index, member in enumerate(self.members) if member.open]
-        takers = takers or [index for index, member in enumerate(self.members) if member._given(BUDGET)]
-        if not takers:
-            raise SettingError(f"No method of {self} takes a budget: each has a schedule of its own, or takes none.")
         members = list(self.members)
-        members[takers[-1]] = members[takers[-1]].with_budget(tokens=tokens, retention=retention)
+        members[self.spender] = members[self.spender].with_budget(tokens=tokens, retention=retention)
         return type(self)(members=tuple(members))
 
     def check_floor(self, depth: int, entered: int) -> None:

@@ -1,13 +1,12 @@
 """What methods share that cut before decoder layers: several times, by ratios, once, or to counts in a fixed ratio."""
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from operator import mul
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 from torch import Tensor
@@ -15,7 +14,6 @@ from torch import Tensor
 from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional
 from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
-from foveate.contract.space import Space, free_settings
 from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.rank import keep_count, spread, top
 from foveate.core.signals import Attention, Signal
@@ -102,11 +100,6 @@ class Layered(Budgeted):
         """Counts behind each cut, each leaving one share of what arrives, and never fewer than `least`."""
         cuts = self.cuts(depth)
         return self.rounded(geometric(started, len(cuts), least), cuts, depth, entered, started)
-
-    def with_cuts(self, layers: tuple[int, ...], values: Sequence[Any], settings: Mapping[str, Any]) -> Self:
-        """This setting with other cuts and without a budget."""
-        lists = dict(zip(self._lists, (layers, tuple(values)), strict=True))
-        return dataclasses.replace(self, retention=None, tokens=None, **lists, **settings)
 
     @property
     def _lists(self) -> tuple[str, str]:
@@ -195,27 +188,6 @@ class Scheduled(Layered):
     def kept(self, tokens: int, ratio: float) -> int:
         """How many of `tokens` a cut with this ratio keeps: truncated, and never fewer than `min_keep`."""
         return keep_count(tokens, ratio, self.min_keep)
-
-    def share_for(self, count: int, tokens: int) -> float:
-        """A ratio with which a cut keeps `count` of `tokens`: counts are truncated, so half a token is added."""
-        return min(1.0, (count + 0.5) / tokens)
-
-    def space(self, depth: int) -> Space:
-        return Space(build=self._cutting, depth=depth, first=self.first_layer, settings=free_settings(self))
-
-    def _cutting(
-        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
-    ) -> Self:
-        """This setting with other cuts, which leave so many of `entered` tokens; a cut that leaves all is none."""
-        places: list[int] = []
-        keep: list[float] = []
-        arriving = entered
-        for layer, count in zip(layers, map(int, counts), strict=True):
-            if count < arriving or not places:
-                places.append(layer)
-                keep.append(self.share_for(count, arriving))
-            arriving = count
-        return self.with_cuts(tuple(places), keep, settings)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[float, ...]:
         """Keep ratios of all cuts: as given, or solved for what has entered."""

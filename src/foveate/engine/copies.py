@@ -50,23 +50,9 @@ def copy_of(cache: Any, samples: int = 1) -> Any:
         cache: Of one sample; it stays as it is.
         samples: How many go on from it.
     """
-    return _copied(cache, (0,) * samples, shares=samples > 1)
-
-
-def picked(cache: Any, places: Sequence[int]) -> Any:
-    """A cache of samples that go on from those at these places of a cache, each in memory of its own.
-
-    Args:
-        cache: Of one sample or more; it stays as it is.
-        places: Which of its samples each new one goes on from.
-    """
-    return _copied(cache, places, shares=False)
-
-
-def _copied(cache: Any, places: Sequence[int], shares: bool) -> Any:
     copied = copy.copy(cache)
     memo = Memo(MEMO_SIZE)
-    spread = _Spread(places, shares)
+    spread = _Spread((0,) * samples, shares=samples > 1)
     copied.layers = [_layer(layer, memo, spread) for layer in cache.layers]
     return copied
 

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,6 @@ _programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Program]]" = weakref.
 def drop(
     model: nn.Module,
     method: Method | str,
-    family: Literal["generic"] | None = None,
     *,
     retention: float | None = None,
     tokens: float | None = None,
@@ -88,7 +87,6 @@ def drop(
             pipeline.
         method: A method with its settings, or its name (`foveate.naming`): "v2drop", a preset, a chain. A name
             alone keeps a third.
-        family: Not needed any more: "generic" warns.
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
             the last one that takes a budget) counts for every image what stays.
         tokens: The same as a number of tokens.
@@ -107,7 +105,7 @@ def drop(
     Warns:
         UserWarning: Behind the context, if the method is a poor one for as few tokens as an image was left.
     """
-    yield from _opened(_session(model, method, family, retention, tokens, resources or {}), warns=True)
+    yield from _opened(_session(model, method, retention, tokens, resources or {}), warns=True)
 
 
 def _opened(session: "Session", warns: bool) -> Iterator[Trace]:
@@ -129,7 +127,6 @@ def _opened(session: "Session", warns: bool) -> Iterator[Trace]:
 def apply(
     model: nn.Module,
     method: Method | str,
-    family: Literal["generic"] | None = None,
     *,
     retention: float | None = None,
     tokens: float | None = None,
@@ -139,7 +136,7 @@ def apply(
 
     The trace's `history` holds the latest 100 prefills, so that a server may go on for weeks.
     """
-    session = _session(model, method, family, retention, tokens, resources or {})
+    session = _session(model, method, retention, tokens, resources or {})
     session.trace.most = LATEST
     try:
         session.attach()
@@ -175,7 +172,7 @@ def drop_or_not(model: nn.Module, method: Method | None) -> Iterator[Trace]:
         SessionError: If the model is inside one already, also one that another thread holds.
     """
     if method is not None:
-        yield from _opened(_session(model, method, None, None, None, {}), warns=False)
+        yield from _opened(_session(model, method, None, None, {}), warns=False)
     else:
         refuse_open(model)
         yield Trace()
@@ -200,7 +197,6 @@ def refuse_running(model: nn.Module, family: Family) -> None:
 def _session(
     model: nn.Module,
     method: Method | str,
-    kind: Literal["generic"] | None,
     retention: float | None,
     tokens: float | None,
     resources: Mapping[str, Any],
@@ -209,7 +205,7 @@ def _session(
     if method is None:
         raise SettingError("A method is such as foveate.V2Drop(), or its name; got None.")
     chosen = naming.method_of(method, tokens, retention)
-    family = family_for(model, kind)
+    family = family_for(model)
     refuse_running(model, family)
     return Session(family, chosen, resources)
 

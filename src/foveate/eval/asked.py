@@ -40,6 +40,7 @@ class Asked:
         labels: The true answers, of which any counts; none where they are not known.
         seed: Which seed drew the picture; None where nobody did.
         reading: What of an answer is compared with the labels'.
+        prompt: It and its pictures as the model gets them, where somebody has prepared them.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Asked:
     labels: tuple[str, ...] = ()
     seed: int | None = None
     reading: Callable[[str], str] = str
+    prompt: Prompt | None = field(default=None, compare=False)
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer is a true one."""
@@ -154,7 +156,7 @@ def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
     for _, group in groupby(questions, key=lambda question: question.picture):
         about = list(group)
         shown = about[0].media()
-        prompts += [vlm.prepare(shown, question.text) for question in about]
+        prompts += [question.prompt or vlm.prepare(shown, question.text) for question in about]
     return prompts
 
 

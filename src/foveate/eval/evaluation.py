@@ -1,6 +1,6 @@
 """`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -219,7 +219,7 @@ def _compare(
     contenders = budgeted(plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets)
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with plan.store(conditions, listener.note) as store:
-        asking = _Asking(vlm, asked, plan, store, listener)
+        asking = Asking(vlm, asked, plan, store, listener)
         rows = asking.rows(contenders, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
@@ -257,7 +257,7 @@ def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_toke
 
 
 @dataclass(frozen=True)
-class _Asking:
+class Asking:
     """Questions to one model, and where its answers are kept."""
 
     vlm: VLM
@@ -273,17 +273,22 @@ class _Asking:
 
     def rows(self, contenders: Sequence[Contender], doing: str) -> list[dict[str, object]]:
         """All figures of these contenders, after asking what the store does not have."""
-        methods = list({key_of(draw): draw for contender in contenders for draw in contender.draws}.values())
+        self.ask([draw for contender in contenders for draw in contender.draws], doing)
+        ran = [(contender, [self.log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
+        return figures_of(self.log(None), ran)
+
+    def ask(self, methods: Iterable[Method], doing: str) -> int:
+        """Ask what the store does not have, of the full model too; how many answers that were."""
+        methods = list({key_of(method): method for method in methods}.values())
         work = outstanding(self.asked, methods, self.store)
         left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
         if left < total:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
             run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
-        ran = [(contender, [self._log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
-        return figures_of(self._log(None), ran)
+        return left
 
-    def _log(self, method: Method | None, sure: float | None = None) -> list[dict[str, object]]:
+    def log(self, method: Method | None, sure: float | None = None) -> list[dict[str, object]]:
         """A setting's log, in the questions' order; see `foveate.eval.pairing`.
 
         Of a second look it comes from the answers with few tokens and the full model's: both are there.

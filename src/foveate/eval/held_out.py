@@ -13,6 +13,7 @@ from foveate.embedded.questions import one_per_film_task, one_per_task
 from foveate.embedded.scenes import Scene, scene, sketch
 from foveate.errors import SettingError, UnknownNameError
 from foveate.eval.asked import Asked
+from foveate.plain.spelling import nearest
 from foveate.video import Clip
 
 SPLIT = "held-out"
@@ -31,7 +32,10 @@ def check_tasks(names: Sequence[str], known: Sequence[str] = TASKS) -> tuple[str
         UnknownNameError: If there is no such task.
     """
     if unknown := sorted(set(names) - set(known)):
-        raise UnknownNameError(f"No embedded task {unknown[0]!r}. There are: {', '.join(known)}.")
+        raise UnknownNameError(
+            f"No embedded task {unknown[0]!r}.{nearest(unknown[0], known)} There are: {', '.join(known)}. "
+            "Benchmarks are run by lmms-eval: docs/guides/benchmarks.md."
+        )
     return tuple(task for task in known if task in names or not names)
 
 

@@ -32,9 +32,8 @@ class Plan:
         draws: Seeds of methods that draw at random.
         baselines: Whether Random, Uniform, AveragePool and Resize run too.
         cache: The folder where answers are kept; None is foveate/eval in the user's cache folder.
-        workers: Processes, each with a model of its own; 0 takes as many as pay off. Of benchmarks, so many settings at
-            a time.
-        max_new_tokens: The longest answer; benchmarks have limits of their own.
+        workers: Processes, each with a model of its own; 0 takes as many as pay off.
+        max_new_tokens: The longest answer.
 
     Raises:
         SettingError: If budgets are given both ways, or a setting is unknown or of the wrong type.

@@ -73,4 +73,4 @@ class InternVL(Tiled):
         return output, core.multi_modal_projector(tokens)
 
 
-FAMILY = InternVL
+FAMILIES = (InternVL,)

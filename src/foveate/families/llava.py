@@ -187,7 +187,7 @@ def picture_tokens(config: Any) -> int:
     Raises:
         UnsupportedError: If the tower is neither CLIP nor SigLIP.
     """
-    return side_of(config) ** 2 + clip_shape(config, 0).extra
+    return side_of(config) ** 2 + _rows_beside(config)
 
 
 def pictures_in(size: int, each: int) -> int:
@@ -215,15 +215,18 @@ def clip_shape(config: Any, projector: int) -> TowerShape:
     Raises:
         UnsupportedError: If the tower is neither.
     """
-    vision = config.vision_config
-    if vision.model_type not in CLASS_TOKENS:
-        raise UnsupportedError(
-            f"The cost of a tower of type {vision.model_type!r} is not known. Known: {', '.join(CLASS_TOKENS)}."
-        )
+    vision, extra = config.vision_config, _rows_beside(config)
     cls = CLASS_TOKENS[vision.model_type]
-    extra = cls - int(drops_cls(config))
     head = getattr(vision, "vision_use_head", False)
     return TowerShape.of(vision, projector, cls_tokens=cls, extra=extra, pooling_head=head)
+
+
+def _rows_beside(config: Any) -> int:
+    """Vision tokens of a picture besides those of its grid: 1 for a CLS that stays, −1 where a patch is left out."""
+    kind = config.vision_config.model_type
+    if kind not in CLASS_TOKENS:
+        raise UnsupportedError(f"The cost of a tower of type {kind!r} is not known. Known: {', '.join(CLASS_TOKENS)}.")
+    return CLASS_TOKENS[kind] - int(drops_cls(config))
 
 
 def llava_shape(config: Any) -> TowerShape:

@@ -157,4 +157,4 @@ def _padded(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
     return torch.stack(padded)
 
 
-FAMILY = Mistral3
+FAMILIES = (Mistral3,)

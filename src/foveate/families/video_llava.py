@@ -239,4 +239,4 @@ def _pictures(config: Any, size: int) -> int:
     return frames or size // each
 
 
-FAMILY = VideoLlava
+FAMILIES = (VideoLlava,)

@@ -62,9 +62,6 @@ class FastV(Scheduled):
         rounded = round if self.rounding == "nearest" else math.ceil
         return min(tokens, max(self.min_keep, rounded(tokens * ratio)))
 
-    def share_for(self, count: int, tokens: int) -> float:
-        return count / tokens
-
 
 def _join(view: LayerView, count: int) -> Cut:
     everything = torch.ones_like(view.attention, dtype=torch.bool)

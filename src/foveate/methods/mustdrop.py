@@ -13,10 +13,10 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from annotated_types import Ge
@@ -35,7 +35,6 @@ from foveate.contract import (
     Positions,
     Shape,
     Share,
-    Space,
     Stage,
     TowerAttention,
     TowerStage,
@@ -46,7 +45,7 @@ from foveate.core.rank import top
 from foveate.errors import SettingError
 
 USUAL = 0.001  # both thresholds of the released code, at 192 tokens
-RATIOS = (1.0, 0.2)  # α/γ of the presets that are furthest apart
+LEAST = 1e-6  # a γ below the share that any token of an image gets
 SHARE = Attention(rows="after", over="share")  # g_j / Σ g
 PEAK = Attention(rows="after", over="max")  # m_j
 
@@ -75,6 +74,8 @@ class MustDrop(Layered):
     schedule = ("global_thr", "individual_thr")
     behind = 1
     usual_layers = (2, 6, 10, 14)
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"individual_thr": (None, USUAL / 5)}
+    """With the usual γ, the ratios α/γ of the presets that are furthest apart."""
 
     global_thr: Annotated[float, Ge(0)] | None = None
     individual_thr: Annotated[float, Ge(0)] | None = None
@@ -119,22 +120,17 @@ class MustDrop(Layered):
             stages.append(CacheStage(first_layer=self.cuts(shape.depth)[0] - 1))
         return tuple(stages)
 
-    def space(self, depth: int) -> Space:
-        """γ for a budget, at each of a few ratios α/γ; thresholds that somebody has given say the only one."""
+    def at_scale(self, share: float) -> Self:
+        """Both thresholds times one factor, so that more tokens stay the larger `share` is, from 0 (γ = 1) to 1.
+
+        Raises:
+            SettingError: If no token is dropped by them.
+        """
         gamma, alpha = self.thresholds
         if not self.filter or gamma <= 0:
-            raise SettingError(
-                "Tuning changes global_thr of the filter, so it needs filter=True and global_thr above 0."
-            )
-        settings = {"ratio": (alpha / gamma,) if self._given(self.schedule) else RATIOS}
-        return Space(build=self._thresholded, depth=depth, most_cuts=0, solved_for="threshold", settings=settings)
-
-    def _thresholded(
-        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
-    ) -> Self:
-        """This setting with γ = 1 / counts[0]."""
-        gamma = 1 / counts[0]
-        thresholds = {"global_thr": gamma, "individual_thr": gamma * settings["ratio"]}
+            raise SettingError("Tuning scales the filter's thresholds, so it needs filter=True and global_thr above 0.")
+        scaled = LEAST**share
+        thresholds = {"global_thr": scaled, "individual_thr": scaled * alpha / gamma}
         return dataclasses.replace(self, **thresholds, retention=None, tokens=None)
 
     # -- (a) the tower -----------------------------------------------------------------------------------------

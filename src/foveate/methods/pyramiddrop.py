@@ -7,8 +7,8 @@ Before layer l: s_j = mean over heads of softmax(q_last · k_j / √d) with the 
 int(r_l · N) tokens with the largest s stay, N being those that entered the decoder.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from foveate.contract import (
     Attention,
@@ -18,11 +18,9 @@ from foveate.contract import (
     Layers,
     LayerStage,
     Positions,
-    Space,
     Unit,
     attended,
     check_depth,
-    free_settings,
     quarters,
 )
 
@@ -77,16 +75,6 @@ class PyramidDrop(Layered):
         if self.budget is not None:
             return self.falling(depth, entered, started)
         return tuple(max(1, int(started * ratio)) for ratio in self.values(depth, RATIOS))
-
-    def space(self, depth: int) -> Space:
-        return Space(build=self._cutting, depth=depth, settings=free_settings(self))
-
-    def _cutting(
-        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
-    ) -> Self:
-        """This setting with other cuts, which leave so many of `entered` tokens; half a token more, as counts are
-        truncated."""
-        return self.with_cuts(layers, [min(1.0, (count + 0.5) / entered) for count in counts], settings)
 
 
 _DERIVED = "derived: q, q², q³ of the tokens for this mean over layers"

@@ -13,8 +13,7 @@ A segment is what attends to itself alone: a picture, a tile, a frame; where blo
 rows of the window there. A CLS stays, has s = 1, and no row goes with it.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -40,7 +39,6 @@ class ThinTower(Method):
     """
 
     name = "thintower"
-    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"keep": (1 / 3, 1 / 2), "at": (1 / 8, 1 / 4, 0.0)}
 
     keep: Share = 1 / 3
     at: Share = 1 / 8

@@ -9,7 +9,7 @@ Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -29,9 +29,7 @@ from foveate.contract import (
     Positions,
     Preset,
     Shape,
-    Space,
     Stage,
-    free_settings,
     half_up,
     merging_stage,
     quarters,
@@ -196,17 +194,6 @@ class VisionDrop(Layered):
             return pair
         dominant, contextual = (half_up(count * entered / self.reference) for count in pair)
         return max(1, dominant), contextual
-
-    def space(self, depth: int) -> Space:
-        return Space(build=self._cutting, depth=depth, first=1, counts_entry=True, settings=free_settings(self))
-
-    def _cutting(
-        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
-    ) -> Self:
-        """This setting with other stages, which leave so many of `entered` tokens, the first behind the tower."""
-        (dominant, contextual), *pairs = [_split(int(count)) for count in counts]
-        tower = {"dominant": dominant, "contextual": contextual, "reference": entered}
-        return self.with_cuts(layers, pairs, {**tower, **settings})
 
 
 def _split(size: int) -> Pair:

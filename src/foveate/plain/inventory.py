@@ -1,39 +1,59 @@
 """Names of methods and families, read off their files: to import them would import torch.
 
-A method's file has its name. Packages that bring methods or families of their own are imported.
+A method's name is its file's, and a family's stands in its class. Packages that bring some of their own are imported.
 """
 
-import ast
 import re
-from importlib.metadata import entry_points
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parents[1]
 METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
-FAMILY = re.compile(r"^(?:FAMILY|FAMILIES) = ", re.MULTILINE)
 MODEL_TYPE = re.compile(r'^    model_type: ClassVar\[str\] = "(\w+)"$', re.MULTILINE)
 PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 
 
+@cache
+def method_classes() -> dict[str, str]:
+    """The class of each method in `foveate/methods`, by the method's name."""
+    last_lines = {file.stem: METHOD.search(text) for file, text in _texts("methods")}
+    return {name: line[1] for name, line in last_lines.items() if line}
+
+
+@cache
+def family_files() -> dict[str, str]:
+    """The file of each family in `foveate/families`, by its `model_type`; several may share one."""
+    files: dict[str, str] = {}
+    for file, text in _texts("families"):
+        if "\nFAMILIES = (" in text:
+            files |= dict.fromkeys(MODEL_TYPE.findall(text), file.stem)
+    return files
+
+
+@cache
+def brought(group: str) -> tuple[Any, ...]:
+    """The methods or families that other packages bring: entry points of `foveate.methods` or `foveate.families`."""
+    from importlib.metadata import entry_points  # slow to import, and most names need none
+
+    return tuple(point.load() for point in entry_points(group=group))
+
+
 def methods() -> dict[str, str]:
     """What each method does, in a sentence, by the method's name."""
-    found = {}
-    for file in sorted((HERE / "methods").glob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        if named := METHOD.search(text):
-            classes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
-            found[file.stem] = _first(ast.get_docstring(classes[named[1]]))
-    for point in entry_points(group="foveate.methods"):
-        method = point.load()
-        found.setdefault(method.name, summary(method))
-    return found
+    texts = {file.stem: text for file, text in _texts("methods")}
+    sentences = {}
+    for name, kind in method_classes().items():
+        docstring = re.search(rf'^class {kind}\b.*?"""(.*?)"""', texts[name], re.MULTILINE | re.DOTALL)
+        sentences[name] = _first(docstring and docstring[1])
+    for method in brought("foveate.methods"):
+        sentences.setdefault(method.name, summary(method))
+    return sentences
 
 
 def families() -> list[str]:
     """Every `model_type` that is served."""
-    texts = [file.read_text(encoding="utf-8") for file in (HERE / "families").glob("*.py")]
-    found = {name for text in texts if FAMILY.search(text) for name in MODEL_TYPE.findall(text)}
-    return sorted(found | {point.load().model_type for point in entry_points(group="foveate.families")})
+    return sorted({*family_files(), *(family.model_type for family in brought("foveate.families"))})
 
 
 def proved() -> list[str]:
@@ -48,3 +68,7 @@ def summary(documented: object) -> str:
 
 def _first(docstring: str | None) -> str:
     return " ".join((docstring or "").strip().partition("\n\n")[0].split())
+
+
+def _texts(folder: str) -> list[tuple[Path, str]]:
+    return [(file, file.read_text(encoding="utf-8")) for file in sorted((HERE / folder).glob("*.py"))]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Probe:
     optional: bool = False
 
 
-def check(model: Any, inputs: Mapping[str, Any], family: Literal["generic"] | None = None) -> Checked:
+def check(model: Any, inputs: Mapping[str, Any]) -> Checked:
     """Prove that dropping on this model does what it says: bit by bit, or against the model with columns hidden.
 
         checked = foveate.testing.check(model, processor(...))
@@ -72,31 +72,30 @@ def check(model: Any, inputs: Mapping[str, Any], family: Literal["generic"] | No
     Args:
         model: An unmodified vision-language model of transformers, in evaluation mode, on its device.
         inputs: One sample with a picture, as its processor makes it.
-        family: See `foveate.drop`.
 
     Raises:
         InputError: If the inputs are not one sample with vision tokens.
         SessionError: If the model is inside a context.
         UnsupportedError: If no family serves the model.
     """
-    return Checking(model, inputs, family).run(lambda count=1: None)
+    return Checking(model, inputs).run(lambda count=1: None)
 
 
 class Checking:
     """A check that will run.
 
     Args:
-        model, inputs, family: See `check`.
+        model, inputs: See `check`.
 
     Attributes:
         runs: How often the model will run, at the most.
         tokens: Prompt tokens of each run.
     """
 
-    def __init__(self, model: Any, inputs: Mapping[str, Any], family: Literal["generic"] | None = None) -> None:
-        self._family = family_for(model, family)
+    def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        self._family = family_for(model)
         refuse_running(model, self._family)
-        self._drop = partial(drop, self._family.model, family=family)
+        self._drop = partial(drop, self._family.model)
         self._model = self._family.model
         self._inputs = dict(inputs)
         ids = self._inputs.get("input_ids")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate import catalogue
+from foveate import registry
 from foveate.contract import follow
 from foveate.contract.method import Chain, Method
 from foveate.contract.stages import Place, Shape, Stage, ThinStage
@@ -75,7 +75,7 @@ class MethodContract:
         """A setting is what its JSON says, and nothing changes it."""
         for method in self.examples:
             if isinstance(method, Chain):
-                read = catalogue.from_dict
+                read = registry.from_dict
             else:
                 read = type(method).from_dict
             again = read(json.loads(json.dumps(method.to_dict())))

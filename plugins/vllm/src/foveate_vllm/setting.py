@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate import catalogue, naming
+from foveate import naming, registry
 from foveate.contract import follow
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
@@ -123,7 +123,7 @@ class Setting:
         guards.refuse_no_flag(self.untested)
         method, self.spelled = values["method"], str(values["method"])
         if isinstance(method, Mapping):
-            method = catalogue.from_dict(method)
+            method = registry.from_dict(method)
         self.rate = Rate(values.get("tokens"), values.get("retention"))
         started = naming.method_of(method, self.rate.tokens, self.rate.retention)
         self._method = naming.parse(method) if isinstance(method, str) else method

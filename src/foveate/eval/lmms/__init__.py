@@ -1,8 +1,6 @@
-"""Benchmarks by name, GQA, POPE, TextVQA and the others, through lmms-eval (extra "eval").
+"""Benchmarks through lmms-eval (extra "eval").
 
-benchmarks               their names
-setting, label           what lmms-eval's `--model_args` say, and what its files say of a run
-answerer, plugin         the model `foveate` of lmms-eval
-harness, metrics         lmms-eval in this process: a log of answers, and the figure that papers print
-benchmarking             several settings beside the full model
+setting                  what lmms-eval's `--model_args` say
+requests, plugin         the model `foveate` of lmms-eval
+logs, metrics            its sample logs, paired with the full model's; the figure that papers print
 """

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from foveate.errors import UnsupportedError
-from foveate.eval.lmms.benchmarks import MME_TOTAL, primary
-from foveate.eval.lmms.quiet import quiet
+from foveate.errors import InputError, UnsupportedError
 from foveate.eval.pairing import Log
 
+PRINTED = ("pope_f1_score", "seed_all", "relaxed_overall")
+"""Figures that papers print, of tasks with several."""
+MME_TOTAL = "mme_score"
+"""MME's perception and cognition scores added up, as the papers print it."""
 MME_PARTS = ("mme_perception_score", "mme_cognition_score")
 CHOICES = "gpt_eval_score"
 """MMBench's figure."""
@@ -27,6 +29,9 @@ MEANS = ("mvbench_accuracy", "ocrbench_accuracy", "videomme_perception_score")
 OCRBench's function counts on from call to call, so that it can be called only once.
 """
 TOLERANCE = 1e-9
+
+Functions = Mapping[str, Callable[..., float]]
+"""lmms-eval's functions of a task's inputs, by metric."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,13 @@ def _again(given: object, time: int) -> object:
     return given
 
 
-def metric_of(name: str, task: Any, report: Mapping[str, Any], arguments: Namespace) -> Metric:
+def metric_of(name: str, functions: Functions, report: Mapping[str, Any]) -> Metric:
     """The figure of a task that papers print.
 
     Args:
         name: lmms-eval's name for the task.
-        task: lmms-eval's task.
+        functions: lmms-eval's, of the task.
         report: lmms-eval's report.
-        arguments: lmms-eval's own arguments, for functions that want them.
 
     Raises:
         UnsupportedError: If the task gives no figure.
@@ -81,30 +85,30 @@ def metric_of(name: str, task: Any, report: Mapping[str, Any], arguments: Namesp
     for key, value in report["results"][name].items():  # of several filters, the first
         if isinstance(value, int | float) and not isinstance(value, bool):
             values.setdefault(key.partition(",")[0], float(value))
-    functions = {metric: _quiet(function, arguments) for metric, function in task.aggregation().items()}
     counted = [metric for metric in functions if metric in values]
     if not counted:
         raise UnsupportedError(f"{name} gives no figure, only files to send in somewhere. Take its validation split.")
-    chosen, parts = primary(counted), [primary(counted)]
+    chosen = next((metric for metric in PRINTED if metric in counted), counted[0])
+    parts = [chosen]
     if set(MME_PARTS) <= set(counted):
         chosen, parts = MME_TOTAL, list(MME_PARTS)
     return Metric(
         name=chosen,
         value=sum(values[part] for part in parts),
-        higher_is_better=bool(task.higher_is_better()[parts[0]]),
+        higher_is_better=bool(report["higher_is_better"][name][parts[0]]),
         version=str(report["versions"].get(name)),
-        parts={part: functions[part] for part in parts},
+        parts={part: _of_inputs(functions[part]) for part in parts},
     )
 
 
-def _quiet(function: Callable[..., float], arguments: Namespace) -> Callable[[Sequence[Any]], float]:
+def _of_inputs(function: Callable[..., float]) -> Callable[[Sequence[Any]], float]:
     """A function of inputs alone; one that writes files gets a folder of its own each time."""
     if "args" not in inspect.signature(function).parameters:
         return function
 
     def called(inputs: Sequence[object]) -> float:
-        with TemporaryDirectory() as folder, quiet():
-            return function(inputs, args=Namespace(**{**vars(arguments), "output_path": folder}))
+        with TemporaryDirectory() as folder:
+            return function(inputs, args=Namespace(output_path=folder))
 
     return called
 
@@ -112,35 +116,36 @@ def _quiet(function: Callable[..., float], arguments: Namespace) -> Callable[[Se
 # -- scores ---------------------------------------------------------------------------------------------------
 
 
-def scored(metric: Metric, full: Log, logs: Sequence[Log]) -> tuple[list[list[dict[str, object]]], Any]:
+def scored(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[dict[str, Any]]], Any]:
     """The logs with a "score" in every row where the figure is their mean, and what gives the figure where it is not.
 
     Args:
-        metric: Of the task.
-        full: The full model's log.
-        logs: All logs, that one too.
+        metrics: The task's figure in each run, the full model's first.
+        logs: The log of each.
 
     Returns:
         The logs, and None or a function of a log.
 
     Raises:
-        UnsupportedError: If lmms-eval's function says something else of the same answers a second time.
+        InputError: If lmms-eval's function says something else of the same answers than it did.
     """
+    metric, full = metrics[0], logs[0]
     if CHOICES in metric.parts and full and "index" in full[0]["inputs"][CHOICES]:
         return [_hits(metric, log) for log in logs], None
-    factor = _factor(metric, full)
+    factor = _factor(metrics, logs)
+    figure = metric if factor is None else partial(_scaled, factor)
     rows = [[{**row, "score": None if factor is None else _score(metric, row)} for row in log] for log in logs]
-    if factor is None:
-        if abs((again := metric(full)) - metric.value) > TOLERANCE * max(1.0, abs(metric.value)):
-            raise UnsupportedError(
-                f"lmms-eval's own function for {metric.name} gives {metric.value:g} and then {again:g} for the same "
-                "answers, so no interval can be had. Run the task with lmms-eval's own command line."
+    for of_run, log in zip(metrics, rows, strict=True):
+        again = figure(log)
+        if abs(again - of_run.value) > TOLERANCE * max(1.0, abs(of_run.value)):
+            raise InputError(
+                f"{metric.name} was {of_run.value:g}, and is {again:g} for the answers in the log: it is damaged, or "
+                "lmms-eval's function says another figure each time."
             )
-        return rows, metric
-    shares = all(0 <= row["score"] <= 1 for log in rows for row in log)
-    if shares and any(abs(factor - whole) < TOLERANCE * whole for whole in (1, 100)):
-        return rows, None
-    return rows, partial(_scaled, factor)
+    shares = all(0 <= row["score"] <= 1 for log in rows for row in log if factor is not None)
+    if factor is None or not shares or all(abs(factor - whole) >= TOLERANCE * whole for whole in (1, 100)):
+        return rows, figure
+    return rows, None
 
 
 def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
@@ -153,17 +158,21 @@ def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
     return float(given)
 
 
-def _factor(metric: Metric, log: Log) -> float | None:
+def _factor(metrics: Sequence[Metric], logs: Sequence[Log]) -> float | None:
     """With it the figure is `factor` times the mean of scores, for any choice of rows; None: it is no mean."""
     from lmms_eval.api.metrics import mean
 
-    scores = [_score(metric, row) for row in log]
-    if None in scores or not (metric.name in MEANS or metric.parts.get(metric.name) is mean):
+    metric, factor = metrics[0], 1.0
+    if metric.name not in MEANS and metric.parts.get(metric.name) is not mean:
         return None
-    middle = float(np.mean(np.array(scores, dtype=np.float64)))
-    if middle == 0:
-        return 1.0
-    return metric.value / middle
+    for of_run, log in reversed(list(zip(metrics, logs, strict=True))):
+        scores = [_score(metric, row) for row in log]
+        if None in scores:
+            return None
+        middle = float(np.mean(np.array(scores, dtype=np.float64)))
+        if middle != 0:
+            factor = of_run.value / middle
+    return factor
 
 
 def _scaled(factor: float, log: Log) -> float:

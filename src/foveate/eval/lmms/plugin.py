@@ -3,12 +3,12 @@
 python -m lmms_eval --model foveate --model_args pretrained=…,method=v2drop,budget=192 --tasks gqa --batch_size 4
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NoReturn, Self
 
 import torch
@@ -19,84 +19,41 @@ from tqdm import tqdm
 
 from foveate.ask.loading import EMBEDDED, device_of, load
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
-from foveate.eval.lmms.label import Label, spent_of
 from foveate.eval.lmms.requests import Conduct, Request, RequestAnswerer
 from foveate.eval.lmms.setting import Setting, values_of
 from foveate.eval.records import Answers, open_answers
-from foveate.plain.writing import publish
+
+COUNTED = ("spent", "vision_tokens", "flops", "media")
+"""What each sample of lmms-eval's log says of an answer, beside its own counts of tokens."""
 
 
-class Answering(lmms):  # type: ignore[misc]
-    """What lmms-eval asks, handed to an `RequestAnswerer`.
+@dataclass
+class Counts(TokenCounts):  # type: ignore[misc]
+    """lmms-eval's counts of an answer's tokens, and ours.
 
-    Args:
-        answerer: The model under its setting.
+    Attributes:
+        record: What is kept of the answer.
     """
 
-    is_simple = False  # chat messages
+    record: Mapping[str, Any] = field(default_factory=dict)
 
-    def __init__(self, answerer: RequestAnswerer) -> None:
-        super().__init__()
-        self.answerer = answerer
-        self._rank, self._world_size = _place()
-        if self._world_size > 1:
-            self.accelerator = Accelerator()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is; the harness gathers its counts there."""
-        device: torch.device = self.answerer.vlm.model.device
-        return device
-
-    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Greedy answers, in the order of the requests."""
-        questions = [self._request(instance) for instance in requests]
-        results = []
-        for question, text in zip(questions, self.answerer(questions), strict=True):
-            row = self.answerer.records[question.task, question.document]
-            results.append(GenerationResult(text, TokenCounts(output_tokens=len(row["tokens"]))))
-        return results
-
-    def _request(self, instance: Instance) -> Request:
-        _, messages, generation, number, task, split = instance.args
-
-        def document() -> Mapping[str, Any]:
-            row: Mapping[str, object] = self.task_dict[task][split][number]
-            return row
-
-        def ocr() -> tuple[str, Sequence[str]] | None:
-            if "textvqa" not in task or "ocr_tokens" not in document():
-                return None
-            return document()["question"], document()["ocr_tokens"]
-
-        return Request(task, split, number, lambda: messages(document()), generation, ocr)
-
-    def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
-        """Refused: this model answers in words."""
-        raise UnsupportedError("foveate answers in words; a task that compares likelihoods cannot be run with it.")
-
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
-        """Refused: one question, one answer."""
-        raise UnsupportedError(
-            "foveate answers one question at a time; a task of several rounds cannot be run with it."
-        )
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), **{name: self.record[name] for name in COUNTED}}
 
 
-class Foveate(Answering):
+class Foveate(lmms):  # type: ignore[misc]
     """What `--model foveate` stands for; the arguments are those of `--model_args`.
 
     Args:
         pretrained: A hub id, a local folder, or "embedded".
-        method: What drops, in the grammar of `foveate.naming`: a text such as v2drop:metric=cosine, JSON, or a
-            mapping. Empty is the full model.
+        method: What drops, in the grammar of `foveate.naming`, such as v2drop:metric=cosine. Empty is the full model.
         budget: Mean vision tokens a decoder layer, of each sample's own count.
         retention: The same as a share. Where neither is given, a name alone keeps 1/3.
         seed: Which draw, for methods that draw at random.
         settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
         protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
         max_frames: Most frames of a video.
-        log: A folder for a record of every answer, and for what each setting spent; a run that is started again reuses
-            what is there.
+        log: A folder for a record of every answer; a run that is started again reuses what is there.
         device, dtype, attention: As of the command line.
         batch_size: From lmms-eval's own flag.
         max_batch_size: lmms-eval's flag for batches it sizes itself; refused.
@@ -105,11 +62,13 @@ class Foveate(Answering):
         FoveateError: Of the kind that fits.
     """
 
+    is_simple = False  # chat messages
+
     def __init__(
         self,
         pretrained: str = EMBEDDED,
         *,
-        method: str | Mapping[str, object] = "",
+        method: str = "",
         budget: float | None = None,
         retention: float | None = None,
         seed: int | None = None,
@@ -127,26 +86,32 @@ class Foveate(Answering):
             raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
         if max_frames < 1:
             raise SettingError(f"max_frames is 1 or more; got {max_frames}.")
-        name = json.dumps(method) if isinstance(method, Mapping) else method
-        setting = Setting(name=name, budget=budget, retention=retention, seed=seed, settings=settings or {})
+        setting = Setting(name=method, budget=budget, retention=retention, seed=seed, settings=settings or {})
         conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
         vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
+        super().__init__()
+        self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self._world_size > 1:
+            self.accelerator = Accelerator()
         self._held = ExitStack()
-        self._log = log
         store = None
         if log:
             store = self._open(log, conduct.conditions(vlm))
-        super().__init__(RequestAnswerer(vlm, setting.method, conduct, store))
-        self.label = Label(model=pretrained, setting=setting, conduct=conduct)
+        self.answerer = RequestAnswerer(vlm, setting.method, conduct, store)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; the harness gathers its counts there."""
+        device: torch.device = self.answerer.vlm.model.device
+        return device
 
     def _open(self, folder: str, conditions: Mapping[str, object]) -> Answers:
         """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
-        rank, processes = _place()
-        if rank == 0:
+        if self._rank == 0:
             store = self._held.enter_context(open_answers(conditions, folder, note=_note))
-        if processes > 1:
-            Accelerator().wait_for_everyone()
-        if rank > 0:
+        if self._world_size > 1:
+            self.accelerator.wait_for_everyone()
+        if self._rank > 0:
             store = self._held.enter_context(open_answers(conditions, folder, alone=False))
         return store
 
@@ -171,44 +136,51 @@ class Foveate(Answering):
             return cls(**values)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """Greedy answers, in the order of the requests."""
         with _in_one_line(), tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
             self.answerer.advance = bar.update
-            return super().generate_until(requests)
+            questions = [self._request(instance) for instance in requests]
+            results = []
+            for question, text in zip(questions, self.answerer(questions), strict=True):
+                row = self.answerer.records[question.task, question.document]
+                results.append(GenerationResult(text, Counts(output_tokens=len(row["tokens"]), record=row)))
+            return results
+
+    def _request(self, instance: Instance) -> Request:
+        _, messages, generation, number, task, split = instance.args
+
+        def document() -> Mapping[str, Any]:
+            row: Mapping[str, object] = self.task_dict[task][split][number]
+            return row
+
+        def ocr() -> tuple[str, Sequence[str]] | None:
+            if "textvqa" not in task or "ocr_tokens" not in document():
+                return None
+            return document()["question"], document()["ocr_tokens"]
+
+        return Request(task, split, number, lambda: messages(document()), generation, ocr)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
+        """Refused: this model answers in words."""
         with _in_one_line():
-            super().loglikelihood(requests)
+            raise UnsupportedError("foveate answers in words; a task that compares likelihoods cannot be run with it.")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
+        """Refused: one question, one answer."""
         with _in_one_line():
-            super().generate_until_multi_round(requests)
+            raise UnsupportedError(
+                "foveate answers one question at a time; a task of several rounds cannot be run with it."
+            )
 
     def clean(self) -> None:
-        """What lmms-eval calls in every process when all is answered: gather the records, and let the store go."""
-        if self._world_size > 1 and torch.distributed.is_initialized():
-            shares: list[Any] = [None] * self._world_size
-            torch.distributed.all_gather_object(shares, spent_of(self.answerer.records))
-            for records in shares:
-                self.answerer.records = {**records, **self.answerer.records}
+        """What lmms-eval calls in every process when all is answered: say what was spent, and let the store go."""
         self._held.close()
-        if self.rank == 0 and self.answerer.records:
-            with _in_one_line():
-                self._tell(self.label.summary(self.answerer.records))
+        if rows := self.answerer.records.values():
+            spent, entered, share = (
+                fmean(row[name] for row in rows) for name in ("spent", "vision_tokens", "retention")
+            )
+            _note(f"{len(rows)} answers at {spent:.1f} of {entered:.1f} vision tokens a layer: {share:.1%}")
         super().clean()
-
-    def _tell(self, summary: Mapping[str, object]) -> None:
-        """Say what was spent, and write it beside the answers that are kept."""
-        tokens, entered = summary["tokens"], summary["vision_tokens"]
-        _note(f"{tokens:.1f} of {entered:.1f} vision tokens a layer: {summary['retention']:.1%}")
-        if self._log:
-            path = Path(self._log).expanduser() / f"{self.label.name}.json"
-            publish(path, lambda part: part.write_text(json.dumps(summary, indent=2) + "\n"), force=True)
-            _note(f"what was asked for and spent is in {path}")
-
-
-def _place() -> tuple[int, int]:
-    """Which process this is, and how many there are."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _note(text: str) -> None:

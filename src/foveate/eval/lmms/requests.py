@@ -4,13 +4,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer
 from foveate.ask.conversation import Conversation
-from foveate.ask.first import First
 from foveate.ask.generation import Generation
 from foveate.ask.preparing import check_protocol
 from foveate.ask.prompt import Prompt
@@ -19,7 +17,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
-from foveate.eval.records import FORM, FULL, Answers, key_of, record_of
+from foveate.eval.records import FORM, Answers, key_of
 from foveate.runs.listener import Advance, unheard
 
 LONGEST = 1024
@@ -34,8 +32,6 @@ class Conduct:
         protocol: "own" is the model's chat template and processor, "llava" that of LLaVA-1.5's papers.
         batch_size: Most samples a batch.
         most_frames: Most frames of a video.
-        limit: Documents of each task, from its first on; None is all.
-        include: Folders with tasks of one's own.
 
     Raises:
         UnknownNameError: If there is no such protocol.
@@ -45,8 +41,6 @@ class Conduct:
     protocol: str = "own"
     batch_size: int = 1
     most_frames: int = 32
-    limit: int | None = None
-    include: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
@@ -157,7 +151,7 @@ class RequestAnswerer:
         if longest not in self._answerers:
             settings = Generation(max_new_tokens=longest)
             self._answerers[longest] = Answerer(
-                self.vlm, self.method, settings, self.conduct.batch_size, first=True, confidence=True
+                self.vlm, self.method, settings, self.conduct.batch_size, confidence=True
             )
         return self._answerers[longest]
 
@@ -165,7 +159,9 @@ class RequestAnswerer:
         """The questions that the store has no answer to; the others' answers are taken from there."""
         for request in requests:
             question = self._question(request)
-            row = self._stored(self.key, question)
+            row = None
+            if self.store is not None:
+                row = self.store.get(self.key, question.name)
             if row is None:
                 yield question
             else:
@@ -187,12 +183,6 @@ class RequestAnswerer:
         content = conversation.name({"max_new_tokens": longest, "until": until})
         return _Question(request, f"{request.task}/{request.split}/{request.document}/{content}", conversation)
 
-    def _stored(self, key: str, question: _Question) -> Mapping[str, Any] | None:
-        """The store's record of a setting's answer."""
-        if self.store is None:
-            return None
-        return self.store.get(key, question.name)
-
     def _prepared(self, question: _Question, _: object) -> Prompt:
         """A question as the model gets it."""
         prompt = self.vlm.prepare_conversation(question.conversation, protocol=self.conduct.protocol)
@@ -201,13 +191,15 @@ class RequestAnswerer:
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, object]:
         """The record of an answer."""
-        full = self._stored(FULL, question)
-        first = None
-        if full is not None:
-            first = First.from_dict(full["first"])
         _, until = question.request.decoding()
-        return record_of(answer, self.key, question.name, first) | {
+        return {
+            "method": self.key,
+            "question": question.name,
             "answer": _until(answer.text, until),
+            "spent": answer.spent,
+            "vision_tokens": answer.vision_tokens,
+            "flops": answer.flops,
+            "confidence": answer.confidence,
             "tokens": list(answer.said),
             "retention": answer.retention,
             "media": question.conversation.media_name(),

@@ -4,6 +4,7 @@ method=v2drop:layers=3,17,22;keep=0.5,0.3,0,budget=192     a comma separates whe
 {"method": "v2drop:metric=cosine", "budget": 192}          JSON; a mapping from lmms-eval's YAML says the same
 """
 
+import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -149,6 +150,8 @@ def _value(name: str, value: object) -> Any:
             raise SettingError(f"{name}= has no value. Leave {name} out, or give it one.")
     if name in NUMBERS:
         return _number(name, value)
+    if name == "method" and isinstance(value, Mapping):
+        return json.dumps(value)
     if not isinstance(value, str) and not (name in STRUCTURED and isinstance(value, Mapping)):
         raise SettingError(f"{name} is a text; got {value!r}.")
     return value

@@ -1,16 +1,16 @@
-"""What a search came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
+"""What tuning came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.catalogue import PlainMethod
 from foveate.errors import InputError
 from foveate.plain import filed
 from foveate.plain.spelling import read_json
 from foveate.plain.stats import Estimate
 from foveate.plain.table import Column, Number, Table, number
+from foveate.registry import PlainMethod
 
 FORMAT = "foveate tuning 4"
 FILE = "This preset file of foveate tune"
@@ -25,7 +25,7 @@ class HeldOut:
         method: The setting; of a control that draws, the first draw.
         tokens: Mean vision tokens that a decoder layer processes.
         agreement: Share of the answers that are the full model's, word for word.
-        root: Mean √KL of an answer from the full model's, √nats.
+        root: Mean √KL of the first token from the full model's, √nats; in files of before of all of an answer's.
         ahead: Agreement minus that of the published schedule, paired; None without one.
     """
 
@@ -39,23 +39,23 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Tuned:
-    """A method whose schedule and settings were searched, and where it comes from.
+    """A method whose schedule and settings were tuned, and where it comes from.
 
     Attributes:
         method: The setting to use.
-        chosen: Where it comes from: "published", "grid" or "search".
-        base: The setting from which the search began.
+        chosen: Where it comes from: "published" or "grid"; in files of before "search" too.
+        base: The setting with which tuning began.
         model: The model it was tuned on.
         task: What the samples show.
         budget: What might be spent, by the kind of cost.
         cost: What the setting spends of it, exactly.
         tokens: Mean vision tokens that a decoder layer processes.
-        pictures: Pictures to search, choose and report with.
+        pictures: Pictures to choose and to report with; in files of before to search, choose and report with.
         questions: Samples in all.
         inputs: SHA-256 of all samples.
-        seed: Of the split and of the search.
+        seed: Of the split.
         tried: Settings that were tried.
-        runs: Pictures run for that, in this process.
+        runs: Answers asked for that, in this process; in files of before, pictures run.
         seconds: How long it took.
         rows: The comparison on the pictures to report with.
         notes: What the user should know.
@@ -71,7 +71,7 @@ class Tuned:
     budget: Mapping[str, float]
     cost: float
     tokens: float
-    pictures: tuple[int, int, int]
+    pictures: tuple[int, ...]
     questions: int
     inputs: str
     seed: int
@@ -126,7 +126,7 @@ class Tuned:
             ahead = "" if row.ahead is None else points(row.ahead, "+")
             root = number(row.root.value, ".3f")
             body.append((row.name, number(row.tokens, ".2f"), points(row.agreement), root, ahead))
-        note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
+        note = f"On {self.pictures[-1]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         settings = [f"{row.name}: {row.method}" for row in self.rows if row.name in ("published", "grid", "tuned")]
         columns = [Column(name, right=True) for name in names]
         return Table("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])

@@ -1,15 +1,19 @@
 """Requests of OpenAI's clients as they are read, and errors as they are told; over HTTP: tests/test_servers.py."""
 
 import base64
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from foveate.app.chat import Chat, Message, Refusal, error_of, opened
 from foveate.errors import BudgetError, InputError, SettingError
 from tests.ask.test_pictures import png_claiming
 from tests.films import film
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "servers"))
+from chat import Chat, Message, Refusal, error_of, opened
 
 QUESTION = {"role": "user", "content": "What is it?"}
 
@@ -79,7 +83,7 @@ def test_a_films_frames_count_as_many_as_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO", "PPM"])
-def test_other_kinds_of_pictures_are_refused(kind, picture, tmp_path):
-    Image.open(picture).save(path := tmp_path / "a", kind)
+def test_other_kinds_of_pictures_are_refused(kind, tmp_path):
+    Image.new("RGB", (90, 90), "red").save(path := tmp_path / "a", kind)
     with pytest.raises(Refusal, match="PNG, JPEG, WebP"):
         opened([turn({"type": "image_url", "image_url": {"url": url(path.read_bytes())}})], 10**9)

@@ -1,6 +1,6 @@
 """Chat completions as OpenAI's clients know them: requests from untrusted JSON, answers and errors as JSON.
 
-Needs no web framework; `examples/servers/own.py` is a server around it.
+Needs no web framework; `own.py` beside it is a server around it.
 """
 
 import json

@@ -18,11 +18,10 @@ from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.vidcom2 import VidCom2
 from foveate.plain.spelling import read_json, written
-from foveate.plain.upstream import brief
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.versions import versions
-from foveate.tune.parts import digest, digest_of, grouped, notes_on, picture_of
-from foveate.tune.promise import RISK, bound, fewest, one_each, threshold
+from foveate.tuning.parts import by_picture, digest, digest_of, notes_on, picture_of, prompt_of
+from foveate.tuning.promise import RISK, bound, fewest, one_each, threshold
 
 MAX_NEW_TOKENS = 64
 """The longest answer of the full model."""
@@ -147,7 +146,7 @@ def agree(
     may_narrow: bool = False,
     **how: Unpack[Agreeing],
 ) -> SecondLook:
-    """The cheapest setting whose trusted answers are the full model's, with a promise; see `foveate.tune.promise`.
+    """The cheapest setting whose trusted answers are the full model's, with a promise; see `foveate.tuning.promise`.
 
     Args:
         vlm: The model.
@@ -163,17 +162,15 @@ def agree(
         SettingError: If samples are too few, or a schedule was tuned on them; or if there is no such keyword.
     """
     if unread := sorted(set(how) - set(Agreeing.__annotations__)):
-        raise SettingError(f"With agreement= nothing is searched: leave {', '.join(unread)} out.")
-    if not isinstance(vlm, VLM):
-        raise SettingError("agreement= asks questions: give a VLM (foveate.load), not a model alone.")
+        raise SettingError(f"With agreement= no schedule is tuned: leave {', '.join(unread)} out.")
     listener, seed = how.get("listener") or Listener(), how.get("seed", 0)
-    every = [_prompt_of(vlm, given) for given in samples]
+    every = [prompt_of(vlm, sample) for sample in samples]
     kinds = list(how.get("tasks", ())) or ["samples"] * len(every)
     if len(kinds) != len(every):
         raise SettingError(f"Give a task for each sample, or none; got {len(kinds)} for {len(every)}.")
     once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
     prompts, kinds = [every[place] for place in once], [kinds[place] for place in once]
-    about, inputs = grouped(vlm, prompts), digest_of(grouped(vlm, every))
+    about, inputs = by_picture(prompts), digest_of(by_picture(every))
     for text in texts:
         refuse_tuned_on(text, inputs)
     pictures = [picture_of(prompt.inputs) for prompt in prompts]
@@ -224,19 +221,6 @@ def agree(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return SecondLook(method=settings[best.place], sure=best.sure, promise=promise)
-
-
-def _prompt_of(vlm: VLM, given: Any) -> Prompt:
-    """A sample as the model gets it.
-
-    Raises:
-        SettingError: If it is neither a pair nor a prompt.
-    """
-    if isinstance(given, Prompt):
-        return given
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise SettingError(f"A sample is a pair of a picture and a question, or a prompt; got {brief(given)}.")
-    return vlm.prepare(*given)
 
 
 def _planned(

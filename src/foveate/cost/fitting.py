@@ -1,0 +1,75 @@
+"""The largest setting that a budget pays for, where its price must be tried: FLOPs, or what pictures spend."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from foveate.contract.method import Method
+from foveate.cost._cost import Cost
+from foveate.errors import BudgetError, SettingError
+
+M = TypeVar("M")
+EXACT = 1e-9
+"""What float rounding may add to a price, as a share of the budget."""
+
+
+def largest(
+    build: Callable[[float], M], price: Callable[[M], float], limit: float, *, near: float = 0.001, tries: int = 12
+) -> M | None:
+    """The largest setting whose price is at most `limit`, by bisection; None if there is none.
+
+    Args:
+        build: A setting of each number from 0 to 1; its price grows with the number. A BudgetError says that the number
+            is below what can be.
+        price: What a setting costs.
+        limit: What may be spent.
+        near: What leaves no more than this share of the limit unspent is near enough.
+        tries: Settings that are priced at most.
+    """
+    low, high = 0.0, 1.0
+    best = None
+    for _ in range(tries):
+        middle = (low + high) / 2
+        try:
+            setting = build(middle)
+            spent = price(setting)
+        except BudgetError:
+            low = middle
+            continue
+        if spent > limit * (1 + EXACT):
+            high = middle
+            continue
+        low, best = middle, setting
+        if limit - spent <= near * limit:
+            break
+    return best
+
+
+def within_flops(method: Method, share: float, costs: Mapping[Callable[[Method | None], Cost], int]) -> Method:
+    """The method with the largest retention at which prompts take `share` of the full model's FLOPs, on average.
+
+    Args:
+        method: One that takes a budget.
+        share: Of the FLOPs to the first token, in (0, 1).
+        costs: What each kind of prompt costs with a method, such as `Prompt.cost`, and how many there are of it.
+
+    Raises:
+        BudgetError: If the method cannot spend so little.
+        SettingError: If the share leaves its range, or FLOPs are not counted.
+    """
+    if not 0 < share < 1:
+        raise SettingError(f"flops must be above 0 and below 1, a share of the full model's; got {share}.")
+    full = {cost: _flops(cost(None)) for cost in costs}
+
+    def price(setting: Method) -> float:
+        return sum(count * _flops(cost(setting)) / full[cost] for cost, count in costs.items()) / sum(costs.values())
+
+    best = largest(lambda retention: method.with_budget(retention=retention), price, share)
+    if best is None:
+        raise BudgetError(f"{method} cannot take {share:.1%} of the full model's FLOPs. Give a larger budget.")
+    return best
+
+
+def _flops(cost: Cost) -> int:
+    if cost.total_flops is None:
+        raise SettingError("FLOPs of this model's tower or of this method are not counted: give tokens or a retention.")
+    return cost.total_flops

@@ -1,0 +1,240 @@
+"""`compare_logs`: runs of lmms-eval, read from what `--log_samples` leaves and paired document by document."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import InputError, UnsupportedError
+from foveate.eval.contenders import Contender
+from foveate.eval.lmms.metrics import Functions, Metric, metric_of, scored
+from foveate.eval.lmms.setting import Setting, values_of
+from foveate.eval.pairing import Log, figures_of
+from foveate.eval.quality import Quality
+from foveate.plain.spelling import read_json
+from foveate.plain.upstream import install_line
+
+WHAT = "benchmarks through lmms-eval, each setting paired with the full model on the same documents"
+RESULTS = "[0-9]*_[0-9]*_results.json"
+ASKED = ("target", "input", "doc_hash")
+"""What two samples of one document share."""
+ALIKE = ("pretrained", "protocol", "max_frames", "dtype", "attention")
+"""Model arguments that runs share."""
+
+
+def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[str, Quality]:
+    """Pair runs of lmms-eval under `--model foveate`, task by task.
+
+    Args:
+        paths: What was given as `--output_path`, or results files therein; the full model's first.
+        include: Folders with tasks of one's own, whose functions count the answers.
+
+    Returns:
+        All figures of each task, by lmms-eval's name; in a notebook each shows itself as tables.
+
+    Raises:
+        UnsupportedError: If lmms-eval is not installed, or a task has no figure.
+        InputError: If a log is missing or damaged, or runs differ in model, tasks or documents.
+    """
+    if find_spec("lmms_eval") is None:
+        raise UnsupportedError(
+            f"Logs are counted by lmms-eval, which is not installed: {install_line('eval')}, "
+            "with -c constraints.txt (docs/guides/benchmarks.md says how to keep your torch)."
+        )
+    full, *others = [_read(path) for path in paths]
+    _check(full, others)
+    contenders: dict[tuple[str, float | None], list[Run]] = {}
+    for run in others:
+        settings = run.values.get("settings")
+        name = run.setting.name if settings is None else f"{run.setting.name} {settings}"
+        contenders.setdefault((name, run.setting.budget or run.setting.share), []).append(run)
+    with redirect_stdout(sys.stderr):  # lmms-eval and its functions print
+        functions = _functions_of(full.samples, include)
+        return {task: _quality(task, functions[task], full, contenders) for task in full.samples}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of lmms-eval.
+
+    Attributes:
+        file: Its results file.
+        report: What that says.
+        values: The model arguments.
+        setting: What dropped.
+        samples: Of each task its samples by document, in the documents' order; of several filters, the first.
+    """
+
+    file: Path
+    report: Mapping[str, Any]
+    values: Mapping[str, Any]
+    setting: Setting
+    samples: Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+    def version(self, task: str) -> list[object]:
+        """What makes a task another one under the same name."""
+        config = self.report["configs"][task]
+        return [self.report["versions"].get(task), config.get("metadata"), config.get("generation_kwargs")]
+
+    def log(self, task: str, metric: Metric) -> list[dict[str, Any]]:
+        """A task's log; see `foveate.eval.pairing`. Its rows have "document" and "inputs" besides, for `metric`."""
+        rows = []
+        for document, sample in self.samples[task].items():
+            counts = sample["token_counts"][0]
+            inputs = {part: sample[part] for part in metric.parts if part in sample}
+            row = {**counts, "document": document, "inputs": inputs, "task": task}
+            for of_part in inputs.values():  # papers print Video-MME for short, medium and long videos apart
+                if isinstance(of_part, dict):
+                    row["task"] = of_part.get("duration", row["task"])
+            row["picture"] = counts["media"] or f"document {document}"
+            row["answer"] = json.dumps(sample.get("resps", sample["filtered_resps"]))
+            rows.append(row)
+        return rows
+
+
+def _read(path: Path) -> Run:
+    """The run below a folder, or that of a results file."""
+    files = [path]
+    if not path.is_file():
+        files = sorted(path.rglob(RESULTS))
+    if not files:
+        raise InputError(f"{path} has no results of lmms-eval. Name the folder that was its --output_path.")
+    if len(files) > 1:
+        raise InputError(f"{path} has {len(files)} runs of lmms-eval. Name one of its files …_results.json.")
+    file, report = files[0], read_json(files[0])
+    try:
+        model, arguments = report["config"]["model"], report["config"]["model_args"]
+        sizes = {task: report["n-samples"][task]["effective"] for task in sorted(report["configs"])}
+        _ = [report["versions"], *((report["results"][task], report["higher_is_better"][task]) for task in sizes)]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged, or no results file of lmms-eval: no {error}.") from error
+    if model != "foveate":
+        raise InputError(f"{file} is of --model {model}: only runs of --model foveate are paired.")
+    values = values_of(arguments or "")
+    drops = {name: values[name] for name in ("budget", "retention", "seed", "settings") if name in values}
+    setting = Setting(name=values.get("method", ""), **drops)
+    offset = report["config"].get("offset", 0)
+    samples = {task: _samples(file, task, size - offset) for task, size in sizes.items()}
+    return Run(file, report, values, setting, samples)
+
+
+def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, Any]]:
+    """A task's samples, of so many documents."""
+    file = results.with_name(results.name.replace("results.json", f"samples_{task}.jsonl"))
+    samples: dict[int, Mapping[str, Any]] = {}
+    try:
+        for line in file.read_text(encoding="utf-8").strip("\n").split("\n"):
+            sample = json.loads(line)
+            if "spent" not in (sample["token_counts"][0] or {}):
+                raise InputError(
+                    f"{file} does not say what document {sample['doc_id']} spent: its answer came from --use_cache. "
+                    "Run lmms-eval without; foveate keeps answers under log=."
+                )
+            samples.setdefault(sample["doc_id"], sample)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}. Run lmms-eval with --log_samples.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise InputError(f"{file} is damaged: {error}. Run lmms-eval again.") from error
+    if len(samples) < size:
+        raise InputError(f"{file} is damaged: it has {len(samples)} of {size} documents. Run lmms-eval again.")
+    return dict(sorted(samples.items()))
+
+
+def _check(full: Run, others: Sequence[Run]) -> None:
+    """Refuse runs that cannot be paired."""
+    if full.setting.method is not None:
+        raise InputError(f"{full.file} is of {full.setting.name}: the first log is the full model's, without method=.")
+    settings: dict[object, Run] = {}
+    for run in others:
+        if run.setting.method is None:
+            raise InputError(f"{run.file} is of the full model: name one of its logs, and then those of methods.")
+        if (other := settings.setdefault(run.setting.method, run)) is not run:
+            raise InputError(f"{run.file} is of the same setting as {other.file}. Leave one out.")
+        for argument in ALIKE:
+            ours, theirs = run.values.get(argument), full.values.get(argument)
+            if ours != theirs:
+                raise InputError(f"{run.file} is of {argument}={ours}, and {full.file} of {argument}={theirs}.")
+        _check_documents(full, run)
+
+
+def _check_documents(full: Run, run: Run) -> None:
+    """Refuse a run that was asked anything else than the full model."""
+    pair = f"{full.file} and {run.file}"
+    if full.samples.keys() != run.samples.keys():
+        raise InputError(f"{pair} are of different tasks: {', '.join(full.samples)}; and {', '.join(run.samples)}.")
+    for task, samples in full.samples.items():
+        if full.version(task) != run.version(task):
+            raise InputError(f"{pair} are of different versions of {task}.")
+        if (sides := [_asked(of_run) for of_run in (samples, run.samples[task])])[0] != sides[1]:
+            document = min(number for number, _ in sides[0] ^ sides[1])
+            raise InputError(f"{pair} are of different documents: {document} of {task} is not the same in both.")
+
+
+def _asked(samples: Mapping[int, Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """The documents, each with what was asked and shown."""
+    return {
+        (document, json.dumps([*(sample.get(name) for name in ASKED), sample["token_counts"][0]["media"]]))
+        for document, sample in samples.items()
+    }
+
+
+def _functions_of(tasks: Iterable[str], include: Sequence[Path]) -> dict[str, Functions]:
+    """lmms-eval's own functions that make a task's figures; no data are read."""
+    from lmms_eval.api.task import ConfigurableTask, TaskConfig
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    manager = TaskManager(include_path=list(map(str, include)) or None)
+    functions = {}
+    for name in tasks:
+        if name not in manager.all_tasks:
+            raise InputError(f"lmms-eval has no task {name}. Name the folder that it is in with --include.")
+        task = ConfigurableTask.__new__(ConfigurableTask)  # without its data
+        task._config = TaskConfig(**manager._get_config(name))
+        task._prepare_metric_and_aggregation()
+        functions[name] = task.aggregation()
+    return functions
+
+
+def _quality(
+    task: str, functions: Functions, full: Run, contenders: Mapping[tuple[str, float | None], Sequence[Run]]
+) -> Quality:
+    """A task's figures."""
+    runs = [full, *(run for of_contender in contenders.values() for run in of_contender)]
+    metrics = [metric_of(task, functions, run.report) for run in runs]
+    logs = [run.log(task, metrics[0]) for run in runs]
+    (paired, *others), aggregate = scored(metrics, logs)
+    rest = iter(others)
+    ran: list[tuple[Contender, list[Log]]] = []
+    for (name, budget), of_contender in contenders.items():
+        draws = tuple(run.setting.method for run in of_contender if run.setting.method is not None)
+        ran.append((Contender(name, budget, draws), list(islice(rest, len(draws)))))
+    metric, values = metrics[0], full.values
+    pictures = len({row["picture"] for row in logs[0]})
+    protocol = values.get("protocol", "own")
+    return Quality(
+        figures_of(paired, ran, aggregate),
+        unit=100.0 if aggregate is None or abs(metric.value) <= 1 else 1.0,
+        title=(
+            f"{values.get('pretrained', 'embedded')} on {task}: {metric.name}, {len(logs[0])} documents about "
+            f"{pictures} pictures or videos, protocol {protocol}"
+        ),
+        figure="Score",
+        higher_is_better=metric.higher_is_better,
+        origin={
+            "what": WHAT,
+            "model": values,
+            "protocol": protocol,
+            "limit": full.report["config"].get("limit"),
+            "logs": [str(run.file) for run in runs],
+            "task": task,
+            "metric": metric.name,
+            "version": metric.version,
+        },
+    )

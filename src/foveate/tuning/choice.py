@@ -1,0 +1,150 @@
+"""Which setting is taken, by the pictures to choose with, and what it comes to on others."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from statistics import fmean, stdev
+from typing import Any
+
+from foveate.contract.budget import decoder_depth
+from foveate.contract.method import Method
+from foveate.errors import SettingError
+from foveate.eval.contenders import Contender
+from foveate.eval.evaluation import Asking
+from foveate.eval.pairing import FULL_MODEL, figures_of
+from foveate.methods.random import Random, same_schedule
+from foveate.methods.uniform import Uniform
+from foveate.plain.stats import Estimate
+from foveate.tuning.tuned import HeldOut, points
+
+FEWEST = 5
+"""Pictures to choose with at least: the difference of two or three says nothing."""
+DRAWS = 3
+"""Random droppings that are averaged in the comparison."""
+Row = Mapping[str, Any]
+
+
+def best_of(asking: Asking, settings: Iterable[Method], published: Method | None) -> tuple[Method, Method]:
+    """The setting to take, and the best of the grid, by how near their answers are to the full model's.
+
+    The best of many is partly luck, so the published setting stays unless the best is ahead by a standard error.
+
+    Args:
+        asking: About the pictures to choose with; all has been asked.
+        settings: The grid.
+        published: The published setting, if it meets the budget.
+    """
+    best = min(settings, key=lambda method: fmean(distances(asking, method)))
+    if published is None or _is_ahead(distances(asking, best), distances(asking, published)):
+        return best, best
+    return published, best
+
+
+def distances(asking: Asking, method: Method) -> list[float]:
+    """How far the answers about each picture are from the full model's, mean over its questions."""
+    return [fmean(map(_distance, rows)) for _, rows in groupby(asking.log(method), key=lambda row: row["picture"])]
+
+
+def _distance(row: Row) -> float:
+    """1 for another answer, and √KL of the first token: agreement alone changes more with the pictures."""
+    return float(row["answer"] not in row["labels"]) + math.sqrt(row["kl"])
+
+
+def _is_ahead(rival: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the mean difference is more than a standard error below 0; of too few pictures it is not."""
+    if len(rival) < FEWEST:
+        return False
+    ahead = [other - own for own, other in zip(rival, others, strict=True)]
+    return bool(fmean(ahead) > stdev(ahead) / math.sqrt(len(ahead)))
+
+
+def spent(asking: Asking, method: Method, kind: str) -> float:
+    """What answers spend on average: "tokens" a layer, the same as a share ("retention"), or a share of the "flops"."""
+    rows: Sequence[Row] = asking.log(method)
+    full: Sequence[Row] = asking.log(None)
+    if kind == "tokens":
+        return fmean(row["spent"] for row in rows)
+    if kind == "retention":
+        return fmean(row["spent"] / row["vision_tokens"] for row in rows)
+    if any(row["flops"] is None for row in (*rows, *full)):
+        raise SettingError("FLOPs of this model's tower or of this method are not counted: give tokens or a retention.")
+    return fmean(row["flops"] / other["flops"] for row, other in zip(rows, full, strict=True))
+
+
+# -- reporting ------------------------------------------------------------------------------------------------------
+
+
+def comparison(asking: Asking, published: Method | None, grid: Method, tuned: Method, size: int) -> list[HeldOut]:
+    """The published setting, the best of the grid, the tuned one, and random and uniform at its schedule.
+
+    Args:
+        asking: About the pictures to report with.
+        published: If it meets the budget.
+        grid: The best of the grid.
+        tuned: What was chosen.
+        size: Vision tokens of the usual sample.
+    """
+    named = {"published": (published,)} if published is not None else {}
+    named |= {"grid": (grid,), "tuned": (tuned,)}
+    settings = [Contender(name, None, draws) for name, draws in named.items()]
+    asking.ask([draw for setting in settings for draw in setting.draws], "Comparing on other pictures")
+    tokens = spent(asking, tuned, "tokens")
+    random = tuple(_control(tuned, Random(seed=seed), asking, size, tokens) for seed in range(DRAWS))
+    settings.append(Contender("random, tuned schedule", None, random))
+    uniform = _control(tuned, Uniform(), asking, size, tokens)
+    settings.append(Contender("uniform, tuned schedule", None, (uniform,)))
+    asking.ask((*random, uniform), "Comparing with random and uniform dropping")
+    ran = [(setting, [_rooted(asking.log(draw)) for draw in setting.draws]) for setting in settings]
+    rows = [row for row in figures_of(asking.log(None), ran) if row["task"] is None and row["name"] != FULL_MODEL]
+    return [_held_out(row, setting.draws[0]) for row, setting in zip(rows, settings, strict=True)]
+
+
+def _control(method: Method, control: Random | Uniform, asking: Asking, size: int, tokens: float) -> Method:
+    """Random or uniform dropping at a method's schedule; before the decoder where that depends on the picture."""
+    plan = method.plan(decoder_depth(asking.vlm.model), (size,))
+    if plan is None:
+        return replace(control, layers=(0,), tokens=tokens)
+    return same_schedule(method, plan, size, control)
+
+
+def _rooted(log: Iterable[Row]) -> list[Row]:
+    """A log with √KL in the place of KL: of a plain mean a few lost answers make all."""
+    return [{**row, "kl": math.sqrt(row["kl"])} for row in log]
+
+
+def _held_out(row: Row, method: Method) -> HeldOut:
+    ahead = [_estimate(pair, "agreement") for pair in row["paired"] if pair["name"] == "published"]
+    return HeldOut(
+        name=row["name"],
+        method=method,
+        tokens=row["tokens"],
+        agreement=_estimate(row, "agreement"),
+        root=_estimate(row, "kl"),
+        ahead=ahead[0] if ahead else None,
+    )
+
+
+def _estimate(row: Row, figure: str) -> Estimate:
+    return Estimate(row[figure], row[f"{figure}_low"], row[f"{figure}_high"]).rounded()
+
+
+def untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:
+    """Whether the published schedule is as good as what tuning came to, on the pictures to report with.
+
+    Args:
+        asked: The method and its budget: "v2drop untuned at 64 tokens".
+        rows: The comparison.
+        pictures: How many pictures say so.
+        stays: Whether the published schedule was chosen; its rival is then the best of the grid.
+    """
+    rival, what = "tuned", "the tuned setting"
+    if stays:
+        rival, what = "grid", "the best of the grid"
+    (ahead,) = (row.ahead for row in rows if row.name == rival)
+    if ahead is None or ahead.low > 0:
+        return []
+    verdict = f"as good here, as far as {pictures} pictures tell"
+    if ahead.high < 0:
+        verdict = "better"
+    return [f"{asked} is {verdict}: {what} is {points(ahead, '+')} points of agreement ahead of it."]

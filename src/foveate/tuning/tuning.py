@@ -1,0 +1,282 @@
+"""`foveate.tune`: a small grid at one cost, chosen by the full model's answers on some pictures, reported on others."""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Unpack, cast, overload
+
+from foveate import naming
+from foveate.ask.prompt import Prompt
+from foveate.ask.second_look import SecondLook
+from foveate.ask.vlm import VLM
+from foveate.contract.budget import decoder_depth
+from foveate.contract.method import Method, meet
+from foveate.cost.fitting import largest, within_flops
+from foveate.errors import BudgetError, SettingError
+from foveate.eval import provenance
+from foveate.eval.asked import Asked
+from foveate.eval.evaluation import Asking
+from foveate.eval.plan import Plan
+from foveate.eval.records import FORM
+from foveate.methods.vidcom2 import VidCom2
+from foveate.naming import method_of
+from foveate.plain.spelling import check_keywords
+from foveate.runs.listener import Listener
+from foveate.runs.versions import versions
+from foveate.tuning.agreeing import MAX_NEW_TOKENS, Agreeing, agree, settings_of as settings_to_agree
+from foveate.tuning.choice import FEWEST, best_of, comparison, spent, untuned
+from foveate.tuning.grid import grid
+from foveate.tuning.parts import Pictures, by_picture, digest, digest_of, notes_on, prompt_of, split
+from foveate.tuning.tuned import Tuned
+
+METHOD = "v2drop"
+"""What is tuned where nobody names a method."""
+NEAR = 0.01
+"""Of a budget: what pictures spend of it is near enough to it where they leave less than that."""
+UNSPENT = 0.02
+"""Of a budget: a note says where more than this share is left."""
+PASSES = 12
+"""Thresholds that pictures are run with for one that is near enough, at most."""
+
+
+class Tuning(Agreeing, total=False):
+    """How settings are tried, beside what `Agreeing` says; `tasks` is for `agreement` alone.
+
+    Attributes:
+        given: Settings that stay of a method that is no name; of a chain with their member's place, "1.metric".
+        task: What the samples show, for the record.
+        workers: Processes, each with a model of its own; as of `foveate eval`. 1 by default.
+        cache: The folder where answers are kept, foveate/eval in the user's cache folder by default: what has been
+            answered there is not asked again, so that a stopped run goes on.
+    """
+
+    given: Collection[str]
+    task: str
+    workers: int
+    cache: str | Path | None
+
+
+@overload
+def tune(
+    model: Any,
+    samples: Iterable[Any],
+    *,
+    agreement: None = None,
+    method: Method | str | None = None,
+    tokens: float | None = None,
+    retention: float | None = None,
+    flops: float | None = None,
+    **how: Unpack[Tuning],
+) -> Tuned: ...
+@overload
+def tune(
+    model: Any,
+    samples: Iterable[Any],
+    *,
+    agreement: float,
+    method: Method | str | None = None,
+    tokens: float | None = None,
+    retention: float | None = None,
+    flops: None = None,
+    **how: Unpack[Tuning],
+) -> SecondLook: ...
+def tune(
+    model: Any,
+    samples: Iterable[Any],
+    *,
+    agreement: float | None = None,
+    method: Method | str | None = None,
+    tokens: float | None = None,
+    retention: float | None = None,
+    flops: float | None = None,
+    **how: Unpack[Tuning],
+) -> Tuned | SecondLook:
+    """The best setting of a method for a model, a budget and samples of one's own, without labels.
+
+        tuned = foveate.tune(vlm, [("a.png", "What is it?"), …], method="v2drop", tokens=64)
+        tuned.save("mine.json")
+        vlm.ask("b.png", "What is it?", method="mine.json")
+
+    A small grid of settings at one cost is asked, and the one whose answers stay nearest to the full model's is taken.
+    Pictures are split: to choose, and to report with. Each setting meets the budget as the method does by itself.
+    MustDrop's thresholds are scaled, and what they spend is seen by asking.
+
+    With `agreement` no schedule is tuned. What comes out is a second look: few tokens, and the full model where the
+    answer is unsure, with the promise that with 90 % confidence so many answers are the full model's, on average:
+
+        sure = foveate.tune(vlm, samples, agreement=0.98)
+        vlm.ask("b.png", "What is it?", method=sure)
+
+    Args:
+        agreement: The share of answers that are to be the full model's, word for word, such as 0.98.
+        model: A `VLM`.
+        samples: (media, question) pairs or prompts of `VLM.prepare`. 45 pictures or more are good, 20 are the fewest
+            that say something.
+        method: The method, chain, or its name, such as "v2drop:metric=cosine": a setting that is given stays.
+            V2Drop by default; with `agreement` VidCom2, at three budgets unless one is given.
+            Of a method that is no name, those are given that differ from the usual ones.
+        tokens: Mean vision tokens that a decoder layer processes.
+        retention: The same as a share of the vision tokens, in (0, 1].
+        flops: FLOPs to the first token, as a share of the full model's.
+        how: `seed`, `workers`, `max_new_tokens`, `cache`, `listener` and others; see `Tuning`.
+
+    Returns:
+        The setting to use and where it comes from; `save` writes it as a file that goes wherever a method's name does.
+        With `agreement` a second look, whose file goes where questions are asked.
+
+    Raises:
+        BudgetError: If no setting meets the budget.
+        InputError: If answers cannot be kept, or another run uses the same file.
+        SettingError: If the budget, the samples or the method cannot be tuned.
+        UnsupportedError: If the model cannot serve the method.
+    """
+    check_keywords("Tuning", how, Tuning)
+    if agreement is not None:
+        if flops is not None:
+            raise SettingError("With agreement= no budget is needed; tokens or retention narrow it. Leave flops out.")
+        settings = settings_to_agree(_with_budget(method, tokens, retention))
+        texts = [method] if isinstance(method, str) else []
+        return agree(model, samples, settings, agreement, texts, may_narrow=True, **cast(Agreeing, how))
+    if "tasks" in how:
+        raise SettingError("tasks= is for a table by task, and goes with agreement=. Leave one out, or give both.")
+    every = {"tokens": tokens, "retention": retention, "flops": flops}
+    budget = {kind: value for kind, value in every.items() if value is not None}
+    if len(budget) != 1:
+        raise SettingError(f"Give one budget: tokens=, retention= or flops=; got {len(budget)}.")
+    return _tuned(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, how)
+
+
+def _with_budget(method: Method | str | None, tokens: float | None, retention: float | None) -> Method | None:
+    """A method with its budget; one that is given none gets none here, so that several are tried."""
+    if tokens is None and retention is None:
+        if isinstance(method, str):
+            return naming.parse(method)
+        return method
+    return method_of(VidCom2.name if method is None else method, tokens, retention)
+
+
+def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dict[str, float], how: Tuning) -> Tuned:
+    """Ask the grid, choose, and compare; see `tune`."""
+    begun = time.monotonic()
+    if isinstance(asked, str):
+        method, stays = naming.parse(asked), naming.given(asked)
+    else:
+        method, stays = asked, frozenset(how.get("given", ()))
+    ((kind, limit),) = budget.items()
+    pictures = by_picture(prompts)
+    sizes = Counter(prompt.vision_tokens for prompt in prompts)
+    if limit >= (max(sizes) if kind == "tokens" else 1):
+        raise SettingError(f"A budget of {_written(kind, limit)} drops nothing. Give a smaller one.")
+    to_choose, to_report = split(pictures, how.get("seed", 0))
+    listener = how.get("listener") or Listener()
+    plan = Plan(
+        cache=how.get("cache"),
+        workers=how.get("workers", 1),
+        max_new_tokens=how.get("max_new_tokens", MAX_NEW_TOKENS),
+    )
+    conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
+    with plan.store(conditions, listener.note) as store:
+        before = len(store)
+        choosing, reporting = (
+            Asking(vlm, _questions(pictures, part), plan, store, listener) for part in (to_choose, to_report)
+        )
+        shapes = grid(method, decoder_depth(vlm.model), stays)
+        solved = {}
+        with listener.stage("Solving settings to the budget", len(shapes)) as advance:
+            for shape in shapes:
+                with suppress(BudgetError):
+                    solved[shape] = _at_budget(shape, kind, limit, choosing, prompts)
+                advance(1)
+        if not solved:
+            raise BudgetError(f"No setting of {method.name} meets {_written(kind, limit)}. Give a larger budget.")
+        published, settings = solved.get(shapes[0]), list(dict.fromkeys(solved.values()))
+        choosing.ask(settings, "Asking under each setting")
+        tuned, best = best_of(choosing, settings, published)
+        rows = comparison(reporting, published, best, tuned, sizes.most_common(1)[0][0])
+        cost, tokens = spent(choosing, tuned, kind), spent(choosing, tuned, "tokens")
+        notes = notes_on(pictures)
+        if len(to_choose) < FEWEST:
+            notes.append(
+                f"only {len(to_choose)} pictures are left to choose with, too few: the published schedule stays; where "
+                "there is none, the best of the grid is taken. Give 9 pictures or more."
+            )
+        if 1 - cost / limit > UNSPENT:
+            notes.append(f"The setting leaves {1 - cost / limit:.1%} of the budget.")
+        if published is not None and method.open and not _by_scale(method):
+            name = f"{asked} untuned at {_written(kind, limit)}"
+            notes += untuned(name, rows, len(to_report), stays=tuned == published)
+        return Tuned(
+            method=tuned,
+            chosen="published" if tuned == published else "grid",
+            base=method.to_dict(),
+            model=vlm.name,
+            task=how.get("task", ""),
+            budget=budget,
+            cost=round(cost, 6),
+            tokens=round(tokens, 4),
+            pictures=(len(to_choose), len(to_report)),
+            questions=len(prompts),
+            inputs=digest_of(pictures),
+            seed=how.get("seed", 0),
+            tried=len(settings),
+            runs=len(store) - before,
+            seconds=round(time.monotonic() - begun, 1),
+            rows=tuple(rows),
+            notes=tuple(notes),
+            versions=versions(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _written(kind: str, limit: float) -> str:
+    if kind == "tokens":
+        return f"{limit:g} tokens"
+    return f"{limit:.1%} {kind}"
+
+
+def _questions(pictures: Pictures, keys: Iterable[str]) -> list[Asked]:
+    """All questions about these pictures, each once."""
+    asked = {}
+    for key in keys:
+        for prompt in pictures[key]:
+            name = digest(prompt.inputs)
+            asked[name] = Asked(name, key, "samples", prompt.text, media=tuple, prompt=prompt)
+    return list(asked.values())
+
+
+def _by_scale(method: Method) -> bool:
+    """Whether its counts depend on the picture, so that its thresholds are scaled and their price is seen by asking."""
+    return hasattr(method, "at_scale")
+
+
+def _at_budget(shape: Method, kind: str, limit: float, choosing: Asking, prompts: Sequence[Prompt]) -> Method:
+    """A setting at the budget.
+
+    Raises:
+        BudgetError: If it cannot meet it.
+    """
+    if _by_scale(shape):
+        quiet = replace(choosing, listener=Listener())
+
+        def price(setting: Method) -> float:
+            quiet.ask([setting], "")
+            return spent(quiet, setting, kind)
+
+        scaled: Method | None = largest(shape.at_scale, price, limit, near=NEAR, tries=PASSES)  # type: ignore[attr-defined]
+        if scaled is None:
+            raise BudgetError(f"{shape} spends more than {_written(kind, limit)} with the highest thresholds too.")
+        return scaled
+    if kind == "flops":
+        kinds: dict[Any, list[Prompt]] = {}
+        for prompt in prompts:
+            kinds.setdefault((prompt.text_tokens, prompt.sizes, str(prompt.grids)), []).append(prompt)
+        setting = within_flops(shape, limit, {alike[0].cost: len(alike) for alike in kinds.values()})
+    else:
+        setting = shape.with_budget(**{kind: limit})
+    for size in sorted({prompt.vision_tokens for prompt in prompts}):
+        meet(setting, choosing.vlm.model, size)
+    return setting
