@@ -13,6 +13,7 @@ from tests.forked import said_by
 
 PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
 GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
+TOWER = "foveate/families/qwen_vl.py Qwen2VL._run_tower: aten._to_copy"
 SAMPLES = "engine/samples.py read_samples"
 CUTS_OF = "engine/encode.py cuts_of"
 READ = {
@@ -107,8 +108,17 @@ def test_no_decode_step_waits_for_the_device(found, prompt, name):
 @pytest.mark.parametrize("name", ["keep-all", "random", "v2drop", "visiondrop"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_waits_once_to_know_where_its_vision_tokens_are(found, prompt, name):
-    reads_grids = prompt == "qwen2_vl" and name == "visiondrop"
-    assert own(found[prompt][name]["prefill"]["waits"]) == {PLACES: 1} | ({GRIDS: 1} if reads_grids else {})
+    sizes = {}
+    if prompt == "qwen2_vl":
+        sizes = {GRIDS if name == "visiondrop" else TOWER: 1}
+    assert own(found[prompt][name]["prefill"]["waits"]) == {PLACES: 1} | sizes
+
+
+def test_a_tower_of_packed_pictures_waits_once_where_the_model_waits_in_every_block(found):
+    tower = "transformers/models/qwen2_vl/modeling_qwen2_vl.py VisionAttention.forward"
+    whole, dropped = (found["qwen2_vl"][name]["prefill"]["waits"] for name in ("untouched", "v2drop"))
+    assert sum(times for place, times in whole.items() if place.startswith(tower)) > 1
+    assert not [place for place in dropped if place.startswith(tower) or "vision_utils" in place]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -158,6 +168,8 @@ def test_a_place_waits_once_whatever_the_batch(waits, family, name, prompt):
         expected[BY_PROMPT[family]] = 1
     if name in ("visiondrop", "mustdrop") and family in READ:
         expected[READ[family]] = 1
+    elif family == "qwen2_5_vl":
+        expected["families/qwen_vl.py Qwen2VL._run_tower"] = 1
     places = own(waits[family, name, prompt])
     seen = {place.removeprefix("foveate/").split(":")[0]: times for place, times in places.items()}
     if name == "mustdrop" and seen.get(CUTS_OF) == 1:  # where a picture's tokens are a grid

@@ -85,7 +85,9 @@ def model() -> Any:
 def shown(model, modality, given):
     reducer, core = Shown(), model.model
     with torch.no_grad():
-        family_for(model).encode(lambda: getattr(core, f"get_{modality}_features")(**given), modality, given, reducer)
+        family_for(model).encode(
+            lambda **new: getattr(core, f"get_{modality}_features")(**{**given, **new}), modality, given, reducer
+        )
     return reducer.views
 
 

@@ -4,8 +4,12 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given as given_, strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate as fv
+from foveate.families.tap import Segments
 from foveate.registry import family_for
 from tests.families.shown import KEYS, PAID, Shown
 from tests.models import QWENS, batch, given, tiny, with_video
@@ -32,7 +36,7 @@ def test_scores_and_keys_are_those_of_a_tokens_patches(family, modality):
     inputs = given(model, batch(family, ["titit" if modality == "image" else with_video(family)]), modality)
     call, reducer = getattr(model.model, f"get_{modality}_features"), Shown()
     with torch.no_grad():
-        known.encode(lambda: call(**inputs), modality, inputs, reducer)
+        known.encode(lambda **changed: call(**{**inputs, **changed}), modality, inputs, reducer)
         block = known.scoring_block(PAID)
         attention = block.attn
         normed, rotary = entering(visual, block, lambda: call(**inputs))
@@ -65,3 +69,70 @@ def test_a_method_that_keeps_all_in_the_tower_changes_no_feature(family):
         with fv.drop(model, fv.VisionDrop(dominant=9999, contextual=0, layer_list=(), image_token_list=())):
             same = model.model.get_image_features(**inputs).pooler_output
     assert all(torch.equal(a, b) for a, b in zip(plain, same, strict=True))
+
+
+KEEP_ALL = fv.Uniform(layers=(1,), keep=(1.0,))
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("modality", ["image", "video"])
+@pytest.mark.parametrize("family", QWENS)
+def test_a_tower_in_a_context_makes_the_bits_it_makes_untouched(family, modality, kernel, monkeypatch):
+    """Pictures and windows of several lengths, and frames of one: those of a length attend in one call under SDPA."""
+    model = tiny(family)
+    monkeypatch.setattr(model.model.visual.config, "_attn_implementation", kernel)
+    words = "titit" if modality == "image" else with_video(family)
+    inputs = given(model, batch(family, [words, words]), modality)
+    call, calls = getattr(model.model, f"get_{modality}_features"), {}
+
+    def features(name):
+        with Counted("_scaled_dot_product_flash_attention_for_cpu") as counted:
+            output = call(**inputs)
+        calls[name] = counted.calls
+        return [
+            output.last_hidden_state,
+            *map(torch.cat, (output.pooler_output, *getattr(output, "deepstack_features", ()))),
+        ]
+
+    with torch.no_grad():
+        plain = features("untouched")
+        with fv.drop(model, KEEP_ALL):
+            ours = features("in a context")
+    assert all(torch.equal(*pair) for pair in zip(plain, ours, strict=True))
+    if kernel == "sdpa":
+        assert calls["in a context"] < calls["untouched"]
+
+
+class Counted(TorchDispatchMode):
+    """Counts calls of an operator."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.calls = name, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.calls += operator.overloadpacket._qualified_op_name.endswith(self.name)
+        return operator(*args, **(kwargs or {}))
+
+
+@given_(st.lists(st.integers(1, 6), min_size=2, max_size=8))
+def test_sequences_of_one_length_at_once_are_each_alone(lengths):
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    states = torch.randn(3, 1, 2, int(ends[-1]), 8)
+
+    def kernel(*heads):
+        return scaled_dot_product_attention(*heads).transpose(1, 2), None
+
+    each = [kernel(*(part.split(lengths, dim=2)[index] for part in states))[0] for index in range(len(lengths))]
+    torch.testing.assert_close(Segments(ends, states.device).attend(kernel, *states), torch.cat(each, dim=1))
+
+
+def test_a_user_who_hands_the_tower_its_arguments_is_left_alone():
+    model = tiny("qwen2_vl")
+    inputs = given(model, batch("qwen2_vl", ["titit"]))
+    ends = torch.nn.functional.pad(inputs["image_grid_thw"].prod(-1).cumsum(0), (1, 0)).int()
+    with torch.no_grad():
+        plain = model.model.get_image_features(**inputs).pooler_output
+        with fv.drop(model, KEEP_ALL):
+            ours = model.model.get_image_features(**inputs, image_cu_seqlens=ends).pooler_output
+    assert all(torch.equal(*pair) for pair in zip(plain, ours, strict=True))

@@ -116,7 +116,7 @@ def test_of_any_block_of_a_tower_that_merges_patches(family):
     reads = [signal for signal in SIGNALS if getattr(signal, "by", "patches") == "patches"]
     reducer = Shown(reads=tuple(reads))
     with torch.no_grad():
-        known.encode(lambda: model.model.get_image_features(**inputs), "image", inputs, reducer)
+        known.encode(lambda **new: model.model.get_image_features(**{**inputs, **new}), "image", inputs, reducer)
     grids = inputs["image_grid_thw"].tolist()
     patches = [height * width for _, height, width in grids]
     for signal in reads:
@@ -149,7 +149,7 @@ def test_a_block_of_windows_is_refused_or_replaced_by_the_nearest_that_sees_all(
     def views(*reads):
         reducer = Shown(reads=reads)
         with torch.no_grad():
-            known.encode(lambda: model.model.get_image_features(**inputs), "image", inputs, reducer)
+            known.encode(lambda **new: model.model.get_image_features(**{**inputs, **new}), "image", inputs, reducer)
         return reducer.views
 
     first, third = TowerAttention("patches", block=0), TowerAttention("patches", block=2)

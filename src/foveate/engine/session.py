@@ -277,8 +277,10 @@ class Session:
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
-        if self._family.merger is not None:
-            patches.wrap(core, self._family.merger, self.around_merger)
+        self._family.patch_tower(patches)
+        merger = self._family.merger
+        if merger is not None:
+            patches.wrap(core, merger, self.around_merger)
         if text is not core:
             patches.hook(text, "before", self.before_decoder, with_kwargs=True)
         if self._family.gathers:

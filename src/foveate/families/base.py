@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
+from foveate.core.patching import Patcher
 from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
@@ -424,6 +425,9 @@ class Family:
         """Which tokens of all images are left, newlines and the like apart, (tokens,) bool, where these units of their
         pictures stay, (pictures, rows, columns) bool each."""
         return torch.cat([of_image.flatten() for of_image in stays])
+
+    def patch_tower(self, patches: Patcher) -> None:
+        """Put on the tower, while a context is open, what makes it wait less for the device with the same bits."""
 
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         """The tower that a `get_*_features` call runs, whose blocks may run on some of its rows; see `encode`.

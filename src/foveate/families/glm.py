@@ -1,12 +1,22 @@
 """GLM-4.1V, GLM-4.5V and GLM-4.6V: as Qwen2-VL, with a tower and a merger of their own; a video is many images with
 time stamps between."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from foveate.core.flops import linear
+from foveate.core.patching import Patcher
+from foveate.core.tensors import send
 from foveate.families.qwen_vl import Qwen2VL, qwen_shape
 from foveate.families.shape import TowerShape
+
+
+def _embed(forward: Callable[..., Tensor], patches: Tensor, lengths: Tensor, grids: Tensor, *others: Any) -> Tensor:
+    """The embeddings find the picture of a patch on the device, where lengths and grids are the host's."""
+    return forward(patches, send(lengths, patches.device), send(grids, patches.device), *others)
 
 
 class Glm4v(Qwen2VL):
@@ -15,6 +25,10 @@ class Glm4v(Qwen2VL):
     model_type: ClassVar[str] = "glm4v"
     title: ClassVar[str] = "GLM-4.1V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
+
+    def patch_tower(self, patches: Patcher) -> None:
+        super().patch_tower(patches)
+        patches.wrap(self.core.visual.embeddings, "forward", _embed)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:

@@ -21,6 +21,7 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
+from foveate.core.tensors import send
 from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import SettingError, UnsupportedError
@@ -28,7 +29,8 @@ from foveate.families.base import Family
 from foveate.families.leaving import units_left
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
-from foveate.families.thinning import ThinnedTower, TowerLayout
+from foveate.families.tap import attend_at_once
+from foveate.families.thinning import ThinnedTower, TowerLayout, is_compiled
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import CLIP, grid_boxes, smaller
 
@@ -87,7 +89,7 @@ class Qwen2VL(Family):
         grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
         modules = {signal: self.scoring_block(signal).attn for signal in reducer.reads}
         with tapped_all(modules, keys_of=("qkv", _keys_of)) as taps:
-            output = run()
+            output = run(**{f"{modality}_grid_thw": grids})
         features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
         sizes = [len(image) for image in features]
 
@@ -202,7 +204,7 @@ class Qwen2VL(Family):
         grids, stays = grid_thw.cpu(), torch.cat(list(units))
         side: int = self.core.visual.spatial_merge_size
         patches = stays.repeat_interleave(side**2)
-        arguments = {name: value.to(hidden.device) for name, value in self.subset_arguments(grids, patches).items()}
+        arguments = self._placed(self.subset_arguments(grids, patches), hidden.device)
         rows = patches.nonzero()[:, 0].to(hidden.device)
         output = forward(hidden[rows], **arguments, **options)
         left = [int(image.sum()) for image in units]
@@ -223,15 +225,50 @@ class Qwen2VL(Family):
             grids: (images, 3), on the host.
             patches: Which stay, (patches,) bool.
         """
-        ends = get_vision_cu_seqlens(grids)
+        whole = self.tower_arguments(grids)
+        ends = whole["cu_seqlens"]
         frames = grids.repeat_interleave(grids[:, 0], dim=0)  # one for each segment
         some_left = torch.stack([of_frame.any() for of_frame in torch.split(patches, ends.diff().tolist())])
-        positions = get_vision_position_ids(grids, self.core.visual.spatial_merge_size)
+        left = {name: value[patches] for name, value in whole.items() if len(value) == len(patches)}
+        return {"grid_thw": frames[some_left], **left, "cu_seqlens": ends_of_left(ends, patches)}
+
+    # -- the tower without waits -------------------------------------------------------------------------------
+
+    def patch_tower(self, patches: Patcher) -> None:
+        if not is_compiled(self.core.visual):
+            patches.wrap(self.core.visual, "forward", self._run_tower)
+
+    def _run_tower(self, forward: Callable[..., Any], hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
+        """Read the grids once and hand the tower what it would make of them, part by part, on the device.
+
+        transformers reads where pictures end in every block: 64 waits of Qwen2.5-VL's tower, and one here.
+        """
+        visual = self.core.visual
+        if not PRECOMPUTED & options.keys():
+            options |= self._placed(self.tower_arguments(grid_thw.cpu()), hidden_states.device)
+        ends = [value for name, value in options.items() if name.startswith("cu_")]
+        with Patcher() as patches:
+            attend_at_once(patches, (block.attn for block in visual.blocks), ends, hidden_states.device)
+            return forward(hidden_states, **{"grid_thw": grid_thw, **options})
+
+    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
+        """What the tower makes of the grids, (images, 3), by the names it takes it by; all on the host."""
         return {
-            "grid_thw": frames[some_left],
-            "position_ids": positions[patches],
-            "cu_seqlens": ends_of_left(ends, patches),
+            "cu_seqlens": get_vision_cu_seqlens(grids),
+            "position_ids": get_vision_position_ids(grids, self.core.visual.spatial_merge_size),
         }
+
+    def _placed(self, arguments: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
+        """Arguments of the tower where they are read: indices on the device, ends of segments by the host; for a flash
+        kernel these too on the device, and the longest segment's length as a number."""
+        is_flash = "flash" in str(self.core.visual.config._attn_implementation)
+        placed: dict[str, Any] = {}
+        for name, value in arguments.items():
+            is_ends = name.startswith("cu_")
+            if is_ends and is_flash:
+                placed[name.replace("cu", "max").removesuffix("s")] = int(value.diff().max())
+            placed[name] = value if is_ends and not is_flash else send(value, device)
+        return placed
 
     # -- blocks of the tower on some of the rows ---------------------------------------------------------------
 
@@ -288,8 +325,8 @@ class Qwen2VL(Family):
         return PicturesRun(tuple(grids))
 
 
-def learned_positions(visual: Any, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
-    """Where patches that stay look up the learned positions of a Qwen3-VL's tower; see `Qwen2VL.subset_arguments`."""
+def learned_positions(visual: Any, grids: Tensor) -> dict[str, Tensor]:
+    """Where patches look up the learned positions of a Qwen3-VL's tower; see `Qwen2VL.tower_arguments`."""
     indices, weights = get_vision_interpolation_indices_and_weights(
         grids,
         num_grid_per_side=visual.num_grid_per_side,
@@ -297,7 +334,7 @@ def learned_positions(visual: Any, grids: Tensor, patches: Tensor) -> dict[str, 
         align_corners=visual.interpolation_align_corners,
         spatial_merge_size=visual.spatial_merge_size,
     )
-    return {"interp_indices": indices[patches], "interp_weights": weights[patches]}
+    return {"interp_indices": indices, "interp_weights": weights}
 
 
 def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1, learned: bool = False) -> TowerShape:
@@ -421,18 +458,22 @@ class Qwen25VL(Qwen2VL):
         tokens: Tensor = self.token_order(grids)[patches // group]
         return tokens * group + patches % group
 
+    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
+        visual = self.core.visual
+        index, ends = get_vision_window_index(grids, visual.spatial_merge_size, visual.window_size, visual.patch_size)
+        return super().tower_arguments(grids) | {"window_index": index, "cu_window_seqlens": ends}
+
     def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
         """Windows have fewer tokens, and some none."""
-        visual = self.core.visual
-        side: int = visual.spatial_merge_size
-        index, ends = get_vision_window_index(grids, side, visual.window_size, visual.patch_size)
-        stays = patches[:: side**2]  # of each token
+        whole, group = self.tower_arguments(grids), self.core.visual.spatial_merge_size**2
+        index, ends = whole["window_index"], whole["cu_window_seqlens"]
+        stays = patches[::group]  # of each token
         by_window = stays[index]
         # A token is known by its rank among those that stay: of 0 2 1 3 (window by window) 0 2 3 stay, as 0 1 2.
         ranks = stays.cumsum(0) - 1
         return super().subset_arguments(grids, patches) | {
             "window_index": ranks[index[by_window]],
-            "cu_window_seqlens": ends_of_left(ends, by_window.repeat_interleave(side**2)),
+            "cu_window_seqlens": ends_of_left(ends, by_window.repeat_interleave(group)),
         }
 
     @classmethod
@@ -483,8 +524,8 @@ class Qwen3VL(Qwen2VL):
     def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
         _change_deepstack(output, index, partial(first_rows, length=length))
 
-    def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
-        return super().subset_arguments(grids, patches) | learned_positions(self.core.visual, grids, patches)
+    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
+        return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
@@ -542,8 +583,8 @@ class Qwen35(Qwen2VL):
 
         return project
 
-    def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
-        return super().subset_arguments(grids, patches) | learned_positions(self.core.visual, grids, patches)
+    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
+        return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:

@@ -2,8 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import pad
 
 from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, keeps_index, kind_of
 from foveate.core.patching import Patcher
-from foveate.core.tensors import take_along
+from foveate.core.tensors import send, take_along
 from foveate.errors import UnsupportedError
 
 TAP = "foveate_tap"
@@ -56,11 +57,19 @@ class Tapped(NamedTuple):
 class _Config:
     """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
 
-    def __init__(self, real: Any, see: AttentionHook | None, see_mask: MaskHook | None, bias: Bias | None) -> None:
+    def __init__(
+        self,
+        real: Any,
+        see: AttentionHook | None = None,
+        see_mask: MaskHook | None = None,
+        bias: Bias | None = None,
+        segments: "Segments | None" = None,
+    ) -> None:
         self._real = real
         self._see = see
         self._see_mask = see_mask
         self._bias = bias
+        self._segments = segments
         is_packed = bias is not None and "flash" in str(real._attn_implementation)
         self._attn_implementation = PACKED if is_packed else TAP
 
@@ -82,6 +91,10 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, _eager_of(type(module).forward))
     with Patcher() as patches:
         patches.put(module, "config", real)  # flash attention reads it
+        if config._segments is not None:
+            return config._segments.attend(
+                partial(kernel, module, attention_mask=None, **kwargs), query, key, value
+            ), None
         if config._bias is None:
             return kernel(module, query, key, value, attention_mask, **kwargs)
         bias, kwargs = config._bias(key), {**kwargs, "scaling": scaling}
@@ -133,7 +146,7 @@ def tap(patches: Patcher, module: nn.Module, see: AttentionHook, see_mask: MaskH
     A module may be called several times, once for each of its packed sequences.
     """
     AttentionInterface.register(TAP, _attend)
-    patches.put(module, "config", _Config(module.config, see, see_mask, None))
+    patches.put(module, "config", _Config(module.config, see, see_mask))
 
 
 def biased(patches: Patcher, module: nn.Module, bias: Bias) -> None:
@@ -143,7 +156,7 @@ def biased(patches: Patcher, module: nn.Module, bias: Bias) -> None:
     """
     for name in (TAP, PACKED):
         AttentionInterface.register(name, _attend)
-    patches.put(module, "config", _Config(module.config, None, None, bias))
+    patches.put(module, "config", _Config(module.config, bias=bias))
 
 
 @contextmanager
@@ -152,6 +165,73 @@ def tapped(module: nn.Module, see: AttentionHook) -> Iterator[None]:
     with Patcher() as patches:
         tap(patches, module, see)
         yield
+
+
+# -- packed sequences ----------------------------------------------------------------------------------------------
+
+
+class Segments:
+    """Packed sequences that attend to themselves alone, those of one length in one call of the kernel.
+
+    Lengths 4 2 4 are two calls: one of the first and the third sequence, one of the second.
+
+    Args:
+        ends: Where they end, 0 in front, (segments + 1,), on the host.
+        device: Where the rows are.
+    """
+
+    def __init__(self, ends: Tensor, device: torch.device) -> None:
+        self.whole = ends[[0, -1]]
+        """The ends of all rows as one sequence."""
+        starts, lengths = ends[:-1].long(), ends.diff()
+        counts = sorted(set(lengths.tolist()))
+        groups = [starts[lengths == count, None] + torch.arange(count) for count in counts]
+        self._count = len(lengths)
+        self._places: list[Tensor] = []  # (segments, rows) of each length; none where all have one
+        if len(groups) > 1:
+            order = torch.cat([places.flatten() for places in groups])
+            self._places = [send(places, device) for places in groups]
+            self._back = send(order.argsort(), device)
+
+    def attend(self, kernel: Callable[..., Any], *states: Tensor) -> Tensor:
+        """What the kernel makes of queries, keys and values of all rows, each (1, heads, rows, size): (1, rows, heads,
+        size)."""
+        heads = [state[0] for state in states]
+        if not self._places:
+            together = [state.view(len(state), self._count, -1, state.shape[-1]).transpose(0, 1) for state in heads]
+            one_length: Tensor = kernel(*together)[0]
+            return one_length.flatten(0, 1)[None]
+        of_lengths = [kernel(*(state[:, places].transpose(0, 1) for state in heads))[0] for places in self._places]
+        return torch.cat([made.flatten(0, 1) for made in of_lengths])[self._back][None]
+
+
+def attend_at_once(patches: Patcher, attentions: Iterable[Any], ends: Iterable[Tensor], device: torch.device) -> None:
+    """Let attention modules of a packed tower call SDPA once for all sequences of one length, with the same bits.
+
+    Modules that are tapped or biased go on calling it for each, and so does every other kernel.
+
+    Args:
+        attentions: They are handed where sequences end by the name `cu_seqlens`.
+        ends: What they will be handed: those on the host that name two sequences or more are done at once.
+    """
+    segments = {id(each): Segments(each, device) for each in ends if each.device.type == "cpu" and len(each) > 2}
+    if not segments:
+        return
+    AttentionInterface.register(TAP, _attend)
+    for module in attentions:
+        if not isinstance(module.config, _Config) and module.config._attn_implementation == "sdpa":
+            patches.wrap(module, "forward", partial(_in_segments, module, segments))
+
+
+def _in_segments(
+    module: Any, segments: Mapping[int, Segments], original: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    known = segments.get(id(kwargs.get("cu_seqlens")))
+    if known is None:
+        return original(*args, **kwargs)
+    with Patcher() as patches:
+        patches.put(module, "config", _Config(module.config, segments=known))
+        return original(*args, **{**kwargs, "cu_seqlens": known.whole})
 
 
 # -- keys before RoPE ----------------------------------------------------------------------------------------------

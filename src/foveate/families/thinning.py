@@ -103,6 +103,11 @@ def batch_layout(patch: int | Sequence[int], args: Sequence[Any], kwargs: Mappin
     return TowerLayout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
 
 
+def is_compiled(module: Any) -> bool:
+    """Whether a module is compiled, so that what is put in its forward's place is not called."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+
+
 @contextmanager
 def running_thin(tower: ThinnedTower, thinner: Thinner) -> Iterator[list[Ran]]:
     """While the context lasts, late blocks of the tower run on some rows; answers what ran, segment by segment.
@@ -141,7 +146,7 @@ class _ThinRun:
         if first > max(tower.read):
             return
         for module in (tower.tower, *tower.blocks):
-            if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+            if is_compiled(module):
                 raise _refusal(tower, f"its {type(module).__name__} is compiled")
         if isinstance(tower.layout, TowerLayout):
             self.layout = tower.layout
