@@ -7,7 +7,6 @@ import foveate as fv
 from foveate.contract import Arriving, Attention, Cells, LayerView, Shape
 from foveate.core.grid import high_pass
 from foveate.methods.clse import CLSE, evolution
-from tests.contract.test_scheduled import Config
 from tests.models import batch, tiny
 
 EXAMPLES = [CLSE(layers=(1, 3), keep=(0.6, 0.3)), CLSE(retention=0.5, kv=False)]
@@ -87,10 +86,3 @@ def test_behind_a_method_that_drops_before_layer_1_it_is_refused():
         torch.no_grad(),
     ):
         model(**batch("llava", ["tit"]))
-
-
-@pytest.mark.parametrize(("budget", "counts"), [(192, (302, 192, 57)), (128, (191, 122, 36)), (64, (80, 51, 15))])
-def test_budgets_keep_the_ratio(budget, counts):
-    plan = CLSE.for_budget(Config(32), tokens=budget).plan(32, (576,))
-    assert (plan[1], plan[11], plan[21]) == counts
-    assert sum(plan) / 32 == pytest.approx(budget, abs=0.5)

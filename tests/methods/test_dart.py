@@ -60,9 +60,6 @@ def test_equal_columns_are_visited_by_falling_norm_and_pivots_never_leave():
 @pytest.mark.parametrize(
     ("settings", "tokens", "count"),
     [
-        ({"target": 192}, 576, 196),
-        ({"target": 128}, 576, 132),
-        ({"target": 64}, 576, 68),
         ({"keep": 1 - 0.667}, 576, 188),
         ({"keep": 1 - 0.778}, 576, 124),
         ({"keep": 1 - 0.889}, 576, 60),

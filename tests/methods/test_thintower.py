@@ -11,7 +11,6 @@ import foveate as fv
 from foveate import embedded, naming
 from foveate.contract import (
     Arriving,
-    ImageStage,
     ImageView,
     Method,
     PatchView,
@@ -235,25 +234,11 @@ def test_features_that_were_made_outside_are_refused():
         )
 
 
-class Twice(Method):
-    name = "twice"
-
-    def stages(self, shape):
-        return (ThinStage(keep=0.5, score=lambda view: view.patches[:, 0]),) * 2
-
-
 class Merging(Method):
     name = "merging"
 
     def stages(self, shape):
         return (*ThinTower().stages(shape), TowerStage(1, choose=lambda view, count: None))
-
-
-class Reading(Method):
-    name = "reading"
-
-    def stages(self, shape):
-        return (*ThinTower().stages(shape), ImageStage(reads=(TowerAttention(by="patches"),), keep=0.5, score=paid))
 
 
 def paid(view: ImageView):
@@ -263,12 +248,8 @@ def paid(view: ImageView):
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        (Twice(), "twice"),
         (Merging(), "also merges there"),
-        (Reading(), "also reads TowerAttention"),
         (ThinTower() + fv.VisionZip(), "also reads TowerAttention"),
-        (ThinTower() + fv.HiPrune(), "also reads TowerAttention"),
-        (ThinTower() + fv.VisPruner(), "also reads TowerAttention"),
         (ThinTower() + ThinTower(), "twice"),
     ],
     ids=lambda value: str(value),
@@ -285,14 +266,6 @@ def test_a_host_that_runs_the_tower_itself_refuses():
         "lets rows leave inside the vision tower, which here needs all of them: this host runs the tower itself. Leave "
         "thintower out."
     )
-
-
-def test_mustdrop_is_refused():
-    with (
-        pytest.raises(fv.UnsupportedError, match="also merges there"),
-        fv.drop(tiny("llava"), ThinTower() + fv.MustDrop()),
-    ):
-        pass
 
 
 def test_a_stage_that_makes_rows_or_reads_is_refused():

@@ -6,7 +6,6 @@ import torch
 import foveate as fv
 from foveate.contract import Arriving, Attention, Cls, ImageView, LayerView, Place, Shape, follow
 from foveate.methods.visiondrop import VisionDrop
-from tests import golden
 from tests.contract.test_scheduled import Config, mean
 from tests.models import IMAGE, batch, tiny
 
@@ -170,19 +169,6 @@ def test_less_than_a_token_at_the_end_is_refused_with_the_floor():
 
 
 # -- in a model ----------------------------------------------------------------------------------------------
-
-
-def test_the_table_of_the_spec():
-    """48, 35, 26, 19 tokens beside 35 + 20 of text: rows, ids and caches of every layer, and where it decodes."""
-    case = next(case for case in golden.cases("visiondrop") if case.name.endswith("d42c6_readme"))
-    with fv.drop(case.model, VisionDrop()) as trace, golden.positions_seen(case.model) as seen:
-        golden.generate(case.model, case.inputs)
-    lengths = [103] * 8 + [90] * 8 + [81] * 8 + [74] * 8
-    assert [calls[0] for calls in seen] == [list(range(length)) for length in lengths]
-    assert [layer[0] for layer in trace.kv_lengths] == lengths
-    for step in range(7):
-        assert [calls[1 + step] for calls in seen] == [[length + step] for length in lengths]
-    assert trace.tokens == [32.0]
 
 
 def test_the_first_vision_row_of_a_tower_with_cls_is_its_projection():
