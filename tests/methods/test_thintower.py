@@ -116,29 +116,6 @@ def handed_in(model, inputs, thin, later):
         del core.get_image_features
 
 
-CHAINS = [
-    ThinTower(at=0.0) + fv.VidCom2(retention=0.4),
-    ThinTower(at=0.0) + fv.DivPrune(keep=0.4) + fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5)) + fv.FinalKV(),
-    ThinTower(at=0.0) + fv.Read(keep=0.5),
-]
-
-
-@pytest.mark.parametrize("chain", CHAINS, ids=str)
-@pytest.mark.parametrize("family", SOME)
-def test_a_batch_is_its_samples_alone_and_the_model_is_restored(family, chain):
-    model = tiny(family)
-    words = ["titit", "tit", "ttt"]
-    plain = generate(model, batch(family, words)).sequences
-    with fv.drop(model, chain):
-        together = generate(model, batch(family, words))
-    for index, word in enumerate(words):
-        with fv.drop(model, chain):
-            alone = generate(model, batch(family, [word]))
-        for ours, theirs in zip(together.logits, alone.logits, strict=True):
-            torch.testing.assert_close(ours[index], theirs[0], **CLOSE)
-    assert torch.equal(generate(model, batch(family, words)).sequences, plain)
-
-
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])
 def test_pixels_leave_before_and_rows_behind(family):
     """PixelPrune's patches never come; of the others late blocks run on some."""

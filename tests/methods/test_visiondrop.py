@@ -44,19 +44,6 @@ def reduced(method, view, **known):
     return stage.cut(view)
 
 
-def test_the_released_setting_leaves_48_rows_with_the_cls_in_front():
-    view = tower(576, cls=torch.full((1, 8), 7.0))
-    cut = reduced(VisionDrop(), view)
-    scores = view.attention
-    dominant = sorted(sorted(range(576), key=lambda patch: -scores[patch].item())[:41])
-    rest = [patch for patch in range(576) if patch not in dominant]
-    assert cut.source.tolist() == [-1, *dominant, *(rest[place] for place in (0, 89, 178, 267, 356, 445))]
-    assert torch.equal(cut.rows[0], torch.full((8,), 7.0))
-    assert torch.equal(cut.rows[1:42], view.features[dominant])
-    assert cut.parent[dominant].tolist() == list(range(1, 42))
-    assert set(cut.parent[rest].tolist()) == set(range(42, 48))
-
-
 @pytest.mark.parametrize(
     ("settings", "known"),
     [({"include_cls": False}, {}), ({"positions": "keep"}, {}), ({}, {"renumbers": False}), ({}, {"cls": False})],
@@ -96,18 +83,6 @@ def rows_of(count, seed):
     rng = torch.Generator().manual_seed(seed)
     attention = torch.rand(count, count, generator=rng).tril() / count
     return attention, torch.randn(count, 6, generator=rng), torch.randn(count, 4, generator=rng)
-
-
-def test_before_a_layer_30_and_5_of_48_stay():
-    attention, hidden, keys = rows_of(48, seed=1)
-    cut = before_layer(attention, hidden, keys)
-    dominant = attention.mean(dim=0).sort(descending=True).indices[:30].sort().values.tolist()
-    rest = [token for token in range(48) if token not in dominant]
-    assert cut.source.tolist() == dominant + [rest[place] for place in (0, 3, 6, 9, 12)]
-    assert torch.equal(cut.rows[:30], hidden[dominant])
-    joined = [token for token in rest if cut.parent[token] == 31 and token != rest[3]]
-    wanted = hidden[rest[3]] + (hidden[joined].mean(dim=0) if joined else 0)
-    torch.testing.assert_close(cut.rows[31], wanted)
 
 
 def test_averaging_and_renormalising_make_a_difference():
