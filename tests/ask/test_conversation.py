@@ -1,7 +1,5 @@
 """Chat messages with their files read, or refused by name."""
 
-import base64
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ from PIL import Image
 
 from foveate.ask import media as module
 from foveate.ask.conversation import Conversation
-from foveate.ask.pictures import Picture, load_picture
+from foveate.ask.pictures import Picture
 from foveate.errors import InputError, UnsupportedError
 from foveate.video import Clip
 from tests.ask.conftest import image, text, user
@@ -28,12 +26,6 @@ def said(words, *images, role="user"):
 
 def conversation(*messages):
     return Conversation.of(messages, frames=4)
-
-
-def data_url(picture, kind="PNG"):
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def test_ocr_tokens_stand_behind_the_question_and_before_the_instruction():
@@ -71,53 +63,6 @@ def test_the_turns_keep_their_roles_and_order(picture):
     ]
     assert turns.texts == ["Be brief.", "Look:", "What is it?", "A cat.", "And now?"]
     assert len(turns.images) == len(turns.media) == 2
-
-
-@pytest.mark.parametrize("key", ["image", "path", "url"])
-def test_a_picture_may_stand_under_three_keys(picture, tmp_path, key):
-    picture.save(path := tmp_path / "a.png")
-    for source in (path, str(path), picture, Picture(None, picture)):
-        (shown,) = conversation(user({"type": "image", key: source})).images
-        assert shown.tobytes() == picture.tobytes()
-
-
-def test_a_picture_in_a_data_url_is_read(picture):
-    for part in (
-        {"type": "image", "url": data_url(picture)},
-        {"type": "image_url", "image_url": {"url": data_url(picture)}},
-    ):
-        (shown,) = conversation(user(part)).images
-        assert shown.tobytes() == picture.tobytes()
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["data:image/png,abc", "data:image/png;base64,!!!", "data:image/png;base64,aGVsbG8=", "data:image/png;base64,"],
-)
-def test_a_data_url_without_a_picture_is_refused(url):
-    with pytest.raises(InputError, match=r"is not a picture that Pillow|The data: URL cannot be read"):
-        conversation(user(image(url)))
-
-
-def turned(tmp_path):
-    """A photograph that EXIF says was held sideways, and one with a hidden colour under its transparency."""
-    photo = Image.new("RGB", (60, 30), "black")
-    photo.paste("white", (0, 0, 60, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photo.save(tmp_path / "phone.png", exif=exif)
-    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "logo.png")
-    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(tmp_path / "scan.png")
-    return [tmp_path / name for name in ("phone.png", "logo.png", "scan.png")]
-
-
-def test_a_picture_shows_the_same_as_a_file_an_object_and_a_data_url(tmp_path):
-    for path in turned(tmp_path):
-        expected = load_picture(path).image
-        url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        for source in (path, Image.open(path), url):
-            (shown,) = conversation(user(image(source))).images
-            assert (shown.size, shown.tobytes()) == (expected.size, expected.tobytes())
 
 
 @pytest.mark.parametrize("url", ["http://example.org/cat.png", "https://example.org/cat.png"])

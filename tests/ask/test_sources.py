@@ -26,58 +26,14 @@ def as_file(image, kind, **options):
     return file.getvalue()
 
 
-def exif(orientation):
-    values = Image.Exif()
-    values[0x0112] = orientation
-    return values
-
-
 FILES = {
     "plain.png": as_file(RED, "PNG"),
     "moving.gif": as_file(RED, "GIF", save_all=True, append_images=[BLUE]),
-    "moving.png": as_file(RED, "PNG", save_all=True, append_images=[BLUE]),
-    "turned.jpg": as_file(RED, "JPEG", exif=exif(6)),
-    "clear.png": as_file(Image.new("RGBA", (8, 8), (200, 0, 0, 100)), "PNG"),
-    "deep.png": as_file(Image.fromarray(np.full((6, 6), 30_000, np.uint16)), "PNG"),
-    "pages.tif": as_file(RED, "TIFF", save_all=True, append_images=[BLUE]),
 }
 
 
 def url(data, kind="image/png"):
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_picture_is_the_same_through_every_door(tmp_path, name):
-    data = FILES[name]
-    (path := tmp_path / "a picture").write_bytes(data)
-    (tmp_path / "rows.jsonl").write_text('{"image": "a picture", "question": "x"}\n')
-    (row,) = samples_in(tmp_path / "rows.jsonl").read()
-    (address := tmp_path / "urls.jsonl").write_text(f'{{"image": "{path.as_uri()}", "question": "x"}}\n')
-    (by_url,) = samples_in(address).read()
-    doors = [
-        path,
-        str(path),
-        path.as_uri(),
-        f"file:{path}",
-        data,
-        bytearray(data),
-        url(data),
-        *row.media,
-        *by_url.media,
-    ]
-    with Image.open(path) as image:
-        pictures = [*read_media(doors), *read_media([image])]
-        for door in doors:
-            for part in ({"type": "image", "image": door}, {"type": "image_url", "image_url": {"url": door}}):
-                pictures += Conversation.of([{"role": "user", "content": [part]}]).media
-    assert len({(picture.image.size, picture.image.tobytes()) for picture in pictures}) == 1
-    notes = {(picture.note or "").replace(str(path), "the picture") for picture in pictures}
-    assert len(notes) == 1
-    assert ("only the first is read" in notes.pop()) == (name in ("moving.gif", "moving.png", "pages.tif"))
-    if not any(picture.note for picture in pictures):
-        (array,) = read_media(np.asarray(pictures[0].image))
-        assert array.image.tobytes() == pictures[0].image.tobytes()
 
 
 def test_an_animation_that_stands_at_another_frame_is_that_frame():

@@ -7,7 +7,6 @@ from PIL import Image
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
-from foveate import testing
 from foveate.contract import Shape, follow
 from foveate.families import derived
 from foveate.families.derived import Derived
@@ -74,15 +73,6 @@ def generate(model, inputs, **settings):
     return model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
 
 
-def alone(inputs, index, words):
-    """One sample of a batch."""
-    start = sum(word.count("i") for word in words[:index])
-    real = inputs["attention_mask"][index].bool()
-    one = {name: inputs[name][index : index + 1, real] for name in ("input_ids", "attention_mask")}
-    count = words[index].count("i")
-    return one | ({"pixel_values": inputs["pixel_values"][start : start + count]} if count else {})
-
-
 BUILDS = [aya, deepseek]
 METHODS = [
     fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),
@@ -90,19 +80,6 @@ METHODS = [
     VisionDrop(dominant=0, contextual=0, layer_list=(2, 3), image_token_list=((12, 4), (5, 2)), reference=25),
     fv.V2Drop(layers=(2,), keep=(0.5,)) + fv.FinalKV(),
 ]
-WORDS = ("titt", "titit", "ttttt", "tit")
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("build", BUILDS)
-def test_keeping_everything_is_the_untouched_model(build, attention):
-    model, side, tokens = tiny(build, attention)
-    inputs = prompt(WORDS, side, tokens)
-    plain = generate(model, inputs)
-    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))) as trace:
-        kept = generate(model, inputs)
-    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
-    assert trace.vision_tokens == [tokens, 2 * tokens, 0, tokens]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -132,22 +109,6 @@ def sees(model, layer, columns):
     kinds, reach = getattr(model.config.text_config, "layer_types", None), columns[:, None] - columns
     window = model.config.text_config.sliding_window if kinds and kinds[layer].startswith("sliding") else 10_000
     return (reach >= 0) & (reach < window)
-
-
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_batch_is_its_samples_run_alone(method, build):
-    model, side, tokens = tiny(build)
-    inputs = prompt(WORDS, side, tokens)
-    with fv.drop(model, method) as together:
-        out = generate(model, inputs)
-    for index in range(len(WORDS)):
-        one = alone(inputs, index, WORDS)
-        with fv.drop(model, method) as trace:
-            single = generate(model, one)
-        assert torch.equal(out.sequences[index, -6:], single.sequences[0, -6:])
-        assert together.retention[index] == trace.retention[0]
-        assert [rows[index] for rows in together.kv_lengths] == [rows[0] for rows in trace.kv_lengths]
 
 
 def test_a_picture_is_a_run_of_placeholders_whatever_its_tiles():
@@ -216,11 +177,3 @@ def test_models_that_no_family_can_serve_are_refused_with_the_reason(kind):
 
     with pytest.raises(fv.UnsupportedError, match=f"{kind!r}.*Supported: .*cannot be served: {UNSERVED[kind]}"):
         family_for(Model())
-
-
-@pytest.mark.parametrize("build", BUILDS)
-def test_a_derived_model_can_be_checked(build):
-    model, side, tokens = tiny(build)
-    checked = testing.check(model, prompt(["tit"], side, tokens))
-    assert checked.passed, checked
-    assert [row.verdict for row in checked.rows].count("passed") >= 10

@@ -176,33 +176,6 @@ def test_each_type_of_layer_numbers_rows_anew_by_its_own_rope():
     assert not torch.equal(calls[1][1]["position_embeddings"][0], calls[2][1]["position_embeddings"][0])
 
 
-def test_a_tokens_score_and_key_are_the_means_of_its_patches(monkeypatch):
-    from tests.models import batch, tiny
-
-    model, inputs = tiny("gemma3", "eager"), batch("gemma3", ["titit"])
-    pixels = inputs["pixel_values"]
-    views = []
-    cut = VisionDrop._in_tower
-
-    def noting(self, depth, view, count):
-        views.append((view.attention, view.keys, view.grid))
-        return cut(self, depth, view, count)
-
-    monkeypatch.setattr(VisionDrop, "_in_tower", noting)
-    with fv.drop(model, VisionDrop(layer_list=(), image_token_list=())), torch.no_grad():
-        for picture in pixels:  # one by one: what vmap shows of several is no tensor to keep
-            model.model.get_image_features(picture[None])
-        layer = model.model.vision_tower.encoder.layers[-1]
-        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
-        _, attention = layer.self_attn(layer.layer_norm1(states), output_attentions=True)
-        keys = layer.self_attn.k_proj(layer.layer_norm1(states)).unflatten(-1, (2, 8)).mean(dim=2)
-    for index, (scores, means, grid) in enumerate(views):
-        assert grid == (5, 5)
-        patches = attention[index].mean(dim=(0, 1)).view(5, 2, 5, 2)
-        torch.testing.assert_close(scores, patches.mean(dim=(1, 3)).flatten())
-        torch.testing.assert_close(means, keys[index].view(5, 2, 5, 2, 8).mean(dim=(1, 3)).flatten(0, 1))
-
-
 @pytest.mark.parametrize("keep", [0.25, 0.5])
 def test_a_smaller_picture_is_what_the_tower_and_the_projector_make_of_it(keep):
     from tests.models import batch, tiny

@@ -12,7 +12,6 @@ import foveate as fv
 from foveate.engine.copies import copy_of, settle
 from foveate.families.gemma import Gemma4
 from foveate.methods.resize import Resize
-from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import others
 from tests.tiny import IMAGE, TEXT, VIDEO, Picture, Tiny, qwen_types
@@ -256,37 +255,6 @@ def test_where_only_the_last_row_is_computed_it_must_be_text(edge):
         with pytest.raises(fv.UnsupportedError, match="computes"):
             edge(**inputs, logits_to_keep=1)
         edge(**inputs)
-
-
-def test_a_tokens_score_and_key_are_the_means_of_its_patches(monkeypatch):
-    from tests.models import batch, given, tiny
-
-    model, inputs, views = tiny("gemma4", "eager"), batch("gemma4", ["titit"]), []
-    cut = VisionDrop._in_tower
-
-    def noting(self, depth, view, count):
-        views.append((view.attention, view.keys, view.grid))
-        return cut(self, depth, view, count)
-
-    monkeypatch.setattr(VisionDrop, "_in_tower", noting)
-    attention, seen = model.model.vision_tower.encoder.layers[-1].self_attn, []
-    handles = [
-        attention.register_forward_hook(lambda module, args, output: seen.append(output[1])),
-        attention.k_norm.register_forward_hook(lambda module, args, output: seen.append(output)),
-    ]
-    with fv.drop(model, VisionDrop(layer_list=(), image_token_list=())), torch.no_grad():
-        model.model.get_image_features(**given(model, inputs))
-    for handle in handles:
-        handle.remove()
-    keys, weights = seen
-    for index, (rows, columns) in enumerate([(3, 4), (4, 4)]):
-        count = 4 * rows * columns
-        received = weights[index, :, :count, :count].mean(dim=(0, 1)).view(rows, 2, columns, 2)
-        means = keys[index, :count].mean(dim=1).view(rows, 2, columns, 2, -1).mean(dim=(1, 3)).flatten(0, 1)
-        scores, states, grid = views[index]
-        assert grid == (rows, columns)
-        torch.testing.assert_close(scores, received.mean(dim=(1, 3)).flatten())
-        torch.testing.assert_close(states, means)
 
 
 def test_a_smaller_picture_is_cut_into_patches_as_the_processor_cuts_it():

@@ -1,7 +1,7 @@
 """InternVL3: its tiny model, and what is special: tiles of an image are told by the prompt, a CLS, pixel shuffle."""
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +9,8 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
-from foveate.contract import Cls
 from foveate.core.grid import grids_of
-from foveate.families.tiles import blocks, mosaic
+from foveate.families.tiles import mosaic
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others
@@ -109,54 +108,6 @@ def test_tokens_look_where_their_tiles_do():
     assert grids_of(tall) == ((9, 3), (3, 3))  # one column of tiles is one grid
     assert fv.families()["internvl"].token_grids(family.model.config, [63, 9]) == [((3, 3),) * 7, ((3, 3),)]
     assert family.boxes(family.model.config, "image", given, [9, 9]) == [None, None]  # not the tiles of this call
-
-
-def test_blocks_are_the_models_pixel_shuffle():
-    patches = torch.randn(2, 6, 6, 5)
-    assert torch.equal(blocks(patches, 2), models.tiny("internvl").model.pixel_shuffle(patches, 0.5).flatten(1, 2))
-
-
-class Noted(VisionDrop):
-    """Notes what it is shown."""
-
-    name = "noted"
-    seen: ClassVar[list[Any]] = []
-
-    def _in_tower(self, depth: int, view: Any, count: Any) -> Any:
-        cls = view.cls if Cls() in view else None
-        self.seen.append((len(view), view.attention, view.keys, cls, view.grid, view.grids))
-        return super()._in_tower(depth, view, count)
-
-
-def shown(model: Any, inputs: Any) -> list[Any]:
-    Noted.seen.clear()
-    with fv.drop(model, Noted(dominant=14, contextual=3, layer_list=(), image_token_list=(), reference=25)):
-        models.generate(model, inputs, new_tokens=1)
-    return list(Noted.seen)
-
-
-def test_a_tokens_score_is_the_mean_attention_its_patches_get_from_the_cls():
-    model, inputs = models.tiny("internvl", "eager"), models.batch("internvl", ["titit"])
-    seen = shown(model, inputs)
-    keys = []
-    attention = model.model.vision_tower.encoder.layer[-1].attention
-    handle = attention.k_norm.register_forward_hook(lambda _, args, output: keys.append(output))
-    with torch.no_grad():
-        told = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions[-1]
-    handle.remove()
-    patches = told[:, :, 0, 1:].sum(dim=1).view(4, 6, 6)
-    states = keys[0][:, 1:].view(4, 6, 6, 2, 8).mean(dim=3)
-    scores, means = [], []
-    for tile in range(4):
-        for row in range(0, 6, 2):
-            for column in range(0, 6, 2):
-                scores.append(patches[tile, row : row + 2, column : column + 2].mean())
-                means.append(states[tile, row : row + 2, column : column + 2].mean(dim=(0, 1)))
-    assert [one[0] for one in seen] == [27, 9]
-    torch.testing.assert_close(torch.cat([one[1] for one in seen]), torch.stack(scores), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(torch.cat([one[2] for one in seen]), torch.stack(means), atol=1e-6, rtol=1e-5)
-    assert all(one[3] is None for one in seen)
-    assert [one[4:] for one in seen] == [(None, ((3, 3),) * 3), ((3, 3), ((3, 3),))]
 
 
 @pytest.mark.skipif("not models.ENCODES_FIRST", reason="here a model takes no features made before")

@@ -15,7 +15,6 @@ from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others
-from tests.families.shown import KEYS, PAID, Shown
 from tests.tiny import IMAGE, TEXT, Picture, Tiny
 
 BREAK, END = 93, 94
@@ -82,31 +81,6 @@ def other_rows(picture: Picture, length: int) -> Tensor:
 OTHER = replace(TINY, config=other_config, pictures=other_pictures, ids=other_rows)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
-
-
-def test_a_tokens_score_is_the_mean_attention_its_patches_receive_within_their_picture():
-    model, inputs = models.tiny("mistral3", "eager"), models.batch("mistral3", ["titit"])
-    pictures, reducer = models.given(model, inputs), Shown()
-    with torch.no_grad():
-        family_for(model).encode(lambda: model.model.get_image_features(**pictures), "image", pictures, reducer)
-    for index, view in enumerate(reducer.views):
-        height, width = pictures["image_sizes"][index].tolist()
-        alone = pictures["pixel_values"][index : index + 1, :, :height, :width]
-        with torch.no_grad():
-            tower = model.model.vision_tower
-            told = tower(alone, output_attentions=True, output_hidden_states=True)
-            layer = tower.transformer.layers[-1]
-            keys = layer.attention.k_proj(layer.attention_norm(told.hidden_states[-2]))[0]
-        received = told.attentions[-1][0].mean(dim=(0, 1)).view(height // 14, width // 14)
-        keys = keys.view(height // 14, width // 14, 2, 8).mean(dim=2)
-        scores, means = [], []
-        for row in range(0, height // 14, 2):
-            for column in range(0, width // 14, 2):
-                scores.append(received[row : row + 2, column : column + 2].mean())
-                means.append(keys[row : row + 2, column : column + 2].mean(dim=(0, 1)))
-        torch.testing.assert_close(view.read(PAID)[:, 0], torch.stack(scores), **CLOSE)
-        torch.testing.assert_close(view.read(KEYS), torch.stack(means), **CLOSE)
-        assert view.grid == (height // 28, width // 28)
 
 
 def test_a_side_that_is_no_whole_number_of_tokens():

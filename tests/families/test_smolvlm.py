@@ -18,7 +18,6 @@ from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others
-from tests.families.shown import KEYS, PAID, Shown
 from tests.tiny import IMAGE, TEXT, Frames, Picture, Tiny
 
 FENCE, WHOLE, NEWLINE = 93, 94, 95
@@ -75,7 +74,6 @@ def other_config() -> Any:
 OTHER = replace(TINY, config=other_config, pictures=others.few_tiles, videos=others.few_frames, ids=others.tagged)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 FAMILIES = pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
-CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
 # -- which tiles are whose -----------------------------------------------------------------------------------
@@ -174,28 +172,6 @@ def test_blocks_are_the_models_pixel_shuffle(family):
     connector, patches = models.tiny(family).model.connector, torch.randn(2, 6, 6, 5)
     for block in (1, 2, 3):
         assert torch.equal(blocks(patches, block), connector.pixel_shuffle(patches.flatten(1, 2), block))
-
-
-@FAMILIES
-def test_a_tokens_score_is_the_mean_attention_that_its_patches_receive(family):
-    model, inputs = models.tiny(family, "eager"), by_sample(family, ["titit"])
-    pictures, reducer = models.given(model, inputs), Shown([27, 9])
-    with torch.no_grad():
-        family_for(model).encode(lambda: model.model.get_image_features(**pictures), "image", pictures, reducer)
-        pixels = inputs["pixel_values"][0]
-        told = model.model.vision_model(pixel_values=pixels, output_attentions=True).attentions[-1]
-        states = model.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
-        layer = model.model.vision_model.encoder.layers[-1]
-        keys = layer.self_attn.k_proj(layer.layer_norm1(states)).view(4, 6, 6, 2, 8).mean(dim=3)
-    patches, scores, means = told.mean(dim=(1, 2)).view(4, 6, 6), [], []
-    for tile in range(4):
-        for row in range(0, 6, 2):
-            for column in range(0, 6, 2):
-                scores.append(patches[tile, row : row + 2, column : column + 2].mean())
-                means.append(keys[tile, row : row + 2, column : column + 2].mean(dim=(0, 1)))
-    assert [len(view) for view in reducer.views] == [27, 9]
-    torch.testing.assert_close(torch.cat([v.read(PAID)[:, 0] for v in reducer.views]), torch.stack(scores), **CLOSE)
-    torch.testing.assert_close(torch.cat([v.read(KEYS) for v in reducer.views]), torch.stack(means), **CLOSE)
 
 
 @FAMILIES

@@ -4,45 +4,16 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import Arriving, Attention, Cells, LayerView, Shape
 from foveate.core.grid import high_pass
 from foveate.methods.clse import CLSE, evolution
-from tests.contract.test_scheduled import Config
 from tests.models import batch, tiny
 
 EXAMPLES = [CLSE(layers=(1, 3), keep=(0.6, 0.3)), CLSE(retention=0.5, kv=False)]
 SMALLEST = CLSE(layers=(1, 3), keep=(0.3, 0.0))
-LAST = Attention(rows="last")
 
 
 def cells_of(rows, columns, frame=0):
     return torch.tensor([(frame, row, column) for row in range(rows) for column in range(columns)])
-
-
-def test_six_tokens_by_hand():
-    """A grid of 2 x 3: s = 0.1, so that all but the mean passes, and u is a token's distance from it."""
-    before = [4.0, 2.0, 0.0, 4.0, 2.0, 0.0]  # the mean is 2: u = 2 0 2 2 0 2, mean 4/3
-    hidden = [4.0, 4.0, 0.0, 5.0, 2.0, 3.0]  # the mean is 3: u = 1 1 3 2 1 0
-    u_0, u_1 = [2.0, 0, 2, 2, 0, 2], [1.0, 1, 3, 2, 1, 0]
-    grid, column = (2, 3), torch.tensor([hidden, before])[:, :, None]
-    torch.testing.assert_close(high_pass(column[0], (grid,)), torch.tensor(u_1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(high_pass(column[1], (grid,)), torch.tensor(u_0), atol=1e-5, rtol=0)
-    change = [min(1.0, abs(b - a) / (4 / 3 + a + 1e-6)) for a, b in zip(u_0, u_1, strict=True)]
-    middle = sum(change) / 6
-    spread = math.sqrt(sum((value - middle) ** 2 for value in change) / 5)  # of a sample
-    gate = [1 / (1 + math.exp(-(value - middle) / (spread + 1e-6) / 0.1)) for value in change]
-    got = evolution(column[0], column[1], cells_of(2, 3), (grid,))
-    torch.testing.assert_close(got, torch.tensor(gate), atol=1e-4, rtol=1e-4)
-    # Changes 0.3 0.75 0.3 0 0.75 0.6: the gate is open for tokens 1, 4 and 5, though others get more attention.
-    attention = [0.9, 0.1, 0.9, 0.9, 0.2, 0.3]
-    stage, *_ = CLSE(keep=(0.5, 0.2, 0.1)).stages(Shape(depth=32))
-    view = LayerView(
-        column[0],
-        column[1],
-        signals={LAST: torch.tensor(attention), Cells(): cells_of(2, 3)},
-        arriving=Arriving(6, 6, 6, grids=(grid,)),
-    )
-    assert stage.cut(view).source.tolist() == [1, 4, 5]
 
 
 @pytest.mark.parametrize(("frequency", "factor"), [(0, 0.0), (1, 0.2934), (2, 0.7506), (3, 0.9561), (9, 1.0)])
@@ -87,10 +58,3 @@ def test_behind_a_method_that_drops_before_layer_1_it_is_refused():
         torch.no_grad(),
     ):
         model(**batch("llava", ["tit"]))
-
-
-@pytest.mark.parametrize(("budget", "counts"), [(192, (302, 192, 57)), (128, (191, 122, 36)), (64, (80, 51, 15))])
-def test_budgets_keep_the_ratio(budget, counts):
-    plan = CLSE.for_budget(Config(32), tokens=budget).plan(32, (576,))
-    assert (plan[1], plan[11], plan[21]) == counts
-    assert sum(plan) / 32 == pytest.approx(budget, abs=0.5)

@@ -44,11 +44,6 @@ def test_six_rows_by_hand():
     assert kept(stage_of(half, 0.6), ROTARY, attention.flip(0)) == [0, 1, 3]
 
 
-def test_of_one_row_the_method_picks_it():
-    attention = torch.tensor([0.0, 0.1, 0.2, 0.0, 0.9, 0.8])
-    assert kept(stage_of(fv.FastV(keep=(0.1,)), 1.0), ROTARY, attention) == [4]
-
-
 @given(seed=st.integers(0, 2**16), tokens=st.integers(2, 40), keep=st.floats(0.01, 0.99), part=st.floats(0.01, 1.0))
 def test_counts_stay_and_what_comes_first_by_place_is_kept(seed, tokens, keep, part):
     rng = torch.Generator().manual_seed(seed)
@@ -71,17 +66,6 @@ def test_no_part_is_the_method_bit_for_bit():
         with fv.drop(model, method), torch.no_grad():
             logits.append(model(**inputs).logits)
     assert torch.equal(*logits)
-
-
-def test_the_picture_does_not_move_what_a_later_cut_keeps():
-    """The first c of each cut: of three axes, over two cuts, the rows with the best places are there at the end."""
-    model, inputs = tiny("qwen2_vl"), batch("qwen2_vl", ["tit"])
-    method = fv.Random(layers=(1, 3), keep=(0.7, 0.5)) + Coordinates(part=0.8)
-    with fv.drop(model, method) as trace, torch.no_grad():
-        model(**inputs)
-    first, second = (stage.kept[0].tolist() for stage in trace.stages)
-    assert set(second) <= set(first)
-    assert (len(first), len(second)) == (trace.stages[0].after[0], trace.stages[1].after[0])
 
 
 # -- what it stands around -------------------------------------------------------------------------------------------

@@ -27,22 +27,6 @@ def at(*degrees):
     )
 
 
-def test_the_spec_token_by_token():
-    """Directions 0°, 10°, 40°, 50°, 90°, 180°; 1 − cos grows with the angle between two.
-
-    To the nearest other it is 10°, 10°, 10°, 10°, 40° and 90°: 180° is first. Farthest from it is 0° (180° away). Then
-    the nearest picked is 10°, 40°, 50° and 90° away: 90°. Then 10° (10°), 40° and 50° (40° each, to 0° and to 90°):
-    1 − cos 40° is the same for both, and rounding decides; so 50° is put at 51°.
-    """
-    rows = at(0, 10, 40, 51, 90, 180)
-    assert kept(rows, tokens=1) == [5]
-    assert kept(rows, tokens=2) == [0, 5]
-    assert kept(rows, tokens=3) == [0, 4, 5]
-    assert kept(rows, tokens=4) == [0, 2, 4, 5]  # 40° from 0° for the third, 39° from 90° for the fourth
-    assert kept(rows, tokens=5) == [0, 2, 3, 4, 5]  # 11° against 10°
-    assert kept(rows, tokens=6) == kept(rows, tokens=99) == list(range(6))
-
-
 def test_of_equal_tokens_one_stays_until_nothing_else_is_left():
     newline = torch.full((1, 8), 0.3)
     patches = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))

@@ -20,20 +20,6 @@ def angles(*degrees):
     return torch.stack((radians.cos(), radians.sin()), dim=1)
 
 
-def test_six_frames_of_two_tokens_worked_on_paper():
-    """Half of each compared frame stays, so of two tokens the one that has turned further.
-
-    frame  0:  0   0    whole
-    frame  1: 10  20    its second has turned 20 degrees from frame 0
-    frame  2: 40  30    from frame 0, 40 and 30: its first. From frame 1 it would be 30 and 10: its first too
-    frame  3: 50  10    from frame 2, 10 and 20: its second. From frame 0 it would be 50 and 10: its first
-    frame  4:  0   0    whole: a new window
-    frame  5: 90   0    its first: the last pair of a window that has no more
-    """
-    rows = angles(0, 0, 10, 20, 40, 30, 50, 10, 0, 0, 90, 0)
-    assert kept(DyCoke(k=0.5), rows, 6) == [0, 1, 3, 4, 7, 8, 9, 10]
-
-
 def test_the_third_frame_is_compared_with_the_first_and_not_with_its_neighbour():
     rows = angles(0, 0, 60, 0, 60, 20)  # from frame 0: 60 and 20; from frame 1: 0 and 20
     assert kept(DyCoke(k=0.5), rows, 3) == [0, 1, 2, 4]

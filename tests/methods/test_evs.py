@@ -16,14 +16,6 @@ EXAMPLES = [EVS(q=0.5), EVS(retention=0.6)]
 ONLY_VIDEOS = True
 
 
-def test_three_frames_worked_on_paper():
-    """Turns from the frame before: frame 1 by 10 and 50 degrees, frame 2 by 30 and 5. A third of six tokens leave room
-    for two: the first frame. Four of six add the two that turned furthest, 50 and 30, one of either frame."""
-    rows = angles(0, 0, 10, 50, 40, 45)
-    assert kept(EVS(q=0.67), rows, 3) == [0, 1]
-    assert kept(EVS(q=0.33), rows, 3) == [0, 1, 3, 4]
-
-
 def test_the_frame_before_counts_and_not_the_last_one_kept():
     rows = angles(0, 0, 20, 0, 40, 0, 60, 25)  # by 20 each time, and once by 25, though it has come 60 in all
     assert kept(EVS(tokens=3), rows, 4) == [0, 1, 7]

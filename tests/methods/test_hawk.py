@@ -23,16 +23,6 @@ def kept(products, count, **settings):
 PRODUCTS = torch.tensor([[3.0, 0.0], [0.0, -0.2], [4.0, 0.0], [0.0, 0.2], [0.0, 0.1]])
 
 
-def test_five_tokens_by_hand():
-    """Lengths of the heads are 5 and 0.3: token for token 0.6 −0.67 0.8 0.67 0.33, however large a head's products."""
-    assert kept(PRODUCTS, 1) == [2]
-    assert kept(PRODUCTS, 2) == [2, 3]
-    assert kept(PRODUCTS, 3) == [0, 2, 3]
-    assert kept(PRODUCTS, 2, weights=(0.0, 1.0)) == [3, 4]
-    assert kept(PRODUCTS, 1, weights=(-1.0, -1.0)) == [1]
-    assert kept(PRODUCTS, 5) == [0, 1, 2, 3, 4]
-
-
 def test_what_is_no_number_counts_nothing_and_where_nobody_asks_tokens_stay_at_even_steps():
     broken = PRODUCTS.clone()
     broken[2, 0], broken[3, 1] = float("nan"), float("inf")

@@ -30,21 +30,6 @@ def kept(method, view):
 # -- an example ----------------------------------------------------------------------------------------------------
 
 
-def test_a_grid_of_four_by_four_by_hand():
-    """Ten of sixteen with α = 1 have 10 · 1 / 5 = 2 anchors.
-
-    The anchors 3 (a corner) and 10 have the buffers 2 and 7, and 6, 14, 9 and 11: eight patches. 0 and 15 are the two
-    registers: the deep layer likes 3 and 10 as much, but these stay already. 4, right of 3 in raster order, is in the
-    next row, and no buffer.
-    """
-    middle, deep = torch.zeros(16), torch.zeros(16)
-    middle[3], middle[10] = 0.9, 0.8
-    deep[[0, 3, 10, 15]] = 0.5
-    deep[4] = 0.4
-    view = view_of(middle, deep, ((4, 4),))
-    assert kept(HiPrune(tokens=10, alpha=1.0), view) == [0, 2, 3, 6, 7, 9, 10, 11, 14, 15]
-
-
 def test_buffers_that_do_not_fit_are_those_of_the_lowest_attention():
     """Three of nine with α = 1 have one anchor, 4, and room for two of its four buffers: 7 and 3."""
     middle = torch.tensor([0.0, 0.1, 0, 0.3, 0.9, 0.2, 0, 0.4, 0])
@@ -57,11 +42,6 @@ def test_without_anchors_the_deep_layer_decides():
     highest = sorted(view[DEEP].sort(descending=True).indices[:7].tolist())
     assert kept(HiPrune(tokens=7, alpha=0.1), view) == highest  # 7 · 0.1 / 5 rounds to none
     assert kept(HiPrune(tokens=7, alpha=0.0), view) == highest
-
-
-def test_ties_go_to_the_lower_patch():
-    view = view_of(torch.ones(9), torch.ones(9), ((3, 3),))
-    assert kept(HiPrune(tokens=5, alpha=1.0), view) == [0, 1, 2, 3, 4]  # the anchor 0, its buffers, then 2 and 4
 
 
 # -- counts, crops and grids ---------------------------------------------------------------------------------------
@@ -85,6 +65,3 @@ def test_where_the_grid_is_not_known_anchors_have_no_buffers():
     middle, deep = torch.zeros(10), torch.zeros(10)
     middle[4], deep[[0, 9]] = 1.0, 1.0
     assert kept(HiPrune(tokens=3, alpha=1.0), view_of(middle, deep, ())) == [0, 4, 9]
-
-
-# -- on models -----------------------------------------------------------------------------------------------------

@@ -67,28 +67,6 @@ def by_hand(rows, attention, crops, count, tau=1.0, rule="paper"):
     return sorted(found)
 
 
-def test_the_spec_token_by_token():
-    """Two crops of a grid of 2 x 4: the left one has tokens 0 1 4 5, the right one 2 3 6 7.
-
-    Left: two directions, two tokens each. Every cosine to the others is 1, 0 or 0: mean 1/3, variance 2/9. Right: one
-    direction, variance 0. The mean variance is 1/9 and the mean attention 0.3, so γ is 2.7, and left tokens get 0.6
-    more. H is 0.7 0.8 0.9 1.0 on the left (mean 0.85) and 0.8 0.2 0.2 0.2 on the right (0.35): w is 0.708 and 0.292.
-
-    Of 4 that is 2.83 and 1.17: floors 2 and 1, and one more for the left. Of 6 it is 4.25 and 1.75: floors 4 and 1, one
-    more for the left, which has room for 4: the right gets it.
-    """
-    left, right = [[1.0, 0, 0], [2.0, 0, 0], [0, 3.0, 0], [0, 1.0, 0]], [[0, 0, 1.0]] * 4
-    rows = torch.tensor([*left[:2], *right[:2], *left[2:], *right[2:]])
-    attention = torch.tensor([0.1, 0.2, 0.8, 0.2, 0.3, 0.4, 0.2, 0.2])
-    grids, settings = ((2, 4),), {"crops": 2}
-    assert kept(rows, attention, grids, tokens=4, **settings) == [1, 2, 4, 5]
-    assert kept(rows, attention, grids, tokens=6, **settings) == [0, 1, 2, 3, 4, 5]
-    assert kept(rows, attention, grids, tokens=1, **settings) == [5]
-    # τ = 0: as many in each crop. τ = 4: 0.85⁴ is 35 times 0.35⁴, and the left keeps all it has.
-    assert kept(rows, attention, grids, tokens=4, tau=0.0, **settings) == [2, 3, 4, 5]
-    assert kept(rows, attention, grids, tokens=4, tau=4.0, **settings) == [0, 1, 4, 5]
-
-
 def test_crops_are_windows_of_the_grid_and_not_runs_of_the_raster():
     crop = -1 - notes_of(torch.rand(576), ((24, 24),))["crop"]
     wanted = [4 * (row // 6) + column // 6 for row in range(24) for column in range(24)]

@@ -8,7 +8,6 @@ from foveate.contract import CacheStage, LayerView, Rotary, Shape, ValueLikeness
 from foveate.core.rank import spread_over
 from foveate.methods.coordinates import places
 from foveate.methods.ivcprune import IVCPrune
-from foveate.testing import check_method
 from tests.models import DEPTH, FAMILIES, batch, tiny
 
 CONFIG = LlavaConfig(text_config={"num_hidden_layers": 28})
@@ -125,7 +124,3 @@ def test_it_drops_on_every_family_whose_layer_attends(family):
     assert all(
         after < before for stage in trace.stages for before, after in zip(stage.before, stage.after, strict=True)
     )
-
-
-def test_the_contract():
-    check_method(EXAMPLES[0], keep_all=KEEP_ALL)

@@ -38,18 +38,6 @@ NONE = torch.zeros(0, 2)
 ATTENTION = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.3, 0.0])
 
 
-def test_the_spec_token_by_token():
-    """Sums of cosines with the others: east 0.995, north 1.0995, west −2.995, nearly east 1.194. So of two, d votes for
-    west and the first of the east; attention for the first and the third. The first has both votes, and the words
-    choose one of all others."""
-    sums = torch.tensor([0.995, 1.0995, 0.995, 1.0995, -2.995, 1.194])
-    torch.testing.assert_close(unlike_others(ROWS).float(), 1 - sums / 6, atol=1e-3, rtol=0)
-    assert kept(ATTENTION, ROWS, ROWS[:1], 2) == [0, 2]
-    assert kept(ATTENTION, ROWS, ROWS[1:2], 2) == [0, 1]  # the second and the fourth tie: the lower index stays
-    assert kept(ATTENTION, ROWS, torch.stack((ROWS[4] * 5, ROWS[0])), 2) == [0, 4]  # the mean of both is west
-    assert kept(ATTENTION, ROWS, ROWS, 6) == kept(ATTENTION, ROWS, ROWS, 99) == [0, 1, 2, 3, 4, 5]
-
-
 def test_without_text_the_sum_of_both_cues_fills_up():
     """a + d: 0.33 + 1.50 of the fifth is more than 0.89 + 0.83 of the third."""
     assert kept(ATTENTION, ROWS, NONE, 2) == [0, 4]

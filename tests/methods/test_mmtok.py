@@ -42,27 +42,6 @@ def by_hand(words, tokens, features, count, alpha=0.5, tau_text=0.02, tau_vision
     return sorted(picked)
 
 
-def test_the_spec_token_by_token():
-    """Four tokens of two directions, two alike each, and a word along the third token's direction.
-
-    With τ = 1 the word's softmax over cosines 0 0 1 1 is e⁰ / (2 + 2e) = 0.134 and 0.366. Vision tokens cover their own
-    kind at 0.366 / 4 and the other at 0.134 / 4, in halves. The third gains 0.366 + 2 · (0.366 + 0.134) / 8 = 0.491,
-    the first 0.134 + 0.125. Behind the third the fourth gains nothing, the first 2 · (0.366 − 0.134) / 8 = 0.058.
-    Without covering vision tokens nothing is left to gain behind the third, and the lowest index is next.
-    """
-    rows = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-    word = torch.tensor([[0.0, 7.0]])
-    soft = {"tau_text": 1.0, "tau_vision": 1.0}
-    assert kept(word, rows, rows, tokens=1, **soft) == [2]
-    assert kept(word, rows, rows, tokens=2, **soft) == [0, 2]
-    assert kept(word, rows, rows, tokens=3, **soft) == [0, 1, 2]
-    assert kept(word, rows, rows, tokens=2, alpha=0.0, **soft) == [0, 2]
-    assert kept(word, rows, rows, tokens=4) == kept(word, rows, rows, tokens=99) == [0, 1, 2, 3]
-    # What the tower shows is compared on its own: there the second and third are alike, and the first and fourth.
-    assert kept(word, rows, rows[[0, 2, 2, 0]], tokens=2, **soft) == [0, 2]
-    assert kept(word, rows, rows[[0, 0, 0, 2]], tokens=2, **soft) == [2, 3]
-
-
 @given(
     tokens=st.integers(2, 14),
     words=st.integers(1, 5),

@@ -9,6 +9,7 @@ from foveate.contract import Arriving, Cut, ImageView, LayerView, PatchView, Pla
 from foveate.core.merge import window_similarity
 from foveate.methods.mustdrop import PEAK, SHARE, MustDrop
 from tests import golden
+from tests.contract.test_scheduled import Config
 from tests.models import batch, generate, tiny
 from tests.probes import OneLeft
 
@@ -169,13 +170,6 @@ def test_merged_tokens_come_first_or_where_ids_are_kept_at_their_windows_centre(
 # -- schedules, settings -------------------------------------------------------------------------------------
 
 
-class Config:
-    """As much of a model's config as a budget asks for."""
-
-    def __init__(self, depth):
-        self.num_hidden_layers = depth
-
-
 def layers_of(method, depth=32):
     """Decoder layers before which it cuts."""
     return follow.cut_layers(method.stages(Shape(depth)))
@@ -232,13 +226,6 @@ def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
         counts = list(counts_of(tokens, method, tokens, depth))
         assert counts == sorted(counts, reverse=True)
         assert method._keys(depth, tokens, tokens) <= counts[-1]
-
-
-def test_key_tokens_alone_are_never_more_than_the_budget():
-    # 61 tokens on average: 54 are spent before the first cut.
-    method = MustDrop.for_budget(Config(32), tokens=61)
-    assert method._keys(32, 576, 576) == 7
-    assert mean(576, method, 32) == pytest.approx(61, abs=0.5)
 
 
 def test_each_stage_can_be_switched_off():

@@ -101,21 +101,6 @@ def test_units_that_are_alike_leave_as_in_a_loop_and_errors_do_not_add_up(grid, 
     assert len(set(left)) > 2 or grid == (1, 1)
 
 
-def test_the_corner_decides_between_left_and_above():
-    """Rows of equal units predict from the left, columns from above: a colour for each letter."""
-    for picture, expected in {
-        "aab aab aab": "1.1 ... ...",  # columns
-        "aaa bbb bbb": "1.. 1.. ...",  # rows
-        "abc bcd cde": "111 111 111",  # diagonals: neither is predicted, and C is never like A or B
-        "aab abb bbb": "1.1 .1. 1..",  # A where C is like both (the first b of row 2), else B where it is like A alone
-    }.items():
-        rows = picture.split()
-        levels = torch.tensor([[[[ord(unit)] * 3 for unit in row] for row in rows]]).float()
-        found = stays(PixelPrune(), view_of(levels))[0]
-        assert " ".join("".join(".1"[unit] for unit in row) for row in found.tolist()) == expected
-        assert torch.equal(stays(PixelPrune(tau=0.001), view_of(levels))[0], found)
-
-
 def test_levels_count_where_shares_miss_them_by_a_hair():
     for step in range(1, 40):
         levels = torch.tensor([[[[100.0], [100.0 + step]]]])

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -17,20 +15,6 @@ def kept(question, null, target, **view):
     signals = {NULL: torch.tensor(null), AFTER: torch.tensor(question)}
     cut = stage.cut(LayerView(count=len(null), signals=signals, **view))
     return list(range(len(null))) if cut is None else cut.source.tolist()
-
-
-def test_six_tokens_by_hand():
-    """Rows of attention over six image tokens; a row's other attention goes to text, so rows sum to less than 1."""
-    null = [0.20, 0.02, 0.00, 0.06, 0.10, 0.02]  # of all it pays, 0.4, shares .5 .05 0 .15 .25 .05
-    words = [[0.10, 0.10, 0.0, 0.05, 0.05, 0.10], [0.02, 0.10, 0.0, 0.10, 0.01, 0.20]]
-    question = [sum(row) / 3 for row in zip(null, *words, strict=True)]  # the null token is one of its rows
-    p = [value / sum(question) for value in question]
-    q = [value / sum(null) for value in null]
-    gain = [a * math.log((a + 1e-10) / (b + 1e-10)) for a, b in zip(p, q, strict=True)]
-    torch.testing.assert_close(gained(torch.tensor(question), torch.tensor(null)), torch.tensor(gain))
-    # Tokens 5 and 1 gain, 3 a little; nobody looks at 2; 4 and 0 lose.
-    assert sorted(range(6), key=lambda token: -gain[token]) == [5, 1, 3, 2, 4, 0]
-    assert [kept(question, null, count) for count in (1, 2, 3, 4)] == [[5], [1, 5], [1, 3, 5], [1, 2, 3, 5]]
 
 
 def test_what_lost_attention_goes_before_what_nobody_looks_at():

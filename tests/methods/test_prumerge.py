@@ -39,23 +39,6 @@ def eight_patches():
     return ImageView(features, attention=scores, keys=keys)
 
 
-def test_eight_patches_by_hand():
-    cut = cut_of(PruMerge(neighbours=2), eight_patches())
-    assert cut.count == 3
-    assert cut.source.tolist()[:2] == [5, 2]  # by falling attention, not in raster order
-    # 6 + (5 + 7), 3 + (2 + 4), and all that are not kept: 1 + 2 + 4 + 5 + 7 + 8, each weighed by its attention of 1.
-    assert cut.rows[:, 0].tolist() == [18, 9, 27]
-    assert cut.source.tolist()[2] == 0  # the most attended of those, the first of equals
-    assert cut.parent.tolist() == [2, 2, 1, 2, 2, 0, 2, 2]
-
-
-def test_kept_tokens_are_among_the_neighbours():
-    view = eight_patches()
-    cut = cut_of(PruMerge(neighbours=7), view)
-    assert cut.rows[0].item() == 6 + (27 + 4 * 3)  # the other outlier weighs 4
-    assert cut.rows[1].item() == 3 + (27 + 9 * 6)
-
-
 def test_where_position_ids_are_kept_rows_stand_in_raster_order():
     cut = cut_of(PruMerge(neighbours=2, positions="keep"), eight_patches())
     assert cut.source.tolist() == [0, 2, 5]

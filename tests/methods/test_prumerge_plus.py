@@ -14,19 +14,6 @@ KEEP_ALL = PruMergePlus(retention=1.0)
 SMALLEST = PruMergePlus(tokens=1)
 
 
-def test_tokens_at_even_steps_stand_behind_the_outliers():
-    """Two outliers of twenty are a tenth: the step is 10 // 3 = 3, and of 0 3 6 … 18 those that stay already are left
-    out."""
-    scores = torch.ones(20)
-    scores[6], scores[13] = 9.0, 7.0
-    view = ImageView(torch.arange(20.0)[:, None], attention=scores, keys=torch.eye(20))
-    cut = cut_of(PruMergePlus(neighbours=0), view)
-    assert cut.source[:-1].tolist() == [6, 13, 0, 3, 9, 12, 15, 18]
-    kept = cut.source[:-1].tolist()
-    assert cut.rows[:-1, 0].tolist() == kept  # no neighbours are added
-    assert cut.rows[-1].item() == sum(range(20)) - sum(kept)
-
-
 def test_the_last_patch_is_never_at_a_step():
     """The released range ends at N − 1: of 4 patches with step 1 these are 0, 1 and 2."""
     view = ImageView(torch.ones(4, 1), attention=torch.tensor([1.0, 2, 3, 0]), keys=torch.eye(4))

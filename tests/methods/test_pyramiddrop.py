@@ -1,8 +1,7 @@
 import pytest
-import torch
 
 import foveate as fv
-from foveate.contract import Arriving, LayerView, Shape, follow
+from foveate.contract import Shape
 from foveate.methods.pyramiddrop import PyramidDrop
 from tests.contract.test_scheduled import Config
 
@@ -12,29 +11,6 @@ EXAMPLES = [
     PyramidDrop(retention=0.5),
 ]
 SMALLEST = PyramidDrop(layer_list=(1, 3), image_token_ratio_list=(0.3, 0.0))
-
-
-def run(method, rows, depth=32):
-    """The tokens that each cut of a method leaves, as each layer's last row pays attention: {layer: (tokens,)}."""
-    entered = len(next(iter(rows.values())))
-    tokens, left = torch.arange(entered), []
-    for stage in follow.in_order(method.stages(Shape(depth))):
-        arriving = Arriving(len(tokens), entered, entered)
-        cut = stage.cut(LayerView(attention=torch.tensor(rows[stage.layer])[tokens], arriving=arriving))
-        if cut is not None:
-            tokens = tokens[cut.source]
-        left.append(tokens.tolist())
-    return left
-
-
-def test_eight_tokens_through_three_cuts_by_hand():
-    """Each cut leaves a share of the eight that entered, ranked anew: 4, 2 and 1 in raster order."""
-    rows = {
-        8: [0.01, 0.20, 0.05, 0.10, 0.02, 0.11, 0.03, 0.30],  # 7, 1, 5, 3 have most
-        16: [0.90, 0.10, 0.90, 0.30, 0.90, 0.20, 0.90, 0.05],  # of these 3, 5
-        24: [0.00, 0.50, 0.00, 0.10, 0.00, 0.40, 0.00, 0.60],  # of these 5
-    }
-    assert run(PyramidDrop(), rows) == [[1, 3, 5, 7], [3, 5], [5]]
 
 
 @pytest.mark.parametrize("method", [PyramidDrop(), PyramidDrop(retention=0.5)])
@@ -53,11 +29,6 @@ def test_counts_are_truncated_shares_of_what_entered_and_never_nothing():
 def test_several_images_keep_their_share_each():
     method = PyramidDrop(layer_list=(1,), image_token_ratio_list=(0.5,))
     assert method.plan(2, (7, 9)) == (16, 3 + 4)
-
-
-def test_ties_go_to_the_lower_index():
-    method = PyramidDrop(layer_list=(1,), image_token_ratio_list=(0.5,))
-    assert run(method, {1: [0.2, 0.1, 0.2, 0.2]}) == [[0, 2]]
 
 
 def test_the_papers_layers_meet_no_budget_below_a_quarter():

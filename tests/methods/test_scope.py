@@ -37,30 +37,6 @@ def by_hand(features, saliency, count):
     return sorted(picked)
 
 
-def test_the_spec_token_by_token():
-    """Five tokens at 0°, 60°, 60°, 180° and 90° with saliencies 3, 1, 1, 5 and 2.
-
-    Cosines above 0: 0° covers itself (1) and both at 60° (0.5 each): 2 · 3 = 6. Each at 60° covers 0° (0.5), both at
-    60° (2) and 90° (0.866): 3.366. 180° covers itself: 5. 90° covers itself and both at 60° (0.866 each): 2.732 · 2 =
-    5.46. So 0° is first.
-    Then each at 60° gains 0.5 + 0.5 + 0.866 = 1.866; 180° still 5; 90° gains 1 + 2 · 0.366 = 1.732, times 2 = 3.46.
-    Then 90°. What covers less than another does (−1, for 0° and 180°) takes nothing off.
-    """
-    angles = [math.radians(angle) for angle in (0, 60, 60, 180, 90)]
-    features = torch.tensor([[7 * math.cos(angle), 7 * math.sin(angle)] for angle in angles])
-    attention = torch.tensor([3.0, 1.0, 1.0, 5.0, 2.0])
-    assert kept(features, attention, tokens=1) == [0]
-    assert kept(features, attention, tokens=2) == [0, 3]
-    assert kept(features, attention, tokens=3) == [0, 3, 4]
-    assert kept(features, attention, tokens=4) == [0, 1, 3, 4]  # of two that are equal the first
-    # Coverage alone: 60° first (3.366), then 180° (1); 0° gains 0.5, and 90° 0.134.
-    assert kept(features, tokens=1, alpha=0.0) == [1]
-    assert kept(features, tokens=2, alpha=0.0) == [1, 3]
-    assert kept(features, tokens=3, alpha=0.0) == [0, 1, 3]
-    # α = 0.5: √3 · 2 = 3.46, √1 · 3.366, √5 · 1 = 2.24, √2 · 2.732 = 3.86.
-    assert kept(features, attention, tokens=1, alpha=0.5) == [4]
-
-
 @given(
     tokens=st.integers(1, 24), seed=st.integers(0, 2**16), alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]), data=st.data()
 )

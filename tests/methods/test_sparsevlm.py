@@ -20,23 +20,6 @@ def cut_of(method, scores, hidden, index=0, **view):
     return stage.cut(LayerView(torch.tensor(hidden), count=len(scores), arriving=arriving, signals=signals, **view))
 
 
-def test_thirty_tokens_by_hand():
-    """Two of thirty stay. Of 28 others ⌊8.4⌋ + 1 = 9 come back as ⌊0.9⌋ + 1 = 1 cluster: the mean of the nine."""
-    scores = [0.001 * token for token in range(30)]
-    scores[4] = 0.9
-    hidden = [[float(token), 1.0] for token in range(30)]
-    cut = cut_of(SparseVLM(pruning_layers=(2,), targets=(2,), reference=30), scores, hidden)
-    assert cut.count == 3
-    assert cut.source[:2].tolist() == [4, 29]
-    recycled = list(range(20, 29))  # the nine best of the others
-    assert cut.rows.tolist() == [[4.0, 1.0], [29.0, 1.0], [sum(recycled) / 9, 1.0]]
-    assert cut.source[2] == 28  # of one cluster the best is the centre: each is its own nearest, so all are as dense
-    wanted = [-1] * 30
-    for token, row in ((4, 0), (29, 1), *((token, 2) for token in recycled)):
-        wanted[token] = row
-    assert cut.parent.tolist() == wanted
-
-
 def test_clusters_stand_behind_what_stays_and_are_means():
     """Of 100 tokens 40 stay, 19 of the others come back as two clusters: two heaps far apart."""
     scores = [1.0 if token < 40 else 0.5 - 0.001 * token for token in range(100)]
@@ -78,15 +61,6 @@ def test_targets_are_scaled_for_images_of_another_size():
     assert method.plan(2, (7,)) == (7, 4)
     assert method.plan(2, (1,)) == (1, 1)
     assert SparseVLM(pruning_layers=(0,), targets=(0,), recycle=False).plan(2, (576, 7)) == (583, 0)
-
-
-def test_ties_go_to_the_lower_index():
-    method = SparseVLM(pruning_layers=(2,), targets=(2,), reference=6, recycle=False)
-    assert cut_of(method, [0.2, 0.1, 0.2, 0.2, 0.0, 0.0], [[0.0]] * 6).source.tolist() == [0, 2]
-    # All alike: the two first stay, the next two come back as one.
-    cut = cut_of(SparseVLM(pruning_layers=(2,), targets=(2,), reference=6), [0.1] * 6, [[1.0]] * 6)
-    assert cut.parent.tolist() == [0, 1, 2, 2, -1, -1]
-    assert cut.rows.tolist() == [[1.0]] * 3
 
 
 def test_without_text_behind_tokens_at_even_steps_stay():

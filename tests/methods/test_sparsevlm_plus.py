@@ -11,7 +11,6 @@ EXAMPLES = [
     SparseVLMPlus(pruning_layers=(1, 2, 3), retention=0.6),
 ]
 SMALLEST = SparseVLMPlus(pruning_layers=(1, 2), targets=(2, 0), reference=25)
-HEAD, BASE = 8, 1e4  # numbers of a head and RoPE's base in the tiny LLaVA
 
 
 def cut_of(method, scores, **view):
@@ -34,13 +33,6 @@ def test_the_published_settings_ask_fourteen_heads_and_others_half():
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_best_stay_and_ties_go_to_the_lower_index():
-    method = SparseVLMPlus(pruning_layers=(2,), targets=(3,), reference=6)
-    cut = cut_of(method, [0.2, 0.1, 0.9, 0.2, 0.2, 0.0])
-    assert cut.source.tolist() == [0, 2, 3]
-    assert cut.parent.tolist() == [0, -1, 1, 2, -1, -1]  # nothing is recycled
 
 
 @pytest.mark.parametrize("tokens", [3, 2, 1])

@@ -11,7 +11,6 @@ import foveate as fv
 from foveate import embedded, naming
 from foveate.contract import (
     Arriving,
-    ImageStage,
     ImageView,
     Method,
     PatchView,
@@ -117,29 +116,6 @@ def handed_in(model, inputs, thin, later):
         del core.get_image_features
 
 
-CHAINS = [
-    ThinTower(at=0.0) + fv.VidCom2(retention=0.4),
-    ThinTower(at=0.0) + fv.DivPrune(keep=0.4) + fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5)) + fv.FinalKV(),
-    ThinTower(at=0.0) + fv.Read(keep=0.5),
-]
-
-
-@pytest.mark.parametrize("chain", CHAINS, ids=str)
-@pytest.mark.parametrize("family", SOME)
-def test_a_batch_is_its_samples_alone_and_the_model_is_restored(family, chain):
-    model = tiny(family)
-    words = ["titit", "tit", "ttt"]
-    plain = generate(model, batch(family, words)).sequences
-    with fv.drop(model, chain):
-        together = generate(model, batch(family, words))
-    for index, word in enumerate(words):
-        with fv.drop(model, chain):
-            alone = generate(model, batch(family, [word]))
-        for ours, theirs in zip(together.logits, alone.logits, strict=True):
-            torch.testing.assert_close(ours[index], theirs[0], **CLOSE)
-    assert torch.equal(generate(model, batch(family, words)).sequences, plain)
-
-
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])
 def test_pixels_leave_before_and_rows_behind(family):
     """PixelPrune's patches never come; of the others late blocks run on some."""
@@ -235,25 +211,11 @@ def test_features_that_were_made_outside_are_refused():
         )
 
 
-class Twice(Method):
-    name = "twice"
-
-    def stages(self, shape):
-        return (ThinStage(keep=0.5, score=lambda view: view.patches[:, 0]),) * 2
-
-
 class Merging(Method):
     name = "merging"
 
     def stages(self, shape):
         return (*ThinTower().stages(shape), TowerStage(1, choose=lambda view, count: None))
-
-
-class Reading(Method):
-    name = "reading"
-
-    def stages(self, shape):
-        return (*ThinTower().stages(shape), ImageStage(reads=(TowerAttention(by="patches"),), keep=0.5, score=paid))
 
 
 def paid(view: ImageView):
@@ -263,12 +225,8 @@ def paid(view: ImageView):
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        (Twice(), "twice"),
         (Merging(), "also merges there"),
-        (Reading(), "also reads TowerAttention"),
         (ThinTower() + fv.VisionZip(), "also reads TowerAttention"),
-        (ThinTower() + fv.HiPrune(), "also reads TowerAttention"),
-        (ThinTower() + fv.VisPruner(), "also reads TowerAttention"),
         (ThinTower() + ThinTower(), "twice"),
     ],
     ids=lambda value: str(value),
@@ -285,14 +243,6 @@ def test_a_host_that_runs_the_tower_itself_refuses():
         "lets rows leave inside the vision tower, which here needs all of them: this host runs the tower itself. Leave "
         "thintower out."
     )
-
-
-def test_mustdrop_is_refused():
-    with (
-        pytest.raises(fv.UnsupportedError, match="also merges there"),
-        fv.drop(tiny("llava"), ThinTower() + fv.MustDrop()),
-    ):
-        pass
 
 
 def test_a_stage_that_makes_rows_or_reads_is_refused():

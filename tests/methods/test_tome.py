@@ -22,19 +22,6 @@ def directions(*degrees):
 # -- an example ----------------------------------------------------------------------------------------------------
 
 
-def test_six_tokens_by_hand():
-    """A is 0 2 4 and B is 1 3 5. The edges: 0 to 5 (2 degrees apart), 2 to 3 (10), 4 to 3 (1).
-
-    Down to four tokens the edges 4 and 0 merge: the rows are 0 with 5, 1, 2, and 3 with 4, sorted by their first.
-    """
-    keys = directions(0, 90, 50, 40, 41, 358) * torch.tensor([1.0, 1, 1, 3, 1, 9])[:, None]  # lengths do not matter
-    features = torch.tensor([[1.0], [2], [3], [4], [5], [6]])
-    cut = cut_of(ToMe(tokens=4), keys, features)
-    assert cut.source.tolist() == [0, 1, 2, 3]
-    assert cut.parent.tolist() == [0, 1, 2, 3, 3, 0]
-    assert cut.rows[:, 0].tolist() == [3.5, 2, 3, 4.5]
-
-
 def test_several_of_one_side_may_join_the_same():
     keys = directions(0, 1, 2, 180, 3, 170)
     cut = cut_of(ToMe(tokens=3), keys, torch.tensor([[1.0], [2], [3], [4], [5], [6]]))

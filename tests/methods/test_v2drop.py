@@ -22,16 +22,6 @@ def select(method, hidden, before, count):
     return stage.cut(LayerView(hidden=hidden, hidden_before=before)).source.tolist()
 
 
-def test_a_stream_made_by_hand_keeps_its_upper_half():
-    before = torch.zeros(8, 4)
-    hidden = torch.arange(8.0)[:, None] * torch.eye(4)[0]
-    assert select(V2Drop(), hidden, before, 4) == [4, 5, 6, 7]
-
-
-def test_equal_scores_go_to_the_lowest_indices():
-    assert select(V2Drop(), torch.ones(6, 4), torch.zeros(6, 4), 3) == [0, 1, 2]
-
-
 def test_metrics_by_hand():
     before = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     now = torch.tensor([[6.0, 8.0], [0.0, 2.0]])

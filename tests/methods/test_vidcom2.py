@@ -35,22 +35,6 @@ def kept(method, rows, frames, **known):
 # -- the paper's rule ------------------------------------------------------------------------------------------
 
 
-def test_a_film_of_two_frames_worked_on_paper():
-    """The third and fourth channels vary most and do not count. On the first two, frame 0 shows a, a, a, b and frame 1
-    a, a, b, c, with a = (1, 0), b = (0, 1) and c = (−1, 0).
-
-    The video's mean is (5 − 1) / 8, 2 / 8 = (0.5, 0.25): squared distances are 0.3125 for a, 0.8125 for b and 2.3125
-    for c, so c is the least like the video and a the most. Frame 0's mean is (0.75, 0.25): 0.125 for a, 1.125 for b.
-    Frame 1's is (0.25, 0.25): 0.625 for a and b, 1.625 for c. Frame 1 is the more unique one: p is 0 and 1 in float32.
-    The rates for R = 0.5 are 0.25 and 0.75: 1 and 3 of 4 tokens. In frame 0 that is b; in frame 1 c, b and, of two
-    equal a, the first.
-    """
-    a, b, c = [5.0, 0.0], [0.0, 2.0], [-3.0, 0.0]
-    wild = [[90.0, -80.0], [-70.0, 60.0], [50.0, 80.0], [-90.0, -60.0]] * 2
-    rows = torch.tensor([pair + noise for pair, noise in zip([a, a, a, b, a, a, b, c], wild, strict=True)])
-    assert kept(VidCom2(keep=0.5), rows, 2) == [3, 4, 6, 7]
-
-
 def test_one_frame_can_get_twice_the_rate_and_never_more_than_it_has():
     still = torch.tensor([1.0, 0.0, 9.0, -9.0]).repeat(12, 1)
     still[8:] = torch.tensor([0.0, 1.0, -9.0, 9.0])  # the last two channels vary most and do not count

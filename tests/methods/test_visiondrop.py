@@ -6,7 +6,6 @@ import torch
 import foveate as fv
 from foveate.contract import Arriving, Attention, Cls, ImageView, LayerView, Place, Shape, follow
 from foveate.methods.visiondrop import VisionDrop
-from tests import golden
 from tests.contract.test_scheduled import Config, mean
 from tests.models import IMAGE, batch, tiny
 
@@ -43,19 +42,6 @@ def reduced(method, view, **known):
     """What the tower stage makes of an image."""
     (stage,) = tower_stages(method, **known)
     return stage.cut(view)
-
-
-def test_the_released_setting_leaves_48_rows_with_the_cls_in_front():
-    view = tower(576, cls=torch.full((1, 8), 7.0))
-    cut = reduced(VisionDrop(), view)
-    scores = view.attention
-    dominant = sorted(sorted(range(576), key=lambda patch: -scores[patch].item())[:41])
-    rest = [patch for patch in range(576) if patch not in dominant]
-    assert cut.source.tolist() == [-1, *dominant, *(rest[place] for place in (0, 89, 178, 267, 356, 445))]
-    assert torch.equal(cut.rows[0], torch.full((8,), 7.0))
-    assert torch.equal(cut.rows[1:42], view.features[dominant])
-    assert cut.parent[dominant].tolist() == list(range(1, 42))
-    assert set(cut.parent[rest].tolist()) == set(range(42, 48))
 
 
 @pytest.mark.parametrize(
@@ -97,18 +83,6 @@ def rows_of(count, seed):
     rng = torch.Generator().manual_seed(seed)
     attention = torch.rand(count, count, generator=rng).tril() / count
     return attention, torch.randn(count, 6, generator=rng), torch.randn(count, 4, generator=rng)
-
-
-def test_before_a_layer_30_and_5_of_48_stay():
-    attention, hidden, keys = rows_of(48, seed=1)
-    cut = before_layer(attention, hidden, keys)
-    dominant = attention.mean(dim=0).sort(descending=True).indices[:30].sort().values.tolist()
-    rest = [token for token in range(48) if token not in dominant]
-    assert cut.source.tolist() == dominant + [rest[place] for place in (0, 3, 6, 9, 12)]
-    assert torch.equal(cut.rows[:30], hidden[dominant])
-    joined = [token for token in rest if cut.parent[token] == 31 and token != rest[3]]
-    wanted = hidden[rest[3]] + (hidden[joined].mean(dim=0) if joined else 0)
-    torch.testing.assert_close(cut.rows[31], wanted)
 
 
 def test_averaging_and_renormalising_make_a_difference():
@@ -170,19 +144,6 @@ def test_less_than_a_token_at_the_end_is_refused_with_the_floor():
 
 
 # -- in a model ----------------------------------------------------------------------------------------------
-
-
-def test_the_table_of_the_spec():
-    """48, 35, 26, 19 tokens beside 35 + 20 of text: rows, ids and caches of every layer, and where it decodes."""
-    case = next(case for case in golden.cases("visiondrop") if case.name.endswith("d42c6_readme"))
-    with fv.drop(case.model, VisionDrop()) as trace, golden.positions_seen(case.model) as seen:
-        golden.generate(case.model, case.inputs)
-    lengths = [103] * 8 + [90] * 8 + [81] * 8 + [74] * 8
-    assert [calls[0] for calls in seen] == [list(range(length)) for length in lengths]
-    assert [layer[0] for layer in trace.kv_lengths] == lengths
-    for step in range(7):
-        assert [calls[1 + step] for calls in seen] == [[length + step] for length in lengths]
-    assert trace.tokens == [32.0]
 
 
 def test_the_first_vision_row_of_a_tower_with_cls_is_its_projection():

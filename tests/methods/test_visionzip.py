@@ -42,14 +42,6 @@ def eight_patches():
     return ImageView(features, attention=scores, keys=keys, cls=torch.tensor([[-1.0]]))
 
 
-def test_eight_patches_by_hand():
-    """D = 3: the CLS, patches 1 and 6. Context: 1 + mean(3, 8), and 5 + mean(4, 6): the released sum."""
-    cut = stage_of(VisionZip(dominant=3, contextual=2, reference=8)).cut(eight_patches())
-    assert cut.source.tolist() == [-1, 1, 6, 0, 4]
-    assert cut.rows[:, 0].tolist() == [-1, 2, 7, 6.5, 10]
-    assert cut.parent.tolist() == [3, 1, 3, 4, 4, 4, 2, 3]
-
-
 def test_averaging_and_no_cls_where_position_ids_are_kept():
     method = VisionZip(dominant=2, contextual=2, reference=8, positions="keep", merge="average")
     stage = stage_of(method)
@@ -121,6 +113,3 @@ def test_every_token_of_any_map_has_a_row_of_its_own_crop(seed, tall, wide, data
     for token, row in enumerate(cut.parent.tolist()):
         assert row < 0 or crop_of[token] == crop_of[int(cut.source[row])]
     assert cut.parent[cut.source].tolist() == list(range(count))
-
-
-# -- on models -----------------------------------------------------------------------------------------------------

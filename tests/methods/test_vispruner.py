@@ -52,27 +52,6 @@ def by_hand(features, attention, count, ratio=0.5, per_round=8):
     return sorted(order[:important] + (rest if diverse else []))
 
 
-def test_the_spec_token_by_token():
-    """Nine tokens, T = 4: two important ones, then seven to be thinned out to two, two a round.
-
-    By attention 4 and 0 are first. The list is 8 1 2 3 5 6 7, at 0°, 5°, 90°, 100°, 40°, 180° and 300°.
-
-    Round 1: A is 8 2 5 7, B is 1 3 6. Nearest in B: 8 to 1 (5°), 2 to 3 (10°), 5 to 1 (35°), 7 to 1 (65°). 8 and 2
-    leave; the list is 5 7 | 1 3 6.
-    Round 2: A is 5 1 6 (40°, 5°, 180°), B is 7 3 (300°, 100°). Nearest: 5 to 3 (60°), 1 to 7 (65°), 6 to 3 (80°). 5 and
-    1 leave; the list is 6 | 7 3.
-    Round 3: A is 6 3 (180°, 100°), B is 7 (300°). One is too many: 6 is nearer (120° against 160°), and leaves.
-    """
-    features = at(20, 5, 90, 100, 200, 40, 180, 300, 0)
-    attention = torch.tensor([0.8, 0.6, 0.5, 0.4, 0.9, 0.3, 0.2, 0.1, 0.7])
-    assert kept(features, attention, tokens=4, per_round=2) == [0, 3, 4, 7]
-    # With eight a round all four of A leave at once, and then one of 1 3 6. There A is 1 and 6, B is 3: 6 is 80° from
-    # it, and 1 is 95°.
-    assert kept(features, attention, tokens=4) == [0, 1, 3, 4]
-    assert kept(features, attention, tokens=4, important_ratio=1.0) == [0, 1, 4, 8]
-    assert kept(features, attention, tokens=4, important_ratio=0.75) == by_hand(features, attention, 4, 0.75)
-
-
 @given(
     tokens=st.integers(2, 70),
     seed=st.integers(0, 2**16),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from foveate.contract import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
+from foveate.contract import Arriving, Attention, ImageView, LayerView, Shape
 from foveate.core.grid import windows_of
 from foveate.core.rank import top_in_groups
 from foveate.methods import vscan
@@ -16,35 +16,13 @@ EXAMPLES = [
 ]
 KEEP_ALL = VScan(retention=1.0)
 SMALLEST = VScan(tokens=1)
-NEAR, FAR = TowerAttention(by="cls", block=5, of=24), TowerAttention(by="cls")
 
 
 def stages_of(method, depth=32, **shape):
     return method.stages(Shape(depth=depth, **{"cls": True, **shape}))
 
 
-def scanned(method, near, far, grids, depth=32):
-    """Which tokens a look before the projector picks."""
-    tokens = len(near)
-    view = ImageView(torch.zeros(tokens, 1), grids=grids, signals={NEAR: near, FAR: far})
-    look, _, _ = stages_of(method, depth)
-    return look.look(view)["picked"]
-
-
 # -- an example ----------------------------------------------------------------------------------------------------
-
-
-def test_a_grid_of_four_by_four_by_hand():
-    """Of sixteen tokens nine enter, with windows of 2 x 2: ⌊9 / 2⌋ = 4 local ones, one a window, and 5 global ones.
-
-    The local layer likes 0, 3, 12 and 15 best, one in each window. Of the global layer 0 is the best, but stays
-    already, so that 5, 6, 9, 10 and, of equals, 1 are picked.
-    """
-    near, far = torch.zeros(16), torch.zeros(16)
-    near[[0, 3, 12, 15]] = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    far[[0, 5, 6, 9, 10]] = torch.tensor([0.9, 0.5, 0.4, 0.3, 0.2])
-    picked = scanned(VScan(tokens=6, window=2), near, far, ((4, 4),))
-    assert picked.nonzero()[:, 0].tolist() == [0, 1, 3, 5, 6, 9, 10, 12, 15]
 
 
 def test_other_tokens_join_the_nearest_of_projected_features():
@@ -108,6 +86,3 @@ def test_a_budget_is_met_to_the_rounding_of_counts(tokens, share, depth):
     assert spent == pytest.approx(mean, abs=0.75)
     assert min(plan) >= 1
     assert max(plan) <= tokens
-
-
-# -- on models -----------------------------------------------------------------------------------------------------
