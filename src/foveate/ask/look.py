@@ -63,10 +63,6 @@ class Look:
         """Bytes of all that the cache holds."""
         return nbytes(self.cache)
 
-    def begins(self, ids: Tensor) -> bool:
-        """Whether a prompt, (1, tokens) ids, goes on from this."""
-        return ids.shape[1] > self.tokens and torch.equal(ids[:, : self.tokens], self.ids)
-
 
 # -- what can be looked at ----------------------------------------------------------------------------------------
 
@@ -254,7 +250,7 @@ def resumed(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams
         SettingError: If a prompt does not begin with what was looked at.
     """
     rows = [prompt["input_ids"] for prompt in prompts]
-    if not all(map(look.begins, rows)):
+    if not all(row.shape[1] > look.tokens and torch.equal(row[:, : look.tokens], look.ids) for row in rows):
         raise SettingError("This prompt does not go on from what was looked at: its ids begin in another way.")
     longest = max(row.shape[1] for row in rows)
     ids = look.ids.new_full((len(rows), longest), pad_id(model))

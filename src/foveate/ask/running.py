@@ -37,7 +37,6 @@ from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief, is_out_of_memory
 
 AnyMethod = str | Method
-DROPPING = ("method", "tokens", "retention", "sure")
 
 # -- keywords of asking -------------------------------------------------------------------------------------------
 
@@ -91,7 +90,7 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
         SettingError: If there is no such keyword, or as `drops_of` and `Generation`.
     """
     check_keywords("An answer", asking, Asking)
-    dropping = {name: asking[name] for name in DROPPING if name in asking}
+    dropping = {name: asking[name] for name in ("method", "tokens", "retention", "sure") if name in asking}
     decoding = {name: asking[name] for name in Decoding.__annotations__ if name in asking}
     showing = cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
     return showing, drops_of(dropping.pop("method", None), **dropping), generation_of(decoding)

@@ -26,10 +26,7 @@ from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samp
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 from foveate.runs.working import work_through
 
-PART_ROWS = 1000
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
-
-Chunk = list[MediaSample | Bad]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class Job:
     columns: SampleColumns = SampleColumns()
     root: str | None = None
     parts: str = "auto"
-    part_rows: int = PART_ROWS
+    part_rows: int = 1000
     limit: int | None = None
 
     def samples(self) -> Samples:
@@ -168,7 +165,8 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     """
     listener = listener or Listener()
     samples = job.samples()
-    _check_apart(job, samples)
+    if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(job.input.resolve()):
+        raise InputError(f"{named(job.out)} lies in {named(job.input)}: its files would be rows too. Name another one.")
     kind = job.parts
     if kind == "auto":
         kind = "parquet" if samples.is_parquet else "jsonl"
@@ -269,7 +267,9 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         )
 
 
-def _chunks(samples: Samples, done: Callable[[int], bool], size: int, alone: range) -> Iterator[Chunk]:
+def _chunks(
+    samples: Samples, done: Callable[[int], bool], size: int, alone: range
+) -> Iterator[list[MediaSample | Bad]]:
     """Rows that are answered together: those whose numbers lie between the same two multiples of `size`.
 
     So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
@@ -288,15 +288,6 @@ def _numbers(crashed: str | None) -> range:
         first, last = map(int, crashed.split())  # type: ignore[union-attr]
         return range(first, last + 1)
     return range(0)
-
-
-def _check_apart(job: Job, samples: Samples) -> None:
-    """Refuse to write answers among the files that are asked about."""
-    if not samples.is_folder:
-        return
-    out, folder = Path(os.path.abspath(job.out)).resolve(), job.input.resolve()
-    if out.is_relative_to(folder):
-        raise InputError(f"{named(job.out)} lies in {named(job.input)}: its files would be rows too. Name another one.")
 
 
 # -- Parquet ------------------------------------------------------------------------------------------------------

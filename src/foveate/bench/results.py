@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from foveate.bench.paired import AGAIN, FULL, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
 from foveate.contract import follow
 from foveate.contract.stages import Shape
-from foveate.cost import Cost
+from foveate.cost import Cost, RunCounts
 from foveate.plain.table import Number, Table, number
 
 ResultRow = Mapping[str, Any]
@@ -104,10 +104,11 @@ def _kernel(run: PairedRun) -> str:
 
 
 def _cost(run: PairedRun, candidate: Candidate) -> Cost:
-    held, kernel = candidate.held, _kernel(run)
-    if held is None:
-        return run.workload.kernel_cost(run.model, kernel, candidate.method)
-    return run.workload.kernel_cost(run.model, kernel, candidate.method, **held.ran)
+    ran = RunCounts() if candidate.held is None else candidate.held.ran
+    attention: Literal["full", "causal"] = "causal"
+    if _kernel(run) == "eager":  # it alone computes what causality hides
+        attention = "full"
+    return run.workload.cost(run.model, candidate.method, attention, **ran)
 
 
 def _scoring_known(candidate: Candidate, cost: Cost) -> bool:

@@ -149,7 +149,8 @@ class _Pairing:
         vision_tokens = numbers["vision_tokens"]
         # 1 for a question without any vision tokens
         shares = np.divide(numbers["spent"], vision_tokens, np.ones_like(vision_tokens), where=vision_tokens > 0)
-        flops = float(numbers["flops"].sum() / self.full_flops())
+        of_full = np.array([row.get("flops") for row in self._log], dtype=np.float64).sum()
+        flops = float(numbers["flops"].sum() / of_full)
         return {
             "name": contender.name,
             "budget": contender.budget,
@@ -162,10 +163,6 @@ class _Pairing:
             "flops": None if np.isnan(flops) else round(flops, 5),
             **spread_out("accuracy", self._accuracy(setting)),
         }
-
-    def full_flops(self) -> float:
-        """Of all questions."""
-        return float(np.array([row.get("flops") for row in self._log], dtype=np.float64).sum())
 
     def _accuracy(self, setting: _Setting) -> Estimate:
         if self._aggregate is not None:

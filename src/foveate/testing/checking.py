@@ -280,19 +280,16 @@ class Checking:
             stays = torch.zeros(len(vision), dtype=torch.bool)
             stays[stage.kept[0]] = True
             if wrong:
-                stays = self._wrongly(stays)
+                # As many other tokens: each one's neighbour; in half precision, whose noise would hide that, some that
+                # were dropped.
+                dropped = ~stays & ((~stays).cumsum(0) <= stays.sum())
+                stays = dropped if self._model.dtype in HALF else stays.roll(1)
             if stage.where == "kv":
                 first = follow.cached_layers(follow.in_order(method.stages(Shape(self._depth))))[0]
                 hidden[first:, 1, vision[~stays]] = True
             else:
                 hidden[stage.layer or 0 :, 0, vision[~stays]] = True
         return hidden
-
-    def _wrongly(self, stays: Tensor) -> Tensor:
-        """As many other tokens: each one's neighbour; in half precision, whose noise would hide that, dropped ones."""
-        if self._model.dtype not in HALF:
-            return stays.roll(1)
-        return ~stays & ((~stays).cumsum(0) <= stays.sum())
 
     def _compared_first(self) -> tuple[Tensor, float]:
         """Logits of the first method, and what wrong columns made of them."""
@@ -324,9 +321,13 @@ class Checking:
 
     def _restored(self, state: dict[str, Any], plain: Tensor) -> Row:
         """Whether the model is itself behind contexts that ended, and behind one that an error has ended."""
+
+        def fail(*_: object) -> None:
+            raise _PlannedError
+
         logits = [self._generated(self._inputs)[0]]
         with Patcher() as patches:
-            patches.hook(self._family.layers[-1], "before", _fail)
+            patches.hook(self._family.layers[-1], "before", fail)
             try:
                 with self._drop(self._probes[0].method):
                     self._forced(self._inputs)
@@ -430,7 +431,3 @@ def _special(model: Any) -> set[int]:
 
 class _PlannedError(Exception):
     """Raised on purpose inside a context."""
-
-
-def _fail(*_: object) -> None:
-    raise _PlannedError

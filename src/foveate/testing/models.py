@@ -137,7 +137,8 @@ def _qwen2_vl() -> Any:
 
 
 def _square(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
-    _refuse_films(letter, "llava")
+    if letter == "v":
+        raise UnknownNameError("llava does not read videos. Use llava_onevision or qwen2_vl.")
     return {"pixel_values": torch.randn(1, 3, 70, 70, generator=rng)}, torch.full((25,), IMAGE)
 
 
@@ -156,11 +157,6 @@ def _patched(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
     if letter == "v":
         return {"pixel_values_videos": pixels, "video_grid_thw": grid}, ids
     return {"pixel_values": pixels, "image_grid_thw": grid}, ids
-
-
-def _refuse_films(letter: str, family: str) -> None:
-    if letter == "v":
-        raise UnknownNameError(f"{family} does not read videos. Use llava_onevision or qwen2_vl.")
 
 
 BUILT: dict[str, tuple[str, Callable[[], Any], Callable[[str, torch.Generator], tuple[Picture, Tensor]]]] = {

@@ -43,12 +43,12 @@ def best_of(asking: Asking, settings: Iterable[Method], published: Method | None
 
 def distances(asking: Asking, method: Method) -> list[float]:
     """How far the answers about each picture are from the full model's, mean over its questions."""
-    return [fmean(map(_distance, rows)) for _, rows in groupby(asking.log(method), key=lambda row: row["picture"])]
-
-
-def _distance(row: Row) -> float:
-    """1 for another answer, and √KL of the first token: agreement alone changes more with the pictures."""
-    return float(row["answer"] not in row["labels"]) + math.sqrt(row["kl"])
+    log: Sequence[Row] = asking.log(method)
+    means = []
+    for _, rows in groupby(log, key=lambda row: row["picture"]):
+        # 1 for another answer, and √KL of the first token: agreement alone changes more with the pictures.
+        means.append(fmean((row["answer"] not in row["labels"]) + math.sqrt(row["kl"]) for row in rows))
+    return means
 
 
 def _is_ahead(rival: Sequence[float], others: Sequence[float]) -> bool:
@@ -95,7 +95,11 @@ def comparison(asking: Asking, published: Method | None, grid: Method, tuned: Me
     uniform = _control(tuned, Uniform(), asking, size, tokens)
     settings.append(Contender("uniform, tuned schedule", None, (uniform,)))
     asking.ask((*random, uniform), "Comparing with random and uniform dropping")
-    ran = [(setting, [_rooted(asking.log(draw)) for draw in setting.draws]) for setting in settings]
+    ran = []
+    for setting in settings:
+        logs: list[Sequence[Row]] = [asking.log(draw) for draw in setting.draws]
+        # √KL in the place of KL: of a plain mean a few lost answers make all
+        ran.append((setting, [[{**row, "kl": math.sqrt(row["kl"])} for row in log] for log in logs]))
     rows = [row for row in figures_of(asking.log(None), ran) if row["task"] is None and row["name"] != FULL_MODEL]
     return [_held_out(row, setting.draws[0]) for row, setting in zip(rows, settings, strict=True)]
 
@@ -106,11 +110,6 @@ def _control(method: Method, control: Random | Uniform, asking: Asking, size: in
     if plan is None:
         return replace(control, layers=(0,), tokens=tokens)
     return same_schedule(method, plan, size, control)
-
-
-def _rooted(log: Iterable[Row]) -> list[Row]:
-    """A log with √KL in the place of KL: of a plain mean a few lost answers make all."""
-    return [{**row, "kl": math.sqrt(row["kl"])} for row in log]
 
 
 def _held_out(row: Row, method: Method) -> HeldOut:

@@ -21,7 +21,7 @@ from foveate.eval import provenance
 from foveate.eval.asked import Asked
 from foveate.eval.evaluation import Asking
 from foveate.eval.plan import Plan
-from foveate.eval.records import FORM
+from foveate.eval.records import FORM, open_answers
 from foveate.methods.vidcom2 import VidCom2
 from foveate.naming import method_of
 from foveate.plain.spelling import check_keywords
@@ -179,7 +179,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
         max_new_tokens=how.get("max_new_tokens", MAX_NEW_TOKENS),
     )
     conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
-    with plan.store(conditions, listener.note) as store:
+    with open_answers(conditions, plan.cache, note=listener.note) as store:
         before = len(store)
         choosing, reporting = (
             Asking(vlm, _questions(pictures, part), plan, store, listener) for part in (to_choose, to_report)
