@@ -180,7 +180,7 @@ class Answerer:
                 failed.append(entry)
             else:
                 window.append(entry)
-            held = sum({id(medium): _bytes(medium) for one in window for medium in one.prompt.media}.values())
+            held = sum({id(medium): _bytes(medium) for entry in window for medium in entry.prompt.media}.values())
             if len(window) + len(failed) >= WINDOW * self.batch_size or held > SHARE * self.share * available():
                 yield window, failed
                 window, failed, shelf = [], [], {}

@@ -223,11 +223,11 @@ def _reasons(path: Path) -> dict[str, int]:
 def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
     """How many rows the input has, which is looked through once a job."""
     digest, settings = samples.source.digest(), job.settings(kind)
-    known = store.manifest.get("input", {})
-    if known.get("sha256") == digest and store.manifest.get("settings") == settings:
-        return int(known["rows"])
+    surveyed = store.manifest.get("input", {})
+    if surveyed.get("sha256") == digest and store.manifest.get("settings") == settings:
+        return int(surveyed["rows"])
     if store.manifest:
-        store.require("input", {**known, "sha256": digest}, "another input")
+        store.require("input", {**surveyed, "sha256": digest}, "another input")
         store.require("settings", settings, "other settings")
     rows = samples.count()
     store.require("input", {"sha256": digest, "rows": rows}, "another input")
@@ -253,7 +253,7 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
 
     with listener.stage("Answering", summary.left, summary.rows - summary.left) as advance:
         if len(suspects) == 1:
-            take([bad_row(one, DIED) for one in samples.read(lambda number: number not in suspects)])
+            take([bad_row(sample, DIED) for sample in samples.read(lambda number: number not in suspects)])
         chunks = _chunks(samples, is_left_out, WINDOW * job.asking.batch_size, suspects)
         if isinstance(models, Here):
             chunks = hand.following(chunks, lambda chunk: f"{chunk[0].number} {chunk[-1].number}")
@@ -261,8 +261,8 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
             chunks,
             models,
             take,
-            alone=lambda chunk: ([one] for one in chunk if one.number not in store.done),
-            given_up=lambda chunk: [bad_row(one, DIED) for one in chunk],
+            alone=lambda chunk: ([sample] for sample in chunk if sample.number not in store.done),
+            given_up=lambda chunk: [bad_row(sample, DIED) for sample in chunk],
             stopped=listener.stopped,
         )
 

@@ -48,7 +48,6 @@ OURS = {
     "again": "bool",
 }
 """The columns of an answer, by their type in Parquet: `right` where there is a label, the last two of a second look."""
-LABELS = ("label", "labels")
 DIGITS = 6
 
 BEYOND = 4
@@ -145,11 +144,11 @@ class RowAnswerer:
         Raises:
             UnsupportedError: If the device itself fails.
         """
-        samples = [one for one in item if isinstance(one, MediaSample)]
+        samples = [sample for sample in item if isinstance(sample, MediaSample)]
         replies = self._answerer.replies(samples, self._prepared, stopped=stopped)
         while (batch := _quietly(replies)) is not None:
             yield [_row(reply) for reply in batch]
-        yield [bad_row(one, one.reason) for one in item if isinstance(one, Bad)]
+        yield [bad_row(sample, sample.reason) for sample in item if isinstance(sample, Bad)]
 
     def _prepared(self, sample: MediaSample, shelf: dict[Any, Any]) -> Prompt:
         """A sample as the model gets it; files on the shelf are not read again."""
@@ -211,7 +210,7 @@ def _row(reply: Reply[MediaSample]) -> Row:
     if answer.confidence is not None:
         values |= {"confidence": answer.confidence, "again": answer.again}
     with suppress(InputError):  # a label that is no text: the row is answered, and not scored
-        if labels := labels_in(sample.record, LABELS):
+        if labels := labels_in(sample.record, ("label", "labels")):
             values["right"] = as_said(answer.text) in map(as_said, labels)
     return beside(sample.record, values)
 
@@ -220,8 +219,8 @@ def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
     """All that a sample has, with the reason why there is no answer; it can be an input again, from any folder."""
     record = dict(sample.record)
     if isinstance(sample, MediaSample):
-        given = {"id": sample.id, "question": sample.question}
-        record = {name: text for name, text in given.items() if text not in record.values()} | record
+        own = {"id": sample.id, "question": sample.question}
+        record = {name: text for name, text in own.items() if text not in record.values()} | record
         record[sample.column] = list(sample.media)
     if len(reason) > LONGEST:
         reason = f"{reason[:LONGEST]}…"

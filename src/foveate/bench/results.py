@@ -81,9 +81,9 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
     for part, seconds in times.items():
         row |= {part: median(seconds), f"{part}_times": seconds}
     for part in parts:
-        flops, whole = _flops(cost, part, run.new_tokens), _flops(untouched, part, run.new_tokens)
-        if flops is not None and whole is not None:
-            row[f"{part}_flops"] = flops / whole
+        flops, of_untouched = _flops(cost, part, run.new_tokens), _flops(untouched, part, run.new_tokens)
+        if flops is not None and of_untouched is not None:
+            row[f"{part}_flops"] = flops / of_untouched
     for column, base in (("ratio", FULL), ("over_random", candidate.control), ("over_bare", candidate.bare)):
         for part, over in run.ratios(candidate.name, base).items():
             row |= _columns(f"{part}_{column}", over)

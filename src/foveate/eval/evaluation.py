@@ -249,12 +249,12 @@ def _compare(
 
 def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_tokens: int | None) -> dict[str, object]:
     """A row with its budget, and those of its pairs, in tokens: as asked for, by share; a control's as it was spent."""
-    told = dict(row)
+    values = dict(row)
     if row["budget"] is not None:
-        told["budget"] = asked.get(row["budget"], round(row["budget"] * (vision_tokens or 0), 3))
+        values["budget"] = asked.get(row["budget"], round(row["budget"] * (vision_tokens or 0), 3))
     if "paired" in row:
-        told["paired"] = [_in_tokens(pair, asked, vision_tokens) for pair in row["paired"]]
-    return told
+        values["paired"] = [_in_tokens(pair, asked, vision_tokens) for pair in row["paired"]]
+    return values
 
 
 @dataclass(frozen=True)

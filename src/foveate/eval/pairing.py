@@ -193,8 +193,12 @@ class _Pairing:
         rows = [row for row in self._log if task in (None, row["task"])]
         label, share = _commonest([set(row.get("labels", ())) for row in rows])
         _, alike = _commonest([{row["answer"]} for row in rows])
-        known = self._aggregate is None and all(row.get("labels") for row in rows)
-        return {"commonest": share if known else None, "commonest_label": label if known else None, "alike": alike}
+        labelled = self._aggregate is None and all(row.get("labels") for row in rows)
+        return {
+            "commonest": share if labelled else None,
+            "commonest_label": label if labelled else None,
+            "alike": alike,
+        }
 
     def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
         """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""

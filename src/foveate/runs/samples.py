@@ -306,11 +306,11 @@ class _Folder(_Records):
 
     def digest(self) -> str:
         """SHA-256 of its files' names, sizes and times. Their contents are not read."""
-        whole = hashlib.sha256()
+        sha = hashlib.sha256()
         for name in self._below(""):
             status = os.lstat(os.path.join(self.path, name))
-            whole.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return whole.hexdigest()
+            sha.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        return sha.hexdigest()
 
     def state(self) -> object:
         return None  # what comes into a folder meanwhile is told by its digest, the next time

@@ -262,7 +262,8 @@ class Store:
             last = paths[-1] if paths else None
             self._part, self._lines = "part-00000.jsonl", 0
             if last is not None and last.suffix == ".jsonl":
-                self._part, self._lines = last.name, _count_lines(last)
+                with last.open("rb") as file:
+                    self._part, self._lines = last.name, sum(1 for _ in file)
             elif last is not None:
                 self._part = _next(last.name)
         if self._lines >= self._part_rows:
@@ -398,14 +399,9 @@ def _is_doubled(path: Path) -> bool:
 
 def _next(name: str) -> str:
     """The name of the part behind this one."""
-    found = NAME.fullmatch(name)
-    assert found is not None
-    return f"part-{int(found[1]) + 1:05}.jsonl"
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+    parts = NAME.fullmatch(name)
+    assert parts is not None
+    return f"part-{int(parts[1]) + 1:05}.jsonl"
 
 
 def _line_of(row: Row) -> bytes:

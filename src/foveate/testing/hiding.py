@@ -137,19 +137,19 @@ class Oracle:
             kwargs["attention_mask"] = kwargs["attention_mask"][:, rows]
         output = original(states[:, rows], *args[1:], **kwargs)
         made = output[0] if isinstance(output, tuple) else output
-        whole = states.index_copy(1, rows, made)
+        rows_of_all = states.index_copy(1, rows, made)
         if isinstance(output, tuple):
-            return (whole, *output[1:])
-        return whole
+            return (rows_of_all, *output[1:])
+        return rows_of_all
 
 
 def extended(inputs: Inputs, answer: Tensor) -> dict[str, Any]:
     """A sample with an answer behind its prompt."""
     count = len(answer)
     last = inputs["input_ids"].shape[1] - 1
-    whole = columns_of(inputs, [[*range(last + 1), *[last] * count]])
-    whole["input_ids"][0, last + 1 :] = answer.to(whole["input_ids"])
-    return whole
+    longer = columns_of(inputs, [[*range(last + 1), *[last] * count]])
+    longer["input_ids"][0, last + 1 :] = answer.to(longer["input_ids"])
+    return longer
 
 
 def columns_of(inputs: Inputs, samples: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -65,12 +65,12 @@ class TinyModel:
         longest = max(map(len, rows))
         ids = torch.stack([torch.cat((row.new_full((longest - len(row),), PAD), row)) for row in rows])
         mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
-        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         for name in dict.fromkeys(name for picture in pictures for name in picture):
-            given[name] = torch.cat([picture[name] for picture in pictures if name in picture])
+            inputs[name] = torch.cat([picture[name] for picture in pictures if name in picture])
         if self.family == "qwen2_vl":
-            given["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
-        return given
+            inputs["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+        return inputs
 
     def generate(self, inputs: dict[str, Any], new_tokens: int = 4, **settings: Any) -> Any:
         """Greedy tokens and logits, without placeholders of pictures among the new ones."""

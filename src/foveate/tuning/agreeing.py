@@ -84,7 +84,9 @@ class _Looks:
 
     def mean(self, figure: Callable[[Answer], float]) -> float:
         """Of a figure that both looks add to."""
-        return fmean(figure(one.quick[self.place]) + self.again(one) * figure(one.full) for one in self.samples)
+        return fmean(
+            figure(sample.quick[self.place]) + self.again(sample) * figure(sample.full) for sample in self.samples
+        )
 
     def shares(self, samples: Sequence[_Sample]) -> tuple[float, float]:
         """Of the samples: asked again, and trusted though they differ."""
@@ -172,7 +174,7 @@ def agree(
     counted = [answered[place] for place in places]
     looks = []
     for place in range(len(settings)):
-        pairs = [(_confidence(one.quick[place]), one.quick[place].text == one.full.text) for one in counted]
+        pairs = [(_confidence(sample.quick[place]), sample.quick[place].text == sample.full.text) for sample in counted]
         sure = threshold(pairs, agreement, len(settings))
         if sure is not None:  # else nothing of it can be trusted
             looks.append(_Looks(place, sure, counted))
@@ -180,7 +182,7 @@ def agree(
     if any(answer.flops is None for sample in counted for answer in (sample.full, *sample.quick)):
         cost = _spent
     best = min(looks, key=lambda look: look.mean(cost), default=None)
-    if best is None or best.mean(cost) >= fmean(cost(one.full) for one in counted):
+    if best is None or best.mean(cost) >= fmean(cost(sample.full) for sample in counted):
         none = f"none of {len(settings)} settings keeps"
         if len(settings) == 1:
             none = f"{settings[0]} does not keep"
@@ -207,8 +209,8 @@ def agree(
         pictures=len(about),
         again=again,
         tokens=best.mean(_spent),
-        first=fmean(one.quick[best.place].spent for one in counted),
-        full=fmean(one.full.spent for one in counted),
+        first=fmean(sample.quick[best.place].spent for sample in counted),
+        full=fmean(sample.full.spent for sample in counted),
         tasks=tuple(tasks),
         model=vlm.name,
         conditions=conditions_of(vlm, generation),
@@ -275,10 +277,10 @@ def _answered(
 
 def _on_length(look: _Looks) -> list[str]:
     """What a second look makes of decoding, and of long answers, in the user's own figures."""
-    full = fmean(_steps(one.full) for one in look.samples)
+    full = fmean(_steps(sample.full) for sample in look.samples)
     notes = [f"Decoding takes {look.mean(_steps):.1f} steps an answer, both looks together; the full model {full:.1f}."]
-    long = [one for one in look.samples if _steps(one.full) >= LONG]
-    short = [one for one in look.samples if _steps(one.full) < LONG]
+    long = [sample for sample in look.samples if _steps(sample.full) >= LONG]
+    short = [sample for sample in look.samples if _steps(sample.full) < LONG]
     if len(long) >= ENOUGH:
         words = f"Of {len(long)} answers of {LONG} tokens or more {share_words(look.shares(long)[0])} are asked again"
         others = ""

@@ -90,7 +90,8 @@ def auroc(samples: Sequence[Pair]) -> float:
     unsure = [confidence for confidence, agrees in samples if not agrees]
     if not sure or not unsure:
         return math.nan
-    return sum((one > other) + (one == other) / 2 for one in sure for other in unsure) / (len(sure) * len(unsure))
+    ahead = sum((right > wrong) + (right == wrong) / 2 for right in sure for wrong in unsure)
+    return ahead / (len(sure) * len(unsure))
 
 
 def one_each(pictures: Sequence[Hashable], seed: int = 0) -> list[int]:

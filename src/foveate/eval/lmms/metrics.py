@@ -144,19 +144,19 @@ def scored(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[di
                 "lmms-eval's function says another figure each time."
             )
     shares = all(0 <= row["score"] <= 1 for log in rows for row in log if factor is not None)
-    if factor is None or not shares or all(abs(factor - whole) >= TOLERANCE * whole for whole in (1, 100)):
+    if factor is None or not shares or all(abs(factor - unit) >= TOLERANCE * unit for unit in (1, 100)):
         return rows, figure
     return rows, None
 
 
 def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
     """The number that a row's input holds, such as 1 for right and 0 for wrong; None where it holds none."""
-    given = row["inputs"].get(next(iter(metric.parts)))
-    if isinstance(given, Mapping):
-        given = given.get("score")
-    if not isinstance(given, int | float):
+    value = row["inputs"].get(next(iter(metric.parts)))
+    if isinstance(value, Mapping):
+        value = value.get("score")
+    if not isinstance(value, int | float):
         return None
-    return float(given)
+    return float(value)
 
 
 def _factor(metrics: Sequence[Metric], logs: Sequence[Log]) -> float | None:
