@@ -238,7 +238,10 @@ def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
 def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
     """Answer what is not done, and write it down as it comes."""
     hand = InHand(store.path)
-    suspects = _numbers(hand.crashed)
+    suspects = range(0)  # the rows that were in hand when a run crashed
+    with suppress(ValueError, AttributeError):
+        first, last = map(int, hand.crashed.split())  # type: ignore[union-attr]
+        suspects = range(first, last + 1)
 
     def take(rows: Sequence[Row]) -> None:
         answers = [row for row in rows if REASON not in row]
@@ -280,14 +283,6 @@ def _chunks(
 
     for _, chunk in groupby(samples.read(done), place):
         yield list(chunk)
-
-
-def _numbers(crashed: str | None) -> range:
-    """The rows that were in hand when a run crashed."""
-    with suppress(ValueError, AttributeError):
-        first, last = map(int, crashed.split())  # type: ignore[union-attr]
-        return range(first, last + 1)
-    return range(0)
 
 
 # -- Parquet ------------------------------------------------------------------------------------------------------

@@ -78,15 +78,11 @@ def contenders_at(
                 floor = getattr(error, "floor", None)
                 contenders.append(Contender(name, asked, (), infeasible=str(error), floor=floor))
             else:
-                contenders.append(Contender(name, asked, _drawn(met, seeds), note=note))
+                drawn: tuple[Method, ...] = (met,)
+                if draws(met):
+                    drawn = tuple(with_seed(met, seed) for seed in seeds)
+                contenders.append(Contender(name, asked, drawn, note=note))
     return contenders
-
-
-def _drawn(method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:
-    """A method a seed where it draws at random, else the method alone."""
-    if draws(method):
-        return tuple(with_seed(method, seed) for seed in seeds)
-    return (method,)
 
 
 def _met(

@@ -279,7 +279,13 @@ class Quality:
 
     def legend(self) -> list[str]:
         """What the columns mean, and how their intervals came about."""
-        notes = ["Tokens: what a decoder layer truly processed, on average.", self._intervals()]
+        seeds = len(self.origin.get("seeds", ()))
+        over = f", over pictures and over {seeds} seeds of them."
+        if not seeds:
+            over = ", over pictures."
+        if seeds == 1:
+            over = ", over the pictures of one seed; what other seeds would add is not known."
+        notes = ["Tokens: what a decoder layer truly processed, on average.", f"Intervals: 95 %, paired{over}"]
         rows = [self.full, *self.settings]
         if any("(" in points(row, "accuracy", self.unit) for row in rows):
             notes.append("(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures.")
@@ -297,15 +303,6 @@ class Quality:
             hard = "accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
             notes.append(f"Hard: {hard}")
         return notes
-
-    def _intervals(self) -> str:
-        """What the intervals are over."""
-        seeds = len(self.origin.get("seeds", ()))
-        if not seeds:
-            return "Intervals: 95 %, paired, over pictures."
-        if seeds == 1:
-            return "Intervals: 95 %, paired, over the pictures of one seed; what other seeds would add is not known."
-        return f"Intervals: 95 %, paired, over pictures and over {seeds} seeds of them."
 
 
 def tables_of(qualities: Iterable[Quality]) -> list[Table]:
