@@ -193,12 +193,9 @@ class _Pairing:
         rows = [row for row in self._log if task in (None, row["task"])]
         label, share = _commonest([set(row.get("labels", ())) for row in rows])
         _, alike = _commonest([{row["answer"]} for row in rows])
-        labelled = self._aggregate is None and all(row.get("labels") for row in rows)
-        return {
-            "commonest": share if labelled else None,
-            "commonest_label": label if labelled else None,
-            "alike": alike,
-        }
+        if self._aggregate is not None or not all(row.get("labels") for row in rows):
+            return {"commonest": None, "commonest_label": None, "alike": alike}
+        return {"commonest": share, "commonest_label": label, "alike": alike}
 
     def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
         """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""

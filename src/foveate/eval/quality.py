@@ -96,17 +96,10 @@ class Quality:
 
     def table(self) -> Table:
         """A row for the full model and one a contender; without the columns that say nothing here."""
-        full, everything = self.full, number(1, ".0%")
-        agrees = Number(everything, {"": 100})
+        full, share = self.full, number(1, ".0%")
+        agrees = Number(share, {"": 100})
         shown: list[Sequence[str]] = [
-            (
-                FULL_MODEL,
-                number(full["tokens"], ".1f"),
-                everything,
-                points(full, "accuracy", self.unit),
-                agrees,
-                everything,
-            )
+            (FULL_MODEL, number(full["tokens"], ".1f"), share, points(full, "accuracy", self.unit), agrees, share)
         ]
         for budget in self._budgets():
             shown.append(SECTION)
