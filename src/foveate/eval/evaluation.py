@@ -220,7 +220,7 @@ def _compare(
     contenders = budgeted(plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets)
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with open_answers(conditions, plan.cache, note=listener.note) as store:
-        asking = Asking(vlm, asked, plan, store, listener)
+        asking = Questioning(vlm, asked, plan, store, listener)
         rows = asking.rows(contenders, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
@@ -258,7 +258,7 @@ def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_toke
 
 
 @dataclass(frozen=True)
-class Asking:
+class Questioning:
     """Questions to one model, and where its answers are kept."""
 
     vlm: VLM
