@@ -14,7 +14,7 @@ from foveate.ask.media import read_once
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import dropped_in
-from foveate.ask.second_look import AnyLook, SecondLook, drops_of
+from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.sure import answerer_of
 from foveate.ask.vlm import VLM
 from foveate.engine.session import drop
@@ -123,7 +123,7 @@ class RowAnswerer:
     def __init__(self, asking: RowAsking, vlm: VLM | None = None, share: float = 1.0) -> None:
         self.asking = asking
         self.vlm = vlm or asking.load()
-        self._drops = drops_of(asking.method)
+        self._drops = asking.method
         settings = Generation(max_new_tokens=asking.max_new_tokens)
         self._answerer = answerer_of(self.vlm, self._drops, settings, batch_size=asking.batch_size, share=share)
         self._try_method()
