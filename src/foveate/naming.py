@@ -99,15 +99,14 @@ class _Member:
             kind = registry.method(part.name)
             member = cls(kind, kind, {})
         for name, value in (part.values or {}).items():
-            member.kind._refuse_unknown((name,))
             member.add(name, value)
         for pair in part.pairs:
             name, text = pair_of(pair)
-            member.kind._refuse_unknown((name,))
             member.add(name, value_of(member.kind, name, text))
         return member
 
     def add(self, name: str, value: Any) -> None:
+        self.kind._refuse_unknown((name,))
         if name in self.values:
             raise SettingError(f"{name} is given twice.")
         self.values.update(listed(self.kind, {name: value}))

@@ -190,24 +190,15 @@ class Answer:
         kv_bytes = 0.0
         if self.kv_bytes_whole:
             kv_bytes = 1 - self.kv_bytes / self.kv_bytes_whole
-        if self.uncounted is not None:
+        before = Saved(1.0, 1.0, 0.0) if self.unsure is None else self.unsure.saved
+        if self.uncounted is not None or (scoring := self.cost.scoring_flops) is None or before.prefill_flops is None:
             return Saved(None, None, kv_bytes)
         cost, untouched = self.cost, self.cost_untouched
-        if cost.scoring_flops is None:
-            return Saved(None, None, kv_bytes)
-        prefill = 1 - (cost.prefill_flops + cost.scoring_flops) / untouched.prefill_flops
-        total = None
-        if cost.total_flops is not None and untouched.model_flops is not None:
-            total = 1 - cost.total_flops / untouched.model_flops
-        if self.unsure is None:
-            return Saved(prefill, total, kv_bytes)
-        before = self.unsure.saved
-        if before.prefill_flops is None:
-            return Saved(None, None, kv_bytes)
-        both = None
-        if total is not None and before.total_flops is not None:
-            both = before.total_flops - 1 + total
-        return Saved(before.prefill_flops - 1 + prefill, both, kv_bytes)
+        prefill = 1 - (cost.prefill_flops + scoring) / untouched.prefill_flops
+        spent, full, total = cost.total_flops, untouched.model_flops, None
+        if spent is not None and full is not None and before.total_flops is not None:
+            total = before.total_flops - 1 + (1 - spent / full)
+        return Saved(before.prefill_flops - 1 + prefill, total, kv_bytes)
 
     @property
     def _row(self) -> int:
@@ -333,8 +324,8 @@ class Answer:
         rest = "the vision tower is not counted"
         if saved.total_flops is not None:
             rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
-        whole = _flops(self.cost_untouched.prefill_flops)
-        return f"{saved.prefill_flops:z.1%} saved in the decoder's prefill ({decoder} of {whole}); {rest}"
+        untouched = _flops(self.cost_untouched.prefill_flops)
+        return f"{saved.prefill_flops:z.1%} saved in the decoder's prefill ({decoder} of {untouched}); {rest}"
 
     def _drawing(self) -> str:
         """The picture of what was kept as an HTML image; empty where there is none to draw."""

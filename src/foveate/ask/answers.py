@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -37,11 +36,6 @@ Shelf = dict[Any, Any]
 """Files that were read for the questions in hand, by whatever who reads them knows them by."""
 Prepare = Callable[[T, Shelf], Prompt]
 Stopped = Callable[[], bool]
-
-
-def never() -> bool:
-    """Nothing stops the questions."""
-    return False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +127,7 @@ class Answerer:
         prepare: Prepare[T],
         *,
         look: Look | None = None,
-        stopped: Stopped = never,
+        stopped: Stopped = lambda: False,
     ) -> Iterator[list[Reply[T]]]:
         """A reply to every question, a batch's as they come, in any order; see `in_order`.
 
@@ -156,7 +150,7 @@ class Answerer:
             yield from self.answered(window, look, stopped)
 
     def answered(
-        self, window: Sequence[Entry[T]], look: Look | None = None, stopped: Stopped = never
+        self, window: Sequence[Entry[T]], look: Look | None = None, stopped: Stopped = lambda: False
     ) -> Iterator[list[Reply[T]]]:
         """Replies to questions that are in hand; see `replies`."""
         for batch, origin in self._batches(window, look):
@@ -186,7 +180,7 @@ class Answerer:
                 failed.append(entry)
             else:
                 window.append(entry)
-            held = sum({id(medium): _bytes(medium) for one in window for medium in one.prompt.media}.values())
+            held = sum({id(medium): _bytes(medium) for entry in window for medium in entry.prompt.media}.values())
             if len(window) + len(failed) >= WINDOW * self.batch_size or held > SHARE * self.share * available():
                 yield window, failed
                 window, failed, shelf = [], [], {}
@@ -194,10 +188,6 @@ class Answerer:
             yield window, failed
 
     # -- batches ----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _can_share(self) -> bool:
-        return can_share(self.loaded.model, self.method)
 
     def _batches(self, window: Sequence[Entry[T]], look: Look | None) -> Iterator[tuple[list[Entry[T]], _Origin]]:
         """Prompts that are alike, as many as fit, with what they go on from: the look given, or a picture's."""
@@ -212,7 +202,7 @@ class Answerer:
         for group in groups:
             if len(group) == 1:
                 alone += group
-            elif self._can_share and (origin := self._looked(group)) is not None:
+            elif can_share(model, self.method) and (origin := self._looked(group)) is not None:
                 yield from self._parts(group, origin)
             else:
                 self._memo = self._memo or TowerMemo()
@@ -262,7 +252,10 @@ class Answerer:
             _refuse_broken_device(error)
             failure = error
         else:
-            self._grow()
+            self._calm += 1
+            if self._calm >= CALM and self._most < self.batch_size:  # there was room: larger ones again
+                self._most = min(2 * self._most, self.batch_size)
+                self._calm = 0
             seconds = origin.seconds + (time.perf_counter() - begun) / len(batch)
             yield [entry.replied(answer, seconds) for entry, answer in zip(batch, answers, strict=True)]
             return
@@ -289,21 +282,9 @@ class Answerer:
         self._calm = 0
         if self._memo is not None:
             self._memo.calls.clear()
-        free_memory()
-
-    def _grow(self) -> None:
-        """After some batches that had room: larger ones again."""
-        self._calm += 1
-        if self._calm >= CALM and self._most < self.batch_size:
-            self._most = min(2 * self._most, self.batch_size)
-            self._calm = 0
-
-
-def free_memory() -> None:
-    """Give back what was held for speed, after a lack of memory."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def in_order(replies: Iterable[Sequence[Reply[T]]]) -> Iterator[Answer]:

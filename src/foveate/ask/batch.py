@@ -12,21 +12,17 @@ T = TypeVar("T")
 Sample = Mapping[str, Tensor]
 
 
-def batches(
-    entries: Iterable[T], size: int, inputs_of: Callable[[T], Sample], key_of: Callable[[T], object] = lambda _: None
-) -> Iterator[list[T]]:
-    """Put samples together that can share a batch: tensors that fit, one key, lengths as close as can be.
+def batches(entries: Iterable[T], size: int, inputs_of: Callable[[T], Sample]) -> Iterator[list[T]]:
+    """Put samples together that can share a batch: tensors that fit, lengths as close as can be.
 
     Args:
         entries: Whatever has a sample.
         size: Most samples a batch.
         inputs_of: The tensors of an entry, batch 1.
-        key_of: What else must be equal in a batch, such as the method.
     """
-    groups: dict[str, list[T]] = {}
+    groups: dict[object, list[T]] = {}
     for entry in entries:
-        key = f"{key_of(entry)} {_shapes(inputs_of(entry))}"
-        groups.setdefault(key, []).append(entry)
+        groups.setdefault(_shapes(inputs_of(entry)), []).append(entry)
     for group in groups.values():
         group.sort(key=lambda entry: inputs_of(entry)["input_ids"].shape[1])
         yield from parts(group, size)
@@ -38,14 +34,14 @@ def parts(things: Sequence[T], size: int) -> Iterator[list[T]]:
         yield list(things[start : start + size])
 
 
-def _shapes(inputs: Sample) -> list[tuple[str, tuple[int, ...]]]:
+def _shapes(inputs: Sample) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """What must be equal for tensors to be joined: all but the first dimension, and but the text's length."""
     text = inputs["input_ids"].shape
     shapes = []
     for name in sorted(inputs):
         shape = inputs[name].shape
         shapes.append((name, () if shape == text else tuple(shape[1:])))
-    return shapes
+    return tuple(shapes)
 
 
 def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:

@@ -27,7 +27,6 @@ BEGIN, END = ("start_time", "video_start"), ("end_time", "video_end")
 COUNT = ("nframes", "num_frames", "max_frames")
 FILM = (*BEGIN, *END, *COUNT, "fps")
 """Keys of a film's part that say which frames are read."""
-SIZES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,7 +276,7 @@ def _part(part: object, frames: int | None, fps: float | None) -> Part:
 
 def _refuse_others(kind: str, keys: Mapping[str, object]) -> None:
     """Refuse what a part of this kind asks for and does not get."""
-    for name in SIZES:
+    for name in ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"):
         if name in keys:
             raise InputError(f"{name} of a part is not read: the model's processor sizes it. Resize it first.")
     if "min_frames" in keys:
@@ -307,9 +306,9 @@ def _sources(kind: str) -> tuple[str, ...]:
 
 def _source(part: Mapping[str, object], kind: str) -> object:
     """What a part shows: a path, a picture, a clip, or a `data:` URL."""
-    given = [name for name in _sources(kind) if name in part]
-    if len(given) > 1:
-        raise InputError(f"A part of type {kind} shows one thing; got {' and '.join(given)}. Make two parts of it.")
-    if given:
-        return part[given[0]]
+    named = [name for name in _sources(kind) if name in part]
+    if len(named) > 1:
+        raise InputError(f"A part of type {kind} shows one thing; got {' and '.join(named)}. Make two parts of it.")
+    if named:
+        return part[named[0]]
     raise InputError(f'A part of type {kind} names it under "{kind}", "path" or "url"; got the keys {sorted(part)}.')

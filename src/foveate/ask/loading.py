@@ -3,7 +3,7 @@
 import importlib.util
 import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def load(
     folder = _folder(name)
     base = None if folder is None else base_of(name, folder)
     if folder is not None and base is not None:
-        _check_peft(name)
+        if importlib.util.find_spec("peft") is None:
+            raise UnsupportedError(f"Model '{shown(name)}' is an adapter, which needs peft: {install_line('peft')}.")
         with loading_base(name, base):
             below = load(base, device=device, dtype=dtype, attention=attention, weights=weights)
         if not weights:
@@ -99,7 +100,13 @@ def load(
     with quiet(bars=folder is None):
         with explained(name, "config"):
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=local)
-        _check_config(name, config)
+        family_kind(config.model_type)
+        for number in placeholders(config):
+            if abs(number) >= 2**31:  # no tensor of ids can hold it
+                raise InputError(
+                    f"Model '{shown(name)}' cannot be loaded: {number} in its config.json is no id of an image token. "
+                    "Download it again."
+                )
         if not weights and name not in embedded.NAMES:
             with torch.device("meta"), explained(name, "config"):
                 bare = AutoModelForImageTextToText.from_config(config, dtype=config.dtype if dtype == "auto" else dtype)
@@ -130,13 +137,13 @@ def load(
 def _processor(name: str, place: str, local: bool = True) -> ProcessorMixin:
     with explained(name, "processor"):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
-    _check_processor(name, processor)
+    # In the place of a processor whose files it does not understand, transformers gives a part of one.
+    if not hasattr(processor, "tokenizer") or not callable(processor):
+        raise InputError(
+            f"Model '{shown(name)}' cannot be loaded: in place of its processor there is a {type(processor).__name__}. "
+            "Correct processor_class in processor_config.json, or download it again."
+        )
     return processor
-
-
-def _check_peft(name: str) -> None:
-    if importlib.util.find_spec("peft") is None:
-        raise UnsupportedError(f"Model '{shown(name)}' is an adapter, which needs peft: {install_line('peft')}.")
 
 
 def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
@@ -234,17 +241,6 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def _check_config(name: str, config: PreTrainedConfig) -> None:
-    """Refuse a model that no family serves, and ids of vision tokens that no tensor of ids can hold."""
-    family_kind(config.model_type)
-    for number in placeholders(config):
-        if abs(number) >= 2**31:
-            raise InputError(
-                f"Model '{shown(name)}' cannot be loaded: {number} in its config.json is no id of an image token. "
-                "Download it again."
-            )
-
-
 def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> None:
     """Refuse what transformers or peft would fill at random or leave out.
 
@@ -268,29 +264,15 @@ def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> 
                 verb = f"weight {singular}"
             else:
                 verb = f"weights {plural}"
-            parts.append(f"{len(keys)} {verb} ({_shortened(sorted(keys))})")
+            names = ", ".join(sorted(keys)[:3])
+            if len(keys) > 3:
+                names += f", … and {len(keys) - 3} more"
+            parts.append(f"{len(keys)} {verb} ({names})")
     if parts:
         raise InputError(
             f"The weights of model {name!r} are not those of its {of}: {'; '.join(parts)}. "
             "Download it again, or use a checkpoint that was saved for this architecture."
         )
-
-
-def _check_processor(name: str, processor: ProcessorMixin) -> None:
-    """Refuse what transformers gives in the place of a processor whose files it does not understand: a part of one."""
-    if not hasattr(processor, "tokenizer") or not callable(processor):
-        raise InputError(
-            f"Model '{shown(name)}' cannot be loaded: in place of its processor there is a {type(processor).__name__}. "
-            "Correct processor_class in processor_config.json, or download it again."
-        )
-
-
-def _shortened(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    more = ""
-    if len(names) > most:
-        more = f", … and {len(names) - most} more"
-    return ", ".join(names[:most]) + more
 
 
 def _kernel(attention: str) -> str | None:

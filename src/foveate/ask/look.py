@@ -63,10 +63,6 @@ class Look:
         """Bytes of all that the cache holds."""
         return nbytes(self.cache)
 
-    def begins(self, ids: Tensor) -> bool:
-        """Whether a prompt, (1, tokens) ids, goes on from this."""
-        return ids.shape[1] > self.tokens and torch.equal(ids[:, : self.tokens], self.ids)
-
 
 # -- what can be looked at ----------------------------------------------------------------------------------------
 
@@ -97,13 +93,13 @@ def refuse_unshareable(model: PreTrainedModel, method: Method | None) -> None:
 def _why_not(family: Family, method: Method | None) -> str | None:
     """Why there is no look; None if there is."""
     if not family.shares_prefix:
-        told = "the question changes what stands before it"
+        why = "the question changes what stands before it"
         if family.gathers:
-            told = "whether the question changes what stands before it is not known"
-        return f"A {family.model.config.model_type!r} cannot look before it is asked: {told}. Ask with vlm.ask."
-    if method is None or (why := _waits(method, len(family.layers))) is None:
+            why = "whether the question changes what stands before it is not known"
+        return f"A {family.model.config.model_type!r} cannot look before it is asked: {why}. Ask with vlm.ask."
+    if method is None or (need := _waits(method, len(family.layers))) is None:
         return None
-    return f"{method.name} {why}"
+    return f"{method.name} {need}"
 
 
 def _waits(method: Method, depth: int) -> str | None:
@@ -142,7 +138,9 @@ def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None
     begun = collate([_beginning(model, inputs)], pad_id(model))
     with drop_or_not(model, method) as trace:
         cache = _prefilled(model, begun)
-    kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
+    kept = {name: value for name, value in begun.items() if name != "attention_mask"}
+    # Of pixels the shape alone is left, which says how many pictures a tower encoded.
+    kept |= {name: value.to("meta") for name, value in kept.items() if name.startswith("pixel_values")}
     return Look(kept.pop("input_ids"), kept, settle(cache), trace)
 
 
@@ -162,13 +160,6 @@ def end_of_pictures(model: PreTrainedModel, ids: Tensor) -> int:
 def _prefilled(model: PreTrainedModel, inputs: Inputs) -> Cache:
     with torch.inference_mode():
         return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
-
-
-def _without_pixels(name: str, value: Tensor) -> Tensor:
-    """Of pixels the shape alone, which says how many pictures a tower encoded."""
-    if name.startswith("pixel_values"):
-        return value.to("meta")
-    return value
 
 
 def watched(look: Look, model: PreTrainedModel) -> Look:
@@ -199,26 +190,20 @@ def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[
         prompts: Batch 1 each. One without pictures is a group of its own.
     """
     groups: list[list[int]] = []
-    known: dict[object, list[tuple[Mapping[str, Tensor], list[int]]]] = {}
+    sketches: dict[object, list[tuple[Mapping[str, Tensor], list[int]]]] = {}
     for place, prompt in enumerate(prompts):
-        begun = _shown(model, prompt)
-        alike = []
-        if begun is not None:
-            alike = known.setdefault(_sketch(begun), [])
-        group = next((group for other, group in alike if begun is not None and _equal(begun, other)), None)
+        if not is_vision(model.config, prompt["input_ids"]).any():
+            groups.append([place])
+            continue
+        begun = _beginning(model, prompt)
+        begun.pop("attention_mask", None)
+        alike = sketches.setdefault(_sketch(begun), [])
+        group = next((group for other, group in alike if _equal(begun, other)), None)
         if group is None:
             groups.append(group := [])
-            if begun is not None:
-                alike.append((begun, group))
+            alike.append((begun, group))
         group.append(place)
     return groups
-
-
-def _shown(model: PreTrainedModel, prompt: Inputs) -> dict[str, Tensor] | None:
-    """A prompt up to and with its last picture; None where there is no picture."""
-    if not is_vision(model.config, prompt["input_ids"]).any():
-        return None
-    return {name: value for name, value in _beginning(model, prompt).items() if name != "attention_mask"}
 
 
 def _sketch(begun: Mapping[str, Tensor]) -> object:
@@ -265,7 +250,7 @@ def resumed(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams
         SettingError: If a prompt does not begin with what was looked at.
     """
     rows = [prompt["input_ids"] for prompt in prompts]
-    if not all(map(look.begins, rows)):
+    if not all(row.shape[1] > look.tokens and torch.equal(row[:, : look.tokens], look.ids) for row in rows):
         raise SettingError("This prompt does not go on from what was looked at: its ids begin in another way.")
     longest = max(row.shape[1] for row in rows)
     ids = look.ids.new_full((len(rows), longest), pad_id(model))

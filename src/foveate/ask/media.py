@@ -107,7 +107,12 @@ def read_medium(
             )
         return Picture(None, Image.fromarray(source))
     if hasattr(source, "read"):
-        source = _content(source)
+        if getattr(source, "seekable", bool)():  # from its beginning
+            source.seek(0)  # type: ignore[attr-defined]
+        source = source.read()
+        if not isinstance(source, bytes):
+            kind_read = type(source).__name__
+            raise InputError(f"An open file gives bytes; this one gives a {kind_read}. Open it with mode 'rb'.")
     if isinstance(source, bytes | bytearray | memoryview):
         return _in_bytes(bytes(source), kind, "", wanted)
     if isinstance(source, str) and scheme_of(source) == "data":
@@ -122,16 +127,6 @@ def read_medium(
     if kind == "image" or (kind is None and not is_video(path, frames_asked=wanted.asked)):
         return load_picture(path)
     return _film(path, wanted)
-
-
-def _content(file: Any) -> bytes:
-    """What an open file holds, from its beginning where it can go back there."""
-    if getattr(file, "seekable", bool)():
-        file.seek(0)
-    data = file.read()
-    if not isinstance(data, bytes):
-        raise InputError(f"An open file gives bytes; this one gives a {type(data).__name__}. Open it with mode 'rb'.")
-    return data
 
 
 def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWanted) -> Picture | Clip:

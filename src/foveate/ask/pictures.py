@@ -29,6 +29,7 @@ BAND = 2**20
 """Pixels that are worked on at a time where that takes several times the memory of the picture."""
 WHOLE = ("MPO", "PSD")
 """Files of which the first picture is all: a phone's JPEG with a second view, and layers that are one picture."""
+UNNAMED = "the picture"
 WIDTHS = (8, 10, 12, 14)
 """Bits that a grey value may have in a file of more."""
 NIGHT = 64
@@ -67,17 +68,17 @@ def load_picture(path: Path) -> Picture:
         return _as_shown(image, name, path)
 
 
-def picture_in(data: bytes, name: str = "the picture") -> Picture:
+def picture_in(data: bytes) -> Picture:
     """The picture in the bytes of a file, read as `load_picture` reads one.
 
     Raises:
         InputError: As `load_picture`.
     """
-    with _explained(name), Image.open(io.BytesIO(data)) as image:
-        return _as_shown(image, name)
+    with _explained(UNNAMED), Image.open(io.BytesIO(data)) as image:
+        return _as_shown(image, UNNAMED)
 
 
-def picture_of(image: Image.Image, name: str = "the picture") -> Picture:
+def picture_of(image: Image.Image) -> Picture:
     """A PIL picture as the model will see it: what a file of it would give.
 
     Of an animation the frame is taken that it stands at.
@@ -86,8 +87,8 @@ def picture_of(image: Image.Image, name: str = "the picture") -> Picture:
         InputError: If its pixels are read only now and are damaged, or it is larger than is meant or than the memory
             that is there.
     """
-    with _explained(name):
-        return _as_shown(image, name)
+    with _explained(UNNAMED):
+        return _as_shown(image, UNNAMED)
 
 
 def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Picture:

@@ -189,8 +189,8 @@ class Prefix:
         conversation = self.conversation.with_text(*texts)
         rest = self._wording.rest(self.loaded, conversation)
         ids = torch.cat((self.look.ids, rest), dim=1)
-        known = {name: value for name, value in self.look.inputs.items() if value.shape != self.look.ids.shape}
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **known}
+        others = {name: value for name, value in self.look.inputs.items() if value.shape != self.look.ids.shape}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **others}
         notes = self.notes
         too_long = length_note(self.loaded.model.config.get_text_config(), ids.shape[1])
         if too_long is not None and too_long not in notes:

@@ -113,10 +113,14 @@ def prepare(
         raise
     except (ValueError, ZeroDivisionError, MemoryError) as error:
         raise InputError(_refusal(loaded.name, conversation, error)) from error
-    _refuse_unknown_tokens(loaded, encoded["input_ids"])
-    if media and not is_vision(loaded.model.config, encoded["input_ids"]).any():
+    ids = encoded["input_ids"]
+    vision, vocabulary = is_vision(loaded.model.config, ids), loaded.model.get_input_embeddings().num_embeddings
+    most = max(ids[~vision].tolist(), default=0)
+    if most >= vocabulary:
+        raise InputError(loaded.misfit(f"token {most} is not among its {vocabulary:,}."))
+    if media and not vision.any():
         raise UnsupportedError("The processor made a prompt without any vision token; is it the model's own?")
-    too_long = length_note(loaded.model.config.get_text_config(), encoded["input_ids"].shape[1])
+    too_long = length_note(loaded.model.config.get_text_config(), ids.shape[1])
     if too_long is not None:
         notes.append(too_long)
     device = "cpu" if loaded.model.device.type == "meta" else loaded.model.device  # a model without its weights
@@ -143,18 +147,6 @@ def refuse_special(loaded: Loaded, text: str) -> None:
     for token in (*tokenizer.all_special_tokens, *places):
         if token and token in text:
             raise InputError(f"The text holds {token!r}, which means something else to {loaded.name}. Leave it out.")
-
-
-def _refuse_unknown_tokens(loaded: Loaded, ids: Tensor) -> None:
-    """Refuse a prompt with tokens that the model does not have: its processor is another model's.
-
-    Raises:
-        InputError: If there is such a token.
-    """
-    text = ids[~is_vision(loaded.model.config, ids)]
-    vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    if len(text) and int(text.max()) >= vocabulary:
-        raise InputError(loaded.misfit(f"token {int(text.max())} is not among its {vocabulary:,}."))
 
 
 def _refusal(name: str, conversation: Conversation, error: Exception) -> str:

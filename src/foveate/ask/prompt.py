@@ -20,7 +20,6 @@ from foveate.cost import Cost, RunCounts, cost
 from foveate.engine.trace import Trace
 from foveate.video import Clip
 
-USER = "user", "text"
 TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -45,7 +44,8 @@ class Prompt:
     @property
     def text(self) -> str:
         """The last text that the user said: the question."""
-        texts = [value for role, parts in self.conversation.turns for kind, value in parts if (role, kind) == USER]
+        turns = [parts for role, parts in self.conversation.turns if role == "user"]
+        texts = [value for parts in turns for kind, value in parts if kind == "text"]
         return texts[-1] if texts else ""
 
     @property

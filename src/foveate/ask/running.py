@@ -37,7 +37,6 @@ from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief, is_out_of_memory
 
 AnyMethod = str | Method
-DROPPING = ("method", "tokens", "retention", "sure")
 
 # -- keywords of asking -------------------------------------------------------------------------------------------
 
@@ -91,14 +90,10 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
         SettingError: If there is no such keyword, or as `drops_of` and `Generation`.
     """
     check_keywords("An answer", asking, Asking)
-    dropping = {name: asking[name] for name in DROPPING if name in asking}
+    dropping = {name: asking[name] for name in ("method", "tokens", "retention", "sure") if name in asking}
     decoding = {name: asking[name] for name in Decoding.__annotations__ if name in asking}
-    return showing_of(asking), drops_of(dropping.pop("method", None), **dropping), generation_of(decoding)
-
-
-def showing_of(asking: Mapping[str, object]) -> Showing:
-    """Those of the keywords that say how films and pictures come to the model."""
-    return cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
+    showing = cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
+    return showing, drops_of(dropping.pop("method", None), **dropping), generation_of(decoding)
 
 
 # -- what drops ---------------------------------------------------------------------------------------------------
@@ -176,8 +171,8 @@ def answers_to(
         batch = [prompts[place] for place in places]
         first_token = FirstToken() if first else None
         least_sure = LeastSure() if confidence else None
-        found = _answers_of(loaded, batch, method, settings, look, first_token, least_sure, extra or {})
-        answers |= zip(places, found, strict=True)
+        of_batch = _answers_of(loaded, batch, method, settings, look, first_token, least_sure, extra or {})
+        answers |= zip(places, of_batch, strict=True)
     return [answers[place] for place in range(len(prompts))]
 
 

@@ -347,19 +347,18 @@ _SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDiction
 def _weights(model: PreTrainedModel) -> str:
     """A digest of all weights: names, shapes, dtypes and exact sums of their bits; of the same ones, the last."""
     marks = weights_of(model)
-    known = _SUMS.get(model)
-    if known is None or known[0] != marks:
-        facts = [(name, str(tuple(value.shape)), str(value.dtype), _sum(value)) for name, value in _tensors(model)]
+    last = _SUMS.get(model)
+    if last is None or last[0] != marks:
+        facts: list[tuple[object, ...]] = [
+            (name, str(tuple(value.shape)), str(value.dtype), _sum(value))
+            for name, value in model.state_dict().items()  # weights, and what a state has besides, as scales
+            if isinstance(value, Tensor)
+        ]
         for name, module in model.named_modules():
             if hasattr(module, "merged_adapters"):  # a layer of PEFT's
                 facts.append((name, *(repr(getattr(module, mark, None)) for mark in ADAPTERS)))
-        known = _SUMS[model] = (marks, _digest(facts))
-    return known[1]
-
-
-def _tensors(model: PreTrainedModel) -> list[tuple[str, Any]]:
-    """Weights and what a state has besides, such as scales of quantised ones."""
-    return [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+        last = _SUMS[model] = (marks, _digest(facts))
+    return last[1]
 
 
 def _sum(value: Tensor) -> int | None:

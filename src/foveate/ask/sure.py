@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from foveate.ask.answer import Answer
-from foveate.ask.answers import WINDOW, Answerer, Prepare, Reply, Shelf, Stopped, never
+from foveate.ask.answers import WINDOW, Answerer, Prepare, Reply, Shelf, Stopped
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.prompt import Prompt
@@ -34,7 +34,7 @@ class SureAnswerer:
     single_turn: bool = False
 
     def replies(
-        self, questions: Iterable[T], prepare: Prepare[T], *, stopped: Stopped = never
+        self, questions: Iterable[T], prepare: Prepare[T], *, stopped: Stopped = lambda: False
     ) -> Iterator[list[Reply[T]]]:
         """A reply to every question; see `Answerer.replies`.
 
@@ -71,12 +71,9 @@ class SureAnswerer:
         return not (result.confidence is not None and result.confidence >= self.sure)  # of NaN too
 
 
-AnyAnswerer = Answerer | SureAnswerer
-
-
 def answerer_of(
     loaded: Loaded, drops: AnyLook, settings: Generation, batch_size: int = 8, share: float = 1.0
-) -> AnyAnswerer:
+) -> Answerer | SureAnswerer:
     """What answers many questions: once, or twice where it is unsure; see `Answerer` for what it is given.
 
     Raises:
@@ -93,14 +90,10 @@ def answerer_of(
 
 
 def _second(unsure: Reply[T], reply: Reply[T]) -> Reply[T]:
-    """The reply of a full model that was asked again."""
+    """The reply of a full model that was asked again, and knows the unsure answer before its own."""
     answering = unsure.answering + reply.answering
     if isinstance(reply.result, Exception):
         return replace(reply, answering=answering)
     assert isinstance(unsure.result, Answer)
-    return replace(reply, result=asked_again(unsure.result, reply.result), answering=answering)
-
-
-def asked_again(unsure: Answer, full: Answer) -> Answer:
-    """The full model's answer, which knows the unsure one before it."""
-    return replace(full, confidence=unsure.confidence, unsure=unsure)
+    answer = replace(reply.result, confidence=unsure.result.confidence, unsure=unsure.result)
+    return replace(reply, result=answer, answering=answering)

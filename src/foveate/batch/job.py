@@ -26,10 +26,7 @@ from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samp
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 from foveate.runs.working import work_through
 
-PART_ROWS = 1000
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
-
-Chunk = list[MediaSample | Bad]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class Job:
     columns: SampleColumns = SampleColumns()
     root: str | None = None
     parts: str = "auto"
-    part_rows: int = PART_ROWS
+    part_rows: int = 1000
     limit: int | None = None
 
     def samples(self) -> Samples:
@@ -168,7 +165,8 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     """
     listener = listener or Listener()
     samples = job.samples()
-    _check_apart(job, samples)
+    if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(job.input.resolve()):
+        raise InputError(f"{named(job.out)} lies in {named(job.input)}: its files would be rows too. Name another one.")
     kind = job.parts
     if kind == "auto":
         kind = "parquet" if samples.is_parquet else "jsonl"
@@ -225,11 +223,11 @@ def _reasons(path: Path) -> dict[str, int]:
 def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
     """How many rows the input has, which is looked through once a job."""
     digest, settings = samples.source.digest(), job.settings(kind)
-    known = store.manifest.get("input", {})
-    if known.get("sha256") == digest and store.manifest.get("settings") == settings:
-        return int(known["rows"])
+    surveyed = store.manifest.get("input", {})
+    if surveyed.get("sha256") == digest and store.manifest.get("settings") == settings:
+        return int(surveyed["rows"])
     if store.manifest:
-        store.require("input", {**known, "sha256": digest}, "another input")
+        store.require("input", {**surveyed, "sha256": digest}, "another input")
         store.require("settings", settings, "other settings")
     rows = samples.count()
     store.require("input", {"sha256": digest, "rows": rows}, "another input")
@@ -240,7 +238,10 @@ def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
 def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
     """Answer what is not done, and write it down as it comes."""
     hand = InHand(store.path)
-    suspects = _numbers(hand.crashed)
+    suspects = range(0)  # the rows that were in hand when a run crashed
+    with suppress(ValueError, AttributeError):
+        first, last = map(int, hand.crashed.split())  # type: ignore[union-attr]
+        suspects = range(first, last + 1)
 
     def take(rows: Sequence[Row]) -> None:
         answers = [row for row in rows if REASON not in row]
@@ -255,7 +256,7 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
 
     with listener.stage("Answering", summary.left, summary.rows - summary.left) as advance:
         if len(suspects) == 1:
-            take([bad_row(one, DIED) for one in samples.read(lambda number: number not in suspects)])
+            take([bad_row(sample, DIED) for sample in samples.read(lambda number: number not in suspects)])
         chunks = _chunks(samples, is_left_out, WINDOW * job.asking.batch_size, suspects)
         if isinstance(models, Here):
             chunks = hand.following(chunks, lambda chunk: f"{chunk[0].number} {chunk[-1].number}")
@@ -263,13 +264,15 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
             chunks,
             models,
             take,
-            alone=lambda chunk: ([one] for one in chunk if one.number not in store.done),
-            given_up=lambda chunk: [bad_row(one, DIED) for one in chunk],
+            alone=lambda chunk: ([sample] for sample in chunk if sample.number not in store.done),
+            given_up=lambda chunk: [bad_row(sample, DIED) for sample in chunk],
             stopped=listener.stopped,
         )
 
 
-def _chunks(samples: Samples, done: Callable[[int], bool], size: int, alone: range) -> Iterator[Chunk]:
+def _chunks(
+    samples: Samples, done: Callable[[int], bool], size: int, alone: range
+) -> Iterator[list[MediaSample | Bad]]:
     """Rows that are answered together: those whose numbers lie between the same two multiples of `size`.
 
     So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
@@ -280,23 +283,6 @@ def _chunks(samples: Samples, done: Callable[[int], bool], size: int, alone: ran
 
     for _, chunk in groupby(samples.read(done), place):
         yield list(chunk)
-
-
-def _numbers(crashed: str | None) -> range:
-    """The rows that were in hand when a run crashed."""
-    with suppress(ValueError, AttributeError):
-        first, last = map(int, crashed.split())  # type: ignore[union-attr]
-        return range(first, last + 1)
-    return range(0)
-
-
-def _check_apart(job: Job, samples: Samples) -> None:
-    """Refuse to write answers among the files that are asked about."""
-    if not samples.is_folder:
-        return
-    out, folder = Path(os.path.abspath(job.out)).resolve(), job.input.resolve()
-    if out.is_relative_to(folder):
-        raise InputError(f"{named(job.out)} lies in {named(job.input)}: its files would be rows too. Name another one.")
 
 
 # -- Parquet ------------------------------------------------------------------------------------------------------

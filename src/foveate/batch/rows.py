@@ -49,7 +49,6 @@ OURS = {
     "again": "bool",
 }
 """The columns of an answer, by their type in Parquet: `right` where there is a label, the last two of a second look."""
-LABELS = ("label", "labels")
 DIGITS = 6
 
 BEYOND = 4
@@ -150,16 +149,19 @@ class RowAnswerer:
         Raises:
             UnsupportedError: If the device itself fails.
         """
-        samples = [one for one in item if isinstance(one, MediaSample)]
+        samples = [sample for sample in item if isinstance(sample, MediaSample)]
         replies = self._answerer.replies(samples, self._prepared, stopped=stopped)
         while (batch := _quietly(replies)) is not None:
             yield [_row(reply) for reply in batch]
-        yield [bad_row(one, one.reason) for one in item if isinstance(one, Bad)]
+        yield [bad_row(sample, sample.reason) for sample in item if isinstance(sample, Bad)]
 
     def _prepared(self, sample: MediaSample, shelf: dict[Any, Any]) -> Prompt:
         """A sample as the model gets it; files on the shelf are not read again."""
         asking = self.asking
-        self._refuse_outside(sample.media)
+        if asking.within is not None:
+            for path in sample.media:
+                if not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
+                    raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
         dropped_in(self.vlm, self._drops, prompt.vision_tokens)
@@ -169,14 +171,6 @@ class RowAnswerer:
                 f"The prompt has {prompt.tokens:,} tokens, and the model was made for {most:,}. Shorten it."
             )
         return prompt
-
-    def _refuse_outside(self, media: Sequence[str]) -> None:
-        within = self.asking.within
-        if within is None:
-            return
-        for path in media:
-            if not Path(path).resolve().is_relative_to(Path(within).resolve()):
-                raise InputError(f"{brief(path)} lies outside of {within}, and is not read.")
 
     def _try_method(self) -> None:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
@@ -200,7 +194,10 @@ def _quietly(replies: Iterator[list[Reply[MediaSample]]]) -> list[Reply[MediaSam
 def _row(reply: Reply[MediaSample]) -> Row:
     sample, answer = reply.question, reply.result
     if isinstance(answer, Exception):
-        return bad_row(sample, _reason(answer))
+        reason = f"{type(answer).__name__}: {first_line(answer)}"
+        if isinstance(answer, FoveateError):
+            reason = str(answer)
+        return bad_row(sample, reason)
     notes = list(answer.prompt.notes)
     if answer.missed is not None:
         notes.append(f"the budget is not met: {answer.missed}.")
@@ -219,7 +216,7 @@ def _row(reply: Reply[MediaSample]) -> Row:
     if answer.confidence is not None:
         values |= {"confidence": answer.confidence, "again": answer.again}
     with suppress(InputError):  # a label that is no text: the row is answered, and not scored
-        if labels := labels_in(sample.record, LABELS):
+        if labels := labels_in(sample.record, ("label", "labels")):
             values["right"] = as_said(answer.text) in map(as_said, labels)
     return beside(sample.record, values)
 
@@ -228,14 +225,12 @@ def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
     """All that a sample has, with the reason why there is no answer; it can be an input again, from any folder."""
     record = dict(sample.record)
     if isinstance(sample, MediaSample):
-        given = {"id": sample.id, "question": sample.question}
-        record = {name: text for name, text in given.items() if text not in record.values()} | record
+        own = {"id": sample.id, "question": sample.question}
+        record = {name: text for name, text in own.items() if text not in record.values()} | record
         record[sample.column] = list(sample.media)
-    if len(reason) <= LONGEST:
-        cut = reason
-    else:
-        cut = f"{reason[:LONGEST]}…"
-    return beside(record, {KEY: sample.number, REASON: cut})
+    if len(reason) > LONGEST:
+        reason = f"{reason[:LONGEST]}…"
+    return beside(record, {KEY: sample.number, REASON: reason})
 
 
 def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
@@ -243,17 +238,7 @@ def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
 
     A record that was a bad row once loses what was ours then.
     """
-    if {KEY, REASON} <= record.keys():
-        once = {KEY, REASON}
-    else:
-        once = set()
+    was_bad = {KEY, REASON} <= record.keys()
     ours = {*OURS, REASON} - {"id"}
-    others = ((name, value) for name, value in record.items() if name not in once)
+    others = ((name, value) for name, value in record.items() if not (was_bad and name in (KEY, REASON)))
     return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)
-
-
-def _reason(error: Exception) -> str:
-    """Why a row has no answer."""
-    if isinstance(error, FoveateError):
-        return str(error)
-    return f"{type(error).__name__}: {first_line(error)}"

@@ -90,11 +90,6 @@ class _Slicer:
         return self._memo[key][1]
 
 
-def _tables(pair: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """(cos, sin), (…, rows, head size) each."""
-    return tuple(table[..., -count:, :] for table in pair)
-
-
 def _mask(mask: Tensor, count: int) -> Tensor:
     """What each row sees, (samples, heads, rows, columns), or which columns are real, (samples, columns)."""
     if mask.ndim == 4:
@@ -102,13 +97,9 @@ def _mask(mask: Tensor, count: int) -> Tensor:
     return mask[..., -count:]
 
 
-def _ids(ids: Tensor, count: int) -> Tensor:
-    """(…, rows)."""
-    return ids[..., -count:]
-
-
 LAST_ROWS: dict[str, Callable[[Any, int], object]] = {
-    "position_embeddings": _tables,
+    # (cos, sin), (…, rows, head size) each
+    "position_embeddings": lambda pair, count: tuple(table[..., -count:, :] for table in pair),
     "attention_mask": _mask,
-    "position_ids": _ids,
+    "position_ids": lambda ids, count: ids[..., -count:],
 }

@@ -24,7 +24,6 @@ from foveate.methods.uniform import Uniform
 from foveate.registry import family_for
 
 FULL, AGAIN, KEEP_ALL = "untouched", "untouched again", "keep-all"
-BARE_PARTS = ("tower", "prefill", "ttft")  # what bare layers are timed in
 
 
 @dataclass(slots=True)
@@ -190,7 +189,7 @@ class PairedRun:
             parts = timed(self.model, self.workload.inputs, tokens, self.clock)
             answered = self.clock()
         if candidate.rows is not None:
-            return {part: parts[part] for part in BARE_PARTS if part in parts}
+            return {part: parts[part] for part in ("tower", "prefill", "ttft") if part in parts}
         if candidate.method is None:
             return parts
         return {**parts, "context": opened - began + self.clock() - answered}

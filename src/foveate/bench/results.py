@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from foveate.bench.paired import AGAIN, FULL, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
 from foveate.contract import follow
 from foveate.contract.stages import Shape
-from foveate.cost import Cost
+from foveate.cost import Cost, RunCounts
 from foveate.plain.table import Number, Table, number
 
 ResultRow = Mapping[str, Any]
@@ -81,9 +81,9 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
     for part, seconds in times.items():
         row |= {part: median(seconds), f"{part}_times": seconds}
     for part in parts:
-        flops, whole = _flops(cost, part, run.new_tokens), _flops(untouched, part, run.new_tokens)
-        if flops is not None and whole is not None:
-            row[f"{part}_flops"] = flops / whole
+        flops, of_untouched = _flops(cost, part, run.new_tokens), _flops(untouched, part, run.new_tokens)
+        if flops is not None and of_untouched is not None:
+            row[f"{part}_flops"] = flops / of_untouched
     for column, base in (("ratio", FULL), ("over_random", candidate.control), ("over_bare", candidate.bare)):
         for part, over in run.ratios(candidate.name, base).items():
             row |= _columns(f"{part}_{column}", over)
@@ -104,10 +104,11 @@ def _kernel(run: PairedRun) -> str:
 
 
 def _cost(run: PairedRun, candidate: Candidate) -> Cost:
-    held, kernel = candidate.held, _kernel(run)
-    if held is None:
-        return run.workload.kernel_cost(run.model, kernel, candidate.method)
-    return run.workload.kernel_cost(run.model, kernel, candidate.method, **held.ran)
+    ran = RunCounts() if candidate.held is None else candidate.held.ran
+    attention: Literal["full", "causal"] = "causal"
+    if _kernel(run) == "eager":  # it alone computes what causality hides
+        attention = "full"
+    return run.workload.cost(run.model, candidate.method, attention, **ran)
 
 
 def _scoring_known(candidate: Candidate, cost: Cost) -> bool:

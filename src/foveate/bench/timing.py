@@ -75,5 +75,5 @@ def interval_words(rounds: int) -> str:
 
 def ratio(run: Sequence[float], base: Sequence[float]) -> Ratio:
     """The ratio of two interleaved series of times, round by round."""
-    found = median_of([time / other for time, other in zip(run, base, strict=True)])
-    return Ratio(found.value, found.low, found.high, len(run))
+    middle = median_of([time / other for time, other in zip(run, base, strict=True)])
+    return Ratio(middle.value, middle.low, middle.high, len(run))

@@ -84,16 +84,6 @@ class Workload:
             dtype=getattr(model, "dtype", None),
         )
 
-    def kernel_cost(
-        self,
-        model: PreTrainedModel | PreTrainedConfig,
-        kernel: str,
-        method: Method | None = None,
-        **ran: Unpack[RunCounts],
-    ) -> Cost:
-        """What one sample costs under an attention kernel: only eager attention computes what causality hides."""
-        return self.cost(model, method, "full" if kernel == "eager" else "causal", **ran)
-
 
 def synthetic(
     shape: NamedShape,

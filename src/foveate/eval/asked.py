@@ -78,7 +78,18 @@ class Work:
 
 def outstanding(questions: Sequence[Asked], methods: Sequence[Method], store: Answers) -> list[Work]:
     """What of all that is to be asked the store does not have."""
-    return [work for group in _groups(questions) if len(work := _outstanding(tuple(group), methods, store))]
+    work = []
+    for group in _groups(questions):
+        todo: list[tuple[Method | None, tuple[int, ...]]] = []
+        for method in (None, *methods):
+            rows = [store.get(key_of(method), question.key) for question in group]
+            if missing := tuple(place for place, row in enumerate(rows) if row is None):
+                todo.append((method, missing))
+        full = {question.key: store.get(FULL, question.key) for question in group}
+        first = {key: First.from_dict(row["first"]) for key, row in full.items() if row is not None}
+        if todo:
+            work.append(Work(tuple(group), tuple(todo), first))
+    return work
 
 
 def _groups(questions: Sequence[Asked]) -> Iterator[list[Asked]]:
@@ -91,21 +102,6 @@ def _groups(questions: Sequence[Asked]) -> Iterator[list[Asked]]:
         else:
             single += about
     yield from parts(single, BATCH)
-
-
-def _outstanding(questions: tuple[Asked, ...], methods: Sequence[Method], store: Answers) -> Work:
-    todo: list[tuple[Method | None, tuple[int, ...]]] = []
-    for method in (None, *methods):
-        rows = [store.get(key_of(method), question.key) for question in questions]
-        missing = tuple(place for place, row in enumerate(rows) if row is None)
-        if missing:
-            todo.append((method, missing))
-    first = {}
-    for question in questions:
-        row = store.get(FULL, question.key)
-        if row is not None:
-            first[question.key] = First.from_dict(row["first"])
-    return Work(questions, tuple(todo), first)
 
 
 def run(
@@ -137,17 +133,13 @@ def run(
         store.add(rows)
         advance(len(rows))
 
-    with crew_of(task, workers, partial(_work, vlm, max_new_tokens)) as crew:
+    with crew_of(task, workers, partial(_rows, vlm, max_new_tokens)) as crew:
         work_through(work, crew, take)
 
 
 def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: int) -> Worker:
     """The task of a process; see `foveate.runs.crew.Task`."""
-    return partial(_work, reload(), max_new_tokens)
-
-
-def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
-    yield from _rows(vlm, work, max_new_tokens)
+    return partial(_rows, reload(), max_new_tokens)
 
 
 def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
@@ -169,8 +161,8 @@ def _default_workers(vlm: VLM) -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
-def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> Iterator[list[dict[str, object]]]:
-    """A row of each answer that is to be asked for, a method's together."""
+def _rows(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
+    """A row of each answer that is to be asked for, a method's together; see `foveate.runs.crew.Worker`."""
     prompts = prompts_of(vlm, work.questions)
     settings = Generation(max_new_tokens=max_new_tokens)
     first = dict(work.first)

@@ -13,8 +13,6 @@ from foveate.naming import draws, is_bare, with_seed
 
 USUAL = ("v2drop", "visiondrop", "mustdrop")
 """What is compared where nobody names a method."""
-EARLY = "cut before the decoder"
-"""The note on a control that cannot meet its budget at its usual depth."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +78,11 @@ def contenders_at(
                 floor = getattr(error, "floor", None)
                 contenders.append(Contender(name, asked, (), infeasible=str(error), floor=floor))
             else:
-                contenders.append(Contender(name, asked, _drawn(met, seeds), note=note))
+                drawn: tuple[Method, ...] = (met,)
+                if draws(met):
+                    drawn = tuple(with_seed(met, seed) for seed in seeds)
+                contenders.append(Contender(name, asked, drawn, note=note))
     return contenders
-
-
-def _drawn(method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:
-    """A method a seed where it draws at random, else the method alone."""
-    if draws(method):
-        return tuple(with_seed(method, seed) for seed in seeds)
-    return (method,)
-
-
-def before_decoder(method: Method) -> Method | None:
-    """A method with a single cut before the decoder, which meets any budget; None where that is not possible."""
-    if not isinstance(method, Scheduled) or method.first_layer > 0 or method.layers is not None:
-        return None
-    return replace(method, layers=(0,))
 
 
 def _met(
@@ -112,8 +99,7 @@ def _met(
     try:
         meet(asked, model, vision_tokens)
     except BudgetError:
-        early = before_decoder(asked) if method.open else None
-        if early is None:
+        if not method.open or not isinstance(asked, Scheduled) or asked.first_layer > 0 or asked.layers is not None:
             raise
-        return early, EARLY
+        return replace(asked, layers=(0,)), "cut before the decoder"  # where it meets any budget
     return asked, ""

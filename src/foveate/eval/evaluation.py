@@ -21,7 +21,7 @@ from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.pairing import figures_of, unmatched
 from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
-from foveate.eval.records import FORM, Answers, key_of, looked_twice
+from foveate.eval.records import FORM, Answers, key_of, looked_twice, open_answers
 from foveate.naming import parse
 from foveate.plain.files import is_video, named, sha256_of
 from foveate.plain.spelling import nearest
@@ -31,8 +31,6 @@ from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
 from foveate.runs.versions import commit, versions
 
-EMBEDDED = "exact match on held-out questions about generated pictures, each paired with the full model's"
-OWN = "foveate eval --samples"
 READ = (*LABELS, "task")
 """Columns that are read beside pictures, question and id."""
 TOLD = 3
@@ -81,7 +79,10 @@ def evaluate(
         plan or Plan(),
         listener,
         first.vision_tokens,
-        origin={"what": EMBEDDED, "seeds": list(seeds)},
+        origin={
+            "what": "exact match on held-out questions about generated pictures, each paired with the full model's",
+            "seeds": list(seeds),
+        },
         title=f", {of_seeds}",
         alike=first,
     )
@@ -141,7 +142,7 @@ def evaluate_samples(
         listener,
         vlm.card.family.fixed_count(vlm.model.config) if alike else None,
         origin={
-            "what": OWN,
+            "what": "foveate eval --samples",
             "samples": samples.source.digest(),
             "bad": [{"row": row.number, "reason": row.reason} for row in bad],
         },
@@ -218,8 +219,8 @@ def _compare(
     budgets = [Budget(retention=share) for share in shares]
     contenders = budgeted(plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets)
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
-    with plan.store(conditions, listener.note) as store:
-        asking = Asking(vlm, asked, plan, store, listener)
+    with open_answers(conditions, plan.cache, note=listener.note) as store:
+        asking = Questioning(vlm, asked, plan, store, listener)
         rows = asking.rows(contenders, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
@@ -248,16 +249,16 @@ def _compare(
 
 def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_tokens: int | None) -> dict[str, object]:
     """A row with its budget, and those of its pairs, in tokens: as asked for, by share; a control's as it was spent."""
-    told = dict(row)
+    values = dict(row)
     if row["budget"] is not None:
-        told["budget"] = asked.get(row["budget"], round(row["budget"] * (vision_tokens or 0), 3))
+        values["budget"] = asked.get(row["budget"], round(row["budget"] * (vision_tokens or 0), 3))
     if "paired" in row:
-        told["paired"] = [_in_tokens(pair, asked, vision_tokens) for pair in row["paired"]]
-    return told
+        values["paired"] = [_in_tokens(pair, asked, vision_tokens) for pair in row["paired"]]
+    return values
 
 
 @dataclass(frozen=True)
-class Asking:
+class Questioning:
     """Questions to one model, and where its answers are kept."""
 
     vlm: VLM

@@ -76,10 +76,10 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
         else:
             drawn = one_per_task(_picture(picture), SPLIT, picture)
         media = partial(shown, picture, about_films)
-        for one in drawn:
-            if one.task in tasks:
-                key = f"{picture}/{one.task}"
-                chosen.append(Asked(key, picture, one.task, one.question, media, (one.answer,), seed))
+        for question in drawn:
+            if question.task in tasks:
+                key = f"{picture}/{question.task}"
+                chosen.append(Asked(key, picture, question.task, question.question, media, (question.answer,), seed))
         picture += 1
     return chosen[:count]
 

@@ -149,7 +149,8 @@ class _Pairing:
         vision_tokens = numbers["vision_tokens"]
         # 1 for a question without any vision tokens
         shares = np.divide(numbers["spent"], vision_tokens, np.ones_like(vision_tokens), where=vision_tokens > 0)
-        flops = float(numbers["flops"].sum() / self.full_flops())
+        of_full = np.array([row.get("flops") for row in self._log], dtype=np.float64).sum()
+        flops = float(numbers["flops"].sum() / of_full)
         return {
             "name": contender.name,
             "budget": contender.budget,
@@ -162,10 +163,6 @@ class _Pairing:
             "flops": None if np.isnan(flops) else round(flops, 5),
             **spread_out("accuracy", self._accuracy(setting)),
         }
-
-    def full_flops(self) -> float:
-        """Of all questions."""
-        return float(np.array([row.get("flops") for row in self._log], dtype=np.float64).sum())
 
     def _accuracy(self, setting: _Setting) -> Estimate:
         if self._aggregate is not None:
@@ -196,8 +193,9 @@ class _Pairing:
         rows = [row for row in self._log if task in (None, row["task"])]
         label, share = _commonest([set(row.get("labels", ())) for row in rows])
         _, alike = _commonest([{row["answer"]} for row in rows])
-        known = self._aggregate is None and all(row.get("labels") for row in rows)
-        return {"commonest": share if known else None, "commonest_label": label if known else None, "alike": alike}
+        if self._aggregate is not None or not all(row.get("labels") for row in rows):
+            return {"commonest": None, "commonest_label": None, "alike": alike}
+        return {"commonest": share, "commonest_label": label, "alike": alike}
 
     def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
         """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""

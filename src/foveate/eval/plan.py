@@ -1,7 +1,5 @@
 """What is compared in a run, methods at budgets; and where its answers are kept."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +7,6 @@ from foveate.ask.second_look import SecondLook, drops_of
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.contenders import USUAL
-from foveate.eval.records import Answers, open_answers
 from foveate.naming import parse
 from foveate.plain.spelling import is_second_look
 
@@ -91,9 +88,3 @@ class Plan:
             most = max(self.tokens)
             raise SettingError(f"{most:g} tokens are more than the {vision_tokens} vision tokens of a picture.")
         return tuple(tokens / vision_tokens for tokens in self.tokens)
-
-    def store(
-        self, conditions: Mapping[str, object], note: Callable[[str], object] = str
-    ) -> AbstractContextManager[Answers]:
-        """Where answers under these conditions are kept; see `foveate.eval.records.open_answers`."""
-        return open_answers(conditions, self.cache, note=note)

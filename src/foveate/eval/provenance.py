@@ -25,10 +25,7 @@ def conditions(vlm: VLM) -> dict[str, object]:
     del setup["name"]
     values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}
     folder = _local(vlm.name)
-    base = None
-    if folder is not None:
-        base = base_of(vlm.name, folder)
-    if base is not None:
+    if folder is not None and (base := base_of(vlm.name, folder)) is not None:
         values |= {"base": _stored(base), "peft": importlib.metadata.version("peft")}
     generation = getattr(vlm.model, "generation_config", None)
     if getattr(generation, "repetition_penalty", None) not in (None, 1.0):

@@ -11,17 +11,10 @@ from foveate.eval.plan import BASELINES
 from foveate.plain.stats import wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
-HARD = "Hard: accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
-TOKENS = "Tokens: what a decoder layer truly processed, on average."
-AGAINST = "− random, − resize: accuracy minus theirs at the same true count, in points."
 VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero, from six pictures on."
-EDGE = "(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures."
-ALIKE = "± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not."
 AGREEMENT = "Agreement"
 """What the figure is called where no true answers are known: the share of answers that are the full model's."""
 HEADS = ("", "Tokens", "FLOPs", "", "Agrees", "Of full", "KL", "Again", "Hard", "− random", "− resize")
-AGAIN = "Again: the share of the questions that the full model was asked again; tokens and FLOPs count both looks."
-PAIRED = "Beside …: minus its own, in points, on the same questions; in brackets its tokens, where they are others."
 FAILED = 0.2
 """The share of right answers up to which the full model fails, so that dropping has nothing to lose."""
 FEW = 30
@@ -103,10 +96,10 @@ class Quality:
 
     def table(self) -> Table:
         """A row for the full model and one a contender; without the columns that say nothing here."""
-        full, whole = self.full, number(1, ".0%")
-        agrees = Number(whole, {"": 100})
+        full, share = self.full, number(1, ".0%")
+        agrees = Number(share, {"": 100})
         shown: list[Sequence[str]] = [
-            (FULL_MODEL, number(full["tokens"], ".1f"), whole, points(full, "accuracy", self.unit), agrees, whole)
+            (FULL_MODEL, number(full["tokens"], ".1f"), share, points(full, "accuracy", self.unit), agrees, share)
         ]
         for budget in self._budgets():
             shown.append(SECTION)
@@ -279,30 +272,30 @@ class Quality:
 
     def legend(self) -> list[str]:
         """What the columns mean, and how their intervals came about."""
-        notes = [TOKENS, self._intervals()]
+        seeds = len(self.origin.get("seeds", ()))
+        over = f", over pictures and over {seeds} seeds of them."
+        if not seeds:
+            over = ", over pictures."
+        if seeds == 1:
+            over = ", over the pictures of one seed; what other seeds would add is not known."
+        notes = ["Tokens: what a decoder layer truly processed, on average.", f"Intervals: 95 %, paired{over}"]
         rows = [self.full, *self.settings]
         if any("(" in points(row, "accuracy", self.unit) for row in rows):
-            notes.append(EDGE)
+            notes.append("(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures.")
         if any(row["accuracy_low"] == row["accuracy_high"] for row in rows):
-            notes.append(ALIKE)
+            notes.append("± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not.")
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
-            notes += [AGAINST, VERDICTS]
+            notes += ["− random, − resize: accuracy minus theirs at the same true count, in points.", VERDICTS]
         if any(self.paired.rows):
-            notes += [PAIRED, VERDICTS]
+            beside = "minus its own, in points, on the same questions; in brackets its tokens, where they are others."
+            notes += [f"Beside …: {beside}", VERDICTS]
         if any(row.get("again") is not None for row in self.settings):
-            notes.append(AGAIN)
+            again = "the share of the questions that the full model was asked again; tokens and FLOPs count both looks."
+            notes.append(f"Again: {again}")
         if any(row["hard"] is not None for row in self.settings):
-            notes.append(HARD)
+            hard = "accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
+            notes.append(f"Hard: {hard}")
         return notes
-
-    def _intervals(self) -> str:
-        """What the intervals are over."""
-        seeds = len(self.origin.get("seeds", ()))
-        if not seeds:
-            return "Intervals: 95 %, paired, over pictures."
-        if seeds == 1:
-            return "Intervals: 95 %, paired, over the pictures of one seed; what other seeds would add is not known."
-        return f"Intervals: 95 %, paired, over pictures and over {seeds} seeds of them."
 
 
 def tables_of(qualities: Iterable[Quality]) -> list[Table]:

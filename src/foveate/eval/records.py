@@ -18,7 +18,6 @@ from foveate.runs.store import Store, open_store
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
-KEYS = ("method", "question")
 FORM = {"record": "with confidence"}
 """What is kept of an answer, among the conditions: a store whose records have less is another one."""
 
@@ -95,7 +94,7 @@ def open_answers(
         InputError: If another run uses them, or the folder cannot be used.
     """
     path = Path(folder or home()).expanduser() / fingerprint(conditions)
-    with open_store(path, *KEYS, checked=True, alone=alone, note=note) as store:
+    with open_store(path, "method", "question", checked=True, alone=alone, note=note) as store:
         if alone:
             store.require("conditions", conditions, "other conditions")
         answers = Answers(store, conditions)

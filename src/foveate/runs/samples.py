@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import local_path, named, open_readable, scheme_of, sha256_of
@@ -131,7 +131,8 @@ class _JsonLines(_Records):
                 text = line.removeprefix(start).strip()
                 start = b""
                 if len(line) == LINE and not line.endswith(b"\n"):
-                    _skip_line(file)
+                    while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
+                        pass  # nothing of it is kept
                     yield _no_sample(number, text, f"The line has more than {LINE:,} bytes.")
                 elif text:
                     yield _object(number, text)
@@ -152,12 +153,6 @@ def _object(number: int, line: bytes) -> Mapping[str, object] | Bad:
 
 def _no_sample(number: int, line: bytes, reason: str) -> Bad:
     return Bad(number, {LINE_KEY: line[:SHOWN].decode(errors="backslashreplace")}, reason)
-
-
-def _skip_line(file: BinaryIO) -> None:
-    """Read on to the end of the line, and keep none of it."""
-    while (piece := file.readline(LINE)) and not piece.endswith(b"\n"):
-        pass
 
 
 class _Csv(_Records):
@@ -253,14 +248,11 @@ class _Parquet(_Records):
                     beside = iter(())
                 for batch in file.iter_batches(batch_size=READ, columns=asked):
                     rows = batch.to_pylist()
-                    more = next(beside, None)
-                    yield from rows if more is None else map(_both, rows, more)
+                    if (others_of := next(beside, None)) is not None:
+                        rows = [{**row, **more} for row, more in zip(rows, others_of, strict=False)]
+                    yield from rows
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
-
-
-def _both(row: Mapping[str, object], more: Mapping[str, object]) -> Mapping[str, object]:
-    return {**row, **more}
 
 
 def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
@@ -314,11 +306,11 @@ class _Folder(_Records):
 
     def digest(self) -> str:
         """SHA-256 of its files' names, sizes and times. Their contents are not read."""
-        whole = hashlib.sha256()
+        sha = hashlib.sha256()
         for name in self._below(""):
             status = os.lstat(os.path.join(self.path, name))
-            whole.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return whole.hexdigest()
+            sha.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        return sha.hexdigest()
 
     def state(self) -> object:
         return None  # what comes into a folder meanwhile is told by its digest, the next time
@@ -453,7 +445,7 @@ class Samples:
         try:
             name = _id(record, columns.id, number)
             column = _first(record, columns.media)
-            media = _media(record[column], self.root)
+            media = tuple(_located(path, self.root) for path in _listed(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._absolute(record), str(error))
@@ -540,11 +532,6 @@ def _id(record: Mapping[str, object], column: str | None, number: int) -> str:
         f"An id is a text or a whole number; got {brief(value)} under {column}. Give the row one, or call rows by "
         "their number (foveate batch: --number-rows)."
     )
-
-
-def _media(value: object, root: str) -> tuple[str, ...]:
-    """Absolute paths; an empty list asks without a picture."""
-    return tuple(_located(path, root) for path in _listed(value))
 
 
 def _listed(value: object) -> list[object]:

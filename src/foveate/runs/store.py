@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -48,19 +48,6 @@ ToParquet = Callable[[Sequence[Row]], Any]
 """The table of pyarrow that rows make."""
 
 
-class KnownKeys(Protocol):
-    """A set of what rows are known by."""
-
-    def __contains__(self, key: object, /) -> bool: ...
-    def __len__(self) -> int: ...
-    def add(self, key: object, /) -> None:
-        """Put one in.
-
-        Raises:
-            LookupError: If it cannot be one.
-        """
-
-
 class Numbers:
     """Numbers below `size`: a million of them take a megabyte."""
 
@@ -75,7 +62,11 @@ class Numbers:
         return self._count
 
     def add(self, number: object) -> None:
-        """Put one in."""
+        """Put one in.
+
+        Raises:
+            LookupError: If it cannot be one.
+        """
         if type(number) is not int or not 0 <= number < len(self._there):
             raise LookupError(number)
         self._there[number] = 1
@@ -110,7 +101,7 @@ class Store:
         alone: bool,
     ) -> None:
         self.path = path
-        self.done: KnownKeys = set()
+        self.done: set[Any] | Numbers = set()
         self.bad = self.broken = self.damaged = 0
         self._keys = tuple(keys)
         self._key_of = itemgetter(*keys)
@@ -158,7 +149,7 @@ class Store:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def read(self, done: KnownKeys) -> Iterator[dict[str, Any]]:
+    def read(self, done: set[Any] | Numbers) -> Iterator[dict[str, Any]]:
         """All rows, in the order of their parts; of Parquet, their keys. Damaged lines are taken out.
 
         Args:
@@ -169,8 +160,10 @@ class Store:
         """
         self.done, self.bad, self.broken = done, 0, 0
         try:
-            if self._alone:
-                self._clean()
+            for path in self.path.iterdir() if self._alone else ():
+                # What was not finished, and lines of which a whole Parquet is there.
+                if path.name.startswith(PART) or _is_doubled(path):
+                    path.unlink()
             for path in self.parts():
                 yield from self._known(path)
             for name in (BAD, BROKEN):
@@ -180,12 +173,6 @@ class Store:
                     yield row
         except OSError as error:
             raise InputError(f"{named(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
-
-    def _clean(self) -> None:
-        """Take out files that were not finished, and lines of which a whole Parquet is there."""
-        for path in self.path.iterdir():
-            if path.name.startswith(PART) or _is_doubled(path):
-                path.unlink()
 
     def _known(self, path: Path) -> Iterator[dict[str, object]]:
         """The rows of a file, whose keys are remembered."""
@@ -275,7 +262,8 @@ class Store:
             last = paths[-1] if paths else None
             self._part, self._lines = "part-00000.jsonl", 0
             if last is not None and last.suffix == ".jsonl":
-                self._part, self._lines = last.name, _count_lines(last)
+                with last.open("rb") as file:
+                    self._part, self._lines = last.name, sum(1 for _ in file)
             elif last is not None:
                 self._part = _next(last.name)
         if self._lines >= self._part_rows:
@@ -411,14 +399,9 @@ def _is_doubled(path: Path) -> bool:
 
 def _next(name: str) -> str:
     """The name of the part behind this one."""
-    found = NAME.fullmatch(name)
-    assert found is not None
-    return f"part-{int(found[1]) + 1:05}.jsonl"
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+    parts = NAME.fullmatch(name)
+    assert parts is not None
+    return f"part-{int(parts[1]) + 1:05}.jsonl"
 
 
 def _line_of(row: Row) -> bytes:

@@ -9,10 +9,6 @@ from foveate.runs.crew import DEATHS, Crew, Stopped
 Rows = list[Any]
 
 
-def _itself(item: object) -> list[object]:
-    return [item]
-
-
 def _refuse(item: object) -> Rows:
     raise InputError(
         "A process died at what it was asked, and another one too, perhaps for want of memory. Run again with "
@@ -25,7 +21,7 @@ def work_through(
     crew: Crew,
     take: Callable[[Rows], object],
     *,
-    alone: Callable[[Any], Iterable[object]] = _itself,
+    alone: Callable[[Any], Iterable[object]] = lambda item: [item],
     given_up: Callable[[Any], Rows] = _refuse,
     stopped: Stopped = lambda: False,
 ) -> None:
@@ -54,9 +50,9 @@ def work_through(
     if not died or stopped():
         return
     lost: Rows = []
-    for one, rows in crew.work((one for item in died for one in alone(item)), stopped):
+    for part, rows in crew.work((part for item in died for part in alone(item)), stopped):
         if rows is None:
-            lost += given_up(one)
+            lost += given_up(part)
             continue
         take(rows)
         answered = True

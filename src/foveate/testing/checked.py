@@ -12,11 +12,6 @@ from foveate.plain.table import Column, Table
 CLEARLY = 5.0
 """How many times the noise, and the difference found, what is wrong on purpose must differ by."""
 HALF = (torch.bfloat16, torch.float16)
-MERGED = (
-    "Merged rows stand for no column that could be hidden, so methods that merge are not proved here: "
-    "what is proved is that rows left, masks, positions and caches are right."
-)
-HALVED = "In half precision a fault below the tolerance cannot be seen. Check float32 too, where the model fits."
 
 
 @dataclass(frozen=True)
@@ -67,23 +62,27 @@ class Checked:
     @property
     def table(self) -> Table:
         """The table, and below it what to know of the run."""
-        numbers = [Column(head, right=True) for head in ("Noise", "Difference", "Tolerance", "Wrong columns")]
+        columns = [Column(head, right=True) for head in ("Noise", "Difference", "Tolerance", "Wrong columns")]
         rows = []
         for row in self.rows:
             noise = None if row.tolerance is None else self.noise
-            cells = map(_short, (noise, row.difference, row.tolerance, row.wrong))
-            rows.append((row.name, row.verdict, *cells))
+            numbers = (noise, row.difference, row.tolerance, row.wrong)
+            rows.append((row.name, row.verdict, *("" if share is None else f"{share:.1e}" for share in numbers)))
         notes = [f"{row.name}: {row.verdict}: {row.reason}" for row in self.rows if row.reason]
         notes += [
             "Differences of the answer's logits, as shares of the largest. Noise: the untouched model beside itself. "
             f"Wrong columns: others hidden on purpose; below {CLEARLY:g} times noise or difference they prove nothing.",
-            MERGED,
-            *([HALVED] if self.about["dtype"] in map(name_of, HALF) else []),
-            "For an issue, paste the table with this: "
-            + ", ".join(f"{name} {value}" for name, value in self.about.items()),
+            "Merged rows stand for no column that could be hidden, so methods that merge are not proved here: what is "
+            "proved is that rows left, masks, positions and caches are right.",
         ]
+        if self.about["dtype"] in map(name_of, HALF):
+            notes.append(
+                "In half precision a fault below the tolerance cannot be seen. Check float32 too, where the model fits."
+            )
+        about = ", ".join(f"{name} {value}" for name, value in self.about.items())
+        notes.append(f"For an issue, paste the table with this: {about}")
         title = "foveate check: " + ("passed" if self.passed else "FAILED")
-        return Table(title, [Column("Compared", wrap=True), "Verdict", *numbers], rows, notes)
+        return Table(title, [Column("Compared", wrap=True), "Verdict", *columns], rows, notes)
 
     def __str__(self) -> str:
         return str(self.table)
@@ -100,9 +99,3 @@ def _finite(value: Any) -> Any:
     if value == math.inf:
         return None
     return value
-
-
-def _short(number: float | None) -> str:
-    if number is None:
-        return ""
-    return f"{number:.1e}"

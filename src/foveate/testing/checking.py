@@ -145,10 +145,10 @@ class Checking:
     @torch.no_grad()
     def _generated(self, inputs: Mapping[str, Any], answer: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (samples, rows, vocabulary) and tokens that `generate` decodes: these, or greedily its own."""
-        told = _Told(answer, _special(self._model))
+        decoding = _Told(answer, _special(self._model))
         with Patcher() as patches:  # Janus' generate lets go of a processor that it is handed
             patches.wrap(self._model, "_get_logits_processor", lambda original, *args, **kwargs: LogitsProcessorList([
-                *original(*args, **kwargs), told
+                *original(*args, **kwargs), decoding
             ]))  # fmt: skip
             output = self._model.generate(
                 **inputs, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
@@ -231,7 +231,7 @@ class Checking:
         """How far samples of a left-padded batch differ from each alone."""
         together, others = self._batch
         batched, each = self._forced(together), [alone, *(self._forced(other)[0] for other in others)]
-        return max(difference(row, one) for row, one in zip(batched, each, strict=True))
+        return max(difference(row, reference) for row, reference in zip(batched, each, strict=True))
 
     def _judged(self, name: str, found: float, wrong: float, reason: str = "") -> Row:
         if not reason and found > self._tolerance:
@@ -280,19 +280,16 @@ class Checking:
             stays = torch.zeros(len(vision), dtype=torch.bool)
             stays[stage.kept[0]] = True
             if wrong:
-                stays = self._wrongly(stays)
+                # As many other tokens: each one's neighbour; in half precision, whose noise would hide that, some that
+                # were dropped.
+                dropped = ~stays & ((~stays).cumsum(0) <= stays.sum())
+                stays = dropped if self._model.dtype in HALF else stays.roll(1)
             if stage.where == "kv":
                 first = follow.cached_layers(follow.in_order(method.stages(Shape(self._depth))))[0]
                 hidden[first:, 1, vision[~stays]] = True
             else:
                 hidden[stage.layer or 0 :, 0, vision[~stays]] = True
         return hidden
-
-    def _wrongly(self, stays: Tensor) -> Tensor:
-        """As many other tokens: each one's neighbour; in half precision, whose noise would hide that, dropped ones."""
-        if self._model.dtype not in HALF:
-            return stays.roll(1)
-        return ~stays & ((~stays).cumsum(0) <= stays.sum())
 
     def _compared_first(self) -> tuple[Tensor, float]:
         """Logits of the first method, and what wrong columns made of them."""
@@ -319,14 +316,18 @@ class Checking:
         if self._no_batch:
             return Row("batch = alone", "not served", reason=self._no_batch)
         with self._drop(self._probes[0].method):
-            found = self._batch_noise(alone)
-        return self._judged("batch = alone", found, wrong)
+            noise = self._batch_noise(alone)
+        return self._judged("batch = alone", noise, wrong)
 
     def _restored(self, state: dict[str, Any], plain: Tensor) -> Row:
         """Whether the model is itself behind contexts that ended, and behind one that an error has ended."""
+
+        def fail(*_: object) -> None:
+            raise _PlannedError
+
         logits = [self._generated(self._inputs)[0]]
         with Patcher() as patches:
-            patches.hook(self._family.layers[-1], "before", _fail)
+            patches.hook(self._family.layers[-1], "before", fail)
             try:
                 with self._drop(self._probes[0].method):
                     self._forced(self._inputs)
@@ -336,7 +337,7 @@ class Checking:
         logits.append(self._generated(self._inputs)[0])
         if state_of(self._model) != state:
             return _exact(RESTORED, False, "hooks or attributes are left on the model")
-        return _exact(RESTORED, all(torch.equal(one, plain) for one in logits), "logits differ")
+        return _exact(RESTORED, all(torch.equal(again, plain) for again in logits), "logits differ")
 
 
 def difference(logits: Tensor, reference: Tensor) -> float:
@@ -430,7 +431,3 @@ def _special(model: Any) -> set[int]:
 
 class _PlannedError(Exception):
     """Raised on purpose inside a context."""
-
-
-def _fail(*_: object) -> None:
-    raise _PlannedError

@@ -98,9 +98,9 @@ class MethodContract:
         for method in self.examples:
             for stage, view, _ in walk(method):
                 cut, arriving = stage.cut(view()), view().arriving
-                told, where = stage.left(arriving), f"{stage} of {method}"
+                counted, where = stage.left(arriving), f"{stage} of {method}"
                 left = arriving.tokens if cut is None else int(cut.count)
-                assert told is None or told == left, f"{where} counted {told} and left {left}"
+                assert counted is None or counted == left, f"{where} counted {counted} and left {left}"
                 assert 0 <= left <= arriving.tokens + int(stage.ownerless), f"{where} left {left} of {arriving.tokens}"
                 source = None if cut is None else cut.source[:left]
                 if source is not None:
@@ -137,8 +137,8 @@ class MethodContract:
         for method in self.examples:
             for stage in follow.in_order(method.stages(Shape(DEPTH))):
                 if not stage.is_counted:
-                    told = "so that costs say “not counted”. Give it flops=, see docs/guides/new-method.md."
-                    warnings.warn(f"{stage} of {method} does not say what its arithmetic costs, {told}", stacklevel=2)
+                    effect = "so that costs say “not counted”. Give it flops=, see docs/guides/new-method.md."
+                    warnings.warn(f"{stage} of {method} does not say what its arithmetic costs, {effect}", stacklevel=2)
 
     def test_something_leaves(self) -> None:
         """On one of the tiny models at the least, the examples drop."""
@@ -284,12 +284,12 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 
 # -- stages on bare tensors ----------------------------------------------------------------------------------------
 
-Made = tuple[Stage, Callable[..., View], list[Tensor]]
-"""A stage, what makes a view for it (of other tensors, if they are given), and its tensors."""
 
+def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tensor]]]:
+    """Each stage of a method with tokens to look at, as the stages before it have left them.
 
-def walk(method: Method) -> Iterator[Made]:
-    """Each stage of a method with tokens to look at, as the stages before it have left them."""
+    With it comes what makes a view for it (of other tensors, if they are given), and its tensors.
+    """
     for cls in (True, False):
         grid, tokens = (5, 5), torch.arange(25)
         arriving = Arriving(25, 25, 25, grids=(grid,))
@@ -327,13 +327,13 @@ def _shown(
 
     def view(*others: Tensor) -> View:
         values = others or tensors
-        known = dict(zip(notes, values[len(signals) :], strict=True))
+        noted = dict(zip(notes, values[len(signals) :], strict=True))
         return made_view(
             stage,
             tokens,
             grid=grid if arriving.grids else None,
             arriving=arriving,
-            notes=known,
+            notes=noted,
             tensors=dict(zip(signals, values, strict=False)),
         )
 

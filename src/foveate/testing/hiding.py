@@ -47,8 +47,9 @@ class Oracle:
 
     def __init__(self, family: Family, inputs: Inputs, answer: Tensor) -> None:
         self._family = family
-        self._inputs = extended(inputs, answer)
         self._prompt = inputs["input_ids"].shape[1]
+        self._inputs = columns_of(inputs, [[*range(self._prompt), *[self._prompt - 1] * len(answer)]])
+        self._inputs["input_ids"][0, self._prompt :] = answer.to(self._inputs["input_ids"])
         self._rows = len(answer) + 1
         self.vision = torch.zeros(0, dtype=torch.long)
         self.windows = False
@@ -137,19 +138,10 @@ class Oracle:
             kwargs["attention_mask"] = kwargs["attention_mask"][:, rows]
         output = original(states[:, rows], *args[1:], **kwargs)
         made = output[0] if isinstance(output, tuple) else output
-        whole = states.index_copy(1, rows, made)
+        rows_of_all = states.index_copy(1, rows, made)
         if isinstance(output, tuple):
-            return (whole, *output[1:])
-        return whole
-
-
-def extended(inputs: Inputs, answer: Tensor) -> dict[str, Any]:
-    """A sample with an answer behind its prompt."""
-    count = len(answer)
-    last = inputs["input_ids"].shape[1] - 1
-    whole = columns_of(inputs, [[*range(last + 1), *[last] * count]])
-    whole["input_ids"][0, last + 1 :] = answer.to(whole["input_ids"])
-    return whole
+            return (rows_of_all, *output[1:])
+        return rows_of_all
 
 
 def columns_of(inputs: Inputs, samples: Sequence[Sequence[int]]) -> dict[str, Any]:

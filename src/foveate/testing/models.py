@@ -65,12 +65,12 @@ class TinyModel:
         longest = max(map(len, rows))
         ids = torch.stack([torch.cat((row.new_full((longest - len(row),), PAD), row)) for row in rows])
         mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
-        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         for name in dict.fromkeys(name for picture in pictures for name in picture):
-            given[name] = torch.cat([picture[name] for picture in pictures if name in picture])
+            inputs[name] = torch.cat([picture[name] for picture in pictures if name in picture])
         if self.family == "qwen2_vl":
-            given["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
-        return given
+            inputs["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+        return inputs
 
     def generate(self, inputs: dict[str, Any], new_tokens: int = 4, **settings: Any) -> Any:
         """Greedy tokens and logits, without placeholders of pictures among the new ones."""
@@ -137,7 +137,8 @@ def _qwen2_vl() -> Any:
 
 
 def _square(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
-    _refuse_films(letter, "llava")
+    if letter == "v":
+        raise UnknownNameError("llava does not read videos. Use llava_onevision or qwen2_vl.")
     return {"pixel_values": torch.randn(1, 3, 70, 70, generator=rng)}, torch.full((25,), IMAGE)
 
 
@@ -156,11 +157,6 @@ def _patched(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
     if letter == "v":
         return {"pixel_values_videos": pixels, "video_grid_thw": grid}, ids
     return {"pixel_values": pixels, "image_grid_thw": grid}, ids
-
-
-def _refuse_films(letter: str, family: str) -> None:
-    if letter == "v":
-        raise UnknownNameError(f"{family} does not read videos. Use llava_onevision or qwen2_vl.")
 
 
 BUILT: dict[str, tuple[str, Callable[[], Any], Callable[[str, torch.Generator], tuple[Picture, Tensor]]]] = {

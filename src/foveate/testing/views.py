@@ -72,30 +72,30 @@ def made_view(
     """
     count = tokens if isinstance(tokens, int) else len(tokens)
     if tensors is None:
-        given = made_tensors(stage, count, seed=seed, dtype=dtype)
+        made = made_tensors(stage, count, seed=seed, dtype=dtype)
     else:
-        given = dict(tensors)
-    own = given.pop(OWN)
+        made = dict(tensors)
+    own = made.pop(OWN)
     arriving = arriving or Arriving.all_of(count)
-    known: dict[str, Any] = {"notes": notes, "signals": given}
+    shown: dict[str, Any] = {"notes": notes, "signals": made}
     if isinstance(tokens, Tensor):
-        known["tokens"] = tokens
+        shown["tokens"] = tokens
     if stage.place is Place.TOWER:
-        return PatchView(own, grid or _squarest(count), arriving=arriving, **known)
+        return PatchView(own, grid or _squarest(count), arriving=arriving, **shown)
     if stage.place is Place.DECODE:
-        return ReadView(given[CachedAttention()], arriving=arriving, **known)
-    whole = arriving.tokens == arriving.entered
+        return ReadView(made[CachedAttention()], arriving=arriving, **shown)
+    untouched = arriving.tokens == arriving.entered
     if stage.place in (Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR):
         grids = () if grid is None else (grid,)
-        return ImageView(own, grid=grid, merged=not whole, arriving=replace(arriving, grids=grids), **known)
-    if Cells() in stage.reads and whole:
+        return ImageView(own, grid=grid, merged=not untouched, arriving=replace(arriving, grids=grids), **shown)
+    if Cells() in stage.reads and untouched:
         arriving = replace(arriving, grids=(_squarest(count),))
-    before = [given.pop(signal) for signal in list(given) if isinstance(signal, Hidden) and signal.back]
+    before = [made.pop(signal) for signal in list(made) if isinstance(signal, Hidden) and signal.back]
     hidden = None
     if any(isinstance(signal, Hidden) for signal in stage.reads):
         hidden = own
-    given.pop(Hidden(), None)
-    return LayerView(hidden, before[0] if before else None, count=count, arriving=arriving, **known)
+    made.pop(Hidden(), None)
+    return LayerView(hidden, before[0] if before else None, count=count, arriving=arriving, **shown)
 
 
 def made_tensors(

@@ -84,7 +84,9 @@ class _Looks:
 
     def mean(self, figure: Callable[[Answer], float]) -> float:
         """Of a figure that both looks add to."""
-        return fmean(figure(one.quick[self.place]) + self.again(one) * figure(one.full) for one in self.samples)
+        return fmean(
+            figure(sample.quick[self.place]) + self.again(sample) * figure(sample.full) for sample in self.samples
+        )
 
     def shares(self, samples: Sequence[_Sample]) -> tuple[float, float]:
         """Of the samples: asked again, and trusted though they differ."""
@@ -117,23 +119,6 @@ def refuse_few(questions: int, agreement: float, settings: int) -> None:
             f"{share_words(agreement)} agreement takes {least} samples for {tried}, each of another picture; got "
             f"{questions}: {least - questions} are missing. Give more, try fewer settings, or ask for less."
         )
-
-
-def refuse_tuned_on(text: str, inputs: str) -> None:
-    """Refuse a schedule that was tuned on the very samples of the bound, which would be worth nothing.
-
-    Args:
-        text: A method in the grammar of `foveate.naming`.
-        inputs: SHA-256 of the samples.
-
-    Raises:
-        SettingError: If that is so.
-    """
-    for part in written(text):
-        if part.is_file and read_json(part.name).get("inputs") == inputs:
-            raise SettingError(
-                f"{part.name} was tuned on these very samples, so they say nothing of it. Calibrate on other pictures."
-            )
 
 
 def agree(
@@ -171,8 +156,11 @@ def agree(
     once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
     prompts, kinds = [every[place] for place in once], [kinds[place] for place in once]
     about, inputs = by_picture(prompts), digest_of(by_picture(every))
-    for text in texts:
-        refuse_tuned_on(text, inputs)
+    for part in (part for text in texts for part in written(text)):
+        if part.is_file and read_json(part.name).get("inputs") == inputs:  # on these samples its bound is void
+            raise SettingError(
+                f"{part.name} was tuned on these very samples, so they say nothing of it. Calibrate on other pictures."
+            )
     pictures = [picture_of(prompt.inputs) for prompt in prompts]
     settings, places, notes = _planned(pictures, settings, agreement, seed, may_narrow)
     if len(prompts) < len(every):
@@ -184,16 +172,29 @@ def agree(
     with listener.stage("Answering in full and with few tokens", len(prompts)) as advance:
         answered = _answered(vlm, prompts, kinds, settings, generation, advance)
     counted = [answered[place] for place in places]
-    looks = [look for place in range(len(settings)) if (look := _looks(counted, place, agreement, len(settings)))]
+    looks = []
+    for place in range(len(settings)):
+        pairs = [(_confidence(sample.quick[place]), sample.quick[place].text == sample.full.text) for sample in counted]
+        sure = threshold(pairs, agreement, len(settings))
+        if sure is not None:  # else nothing of it can be trusted
+            looks.append(_Looks(place, sure, counted))
     cost = _flops
-    if any(one.full.flops is None or None in _flops_of(one) for one in counted):
+    if any(answer.flops is None for sample in counted for answer in (sample.full, *sample.quick)):
         cost = _spent
     best = min(looks, key=lambda look: look.mean(cost), default=None)
-    if best is None or best.mean(cost) >= fmean(cost(one.full) for one in counted):
+    if best is None or best.mean(cost) >= fmean(cost(sample.full) for sample in counted):
+        none = f"none of {len(settings)} settings keeps"
+        if len(settings) == 1:
+            none = f"{settings[0]} does not keep"
         raise BudgetError(
-            f"Take the full model: {_none_of(settings)} {share_words(agreement)} agreement for less. Ask for less "
+            f"Take the full model: {none} {share_words(agreement)} agreement for less. Ask for less "
             "agreement, give more samples, or try another method."
         )
+    tasks = []
+    for task in dict.fromkeys(sample.task for sample in answered):
+        of_task = [sample for sample in answered if sample.task == task]
+        again, differ = best.shares(of_task)
+        tasks.append(TaskLook(task=task, questions=len(of_task), again=again, differ=differ))
     again, differ = best.shares(counted)
     wrong = round(differ * len(counted))
     promise = Promise(
@@ -208,9 +209,9 @@ def agree(
         pictures=len(about),
         again=again,
         tokens=best.mean(_spent),
-        first=fmean(one.quick[best.place].spent for one in counted),
-        full=fmean(one.full.spent for one in counted),
-        tasks=tuple(_by_task(best, answered)),
+        first=fmean(sample.quick[best.place].spent for sample in counted),
+        full=fmean(sample.full.spent for sample in counted),
+        tasks=tuple(tasks),
         model=vlm.name,
         conditions=conditions_of(vlm, generation),
         single_turn=all(prompt.single_turn for prompt in prompts),
@@ -236,7 +237,11 @@ def _planned(
     else:
         choices = [settings]
     every = list(range(len(pictures)))
-    for places, note in ((one_each(pictures, seed), ""), (every, _APPROXIMATE)):
+    approximate = (
+        "Pictures are too few for a bound of one question each, so all questions count. Those about one picture are "
+        "not independent: the promise is approximate."
+    )
+    for places, note in ((one_each(pictures, seed), ""), (every, approximate)):
         for tried in choices:
             if len(places) >= fewest(agreement, len(tried)):
                 notes = [note] if note else []
@@ -246,12 +251,6 @@ def _planned(
                 return tried, places, notes
     refuse_few(len(pictures), agreement, len(choices[-1]))
     raise AssertionError("samples are as many as is refused")
-
-
-_APPROXIMATE = (
-    "Pictures are too few for a bound of one question each, so all questions count. Those about one picture are not "
-    "independent: the promise is approximate."
-)
 
 
 def _answered(
@@ -276,28 +275,12 @@ def _answered(
     return samples
 
 
-def _looks(samples: Sequence[_Sample], place: int, agreement: float, tried: int) -> _Looks | None:
-    """What is trusted of a setting; None where nothing can be."""
-    pairs = [(_confidence(one.quick[place]), one.quick[place].text == one.full.text) for one in samples]
-    sure = threshold(pairs, agreement, tried)
-    if sure is None:
-        return None
-    return _Looks(place, sure, samples)
-
-
-def _by_task(look: _Looks, samples: Sequence[_Sample]) -> Iterable[TaskLook]:
-    for task in dict.fromkeys(one.task for one in samples):
-        of_task = [one for one in samples if one.task == task]
-        again, differ = look.shares(of_task)
-        yield TaskLook(task=task, questions=len(of_task), again=again, differ=differ)
-
-
 def _on_length(look: _Looks) -> list[str]:
     """What a second look makes of decoding, and of long answers, in the user's own figures."""
-    full = fmean(_steps(one.full) for one in look.samples)
+    full = fmean(_steps(sample.full) for sample in look.samples)
     notes = [f"Decoding takes {look.mean(_steps):.1f} steps an answer, both looks together; the full model {full:.1f}."]
-    long = [one for one in look.samples if _steps(one.full) >= LONG]
-    short = [one for one in look.samples if _steps(one.full) < LONG]
+    long = [sample for sample in look.samples if _steps(sample.full) >= LONG]
+    short = [sample for sample in look.samples if _steps(sample.full) < LONG]
     if len(long) >= ENOUGH:
         words = f"Of {len(long)} answers of {LONG} tokens or more {share_words(look.shares(long)[0])} are asked again"
         others = ""
@@ -312,12 +295,6 @@ def _confidence(answer: Answer) -> float:
     return answer.confidence
 
 
-def _none_of(settings: Sequence[Method]) -> str:
-    if len(settings) == 1:
-        return f"{settings[0]} does not keep"
-    return f"none of {len(settings)} settings keeps"
-
-
 def _spent(answer: Answer) -> float:
     return answer.spent
 
@@ -325,10 +302,6 @@ def _spent(answer: Answer) -> float:
 def _flops(answer: Answer) -> float:
     """From the pixels to the first token; counted for all, or nothing is compared by it."""
     return float(answer.flops or 0)
-
-
-def _flops_of(sample: _Sample) -> list[int | None]:
-    return [answer.flops for answer in sample.quick]
 
 
 def _steps(answer: Answer) -> float:

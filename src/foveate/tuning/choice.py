@@ -11,7 +11,7 @@ from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.contenders import Contender
-from foveate.eval.evaluation import Asking
+from foveate.eval.evaluation import Questioning
 from foveate.eval.pairing import FULL_MODEL, figures_of
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
@@ -25,7 +25,7 @@ DRAWS = 3
 Row = Mapping[str, Any]
 
 
-def best_of(asking: Asking, settings: Iterable[Method], published: Method | None) -> tuple[Method, Method]:
+def best_of(asking: Questioning, settings: Iterable[Method], published: Method | None) -> tuple[Method, Method]:
     """The setting to take, and the best of the grid, by how near their answers are to the full model's.
 
     The best of many is partly luck, so the published setting stays unless the best is ahead by a standard error.
@@ -41,14 +41,14 @@ def best_of(asking: Asking, settings: Iterable[Method], published: Method | None
     return published, best
 
 
-def distances(asking: Asking, method: Method) -> list[float]:
+def distances(asking: Questioning, method: Method) -> list[float]:
     """How far the answers about each picture are from the full model's, mean over its questions."""
-    return [fmean(map(_distance, rows)) for _, rows in groupby(asking.log(method), key=lambda row: row["picture"])]
-
-
-def _distance(row: Row) -> float:
-    """1 for another answer, and √KL of the first token: agreement alone changes more with the pictures."""
-    return float(row["answer"] not in row["labels"]) + math.sqrt(row["kl"])
+    log: Sequence[Row] = asking.log(method)
+    means = []
+    for _, rows in groupby(log, key=lambda row: row["picture"]):
+        # 1 for another answer, and √KL of the first token: agreement alone changes more with the pictures.
+        means.append(fmean((row["answer"] not in row["labels"]) + math.sqrt(row["kl"]) for row in rows))
+    return means
 
 
 def _is_ahead(rival: Sequence[float], others: Sequence[float]) -> bool:
@@ -59,7 +59,7 @@ def _is_ahead(rival: Sequence[float], others: Sequence[float]) -> bool:
     return bool(fmean(ahead) > stdev(ahead) / math.sqrt(len(ahead)))
 
 
-def spent(asking: Asking, method: Method, kind: str) -> float:
+def spent(asking: Questioning, method: Method, kind: str) -> float:
     """What answers spend on average: "tokens" a layer, the same as a share ("retention"), or a share of the "flops"."""
     rows: Sequence[Row] = asking.log(method)
     full: Sequence[Row] = asking.log(None)
@@ -75,7 +75,7 @@ def spent(asking: Asking, method: Method, kind: str) -> float:
 # -- reporting ------------------------------------------------------------------------------------------------------
 
 
-def comparison(asking: Asking, published: Method | None, grid: Method, tuned: Method, size: int) -> list[HeldOut]:
+def comparison(asking: Questioning, published: Method | None, grid: Method, tuned: Method, size: int) -> list[HeldOut]:
     """The published setting, the best of the grid, the tuned one, and random and uniform at its schedule.
 
     Args:
@@ -95,22 +95,21 @@ def comparison(asking: Asking, published: Method | None, grid: Method, tuned: Me
     uniform = _control(tuned, Uniform(), asking, size, tokens)
     settings.append(Contender("uniform, tuned schedule", None, (uniform,)))
     asking.ask((*random, uniform), "Comparing with random and uniform dropping")
-    ran = [(setting, [_rooted(asking.log(draw)) for draw in setting.draws]) for setting in settings]
+    ran = []
+    for setting in settings:
+        logs: list[Sequence[Row]] = [asking.log(draw) for draw in setting.draws]
+        # √KL in the place of KL: of a plain mean a few lost answers make all
+        ran.append((setting, [[{**row, "kl": math.sqrt(row["kl"])} for row in log] for log in logs]))
     rows = [row for row in figures_of(asking.log(None), ran) if row["task"] is None and row["name"] != FULL_MODEL]
     return [_held_out(row, setting.draws[0]) for row, setting in zip(rows, settings, strict=True)]
 
 
-def _control(method: Method, control: Random | Uniform, asking: Asking, size: int, tokens: float) -> Method:
+def _control(method: Method, control: Random | Uniform, asking: Questioning, size: int, tokens: float) -> Method:
     """Random or uniform dropping at a method's schedule; before the decoder where that depends on the picture."""
     plan = method.plan(decoder_depth(asking.vlm.model), (size,))
     if plan is None:
         return replace(control, layers=(0,), tokens=tokens)
     return same_schedule(method, plan, size, control)
-
-
-def _rooted(log: Iterable[Row]) -> list[Row]:
-    """A log with √KL in the place of KL: of a plain mean a few lost answers make all."""
-    return [{**row, "kl": math.sqrt(row["kl"])} for row in log]
 
 
 def _held_out(row: Row, method: Method) -> HeldOut:

@@ -56,15 +56,13 @@ def by_picture(prompts: Iterable[Prompt]) -> Pictures:
     return pictures
 
 
-def digest(*inputs: Mapping[str, Any]) -> str:
+def digest(tensors: Mapping[str, Any]) -> str:
     """SHA-256 over names, shapes, dtypes and values of all tensors."""
     sha = hashlib.sha256()
-    for tensors in inputs:
-        for name in sorted(tensors):
-            value = tensors[name]
-            if isinstance(value, Tensor):
-                sha.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-                sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(tensors.items()):
+        if isinstance(value, Tensor):
+            sha.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -53,7 +53,7 @@ def _at_most(ways: Sequence[float], samples: int, share: float) -> float:
     return math.fsum(math.exp(log + i * hit + (samples - i) * miss) for i, log in enumerate(ways))
 
 
-def fewest(agreement: float, settings: int = 1, risk: float = RISK) -> int:
+def fewest(agreement: float, settings: int = 1) -> int:
     """The fewest samples with which so many settings can be promised to agree: n ≥ ln(δ/m) / ln(1 − ε).
 
     Raises:
@@ -61,10 +61,10 @@ def fewest(agreement: float, settings: int = 1, risk: float = RISK) -> int:
     """
     if not 0 < agreement < 1:
         raise SettingError(f"agreement is a share between 0 and 1, such as 0.98; got {agreement}.")
-    return math.ceil(math.log(risk / settings) / math.log(agreement))
+    return math.ceil(math.log(RISK / settings) / math.log(agreement))
 
 
-def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1, risk: float = RISK) -> float | None:
+def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1) -> float | None:
     """λ̂, the least confidence that is trusted; None where none can be: then every answer is the full model's.
 
     Samples of one confidence are trusted together or not at all. What is no number is never trusted.
@@ -73,13 +73,12 @@ def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1, risk
         samples: All of the calibration, those that will be asked again among them.
         agreement: 1 − ε.
         settings: m, how many are calibrated on these samples.
-        risk: δ of all of them together.
     """
     trusted, wrong = None, 0
     ordered = sorted((pair for pair in samples if not math.isnan(pair[0])), reverse=True)
     for confidence, equals in groupby(ordered, key=lambda pair: pair[0]):
         wrong += sum(not agrees for _, agrees in equals)
-        if bound(wrong, len(samples), risk / settings) > 1 - agreement:
+        if bound(wrong, len(samples), RISK / settings) > 1 - agreement:
             break
         trusted = confidence
     return trusted
@@ -91,7 +90,8 @@ def auroc(samples: Sequence[Pair]) -> float:
     unsure = [confidence for confidence, agrees in samples if not agrees]
     if not sure or not unsure:
         return math.nan
-    return sum((one > other) + (one == other) / 2 for one in sure for other in unsure) / (len(sure) * len(unsure))
+    ahead = sum((right > wrong) + (right == wrong) / 2 for right in sure for wrong in unsure)
+    return ahead / (len(sure) * len(unsure))
 
 
 def one_each(pictures: Sequence[Hashable], seed: int = 0) -> list[int]:

@@ -92,19 +92,19 @@ class Tuned:
         by_name = {row.name: row for row in self.rows}
         if self.chosen == "published":
             return self._stays(by_name["grid"])
-        found = "The search has the best setting"
+        origin = "The search has the best setting"
         if self.chosen == "grid":
-            found = "The small grid has the best setting"
+            origin = "The small grid has the best setting"
         ahead = by_name["tuned"].ahead
         if ahead is None:
-            return f"{found}. There is no published schedule at this budget."
+            return f"{origin}. There is no published schedule at this budget."
         gained = f"{points(ahead, '+')} points of agreement"
         if ahead.low > 0:
-            return f"{found}: {gained} against the published schedule."
-        told = "not told apart from"
+            return f"{origin}: {gained} against the published schedule."
+        compared = "not told apart from"
         if ahead.high < 0:
-            told = "worse than"
-        return f"{found} by the pictures to choose with. On others it is {told} the published schedule: {gained}."
+            compared = "worse than"
+        return f"{origin} by the pictures to choose with. On others it is {compared} the published schedule: {gained}."
 
     def _stays(self, grid: HeldOut) -> str:
         """Why the published schedule was chosen, and whether it is behind the grid where nothing was chosen."""

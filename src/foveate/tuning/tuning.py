@@ -19,9 +19,9 @@ from foveate.cost.fitting import largest, within_flops
 from foveate.errors import BudgetError, SettingError
 from foveate.eval import provenance
 from foveate.eval.asked import Asked
-from foveate.eval.evaluation import Asking
+from foveate.eval.evaluation import Questioning
 from foveate.eval.plan import Plan
-from foveate.eval.records import FORM
+from foveate.eval.records import FORM, open_answers
 from foveate.methods.vidcom2 import VidCom2
 from foveate.naming import method_of
 from foveate.plain.spelling import check_keywords
@@ -179,10 +179,10 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
         max_new_tokens=how.get("max_new_tokens", MAX_NEW_TOKENS),
     )
     conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
-    with plan.store(conditions, listener.note) as store:
+    with open_answers(conditions, plan.cache, note=listener.note) as store:
         before = len(store)
         choosing, reporting = (
-            Asking(vlm, _questions(pictures, part), plan, store, listener) for part in (to_choose, to_report)
+            Questioning(vlm, _questions(pictures, part), plan, store, listener) for part in (to_choose, to_report)
         )
         shapes = grid(method, decoder_depth(vlm.model), stays)
         solved = {}
@@ -253,7 +253,7 @@ def _by_scale(method: Method) -> bool:
     return hasattr(method, "at_scale")
 
 
-def _at_budget(shape: Method, kind: str, limit: float, choosing: Asking, prompts: Sequence[Prompt]) -> Method:
+def _at_budget(shape: Method, kind: str, limit: float, choosing: Questioning, prompts: Sequence[Prompt]) -> Method:
     """A setting at the budget.
 
     Raises:

@@ -19,8 +19,6 @@ from foveate.eval.quality import Quality
 from foveate.plain.spelling import read_json
 from foveate.plain.upstream import install_line
 
-WHAT = "benchmarks through lmms-eval, each setting paired with the full model on the same documents"
-RESULTS = "[0-9]*_[0-9]*_results.json"
 ASKED = ("target", "input", "doc_hash")
 """What two samples of one document share."""
 ALIKE = ("pretrained", "protocol", "max_frames", "dtype", "attention")
@@ -101,7 +99,7 @@ def _read(path: Path) -> Run:
     """The run below a folder, or that of a results file."""
     files = [path]
     if not path.is_file():
-        files = sorted(path.rglob(RESULTS))
+        files = sorted(path.rglob("[0-9]*_[0-9]*_results.json"))
     if not files:
         raise InputError(f"{path} has no results of lmms-eval. Name the folder that was its --output_path.")
     if len(files) > 1:
@@ -228,7 +226,7 @@ def _quality(
         figure="Score",
         higher_is_better=metric.higher_is_better,
         origin={
-            "what": WHAT,
+            "what": "benchmarks through lmms-eval, each setting paired with the full model on the same documents",
             "model": values,
             "protocol": protocol,
             "limit": full.report["config"].get("limit"),

@@ -5,7 +5,6 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -133,7 +132,9 @@ def scored(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[di
     if CHOICES in metric.parts and full and "index" in full[0]["inputs"][CHOICES]:
         return [_hits(metric, log) for log in logs], None
     factor = _factor(metrics, logs)
-    figure = metric if factor is None else partial(_scaled, factor)
+    figure: Callable[[Log], float] = metric
+    if factor is not None:
+        figure = lambda log: factor * float(np.mean([row["score"] for row in log]))  # noqa: E731
     rows = [[{**row, "score": None if factor is None else _score(metric, row)} for row in log] for log in logs]
     for of_run, log in zip(metrics, rows, strict=True):
         again = figure(log)
@@ -143,19 +144,19 @@ def scored(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[di
                 "lmms-eval's function says another figure each time."
             )
     shares = all(0 <= row["score"] <= 1 for log in rows for row in log if factor is not None)
-    if factor is None or not shares or all(abs(factor - whole) >= TOLERANCE * whole for whole in (1, 100)):
+    if factor is None or not shares or all(abs(factor - unit) >= TOLERANCE * unit for unit in (1, 100)):
         return rows, figure
     return rows, None
 
 
 def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
     """The number that a row's input holds, such as 1 for right and 0 for wrong; None where it holds none."""
-    given = row["inputs"].get(next(iter(metric.parts)))
-    if isinstance(given, Mapping):
-        given = given.get("score")
-    if not isinstance(given, int | float):
+    value = row["inputs"].get(next(iter(metric.parts)))
+    if isinstance(value, Mapping):
+        value = value.get("score")
+    if not isinstance(value, int | float):
         return None
-    return float(given)
+    return float(value)
 
 
 def _factor(metrics: Sequence[Metric], logs: Sequence[Log]) -> float | None:
@@ -173,10 +174,6 @@ def _factor(metrics: Sequence[Metric], logs: Sequence[Log]) -> float | None:
         if middle != 0:
             factor = of_run.value / middle
     return factor
-
-
-def _scaled(factor: float, log: Log) -> float:
-    return factor * float(np.mean([row["score"] for row in log]))
 
 
 def _hits(metric: Metric, log: Log) -> list[dict[str, object]]:

@@ -195,7 +195,7 @@ class RequestAnswerer:
         return {
             "method": self.key,
             "question": question.name,
-            "answer": _until(answer.text, until),
+            "answer": min((answer.text.partition(end)[0] for end in until), key=len, default=answer.text).strip(),
             "spent": answer.spent,
             "vision_tokens": answer.vision_tokens,
             "flops": answer.flops,
@@ -205,8 +205,3 @@ class RequestAnswerer:
             "media": question.conversation.media_name(),
             "setting": None if answer.method is None else answer.method.to_dict(),
         }
-
-
-def _until(text: str, ends: Sequence[str]) -> str:
-    """The text up to the first of its ends."""
-    return min((text.partition(end)[0] for end in ends), key=len, default=text).strip()

@@ -123,7 +123,11 @@ def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
         arguments = parsed(text) if text.startswith("{") else _pairs(text)
     for name in arguments:
         if name not in NAMES:
-            raise SettingError(_unknown(str(name)))
+            if name in FLAGS:
+                raise SettingError(f"{name} is a flag of lmms-eval: write --{name} beside --model_args.")
+            near = nearest(str(name).lower().replace("-", "_"), NAMES)
+            behind = "" if near else " A method's settings go behind its name: method=v2drop:metric=cosine."
+            raise SettingError(f"No model argument {str(name)!r}.{near} There are: {', '.join(NAMES)}.{behind}")
     return {name: _value(name, value) for name, value in arguments.items() if value is not None}
 
 
@@ -166,14 +170,3 @@ def _number(name: str, value: Any) -> int | float:
         if not isinstance(value, bool) and (isinstance(value, str) or number == value):
             return number
     raise SettingError(f"{name} is a {'number' if kind is float else 'whole number'}; got {value!r}.")
-
-
-def _unknown(name: str) -> str:
-    """A sentence on a name that is no argument's."""
-    if name in FLAGS:
-        return f"{name} is a flag of lmms-eval: write --{name} beside --model_args."
-    near = nearest(name.lower().replace("-", "_"), NAMES)
-    behind = " A method's settings go behind its name: method=v2drop:metric=cosine."
-    if near:
-        behind = ""
-    return f"No model argument {name!r}.{near} There are: {', '.join(NAMES)}.{behind}"
