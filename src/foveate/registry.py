@@ -29,8 +29,8 @@ def lookup(name: str) -> type[Method] | None:
     """The method of this name; None if there is none."""
     if name in _extra_methods:
         return _extra_methods[name]
-    if name in inventory.method_classes():
-        kind: type[Method] = importlib.import_module(f"foveate.methods.{name}").METHOD
+    if own := inventory.method_classes().get(name):
+        kind: type[Method] = getattr(importlib.import_module(f"foveate.methods.{name}"), own)
         return kind
     return _brought().get(name)
 

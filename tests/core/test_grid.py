@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from foveate.core.grid import cells_of, closing_rows, coarser, crops_of, frames_of, grids_of, into_cells, join
-from foveate.families.base import grid_boxes
+from foveate.families.vision import grid_boxes
 
 sides = st.integers(1, 40)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data import dense_targets, pictures
+from data import ask, dense_targets, pictures
 from export import export, import_network, llava, processor
 from foveate.embedded import FILM_TASKS, TASKS
 from foveate.embedded.drawing import COLOURS, SHAPES
 from foveate.embedded.film_model import for_films
 from foveate.embedded.films import film
-from foveate.embedded.questions import all_questions, ask, film_questions
+from foveate.embedded.questions import all_questions, film_questions
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
 from labels import UNKNOWN, labels, places

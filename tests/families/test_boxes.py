@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.families.base import Family, grid_boxes
+from foveate.families.base import Family
+from foveate.families.vision import grid_boxes
 from foveate.registry import family_for
 from tests.models import FAMILIES, TINY, batch, generate, tiny
 

@@ -55,8 +55,6 @@ from foveate.methods.uniform import Uniform
 class Another(Uniform):
     \"\"\"Found by its file.\"\"\"
     name = "another"
-
-METHOD = Another
 """
 
 

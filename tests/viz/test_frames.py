@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from foveate.errors import ShapeError
-from foveate.families.base import grid_boxes
+from foveate.families.vision import grid_boxes
 from foveate.viz import Frame, draw_frames
 from foveate.viz.frames import BAR
 

@@ -385,7 +385,7 @@ class Family:
         places: Sequence[Tensor | None] = [None] * len(sizes)
         grids = self.token_grids(self.model.config, sizes)
         # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
-        if grids is None or [_cells(frames) for frames in grids] != sizes:
+        if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
             places = self.boxes(self.model.config, modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
         self.place(output, features, cuts)
@@ -533,11 +533,6 @@ class Family:
         The layer after each runs while two streams are in memory, with the addition and without.
         """
         return 0
-
-
-def _cells(grids: Sequence[Grid]) -> int:
-    """Tokens of some grids together."""
-    return sum(map(math.prod, grids))
 
 
 def core_of(model: nn.Module, decoder: str, mergers: Sequence[str]) -> nn.Module | None:

@@ -21,8 +21,8 @@ from foveate.core.cut import Cut
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.fed import encode_fed, lacking as unread, thinned_by_feeding
-from foveate.families.feeding import has_cls
+from foveate.families.fed import encode_fed, thinned_by_feeding
+from foveate.families.feeding import NO_BLOCKS, blocks_of, has_cls
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
@@ -185,8 +185,8 @@ class Derived(Family):
     def lacks(self, signal: Signal) -> str | None:
         """As in the base class, and whether anything of the tower can be read."""
         reason = super().lacks(signal)
-        if reason is None and isinstance(signal, TowerSignal):
-            return unread(self.core, self.layers)
+        if reason is None and isinstance(signal, TowerSignal) and not blocks_of(self.core, self.layers):
+            return NO_BLOCKS
         reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots)
         if reads and any(hasattr(attention, "sinks") for attention in self.attentions):
             return "its rows pay attention to sinks too, which queries and keys do not tell"

@@ -71,10 +71,6 @@ class Gemma3(Family):
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
 
-    @property
-    def _grid(self) -> Grid:
-        return _grid(self.model.config)
-
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches averaged into it."""
         with tapped_all(attentions(encoder_layers(self.core.vision_tower), reducer.reads)) as taps:
@@ -82,7 +78,7 @@ class Gemma3(Family):
         images = output.pooler_output
         views = []
         for index, image in enumerate(images):
-            views.append(TowerView(image, self._grid, None, partial(self._read, taps, index)))
+            views.append(TowerView(image, _grid(self.model.config), None, partial(self._token_means, taps, index)))
         cuts = reducer.reduce(views)
         self.place(output, images, cuts)
         return output, cuts
@@ -90,22 +86,19 @@ class Gemma3(Family):
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)
 
-    def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
-        return self._token_means(taps.read(picture, signal))
-
-    def _token_means(self, patches: Tensor) -> Tensor:
-        """Means over the patches of each token, (patches, numbers) -> (tokens, numbers)."""
+    def _token_means(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
+        """What a signal is of a picture's tokens, the means over the patches of each: (tokens, numbers)."""
+        patches = taps.read(picture, signal)
         projector = self.core.multi_modal_projector
         side: int = projector.patches_per_image
-        picture = patches.T.reshape(1, -1, side, side)  # numbers as channels
-        means: Tensor = projector.avg_pool(picture)
+        means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))  # numbers as channels
         return means.flatten(2)[0].T
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the projector, made for one grid, gets the patches in the
         corner of an empty one.
         """
-        grid, pixels = self._grid, inputs["pixel_values"]
+        grid, pixels = _grid(self.model.config), inputs["pixel_values"]
         (cells,) = reducer.coarsen((grid,), math.prod(grid), 0)
         if cells == grid:
             return run(), [None] * len(pixels)

@@ -126,5 +126,3 @@ CDPruner.presets = (
     ),
     *(CDPruner.counted(f"llava-next-7b/{tokens}", "paper, with CLIP handed in") for tokens in (640, 320, 160)),
 )
-
-METHOD = CDPruner

@@ -93,6 +93,3 @@ def places(rotary: Tensor) -> Tensor:
     """Who comes first, by C and by S in turn: (tokens, 2) -> (tokens,) int64, all different."""
     by_cosine, by_sine = ranks(rotary.T)
     return torch.minimum(2 * by_cosine, 2 * by_sine + 1)
-
-
-METHOD = Coordinates

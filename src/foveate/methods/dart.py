@@ -103,5 +103,3 @@ DART.presets = (
         for dropped, keep in ((0.667, 0.333), (0.778, 0.222), (0.889, 0.111))
     ),
 )
-
-METHOD = DART

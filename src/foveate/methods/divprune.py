@@ -59,5 +59,3 @@ DivPrune.presets = (
     *(DivPrune.counted(f"llava-next-7b/{tokens}", "a later paper's budget") for tokens in (640, 320, 160)),
     *(DivPrune.preset(f"qwen2.5-vl-7b/{keep:.0%}", "a later paper's budget", keep=keep) for keep in (0.2, 0.1, 0.05)),
 )
-
-METHOD = DivPrune

@@ -80,5 +80,3 @@ DTD.presets = (
     DTD.preset("qwen2.5-vl-7b/0.5", "README of the released code, threshold 0.5", threshold=0.5),
     DTD.preset("qwen2.5-vl-7b/25%", "evaluation of the released code, three quarters of each frame", share=0.75),
 )
-
-METHOD = DTD

@@ -153,5 +153,3 @@ _STAGES = tuple(
 )
 _WHOLE = "paper, K = 0.7, P = 0.7 and L = 3: both stages"
 DyCoke.presets = (*_STAGES, DyCoke.preset("llava-onevision-7b/paper", _WHOLE, k=0.7, p=0.7, layer=3))
-
-METHOD = DyCoke

@@ -60,5 +60,3 @@ EVS.presets = tuple(
     for model in ("qwen2.5-vl-7b", "qwen3-vl-8b")
     for q in (0.5, 0.75, 0.9)
 )
-
-METHOD = EVS

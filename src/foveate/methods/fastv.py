@@ -79,5 +79,3 @@ FastV.presets = (
         for budget, kept in ((192, 166), (128, 98), (64, 30))
     ),
 )
-
-METHOD = FastV

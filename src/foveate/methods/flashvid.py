@@ -115,5 +115,3 @@ FlashVID.presets = tuple(
     for model, form in (("llava-onevision-7b", "events"), ("qwen2.5-vl-7b", "attention"), ("qwen3-vl-8b", "attention"))
     for keep in (0.25, 0.2, 0.15, 0.1)
 )
-
-METHOD = FlashVID

@@ -78,5 +78,3 @@ HAWK.presets = tuple(
     HAWK.preset(f"qwen2.5-vl-7b/{name}", _CODE.format(keep), keep=keep, weights=QWEN, rounding="up", scope="sample")
     for name, keep in {"40%": 0.4, "20%": 0.2, "10%": 0.1, "fixed-19.8%": 0.198}.items()
 )
-
-METHOD = HAWK

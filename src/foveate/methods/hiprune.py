@@ -82,5 +82,3 @@ HiPrune.presets = (
         for percent in (11.2, 22.3, 33.4)
     ),
 )
-
-METHOD = HiPrune

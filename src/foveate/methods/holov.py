@@ -100,5 +100,3 @@ HoloV.presets = tuple(
     HoloV.counted(f"llava-1.5-7b/{tokens}", "paper's table, rule of the released code, 16 crops and tau 1")
     for tokens in (192, 128, 64)
 )
-
-METHOD = HoloV

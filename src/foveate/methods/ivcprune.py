@@ -108,5 +108,3 @@ IVCPrune.presets = (
     *(IVCPrune.preset(f"qwen2.5-vl-{b}b/paper", _CODE.format(k), layer=k, keep=0.5) for b, k in ((7, 16), (3, 22))),
     IVCPrune.preset("llava-1.5-7b/paper", _LLAVA, layer=16, among="all", foreground=0.2, coordinates=0.05, kv=1),
 )
-
-METHOD = IVCPrune

@@ -109,5 +109,3 @@ MFPruner.presets = (
     *(MFPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in") for tokens in (128, 64, 32)),
     *(MFPruner.preset(f"qwen2.5-vl-7b/{keep:.1%}", _QWEN.format(keep), keep=keep) for keep in (0.445, 0.333, 0.222)),
 )
-
-METHOD = MFPruner

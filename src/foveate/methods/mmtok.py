@@ -95,5 +95,3 @@ MMTok.presets = (
         for keep in (0.2, 0.1, 0.05)
     ),
 )
-
-METHOD = MMTok

@@ -213,5 +213,3 @@ MustDrop.presets = tuple(
         ("64-vizwiz", 0.005, 0.001),
     )
 )
-
-METHOD = MustDrop

@@ -96,6 +96,3 @@ def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 def comparisons(arriving: Arriving, width: int) -> int:
     """Each unit with two others, of 4 patches of 2 · 3 · 14 · 14 numbers (Qwen2-VL; Qwen3-VL's have 16 · 16)."""
     return 2 * arriving.tokens * 4 * 2 * 3 * 14**2
-
-
-METHOD = PixelPrune

@@ -95,5 +95,3 @@ PriorTR.presets = (
         for keep in (0.3333, 0.2222, 0.1111)
     ),
 )
-
-METHOD = PriorTR

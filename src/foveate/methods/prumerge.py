@@ -104,5 +104,3 @@ def counts_by_score(tokens: int, device: torch.device) -> Tensor:
 
 
 PruMerge.presets = tuple(PruMerge.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192))
-
-METHOD = PruMerge

@@ -75,5 +75,3 @@ def _step(tokens: int, outliers: int) -> int:
 PruMergePlus.presets = tuple(
     PruMergePlus.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192)
 )
-
-METHOD = PruMergePlus

@@ -93,5 +93,3 @@ PyramidDrop.presets = tuple(
         ("qwen2.5-vl-7b/46.9%", None, RATIOS, _QUARTERS),
     )
 )
-
-METHOD = PyramidDrop

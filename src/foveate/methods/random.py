@@ -89,6 +89,3 @@ def same_schedule(
     if not kv_layers or not layers or layers[-1] <= kv_layers[0]:
         return control
     return Chain.of(control, FinalKV(first_layer=kv_layers[0]))
-
-
-METHOD = Random

@@ -26,6 +26,3 @@ class Resize(Gridded):
         if newlines > 1:
             return None
         return super().left(arriving)
-
-
-METHOD = Resize

@@ -75,5 +75,3 @@ Scope.presets = (
         for tokens in (640, 320, 160)
     ),
 )
-
-METHOD = Scope

@@ -54,5 +54,3 @@ SparseVLMPlus.presets = SparseVLMPlus.nominal(
     "released code; its nominal budget leaves out a layer",
     heads=14,
 )
-
-METHOD = SparseVLMPlus

@@ -83,6 +83,3 @@ def _either_flops(arriving: Arriving, width: int) -> int:
 def _neighbour_flops(arriving: Arriving, width: int) -> int:
     """Of each row's products with the row below it and the one right of it."""
     return 4 * arriving.tokens * width
-
-
-METHOD = ThinTower

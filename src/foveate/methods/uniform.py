@@ -20,6 +20,3 @@ class Uniform(Scheduled):
 
     def select(self, view: LayerView, count: int) -> Tensor:
         return spread(len(view), count, device=view.device)
-
-
-METHOD = Uniform

@@ -143,5 +143,3 @@ V2Drop.presets = tuple(
         ("llava-onevision-7b/15%", (0.077, 0.3, 0.0), _DERIVED.format("15% of 32 frames"), None),
     )
 )
-
-METHOD = V2Drop

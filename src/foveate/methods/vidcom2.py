@@ -106,5 +106,3 @@ VidCom2.presets = (
     ),
     *(VidCom2.preset(f"llava-1.5-7b/{count}", _DERIVED.format(count), tokens=count) for count in (192, 128, 64)),
 )
-
-METHOD = VidCom2

@@ -223,5 +223,3 @@ VisionDrop.presets = (
         )
     ),
 )
-
-METHOD = VisionDrop

@@ -91,5 +91,3 @@ VisionZip.presets = tuple(
         ("llava-next-7b", 2928, 540, 100, "paper, 108 + 20 a crop"),
     )
 )
-
-METHOD = VisionZip

@@ -80,5 +80,3 @@ VisPruner.presets = (
         for tokens in (640, 320, 160)
     ),
 )
-
-METHOD = VisPruner

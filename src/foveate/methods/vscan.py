@@ -114,5 +114,3 @@ VScan.presets = (
     VScan.preset("llava-1.5-7b/192", "the same rule, 288 then 96", tokens=192),
     VScan.preset("qwen2.5-vl-7b/11.1%", "released code, mean over the decoder's layers", keep=(0.167, 0.333), window=4),
 )
-
-METHOD = VScan

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[1]
-METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
+METHOD = re.compile(r'^class (\w+)\((?:(?!^class ).)*?^    name = "(\w+)"$', re.MULTILINE | re.DOTALL)
 MODEL_TYPE = re.compile(r'^    model_type: ClassVar\[str\] = "(\w+)"$', re.MULTILINE)
 PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 
@@ -17,8 +17,8 @@ PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 @cache
 def method_classes() -> dict[str, str]:
     """The class of each method in `foveate/methods`, by the method's name."""
-    last_lines = {file.stem: METHOD.search(text) for file, text in _texts("methods")}
-    return {name: line[1] for name, line in last_lines.items() if line}
+    classes = [METHOD.search(text) for _, text in _texts("methods")]
+    return {found[2]: found[1] for found in classes if found}
 
 
 @cache

@@ -48,11 +48,9 @@ BYTES = 12
 """Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
 UNNAMED = Path("the film")
 """What is said of one that is no file."""
-BUFFER = 2**16
 
 NEAR = 4.0  # seconds up to which decoding on is cheaper than looking for a key frame
 BEFORE = 10.0  # seconds before the first frame, where a search for the beginning of the file surely ends
-FAR = 60.0  # the same in a damaged film, of which key frames may be made up from the frames before them
 
 
 def read(
@@ -215,7 +213,7 @@ def _container(source: "_File", name: str) -> Any:
     alone = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
         # PyAV's `options` are no place for DECODING: it frees more of them than it made where streams appear late.
-        return av.open(source, mode="r", container_options=alone, metadata_errors="replace", buffer_size=BUFFER)
+        return av.open(source, mode="r", container_options=alone, metadata_errors="replace", buffer_size=2**16)
     except av.error.FFmpegError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -294,7 +292,9 @@ class _Decoder:
         self._due: list[float] = []  # when frames come on show whose packets have been given to the decoder
         self._way = way
         self._broken = False  # whether anything could not be decoded so far
-        self._near = FAR if way is _Way.CONCEALING else NEAR
+        self._near = NEAR
+        if way is _Way.CONCEALING:
+            self._near = 60.0  # key frames of a damaged film may be made up from the frames before them
         if not contents.seekable:
             self._near = float("inf")
         stream.thread_type = "AUTO" if way is _Way.THREADS else "NONE"

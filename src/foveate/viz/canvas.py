@@ -18,7 +18,6 @@ DPI = 150
 INK, FAINT = "#1c2330", "#667085"
 HAIRLINE = (152, 162, 179)
 LETTER = {"normal": 0.58, "bold": 0.65}  # the width of a letter as a share of its size, on the safe side
-SPACING = 1.45  # from line to line, as a share of the letters' size
 
 PLAIN_LEGEND = "In colour: kept. Dark and hatched: dropped."
 LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark and hatched: dropped."
@@ -111,7 +110,7 @@ def wrapped(text: str, width: float, size: float, *, weight: Weight = "normal", 
 
 def line_height(size: float) -> float:
     """Pixels from one line of text to the next."""
-    return SPACING * size * DPI / 72
+    return 1.45 * size * DPI / 72
 
 
 def text_height(text: str, size: float) -> float:
