@@ -134,10 +134,10 @@ def families() -> "dict[str, type[Family]]":
 def _in_files(model_type: str) -> "type[Family] | None":
     """The family of a `model_type` in its file, or of another package; None where none is written by hand."""
     if file := inventory.family_files().get(model_type):
-        candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
+        candidates = tuple(vars(importlib.import_module(f"foveate.families.{file}")).values())
     else:
         candidates = inventory.brought("foveate.families")
-    return next((family for family in candidates if family.model_type == model_type), None)
+    return next((family for family in candidates if getattr(family, "model_type", None) == model_type), None)
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:

@@ -282,6 +282,9 @@ def cost(
             beside = _beside(family, config, prompt, dropping)
             peak_bytes = decoder.peak(prompt.rows, rows, beside, pictures, itemsize)
     halved = attention == "causal"
+    # The token after the prompt: every layer over what it reads of its cache, and the token itself.
+    read = [decoder.held(layer, text_tokens + count) for layer, count in enumerate(dropping.read)]
+    step = [decoder.layer(layer, 1, keys=rows_read + 1) for layer, rows_read in enumerate(read)]
     return Cost(
         text_tokens=text_tokens,
         vision_tokens=prompt.sizes,
@@ -295,7 +298,7 @@ def cost(
         projector_flops=projector,
         head_flops=decoder.head(),
         scoring_flops=scoring,
-        decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
+        decode_flops=sum(step) + decoder.head(),
         kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
         tower_rows=rows_run,
@@ -324,12 +327,6 @@ def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: 
     for layer in range(1, min(1 + late, len(beside))):
         beside[layer] += prompt.rows
     return beside
-
-
-def _decode_flops(decoder: Decoder, rows: Sequence[int]) -> int:
-    """The token after the prompt: every layer over what it reads of its cache and the token itself, and the head."""
-    layers = (decoder.layer(layer, 1, keys=decoder.held(layer, read) + 1) for layer, read in enumerate(rows))
-    return sum(layers) + decoder.head()
 
 
 def _dtype(config: Any) -> torch.dtype:

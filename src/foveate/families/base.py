@@ -87,7 +87,14 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        core = core_of(self.model, self.decoder, self.mergers)
+        core: nn.Module | None = None
+        ahead = [self.model]
+        while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
+            module = ahead.pop()
+            decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
+            if decodes and any([hasattr(module, name) for name in self.mergers]):
+                core = module
+            ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
         if core is None:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
@@ -533,16 +540,3 @@ class Family:
         The layer after each runs while two streams are in memory, with the addition and without.
         """
         return 0
-
-
-def core_of(model: nn.Module, decoder: str, mergers: Sequence[str]) -> nn.Module | None:
-    """The innermost module of a model that has both a decoder of this name and one of these functions."""
-    core: nn.Module | None = None
-    ahead = [model]
-    while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
-        module = ahead.pop()
-        decodes = isinstance(getattr(module, decoder, None), nn.Module)
-        if decodes and any([hasattr(module, name) for name in mergers]):
-            core = module
-        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-    return core

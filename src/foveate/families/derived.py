@@ -214,12 +214,8 @@ class Derived(Family):
             ids = [self.placeholder(modality) for modality in MODALITIES]
             is_video = inputs.get("video_features") is not None or (asked == ids[1] != ids[0])
             there = [MODALITIES[is_video]]
-        return [(modality, masks[0]) for modality in there if self._is_asked(modality, inputs)]
-
-    def _is_asked(self, modality: str, inputs: Any) -> bool:
-        """Whether a merger that is told what it shall look for was asked for a modality, and not for sounds."""
-        asked = inputs.get("token_id")
-        return asked is None or asked == self.placeholder(modality)
+        asked = inputs.get("token_id")  # of a merger that is told what it shall look for: sounds, for one
+        return [(modality, masks[0]) for modality in there if asked is None or asked == self.placeholder(modality)]
 
     def placed(self, inputs: Any) -> list[tuple[str, Tensor]]:
         """Columns whose ids are placeholders, by modality."""

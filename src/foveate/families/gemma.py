@@ -103,12 +103,20 @@ class Gemma3(Family):
         if cells == grid:
             return run(), [None] * len(pixels)
         projector = self.core.multi_modal_projector
-        corner = _Corner(projector, grid, cells)
-        rows, columns = corner.patches
+        side = projector.patches_per_image
+        rows, columns = (length * projector.kernel_size for length in cells)  # of a smaller picture's patches
+
+        def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+            """In the place of the projector's forward, (pictures, patches, width)."""
+            canvas = states.new_zeros(len(states), side, side, states.shape[2])
+            canvas[:, :rows, :columns] = states.view(len(states), rows, columns, -1)
+            tokens = original(canvas.flatten(1, 2)).view(len(states), *grid, -1)
+            return tokens[:, : cells[0], : cells[1]].flatten(1, 2)
+
         patch = self.model.config.vision_config.patch_size
         small = smaller(pixels, rows * patch, columns * patch)
         with Patcher() as patches:
-            patches.wrap(projector, "forward", corner.project)
+            patches.wrap(projector, "forward", project)
             output = run(pixel_values=small, interpolate_pos_encoding=True)
         return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
@@ -134,37 +142,6 @@ class Gemma3(Family):
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
         return PicturesRun((_grid(config),) * sum(pictures_in(size, config.mm_tokens_per_image) for size in sizes))
-
-
-class _Corner:
-    """Gemma 3's projector on smaller pictures: their patches go into the corner of the usual grid, and their tokens
-    come out of its corner.
-
-    Args:
-        projector: Made for one grid of patches.
-        grid: Rows and columns of the tokens it makes.
-        cells: Rows and columns of those that the smaller pictures have.
-
-    Attributes:
-        patches: Rows and columns of a smaller picture's patches.
-    """
-
-    def __init__(self, projector: Any, grid: Grid, cells: Grid) -> None:
-        rows, columns = cells
-        self.patches: Grid = rows * projector.kernel_size, columns * projector.kernel_size
-        self._side: int = projector.patches_per_image
-        self._grid = grid
-        self._cells = cells
-
-    def project(self, original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-        """In the place of the projector's forward, (pictures, patches, width)."""
-        pictures, _, width = states.shape
-        rows, columns = self.patches
-        canvas = states.new_zeros(pictures, self._side, self._side, width)
-        canvas[:, :rows, :columns] = states.view(pictures, rows, columns, -1)
-        tokens = original(canvas.flatten(1, 2)).view(pictures, *self._grid, -1)
-        rows, columns = self._cells
-        return tokens[:, :rows, :columns].flatten(1, 2)
 
 
 def _grid(config: Any) -> Grid:
@@ -336,6 +313,3 @@ def _token_means(patches: Tensor, positions: Tensor, grid: Grid, kernel: int) ->
     totals = patches.new_zeros(rows * columns, patches.shape[1])
     token = x + columns * y
     return totals.index_add(0, token, patches) / kernel**2
-
-
-FAMILIES = (PaliGemma, Gemma3, Gemma4)

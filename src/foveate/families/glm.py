@@ -42,6 +42,3 @@ class Glm46V(Glm4v):
     model_type: ClassVar[str] = "glm46v"
     title: ClassVar[str] = "GLM-4.6V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text", "glm4v_moe_text"})
-
-
-FAMILIES = (Glm4v, Glm4vMoe, Glm46V)

@@ -71,6 +71,3 @@ class InternVL(Tiled):
         patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)  # without the CLS
         tokens = blocks(patches, self.block(config))
         return output, core.multi_modal_projector(tokens)
-
-
-FAMILIES = (InternVL,)

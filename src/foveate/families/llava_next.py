@@ -225,6 +225,3 @@ class LlavaOnevision(AnyResolution):
         if rest not in (0, 1):
             return 0
         return frames
-
-
-FAMILIES = (LlavaNext, LlavaNextVideo, LlavaOnevision)

@@ -474,11 +474,7 @@ class Qwen3VL(Qwen2VL):
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""
         source = cut.source.clamp(min=0)  # a row that stands for none gets the first token's
-
-        def in_first_places(features: Tensor) -> Tensor:
-            return first_rows(features[source], len(features))
-
-        _change_deepstack(output, index, in_first_places)
+        _change_deepstack(output, index, lambda features: first_rows(features[source], len(features)))
 
     def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
         _change_deepstack(output, index, partial(first_rows, length=length))
@@ -556,6 +552,3 @@ class Qwen35Moe(Qwen35):
     model_type: ClassVar[str] = "qwen3_5_moe"
     title: ClassVar[str] = "Qwen3.5 with experts"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_moe_text"})
-
-
-FAMILIES = (Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe, Qwen35, Qwen35Moe)

@@ -160,24 +160,6 @@ def attentions(
 # -- what layers show ----------------------------------------------------------------------------------------------
 
 
-class TowerReader:
-    """What a tower shows of one image's patches, from queries and keys tapped in it.
-
-    Args:
-        cls: Whether the first token is a CLS.
-        heads: For each signal that is read, queries and keys of the image in its block, (heads, tokens, head size), and
-            the scaling.
-    """
-
-    def __init__(self, cls: bool, heads: Mapping[TowerSignal, Tapped]) -> None:
-        self._cls = cls
-        self._heads = heads
-
-    def read(self, signal: TowerSignal) -> Tensor:
-        """(patches, 1) attention, or (patches, size) keys, float32; a CLS is left out."""
-        return shown(signal, self._heads[signal], self._cls)
-
-
 KeysMade = Callable[[Any, Tensor], Iterable[Tensor]]
 """What a part of an attention module answers, as keys of each sample, (heads, tokens, head size); the module goes
 first."""
@@ -368,7 +350,11 @@ class _ReducedRun:
             return original(features)
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
         height, width = self._ragged.grid
-        return _padded(_projected(original, rows), height * width)
+        if len({len(image) for image in rows}) == 1:  # all at once where they are as many
+            projected = list(original(torch.stack(rows)))
+        else:
+            projected = [original(image[None])[0] for image in rows]
+        return _padded(projected, height * width)
 
     def _view(self, index: int, image: Tensor) -> TowerView:
         merge, cls = self._ragged.merges[index], None
@@ -389,13 +375,6 @@ class _ReducedRun:
         if merge is None or self._scoring[signal] > 0:
             return values
         return average(values, merge)  # the first layer attends before its patches merge
-
-
-def _projected(projector: Callable[[Tensor], Tensor], rows: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The projected rows of each image: all at once where they are as many."""
-    if len({len(image) for image in rows}) == 1:
-        return list(projector(torch.stack(list(rows))))
-    return [projector(image[None])[0] for image in rows]
 
 
 class _Ragged:

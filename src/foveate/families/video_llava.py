@@ -237,6 +237,3 @@ def _pictures(config: Any, size: int) -> int:
             "multiple of either. Pass the number of pictures or frames as tower_images=…."
         )
     return frames or size // each
-
-
-FAMILIES = (VideoLlava,)

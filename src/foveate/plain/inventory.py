@@ -1,6 +1,7 @@
 """Names of methods and families, read off their files: to import them would import torch.
 
-A method's name is its file's, and a family's stands in its class. Packages that bring some of their own are imported.
+A method's name is its file's, and a family's stands in its class, above its title.
+Packages that bring some of their own are imported.
 """
 
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parents[1]
 METHOD = re.compile(r'^class (\w+)\((?:(?!^class ).)*?^    name = "(\w+)"$', re.MULTILINE | re.DOTALL)
-MODEL_TYPE = re.compile(r'^    model_type: ClassVar\[str\] = "(\w+)"$', re.MULTILINE)
+MODEL_TYPE = re.compile(r'^    model_type: ClassVar\[str\] = "(\w+)"\n    title:', re.MULTILINE)
 PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 
 
@@ -26,8 +27,7 @@ def family_files() -> dict[str, str]:
     """The file of each family in `foveate/families`, by its `model_type`; several may share one."""
     files: dict[str, str] = {}
     for file, text in _texts("families"):
-        if "\nFAMILIES = (" in text:
-            files |= dict.fromkeys(MODEL_TYPE.findall(text), file.stem)
+        files |= dict.fromkeys(MODEL_TYPE.findall(text), file.stem)
     return files
 
 

@@ -102,8 +102,8 @@ def shape_of(
 
     Height and width are 0 where the header does not say. Arguments and errors are those of `read`.
     """
-    count, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _measured)
-    return count, height, width
+    _, _, times, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _surveyed)
+    return len(times), height, width
 
 
 def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[BinaryIO, Path, FramesWanted], Any]) -> Any:
@@ -151,12 +151,6 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
             notes = filter(None, (clip.note, _hdr_note(stream, name)))
             return replace(clip, chosen=request.asked, note=" ".join(notes) or None)
     raise AssertionError("the last way conceals")
-
-
-def _measured(file: BinaryIO, path: Path, request: FramesWanted) -> tuple[int, tuple[int, int]]:
-    """How many frames are wanted of an open file, and their width and height."""
-    _, _, times, size = _surveyed(file, path, request)
-    return len(times), size
 
 
 def _surveyed(

@@ -9,6 +9,7 @@ Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 SLATE = np.array([34, 38, 48], dtype=np.float32)  # what dropped patches fade to, in dark pictures as in bright
+TINT = 0.42  # how much of a merged patch is its group's colour
 # Thin diagonal lines tell dropped patches from kept ones also in a black picture, where nothing can be made darker.
 HATCH = np.array([150, 158, 172], dtype=np.float32)  # their colour
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # how bright red, green and blue are
@@ -56,7 +57,7 @@ def dim(
     if merged is not None and groups is not None and len(merged):
         joined = coverage(boxes[merged], height, width)[:, :, None]
         hues = _hues(boxes[merged], groups, height, width) / np.maximum(joined, 1)
-        tinted = grey + 0.42 * (hues - grey)  # so much of it is its group's colour
+        tinted = grey + TINT * (hues - grey)
         shown += joined / at_least_one * (tinted - dropped)
     return np.where(tokens > 0, shown, unseen).round().astype(np.uint8)
 

@@ -104,11 +104,7 @@ def _columns(count: int, wide: float, tall: float) -> int:
 
     A panel may be half as wide again as it is tall.
     """
-
-    def extent(columns: int) -> float:
-        return max(columns * wide / 1.5, ceil(count / columns) * tall)
-
-    return min(range(1, count + 1), key=extent)
+    return min(range(1, count + 1), key=lambda columns: max(columns * wide / 1.5, ceil(count / columns) * tall))
 
 
 def _mosaic(pictures: Sequence[Pixels]) -> Pixels:
