@@ -17,7 +17,6 @@ from foveate.plain.inventory import summary
 from foveate.registry import families, methods, presets, support, takes_budget
 
 POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
-UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -94,7 +93,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _preset(preset: Preset) -> dict[str, Any]:
-    count = preset.vision_tokens or UNKNOWN_COUNT
+    count = preset.vision_tokens or 1000  # where any count fits, the share is that of this one
     plan = preset.method.plan(preset.depth, (count,))
     mean = None if plan is None else mean_tokens(plan)
     return {

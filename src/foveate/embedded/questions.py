@@ -15,7 +15,6 @@ from foveate.embedded.drawing import COLOURS, SHAPES, pick
 from foveate.embedded.films import BRIEF, Film, Shown
 from foveate.embedded.scenes import Lettering, Scene, Thing, rng_for
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth")
 MARGIN = 14.0
 """Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
 BESIDE, ASIDE = 14.0, 9.0
@@ -219,7 +218,7 @@ def _text(scene: Scene) -> Iterator[TaskQuestion]:
         return
     (text,) = scene.texts
     yield TaskQuestion("read text", "What does the text say?", text.characters)
-    for ordinal, character in zip(ORDINALS, text.characters, strict=False):
+    for ordinal, character in zip(("first", "second", "third", "fourth", "fifth"), text.characters, strict=False):
         yield TaskQuestion("character", f"What is the {ordinal} character?", character)
     if where := _quadrant(scene, text.x, text.y):
         yield TaskQuestion("text quadrant", "Where is the text?", where)

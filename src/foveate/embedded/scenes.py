@@ -53,9 +53,6 @@ PAD = (127, 127, 127)
 
 # Of scenes.
 MOST = {84: 4}  # objects on small canvases; 8 on all others
-PAIRED = 0.5  # share of scenes in which things stand beside one another
-BESIDE = 0.7  # share of their things that are put beside an earlier one, if there is room
-PLAIN = 0.3  # share of scenes on an even ground, with larger things, as a person would draw them
 LIGHT, DARK = 165.0, 55.0  # tones of a ground on which white, or dark ink, would not be seen
 
 # Of sketches.
@@ -238,7 +235,7 @@ class Board:
     def drawn(cls, rng: Generator, side: int, dense: bool) -> "Board":
         """An empty board by lot; only large ones have room for large things."""
         board = cls(side, dense)
-        if rng.random() >= PLAIN:
+        if rng.random() >= 0.3:  # others are on an even ground, with larger things, as a person would draw them
             return board
         board.grain = 0
         if rng.random() < 0.4:
@@ -311,8 +308,8 @@ def _place_things(rng: Generator, pairing: Generator, board: Board) -> list[Thin
     share_beside = 0.0
     if not board.dense:
         tries = 12
-        if pairing.random() < PAIRED:
-            share_beside = BESIDE
+        if pairing.random() < 0.5:
+            share_beside = 0.7  # if there is room
     things: list[Thing] = []
     for shape, colour in _scene_kinds(rng, board):
         size = int(rng.integers(16, board.largest + 1))

@@ -35,7 +35,6 @@ DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
 """What a module with a head calls the decoder that it stands around."""
 MODALITIES = ("image", "video")
-MERGERS = ("get_placeholder_mask", "inputs_merger")
 
 
 class Derived(Family):
@@ -107,7 +106,7 @@ class Derived(Family):
     @property
     def merger(self) -> str | None:
         """Name of the core's function that is asked where the vision tokens are; None where there is none."""
-        return next((name for name in MERGERS if hasattr(self.core, name)), None)
+        return next((name for name in ("get_placeholder_mask", "inputs_merger") if hasattr(self.core, name)), None)
 
     def final_norm(self, rows: Tensor) -> Tensor:
         """As in the base class, by whatever name."""

@@ -8,7 +8,7 @@ global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -203,7 +203,7 @@ class Gemma4(Family):
         kernel = self.model.config.vision_config.pooling_kernel_size
         grids_of = self._grids(self.model.config, modality, inputs)  # read before the device has work to wait for
         modules = attentions(self.core.vision_tower.encoder.layers, reducer.reads)
-        with tapped_all(modules, keys_of=("k_norm", _keys_of)) as taps:
+        with tapped_all(modules, keys_of=("k_norm", lambda _, keys: keys.transpose(1, 2))) as taps:
             output = run()
         # The tower sees pictures and frames alike; an image is one of them, a video several.
         flat = [grid for grids in grids_of for grid in grids]
@@ -290,11 +290,6 @@ class Gemma4(Family):
             frames = [grid_boxes(*grid) for grid in grids]
             boxes.append(torch.cat(frames))
         return boxes
-
-
-def _keys_of(attention: Any, output: Tensor) -> Iterable[Tensor]:
-    """Keys before RoPE of each picture, (heads, patches, head size), from (pictures, patches, heads, head size)."""
-    return output.transpose(1, 2)
 
 
 def _picture(signal: TowerSignal, heads: Tapped, positions: Tensor, grid: Grid, kernel: int) -> Tensor:
