@@ -19,10 +19,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from data import dense_targets, pictures
+from data import ask, dense_targets, pictures, relations
 from export import import_network
 from foveate.embedded.films import FRAMES, SIDE, Film, film
-from foveate.embedded.questions import TaskQuestion, ask, film_questions, relations
+from foveate.embedded.questions import TaskQuestion, film_questions
 from foveate.embedded.scenes import Scene, rng_for, scene, sketch
 from losses import answer_loss, dense_loss, presence_loss
 from network import Network, Shape

@@ -13,7 +13,6 @@ import torch
 
 import foveate as fv
 from foveate.embedded import TASKS
-from foveate.embedded.questions import TEXT_TASKS
 from foveate.eval.asked import Asked, prompts_of
 from foveate.eval.held_out import questions
 
@@ -35,7 +34,9 @@ def drawn() -> list[Asked]:
     of_pictures = groupby(questions(TASKS, 12 * PICTURES, (SEED,)), key=lambda question: question.picture)
     chosen: list[Asked] = []
     for _, about in islice(of_pictures, PICTURES):
-        chosen += sorted(about, key=lambda question: question.task not in TEXT_TASKS)[:MOST]
+        chosen += sorted(about, key=lambda question: question.task not in ("read text", "character", "text quadrant"))[
+            :MOST
+        ]
     return chosen
 
 

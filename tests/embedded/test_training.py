@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data import pictures
+from data import ask, pictures
 from export import export, import_network, llava, processor
 from foveate.embedded import TASKS
 from foveate.embedded.film_model import for_films
 from foveate.embedded.films import film
-from foveate.embedded.questions import all_questions, ask, film_questions
+from foveate.embedded.questions import all_questions, film_questions
 from foveate.embedded.scenes import rng_for, scene
 from network import Network, Shape
 from packing import pack

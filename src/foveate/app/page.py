@@ -27,7 +27,6 @@ from foveate.viz import draw_comparison
 STYLE = Path(__file__).parent / "page.css"
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 """The reader's own: Gradio's bold fonts lack most letters, and others would come from the network."""
-THEME = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
 HEAD = """<div class='fv-head'><h1>foveate</h1>
 <p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.{}</p></div>"""
 SMALL = " This small one knows drawings alone: shapes, colours, places, counts up to nine, a word of five letters."
@@ -37,7 +36,6 @@ FILE, WAITING = "50mb", 20
 """The largest upload, and questions that may wait for the model."""
 HOUR = 3600
 """Seconds that a visitor's picture and answers stay behind the last visit, and files at the least."""
-PERCENT = 33
 MODEL: dict[str, Any] = {"concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private"}
 """Of an event that asks the model, which serves one question at a time: others wait in line."""
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -70,7 +68,8 @@ def application(
     page.has_launched = True  # else Gradio takes any file's name for an upload's
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[trusted])
-    dress: dict[str, Any] = {"theme": THEME, "css_paths": STYLE, "footer_links": [], "ssr_mode": False, "pwa": False}
+    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
+    dress: dict[str, Any] = {"theme": theme, "css_paths": STYLE, "footer_links": [], "ssr_mode": False, "pwa": False}
     return gr.mount_gradio_app(server, page, "", max_file_size=FILE, run_history=False, show_error=False, **dress)
 
 
@@ -109,7 +108,7 @@ class MethodsAndBudget:
         self.percent = gr.Slider(
             least,
             100,
-            PERCENT,
+            33,
             step=1,
             label="Budget: % of vision tokens",
             info=_at_least(least),

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from foveate.ask.vlm import VLM
 
 EVERYWHERE = ("0.0.0.0", "::")
-GRACE = 1
-"""Seconds that open connections have at the end."""
 
 
 def check_gradio() -> None:
@@ -101,7 +99,7 @@ def serve(
         config = uvicorn.Config(
             application(vlm, hosts_of(host), max_new_tokens, looks),
             log_level="critical",
-            timeout_graceful_shutdown=GRACE,
+            timeout_graceful_shutdown=1,  # second that open connections have at the end
             server_header=False,
         )
         ready(url_of(listening))  # connections wait in the socket until the server takes them

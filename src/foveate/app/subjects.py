@@ -34,8 +34,6 @@ ORDER = (
 """Tasks, those first of which a question is proposed."""
 MODULES = {"read": "foveate.video", "opened": "foveate.app.subjects", "examples": "foveate.app.subjects"}
 """Where a program that asks the same has functions from."""
-QUESTIONS = 4
-"""Most questions that an example proposes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,8 +105,8 @@ def examples() -> tuple[Subject, ...]:
 
 
 def _example(place: int, medium: Picture | Clip, asked: list[TaskQuestion]) -> Subject:
-    """An example, with some of the questions about it: those whose tasks come first in `ORDER`."""
-    known = [question for question in asked if question.task in ORDER]
-    known.sort(key=lambda question: ORDER.index(question.task))
-    questions = {question.question: question.answer for question in known[:QUESTIONS]}
+    """An example, with up to four questions about it: those whose tasks come first in `ORDER`."""
+    fitting = [question for question in asked if question.task in ORDER]
+    fitting.sort(key=lambda question: ORDER.index(question.task))
+    questions = {question.question: question.answer for question in fitting[:4]}
     return Subject(medium, f"examples()[{place}].medium", questions=questions)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from foveate.batch.rows import RowAsking
     from foveate.runs.crew import Crew
 
-MOST_REASONS = 3
-"""Kinds of bad rows that are told; all are in the JSON."""
 
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
@@ -145,7 +143,10 @@ class Batch:
         if self.prompt is not None and options.question_column is not None:
             raise UsageError("--prompt is asked of every row: leave --question-column out.")
         if os.path.isdir(self.input):  # unlike Path.is_dir, no error where the name is too long
-            self._check_folder()
+            if self.prompt is None:
+                raise UsageError('What is asked about the files of the folder? Give it with --prompt "…".')
+            if options != ColumnOptions(number_rows=options.number_rows):
+                raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
         samples_in(self.input, question=self.prompt)
         if options.root is not None and not options.root.is_dir():
             raise UsageError(f"--root {options.root}: there is no such folder.")
@@ -153,13 +154,6 @@ class Batch:
             raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
         check_methods([self.method])
         check_model(self.models)
-
-    def _check_folder(self) -> None:
-        """Refuse what makes no sense for a folder."""
-        if self.prompt is None:
-            raise UsageError('What is asked about the files of the folder? Give it with --prompt "…".')
-        if self.columns != ColumnOptions(number_rows=self.columns.number_rows):
-            raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
 
     def _asking(self, root: str | None) -> "RowAsking":
         from foveate.batch.rows import RowAsking
@@ -205,7 +199,7 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
         files = [summary.bad_file] * (summary.bad > summary.broken)
         files += [f"{summary.broken_file} (broken lines: {summary.broken:,})"] * (summary.broken > 0)
         rows.append(("Bad", f"{summary.bad:,}, with their reasons in {' and '.join(files)}"))
-        rows += [("", f"{count:,}: {reason}") for reason, count in list(summary.reasons.items())[:MOST_REASONS]]
+        rows += [("", f"{count:,}: {reason}") for reason, count in list(summary.reasons.items())[:3]]
     if summary.left:
         rows.append(("Left", f"{summary.left:,}; run the same command again to go on"))
     if summary.rate is not None:

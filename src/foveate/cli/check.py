@@ -13,8 +13,6 @@ from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
 from foveate.plain.files import check_readable
 
-QUESTION = "What is in the picture?"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -60,7 +58,7 @@ class Check:
             from foveate.testing.checking import STEPS, Checking
 
         vlm = load(options)
-        prompt = vlm.prepare(self.image or embedded.picture(), QUESTION)
+        prompt = vlm.prepare(self.image or embedded.picture(), "What is in the picture?")
         checking = Checking(vlm.model, prompt.inputs)
         note(
             f"up to {checking.runs} runs of the model, each of {checking.tokens} prompt tokens "

@@ -20,7 +20,6 @@ from foveate.plain.spelling import unknown, written
 from foveate.plain.upstream import shown
 
 SHAPES = Path(__file__).parents[1] / "bench" / "shapes.json"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_input(files: Sequence[Path], prompt: str | None, models: ModelOptions, media: MediaOptions) -> None:
@@ -63,7 +62,7 @@ def check_model(models: ModelOptions) -> None:
                 f"Model '{shown(name)}' cannot be loaded: the folder has no config.json. "
                 "Give a hub id or a local folder with a config, a processor and safetensors weights."
             )
-    elif not HUB_ID.fullmatch(name):
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(
             f"Model '{shown(name)}' is no folder here, and no hub id: that is written OWNER/NAME. "
             "Families: foveate models."

@@ -76,10 +76,13 @@ def run(words: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
         discard()
     except Exception as error:
-        if said := _uncompiled(error) or _out_of_memory(error):
-            note(said)
+        if cause := _cause_in_words(error):
+            note(cause)
             return FAILED
-        _report(error)
+        name = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":. ")
+        note(f"this is a bug in foveate: {name}. Please report it with the command and the lines below.")
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error, file=sys.stderr)
         return BUG
     return DONE
 
@@ -101,27 +104,15 @@ def parsed(words: list[str]) -> Any:
         )
 
 
-def _uncompiled(error: Exception) -> str | None:
-    """One line on a kernel that torch's compiler cannot make, such as flex_attention's for some masks on a CPU."""
+def _cause_in_words(error: Exception) -> str | None:
+    """One line on what is no bug: a kernel that torch's compiler cannot make, such as flex_attention's for some masks
+    on a CPU, or a lack of memory."""
     compiler = sys.modules.get("torch._dynamo.exc")
-    if compiler is None or not isinstance(error, compiler.TorchDynamoException):
-        return None
-    return (
-        f"torch cannot compile an attention kernel here: {str(error).partition(chr(10))[0]}. "
-        "Take one that needs no compiling: --attention sdpa."
-    )
-
-
-def _out_of_memory(error: Exception) -> str | None:
-    """One line on a lack of memory, which is no bug."""
-    if not is_out_of_memory(error):
-        return None
-    return f"out of memory: {first_line(error)} Take a smaller model or picture, fewer frames, or another --device."
-
-
-def _report(error: Exception) -> None:
-    """Say that this is a bug, and show what a report of it needs."""
-    words = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":. ")
-    note(f"this is a bug in foveate: {words}. Please report it with the command and the lines below.")
-    with contextlib.suppress(OSError):
-        traceback.print_exception(error, file=sys.stderr)
+    if compiler is not None and isinstance(error, compiler.TorchDynamoException):
+        return (
+            f"torch cannot compile an attention kernel here: {str(error).partition(chr(10))[0]}. "
+            "Take one that needs no compiling: --attention sdpa."
+        )
+    if is_out_of_memory(error):
+        return f"out of memory: {first_line(error)} Take a smaller model or picture, fewer frames, or another --device."
+    return None

@@ -218,7 +218,10 @@ class Presets:
         if Written(self.text).is_file:
             presets = [_in_file(self.text)]
         else:
-            presets = _presets()
+            with busy(LOOKING):
+                from foveate.cli.rows import preset_rows
+
+                presets = preset_rows()
         rows = [row for row in presets if self.text in row["name"]]
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
@@ -232,14 +235,6 @@ class Presets:
                 source = _one_line(row["source"])
             table.add_row(Text(row["name"]), _spent(row), source)
         return show(table)
-
-
-def _presets() -> list[dict[str, Any]]:
-    """The row of every preset."""
-    with busy(LOOKING):
-        from foveate.cli.rows import preset_rows
-
-        return preset_rows()
 
 
 def _in_file(path: str) -> dict[str, Any]:

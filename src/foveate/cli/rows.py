@@ -5,20 +5,18 @@ import json
 import re
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 
 from foveate.contract.method import Preset
 from foveate.core.rank import mean_tokens
-from foveate.families.base import Family
 from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
 from foveate.registry import families, methods, presets, support, takes_budget
 
 POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
-UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -34,7 +32,15 @@ def preset_rows() -> list[dict[str, Any]]:
 def family_rows() -> list[dict[str, Any]]:
     """A row a family: what it is, and where each method drops tokens of its pictures and videos."""
     table = support()
-    return _plain(_family(name, kind, table[name]) for name, kind in sorted(families().items()))
+    return _plain(
+        {
+            "model_type": name,
+            "title": kind.title,
+            "summary": summary(sys.modules[kind.__module__]),
+            "methods": table[name],
+        }
+        for name, kind in sorted(families().items())
+    )
 
 
 def proved_rows() -> list[dict[str, Any]]:
@@ -87,7 +93,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _preset(preset: Preset) -> dict[str, Any]:
-    count = preset.vision_tokens or UNKNOWN_COUNT
+    count = preset.vision_tokens or 1000  # where any count fits, the share is that of this one
     plan = preset.method.plan(preset.depth, (count,))
     mean = None if plan is None else mean_tokens(plan)
     return {
@@ -98,15 +104,6 @@ def _preset(preset: Preset) -> dict[str, Any]:
         "mean_tokens": None if preset.vision_tokens is None else mean,
         "retention": None if mean is None else mean / count,
         "source": preset.source,
-    }
-
-
-def _family(name: str, kind: type[Family], methods: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "model_type": name,
-        "title": kind.title,
-        "summary": summary(sys.modules[kind.__module__]),
-        "methods": methods,
     }
 
 

@@ -30,8 +30,6 @@ from foveate.runs.listener import Advance, Listener
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WIDE = 120  # columns of what goes to a file or a pipe
-
 
 class Screen(Console):
     """A console whose end is the command's to choose: rich's own ends the program where a reader went away."""
@@ -47,7 +45,7 @@ def show(*renderables: RenderableType) -> None:
     if not console.is_terminal:  # a file has no edge: nothing is cut to fit one
         free = console.options.update(width=WIDEST)
         needed = (console.measure(renderable, options=free).minimum for renderable in renderables)
-        console.width = max(console.width, WIDE, *needed)
+        console.width = max(console.width, 120, *needed)
     with written():
         for renderable in renderables:
             console.print(renderable)

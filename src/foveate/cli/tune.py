@@ -31,7 +31,6 @@ from foveate.runs.labels import plain
 from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
-    from foveate.ask.second_look import SecondLook
     from foveate.tuning import Tuned
 
 METHOD = "v2drop"
@@ -149,7 +148,8 @@ class Tune:
     def _agree(self, asked: "Sequence[tuple[Path, str, str]]") -> None:
         """Calibrate a second look, print, and write it."""
         assert self.agreement is not None
-        unread = [name for name in ("task", "cache", "workers", "flops") if self._is_given(name)]
+        flags = ("task", "cache", "workers", "flops")
+        unread = [name for name in flags if getattr(self, name) != getattr(Tune, name)]
         if unread:
             raise UsageError(f"--agreement tunes no schedule: leave --{', --'.join(unread)} out.")
         if self.budget and self.retention:
@@ -162,11 +162,14 @@ class Tune:
         for path, _, _ in asked:
             check_readable(path)
         check_model(self.models)
-        from foveate.cli.screen import OnScreen, busy
+        from rich.console import Group
+
+        from foveate.cli.screen import OnScreen, busy, note
 
         with busy("Starting torch"):
             from foveate.ask.pictures import load_picture
             from foveate.ask.running import fitting
+            from foveate.cli.outputs import finish
             from foveate.cli.setup import load
             from foveate.naming import method_of, parse
             from foveate.tuning.agreeing import agree, refuse_few, settings_of
@@ -196,27 +199,12 @@ class Tune:
                 max_new_tokens=self.models.max_new_tokens,
                 listener=OnScreen(),
             )
-        self._hand_out_agreed(sure)
-
-    def _hand_out_agreed(self, sure: "SecondLook") -> None:
-        """Write a second look where that was asked for, and print what is promised."""
-        from rich.console import Group
-
-        from foveate.cli.outputs import finish
-        from foveate.cli.screen import note
-
         assert sure.promise is not None
         for text in sure.promise.notes:
             note(text)
         table = sure.table()
-        lines = []
-        if self.outputs.out is not None:
-            lines = [f"Second look: {self.outputs.out}"]
-        finish(sure.to_dict(), Group(table, *map(Text, lines)), self.outputs, tables=[table])
-
-    def _is_given(self, name: str) -> bool:
-        """Whether somebody gave a flag."""
-        return bool(getattr(self, name) != getattr(Tune, name))
+        shown = [table] if out is None else [table, Text(f"Second look: {out}")]
+        finish(sure.to_dict(), Group(*shown), self.outputs, tables=[table])
 
     def _budgets(self) -> tuple[str, tuple[float, ...]]:
         """The budgets, and of which kind they are."""
@@ -273,7 +261,7 @@ class Tune:
         if self.samples is None:
             if self.prompt is None:
                 raise UsageError('What is the question? Give it with --prompt "…".')
-            return [(path, self.prompt, "") for given in self.images for path in _pictures(given)]
+            return [(path, self.prompt, "") for place in self.images for path in _pictures(place)]
         file = self.samples
         if os.path.isdir(file):  # unlike Path.is_dir, no error where the name is too long
             file = file / "samples.jsonl"
@@ -295,17 +283,17 @@ class Tune:
         return asked
 
 
-def _pictures(given: Path) -> list[Path]:
+def _pictures(place: Path) -> list[Path]:
     """A picture, or those of a folder by name.
 
     Raises:
         InputError: If a folder has none.
     """
-    if not os.path.isdir(given):
-        return [given]
-    paths = sorted(path for path in given.iterdir() if path.suffix.lower() in ENDINGS)
+    if not os.path.isdir(place):
+        return [place]
+    paths = sorted(path for path in place.iterdir() if path.suffix.lower() in ENDINGS)
     if not paths:
-        raise InputError(f"{given} has no picture in it ({', '.join(ENDINGS)}).")
+        raise InputError(f"{place} has no picture in it ({', '.join(ENDINGS)}).")
     return paths
 
 

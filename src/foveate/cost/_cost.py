@@ -113,9 +113,12 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         """Every figure as a plain value that JSON has."""
         values = dataclasses.asdict(self)
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                values[name] = list(value)
         for name in ("prefill_flops", "total_flops", "retention"):
             values[name] = getattr(self, name)
-        return {name: _as_json(value) for name, value in values.items()}
+        return values
 
     def __repr__(self) -> str:
         return (
@@ -137,9 +140,9 @@ class Cost:
             "Language-model head": self.head_flops,
             "To the first token": self.total_flops,
         }
-        whole = self.total_flops
+        total_flops = self.total_flops
         rows = [
-            (name, _flops(count), "" if count is None or whole is None else f"{count / whole:.1%}")
+            (name, _flops(count), "" if count is None or total_flops is None else f"{count / total_flops:.1%}")
             for name, count in parts.items()
         ]
         total = rows.pop()
@@ -212,7 +215,7 @@ def cost(
             not known.
     """
     config = getattr(config, "config", config)
-    family = _family_of(config)
+    family = family_kind(getattr(config, "model_type", None), type(config).__name__)
     if attention not in ("full", "causal"):
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     check_keywords("A cost", known, Known)
@@ -224,7 +227,9 @@ def cost(
             f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
         )
 
-    by_pixels = method is not None and _by_pixels(method, decoder.depth)
+    by_pixels = False
+    if method is not None:
+        by_pixels = any(isinstance(stage, PatchStage) for stage in method.stages(Shape(decoder.depth)))
     comes_back = by_pixels and not family.defines("encode_subset")
     if by_pixels and (tower_rows if comes_back else tower_tokens) is None:
         needed = "tower_rows" if comes_back else "tower_tokens"
@@ -248,8 +253,6 @@ def cost(
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
 
     thinning = Thinning.of(family, config, dropping.stages)
-    tower: int | None
-    projector: int | None
     if comes_back and tower_rows is not None and any(tower_rows):
         thinning = Thinning.as_ran(family, config, prompt, tower_grids, tower_rows)
     if by_pixels and not comes_back:
@@ -279,6 +282,9 @@ def cost(
             beside = _beside(family, config, prompt, dropping)
             peak_bytes = decoder.peak(prompt.rows, rows, beside, pictures, itemsize)
     halved = attention == "causal"
+    # The token after the prompt: every layer over what it reads of its cache, and the token itself.
+    read = [decoder.held(layer, text_tokens + count) for layer, count in enumerate(dropping.read)]
+    step = [decoder.layer(layer, 1, keys=rows_read + 1) for layer, rows_read in enumerate(read)]
     return Cost(
         text_tokens=text_tokens,
         vision_tokens=prompt.sizes,
@@ -292,20 +298,11 @@ def cost(
         projector_flops=projector,
         head_flops=decoder.head(),
         scoring_flops=scoring,
-        decode_flops=_decode_flops(decoder, [text_tokens + count for count in dropping.read]),
+        decode_flops=sum(step) + decoder.head(),
         kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
         peak_bytes=peak_bytes,
         tower_rows=rows_run,
     )
-
-
-def _by_pixels(method: Method, depth: int) -> bool:
-    """Whether a method drops patches before the tower."""
-    return any(isinstance(stage, PatchStage) for stage in method.stages(Shape(depth)))
-
-
-def _family_of(config: Any) -> type[Family]:
-    return family_kind(getattr(config, "model_type", None), type(config).__name__)
 
 
 def _decoder_of(family: type[Family], config: Any) -> Decoder:
@@ -332,12 +329,6 @@ def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: 
     return beside
 
 
-def _decode_flops(decoder: Decoder, rows: Sequence[int]) -> int:
-    """The token after the prompt: every layer over what it reads of its cache and the token itself, and the head."""
-    layers = (decoder.layer(layer, 1, keys=decoder.held(layer, read) + 1) for layer, read in enumerate(rows))
-    return sum(layers) + decoder.head()
-
-
 def _dtype(config: Any) -> torch.dtype:
     """The dtype the config names, for the whole or for its text model; else bfloat16."""
     for part in (config, config.get_text_config()):
@@ -362,9 +353,3 @@ def _flops(count: float | None) -> str:
 
 def _mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return value

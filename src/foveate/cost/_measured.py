@@ -16,7 +16,6 @@ from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
-CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
 ROWS = (24, 40, 56)
 """Prompts that are run. No multiple of 64, so that products of whole chunks show."""
 
@@ -92,7 +91,8 @@ def _measured(config: Any) -> Decoder:
 def _unweighted(config: Any) -> Any:
     """The model of a config, on the device that is set."""
     settings = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
-    for auto in [getattr(transformers, name) for name in CLASSES if hasattr(transformers, name)]:
+    names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
+    for auto in [getattr(transformers, name) for name in names if hasattr(transformers, name)]:
         try:
             return auto.from_config(config, **settings).eval()
         except ValueError as error:
@@ -118,14 +118,14 @@ def _flops(family: Family, cache: Any, rows: int) -> list[int]:
         of_kinds = counts.get(name, {})
         return sum(count for kind, count in of_kinds.items() if "convolution" not in str(kind))
 
-    found = [products(f"{type(text).__name__}.{names[layer]}") for layer in family.layers]
-    if sum(found) != products("Global"):
+    of_layers = [products(f"{type(text).__name__}.{names[layer]}") for layer in family.layers]
+    if sum(of_layers) != products("Global"):
         raise ValueError("it multiplies outside its layers")
     for layer in family.layers:
         for part in layer.modules():
             if _multiplies(part) and f"{type(text).__name__}.{names[part]}" not in counts:
                 raise ValueError(f"whether its {type(part).__name__} runs depends on the row")
-    return found
+    return of_layers
 
 
 def _multiplies(part: nn.Module) -> bool:

@@ -271,7 +271,8 @@ def _windows(shape: TowerShape, grid: Grid) -> list[int]:
     """Patches of each window of a picture; those at its edges are smaller. None where no block looks through any."""
     if not shape.windowed:
         return []
-    tall, wide = (_pieces(length, shape.window) for length in grid)
+    side = shape.window
+    tall, wide = ([min(side, length - start) for start in range(0, length, side)] for length in grid)
     return [rows * columns * shape.patches for rows in tall for columns in wide]
 
 
@@ -282,11 +283,6 @@ def _windows_left(shape: TowerShape, kept: Tensor) -> list[int]:
     bands = torch.split(kept, shape.window)
     windows = [window for band in bands for window in torch.split(band, shape.window, dim=1)]
     return [int(window.sum()) * shape.patches for window in windows]
-
-
-def _pieces(length: int, side: int) -> list[int]:
-    """A length cut in pieces of `side`, the last as long as what is left: 10 in pieces of 4 gives 4, 4, 2."""
-    return [min(side, length - start) for start in range(0, length, side)]
 
 
 # -- bytes --------------------------------------------------------------------------------------------------------

@@ -134,17 +134,12 @@ def ink_on(rng: Generator, image: Image.Image, box: Pixels, plate: bool) -> Rgb:
 def _contrasting(rng: Generator, under: Mean, share: float, apart: float, grey_apart: float) -> Rgb:
     """In this share of the cases one of the colours, else black or white, each so far apart from what is under it."""
     if rng.random() < share:
-        return _coloured(rng, under, apart)
+        every = chain.from_iterable(MEANT.values())
+        clear = [shade for shade in every if distance(shade, under) > apart]
+        if clear:
+            return pick(rng, clear)
+        grey_apart = apart
     return _black_or_white(rng, under, grey_apart)
-
-
-def _coloured(rng: Generator, under: Mean, apart: float) -> Rgb:
-    """One of the colours that are so far apart from what is under them; black or white where none is."""
-    every = chain.from_iterable(MEANT.values())
-    clear = [shade for shade in every if distance(shade, under) > apart]
-    if clear:
-        return pick(rng, clear)
-    return _black_or_white(rng, under, apart)
 
 
 def _black_or_white(rng: Generator, under: Mean, apart: float) -> Rgb:

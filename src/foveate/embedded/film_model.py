@@ -9,9 +9,6 @@ from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGener
 
 from foveate.embedded.films import FRAMES
 
-UNUSED = -2
-"""From the end of the vocabulary, an id that no text has: the model for films is shown films alone."""
-
 
 class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
     """Writes a film as its frames, each on a line, as the model learnt them; a picture is a film of one frame."""
@@ -75,7 +72,7 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
     settings = LlavaNextVideoConfig(
         vision_config=vision,
         text_config=config.text_config,
-        image_token_index=config.text_config.vocab_size + UNUSED,
+        image_token_index=config.text_config.vocab_size - 2,  # no text has this id: the model is shown films alone
         video_token_index=config.image_token_index,
         vision_feature_layer=config.vision_feature_layer,
         projector_hidden_act=config.projector_hidden_act,

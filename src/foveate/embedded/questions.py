@@ -4,11 +4,10 @@ A question is asked only if its answer is unambiguous: what it names occurs once
 by a visible margin.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 from numpy.random import Generator
 
 from foveate.embedded import TASKS
@@ -16,10 +15,6 @@ from foveate.embedded.drawing import COLOURS, SHAPES, pick
 from foveate.embedded.films import BRIEF, Film, Shown
 from foveate.embedded.scenes import Lettering, Scene, Thing, rng_for
 
-TEXT_TASKS = ("read text", "character", "text quadrant")
-
-ORDINALS = ("first", "second", "third", "fourth", "fifth")
-MOST_LISTED = 5
 MARGIN = 14.0
 """Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
 BESIDE, ASIDE = 14.0, 9.0
@@ -49,7 +44,7 @@ def all_questions(scene: Scene, rng: Generator) -> dict[str, list[TaskQuestion]]
         [
             *_objects(scene),
             *_existence(scene, rng),
-            *_relations(scene),
+            *relation_questions(scene),
             *_order(scene),
             *_text(scene),
             *_absent(scene, rng),
@@ -57,30 +52,11 @@ def all_questions(scene: Scene, rng: Generator) -> dict[str, list[TaskQuestion]]
     )
 
 
-def ask(scene: Scene, rng: Generator, count: int, weights: Mapping[str, float]) -> list[TaskQuestion]:
-    """Draw up to `count` different questions, tasks by weight, answers of a task evenly."""
-    left = all_questions(scene, rng)
-    drawn: list[TaskQuestion] = []
-    while left and len(drawn) < count:
-        tasks = list(left)
-        weight = np.array([weights.get(task, 0.0) for task in tasks])
-        if weight.sum() <= 0:
-            break
-        share = weight / weight.sum()
-        task = tasks[rng.choice(len(tasks), p=share)]
-        question = _even(left[task], rng)
-        drawn.append(question)
-        left[task].remove(question)
-        if not left[task]:
-            del left[task]
-    return drawn
-
-
 def one_per_task(scene: Scene, split: str, index: int) -> list[TaskQuestion]:
     """One question of each task that the scene allows; a function of (split, index)."""
     rng = rng_for(split, index, purpose=1)
     questions = all_questions(scene, rng)
-    return [_even(questions[task], rng) for task in TASKS if task in questions]
+    return [evenly(questions[task], rng) for task in TASKS if task in questions]
 
 
 def film_questions(film: Film, rng: Generator) -> list[TaskQuestion]:
@@ -110,7 +86,7 @@ def by_task(questions: Iterable[TaskQuestion]) -> dict[str, list[TaskQuestion]]:
     return groups
 
 
-def _even(questions: list[TaskQuestion], rng: Generator) -> TaskQuestion:
+def evenly(questions: list[TaskQuestion], rng: Generator) -> TaskQuestion:
     """Draw an answer first, then a question that has it."""
     answers = {question.answer for question in questions}
     answer = pick(rng, sorted(answers))
@@ -197,17 +173,12 @@ def _order(scene: Scene) -> Iterator[TaskQuestion]:
     for axis, direction in enumerate(("left to right", "top to bottom")):
         line = sorted(scene.things, key=lambda thing: thing.centre[axis])
         gaps = [second.centre[axis] - first.centre[axis] for first, second in pairwise(line)]
-        if 2 <= len(line) <= MOST_LISTED and min(gaps) >= MARGIN:
+        if 2 <= len(line) <= 5 and min(gaps) >= MARGIN:
             names = ", ".join(thing.name for thing in line)
             yield TaskQuestion(f"list {direction}", f"List the objects from {direction}.", names)
 
 
-def relations(scene: Scene) -> int:
-    """How many relations can be asked for."""
-    return len(list(_relations(scene)))
-
-
-def _relations(scene: Scene) -> Iterator[TaskQuestion]:
+def relation_questions(scene: Scene) -> Iterator[TaskQuestion]:
     """What is just beside a thing on a side, where that is one thing."""
     for thing in scene.things:
         for side, near in zip(SIDES, neighbours(scene, thing), strict=True):
@@ -247,7 +218,7 @@ def _text(scene: Scene) -> Iterator[TaskQuestion]:
         return
     (text,) = scene.texts
     yield TaskQuestion("read text", "What does the text say?", text.characters)
-    for ordinal, character in zip(ORDINALS, text.characters, strict=False):
+    for ordinal, character in zip(("first", "second", "third", "fourth", "fifth"), text.characters, strict=False):
         yield TaskQuestion("character", f"What is the {ordinal} character?", character)
     if where := _quadrant(scene, text.x, text.y):
         yield TaskQuestion("text quadrant", "Where is the text?", where)

@@ -53,17 +53,11 @@ PAD = (127, 127, 127)
 
 # Of scenes.
 MOST = {84: 4}  # objects on small canvases; 8 on all others
-PAIRED = 0.5  # share of scenes in which things stand beside one another
-BESIDE = 0.7  # share of their things that are put beside an earlier one, if there is room
-PLAIN = 0.3  # share of scenes on an even ground, with larger things, as a person would draw them
 LIGHT, DARK = 165.0, 55.0  # tones of a ground on which white, or dark ink, would not be seen
 
 # Of sketches.
-LINES = 8  # lines of text in a crowded sketch, at most
 MOST_SKETCHED = 9  # things, at most
 LARGEST = 220  # pixels of one thing, at most
-FILLED = 0.38  # share of the picture that things may take together
-BESIDE_SKETCHED = 0.45  # share of things that are put beside an earlier one, in three sketches of ten
 RATIOS = (1.25, 4 / 3, 1.5, 16 / 9, 2.0)  # of the long side of a wide or tall sketch to its short one
 
 
@@ -241,7 +235,7 @@ class Board:
     def drawn(cls, rng: Generator, side: int, dense: bool) -> "Board":
         """An empty board by lot; only large ones have room for large things."""
         board = cls(side, dense)
-        if rng.random() >= PLAIN:
+        if rng.random() >= 0.3:  # others are on an even ground, with larger things, as a person would draw them
             return board
         board.grain = 0
         if rng.random() < 0.4:
@@ -286,9 +280,16 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
 
 
 def _place_texts(rng: Generator, board: Board) -> list[Lettering]:
-    """Words of two to five characters, fewer where there is no room for more."""
+    """Words of two to five characters, where there is room.
+
+    One in three scenes of four; up to two for every 84 pixels of a dense one's side.
+    """
     texts = []
-    for _ in range(_text_count(rng, board)):
+    if board.dense:
+        count = int(rng.integers(0, 2 * (board.side // 84) + 1))
+    else:
+        count = int(rng.random() < 0.75)
+    for _ in range(count):
         size = int(rng.integers(20, board.largest_text + 1))
         word = random_word(rng, 2)
         advances = [glyph_advance(character, size) for character in word]
@@ -301,21 +302,14 @@ def _place_texts(rng: Generator, board: Board) -> list[Lettering]:
     return texts
 
 
-def _text_count(rng: Generator, board: Board) -> int:
-    """One in three scenes of four; up to two for every 84 pixels of a dense one's side."""
-    if board.dense:
-        return int(rng.integers(0, 2 * (board.side // 84) + 1))
-    return int(rng.random() < 0.75)
-
-
 def _place_things(rng: Generator, pairing: Generator, board: Board) -> list[Thing]:
     """Find room for things, in half of the scenes mostly beside one another; `pairing` decides which."""
     tries = 40
     share_beside = 0.0
     if not board.dense:
         tries = 12
-        if pairing.random() < PAIRED:
-            share_beside = BESIDE
+        if pairing.random() < 0.5:
+            share_beside = 0.7  # if there is room
     things: list[Thing] = []
     for shape, colour in _scene_kinds(rng, board):
         size = int(rng.integers(16, board.largest + 1))
@@ -482,7 +476,7 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
         split: A name in `SPLITS`.
         index: From 0 on.
         side: Pixels of the finished square, a multiple of 14.
-        crowded: Write several lines, in a font each (for the tower), where there is room.
+        crowded: Write up to eight lines, in a font each (for the tower), where there is room.
 
     Raises:
         ValueError: If the side is no such multiple.
@@ -493,7 +487,7 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     kind = rng.random()
     lines = int(kind < 0.6)
     if crowded:
-        lines = LINES
+        lines = 8
     texts: list[Lettering] = []
     for _ in range(lines):
         text = write(rng, canvas, _length(texts))
@@ -575,7 +569,7 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
     kinds = _sketch_kinds(rng)
     size = _sketch_size(rng, canvas.inner, len(kinds))
     uneven = rng.random() < 0.5
-    paired = rng.random() < 0.3
+    paired = rng.random() < 0.3  # 0.45 of its things are then put beside an earlier one
     cells: Corners = []
     if rng.random() < 0.25:
         cells = _rows(rng, canvas.inner, size)
@@ -588,7 +582,7 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
             across *= rng.uniform(0.7, 1.3)
         across = min(max(across, 15), LARGEST)
         box = canvas.claim(cells, across, across)
-        if box is None and paired and things and rng.random() < BESIDE_SKETCHED:
+        if box is None and paired and things and rng.random() < 0.45:
             anchor = pick(rng, things)
             box = canvas.claim(_beside_sketched(rng, canvas.inner, across, anchor), across, across)
         if box is None:
@@ -622,7 +616,7 @@ def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
 
 def _sketch_size(rng: Generator, inner: Box, count: int) -> float:
     """Pixels of each of so many things: 16 to what the picture has room for."""
-    room = FILLED * inner.width * inner.height / count
+    room = 0.38 * inner.width * inner.height / count  # together they take that share of the picture
     most = max(18.0, min(LARGEST, inner.height * 0.7, room**0.5))
     if rng.random() < 0.3:
         return float(rng.uniform(16, most))

@@ -245,19 +245,15 @@ class _Packer:
             rows = torch.cat((base_view, newline.expand(count, -1).to(base_view)))
             newlines = into_cells((count, 1), (count, 1))
             return rows, join([base, newlines])
-        tiles = _unpad(self._map(views[1:], mosaic), size)
+        tiles = views[1:].view(*mosaic, *self._views, -1)  # (down, across, rows, columns, width)
+        tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # one map: (width, rows, columns)
+        tiles = _unpad(tiles, size)
         # OneVision shrinks large maps; this one shrinks by as much.
         coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
         if coarse != tiles.shape[1:]:
             tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
         rows = torch.cat((base_view, _with_newlines(tiles, newline)))
         return rows, join([base, into_cells(fine, coarse, newlines=True)])
-
-    def _map(self, tiles: Tensor, mosaic: Grid) -> Tensor:
-        """Tiles put together to one map: (tiles, patches, width) -> (width, rows, columns)."""
-        tiles = tiles.view(*mosaic, *self._views, -1)  # (down, across, rows, columns, width)
-        tiles = tiles.permute(4, 0, 2, 1, 3)  # (width, down, rows, across, columns)
-        return tiles.flatten(1, 2).flatten(2, 3)
 
 
 def _with_newlines(tiles: Tensor, newline: Tensor) -> Tensor:

@@ -88,7 +88,14 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        core = core_of(self.model, self.decoder, self.mergers)
+        core: nn.Module | None = None
+        ahead = [self.model]
+        while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
+            module = ahead.pop()
+            decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
+            if decodes and any([hasattr(module, name) for name in self.mergers]):
+                core = module
+            ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
         if core is None:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
@@ -386,7 +393,7 @@ class Family:
         places: Sequence[Tensor | None] = [None] * len(sizes)
         grids = self.token_grids(self.model.config, sizes)
         # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
-        if grids is None or [_cells(frames) for frames in grids] != sizes:
+        if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
             places = self.boxes(self.model.config, modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
         self.place(output, features, cuts)
@@ -537,21 +544,3 @@ class Family:
         The layer after each runs while two streams are in memory, with the addition and without.
         """
         return 0
-
-
-def _cells(grids: Sequence[Grid]) -> int:
-    """Tokens of some grids together."""
-    return sum(map(math.prod, grids))
-
-
-def core_of(model: nn.Module, decoder: str, mergers: Sequence[str]) -> nn.Module | None:
-    """The innermost module of a model that has both a decoder of this name and one of these functions."""
-    core: nn.Module | None = None
-    ahead = [model]
-    while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
-        module = ahead.pop()
-        decodes = isinstance(getattr(module, decoder, None), nn.Module)
-        if decodes and any([hasattr(module, name) for name in mergers]):
-            core = module
-        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-    return core

@@ -21,8 +21,8 @@ from foveate.core.cut import Cut
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.fed import encode_fed, lacking as unread, thinned_by_feeding
-from foveate.families.feeding import has_cls
+from foveate.families.fed import encode_fed, thinned_by_feeding
+from foveate.families.feeding import NO_BLOCKS, blocks_of, has_cls
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
@@ -35,7 +35,6 @@ DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
 """What a module with a head calls the decoder that it stands around."""
 MODALITIES = ("image", "video")
-MERGERS = ("get_placeholder_mask", "inputs_merger")
 
 
 class Derived(Family):
@@ -107,7 +106,7 @@ class Derived(Family):
     @property
     def merger(self) -> str | None:
         """Name of the core's function that is asked where the vision tokens are; None where there is none."""
-        return next((name for name in MERGERS if hasattr(self.core, name)), None)
+        return next((name for name in ("get_placeholder_mask", "inputs_merger") if hasattr(self.core, name)), None)
 
     def final_norm(self, rows: Tensor) -> Tensor:
         """As in the base class, by whatever name."""
@@ -185,8 +184,8 @@ class Derived(Family):
     def lacks(self, signal: Signal) -> str | None:
         """As in the base class, and whether anything of the tower can be read."""
         reason = super().lacks(signal)
-        if reason is None and isinstance(signal, TowerSignal):
-            return unread(self.core, self.layers)
+        if reason is None and isinstance(signal, TowerSignal) and not blocks_of(self.core, self.layers):
+            return NO_BLOCKS
         reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots)
         if reads and any(hasattr(attention, "sinks") for attention in self.attentions):
             return "its rows pay attention to sinks too, which queries and keys do not tell"
@@ -214,12 +213,8 @@ class Derived(Family):
             ids = [self.placeholder(modality) for modality in MODALITIES]
             is_video = inputs.get("video_features") is not None or (asked == ids[1] != ids[0])
             there = [MODALITIES[is_video]]
-        return [(modality, masks[0]) for modality in there if self._is_asked(modality, inputs)]
-
-    def _is_asked(self, modality: str, inputs: Any) -> bool:
-        """Whether a merger that is told what it shall look for was asked for a modality, and not for sounds."""
-        asked = inputs.get("token_id")
-        return asked is None or asked == self.placeholder(modality)
+        asked = inputs.get("token_id")  # of a merger that is told what it shall look for: sounds, for one
+        return [(modality, masks[0]) for modality in there if asked is None or asked == self.placeholder(modality)]
 
     def placed(self, inputs: Any) -> list[tuple[str, Tensor]]:
         """Columns whose ids are placeholders, by modality."""

@@ -6,23 +6,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.errors import UnsupportedError
-from foveate.families.feeding import NO_BLOCKS, Feeding, blocks_of, feeding
+from foveate.families.feeding import Feeding, blocks_of, feeding
 from foveate.families.placing import images_of
 from foveate.families.tap import unturned
 from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
-
-
-def lacking(core: nn.Module, decoder: nn.Module) -> str | None:
-    """Why nothing can be read of a model's vision tower, as far as this is known before it runs; None: it may be."""
-    if blocks_of(core, decoder):
-        return None
-    return NO_BLOCKS
 
 
 def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:

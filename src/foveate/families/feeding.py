@@ -35,8 +35,6 @@ CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
 """What a tower calls the parameter that its CLS begins as."""
 REMEMBERED = 64
 """Calls of different shapes whose feeding is remembered for a model; the oldest goes first."""
-LEAK = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""The share of a row's gradient that may be rounding; in half precision 2 %."""
 
 NO_BLOCKS = "no block of its vision tower attends by transformers' attention functions"
 
@@ -304,7 +302,7 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
     largest = whole.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0
     whole = whole / largest.clamp(min=torch.finfo(whole.dtype).tiny)
-    leak = LEAK.get(leaves[last][0].dtype, 0.02)
+    leak = {torch.float32: 1e-3, torch.float64: 1e-3}.get(leaves[last][0].dtype, 0.02)  # what may be rounding
     numbers = torch.arange(len(tokens), device=tokens.device)
     owners = torch.zeros_like(fed, dtype=torch.long)
     for bit in range((len(tokens) - 1).bit_length()):

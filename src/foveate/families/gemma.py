@@ -8,7 +8,7 @@ global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -71,10 +71,6 @@ class Gemma3(Family):
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
 
-    @property
-    def _grid(self) -> Grid:
-        return _grid(self.model.config)
-
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches averaged into it."""
         with tapped_all(attentions(encoder_layers(self.core.vision_tower), reducer.reads)) as taps:
@@ -82,7 +78,7 @@ class Gemma3(Family):
         images = output.pooler_output
         views = []
         for index, image in enumerate(images):
-            views.append(TowerView(image, self._grid, None, partial(self._read, taps, index)))
+            views.append(TowerView(image, _grid(self.model.config), None, partial(self._token_means, taps, index)))
         cuts = reducer.reduce(views)
         self.place(output, images, cuts)
         return output, cuts
@@ -90,32 +86,37 @@ class Gemma3(Family):
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         return clip_thin_tower(self.core.vision_tower, self.model.config)
 
-    def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
-        return self._token_means(taps.read(picture, signal))
-
-    def _token_means(self, patches: Tensor) -> Tensor:
-        """Means over the patches of each token, (patches, numbers) -> (tokens, numbers)."""
+    def _token_means(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
+        """What a signal is of a picture's tokens, the means over the patches of each: (tokens, numbers)."""
+        patches = taps.read(picture, signal)
         projector = self.core.multi_modal_projector
         side: int = projector.patches_per_image
-        picture = patches.T.reshape(1, -1, side, side)  # numbers as channels
-        means: Tensor = projector.avg_pool(picture)
+        means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))  # numbers as channels
         return means.flatten(2)[0].T
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the projector, made for one grid, gets the patches in the
         corner of an empty one.
         """
-        grid, pixels = self._grid, inputs["pixel_values"]
+        grid, pixels = _grid(self.model.config), inputs["pixel_values"]
         (cells,) = reducer.coarsen((grid,), math.prod(grid), 0)
         if cells == grid:
             return run(), [None] * len(pixels)
         projector = self.core.multi_modal_projector
-        corner = _Corner(projector, grid, cells)
-        rows, columns = corner.patches
+        side = projector.patches_per_image
+        rows, columns = (length * projector.kernel_size for length in cells)  # of a smaller picture's patches
+
+        def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+            """In the place of the projector's forward, (pictures, patches, width)."""
+            canvas = states.new_zeros(len(states), side, side, states.shape[2])
+            canvas[:, :rows, :columns] = states.view(len(states), rows, columns, -1)
+            tokens = original(canvas.flatten(1, 2)).view(len(states), *grid, -1)
+            return tokens[:, : cells[0], : cells[1]].flatten(1, 2)
+
         patch = self.model.config.vision_config.patch_size
         small = smaller(pixels, rows * patch, columns * patch)
         with Patcher() as patches:
-            patches.wrap(projector, "forward", corner.project)
+            patches.wrap(projector, "forward", project)
             output = run(pixel_values=small, interpolate_pos_encoding=True)
         return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
@@ -141,37 +142,6 @@ class Gemma3(Family):
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
         return PicturesRun((_grid(config),) * sum(pictures_in(size, config.mm_tokens_per_image) for size in sizes))
-
-
-class _Corner:
-    """Gemma 3's projector on smaller pictures: their patches go into the corner of the usual grid, and their tokens
-    come out of its corner.
-
-    Args:
-        projector: Made for one grid of patches.
-        grid: Rows and columns of the tokens it makes.
-        cells: Rows and columns of those that the smaller pictures have.
-
-    Attributes:
-        patches: Rows and columns of a smaller picture's patches.
-    """
-
-    def __init__(self, projector: Any, grid: Grid, cells: Grid) -> None:
-        rows, columns = cells
-        self.patches: Grid = rows * projector.kernel_size, columns * projector.kernel_size
-        self._side: int = projector.patches_per_image
-        self._grid = grid
-        self._cells = cells
-
-    def project(self, original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-        """In the place of the projector's forward, (pictures, patches, width)."""
-        pictures, _, width = states.shape
-        rows, columns = self.patches
-        canvas = states.new_zeros(pictures, self._side, self._side, width)
-        canvas[:, :rows, :columns] = states.view(pictures, rows, columns, -1)
-        tokens = original(canvas.flatten(1, 2)).view(pictures, *self._grid, -1)
-        rows, columns = self._cells
-        return tokens[:, :rows, :columns].flatten(1, 2)
 
 
 def _grid(config: Any) -> Grid:
@@ -233,7 +203,7 @@ class Gemma4(Family):
         kernel = self.model.config.vision_config.pooling_kernel_size
         grids_of = self._grids(self.model.config, modality, inputs)  # read before the device has work to wait for
         modules = attentions(self.core.vision_tower.encoder.layers, reducer.reads)
-        with tapped_all(modules, keys_of=("k_norm", _keys_of)) as taps:
+        with tapped_all(modules, keys_of=("k_norm", lambda _, keys: keys.transpose(1, 2))) as taps:
             output = run()
         # The tower sees pictures and frames alike; an image is one of them, a video several.
         flat = [grid for grids in grids_of for grid in grids]
@@ -320,11 +290,6 @@ class Gemma4(Family):
             frames = [grid_boxes(*grid) for grid in grids]
             boxes.append(torch.cat(frames))
         return boxes
-
-
-def _keys_of(attention: Any, output: Tensor) -> Iterable[Tensor]:
-    """Keys before RoPE of each picture, (heads, patches, head size), from (pictures, patches, heads, head size)."""
-    return output.transpose(1, 2)
 
 
 def _picture(signal: TowerSignal, heads: Tapped, positions: Tensor, grid: Grid, kernel: int) -> Tensor:

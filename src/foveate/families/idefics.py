@@ -4,14 +4,14 @@ RoPE."""
 import inspect
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from foveate.core.signals import TowerSignal
-from foveate.families.thinning import ThinnedTower, batch_layout
+from foveate.families.llava import clip_thin_tower
+from foveate.families.thinning import ThinnedTower
 from foveate.families.tiles import Tiled, run_lengths, runs
 from foveate.families.tower import Inputs, Run, block_of, encoder_layers
 from foveate.families.vision import blocks
@@ -75,10 +75,7 @@ class SmolVLM(Tiled):
         return layers[block_of(signal, len(layers) - 1, len(layers))].self_attn
 
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        tower = self.core.vision_model
-        layers: Any = encoder_layers(tower)
-        layout = partial(batch_layout, self.model.config.vision_config.patch_size)
-        return ThinnedTower(tower, layers, [layer.self_attn for layer in layers], [len(layers) - 1], layout)
+        return clip_thin_tower(self.core.vision_model, self.model.config)
 
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:

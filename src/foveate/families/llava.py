@@ -52,7 +52,17 @@ class OfClip(Family):
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
-        return llava_shape(config)
+        """With the two layers that read one state of a LLaVA's tower or several."""
+        vision, width = config.vision_config, config.text_config.hidden_size
+        setting = config.vision_feature_layer
+        layers = [setting] if isinstance(setting, int) else setting
+        last = vision.num_hidden_layers
+        states = {layer % (last + 1) for layer in layers}  # −1 is the last of last + 1 states
+        # The output is a tensor of its own unless it is a state that is read; SigLIP's has been through a norm.
+        output = vision.model_type == "siglip_vision_model" or last not in states
+        memory = StatesTower(width, stays=len(states) + output, held=len(states - {0, last - 1, last}))
+        projector = linear(1, vision.hidden_size * len(layers), width, width)
+        return replace(clip_shape(config, projector), memory=memory)
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""
@@ -227,20 +237,6 @@ def _rows_beside(config: Any) -> int:
     if kind not in CLASS_TOKENS:
         raise UnsupportedError(f"The cost of a tower of type {kind!r} is not known. Known: {', '.join(CLASS_TOKENS)}.")
     return CLASS_TOKENS[kind] - int(drops_cls(config))
-
-
-def llava_shape(config: Any) -> TowerShape:
-    """As `clip_shape`, with the two layers that read one state of a LLaVA's tower or several."""
-    vision, width = config.vision_config, config.text_config.hidden_size
-    setting = config.vision_feature_layer
-    layers = [setting] if isinstance(setting, int) else setting
-    last = vision.num_hidden_layers
-    states = {layer % (last + 1) for layer in layers}  # −1 is the last of last + 1 states
-    # The output is a tensor of its own unless it is a state that is read; SigLIP's has been through a norm.
-    output = vision.model_type == "siglip_vision_model" or last not in states
-    memory = StatesTower(width, stays=len(states) + output, held=len(states - {0, last - 1, last}))
-    projector = linear(1, vision.hidden_size * len(layers), width, width)
-    return replace(clip_shape(config, projector), memory=memory)
 
 
 FAMILIES = (Llava, VipLlava)

@@ -515,11 +515,7 @@ class Qwen3VL(Qwen2VL):
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""
         source = cut.source.clamp(min=0)  # a row that stands for none gets the first token's
-
-        def in_first_places(features: Tensor) -> Tensor:
-            return first_rows(features[source], len(features))
-
-        _change_deepstack(output, index, in_first_places)
+        _change_deepstack(output, index, lambda features: first_rows(features[source], len(features)))
 
     def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
         _change_deepstack(output, index, partial(first_rows, length=length))

@@ -226,7 +226,7 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind)
     early = {stage.place for stage in stages if stage.place < Place.LAYER and not isinstance(stage, ThinStage)}
     way = _way(stages, early)
-    if reason is None and way is not None and _unknown(kind, way):
+    if reason is None and way is not None and getattr(kind, way) in (Family.encode, Family.encode_smaller):
         reason = f"drops in or after the vision tower, which foveate cannot do for {kind.model_type!r}."
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
@@ -302,11 +302,6 @@ def _way(stages: Sequence[Stage], places: set[Place]) -> str | None:
     if places:
         return "encode_projected"
     return None
-
-
-def _unknown(kind: type[Family], way: str) -> bool:
-    """Whether a family has no such function of its own."""
-    return getattr(kind, way) in (Family.encode, Family.encode_smaller)
 
 
 def _where(stage: Stage, several: bool) -> str:

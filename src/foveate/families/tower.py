@@ -160,24 +160,6 @@ def attentions(
 # -- what layers show ----------------------------------------------------------------------------------------------
 
 
-class TowerReader:
-    """What a tower shows of one image's patches, from queries and keys tapped in it.
-
-    Args:
-        cls: Whether the first token is a CLS.
-        heads: For each signal that is read, queries and keys of the image in its block, (heads, tokens, head size), and
-            the scaling.
-    """
-
-    def __init__(self, cls: bool, heads: Mapping[TowerSignal, Tapped]) -> None:
-        self._cls = cls
-        self._heads = heads
-
-    def read(self, signal: TowerSignal) -> Tensor:
-        """(patches, 1) attention, or (patches, size) keys, float32; a CLS is left out."""
-        return shown(signal, self._heads[signal], self._cls)
-
-
 KeysMade = Callable[[Any, Tensor], Iterable[Tensor]]
 """What a part of an attention module answers, as keys of each sample, (heads, tokens, head size); the module goes
 first."""
@@ -368,14 +350,20 @@ class _ReducedRun:
             return original(features)
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
         height, width = self._ragged.grid
-        return _padded(_projected(original, rows), height * width)
+        if len({len(image) for image in rows}) == 1:  # all at once where they are as many
+            projected = list(original(torch.stack(rows)))
+        else:
+            projected = [original(image[None])[0] for image in rows]
+        return _padded(projected, height * width)
 
     def _view(self, index: int, image: Tensor) -> TowerView:
-        merge = self._ragged.merges[index]
+        merge, cls = self._ragged.merges[index], None
+        if self._cls:  # as the projector would read it: (1, width)
+            cls = torch.cat([self._states[at][index, :1] for at in self._chosen], dim=-1)
         return TowerView(
             image,
             grid=self._ragged.grid if merge is None else None,
-            cls=self._cls_state(index) if self._cls else None,
+            cls=cls,
             read=partial(self._read, index, merge),
             merge=merge,
             early=self._reducer.early,
@@ -387,18 +375,6 @@ class _ReducedRun:
         if merge is None or self._scoring[signal] > 0:
             return values
         return average(values, merge)  # the first layer attends before its patches merge
-
-    def _cls_state(self, index: int) -> Tensor:
-        """An image's CLS as the projector would read it: (1, width)."""
-        states = [self._states[at] for at in self._chosen]
-        return torch.cat([state[index, :1] for state in states], dim=-1)
-
-
-def _projected(projector: Callable[[Tensor], Tensor], rows: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The projected rows of each image: all at once where they are as many."""
-    if len({len(image) for image in rows}) == 1:
-        return list(projector(torch.stack(list(rows))))
-    return [projector(image[None])[0] for image in rows]
 
 
 class _Ragged:
@@ -449,7 +425,7 @@ class _Ragged:
         patches = output[:, self._cls :]
         if self._reducer.early:
             self.merges = self._reducer.merge_early(list(patches), self.grid)
-        self.lengths = [self._cls + _rows_of(cut, count) for cut in self.merges]
+        self.lengths = [self._cls + (count if cut is None else len(cut.source)) for cut in self.merges]
         if all(cut is None for cut in self.merges):
             return output
         pairs = zip(output, self.merges, strict=True)
@@ -462,13 +438,6 @@ class _Ragged:
             return rows
         assert cut.rows is not None
         return torch.cat((rows[: self._cls], cut.rows))
-
-
-def _rows_of(cut: Cut | None, patches: int) -> int:
-    """Rows of an image of `patches` patches behind the first layer."""
-    if cut is None:
-        return patches
-    return len(cut.source)
 
 
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:

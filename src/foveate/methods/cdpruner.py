@@ -60,9 +60,7 @@ class CDPruner(Counted):
 
     scope: Literal["image", "frame"] = "image"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         rate = LayerStage(0, reads=(Hidden(), Text()), look=_rate_by_embeddings)
         pick = LayerStage(
             0,

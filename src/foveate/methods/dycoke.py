@@ -99,11 +99,7 @@ class DyCoke(Framed):
 
     def own_count(self, frames: tuple[int, ...]) -> int:
         compared = len(frames) - windows(len(frames))
-        return self.floor(frames) + compared * self._each(frames[0])
-
-    def _each(self, tokens: int) -> int:
-        """Tokens that a compared frame of so many keeps."""
-        return int((1 - self.own) * tokens)
+        return self.floor(frames) + compared * int((1 - self.own) * frames[0])
 
     def floor(self, frames: tuple[int, ...]) -> int:
         return windows(len(frames)) * frames[0]

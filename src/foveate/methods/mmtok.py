@@ -44,9 +44,7 @@ class MMTok(Counted):
     tau_text: Annotated[float, Gt(0)] = 0.02
     tau_vision: Annotated[float, Gt(0)] = 0.2
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         pick = LayerStage(
             0,
             reads=(Hidden(), Text()),

@@ -41,8 +41,6 @@ from foveate.errors import SettingError
 # The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
 DOMINANT, CONTEXT = 42, 6
 PAIRS = ((30, 5), (22, 4), (16, 3))
-ENTRY = 1.5  # rows that enter the decoder with a budget, as a multiple of the mean
-CONTEXTUAL = 0.15  # share of merged rows with a budget; the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
 
 Pair = tuple[Count, Count]
 """(dominant, contextual)."""
@@ -180,7 +178,7 @@ class VisionDrop(Layered):
         # lets each later stage leave one row.
         mean, cuts = self.budget.mean(entered), (0, *self.cuts(depth))
         before = (*cuts, depth)[1]  # layers that process what enters
-        first = max(mean, min(ENTRY * mean, entered))
+        first = max(mean, min(1.5 * mean, entered))
         first = min(first, max(mean, (depth * mean - (depth - before)) / max(1, before)))
 
         def curve(ratio: float) -> list[float]:
@@ -198,7 +196,7 @@ class VisionDrop(Layered):
 
 def _split(size: int) -> Pair:
     """(dominant, contextual) of a stage of so many rows, at least one of them dominant: 96 are 82 and 14."""
-    contextual = min(half_up(CONTEXTUAL * size), size - 1)
+    contextual = min(half_up(0.15 * size), size - 1)  # the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
     return size - contextual, contextual
 
 

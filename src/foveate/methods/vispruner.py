@@ -54,18 +54,15 @@ class VisPruner(Counted):
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
         def pick(tokens: Tensor, count: int) -> Tensor:
-            return self._of_crop(view.attention[tokens], view[Features()][tokens], count)
+            important = int(count * self.important_ratio)
+            order = view.attention[tokens].sort(descending=True, stable=True).indices
+            if important == count:
+                return order[:count]
+            likeness = cosines(view[Features()][tokens], exact=True)
+            diverse = thin(order[important:], likeness, count - important, self.per_round)
+            return torch.cat((order[:important], diverse))
 
         return pick_by_crop(view.grids, view.features, count, pick)
-
-    def _of_crop(self, attention: Tensor, features: Tensor, count: int) -> Tensor:
-        """`count` tokens of a crop: (count,) int64."""
-        important = int(count * self.important_ratio)
-        order = attention.sort(descending=True, stable=True).indices
-        if important == count:
-            return order[:count]
-        diverse = thin(order[important:], cosines(features, exact=True), count - important, self.per_round)
-        return torch.cat((order[:important], diverse))
 
 
 VisPruner.presets = (

@@ -105,7 +105,7 @@ class Table:
             ValueError: If a row has more cells than there are columns.
         """
         self.title = title
-        self.columns = tuple(_as_column(head) for head in heads)
+        self.columns = tuple(head if isinstance(head, Column) else Column(head) for head in heads)
         self.rows = tuple(self._filled(row) for row in rows)
         self.notes = tuple(notes)
 
@@ -295,12 +295,6 @@ def between(page: str, mark: str, text: str) -> str:
     before, rest = page.split(begin)
     _, after = rest.split(end)
     return before + begin + text + end + after
-
-
-def _as_column(head: str | Column) -> Column:
-    if isinstance(head, Column):
-        return head
-    return Column(head)
 
 
 def _values(cell: str) -> Mapping[str, str]:

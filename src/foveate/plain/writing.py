@@ -42,7 +42,9 @@ def publish(
         os.close(handle)
         part = Path(name)
         write(part)
-        part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
         if durable:
             _sync(part)
         if not force:
@@ -97,12 +99,6 @@ def _claim_without_link(part: Path, target: Path) -> bool:
         return False
     part.replace(target)
     return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def preset_files(asked: Iterable[tuple[str, Mapping[str, float]]]) -> list[str]:

@@ -48,11 +48,9 @@ BYTES = 12
 """Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
 UNNAMED = Path("the film")
 """What is said of one that is no file."""
-BUFFER = 2**16
 
 NEAR = 4.0  # seconds up to which decoding on is cheaper than looking for a key frame
 BEFORE = 10.0  # seconds before the first frame, where a search for the beginning of the file surely ends
-FAR = 60.0  # the same in a damaged film, of which key frames may be made up from the frames before them
 
 
 def read(
@@ -104,8 +102,8 @@ def shape_of(
 
     Height and width are 0 where the header does not say. Arguments and errors are those of `read`.
     """
-    count, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _measured)
-    return count, height, width
+    _, _, times, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _surveyed)
+    return len(times), height, width
 
 
 def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[BinaryIO, Path, FramesWanted], Any]) -> Any:
@@ -153,12 +151,6 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
             notes = filter(None, (clip.note, _hdr_note(stream, name)))
             return replace(clip, chosen=request.asked, note=" ".join(notes) or None)
     raise AssertionError("the last way conceals")
-
-
-def _measured(file: BinaryIO, path: Path, request: FramesWanted) -> tuple[int, tuple[int, int]]:
-    """How many frames are wanted of an open file, and their width and height."""
-    _, _, times, size = _surveyed(file, path, request)
-    return len(times), size
 
 
 def _surveyed(
@@ -215,7 +207,7 @@ def _container(source: "_File", name: str) -> Any:
     alone = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
         # PyAV's `options` are no place for DECODING: it frees more of them than it made where streams appear late.
-        return av.open(source, mode="r", container_options=alone, metadata_errors="replace", buffer_size=BUFFER)
+        return av.open(source, mode="r", container_options=alone, metadata_errors="replace", buffer_size=2**16)
     except av.error.FFmpegError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -294,7 +286,9 @@ class _Decoder:
         self._due: list[float] = []  # when frames come on show whose packets have been given to the decoder
         self._way = way
         self._broken = False  # whether anything could not be decoded so far
-        self._near = FAR if way is _Way.CONCEALING else NEAR
+        self._near = NEAR
+        if way is _Way.CONCEALING:
+            self._near = 60.0  # key frames of a damaged film may be made up from the frames before them
         if not contents.seekable:
             self._near = float("inf")
         stream.thread_type = "AUTO" if way is _Way.THREADS else "NONE"

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-OTHER_MATRICES = {1, 9, 10}  # BT.709 and BT.2020: FFmpeg's converter takes all for BT.601 unless told
 BT601, LIMITED, FULL = 5, 1, 2
 
 
@@ -20,7 +19,7 @@ def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None) -> NDArray[n
     """
     matrix = int(frame.colorspace)
     colours: dict[str, Any] = {}
-    if matrix in OTHER_MATRICES:
+    if matrix in (1, 9, 10):  # BT.709 and BT.2020: FFmpeg's converter takes all for BT.601 unless told
         colours = {"src_colorspace": matrix, "dst_colorspace": BT601, "dst_color_range": FULL}
         colours["src_color_range"] = int(frame.color_range) or LIMITED
     width = max(1, round(frame.width * aspect))

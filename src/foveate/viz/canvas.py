@@ -18,12 +18,9 @@ DPI = 150
 INK, FAINT = "#1c2330", "#667085"
 HAIRLINE = (152, 162, 179)
 LETTER = {"normal": 0.58, "bold": 0.65}  # the width of a letter as a share of its size, on the safe side
-SPACING = 1.45  # from line to line, as a share of the letters' size
 
 PLAIN_LEGEND = "In colour: kept. Dark and hatched: dropped."
 LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark and hatched: dropped."
-
-Weight = Literal["normal", "bold"]
 
 
 class Page:
@@ -62,11 +59,14 @@ class Page:
 
         After so many lines it is cut with an ellipsis.
         """
-        weight: Weight = "bold" if kind == "bold" else "normal"
-        text = wrapped(text, room, size, weight=weight, lines=lines)
+        weight = "bold" if kind == "bold" else "normal"
+        letters = max(12, int(room / (LETTER[weight] * size * DPI / 72)))
+        text = textwrap.fill(text, letters, max_lines=lines, placeholder=" …")
         options = {"ha": align, "fontsize": size, "fontweight": weight, "color": FAINT if kind == "faint" else INK}
         self._texts.append((text, x, top, options))
-        return top + text_height(text, size)
+        if not text:
+            return top
+        return top + line_height(size) * (1 + text.count("\n"))
 
     def row(
         self, panels: Sequence[tuple[Pixels, str]], left: float, top: float, *, cell: float, gap: float, size: float
@@ -102,23 +102,9 @@ class Page:
         return Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB")
 
 
-def wrapped(text: str, width: float, size: float, *, weight: Weight = "normal", lines: int | None = None) -> str:
-    """The text with line breaks so that it fits into `width` pixels, cut with an ellipsis after so many lines."""
-    letter = LETTER[weight] * size * DPI / 72
-    letters = max(12, int(width / letter))
-    return textwrap.fill(text, letters, max_lines=lines, placeholder=" …")
-
-
 def line_height(size: float) -> float:
     """Pixels from one line of text to the next."""
-    return SPACING * size * DPI / 72
-
-
-def text_height(text: str, size: float) -> float:
-    """Pixels that the lines of a text take; none for an empty one."""
-    if not text:
-        return 0.0
-    return line_height(size) * (1 + text.count("\n"))
+    return 1.45 * size * DPI / 72
 
 
 def fitted(picture: Image.Image, scale: float) -> Pixels:

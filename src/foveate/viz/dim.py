@@ -9,14 +9,10 @@ Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 SLATE = np.array([34, 38, 48], dtype=np.float32)  # what dropped patches fade to, in dark pictures as in bright
-FADE = 0.72  # how far they fade
 TINT = 0.42  # how much of a merged patch is its group's colour
 # Thin diagonal lines tell dropped patches from kept ones also in a black picture, where nothing can be made darker.
 HATCH = np.array([150, 158, 172], dtype=np.float32)  # their colour
-HATCHED = 0.45  # how far they go towards it
-STEP = 6  # pixels from line to line
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # how bright red, green and blue are
-WASH = 0.75  # how far the parts fade to white that no vision token ever covered
 
 
 def coverage(boxes: NDArray[np.float64], height: int, width: int) -> Map:
@@ -52,7 +48,7 @@ def dim(
     colour = picture.astype(np.float32)
     grey = (colour @ LUMA)[:, :, None]  # one channel, which broadcasts over three; so have all counts below
     dropped = _darkened(grey)
-    unseen = grey + WASH * (255 - grey)
+    unseen = grey + 0.75 * (255 - grey)  # no vision token ever covered it
 
     tokens = coverage(boxes, height, width)[:, :, None]
     at_least_one = np.maximum(tokens, 1)
@@ -69,10 +65,10 @@ def dim(
 def _darkened(grey: Map) -> Map:
     """How dropped patches look: (height, width, 1) -> (height, width, 3)."""
     height, width, _ = grey.shape
-    dark = grey + FADE * (SLATE - grey)
+    dark = grey + 0.72 * (SLATE - grey)
     rows, columns = np.ogrid[:height, :width]
-    lines = (rows + columns) % STEP == 0  # from the lower left to the upper right
-    dark[lines] += HATCHED * (HATCH - dark[lines])
+    lines = (rows + columns) % 6 == 0  # every 6 pixels, from the lower left to the upper right
+    dark[lines] += 0.45 * (HATCH - dark[lines])
     return dark.astype(np.float32, copy=False)
 
 

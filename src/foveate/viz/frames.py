@@ -15,7 +15,6 @@ from foveate.viz.panel import Boxes, Stages, Tokens
 
 WIDTH = 1400  # pixels inside the margins
 MARGIN, GAP = 18, 10
-ACROSS = 8  # frames in a row, upright ones more
 MOST = 40  # frames drawn; of more, so many evenly chosen
 BARS, TICKS = 128, 30  # the histogram's height, and the room under it
 BAR = "#4a6fa5"
@@ -51,7 +50,7 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages)
     drawn = chosen(len(frames), MOST)
     labels = [frame.label for frame in frames]
-    side = WIDTH // min(ACROSS, max(5, len(drawn))) - GAP  # a row of landscape frames fills the sheet
+    side = WIDTH // min(8, max(5, len(drawn))) - GAP  # a row of 8 landscape frames fills the sheet
     pictures = {at: fitted(frames[at].picture, side / max(frames[at].picture.size)) for at in drawn}
     heading = f"the frames: {tokens.starts[-1]} tokens"
     if len(drawn) < len(frames):

@@ -15,11 +15,9 @@ from foveate.viz.showing import Media, PrefillLike, drawn_stages, frames_of, sta
 
 MOST = 6  # pictures or frames drawn; of more, so many evenly chosen
 SIDE = 170  # pixels, of a square panel; one of another shape has its area
-SEVERAL = 1.5  # times that area has a panel of several pictures
 LONGEST = 26 / 17  # the longest side of a panel, as a share of a square one's
 LINE = 2  # pixels between the pictures of a panel
 DARK_GREY, LIGHT_GREY = 152, 232  # the lines, and what a picture leaves free of its cell
-BROAD = 1.5  # a panel may be that much wider than tall
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +92,7 @@ def scaled(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) 
     rows = ceil(len(pictures) / columns)
     area: float = side * side
     if len(pictures) > 1:
-        area *= SEVERAL
+        area *= 1.5
     if sharing > 3:
         area /= 2
     factor = min(sqrt(area / (columns * wide * rows * tall)), LONGEST * side / max(columns * wide, rows * tall))
@@ -102,12 +100,11 @@ def scaled(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) 
 
 
 def _columns(count: int, wide: float, tall: float) -> int:
-    """How many pictures of this size lie side by side, so that they are drawn as large as can be."""
+    """How many pictures of this size lie side by side, so that they are drawn as large as can be.
 
-    def extent(columns: int) -> float:
-        return max(columns * wide / BROAD, ceil(count / columns) * tall)
-
-    return min(range(1, count + 1), key=extent)
+    A panel may be half as wide again as it is tall.
+    """
+    return min(range(1, count + 1), key=lambda columns: max(columns * wide / 1.5, ceil(count / columns) * tall))
 
 
 def _mosaic(pictures: Sequence[Pixels]) -> Pixels:

@@ -120,7 +120,8 @@ class Tokens:
         """
         if not images or images != len(boxes):
             raise ShapeError(f"Give one array of boxes an image; got {images} images and {len(boxes)} arrays.")
-        places = [_as_array(box) for box in boxes]
+        on_host = [box.detach().cpu() if isinstance(box, Tensor) else box for box in boxes]
+        places = [np.asarray(box, dtype=np.float64) for box in on_host]
         for place in places:
             if place.ndim != 2 or place.shape[1] != 4:
                 raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
@@ -145,12 +146,6 @@ class Tokens:
     def panels(self, stage: StageTokens, pictures: Mapping[int, Pixels]) -> list[tuple[Pixels, int]]:
         """Pictures, by their number, with what left at a stage dimmed; and how many tokens of each stayed."""
         return [panel(pixels, self.places[at], self.starts[at], stage) for at, pixels in pictures.items()]
-
-
-def _as_array(boxes: Boxes) -> NDArray[np.float64]:
-    if isinstance(boxes, Tensor):
-        boxes = boxes.detach().cpu()
-    return np.asarray(boxes, dtype=np.float64)
 
 
 def _ordinals(kept: Rows) -> Ordinals:

@@ -23,10 +23,9 @@ from foveate.core.tensors import Memo
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.llava_next import LlavaNext
-from foveate.families.tower import TowerReader
 from foveate_vllm.encoding import Asked, by_rate, groups, ready, reduced_apart
 from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
-from foveate_vllm.towers import RENAMED, DroppingLlava
+from foveate_vllm.towers import RENAMED, DroppingLlava, TowerReader
 
 __all__ = ["FoveateLlavaNextForConditionalGeneration"]
 

@@ -1,7 +1,7 @@
 """What a vision tower of vLLM's shows: attention and keys of its blocks, from their fused projections."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,12 @@ from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
 
 from foveate.core.signals import TowerSignal
 from foveate.families.tap import Tapped
-from foveate.families.tower import TowerReader, block_of, feature_layers
+from foveate.families.tower import block_of, feature_layers, shown
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers
 from foveate_vllm.setting import Setting
 
-__all__ = ["RENAMED", "DroppingLlava", "TowerTaps", "blocks_read", "encoder_layers_of"]
+__all__ = ["RENAMED", "DroppingLlava", "TowerReader", "TowerTaps", "blocks_read", "encoder_layers_of"]
 
 TOWER_PARTS = re.compile(r"vision_tower\.(?=embeddings|pre_layrnorm|encoder|post_layernorm)")
 RENAMED = WeightsMapper(orig_to_new_regex={TOWER_PARTS: "vision_tower.vision_model."})
@@ -44,6 +44,24 @@ def blocks_read(config: Any, reads: Iterable[TowerSignal]) -> dict[TowerSignal, 
     for block in blocks.values():
         guards.refuse_unloaded_block(block, min(last + 1, depth - 1))
     return blocks
+
+
+class TowerReader:
+    """What a tower shows of one image's patches, from queries and keys tapped in it.
+
+    Args:
+        cls: Whether the first token is a CLS.
+        heads: For each signal that is read, queries and keys of the image in its block, (heads, tokens, head size), and
+            the scaling.
+    """
+
+    def __init__(self, cls: bool, heads: Mapping[TowerSignal, Tapped]) -> None:
+        self._cls = cls
+        self._heads = heads
+
+    def read(self, signal: TowerSignal) -> Tensor:
+        """(patches, 1) attention, or (patches, size) keys, float32; a CLS is left out."""
+        return shown(signal, self._heads[signal], self._cls)
 
 
 class TowerTaps:
