@@ -248,6 +248,8 @@ class Qwen2VL(Family):
             options |= self._placed(self.tower_arguments(grid_thw.cpu()), hidden_states.device)
         ends = [value for name, value in options.items() if name.startswith("cu_")]
         with Patcher() as patches:
+            if torch.is_grad_enabled():  # backward may run blocks again, when this is over
+                ends = []
             attend_at_once(patches, (block.attn for block in visual.blocks), ends, hidden_states.device)
             return forward(hidden_states, **{"grid_thw": grid_thw, **options})
 
