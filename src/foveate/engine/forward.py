@@ -212,33 +212,41 @@ NOTHING = torch.zeros(0, 0, dtype=torch.bool)
 
 
 @dataclass(slots=True, eq=False)
-class Alike:
-    """What a layer on rows was handed and got: one behind it that is handed the same gets the same.
+class Segment:
+    """Layers behind one another that are handed the same and whose caches hold the same: what the first got, all get.
 
     Only where no layer's forward is somebody else's, so that nobody moves what layers get to other devices.
 
     Attributes:
-        mask, tables: What the model handed it.
-        given: What it got in the place of these, by name.
-        rows: Its rows.
-        announced: What its cache layer was told: see `PrunedLayer.announce`.
-        shift: See `PrunedLayer`.
-        kind: The layer's class.
-        device: Where it ran.
-        handed: Its output, where it handed the rows on as they are; None: they are back in the full-length stream.
+        rows: Their rows; None in a step, where they run on all columns.
+        mask, tables: What the model hands them.
+        given: What they get in the place of these, by name.
+        stored: The first one's cache; None if the model runs without one.
+        announced: What their caches are told: see `PrunedLayer.announce`.
+        kind: Their class.
+        device: Where they run.
+        handed: The latest one's output, where it handed the rows on as they are; None: they are back in the full-length
+            stream.
         full: That stream then, without them.
     """
 
+    rows: RowMap | None
     mask: Any
     tables: Any
     given: dict[str, Any]
-    rows: RowMap
-    announced: tuple[Tensor, int, bool]
-    shift: Tensor | None
+    stored: PrunedLayer | None
+    announced: tuple[Tensor | None, int, bool]
     kind: type
     device: torch.device
     handed: Tensor | None = None
     full: Any = None
+
+    def holds(self, layer: PrunedLayer) -> bool:
+        """Whether a cache's layer holds the columns that the first one's does."""
+        first = self.stored
+        assert first is not None
+        same = layer.base is first.base and layer.base_end == first.base_end and layer.ragged is first.ragged
+        return same and layer.shift is first.shift
 
     def put_back(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Arguments of layer `index`, in which the rows are back in the full-length stream."""
@@ -247,37 +255,10 @@ class Alike:
             return args, kwargs
         if handed is not (args[0] if args else kwargs.get("hidden_states")):
             guards.refuse_changed_rows(index)
-        full = self.rows.scatter(self.full, handed)  # type: ignore[arg-type]
+        full = self.rows.scatter(self.full, handed)  # type: ignore[union-attr, arg-type]
         if args:
             return ((full, *args[1:]), kwargs)
         return (args, {**kwargs, "hidden_states": full})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stepped:
-    """What a layer got in a step: one behind it that is handed the same, and has stored the same rows, gets the same.
-
-    Attributes:
-        stored: Its cache, before the step.
-        mask, tables: What the model handed it.
-        given: What it got in the place of these, by name.
-        kind: The layer's class.
-    """
-
-    stored: PrunedLayer
-    mask: Any
-    tables: Any
-    given: dict[str, Any]
-    kind: type
-
-    def given_to(self, layer: PrunedLayer, mask: Any, tables: Any, kind: type) -> dict[str, Any] | None:
-        """What a layer gets that stores in `layer`; None if that is to be worked out."""
-        stored = self.stored
-        rows = layer.base is stored.base and layer.base_end == stored.base_end and layer.ragged is stored.ragged
-        same = rows and layer.shift is stored.shift and mask is self.mask and tables is self.tables
-        if same and kind is self.kind:
-            return self.given
-        return None
 
 
 @dataclass(eq=False)
@@ -311,8 +292,7 @@ class Forward:
         noted: The latest prefill's record, where it is noted what steps read.
         steps: Where text alone goes on from a cache of which all is read, its pruned layers (None: another layer); else
             empty.
-        stepped: What the layer before got then, if that was not what it was handed.
-        alike: What the layer before has in common with the coming one, perhaps.
+        segment: The layers before, which the coming one may go on with; None where it cannot.
         hands_on: Whether layers hand rows on to one another.
 
     Attributes, of what steps read (where the method has a stage for that):
@@ -360,8 +340,7 @@ class Forward:
     plans: Sequence[Sequence[int] | None] = ()
     noted: PrefillRecord | None = None
     steps: Sequence[PrunedLayer | None] = ()
-    stepped: "Stepped | None" = None
-    alike: Alike | None = None
+    segment: Segment | None = None
     hands_on: bool = False
 
     ends_turn: bool = False
