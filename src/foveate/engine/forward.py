@@ -18,6 +18,7 @@ from foveate.engine.handed import Original, Streams, at_rows, rows_of
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
+from foveate.families.base import Family
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
@@ -262,12 +263,12 @@ class Segment:
 
 
 @dataclass(eq=False)
-class Forward:
-    """One forward: a prefill, a later turn or a decode step.
+class Arrival:
+    """What is there of a forward on its way to the decoder, pixels among it; let go of before the layers run.
 
-    Attributes, on the way to the decoder (encode, begin):
+    Attributes:
         last_only: Whether only the last column's logits are asked for, as `generate` does.
-        arguments: Of the core's forward, by name; let go of where the decoder begins.
+        arguments: Of the core's forward, by name.
         ids: The prompt's ids, (samples, columns); None where it came as embeddings.
         encoded: What the `get_*_features` calls answered, by modality.
         image_lengths: Vision tokens of each image of each sample, by modality, where only the prompt tells.
@@ -276,14 +277,35 @@ class Forward:
         goes_on: Whether this is a chunk of a prompt, and not the first.
         behind_image: Whether the forward before this one ended, on this cache, in an image or right behind it.
         behind_cut: Whether tokens had been dropped there.
+        position_ids: (samples or 1, columns); None until the model has made them, and where no stage renumbers rows.
+    """
 
-    Attributes, in the decoder (each layer):
+    last_only: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    ids: Tensor | None = None
+    encoded: dict[str, Any] = field(default_factory=dict)
+    image_lengths: dict[str, list[list[int]] | None] = field(default_factory=dict)
+    placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
+    splits: bool = False
+    goes_on: bool = False
+    behind_image: bool = False
+    behind_cut: bool = False
+    position_ids: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Forward:
+    """One forward in the decoder: a prefill, a later turn or a decode step.
+
+    Attributes:
+        program: The method's stages.
+        family: Knows the model.
+        position_ids: See `Arrival`.
         backend: Name of the attention implementation.
         idle: Whether every layer runs untouched: nothing will be dropped, and nothing is missing in its cache.
         drops: Whether tokens may be dropped in this forward.
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are, or tokens cannot be
             dropped.
-        position_ids: (samples or 1, columns); None until the model has made them, and where no stage renumbers rows.
         memo: Masks, tables and copies that several layers share.
         record: What the trace keeps; None for a decode step.
         cache: What layers store in, as the first one found it; None if the model runs without one.
@@ -316,23 +338,13 @@ class Forward:
         first: (samples,) int64, each sample's first column that is no padding.
     """
 
-    last_only: bool = False
-    arguments: dict[str, Any] = field(default_factory=dict)
-    ids: Tensor | None = None
-    encoded: dict[str, Any] = field(default_factory=dict)
-    image_lengths: dict[str, list[list[int]] | None] = field(default_factory=dict)
-    placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
-    splits: bool = False
-    goes_on: bool = False
-    behind_image: bool = False
-    behind_cut: bool = False
-
-    begun: bool = False
+    program: Program
+    family: Family
+    position_ids: Tensor | None = None
     backend: str = "sdpa"
     idle: bool = False
     drops: bool = False
     live: Tensor | None = None
-    position_ids: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
     record: PrefillRecord | None = None
     cache: Any = None
@@ -361,18 +373,13 @@ class Forward:
     first: Tensor = NOTHING
     _entered: Tensor = NOTHING
 
-    def let_go_of_arguments(self) -> None:
-        """Forget what is not needed in the decoder, pixels among it."""
-        self.arguments, self.encoded, self.placeholders = {}, {}, []
-        self.ids, self.image_lengths = None, {}
-
-    def drop_in(self, samples: list[Sample], program: Program, embeds: Tensor) -> None:
-        """Begin a forward in which tokens will be dropped, of embeddings (samples, columns, width)."""
+    def drop_in(self, samples: list[Sample], embeds: Tensor, last_only: bool) -> None:
+        """Begin a forward in which tokens will be dropped, of embeddings (samples, columns, width); see `Arrival`."""
         self.drops = True
         self.samples = samples
         self.span = embeds.shape[1]
-        self.buckets = buckets_of(samples, program.together, embeds.device, program.reads_words)
-        if not self.last_only:
+        self.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
+        if not last_only:
             self.image_ends = _ends_of_runs(samples)
         text = torch.zeros(len(samples), self.span, dtype=torch.bool)
         for row, sample in zip(text, samples, strict=True):

@@ -16,7 +16,7 @@ from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.buckets import Bucket
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, alive_columns, as_seen, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Forward, LayerCall, RowMap, Segment
+from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
@@ -39,12 +39,14 @@ class LayerRunner:
     """Stands around every decoder layer's forward.
 
     Attributes:
-        forward: The forward on its way; None outside.
+        arrival: The forward on its way to the decoder; None where there is none.
+        forward: The forward in the decoder; None outside.
         wrappers: What was put in the place of each layer's forward.
         begin: Called before the first layer of a forward that has not begun, with its input and its other arguments.
     """
 
     def __init__(self, family: Family, program: Program) -> None:
+        self.arrival: Arrival | None = None
         self.forward: Forward | None = None
         self.begin: Callable[[Tensor, dict[str, Any]], Tensor] | None = None
         self.wrappers: list[Original] = []
@@ -66,15 +68,15 @@ class LayerRunner:
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
-        forward = self.forward
-        if index == 0 and forward is not None and not forward.begun and self.begin is not None:
+        if index == 0 and self.arrival is not None and self.begin is not None:
             if args:
                 args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
             elif "hidden_states" in kwargs:
                 kwargs["hidden_states"] = self.begin(kwargs["hidden_states"], kwargs)
-        if forward is None or forward.idle:  # outside the decoder's forward, or nothing to do
+        forward = self.forward
+        if self.arrival is None and (forward is None or forward.idle):  # outside the decoder, or nothing to do
             return original(*args, **kwargs)
-        if not forward.begun:
+        if self.arrival is not None or forward is None:
             guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
         segment, cache = forward.segment, forward.cache
         if forward.steps or segment is not None:
@@ -142,11 +144,11 @@ class LayerRunner:
         self._bring_together(forward, call)
         tables = call.kwargs.get("position_embeddings")
         self._positions.move_up(forward, call)
-        reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
+        reader_of = functools.partial(AttentionReader, forward, call, self._positions)
         if forward.drops:
             if call.index == 0 and self._program.turned:
-                note_turns(forward, self._program.turned, call, self._family)
-            cut_before(forward, self._program, call, reader_of, self._family.final_norm)
+                note_turns(forward, call)
+            cut_before(forward, call, reader_of)
         tap = self._attention_tap(forward, call, reader_of)
         hidden, rows = call.hidden, None
         if forward.rows is not None:
@@ -422,7 +424,7 @@ class LayerRunner:
         signals = self._program.signals_while(call.index) if forward.drops else ()
         notes = None
         if self._program.reading is not None:
-            notes = decode_hook(forward, call, self._program, self._family)
+            notes = decode_hook(forward, call)
         if not signals and notes is None:
             return nullcontext()
         own_attention: OwnAttention = []
