@@ -361,24 +361,22 @@ Decided = tuple[Bucket, list[Cut], Sizes | None]
 Norm = Callable[[Tensor], Tensor]
 
 
-def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
+def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
     """Let the stages before a layer cut, and remember what later ones will read.
 
     Args:
         forward: What is left changes.
-        program: Says which stages stand here.
         call: The layer's call; merged rows are written into a copy of its input.
         reader_of: Reads this layer's attention, for a bucket.
-        norm: The norm in front of the model's head.
     """
-    layer = call.index
+    program, layer = forward.program, call.index
     if layer == 0 and program.finds_raters:
         for bucket in forward.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
                 bucket.text[RATERS] = raters_of(forward, bucket, call.hidden)
     if program.before(layer):
-        _cut(forward, program, call, reader_of, norm)
+        _cut(forward, call, reader_of)
     if layer == 0:
         for bucket in forward.buckets:
             bucket.begun = Begun(bucket.left, bucket.sizes, program.opening)
@@ -415,8 +413,9 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
             bucket.notes[ran_note(attention, layer)] = values
 
 
-def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
+def _cut(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
     """Cut before a layer, and record it if tokens may be dropped there."""
+    program, norm = forward.program, forward.family.final_norm
     before = forward.vision_left() if call.index in program.cuts else ()
     decided = []
     for bucket in forward.buckets:

@@ -18,6 +18,7 @@ from foveate.engine.handed import Original, Streams, at_rows, rows_of
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
+from foveate.families.base import Family
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
 """The attributes of a map that are tensors, or nests of them; some may be None."""
@@ -212,33 +213,41 @@ NOTHING = torch.zeros(0, 0, dtype=torch.bool)
 
 
 @dataclass(slots=True, eq=False)
-class Alike:
-    """What a layer on rows was handed and got: one behind it that is handed the same gets the same.
+class Segment:
+    """Layers behind one another that are handed the same and whose caches hold the same: what the first got, all get.
 
     Only where no layer's forward is somebody else's, so that nobody moves what layers get to other devices.
 
     Attributes:
-        mask, tables: What the model handed it.
-        given: What it got in the place of these, by name.
-        rows: Its rows.
-        announced: What its cache layer was told: see `PrunedLayer.announce`.
-        shift: See `PrunedLayer`.
-        kind: The layer's class.
-        device: Where it ran.
-        handed: Its output, where it handed the rows on as they are; None: they are back in the full-length stream.
+        rows: Their rows; None in a step, where they run on all columns.
+        mask, tables: What the model hands them.
+        given: What they get in the place of these, by name.
+        stored: The first one's cache; None if the model runs without one.
+        announced: What their caches are told: see `PrunedLayer.announce`.
+        kind: Their class.
+        device: Where they run.
+        handed: The latest one's output, where it handed the rows on as they are; None: they are back in the full-length
+            stream.
         full: That stream then, without them.
     """
 
+    rows: RowMap | None
     mask: Any
     tables: Any
     given: dict[str, Any]
-    rows: RowMap
-    announced: tuple[Tensor, int, bool]
-    shift: Tensor | None
+    stored: PrunedLayer | None
+    announced: tuple[Tensor | None, int, bool]
     kind: type
     device: torch.device
     handed: Tensor | None = None
     full: Any = None
+
+    def holds(self, layer: PrunedLayer) -> bool:
+        """Whether a cache's layer holds the columns that the first one's does."""
+        first = self.stored
+        assert first is not None
+        same = layer.base is first.base and layer.base_end == first.base_end and layer.ragged is first.ragged
+        return same and layer.shift is first.shift
 
     def put_back(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Arguments of layer `index`, in which the rows are back in the full-length stream."""
@@ -247,46 +256,19 @@ class Alike:
             return args, kwargs
         if handed is not (args[0] if args else kwargs.get("hidden_states")):
             guards.refuse_changed_rows(index)
-        full = self.rows.scatter(self.full, handed)  # type: ignore[arg-type]
+        full = self.rows.scatter(self.full, handed)  # type: ignore[union-attr, arg-type]
         if args:
             return ((full, *args[1:]), kwargs)
         return (args, {**kwargs, "hidden_states": full})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stepped:
-    """What a layer got in a step: one behind it that is handed the same, and has stored the same rows, gets the same.
+@dataclass(eq=False)
+class Arrival:
+    """What is there of a forward on its way to the decoder, pixels among it; let go of before the layers run.
 
     Attributes:
-        stored: Its cache, before the step.
-        mask, tables: What the model handed it.
-        given: What it got in the place of these, by name.
-        kind: The layer's class.
-    """
-
-    stored: PrunedLayer
-    mask: Any
-    tables: Any
-    given: dict[str, Any]
-    kind: type
-
-    def given_to(self, layer: PrunedLayer, mask: Any, tables: Any, kind: type) -> dict[str, Any] | None:
-        """What a layer gets that stores in `layer`; None if that is to be worked out."""
-        stored = self.stored
-        rows = layer.base is stored.base and layer.base_end == stored.base_end and layer.ragged is stored.ragged
-        same = rows and layer.shift is stored.shift and mask is self.mask and tables is self.tables
-        if same and kind is self.kind:
-            return self.given
-        return None
-
-
-@dataclass(eq=False)
-class Forward:
-    """One forward: a prefill, a later turn or a decode step.
-
-    Attributes, on the way to the decoder (encode, begin):
         last_only: Whether only the last column's logits are asked for, as `generate` does.
-        arguments: Of the core's forward, by name; let go of where the decoder begins.
+        arguments: Of the core's forward, by name.
         ids: The prompt's ids, (samples, columns); None where it came as embeddings.
         encoded: What the `get_*_features` calls answered, by modality.
         image_lengths: Vision tokens of each image of each sample, by modality, where only the prompt tells.
@@ -295,14 +277,35 @@ class Forward:
         goes_on: Whether this is a chunk of a prompt, and not the first.
         behind_image: Whether the forward before this one ended, on this cache, in an image or right behind it.
         behind_cut: Whether tokens had been dropped there.
+        position_ids: (samples or 1, columns); None until the model has made them, and where no stage renumbers rows.
+    """
 
-    Attributes, in the decoder (each layer):
+    last_only: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    ids: Tensor | None = None
+    encoded: dict[str, Any] = field(default_factory=dict)
+    image_lengths: dict[str, list[list[int]] | None] = field(default_factory=dict)
+    placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
+    splits: bool = False
+    goes_on: bool = False
+    behind_image: bool = False
+    behind_cut: bool = False
+    position_ids: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Forward:
+    """One forward in the decoder: a prefill, a later turn or a decode step.
+
+    Attributes:
+        program: The method's stages.
+        family: Knows the model.
+        position_ids: See `Arrival`.
         backend: Name of the attention implementation.
         idle: Whether every layer runs untouched: nothing will be dropped, and nothing is missing in its cache.
         drops: Whether tokens may be dropped in this forward.
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are, or tokens cannot be
             dropped.
-        position_ids: (samples or 1, columns); None until the model has made them, and where no stage renumbers rows.
         memo: Masks, tables and copies that several layers share.
         record: What the trace keeps; None for a decode step.
         cache: What layers store in, as the first one found it; None if the model runs without one.
@@ -311,8 +314,7 @@ class Forward:
         noted: The latest prefill's record, where it is noted what steps read.
         steps: Where text alone goes on from a cache of which all is read, its pruned layers (None: another layer); else
             empty.
-        stepped: What the layer before got then, if that was not what it was handed.
-        alike: What the layer before has in common with the coming one, perhaps.
+        segment: The layers before, which the coming one may go on with; None where it cannot.
         hands_on: Whether layers hand rows on to one another.
 
     Attributes, of what steps read (where the method has a stage for that):
@@ -336,23 +338,13 @@ class Forward:
         first: (samples,) int64, each sample's first column that is no padding.
     """
 
-    last_only: bool = False
-    arguments: dict[str, Any] = field(default_factory=dict)
-    ids: Tensor | None = None
-    encoded: dict[str, Any] = field(default_factory=dict)
-    image_lengths: dict[str, list[list[int]] | None] = field(default_factory=dict)
-    placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
-    splits: bool = False
-    goes_on: bool = False
-    behind_image: bool = False
-    behind_cut: bool = False
-
-    begun: bool = False
+    program: Program
+    family: Family
+    position_ids: Tensor | None = None
     backend: str = "sdpa"
     idle: bool = False
     drops: bool = False
     live: Tensor | None = None
-    position_ids: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
     record: PrefillRecord | None = None
     cache: Any = None
@@ -360,8 +352,7 @@ class Forward:
     plans: Sequence[Sequence[int] | None] = ()
     noted: PrefillRecord | None = None
     steps: Sequence[PrunedLayer | None] = ()
-    stepped: "Stepped | None" = None
-    alike: Alike | None = None
+    segment: Segment | None = None
     hands_on: bool = False
 
     ends_turn: bool = False
@@ -382,18 +373,13 @@ class Forward:
     first: Tensor = NOTHING
     _entered: Tensor = NOTHING
 
-    def let_go_of_arguments(self) -> None:
-        """Forget what is not needed in the decoder, pixels among it."""
-        self.arguments, self.encoded, self.placeholders = {}, {}, []
-        self.ids, self.image_lengths = None, {}
-
-    def drop_in(self, samples: list[Sample], program: Program, embeds: Tensor) -> None:
-        """Begin a forward in which tokens will be dropped, of embeddings (samples, columns, width)."""
+    def drop_in(self, samples: list[Sample], embeds: Tensor, last_only: bool) -> None:
+        """Begin a forward in which tokens will be dropped, of embeddings (samples, columns, width); see `Arrival`."""
         self.drops = True
         self.samples = samples
         self.span = embeds.shape[1]
-        self.buckets = buckets_of(samples, program.together, embeds.device, program.reads_words)
-        if not self.last_only:
+        self.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
+        if not last_only:
             self.image_ends = _ends_of_runs(samples)
         text = torch.zeros(len(samples), self.span, dtype=torch.bool)
         for row, sample in zip(text, samples, strict=True):

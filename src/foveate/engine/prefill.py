@@ -16,7 +16,7 @@ from foveate.engine import guards
 from foveate.engine.buckets import WORDS
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import joined
-from foveate.engine.forward import Forward, RowMap
+from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, nowhere, tagged_media
 from foveate.engine.program import Program
 from foveate.engine.reads import begin_turn, end_turn
@@ -28,24 +28,25 @@ from foveate.families.placing import lengths_of, pieces_of
 # -- begin --------------------------------------------------------------------------------------------------------
 
 
-def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, Any], cache: Any) -> Tensor | None:
+def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any) -> Tensor | None:
     """Begin a forward in front of the decoder's first layer.
 
     Args:
-        forward: Its state, filled by the hooks on the way here.
-        program: The method's stages.
-        family: Knows the model.
+        forward: A new one.
+        arrival: Filled by the hooks on the way here.
         kwargs: The arguments of the decoder's forward.
         cache: The cache among these.
 
     Returns:
         The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
     """
+    program, family = forward.program, forward.family
+    forward.position_ids = arrival.position_ids
     embeds = kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
     forward.count, forward.span = (0, 0) if prompt is None else prompt.shape[:2]
     layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
-    is_prompt = prompt is not None and (prompt.shape[1] > 1 or forward.goes_on)
+    is_prompt = prompt is not None and (prompt.shape[1] > 1 or arrival.goes_on)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = True
@@ -58,16 +59,14 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
         if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
             layer.settle()
         steps = steps and layer.window is None
-    live = _live(kwargs, forward.arguments)
+    live = _live(kwargs, arrival.arguments)
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         encodes = hasattr(family.core, f"get_{modality}_features") or not family.gathers
-        if encodes and forward.arguments.get(name) is not None and modality not in forward.encoded:
+        if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
             guards.refuse_unseen_pictures(name)
-    masks = [(mask, _media_in(forward, program, family, modality, mask)) for modality, mask in forward.placeholders]
-    if forward.encoded and forward.arguments and not masks:
+    masks = [(mask, _media_in(forward, arrival, modality, mask)) for modality, mask in arrival.placeholders]
+    if arrival.encoded and arrival.arguments and not masks:
         guards.refuse_unplaced_pictures()
-    ids = forward.ids
-    forward.let_go_of_arguments()  # the layers need no pixels
     if embeds is None or not masks:
         if prompt is not None and prompt.shape[1] > 1:  # a decode step is no prefill
             forward.record = _text_record(family, prompt, cache, live)
@@ -87,9 +86,9 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
     if drops or reads:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
         guards.refuse_long_prompt(span + max(0, 0 if cache is None else length_of(cache)), family.longest)
-    if drops and forward.splits:
+    if drops and arrival.splits:
         guards.refuse_split_image()
-    if forward.behind_image and (drops or forward.behind_cut) and any([sample.starts for sample in samples]):
+    if arrival.behind_image and (drops or arrival.behind_cut) and any([sample.starts for sample in samples]):
         guards.refuse_split_image()
     forward.record = _record(family, samples, live, span, cache)
     if program.thin is not None and any([image.ran for sample in samples for image in sample.media]):
@@ -101,15 +100,16 @@ def begin(forward: Forward, program: Program, family: Family, kwargs: dict[str, 
     forward.live, forward.idle, forward.plans = live, False, plans
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.added_later(kwargs)
-    forward.drop_in(samples, program, embeds)
-    _note_text(forward, program, ids)
+    forward.drop_in(samples, embeds, arrival.last_only)
+    _note_text(forward, arrival.ids)
     if reads:
         begin_turn(forward, cache, embeds, live)
-    return _take_tower_cuts(forward, program, embeds)
+    return _take_tower_cuts(forward, embeds)
 
 
-def _note_text(forward: Forward, program: Program, ids: Tensor | None) -> None:
+def _note_text(forward: Forward, ids: Tensor | None) -> None:
     """Remember where the text behind the images is, and what was handed in makes of its ids, (samples, columns)."""
+    program = forward.program
     for bucket in forward.buckets if program.reads_words else ():
         words = torch.stack([sample.words_behind(0) for sample in bucket.samples])
         bucket.text[WORDS] = send(words, bucket.index.device)
@@ -132,17 +132,17 @@ def _of_text(encode: Callable[[Tensor], Tensor], ids: Tensor, sample: Sample) ->
     return torch.stack([made[count] for count in sample.text_after])
 
 
-def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tensor:
+def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
     """Take what the tower has decided as a cut before layer 0.
 
     Args:
         forward: The forward.
-        program: Says where the tower was cut.
         hidden: The decoder's input, (samples, columns, width); an image's rows are in the first of its columns.
 
     Returns:
         The input, each row in the run of columns of the token that it stands for.
     """
+    program = forward.program
     if program.encodes in (None, "thin"):
         return hidden
     before = forward.vision_left()
@@ -188,30 +188,30 @@ def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
     return cut
 
 
-def _media_in(forward: Forward, program: Program, family: Family, modality: str, mask: Tensor) -> list[MediaTokens]:
+def _media_in(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -> list[MediaTokens]:
     """The images (or videos) of a forward's prompt, by the tags of their features.
 
     Args:
-        forward: What was encoded.
-        program: Whether it must have been reduced here.
-        family: Knows the model.
+        forward: Knows the method and the model.
+        arrival: What was encoded.
         modality: "image" or "video".
         mask: Where their tokens are, (samples, columns) bool.
 
     Raises:
         UnsupportedError: If the method reduces in the tower and these features did not come through it here.
     """
+    program, family = forward.program, forward.family
     if not hasattr(family.core, f"get_{modality}_features"):
         if program.encodes is not None:
             guards.refuse_foreign_features(program.method)
-        runs = image_lengths(family, modality, mask, forward.ids) or []
+        runs = image_lengths(family, modality, mask, arrival.ids) or []
         return [MediaTokens(length, nowhere, video=modality == "video") for length in itertools.chain(*runs)]
-    if modality not in forward.encoded:
+    if modality not in arrival.encoded:
         return []
-    output = forward.encoded[modality]
-    lengths = forward.image_lengths.get(modality)
+    output = arrival.encoded[modality]
+    lengths = arrival.image_lengths.get(modality)
     if lengths is None and family.tiled:
-        lengths = image_lengths(family, modality, mask, forward.ids, lengths_of(pieces_of(output)))
+        lengths = image_lengths(family, modality, mask, arrival.ids, lengths_of(pieces_of(output)))
     return tagged_media(output, lengths, program, family, modality)
 
 
@@ -288,22 +288,20 @@ def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None
 # -- finish -------------------------------------------------------------------------------------------------------
 
 
-def finish(forward: Forward, program: Program, family: Family, cache: Any) -> None:
+def finish(forward: Forward, cache: Any) -> None:
     """Cut the caches of earlier layers where a stage wants that, and close the record.
 
     Args:
         forward: Through all layers.
-        program: Says which caches are cut.
-        family: Knows which layers cache a state and no tokens.
         cache: Holds what the layers stored; None if the model runs without one.
     """
     if forward.record is not None and not forward.drops:
         forward.record.cache = None if cache is None else CacheRecord(_held(cache))
     if forward.ends_turn and not forward.drops and cache is not None:
-        end_turn(forward, program, family, cache)
+        end_turn(forward, cache)
     if forward.record is None or not forward.drops:
         return
-    guards.refuse_lost_layers(len(forward.row_maps), len(family.layers))
+    guards.refuse_lost_layers(len(forward.row_maps), len(forward.family.layers))
     stay = [sample.fixed for sample in forward.samples]
     planned = [None if not plan else plan[-1] + fixed for plan, fixed in zip(forward.plans, stay, strict=True)]
     guards.refuse_other_counts(planned, forward.vision_left())
@@ -313,8 +311,8 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> No
     if cache is None:
         forward.record.cache = None
         return
-    _refuse_lost_rows(forward, family, cache)
-    _cut_cache(forward, program, family, cache)
+    _refuse_lost_rows(forward, cache)
+    _cut_cache(forward, cache)
     # Slots are counted when that is asked for.
     pruned = [(index, layer) for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer]
     counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same are counted once
@@ -326,7 +324,7 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> No
     dead = tuple([sample.rows - sample.live for sample in forward.samples])
     forward.record.cache = CacheRecord(_held(cache), slots, dead)
     if forward.ends_turn:
-        end_turn(forward, program, family, cache)
+        end_turn(forward, cache)
 
 
 def _held(cache: Any) -> dict[int, int]:
@@ -340,11 +338,11 @@ def _held(cache: Any) -> dict[int, int]:
     return held
 
 
-def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
+def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
     """Layers that ran on rows must have stored them."""
-    recurrent = family.recurrent
+    others = {*forward.family.recurrent, *forward.family.lenders}
     for index, rows in enumerate(forward.row_maps):
-        if rows is None or index in recurrent or index in family.lenders:
+        if rows is None or index in others:
             continue
         layer = None
         if index < len(cache.layers):
@@ -353,10 +351,10 @@ def _refuse_lost_rows(forward: Forward, family: Family, cache: Any) -> None:
             guards.refuse_lost_rows(index)
 
 
-def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -> None:
+def _cut_cache(forward: Forward, cache: Any) -> None:
     """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that."""
-    stateful = {*family.recurrent, *family.lenders}
-    layers = [index for index in program.cached if index < len(cache.layers) and index not in stateful]
+    stateful = {*forward.family.recurrent, *forward.family.lenders}
+    layers = [index for index in forward.program.cached if index < len(cache.layers) and index not in stateful]
     if not layers or forward.rows is None:
         return
     final, others = forward.final()

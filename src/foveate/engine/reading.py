@@ -16,7 +16,6 @@ from foveate.engine.cache import PrunedLayer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.samples import Unit, image_units
-from foveate.families.base import Family
 from foveate.families.tap import attention_of, unturning
 
 # -- raters -------------------------------------------------------------------------------------------------------
@@ -70,7 +69,6 @@ class AttentionReader(RowsReader):
     Args:
         forward: What is left.
         call: The layer's call, arguments and cache still those of the rows that come.
-        family: Makes queries and keys of a layer's input.
         positions: Makes the tables of rows that are numbered anew.
         bucket: The samples, and their rows that are left.
         own_attention: Where the layer's own queries and keys will be when they are needed; None: they are made here.
@@ -81,12 +79,12 @@ class AttentionReader(RowsReader):
         self,
         forward: Forward,
         call: LayerCall,
-        family: Family,
         positions: Positions,
         bucket: Bucket,
         own_attention: OwnAttention | None = None,
         signals: Sequence[Signal] = (),
     ) -> None:
+        family = forward.family
         guards.refuse_recurrent_reading(call.index, family.recurrent, len(family.layers))
         self._forward = forward
         self._call = call

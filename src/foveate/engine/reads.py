@@ -24,7 +24,6 @@ from foveate.engine.arguments import visibility
 from foveate.engine.attending import last_marked
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.program import Program
 from foveate.engine.reading import is_causal
 from foveate.families.base import Family
 from foveate.families.tap import AttentionHook
@@ -109,12 +108,12 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
         }
 
 
-def end_turn(forward: Forward, program: Program, family: Family, cache: Any) -> None:
+def end_turn(forward: Forward, cache: Any) -> None:
     """Let the layers' caches read less from now on, where a stage of decoding wants that."""
-    stage = program.reading
+    stage = forward.program.reading
     assert stage is not None
     looks = stage.layer - (stage.when == "step")
-    layers = [index for index in range(looks, len(cache.layers)) if _holds_all(cache, index, family)]
+    layers = [index for index in range(looks, len(cache.layers)) if _holds_all(cache, index, forward.family)]
     if stage.when == "step" and looks not in layers:
         guards.refuse_windowed_reading(looks)
     memo, slots = Memo(), {}
@@ -184,26 +183,26 @@ def _chosen(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
 # -- while a layer attends ----------------------------------------------------------------------------------------
 
 
-def decode_hook(forward: Forward, call: LayerCall, program: Program, family: Family) -> AttentionHook | None:
+def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
     """What notes, of a layer that attends, the attention that a stage of decoding reads; None if none reads it.
 
     It must be made while the layer's arguments are those of all rows.
     """
-    stage, stored, index = program.reading, call.stored, call.index
+    stage, stored, index = forward.program.reading, call.stored, call.index
     assert stage is not None
-    if call.cache is None or not _holds_all(call.cache, index, family):
+    if call.cache is None or not _holds_all(call.cache, index, forward.family):
         return None
     if forward.ends_turn:
         asks = stage.when == "turn" and index >= stage.layer and forward.most
         if not asks:
             return None
-        return _asked(forward, call, family, partial(_add, forward, index))
+        return _asked(forward, call, partial(_add, forward, index))
     if index != stage.layer - 1 or stored is None or stored.kinds is None or not stored.memory:
         return None
     every = torch.ones(call.hidden.shape[:2], dtype=torch.bool, device=call.hidden.device)
     kinds = pad(stored.kinds, (0, stored.seen + every.shape[1] - stored.kinds.shape[1]), value=TEXT)
     forward.kinds, forward.asking, forward.most = kinds, every, every.shape[1]
-    return _asked(forward, call, family, partial(_step, forward, call, stage))
+    return _asked(forward, call, partial(_step, forward, call, stage))
 
 
 def _add(forward: Forward, index: int, columns: Tensor, paid: Tensor) -> None:
@@ -212,13 +211,12 @@ def _add(forward: Forward, index: int, columns: Tensor, paid: Tensor) -> None:
     forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
 
 
-def _asked(forward: Forward, call: LayerCall, family: Family, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
+def _asked(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
     """What sums up the attention that some rows of a layer pay to each slot.
 
     Args:
         forward: Which rows are left, which of them ask, and what the columns are.
         call: The layer's call.
-        family: Knows the layer's kernel.
         note: Gets the unpruned column of each slot and what it is paid, (samples, slots) int64 and float32; no column
             and nothing (−1, 0) for padding.
     """
@@ -253,7 +251,7 @@ def _asked(forward: Forward, call: LayerCall, family: Family, note: Callable[[Te
             scaling,
             visible=lambda some: sees(columns.gather(1, asking[:, some])),
             block=max(BLOCK_NUMBERS, call.hidden.numel()),
-            softcap=family.softcap(call.module),
+            softcap=forward.family.softcap(call.module),
             samples=samples,
         ):
             paid = block.view(samples, -1, *block.shape[1:]).mean(dim=1)  # (samples, some rows, slots)

@@ -14,9 +14,9 @@ from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.buckets import Bucket
-from foveate.engine.cache import CACHE_LAYERS, alive_columns, as_seen, find_pruned, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, alive_columns, as_seen, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Alike, Forward, LayerCall, RowMap, Stepped
+from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
@@ -31,18 +31,22 @@ Tap = AbstractContextManager[None]
 
 BY_NAME = {"attention_mask", "position_embeddings"}
 """What a layer of the usual kind is handed by name."""
+REPLACED = ("attention_mask", "position_embeddings", "position_ids")
+"""What layers of a segment get in the place of what the model hands them."""
 
 
 class LayerRunner:
     """Stands around every decoder layer's forward.
 
     Attributes:
-        forward: The forward on its way; None outside.
+        arrival: The forward on its way to the decoder; None where there is none.
+        forward: The forward in the decoder; None outside.
         wrappers: What was put in the place of each layer's forward.
         begin: Called before the first layer of a forward that has not begun, with its input and its other arguments.
     """
 
     def __init__(self, family: Family, program: Program) -> None:
+        self.arrival: Arrival | None = None
         self.forward: Forward | None = None
         self.begin: Callable[[Tensor, dict[str, Any]], Tensor] | None = None
         self.wrappers: list[Original] = []
@@ -64,38 +68,40 @@ class LayerRunner:
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
-        forward = self.forward
-        if index == 0 and forward is not None and not forward.begun and self.begin is not None:
+        if index == 0 and self.arrival is not None and self.begin is not None:
             if args:
                 args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
             elif "hidden_states" in kwargs:
                 kwargs["hidden_states"] = self.begin(kwargs["hidden_states"], kwargs)
-        if forward is None or forward.idle:  # outside the decoder's forward, or nothing to do
+        forward = self.forward
+        if self.arrival is None and (forward is None or forward.idle):  # outside the decoder, or nothing to do
             return original(*args, **kwargs)
-        if not forward.begun:
+        if self.arrival is not None or forward is None:
             guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
-        mask, tables = kwargs.get("attention_mask", args), kwargs.get("position_embeddings")
-        if forward.steps and len(args) == 1 and tables is not None and forward.cache in map(kwargs.get, CACHE_NAMES):
-            layer, stepped = forward.steps[index], forward.stepped
-            if layer is None or (mask is layer.shift is None and not layer.ragged):
-                given: dict[str, Any] | None = {}
-            elif stepped is not None and index in self._plain:
-                given = stepped.given_to(layer, mask, tables, type(self._layers[index]))
-            else:
-                given = None
-            if given is not None:
-                if layer is not None:
-                    layer._announced = None, forward.span, False
-                return original(*args, **{**kwargs, **given})
-        if forward.alike is not None:
-            alike, held = forward.alike, forward.cache
-            in_turn = index in self._plain and index == len(forward.row_maps)
-            same = mask is alike.mask and tables is alike.tables and type(self._layers[index]) is alike.kind
-            same &= cache_of(kwargs) is None if held is None else held in map(kwargs.get, CACHE_NAMES)
-            if in_turn and same and len(args) == 1 and args[0].device == alike.device:
-                return self._run_alike(forward, alike, index, original, args[0], kwargs)
-            forward.alike = None
-            args, kwargs = alike.put_back(index, args, kwargs)
+        segment, cache = forward.segment, forward.cache
+        if forward.steps or segment is not None:
+            mask, tables = kwargs.get("attention_mask", args), kwargs.get("position_embeddings")
+            usual = cache_of(kwargs) is None if cache is None else cache in map(kwargs.get, CACHE_NAMES)
+            usual &= len(args) == 1
+            stored: PrunedLayer | None = None
+            if usual and forward.steps:
+                stored = forward.steps[index]
+                if stored is None:
+                    return original(*args, **kwargs)
+                if mask is stored.shift is None and tables is not None and not stored.ragged:
+                    stored._announced = None, forward.span, False
+                    return original(*args, **kwargs)
+            usual &= index in self._plain
+            if usual and segment is not None and mask is segment.mask and tables is segment.tables:
+                alike = type(self._layers[index]) is segment.kind and args[0].device == segment.device
+                if alike and stored is None and index == len(forward.row_maps):
+                    return self._run_further(forward, segment, index, original, args[0], kwargs)
+                if alike and stored is not None and segment.holds(stored):
+                    stored._announced = segment.announced
+                    return original(*args, **{**kwargs, **segment.given})
+            if segment is not None and forward.drops:
+                forward.segment = None
+                args, kwargs = segment.put_back(index, args, kwargs)
         cache = cache_of(kwargs)
         stored = find_pruned(cache, self._lenders.get(index, index))
         if not forward.drops and stored is None and not forward.ends_turn:
@@ -138,71 +144,63 @@ class LayerRunner:
         self._bring_together(forward, call)
         tables = call.kwargs.get("position_embeddings")
         self._positions.move_up(forward, call)
-        reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
+        reader_of = functools.partial(AttentionReader, forward, call, self._positions)
         if forward.drops:
             if call.index == 0 and self._program.turned:
-                note_turns(forward, self._program.turned, call, self._family)
-            cut_before(forward, self._program, call, reader_of, self._family.final_norm)
+                note_turns(forward, call)
+            cut_before(forward, call, reader_of)
         tap = self._attention_tap(forward, call, reader_of)
-        if forward.rows is None:
-            return self._run_whole(forward, call, original, tap, tables)
-        return self._run_rows(forward, call, original, tap)
-
-    def _run_whole(
-        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None], tables: Any
-    ) -> Any:
-        """Run a layer on all columns; in its cache some may be missing. It was handed these tables."""
-        if forward.drops and call.cache is not None and call.index in self._lending:
-            call.stored = pruned_layer(call.cache, call.index)  # borrowers may see less of it
-            call.stored.lends = True
-        if call.stored is not None:
-            mask = call.kwargs.get("attention_mask")
-            call.kwargs["attention_mask"] = self._mask(forward, call)
-            call.stored.announce(None, call.hidden.shape[1])
-            if call.index in self._indexed:
-                self._pick_all(forward, call, call.hidden.shape[1])
-            if forward.steps and call.index in self._plain:
-                given = {name: value for name, value in call.kwargs.items() if name in BY_NAME}
-                forward.stepped = Stepped(call.stored, mask, tables, given, type(call.module))
+        hidden, rows = call.hidden, None
+        if forward.rows is not None:
+            rows = forward.rows.on(hidden.device)
+        self._hand_over(forward, call, rows, tables)
+        if rows is not None:
+            hidden = rows.gather(hidden)  # (samples, rows, width)
+            call.hidden = call.entered  # frees the copy with merged rows while the layer runs
         with tap:
-            return call.run(original, call.hidden)
+            output = call.run(original, hidden)
+        if rows is None:
+            return output
+        return self._hand_on(forward, call.index, rows, call.entered, output)
 
-    def _run_rows(
-        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None]
-    ) -> Any:
-        """Run a layer on the rows that are left."""
-        assert forward.rows is not None
-        rows = forward.rows.on(call.hidden.device)
-        recurrent = call.index in self._recurrent
-        if call.cache is not None and not recurrent:
-            call.stored = pruned_layer(call.cache, call.index)
-        past = call.past
-        columns = rows.unpruned(past)
-        mask, tables = call.kwargs.get("attention_mask"), call.kwargs.get("position_embeddings")
-        if recurrent:
+    def _hand_over(self, forward: Forward, call: LayerCall, rows: RowMap | None, tables: Any) -> None:
+        """Hand a layer what it needs to run on rows (None: on all columns), and tell its cache their columns.
+
+        It was handed these tables. Where those behind it may get the same, a segment begins.
+        """
+        index, span, mask = call.index, call.hidden.shape[1], call.kwargs.get("attention_mask")
+        recurrent, lends = index in self._recurrent, index in self._lending
+        if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends)):
+            call.stored = pruned_layer(call.cache, index)  # of all columns too: borrowers may see less of them
+        stored = call.stored
+        announced: tuple[Tensor | None, int, bool] = None, span, False
+        if rows is not None:
+            past = call.past
+            announced = rows.unpruned(past), span, rows.valid is not None
+        elif stored is None:
+            return
+        if rows is not None and recurrent:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
-            call.kwargs["attention_mask"] = self._mask(forward, call, rows, columns)
-        more = self._give_rows(forward, call, rows)
-        if call.stored is not None:
-            call.stored.lends = call.index in self._lending
-            call.stored.announce(columns, call.hidden.shape[1], ragged=rows.valid is not None)
-            if rows.numbered is not None:
-                call.stored.shift = rows.shift(call.stored.shift, forward.entering_rows)
-        if call.index in self._indexed:
-            self._pick_all(forward, call, rows.columns.shape[1])
-        gathered = rows.gather(call.hidden)  # (samples, rows, width)
-        call.hidden = call.entered  # frees the copy with merged rows while the layer runs
-        with tap:
-            output = call.run(original, gathered)
-        alone = call.index + 1 in self._plain and not recurrent and not more
-        if past == 0 and alone and _is_new(call.cache, call.index):
-            names = ("attention_mask", "position_embeddings", "position_ids")
-            given = {name: call.kwargs[name] for name in names if name in call.kwargs}
-            announced = columns, call.hidden.shape[1], rows.valid is not None
-            shift = None if call.stored is None else call.stored.shift
-            forward.alike = Alike(mask, tables, given, rows, announced, shift, type(call.module), gathered.device)
-        return self._hand_on(forward, forward.alike, call.index, rows, call.entered, output)
+            call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced[0])
+        if rows is None:
+            begins = bool(forward.steps) and index in self._plain
+        else:
+            more = self._give_rows(forward, call, rows)
+            alone = recurrent or more or past
+            begins = index + 1 in self._plain and not alone and _is_new(call.cache, index)
+        if stored is not None:
+            if forward.drops:
+                stored.lends = lends
+            stored.announce(*announced)
+            if rows is not None and rows.numbered is not None:
+                stored.shift = rows.shift(stored.shift, forward.entering_rows)
+        if index in self._indexed:
+            self._pick_all(forward, call, span if rows is None else rows.columns.shape[1])
+        if begins:
+            given = {name: call.kwargs[name] for name in REPLACED if name in call.kwargs}
+            kind, device = type(call.module), call.hidden.device
+            forward.segment = Segment(rows, mask, tables, given, stored, announced, kind, device)
 
     def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
         """Let rows of a layer that picks keys by an index pick all that there are, so many rows among them."""
@@ -244,7 +242,7 @@ class LayerRunner:
             return call.run(original, call.hidden)
         self._give_rows(forward, call, rows)
         output = call.run(original, rows.gather(call.hidden))
-        return self._hand_on(forward, None, call.index, rows, call.entered, output)
+        return self._hand_on(forward, call.index, rows, call.entered, output)
 
     def _lent(
         self, forward: Forward, call: LayerCall, rows: RowMap | None, past: int
@@ -282,47 +280,45 @@ class LayerRunner:
         call.kwargs.update(more)
         return more
 
-    def _run_alike(
-        self, forward: Forward, alike: Alike, index: int, original: Original, hidden: Tensor, kwargs: dict[str, Any]
+    def _run_further(
+        self, forward: Forward, segment: Segment, index: int, original: Original, hidden: Tensor, kwargs: dict[str, Any]
     ) -> Any:
-        """Run a layer on the rows that the one before it ran on, with the same arguments."""
-        rows, entered = alike.rows, hidden
-        if alike.handed is None:
+        """Run a layer of a segment that is not its first."""
+        rows, entered = segment.rows, hidden
+        assert rows is not None
+        if segment.handed is None:
             hidden = rows.gather(entered)  # (samples, rows, width)
-        elif hidden is alike.handed:
-            entered = alike.full
+        elif hidden is segment.handed:
+            entered = segment.full
         else:
             guards.refuse_changed_rows(index)
-        if forward.cache is not None:
+        if segment.stored is not None:
             stored = pruned_layer(forward.cache, index)
-            stored._announced, stored.shift = alike.announced, alike.shift
+            stored._announced, stored.shift = segment.announced, segment.stored.shift
         forward.row_maps.append(rows)
-        output = original(hidden, **{**kwargs, **alike.given})
+        output = original(hidden, **{**kwargs, **segment.given})
         if forward.hands_on and index < self._last:
-            alike.full, alike.handed = entered, output[0] if isinstance(output, tuple) else output
+            segment.full, segment.handed = entered, output[0] if isinstance(output, tuple) else output
             return output
-        return self._hand_on(forward, alike, index, rows, entered, output)
+        return self._hand_on(forward, index, rows, entered, output)
 
-    def _hand_on(
-        self, forward: Forward, alike: Alike | None, index: int, rows: RowMap, entered: Tensor, output: Any
-    ) -> Any:
+    def _hand_on(self, forward: Forward, index: int, rows: RowMap, entered: Tensor, output: Any) -> Any:
         """What a layer that ran on rows answers: the full-length stream, or the rows alone where the next takes them.
 
         Args:
             forward: The forward.
-            alike: What the next layer may have in common with this one.
             index: The layer's.
             rows: Its rows.
             entered: The full-length stream that they came from.
             output: What it made of them.
         """
-        made = output[0] if isinstance(output, tuple) else output
-        if alike is not None and forward.hands_on and index < self._last:
-            alike.full, alike.handed = entered, made
+        made, segment = output[0] if isinstance(output, tuple) else output, forward.segment
+        if segment is not None and forward.hands_on and index < self._last:
+            segment.full, segment.handed = entered, made
             return output
         full = self._put_back(forward, index, rows, entered, made)
-        if alike is not None:  # nothing lives on behind the last layer
-            alike.full = alike.handed = None
+        if segment is not None:  # nothing lives on behind the last layer
+            segment.full = segment.handed = None
         if isinstance(output, tuple):
             return (full, *output[1:])
         return full
@@ -428,7 +424,7 @@ class LayerRunner:
         signals = self._program.signals_while(call.index) if forward.drops else ()
         notes = None
         if self._program.reading is not None:
-            notes = decode_hook(forward, call, self._program, self._family)
+            notes = decode_hook(forward, call)
         if not signals and notes is None:
             return nullcontext()
         own_attention: OwnAttention = []

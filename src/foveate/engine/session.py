@@ -25,7 +25,7 @@ from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
-from foveate.engine.forward import Forward
+from foveate.engine.forward import Arrival, Forward
 from foveate.engine.handed import Original, Streams
 from foveate.engine.media import placed, prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
@@ -299,11 +299,12 @@ class Session:
         if _sessions.get(self._core) is self:
             del _sessions[self._core]
 
-    def _arriving(self) -> Forward:
-        """The forward on its way to the decoder: a new one where there is none, or one that never came through it."""
-        if self._runner.forward is None or self._runner.forward.begun:
-            self._runner.forward = Forward(ids=self._ids)
-        return self._runner.forward
+    def _arriving(self) -> Arrival:
+        """The forward on its way to the decoder: a new one where there is none."""
+        runner = self._runner
+        if runner.arrival is None:
+            runner.arrival, runner.forward = Arrival(ids=self._ids), None
+        return runner.arrival
 
     # -- encode ------------------------------------------------------------------------------------------------
 
@@ -326,7 +327,7 @@ class Session:
             fed = arguments.get("inputs_embeds")
         end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
         self._note_generate(ids, chunk, range(start + 1, end))
-        self._runner.forward = None
+        self._runner.arrival = self._runner.forward = None
         try:
             return original(*args, **kwargs)
         finally:
@@ -348,23 +349,22 @@ class Session:
             guards.refuse_threads()
         self._turn.release()
         given = by_place(core, args, kwargs) if args else kwargs
-        self._runner.forward = forward = Forward(last_only=self._last_only, arguments=given)
-        self._last_only = False
-        forward.ids = given.get("input_ids")
         outputs = given.get("mm_encoder_outputs") or {}
-        forward.encoded = {modality: output for modality, output in outputs.items() if output is not None}
+        encoded = {modality: output for modality, output in outputs.items() if output is not None}
+        self._runner.arrival = Arrival(self._last_only, given, given.get("input_ids"), encoded)
+        self._runner.forward, self._last_only = None, False
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Stand around `get_image_features`, which `generate` calls long before the decoder runs."""
         if self._encoding:  # a model may make a video's features with its images' function
             return original(*args, **kwargs)
         call = FeatureCall(self._core, modality, original, args, kwargs)
-        forward = self._arriving()
+        arrival = self._arriving()
         self._encoding = True
         cuts: Sequence[Cut | None] = ()
         ran: Sequence[Ran] = ()
         try:
-            prompt = prompt_lengths(self._family, modality, forward.ids)
+            prompt = prompt_lengths(self._family, modality, arrival.ids)
             if self._program.encodes is None:
                 output = call.run()
             else:
@@ -375,19 +375,19 @@ class Session:
             lengths = None
             if self._family.tiled:
                 lengths = prompt(lengths_of(pieces_of(output)))
-            forward.image_lengths[modality] = lengths
+            arrival.image_lengths[modality] = lengths
             tag(self._family, modality, call.arguments, output, cuts, lengths, ran)
-            forward.encoded[modality] = output
-            self._note_splits(forward, modality, output)
+            arrival.encoded[modality] = output
+            self._note_splits(arrival, modality, output)
         return call.answer(output)
 
-    def _note_splits(self, forward: Forward, modality: str, output: Any) -> None:
+    def _note_splits(self, arrival: Arrival, modality: str, output: Any) -> None:
         """Note whether chunked prefill will cut an image in two."""
-        if self._chunk is None or forward.ids is None:
+        if self._chunk is None or arrival.ids is None:
             return
-        media = tagged_media(output, forward.image_lengths[modality], self._program, self._family, modality)
+        media = tagged_media(output, arrival.image_lengths[modality], self._program, self._family, modality)
         lengths = [image.length for image in media]
-        columns = placed(self._family, modality, forward.ids).nonzero()[:, 1]
+        columns = placed(self._family, modality, arrival.ids).nonzero()[:, 1]
         chunks = columns.cpu() // self._chunk  # in which chunk each vision token is
         if sum(lengths) == len(chunks):
             images = torch.split(chunks, lengths)
@@ -398,11 +398,11 @@ class Session:
     def around_merger(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Note where the vision tokens are."""
         arguments = arguments_of(original, args, kwargs)
-        placeholders, forward = original(*args, **kwargs), self._arriving()
-        for modality, mask in self._family.vision_masks(placeholders, {**forward.arguments, **arguments}):
+        placeholders, arrival = original(*args, **kwargs), self._arriving()
+        for modality, mask in self._family.vision_masks(placeholders, {**arrival.arguments, **arguments}):
             if mask.dim() == 3:  # (samples, columns, width), the same in all of the width
                 mask = mask[..., 0]
-            forward.placeholders.append((modality, mask))
+            arrival.placeholders.append((modality, mask))
         return placeholders
 
     def before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -411,16 +411,17 @@ class Session:
             guards.refuse_pages()
         if self._family.gathers and kwargs.get("inputs_embeds") is None:
             return None  # the first layer will show what enters
-        forward = self._arriving()
-        forward.begun = True
-        cache, forward.splits = cache_of(kwargs), self._splits
+        arrival = self._arriving()
+        forward = Forward(self._program, self._family)
+        self._runner.arrival, self._runner.forward = None, forward
+        cache, arrival.splits = cache_of(kwargs), self._splits
         if self._inside and cache is not None and length_of(cache) in self._inside:
-            forward.goes_on, forward.asked = True, self._asked
+            arrival.goes_on, forward.asked = True, self._asked
         if self._image_end is not None and cache is not None:
             ended, length = self._image_end
-            forward.behind_image, forward.behind_cut = ended() is cache and length == length_of(cache), self._behind_cut
+            arrival.behind_image, arrival.behind_cut = ended() is cache and length == length_of(cache), self._behind_cut
         self._image_end = None
-        embeds = begin(forward, self._program, self._family, kwargs, cache)
+        embeds = begin(forward, arrival, kwargs, cache)
         self._asked = forward.asked if forward.ends_turn else {}
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.record is not None:
@@ -435,14 +436,14 @@ class Session:
 
     def before_layers(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Begin at the first layer, where the decoder was handed no embeddings by name; answers the layer's input."""
-        forward = self._arriving()
+        arrival = self._arriving()
         if self._family.merger is None:
-            forward.placeholders = self._family.placed({**forward.arguments, "input_ids": forward.ids})
+            arrival.placeholders = self._family.placed({**arrival.arguments, "input_ids": arrival.ids})
         streams: Streams | None = None
-        if hidden.dim() == 4 and forward.ids is not None:
-            streams = Streams.of(hidden, (forward.ids.shape[0], forward.ids.shape[1]))
+        if hidden.dim() == 4 and arrival.ids is not None:
+            streams = Streams.of(hidden, (arrival.ids.shape[0], arrival.ids.shape[1]))
             hidden = streams.fold(hidden)
-        given = {**kwargs, **forward.arguments, "inputs_embeds": hidden}
+        given = {**kwargs, **arrival.arguments, "inputs_embeds": hidden}
         changed = self.before_decoder(self._family.text, (), given)
         if changed is not None:
             hidden = changed[1]["inputs_embeds"]
@@ -452,18 +453,20 @@ class Session:
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""
-        if self._runner.forward is not None and self._runner.forward.position_ids is None:
-            self._runner.forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+        forward = self._runner.arrival or self._runner.forward
+        if forward is not None and forward.position_ids is None:
+            forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
 
     # -- finish ------------------------------------------------------------------------------------------------
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
         """Finish the forward, and let go of its state."""
-        forward, self._runner.forward = self._runner.forward, None
-        if forward is None or not forward.begun:
+        forward = self._runner.forward
+        self._runner.arrival = self._runner.forward = None
+        if forward is None:
             guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
         if forward.record is not None or forward.ends_turn:
-            finish(forward, self._program, self._family, cache_in(output))
+            finish(forward, cache_in(output))
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
             self._image_end = weakref.ref(forward.cache), length_of(forward.cache)
             self._behind_cut = forward.dropped

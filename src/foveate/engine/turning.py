@@ -1,7 +1,5 @@
 """Begin: what RoPE makes of the positions that vision tokens enter with, for stages before decoder layers."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -10,17 +8,14 @@ from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import rotary_note
-from foveate.families.base import Family
 
 
-def note_turns(forward: Forward, layers: Sequence[int], call: LayerCall, family: Family) -> None:
-    """Remember of every row what `Rotary` has of it, for the stages before these layers.
+def note_turns(forward: Forward, call: LayerCall) -> None:
+    """Remember of every row what `Rotary` has of it, for the stages that read it.
 
     Args:
         forward: Knows position ids, and the rows that are left.
-        layers: Decoder layers with such a stage before them.
         call: That of layer 0, before anything is cut there.
-        family: Knows by how much a position turns in each.
     """
     device = call.hidden.device
     places = _places(forward, call).to(device)  # (axes, samples, columns)
@@ -30,8 +25,8 @@ def note_turns(forward: Forward, layers: Sequence[int], call: LayerCall, family:
         bucket.to(device)
         own = places[:, bucket.owners, bucket.positions_of().clamp(min=0)]  # (axes, samples, left)
         made: dict[int, Tensor] = {}  # layers share frequencies
-        for layer in layers:
-            frequencies = family.frequencies(layer)
+        for layer in forward.program.turned:
+            frequencies = forward.family.frequencies(layer)
             assert frequencies is not None  # refused where the method was put on
             if id(frequencies) not in made:
                 made[id(frequencies)] = _means(own, frequencies.to(device))
