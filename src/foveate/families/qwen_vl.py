@@ -246,10 +246,10 @@ class Qwen2VL(Family):
         visual = self.core.visual
         if not PRECOMPUTED & options.keys():
             options |= self._placed(self.tower_arguments(grid_thw.cpu()), hidden_states.device)
-        ends = [value for name, value in options.items() if name.startswith("cu_")]
+        ends = []
+        if not torch.is_grad_enabled():  # backward may run blocks again, when this context is over
+            ends = [value for name, value in options.items() if name.startswith("cu_")]
         with Patcher() as patches:
-            if torch.is_grad_enabled():  # backward may run blocks again, when this is over
-                ends = []
             attend_at_once(patches, (block.attn for block in visual.blocks), ends, hidden_states.device)
             return forward(hidden_states, **{"grid_thw": grid_thw, **options})
 
