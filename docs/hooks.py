@@ -286,9 +286,10 @@ def pages_of(folder: str) -> list[dict[str, str]]:
 
 def reference() -> str:
     """An entry for the class of each method."""
-    import foveate
+    from foveate.plain import inventory
 
-    return "\n\n".join(f"::: {module}.{name}" for name, module in foveate._methods().items())
+    kinds = sorted((kind, name) for name, kind in inventory.method_classes().items())
+    return "\n\n".join(f"::: foveate.methods.{name}.{kind}" for kind, name in kinds)
 
 
 def traits() -> str:

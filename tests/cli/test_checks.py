@@ -36,7 +36,7 @@ REFUSED = [
     (["generate", PICTURE, *ASK, "--model", "llava"], "written OWNER/NAME"),
     (["compare", "nofile.png", *ASK], "nofile.png cannot be read"),
     (["eval", "--method", "v2dop:metric=l1"], "No method 'v2dop'. Did you mean v2drop?"),
-    (["eval", "--tasks", "pope", "--include", "nowhere"], "no folder nowhere"),
+    (["eval", "--include", "nowhere"], "--logs"),
     (["eval", "--model", "./nofolder"], "There is no folder ./nofolder"),
     (["bench", "--method", "visiondrop+nosuch"], "No method 'nosuch'"),
     (["bench", "--model", "cpu-mediun"], "Shapes: foveate bench --shapes"),

@@ -15,7 +15,7 @@ from foveate.contract import TowerAttention, TowerKeys
 from foveate.errors import UnsupportedError
 from foveate.families import feeding as feeds
 from foveate.families.derived import Derived
-from foveate.families.fed import encode_fed, lacking
+from foveate.families.fed import encode_fed
 from foveate.families.feeding import feeding, has_cls
 from foveate.families.tap import tapped
 from foveate.registry import family_for
@@ -178,7 +178,7 @@ def test_so_many_rows_feed_each_token(name, modality, rows):
     known = call.feeding()
     counts = torch.bincount(torch.cat([group.tokens for group in known.groups]))
     assert counts.tolist() == [rows] * known.tokens
-    assert lacking(call.family.core, call.family.layers) is None
+    assert feeds.blocks_of(call.family.core, call.family.layers)
     # Before 5.23 this tower's attention makes RoPE of one number a row, so its keys are refused.
     keys = () if name.startswith("qwen2_5_omni") and older(transformers.__version__, "5.23") else (KEYS,)
     for signal in (PAID, *keys, *CLS * all(group.cls for group in known.groups)):
@@ -222,9 +222,7 @@ def test_newlines_are_left_out_where_the_family_tells_them(monkeypatch):
 
 
 def test_a_resampler_behind_the_tower_is_no_tower():
-    assert lacking(nn.Linear(1, 1), nn.Linear(1, 1)) == (
-        "no block of its vision tower attends by transformers' attention functions"
-    )
+    assert not feeds.blocks_of(nn.Linear(1, 1), nn.Linear(1, 1))
     call = Call("idefics2")
     lists = feeds.blocks_of(call.family.core, call.family.layers)
     assert [len(blocks) for blocks in lists] == [2, 1]
