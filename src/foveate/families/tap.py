@@ -208,7 +208,8 @@ class Segments:
 def attend_at_once(patches: Patcher, attentions: Iterable[Any], ends: Iterable[Tensor], device: torch.device) -> None:
     """Let attention modules of a packed tower call SDPA once for all sequences of one length, with the same bits.
 
-    Modules that are tapped or biased go on calling it for each, and so does every other kernel.
+    Modules that are tapped or biased, or whose forward somebody stands around, go on calling it for each, and so does
+    every other kernel.
 
     Args:
         attentions: They are handed where sequences end by the name `cu_seqlens`.
@@ -219,7 +220,8 @@ def attend_at_once(patches: Patcher, attentions: Iterable[Any], ends: Iterable[T
         return
     AttentionInterface.register(TAP, _attend)
     for module in attentions:
-        if not isinstance(module.config, _Config) and module.config._attn_implementation == "sdpa":
+        is_own = not isinstance(module.config, _Config) and "forward" not in vars(module)
+        if is_own and module.config._attn_implementation == "sdpa":
             patches.wrap(module, "forward", partial(_in_segments, module, segments))
 
 
