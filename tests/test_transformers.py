@@ -49,8 +49,8 @@ OTHERS = {
     "_to_copy",
     "_unique2",
 }
-"""Names of torch, accelerate, lmms-eval and Python: operators are counted by them, writes and offloading seen, processes
-ended, a task's functions found without its data."""
+"""Names of torch, accelerate, lmms-eval and Python: operators are counted by them, writes and offloading are seen,
+processes are ended, and a task's functions are taken without its data."""
 
 
 def test_every_such_name_is_listed():
