@@ -89,10 +89,8 @@ def test_a_tower_in_a_context_makes_the_bits_it_makes_untouched(family, modality
         with Counted("_scaled_dot_product_flash_attention_for_cpu") as counted:
             output = call(**inputs)
         calls[name] = counted.calls
-        return [
-            output.last_hidden_state,
-            *map(torch.cat, (output.pooler_output, *getattr(output, "deepstack_features", ()))),
-        ]
+        features = output.pooler_output, *getattr(output, "deepstack_features", ())
+        return [output.last_hidden_state, *(torch.cat(tuple(images)) for images in features)]
 
     with torch.no_grad():
         plain = features("untouched")
