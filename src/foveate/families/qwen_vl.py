@@ -88,8 +88,11 @@ class Qwen2VL(Family):
         """Behind the merger: a token's score and key are the means of its four patches'."""
         grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
         modules = {signal: self.scoring_block(signal).attn for signal in reducer.reads}
+        changed = {}
+        if "forward" in vars(self.core.visual):  # `_run_tower` stands around it, and takes the host's
+            changed = {f"{modality}_grid_thw": grids}
         with tapped_all(modules, keys_of=("qkv", _keys_of)) as taps:
-            output = run(**{f"{modality}_grid_thw": grids})
+            output = run(**changed)
         features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
         sizes = [len(image) for image in features]
 
@@ -244,7 +247,9 @@ class Qwen2VL(Family):
         transformers reads where pictures end in every block: 64 waits of Qwen2.5-VL's tower, and one here.
         """
         visual = self.core.visual
-        if not PRECOMPUTED & options.keys():
+        if PRECOMPUTED & options.keys():  # handed over by somebody: the tower makes the others where its pixels are
+            grid_thw = send(grid_thw, hidden_states.device)
+        else:
             options |= self._placed(self.tower_arguments(grid_thw.cpu()), hidden_states.device)
         ends = []
         if not torch.is_grad_enabled():  # backward may run blocks again, when this context is over
