@@ -371,21 +371,21 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
     """
     program, layer = forward.program, call.index
     if layer == 0 and program.finds_raters:
-        for bucket in forward.buckets:
+        for bucket in forward.outcome.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
                 bucket.text[RATERS] = raters_of(forward, bucket, call.hidden)
     if program.before(layer):
         _cut(forward, call, reader_of)
     if layer == 0:
-        for bucket in forward.buckets:
+        for bucket in forward.outcome.buckets:
             bucket.begun = Begun(bucket.left, bucket.sizes, program.opening)
     if program.remembers(layer):
-        for bucket in forward.buckets:
+        for bucket in forward.outcome.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
                 bucket.notes[f"hidden {layer}"] = call.hidden[bucket.owners, bucket.columns]
-    forward.row_maps.append(forward.rows)
+    forward.outcome.row_maps.append(forward.outcome.rows)
 
 
 def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader: BucketReader) -> None:
@@ -418,11 +418,11 @@ def _cut(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
     program, norm = forward.program, forward.family.final_norm
     before = forward.vision_left() if call.index in program.cuts else ()
     decided = []
-    for bucket in forward.buckets:
+    for bucket in forward.outcome.buckets:
         cuts, sizes = decide_bucket(bucket, program, call.index, call.hidden, reader_of, norm)
         decided.append((bucket, cuts, sizes))
     decided = _with_counts(decided)
-    forward.buckets = [bucket for bucket, _, _ in decided]
+    forward.outcome.buckets = [bucket for bucket, _, _ in decided]
     dropped, merged = False, []
     for bucket, cuts, sizes in decided:
         taken = bucket.take(cuts, sizes) if cuts else None

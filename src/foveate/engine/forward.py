@@ -294,12 +294,30 @@ class Arrival:
 
 
 @dataclass(eq=False)
+class Outcome:
+    """What comes of a forward, layer by layer; behind the last one it is all that is read.
+
+    Attributes:
+        record: What the trace keeps; None for a decode step.
+        buckets: The samples with vision tokens, and what is left of these.
+        rows: The rows that the coming layer processes; None while nothing was dropped.
+        row_maps: The rows that each layer processed, as far as the forward has come.
+    """
+
+    record: PrefillRecord | None = None
+    buckets: list[Bucket] = field(default_factory=list)
+    rows: RowMap | None = None
+    row_maps: list[RowMap | None] = field(default_factory=list)
+
+
+@dataclass(eq=False)
 class Forward:
     """One forward in the decoder: a prefill, a later turn or a decode step.
 
     Attributes:
         program: The method's stages.
         family: Knows the model.
+        outcome: What comes of it.
         position_ids: See `Arrival`.
         backend: Name of the attention implementation.
         idle: Whether every layer runs untouched: nothing will be dropped, and nothing is missing in its cache.
@@ -307,7 +325,6 @@ class Forward:
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are, or tokens cannot be
             dropped.
         memo: Masks, tables and copies that several layers share.
-        record: What the trace keeps; None for a decode step.
         cache: What layers store in, as the first one found it; None if the model runs without one.
         caches: Whether the model was told to cache.
         plans: Vision tokens that each layer will process, for each sample; None where that is not known beforehand.
@@ -328,9 +345,6 @@ class Forward:
     Attributes, the rows that are left (where `drops`):
         span, count: Columns of the forward, and samples.
         samples: The batch.
-        buckets: The samples with vision tokens, and what is left of these.
-        rows: The rows that the coming layer processes; None while nothing was dropped.
-        row_maps: The rows that each layer processed, as far as the forward has come.
         additions: What the decoder adds to vision tokens behind its first layers (see `Family.added_later`).
         image_ends: Samples and columns of the last token of every run of vision tokens, (runs,) int64, on the host;
             None where only the last column will be read.
@@ -340,13 +354,13 @@ class Forward:
 
     program: Program
     family: Family
+    outcome: Outcome = field(default_factory=Outcome)
     position_ids: Tensor | None = None
     backend: str = "sdpa"
     idle: bool = False
     drops: bool = False
     live: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
-    record: PrefillRecord | None = None
     cache: Any = None
     caches: bool = False
     plans: Sequence[Sequence[int] | None] = ()
@@ -364,9 +378,6 @@ class Forward:
     span: int = 0
     count: int = 0
     samples: list[Sample] = field(default_factory=list)
-    buckets: list[Bucket] = field(default_factory=list)
-    rows: RowMap | None = None
-    row_maps: list[RowMap | None] = field(default_factory=list)
     additions: list[Tensor] | None = None
     image_ends: tuple[Tensor, Tensor] | None = None
     text: Tensor = NOTHING
@@ -378,7 +389,7 @@ class Forward:
         self.drops = True
         self.samples = samples
         self.span = embeds.shape[1]
-        self.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
+        self.outcome.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
         if not last_only:
             self.image_ends = _ends_of_runs(samples)
         text = torch.zeros(len(samples), self.span, dtype=torch.bool)
@@ -410,13 +421,13 @@ class Forward:
     @property
     def dropped(self) -> bool:
         """Whether any sample has fewer rows now than it had vision tokens."""
-        return any([bucket.left < bucket.entered for bucket in self.buckets])
+        return any([bucket.left < bucket.entered for bucket in self.outcome.buckets])
 
     @property
     def present(self) -> RowMap:
         """The rows that are left, also while nothing was dropped."""
-        if self.rows is not None:
-            return self.rows
+        if self.outcome.rows is not None:
+            return self.outcome.rows
         return self.memo.once(lambda: RowMap(send(self._entered, self.text.device), self.entering_rows), "present")
 
     def vision_left(self) -> tuple[int, ...]:
@@ -426,7 +437,7 @@ class Forward:
     def _with_left(self, others: list[int]) -> tuple[int, ...]:
         """Rows of each sample: so many others, and those that are left of its vision tokens."""
         counts = list(others)
-        for bucket in self.buckets:
+        for bucket in self.outcome.buckets:
             left = bucket.source.shape[1]
             for member in bucket.members:
                 counts[member] += left
@@ -434,21 +445,21 @@ class Forward:
 
     def lay_out(self, renumbers: bool) -> None:
         """Say which rows the coming layers process: those that are left now, numbered anew or as they were."""
-        before, self.rows = self.rows, self._rows_left()
+        before, self.outcome.rows = self.outcome.rows, self._rows_left()
         if renumbers:
-            self.rows.number_anew()
+            self.outcome.rows.number_anew()
         elif before is not None:
-            self.rows.number_on(before)
+            self.outcome.rows.number_on(before)
 
     def _rows_left(self) -> RowMap:
         lengths = self._with_left([len(sample.text) for sample in self.samples])
         guards.refuse_empty_prompt(lengths)
-        device = self.buckets[0].index.device
+        device = self.outcome.buckets[0].index.device
         left = self.text.to(device)  # (samples, columns): text first, then each bucket's rows
         source: Tensor | None = None
-        if any([bucket.parent is not None for bucket in self.buckets]):
+        if any([bucket.parent is not None for bucket in self.outcome.buckets]):
             source = torch.arange(self.span, device=device).expand_as(left)
-        for bucket in self.buckets:
+        for bucket in self.outcome.buckets:
             columns = bucket.columns
             left = left.index_put((bucket.owners, columns), left.new_ones(()))
             if source is not None:
@@ -472,10 +483,10 @@ class Forward:
 
     def record_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
         """Write a cut into the trace."""
-        assert self.record is not None
+        assert self.outcome.record is not None
         sources: dict[int, Tensor] = {}
         parents: dict[int, Tensor] = {}
-        for bucket in self.buckets:
+        for bucket in self.outcome.buckets:
             source, parent = bucket.source_and_parent()
             sources.update(zip(bucket.members, source.unbind(), strict=True))
             if parent is not None:
@@ -485,7 +496,7 @@ class Forward:
                 sources[member] = torch.arange(sample.fixed)
         origin = [sources[member] for member in range(len(self.samples))]
         assign = [parents.get(member) for member in range(len(self.samples))]
-        self.record.stages.append(StageRecord(where, layer, before, self.vision_left(), origin, assign))
+        self.outcome.record.stages.append(StageRecord(where, layer, before, self.vision_left(), origin, assign))
 
     def final(self) -> tuple[Tensor, Tensor]:
         """What is left at the end.
@@ -497,7 +508,7 @@ class Forward:
         # 1 at text and 0 at vision tokens, then the number of rows that stand for the column.
         final = torch.ones_like(self.text, dtype=torch.int32)
         others = torch.zeros_like(self.text, dtype=torch.bool)
-        for bucket in self.buckets:
+        for bucket in self.outcome.buckets:
             owners = bucket.owners.to(final.device)
             final = final.index_put((owners, bucket.vision.to(final.device)), final.new_zeros(()))
             source = bucket.source.to(final.device)

@@ -38,7 +38,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         cache: The cache among these.
 
     Returns:
-        The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
+        The decoder's input if the tower has changed it, else None. A prefill gets its `forward.outcome.record` here.
     """
     program, family = forward.program, forward.family
     forward.position_ids = arrival.position_ids
@@ -69,7 +69,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         guards.refuse_unplaced_pictures()
     if embeds is None or not masks:
         if prompt is not None and prompt.shape[1] > 1:  # a decode step is no prefill
-            forward.record = _text_record(family, prompt, cache, live)
+            forward.outcome.record = _text_record(family, prompt, cache, live)
         if not forward.idle or reads:
             forward.backend = str(family.text.config._attn_implementation)
         if steps and not forward.idle:
@@ -90,11 +90,11 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         guards.refuse_split_image()
     if arrival.behind_image and (drops or arrival.behind_cut) and any([sample.starts for sample in samples]):
         guards.refuse_split_image()
-    forward.record = _record(family, samples, live, span, cache)
+    forward.outcome.record = _record(family, samples, live, span, cache)
     if program.thin is not None and any([image.ran for sample in samples for image in sample.media]):
-        forward.record.stages.append(_thinned(samples))
+        forward.outcome.record.stages.append(_thinned(samples))
     if not drops and not reads:  # every layer runs untouched
-        forward.record.note_that_all_stay(sorted(program.cuts))
+        forward.outcome.record.note_that_all_stay(sorted(program.cuts))
         return None
     forward.backend = str(family.text.config._attn_implementation)
     forward.live, forward.idle, forward.plans = live, False, plans
@@ -110,7 +110,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
 def _note_text(forward: Forward, ids: Tensor | None) -> None:
     """Remember where the text behind the images is, and what was handed in makes of its ids, (samples, columns)."""
     program = forward.program
-    for bucket in forward.buckets if program.reads_words else ():
+    for bucket in forward.outcome.buckets if program.reads_words else ():
         words = torch.stack([sample.words_behind(0) for sample in bucket.samples])
         bucket.text[WORDS] = send(words, bucket.index.device)
     if not program.encodes_text:
@@ -118,7 +118,7 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
     guards.refuse_unknown_text(ids, forward.span)
     assert ids is not None
     rows = ids.cpu()
-    for bucket, signal in itertools.product(forward.buckets, program.encodes_text):
+    for bucket, signal in itertools.product(forward.outcome.buckets, program.encodes_text):
         encode = program.resources[signal.name].text
         pairs = zip(bucket.members, bucket.samples, strict=True)
         made = [_of_text(encode, rows[member], sample) for member, sample in pairs]
@@ -147,7 +147,7 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
         return hidden
     before = forward.vision_left()
     changed = any(image.changed for sample in forward.samples for image in sample.media)
-    for bucket in forward.buckets:
+    for bucket in forward.outcome.buckets:
         cuts = []
         for place, sample in enumerate(bucket.samples):
             entered = Cut.stay(bucket.entered, {name: note[place] for name, note in bucket.notes.items()})
@@ -295,13 +295,13 @@ def finish(forward: Forward, cache: Any) -> None:
         forward: Through all layers.
         cache: Holds what the layers stored; None if the model runs without one.
     """
-    if forward.record is not None and not forward.drops:
-        forward.record.cache = None if cache is None else CacheRecord(_held(cache))
+    if forward.outcome.record is not None and not forward.drops:
+        forward.outcome.record.cache = None if cache is None else CacheRecord(_held(cache))
     if forward.ends_turn and not forward.drops and cache is not None:
         end_turn(forward, cache)
-    if forward.record is None or not forward.drops:
+    if forward.outcome.record is None or not forward.drops:
         return
-    guards.refuse_lost_layers(len(forward.row_maps), len(forward.family.layers))
+    guards.refuse_lost_layers(len(forward.outcome.row_maps), len(forward.family.layers))
     stay = [sample.fixed for sample in forward.samples]
     planned = [None if not plan else plan[-1] + fixed for plan, fixed in zip(forward.plans, stay, strict=True)]
     guards.refuse_other_counts(planned, forward.vision_left())
@@ -309,7 +309,7 @@ def finish(forward: Forward, cache: Any) -> None:
         guards.refuse_other_cache(None)
     cache = forward.cache
     if cache is None:
-        forward.record.cache = None
+        forward.outcome.record.cache = None
         return
     _refuse_lost_rows(forward, cache)
     _cut_cache(forward, cache)
@@ -322,7 +322,7 @@ def finish(forward: Forward, cache: Any) -> None:
             alike = id(layer.base), id(layer.head), layer.keys.shape[-2]
             slots[index] = counts[alike] if alike in counts else counts.setdefault(alike, layer.valid_slots())
     dead = tuple([sample.rows - sample.live for sample in forward.samples])
-    forward.record.cache = CacheRecord(_held(cache), slots, dead)
+    forward.outcome.record.cache = CacheRecord(_held(cache), slots, dead)
     if forward.ends_turn:
         end_turn(forward, cache)
 
@@ -341,7 +341,7 @@ def _held(cache: Any) -> dict[int, int]:
 def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
     """Layers that ran on rows must have stored them."""
     others = {*forward.family.recurrent, *forward.family.lenders}
-    for index, rows in enumerate(forward.row_maps):
+    for index, rows in enumerate(forward.outcome.row_maps):
         if rows is None or index in others:
             continue
         layer = None
@@ -355,14 +355,14 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
     """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that."""
     stateful = {*forward.family.recurrent, *forward.family.lenders}
     layers = [index for index in forward.program.cached if index < len(cache.layers) and index not in stateful]
-    if not layers or forward.rows is None:
+    if not layers or forward.outcome.rows is None:
         return
     final, others = forward.final()
     # Row maps live meanwhile, so their ids stay theirs.
     wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}
     for index in layers:
-        rows = forward.row_maps[index]
-        if rows is forward.rows:
+        rows = forward.outcome.row_maps[index]
+        if rows is forward.outcome.rows:
             continue
         stored = pruned_layer(cache, index)
         device = stored.keys.device
@@ -370,15 +370,15 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
         if alike not in wanted:
             wanted[alike] = _wanted(forward, rows, final.to(device), others.to(device))
         stored.keep(*wanted[alike])
-        if forward.rows.numbered is not None:
+        if forward.outcome.rows.numbered is not None:
             if rows is None:
                 before = forward.entering_rows
             else:
                 before = rows.lengths
-            stored.shift = forward.rows.on(device).shift(stored.shift, before)
-    assert forward.record is not None
+            stored.shift = forward.outcome.rows.on(device).shift(stored.shift, before)
+    assert forward.outcome.record is not None
     # What arrives is what the tower left, or all tokens where it was not cut.
-    arriving = [stage.after for stage in forward.record.stages if stage.layer is None and not stage.rows]
+    arriving = [stage.after for stage in forward.outcome.record.stages if stage.layer is None and not stage.rows]
     arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
     forward.record_cut("kv", None, arriving[0])
 
@@ -404,5 +404,5 @@ def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor
         if rows.valid is not None:
             wanted = wanted & rows.valid
         texts = [len(sample.text) for sample in forward.samples]
-    left = {member: bucket.left for bucket in forward.buckets for member in bucket.members}
+    left = {member: bucket.left for bucket in forward.outcome.buckets for member in bucket.members}
     return wanted, [text + left.get(member, 0) for member, text in enumerate(texts)]

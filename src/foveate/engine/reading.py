@@ -135,7 +135,7 @@ class AttentionReader(RowsReader):
     def _tables_of_rows(self) -> Any:
         """(cos, sin) of the bucket's rows."""
         given = self._call.kwargs.get("position_embeddings")
-        if given is None or self._forward.rows is None:
+        if given is None or self._forward.outcome.rows is None:
             tables = self._rows.pick(given)
         else:
             tables = self._positions.tables(self._forward, self._call, self._rows)
@@ -193,7 +193,7 @@ class AttentionReader(RowsReader):
     ) -> tuple[Tensor, Tensor, float]:
         """Queries, keys and scaling, taken from what the layer's own attention has made of all its rows."""
         keys, query = self._of_rows(keys, query.shape[2]), query[self._of]
-        if self._forward.rows is not None:
+        if self._forward.outcome.rows is not None:
             query = query[:, :, self._start :]
         elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
             asking = self._columns.gather(1, asking)  # (samples, asking)
@@ -202,7 +202,7 @@ class AttentionReader(RowsReader):
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
         """Keys or values of the bucket's rows, of what the layer has for all samples: (samples, heads, rows, size)."""
         heads = heads[self._of, :, -rows:]  # those of earlier turns stand in front
-        if self._forward.rows is not None:
+        if self._forward.outcome.rows is not None:
             return heads[:, :, self._start :]
         if self._columns.shape[1] < self._hidden.shape[1]:
             return take_along(heads, self._columns[:, None, :, None], dim=2)

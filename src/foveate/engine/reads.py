@@ -225,8 +225,8 @@ def _asked(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], N
     past = kinds.shape[1] - span
     columns = torch.arange(span, device=device).expand(samples, -1)
     coming = columns + past
-    if forward.rows is not None:
-        rows = forward.rows.on(device)
+    if forward.outcome.rows is not None:
+        rows = forward.outcome.rows.on(device)
         columns, coming = rows.columns, rows.unpruned(past)
         marks = marks.gather(1, columns) & (coming >= 0)
     asking, real = last_marked(marks.long(), min(forward.most, marks.shape[1]))

@@ -94,7 +94,7 @@ class LayerRunner:
             usual &= index in self._plain
             if usual and segment is not None and mask is segment.mask and tables is segment.tables:
                 alike = type(self._layers[index]) is segment.kind and args[0].device == segment.device
-                if alike and stored is None and index == len(forward.row_maps):
+                if alike and stored is None and index == len(forward.outcome.row_maps):
                     return self._run_further(forward, segment, index, original, args[0], kwargs)
                 if alike and stored is not None and segment.holds(stored):
                     stored._announced = segment.announced
@@ -110,7 +110,7 @@ class LayerRunner:
             stored = stored.reads
         expected = index
         if forward.drops:
-            expected = len(forward.row_maps)
+            expected = len(forward.outcome.row_maps)
         module = self._layers[index]
         if args[1:]:
             args, kwargs = args[:1], by_name(module, args, kwargs)
@@ -151,8 +151,8 @@ class LayerRunner:
             cut_before(forward, call, reader_of)
         tap = self._attention_tap(forward, call, reader_of)
         hidden, rows = call.hidden, None
-        if forward.rows is not None:
-            rows = forward.rows.on(hidden.device)
+        if forward.outcome.rows is not None:
+            rows = forward.outcome.rows.on(hidden.device)
         self._hand_over(forward, call, rows, tables)
         if rows is not None:
             hidden = rows.gather(hidden)  # (samples, rows, width)
@@ -217,11 +217,11 @@ class LayerRunner:
         self._bring_together(forward, call)
         lender, span, count = call.stored, forward.span, call.hidden.shape[1]
         rows = None
-        if forward.rows is not None:
-            rows = forward.rows.on(call.hidden.device)
+        if forward.outcome.rows is not None:
+            rows = forward.outcome.rows.on(call.hidden.device)
         sliced = count < span
         if forward.drops:
-            forward.row_maps.append(forward.rows)
+            forward.outcome.row_maps.append(forward.outcome.rows)
         if rows is not None and sliced:
             guards.refuse_sliced_rows(count, [sample.text for sample in forward.samples], span)
         past = 0 if lender is None else lender.seen - span
@@ -256,7 +256,7 @@ class LayerRunner:
             return lender.returned, lender.alive
         if rows is None:
             return None, None
-        of_lender = forward.row_maps[self._lenders[call.index]]  # without a cache
+        of_lender = forward.outcome.row_maps[self._lenders[call.index]]  # without a cache
         held = torch.arange(span, device=device).expand(len(rows.columns), -1)
         if of_lender is not None:
             held = of_lender.on(device).unpruned(0)
@@ -295,7 +295,7 @@ class LayerRunner:
         if segment.stored is not None:
             stored = pruned_layer(forward.cache, index)
             stored._announced, stored.shift = segment.announced, segment.stored.shift
-        forward.row_maps.append(rows)
+        forward.outcome.row_maps.append(rows)
         output = original(hidden, **{**kwargs, **segment.given})
         if forward.hands_on and index < self._last:
             segment.full, segment.handed = entered, output[0] if isinstance(output, tuple) else output
@@ -429,7 +429,7 @@ class LayerRunner:
             return nullcontext()
         own_attention: OwnAttention = []
         readers = []
-        for bucket in forward.buckets if signals else ():
+        for bucket in forward.outcome.buckets if signals else ():
             if bucket.left:
                 bucket.to(call.hidden.device)
                 readers.append((bucket, reader_of(bucket, own_attention, signals)))

@@ -424,11 +424,11 @@ class Session:
         embeds = begin(forward, arrival, kwargs, cache)
         self._asked = forward.asked if forward.ends_turn else {}
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
-        if forward.record is not None:
+        if forward.outcome.record is not None:
             lost = self._patches.lost()
             if lost is not None:
                 guards.refuse_lost_hooks(lost)
-            self.trace.add(forward.record)
+            self.trace.add(forward.outcome.record)
         forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:
             return None
@@ -465,7 +465,7 @@ class Session:
         self._runner.arrival = self._runner.forward = None
         if forward is None:
             guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
-        if forward.record is not None or forward.ends_turn:
+        if forward.outcome.record is not None or forward.ends_turn:
             finish(forward, cache_in(output))
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
             self._image_end = weakref.ref(forward.cache), length_of(forward.cache)

@@ -19,7 +19,7 @@ def note_turns(forward: Forward, call: LayerCall) -> None:
     """
     device = call.hidden.device
     places = _places(forward, call).to(device)  # (axes, samples, columns)
-    for bucket in forward.buckets:
+    for bucket in forward.outcome.buckets:
         if not bucket.left:
             continue
         bucket.to(device)
