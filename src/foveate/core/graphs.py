@@ -1,11 +1,11 @@
-"""Loops of many small kernels as one CUDA graph, for which the host launches once what it launched a thousand times."""
+"""Many kernels as one CUDA graph, for which the host launches once what it launched a thousand times."""
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Protocol
 
 import torch
 from torch import Tensor
@@ -14,14 +14,69 @@ from foveate.core.tensors import BLOCK_NUMBERS
 
 P = ParamSpec("P")
 MOST = 16
-"""Graphs that are remembered, the latest: each holds its tensors, at the most some blocks of them."""
+"""Graphs of loops that are remembered, the latest: each holds its tensors, at the most some blocks of them."""
+
+
+class Tape(Protocol):
+    """The kernels of a call, which run again with nothing of Python between them."""
+
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Record a call, and return what it makes: a replay leaves its numbers in these tensors."""
+        ...
+
+    def replay(self) -> None:
+        """Run the kernels again on what the memory holds now that they read."""
+        ...
+
+
+class GraphTape:
+    """A tape that is a CUDA graph.
+
+    Args:
+        device: Whose kernels are recorded.
+        pool: The memory that graphs share of which no two run at once (`torch.cuda.graph_pool_handle`); None: its own.
+    """
+
+    def __init__(self, device: torch.device, pool: Any = None) -> None:
+        self._device = device
+        self._pool = () if pool is None else (pool,)
+        self._graph = torch.cuda.CUDAGraph()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Capture a call on a stream of its own, as CUDA asks for; no kernel runs.
+
+        Raises:
+            RuntimeError: If the call reads a number on the host, or sends one to the device.
+        """
+        current = torch.cuda.current_stream(self._device)
+        own = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        own.wait_stream(current)
+        # Not torch.cuda.graph: it waits for the device and empties the allocator's cache.
+        with torch.cuda.stream(own):
+            self._graph.capture_begin(*self._pool, capture_error_mode="thread_local")
+            try:
+                made = call()
+            finally:
+                self._graph.capture_end()
+        current.wait_stream(own)
+        return made
+
+    def replay(self) -> None:
+        """Launch the graph on the current stream."""
+        self._graph.replay()
+
+
+TAPES: dict[str, Callable[[torch.device, Any], Tape]] = {"cuda": GraphTape}
+"""What records a call, by the type of device."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
     """A captured loop: what is copied into `given` before it runs, and the tensor that it leaves its answer in."""
 
-    captured: torch.cuda.CUDAGraph
+    tape: Tape
     given: tuple[Tensor, ...]
     made: Tensor
 
@@ -47,16 +102,16 @@ def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
         if not all(value is None or isinstance(value, (Tensor, int, float)) for value in values) or not _fit(tensors):
             return loop(*args, **named)
         stream = torch.cuda.current_stream(tensors[0].device)
-        key = loop, stream, tuple(named), *(_kind(value) for value in values)
+        key = loop, stream, tuple(named), *(kind_of_value(value) for value in values)
         with _lock:  # else another thread's copies come between this one's
             if key in _graphs:
                 graph = _graphs[key] or _captured(functools.partial(_called, loop, args, named), tensors)
-                _remember(key, graph)
+                remember(_graphs, key, graph, MOST)
                 for place, value in zip(graph.given, tensors, strict=True):
                     place.copy_(value)
-                graph.captured.replay()
+                graph.tape.replay()
                 return graph.made.clone()
-            _remember(key, None)
+            remember(_graphs, key, None, MOST)
         return loop(*args, **named)
 
     return run
@@ -72,18 +127,19 @@ def _fit(tensors: tuple[Tensor, ...]) -> bool:
     return not wrapped and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
 
 
-def _kind(value: Any) -> Any:
+def kind_of_value(value: Any) -> Any:
     """What must be alike for two values to go through one graph."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     return value
 
 
-def _remember(key: Any, graph: Graph | None) -> None:
-    _graphs[key] = graph
-    _graphs.move_to_end(key)
-    while len(_graphs) > MOST:
-        _graphs.popitem(last=False)
+def remember(table: "OrderedDict[Any, Any]", key: Any, value: Any, most: int) -> None:
+    """Remember something as the latest, and forget the oldest where there are too many."""
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > most:
+        table.popitem(last=False)
 
 
 def _called(loop: Callable[..., Tensor], args: Any, named: Any, given: tuple[Tensor, ...]) -> Tensor:
@@ -93,21 +149,16 @@ def _called(loop: Callable[..., Tensor], args: Any, named: Any, given: tuple[Ten
     return loop(*args, **{name: next(places) if isinstance(one, Tensor) else one for name, one in named.items()})
 
 
+def _captured(call: Callable[[tuple[Tensor, ...]], Tensor], tensors: tuple[Tensor, ...]) -> Graph:
+    """Capture a call on copies of these tensors."""
+    given = copies_of(tensors)
+    tape = GraphTape(tensors[0].device)
+    (made,) = tape.record(lambda: (call(given),))
+    return Graph(tape, given, made)
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
-def _captured(call: Callable[[tuple[Tensor, ...]], Tensor], tensors: tuple[Tensor, ...]) -> Graph:
-    """Capture a call on copies of these tensors, on a stream of its own, as CUDA asks for."""
-    device = tensors[0].device
-    current, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    given = tuple(one.clone() for one in tensors)
-    graph = torch.cuda.CUDAGraph()
-    own.wait_stream(current)
-    # Not torch.cuda.graph: it waits for the device and empties the allocator's cache.
-    with torch.cuda.stream(own):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            made = call(given)
-        finally:
-            graph.capture_end()
-    current.wait_stream(own)
-    return Graph(graph, given, made)
+def copies_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies of tensors that may be written to in any mode."""
+    return tuple([tensor.clone() for tensor in tensors])

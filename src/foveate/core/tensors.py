@@ -31,6 +31,8 @@ def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
     return source.gather(dim, places.expand(common))
 
 
+Change = Callable[[Tensor], Tensor]
+"""Makes another tensor of one."""
 Tensors = dict[str, Any]
 """Tensors by name; an entry may itself be tensors by name."""
 

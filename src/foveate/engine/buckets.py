@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.rank import into_runs
-from foveate.core.tensors import alike, on_tensors, send, stacked
+from foveate.core.tensors import Change, alike, on_tensors, send, stacked
 from foveate.engine import guards
 from foveate.engine.program import CELLS
 from foveate.engine.samples import Begun, Sample
@@ -167,6 +167,11 @@ class Bucket:
             return
         for name in TENSORS:
             setattr(self, name, on_tensors(getattr(self, name), lambda tensor: tensor.to(device)))
+
+    def changed(self, change: Change) -> "Bucket":
+        """This bucket with other tensors."""
+        tensors = {name: on_tensors(getattr(self, name), change) for name in TENSORS}
+        return replace(self, **tensors, _columns=None)
 
     def part(self, places: Sequence[int]) -> "Bucket":
         """The samples at these places alone."""

@@ -1,8 +1,8 @@
 """Each layer: which columns of the full-length stream are left as rows, and the state of one forward of the model."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.core.tensors import Memo, on_tensors, send
+from foveate.core.tensors import Change, Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.buckets import Bucket, buckets_of
 from foveate.engine.cache import PrunedLayer
@@ -114,13 +114,19 @@ class RowMap:
     def on(self, device: torch.device) -> "RowMap":
         """This map with its tensors on `device`, kept for the next layer there."""
         if device not in self._copies:
-            copy = object.__new__(RowMap)
-            copy.__dict__.update(self.__dict__)
-            for name in TENSORS:
-                setattr(copy, name, on_tensors(getattr(self, name), lambda tensor: tensor.to(device)))
-            copy.memo = Memo()
-            self._copies[device] = copy  # all copies share one table of copies
+            copy = self.changed(lambda tensor: tensor.to(device))
+            copy._copies = self._copies  # all copies share one table of copies
+            self._copies[device] = copy
         return self._copies[device]
+
+    def changed(self, change: Change) -> "RowMap":
+        """This map with other tensors."""
+        copy = object.__new__(RowMap)
+        copy.__dict__.update(self.__dict__)
+        for name in TENSORS:
+            setattr(copy, name, on_tensors(getattr(self, name), change))
+        copy.memo, copy._copies = Memo(), {copy.columns.device: copy}
+        return copy
 
     def unpruned(self, past: int) -> Tensor:
         """Columns of the rows with `past` columns before this call: (samples, rows) int64, −1 for a pad.
@@ -309,6 +315,24 @@ class Outcome:
     rows: RowMap | None = None
     row_maps: list[RowMap | None] = field(default_factory=list)
 
+    def changed(self, change: Change) -> "Outcome":
+        """This outcome with other tensors, and a record of its own."""
+        record = self.record
+        copies: dict[int, RowMap] = {}
+
+        def of(rows: RowMap | None) -> RowMap | None:
+            if rows is None:
+                return None
+            if id(rows) not in copies:
+                copies[id(rows)] = copy = rows.changed(change)
+                copy.numbered = of(rows.numbered)
+            return copies[id(rows)]
+
+        if record is not None:
+            record = replace(record, stages=[stage.changed(change) for stage in record.stages])
+        buckets = [bucket.changed(change) for bucket in self.buckets]
+        return Outcome(record, buckets, of(self.rows), [of(rows) for rows in self.row_maps])
+
 
 @dataclass(eq=False)
 class Forward:
@@ -384,10 +408,31 @@ class Forward:
     first: Tensor = NOTHING
     _entered: Tensor = NOTHING
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no column is padding."""
+        return all([sample.live == self.span for sample in self.samples])
+
+    @property
+    def layout(self) -> Hashable:
+        """What the host knows of the forward and its layers go by, as a value."""
+        assert self.outcome.record is not None
+        flags = self.drops, self.hands_on, self.caches, self.backend, self.image_ends is None
+        plans = tuple([None if plan is None else tuple(plan) for plan in self.plans])
+        buckets = tuple([(one.members, one.sizes, tuple(one.notes), tuple(one.text)) for one in self.outcome.buckets])
+        samples = tuple([sample.layout for sample in self.samples])
+        return self.span, flags, plans, samples, buckets, len(self.outcome.record.stages)
+
+    def twin(self, change: Change, kwargs: dict[str, Any]) -> "Forward":
+        """This forward as it has begun, with other tensors: what the decoder is handed, by name, and what is left."""
+        ids = self.position_ids
+        additions = None if self.additions is None else self.family.added_later(kwargs)
+        outcome, ids = self.outcome.changed(change), None if ids is None else change(ids)
+        return replace(self, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
+
     def drop_in(self, samples: list[Sample], embeds: Tensor, last_only: bool) -> None:
         """Begin a forward in which tokens will be dropped, of embeddings (samples, columns, width); see `Arrival`."""
         self.drops = True
-        self.samples = samples
         self.span = embeds.shape[1]
         self.outcome.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
         if not last_only:

@@ -80,7 +80,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     span = embeds.shape[1]
     alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
     samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
-    plans = _plans(samples, program)
+    forward.samples, plans = samples, _plans(samples, program)
     drops = _drops(samples, plans)
     reads = reads and any([len(sample.vision) for sample in samples])
     if drops or reads:

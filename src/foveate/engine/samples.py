@@ -1,8 +1,8 @@
 """Begin: the samples of a call as the host knows them, read from the prompt and its media."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,20 @@ class Sample:
     def parted(self) -> bool:
         """Whether text stands between the tokens of an image."""
         return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.media)
+
+    @property
+    def layout(self) -> Hashable:
+        """What is known of the sample as a value: alike for prompts that differ in what they show and say alone."""
+        values: list[Hashable] = [self.entered_sizes, self.started_sizes]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value = value.numpy().tobytes()
+            elif field.name == "ordinals" and value is not None:
+                value = tuple([part.numpy().tobytes() for part in value])
+            if field.name != "media":
+                values.append(value)
+        return tuple(values)
 
     def words_behind(self, image: int) -> Tensor:
         """Columns of the text behind an image (or frame), (words,) int64, ascending."""

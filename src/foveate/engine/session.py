@@ -30,6 +30,7 @@ from foveate.engine.handed import Original, Streams
 from foveate.engine.media import placed, prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
+from foveate.engine.replay import Replayer
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError
@@ -72,6 +73,7 @@ def drop(
     retention: float | None = None,
     tokens: float | None = None,
     resources: Mapping[str, Any] | None = None,
+    cuda_graphs: bool = False,
 ) -> Iterator[Trace]:
     """Drop vision tokens while the context is open.
 
@@ -91,6 +93,8 @@ def drop(
             the last one that takes a budget) counts for every image what stays.
         tokens: The same as a number of tokens.
         resources: What the method reads that no model has, by name, such as CDPruner's "clip"; its page says what.
+        cuda_graphs: Whether the decoder's part of a prefill is recorded as a CUDA graph at the second prompt of a
+            layout, and replayed from then on; `trace.graphs` counts. Experimental.
 
     Yields:
         The trace, which every prefill inside the context fills.
@@ -105,7 +109,7 @@ def drop(
     Warns:
         UserWarning: Behind the context, if the method is a poor one for as few tokens as an image was left.
     """
-    yield from _opened(_session(model, method, retention, tokens, resources or {}), warns=True)
+    yield from _opened(_session(model, method, retention, tokens, resources or {}, cuda_graphs), warns=True)
 
 
 def _opened(session: "Session", warns: bool) -> Iterator[Trace]:
@@ -200,6 +204,7 @@ def _session(
     retention: float | None,
     tokens: float | None,
     resources: Mapping[str, Any],
+    cuda_graphs: bool = False,
 ) -> "Session":
     """The session that will be attached; nothing is put on the model yet."""
     if method is None:
@@ -207,7 +212,7 @@ def _session(
     chosen = naming.method_of(method, tokens, retention)
     family = family_for(model)
     refuse_running(model, family)
-    return Session(family, chosen, resources)
+    return Session(family, chosen, resources, cuda_graphs)
 
 
 def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
@@ -232,7 +237,7 @@ class Session:
         trace: Filled by every prefill.
     """
 
-    def __init__(self, family: Family, method: Method, resources: Mapping[str, Any]) -> None:
+    def __init__(self, family: Family, method: Method, resources: Mapping[str, Any], cuda_graphs: bool = False) -> None:
         self.method = method
         self.trace = Trace()
         self._core = family.core
@@ -242,6 +247,9 @@ class Session:
         guards.refuse_unencoded(family, self._program.encodes)
         guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)
+        self._replayer: Replayer | None = None
+        if cuda_graphs:
+            self._replayer = Replayer(family, self._program, self._runner, self.trace)
         self._patches = Patcher()
         # Of the running `generate` call, which encodes pictures before the forward that they are in.
         self._ids: Tensor | None = None  # what it will feed, (samples, columns); None: embeddings
@@ -291,6 +299,8 @@ class Session:
             # The layer's forward, not a hook: hooks of others then all see the full-length stream.
             put = patches.wrap(layer, "forward", functools.partial(self._runner.run, index))
             self._runner.wrappers.append(put)
+        if self._replayer is not None:
+            patches.wrap(text, "forward", self._replayer.run)
         patches.hook(text, "after", self.after_decoder)
 
     def detach(self) -> None:

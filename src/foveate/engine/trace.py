@@ -4,14 +4,14 @@ import html
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.tensors import on_tensors, send
+from foveate.core.tensors import Change, on_tensors, send
 from foveate.cost import RunCounts
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
@@ -90,6 +90,11 @@ class StageRecord:
         """The row that each of a sample's vision tokens went into, −1 if it was dropped; None if nothing is merged."""
         assigns = self._assign or [None] * len(self._origin)
         return [on_tensors(assign, Tensor.cpu) for assign in assigns]
+
+    def changed(self, change: Change) -> "StageRecord":
+        """This cut with other tensors."""
+        assign = [on_tensors(one, change) for one in self._assign]
+        return replace(self, _origin=[change(one) for one in self._origin], _assign=assign)
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain values; `assign` only where something was merged."""
@@ -372,6 +377,32 @@ class PrefillRecord:
         return Table("Vision tokens", ["Stage", *counts], rows, notes)
 
 
+@dataclass
+class GraphCounts:
+    """How the prefills of a context ran where CUDA graphs were asked for.
+
+    Attributes:
+        recorded: How many were run plainly and recorded.
+        replayed: How many were replayed.
+        plain: How many were run plainly, by the reason.
+    """
+
+    recorded: int = 0
+    replayed: int = 0
+    plain: dict[str, int] = field(default_factory=dict)
+
+    def note_plain(self, why: str) -> None:
+        """Note that a prefill runs plainly."""
+        self.plain[why] = self.plain.get(why, 0) + 1
+
+    def __str__(self) -> str:
+        """`8 of 10 prefills replayed, 1 recorded; plain: 1 (the first of its layout)`."""
+        count = self.recorded + self.replayed + sum(self.plain.values())
+        words = f"{self.replayed} of {count} prefills replayed, {self.recorded} recorded"
+        reasons = ", ".join(f"{times} ({why})" for why, times in self.plain.items())
+        return f"{words}; plain: {reasons}" if reasons else words
+
+
 class Trace:
     """What a context dropped: its attributes are those of the latest prefill.
 
@@ -379,11 +410,13 @@ class Trace:
         history: Every prefill of the context, oldest first; of a method that `foveate.apply` put on, which may stay on
             for weeks, the latest 100.
         most: How many prefills stay in it; None: all.
+        graphs: What was replayed, where CUDA graphs were asked for; else None.
     """
 
     def __init__(self) -> None:
         self.history: list[PrefillRecord] = []
         self.most: int | None = None
+        self.graphs: GraphCounts | None = None
 
     def add(self, record: PrefillRecord) -> None:
         """Note a prefill that begins."""
