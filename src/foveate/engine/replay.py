@@ -70,7 +70,7 @@ class Made:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, each once."""
-        return _tensors_of(self.changed)
+        return _tensors_of(self.changed, self.hidden.device)
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +181,10 @@ class Call:
         leaves = [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         kwargs = tree_unflatten(leaves, self.spec)
         if self.cache is not None:
-            kwargs |= with_cache(copy.deepcopy(self.cache))
+            cache = copy.copy(self.cache)
+            # What a window's layer holds of its own would be sent to the device when rows come.
+            cache.layers = _changed_layers(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
+            kwargs |= with_cache(cache)
         return self.forward.twin(_swap(self.tensors, given), kwargs), kwargs
 
 
@@ -272,7 +275,7 @@ class Replayer:
         others = tuple([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
         if not all(isinstance(leaf, PLAIN_VALUES) for leaf in others):
             return "arguments that graphs do not know"
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)] + _tensors_of(forward.outcome.changed)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)] + _tensors_of(forward.outcome.changed, device)
         if any(tensor.device != device for tensor in tensors):
             return "the decoder is spread over devices"
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
@@ -382,11 +385,11 @@ def _swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:
     return lambda tensor: places.get(id(tensor), tensor)
 
 
-def _tensors_of(changed: Callable[[Change], Any]) -> list[Tensor]:
-    """What `changed` changes, each once."""
+def _tensors_of(changed: Callable[[Change], Any], device: torch.device) -> list[Tensor]:
+    """What `changed` changes on a device, each once."""
     tensors: dict[int, Tensor] = {}
     changed(lambda tensor: tensors.setdefault(id(tensor), tensor))
-    return list(tensors.values())
+    return [tensor for tensor in tensors.values() if tensor.device == device]
 
 
 def _changed_layers(layers: Sequence[Any], change: Change) -> list[Any]:
@@ -410,8 +413,12 @@ def _is_fresh(cache: Any) -> bool:
     """Whether a cache is of the usual kind, and holds nothing yet."""
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         return False
-    usual = all(isinstance(layer, CACHE_LAYERS) for layer in cache.layers)
-    return usual and not _tensors_of(lambda change: _changed_layers(cache.layers, change))
+    for layer in cache.layers:
+        states = [state for value in vars(layer).values() if isinstance(value, dict) for state in value.values()]
+        begun = getattr(layer, "is_initialized", False) or any(isinstance(state, Tensor) for state in states)
+        if begun or not isinstance(layer, CACHE_LAYERS):
+            return False
+    return True
 
 
 def _modes() -> tuple[str, ...] | None:
