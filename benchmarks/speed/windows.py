@@ -18,7 +18,7 @@ from foveate._transformers import get_vision_window_index
 from foveate.bench.shapes import shape
 from foveate.bench.timing import ratio, rounds
 from foveate.core.patching import Patcher
-from foveate.families.tap import attend_at_once
+from foveate.families.tap import attend_at_once, segments_of
 
 SIDE, ROUNDS = 72, 15  # patches: 36 x 36 tokens
 
@@ -41,7 +41,7 @@ def main() -> None:
             arguments = {"window_index": index, "cu_window_seqlens": ends}
         with Patcher() as patches:
             if patched:
-                attend_at_once(patches, [block.attn for block in tower.blocks], [ends], device)
+                attend_at_once(patches, [block.attn for block in tower.blocks], segments_of([ends], device))
             wait()
             began = perf_counter()
             made = tower(pixels, grid, **arguments).pooler_output

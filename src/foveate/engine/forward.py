@@ -423,6 +423,11 @@ class Forward:
         samples = tuple([sample.layout for sample in self.samples])
         return self.span, flags, plans, samples, buckets, len(self.outcome.record.stages)
 
+    def vision_columns(self, device: torch.device) -> Tensor:
+        """Where the vision tokens of all samples are, one sample behind the other: (tokens,) int64."""
+        places = [sample.vision + index * self.span for index, sample in enumerate(self.samples)]
+        return send(torch.cat(places), device)
+
     def twin(self, change: Change, kwargs: dict[str, Any]) -> "Forward":
         """This forward as it has begun, with other tensors: what the decoder is handed, by name, and what is left."""
         ids = self.position_ids

@@ -1,18 +1,19 @@
-"""Each layer, at once: the decoder's part of a prefill as one graph, which the second prompt of a layout records.
+"""Each layer, at once: a tower's run and the decoder's part of a prefill as graphs, recorded at the second sight.
 
 What the host knows of a prompt before its first layer (where vision tokens are, how many stay) is the same for every
 prompt of that layout, and so are the decoder's kernels. A replay runs them on the new prompt's numbers, fills the cache
-that was handed in, and leaves the outcome that a plain run would.
+that was handed in, and leaves the outcome that a plain run would. A tower's kernels go by the shape of its input.
 """
 
 import copy
 import threading
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,172 +25,308 @@ from transformers import DynamicCache
 from foveate._transformers import CACHE_NAMES, cache_in, cache_of, with_cache
 from foveate.core import graphs
 from foveate.core.graphs import Tape, copies_of, kind_of_value, remember
+from foveate.core.patching import Patcher
 from foveate.core.tensors import Change, Memo
 from foveate.engine.cache import CACHE_LAYERS, MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
-from foveate.engine.trace import GraphCounts, Trace
+from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.errors import SettingError
 from foveate.families.base import Family
+from foveate.families.tap import is_tapped
 
 MOST_TAPES = 8
-"""Layouts of a model whose graphs are kept, the latest: each holds keys and values of a prompt."""
+"""Recordings of a model that are kept, the latest: each holds what it leaves, of a prompt its keys and values."""
 MOST_SEEN = 256
-"""Layouts that are remembered without a graph."""
+"""Layouts that are remembered without a recording."""
 PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
+NOTHING: Mapping[str, Any] = {}
+FIRST = "the first of its layout"
+
+
+# -- regions -------------------------------------------------------------------------------------------------------
+
+
+class Made(ABC):
+    """What a region leaves."""
+
+    @abstractmethod
+    def changed(self, change: Change) -> Any:
+        """The same with other tensors."""
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """All tensors on a device, each once."""
+        return _tensors_of(self.changed, device)
+
+
+class Region(ABC):
+    """A part of a forward whose kernels are the same for every call with the same key.
+
+    Attributes:
+        key: What must be alike.
+        tensors: What it reads of a call, weights apart.
+    """
+
+    key: Hashable
+    tensors: list[Tensor]
+
+    @abstractmethod
+    def plain(self) -> Any:
+        """Run it as it is called."""
+
+    @abstractmethod
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
+        """A function that runs it on these copies of its tensors, and changes nothing else that the call has."""
+
+    @abstractmethod
+    def made(self, output: Any) -> Made:
+        """What a plain run has left."""
+
+    @abstractmethod
+    def answer(self, made: Made) -> Any:
+        """Leave what a replay has made where a plain run leaves it, and answer as that does."""
 
 
 @dataclass(slots=True, eq=False)
-class Made:
+class MadeByDecoder(Made):
     """What a decoder leaves of a prompt.
 
     Attributes:
         hidden: Its last hidden states, (samples, columns, width).
         layers: Of its cache.
         outcome: Of the forward.
-        answer: The class of what it answers.
+        kind: The class of what it answers.
     """
 
     hidden: Tensor
     layers: Sequence[Any]
     outcome: Outcome
-    answer: type
+    kind: type
 
-    @classmethod
-    def of(cls, output: Any, forward: Forward) -> Self:
-        """What a decoder has answered, and left in a forward."""
-        layers = getattr(cache_in(output), "layers", ())
-        return cls(output.last_hidden_state, layers, forward.outcome, type(output))
-
-    def changed(self, change: Change) -> "Made":
+    def changed(self, change: Change) -> "MadeByDecoder":
         """The same with other tensors."""
         layers = _changed_layers(self.layers, change)
-        return Made(change(self.hidden), layers, self.outcome.changed(change), self.answer)
+        return MadeByDecoder(change(self.hidden), layers, self.outcome.changed(change), self.kind)
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors, each once."""
-        return _tensors_of(self.changed, self.hidden.device)
+
+@dataclass(slots=True, eq=False)
+class DecoderCall(Region):
+    """A decoder's call on a prompt.
+
+    Attributes:
+        key: See `Region`.
+        tensors: See there: those of its arguments, and those of the outcome so far.
+        forward: The forward, which has begun.
+        runner: Has the forward in hand.
+        original: The decoder's forward.
+        kwargs: Its arguments.
+        cache: The empty cache among these; None if it runs without one.
+        leaves, spec: The other arguments, flat, as a recording is handed them.
+        columns: Of vision tokens, where the decoder adds something to these behind its first layers.
+    """
+
+    key: Hashable
+    tensors: list[Tensor]
+    forward: Forward
+    runner: LayerRunner
+    original: Original
+    kwargs: dict[str, Any]
+    cache: Any
+    leaves: list[Any]
+    spec: Any
+    columns: Tensor | None
+
+    def plain(self) -> Any:
+        return self.original(**self.kwargs)
+
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
+        kwargs = _with_tensors(self.leaves, self.spec, given)
+        if self.cache is not None:
+            cache = copy.copy(self.cache)
+            # What a window's layer holds of its own would be sent to the device when rows come.
+            cache.layers = _changed_layers(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
+            kwargs |= with_cache(cache)
+        twin, runner = self.forward.twin(_swap(self.tensors, given), kwargs), self.runner
+
+        def run() -> Made:
+            with Patcher() as patches:
+                if self.columns is not None:
+                    twin.family.add_at(patches, self.columns)
+                patches.put(runner, "forward", twin)
+                return _left(self.original(**kwargs), twin)
+
+        return run
+
+    def made(self, output: Any) -> Made:
+        return _left(output, self.forward)
+
+    def answer(self, made: Made) -> Any:
+        assert isinstance(made, MadeByDecoder)
+        forward, record, outcome = self.forward, self.forward.outcome.record, made.outcome
+        assert record is not None
+        assert outcome.record is not None
+        record.stages += outcome.record.stages[len(record.stages) :]
+        outcome.record, forward.outcome = record, outcome
+        if self.cache is None:
+            return made.kind(last_hidden_state=made.hidden)
+        self.cache.layers[:] = made.layers
+        if forward.drops:
+            forward.cache = self.cache
+        return made.kind(last_hidden_state=made.hidden, **with_cache(self.cache))
+
+
+def _left(output: Any, forward: Forward) -> MadeByDecoder:
+    """What a decoder has answered, and left in a forward."""
+    more = {name for name, one in output.items() if one is not None} - {"last_hidden_state", *CACHE_NAMES}
+    if more:
+        raise NotImplementedError(f"the decoder answers {', '.join(sorted(more))} too")
+    return MadeByDecoder(
+        output.last_hidden_state, getattr(cache_in(output), "layers", ()), forward.outcome, type(output)
+    )
+
+
+@dataclass(slots=True, eq=False)
+class MadeByTower(Made):
+    """What a tower answers, flat."""
+
+    leaves: list[Any]
+    spec: Any
+
+    def changed(self, change: Change) -> "MadeByTower":
+        """The same with other tensors."""
+        return MadeByTower([change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves], self.spec)
+
+
+@dataclass(slots=True, eq=False)
+class TowerCall(Region):
+    """A vision tower's call on pixels: its arguments flat, and those that the host reads.
+
+    Attributes:
+        key, tensors: See `Region`.
+        original: Calls the tower.
+        leaves, spec: Positional arguments and those by name.
+        on_host: More of these by name: the host reads them, so that their numbers are in the key.
+    """
+
+    key: Hashable
+    tensors: list[Tensor]
+    original: Original
+    leaves: list[Any]
+    spec: Any
+    on_host: Mapping[str, Any]
+
+    def plain(self) -> Any:
+        return self._run(self.tensors)
+
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
+        return lambda: self.made(self._run(given))
+
+    def made(self, output: Any) -> Made:
+        return MadeByTower(*tree_flatten(output))
+
+    def answer(self, made: Made) -> Any:
+        assert isinstance(made, MadeByTower)
+        return tree_unflatten(made.leaves, made.spec)
+
+    def _run(self, tensors: Sequence[Tensor]) -> Any:
+        args, kwargs = _with_tensors(self.leaves, self.spec, tensors)
+        return self.original(*args, **kwargs, **self.on_host)
+
+
+# -- recordings ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
 class Recording:
-    """A prefill on a tape.
+    """A region on a tape.
 
     Attributes:
         tape: Its kernels.
-        given: What they read of a prompt: a new one's numbers are copied there.
+        given: What they read of a call: a new one's numbers are copied there.
         tensors: What they leave.
         made: The same in its places.
-        stands_on: The modules as they were.
-        held: Tensors that were made on the way to the decoder, and are the same for every prompt of the layout.
+        modules: Those that ran, as they were.
+        held: Holds what was made on the way to the region, and is the same for every call with this key.
     """
 
     tape: Tape
     given: tuple[Tensor, ...]
     tensors: list[Tensor]
     made: Made
-    stands_on: "Modules"
+    modules: "Modules"
     held: Any
 
 
-@dataclass(eq=False)
 class Tapes:
-    """The recordings of a model, by layout; a text says why there is none."""
+    """The recordings of a model, by key; and the keys that were seen, with the reason why there is no recording."""
 
-    recordings: OrderedDict[Any, Recording] = field(default_factory=OrderedDict)
-    seen: OrderedDict[Any, str | None] = field(default_factory=OrderedDict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    pool: Any = None
+    def __init__(self) -> None:
+        self.recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
+        self.lock = threading.RLock()
+        self._pool: Any = None
 
     def tape(self, device: torch.device) -> Tape:
         """A new tape; graphs of one model share their memory, since no two run at once."""
-        if self.pool is None and device.type == "cuda":
-            self.pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-        return graphs.TAPES[device.type](device, self.pool)
+        if self._pool is None and device.type == "cuda":
+            self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        return graphs.TAPES[device.type](device, self._pool)
 
 
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
 
 
 class Modules:
-    """The modules inside a decoder, their weights and what stands around their forwards, to see whether they changed.
+    """The modules inside another, their weights and what stands around their forwards.
 
     Args:
-        text: The decoder.
-        wrappers: What the session has put in the place of its layers' forwards.
-        hooks: How many hooks the session has put on modules inside.
+        outer: The other.
     """
 
-    def __init__(self, text: nn.Module, wrappers: Sequence[Original], hooks: int) -> None:
-        inside = list(text.modules())[1:]
-        self._tables = [table for one in (text, *inside) for table in (one._parameters, one._buffers, one._modules)]
+    def __init__(self, outer: nn.Module) -> None:
+        inside = list(outer.modules())[1:]
+        self._tables = [table for one in (outer, *inside) for table in (one._parameters, one._buffers, one._modules)]
         self._vars = [vars(one) for one in inside]
         self._hooks = [table for one in inside for table in (one._forward_pre_hooks, one._forward_hooks)]
-        self._own_hooks = hooks
         self._values = self._now()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
-        self.obstacle = self._obstacle(wrappers)
+        self._pointers = self._places()
 
-    def hold(self, wrappers: Sequence[Original]) -> bool:
-        """Whether they are what they were, in a session that has put these wrappers."""
-        values, pointers = self._now(), [tensor.data_ptr() for tensor in self._tensors]
-        same = len(values) == len(self._values) and list(map(id, values)) == list(map(id, self._values))
-        return same and pointers == self._pointers and self._obstacle(wrappers) is None
+    @property
+    def same(self) -> bool:
+        """Whether they are those that they were, and their weights where these were."""
+        values = self._now()
+        return list(map(id, values)) == list(map(id, self._values)) and self._places() == self._pointers
+
+    def obstacle(self, wrappers: Sequence[Original], hooks: int) -> str | None:
+        """Why what they do cannot be replayed now; None if it can.
+
+        Args:
+            wrappers: What the session has put in the place of forwards.
+            hooks: How many hooks it has put on them.
+        """
+        around = [attributes["forward"] for attributes in self._vars if "forward" in attributes]
+        # transformers leaves hooks of its own, which collect hidden states where these are asked for.
+        others = [hook for table in self._hooks for hook in table.values() if not _is_of_transformers(hook)]
+        if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
+            return "hooks or wrappers of others stand on modules inside"
+        if any([is_tapped(attributes.get("config")) for attributes in self._vars]):
+            return "a stage reads attention in it"
+        if len({tensor.device for tensor in self._tensors}) > 1:
+            return "its weights are on several devices"
+        return None
 
     def _now(self) -> list[Any]:
         return [value for table in self._tables for value in table.values()]
 
-    def _obstacle(self, wrappers: Sequence[Original]) -> str | None:
-        """Why what they do cannot be replayed; None if it can."""
-        around = [attributes["forward"] for attributes in self._vars if "forward" in attributes]
-        if list(map(id, around)) != list(map(id, wrappers)) or sum(map(len, self._hooks)) != self._own_hooks:
-            return "hooks or wrappers of others stand on modules of the decoder"
-        if len({tensor.device for tensor in self._tensors}) > 1:
-            return "the decoder is spread over devices"
-        return None
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """A decoder's call on a prompt.
-
-    Attributes:
-        key: What must be alike for two calls to have the same kernels.
-        forward: The forward, which has begun.
-        original: The decoder's forward.
-        kwargs: Its arguments.
-        cache: The empty cache among these; None if it runs without one.
-        leaves, spec: The other arguments, flat, as a recording is handed them.
-        tensors: All tensors among them, and those of the outcome so far.
-    """
-
-    key: Any
-    forward: Forward
-    original: Original
-    kwargs: dict[str, Any]
-    cache: Any
-    leaves: list[Any]
-    spec: Any
-    tensors: list[Tensor]
-
-    def twin(self, given: Sequence[Tensor]) -> tuple[Forward, dict[str, Any]]:
-        """The forward and the arguments on copies of their tensors, with an empty cache of the same kind."""
-        copies = iter(given)
-        leaves = [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        kwargs = tree_unflatten(leaves, self.spec)
-        if self.cache is not None:
-            cache = copy.copy(self.cache)
-            # What a window's layer holds of its own would be sent to the device when rows come.
-            cache.layers = _changed_layers(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
-            kwargs |= with_cache(cache)
-        return self.forward.twin(_swap(self.tensors, given), kwargs), kwargs
+    def _places(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors]
 
 
 class Replayer:
-    """Stands around a decoder's forward, and replays it where a graph of the layout is there.
+    """Stands around a tower's call and a decoder's forward, and replays them where there is a recording.
 
     Args:
         family, program, runner, trace: The session's.
@@ -202,7 +339,7 @@ class Replayer:
         self._family = family
         self._program = program
         self._runner = runner
-        trace.graphs = self._counts = GraphCounts()
+        trace.graphs = self._graphs = Graphs()
         self._device = next(family.text.parameters()).device
         if self._device.type not in graphs.TAPES:
             raise SettingError(
@@ -213,51 +350,43 @@ class Replayer:
 
     def run(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run the decoder on a forward that has begun: replayed, or plainly and with the reason in the trace."""
-        forward = self._runner.forward
-        if forward is not None and forward.outcome.record is None:  # a step
+        forward, counts = self._runner.forward, self._graphs.decoder
+        if forward is None or args:
+            counts.note_plain("this family's pictures are known inside the decoder alone")
             return original(*args, **kwargs)
-        call: Call | str
-        if forward is None:
-            call = "this family's pictures are known inside the decoder alone"
-        elif args:
-            call = "arguments without a name"
-        else:
-            call = self._call(forward, original, kwargs)
-        if isinstance(call, str):
-            self._counts.note_plain(call)
-            return original(*args, **kwargs)
-        tapes = self._tapes
-        with tapes.lock:  # else another thread's numbers come between this one's
-            recording = tapes.recordings.get(call.key)
-            if recording is not None and not recording.stands_on.hold(self._runner.wrappers):
-                del tapes.recordings[call.key]
-                recording = None
-            if recording is not None:
-                try:
-                    output = self._replay(call, recording)
-                    self._counts.replayed += 1
-                    return output
-                except Exception as error:
-                    self._give_up(call.key, f"a replay failed ({_line(error)})")
-            elif call.key not in tapes.seen:
-                remember(tapes.seen, call.key, None, MOST_SEEN)
-                self._counts.note_plain("the first of its layout")
-            elif tapes.seen[call.key] is None:
-                return self._record(call)
-            else:
-                self._counts.note_plain(tapes.seen[call.key])
-        return original(**kwargs)
+        if forward.outcome.record is None:  # a step
+            return original(**kwargs)
+        region = self._decoder_call(forward, original, kwargs)
+        if isinstance(region, str):
+            counts.note_plain(region)
+            return original(**kwargs)
+        held = forward.text, forward.first, forward.live, forward.image_ends, region.columns
+        return self._run(region, counts, self._family.text, self._runner.wrappers, self._hooks, held)
+
+    def run_tower(
+        self, original: Original, *args: Any, on_host: Mapping[str, Any] = NOTHING, held: Any = None, **kwargs: Any
+    ) -> Any:
+        """Run a vision tower: replayed, or plainly and with the reason in the trace.
+
+        Args:
+            original: Calls it.
+            args: Of the call.
+            on_host: More arguments by name, tensors and numbers that the host reads.
+            held: What was made of these, and will be read by kernels.
+            kwargs: The other arguments.
+        """
+        counts = self._graphs.tower
+        region = self._tower_call(original, on_host, args, kwargs)
+        if isinstance(region, str):
+            counts.note_plain(region)
+            return original(*args, **kwargs, **on_host)
+        return self._run(region, counts, self._family.tower, (), 0, held)
 
     # -- which ------------------------------------------------------------------------------------------------
 
-    def _call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> Call | str:
-        """The decoder's call, by what must be alike to replay it; or why it is run plainly."""
-        text, cache, device = self._family.text, cache_of(kwargs), self._device
-        modes = _modes()
-        if torch.is_grad_enabled() or text.training:
-            return "gradients are wanted, or the model trains"
-        if modes is None:
-            return "somebody compiles, captures or watches the forward"
+    def _decoder_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> DecoderCall | str:
+        """The decoder's call; or why it is run plainly."""
+        text, cache = self._family.text, cache_of(kwargs)
         if not forward.samples:
             return "a prompt without pictures"
         if forward.ends_turn:
@@ -272,117 +401,152 @@ class Replayer:
         if isinstance(mask, Tensor) and mask.dim() == 2 and forward.is_whole:
             handed["attention_mask"] = None  # the host would have to look at a mask to see that it hides nothing
         leaves, spec = tree_flatten(handed)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors += _tensors_of(forward.outcome.changed, self._device)
+        cached = None if cache is None else tuple(map(type, cache.layers))
+        known = "decoder", self._program.method, type(self._family), forward.layout, cached
+        key = self._key(text, known, leaves, spec, tensors)
+        if isinstance(key, str):
+            return key
+        columns = None
+        if forward.additions is not None or self._family.added_later(kwargs) is not None:
+            columns = forward.vision_columns(self._device)
+        return DecoderCall(key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, columns)
+
+    def _tower_call(self, original: Original, on_host: Mapping[str, Any], args: Any, kwargs: Any) -> TowerCall | str:
+        """A tower's call; or why it is run plainly."""
+        leaves, spec = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
+        known = "tower", type(self._family), tuple(on_host), tuple(numbers)
+        key = self._key(self._family.tower, known, leaves, spec, tensors)
+        if isinstance(key, str):
+            return key
+        return TowerCall(key, tensors, original, leaves, spec, on_host)
+
+    def _key(self, module: Any, known: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> tuple[Any, ...] | str:
+        """What must be alike for two calls to have the same kernels; or why a call is run plainly."""
+        device, modes = self._device, _modes()
+        if torch.is_grad_enabled() or module.training:
+            return "gradients are wanted, or the model trains"
+        if modes is None:
+            return "somebody compiles, captures or watches the forward"
         others = tuple([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
         if not all(isinstance(leaf, PLAIN_VALUES) for leaf in others):
             return "arguments that graphs do not know"
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)] + _tensors_of(forward.outcome.changed, device)
         if any(tensor.device != device for tensor in tensors):
-            return "the decoder is spread over devices"
+            return "the model is spread over devices"
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         casts = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-        cached = None if cache is None else tuple(map(type, cache.layers))
-        alike = tuple(map(kind_of_value, tensors))
-        key = (
-            self._program.method,
-            type(self._family),
-            forward.layout,
-            alike,
-            others,
-            spec,
-            cached,
-            casts,
-            modes,
-            stream,
-        )
+        kernel = str(getattr(module.config, "_attn_implementation", ""))
+        key = (*known, others, spec, tuple(map(kind_of_value, tensors)), casts, kernel, modes, stream)
         try:
             hash(key)
         except TypeError:
-            return "a method whose settings cannot be compared"
-        return Call(key, forward, original, kwargs, cache, leaves, spec, tensors)
+            return "settings that cannot be compared"
+        return key
 
-    # -- record -----------------------------------------------------------------------------------------------
+    # -- record, and replay -----------------------------------------------------------------------------------
 
-    def _record(self, call: Call) -> Any:
-        """Run plainly, and record: the tape is kept if it leaves the same bits."""
-        given = copies_of(call.tensors)
-        twin, kwargs = call.twin(given)
-        output = call.original(**call.kwargs)
-        more = {name for name, one in output.items() if one is not None} - {"last_hidden_state", *CACHE_NAMES}
-        if more:
-            why = f"the decoder answers {', '.join(sorted(more))} too"
-        else:
-            why = self._try(call, twin, given, kwargs, Made.of(output, call.forward))
-        if why is None:
-            self._counts.recorded += 1
-        else:
-            self._give_up(call.key, why)
-        return output
+    def _run(
+        self,
+        region: Region,
+        counts: GraphCounts,
+        module: nn.Module,
+        wrappers: Sequence[Original],
+        hooks: int,
+        held: Any,
+    ) -> Any:
+        """Run a region: plainly at first sight, recorded at the second, then replayed.
 
-    def _try(
-        self, call: Call, twin: Forward, given: tuple[Tensor, ...], kwargs: dict[str, Any], plain: Made
-    ) -> str | None:
-        """Record a prompt's twin; answers why that cannot be used, or None."""
-        stands_on = Modules(self._family.text, self._runner.wrappers, self._hooks)
-        if stands_on.obstacle is not None:
-            return stands_on.obstacle
-        made: list[Made] = []
+        Args:
+            region: The call.
+            counts: Of such.
+            module: The module that runs.
+            wrappers, hooks: What the session has put on modules inside it.
+            held: What a recording must hold.
+        """
+        tapes, key = self._tapes, region.key
+        with tapes.lock:  # else another thread's numbers come between this one's
+            recording, why = tapes.recordings.get(key), tapes.seen.get(key, FIRST)
+            if recording is not None and not recording.modules.same:
+                del tapes.recordings[key]
+                recording = None
+            modules = Modules(module) if recording is None else recording.modules
+            why = why or modules.obstacle(wrappers, hooks)
+            remember(tapes.seen, key, tapes.seen.get(key), MOST_SEEN)
+            if why is not None:
+                counts.note_plain(why)
+                return region.plain()
+            if recording is None:
+                return self._record(region, counts, modules, held)
+            try:
+                made = self._replayed(region, recording)
+            except Exception as error:
+                self._give_up(key, counts, f"a replay failed ({_line(error)})")
+                return region.plain()
+            counts.replayed += 1
+            return region.answer(made)
 
-        def run() -> list[Tensor]:
-            made.append(Made.of(call.original(**kwargs), twin))
-            return made[0].tensors()
-
-        tape = self._tapes.tape(self._device)
-        begun, self._runner.forward = self._runner.forward, twin
-        try:
-            tensors = list(tape.record(run))
-            tape.replay()
-        except Exception as error:
-            return f"it cannot be recorded ({_line(error)})"
-        finally:
-            self._runner.forward = begun
-        expected = plain.tensors()
-        same = [torch.equal(one, other) for one, other in zip(tensors, expected, strict=False)]
-        if len(tensors) != len(expected) or not all(same):
-            return "a replay left other numbers than the plain run"
-        held = twin.text, twin.first, twin.live, twin.image_ends, twin.memo
-        recording = Recording(tape, given, tensors, made[0], stands_on, held)
-        remember(self._tapes.recordings, call.key, recording, MOST_TAPES)
-        return None
-
-    def _give_up(self, key: Any, why: str) -> None:
-        """From now on run a layout plainly, and say so once."""
-        self._tapes.recordings.pop(key, None)
-        remember(self._tapes.seen, key, why, MOST_SEEN)
-        self._counts.note_plain(why)
-        warnings.warn(f"cuda_graphs: prompts of this layout run without a graph: {why}.", stacklevel=2)
-
-    # -- replay -----------------------------------------------------------------------------------------------
-
-    def _replay(self, call: Call, recording: Recording) -> Any:
-        """Run a recording on a prompt, and copy what it leaves to where a plain run leaves it."""
-        forward, record = call.forward, call.forward.outcome.record
-        torch._foreach_copy_(recording.given, call.tensors)
+    def _replayed(self, region: Region, recording: Recording) -> Made:
+        """What a recording makes of a call, in tensors of its own."""
+        torch._foreach_copy_(recording.given, region.tensors)
         recording.tape.replay()
         fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
         torch._foreach_copy_(fresh, recording.tensors)
-        made = recording.made.changed(_swap(recording.tensors, fresh))
-        assert record is not None
-        assert made.outcome.record is not None
-        record.stages += made.outcome.record.stages[len(record.stages) :]
-        made.outcome.record, forward.outcome = record, made.outcome
-        remember(self._tapes.recordings, call.key, recording, MOST_TAPES)
-        if call.cache is None:
-            return made.answer(last_hidden_state=made.hidden)
-        call.cache.layers[:] = made.layers
-        if forward.drops:
-            forward.cache = call.cache
-        return made.answer(last_hidden_state=made.hidden, **with_cache(call.cache))
+        remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
+        made: Made = recording.made.changed(_swap(recording.tensors, fresh))
+        return made
+
+    def _record(self, region: Region, counts: GraphCounts, modules: Modules, held: Any) -> Any:
+        """Run plainly, and record: the tape is kept if it leaves the same bits."""
+        given = copies_of(region.tensors)
+        run, made = region.twin(given), []
+        output = region.plain()
+        tape = self._tapes.tape(self._device)
+
+        def left() -> list[Tensor]:
+            made.append(run())
+            return made[0].tensors(self._device)
+
+        why = None
+        try:
+            expected = region.made(output).tensors(self._device)
+            tensors = list(tape.record(left))
+            tape.replay()
+            if len(tensors) != len(expected) or not all(map(torch.equal, tensors, expected)):
+                why = "a replay left other numbers than the plain run"
+        except Exception as error:
+            why = f"it cannot be recorded ({_line(error)})"
+        if why is not None:
+            self._give_up(region.key, counts, why)
+            return output
+        recording = Recording(tape, given, tensors, made[0], modules, held)
+        remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
+        counts.recorded += 1
+        return output
+
+    def _give_up(self, key: Hashable, counts: GraphCounts, why: str) -> None:
+        """From now on run calls with this key plainly, and say so once."""
+        self._tapes.recordings.pop(key, None)
+        remember(self._tapes.seen, key, why, MOST_SEEN)
+        counts.note_plain(why)
+        warnings.warn(f"cuda_graphs: calls of this layout run without a graph: {why}.", stacklevel=2)
+
+
+# -- tensors, caches, modes ----------------------------------------------------------------------------------------
 
 
 def _swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:
     """Puts others in the place of some tensors."""
     places = dict(zip(map(id, tensors), others, strict=True))
     return lambda tensor: places.get(id(tensor), tensor)
+
+
+def _with_tensors(leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> Any:
+    """A nest with these tensors in the place of its own, in order."""
+    places = iter(tensors)
+    return tree_unflatten([next(places) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
 
 def _tensors_of(changed: Callable[[Change], Any], device: torch.device) -> list[Tensor]:
@@ -431,6 +595,10 @@ def _modes() -> tuple[str, ...] | None:
     if torch._C._len_torch_dispatch_stack() or not all(isinstance(mode, DeviceContext) for mode in modes):
         return None
     return tuple([str(mode.device) for mode in modes])
+
+
+def _is_of_transformers(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _line(error: Exception) -> str:

@@ -285,6 +285,8 @@ class Session:
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
+        if self._replayer is not None:
+            self._family.replay_tower(patches, self._replayer.run_tower)
         self._family.patch_tower(patches)
         merger = self._family.merger
         if merger is not None:

@@ -379,12 +379,12 @@ class PrefillRecord:
 
 @dataclass
 class GraphCounts:
-    """How the prefills of a context ran where CUDA graphs were asked for.
+    """How calls of one part of the model ran where CUDA graphs were asked for.
 
     Attributes:
-        recorded: How many were run plainly and recorded.
+        recorded: How many ran plainly and were recorded.
         replayed: How many were replayed.
-        plain: How many were run plainly, by the reason.
+        plain: How many ran plainly, by the reason.
     """
 
     recorded: int = 0
@@ -392,15 +392,25 @@ class GraphCounts:
     plain: dict[str, int] = field(default_factory=dict)
 
     def note_plain(self, why: str) -> None:
-        """Note that a prefill runs plainly."""
+        """Note that a call runs plainly."""
         self.plain[why] = self.plain.get(why, 0) + 1
 
     def __str__(self) -> str:
-        """`8 of 10 prefills replayed, 1 recorded; plain: 1 (the first of its layout)`."""
+        """`8 of 10 replayed, 1 recorded, 1 plain (the first of its layout)`."""
         count = self.recorded + self.replayed + sum(self.plain.values())
-        words = f"{self.replayed} of {count} prefills replayed, {self.recorded} recorded"
-        reasons = ", ".join(f"{times} ({why})" for why, times in self.plain.items())
-        return f"{words}; plain: {reasons}" if reasons else words
+        reasons = [f"{times} plain ({why})" for why, times in self.plain.items()]
+        return ", ".join([f"{self.replayed} of {count} replayed", f"{self.recorded} recorded", *reasons])
+
+
+@dataclass
+class Graphs:
+    """How a context's calls of the vision tower, and prefills in the decoder, ran where CUDA graphs were asked for."""
+
+    tower: GraphCounts = field(default_factory=GraphCounts)
+    decoder: GraphCounts = field(default_factory=GraphCounts)
+
+    def __str__(self) -> str:
+        return f"decoder: {self.decoder}; tower: {self.tower}"
 
 
 class Trace:
@@ -416,7 +426,7 @@ class Trace:
     def __init__(self) -> None:
         self.history: list[PrefillRecord] = []
         self.most: int | None = None
-        self.graphs: GraphCounts | None = None
+        self.graphs: Graphs | None = None
 
     def add(self, record: PrefillRecord) -> None:
         """Note a prefill that begins."""

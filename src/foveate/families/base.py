@@ -264,6 +264,20 @@ class Family:
         """
         return None
 
+    def add_at(self, patches: Patcher, columns: Tensor) -> None:
+        """Let the decoder add to vision tokens at these places, (tokens,) int64, and not look for them.
+
+        Places count the columns of all samples, one sample behind the other.
+        """
+
+        def add(original: Callable[..., Tensor], hidden: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+            rows = hidden.flatten(0, 1)
+            added = rows.index_select(0, columns) + features.to(rows.dtype)
+            return rows.index_copy(0, columns, added).view_as(hidden)
+
+        if hasattr(self.text, "_deepstack_process"):
+            patches.wrap(self.text, "_deepstack_process", add)
+
     @property
     def is_usual(self) -> bool:
         """Whether the decoder's layers make queries and keys in the usual way."""
@@ -435,6 +449,18 @@ class Family:
 
     def patch_tower(self, patches: Patcher) -> None:
         """Put on the tower, while a context is open, what makes it wait less for the device with the same bits."""
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower; None where the core has none of the usual names."""
+        names = ("visual", "vision_tower", "vision_model")
+        return next((getattr(self.core, name) for name in names if hasattr(self.core, name)), None)
+
+    def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
+        """Let the tower's forward go through `run(original, *args, **kwargs)`; one that reads arguments on the host
+        hands these over as `on_host=`, and what it makes of them as `held=`."""
+        if self.tower is not None:
+            patches.wrap(self.tower, "forward", run)
 
     def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
         """The tower that a `get_*_features` call runs, whose blocks may run on some of its rows; see `encode`.

@@ -14,11 +14,6 @@ from foveate.families.qwen_vl import Qwen2VL, qwen_shape
 from foveate.families.shape import TowerShape
 
 
-def _embed(forward: Callable[..., Tensor], patches: Tensor, lengths: Tensor, grids: Tensor, *others: Any) -> Tensor:
-    """The embeddings find the picture of a patch on the device, where lengths and grids are the host's."""
-    return forward(patches, send(lengths, patches.device), send(grids, patches.device), *others)
-
-
 class Glm4v(Qwen2VL):
     """Where things are inside `Glm4vForConditionalGeneration`."""
 
@@ -26,9 +21,20 @@ class Glm4v(Qwen2VL):
     title: ClassVar[str] = "GLM-4.1V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
 
-    def patch_tower(self, patches: Patcher) -> None:
-        super().patch_tower(patches)
-        patches.wrap(self.core.visual.embeddings, "forward", _embed)
+    def _run_placed(self, run: Callable[..., Any], pixels: Tensor, held: Any, **options: Any) -> Any:
+        """The embeddings find the picture of a patch on the device, where lengths and grids are the host's."""
+        ends, grids = options["cu_seqlens"], options["grid_thw"]
+        lengths, grids = send(ends.diff(), pixels.device), send(grids, pixels.device)
+
+        def embed(forward: Callable[..., Tensor], patches: Tensor, _: Tensor, __: Tensor, *others: Any) -> Tensor:
+            return forward(patches, lengths, grids, *others)
+
+        def run_with(*args: Any, **kwargs: Any) -> Any:
+            with Patcher() as patches:
+                patches.wrap(self.core.visual.embeddings, "forward", embed)
+                return run(*args, **kwargs)
+
+        return super()._run_placed(run_with, pixels, (held, lengths, grids), **options)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:

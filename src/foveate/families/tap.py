@@ -77,6 +77,11 @@ class _Config:
         return getattr(self._real, name)
 
 
+def is_tapped(config: Any) -> bool:
+    """Whether a module's config is one that something here has put in the place of its own."""
+    return isinstance(config, _Config)
+
+
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     """Show queries and keys, and let the real kernel go on."""
     config: _Config = module.config
@@ -205,7 +210,12 @@ class Segments:
         return torch.cat([made.flatten(0, 1) for made in of_lengths])[self._back][None]
 
 
-def attend_at_once(patches: Patcher, attentions: Iterable[Any], ends: Iterable[Tensor], device: torch.device) -> None:
+def segments_of(ends: Iterable[Tensor], device: torch.device) -> dict[int, Segments]:
+    """Where sequences end, by the id of the tensor on the host that says so; of those that name two or more."""
+    return {id(each): Segments(each, device) for each in ends if each.device.type == "cpu" and len(each) > 2}
+
+
+def attend_at_once(patches: Patcher, attentions: Iterable[Any], segments: Mapping[int, Segments]) -> None:
     """Let attention modules of a packed tower call SDPA once for all sequences of one length, with the same bits.
 
     Modules that are tapped or biased, or whose forward somebody stands around, go on calling it for each, and so does
@@ -213,14 +223,13 @@ def attend_at_once(patches: Patcher, attentions: Iterable[Any], ends: Iterable[T
 
     Args:
         attentions: They are handed where sequences end by the name `cu_seqlens`.
-        ends: What they will be handed: those on the host that name two sequences or more are done at once.
+        segments: See `segments_of`.
     """
-    segments = {id(each): Segments(each, device) for each in ends if each.device.type == "cpu" and len(each) > 2}
     if not segments:
         return
     AttentionInterface.register(TAP, _attend)
     for module in attentions:
-        is_own = not isinstance(module.config, _Config) and "forward" not in vars(module)
+        is_own = not is_tapped(module.config) and "forward" not in vars(module)
         if is_own and module.config._attn_implementation == "sdpa":
             patches.wrap(module, "forward", partial(_in_segments, module, segments))
 
