@@ -1,7 +1,7 @@
 """GLM-4.1V, GLM-4.5V and GLM-4.6V: as Qwen2-VL, with a tower and a merger of their own; a video is many images with
 time stamps between."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from foveate.core.patching import Patcher
 from foveate.core.tensors import send
 from foveate.families.qwen_vl import Qwen2VL, qwen_shape
 from foveate.families.shape import TowerShape
+from foveate.families.tap import Segments
 
 
 class Glm4v(Qwen2VL):
@@ -21,20 +22,26 @@ class Glm4v(Qwen2VL):
     title: ClassVar[str] = "GLM-4.1V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
 
-    def _run_placed(self, run: Callable[..., Any], pixels: Tensor, held: Any, **options: Any) -> Any:
+    def _run_placed(
+        self,
+        forward: Callable[..., Any],
+        pixels: Tensor,
+        segments: Mapping[int, Segments],
+        placed: dict[str, Any],
+        held: Any = None,
+    ) -> Any:
         """The embeddings find the picture of a patch on the device, where lengths and grids are the host's."""
-        ends, grids = options["cu_seqlens"], options["grid_thw"]
-        lengths, grids = send(ends.diff(), pixels.device), send(grids, pixels.device)
+        lengths, grids = (send(each, pixels.device) for each in (placed["cu_seqlens"].diff(), placed["grid_thw"]))
 
-        def embed(forward: Callable[..., Tensor], patches: Tensor, _: Tensor, __: Tensor, *others: Any) -> Tensor:
-            return forward(patches, lengths, grids, *others)
+        def embed(original: Callable[..., Tensor], patches: Tensor, _: Tensor, __: Tensor, *others: Any) -> Tensor:
+            return original(patches, lengths, grids, *others)
 
-        def run_with(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
             with Patcher() as patches:
                 patches.wrap(self.core.visual.embeddings, "forward", embed)
-                return run(*args, **kwargs)
+                return forward(*args, **kwargs)
 
-        return super()._run_placed(run_with, pixels, (held, lengths, grids), **options)
+        return super()._run_placed(run, pixels, segments, placed, (lengths, grids))
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:

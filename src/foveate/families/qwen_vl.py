@@ -29,7 +29,7 @@ from foveate.families.base import Family
 from foveate.families.leaving import units_left
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
-from foveate.families.tap import attend_at_once, segments_of
+from foveate.families.tap import Segments, attend_at_once, segments_of
 from foveate.families.thinning import ThinnedTower, TowerLayout, is_compiled
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import CLIP, grid_boxes, smaller
@@ -58,6 +58,7 @@ class Qwen2VL(Family):
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
     pixel_mean, pixel_std = CLIP
+    _replay: Callable[..., Any] | None = None
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
@@ -255,29 +256,34 @@ class Qwen2VL(Family):
         if not torch.is_grad_enabled():  # backward may run blocks again, when this context is over
             ends = [value for name, value in options.items() if name.startswith("cu_")]
         segments = segments_of(ends, hidden_states.device)
+        return self._run_placed(forward, hidden_states, segments, {"grid_thw": grid_thw, **options})
+
+    def _run_placed(
+        self,
+        forward: Callable[..., Any],
+        pixels: Tensor,
+        segments: Mapping[int, Segments],
+        placed: dict[str, Any],
+        held: Any = None,
+    ) -> Any:
+        """Run the tower with arguments that are where they are read; `held` is what kernels read beside these."""
+        if not segments and self._replay is None:
+            return forward(pixels, **placed)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with Patcher() as patches:
-                attend_at_once(patches, (block.attn for block in visual.blocks), segments)
+                attend_at_once(patches, [block.attn for block in self.core.visual.blocks], segments)
                 return forward(*args, **kwargs)
 
-        return self._run_placed(run, hidden_states, segments, **{"grid_thw": grid_thw, **options})
-
-    def _run_placed(self, run: Callable[..., Any], pixels: Tensor, held: Any, **options: Any) -> Any:
-        """Run the tower with arguments that are where they are read; `held` is what was made of them besides."""
-        return self._call_tower(run, pixels, held, **options)
-
-    def _call_tower(self, run: Callable[..., Any], pixels: Tensor, held: Any, **options: Any) -> Any:
-        return run(pixels, **options)
+        if self._replay is None:
+            return run(pixels, **placed)
+        read = {name: one for name, one in placed.items() if name == "grid_thw" or name.startswith("cu_")}
+        on_host = {name: one for name, one in read.items() if one.device.type == "cpu"}
+        others = {name: one for name, one in placed.items() if name not in on_host}
+        return self._replay(run, pixels, on_host=on_host, held=(segments, held), **others)
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
-        def call(_: Any, tower: Callable[..., Any], pixels: Tensor, held: Any, **options: Any) -> Any:
-            read = {name: one for name, one in options.items() if name == "grid_thw" or name.startswith("cu_")}
-            on_host = {name: one for name, one in read.items() if one.device.type == "cpu"}
-            others = {name: one for name, one in options.items() if name not in on_host}
-            return run(tower, pixels, on_host=on_host, held=held, **others)
-
-        patches.wrap(self, "_call_tower", call)
+        patches.put(self, "_replay", run)
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
         """What the tower makes of the grids, (images, 3), by the names it takes it by; all on the host."""
