@@ -39,7 +39,7 @@ class GraphTape:
 
     def __init__(self, device: torch.device, pool: Any = None) -> None:
         self._device = device
-        self._pool = () if pool is None else (pool,)
+        self._pool = pool
         self._graph = torch.cuda.CUDAGraph()
 
     @torch.inference_mode(False)
@@ -55,7 +55,7 @@ class GraphTape:
         own.wait_stream(current)
         # Not torch.cuda.graph: it waits for the device and empties the allocator's cache.
         with torch.cuda.stream(own):
-            self._graph.capture_begin(*self._pool, capture_error_mode="thread_local")
+            self._graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 made = call()
             finally:

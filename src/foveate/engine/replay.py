@@ -271,7 +271,7 @@ class Tapes:
     def tape(self, device: torch.device) -> Tape:
         """A new tape; graphs of one model share their memory, since no two run at once."""
         if self._pool is None and device.type == "cuda":
-            self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
         return graphs.TAPES[device.type](device, self._pool)
 
 
@@ -485,7 +485,7 @@ class Replayer:
             except Exception as error:
                 self._give_up(key, counts, f"a replay failed ({_line(error)})")
                 return region.plain()
-            counts.replayed += 1
+            counts.note_replayed()
             return region.answer(made)
 
     def _replayed(self, region: Region, recording: Recording) -> Made:
@@ -523,7 +523,7 @@ class Replayer:
             return output
         recording = Recording(tape, given, tensors, made[0], modules, held)
         remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
-        counts.recorded += 1
+        counts.note_recorded()
         return output
 
     def _give_up(self, key: Hashable, counts: GraphCounts, why: str) -> None:
@@ -591,7 +591,7 @@ def _modes() -> tuple[str, ...] | None:
         return None
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return None
-    modes = _get_current_function_mode_stack()
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     if torch._C._len_torch_dispatch_stack() or not all(isinstance(mode, DeviceContext) for mode in modes):
         return None
     return tuple([str(mode.device) for mode in modes])

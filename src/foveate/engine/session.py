@@ -20,6 +20,7 @@ from torch._dynamo import trace_rules
 from foveate import naming
 from foveate._transformers import FeatureCall, arguments_of, by_place, cache_in, cache_of
 from foveate.contract.method import Method
+from foveate.contract.stages import Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.engine import guards
@@ -68,7 +69,7 @@ _programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Program]]" = weakref.
 @contextmanager
 def drop(
     model: nn.Module,
-    method: Method | str,
+    method: Method | str | None,
     *,
     retention: float | None = None,
     tokens: float | None = None,
@@ -88,13 +89,13 @@ def drop(
         model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
             pipeline.
         method: A method with its settings, or its name (`foveate.naming`): "v2drop", a preset, a chain. A name
-            alone keeps a third.
+            alone keeps a third. With `cuda_graphs` it may be None: nothing is dropped.
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
             the last one that takes a budget) counts for every image what stays.
         tokens: The same as a number of tokens.
         resources: What the method reads that no model has, by name, such as CDPruner's "clip"; its page says what.
-        cuda_graphs: Whether the decoder's part of a prefill is recorded as a CUDA graph at the second prompt of a
-            layout, and replayed from then on; `trace.graphs` counts. Experimental.
+        cuda_graphs: Run the vision tower, and the decoder over a prompt, as a CUDA graph each. The second prompt of a
+            layout records them and later ones replay them, bit for bit; `trace.graphs` counts. Experimental.
 
     Yields:
         The trace, which every prefill inside the context fills.
@@ -102,7 +103,8 @@ def drop(
     Raises:
         BudgetError: If no image of the model can meet the budget; where images differ in size, when one comes.
         SessionError: If the model is inside such a context already.
-        SettingError: If the method's cuts do not fit the decoder's depth, or the method cannot meet the budget.
+        SettingError: If the method's cuts do not fit the decoder's depth, the method cannot meet the budget, or the
+            model's device has no CUDA graphs.
         UnknownNameError: If there is no method of that name.
         UnsupportedError: If no family serves the model, or the model lacks a signal that the method reads.
 
@@ -169,14 +171,14 @@ def remove(model: nn.Module) -> None:
 
 
 @contextmanager
-def drop_or_not(model: nn.Module, method: Method | None) -> Iterator[Trace]:
+def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = False) -> Iterator[Trace]:
     """`drop` that warns of nothing; with None the untouched model, and an empty trace. Neither starts inside a context.
 
     Raises:
         SessionError: If the model is inside one already, also one that another thread holds.
     """
-    if method is not None:
-        yield from _opened(_session(model, method, None, None, {}), warns=False)
+    if method is not None or cuda_graphs:
+        yield from _opened(_session(model, method, None, None, {}, cuda_graphs), warns=False)
     else:
         refuse_open(model)
         yield Trace()
@@ -200,7 +202,7 @@ def refuse_running(model: nn.Module, family: Family) -> None:
 
 def _session(
     model: nn.Module,
-    method: Method | str,
+    method: Method | str | None,
     retention: float | None,
     tokens: float | None,
     resources: Mapping[str, Any],
@@ -208,7 +210,9 @@ def _session(
 ) -> "Session":
     """The session that will be attached; nothing is put on the model yet."""
     if method is None:
-        raise SettingError("A method is such as foveate.V2Drop(), or its name; got None.")
+        if not cuda_graphs:
+            raise SettingError("A method is such as foveate.V2Drop(), or its name; got None.")
+        method = Untouched()
     chosen = naming.method_of(method, tokens, retention)
     family = family_for(model)
     refuse_running(model, family)
@@ -227,6 +231,15 @@ def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Pr
             made.clear()
         made[key] = Program.on(method, family)
     return made[key]
+
+
+class Untouched(Method):
+    """Drops nothing."""
+
+    name = "untouched"
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        return ()
 
 
 class Session:

@@ -385,15 +385,25 @@ class GraphCounts:
         recorded: How many ran plainly and were recorded.
         replayed: How many were replayed.
         plain: How many ran plainly, by the reason.
+        latest: "recorded", "replayed", or why the latest ran plainly; empty before the first.
     """
 
     recorded: int = 0
     replayed: int = 0
     plain: dict[str, int] = field(default_factory=dict)
+    latest: str = ""
+
+    def note_recorded(self) -> None:
+        """Note that a call ran plainly and was recorded."""
+        self.recorded, self.latest = self.recorded + 1, "recorded"
+
+    def note_replayed(self) -> None:
+        """Note that a call was replayed."""
+        self.replayed, self.latest = self.replayed + 1, "replayed"
 
     def note_plain(self, why: str) -> None:
         """Note that a call runs plainly."""
-        self.plain[why] = self.plain.get(why, 0) + 1
+        self.plain[why], self.latest = self.plain.get(why, 0) + 1, why
 
     def __str__(self) -> str:
         """`8 of 10 replayed, 1 recorded, 1 plain (the first of its layout)`."""

@@ -247,7 +247,6 @@ class Qwen2VL(Family):
 
         transformers reads where pictures end in every block: 64 waits of Qwen2.5-VL's tower, and one here.
         """
-        visual = self.core.visual
         if PRECOMPUTED & options.keys():  # handed over by somebody: the tower makes the others where its pixels are
             grid_thw = send(grid_thw, hidden_states.device)
         else:
