@@ -1,12 +1,12 @@
 """What a CUDA graph holds, on a CPU: every kernel with its memory. And what would not go into one.
 
-Beside a model on a GPU a tensor that is made without a device, such as `torch.arange(4)`, lies on the host. What is made
-on the model's device, or of tensors that lie there, lies on the device. What crosses between the two, a capture by CUDA
-refuses, or it keeps the numbers of that day. On a CPU nothing crosses, so here the side of each tensor is followed from
-call to call of torch's Python interface, on the thread that makes them.
+Beside a model on a GPU a tensor that is made without a device, such as `torch.arange(4)`, lies on the host. What is
+made on the model's device, or of tensors that lie there, lies on the device. What crosses between the two, a capture by
+CUDA refuses, or it keeps the numbers of that day. On a CPU nothing crosses, so here the side of each tensor is followed
+from call to call of torch's Python interface, on the thread that makes them.
 """
 
-import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,12 +28,14 @@ MOVES = {"to", "type_as"}
 OF_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor"}
 UNSEEN_READS = {"cpu", "tolist", "numpy", "__array__"}
 """Functions that need no kernel to read numbers of a CPU."""
+MOVED_INTO = {"__setitem__", "copy_", "index_put", "index_put_", "stack"}
+"""Functions that first move a tensor of the host, of whatever shape."""
 DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Tags of kernels whose numbers the host waits for: it hands them out, or makes room for what they say."""
 PASSED_OVER = (str(Path(torch.__file__).parent), __file__)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the kernels of a call and runs them again on the same memory, as a CUDA graph does.
 
         tape = Recorder()
@@ -52,7 +54,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, *, strict: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.crossings: list[str] = []
         self._strict = strict
         self._kernels: list[tuple[Any, Any, Any, list[Tensor]]] = []
@@ -71,7 +73,9 @@ class Recorder(TorchDispatchMode):
         Raises:
             UnsupportedError: If something crosses between host and device, and `strict` is on.
         """
-        with self, Sides(self):
+        with Patcher() as patches, self, Sides(self):
+            # transformers asks, and reads no mask then.
+            patches.put(torch.cuda, "is_current_stream_capturing", lambda: True)
             self._outputs = call()
         return self._outputs
 
@@ -96,10 +100,13 @@ class Recorder(TorchDispatchMode):
 
     def note(self, kind: str, name: str) -> None:
         """Write a crossing down with the place that it is at."""
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(PASSED_OVER):
-            frame = frame.f_back
-        self.crossings.append(f"{kind}: {name} at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+        frames = traceback.extract_stack()
+        places = [
+            f"{Path(frame.filename).name}:{frame.lineno}"
+            for frame in frames
+            if not frame.filename.startswith(PASSED_OVER)
+        ]
+        self.crossings.append(f"{kind}: {name} at {places[-1]} < {places[-2]}")
         if self._strict:
             raise UnsupportedError(f"A graph cannot hold what crosses between host and device. {self.crossings[-1]}")
 
@@ -147,15 +154,15 @@ class Sides(TorchFunctionMode):
     def __enter__(self) -> Any:
         # Of this function no mode is told.
         self._patches.wrap(torch, "from_numpy", lambda make, numbers: _put_on_host(make(numbers)))
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._patches.restore()
-        super().__exit__(kind, error, at)
+        super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function == Tensor.device.__get__ and _is_on_host(args[0]):  # type: ignore[attr-defined]
+        if function == Tensor.device.__get__ and _is_on_host(args[0]):
             return HOST
         name = function.__name__
         lands = _lands_on_host(name, args, kwargs)
@@ -208,8 +215,8 @@ def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
         parts = args[1] if isinstance(args[1], tuple) else (args[1],)
         if any(isinstance(part, list | np.ndarray) for part in parts):
             return "copy"
-    # A kernel takes one number of the host as it is.
-    return "mix" if any(tensor.dim() for tensor in near) else None
+    # Other kernels take a single number of the host as it is.
+    return "mix" if any(tensor.dim() or name in MOVED_INTO for tensor in near) else None
 
 
 def _decides(kernel: Any, args: Any, kwargs: Any) -> bool:
