@@ -284,18 +284,16 @@ class Bucket:
 
 def _stands_for(kept: Tensor, starts: Sequence[int], left: Sequence[int]) -> Tensor:
     """`kept`, (samples, rows) int64, in which a row that stands for no token has the first token of its image."""
-    firsts: list[int] = []
-    for start, count in zip(starts, left, strict=True):
-        firsts += [start] * count
-    return torch.where(kept < 0, send(torch.tensor(firsts), kept.device), kept)
+    firsts = [kept.new_full((count,), start) for start, count in zip(starts, left, strict=True)]
+    return torch.where(kept < 0, torch.cat(firsts), kept)
 
 
 def _first_places(starts: Sequence[int], left: Sequence[int], device: torch.device) -> Tensor:
     """The first places of each image, as many as it has rows left: of images at 0 and 5 with two rows each 0 1 5 6."""
     if len(left) == 1:
         return torch.arange(left[0], device=device)
-    parts = [torch.arange(start, start + count) for start, count in zip(starts, left, strict=True)]
-    return send(torch.cat(parts), device)
+    parts = [torch.arange(start, start + count, device=device) for start, count in zip(starts, left, strict=True)]
+    return torch.cat(parts)
 
 
 def _looked_up(tables: Tensor, places: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Each layer: which columns of the full-length stream are left as rows, and the state of one forward of the model."""
 
-import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -65,7 +64,7 @@ class RowMap:
         self.valid: Tensor | None = None
         self._real: tuple[Tensor, Tensor] | None = None
         if min(self.lengths) < longest:
-            self._pad(longest, device)
+            self._pad(left, longest)
         self.source = self.columns if source is None else source.gather(1, self.columns)
         self.numbered: RowMap | None = None
         self._numbers: Tensor | None = None
@@ -76,18 +75,21 @@ class RowMap:
         self._copies: dict[torch.device, RowMap] = {device: self}
         self.memo = Memo()
 
-    def _pad(self, longest: int, device: torch.device) -> None:
+    def _pad(self, left: Tensor, longest: int) -> None:
         """Let the pads of shorter samples repeat their first row."""
-        counts = torch.tensor(self.lengths)
-        # Lengths 3 and 2 give 1 1 1 and 0 1 1.
-        valid = torch.arange(longest)[None, :] >= (longest - counts)[:, None]
-        sample, row = valid.nonzero(as_tuple=True)  # on the host: the counts are known there
-        self.valid = send(valid, device)
-        self._real = send(sample, device), send(row, device)
+        own = self.columns  # a pad's is one that was dropped
+        self.valid = left.gather(1, own)
+        self._real = self.valid[..., None], own
         # A sample of no rows at all repeats the last column.
-        pads = (longest - counts).clamp(max=longest - 1)
-        first = self.columns.gather(1, send(pads[:, None], device))  # (samples, 1)
-        self.columns = torch.where(self.valid, self.columns, first)
+        pads = (longest - self.counts).clamp(max=longest - 1)
+        self.columns = torch.where(self.valid, own, own.gather(1, pads[:, None]))
+
+    @property
+    def counts(self) -> Tensor:
+        """`lengths` where the rows are: (samples,) int64."""
+        if self.valid is None:
+            return self.columns.new_full((len(self.columns),), self.columns.shape[1])
+        return self.valid.sum(dim=1)
 
     def number_anew(self) -> None:
         """Number the rows from the first on: each has its place among those that are left as its position."""
@@ -153,8 +155,9 @@ class RowMap:
             return full.index_copy(1, self._first, rows)
         if self._real is None:
             return full.index_put((self._samples, self.columns), rows)
-        sample, row = self._real
-        return full.index_put((sample, self.columns[sample, row]), rows[sample, row])
+        # A pad writes into a column that was dropped what stands there.
+        real, own = self._real
+        return full.index_put((self._samples, own), torch.where(real, rows, full[self._samples, own]))
 
     def take(self, value: Any) -> Any:
         """What a layer is handed, of the rows: see `at_rows`."""
@@ -191,28 +194,28 @@ class RowMap:
 
     def _ranks(self, device: torch.device) -> Tensor:
         """Each row's place among the real ones of its sample: (rows,) or (samples, rows) int64."""
-        ranks = torch.arange(self.columns.shape[1], device=device)
-        if self.valid is not None:
-            # With one pad in front, ranks 0 1 2 become −1 0 1.
-            pads = self.columns.shape[1] - torch.tensor(self.lengths)[:, None]
-            ranks = ranks - send(pads, device)
-        return ranks
+        rows = self.columns.shape[1]
+        if self.valid is None:
+            return torch.arange(rows, device=device)
+        # With one pad in front, ranks 0 1 2 become −1 0 1.
+        return torch.arange(-rows, 0, device=device) + self.counts.to(device)[:, None]
 
-    def shift(self, before: Tensor | None, live: Sequence[int]) -> Tensor:
+    def shift(self, before: Tensor | None, live: Tensor) -> Tensor:
         """How far positions have moved up once these rows are through: (samples,) int64, one tensor for all layers.
 
         Args:
             before: How far they had on this layer's cache before; None: not at all.
-            live: Columns of the call that are no padding, for each sample.
+            live: Columns of the call that are no padding, for each sample: (samples,) int64.
         """
         return self.memo.once(lambda: self._more_shift(before, live), "shift", before)
 
-    def _more_shift(self, before: Tensor | None, live: Sequence[int]) -> Tensor:
+    def _more_shift(self, before: Tensor | None, live: Tensor) -> Tensor:
         numbered = self.numbered or self
-        gone = torch.tensor([count - left for count, left in zip(live, numbered.lengths, strict=True)])
+        device = self.columns.device if before is None else before.device
+        gone = live.to(device) - numbered.counts.to(device)
         if before is None:
-            return send(gone, self.columns.device)
-        return send(gone, before.device) + before
+            return gone
+        return gone + before
 
 
 NOTHING = torch.zeros(0, 0, dtype=torch.bool)
@@ -370,10 +373,11 @@ class Forward:
         span, count: Columns of the forward, and samples.
         samples: The batch.
         additions: What the decoder adds to vision tokens behind its first layers (see `Family.added_later`).
-        image_ends: Samples and columns of the last token of every run of vision tokens, (runs,) int64, on the host;
-            None where only the last column will be read.
+        image_ends: Samples and columns of the last token of every run of vision tokens, (2, runs) int64; None where
+            only the last column will be read.
         text: (samples, columns) bool, columns of text.
         first: (samples,) int64, each sample's first column that is no padding.
+        entering_rows: (samples,) int64, rows of each sample before anything is dropped.
     """
 
     program: Program
@@ -403,10 +407,17 @@ class Forward:
     count: int = 0
     samples: list[Sample] = field(default_factory=list)
     additions: list[Tensor] | None = None
-    image_ends: tuple[Tensor, Tensor] | None = None
+    image_ends: Tensor | None = None
     text: Tensor = NOTHING
     first: Tensor = NOTHING
-    _entered: Tensor = NOTHING
+    entering_rows: Tensor = NOTHING
+    _starts: Tensor = NOTHING  # (samples,) int64, how many vision tokens the samples before each have
+    _entered: Tensor = NOTHING  # on the host
+
+    @property
+    def sent(self) -> tuple[Tensor | None, ...]:
+        """What the layers read that was sent to the device on the way to the first: the same for one layout."""
+        return self.text, self.first, self.entering_rows, self._starts, self.image_ends
 
     @property
     def is_whole(self) -> bool:
@@ -441,27 +452,24 @@ class Forward:
         self.span = embeds.shape[1]
         self.outcome.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
         if not last_only:
-            self.image_ends = _ends_of_runs(samples)
-        text = torch.zeros(len(samples), self.span, dtype=torch.bool)
+            self.image_ends = send(_ends_of_runs(samples), embeds.device)
+        text = np.zeros((len(samples), self.span), bool)
         for row, sample in zip(text, samples, strict=True):
-            row[sample.text] = True
-        entered = text.clone()
+            row[sample.text.numpy()] = True
+        entered = text.copy()
         for row, sample in zip(entered, samples, strict=True):
-            row[sample.vision] = True
+            row[sample.vision.numpy()] = True
+        vision = np.array([len(sample.vision) for sample in samples])
         # argmax finds the first of equal values: padding, padding, text, image gives column 2.
-        self.first = send(entered.to(torch.uint8).argmax(dim=1), embeds.device)
-        self.text = send(text, embeds.device)
-        self._entered = entered
+        numbers = np.stack((entered.argmax(axis=1), entered.sum(axis=1), vision.cumsum() - vision))
+        self.first, self.entering_rows, self._starts = send(torch.from_numpy(numbers), embeds.device)
+        self.text = send(torch.from_numpy(text), embeds.device)
+        self._entered = torch.from_numpy(entered)
 
     @property
     def own_kinds(self) -> Tensor:
         """What each column of this forward is, (samples, columns) int8: see `PrunedLayer`."""
         return 2 * send(self._entered.to(torch.int8), self.text.device) - self.text.to(torch.int8)
-
-    @property
-    def entering_rows(self) -> tuple[int, ...]:
-        """Rows of each sample before anything is dropped."""
-        return tuple(sample.rows for sample in self.samples)
 
     @property
     def ends_in_vision(self) -> bool:
@@ -478,7 +486,7 @@ class Forward:
         """The rows that are left, also while nothing was dropped."""
         if self.outcome.rows is not None:
             return self.outcome.rows
-        return self.memo.once(lambda: RowMap(send(self._entered, self.text.device), self.entering_rows), "present")
+        return self.memo.once(self._rows_left, "present")
 
     def vision_left(self) -> tuple[int, ...]:
         """Vision tokens left of each sample, those that always stay among them."""
@@ -522,11 +530,10 @@ class Forward:
             return
         guards.refuse_additions_by_number(self.additions)
         # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
-        ends = [0, *itertools.accumulate(len(sample.vision) for sample in self.samples)]
-        starts = torch.tensor([ends[member] for member in bucket.members])[:, None]
+        starts = self._starts.to(bucket.index.device)[bucket.owners]  # (samples, 1)
         for depth in range(layer, len(self.additions)):
             added = self.additions[depth]
-            first = send(starts, added.device)
+            first = starts.to(added.device)
             target = bucket.slots.to(added.device) + first  # (samples, left)
             origin = came_from.to(added.device) + first
             self.additions[depth] = added.index_put((target,), added[origin])
@@ -622,12 +629,12 @@ class LayerCall:
         return {name: value for name, value in self.kwargs.items() if name not in guards.LAYER_ARGUMENTS}
 
 
-def _ends_of_runs(samples: list[Sample]) -> tuple[Tensor, Tensor]:
-    """Samples and columns, (runs,) int64 each, of the last vision token of every run."""
+def _ends_of_runs(samples: list[Sample]) -> Tensor:
+    """Samples and columns, (2, runs) int64, of the last vision token of every run."""
     owners = np.repeat(np.arange(len(samples)), [len(sample.vision) for sample in samples])
     runs = np.concatenate([sample.runs.numpy() for sample in samples])
     columns = np.concatenate([sample.vision.numpy() for sample in samples])
     # A run ends where the next token is of another sample or run: of runs 0 0 1 at the second and third token.
     last = np.ones(len(owners), bool)
     last[:-1] = (np.diff(owners) != 0) | (np.diff(runs) != 0)
-    return torch.from_numpy(owners[last]), torch.from_numpy(columns[last])
+    return torch.from_numpy(np.stack((owners[last], columns[last])))

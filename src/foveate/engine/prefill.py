@@ -374,7 +374,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
             if rows is None:
                 before = forward.entering_rows
             else:
-                before = rows.lengths
+                before = rows.counts
             stored.shift = forward.outcome.rows.on(device).shift(stored.shift, before)
     assert forward.outcome.record is not None
     # What arrives is what the tower left, or all tokens where it was not cut.

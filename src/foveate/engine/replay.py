@@ -360,7 +360,7 @@ class Replayer:
         if isinstance(region, str):
             counts.note_plain(region)
             return original(**kwargs)
-        held = forward.text, forward.first, forward.live, forward.image_ends, region.columns
+        held = forward.sent, forward.live, region.columns
         return self._run(region, counts, self._family.text, self._runner.wrappers, self._hooks, held)
 
     def run_tower(

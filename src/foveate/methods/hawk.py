@@ -59,9 +59,13 @@ class HAWK(Counted):
         heads = products.shape[1]
         if self.weights is not None and len(self.weights) != heads:
             raise SettingError(f"hawk: layer 0 has {heads} heads, and there are {len(self.weights)} weights.")
-        weights = torch.tensor(self.weights or (1.0,) * heads, device=products.device)
         length = torch.linalg.vector_norm(products, dim=0).clamp(min=SHORTEST)
-        scores = (products / length * weights).sum(dim=1)
+        directions = products / length
+        if self.weights is not None:  # each is filled in where the products are, so that nothing is sent there
+            directions = directions * torch.stack(
+                [torch.full((), head, device=products.device) for head in self.weights]
+            )
+        scores = directions.sum(dim=1)
         nobody_asks = (products == 0).all()
         return torch.where(nobody_asks, spread(len(view), count, view.device), top(scores, count))
 
