@@ -144,7 +144,12 @@ class Sides(TorchFunctionMode):
 
     Args:
         tape: Is told of what crosses; None: nobody is.
+
+    Attributes:
+        only_follows: Whether calls that a replay leaves out need not come here.
     """
+
+    only_follows = True
 
     def __init__(self, tape: Recorder | None = None) -> None:
         super().__init__()
