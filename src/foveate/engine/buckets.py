@@ -173,6 +173,10 @@ class Bucket:
         tensors = {name: on_tensors(getattr(self, name), change) for name in TENSORS}
         return replace(self, **tensors, _columns=None)
 
+    def of_samples(self, samples: Sequence[Sample]) -> "Bucket":
+        """This bucket of a batch of which more is known, or less."""
+        return replace(self, samples=tuple([samples[member] for member in self.members]))
+
     def part(self, places: Sequence[int]) -> "Bucket":
         """The samples at these places alone."""
         if len(places) == len(self.members):

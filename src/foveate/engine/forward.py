@@ -130,6 +130,15 @@ class RowMap:
         copy.memo, copy._copies = Memo(), {copy.columns.device: copy}
         return copy
 
+    def without(self, pads: int, cut: Change) -> "RowMap":
+        """This map of samples that have had so many pads behind them; `cut` takes that many off a row's end."""
+        copy = self.changed(cut)
+        copy.lengths, copy._span = tuple([length - pads for length in self.lengths]), self._span - pads
+        copy._samples = self._samples
+        if self._real is not None and copy.valid is not None:
+            copy._real = copy.valid[..., None], cut(self._real[1])
+        return copy
+
     def unpruned(self, past: int) -> Tensor:
         """Columns of the rows with `past` columns before this call: (samples, rows) int64, −1 for a pad.
 
@@ -321,20 +330,29 @@ class Outcome:
     def changed(self, change: Change) -> "Outcome":
         """This outcome with other tensors, and a record of its own."""
         record = self.record
+        if record is not None:
+            record = replace(record, stages=[stage.changed(change) for stage in record.stages])
+        buckets = [bucket.changed(change) for bucket in self.buckets]
+        return replace(self._with_maps(lambda rows: rows.changed(change)), record=record, buckets=buckets)
+
+    def without(self, pads: int, cut: Change, samples: Sequence[Sample]) -> "Outcome":
+        """This outcome of samples that have had so many pads behind them; see `RowMap.without`."""
+        buckets = [bucket.of_samples(samples) for bucket in self.buckets]
+        return replace(self._with_maps(lambda rows: rows.without(pads, cut)), buckets=buckets)
+
+    def _with_maps(self, change: Callable[[RowMap], RowMap]) -> "Outcome":
+        """This outcome with other maps; what was one map stays one."""
         copies: dict[int, RowMap] = {}
 
         def of(rows: RowMap | None) -> RowMap | None:
             if rows is None:
                 return None
             if id(rows) not in copies:
-                copies[id(rows)] = copy = rows.changed(change)
+                copies[id(rows)] = copy = change(rows)
                 copy.numbered = of(rows.numbered)
             return copies[id(rows)]
 
-        if record is not None:
-            record = replace(record, stages=[stage.changed(change) for stage in record.stages])
-        buckets = [bucket.changed(change) for bucket in self.buckets]
-        return Outcome(record, buckets, of(self.rows), [of(rows) for rows in self.row_maps])
+        return replace(self, rows=of(self.rows), row_maps=[of(rows) for rows in self.row_maps])
 
 
 @dataclass(eq=False)
@@ -425,6 +443,11 @@ class Forward:
         return all([sample.live == self.span for sample in self.samples])
 
     @property
+    def may_be_padded(self) -> bool:
+        """Whether text behind all that is there changes nothing of it: where no sample is padded or ends in a picture."""
+        return self.is_whole and not self.ends_in_vision and len(self.samples) > 0
+
+    @property
     def layout(self) -> Hashable:
         """What the host knows of the forward and its layers go by, as a value."""
         assert self.outcome.record is not None
@@ -445,6 +468,16 @@ class Forward:
         additions = None if self.additions is None else self.family.added_later(kwargs)
         outcome, ids = self.outcome.changed(change), None if ids is None else change(ids)
         return replace(self, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
+
+    def padded(self, pads: int) -> "Forward":
+        """This forward of whole samples with so much more text behind each."""
+        samples = [sample.padded(self.span, pads) for sample in self.samples]
+        padded = replace(self, span=self.span + pads, samples=samples, live=None)
+        padded.outcome = replace(self.outcome, buckets=[one.of_samples(samples) for one in self.outcome.buckets])
+        if self.drops:
+            padded.text = nn.functional.pad(self.text, (0, pads), value=True)
+            padded.entering_rows = self.entering_rows + pads
+        return padded
 
     def drop_in(self, samples: list[Sample], embeds: Tensor, last_only: bool) -> None:
         """Begin a forward in which tokens will be dropped, of embeddings (samples, columns, width); see `Arrival`."""

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import DynamicCache
 
-from foveate._transformers import CACHE_NAMES, cache_in, cache_of, with_cache
+from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_in, cache_of, with_cache
 from foveate.core import graphs
 from foveate.core.graphs import Tape, copies_of, kind_of_value, remember
 from foveate.core.patching import Patcher
@@ -32,6 +33,7 @@ from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
+from foveate.engine.samples import Sample
 from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.errors import SettingError
 from foveate.families.base import Family
@@ -42,6 +44,15 @@ MOST_TAPES = 8
 MOST_SEEN = 256
 """Layouts that are remembered without a recording."""
 PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
+COLUMNS = 32
+"""Prompts are padded to multiples of so many columns, where that changes nothing for the others."""
+MAY_BE_PADDED = {
+    *("inputs_embeds", "position_ids", "attention_mask", "visual_pos_masks", "deepstack_visual_embeds", "use_cache"),
+    *("return_dict", "cache_position"),
+}
+"""Arguments of decoders of which it is known what they are of more columns."""
+ROUNDING, HALF_ROUNDING = 1e-3, 1e-1
+"""Of the largest number: how far one may be off where another kernel has rounded."""
 NOTHING: Mapping[str, Any] = {}
 FIRST = "the first of its layout"
 
@@ -84,6 +95,14 @@ class Region(ABC):
     def made(self, output: Any) -> Made:
         """What a plain run has left."""
 
+    def real(self, made: Made) -> Made:
+        """Of what a recording has made, what a plain run makes too."""
+        return made
+
+    def alike(self, one: Tensor, plain: Tensor) -> bool:
+        """Whether a replay has left what a plain run has."""
+        return torch.equal(one, plain)
+
     @abstractmethod
     def answer(self, made: Made) -> Any:
         """Leave what a replay has made where a plain run leaves it, and answer as that does."""
@@ -110,6 +129,25 @@ class MadeByDecoder(Made):
         layers = _changed_layers(self.layers, change)
         return MadeByDecoder(change(self.hidden), layers, self.outcome.changed(change), self.kind)
 
+    def without(self, pads: int, samples: Sequence[Sample]) -> "MadeByDecoder":
+        """The same of samples that have had so many pads behind them."""
+        if not pads:
+            return self
+        shorter: dict[int, Tensor] = {}  # layers compare columns by their tensor, so the same stays the same
+
+        def cut(tensor: Tensor) -> Tensor:
+            return shorter.setdefault(id(tensor), tensor[..., :-pads])
+
+        layers = _changed_layers(self.layers, lambda tensor: tensor)
+        for layer in layers:
+            layer.keys, layer.values = layer.keys[..., :-pads, :], layer.values[..., :-pads, :]
+            if type(layer) is not PrunedLayer:
+                continue
+            layer.seen, layer._grown = layer.seen - pads, id(layer.keys)
+            if layer.base is not None:
+                layer.base, layer.base_end = cut(layer.base), layer.base_end - pads
+        return MadeByDecoder(self.hidden[:, :-pads], layers, self.outcome.without(pads, cut, samples), self.kind)
+
 
 @dataclass(slots=True, eq=False)
 class DecoderCall(Region):
@@ -125,6 +163,8 @@ class DecoderCall(Region):
         cache: The empty cache among these; None if it runs without one.
         leaves, spec: The other arguments, flat, as a recording is handed them.
         columns: Of vision tokens, where the decoder adds something to these behind its first layers.
+        shown: The forward as a recording is shown it: with pads.
+        pads: How many stand behind each sample there, so that texts of several lengths share a recording.
     """
 
     key: Hashable
@@ -137,6 +177,8 @@ class DecoderCall(Region):
     leaves: list[Any]
     spec: Any
     columns: Tensor | None
+    shown: Forward
+    pads: int
 
     def plain(self) -> Any:
         return self.original(**self.kwargs)
@@ -148,7 +190,7 @@ class DecoderCall(Region):
             # What a window's layer holds of its own would be sent to the device when rows come.
             cache.layers = _changed_layers(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
             kwargs |= with_cache(cache)
-        twin, runner = self.forward.twin(_swap(self.tensors, given), kwargs), self.runner
+        twin, runner = self.shown.twin(_swap(self.tensors, given), kwargs), self.runner
 
         def run() -> Made:
             with Patcher() as patches:
@@ -161,6 +203,17 @@ class DecoderCall(Region):
 
     def made(self, output: Any) -> Made:
         return _left(output, self.forward)
+
+    def real(self, made: Made) -> Made:
+        assert isinstance(made, MadeByDecoder)
+        return made.without(self.pads, self.forward.samples)
+
+    def alike(self, one: Tensor, plain: Tensor) -> bool:
+        if not self.pads or not one.is_floating_point() or one.shape != plain.shape:
+            return torch.equal(one, plain)
+        # More rows may go through another kernel, which rounds in another way.
+        limit = ROUNDING if one.dtype == torch.float32 else HALF_ROUNDING
+        return bool((one - plain).abs().max() <= limit * plain.abs().max())
 
     def answer(self, made: Made) -> Any:
         assert isinstance(made, MadeByDecoder)
@@ -347,6 +400,8 @@ class Replayer:
             )
         self._tapes = _tapes.setdefault(family.core, Tapes())
         self._hooks = int(program.renumbers or bool(program.turned))
+        others = family.recurrent or family.lenders or family.indexed
+        self._pads_texts = family.shares_prefix and not program.reads_text and not others
 
     def run(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run the decoder on a forward that has begun: replayed, or plainly and with the reason in the trace."""
@@ -360,7 +415,7 @@ class Replayer:
         if isinstance(region, str):
             counts.note_plain(region)
             return original(**kwargs)
-        held = forward.sent, forward.live, region.columns
+        held = region.shown.sent, forward.live, region.columns
         return self._run(region, counts, self._family.text, self._runner.wrappers, self._hooks, held)
 
     def run_tower(
@@ -396,22 +451,29 @@ class Replayer:
             kwargs = {**kwargs, **with_cache(cache)}
         if cache is not None and not _is_fresh(cache):
             return "the cache is no empty DynamicCache"
+        cached = {type(layer) for layer in getattr(cache, "layers", ())}
         handed = {name: one for name, one in kwargs.items() if name not in CACHE_NAMES}
         mask = handed.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and forward.is_whole:
             handed["attention_mask"] = None  # the host would have to look at a mask to see that it hides nothing
+        pads, shown = 0, forward
+        if self._pads_texts and cached == {DynamicLayer} and handed.keys() <= MAY_BE_PADDED and forward.may_be_padded:
+            pads = -forward.span % COLUMNS
+        if pads:
+            handed, shown = _padded(handed, pads), forward.padded(pads)
         leaves, spec = tree_flatten(handed)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        tensors += _tensors_of(forward.outcome.changed, self._device)
-        cached = None if cache is None else tuple(map(type, cache.layers))
-        known = "decoder", self._program.method, type(self._family), forward.layout, cached
+        tensors += _tensors_of(shown.outcome.changed, self._device)
+        known = "decoder", self._program.method, type(self._family), shown.layout, cache is None
         key = self._key(text, known, leaves, spec, tensors)
         if isinstance(key, str):
             return key
         columns = None
         if forward.additions is not None or self._family.added_later(kwargs) is not None:
-            columns = forward.vision_columns(self._device)
-        return DecoderCall(key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, columns)
+            columns = shown.vision_columns(self._device)
+        return DecoderCall(
+            key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, columns, shown, pads
+        )
 
     def _tower_call(self, original: Original, on_host: Mapping[str, Any], args: Any, kwargs: Any) -> TowerCall | str:
         """A tower's call; or why it is run plainly."""
@@ -495,8 +557,7 @@ class Replayer:
         fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
         torch._foreach_copy_(fresh, recording.tensors)
         remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
-        made: Made = recording.made.changed(_swap(recording.tensors, fresh))
-        return made
+        return region.real(recording.made.changed(_swap(recording.tensors, fresh)))
 
     def _record(self, region: Region, counts: GraphCounts, modules: Modules, held: Any) -> Any:
         """Run plainly, and record: the tape is kept if it leaves the same bits."""
@@ -515,7 +576,8 @@ class Replayer:
             tape.record(left)
             tape.replay()
             tensors = made[0].tensors(self._device)
-            if len(tensors) != len(expected) or not all(map(torch.equal, tensors, expected)):
+            left_over = region.real(made[0]).tensors(self._device)
+            if len(left_over) != len(expected) or not all(map(region.alike, left_over, expected)):
                 why = "a replay left other numbers than the plain run"
         except Exception as error:
             why = f"it cannot be recorded ({_line(error)})"
@@ -548,6 +610,20 @@ def _with_tensors(leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -
     """A nest with these tensors in the place of its own, in order."""
     places = iter(tensors)
     return tree_unflatten([next(places) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def _padded(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
+    """A decoder's arguments with so many columns behind the others, at the positions that follow."""
+    padded = dict(handed)
+    padded["inputs_embeds"] = pad(handed["inputs_embeds"], (0, 0, 0, pads))
+    if handed.get("visual_pos_masks") is not None:
+        padded["visual_pos_masks"] = pad(handed["visual_pos_masks"], (0, pads))
+    for name in ("position_ids", "cache_position"):
+        ids = handed.get(name)
+        if ids is not None:
+            more = torch.arange(1, pads + 1, device=ids.device, dtype=ids.dtype)
+            padded[name] = torch.cat((ids, ids[..., -1:] + more), dim=-1)
+    return padded
 
 
 def _tensors_of(changed: Callable[[Change], Any], device: torch.device) -> list[Tensor]:

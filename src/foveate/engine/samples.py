@@ -104,6 +104,19 @@ class Sample:
                 values.append(value)
         return tuple(values)
 
+    def padded(self, span: int, pads: int) -> "Sample":
+        """This sample of `span` columns with so much more text behind it."""
+        more = torch.arange(span, span + pads)
+        return replace(
+            self,
+            live=self.live + pads,
+            text=torch.cat((self.text, more)),
+            words=torch.cat((self.words, more)),
+            text_after=tuple([count + pads for count in self.text_after]),
+            text_from=tuple([count + pads for count in self.text_from]),
+            ends=False,
+        )
+
     def words_behind(self, image: int) -> Tensor:
         """Columns of the text behind an image (or frame), (words,) int64, ascending."""
         return self.words[len(self.words) - self.text_after[image] :]
