@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 import foveate as fv
 from foveate._transformers import with_cache
+from foveate.methods.hawk import HAWK
 from foveate.methods.read import Read
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
@@ -17,7 +18,7 @@ from tests.models import FAMILIES, batch, cached, tiny
 RAGGED = ("titit", "tit", "tittt")
 LINEAGES = ("llava", "llava_next", "llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl")
 V2DROP = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3))
-METHODS = {**examples()[0], "read-0": Read(keep=0.3)}
+METHODS = {**examples()[0], "read-0": Read(keep=0.3), "hawk-weights": HAWK(keep=0.4, weights=(0.1, 0.4, 0.2, 0.3))}
 ONE_OF_EACH = {name.split("-")[0]: name for name in METHODS}.values()
 NUMBERS_DECIDE = ("ivcprune-1", "mustdrop-0", "mustdrop-1", "mustdrop-3")
 """A mask says which tokens stay, and the device is asked how many these are."""
@@ -126,7 +127,7 @@ def replayed(family, method, words):
 
 
 @pytest.mark.parametrize("words", [("tit",), RAGGED])
-@pytest.mark.parametrize("name", ["v2drop-0", "fastv-0", "pyramiddrop-0", "hawk-1"])
+@pytest.mark.parametrize("name", ["v2drop-0", "fastv-0", "pyramiddrop-0", "hawk-weights"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_a_replay_on_another_prompt_is_its_own_prefill(family, name, words):
     """Of methods that cut in the decoder: what a tower leaves differs from prompt to prompt in more than embeddings."""

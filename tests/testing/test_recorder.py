@@ -23,12 +23,12 @@ COPIES = {
     "values": lambda: torch.tensor([1.0, 2.0], device=DEVICE),
     "values beside a tensor": lambda: THERE.new_tensor([1.0]),
     "a constant that is pinned": lambda: torch.arange(3).to(DEVICE, non_blocking=True),
-    "by another's type": lambda: torch.arange(3).type_as(THERE),
     "a list as index": lambda: THERE[[0, 1]],
 }
 MIXES = {
     "sum": lambda: THERE + torch.arange(6),
     "of numpy": lambda: THERE + torch.from_numpy(np.arange(6)),
+    "another's type": lambda: torch.arange(3).type_as(THERE),
     "index": lambda: THERE[torch.tensor([0, 1])],
     "write": lambda: THERE.clone().copy_(torch.arange(6)),
     "write a number": lambda: THERE.clone().__setitem__(0, torch.tensor(2.0)),

@@ -477,6 +477,9 @@ class Forward:
         if self.drops:
             padded.text = nn.functional.pad(self.text, (0, pads), value=True)
             padded.entering_rows = self.entering_rows + pads
+        if self.outcome.rows is not None:  # the tower has cut
+            padded.outcome.rows = None
+            padded.lay_out(self.outcome.rows.numbered is not None)
         return padded
 
     def drop_in(self, samples: list[Sample], embeds: Tensor, last_only: bool) -> None:

@@ -60,12 +60,12 @@ class HAWK(Counted):
         if self.weights is not None and len(self.weights) != heads:
             raise SettingError(f"hawk: layer 0 has {heads} heads, and there are {len(self.weights)} weights.")
         length = torch.linalg.vector_norm(products, dim=0).clamp(min=SHORTEST)
-        directions = products / length
-        if self.weights is not None:  # each is filled in where the products are, so that nothing is sent there
-            directions = directions * torch.stack(
-                [torch.full((), head, device=products.device) for head in self.weights]
-            )
-        scores = directions.sum(dim=1)
+        shares = products / length
+        if self.weights is not None:
+            # Filled in where the products are: a tensor of all would be sent there.
+            weights = [torch.full((), weight, device=products.device) for weight in self.weights]
+            shares = shares * torch.stack(weights)
+        scores = shares.sum(dim=1)
         nobody_asks = (products == 0).all()
         return torch.where(nobody_asks, spread(len(view), count, view.device), top(scores, count))
 

@@ -6,13 +6,12 @@ CUDA refuses, or it keeps the numbers of that day. On a CPU nothing crosses, so 
 from call to call of torch's Python interface, on the thread that makes them.
 """
 
+import itertools
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -24,10 +23,11 @@ from foveate.errors import UnsupportedError
 
 HOST = torch.device("cpu", 0)
 """Where a tensor of the host says it is; on a CPU those of the device say "cpu", without a number."""
-MOVES = {"to", "type_as"}
 OF_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor"}
 UNSEEN_READS = {"cpu", "tolist", "numpy", "__array__"}
 """Functions that need no kernel to read numbers of a CPU."""
+SAME = {"to", *UNSEEN_READS}
+"""Functions whose numbers are those of their tensor, on the one side or the other."""
 MOVED_INTO = {"__setitem__", "copy_", "index_put", "index_put_", "stack"}
 """Functions that first move a tensor of the host, of whatever shape."""
 DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -92,21 +92,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for kernel, args, kwargs, made in self._kernels:
             for old, new in zip(made, _tensors(kernel(*args, **kwargs)), strict=False):
                 old.copy_(new)
-        kept = {_memory(output) for output in self._outputs}
-        for *_, made in self._kernels:
-            for tensor in made:
-                if _memory(tensor) not in kept:
-                    tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+        kept = {output.untyped_storage().data_ptr() for output in self._outputs}
+        for tensor in itertools.chain.from_iterable(made for *_, made in self._kernels):
+            if tensor.untyped_storage().data_ptr() not in kept:
+                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
     def note(self, kind: str, name: str) -> None:
         """Write a crossing down with the place that it is at."""
-        frames = traceback.extract_stack()
-        places = [
-            f"{Path(frame.filename).name}:{frame.lineno}"
-            for frame in frames
-            if not frame.filename.startswith(PASSED_OVER)
-        ]
-        self.crossings.append(f"{kind}: {name} at {places[-1]} < {places[-2]}")
+        frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(PASSED_OVER)]
+        here, caller = (f"{Path(frame.filename).name}:{frame.lineno}" for frame in (frames[-1], frames[-2]))
+        self.crossings.append(f"{kind}: {name} at {here} < {caller}")
         if self._strict:
             raise UnsupportedError(f"A graph cannot hold what crosses between host and device. {self.crossings[-1]}")
 
@@ -125,12 +120,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Attention may drop out, so it has this tag too.
         if torch.Tag.nondeterministic_seeded in kernel.tags and "attention" not in kernel.__name__:
             self.note("draw", kernel.__name__)
-        returns, takes = kernel._schema.returns, kernel._schema.arguments
-        new = (
-            [] if any(value.alias_info for value in returns) else _tensors(made)
-        )  # else a view, or what was written into
-        if new or any(value.alias_info and value.alias_info.is_write for value in takes):
-            self._kernels.append((kernel, args, kwargs, new))
+        # A view needs no replay, and what was written into is no new tensor.
+        is_new = not any(value.alias_info for value in kernel._schema.returns)
+        if is_new or kernel._schema.is_mutable:
+            self._kernels.append((kernel, args, kwargs, _tensors(made) if is_new else []))
         return made
 
 
@@ -143,7 +136,7 @@ class Sides(TorchFunctionMode):
             model(**inputs)  # somewhere within, tape.record(…)
 
     Args:
-        tape: Is told of what crosses; None: nobody is.
+        tape: Is told of what crosses; None: one that nobody reads.
 
     Attributes:
         only_follows: Whether calls that a replay leaves out need not come here.
@@ -153,7 +146,7 @@ class Sides(TorchFunctionMode):
 
     def __init__(self, tape: Recorder | None = None) -> None:
         super().__init__()
-        self._tape = tape
+        self._tape = tape or Recorder(strict=False)
         self._patches = Patcher()
 
     def __enter__(self) -> Any:
@@ -161,9 +154,9 @@ class Sides(TorchFunctionMode):
         self._patches.wrap(torch, "from_numpy", lambda make, numbers: _put_on_host(make(numbers)))
         return super().__enter__()  # type: ignore[no-untyped-call]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._patches.restore()
-        super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -172,16 +165,12 @@ class Sides(TorchFunctionMode):
         name = function.__name__
         lands = _lands_on_host(name, args, kwargs)
         crossing = _crossing(name, args, kwargs, lands)
-        if self._tape is not None:
-            if crossing is not None:
-                self._tape.note(crossing, name)
-            self._tape.on_host = lands
-        try:
-            made = function(*args, **kwargs)
-        finally:
-            if self._tape is not None:
-                self._tape.on_host = False
-        if crossing is not None and args and made is args[0]:
+        if crossing is not None:
+            self._tape.note(crossing, name)
+        self._tape.on_host = lands
+        made = function(*args, **kwargs)
+        self._tape.on_host = False
+        if crossing is not None and made is args[0] and name in SAME:
             made = made.clone()  # as a move to another device makes a tensor of its own
         for tensor in _tensors(made) if lands else ():
             _put_on_host(tensor)
@@ -190,55 +179,43 @@ class Sides(TorchFunctionMode):
 
 def _lands_on_host(name: str, args: Any, kwargs: Any) -> bool:
     """Whether what a function of torch makes lies on the host."""
-    if name in UNSEEN_READS:
-        return True
     target = kwargs.get("device")
-    if name in MOVES:
-        target = next((part for part in (*args[1:2], target) if isinstance(part, torch.device | str | Tensor)), args[0])
-    if isinstance(target, Tensor):
-        return _is_on_host(target)
-    tensors = args[:1] if name == "new_tensor" and target is None else _tensors((args, kwargs))
-    return target == HOST or (target is None and all(map(_is_on_host, tensors)))
+    if name == "to":
+        target = next((part for part in (*args[1:2], target) if isinstance(part, torch.device | str)), None)
+    beside = all(map(_is_on_host, _tensors((args, kwargs))))
+    return name in UNSEEN_READS or target == HOST or (target is None and beside)
 
 
 def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
     """How a call crosses between host and device, as far as its kernels do not tell; None: not."""
-    if name in MOVES | UNSEEN_READS:
+    if name in SAME:
         if lands == _is_on_host(args[0]):
             return None
         return "read" if lands else "copy"
     if name in OF_VALUES and not lands:
         data = args[-1] if args else kwargs["data"]
-        if isinstance(data, Tensor):
-            return "copy" if _is_on_host(data) else None
-        return "copy" if not isinstance(data, list) or data else None  # of nothing there is nothing to copy
-    tensors = _tensors((args, kwargs))
-    near = [tensor for tensor in tensors if _is_on_host(tensor)]
-    if len(near) == len(tensors):
+        there = isinstance(data, Tensor) and not _is_on_host(data)
+        return None if there or (isinstance(data, list) and not data) else "copy"
+    if lands or "device" in kwargs:
         return None
     if name in ("__getitem__", "__setitem__"):
-        parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-        if any(isinstance(part, list | np.ndarray) for part in parts):
+        parts = args[1] if isinstance(args[1], tuple) else args[1:2]
+        if any(isinstance(part, list) for part in parts):
             return "copy"
     # Other kernels take a single number of the host as it is.
+    near = [tensor for tensor in _tensors((args, kwargs)) if _is_on_host(tensor)]
     return "mix" if any(tensor.dim() or name in MOVED_INTO for tensor in near) else None
 
 
 def _decides(kernel: Any, args: Any, kwargs: Any) -> bool:
     """Whether the host must wait for the numbers that a kernel makes."""
     if kernel.__name__.startswith(("index.", "index_put")):
-        # One number is written where a mask says so without knowing how many places these are.
-        fills = len(args) > 2 and args[2].numel() == 1
-        return not fills and any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1])
+        return any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1])
     return not DECIDING.isdisjoint(kernel.tags) and kwargs.get("output_size") is None
 
 
 def _tensors(nest: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _is_on_host(tensor: Tensor) -> bool:
