@@ -444,7 +444,7 @@ class Forward:
 
     @property
     def may_be_padded(self) -> bool:
-        """Whether text behind all that is there changes nothing of it: where no sample is padded or ends in a picture."""
+        """Whether text behind all that is there changes nothing of it: no sample is padded, or ends in a picture."""
         return self.is_whole and not self.ends_in_vision and len(self.samples) > 0
 
     @property

@@ -95,9 +95,10 @@ class Region(ABC):
     def made(self, output: Any) -> Made:
         """What a plain run has left."""
 
-    def real(self, made: Made) -> Made:
-        """Of what a recording has made, what a plain run makes too."""
-        return made
+    def real(self, made: Made, change: Change) -> Made:
+        """What a recording has made, with other tensors, and nothing that a plain run does not make."""
+        changed: Made = made.changed(change)
+        return changed
 
     def alike(self, one: Tensor, plain: Tensor) -> bool:
         """Whether a replay has left what a plain run has."""
@@ -129,24 +130,21 @@ class MadeByDecoder(Made):
         layers = _changed_layers(self.layers, change)
         return MadeByDecoder(change(self.hidden), layers, self.outcome.changed(change), self.kind)
 
-    def without(self, pads: int, samples: Sequence[Sample]) -> "MadeByDecoder":
-        """The same of samples that have had so many pads behind them."""
-        if not pads:
-            return self
+    def take_off(self, pads: int, samples: Sequence[Sample]) -> None:
+        """Take off so many pads that have stood behind the samples."""
         shorter: dict[int, Tensor] = {}  # layers compare columns by their tensor, so the same stays the same
 
         def cut(tensor: Tensor) -> Tensor:
             return shorter.setdefault(id(tensor), tensor[..., :-pads])
 
-        layers = _changed_layers(self.layers, lambda tensor: tensor)
-        for layer in layers:
+        for layer in self.layers:
             layer.keys, layer.values = layer.keys[..., :-pads, :], layer.values[..., :-pads, :]
             if type(layer) is not PrunedLayer:
                 continue
             layer.seen, layer._grown = layer.seen - pads, id(layer.keys)
             if layer.base is not None:
                 layer.base, layer.base_end = cut(layer.base), layer.base_end - pads
-        return MadeByDecoder(self.hidden[:, :-pads], layers, self.outcome.without(pads, cut, samples), self.kind)
+        self.hidden, self.outcome = self.hidden[:, :-pads], self.outcome.without(pads, cut, samples)
 
 
 @dataclass(slots=True, eq=False)
@@ -204,9 +202,11 @@ class DecoderCall(Region):
     def made(self, output: Any) -> Made:
         return _left(output, self.forward)
 
-    def real(self, made: Made) -> Made:
-        assert isinstance(made, MadeByDecoder)
-        return made.without(self.pads, self.forward.samples)
+    def real(self, made: Made, change: Change) -> Made:
+        changed: MadeByDecoder = made.changed(change)
+        if self.pads:
+            changed.take_off(self.pads, self.forward.samples)
+        return changed
 
     def alike(self, one: Tensor, plain: Tensor) -> bool:
         if not self.pads or not one.is_floating_point() or one.shape != plain.shape:
@@ -346,6 +346,7 @@ class Modules:
         self._values = self._now()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
         self._pointers = self._places()
+        self._devices = {tensor.device for tensor in self._tensors}
 
     @property
     def same(self) -> bool:
@@ -361,13 +362,14 @@ class Modules:
             hooks: How many hooks it has put on them.
         """
         around = [attributes["forward"] for attributes in self._vars if "forward" in attributes]
+        hooked = [table for table in self._hooks if table]
         # transformers leaves hooks of its own, which collect hidden states where these are asked for.
-        others = [hook for table in self._hooks for hook in table.values() if not _is_of_transformers(hook)]
+        others = [hook for table in hooked for hook in table.values() if not _is_of_transformers(hook)]
         if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
             return "hooks or wrappers of others stand on modules inside"
-        if any([is_tapped(attributes.get("config")) for attributes in self._vars]):
+        if any([is_tapped(attributes["config"]) for attributes in self._vars if "config" in attributes]):
             return "a stage reads attention in it"
-        if len({tensor.device for tensor in self._tensors}) > 1:
+        if len(self._devices) > 1:
             return "its weights are on several devices"
         return None
 
@@ -431,7 +433,9 @@ class Replayer:
             kwargs: The other arguments.
         """
         counts = self._graphs.tower
-        region = self._tower_call(original, on_host, args, kwargs)
+        region: TowerCall | str = "a stage acts inside the tower"
+        if self._program.encodes not in ("tower", "subset") and self._program.thin is None:
+            region = self._tower_call(original, on_host, args, kwargs)
         if isinstance(region, str):
             counts.note_plain(region)
             return original(*args, **kwargs, **on_host)
@@ -557,7 +561,7 @@ class Replayer:
         fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
         torch._foreach_copy_(fresh, recording.tensors)
         remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
-        return region.real(recording.made.changed(_swap(recording.tensors, fresh)))
+        return region.real(recording.made, _swap(recording.tensors, fresh))
 
     def _record(self, region: Region, counts: GraphCounts, modules: Modules, held: Any) -> Any:
         """Run plainly, and record: the tape is kept if it leaves the same bits."""
@@ -576,7 +580,7 @@ class Replayer:
             tape.record(left)
             tape.replay()
             tensors = made[0].tensors(self._device)
-            left_over = region.real(made[0]).tensors(self._device)
+            left_over = region.real(made[0], lambda tensor: tensor).tensors(self._device)
             if len(left_over) != len(expected) or not all(map(region.alike, left_over, expected)):
                 why = "a replay left other numbers than the plain run"
         except Exception as error:
@@ -638,12 +642,12 @@ def _changed_layers(layers: Sequence[Any], change: Change) -> list[Any]:
     memo, changed = Memo(MEMO_SIZE), []
     for layer in layers:
         other = object.__new__(type(layer))
+        other.__dict__ = attributes = dict(vars(layer))
         for name, value in vars(layer).items():
-            if isinstance(value, Tensor):
-                value = change(value)
-            elif isinstance(value, dict):  # states of a recurrent layer
-                value = {key: change(one) if isinstance(one, Tensor) else one for key, one in value.items()}
-            vars(other)[name] = value
+            if type(value) is Tensor:
+                attributes[name] = change(value)
+            elif type(value) is dict:  # states of a recurrent layer
+                attributes[name] = {key: change(one) if type(one) is Tensor else one for key, one in value.items()}
         if type(other) is PrunedLayer:
             other._memo, other._grown = memo, id(other.keys)
         changed.append(other)
