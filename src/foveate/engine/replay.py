@@ -47,10 +47,10 @@ PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
 COLUMNS = 32
 """Prompts are padded to multiples of so many columns, where that changes nothing for the others."""
 MAY_BE_PADDED = {
-    *("inputs_embeds", "position_ids", "attention_mask", "visual_pos_masks", "deepstack_visual_embeds", "use_cache"),
-    *("return_dict", "cache_position"),
+    *("inputs_embeds", "attention_mask", "position_ids", "cache_position"),
+    *("visual_pos_masks", "deepstack_visual_embeds"),
 }
-"""Arguments of decoders of which it is known what they are of more columns."""
+"""Tensors among a decoder's arguments of which it is known what they are of more columns."""
 ROUNDING, HALF_ROUNDING = 1e-3, 1e-1
 """Of the largest number: how far one may be off where another kernel has rounded."""
 NOTHING: Mapping[str, Any] = {}
@@ -461,8 +461,9 @@ class Replayer:
         if isinstance(mask, Tensor) and mask.dim() == 2 and forward.is_whole:
             handed["attention_mask"] = None  # the host would have to look at a mask to see that it hides nothing
         pads, shown = 0, forward
-        if self._pads_texts and cached == {DynamicLayer} and handed.keys() <= MAY_BE_PADDED and forward.may_be_padded:
-            pads = -forward.span % COLUMNS
+        if self._pads_texts and cached == {DynamicLayer} and forward.may_be_padded:
+            shown_tensors = {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)}
+            pads = -forward.span % COLUMNS if shown_tensors <= MAY_BE_PADDED else 0
         if pads:
             handed, shown = _padded(handed, pads), forward.padded(pads)
         leaves, spec = tree_flatten(handed)
