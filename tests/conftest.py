@@ -1,6 +1,7 @@
 import functools
 import gc
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,14 @@ def others():
         for name in ("config_of", "tiny", "sample"):
             patch.setattr(models, name, functools.cache(getattr(models, name).__wrapped__))
         yield
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
+    from foveate.core import graphs
+    from foveate.engine import replay
+    from foveate.testing import Recorder
+
+    monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: Recorder())
+    monkeypatch.setattr(replay, "_tapes", weakref.WeakKeyDictionary())

@@ -13,7 +13,7 @@ from foveate.methods.read import Read
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
 from tests.invariants.settings import examples
-from tests.models import FAMILIES, batch, cached, tiny
+from tests.models import FAMILIES, batch, tiny
 
 RAGGED = ("titit", "tit", "tittt")
 LINEAGES = ("llava", "llava_next", "llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl")
@@ -93,44 +93,3 @@ def test_in_no_family_does_more_cross_than_transformers_lets(family):
 @pytest.mark.parametrize("logits", [0, 1])
 def test_no_ragged_batch_crosses(family, logits):
     assert crossings(family, V2DROP, RAGGED, logits) == []
-
-
-def replayed(family, method, words):
-    """What a prefill comes to, and what a recording of another prompt's makes of its embeddings: tensors both."""
-    made = []
-
-    def plain(forward, arguments):
-        made.append(arguments["inputs_embeds"])
-        return forward(**arguments)
-
-    cache = prefill(family, method, words, plain, seed=1)
-    wanted = [tensor for layer in cache.layers for tensor in cached(layer)]
-    tape = Recorder()
-
-    def recorded(forward, arguments):
-        output = []
-        caches = [value for value in arguments.values() if isinstance(value, DynamicCache)]
-
-        def call():
-            output.append(forward(**arguments))
-            return [output[0][0], *(tensor for layer in caches[0].layers for tensor in cached(layer))]
-
-        outputs.extend(tape.record(call))
-        embeds.append(arguments["inputs_embeds"])
-        return output[0]
-
-    embeds, outputs = [], []
-    prefill(family, method, words, recorded)
-    embeds[0].copy_(made[0])
-    tape.replay()
-    return outputs[1:], wanted
-
-
-@pytest.mark.parametrize("words", [("tit",), RAGGED])
-@pytest.mark.parametrize("name", ["v2drop-0", "fastv-0", "pyramiddrop-0", "hawk-weights"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_a_replay_on_another_prompt_is_its_own_prefill(family, name, words):
-    """Of methods that cut in the decoder: what a tower leaves differs from prompt to prompt in more than embeddings."""
-    outputs, wanted = replayed(family, METHODS[name], words)
-    assert len(outputs) == len(wanted) > 0
-    assert all(torch.equal(*pair) for pair in zip(outputs, wanted, strict=True))

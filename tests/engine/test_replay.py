@@ -1,0 +1,360 @@
+"""A recording, replayed on other prompts, leaves what a plain run leaves; where it cannot, the plain run answers."""
+
+import gc
+import sys
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+import foveate as fv
+from foveate._transformers import with_cache
+from foveate.engine.replay import Replayer
+from foveate.errors import SettingError
+from foveate.registry import family_for
+from foveate.testing import Recorder, Sides
+from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2DROP
+from tests.models import FAMILIES, batch, cached, tiny
+
+LAYOUT = "itt"  # of 32 columns or a multiple of these in some families, padded to that in others
+RAGGED = ("titit", "tit", "tittt")
+OWN_TOWERS = ("gemma4", "mistral3")  # which read on the host where pictures end
+ROUNDING = 1e-4
+
+
+@pytest.fixture
+def model(request):
+    """A tiny model that nobody else has recorded, or will change."""
+    return tiny.__wrapped__(getattr(request, "param", "llava"))
+
+
+def answer(model, inputs, tokens=2):
+    """What `generate` says, with its logits."""
+    settings = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    made = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
+    return made.sequences, torch.stack(made.logits)
+
+
+def run(model, method, prompts, cuda_graphs=True):
+    """Each prompt's answer, tokens that stages kept, and lengths of the cache; and the trace."""
+    answers = []
+    with Sides(), fv.drop(model, method, cuda_graphs=cuda_graphs) as trace:
+        for inputs in prompts:
+            ids, logits = answer(model, inputs)
+            kept = [tokens.tolist() for stage in trace.stages for tokens in stage.kept]
+            answers.append((ids, logits, kept, trace.kv_lengths))
+    return answers, trace
+
+
+def assert_same(answers, others, rounding=0.0):
+    for (ids, logits, kept, lengths), (other_ids, other_logits, other_kept, other_lengths) in zip(
+        answers, others, strict=True
+    ):
+        torch.testing.assert_close(logits, other_logits, rtol=0, atol=rounding)
+        assert torch.equal(ids, other_ids)
+        assert kept == other_kept
+        assert lengths == other_lengths
+
+
+def prompts(family, words=(LAYOUT,), count=3):
+    return [batch(family, words, seed) for seed in range(count)]
+
+
+def counted(counts):
+    return counts.recorded, counts.replayed
+
+
+@pytest.mark.filterwarnings("ignore:cuda_graphs")  # of towers that cannot be recorded
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_replayed(family, graphs_on_cpu):
+    plain, _ = run(tiny(family), V2DROP, prompts(family), cuda_graphs=False)
+    replayed, trace = run(tiny(family), V2DROP, prompts(family))
+    assert_same(replayed, plain, ROUNDING)
+    assert counted(trace.graphs.decoder) == (1, 1)
+    assert counted(trace.graphs.tower) == ((0, 0) if family in OWN_TOWERS else (1, 1))
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_ragged_batches_are_replayed_bit_for_bit(family, graphs_on_cpu):
+    plain, _ = run(tiny(family), V2DROP, prompts(family, RAGGED), cuda_graphs=False)
+    replayed, trace = run(tiny(family), V2DROP, prompts(family, RAGGED))
+    assert_same(replayed, plain)
+    assert counted(trace.graphs.decoder) == (1, 1)
+
+
+def replays(family, name):
+    plain, _ = run(tiny(family), METHODS[name], prompts(family), cuda_graphs=False)
+    replayed, trace = run(tiny(family), METHODS[name], prompts(family))
+    assert_same(replayed, plain, ROUNDING)
+    return trace.graphs.decoder
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_OF_EACH if name not in NUMBERS_DECIDE])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_every_method_is_replayed(family, name, graphs_on_cpu):
+    counts = replays(family, name)
+    if "in every step" not in counts.latest:
+        # Where pictures decide how many tokens stay, prompts of one layout come in several.
+        assert counts.recorded + counts.replayed + counts.plain["the first of its layout"] == 3
+
+
+@pytest.mark.parametrize("name", NUMBERS_DECIDE)
+def test_what_numbers_decide_runs_plainly(name, graphs_on_cpu):
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        counts = replays("llava", name)
+    assert counts.replayed == 0
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_untouched_model_is_replayed(family, graphs_on_cpu):
+    plain = [answer(tiny(family), inputs) for inputs in prompts(family)]
+    with Sides(), fv.drop(tiny(family), None, cuda_graphs=True) as trace:
+        replayed = [answer(tiny(family), inputs) for inputs in prompts(family)]
+    for (ids, logits), (other_ids, other_logits) in zip(replayed, plain, strict=True):
+        assert torch.equal(ids, other_ids)
+        torch.testing.assert_close(logits, other_logits, rtol=0, atol=ROUNDING)
+    assert counted(trace.graphs.decoder) == (1, 1)
+
+
+@pytest.mark.parametrize("method", [V2DROP, METHODS["visiondrop-0"], METHODS["divprune-0"], None])
+@pytest.mark.parametrize("family", ["llava_next", "qwen3_vl"])
+def test_texts_of_other_lengths_share_a_recording(family, method, graphs_on_cpu):
+    texts = [batch(family, [words]) for words in ("it", "itt", "tit", "itt", "it")]
+    with Sides(), fv.drop(tiny(family), method, cuda_graphs=True) as trace:
+        replayed = [(answer(tiny(family), inputs), trace.kv_lengths) for inputs in texts]
+    with Sides(), fv.drop(tiny(family), method or fv.Uniform(retention=1.0)) as plain_trace:
+        plain = [(answer(tiny(family), inputs), plain_trace.kv_lengths) for inputs in texts]
+    for ((ids, logits), lengths), ((other_ids, other_logits), other_lengths) in zip(replayed, plain, strict=True):
+        assert torch.equal(ids, other_ids)
+        torch.testing.assert_close(logits, other_logits, rtol=0, atol=ROUNDING)
+        assert lengths == other_lengths
+    assert counted(trace.graphs.decoder) == (1, 2)  # "tit" has its picture elsewhere
+
+
+def test_a_method_that_reads_the_question_has_a_recording_for_each_length(graphs_on_cpu):
+    texts = [batch("llava_next", [words]) for words in ("it", "itt", "it", "itt")]
+    _, trace = run(tiny("llava_next"), METHODS["fastv-0"], texts)
+    assert counted(trace.graphs.decoder) == (2, 0)
+
+
+def test_a_replay_fills_the_cache_that_is_handed_in(graphs_on_cpu):
+    model, caches = tiny("llava"), []
+    with Sides(), torch.no_grad(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
+        for inputs in prompts("llava"):
+            cache = DynamicCache(config=model.config)
+            output = model(**inputs, **with_cache(cache), use_cache=True, output_hidden_states=False)
+            caches.append((cache, output.logits))
+    with torch.no_grad(), fv.drop(model, V2DROP):
+        for inputs, (cache, logits) in zip(prompts("llava"), caches, strict=True):
+            other = DynamicCache(config=model.config)
+            plain = model(**inputs, **with_cache(other), use_cache=True)
+            torch.testing.assert_close(logits, plain.logits, rtol=0, atol=ROUNDING)
+            for layer, plain_layer in zip(cache.layers, other.layers, strict=True):
+                for tensor, plain_tensor in zip(cached(layer), cached(plain_layer), strict=True):
+                    torch.testing.assert_close(tensor, plain_tensor, rtol=0, atol=ROUNDING)
+    assert trace.graphs.decoder.replayed == 1
+
+
+def test_a_model_on_a_cpu_has_no_graphs():
+    with pytest.raises(SettingError, match="CUDA"), fv.drop(tiny("llava"), V2DROP, cuda_graphs=True):
+        pass
+
+
+# -- what changes between two prompts ------------------------------------------------------------------------------
+
+
+def changed(model, change, method=V2DROP, undo=lambda: None):
+    """Answers of the last of four prompts: `change` comes in front of it, and the plain run's answer then."""
+    four = prompts("llava", count=4)
+    with Sides(), fv.drop(model, method, cuda_graphs=True) as trace:
+        for inputs in four[:3]:
+            answer(model, inputs)
+        assert counted(trace.graphs.decoder) == (1, 1)
+        change()
+        ids, logits = answer(model, four[3])
+    undo_ids, undo_logits = plain_answer(model, method, four[3])
+    undo()
+    torch.testing.assert_close(logits, undo_logits, rtol=0, atol=ROUNDING)
+    assert torch.equal(ids, undo_ids)
+    return trace.graphs.decoder
+
+
+def plain_answer(model, method, inputs):
+    with Sides(), fv.drop(model, method):
+        return answer(model, inputs)
+
+
+def layer_of(model, index=3):
+    return family_for(model).layers[index]
+
+
+def test_a_weight_that_has_moved_is_not_read_where_it_was(model, graphs_on_cpu):
+    weight = layer_of(model).mlp.up_proj.weight
+    counts = changed(model, lambda: setattr(weight, "data", weight.data * 1.5))
+    assert counted(counts) == (2, 1)  # it is recorded anew
+
+
+def test_a_weight_that_is_written_to_is_read(model, graphs_on_cpu):
+    counts = changed(model, lambda: layer_of(model).mlp.up_proj.weight.data.mul_(1.5))
+    assert counted(counts) == (1, 2)
+
+
+def test_a_layer_that_is_swapped_runs(model, graphs_on_cpu):
+    mlp = layer_of(model).mlp
+
+    def swap():
+        mlp.up_proj = nn.Linear(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False)
+
+    assert counted(changed(model, swap)) == (2, 1)
+
+
+@pytest.mark.parametrize("place", ["mlp", "layer"])
+def test_a_hook_that_is_put_on_is_called(model, place, graphs_on_cpu):
+    seen = []
+    module = layer_of(model) if place == "layer" else layer_of(model).mlp
+    counts = changed(model, lambda: module.register_forward_hook(lambda *_: seen.append(1)))
+    assert "hooks" in counts.latest
+    assert seen
+
+
+def test_a_wrapper_that_is_put_on_is_called(model, graphs_on_cpu):
+    seen, projection = [], layer_of(model).self_attn.q_proj
+    own = projection.forward
+
+    def wrapper(rows):
+        seen.append(1)
+        return own(rows)
+
+    counts = changed(model, lambda: setattr(projection, "forward", wrapper))
+    assert "wrappers" in counts.latest
+    assert seen
+
+
+def test_another_kernel_is_taken(model, graphs_on_cpu):
+    counts = changed(model, lambda: model.set_attn_implementation("eager"))
+    assert counts.latest == "the first of its layout"
+
+
+def test_autocast_is_another_layout(model, graphs_on_cpu):
+    four = prompts("llava", count=4)
+    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
+        for inputs in four[:3]:
+            answer(model, inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, logits = answer(model, four[3])
+    with Sides(), fv.drop(model, V2DROP), torch.autocast("cpu", torch.bfloat16):
+        _, plain = answer(model, four[3])
+    assert torch.equal(logits, plain)
+    assert trace.graphs.decoder.latest == "the first of its layout"
+
+
+def test_another_size_between_two_alike(model, graphs_on_cpu):
+    words = ("itt", "itt", "iitt", "itt", "iitt", "iitt", "itt")
+    mixed = [batch("llava", [word], seed) for seed, word in enumerate(words)]
+    plain, _ = run(model, V2DROP, mixed, cuda_graphs=False)
+    replayed, trace = run(model, V2DROP, mixed)
+    assert_same(replayed, plain, ROUNDING)
+    assert counted(trace.graphs.decoder) == (2, 3)
+
+
+def test_where_gradients_are_wanted_it_runs_plainly(model, graphs_on_cpu):
+    inputs = prompts("llava", count=1)[0]
+    with fv.drop(model, V2DROP, cuda_graphs=True) as trace:
+        for _ in range(3):
+            loss = model(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+    assert layer_of(model).mlp.up_proj.weight.grad is not None
+    assert list(trace.graphs.decoder.plain) == ["gradients are wanted, or the model trains"]
+
+
+def test_a_replay_that_fails_leaves_the_plain_answer(model, graphs_on_cpu, monkeypatch):
+    def fail(tape):
+        raise RuntimeError("no device")
+
+    with pytest.warns(UserWarning, match="no device"):
+        counts = changed(model, lambda: monkeypatch.setattr(Recorder, "replay", fail))
+    assert counts.latest == "a replay failed (RuntimeError: no device)"
+
+
+def test_a_recording_that_leaves_other_numbers_is_thrown_away(model, graphs_on_cpu, monkeypatch):
+    def wrong(tape):
+        tape._outputs[0].add_(1)
+
+    monkeypatch.setattr(Recorder, "replay", wrong)
+    plain, _ = run(model, V2DROP, prompts("llava"), cuda_graphs=False)
+    with pytest.warns(UserWarning, match="other numbers"):
+        answers, trace = run(model, V2DROP, prompts("llava"))
+    assert_same(answers, plain)
+    assert counted(trace.graphs.decoder) == (0, 0)
+
+
+def test_another_thread_gets_its_own_answer(model, graphs_on_cpu):
+    four = prompts("llava", count=4)
+    plain = [plain_answer(model, V2DROP, inputs) for inputs in four]
+    answers = {}
+    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True):
+        for inputs in four[:2]:
+            answer(model, inputs)
+
+        def ask(index):
+            answers[index] = answer(model, four[index])
+
+        threads = [threading.Thread(target=ask, args=(index,)) for index in (2, 3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for index in (2, 3):
+        torch.testing.assert_close(answers[index][1], plain[index][1], rtol=0, atol=ROUNDING)
+
+
+def test_a_budget_is_another_recording(model, graphs_on_cpu):
+    half, third = fv.V2Drop(layers=(2,), keep=(0.5,)), fv.V2Drop(layers=(2,), keep=(0.3,))
+    plain = [run(model, method, prompts("llava", count=3), cuda_graphs=False)[0] for method in (half, third)]
+    replayed = [run(model, method, prompts("llava", count=3))[0] for method in (half, third)]
+    for one, other in zip(replayed, plain, strict=True):
+        assert_same(one, other, ROUNDING)
+
+
+def test_recordings_outlive_a_context_and_serve_an_equal_method(model, graphs_on_cpu):
+    run(model, fv.V2Drop(layers=(2,), keep=(0.5,)), prompts("llava", count=2))
+    _, trace = run(model, fv.V2Drop(layers=(2,), keep=(0.5,)), prompts("llava", count=2))
+    assert counted(trace.graphs.decoder) == (0, 2)
+
+
+def test_recordings_go_with_their_model(graphs_on_cpu):
+    model = tiny.__wrapped__("llava")
+    run(model, V2DROP, prompts("llava", count=3))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_replay_costs_the_host_little(model, graphs_on_cpu, monkeypatch):
+    """Python calls of a whole prefill in the decoder, begin and guards with it, for each layer and in all."""
+    calls, replay = [], Replayer.run
+
+    def counting(replayer, original, *args, **kwargs):
+        calls.append(0)
+
+        def count(frame, event, argument):
+            calls[-1] += event == "call"
+
+        sys.setprofile(count)
+        try:
+            return replay(replayer, original, *args, **kwargs)
+        finally:
+            sys.setprofile(None)
+
+    monkeypatch.setattr(Recorder, "replay", lambda tape: None)
+    monkeypatch.setattr(torch, "equal", lambda one, other: True)
+    monkeypatch.setattr(Replayer, "run", counting)
+    with fv.drop(model, V2DROP, cuda_graphs=True), torch.no_grad():
+        for inputs in prompts("llava", count=3):
+            model(**inputs, use_cache=True, logits_to_keep=1)
+    layers = len(family_for(model).layers)
+    assert calls[-1] < 400 + 16 * layers
