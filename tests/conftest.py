@@ -1,6 +1,7 @@
 import functools
 import gc
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def pytest_terminal_summary(terminalreporter):
         ran = [report for report in reports if tier in report.keywords]
         count, seconds = len({report.nodeid for report in ran}), sum(report.duration for report in ran)
         terminalreporter.line(f"==> {tier}: {count:,} tests, {seconds:.0f} s of work")
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
+    from foveate.core import graphs
+    from foveate.engine import replay
+    from foveate.testing import Recorder
+
+    monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: Recorder())
+    monkeypatch.setattr(replay, "_tapes", weakref.WeakKeyDictionary())
 
 
 @pytest.fixture
