@@ -94,13 +94,8 @@ class RowAsking:
         Raises:
             FoveateError: As `foveate.load`.
         """
-        return load(
-            self.model,
-            device=self.device,
-            dtype=self.dtype,
-            attention=self.attention,
-            cuda_graphs=self.cuda_graphs,
-        )
+        names = ("device", "dtype", "attention", "cuda_graphs")
+        return load(self.model, **{name: getattr(self, name) for name in names})
 
     def begin(self, place: int, count: int) -> "RowAnswerer":
         """The model in process `place` of `count`; see `foveate.runs.crew.Task`."""

@@ -116,13 +116,8 @@ def load(options: ModelOptions) -> VLM:
     if sys.stderr.isatty() and not is_folder(options.model):
         note(f"looking for {options.model} in the cache and on the hub")
     with waiting:
-        return load_model(
-            options.model,
-            device=device,
-            dtype=options.dtype,
-            attention=options.attention,
-            cuda_graphs=options.cuda_graphs,
-        )
+        running = {name: getattr(options, name) for name in ("dtype", "attention", "cuda_graphs")}
+        return load_model(options.model, device=device, **running)
 
 
 def device_named(name: str) -> Any:
