@@ -324,10 +324,10 @@ class Checking:
 
     def _replayed(self) -> Row:
         """Whether a prompt that is replayed as a CUDA graph says what it says without."""
-        plain, _ = self._compared_first()
         if self._model.device.type not in TAPES:
             self._advance(3)
             return Row(REPLAYED, "not served", reason="not run: no CUDA device")
+        plain, _ = self._compared_first()
         for _ in range(3):  # seen, recorded, replayed
             with self._drop(self._probes[0].method, cuda_graphs=True) as trace:
                 logits = self._forced(self._inputs)[0]
