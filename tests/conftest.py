@@ -65,6 +65,17 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
+    from foveate.core import graphs
+    from foveate.engine import replay
+    from foveate.testing import Recorder
+
+    monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: Recorder())
+    monkeypatch.setattr(replay, "_tapes", weakref.WeakKeyDictionary())
+
+
+@pytest.fixture
 def sizes(monkeypatch):
     """How many samples or images were looked at together, each time."""
     from foveate.core.cut import together
@@ -91,14 +102,3 @@ def others():
         for name in ("config_of", "tiny", "sample"):
             patch.setattr(models, name, functools.cache(getattr(models, name).__wrapped__))
         yield
-
-
-@pytest.fixture
-def graphs_on_cpu(monkeypatch):
-    """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
-    from foveate.core import graphs
-    from foveate.engine import replay
-    from foveate.testing import Recorder
-
-    monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: Recorder())
-    monkeypatch.setattr(replay, "_tapes", weakref.WeakKeyDictionary())

@@ -10,6 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate as fv
+from foveate.core import graphs
 from foveate.engine import arguments, runner
 from foveate.engine.arguments import Positions, Remap
 from foveate.engine.cache import PrunedLayer
@@ -20,7 +21,8 @@ from foveate.engine.session import Session
 from foveate.engine.trace import StageRecord
 from foveate.families.qwen_vl import Qwen3VL
 from foveate.registry import family_for
-from foveate.testing import check
+from foveate.testing import Recorder, check
+from foveate.testing.checking import REPLAYED
 from foveate.testing.hiding import Oracle, columns_of
 from tests.models import FAMILIES, batch, tiny
 
@@ -53,11 +55,48 @@ def test_every_family_passes(family):
     found = checked(family)
     assert found.passed, found
     left_out = ["behind the projector (vidcom2)"] * (family in WINDOWS) + ["cache = no cache"] * (family == "paligemma")
-    assert verdicts(found, "not served") == left_out
+    assert verdicts(found, "not served") == [*left_out, REPLAYED]  # a CPU has no graphs
     compared = [row for row in found.rows if row.difference is not None]
     assert len(compared) >= 9
     assert max(row.difference for row in compared) < 1e-5
     assert all(row.wrong > 100 * row.tolerance for row in compared)  # so that small faults show
+
+
+def replayed(tape, monkeypatch):
+    """The row about graphs, of a check on a device whose tapes are such."""
+    monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: tape())
+    return next(row for row in checked("llava").rows if row.name == REPLAYED)
+
+
+class Strays(Recorder):
+    """Its replays but the first leave other numbers."""
+
+    replays = 0
+
+    def replay(self):
+        super().replay()
+        self.replays += 1
+        if self.replays > 1:
+            self._outputs[0].add_(1)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_replay_is_compared_with_the_plain_run(monkeypatch):
+    assert replayed(Recorder, monkeypatch).verdict == "passed"
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_replay_that_leaves_other_numbers_fails(monkeypatch):
+    assert replayed(Strays, monkeypatch).verdict == "failed"
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_what_cannot_be_recorded_is_not_served_and_says_why(monkeypatch):
+    monkeypatch.setattr(Strays, "replays", 1)
+    with pytest.warns(UserWarning, match="without a graph"):
+        row = replayed(Strays, monkeypatch)
+    assert row.verdict == "not served"
+    assert "other numbers" in row.reason
 
 
 @pytest.mark.parametrize(("family", "word"), [("qwen2_vl", "titit"), ("video_llava", "tvt"), ("qwen3_vl", "tvt")])

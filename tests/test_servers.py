@@ -21,10 +21,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from PIL import Image
 
 import foveate as fv
 from foveate import embedded
+from foveate.testing import Recorder
 from tests.ask.test_pictures import png_claiming
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
@@ -427,11 +429,23 @@ def test_a_server_of_ones_own_answers_clients_side_by_side(picture, expected):
     assert "50,000,000 pixels, 16,384 tokens, 120 s, 16 waiting" in first[0]
 
 
+def test_a_server_replays_prompts(graphs_on_cpu, picture, monkeypatch):
+    replays, replay = [], Recorder.replay
+    monkeypatch.setattr(Recorder, "replay", lambda tape: replays.append(tape) or replay(tape))
+    with listening(fv.load("embedded", device="cpu", cuda_graphs=True)) as client:
+        said_each = [
+            asked(client, shown(picture), said(QUESTIONS[0]), method=METHOD, max_tokens=8).choices for _ in range(3)
+        ]
+    assert said_each[0] == said_each[1] == said_each[2]
+    assert len(replays) == 4  # of tower and decoder, as they are recorded and behind it
+
+
 def test_a_server_that_cannot_start_says_why_in_one_line():
     for words, why in (
         (["--method", "v3drop"], "v2drop"),
         (["--retention", "0.3"], "without a method"),
         (["/none"], "none"),
+        *[(["--cuda-graphs"], "CUDA")] * (not torch.cuda.is_available()),
     ):
         server = forked(SCRIPT, SERVERS / "own.py", *words, stderr=subprocess.PIPE)
         _, said = server.communicate(timeout=PATIENCE)

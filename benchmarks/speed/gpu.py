@@ -2,17 +2,22 @@
 
     python benchmarks/speed/gpu.py                            # four minutes of a large GPU
     python benchmarks/speed/gpu.py --rounds 6 --only llava-1.5-7b:1 --print
+    python benchmarks/speed/gpu.py --graphs                   # writes graphs-NAME.json; nobody has run it yet
 
 Random weights, which change no speed at a fixed schedule. In each round every method runs beside the untouched model,
 which is there twice as the control: with the context opened and closed around the call, and inside an open one. Beside
 the time until the device is done stands the host's, until everything is launched: where the two are near each other,
 launches are what takes the time, and fewer tokens save none of it.
+
+With `--graphs` the untouched model and V2Drop run as CUDA graphs too, in the same rounds; each such row says how its
+calls ran, and what share of the timed ones was replayed. A case is written as it ends, the one of most worth first.
 """
 
 import argparse
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +35,11 @@ from foveate.naming import method_of as at_budget
 from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
+DEVICE = "cuda"
 CASES = ("llava-1.5-7b:1", "llava-1.5-7b:8", "qwen2.5-vl-7b:1", "qwen2.5-vl-7b:8")
+GRAPHED_CASES = ("llava-1.5-7b:1", "llava-1.5-7b:8", "qwen2.5-vl-7b:1", "qwen3-vl-8b:1")
+GRAPHED = ("v2drop:1/3",)
+"""Methods that run as graphs too."""
 METHODS = (
     "v2drop:1/3", "random:1/3", "v2drop:1/6", "fastv:1/3",
     "divprune:1/3", "divprune:1/9", "scope:1/3", "visiondrop:1/3",
@@ -39,11 +48,20 @@ ROUNDS = 20
 Times = dict[str, float]
 
 
-def call(model: Any, inputs: dict[str, Any], method: fv.Method | None) -> Times:
-    """Milliseconds of one prefill: all, what lies inside the open context, and the host's share of that."""
+@dataclass(frozen=True)
+class Row:
+    """What drops, None for the untouched model, and whether it runs as CUDA graphs."""
+
+    method: fv.Method | None = None
+    graphs: bool = False
+
+
+def call(model: Any, inputs: dict[str, Any], row: Row) -> Times:
+    """Milliseconds of one prefill: all, what lies inside the open context, and the host's share of that; and whether
+    all of it was replayed, 1 or 0."""
     torch.cuda.synchronize()
     began = perf_counter()
-    with drop_or_not(model, method), torch.no_grad():
+    with drop_or_not(model, row.method, row.graphs) as trace, torch.no_grad():
         entered = perf_counter()
         model(**inputs, logits_to_keep=1)
         launched = perf_counter()
@@ -51,19 +69,39 @@ def call(model: Any, inputs: dict[str, Any], method: fv.Method | None) -> Times:
         done = perf_counter()
     closed = perf_counter()
     seconds = {"all": closed - began, "inside": done - entered, "host": launched - entered}
-    return {name: 1000 * value for name, value in seconds.items()}
+    replayed = trace.graphs is not None and trace.graphs.decoder.latest == trace.graphs.tower.latest == "replayed"
+    return {name: 1000 * value for name, value in seconds.items()} | {"replayed": float(replayed)}
 
 
-def measured(case: str, count: int) -> dict[str, Any]:
-    """Figures of a shape and a number of samples."""
-    name, batch = case.split(":")
-    benched = from_shape(shape(name), torch.device("cuda"), torch.bfloat16, "sdpa", PromptRequest(batch=int(batch)))
-    model, inputs = benched.model, dict(benched.workload.inputs)
-    chosen: dict[str, fv.Method | None] = {"full": None, "full again": None}
-    for text in METHODS:
+def recorded(model: Any, inputs: dict[str, Any], method: fv.Method | None) -> str:
+    """Let a row be seen, recorded and replayed; how the third call ran."""
+    for _ in range(3):
+        with drop_or_not(model, method, cuda_graphs=True) as trace, torch.no_grad():
+            model(**inputs, logits_to_keep=1)
+    return str(trace.graphs)
+
+
+def rows_of(graphs: bool) -> dict[str, Row]:
+    """What runs in each round, by name."""
+    chosen = {"full": Row(), "full again": Row()}
+    if graphs:
+        chosen["full as a graph"] = Row(graphs=True)
+    for text in GRAPHED if graphs else METHODS:
         method, _, share = text.partition(":")
         over, under = map(int, share.split("/"))
-        chosen[text] = at_budget(method, retention=over / under)
+        chosen[text] = Row(at_budget(method, retention=over / under))
+        if graphs:
+            chosen[f"{text} as a graph"] = Row(chosen[text].method, graphs=True)
+    return chosen
+
+
+def measured(case: str, count: int, graphs: bool = False) -> dict[str, Any]:
+    """Figures of a shape and a number of samples."""
+    name, batch = case.split(":")
+    benched = from_shape(shape(name), torch.device(DEVICE), torch.bfloat16, "sdpa", PromptRequest(batch=int(batch)))
+    model, inputs = benched.model, dict(benched.workload.inputs)
+    chosen = rows_of(graphs)
+    ran = {name: recorded(model, inputs, row.method) for name, row in chosen.items() if row.graphs}
     runs: dict[str, Callable[[], Times]] = {name: partial(call, model, inputs, one) for name, one in chosen.items()}
     times: dict[str, list[Times]] = {name: [] for name in runs}
     for answers in rounds(runs, count):
@@ -82,6 +120,10 @@ def measured(case: str, count: int) -> dict[str, Any]:
             "in an open context, times faster": _figures(faster["inside"]),
             "host time": _figures(host),
         }
+        if name in ran:
+            over = ratio([one["inside"] for one in times["full as a graph"]], [one["inside"] for one in series])
+            share = sum(one["replayed"] for one in series) / len(series)
+            rows[name] |= {"than full as a graph, times faster": _figures(over), "replayed": share, "ran": ran[name]}
     tokens = benched.workload.vision_tokens
     return {"vision tokens": tokens, "tower ms": sorted(tower)[2], "rounds": count, "methods": rows}
 
@@ -105,16 +147,20 @@ def _figures(one: Ratio) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--only", nargs="+", default=[*CASES], metavar="SHAPE:SAMPLES")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: gpu-NAME.json, by the GPU's name")
+    parser.add_argument("--only", nargs="+", metavar="SHAPE:SAMPLES")
+    parser.add_argument("--graphs", action="store_true", help="the untouched model and V2Drop, as graphs too")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: gpu-NAME.json or graphs-NAME.json, by the GPU's name"
+    )
     parser.add_argument("--print", action="store_true", help="write nothing but to stdout")
     options = parser.parse_args()
     chip = torch.cuda.get_device_name()
     record: dict[str, Any] = {"gpu": chip, "dtype": "bfloat16", "kernel": "sdpa", "versions": versions()}
     record |= {"commit": commit(), "cases": {}}
-    out = options.out or HERE / f"gpu-{chip.split()[-1].lower()}.json"
-    for case in options.only:
-        record["cases"][case] = measured(case, options.rounds)
+    kind = "graphs" if options.graphs else "gpu"
+    out = options.out or HERE / f"{kind}-{chip.split()[-1].lower()}.json"
+    for case in options.only or (GRAPHED_CASES if options.graphs else CASES):
+        record["cases"][case] = measured(case, options.rounds, options.graphs)
         print(json.dumps({case: record["cases"][case]}), flush=True)
         if not options.print:
             out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -33,6 +33,9 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="embedded")
+    parser.add_argument(
+        "--cuda-graphs", action="store_true", help="replay prompts of a layout seen twice; experimental"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--method", help="drops where a request names none; without it, the untouched model answers")
@@ -136,7 +139,7 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
 if __name__ == "__main__":
     options = options_of()
     try:
-        vlm = fv.load(options.model)
+        vlm = fv.load(options.model, cuda_graphs=options.cuda_graphs)
         vlm.method_for(options.method, 0, retention=options.retention)
     except fv.FoveateError as error:
         sys.exit(f"own.py: {error}")

@@ -28,6 +28,14 @@ def test_the_last_reply_is_what_asking_gives(vlm, subject):
     assert 0 < last.first < last.seconds
 
 
+def test_the_full_model_drops_nothing_also_as_a_graph(vlm, subject, graphs_on_cpu):
+    graphed = fv.VLM(vlm.model, vlm.processor, vlm.name, cuda_graphs=True)
+    for one in (vlm, graphed):
+        assert replies(one, subject)[-1].dropping is None
+        last = replies(one, subject, "v2drop")[-1]
+        assert last.dropping is last.answer
+
+
 @pytest.mark.parametrize(
     ("method", "words"), [("nosuch", "nosuch"), ("v2drop:bogus=1", "bogus"), ("mustdrop:nothing", "nothing")]
 )

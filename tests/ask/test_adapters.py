@@ -286,3 +286,8 @@ def test_answers_depend_on_the_adapter_and_on_its_base(base, tuned, tmp_path):
             opened.write(b" ")
         keys.add(fingerprint(conditions(vlm)))
     assert len(keys) == 4
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_an_adapter_runs_as_graphs_where_its_base_does(base, tmp_path):
+    assert fv.load(adapter(base, tmp_path / "lora"), device="cpu", cuda_graphs=True).cuda_graphs

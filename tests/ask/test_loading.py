@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.loading import load
+from foveate.ask.loading import load, reloading
 from foveate.eval.held_out import shown
 from foveate.video import read
 from tests.films import film
@@ -115,3 +115,23 @@ def test_the_embedded_film_model_takes_the_frames_that_it_was_made_for(tmp_path)
         assert (prompt.vision_tokens, prompt.notes) == (8 * 144, ())
     assert films.prepare(path, "What?", frames=12).vision_tokens == 12 * 144
     assert films.prepare(read(path, frames=10), "What?").vision_tokens == 10 * 144
+
+
+def test_graphs_are_refused_where_there_are_none_before_weights_are_read(tmp_path):
+    shutil.copytree(embedded.path(), tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    for name in ("embedded", str(tmp_path / "bare")):
+        with pytest.raises(fv.SettingError, match="CUDA"):
+            load(name, device="cpu", cuda_graphs=True)
+    vlm = load(device="cpu")
+    with pytest.raises(fv.SettingError, match="CUDA"):
+        fv.VLM(vlm.model, vlm.processor, cuda_graphs=True)
+    assert "cuda_graphs" not in vlm.card.to_dict()
+    assert not reloading(vlm)().cuda_graphs
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_another_process_runs_graphs_too():
+    vlm = load(device="cpu", cuda_graphs=True)
+    assert vlm.card.to_dict()["cuda_graphs"]
+    assert reloading(vlm)().cuda_graphs

@@ -425,3 +425,49 @@ def test_arguments_of_the_wrong_type_are_refused_in_a_sentence(vlm, demo, argume
 def test_a_model_that_is_no_name_is_refused():
     with pytest.raises(fv.InputError, match="got 3"):
         fv.load(3)
+
+
+# -- as graphs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphed(small, graphs_on_cpu):
+    """The small model, whose tower and prompts run as graphs."""
+    return fv.VLM(small.model, small.processor, "small", cuda_graphs=True)
+
+
+@pytest.mark.parametrize("method", [None, METHOD])
+def test_the_third_prompt_of_a_layout_is_replayed_and_says_the_same(small, graphed, scenes, method):
+    asked = [scenes[0], scenes[1], scenes[0]]
+    plain = [small.ask(picture, QUESTION, method=method, max_new_tokens=4) for picture in asked]
+    replayed = [graphed.ask(picture, QUESTION, method=method, max_new_tokens=4) for picture in asked]
+    alike(plain, replayed)
+    assert [answer.trace.graphs for answer in plain] == [None] * 3
+    ran = [(answer.trace.graphs.decoder.latest, answer.trace.graphs.tower.latest) for answer in replayed]
+    assert ran[1:] == [("recorded", "recorded"), ("replayed", "replayed")]
+    choices = graphed.ask(scenes[1], QUESTION, method=method, choices=["red", "blue"])
+    assert choices.trace.graphs.decoder.replayed == 1
+    assert choices.choices == small.ask(scenes[1], QUESTION, method=method, choices=["red", "blue"]).choices
+
+
+def test_looks_are_replayed_too(small, graphed, scenes):
+    asked = [QUESTION, "What is it?"]
+    plain = list(small.look(scenes[0], method=METHOD).ask_many(asked, max_new_tokens=4))
+    for count in (0, 0, 1):
+        prefix = graphed.look(scenes[0], method=METHOD)
+        alike(plain, list(prefix.ask_many(asked, max_new_tokens=4)))
+        assert prefix.trace.graphs.decoder.replayed == count
+    many = list(graphed.ask_many([(scenes[0], question) for question in asked], method=METHOD, max_new_tokens=4))
+    assert [answer.trace.graphs.decoder.latest for answer in many] == ["replayed"] * 2
+
+
+def test_a_model_that_has_left_its_device_is_refused(graphed, scenes, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(fv.SettingError, match="cuda_graphs"):
+        graphed.ask(scenes[0], QUESTION)
+
+
+def test_a_question_without_a_picture_runs_plainly(graphed):
+    answer = graphed.ask(None, "What is red?", max_new_tokens=2)
+    assert (answer.retention, answer.spent) == (1.0, 0.0)
+    assert "pictures" in answer.trace.graphs.decoder.latest

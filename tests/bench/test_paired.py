@@ -7,7 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.ask.generation import generate
-from foveate.bench.paired import AGAIN, FULL, KEEP_ALL, PairedRun, race
+from foveate.bench.paired import AGAIN, FULL, GRAPH, KEEP_ALL, PairedRun, race
 from foveate.bench.results import noisy_parts, result_sheets, rows_of
 from foveate.bench.stopwatch import PARTS, timed
 from foveate.bench.timing import interval_words
@@ -275,3 +275,44 @@ def test_an_answer_has_the_length_that_was_asked_for():
     model.generation_config.eos_token_id = generate(model, inputs, 1).sequences[0, -1].item()
     assert generate(model, inputs, 5).sequences.shape[1] == prompt + 1
     assert generate(model, inputs, 5, exactly=True).sequences.shape[1] == prompt + 5
+
+
+@pytest.fixture
+def graphed(graphs_on_cpu):
+    """Runs the methods, and all as graphs; by the wall's clock, as counting FLOPs is watching."""
+
+    def call(methods, pairs=2):
+        model, inputs = llava(side=168, width=64, layers=5)
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+        made = PairedRun(model, Workload(inputs, 1, BEFORE + AFTER, (144,)), new_tokens=1)
+        made.prepare(methods, bare=False, cuda_graphs=True)
+        list(made.run(pairs))
+        return made, by_name(made)
+
+    return call
+
+
+def test_graphs_are_timed_beside_what_they_replay(graphed):
+    made, rows = graphed({"v2drop": METHODS["v2drop"]})
+    names = [GRAPH.format(name) for name in (FULL, "v2drop")]
+    assert list(made.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", *names, AGAIN]
+    for name, plain in zip(names, (FULL, "v2drop"), strict=True):
+        row = rows[name]
+        assert (row["setting"], row["layer_tokens"]) == (rows[plain]["setting"], rows[plain]["layer_tokens"])
+        assert row["tower_graph"] == "replayed"
+        assert row["context"] > 0
+        assert {"prefill_ratio", "prefill_over_graph", "ttft_over_graph"} <= set(row)
+    assert rows[names[0]]["prefill_over_graph"] == 1.0
+    assert "prefill_over_graph" not in rows["v2drop"]
+    prefill, call, sizes = result_sheets(list(rows.values()))
+    assert all("÷ graph" in [column.head for column in table.columns] for table in (prefill, call))
+    assert any("÷ graph" in note for note in sizes.notes)
+
+
+def test_what_is_not_replayed_is_left_out_with_its_reason(graphed):
+    many = {str(keep): fv.V2Drop(layers=(2,), keep=(keep / 10,)) for keep in range(1, 9)}
+    made, rows = graphed(many, pairs=0)
+    for name in (FULL, *many):
+        assert "8 graphs" in made.candidates[GRAPH.format(name)].failed
+        assert GRAPH.format(name) not in rows
+        assert name in rows

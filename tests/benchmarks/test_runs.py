@@ -14,8 +14,9 @@ import foveate as fv
 from foveate.ask.generation import generate
 from foveate.bench.benched import Benched
 from foveate.bench.shapes import NamedShape, shape
-from foveate.bench.workload import PromptRequest, synthetic
+from foveate.bench.workload import PromptRequest, Workload, synthetic
 from foveate.registry import family_for
+from tests.memory import AFTER, BEFORE, llava
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,3 +107,23 @@ def test_resize_costs_what_the_thinned_tower_costs(name):
     methods = first.methods_of(benched)
     thin, resized = (benched.workload.cost(made, methods[row]).total_flops for row in (first.THIN, "resize"))
     assert abs(resized / thin - 1) < 0.03
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_graphs_are_recorded_before_they_are_timed_on_a_gpu(monkeypatch, tmp_path):
+    gpu = script("speed/gpu.py")
+    model, inputs = llava(side=168, width=64, layers=5)
+    benched = Benched("tiny", None, model, Workload(inputs, 1, BEFORE + AFTER, (144,)))
+    monkeypatch.setitem(gpu.main.__globals__, "from_shape", lambda *_: benched)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA TINY")
+    out = tmp_path / "graphs.json"
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--graphs", "--rounds", "2", "--out", str(out), "--only", "cpu-tiny:1"])
+    gpu.main()
+    rows = json.loads(out.read_text())["cases"]["cpu-tiny:1"]["methods"]
+    assert list(rows) == [
+        "full", "full again", "full as a graph", "v2drop:1/3", "v2drop:1/3 as a graph"
+    ]  # fmt: skip
+    assert {name: row["replayed"] for name, row in rows.items() if "replayed" in row} == {
+        "full as a graph": 1.0, "v2drop:1/3 as a graph": 1.0
+    }  # fmt: skip

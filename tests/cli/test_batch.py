@@ -187,3 +187,37 @@ def test_a_budget_too_small_for_the_method_is_told_once_and_in_no_row(run, folde
     rows = [json.loads(line) for part in parts for line in part.splitlines()]
     assert rows
     assert not any(row["notes"] for row in rows)
+
+
+def test_graphs_are_refused_where_there_are_none(batch, run):
+    code, out, err = batch("--prompt", "What is this", "--cuda-graphs")
+    assert (code, out) == (2, "")
+    assert "CUDA" in err.splitlines()[-1]
+    assert batch("--prompt", "What is this")[0] == 3  # nothing was begun with that flag
+    for command in ("generate", "demo"):  # they see no layout often enough
+        assert run(command, "--cuda-graphs")[0] == 2
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_row_says_how_its_prompt_ran_and_the_summary_counts_them(batch, table, tmp_path):
+    rows = [json.loads(line) | {"graph": number} for number, line in enumerate(table.read_text().splitlines())]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert batch("--batch-size", 1, path=table)[0] == 0
+    (tmp_path / "out").rename(tmp_path / "plain")
+    code, out, _ = batch("--batch-size", 1, "--cuda-graphs", path=table)
+    assert code == 0
+    assert "As a graph  66.7% of the answers were replayed; 1: the first of its layout; 1: recorded" in out
+    assert answers(tmp_path / "out") == answers(tmp_path / "plain")
+    ran = columns(tmp_path / "out")
+    assert [row["graph"] for row in ran] == ["the first of its layout", "recorded", *4 * ["replayed"]]
+    assert [row["input_graph"] for row in ran] == list(range(6))  # a column of the user's own
+    assert [row["graph"] for row in columns(tmp_path / "plain")] == list(range(6))
+    code, _, err = batch("--batch-size", 1, path=table)
+    assert code == 1
+    assert "cuda_graphs" in err
+
+
+def columns(out):
+    """Rows in order."""
+    rows = [json.loads(line) for part in out.glob("part-*.jsonl") for line in part.read_text().splitlines()]
+    return sorted(rows, key=lambda row: row["row"])

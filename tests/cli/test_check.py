@@ -8,6 +8,7 @@ from foveate.engine.cache import PrunedLayer
 from foveate.testing.checking import Checking
 
 
+@pytest.mark.usefixtures("graphs_on_cpu")
 def test_a_model_that_drops_right_ends_with_0(run, tiny_llava, picture, tmp_path):
     code, out, err = run("check", tiny_llava, "--image", picture, "--out", tmp_path / "check.json")
     assert code == 0

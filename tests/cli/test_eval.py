@@ -147,3 +147,30 @@ def test_what_cannot_be_meant_is_refused_in_a_line(run, tmp_path, arguments, say
     assert code == (1 if "no results" in says else 2)
     assert says in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_record_says_that_prompts_ran_as_graphs(run, tmp_path, monkeypatch):
+    asked = (
+        "eval",
+        *SMALL,
+        2,
+        "--method",
+        "v2drop",
+        "--retention",
+        0.3,
+        "--no-baselines",
+        "--json",
+        "--cache",
+        tmp_path,
+    )
+    plain, graphed = (json.loads(run(*asked, *flag)[1]) for flag in ((), ("--cuda-graphs",)))
+    assert graphed["model"].pop("cuda_graphs")
+    assert plain["model"] == graphed["model"]
+    assert [row["accuracy"] for row in plain["rows"]] == [row["accuracy"] for row in graphed["rows"]]
+
+
+def test_graphs_are_refused_where_there_are_none(run):
+    code, out, err = run("eval", *SMALL, 2, "--device", "cpu", "--cuda-graphs")
+    assert (code, out) == (2, "")
+    assert "CUDA" in err

@@ -53,7 +53,7 @@ class Said:
         if self.answer is None:
             return None
         answer = self.answer.unsure or self.answer
-        if not answer.trace.history:
+        if answer.method is None:
             return None
         return answer
 

@@ -51,7 +51,7 @@ class Answer:
         text: The answer.
         tokens: Its token ids, the end of sequence included.
         method: What dropped, with its budget; None for the untouched model.
-        trace: What was dropped where, of the whole batch; empty without dropping.
+        trace: What was dropped where, of the whole batch; empty without dropping, but for what CUDA graphs count.
         sample: Which sample of the batch this is.
         kv_bytes: Bytes of keys and values that the cache held at the end: measured, of a batch its share.
         kv_bytes_whole: Bytes that the same cache would hold had nothing been dropped.

@@ -225,7 +225,7 @@ class Answerer:
         inputs = entries[0].prompt.inputs
         try:
             with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
-                look = look_at(self.loaded.model, inputs, self.method)
+                look = look_at(self.loaded.model, inputs, self.method, self.loaded.cuda_graphs)
                 if len(entries) > self._most:  # what came of the first of them is out of hand by the last
                     look = watched(look, self.loaded.model)
         except Exception as error:

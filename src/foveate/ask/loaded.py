@@ -12,6 +12,8 @@ import transformers
 from transformers import GenerationConfig, ProcessorMixin
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
+from foveate.core.graphs import TAPES
+from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
@@ -26,6 +28,7 @@ class Card:
         generation_config: How it generates where nothing is said.
         device: Where it runs.
         dtype: Of its weights.
+        cuda_graphs: Whether its tower and its prompts run as CUDA graphs.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Card:
     generation_config: GenerationConfig
     device: torch.device
     dtype: torch.dtype
+    cuda_graphs: bool = False
 
     @property
     def family(self) -> type[Family]:
@@ -46,7 +50,7 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """What a reader needs to know to repeat a run."""
-        return {
+        values: dict[str, Any] = {
             "name": self.name,
             "model_type": self.config.model_type,
             "device": str(self.device),
@@ -55,26 +59,36 @@ class Card:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+        if self.cuda_graphs:
+            values["cuda_graphs"] = True
+        return values
 
 
 class Loaded:
     """A model and its processor.
 
     Raises:
+        SettingError: If it is to run as CUDA graphs, and its device has none.
         UnsupportedError: If no family serves the model.
 
     Attributes:
         model: A vision-language model of transformers, in evaluation mode.
         processor: Its processor.
         name: What to call it in records.
+        cuda_graphs: Whether its tower and its prompts run as CUDA graphs; see `foveate.drop`.
         lock: Held while the model or its tokenizer works: both serve one thread at a time.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, name: str = "") -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, name: str = "", cuda_graphs: bool = False
+    ) -> None:
         family_kind(model.config.model_type)
+        if cuda_graphs:
+            refuse_without_graphs(model.device)
         self.model = model
         self.processor = processor
         self.name = name or type(model).__name__
+        self.cuda_graphs = cuda_graphs
         self.lock = threading.RLock()
 
     @property
@@ -86,7 +100,7 @@ class Loaded:
     def card(self) -> Card:
         """What is known of it without its weights."""
         model = self.model
-        return Card(self.name, model.config, model.generation_config, model.device, model.dtype)
+        return Card(self.name, model.config, model.generation_config, model.device, model.dtype, self.cuda_graphs)
 
     @property
     def crops(self) -> bool:
@@ -106,6 +120,18 @@ class Loaded:
         return (
             f"The processor of {self.name} ({kinds[0]}) does not fit its model ({kinds[1]}): {why} "
             "Take the processor's files and the weights from the same place."
+        )
+
+
+def refuse_without_graphs(device: torch.device) -> None:
+    """Refuse to run a model as CUDA graphs on a device that has none.
+
+    Raises:
+        SettingError: If that is so.
+    """
+    if device.type not in TAPES:
+        raise SettingError(
+            f"CUDA graphs need a model on a CUDA device; this one would run on {device}. Leave them out."
         )
 
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from foveate import embedded
 from foveate._transformers import cached_file
-from foveate.ask.loaded import quiet
+from foveate.ask.loaded import quiet, refuse_without_graphs
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
 from foveate.errors import InputError, UnsupportedError
@@ -45,8 +45,8 @@ EMBEDDED = embedded.NAME
 
 def reloading(vlm: VLM) -> Callable[[], VLM]:
     """How another process loads the same model in the same way."""
-    setup = vlm.card.to_dict()
-    return partial(load, vlm.name, **{name: setup[name] for name in ("device", "dtype", "attention")})
+    setup = {"cuda_graphs": False} | vlm.card.to_dict()
+    return partial(load, vlm.name, **{name: setup[name] for name in ("device", "dtype", "attention", "cuda_graphs")})
 
 
 def load(
@@ -56,6 +56,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     attention: str = "auto",
     weights: bool = True,
+    cuda_graphs: bool = False,
 ) -> VLM:
     """Load a model and its processor, ready to be asked.
 
@@ -73,10 +74,13 @@ def load(
         attention: A kernel that transformers knows, such as "sdpa"; "auto" is the model's default.
         weights: False leaves the weights where they are: prompts can be prepared and their tokens, FLOPs and bytes
             counted (`VLM.prepare`, `Prompt.cost`), and nothing can be answered.
+        cuda_graphs: Run the vision tower and the decoder's part of each prompt as a CUDA graph; see `foveate.drop`.
+            Experimental.
 
     Raises:
         InputError: If there is no such model, it has no safetensors, its weights are not exactly those of its config,
             or it needs code of its own; of an adapter, if its base is not there or another one's.
+        SettingError: If `cuda_graphs` is asked for on a device that has none.
         UnsupportedError: If no family serves it, the device, dtype or kernel is not available, or an adapter needs
             peft, which is not installed.
     """
@@ -89,12 +93,16 @@ def load(
         if importlib.util.find_spec("peft") is None:
             raise UnsupportedError(f"Model '{shown(name)}' is an adapter, which needs peft: {install_line('peft')}.")
         with loading_base(name, base):
-            below = load(base, device=device, dtype=dtype, attention=attention, weights=weights)
+            below = load(
+                base, device=device, dtype=dtype, attention=attention, weights=weights, cuda_graphs=cuda_graphs
+            )
         if not weights:
             return below
         return _with_adapter(name, folder, below)
     place = str(folder or name)
     target = device_of(device)
+    if cuda_graphs:
+        refuse_without_graphs(target)
     number_format = _dtype(dtype, target)
     local = folder is None and _is_unreachable()
     with quiet(bars=folder is None):
@@ -131,7 +139,7 @@ def load(
         from foveate.embedded.film_model import for_films  # another model's code, which no other name needs
 
         model, processor = for_films(model, processor)
-    return VLM(model.to(target).eval(), processor, name=name)
+    return VLM(model.to(target).eval(), processor, name=name, cuda_graphs=cuda_graphs)
 
 
 def _processor(name: str, place: str, local: bool = True) -> ProcessorMixin:
@@ -165,7 +173,7 @@ def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
         _check_weights(name, {**report._asdict(), "mismatched_keys": ()}, of="base model")
         if has_processor(name, folder):
             processor = _processor(name, str(folder))
-    return VLM(model.eval(), processor, name=name)
+    return VLM(model.eval(), processor, name=name, cuda_graphs=base.cuda_graphs)
 
 
 def random_model(

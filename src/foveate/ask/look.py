@@ -123,20 +123,21 @@ def _serves(kind: type[Method], depth: int) -> bool:
 # -- looking ------------------------------------------------------------------------------------------------------
 
 
-def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None) -> Look:
+def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None, cuda_graphs: bool = False) -> Look:
     """Run a prompt up to and with its last picture.
 
     Args:
         model: Of transformers, in no context.
         inputs: What the processor made of the prompt, batch 1, on the model's device.
         method: What drops, with its budget; None for the untouched model.
+        cuda_graphs: Run it as CUDA graphs; see `foveate.drop`.
 
     Raises:
         UnsupportedError: If another question would give other rows.
     """
     refuse_unshareable(model, method)
     begun = collate([_beginning(model, inputs)], pad_id(model))
-    with drop_or_not(model, method) as trace:
+    with drop_or_not(model, method, cuda_graphs) as trace:
         cache = _prefilled(model, begun)
     kept = {name: value for name, value in begun.items() if name != "attention_mask"}
     # Of pixels the shape alone is left, which says how many pictures a tower encoded.

@@ -61,7 +61,8 @@ class Prefix:
         self.media, self.notes, self.method = prompt.media, prompt.notes, method
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
-            self.look = watched(look_at(loaded.model, prompt.inputs, method), loaded.model)
+            look = look_at(loaded.model, prompt.inputs, method, loaded.cuda_graphs)
+            self.look = watched(look, loaded.model)
 
     # -- what it is -------------------------------------------------------------------------------------------
 

@@ -228,7 +228,7 @@ def _begun(
     if look is not None:
         refuse_stale(loaded, look)
     fits = fitting(loaded, samples[0]) if look is None else nullcontext()
-    with loaded.lock, fits, drop_or_not(loaded.model, method) as trace:
+    with loaded.lock, fits, drop_or_not(loaded.model, method, loaded.cuda_graphs) as trace:
         if look is None:
             yield collate(samples, pad_id(loaded.model)), trace
         else:

@@ -58,12 +58,14 @@ class VLM(Loaded):
         model: An unmodified vision-language model of transformers that a family of foveate serves, in evaluation mode.
         processor: Its processor.
         name: What to call it in records; the name of its class if nothing is said.
+        cuda_graphs: Run its tower and the decoder's part of each prompt as a CUDA graph; see `foveate.drop`.
 
     Attributes:
-        model, processor, name: As given.
+        model, processor, name, cuda_graphs: As given.
         lock: Held while the model or its tokenizer works.
 
     Raises:
+        SettingError: If `cuda_graphs` is asked for on a device that has none.
         UnsupportedError: If no family serves the model.
     """
 

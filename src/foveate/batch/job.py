@@ -15,7 +15,7 @@ from typing import Any
 from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
 from foveate.batch.in_hand import InHand
-from foveate.batch.rows import KEY, OURS, REASON, Row, RowAsking, bad_row
+from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import named
@@ -84,6 +84,8 @@ class Summary:
         retention: Mean over the answers of this run; None without any.
         vision_tokens: Mean over the answers of this run; None without any.
         again: The share of the answers of this run that the full model was asked for again; None without a second look.
+        graphs: How prompts of this run ran, and the number of answers for each: "replayed", "recorded", or why plainly;
+            empty where no CUDA graphs are asked for.
         strange: Why nothing is promised for these rows, by that share; None where it is as in the calibration.
         caution: What the method has to say of as few tokens; None: nothing.
         parts: Files with answers.
@@ -106,6 +108,7 @@ class Summary:
     retention: float | None = None
     vision_tokens: float | None = None
     again: float | None = None
+    graphs: dict[str, int] = field(default_factory=dict)
     strange: str | None = None
     caution: str | None = None
     parts: int = 0
@@ -249,6 +252,9 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         broken = [row for row in bad if row.keys() <= {KEY, REASON, LINE_KEY}]
         store.add(answers, [row for row in bad if row not in broken], broken)
         summary.add(answers, bad)
+        if job.asking.cuda_graphs:
+            for ran in [row[GRAPH] for row in answers]:
+                summary.graphs[ran] = summary.graphs.get(ran, 0) + 1
         advance(len(rows))
 
     def is_left_out(number: int) -> bool:

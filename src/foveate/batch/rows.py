@@ -31,6 +31,8 @@ KEY = "row"
 """The column with a row's place in the input."""
 REASON = "reason"
 """That with the reason why there is no answer."""
+GRAPH = "graph"
+"""That with how its prompt ran, where CUDA graphs are asked for: "replayed", "recorded", or why plainly."""
 LONGEST = 1000
 """Letters of a reason; some repeat what a file holds."""
 OURS = {
@@ -70,6 +72,7 @@ class RowAsking:
         max_new_tokens: The longest answer.
         batch_size: Most rows that the model answers at a time.
         within: The folder that files must lie in; None reads them anywhere.
+        cuda_graphs: As for `foveate.load`.
     """
 
     model: str
@@ -83,6 +86,7 @@ class RowAsking:
     max_new_tokens: int = 64
     batch_size: int = 8
     within: str | None = None
+    cuda_graphs: bool = False
 
     def load(self) -> VLM:
         """The model.
@@ -90,7 +94,8 @@ class RowAsking:
         Raises:
             FoveateError: As `foveate.load`.
         """
-        return load(self.model, device=self.device, dtype=self.dtype, attention=self.attention)
+        names = ("device", "dtype", "attention", "cuda_graphs")
+        return load(self.model, **{name: getattr(self, name) for name in names})
 
     def begin(self, place: int, count: int) -> "RowAnswerer":
         """The model in process `place` of `count`; see `foveate.runs.crew.Task`."""
@@ -110,6 +115,8 @@ class RowAsking:
         values["method settings"] = [member.to_dict() for member in self.members]
         if isinstance(self.method, SecondLook):
             values["sure"] = self.method.sure
+        if self.cuda_graphs:
+            values["cuda_graphs"] = True
         return values
 
 
@@ -215,6 +222,8 @@ def _row(reply: Reply[MediaSample]) -> Row:
     }
     if answer.confidence is not None:
         values |= {"confidence": answer.confidence, "again": answer.again}
+    if answer.trace.graphs is not None:
+        values[GRAPH] = answer.trace.graphs.decoder.latest
     with suppress(InputError):  # a label that is no text: the row is answered, and not scored
         if labels := labels_in(sample.record, ("label", "labels")):
             values["right"] = as_said(answer.text) in map(as_said, labels)
@@ -239,6 +248,6 @@ def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
     A record that was a bad row once loses what was ours then.
     """
     was_bad = {KEY, REASON} <= record.keys()
-    ours = {*OURS, REASON} - {"id"}
+    ours = {*OURS, *values, REASON} - {"id"}
     others = ((name, value) for name, value in record.items() if not (was_bad and name in (KEY, REASON)))
     return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)

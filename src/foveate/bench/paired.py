@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,12 +10,14 @@ from functools import partial
 import torch
 
 from foveate._transformers import PreTrainedModel
+from foveate.ask.generation import generate
 from foveate.bench.bare import bare, obstacle
 from foveate.bench.memory import Held, hold
 from foveate.bench.stopwatch import PARTS, Clock, timed
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import Workload
 from foveate.contract.method import Method
+from foveate.engine.replay import MOST_TAPES
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import BudgetError, InputError, UnsupportedError
@@ -24,6 +26,8 @@ from foveate.methods.uniform import Uniform
 from foveate.registry import family_for
 
 FULL, AGAIN, KEEP_ALL = "untouched", "untouched again", "keep-all"
+GRAPH = "{} as a graph"
+"""The name of the candidate that runs another's tower and prompt as CUDA graphs."""
 
 
 @dataclass(slots=True)
@@ -37,7 +41,9 @@ class Candidate:
         bare: The name of the candidate that runs the layers alone on as many rows, if there is one.
         rows: Of each layer, for such a candidate; see `foveate.bench.bare`. What it holds is that of the first method
             with this schedule.
-        held: What it holds, once that is measured.
+        held: What it holds, once that is measured; of a graph, what it holds where it runs plainly.
+        graphs: Whether its tower and prompt run as CUDA graphs.
+        tower: How its tower then ran: "replayed", or why not.
         failed: Why it cannot run here, such as for want of memory.
     """
 
@@ -47,6 +53,8 @@ class Candidate:
     bare: str | None = None
     rows: tuple[int, ...] | None = None
     held: Held | None = None
+    graphs: bool = False
+    tower: str = ""
     failed: str = ""
 
 
@@ -84,6 +92,7 @@ class PairedRun:
         methods: Mapping[str, Method],
         *,
         bare: bool = True,
+        cuda_graphs: bool = False,
         starting: Callable[[str], object] = lambda name: None,
     ) -> None:
         """Measure what every candidate holds, and put the controls beside them.
@@ -91,6 +100,7 @@ class PairedRun:
         Args:
             methods: By the names of their rows.
             bare: Whether the layers alone are run on as many rows too, wherever they can be.
+            cuda_graphs: Whether the untouched model and every method run as CUDA graphs too.
             starting: Called with the name of each candidate before it runs.
         """
         if bare:
@@ -105,6 +115,8 @@ class PairedRun:
                 candidate.control = self._control(name, method, candidate.held, starting)
             if bare and not self.obstacle:
                 self._add_bare(candidate, candidate.held)
+        if cuda_graphs:
+            self._add_graphs([name for name in (FULL, *methods) if not self.candidates[name].failed], starting)
         self.candidates[AGAIN] = Candidate(AGAIN, held=full.held)
 
     def _control(self, name: str, method: Method, held: Held, starting: Callable[[str], object]) -> str:
@@ -127,6 +139,26 @@ class PairedRun:
         candidate.bare = names[0]
         if candidate.control:
             self.candidates[candidate.control].bare = names[0]
+
+    def _add_graphs(self, names: Sequence[str], starting: Callable[[str], object]) -> None:
+        """Let candidates run as graphs too, which are recorded here: timed rounds only replay them."""
+        graphs = []
+        for name in names:
+            plain = self.candidates[name]
+            graph = Candidate(GRAPH.format(name), plain.method, held=plain.held, graphs=True)
+            self.candidates[graph.name] = graph
+            graphs.append(graph)
+        for graph in 3 * graphs:  # seen, recorded, replayed
+            starting(graph.name)
+            with drop_or_not(self.model, graph.method, cuda_graphs=True) as trace:
+                generate(self.model, self.workload.inputs, 1)
+            assert trace.graphs is not None
+            graph.tower, graph.failed = trace.graphs.tower.latest, trace.graphs.decoder.latest
+        for graph in graphs:
+            if graph.failed == "replayed":
+                graph.failed = ""
+            else:
+                graph.held, graph.failed = None, f"not replayed: {graph.failed}; a model keeps {MOST_TAPES} graphs"
 
     def _add(self, candidate: Candidate, starting: Callable[[str], object]) -> Candidate:
         starting(candidate.name)
@@ -190,14 +222,14 @@ class PairedRun:
             answered = self.clock()
         if candidate.rows is not None:
             return {part: parts[part] for part in ("tower", "prefill", "ttft") if part in parts}
-        if candidate.method is None:
+        if candidate.method is None and not candidate.graphs:
             return parts
         return {**parts, "context": opened - began + self.clock() - answered}
 
     def _context(self, candidate: Candidate) -> AbstractContextManager[Trace | None]:
         """The model as the candidate runs it, and the trace of what it drops."""
-        if candidate.method is not None:
-            return drop_or_not(self.model, candidate.method)
+        if candidate.method is not None or candidate.graphs:
+            return drop_or_not(self.model, candidate.method, candidate.graphs)
         if candidate.rows is not None:
             return bare(family_for(self.model), candidate.rows)
         return nullcontext()
@@ -205,8 +237,8 @@ class PairedRun:
     # -- what they took ---------------------------------------------------------------------------------------
 
     def times(self, name: str | None) -> dict[str, list[float]]:
-        """Seconds of each part in every finished round; nothing for no candidate, or before any round."""
-        if name is None or not self.rounds:
+        """Seconds of each part in every finished round; nothing for one that did not run, or before any round."""
+        if not self.rounds or name not in self.rounds[0]:
             return {}
         return {part: [seconds[name][part] for seconds in self.rounds] for part in self.rounds[0][name]}
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, Literal
 
-from foveate.bench.paired import AGAIN, FULL, Candidate, PairedRun
+from foveate.bench.paired import AGAIN, FULL, GRAPH, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
 from foveate.contract import follow
@@ -43,6 +43,8 @@ def rows_of(run: PairedRun) -> list[dict[str, object]]:
     | PART_flops | FLOPs over the untouched model's without scoring: what time would be were it all matrix products;
       none where the vision tower is not counted |
     | PART_over_random, PART_over_bare | time over that of `control` and of `bare` |
+    | PART_over_graph | of a graph: time over that of the untouched model as a graph |
+    | tower_graph | of a graph: how the vision tower ran, "replayed" or why not |
     | efficiency | the prefill's measured speed-up over that of its FLOPs; 1 is the limit |
     | items_per_second | samples a second, the whole call |
     """
@@ -71,6 +73,8 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         row["peak_bytes"] = held.peak
         if cost.peak_bytes is not None and _kernel(run) != "eager":
             row["peak_bytes_counted"] = cost.peak_bytes * run.workload.batch
+    if candidate.graphs:
+        row["tower_graph"] = candidate.tower
     if _scoring_known(candidate, cost):
         scoring, total = cost.scoring_flops, cost.total_flops
         share = None
@@ -84,7 +88,9 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         flops, of_untouched = _flops(cost, part, run.new_tokens), _flops(untouched, part, run.new_tokens)
         if flops is not None and of_untouched is not None:
             row[f"{part}_flops"] = flops / of_untouched
-    for column, base in (("ratio", FULL), ("over_random", candidate.control), ("over_bare", candidate.bare)):
+    graph = GRAPH.format(FULL) if candidate.graphs else None
+    bases = {"ratio": FULL, "over_random": candidate.control, "over_bare": candidate.bare, "over_graph": graph}
+    for column, base in bases.items():
         for part, over in run.ratios(candidate.name, base).items():
             row |= _columns(f"{part}_{column}", over)
     if "prefill" in times:
@@ -176,6 +182,7 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
         "of limit": "" if untouched else number(row["efficiency"], ".1%"),
         "÷ random": _interval(row, "prefill_over_random"),
         "÷ bare": _interval(row, "prefill_over_bare"),
+        "÷ graph": _interval(row, "prefill_over_graph"),
     }
 
 
@@ -189,6 +196,7 @@ def _call_cells(row: ResultRow) -> dict[str, str]:
     return {
         "First token": _speed(row, "ttft"),
         "÷ random": _interval(row, "ttft_over_random"),
+        "÷ graph": _interval(row, "ttft_over_graph"),
         "Scoring": _scoring(row),
         "Token": _speed(row, "tpot"),
         "Call": _speed(row, "whole"),
@@ -246,6 +254,11 @@ def _footnotes(rows: Sequence[ResultRow]) -> list[str]:
         lines.append(
             f"Bound by launches: of the untouched prefill's {device:.1f} ms the host takes {host:.1f} to launch it, "
             "which fewer tokens do not change. Batches, films and longer prompts are where dropping shows."
+        )
+    if any("tower_graph" in row for row in rows):
+        lines.append(
+            "÷ graph: time over that of the untouched model as a graph. Graphs are recorded before the rounds. Their "
+            "sizes are those of a plain run: what a graph holds is not among them."
         )
     for row in rows:
         if row.get("kv_bytes") != row.get("kv_bytes_counted"):

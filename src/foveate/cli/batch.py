@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import BudgetOptions, Count, Flag, MaybeCount, MediaOptions, ModelOptions
+from foveate.cli.options import BudgetOptions, Count, Flag, GraphOptions, MaybeCount, MediaOptions
 from foveate.cli.screen import busy, counting, labelled, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.runs.listener import Advance, Listener
@@ -92,7 +92,7 @@ class Batch:
     json: Flag = False
     """print the summary as JSON to stdout"""
     columns: Annotated[ColumnOptions, tyro.conf.arg(name="column")] = field(default_factory=ColumnOptions)
-    models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
+    models: Annotated[GraphOptions, tyro.conf.arg(name="model")] = field(default_factory=GraphOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
 
@@ -178,6 +178,7 @@ class Batch:
             max_new_tokens=self.models.max_new_tokens,
             batch_size=self.batch_size,
             within=root,
+            cuda_graphs=self.models.cuda_graphs,
         )
 
     def _crew(self, asking: "RowAsking") -> "Crew | None":
@@ -210,6 +211,10 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
         rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.3g} vision tokens, on average"))
     if summary.again is not None:
         rows.append(("Asked again", f"{summary.again:.1%} of the answers, in full"))
+    if summary.graphs:
+        plain = [f"{count:,}: {how}" for how, count in summary.graphs.items() if how != "replayed"]
+        share = summary.graphs.get("replayed", 0) / sum(summary.graphs.values())
+        rows.append(("As a graph", "; ".join([f"{share:.1%} of the answers were replayed", *plain])))
     if summary.noted:
         rows.append(("Notes", f"{summary.noted:,} rows have one, such as that a picture is cropped"))
     rows.append(("Answers", f"{summary.out}, in {summary.parts:,} part{'s' * (summary.parts != 1)}"))

@@ -79,6 +79,8 @@ class Bench(MethodsOptions):
     """attention kernel, one for all rows; auto is the model's default"""
     bare: Flag = True
     """leave out the rows of the bare layers: the model's own, on as many tokens; the least time a schedule can take"""
+    cuda_graphs: Flag = False
+    """also time the untouched model and each method as CUDA graphs (experimental)"""
     clock: Literal["wall", "cpu"] = "wall"
     """wall time, or processor time: for a busy machine, on a CPU only"""
     shapes: Flag = False
@@ -112,6 +114,7 @@ class Bench(MethodsOptions):
         """Where everything runs."""
         import torch
 
+        from foveate.ask.loaded import refuse_without_graphs
         from foveate.cli.setup import device_named
 
         device: torch.device = device_named(self.device)
@@ -119,6 +122,8 @@ class Bench(MethodsOptions):
             torch.accelerator.set_device_index(device.index)
         if self.clock == "cpu" and device.type != "cpu":
             raise UsageError("--clock cpu: the processor's time says nothing of an accelerator. Use --clock wall.")
+        if self.cuda_graphs:
+            refuse_without_graphs(device)
         if self.attention == "flex_attention" and device.type != "cuda":
             raise UsageError(
                 "--attention flex_attention: its memory can be measured on CUDA alone, as it is compiled. "
@@ -214,7 +219,7 @@ class Bench(MethodsOptions):
 
         try:
             with counting("Measuring memory", None) as advance:
-                run.prepare(methods, bare=self.bare, starting=lambda _: advance())
+                run.prepare(methods, bare=self.bare, cuda_graphs=self.cuda_graphs, starting=lambda _: advance())
             with counting("Timing, in rounds", pairs + 1) as advance:
                 for _ in run.run(pairs, self.seed, advance):
                     pass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Count, Flag, MethodsOptions, ModelOptions, TableOptions, whole
+from foveate.cli.options import Count, Flag, GraphOptions, MethodsOptions, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
@@ -73,7 +73,7 @@ class Eval(MethodsOptions):
     """what lmms-eval left with --model foveate --log_samples --output_path: the full model's, and then methods'"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """logs: the folder with tasks of your own that was lmms-eval's --include_path"""
-    models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
+    models: Annotated[GraphOptions, tyro.conf.arg(name="model")] = field(default_factory=GraphOptions)
     outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
 
     def run(self) -> int:

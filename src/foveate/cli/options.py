@@ -108,6 +108,19 @@ class ModelOptions:
     max_new_tokens: Count = 64
     """most tokens of an answer"""
 
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether it runs as CUDA graphs, for commands that ask often enough."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions(ModelOptions):
+    """The model and how it runs."""
+
+    cuda_graphs: Flag = False
+    """replay the vision tower and prompts as CUDA graphs, each layout from its third prompt on (experimental)"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:

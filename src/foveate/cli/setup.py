@@ -108,6 +108,7 @@ def load(options: ModelOptions) -> VLM:
     Raises:
         UsageError: If the device does not exist here.
         InputError: If there is no such model, it has no safetensors, or it needs code of its own.
+        SettingError: If it is to run as CUDA graphs on a device that has none.
         UnsupportedError: If no family serves it.
     """
     device = device_named(options.device)
@@ -115,7 +116,8 @@ def load(options: ModelOptions) -> VLM:
     if sys.stderr.isatty() and not is_folder(options.model):
         note(f"looking for {options.model} in the cache and on the hub")
     with waiting:
-        return load_model(options.model, device=device, dtype=options.dtype, attention=options.attention)
+        running = {name: getattr(options, name) for name in ("dtype", "attention", "cuda_graphs")}
+        return load_model(options.model, device=device, **running)
 
 
 def device_named(name: str) -> Any:

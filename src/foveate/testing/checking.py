@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList
 from foveate.contract import Chain, follow
 from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape
+from foveate.core.graphs import TAPES
 from foveate.core.patching import Patcher
 from foveate.engine.session import drop, refuse_running
 from foveate.engine.trace import StageRecord
@@ -44,6 +45,7 @@ NEVER = -1e30
 """Below it is the logit of an id that a model never says."""
 KEEP_ALL = "keeping everything = untouched, bit for bit"
 RESTORED = "the model is restored, also after an error"
+REPLAYED = "a prefill as a graph = the plain one"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Checking:
         self._depth = len(self._family.layers)
         self._cuttable = min(self._family.lenders, default=self._depth)  # layers behind may get the last row alone
         self._probes = probes(self._cuttable, self._family.recurrent)
-        self.runs = 16 + 3 * len(self._probes)
+        self.runs = 19 + 3 * len(self._probes)
         self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
         self._advance: Callable[..., object] = lambda count=1: None
@@ -124,6 +126,7 @@ class Checking:
         rows = [self._noise_row(plain[0]), self._guarded(KEEP_ALL, self._keep_all, plain, tokens)]
         rows += [self._guarded(probe.name, self._probe, probe) for probe in self._probes]
         rows += [self._guarded("cache = no cache", self._uncached), self._guarded("batch = alone", self._batched)]
+        rows.append(self._guarded(REPLAYED, self._replayed))
         rows.append(self._guarded(RESTORED, self._restored, state, plain))
         return Checked(self._about(), self._noise, tuple(rows))
 
@@ -318,6 +321,21 @@ class Checking:
         with self._drop(self._probes[0].method):
             noise = self._batch_noise(alone)
         return self._judged("batch = alone", noise, wrong)
+
+    def _replayed(self) -> Row:
+        """Whether a prompt that is replayed as a CUDA graph says what it says without."""
+        if self._model.device.type not in TAPES:
+            self._advance(3)
+            return Row(REPLAYED, "not served", reason="not run: no CUDA device")
+        plain, _ = self._compared_first()
+        for _ in range(3):  # seen, recorded, replayed
+            with self._drop(self._probes[0].method, cuda_graphs=True) as trace:
+                logits = self._forced(self._inputs)[0]
+        assert trace.graphs is not None
+        latest = trace.graphs.decoder.latest
+        if latest != "replayed":
+            return Row(REPLAYED, "not served", reason=f"not replayed: {latest}")
+        return _exact(REPLAYED, torch.equal(logits, plain), "logits differ")
 
     def _restored(self, state: dict[str, Any], plain: Tensor) -> Row:
         """Whether the model is itself behind contexts that ended, and behind one that an error has ended."""
