@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -38,12 +39,13 @@ def answer(model, inputs, tokens=2):
     return made.sequences, torch.stack(made.logits)
 
 
-def run(model, method, prompts, cuda_graphs=True):
+def run(model, method, prompts, cuda_graphs=True, tokens=2):
     """Each prompt's answer, tokens that stages kept, and lengths of the cache; and the trace."""
     answers = []
-    with Sides(), fv.drop(model, method, cuda_graphs=cuda_graphs) as trace:
+    sides = Sides() if cuda_graphs else nullcontext()
+    with sides, fv.drop(model, method, cuda_graphs=cuda_graphs) as trace:
         for inputs in prompts:
-            ids, logits = answer(model, inputs)
+            ids, logits = answer(model, inputs, tokens)
             kept = [tokens.tolist() for stage in trace.stages for tokens in stage.kept]
             answers.append((ids, logits, kept, trace.kv_lengths))
     return answers, trace
@@ -86,8 +88,8 @@ def test_ragged_batches_are_replayed_bit_for_bit(family, graphs_on_cpu):
 
 
 def replays(family, name):
-    plain, _ = run(tiny(family), METHODS[name], prompts(family), cuda_graphs=False)
-    replayed, trace = run(tiny(family), METHODS[name], prompts(family))
+    plain, _ = run(tiny(family), METHODS[name], prompts(family), cuda_graphs=False, tokens=1)
+    replayed, trace = run(tiny(family), METHODS[name], prompts(family), tokens=1)
     assert_same(replayed, plain, ROUNDING)
     return trace.graphs.decoder
 
@@ -110,9 +112,10 @@ def test_what_numbers_decide_runs_plainly(name, graphs_on_cpu):
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_the_untouched_model_is_replayed(family, graphs_on_cpu):
-    plain = [answer(tiny(family), inputs) for inputs in prompts(family)]
+    asked = prompts(family)
+    plain = [answer(tiny(family), inputs) for inputs in asked]
     with Sides(), fv.drop(tiny(family), None, cuda_graphs=True) as trace:
-        replayed = [answer(tiny(family), inputs) for inputs in prompts(family)]
+        replayed = [answer(tiny(family), inputs) for inputs in asked]
     for (ids, logits), (other_ids, other_logits) in zip(replayed, plain, strict=True):
         assert torch.equal(ids, other_ids)
         torch.testing.assert_close(logits, other_logits, rtol=0, atol=ROUNDING)
@@ -125,7 +128,7 @@ def test_texts_of_other_lengths_share_a_recording(family, method, graphs_on_cpu)
     texts = [batch(family, [words]) for words in ("it", "itt", "tit", "itt", "it")]
     with Sides(), fv.drop(tiny(family), method, cuda_graphs=True) as trace:
         replayed = [(answer(tiny(family), inputs), trace.kv_lengths) for inputs in texts]
-    with Sides(), fv.drop(tiny(family), method or fv.Uniform(retention=1.0)) as plain_trace:
+    with fv.drop(tiny(family), method or fv.Uniform(retention=1.0)) as plain_trace:
         plain = [(answer(tiny(family), inputs), plain_trace.kv_lengths) for inputs in texts]
     for ((ids, logits), lengths), ((other_ids, other_logits), other_lengths) in zip(replayed, plain, strict=True):
         assert torch.equal(ids, other_ids)
@@ -141,9 +144,9 @@ def test_a_method_that_reads_the_question_has_a_recording_for_each_length(graphs
 
 
 def test_a_replay_fills_the_cache_that_is_handed_in(graphs_on_cpu):
-    model, caches = tiny("llava"), []
+    model, caches, asked = tiny("llava"), [], prompts("llava")
     with Sides(), torch.no_grad(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
-        for inputs in prompts("llava"):
+        for inputs in asked:
             cache = DynamicCache(config=model.config)
             output = model(**inputs, **with_cache(cache), use_cache=True, output_hidden_states=False)
             caches.append((cache, output.logits))
@@ -183,7 +186,7 @@ def changed(model, change, method=V2DROP, undo=lambda: None):
 
 
 def plain_answer(model, method, inputs):
-    with Sides(), fv.drop(model, method):
+    with fv.drop(model, method):
         return answer(model, inputs)
 
 
@@ -216,7 +219,7 @@ def test_a_hook_that_is_put_on_is_called(model, place, graphs_on_cpu):
     seen = []
     module = layer_of(model) if place == "layer" else layer_of(model).mlp
     counts = changed(model, lambda: module.register_forward_hook(lambda *_: seen.append(1)))
-    assert "hooks" in counts.latest
+    assert counted(counts) == (1, 1)
     assert seen
 
 
@@ -245,7 +248,7 @@ def test_autocast_is_another_layout(model, graphs_on_cpu):
             answer(model, inputs)
         with torch.autocast("cpu", torch.bfloat16):
             _, logits = answer(model, four[3])
-    with Sides(), fv.drop(model, V2DROP), torch.autocast("cpu", torch.bfloat16):
+    with fv.drop(model, V2DROP), torch.autocast("cpu", torch.bfloat16):
         _, plain = answer(model, four[3])
     assert torch.equal(logits, plain)
     assert trace.graphs.decoder.latest == "the first of its layout"
@@ -357,4 +360,4 @@ def test_a_replay_costs_the_host_little(model, graphs_on_cpu, monkeypatch):
         for inputs in prompts("llava", count=3):
             model(**inputs, use_cache=True, logits_to_keep=1)
     layers = len(family_for(model).layers)
-    assert calls[-1] < 400 + 16 * layers
+    assert calls[-1] < 640 + 16 * layers
