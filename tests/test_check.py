@@ -376,6 +376,7 @@ def test_columns_make_a_left_padded_batch():
     assert made["pixels"] is inputs["pixels"]
 
 
+@pytest.mark.usefixtures("graphs_on_cpu")  # "not served" is a wide word, for which names are broken in two
 def test_a_result_prints_what_an_issue_needs():
     found = checked("llava")
     values = found.to_dict()
