@@ -31,6 +31,11 @@ def test_what_is_not_promised_is_still_there(name):
 
 OTHERS = {
     "_C",
+    "_buffers",
+    "_foreach_copy_",
+    "_len_torch_dispatch_stack",
+    "_modules",
+    "_schema",
     "_asdict",
     "_version",
     "_functorch",

@@ -68,6 +68,7 @@ NAMES: Mapping[str, str] = {
     "transformers.vision_utils:get_vision_position_ids": "rows and columns of its patches",
     "transformers.vision_utils:get_vision_interpolation_indices_and_weights": "their learned positions",
     "transformers.image_processing_utils:select_best_resolution": "tiles of a picture",
+    "transformers.models.qwen3_vl.modeling_qwen3_vl:Qwen3VLTextModel._deepstack_process": "adds to tokens by a mask",
     "transformers.models.llama.modeling_llama:apply_rotary_pos_emb": "RoPE of a decoder, of its own module",
     "transformers.models.llama.modeling_llama:eager_attention_forward": "eager attention of a module, of its own",
 }

@@ -168,7 +168,7 @@ class Bucket:
         for name in TENSORS:
             setattr(self, name, on_tensors(getattr(self, name), lambda tensor: tensor.to(device)))
 
-    def changed(self, change: Change) -> "Bucket":
+    def with_tensors(self, change: Change) -> "Bucket":
         """This bucket with other tensors."""
         tensors = {name: on_tensors(getattr(self, name), change) for name in TENSORS}
         return replace(self, **tensors, _columns=None)

@@ -116,12 +116,12 @@ class RowMap:
     def on(self, device: torch.device) -> "RowMap":
         """This map with its tensors on `device`, kept for the next layer there."""
         if device not in self._copies:
-            copy = self.changed(lambda tensor: tensor.to(device))
+            copy = self.with_tensors(lambda tensor: tensor.to(device))
             copy._copies = self._copies  # all copies share one table of copies
             self._copies[device] = copy
         return self._copies[device]
 
-    def changed(self, change: Change) -> "RowMap":
+    def with_tensors(self, change: Change) -> "RowMap":
         """This map with other tensors."""
         copy = object.__new__(RowMap)
         copy.__dict__.update(self.__dict__)
@@ -132,7 +132,7 @@ class RowMap:
 
     def without(self, pads: int, cut: Change) -> "RowMap":
         """This map of samples that have had so many pads behind them; `cut` takes that many off a row's end."""
-        copy = self.changed(cut)
+        copy = self.with_tensors(cut)
         copy.lengths, copy._span = tuple([length - pads for length in self.lengths]), self._span - pads
         copy._samples = self._samples
         if self._real is not None and copy.valid is not None:
@@ -327,13 +327,13 @@ class Outcome:
     rows: RowMap | None = None
     row_maps: list[RowMap | None] = field(default_factory=list)
 
-    def changed(self, change: Change) -> "Outcome":
+    def with_tensors(self, change: Change) -> "Outcome":
         """This outcome with other tensors, and a record of its own."""
         record = self.record
         if record is not None:
-            record = replace(record, stages=[stage.changed(change) for stage in record.stages])
-        buckets = [bucket.changed(change) for bucket in self.buckets]
-        return replace(self._with_maps(lambda rows: rows.changed(change)), record=record, buckets=buckets)
+            record = replace(record, stages=[stage.with_tensors(change) for stage in record.stages])
+        buckets = [bucket.with_tensors(change) for bucket in self.buckets]
+        return replace(self._with_maps(lambda rows: rows.with_tensors(change)), record=record, buckets=buckets)
 
     def without(self, pads: int, cut: Change, samples: Sequence[Sample]) -> "Outcome":
         """This outcome of samples that have had so many pads behind them; see `RowMap.without`."""
@@ -466,7 +466,7 @@ class Forward:
         """This forward as it has begun, with other tensors: what the decoder is handed, by name, and what is left."""
         ids = self.position_ids
         additions = None if self.additions is None else self.family.added_later(kwargs)
-        outcome, ids = self.outcome.changed(change), None if ids is None else change(ids)
+        outcome, ids = self.outcome.with_tensors(change), None if ids is None else change(ids)
         return replace(self, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
 
     def padded(self, pads: int) -> "Forward":

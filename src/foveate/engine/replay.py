@@ -64,12 +64,12 @@ class Made(ABC):
     """What a region leaves."""
 
     @abstractmethod
-    def changed(self, change: Change) -> Any:
-        """The same with other tensors."""
+    def with_tensors(self, change: Change) -> Any:
+        """What is left, with other tensors."""
 
     def tensors(self, device: torch.device) -> list[Tensor]:
         """All tensors on a device, each once."""
-        return _tensors_of(self.changed, device)
+        return _tensors_of(self, device)
 
 
 class Region(ABC):
@@ -97,8 +97,8 @@ class Region(ABC):
 
     def real(self, made: Made, change: Change) -> Made:
         """What a recording has made, with other tensors, and nothing that a plain run does not make."""
-        changed: Made = made.changed(change)
-        return changed
+        other: Made = made.with_tensors(change)
+        return other
 
     def alike(self, one: Tensor, plain: Tensor) -> bool:
         """Whether a replay has left what a plain run has."""
@@ -125,10 +125,10 @@ class MadeByDecoder(Made):
     outcome: Outcome
     kind: type
 
-    def changed(self, change: Change) -> "MadeByDecoder":
-        """The same with other tensors."""
-        layers = _changed_layers(self.layers, change)
-        return MadeByDecoder(change(self.hidden), layers, self.outcome.changed(change), self.kind)
+    def with_tensors(self, change: Change) -> "MadeByDecoder":
+        """What is left, with other tensors."""
+        layers = _layers_with(self.layers, change)
+        return MadeByDecoder(change(self.hidden), layers, self.outcome.with_tensors(change), self.kind)
 
     def take_off(self, pads: int, samples: Sequence[Sample]) -> None:
         """Take off so many pads that have stood behind the samples."""
@@ -186,7 +186,7 @@ class DecoderCall(Region):
         if self.cache is not None:
             cache = copy.copy(self.cache)
             # What a window's layer holds of its own would be sent to the device when rows come.
-            cache.layers = _changed_layers(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
+            cache.layers = _layers_with(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
             kwargs |= with_cache(cache)
         twin, runner = self.shown.twin(_swap(self.tensors, given), kwargs), self.runner
 
@@ -203,10 +203,10 @@ class DecoderCall(Region):
         return _left(output, self.forward)
 
     def real(self, made: Made, change: Change) -> Made:
-        changed: MadeByDecoder = made.changed(change)
+        other: MadeByDecoder = made.with_tensors(change)
         if self.pads:
-            changed.take_off(self.pads, self.forward.samples)
-        return changed
+            other.take_off(self.pads, self.forward.samples)
+        return other
 
     def alike(self, one: Tensor, plain: Tensor) -> bool:
         if not self.pads or not one.is_floating_point() or one.shape != plain.shape or not one.numel():
@@ -247,8 +247,8 @@ class MadeByTower(Made):
     leaves: list[Any]
     spec: Any
 
-    def changed(self, change: Change) -> "MadeByTower":
-        """The same with other tensors."""
+    def with_tensors(self, change: Change) -> "MadeByTower":
+        """What is left, with other tensors."""
         return MadeByTower([change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves], self.spec)
 
 
@@ -468,7 +468,7 @@ class Replayer:
             handed, shown = _padded(handed, pads), forward.padded(pads)
         leaves, spec = tree_flatten(handed)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        tensors += _tensors_of(shown.outcome.changed, self._device)
+        tensors += _tensors_of(shown.outcome, self._device)
         known = "decoder", self._program.method, type(self._family), shown.layout, cache is None
         key = self._key(text, known, leaves, spec, tensors)
         if isinstance(key, str):
@@ -631,16 +631,16 @@ def _padded(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
     return padded
 
 
-def _tensors_of(changed: Callable[[Change], Any], device: torch.device) -> list[Tensor]:
-    """What `changed` changes on a device, each once."""
+def _tensors_of(value: Any, device: torch.device) -> list[Tensor]:
+    """The tensors of a value on a device, each once."""
     tensors: dict[int, Tensor] = {}
-    changed(lambda tensor: tensors.setdefault(id(tensor), tensor))
+    value.with_tensors(lambda tensor: tensors.setdefault(id(tensor), tensor))
     return [tensor for tensor in tensors.values() if tensor.device == device]
 
 
-def _changed_layers(layers: Sequence[Any], change: Change) -> list[Any]:
+def _layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
     """Layers of a cache with other tensors."""
-    memo, changed = Memo(MEMO_SIZE), []
+    memo, others = Memo(MEMO_SIZE), []
     for layer in layers:
         other = object.__new__(type(layer))
         other.__dict__ = attributes = dict(vars(layer))
@@ -651,8 +651,8 @@ def _changed_layers(layers: Sequence[Any], change: Change) -> list[Any]:
                 attributes[name] = {key: change(one) if type(one) is Tensor else one for key, one in value.items()}
         if type(other) is PrunedLayer:
             other._memo, other._grown = memo, id(other.keys)
-        changed.append(other)
-    return changed
+        others.append(other)
+    return others
 
 
 def _is_fresh(cache: Any) -> bool:

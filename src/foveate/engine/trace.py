@@ -91,7 +91,7 @@ class StageRecord:
         assigns = self._assign or [None] * len(self._origin)
         return [on_tensors(assign, Tensor.cpu) for assign in assigns]
 
-    def changed(self, change: Change) -> "StageRecord":
+    def with_tensors(self, change: Change) -> "StageRecord":
         """This cut with other tensors."""
         assign = [on_tensors(one, change) for one in self._assign]
         return replace(self, _origin=[change(one) for one in self._origin], _assign=assign)
