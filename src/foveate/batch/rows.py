@@ -20,7 +20,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
-from foveate.eval.provenance import conditions
+from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
@@ -108,6 +108,7 @@ class RowAsking:
         values = {name: getattr(self, name) for name in names}
         values["method"] = "+".join(member.name for member in self.members) or "none"
         values["method settings"] = [member.to_dict() for member in self.members]
+        values["method code"] = [code for member in self.members for code in code_of(member)]
         if isinstance(self.method, SecondLook):
             values["sure"] = self.method.sure
         return values

@@ -2,15 +2,21 @@
 
 import hashlib
 import importlib.metadata
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import huggingface_hub
 
 from foveate import embedded
+from foveate.ask.generation import Generation
+from foveate.ask.second_look import conditions_of
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
+from foveate.naming import members_of
 from foveate.plain.files import sha256_of
 from foveate.plain.folders import base_of
 from foveate.runs.versions import versions
@@ -24,6 +30,7 @@ def conditions(vlm: VLM) -> dict[str, object]:
     setup = vlm.card.to_dict()
     del setup["name"]
     values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}
+    values["in memory"] = conditions_of(vlm, Generation())  # which may be another than its name says
     folder = _local(vlm.name)
     if folder is not None and (base := base_of(vlm.name, folder)) is not None:
         values |= {"base": _stored(base), "peft": importlib.metadata.version("peft")}
@@ -79,6 +86,20 @@ def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
 def joined(digests: Sequence[str]) -> str:
     """One SHA-256 of several, in their order."""
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
+
+
+def code_of(method: Method) -> list[str]:
+    """SHA-256 of the files that a method and its members are written in: a name is not what it does."""
+    return [_code(type(member)) for member in members_of(method)]
+
+
+@cache
+def _code(kind: type[Method]) -> str:
+    text = ""
+    for written in (kind, inspect.getmodule(kind)):  # in a notebook the class alone
+        with suppress(OSError, TypeError):
+            text = inspect.getsource(written)  # type: ignore[arg-type]
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _libraries() -> dict[str, str]:

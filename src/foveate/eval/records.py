@@ -14,6 +14,7 @@ from typing import Any
 from foveate.ask.answer import Answer
 from foveate.ask.first import First
 from foveate.contract.method import Method
+from foveate.eval.provenance import code_of
 from foveate.runs.store import Store, open_store
 
 FULL = "full"
@@ -36,7 +37,7 @@ def key_of(method: Method | None) -> str:
     """The name under which a method's answers are kept; None is the full model."""
     if method is None:
         return FULL
-    return f"{method.name} {fingerprint(method.to_dict())}"
+    return f"{method.name} {fingerprint({**method.to_dict(), 'code': code_of(method)})}"
 
 
 class Answers:

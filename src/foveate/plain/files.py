@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
@@ -16,6 +17,9 @@ SCHEMES = {"blob", "cid", "data", "file", "ftp", "gs", "hf", "http", "https", "s
 """Those known without the slashes behind them: a file may be called "12:30.jpg"."""
 LONG = 1000
 """Letters of a name. A longer one is no path, but perhaps the file itself in base64."""
+
+FRESH = 2.0
+"""Seconds in which a file may be written twice and keep its time, on the slowest clock of a file system."""
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".f4v",
@@ -133,6 +137,22 @@ def sha256_of(path: Path) -> str:
     """
     with open_readable(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
+
+
+def state_of(source: str) -> object:
+    """What changes as soon as a path or URL shows something else: size, times and inode, of a new file its bytes.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if scheme_of(source) == "data":
+        return None  # it shows what it says
+    path = local_path(source)
+    check_readable(path)
+    status = path.stat()
+    if abs(time.time() - status.st_ctime) < FRESH:
+        return sha256_of(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _check(path: Path, found: os.stat_result) -> None:
