@@ -12,6 +12,10 @@ from urllib.parse import unquote_to_bytes
 from foveate.errors import InputError
 from foveate.plain.upstream import shown
 
+BASE64 = re.compile(
+    r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAA..Z0eX|GkXfo)[A-Za-z0-9+/\s]{32,}={0,2}\s*", re.DOTALL
+)
+"""A file in base64, by how PNG, JPEG, GIF, WebP, BMP, TIFF, AVIF and MP4, and Matroska begin."""
 URL = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//)?", re.IGNORECASE)
 SCHEMES = {"blob", "cid", "data", "file", "ftp", "gs", "hf", "http", "https", "s3"}
 """Those known without the slashes behind them: a file may be called "12:30.jpg"."""

@@ -3,24 +3,28 @@
 Read as it is needed, never held whole. What a sample has besides goes with it into what comes out.
 """
 
+import base64
 import csv
 import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from array import array
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from io import TextIOWrapper
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.plain.files import local_path, named, open_readable, scheme_of, sha256_of
+from foveate.plain.files import BASE64, is_video, local_path, named, open_readable, scheme_of, sha256_of
 from foveate.plain.upstream import brief, first_line, install_line, printable
+from foveate.runs.labels import LABELS
 
 LINE = 2**24
 """The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
@@ -44,15 +48,15 @@ class MediaSample:
 
     Attributes:
         number: Its place in the file, from 0.
-        id: What it is called.
-        media: Absolute paths.
+        id: What it is called, a text or a whole number.
+        media: Absolute paths, or `data:` URLs of what the file itself holds.
         question: The text.
-        record: All that the file has of it, by column.
+        record: All that the file has of it, by column, without pictures that the file itself holds.
         column: That of the paths.
     """
 
     number: int
-    id: str
+    id: str | int
     media: tuple[str, ...]
     question: str
     record: Mapping[str, object]
@@ -67,11 +71,13 @@ class Bad:
         number: Its place in the file, from 0.
         record: As in `MediaSample`, or the line under `LINE_KEY`.
         reason: Why it is none, and what to do.
+        id: What it is called; None where that is not known.
     """
 
     number: int
     record: Mapping[str, object]
     reason: str
+    id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ class _JsonLines(_Records):
 
 def _object(number: int, line: bytes) -> Mapping[str, object] | Bad:
     try:
-        values = json.loads(line)
+        values = json.loads(line, parse_constant=lambda name: None)  # NaN is how pandas writes a gap
     except (ValueError, RecursionError) as error:
         return _no_sample(number, line, f"The line is no JSON: {first_line(error)}")
     if not isinstance(values, dict):
@@ -204,18 +210,19 @@ def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, obje
         reason = f"The line has {len(cells)} cells, and there are {len(names)} columns."
         return Bad(number, {LINE_KEY: ",".join(cells)[:SHOWN]}, reason)
     filled = ((name, cell.strip()) for name, cell in zip(names, cells, strict=False) if name)
-    return {name: _cell(cell) for name, cell in filled if cell}
+    return {name: _cell(name, cell) for name, cell in filled if cell}
 
 
-def _cell(cell: str) -> object:
-    """A cell's text, or the list of texts that it holds."""
+def _cell(name: str, cell: str) -> object:
+    """A cell's text, or the list of texts that it holds, of labels also of numbers."""
     if not cell.startswith("["):
         return cell
     try:
-        values = json.loads(cell)
-    except (ValueError, RecursionError):
+        values = literal_eval(cell) if cell.startswith("['") else json.loads(cell)  # as Python writes it, or as JSON
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return cell  # a name or a question may begin with a bracket
-    if all(isinstance(value, str) for value in values):
+    kinds = (str, int, float) if name in LABELS else str
+    if isinstance(values, list) and all(isinstance(value, kinds) for value in values):
         return values
     return cell
 
@@ -250,7 +257,8 @@ class _Parquet(_Records):
                     rows = batch.to_pylist()
                     if (others_of := next(beside, None)) is not None:
                         rows = [{**row, **more} for row, more in zip(rows, others_of, strict=False)]
-                    yield from rows
+                    for row in rows:
+                        yield {name: None if value != value else value for name, value in row.items()}  # NaN
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
 
@@ -351,6 +359,7 @@ class Samples:
         question: Asked about every sample; None reads the column.
         root: The folder that relative paths start from.
         state: What changes when somebody writes to the file.
+        text_only: Whether a row may have no picture and no film.
     """
 
     source: _Records
@@ -358,6 +367,7 @@ class Samples:
     question: str | None
     root: str
     state: object
+    text_only: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -409,7 +419,8 @@ class Samples:
                 first_bad = first_bad or sample
             else:
                 usable = True
-                hashes.append(_hash(sample.id))
+            if sample.id is not None:
+                hashes.append(_hash(str(sample.id)))
         shown = printable(str(self.source.path))
         if not count:
             raise InputError(f"{shown} has no row.")
@@ -431,9 +442,9 @@ class Samples:
         """Refuse an id that is there twice, among those with these hashes."""
         seen: dict[str, int] = {}
         for sample in self.read(carried=False):
-            if isinstance(sample, Bad) or _hash(sample.id) not in hashes:
+            if sample.id is None or _hash(str(sample.id)) not in hashes:
                 continue
-            first = seen.setdefault(sample.id, sample.number)
+            first = seen.setdefault(str(sample.id), sample.number)
             if first != sample.number:
                 raise InputError(
                     f"The id {brief(sample.id)} is there twice, in rows {first} and {sample.number} (from 0). "
@@ -442,14 +453,60 @@ class Samples:
 
     def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
         columns = self.columns
+        name = None
         try:
-            name = _id(record, columns.id, number)
-            column = _first(record, columns.media)
-            media = tuple(_located(path, self.root) for path in _listed(record[column]))
+            name = self._id(record, number)
+            column, media = self._media(record)
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
-            return Bad(number, self._absolute(record), str(error))
+            return Bad(number, self._absolute(record), str(error), name)
+        if any(scheme_of(source) == "data" for source in media):
+            names = [_name(value) for value in _listed(record[column])]
+            record = {**record, column: names if isinstance(record[column], list) else names[0]}
         return MediaSample(number, name, media, question, record, column)
+
+    def _media(self, record: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
+        """The column of pictures and films, and what it names.
+
+        Raises:
+            Unreadable: If that is nothing, and not every row may be a text alone.
+        """
+        if self.text_only and all(record.get(name) in (None, []) for name in self.columns.media):
+            return self.columns.media[0], ()
+        column = _first(record, self.columns.media)
+        media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
+        if not media and not self.text_only:
+            raise Unreadable(
+                f"The row has no picture or film under {column}. Give it one, or say that rows may be texts alone "
+                "(foveate batch: --text-only)."
+            )
+        return column, media
+
+    def _id(self, record: Mapping[str, object], number: int) -> str | int:
+        """What a row is called: by its number where no column is named, and where the usual one has nothing."""
+        column = self.columns.id
+        value = None if column is None else record.get(column)
+        if value is None and column in (None, SampleColumns().id):
+            return self._kind_of_ids(number)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value:
+            return _text(value, "id")
+        raise Unreadable(
+            f"An id is a text or a whole number; got {brief(value)} under {column}. Give the row one, or call rows by "
+            "their number (foveate batch: --number-rows)."
+        )
+
+    @cached_property
+    def _kind_of_ids(self) -> type[str] | type[int]:
+        """A text or a number, as the first id is: so is that of a row without one, as columns are of one kind."""
+        records = (record for record in islice(self.source.records(False), LOOK) if not isinstance(record, Bad))
+        ids = (record.get(self.columns.id) for record in records if self.columns.id is not None)
+        if isinstance(next((value for value in ids if value is not None), ""), str):
+            return str
+        return int
 
     def _absolute(self, record: Mapping[str, object]) -> Mapping[str, object]:
         """A record with absolute paths, so that it can be an input from any folder; what is no path stays."""
@@ -459,12 +516,17 @@ class Samples:
         paths = _listed(record[column])
         for place, path in enumerate(paths):
             with suppress(Unreadable):
-                paths[place] = _located(path, self.root)
+                paths[place] = _located(path, self.root, column)
         return {**record, column: paths}
 
 
 def samples_in(
-    path: Path, columns: SampleColumns | None = None, question: str | None = None, root: str | Path | None = None
+    path: Path,
+    columns: SampleColumns | None = None,
+    question: str | None = None,
+    root: str | Path | None = None,
+    *,
+    text_only: bool = False,
 ) -> Samples:
     """The samples of a file or folder, by its ending.
 
@@ -473,6 +535,7 @@ def samples_in(
         columns: What its columns are called; a folder has its own.
         question: Asked about every sample; None reads the column. A folder needs it.
         root: The folder that relative paths start from; None is the file's.
+        text_only: Whether a row may have no picture and no film.
 
     Raises:
         InputError: If it cannot be read, or its ending is none of `ENDINGS`.
@@ -487,7 +550,7 @@ def samples_in(
         columns = SampleColumns(id=columns.id and SampleColumns().id)
         root = None
     start = os.path.abspath(source.root if root is None else root)
-    return Samples(source, columns, question, start, source.state())
+    return Samples(source, columns, question, start, source.state(), text_only)
 
 
 def _source(path: Path, columns: SampleColumns) -> _Records:
@@ -519,35 +582,48 @@ def _first(record: Mapping[str, object], names: tuple[str, ...]) -> str:
     raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.")
 
 
-def _id(record: Mapping[str, object], column: str | None, number: int) -> str:
-    """What a row is called: by its number where no column is named, and where the usual one has nothing."""
-    value = None if column is None else record.get(column)
-    if value is None and column in (None, SampleColumns().id):
-        return str(number)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str) and value:
-        return _text(value, "id")
-    raise Unreadable(
-        f"An id is a text or a whole number; got {brief(value)} under {column}. Give the row one, or call rows by "
-        "their number (foveate batch: --number-rows)."
-    )
-
-
 def _listed(value: object) -> list[object]:
     if isinstance(value, list | tuple):
         return list(value)
     return [value]
 
 
-def _located(path: object, root: str) -> str:
-    """The absolute path of a picture or film."""
-    if not isinstance(path, str) or not path:
-        raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(path)}.")
+def _located(value: object, root: str, column: str) -> str:
+    """The absolute path of a picture or film, or a `data:` URL of one that the file itself holds.
+
+    Raises:
+        Unreadable: If it is neither.
+    """
+    if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:  # of the hub's data sets
+        path = value.get("path")
+        if value.get("bytes") is None:
+            return _located(path, root, column)
+        value = value["bytes"]
+        column = "video" if isinstance(path, str) and is_video(Path(path)) else column
+    kind = "video/mp4" if column == "video" else ""
+    if isinstance(value, bytes):
+        return f"data:{kind};base64,{base64.b64encode(value).decode()}"
+    if not isinstance(value, str) or not value:
+        raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(value)}.")
+    scheme = scheme_of(value)
+    if scheme == "data":
+        return value
+    path = os.path.join(root, value)
+    if scheme is None and BASE64.fullmatch(value) and not os.path.exists(path):
+        return f"data:{kind};base64,{value}"
     try:
-        return os.path.join(root, path if scheme_of(path) is None else local_path(path))
+        return path if scheme is None else os.path.join(root, local_path(value))
     except InputError as error:
         raise Unreadable(str(error)) from error
+
+
+def _name(value: object) -> object:
+    """What a picture's column says of it in an answer's row: the path; None of one that the file itself holds."""
+    if isinstance(value, Mapping):
+        return value.get("path")
+    if isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value):
+        return value
+    return None
 
 
 def _question(value: object) -> str:
