@@ -341,7 +341,8 @@ def shown(sample):
     "image",
     [
         TEXT, [TEXT, TEXT], f"data:image/png;base64,{TEXT}", {"bytes": PIXELS, "path": "a.png"},
-        {"bytes": PIXELS, "path": None}, [{"bytes": PIXELS, "path": None}], PIXELS, {"bytes": None, "path": str(picture())},
+        {"bytes": PIXELS, "path": None}, [{"bytes": PIXELS, "path": None}], PIXELS,
+        {"bytes": None, "path": str(picture())},
         base64.encodebytes(PIXELS).decode(),
     ],
 )  # fmt: skip

@@ -42,6 +42,7 @@ class Job:
         root: The folder that relative paths start from; None is the input's own.
         parts: "jsonl", "parquet", or "auto": Parquet for an input of Parquet.
         part_rows: Rows a part.
+        text_only: Whether a row may have no picture and no film.
         limit: How many rows of the input are asked, from the first on; None is all.
     """
 
@@ -53,16 +54,17 @@ class Job:
     root: str | None = None
     parts: str = "auto"
     part_rows: int = 1000
+    text_only: bool = False
     limit: int | None = None
 
     def samples(self) -> Samples:
         """Its input; see `foveate.runs.samples.samples_in`."""
-        return samples_in(self.input, self.columns, self.question, self.root)
+        return samples_in(self.input, self.columns, self.question, self.root, text_only=self.text_only)
 
     def settings(self, kind: str) -> dict[str, Any]:
         """What the answers depend on besides the input and the model, as plain values."""
         others = {"columns": asdict(self.columns), "question": self.question, "root": self.root, "parts": kind}
-        return self.asking.to_dict() | others
+        return self.asking.to_dict() | others | {"text only": self.text_only}
 
 
 @dataclass(kw_only=True)
@@ -81,8 +83,8 @@ class Summary:
         seconds: What this run took, the loading of the model left out.
         accuracy: The share of right answers among those of this run whose rows have a label; None without any.
         reasons: Why rows are bad, without the names of their files, and how many are for each.
-        retention: Mean over the answers of this run; None without any.
-        vision_tokens: Mean over the answers of this run; None without any.
+        retention: Mean over the answers of this run that had something to drop; None without any.
+        vision_tokens: The same.
         again: The share of the answers of this run that the full model was asked for again; None without a second look.
         strange: Why nothing is promised for these rows, by that share; None where it is as in the calibration.
         caution: What the method has to say of as few tokens; None: nothing.
@@ -113,6 +115,7 @@ class Summary:
     broken_file: str = BROKEN
     _answers: int = field(default=0, repr=False)
     _scored: int = field(default=0, repr=False)
+    _shown: int = field(default=0, repr=False)
 
     @property
     def rate(self) -> float | None:
@@ -137,8 +140,10 @@ class Summary:
                 self.accuracy = _mean(self.accuracy, row["right"], self._scored)
             if "again" in row:
                 self.again = _mean(self.again, row["again"], self._answers)
-            self.retention = _mean(self.retention, row["retention"], self._answers)
-            self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._answers)
+            if row["vision_tokens"]:
+                self._shown += 1
+                self.retention = _mean(self.retention, row["retention"], self._shown)
+                self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._shown)
 
 
 def _mean(before: float | None, value: float, count: int) -> float:
@@ -215,8 +220,8 @@ def _reasons(path: Path) -> dict[str, int]:
             for value in row.values():
                 for text in value if isinstance(value, list) else [value]:
                     if isinstance(text, str) and len(text) > 1:
-                        reason = reason.replace(text, "…")
-            reasons[re.sub(r"\d[\d,.]*(?=\D)", "N", reason)] += 1
+                        reason = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "…", reason)
+            reasons[re.sub(r"(?<![\w.])\d+([,.]\d+)*(?!\w)", "N", reason)] += 1
     return dict(reasons.most_common())
 
 

@@ -22,6 +22,7 @@ from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
+from foveate.plain.files import scheme_of
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
@@ -35,7 +36,6 @@ LONGEST = 1000
 """Letters of a reason; some repeat what a file holds."""
 OURS = {
     KEY: "int64",
-    "id": "string",
     "answer": "string",
     "retention": "float64",
     "vision_tokens": "int64",
@@ -161,6 +161,8 @@ class RowAnswerer:
         asking = self.asking
         if asking.within is not None:
             for path in sample.media:
+                if scheme_of(path) == "data":  # it lies in the input itself
+                    continue
                 if not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
@@ -240,6 +242,6 @@ def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
     A record that was a bad row once loses what was ours then.
     """
     was_bad = {KEY, REASON} <= record.keys()
-    ours = {*OURS, REASON} - {"id"}
+    ours = {*OURS, REASON}
     others = ((name, value) for name, value in record.items() if not (was_bad and name in (KEY, REASON)))
     return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)

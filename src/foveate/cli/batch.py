@@ -87,6 +87,8 @@ class Batch:
     """format of the parts in OUT; auto is Parquet where IN is Parquet, else JSON lines"""
     part_rows: Count = 1000
     """rows per part"""
+    text_only: Flag = False
+    """let rows have no picture and no film; else they are bad rows"""
     limit: MaybeCount = None
     """ask so many rows of IN at most, from the first on; a later run without it goes on with the others"""
     json: Flag = False
@@ -118,6 +120,7 @@ class Batch:
             root=root,
             parts=self.parts,
             part_rows=self.part_rows,
+            text_only=self.text_only,
             limit=self.limit,
         )
         listener = _Stopping()
@@ -145,6 +148,8 @@ class Batch:
         if os.path.isdir(self.input):  # unlike Path.is_dir, no error where the name is too long
             if self.prompt is None:
                 raise UsageError('What is asked about the files of the folder? Give it with --prompt "…".')
+            if self.text_only:
+                raise UsageError(f"{self.input} is a folder: its rows are pictures and films. Leave --text-only out.")
             if options != ColumnOptions(number_rows=options.number_rows):
                 raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
         samples_in(self.input, question=self.prompt)
@@ -207,7 +212,7 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
     if summary.accuracy is not None:
         rows.append(("Accuracy", f"{summary.accuracy:.1%} of the answers whose rows have a label"))
     if summary.retention is not None:
-        rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.3g} vision tokens, on average"))
+        rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:,.0f} vision tokens, on average"))
     if summary.again is not None:
         rows.append(("Asked again", f"{summary.again:.1%} of the answers, in full"))
     if summary.noted:

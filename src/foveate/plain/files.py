@@ -73,6 +73,8 @@ def local_path(source: str) -> Path:
         InputError: If it is a URL of another kind, or names another machine. The message never repeats a file's data.
     """
     scheme = scheme_of(source)
+    if not source:
+        raise InputError("A path is empty. Name a file.")
     if scheme is None:
         if len(source) > LONG and not os.path.exists(source):
             raise InputError(
