@@ -20,6 +20,7 @@ from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.version import __version__
+from foveate.plain.writing import encodable
 from foveate.runs.crew import Crew, Here
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
@@ -249,6 +250,7 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         suspects = range(first, last + 1)
 
     def take(rows: Sequence[Row]) -> None:
+        rows = encodable(rows)
         answers = [row for row in rows if REASON not in row]
         bad = [row for row in rows if REASON in row]
         broken = [row for row in bad if row.keys() <= {KEY, REASON, LINE_KEY}]
@@ -308,6 +310,9 @@ def _column(name: str, values: list[Any]) -> Any:
     if kind is None and all(value is None for value in values):
         kind = pyarrow.string()
     try:
-        return pyarrow.array(values, type=kind)
-    except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError):
-        return pyarrow.array([None if value is None else json.dumps(value) for value in values], type=pyarrow.string())
+        column = pyarrow.array(values, type=kind)
+        if "struct<>" not in str(column.type):  # which Parquet has not
+            return column
+    except (pyarrow.ArrowException, OverflowError):
+        pass
+    return pyarrow.array([None if value is None else json.dumps(value) for value in values], type=pyarrow.string())

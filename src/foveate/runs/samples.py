@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from array import array
 from ast import literal_eval
@@ -612,9 +613,12 @@ def _located(value: object, root: str, column: str) -> str:
     if scheme is None and BASE64.fullmatch(value) and not os.path.exists(path):
         return f"data:{kind};base64,{value}"
     try:
-        return path if scheme is None else os.path.join(root, local_path(value))
+        path = path if scheme is None else os.path.join(root, local_path(value))
     except InputError as error:
         raise Unreadable(str(error)) from error
+    if "\\udc" in path and not os.path.exists(path):  # as `encodable` writes a name that is no text
+        return re.sub(r"\\udc([89a-f][0-9a-f])", lambda byte: chr(0xDC00 + int(byte[1], 16)), path)
+    return path
 
 
 def _name(value: object) -> object:
