@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from foveate.ask.answers import Answerer
+from foveate.batch.rows import RowAsking
+from foveate.runs import store
 
 WORDS = ("--method", "v2drop:layers=1,2,3;retention=0.33", "--max-new-tokens", 3, "--device", "cpu")
 
@@ -187,3 +189,12 @@ def test_a_budget_too_small_for_the_method_is_told_once_and_in_no_row(run, folde
     rows = [json.loads(line) for part in parts for line in part.splitlines()]
     assert rows
     assert not any(row["notes"] for row in rows)
+
+
+def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    monkeypatch.setattr(RowAsking, "load", lambda asking: pytest.fail("loaded"))
+    with store.open_store(tmp_path / "out", "row"):
+        code, _, err = run("batch", folder, tmp_path / "out", "--prompt", "What?")
+    assert code == 1
+    assert "in use" in err

@@ -73,7 +73,7 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pict
     code, _, err = run("tune", "--samples", listed, "--budget", 20)
     assert (code, "is no JSON" in err) == (1, True)
     (listed := tmp_path / "asked.csv").write_text("image,prompt,label\n" + f"{pictures[0]},What,7\n" * 2)
-    assert Tune(samples=listed)._asked() == [(pictures[0], "What", "")] * 2
+    assert Tune(samples=listed)._asked() == [(str(pictures[0]), "What", "")] * 2
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,8 @@ def _settings(processor: Any) -> list[object]:
     own = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool)}
     own.pop("chat_template", None)
     tokens = type(processor.tokenizer).__name__, len(processor.tokenizer)
-    return [own, *(part.to_dict() for part in parts if hasattr(part, "to_dict")), tokens]
+    named = [part.to_dict() for part in parts if part is not None and hasattr(part, "to_dict")]
+    return [own, *named, tokens]
 
 
 _SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDictionary()

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,13 +117,12 @@ class Tune:
             from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
+            from foveate.eval.records import reserved
             from foveate.naming import given, parse
             from foveate.tuning import tune
 
         parsed = {name: parse(name, self.settings) for name in methods}  # or a refusal, before the model is loaded
         pictures = [(read_medium(source, kind="image"), prompt) for source, prompt, _ in asked]
-        vlm = load(self.models)
-        prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
         how: dict[str, Any] = {
             "task": self.task,
             "seed": self.seed,
@@ -133,15 +132,18 @@ class Tune:
             "listener": OnScreen(),
         }
         tunings: dict[str, Tuned] = {}
-        with fitting(vlm, prompts[0].inputs):
-            for (name, budget), file in zip(cells, preset_files(cells), strict=True):
-                stays = given(name, self.settings)
-                try:
-                    tunings[file] = tune(vlm, prompts, method=parsed[name], given=stays, **how | budget)
-                except (SettingError, UnsupportedError) as error:
-                    if not tunings and (name, budget) == cells[-1]:
-                        raise
-                    note(f"{name} at {budget[kind]:g} is infeasible: {error}")
+        with reserved(asdict(self.models), self.cache, note):
+            vlm = load(self.models)
+            prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
+            with fitting(vlm, prompts[0].inputs):
+                for (name, budget), file in zip(cells, preset_files(cells), strict=True):
+                    stays = given(name, self.settings)
+                    try:
+                        tunings[file] = tune(vlm, prompts, method=parsed[name], given=stays, **how | budget)
+                    except (SettingError, UnsupportedError) as error:
+                        if not tunings and (name, budget) == cells[-1]:
+                            raise
+                        note(f"{name} at {budget[kind]:g} is infeasible: {error}")
         self._hand_out(tunings, several=len(cells) > 1)
 
     def _agree(self, asked: "Sequence[tuple[str, str, str]]") -> None:
