@@ -366,11 +366,11 @@ def test_a_conversation_is_refused_where_the_samples_were_questions(vlm, promise
 @pytest.mark.parametrize(
     ("others", "says", "hides"),
     [
-        ({"dtype": "bfloat16", "weights": "others"}, "give --dtype (dtype=) bfloat16.", "weights"),
-        ({"max_new_tokens": "7"}, "give --max-new-tokens (max_new_tokens=) 7.", "calibrate again"),
-        ({"max_new_tokens": "7", "kernel": "eager"}, "give --attention (attention=) eager and give --max-new", "again"),
-        ({"weights": "others"}, "or calibrate again", "give --"),
-        ({"max_new_tokens": "7", "processor": "x"}, "or calibrate again", "give --"),
+        ({"dtype": "bfloat16", "weights": "others"}, "give dtype=bfloat16.", "weights"),
+        ({"max_new_tokens": "7"}, "give max_new_tokens=7.", "calibrate again"),
+        ({"max_new_tokens": "7", "kernel": "eager"}, "give attention=eager and give max_new_tokens=7", "again"),
+        ({"weights": "others"}, "or calibrate again", "give "),
+        ({"max_new_tokens": "7", "processor": "x"}, "or calibrate again", "give "),
     ],
 )
 def test_what_differs_from_the_calibration_is_said_and_what_to_give(vlm, promised, others, says, hides):

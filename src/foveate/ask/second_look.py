@@ -32,13 +32,8 @@ from foveate.registry import PlainMethod
 
 FORMAT = f"{SECOND_LOOK} 1"
 FILE = "This file of foveate tune --agreement"
-GIVEN = {
-    "dtype": "give --dtype (dtype=) ",
-    "kernel": "give --attention (attention=) ",
-    "max_new_tokens": "give --max-new-tokens (max_new_tokens=) ",
-    "stop": "give stop=",
-}
-"""How somebody gives what a threshold belongs to."""
+GIVEN = {"dtype": "dtype", "kernel": "attention", "max_new_tokens": "max_new_tokens", "stop": "stop"}
+"""What somebody gives of all that a threshold belongs to, by the argument's name; a flag's has hyphens."""
 
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -225,11 +220,11 @@ class SecondLook:
             return
         here, there = conditions_of(loaded, settings), self.promise.conditions
         other = [name for name in {**there, **here} if here.get(name) != there.get(name)]
-        if {"dtype", "quantisation"} & {*other}:
-            other = [name for name in other if name != "weights"]  # of course other ones, once they are rounded
+        if {"dtype", "weights"} <= {*other}:
+            other.remove("weights")  # of course other ones, once they are rounded
         if other:
             differ = [f"another {name}: {there.get(name)} there, {here.get(name)} here" for name in other]
-            advice = [f"{GIVEN[name]}{there[name]}" for name in other if name in GIVEN and name in there]
+            advice = [f"give {GIVEN[name]}={there[name]}" for name in other if name in GIVEN and name in there]
             if len(advice) < len(other):
                 advice = [f"load {self.promise.model} as it was then, or calibrate again with foveate tune --agreement"]
             raise SettingError(

@@ -108,7 +108,7 @@ class RowAsking:
         values = {name: getattr(self, name) for name in names}
         values["method"] = "+".join(member.name for member in self.members) or "none"
         values["method settings"] = [member.to_dict() for member in self.members]
-        values["method code"] = [code for member in self.members for code in code_of(member)]
+        values["method code"] = [code_of(type(member)) for member in self.members]
         if isinstance(self.method, SecondLook):
             values["sure"] = self.method.sure
         return values

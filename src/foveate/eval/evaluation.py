@@ -1,6 +1,5 @@
 """`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.records import FORM, Answers, key_of, looked_twice, open_answers
 from foveate.naming import parse
-from foveate.plain.files import is_video, named, scheme_of, sha256_of
+from foveate.plain.files import is_video, named, sha256_of
 from foveate.plain.spelling import nearest
 from foveate.plain.upstream import brief, shown
 from foveate.runs.labels import LABELS, as_said, labels_in, plain
@@ -149,8 +148,7 @@ def evaluate_samples(
 
 
 def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str], bool]:
-    """Questions about files that can be read, the rows without one, the columns that rows have, and whether each
-    question is about one picture."""
+    """Questions about files, the rows without one, their columns, and whether each question is about one picture."""
     asked: list[Asked] = []
     bad: list[Bad] = []
     columns: set[str] = set()
@@ -174,7 +172,7 @@ def _asked_of(sample: MediaSample) -> Asked:
     Raises:
         InputError: If a file cannot be read.
     """
-    picture = _digest(sample.media)
+    picture = provenance.joined([sha256_of(source) for source in sample.media])
     for source in sample.media:
         if not is_video(Path(source)):
             read_medium(source)
@@ -189,24 +187,13 @@ def _asked_of(sample: MediaSample) -> Asked:
     )
 
 
-def _digest(media: Sequence[str]) -> str:
-    """SHA-256 of all files and `data:` URLs."""
-    digests = []
-    for source in media:
-        if scheme_of(source) == "data":
-            digests.append(hashlib.sha256(source.encode()).hexdigest())
-        else:
-            digests.append(sha256_of(Path(source)))
-    return provenance.joined(digests)
-
-
 def _unchanged(media: Sequence[str], picture: str) -> list[str]:
     """The files, which still show what answers about them are kept under.
 
     Raises:
         InputError: If they do not.
     """
-    if _digest(media) != picture:
+    if provenance.joined([sha256_of(source) for source in media]) != picture:
         raise InputError(f"{brief(media[0])} or another file of its row was written to meanwhile. Run again.")
     return list(media)
 

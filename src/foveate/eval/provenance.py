@@ -16,7 +16,7 @@ from foveate.ask.generation import Generation
 from foveate.ask.second_look import conditions_of
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.naming import members_of
+from foveate.errors import InputError
 from foveate.plain.files import sha256_of
 from foveate.plain.folders import base_of
 from foveate.runs.versions import versions
@@ -88,18 +88,12 @@ def joined(digests: Sequence[str]) -> str:
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
 
-def code_of(method: Method) -> list[str]:
-    """SHA-256 of the files that a method and its members are written in: a name is not what it does."""
-    return [_code(type(member)) for member in members_of(method)]
-
-
 @cache
-def _code(kind: type[Method]) -> str:
-    text = ""
-    for written in (kind, inspect.getmodule(kind)):  # in a notebook the class alone
-        with suppress(OSError, TypeError):
-            text = inspect.getsource(written)  # type: ignore[arg-type]
-    return hashlib.sha256(text.encode()).hexdigest()
+def code_of(kind: type[Method]) -> str:
+    """SHA-256 of the file that a method is written in: a name is not what it does. Empty for a notebook's."""
+    with suppress(OSError, TypeError, InputError):
+        return sha256_of(inspect.getfile(kind))
+    return ""
 
 
 def _libraries() -> dict[str, str]:

@@ -15,6 +15,7 @@ from foveate.ask.answer import Answer
 from foveate.ask.first import First
 from foveate.contract.method import Method
 from foveate.eval.provenance import code_of
+from foveate.naming import members_of
 from foveate.runs.store import Lock, Store, acquire, open_store
 
 FULL = "full"
@@ -37,7 +38,8 @@ def key_of(method: Method | None) -> str:
     """The name under which a method's answers are kept; None is the full model."""
     if method is None:
         return FULL
-    return f"{method.name} {fingerprint({**method.to_dict(), 'code': code_of(method)})}"
+    code = [code_of(type(member)) for member in members_of(method)]
+    return f"{method.name} {fingerprint({**method.to_dict(), 'code': code})}"
 
 
 class Answers:

@@ -135,13 +135,15 @@ def open_readable(path: Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes.
+def sha256_of(source: str | Path) -> str:
+    """SHA-256 of a file's bytes, or of a `data:` URL.
 
     Raises:
         InputError: If it cannot be read.
     """
-    with open_readable(path) as file:
+    if isinstance(source, str) and scheme_of(source) == "data":
+        return hashlib.sha256(source.encode()).hexdigest()
+    with open_readable(Path(source)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
 
 

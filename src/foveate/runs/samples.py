@@ -454,10 +454,12 @@ class Samples:
 
     def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
         columns = self.columns
-        name = None
+        name, column, media = None, columns.media[0], tuple[str, ...]()
         try:
             name = self._id(record, number)
-            column, media = self._media(record)
+            if not self.text_only or any(record.get(other) not in (None, []) for other in columns.media):
+                column = _first(record, columns.media, " A row may be a text alone with --text-only of foveate batch.")
+                media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._absolute(record), str(error), name)
@@ -465,23 +467,6 @@ class Samples:
             names = [_name(value) for value in _listed(record[column])]
             record = {**record, column: names if isinstance(record[column], list) else names[0]}
         return MediaSample(number, name, media, question, record, column)
-
-    def _media(self, record: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
-        """The column of pictures and films, and what it names.
-
-        Raises:
-            Unreadable: If that is nothing, and not every row may be a text alone.
-        """
-        if self.text_only and all(record.get(name) in (None, []) for name in self.columns.media):
-            return self.columns.media[0], ()
-        column = _first(record, self.columns.media)
-        media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
-        if not media and not self.text_only:
-            raise Unreadable(
-                f"The row has no picture or film under {column}. Give it one, or say that rows may be texts alone "
-                "(foveate batch: --text-only)."
-            )
-        return column, media
 
     def _id(self, record: Mapping[str, object], number: int) -> str | int:
         """What a row is called: by its number where no column is named, and where the usual one has nothing."""
@@ -503,11 +488,9 @@ class Samples:
     @cached_property
     def _kind_of_ids(self) -> type[str] | type[int]:
         """A text or a number, as the first id is: so is that of a row without one, as columns are of one kind."""
-        records = (record for record in islice(self.source.records(False), LOOK) if not isinstance(record, Bad))
-        ids = (record.get(self.columns.id) for record in records if self.columns.id is not None)
-        if isinstance(next((value for value in ids if value is not None), ""), str):
-            return str
-        return int
+        records = islice(self.source.records(False), LOOK)
+        ids = (record.get(self.columns.id or "") for record in records if isinstance(record, Mapping))
+        return str if isinstance(next(filter(None, ids), ""), str) else int
 
     def _absolute(self, record: Mapping[str, object]) -> Mapping[str, object]:
         """A record with absolute paths, so that it can be an input from any folder; what is no path stays."""
@@ -570,17 +553,17 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
     return kind(path)
 
 
-def _first(record: Mapping[str, object], names: tuple[str, ...]) -> str:
+def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "") -> str:
     """The first of these names that has a value.
 
     Raises:
         Unreadable: If none is.
     """
     for name in names:
-        if record.get(name) is not None:
+        if record.get(name) not in (None, []):
             return name
     has = ", ".join(printable(str(key)) for key in record) or "no column"
-    raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.")
+    raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.{advice}")
 
 
 def _listed(value: object) -> list[object]:
@@ -595,15 +578,13 @@ def _located(value: object, root: str, column: str) -> str:
     Raises:
         Unreadable: If it is neither.
     """
+    is_film = column == "video"
     if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:  # of the hub's data sets
-        path = value.get("path")
-        if value.get("bytes") is None:
-            return _located(path, root, column)
-        value = value["bytes"]
-        column = "video" if isinstance(path, str) and is_video(Path(path)) else column
-    kind = "video/mp4" if column == "video" else ""
+        is_film = is_film or is_video(Path(str(value.get("path"))))
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    head = "data:video/mp4;base64," if is_film else "data:;base64,"
     if isinstance(value, bytes):
-        return f"data:{kind};base64,{base64.b64encode(value).decode()}"
+        return head + base64.b64encode(value).decode()
     if not isinstance(value, str) or not value:
         raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(value)}.")
     scheme = scheme_of(value)
@@ -611,7 +592,7 @@ def _located(value: object, root: str, column: str) -> str:
         return value
     path = os.path.join(root, value)
     if scheme is None and BASE64.fullmatch(value) and not os.path.exists(path):
-        return f"data:{kind};base64,{value}"
+        return head + value
     try:
         path = path if scheme is None else os.path.join(root, local_path(value))
     except InputError as error:
@@ -625,9 +606,8 @@ def _name(value: object) -> object:
     """What a picture's column says of it in an answer's row: the path; None of one that the file itself holds."""
     if isinstance(value, Mapping):
         return value.get("path")
-    if isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value):
-        return value
-    return None
+    is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
+    return value if is_file else None
 
 
 def _question(value: object) -> str:
