@@ -159,7 +159,7 @@ def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, tmp_path, monke
     monkeypatch.setattr(setup, "load", lambda models: pytest.fail("loaded"))
     asked = {"eval": ("--tasks", "colour", "--questions", 2), "tune": (picture(), "--prompt", "What?", "--budget", 64)}
     for command, words in asked.items():
-        with reserved(asdict(ModelOptions()), tmp_path):
+        with reserved(asdict(ModelOptions()), tmp_path, str):
             code, _, err = run(command, *words, "--cache", tmp_path)
         assert code == 1
         assert "in use" in err

@@ -56,9 +56,11 @@ def test_labels_that_are_all_the_same_are_said_to_say_nothing(evaluated):
 
 def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp_path):
     (tmp_path / "damaged.png").write_bytes(picture().read_bytes()[:200])
-    quality, _ = evaluated({}, {"question": 7}, {"image": "none.png"}, {"image": "damaged.png"}, tokens=(64,))
-    assert quality.full["questions"] == 1
-    assert [row["row"] for row in quality.to_dict()["bad"]] == [1, 2, 3]
+    quality, _ = evaluated(
+        {}, {"question": 7}, {"image": "none.png"}, {"image": "damaged.png"}, {"image": []}, tokens=(64,)
+    )
+    assert (quality.full["questions"], quality.full["pictures"]) == (1, 1)
+    assert [row["row"] for row in quality.to_dict()["bad"]] == [1, 2, 3, 4]
     assert "none.png cannot be read" in quality.origin["bad"][1]["reason"]
 
 

@@ -350,13 +350,13 @@ def _settings(processor: Any) -> list[object]:
     return [own, *named, tokens]
 
 
-_SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDictionary()
+SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDictionary()
 
 
 def _weights(model: PreTrainedModel) -> str:
     """A digest of all weights: names, shapes, dtypes and exact sums of their bits; of the same ones, the last."""
     marks = weights_of(model)
-    last = _SUMS.get(model)
+    last = SUMS.get(model)
     if last is None or last[0] != marks:
         facts: list[tuple[object, ...]] = [
             (name, str(tuple(value.shape)), str(value.dtype), _sum(value))
@@ -366,7 +366,7 @@ def _weights(model: PreTrainedModel) -> str:
         for name, module in model.named_modules():
             if hasattr(module, "merged_adapters"):  # a layer of PEFT's
                 facts.append((name, *(repr(getattr(module, mark, None)) for mark in ADAPTERS)))
-        last = _SUMS[model] = (marks, _digest(facts))
+        last = SUMS[model] = (marks, _digest(facts))
     return last[1]
 
 

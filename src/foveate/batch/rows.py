@@ -161,9 +161,8 @@ class RowAnswerer:
         asking = self.asking
         if asking.within is not None:
             for path in sample.media:
-                if scheme_of(path) == "data":  # it lies in the input itself
-                    continue
-                if not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
+                is_file = scheme_of(path) != "data"  # else it lies in the input itself
+                if is_file and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)

@@ -140,9 +140,7 @@ def run(
         work_through(work, crew, take)
 
 
-def _begin(
-    reload: Callable[[], VLM], conditions: Mapping[str, str], settings: Generation, place: int, count: int
-) -> Worker:
+def _begin(reload: Callable[[], VLM], conditions: Mapping[str, str], settings: Generation, *_: int) -> Worker:
     """The task of a process; see `foveate.runs.crew.Task`.
 
     Raises:
@@ -151,8 +149,7 @@ def _begin(
     vlm = reload()
     if conditions_of(vlm, settings) != conditions:
         raise SettingError(
-            f"{vlm.name} was changed since it was loaded, and other processes load it as it was. Take workers=1, or "
-            "save the model and load that."
+            f"{vlm.name} was changed since it was loaded. Take workers=1, or save the model and load that."
         )
     return partial(_rows, vlm, settings)
 

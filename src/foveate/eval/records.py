@@ -108,9 +108,7 @@ def open_answers(
 
 
 @contextmanager
-def reserved(
-    setup: Mapping[str, object], folder: str | Path | None, note: Callable[[str], object] = str
-) -> Iterator[None]:
+def reserved(setup: Mapping[str, object], folder: str | Path | None, note: Callable[[str], object]) -> Iterator[None]:
     """Keep a folder of answers from other runs with this setup, before a model is loaded, while the context lasts.
 
     Raises:

@@ -166,7 +166,6 @@ class Pool(Together):
         self._processes = multiprocessing.get_context("spawn")
         self._stopped = self._processes.Event()
         self._pools: dict[int, ProcessPoolExecutor] = {}
-        self._begun: set[Any] = set()
         os.environ[POOL] = str(os.getpid())
         for place in range(self._count):
             self._hire(place)
@@ -189,9 +188,7 @@ class Pool(Together):
 
     def _ask(self, place: int, item: object) -> Future[object]:
         try:
-            future = self._pools[place].submit(_ask, item)
-            self._begun.update((self._pools[place]._processes or {}).values())
-            return future
+            return self._pools[place].submit(_ask, item)
         except BrokenProcessPool as error:  # it died with nothing in hand
             broken: Future[object] = Future()
             broken.set_exception(error)
@@ -201,7 +198,8 @@ class Pool(Together):
         try:
             return future.result()
         except BrokenProcessPool:
-            if all(process.exitcode != UNGUARDED for process in self._begun):
+            processes = [process for pool in self._pools.values() for process in (pool._processes or {}).values()]
+            if all(process.exitcode != UNGUARDED for process in processes):
                 raise
         raise SettingError(
             "Each worker runs this script again from its top, and would start workers itself: put what the script does "

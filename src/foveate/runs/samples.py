@@ -105,11 +105,6 @@ class _Records(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @property
-    def root(self) -> Path:
-        """The folder that relative paths in it start from."""
-        return self.path.parent
-
     @abstractmethod
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         """What it holds; `carried` asks for columns too that nobody asked for.
@@ -287,10 +282,6 @@ class _Folder(_Records):
 
     Links to files are followed; a link to a folder is a sample that cannot be read.
     """
-
-    @property
-    def root(self) -> Path:
-        return self.path
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         for name in self._below(""):
@@ -532,8 +523,8 @@ def samples_in(
         if question is None:
             raise SettingError(f"What is asked about the files of {path}? Give one question for all.")
         columns = SampleColumns(id=columns.id and SampleColumns().id)
-        root = None
-    start = os.path.abspath(source.root if root is None else root)
+        root = path
+    start = os.path.abspath(path.parent if root is None else root)
     return Samples(source, columns, question, start, source.state(), text_only)
 
 
