@@ -236,7 +236,7 @@ def test_rows_without_a_picture_are_bad_or_meant_and_change_no_mean(questions, a
         without = {"id": "t", "image": image, "question": "Is"}
         path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, without]))
         assert answer(path, out=f"bad-{image}").bad == 1
-        summary = answer(path, out=f"meant-{image}", text_only=True)
+        summary = answer(path, out=f"meant-{image}", columns=SampleColumns(text_only=True))
         assert (summary.bad, summary.answered) == (0, 7)
         assert (summary.retention, summary.vision_tokens) == (whole.retention, whole.vision_tokens)
 

@@ -191,6 +191,12 @@ def test_a_budget_too_small_for_the_method_is_told_once_and_in_no_row(run, folde
     assert not any(row["notes"] for row in rows)
 
 
+def test_rows_may_be_texts_alone_where_that_is_said(batch, table):
+    table.write_text(json.dumps({"id": "t", "image": [], "question": "What"}) + "\n" + table.read_text())
+    assert batch("--limit", 2, "--text-only", path=table)[0] == 0
+    assert batch("--text-only")[0] == 2
+
+
 def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "PATIENCE", 0.1)
     monkeypatch.setattr(RowAsking, "load", lambda asking: pytest.fail("loaded"))

@@ -325,7 +325,7 @@ def test_a_row_without_a_picture_is_bad_unless_rows_may_be_texts(tmp_path, image
     write_lines(path := tmp_path / "in.jsonl", [row])
     (sample,) = samples_of(path)
     assert isinstance(sample, Bad)
-    (sample,) = samples_of(path, text_only=True)
+    (sample,) = samples_of(path, columns=SampleColumns(text_only=True))
     assert sample.media == ()
 
 

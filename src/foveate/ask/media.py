@@ -222,9 +222,7 @@ def refuse_thin(medium: Picture | Clip) -> None:
     """
     width, height = _size(medium)
     if max(width, height) > THIN * min(width, height):
-        name = "A picture"
-        if medium.path is not None:
-            name = str(medium.path)
+        name = medium.path or "A picture"
         raise InputError(f"{name} is {width} x {height} pixels, more than {THIN} times as long as wide. Crop it first.")
 
 
@@ -237,9 +235,7 @@ def crop_note(medium: Picture | Clip) -> str | None:
     sides = "top and bottom"
     if width > height:
         sides = "left and right"
-    name = "the picture"
-    if medium.path is not None:
-        name = str(medium.path)
+    name = medium.path or "the picture"
     return (
         f"the processor cuts off {share:.0%} of {name} ({sides}): the model sees only the centre square. "
         "Set fit to pad to show all of it."

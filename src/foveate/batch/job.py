@@ -43,7 +43,6 @@ class Job:
         root: The folder that relative paths start from; None is the input's own.
         parts: "jsonl", "parquet", or "auto": Parquet for an input of Parquet.
         part_rows: Rows a part.
-        text_only: Whether a row may have no picture and no film.
         limit: How many rows of the input are asked, from the first on; None is all.
     """
 
@@ -55,17 +54,16 @@ class Job:
     root: str | None = None
     parts: str = "auto"
     part_rows: int = 1000
-    text_only: bool = False
     limit: int | None = None
 
     def samples(self) -> Samples:
         """Its input; see `foveate.runs.samples.samples_in`."""
-        return samples_in(self.input, self.columns, self.question, self.root, text_only=self.text_only)
+        return samples_in(self.input, self.columns, self.question, self.root)
 
     def settings(self, kind: str) -> dict[str, Any]:
         """What the answers depend on besides the input and the model, as plain values."""
         others = {"columns": asdict(self.columns), "question": self.question, "root": self.root, "parts": kind}
-        return self.asking.to_dict() | others | {"text only": self.text_only}
+        return self.asking.to_dict() | others
 
 
 @dataclass(kw_only=True)

@@ -38,6 +38,8 @@ class ColumnOptions:
     """a column with a unique id for each row (default: id; a row without one has its number)"""
     number_rows: Flag = False
     """use each row's number, from 0, as its id"""
+    text_only: Flag = False
+    """let rows have no picture and no film; else they are bad rows"""
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """relative paths start here, and no file outside is read (default: they start beside IN; any file is read)"""
 
@@ -48,6 +50,7 @@ class ColumnOptions:
             media=usual.media if self.media_column is None else (self.media_column,),
             question=usual.question if self.question_column is None else (self.question_column,),
             id=None if self.number_rows else self.id_column or usual.id,
+            text_only=self.text_only,
         )
 
 
@@ -87,8 +90,6 @@ class Batch:
     """format of the parts in OUT; auto is Parquet where IN is Parquet, else JSON lines"""
     part_rows: Count = 1000
     """rows per part"""
-    text_only: Flag = False
-    """let rows have no picture and no film; else they are bad rows"""
     limit: MaybeCount = None
     """ask so many rows of IN at most, from the first on; a later run without it goes on with the others"""
     json: Flag = False
@@ -120,7 +121,6 @@ class Batch:
             root=root,
             parts=self.parts,
             part_rows=self.part_rows,
-            text_only=self.text_only,
             limit=self.limit,
         )
         listener = _Stopping()
@@ -148,8 +148,6 @@ class Batch:
         if os.path.isdir(self.input):  # unlike Path.is_dir, no error where the name is too long
             if self.prompt is None:
                 raise UsageError('What is asked about the files of the folder? Give it with --prompt "…".')
-            if self.text_only:
-                raise UsageError(f"{self.input} is a folder: its rows are pictures and films. Leave --text-only out.")
             if options != ColumnOptions(number_rows=options.number_rows):
                 raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
         samples_in(self.input, question=self.prompt)

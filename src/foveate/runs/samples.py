@@ -89,11 +89,13 @@ class SampleColumns:
         media: Paths of pictures or films, one or a list.
         question: The question.
         id: What a sample is called; None calls it by its number. So is one without an id under the usual name.
+        text_only: Whether a sample may have no picture and no film.
     """
 
     media: tuple[str, ...] = ("media", "image", "images", "picture", "video")
     question: tuple[str, ...] = ("question", "prompt")
     id: str | None = "id"
+    text_only: bool = False
 
 
 # -- formats ------------------------------------------------------------------------------------------------------
@@ -351,7 +353,6 @@ class Samples:
         question: Asked about every sample; None reads the column.
         root: The folder that relative paths start from.
         state: What changes when somebody writes to the file.
-        text_only: Whether a row may have no picture and no film.
     """
 
     source: _Records
@@ -359,7 +360,6 @@ class Samples:
     question: str | None
     root: str
     state: object
-    text_only: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -448,7 +448,7 @@ class Samples:
         name, column, media = None, columns.media[0], tuple[str, ...]()
         try:
             name = self._id(record, number)
-            if not self.text_only or any(record.get(other) not in (None, []) for other in columns.media):
+            if not columns.text_only or any(record.get(other) not in (None, []) for other in columns.media):
                 column = _first(record, columns.media, " A row may be a text alone with --text-only of foveate batch.")
                 media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
@@ -496,12 +496,7 @@ class Samples:
 
 
 def samples_in(
-    path: Path,
-    columns: SampleColumns | None = None,
-    question: str | None = None,
-    root: str | Path | None = None,
-    *,
-    text_only: bool = False,
+    path: Path, columns: SampleColumns | None = None, question: str | None = None, root: str | Path | None = None
 ) -> Samples:
     """The samples of a file or folder, by its ending.
 
@@ -510,7 +505,6 @@ def samples_in(
         columns: What its columns are called; a folder has its own.
         question: Asked about every sample; None reads the column. A folder needs it.
         root: The folder that relative paths start from; None is the file's.
-        text_only: Whether a row may have no picture and no film.
 
     Raises:
         InputError: If it cannot be read, or its ending is none of `ENDINGS`.
@@ -525,7 +519,7 @@ def samples_in(
         columns = SampleColumns(id=columns.id and SampleColumns().id)
         root = path
     start = os.path.abspath(path.parent if root is None else root)
-    return Samples(source, columns, question, start, source.state(), text_only)
+    return Samples(source, columns, question, start, source.state())
 
 
 def _source(path: Path, columns: SampleColumns) -> _Records:
