@@ -118,9 +118,10 @@ def draw_demo() -> None:
     """The embedded model's picture, what a method and a random choice of as many tokens keep, and what is answered."""
     vlm, picture = fv.load(), Image.open(embedded.picture())
     names = {"vidcom2": "VidCom2", "random:layers=0": "at random"}
-    panels: Panels = [(plain_panel([picture], BIG), f"all {vlm.ask().vision_tokens} tokens: “{vlm.ask()}”")]
+    full = vlm.ask(picture, embedded.QUESTION)
+    panels: Panels = [(plain_panel([picture], BIG), f"all {full.vision_tokens} tokens: “{full}”")]
     for name, words in names.items():
-        answer = vlm.ask(method=name, retention=OF_FILMS)
+        answer = vlm.ask(picture, embedded.QUESTION, method=name, retention=OF_FILMS)
         (stage,) = stage_panels(answer.trace.latest, picture, side=BIG)
         panels.append((stage.pixels, f"{stage.after} tokens, {words}: “{answer}”"))
     page(panels, merges=False, size=9).save(DEMO)

@@ -122,6 +122,11 @@ def members_of(method: Method) -> tuple[Method, ...]:
     return (method,)
 
 
+def name_of(method: Method) -> str:
+    """The names of a method's members: "thintower+vidcom2"."""
+    return "+".join(member.name for member in members_of(method))
+
+
 def is_bare(text: str, settings: Iterable[str] = ()) -> bool:
     """Whether a text is names alone: no preset, no file, no JSON and no setting.
 

@@ -166,7 +166,7 @@ def test_a_refusal_names_a_type_and_no_place_in_memory(vlm, messages):
         vlm.ask(messages=messages)
     assert " at 0x" not in str(refused.value)
     with pytest.raises(fv.SettingError, match=r"a _io\.BytesIO"):
-        vlm.ask(prompt=io.BytesIO())
+        vlm.ask([], io.BytesIO())
 
 
 def test_a_question_without_any_text_is_refused(vlm):

@@ -1,5 +1,7 @@
 """What a processor would cut off is said, and shown whole on a square where that is asked for."""
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from transformers import LlavaImageProcessorPil
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.media import as_frames, crop_note, padded, read_media, square
+from foveate.ask.media import as_frames, crop_note, padded, read_media, read_once, square
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError
 from foveate.plain import memory
@@ -174,3 +176,37 @@ def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypat
 def test_an_array_without_pixels_is_no_picture():
     with pytest.raises(InputError, match="pixels"):
         read_media(np.zeros((0, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["times change", "size and time stay"])
+def test_a_file_that_is_written_again_is_read_again(tmp_path, keeps):
+    path, shelf, seen = tmp_path / "one.png", {}, []
+    for colour in ("red", "blue", "red", "lime"):
+        Image.new("RGB", (8, 8), colour).save(path, compress_level=0)  # of one size
+        if keeps:
+            os.utime(path, (0, 0))
+        (picture,) = read_once(str(path), None, None, shelf)
+        seen.append(picture.image.getpixel((0, 0)))
+    assert seen == [(255, 0, 0), (0, 0, 255), (255, 0, 0), (0, 255, 0)]
+
+
+def test_a_file_that_stays_is_read_once(tmp_path, monkeypatch):
+    noise(8, 8).save(path := tmp_path / "one.png")
+    for old in (False, True):
+        if old:
+            monkeypatch.setattr(time, "time", lambda: path.stat().st_ctime + 3600)
+        shelf = {}
+        first, again = (read_once((path,), None, None, shelf)[0] for _ in range(2))
+        assert first is again
+
+
+def test_questions_about_a_file_that_changes_are_about_what_it_shows(vlm, tmp_path):
+    path = tmp_path / "frame.png"
+
+    def questions():
+        for colour in ("red", "blue", "lime"):
+            Image.new("RGB", (8, 8), colour).save(path)
+            yield str(path), "What colour is it?"
+
+    shown = [answer.prompt.media[0].image.getpixel((0, 0)) for answer in vlm.ask_many(questions(), max_new_tokens=1)]
+    assert shown == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]

@@ -243,3 +243,8 @@ def test_bytes_are_asked_about_as_the_file_is():
     assert len(asked) == 1
     with pytest.raises(InputError, match="Pillow"):
         vlm.ask(b"\x89PNG", "hi")
+
+
+def test_an_empty_path_is_no_folder():
+    with pytest.raises(InputError, match="empty"):
+        read_media("")

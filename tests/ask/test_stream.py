@@ -142,7 +142,7 @@ def test_a_keyboard_interrupt_of_the_reader_leaves_the_model_restored(vlm, scene
     assert state(vlm.model) == before
     with fv.drop(vlm.model, METHOD):
         pass
-    assert vlm.ask().text == "36KUM"
+    assert vlm.ask(embedded.picture(), QUESTION).text == "36KUM"
 
 
 def test_a_stream_that_is_closed_in_the_models_own_thread_ends(vlm, scenes):

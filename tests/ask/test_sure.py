@@ -363,6 +363,26 @@ def test_a_conversation_is_refused_where_the_samples_were_questions(vlm, promise
     assert vlm.ask(messages=messages, method=open_to_all, max_new_tokens=6).confidence is not None
 
 
+@pytest.mark.parametrize(
+    ("others", "says", "hides"),
+    [
+        ({"dtype": "bfloat16", "weights": "others"}, "give dtype=bfloat16.", "weights"),
+        ({"max_new_tokens": "7"}, "give max_new_tokens=7.", "calibrate again"),
+        ({"max_new_tokens": "7", "kernel": "eager"}, "give attention=eager and give max_new_tokens=7", "again"),
+        ({"weights": "others"}, "or calibrate again", "give "),
+        ({"max_new_tokens": "7", "processor": "x"}, "or calibrate again", "give "),
+    ],
+)
+def test_what_differs_from_the_calibration_is_said_and_what_to_give(vlm, promised, others, says, hides):
+    conditions = {**promised.promise.conditions, **others}
+    look = replace(promised, promise=replace(promised.promise, conditions=conditions))
+    with pytest.raises(SettingError) as refused:
+        look.refuse_others(vlm, Generation(max_new_tokens=int(promised.promise.conditions["max_new_tokens"])))
+    assert says in str(refused.value)
+    assert hides not in str(refused.value)
+    assert all(f"another {name}" in str(refused.value) for name in others if name != "weights" or len(others) == 1)
+
+
 def test_another_length_is_refused(vlm, pairs, promised):
     with pytest.raises(SettingError, match="max_new_tokens"):
         vlm.ask(*pairs[0], method=promised)
@@ -413,3 +433,10 @@ def test_the_threshold_itself_is_trusted_as_in_a_calibration(vlm, pairs):
     confidence = vlm.ask(*pairs[0], sure=0.0, **FEW).confidence
     assert not vlm.ask(*pairs[0], sure=confidence, **FEW).again
     assert vlm.ask(*pairs[0], sure=math.nextafter(confidence, 1.0), **FEW).again
+
+
+@pytest.mark.parametrize("sure", [np.float32(0.9), np.float64(0.9), 1, np.int64(1)])
+def test_a_threshold_may_be_a_number_of_numpy(sure):
+    look = fv.SecondLook(method=fv.VidCom2(tokens=64), sure=sure)
+    assert type(look.sure) is float
+    assert json.loads(json.dumps(look.to_dict()))["sure"] == pytest.approx(float(sure))

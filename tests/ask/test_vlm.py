@@ -59,19 +59,32 @@ def test_a_picture_may_be_a_path_an_object_an_array_or_in_a_list(vlm, demo):
     assert vlm.ask(np.asarray(demo), QUESTION, max_new_tokens=1).tokens == answer.tokens[:1]
 
 
-def test_without_a_picture_the_embedded_model_has_its_own(vlm):
-    assert vlm.ask().text == vlm.ask(prompt=QUESTION).text == "36KUM"
-    assert vlm.ask().prompt.text == QUESTION
+def test_no_picture_is_said_with_an_empty_list_and_nothing_else_at_every_door(vlm):
+    other = fv.VLM(vlm.model, vlm.processor, "mine")
+    doors = {
+        "ask": lambda each: each.ask(None, QUESTION),
+        "alone": lambda each: each.ask(prompt=QUESTION),
+        "nothing": lambda each: each.ask(),
+        "stream": lambda each: each.ask(None, QUESTION, stream=True),
+        "look": lambda each: each.look(None),
+        "prepare": lambda each: each.prepare(None, QUESTION),
+        "pairs": lambda each: list(each.ask_many([(None, QUESTION)])),
+        "questions": lambda each: list(each.ask_many([fv.Question(prompt=QUESTION)])),
+        "mappings": lambda each: list(each.ask_many([{"prompt": QUESTION}])),
+    }
+    for model in (vlm, other):
+        for door in doors.values():
+            with pytest.raises(fv.SettingError, match=r"\[\]"):
+                door(model)
+    assert [answer.vision_tokens for answer in vlm.ask_many([([], "Hello")], max_new_tokens=1)] == [0]
 
 
 def test_a_question_may_be_without_a_picture(vlm):
     answer = vlm.ask([], "What does the text say?", method="v2drop", retention=0.2)
     assert (answer.vision_tokens, answer.retention, answer.method, answer.met) == (0, 1.0, None, None)
     assert answer.kv_bytes == answer.kv_bytes_whole > 0
-    other = fv.VLM(vlm.model, vlm.processor, "mine")
-    assert other.ask(None, "What does the text say?").tokens == answer.tokens
     with pytest.raises(fv.SettingError, match="question"):
-        other.ask()
+        vlm.ask([])
 
 
 def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scenes):

@@ -1,5 +1,6 @@
 """A job from end to end on a tiny model: killed, stopped, in several processes, it gives what one run would have."""
 
+import base64
 import faulthandler
 import json
 import os
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 import foveate as fv
+from foveate.batch import job
 from foveate.batch.job import Job, run
 from foveate.eval import provenance
 from foveate.runs.listener import Listener
@@ -210,6 +212,48 @@ def test_reasons_are_counted_without_what_is_a_rows_own(questions, answer):
     summary = answer(questions(20))
     assert summary.reasons == {"… cannot be read: No such file or directory. Check the path.": 2}
     assert summary.bad == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "row", "shown"),
+    [
+        ("It ends in .mp4, .mkv, .webm or the like.", {}, "It ends in .mp4, .mkv, .webm or the like."),
+        ("It has 9,216 tokens, made for 2,048. Shorten it.", {}, "It has N tokens, made for N. Shorten it."),
+        ("v2drop is at 1.5. Is this it?", {"id": "is", "label": "v2"}, "v2drop … at N. Is this it?"),
+        ("/a/b.png cannot be read.", {"image": ["/a/b.png"], "id": 7}, "… cannot be read."),
+    ],
+)
+def test_of_a_reason_numbers_and_what_is_a_rows_own_are_left_out_and_nothing_else(tmp_path, reason, row, shown):
+    (path := tmp_path / "bad.jsonl").write_text(json.dumps({**row, "reason": reason}))
+    assert job._reasons(path) == {shown: 1}
+
+
+def test_rows_without_a_picture_are_bad_or_meant_and_change_no_mean(questions, answer, tmp_path):
+    path = questions(6)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    whole = answer(path, out="whole")
+    for image in ([], None):
+        without = {"id": "t", "image": image, "question": "Is"}
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, without]))
+        assert answer(path, out=f"bad-{image}").bad == 1
+        summary = answer(path, out=f"meant-{image}", columns=SampleColumns(text_only=True))
+        assert (summary.bad, summary.answered) == (0, 7)
+        assert (summary.retention, summary.vision_tokens) == (whole.retention, whole.vision_tokens)
+
+
+def test_bad_rows_with_pictures_of_their_own_are_an_input_again(pictures, answer, tmp_path):
+    text = base64.b64encode((pictures / "0.png").read_bytes()).decode()
+    rows = [{"id": 1, "image": text, "question": "What"}, {"id": 2.0, "image": text, "question": 7}]
+    (path := tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert answer(path, root=str(tmp_path), within=str(tmp_path)).answered == 1
+    (row,) = rows_in(tmp_path / "out").values()
+    assert row["id"] == 1
+    assert row["image"] is None
+    (bad,) = bad_in(tmp_path / "out").values()
+    path.write_text(json.dumps({**bad, "question": "What"}))
+    assert answer(path, out="again").answered == 1
+    (again,) = rows_in(tmp_path / "again").values()
+    assert (again["id"], again["answer"]) == (2, row["answer"])
 
 
 def test_rows_with_a_label_are_scored(questions, answer, tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from foveate.ask.answers import Answerer
+from foveate.batch.rows import RowAsking
+from foveate.runs import store
 
 WORDS = ("--method", "v2drop:layers=1,2,3;retention=0.33", "--max-new-tokens", 3, "--device", "cpu")
 
@@ -221,3 +223,18 @@ def columns(out):
     """Rows in order."""
     rows = [json.loads(line) for part in out.glob("part-*.jsonl") for line in part.read_text().splitlines()]
     return sorted(rows, key=lambda row: row["row"])
+
+
+def test_rows_may_be_texts_alone_where_that_is_said(batch, table):
+    table.write_text(json.dumps({"id": "t", "image": [], "question": "What"}) + "\n" + table.read_text())
+    assert batch("--limit", 2, "--text-only", path=table)[0] == 0
+    assert batch("--text-only")[0] == 2
+
+
+def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    monkeypatch.setattr(RowAsking, "load", lambda asking: pytest.fail("loaded"))
+    with store.open_store(tmp_path / "out", "row"):
+        code, _, err = run("batch", folder, tmp_path / "out", "--prompt", "What?")
+    assert code == 1
+    assert "in use" in err

@@ -1,6 +1,7 @@
 """`foveate count`: vision tokens and costs without weights."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -85,3 +86,14 @@ def test_a_picture_is_needed(run, bare):
     code, _, err = run("count", "--model", bare)
     assert code == 2
     assert "Which picture?" in err
+
+
+def test_a_folder_is_its_pictures_and_films(run, bare, picture, tmp_path):
+    (folder := tmp_path / "several").mkdir()
+    for name in ("b.png", "a.png"):
+        (folder / name).write_bytes(Path(picture).read_bytes())
+    (folder / "notes.txt").write_text("no picture")
+    code, out, _ = run("count", folder, "--model", bare, "--json")
+    assert (code, len(json.loads(out)["media"])) == (0, 2)
+    (empty := tmp_path / "empty").mkdir()
+    assert run("count", empty, "--model", bare)[0] == 1

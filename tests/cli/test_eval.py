@@ -1,10 +1,15 @@
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
 
+from foveate.cli import setup
+from foveate.cli.options import ModelOptions
 from foveate.embedded import picture
+from foveate.eval.records import reservation
+from foveate.runs import store
 
 SMALL = ("--tasks", "colour,read text", "--workers", 1, "--max-new-tokens", 12, "--questions")
 
@@ -146,7 +151,7 @@ def test_what_cannot_be_meant_is_refused_in_a_line(run, tmp_path, arguments, say
     code, _, err = run("eval", *arguments, *cache)
     assert code == (1 if "no results" in says else 2)
     assert says in err
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("[!.]*"))
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
@@ -174,3 +179,14 @@ def test_graphs_are_refused_where_there_are_none(run):
     code, out, err = run("eval", *SMALL, 2, "--device", "cpu", "--cuda-graphs")
     assert (code, out) == (2, "")
     assert "CUDA" in err
+
+
+def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    monkeypatch.setattr(setup, "load", lambda models: pytest.fail("loaded"))
+    asked = {"eval": ("--tasks", "colour", "--questions", 2), "tune": (picture(), "--prompt", "What?", "--budget", 64)}
+    for command, words in asked.items():
+        with reservation(asdict(ModelOptions()), tmp_path, str):
+            code, _, err = run(command, *words, "--cache", tmp_path)
+        assert code == 1
+        assert "in use" in err

@@ -51,6 +51,7 @@ def test_people_are_told_the_frames_and_how_much_of_what_stays_is_late(ask, clip
     said = " ".join(out.split())
     assert f"Frames 6 of {clip}, from 0.00 to 2.50 s" in said
     assert "Late frames the second half of the video has" in said
+    assert "% of the tokens kept before layer" in said
 
 
 def test_a_gif_is_a_video_where_frames_are_asked_for(ask, tmp_path):

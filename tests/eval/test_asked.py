@@ -4,7 +4,9 @@ from functools import partial
 import pytest
 
 import foveate as fv
+from foveate.ask.generation import Generation
 from foveate.ask.loading import load, reloading
+from foveate.ask.second_look import conditions_of
 from foveate.engine import tower_memo
 from foveate.eval.asked import _begin, outstanding, prompts_of, run
 from foveate.eval.held_out import questions
@@ -107,8 +109,9 @@ def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there
 
 def test_another_process_says_what_this_one_says(loaded, asked, methods, whole, store):
     """As a process of a pool gets its task and its items: pickled."""
-    task = pickle.loads(pickle.dumps(partial(_begin, reloading(loaded), 16)))
-    worker = task(0, 1)
+    settings = Generation(max_new_tokens=16)
+    task = partial(_begin, reloading(loaded), conditions_of(loaded, settings), settings)
+    worker = pickle.loads(pickle.dumps(task))(0, 1)
     for item in pickle.loads(pickle.dumps(outstanding(asked, methods, store))):
         for rows in worker(item, lambda: False):
             store.add(rows)
@@ -117,6 +120,12 @@ def test_another_process_says_what_this_one_says(loaded, asked, methods, whole, 
         for question in asked:
             answers = [one.get(key_of(method), question.key)["answer"] for one in (store, whole[0])]
             assert answers[0] == answers[1]
+
+
+def test_a_process_that_would_load_another_model_than_this_one_refuses(loaded):
+    settings = Generation(max_new_tokens=16)
+    with pytest.raises(fv.SettingError, match="workers=1"):
+        _begin(reloading(loaded), conditions_of(loaded, settings) | {"weights": "others"}, settings, 0, 1)
 
 
 def test_settings_have_different_names():

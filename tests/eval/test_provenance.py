@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 import torch
 
+import foveate as fv
 from foveate import embedded
 from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
@@ -33,9 +34,10 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):
 def stub(name) -> VLM:
     """A model of this name that was never loaded."""
     text = SimpleNamespace(_attn_implementation="sdpa")
-    model = SimpleNamespace(device="cpu", dtype="float32", generation_config=SimpleNamespace())
+    model = torch.nn.Linear(1, 1, device="meta")
+    model.device, model.dtype, model.generation_config = "cpu", "float32", SimpleNamespace()
     model.config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
-    return VLM(model, None, str(name))
+    return VLM(model, SimpleNamespace(tokenizer=[]), str(name))
 
 
 def test_answers_under_a_checkpoints_own_penalty_are_not_used_again():
@@ -119,3 +121,25 @@ def test_a_changed_file_of_a_hub_model_is_another_key(tmp_path, monkeypatch):
         (snapshot / name).write_text('{"changed": 1}')
         keys.add(key(stub("someone/a-model")))
     assert len(keys) == 4
+
+
+def test_a_model_that_was_changed_in_memory_is_another_one():
+    loaded = fv.load(device="cpu")
+    before = conditions(loaded)
+    with torch.no_grad():
+        loaded.model.lm_head.weight[0, 0] += 1
+    changed = conditions(loaded)
+    assert before != changed
+    loaded.model.lm_head.weight.data[0, 0] += 1
+    assert conditions(loaded) not in (before, changed)
+    changed = conditions(loaded)
+    loaded.processor.image_processor.image_mean = [0.5, 0.5, 0.4]
+    assert conditions(loaded) != changed
+
+
+def test_two_models_of_one_class_have_answers_of_their_own():
+    loaded = [fv.load(device="cpu") for _ in range(2)]
+    with torch.no_grad():
+        loaded[1].model.lm_head.weight[0, 0] += 1
+    first, second = (conditions(VLM(each.model, each.processor)) for each in loaded)
+    assert first != second

@@ -1,5 +1,6 @@
 """Answers that are kept: they come back as they were, whatever happens to their file, or are asked again."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.eval.records import fingerprint, open_answers
+from foveate.eval.records import fingerprint, key_of, open_answers
 from tests.forked import forked
 
 
@@ -170,3 +171,13 @@ def test_answers_in_a_folder_without_rights_can_be_read(tmp_path):
     finally:
         for path in reversed(paths):
             path.chmod(0o755)
+
+
+def test_a_method_of_another_code_has_another_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from foveate.methods.v2drop import V2Drop\nclass {0}(V2Drop):\n    name = 'own'\n    # {0}\n"
+    keys = set()
+    for module in ("first", "second"):
+        (tmp_path / f"of_{module}.py").write_text(code.format("Own").replace("# Own", f"# {module}"))
+        keys.add(key_of(importlib.import_module(f"of_{module}").Own()))
+    assert len(keys) == 2

@@ -4,9 +4,11 @@ import json
 import time
 
 import pytest
+from PIL import Image
 
 import foveate as fv
 from foveate.embedded import picture
+from foveate.errors import InputError
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.listener import Listener
@@ -54,9 +56,11 @@ def test_labels_that_are_all_the_same_are_said_to_say_nothing(evaluated):
 
 def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp_path):
     (tmp_path / "damaged.png").write_bytes(picture().read_bytes()[:200])
-    quality, _ = evaluated({}, {"question": 7}, {"image": "none.png"}, {"image": "damaged.png"}, tokens=(64,))
-    assert quality.full["questions"] == 1
-    assert [row["row"] for row in quality.to_dict()["bad"]] == [1, 2, 3]
+    quality, _ = evaluated(
+        {}, {"question": 7}, {"image": "none.png"}, {"image": "damaged.png"}, {"image": []}, tokens=(64,)
+    )
+    assert (quality.full["questions"], quality.full["pictures"]) == (1, 1)
+    assert [row["row"] for row in quality.to_dict()["bad"]] == [1, 2, 3, 4]
     assert "none.png cannot be read" in quality.origin["bad"][1]["reason"]
 
 
@@ -151,3 +155,18 @@ def answers_in(folder):
     lines = [line for part in folder.glob("*/part-*.jsonl") for line in part.read_text().splitlines()]
     rows = [row for row in map(json.loads, lines) if "question" in row]
     return sorted((row["method"], row["question"], row["answer"]) for row in rows)
+
+
+def test_no_answer_about_a_picture_is_kept_under_the_name_of_the_one_before(tmp_path):
+    (path := tmp_path / "in.jsonl").write_text(json.dumps({"image": "one.png", "question": "What?"}))
+    (shown := tmp_path / "one.png").write_bytes(picture().read_bytes())
+
+    class Writing(Listener):
+        def stage(self, doing, total, done=0):
+            if doing == "Answering":
+                Image.new("RGB", (336, 336)).save(shown)
+            return super().stage(doing, total, done)
+
+    plan = Plan(methods=("v2drop",), retention=(0.5,), baselines=False, cache=tmp_path / "kept", max_new_tokens=2)
+    with pytest.raises(InputError, match="meanwhile"):
+        evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, listener=Writing())

@@ -95,7 +95,7 @@ def embedded():
 @pytest.mark.parametrize("word", ["</s>", "<pad>"])
 def test_a_question_holds_no_special_token(embedded, word):
     with suppress(fv.FoveateError):
-        ids = embedded.prepare(prompt=f"What {word} is it?").inputs["input_ids"]
+        ids = embedded.prepare([], f"What {word} is it?").inputs["input_ids"]
         assert embedded.tokenizer.convert_tokens_to_ids(word) not in ids
 
 

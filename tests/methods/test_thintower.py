@@ -281,6 +281,7 @@ def test_a_compiled_block_is_refused():
 def test_it_looks_before_it_is_asked():
     vlm = fv.load()
     asked = vlm.ask(embedded.picture(), "What is there?", method="thintower+vidcom2", retention=0.5)
+    assert "thintower+vidcom2" in repr(asked)
     looked = vlm.look(embedded.picture(), method="thintower+vidcom2", retention=0.5).ask("What is there?")
     assert looked.text == asked.text
     assert looked.trace.stages[0].rows

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -75,3 +77,24 @@ def test_each_process_takes_the_next_device_unless_one_was_named(monkeypatch):
     assert device_at(1, "cpu") == "cpu"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert device_at(1, "auto") == "auto"
+
+
+SCRIPT = """
+import sys
+from foveate.runs.crew import Pool
+from foveate.runs.store import open_store
+
+def task(place, count):
+    return lambda item, stopped: iter([[item]])
+
+with open_store(__import__("pathlib").Path(sys.argv[1]), "row"), Pool(task, 2) as pool:
+    print(list(pool.work(iter(range(3)), lambda: False)))
+"""
+
+
+def test_a_script_without_a_guard_is_told_in_one_line(tmp_path):
+    (script := tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "__main__" in done.stderr.splitlines()[-1]
+    assert done.stderr.count("Traceback") == 1

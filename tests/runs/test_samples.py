@@ -1,20 +1,27 @@
 """Every format gives the same rows; what is no row is told, and reading goes on behind it."""
 
+import base64
 import csv
 import gzip
 import json
 import os
 
+import numpy as np
+import pandas
 import pytest
+from PIL import Image
 
 import foveate as fv
+from foveate.ask.media import read_media
+from foveate.embedded import picture
 from foveate.runs import samples
+from foveate.runs.labels import as_said, labels_in
 from foveate.runs.samples import Bad, SampleColumns, samples_in
 
 ROWS = [
     {"id": "a", "image": "1.png", "question": "What is this?"},
     {"id": "bä", "image": ["1.png", "/elsewhere/2.png"], "question": 'Which, "the first", or\nthe second?'},
-    {"id": "c", "image": [], "question": "[Nothing] to see?"},
+    {"id": "c", "image": "3.png", "question": "[Nothing] to see?"},
 ]
 
 
@@ -61,7 +68,7 @@ def test_every_format_gives_the_same_rows(tmp_path, ending):
     assert rows_of(path) == [
         (0, "a", (str(tmp_path / "1.png"),), "What is this?"),
         (1, "bä", (str(tmp_path / "1.png"), "/elsewhere/2.png"), 'Which, "the first", or\nthe second?'),
-        (2, "c", (), "[Nothing] to see?"),
+        (2, "c", (str(tmp_path / "3.png"),), "[Nothing] to see?"),
     ]
 
 
@@ -69,7 +76,7 @@ def test_columns_may_have_other_names_and_paths_another_start(tmp_path):
     path = tmp_path / "in.jsonl"
     write_lines(path, [{"key": 7, "file": "1.png", "image": "wrong.png", "text": "What?"}])
     columns = SampleColumns(media=("file",), question=("text",), id="key")
-    assert rows_of(path, columns=columns, root="/start") == [(0, "7", ("/start/1.png",), "What?")]
+    assert rows_of(path, columns=columns, root="/start") == [(0, 7, ("/start/1.png",), "What?")]
     assert rows_of(path, columns=SampleColumns(id=None), question="Which?") == [
         (0, "0", (str(tmp_path / "wrong.png"),), "Which?")
     ]
@@ -264,3 +271,101 @@ def test_an_input_without_a_row_that_can_be_asked_is_refused(tmp_path):
         samples_in(tmp_path / "empty", question="What?").count()
     with pytest.raises(fv.SettingError, match="question"):
         samples_in(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_whole_numbers_beside_a_gap_are_whole_numbers(tmp_path, ending):
+    table = pandas.DataFrame({"id": [1, None, 30], "image": "1.png", "question": "What?", "label": [3, None, 4]})
+    path = tmp_path / f"in{ending}"
+    if ending == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_dict("records")))  # NaN, as Python writes it
+    elif ending == ".csv":
+        table.to_csv(path)
+    else:
+        table.to_parquet(path)
+    samples = samples_of(path)
+    assert [labels_in(sample.record)[:1] for sample in samples] in ([("3",), (), ("4",)], [("3.0",), (), ("4.0",)])
+    assert [bool(labels_in(sample.record)) and is_right("3", sample) for sample in samples] == [True, False, False]
+    ids = [sample.id for sample in samples]
+    assert ids == (["1.0", "1", "30.0"] if ending == ".csv" else [1, 1, 30])  # the gap is row 1
+    assert len({type(name) for name in ids}) == 1
+
+
+def is_right(answer, sample):
+    return as_said(answer) in map(as_said, labels_in(sample.record))
+
+
+@pytest.mark.parametrize("label", [3.0, [3.0], "3.0", [7, 3.0], "3", ["3.00"], -0.0])
+def test_a_label_is_the_number_whatever_wrote_it(label):
+    assert as_said("3.") in map(as_said, labels_in({"label": label})) or as_said("0") in labels_in({"label": label})
+
+
+def test_ids_come_out_as_they_came_in_and_numbers_stand_in_for_them_in_kind(tmp_path):
+    write_lines(
+        path := tmp_path / "in.jsonl",
+        [{"image": "1.png", "question": "?"}, {"id": 7, "image": "1.png", "question": "?"}],
+    )
+    assert [sample.id for sample in samples_of(path)] == [0, 7]
+    write_lines(path, [{"image": "1.png", "question": "?"}, {"id": "a", "image": "1.png", "question": "?"}])
+    assert [sample.id for sample in samples_of(path)] == ["0", "a"]
+
+
+@pytest.mark.parametrize("bad", [{"image": None}, {"question": 7}, {"image": []}, {"image": "http://x/y.png"}])
+@pytest.mark.parametrize("name", [1, "1", 1.0])
+def test_an_id_of_a_bad_row_is_no_other_rows_too(tmp_path, bad, name):
+    row = {"id": 1, "image": "1.png", "question": "What?"}
+    write_lines(path := tmp_path / "in.jsonl", [row, {**row, "id": 2}, {**row, "id": name, **bad}])
+    with pytest.raises(fv.InputError, match="twice"):
+        samples_in(path).count()
+
+
+@pytest.mark.parametrize("image", [[], None, "", "absent"])
+def test_a_row_without_a_picture_is_bad_unless_rows_may_be_texts(tmp_path, image):
+    row = {"id": 1, "question": "What?"} if image == "absent" else {"id": 1, "image": image, "question": "What?"}
+    write_lines(path := tmp_path / "in.jsonl", [row])
+    (sample,) = samples_of(path)
+    assert isinstance(sample, Bad)
+    (sample,) = samples_of(path, columns=SampleColumns(text_only=True))
+    assert sample.media == ()
+
+
+PIXELS = picture().read_bytes()
+TEXT = base64.b64encode(PIXELS).decode()
+
+
+def shown(sample):
+    return [np.asarray(medium.image) for medium in read_media(list(sample.media))]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        TEXT, [TEXT, TEXT], f"data:image/png;base64,{TEXT}", {"bytes": PIXELS, "path": "a.png"},
+        {"bytes": PIXELS, "path": None}, [{"bytes": PIXELS, "path": None}], PIXELS,
+        {"bytes": None, "path": str(picture())},
+        base64.encodebytes(PIXELS).decode(),
+    ],
+)  # fmt: skip
+def test_pictures_that_a_file_holds_itself_are_read(tmp_path, image):
+    import pyarrow
+    import pyarrow.parquet
+
+    row = {"id": "a", "image": image, "question": "What?"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "in.parquet")
+    paths = [tmp_path / "in.parquet"]
+    if isinstance(image, str):
+        write_lines(tmp_path / "in.jsonl", [row])
+        pandas.DataFrame([row]).to_csv(tmp_path / "in.tsv", sep="\t", index_label="index")
+        paths += [tmp_path / "in.jsonl", tmp_path / "in.tsv"]
+    for path in paths:
+        (sample,) = samples_of(path)
+        assert len(sample.media) == len(image if isinstance(image, list) else [image])
+        assert all(np.array_equal(pixels, Image.open(picture()).convert("RGB")) for pixels in shown(sample))
+        assert "base64" not in str(sample.record)
+        assert TEXT not in str(sample.record)
+
+
+def test_a_film_that_a_table_holds_is_a_film(tmp_path):
+    write_lines(path := tmp_path / "in.jsonl", [{"video": TEXT, "question": "?"}])
+    (sample,) = samples_of(path)
+    assert sample.media[0].startswith("data:video/")

@@ -58,7 +58,7 @@ def test_its_figures_are_those_of_asking(vlm, sure, prompts):
     assert promise.first == 64
     assert promise.full == 576
     assert promise.tokens == pytest.approx(64 + promise.again * 576)
-    answer = vlm.ask(None, "What is it ?", method=sure)
+    answer = vlm.ask(picture(), "What is it ?", method=sure)
     assert answer.again == (answer.confidence < sure.sure)
 
 

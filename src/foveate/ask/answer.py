@@ -18,7 +18,7 @@ from foveate.contract.method import Method
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, UnsupportedError
-from foveate.naming import asked_share
+from foveate.naming import asked_share, name_of
 from foveate.plain.table import Column, Table
 
 
@@ -225,7 +225,7 @@ class Answer:
         if self.missed is None or self.method is None or self.asked is None:
             return
         if abs(self.spent - self.asked * self.vision_tokens) > 1:
-            warnings.warn(f"{self.method.name} does not meet the budget: {self.missed}.", stacklevel=stacklevel + 1)
+            warnings.warn(f"{name_of(self.method)} does not meet the budget: {self.missed}.", stacklevel=stacklevel + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: answer, setting, what was spent and saved, and where tokens were dropped."""
@@ -263,7 +263,7 @@ class Answer:
     def __repr__(self) -> str:
         method = "the untouched model"
         if self.method is not None:
-            method = self.method.name
+            method = name_of(self.method)
         if self.unsure is not None:
             method += f", unsure {self.confidence:.2f}"
         spent = f"{self.retention:.1%} of {self.vision_tokens} vision tokens"
@@ -347,7 +347,8 @@ def _late_line(trace: Trace) -> list[tuple[str, str]]:
         half = len(counts) // 2
         if half and sum(counts):
             late = sum(counts[-half:]) + (len(counts) % 2) * counts[half] / 2
-            shares.append(f"{late / sum(counts):.0%} {stage.place}")
+            place = stage.place if stage.place.startswith("before") else f"behind the {stage.place}"
+            shares.append(f"{late / sum(counts):.0%} of the tokens kept {place}")
     if not shares:
         return []
     return [("Late frames", f"the second half of the video has {', '.join(shares)}")]

@@ -181,7 +181,7 @@ class Conversation:
         for image in self.images:
             digest.update(f"{image.size}".encode() + image.tobytes())
         for clip in self.clips:
-            digest.update(f"{clip.frames.shape}".encode() + clip.frames.tobytes())
+            digest.update(f"{clip.frames.shape} {clip.seconds}".encode() + clip.frames.tobytes())
         if not self.media:
             return ""
         return digest.hexdigest()[:20]

@@ -23,7 +23,7 @@ from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.naming import method_of
+from foveate.naming import method_of, name_of
 from foveate.registry import family_for, methods
 
 Inputs = Mapping[str, Tensor]
@@ -99,7 +99,7 @@ def _why_not(family: Family, method: Method | None) -> str | None:
         return f"A {family.model.config.model_type!r} cannot look before it is asked: {why}. Ask with vlm.ask."
     if method is None or (need := _waits(method, len(family.layers))) is None:
         return None
-    return f"{method.name} {need}"
+    return f"{name_of(method)} {need}"
 
 
 def _waits(method: Method, depth: int) -> str | None:

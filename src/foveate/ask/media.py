@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_in, picture_of
 from foveate.errors import InputError
-from foveate.plain.files import is_video, local_path, scheme_of
+from foveate.plain.files import is_video, local_path, scheme_of, state_of
 from foveate.plain.memory import check_room
 from foveate.video import Clip, read
 from foveate.video.decoding import UNNAMED
@@ -60,14 +60,14 @@ def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[obj
     Args:
         media: As for `read_media`, or None.
         frames, fps: As for `read_media`.
-        shelf: What was read, by the files' paths.
+        shelf: What was read, by the files' paths and states.
     """
     paths = media
     if isinstance(media, str | Path):
         paths = (media,)
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
         return media
-    key = tuple(map(str, paths))
+    key = tuple((str(path), state_of(str(path))) for path in paths)
     if key not in shelf:
         shelf[key] = read_media(media, frames, fps)
     return shelf[key]
@@ -222,9 +222,7 @@ def refuse_thin(medium: Picture | Clip) -> None:
     """
     width, height = _size(medium)
     if max(width, height) > THIN * min(width, height):
-        name = "A picture"
-        if medium.path is not None:
-            name = str(medium.path)
+        name = medium.path or "A picture"
         raise InputError(f"{name} is {width} x {height} pixels, more than {THIN} times as long as wide. Crop it first.")
 
 
@@ -237,9 +235,7 @@ def crop_note(medium: Picture | Clip) -> str | None:
     sides = "top and bottom"
     if width > height:
         sides = "left and right"
-    name = "the picture"
-    if medium.path is not None:
-        name = str(medium.path)
+    name = medium.path or "the picture"
     return (
         f"the processor cuts off {share:.0%} of {name} ({sides}): the model sees only the centre square. "
         "Set fit to pad to show all of it."

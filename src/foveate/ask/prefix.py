@@ -21,6 +21,7 @@ from foveate.contract.method import Method
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
+from foveate.naming import name_of
 from foveate.plain.upstream import brief
 
 QUESTION = "What is shown here, and where?"
@@ -84,7 +85,7 @@ class Prefix:
     def __repr__(self) -> str:
         method = "the untouched model"
         if self.method is not None:
-            method = self.method.name
+            method = name_of(self.method)
         return f"Prefix({self.tokens} tokens of {self.loaded.name!r}, {method}, {self.nbytes / 1e6:.1f} MB)"
 
     def __deepcopy__(self, memo: object) -> "Prefix":

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from foveate import embedded
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded, quiet
@@ -41,20 +40,19 @@ def conversation_about(
 
     Raises:
         InputError: If a file cannot be read.
-        SettingError: If there is no question, or two.
+        SettingError: If there is no question, or two, or neither a picture nor a film nor [].
     """
     frames, fps = showing.get("frames"), showing.get("fps")
     if messages is not None:
         if media is not None or prompt is not None:
             raise SettingError("messages hold pictures and texts: leave media and prompt out.")
         return Conversation.of(messages, frames, fps)
-    if media is None and loaded.name == embedded.NAME:
-        media = embedded.picture()
-        prompt = prompt or embedded.QUESTION
+    if media is None:
+        raise SettingError("What is it about? Name a picture or film; [] asks a question without one.")
     if prompt is None:
         raise SettingError('What is the question? Give a prompt: ask("cat.jpg", "What is it doing?").')
     check_text(prompt)
-    return Conversation.about(read_media(() if media is None else media, frames, fps), prompt)
+    return Conversation.about(read_media(media, frames, fps), prompt)
 
 
 def prepare(

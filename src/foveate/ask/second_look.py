@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ from foveate.ask.loaded import Loaded
 from foveate.ask.look import ADAPTERS, weights_of
 from foveate.contract.method import BUDGET, Method
 from foveate.errors import InputError, SettingError
-from foveate.naming import members_of, method_of
+from foveate.naming import members_of, method_of, name_of
 from foveate.plain import filed
 from foveate.plain.spelling import SECOND_LOOK, is_second_look, read_json, unquoted
 from foveate.plain.stats import Z, wilson
@@ -31,6 +32,8 @@ from foveate.registry import PlainMethod
 
 FORMAT = f"{SECOND_LOOK} 1"
 FILE = "This file of foveate tune --agreement"
+GIVEN = {"dtype": "dtype", "kernel": "attention", "max_new_tokens": "max_new_tokens", "stop": "stop"}
+"""What somebody gives of all that a threshold belongs to, by the argument's name; a flag's has hyphens."""
 
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -150,8 +153,9 @@ class SecondLook:
             raise SettingError(
                 f"A second look begins with a method, such as fv.VidCom2(tokens=64); got {self.method!r}."
             )
-        if not isinstance(self.sure, int | float) or isinstance(self.sure, bool) or not 0 <= self.sure <= 1:
+        if not isinstance(self.sure, Real) or isinstance(self.sure, bool) or not 0 <= self.sure <= 1:
             raise SettingError(f"sure is a probability between 0 and 1, such as 0.9; got {brief(self.sure)}.")
+        object.__setattr__(self, "sure", float(self.sure))  # of NumPy
 
     def __repr__(self) -> str:
         return f"SecondLook({self.name}: below {self.sure:.3g})"
@@ -159,11 +163,10 @@ class SecondLook:
     @property
     def name(self) -> str:
         """A short name for tables: "vidcom2 64, else full"."""
-        names = "+".join(member.name for member in members_of(self.method))
         budgets = [value for member in members_of(self.method) for value in member._given(BUDGET).values()]
         if self.promise is not None:
             budgets = [self.promise.first]
-        return f"{names}{f' {budgets[-1]:.3g}' if budgets else ''}, else full"
+        return f"{name_of(self.method)}{f' {budgets[-1]:.3g}' if budgets else ''}, else full"
 
     @property
     def sentence(self) -> str:
@@ -216,13 +219,18 @@ class SecondLook:
         if self.promise is None:
             return
         here, there = conditions_of(loaded, settings), self.promise.conditions
-        for name in {**there, **here}:
-            if here.get(name) != there.get(name):
-                raise SettingError(
-                    f"This second look was calibrated with another {name}: {there.get(name, 'none')} there, "
-                    f"{here.get(name, 'none')} here. A threshold belongs to what it was calibrated with: calibrate "
-                    "again, with foveate tune --agreement."
-                )
+        other = [name for name in {**there, **here} if here.get(name) != there.get(name)]
+        if {"dtype", "weights"} <= {*other}:
+            other.remove("weights")  # of course other ones, once they are rounded
+        if other:
+            differ = [f"another {name}: {there.get(name)} there, {here.get(name)} here" for name in other]
+            advice = [f"give {GIVEN[name]}={there[name]}" for name in other if name in GIVEN and name in there]
+            if len(advice) < len(other):
+                advice = [f"load {self.promise.model} as it was then, or calibrate again with foveate tune --agreement"]
+            raise SettingError(
+                f"This second look was calibrated with {'; with '.join(differ)}. A threshold belongs to what it was "
+                f"calibrated with: {' and '.join(advice)}."
+            )
 
     # -- files ------------------------------------------------------------------------------------------------
 
@@ -338,16 +346,17 @@ def _settings(processor: Any) -> list[object]:
     own = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool)}
     own.pop("chat_template", None)
     tokens = type(processor.tokenizer).__name__, len(processor.tokenizer)
-    return [own, *(part.to_dict() for part in parts if part is not None), tokens]
+    named = [part.to_dict() for part in parts if part is not None and hasattr(part, "to_dict")]
+    return [own, *named, tokens]
 
 
-_SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDictionary()
+SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDictionary()
 
 
 def _weights(model: PreTrainedModel) -> str:
     """A digest of all weights: names, shapes, dtypes and exact sums of their bits; of the same ones, the last."""
     marks = weights_of(model)
-    last = _SUMS.get(model)
+    last = SUMS.get(model)
     if last is None or last[0] != marks:
         facts: list[tuple[object, ...]] = [
             (name, str(tuple(value.shape)), str(value.dtype), _sum(value))
@@ -357,7 +366,7 @@ def _weights(model: PreTrainedModel) -> str:
         for name, module in model.named_modules():
             if hasattr(module, "merged_adapters"):  # a layer of PEFT's
                 facts.append((name, *(repr(getattr(module, mark, None)) for mark in ADAPTERS)))
-        last = _SUMS[model] = (marks, _digest(facts))
+        last = SUMS[model] = (marks, _digest(facts))
     return last[1]
 
 

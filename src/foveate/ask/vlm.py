@@ -122,8 +122,8 @@ class VLM(Loaded):
             vlm.ask(messages=[{"role": "user", "content": [{"type": "image", "path": "cat.jpg"}, …]}, …])
 
         Args:
-            media: What is looked at: a path, PIL picture, array (height, width, 3) uint8, or clip; or several. None is
-                the embedded model's own picture, and for any other model a question without one.
+            media: What is looked at: a path, PIL picture, array (height, width, 3) uint8, or clip; or several. [] asks
+                a question without any.
             prompt: The question.
             messages: In the place of both: a conversation of several turns, see `foveate.ask.conversation`.
             choices: Texts: the answer is the one that the model finds likeliest, by the probability of all its tokens.

@@ -20,6 +20,7 @@ from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.version import __version__
+from foveate.plain.writing import encodable
 from foveate.runs.crew import Crew, Here
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
@@ -81,8 +82,8 @@ class Summary:
         seconds: What this run took, the loading of the model left out.
         accuracy: The share of right answers among those of this run whose rows have a label; None without any.
         reasons: Why rows are bad, without the names of their files, and how many are for each.
-        retention: Mean over the answers of this run; None without any.
-        vision_tokens: Mean over the answers of this run; None without any.
+        retention: Mean over the answers of this run that had something to drop; None without any.
+        vision_tokens: The same.
         again: The share of the answers of this run that the full model was asked for again; None without a second look.
         graphs: How prompts of this run ran, and the number of answers for each: "replayed", "recorded", or why plainly;
             empty where no CUDA graphs are asked for.
@@ -116,6 +117,7 @@ class Summary:
     broken_file: str = BROKEN
     _answers: int = field(default=0, repr=False)
     _scored: int = field(default=0, repr=False)
+    _shown: int = field(default=0, repr=False)
 
     @property
     def rate(self) -> float | None:
@@ -140,8 +142,10 @@ class Summary:
                 self.accuracy = _mean(self.accuracy, row["right"], self._scored)
             if "again" in row:
                 self.again = _mean(self.again, row["again"], self._answers)
-            self.retention = _mean(self.retention, row["retention"], self._answers)
-            self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._answers)
+            if row["vision_tokens"]:
+                self._shown += 1
+                self.retention = _mean(self.retention, row["retention"], self._shown)
+                self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._shown)
 
 
 def _mean(before: float | None, value: float, count: int) -> float:
@@ -218,8 +222,8 @@ def _reasons(path: Path) -> dict[str, int]:
             for value in row.values():
                 for text in value if isinstance(value, list) else [value]:
                     if isinstance(text, str) and len(text) > 1:
-                        reason = reason.replace(text, "…")
-            reasons[re.sub(r"\d[\d,.]*(?=\D)", "N", reason)] += 1
+                        reason = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "…", reason)
+            reasons[re.sub(r"(?<![\w.])\d+([,.]\d+)*(?!\w)", "N", reason)] += 1
     return dict(reasons.most_common())
 
 
@@ -247,6 +251,7 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         suspects = range(first, last + 1)
 
     def take(rows: Sequence[Row]) -> None:
+        rows = encodable(rows)
         answers = [row for row in rows if REASON not in row]
         bad = [row for row in rows if REASON in row]
         broken = [row for row in bad if row.keys() <= {KEY, REASON, LINE_KEY}]
@@ -302,13 +307,15 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _column(name: str, values: list[Any]) -> Any:
     pyarrow = arrow()
-    if OURS.get(name) == "list":
+    kind = OURS.get(name)
+    if kind == "list":
         kind = pyarrow.list_(pyarrow.string())
-    else:
-        kind = OURS.get(name)
     if kind is None and all(value is None for value in values):
         kind = pyarrow.string()
     try:
-        return pyarrow.array(values, type=kind)
-    except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError):
-        return pyarrow.array([None if value is None else json.dumps(value) for value in values], type=pyarrow.string())
+        column = pyarrow.array(values, type=kind)
+        if "struct<>" not in str(column.type):  # which Parquet has not
+            return column
+    except (pyarrow.ArrowException, OverflowError):
+        pass
+    return pyarrow.array([None if value is None else json.dumps(value) for value in values], type=pyarrow.string())

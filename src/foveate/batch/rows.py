@@ -20,8 +20,9 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
-from foveate.eval.provenance import conditions
+from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
+from foveate.plain.files import scheme_of
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
@@ -37,7 +38,6 @@ LONGEST = 1000
 """Letters of a reason; some repeat what a file holds."""
 OURS = {
     KEY: "int64",
-    "id": "string",
     "answer": "string",
     "retention": "float64",
     "vision_tokens": "int64",
@@ -113,6 +113,7 @@ class RowAsking:
         values = {name: getattr(self, name) for name in names}
         values["method"] = "+".join(member.name for member in self.members) or "none"
         values["method settings"] = [member.to_dict() for member in self.members]
+        values["method code"] = [code_of(type(member)) for member in self.members]
         if isinstance(self.method, SecondLook):
             values["sure"] = self.method.sure
         if self.cuda_graphs:
@@ -167,7 +168,8 @@ class RowAnswerer:
         asking = self.asking
         if asking.within is not None:
             for path in sample.media:
-                if not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
+                is_file = scheme_of(path) != "data"  # else it lies in the input itself
+                if is_file and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)

@@ -1,6 +1,7 @@
 """The command `foveate`: parse, call, print. One file a subcommand."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # the next file opened would take its place
         print("foveate: stdout is closed. Send it to a file, or to /dev/null.", file=sys.stderr)
         return FAILED
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
         return _print_version()

@@ -38,6 +38,8 @@ class ColumnOptions:
     """a column with a unique id for each row (default: id; a row without one has its number)"""
     number_rows: Flag = False
     """use each row's number, from 0, as its id"""
+    text_only: Flag = False
+    """let rows have no picture and no film; else they are bad rows"""
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """relative paths start here, and no file outside is read (default: they start beside IN; any file is read)"""
 
@@ -48,6 +50,7 @@ class ColumnOptions:
             media=usual.media if self.media_column is None else (self.media_column,),
             question=usual.question if self.question_column is None else (self.question_column,),
             id=None if self.number_rows else self.id_column or usual.id,
+            text_only=self.text_only,
         )
 
 
@@ -208,7 +211,7 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
     if summary.accuracy is not None:
         rows.append(("Accuracy", f"{summary.accuracy:.1%} of the answers whose rows have a label"))
     if summary.retention is not None:
-        rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.3g} vision tokens, on average"))
+        rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:,.0f} vision tokens, on average"))
     if summary.again is not None:
         rows.append(("Asked again", f"{summary.again:.1%} of the answers, in full"))
     if summary.graphs:

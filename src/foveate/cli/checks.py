@@ -4,6 +4,7 @@ Whatever else is wrong, such as a setting or a budget, the library refuses.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from foveate.plain.folders import base_of, check_folder, folder_of, loading_base
 from foveate.plain.spelling import unknown, written
 from foveate.plain.upstream import shown
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""Of the pictures of a folder."""
 SHAPES = Path(__file__).parents[1] / "bench" / "shapes.json"
 
 
@@ -67,6 +70,20 @@ def check_model(models: ModelOptions) -> None:
             f"Model '{shown(name)}' is no folder here, and no hub id: that is written OWNER/NAME. "
             "Families: foveate models."
         )
+
+
+def files_in(place: Path, films: bool = False) -> list[Path]:
+    """A file; or the pictures of a folder by name, with its films where these count.
+
+    Raises:
+        InputError: If a folder has none.
+    """
+    if not os.path.isdir(place):  # unlike Path.is_dir, no error where the name is too long
+        return [place]
+    paths = sorted(path for path in place.iterdir() if path.suffix.lower() in ENDINGS or (films and is_video(path)))
+    if not paths:
+        raise InputError(f"{place} has no picture in it ({', '.join(ENDINGS)}).")
+    return paths
 
 
 def check_shape(name: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Group
 
-from foveate.cli.checks import check_input, check_methods
+from foveate.cli.checks import check_input, check_methods, files_in
 from foveate.cli.options import (
     EMBEDDED,
     BudgetOptions,
@@ -55,7 +55,7 @@ class Count:
     """
 
     files: Files = ()
-    """picture and video files, in the order the model sees them"""
+    """picture and video files, or folders of them, in the order the model sees them"""
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
     """hub id or local folder; its weights may be missing"""
     tokens: MaybeTokens = None
@@ -73,7 +73,8 @@ class Count:
         check_targets(self.outputs)
         if self.method is not None:
             check_methods([self.method])
-        check_input(self.files, QUESTION, ModelOptions(model=self.model), self.media)
+        files = [path for place in self.files for path in files_in(place, films=True)]
+        check_input(files, QUESTION, ModelOptions(model=self.model), self.media)
         with busy("Starting torch"):
             from foveate import embedded
             from foveate.ask.loading import load
@@ -86,7 +87,7 @@ class Count:
             vlm = load(self.model, weights=False)
         showing: Any = {"frames": self.media.frames, "fps": self.media.fps, "fit": self.media.fit}
         with busy("Preparing the pictures"):
-            media = read_media(self.files or [embedded.picture()], self.media.frames, self.media.fps)
+            media = read_media(files or [embedded.picture()], self.media.frames, self.media.fps)
             prompt = vlm.prepare(media, QUESTION, **showing)
             if len(media) == 1:
                 alone = [prompt]

@@ -1,6 +1,6 @@
 """`foveate eval`: what dropping costs in quality, against the full model on the same questions."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ import tyro
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Count, Flag, GraphOptions, MethodsOptions, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
-from foveate.cli.screen import OnScreen, busy
+from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.runs.samples import samples_in
 
@@ -140,6 +140,7 @@ class Eval(MethodsOptions):
         from foveate.eval.evaluation import evaluate, evaluate_samples
         from foveate.eval.held_out import check_tasks
         from foveate.eval.plan import Plan
+        from foveate.eval.records import reservation
 
         plan = Plan(
             methods=self.method or USUAL,
@@ -151,10 +152,12 @@ class Eval(MethodsOptions):
             workers=self.workers,
             max_new_tokens=self.models.max_new_tokens,
         )
-        if self.samples is not None:
-            samples = samples_in(self.samples, question=self.prompt)
-            return evaluate_samples(load(self.models), samples, plan, listener=OnScreen())
         names = () if self.tasks is None else tuple(name.strip() for name in self.tasks.split(","))
         names = check_tasks(names, tasks_of(self.models.model))
         seeds = self.seed or (0,)
-        return evaluate(load(self.models), names, plan, count=self.questions, seeds=seeds, listener=OnScreen())
+        with reservation(asdict(self.models), self.cache, note):
+            vlm = load(self.models)
+            if self.samples is not None:
+                samples = samples_in(self.samples, question=self.prompt)
+                return evaluate_samples(vlm, samples, plan, listener=OnScreen())
+            return evaluate(vlm, names, plan, count=self.questions, seeds=seeds, listener=OnScreen())

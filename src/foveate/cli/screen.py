@@ -25,6 +25,7 @@ from rich.text import Text
 from foveate.errors import InputError
 from foveate.plain.table import WIDEST
 from foveate.plain.upstream import printable
+from foveate.plain.writing import encodable
 from foveate.runs.listener import Advance, Listener
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def preview(image: "Image") -> RenderableType:
 
 
 def as_json(values: Mapping[str, Any]) -> str:
-    """Indented JSON with a newline at its end; numbers that JSON does not know (NaN) are an error."""
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Indented JSON with a newline at its end; of what JSON does not know, see `encodable`."""
+    return json.dumps(encodable(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def show_json(values: Mapping[str, Any]) -> None:

@@ -3,14 +3,14 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.text import Text
 
-from foveate.cli.checks import check_methods, check_model
+from foveate.cli.checks import check_methods, check_model, files_in
 from foveate.cli.options import (
     Count,
     Images,
@@ -25,7 +25,7 @@ from foveate.cli.options import (
 from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.plain.files import check_readable
+from foveate.plain.files import state_of
 from foveate.plain.writing import preset_files
 from foveate.runs.labels import plain
 from foveate.runs.samples import Bad, samples_in
@@ -37,7 +37,6 @@ METHOD = "v2drop"
 """What is tuned where nobody names a method."""
 Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]
 Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")]
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +108,21 @@ class Tune:
         else:
             check_targets(self.outputs)
         check_methods(methods)
-        for path, _, _ in asked:
-            check_readable(path)
+        for source, _, _ in asked:
+            state_of(source)
         check_model(self.models)
         from foveate.cli.screen import OnScreen, busy, note
 
         with busy("Starting torch"):
-            from foveate.ask.pictures import load_picture
+            from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
+            from foveate.eval.records import reservation
             from foveate.naming import given, parse
             from foveate.tuning import tune
 
         parsed = {name: parse(name, self.settings) for name in methods}  # or a refusal, before the model is loaded
-        pictures = [(load_picture(path), prompt) for path, prompt, _ in asked]
-        vlm = load(self.models)
-        prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
+        pictures = [(read_medium(source, kind="image"), prompt) for source, prompt, _ in asked]
         how: dict[str, Any] = {
             "task": self.task,
             "seed": self.seed,
@@ -134,18 +132,21 @@ class Tune:
             "listener": OnScreen(),
         }
         tunings: dict[str, Tuned] = {}
-        with fitting(vlm, prompts[0].inputs):
-            for (name, budget), file in zip(cells, preset_files(cells), strict=True):
-                stays = given(name, self.settings)
-                try:
-                    tunings[file] = tune(vlm, prompts, method=parsed[name], given=stays, **how | budget)
-                except (SettingError, UnsupportedError) as error:
-                    if not tunings and (name, budget) == cells[-1]:
-                        raise
-                    note(f"{name} at {budget[kind]:g} is infeasible: {error}")
+        with reservation(asdict(self.models), self.cache, note):
+            vlm = load(self.models)
+            prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
+            with fitting(vlm, prompts[0].inputs):
+                for (name, budget), file in zip(cells, preset_files(cells), strict=True):
+                    stays = given(name, self.settings)
+                    try:
+                        tunings[file] = tune(vlm, prompts, method=parsed[name], given=stays, **how | budget)
+                    except (SettingError, UnsupportedError) as error:
+                        if not tunings and (name, budget) == cells[-1]:
+                            raise
+                        note(f"{name} at {budget[kind]:g} is infeasible: {error}")
         self._hand_out(tunings, several=len(cells) > 1)
 
-    def _agree(self, asked: "Sequence[tuple[Path, str, str]]") -> None:
+    def _agree(self, asked: "Sequence[tuple[str, str, str]]") -> None:
         """Calibrate a second look, print, and write it."""
         assert self.agreement is not None
         flags = ("task", "cache", "workers", "flops")
@@ -159,15 +160,15 @@ class Tune:
             raise UsageError(f"--out {out}: a second look is a .json file. Name one, such as sure.json.")
         check_targets(self.outputs)
         check_methods(self.method)
-        for path, _, _ in asked:
-            check_readable(path)
+        for source, _, _ in asked:
+            state_of(source)
         check_model(self.models)
         from rich.console import Group
 
         from foveate.cli.screen import OnScreen, busy, note
 
         with busy("Starting torch"):
-            from foveate.ask.pictures import load_picture
+            from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
             from foveate.cli.outputs import finish
             from foveate.cli.setup import load
@@ -183,7 +184,7 @@ class Tune:
             tried = [setting for name in methods for setting in settings_of(parse(name, self.settings))]
         may_narrow = len(methods) == 1 and not budgets
         refuse_few(len(asked), self.agreement, 1 if may_narrow else len(tried))
-        pictures = [(load_picture(path), prompt) for path, prompt, _ in asked]
+        pictures = [(read_medium(source, kind="image"), prompt) for source, prompt, _ in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
         with fitting(vlm, prompts[0].inputs):
@@ -252,7 +253,7 @@ class Tune:
             tables = [tuned.table() for tuned in tunings.values()]
             finish({"tuned": every} if several else every[0], Group(*shown), outputs, tables=tables)
 
-    def _asked(self) -> list[tuple[Path, str, str]]:
+    def _asked(self) -> list[tuple[str, str, str]]:
         """(picture, question, task) of each sample; without one the task is empty."""
         if (self.samples is None) == (not self.images):
             raise UsageError("Name picture files with --prompt, or a file of both with --samples; one of them.")
@@ -261,7 +262,7 @@ class Tune:
         if self.samples is None:
             if self.prompt is None:
                 raise UsageError('What is the question? Give it with --prompt "…".')
-            return [(path, self.prompt, "") for place in self.images for path in _pictures(place)]
+            return [(str(path), self.prompt, "") for place in self.images for path in files_in(place)]
         file = self.samples
         if os.path.isdir(file):  # unlike Path.is_dir, no error where the name is too long
             file = file / "samples.jsonl"
@@ -277,24 +278,10 @@ class Tune:
                 raise InputError(f"{place}: {sample.reason}")
             if len(sample.media) != 1:
                 raise InputError(f"{place} has {len(sample.media)} pictures; tune takes one.")
-            asked.append((Path(sample.media[0]), sample.question, plain(sample.record, "task")))
+            asked.append((sample.media[0], sample.question, plain(sample.record, "task")))
         if not asked:
             raise InputError(f"{file} has no row in it.")
         return asked
-
-
-def _pictures(place: Path) -> list[Path]:
-    """A picture, or those of a folder by name.
-
-    Raises:
-        InputError: If a folder has none.
-    """
-    if not os.path.isdir(place):
-        return [place]
-    paths = sorted(path for path in place.iterdir() if path.suffix.lower() in ENDINGS)
-    if not paths:
-        raise InputError(f"{place} has no picture in it ({', '.join(ENDINGS)}).")
-    return paths
 
 
 def _is_file(out: Path) -> bool:

@@ -14,9 +14,11 @@ from foveate.ask.first import First
 from foveate.ask.generation import Generation
 from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
+from foveate.ask.second_look import conditions_of
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
+from foveate.errors import SettingError
 from foveate.eval.records import FULL, Answers, key_of, record_of
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.listener import Advance, unheard
@@ -126,20 +128,30 @@ def run(
     Raises:
         FoveateError: From loading or answering.
     """
-    task = partial(_begin, reloading(vlm), max_new_tokens)
+    settings = Generation(max_new_tokens=max_new_tokens)
     workers = min(workers or _default_workers(vlm), len(work))
+    task = partial(_begin, reloading(vlm), conditions_of(vlm, settings), settings)
 
     def take(rows: Sequence[dict[str, object]]) -> None:
         store.add(rows)
         advance(len(rows))
 
-    with crew_of(task, workers, partial(_rows, vlm, max_new_tokens)) as crew:
+    with crew_of(task, workers, partial(_rows, vlm, settings)) as crew:
         work_through(work, crew, take)
 
 
-def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: int) -> Worker:
-    """The task of a process; see `foveate.runs.crew.Task`."""
-    return partial(_rows, reload(), max_new_tokens)
+def _begin(reload: Callable[[], VLM], conditions: Mapping[str, str], settings: Generation, *_: int) -> Worker:
+    """The task of a process; see `foveate.runs.crew.Task`.
+
+    Raises:
+        SettingError: If its model is not the one in the first process.
+    """
+    vlm = reload()
+    if conditions_of(vlm, settings) != conditions:
+        raise SettingError(
+            f"{vlm.name} was changed since it was loaded. Take workers=1, or save the model and load that."
+        )
+    return partial(_rows, vlm, settings)
 
 
 def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
@@ -161,10 +173,9 @@ def _default_workers(vlm: VLM) -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
-def _rows(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
+def _rows(vlm: VLM, settings: Generation, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
     """A row of each answer that is to be asked for, a method's together; see `foveate.runs.crew.Worker`."""
     prompts = prompts_of(vlm, work.questions)
-    settings = Generation(max_new_tokens=max_new_tokens)
     first = dict(work.first)
     tower = TowerMemo()
     for method, places in work.methods:

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate import embedded
 from foveate.ask.generation import Generation
-from foveate.ask.pictures import load_picture
+from foveate.ask.media import read_medium
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import Budget
@@ -25,7 +25,7 @@ from foveate.eval.records import FORM, Answers, key_of, looked_twice, open_answe
 from foveate.naming import parse
 from foveate.plain.files import is_video, named, sha256_of
 from foveate.plain.spelling import nearest
-from foveate.plain.upstream import shown
+from foveate.plain.upstream import brief, shown
 from foveate.runs.labels import LABELS, as_said, labels_in, plain
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, MediaSample, Samples
@@ -113,7 +113,7 @@ def evaluate_samples(
     """
     listener = listener or Listener()
     with listener.stage("Reading samples", None):
-        readable, bad, columns = _read(samples)
+        readable, bad, columns, alike = _read(samples)
     if unread := sorted(columns - {*samples.columns.media, *samples.columns.question, samples.columns.id, *READ}):
         near = "".join(nearest(name, READ) for name in unread)
         listener.note(f"columns that are not read: {shown(', '.join(unread))}.{near}")
@@ -133,8 +133,6 @@ def evaluate_samples(
     labelled = [question for question in asked if question.labels]
     if labelled and len(labelled) < len(asked):
         raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
-    media = [question.media() for question in asked]
-    alike = all(len(paths) == 1 and not is_video(Path(paths[0])) for paths in media)
     return _compare(
         vlm,
         asked,
@@ -149,11 +147,12 @@ def evaluate_samples(
     )
 
 
-def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str]]:
-    """Questions about files that can be read, the rows without one, and the columns that rows have."""
+def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str], bool]:
+    """Questions about files, the rows without one, their columns, and whether each question is about one picture."""
     asked: list[Asked] = []
     bad: list[Bad] = []
     columns: set[str] = set()
+    alike = True
     for sample in samples.read():
         columns.update(sample.record)
         if isinstance(sample, Bad):
@@ -161,9 +160,10 @@ def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str]]:
             continue
         try:
             asked.append(_asked_of(sample))
+            alike = alike and len(sample.media) == 1 and not is_video(Path(sample.media[0]))
         except InputError as error:
             bad.append(Bad(sample.number, sample.record, str(error)))
-    return asked, bad, columns
+    return asked, bad, columns, alike
 
 
 def _asked_of(sample: MediaSample) -> Asked:
@@ -172,20 +172,30 @@ def _asked_of(sample: MediaSample) -> Asked:
     Raises:
         InputError: If a file cannot be read.
     """
-    paths = [Path(path) for path in sample.media]
-    picture = provenance.joined([sha256_of(path) for path in paths])
-    for path in paths:
-        if not is_video(path):
-            load_picture(path)
+    picture = provenance.joined([sha256_of(source) for source in sample.media])
+    for source in sample.media:
+        if not is_video(Path(source)):
+            read_medium(source)
     return Asked(
         key=f"{picture}/{sample.question}",
         picture=picture,
         task=plain(sample.record, "task") or "samples",
         text=sample.question,
-        media=partial(list, sample.media),
+        media=partial(_same_files, sample.media, picture),
         labels=labels_in(sample.record),
         reading=as_said,
     )
+
+
+def _same_files(media: Sequence[str], picture: str) -> list[str]:
+    """The files, which still show what answers about them are kept under.
+
+    Raises:
+        InputError: If they do not.
+    """
+    if provenance.joined([sha256_of(source) for source in media]) != picture:
+        raise InputError(f"{brief(media[0])} or another file of its row was written to meanwhile. Run again.")
+    return list(media)
 
 
 def _compare(

@@ -2,15 +2,21 @@
 
 import hashlib
 import importlib.metadata
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import huggingface_hub
 
 from foveate import embedded
+from foveate.ask.generation import Generation
+from foveate.ask.second_look import SUMS, conditions_of
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
+from foveate.errors import InputError
 from foveate.plain.files import sha256_of
 from foveate.plain.folders import base_of
 from foveate.runs.versions import versions
@@ -24,6 +30,8 @@ def conditions(vlm: VLM) -> dict[str, object]:
     setup = vlm.card.to_dict()
     del setup["name"]
     values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}
+    SUMS.pop(vlm.model, None)  # which does not notice what is written through .data
+    values["in memory"] = conditions_of(vlm, Generation())  # which may be another than its name says
     folder = _local(vlm.name)
     if folder is not None and (base := base_of(vlm.name, folder)) is not None:
         values |= {"base": _stored(base), "peft": importlib.metadata.version("peft")}
@@ -79,6 +87,14 @@ def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
 def joined(digests: Sequence[str]) -> str:
     """One SHA-256 of several, in their order."""
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
+
+
+@cache
+def code_of(kind: type[Method]) -> str:
+    """SHA-256 of the file that a method is written in: a name is not what it does. Empty for a notebook's."""
+    with suppress(OSError, TypeError, InputError):
+        return sha256_of(inspect.getfile(kind))
+    return ""
 
 
 def _libraries() -> dict[str, str]:

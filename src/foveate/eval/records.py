@@ -7,14 +7,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from foveate.ask.answer import Answer
 from foveate.ask.first import First
 from foveate.contract.method import Method
-from foveate.runs.store import Store, open_store
+from foveate.eval.provenance import code_of
+from foveate.naming import members_of
+from foveate.runs.store import Lock, Store, acquire, open_store
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
@@ -36,7 +38,8 @@ def key_of(method: Method | None) -> str:
     """The name under which a method's answers are kept; None is the full model."""
     if method is None:
         return FULL
-    return f"{method.name} {fingerprint(method.to_dict())}"
+    code = [code_of(type(member)) for member in members_of(method)]
+    return f"{method.name} {fingerprint({**method.to_dict(), 'code': code})}"
 
 
 class Answers:
@@ -102,6 +105,26 @@ def open_answers(
             lines = "line is" if store.damaged == 1 else "lines are"
             note(f"{store.damaged} {lines} damaged in {store.path} and left out; what is missing is asked again")
         yield answers
+
+
+@contextmanager
+def reservation(
+    setup: Mapping[str, object], folder: str | Path | None, note: Callable[[str], object]
+) -> Iterator[None]:
+    """Keep a folder of answers from other runs with this setup, before a model is loaded, while the context lasts.
+
+    Raises:
+        InputError: If another run has it.
+    """
+    path = Path(folder or home()).expanduser()
+    lock = Lock(path / f".{fingerprint(setup)}.lock")
+    with suppress(OSError):  # what cannot be written can be read
+        path.mkdir(parents=True, exist_ok=True)
+        acquire(lock, path, note)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def record_of(answer: Answer, method: str, question: str, full: First | None) -> dict[str, Any]:

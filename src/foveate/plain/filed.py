@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from foveate.errors import FoveateError, InputError
 from foveate.plain.spelling import refuse_keys
-from foveate.plain.writing import publish
+from foveate.plain.writing import encodable, publish
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def save(path: str | Path, values: Mapping[str, Any], *, force: bool = False) ->
     path = Path(path)
     if os.path.exists(path) and not force:  # unlike Path.exists, no error where the name is too long
         raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(encodable(values), indent=2, ensure_ascii=False) + "\n"
     publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
 
 

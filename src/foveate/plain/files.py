@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
@@ -11,11 +12,18 @@ from urllib.parse import unquote_to_bytes
 from foveate.errors import InputError
 from foveate.plain.upstream import shown
 
+BASE64 = re.compile(
+    r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAA..Z0eX|GkXfo)[A-Za-z0-9+/\s]{32,}={0,2}\s*", re.DOTALL
+)
+"""A file in base64, by how PNG, JPEG, GIF, WebP, BMP, TIFF, AVIF and MP4, and Matroska begin."""
 URL = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//)?", re.IGNORECASE)
 SCHEMES = {"blob", "cid", "data", "file", "ftp", "gs", "hf", "http", "https", "s3"}
 """Those known without the slashes behind them: a file may be called "12:30.jpg"."""
 LONG = 1000
 """Letters of a name. A longer one is no path, but perhaps the file itself in base64."""
+
+FRESH = 2.0
+"""Seconds in which a file may be written twice and keep its time, on the slowest clock of a file system."""
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".f4v",
@@ -65,6 +73,8 @@ def local_path(source: str) -> Path:
         InputError: If it is a URL of another kind, or names another machine. The message never repeats a file's data.
     """
     scheme = scheme_of(source)
+    if not source:
+        raise InputError("A path is empty. Name a file.")
     if scheme is None:
         if len(source) > LONG and not os.path.exists(source):
             raise InputError(
@@ -125,14 +135,32 @@ def open_readable(path: Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes.
+def sha256_of(source: str | Path) -> str:
+    """SHA-256 of a file's bytes, or of a `data:` URL.
 
     Raises:
         InputError: If it cannot be read.
     """
-    with open_readable(path) as file:
+    if isinstance(source, str) and scheme_of(source) == "data":
+        return hashlib.sha256(source.encode()).hexdigest()
+    with open_readable(Path(source)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
+
+
+def state_of(source: str) -> object:
+    """What changes as soon as a path or URL shows something else: size, times and inode, of a new file its bytes.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if scheme_of(source) == "data":
+        return None  # it shows what it says
+    path = local_path(source)
+    check_readable(path)
+    status = path.stat()
+    if abs(time.time() - status.st_ctime) < FRESH:
+        return sha256_of(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _check(path: Path, found: os.stat_result) -> None:

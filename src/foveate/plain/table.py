@@ -8,6 +8,8 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
+from foveate.plain.writing import encodable
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.measure import Measurement
@@ -104,10 +106,10 @@ class Table:
         Raises:
             ValueError: If a row has more cells than there are columns.
         """
-        self.title = title
+        self.title = encodable(title)
         self.columns = tuple(head if isinstance(head, Column) else Column(head) for head in heads)
         self.rows = tuple(self._filled(row) for row in rows)
-        self.notes = tuple(notes)
+        self.notes = tuple(map(encodable, notes))
 
     def _filled(self, row: Sequence[str]) -> tuple[str, ...]:
         missing = len(self.columns) - len(row)
@@ -115,7 +117,7 @@ class Table:
             raise ValueError(f"A row has {len(row)} cells, but the table has {len(self.columns)} columns: {row!r}.")
         if not row:
             return SECTION
-        return (*row, *[""] * missing)
+        return (*map(encodable, row), *[""] * missing)
 
     def filled(self, without: Sequence[str] = ()) -> "Table":
         """This table without the columns that have no text in any row, and without those of these heads."""

@@ -1,18 +1,40 @@
 """Files that are written whole or not at all. Nothing here may import torch."""
 
 import errno
+import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from foveate.errors import InputError
 
 PART = ".foveate-"
 """How files begin that are not finished."""
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
+
+
+def encodable(value: Any) -> Any:
+    """A value as JSON, CSV and Parquet hold it, for every reader.
+
+    Letters that are none of UTF-8, as in the name of an old file, are escaped with a backslash; what is no finite
+    number is None; a whole number beyond 64 bits is a text.
+    """
+    if isinstance(value, Mapping):
+        names = (encodable(name).replace("\0", "\\0") if isinstance(name, str) else name for name in value)
+        return dict(zip(names, map(encodable, value.values()), strict=True))
+    if isinstance(value, list | tuple):
+        return [encodable(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if type(value) is int and abs(value) >= 2**63:
+        return str(value)
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return value.encode(errors="backslashreplace").decode()
+    return value
 
 
 def publish(

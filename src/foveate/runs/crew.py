@@ -20,6 +20,11 @@ LOOK = 0.2
 DEATHS = 20
 """Processes that may die one after the other without a result. More are no fault of what they are asked."""
 
+POOL = "FOVEATE_POOL"
+"""The environment variable by which a process knows that it belongs to a pool."""
+UNGUARDED = 78
+"""The exit code of a process that runs the first one's script again."""
+
 Stopped = Callable[[], bool]
 Done = tuple[Any, list[Any] | None]
 """An item with rows that it gave, or None where the process died at it."""
@@ -161,11 +166,13 @@ class Pool(Together):
         self._processes = multiprocessing.get_context("spawn")
         self._stopped = self._processes.Event()
         self._pools: dict[int, ProcessPoolExecutor] = {}
+        os.environ[POOL] = str(os.getpid())
         for place in range(self._count):
             self._hire(place)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        os.environ.pop(POOL, None)
         for pool in self._pools.values():
             if kind is not None:
                 for process in list((pool._processes or {}).values()):
@@ -188,6 +195,18 @@ class Pool(Together):
             broken.set_exception(error)
             return broken
 
+    def _result(self, future: Future[object]) -> Any:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            processes = [process for pool in self._pools.values() for process in (pool._processes or {}).values()]
+            if all(process.exitcode != UNGUARDED for process in processes):
+                raise
+        raise SettingError(
+            "Each worker runs this script again from its top, and would start workers itself: put what the script does "
+            'under if __name__ == "__main__":, or take workers=1.'
+        )
+
     def _stop(self) -> None:
         self._stopped.set()
 
@@ -201,6 +220,12 @@ def crew_of(task: Task, workers: int, here: Worker) -> Crew:
     if workers > 1:
         return Pool(task, workers)
     return Here(lambda place, count: here)
+
+
+def end_unguarded() -> None:
+    """End this process without a word where it belongs to a pool, and comes here as it reads the first one's script."""
+    if os.environ.get(POOL) == str(os.getppid()) and hasattr(multiprocessing.current_process(), "_inheriting"):
+        os._exit(UNGUARDED)
 
 
 _process: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """The true answer beside a question: one text, or several of which any counts."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from foveate.errors import InputError
@@ -31,13 +32,15 @@ def plain(record: Mapping[str, object], name: str) -> str:
         InputError: If it is anything else.
     """
     value = record.get(name)
-    if value is None:
+    if value is None or value != value:
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
+    if isinstance(value, float) and value.is_integer():  # of whole numbers with a gap, tables make floats
+        value = int(value)
     return str(value).strip()
 
 
 def as_said(answer: str) -> str:
-    """An answer but for case, a full stop and space around it."""
-    return answer.strip().removesuffix(".").casefold()
+    """An answer but for case, a full stop, space around it and the zeros behind a whole number's point."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", answer.strip().removesuffix(".").casefold())

@@ -3,24 +3,29 @@
 Read as it is needed, never held whole. What a sample has besides goes with it into what comes out.
 """
 
+import base64
 import csv
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from array import array
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from io import TextIOWrapper
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.plain.files import local_path, named, open_readable, scheme_of, sha256_of
+from foveate.plain.files import BASE64, is_video, local_path, named, open_readable, scheme_of, sha256_of
 from foveate.plain.upstream import brief, first_line, install_line, printable
+from foveate.runs.labels import LABELS
 
 LINE = 2**24
 """The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
@@ -44,15 +49,15 @@ class MediaSample:
 
     Attributes:
         number: Its place in the file, from 0.
-        id: What it is called.
-        media: Absolute paths.
+        id: What it is called, a text or a whole number.
+        media: Absolute paths, or `data:` URLs of what the file itself holds.
         question: The text.
-        record: All that the file has of it, by column.
+        record: All that the file has of it, by column, without pictures that the file itself holds.
         column: That of the paths.
     """
 
     number: int
-    id: str
+    id: str | int
     media: tuple[str, ...]
     question: str
     record: Mapping[str, object]
@@ -67,11 +72,13 @@ class Bad:
         number: Its place in the file, from 0.
         record: As in `MediaSample`, or the line under `LINE_KEY`.
         reason: Why it is none, and what to do.
+        id: What it is called; None where that is not known.
     """
 
     number: int
     record: Mapping[str, object]
     reason: str
+    id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +89,13 @@ class SampleColumns:
         media: Paths of pictures or films, one or a list.
         question: The question.
         id: What a sample is called; None calls it by its number. So is one without an id under the usual name.
+        text_only: Whether a sample may have no picture and no film.
     """
 
     media: tuple[str, ...] = ("media", "image", "images", "picture", "video")
     question: tuple[str, ...] = ("question", "prompt")
     id: str | None = "id"
+    text_only: bool = False
 
 
 # -- formats ------------------------------------------------------------------------------------------------------
@@ -97,11 +106,6 @@ class _Records(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def root(self) -> Path:
-        """The folder that relative paths in it start from."""
-        return self.path.parent
 
     @abstractmethod
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
@@ -143,7 +147,7 @@ class _JsonLines(_Records):
 
 def _object(number: int, line: bytes) -> Mapping[str, object] | Bad:
     try:
-        values = json.loads(line)
+        values = json.loads(line, parse_constant=lambda name: None)  # NaN is how pandas writes a gap
     except (ValueError, RecursionError) as error:
         return _no_sample(number, line, f"The line is no JSON: {first_line(error)}")
     if not isinstance(values, dict):
@@ -204,18 +208,19 @@ def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, obje
         reason = f"The line has {len(cells)} cells, and there are {len(names)} columns."
         return Bad(number, {LINE_KEY: ",".join(cells)[:SHOWN]}, reason)
     filled = ((name, cell.strip()) for name, cell in zip(names, cells, strict=False) if name)
-    return {name: _cell(cell) for name, cell in filled if cell}
+    return {name: _cell(name, cell) for name, cell in filled if cell}
 
 
-def _cell(cell: str) -> object:
-    """A cell's text, or the list of texts that it holds."""
+def _cell(name: str, cell: str) -> object:
+    """A cell's text, or the list of texts that it holds, of labels also of numbers."""
     if not cell.startswith("["):
         return cell
     try:
-        values = json.loads(cell)
-    except (ValueError, RecursionError):
+        values = literal_eval(cell) if cell.startswith("['") else json.loads(cell)  # as Python writes it, or as JSON
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return cell  # a name or a question may begin with a bracket
-    if all(isinstance(value, str) for value in values):
+    kinds = (str, int, float) if name in LABELS else str
+    if isinstance(values, list) and all(isinstance(value, kinds) for value in values):
         return values
     return cell
 
@@ -250,7 +255,8 @@ class _Parquet(_Records):
                     rows = batch.to_pylist()
                     if (others_of := next(beside, None)) is not None:
                         rows = [{**row, **more} for row, more in zip(rows, others_of, strict=False)]
-                    yield from rows
+                    for row in rows:
+                        yield {name: None if value != value else value for name, value in row.items()}  # NaN
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
 
@@ -278,10 +284,6 @@ class _Folder(_Records):
 
     Links to files are followed; a link to a folder is a sample that cannot be read.
     """
-
-    @property
-    def root(self) -> Path:
-        return self.path
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         for name in self._below(""):
@@ -409,7 +411,8 @@ class Samples:
                 first_bad = first_bad or sample
             else:
                 usable = True
-                hashes.append(_hash(sample.id))
+            if sample.id is not None:
+                hashes.append(_hash(str(sample.id)))
         shown = printable(str(self.source.path))
         if not count:
             raise InputError(f"{shown} has no row.")
@@ -431,9 +434,9 @@ class Samples:
         """Refuse an id that is there twice, among those with these hashes."""
         seen: dict[str, int] = {}
         for sample in self.read(carried=False):
-            if isinstance(sample, Bad) or _hash(sample.id) not in hashes:
+            if sample.id is None or _hash(str(sample.id)) not in hashes:
                 continue
-            first = seen.setdefault(sample.id, sample.number)
+            first = seen.setdefault(str(sample.id), sample.number)
             if first != sample.number:
                 raise InputError(
                     f"The id {brief(sample.id)} is there twice, in rows {first} and {sample.number} (from 0). "
@@ -442,14 +445,43 @@ class Samples:
 
     def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
         columns = self.columns
+        name, column, media = None, columns.media[0], tuple[str, ...]()
         try:
-            name = _id(record, columns.id, number)
-            column = _first(record, columns.media)
-            media = tuple(_located(path, self.root) for path in _listed(record[column]))
+            name = self._id(record, number)
+            if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
+                column = _first(record, columns.media, " A row may be a text alone with --text-only of foveate batch.")
+                media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
-            return Bad(number, self._absolute(record), str(error))
+            return Bad(number, self._absolute(record), str(error), name)
+        if any(scheme_of(source) == "data" for source in media):
+            names = [_name(value) for value in _listed(record[column])]
+            record = {**record, column: names if isinstance(record[column], list) else names[0]}
         return MediaSample(number, name, media, question, record, column)
+
+    def _id(self, record: Mapping[str, object], number: int) -> str | int:
+        """What a row is called: by its number where no column is named, and where the usual one has nothing."""
+        column = self.columns.id
+        value = None if column is None else record.get(column)
+        if value is None and column in (None, SampleColumns().id):
+            return self._kind_of_ids(number)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value:
+            return _text(value, "id")
+        raise Unreadable(
+            f"An id is a text or a whole number; got {brief(value)} under {column}. Give the row one, or call rows by "
+            "their number (foveate batch: --number-rows)."
+        )
+
+    @cached_property
+    def _kind_of_ids(self) -> type[str] | type[int]:
+        """A text or a number, as the first id is: so is that of a row without one, as columns are of one kind."""
+        records = islice(self.source.records(False), LOOK)
+        ids = (record.get(self.columns.id or "") for record in records if isinstance(record, Mapping))
+        return str if isinstance(next(filter(None, ids), ""), str) else int
 
     def _absolute(self, record: Mapping[str, object]) -> Mapping[str, object]:
         """A record with absolute paths, so that it can be an input from any folder; what is no path stays."""
@@ -459,7 +491,7 @@ class Samples:
         paths = _listed(record[column])
         for place, path in enumerate(paths):
             with suppress(Unreadable):
-                paths[place] = _located(path, self.root)
+                paths[place] = _located(path, self.root, column)
         return {**record, column: paths}
 
 
@@ -485,8 +517,8 @@ def samples_in(
         if question is None:
             raise SettingError(f"What is asked about the files of {path}? Give one question for all.")
         columns = SampleColumns(id=columns.id and SampleColumns().id)
-        root = None
-    start = os.path.abspath(source.root if root is None else root)
+        root = path
+    start = os.path.abspath(path.parent if root is None else root)
     return Samples(source, columns, question, start, source.state())
 
 
@@ -506,32 +538,17 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
     return kind(path)
 
 
-def _first(record: Mapping[str, object], names: tuple[str, ...]) -> str:
+def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "") -> str:
     """The first of these names that has a value.
 
     Raises:
         Unreadable: If none is.
     """
     for name in names:
-        if record.get(name) is not None:
+        if record.get(name) not in (None, []):
             return name
     has = ", ".join(printable(str(key)) for key in record) or "no column"
-    raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.")
-
-
-def _id(record: Mapping[str, object], column: str | None, number: int) -> str:
-    """What a row is called: by its number where no column is named, and where the usual one has nothing."""
-    value = None if column is None else record.get(column)
-    if value is None and column in (None, SampleColumns().id):
-        return str(number)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str) and value:
-        return _text(value, "id")
-    raise Unreadable(
-        f"An id is a text or a whole number; got {brief(value)} under {column}. Give the row one, or call rows by "
-        "their number (foveate batch: --number-rows)."
-    )
+    raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.{advice}")
 
 
 def _listed(value: object) -> list[object]:
@@ -540,14 +557,42 @@ def _listed(value: object) -> list[object]:
     return [value]
 
 
-def _located(path: object, root: str) -> str:
-    """The absolute path of a picture or film."""
-    if not isinstance(path, str) or not path:
-        raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(path)}.")
+def _located(value: object, root: str, column: str) -> str:
+    """The absolute path of a picture or film, or a `data:` URL of one that the file itself holds.
+
+    Raises:
+        Unreadable: If it is neither.
+    """
+    is_film = column == "video"
+    if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:  # of the hub's data sets
+        is_film = is_film or is_video(Path(str(value.get("path"))))
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    head = "data:video/mp4;base64," if is_film else "data:;base64,"
+    if isinstance(value, bytes):
+        return head + base64.b64encode(value).decode()
+    if not isinstance(value, str) or not value:
+        raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(value)}.")
+    scheme = scheme_of(value)
+    if scheme == "data":
+        return value
+    path = os.path.join(root, value)
+    if scheme is None and BASE64.fullmatch(value) and not os.path.exists(path):
+        return head + value
     try:
-        return os.path.join(root, path if scheme_of(path) is None else local_path(path))
+        path = path if scheme is None else os.path.join(root, local_path(value))
     except InputError as error:
         raise Unreadable(str(error)) from error
+    if "\\udc" in path and not os.path.exists(path):  # as `encodable` writes a name that is no text
+        return re.sub(r"\\udc([89a-f][0-9a-f])", lambda byte: chr(0xDC00 + int(byte[1], 16)), path)
+    return path
+
+
+def _name(value: object) -> object:
+    """What a picture's column says of it in an answer's row: the path; None of one that the file itself holds."""
+    if isinstance(value, Mapping):
+        return value.get("path")
+    is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
+    return value if is_file else None
 
 
 def _question(value: object) -> str:

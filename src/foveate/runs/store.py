@@ -27,6 +27,7 @@ from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.upstream import brief, first_line
 from foveate.plain.writing import PART, publish
+from foveate.runs.crew import end_unguarded
 from foveate.runs.samples import arrow
 
 MANIFEST, LOCK, FORMAT = "manifest.json", ".lock", "foveate run 1"
@@ -297,7 +298,7 @@ class Store:
         path.unlink()
 
 
-class _Lock(FileLock):
+class Lock(FileLock):
     """A lock that its holder cannot take again; of `FileLock`, lmms-eval's loader gives one object for each path."""
 
 
@@ -323,11 +324,12 @@ def open_store(
     Raises:
         InputError: If another run uses it, it cannot be used, or holds something else.
     """
-    lock = _Lock(path / LOCK)
+    end_unguarded()
+    lock = Lock(path / LOCK)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if alone:
-            _acquire(lock, path, note)
+            acquire(lock, path, note)
     except OSError as error:
         alone = False
         if error.errno not in UNWRITABLE or not (path / MANIFEST).is_file() or os.access(path, os.W_OK):
@@ -345,7 +347,12 @@ def open_store(
         lock.release()
 
 
-def _acquire(lock: _Lock, path: Path, note: Callable[[str], object]) -> None:
+def acquire(lock: Lock, path: Path, note: Callable[[str], object]) -> None:
+    """Take the lock of a folder, and say who has it while it is waited for.
+
+    Raises:
+        InputError: If that lasts.
+    """
     own = Path(lock.lock_file)
     try:
         try:

@@ -23,7 +23,7 @@ from foveate.eval.evaluation import Questioning
 from foveate.eval.plan import Plan
 from foveate.eval.records import FORM, open_answers
 from foveate.methods.vidcom2 import VidCom2
-from foveate.naming import method_of
+from foveate.naming import method_of, name_of
 from foveate.plain.spelling import check_keywords
 from foveate.runs.listener import Listener
 from foveate.runs.versions import versions
@@ -192,7 +192,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
                     solved[shape] = _at_budget(shape, kind, limit, choosing, prompts)
                 advance(1)
         if not solved:
-            raise BudgetError(f"No setting of {method.name} meets {_written(kind, limit)}. Give a larger budget.")
+            raise BudgetError(f"No setting of {name_of(method)} meets {_written(kind, limit)}. Give a larger budget.")
         published, settings = solved.get(shapes[0]), list(dict.fromkeys(solved.values()))
         choosing.ask(settings, "Asking under each setting")
         tuned, best = best_of(choosing, settings, published)
