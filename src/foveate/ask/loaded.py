@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub.utils.logging
 import torch
@@ -12,6 +12,7 @@ import transformers
 from transformers import GenerationConfig, ProcessorMixin
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
+from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
@@ -76,6 +77,12 @@ class Loaded:
         self.processor = processor
         self.name = name or type(model).__name__
         self.lock = threading.RLock()
+
+    def __getstate__(self) -> NoReturn:
+        raise SessionError(
+            f"{self.name} is not pickled, nor what holds it, such as a look: load it with foveate.load where it is "
+            "needed. Answers, traces and methods are pickled."
+        )
 
     @property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:

@@ -5,7 +5,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -79,6 +79,9 @@ class Stream(Iterator[str]):
         self._work.start()
         collected = weakref.finalize(self, self._work.close, WAIT)
         collected.atexit = False
+
+    def __getstate__(self) -> NoReturn:
+        raise SessionError("A stream is not pickled: read it where the model runs, and hand on its answer.")
 
     def __next__(self) -> str:
         if os.getpid() != self._process:
