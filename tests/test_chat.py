@@ -94,7 +94,7 @@ REPLY = {"role": "assistant", "content": "A cat.", "refusal": None, "annotations
 SAYS_NOTHING = {
     "stream": None, "stream_options": {}, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"},
     "presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "logprobs": False,
-    "functions": None,
+    "functions": None, "user": "",
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ MEDIA = ("image", "video")
 ROLES = ("system", "user", "assistant")
 OWN = ("role", "content", "images")
 """Keys of a message that are read here; others are the chat template's."""
+TEXTS = ("text", "content", "stop")
+"""Keys under which an empty text is one."""
 BEGIN, END = ("start_time", "video_start"), ("end_time", "video_end")
 COUNT = ("nframes", "num_frames", "max_frames")
 FILM = (*BEGIN, *END, *COUNT, "fps")
@@ -204,12 +206,9 @@ def _behind(question: str, line: str, text: str) -> str:
 
 
 def what_is_said(values: Mapping[Any, object]) -> dict[str, Any]:
-    """A dictionary without what says nothing: clients write every key that they know, with None, "", [] or {} behind it.
-
-    An empty text, or content, is one.
-    """
+    """A dictionary without what says nothing: clients write every key, with None, "", [] or {} behind it."""
     says = {str(key): value for key, value in values.items() if value is not None}
-    return {key: value for key, value in says.items() if key in ("text", "content") or not _is_empty(value)}
+    return {key: value for key, value in says.items() if key in TEXTS or not _is_empty(value)}
 
 
 def _is_empty(value: object) -> bool:
