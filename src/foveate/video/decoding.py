@@ -21,7 +21,7 @@ from foveate.plain.memory import check_room
 from foveate.plain.upstream import first_line, install_line
 from foveate.video.clip import Clip
 from foveate.video.pixels import pixels
-from foveate.video.survey import Survey, survey, video_stream
+from foveate.video.survey import Clock, Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted
 
 FORMATS = (
@@ -74,7 +74,8 @@ def read(
         path: A video file, a `file:` URL, or the file's bytes.
         frames: Most frames to read; 32 if neither `frames` nor `fps` is given.
         fps: Frames per second to read.
-        start, end: The part of the video to read, in seconds; None: from the beginning, to the end.
+        start, end: The part of the video to read, in seconds as players count them; None: from the beginning, to the
+            end.
 
     Raises:
         InputError: If the file cannot be read, or holds no video, or no frame of it can be decoded.
@@ -382,7 +383,7 @@ class _Decoder:
         self._next = next(self._frames, None)
 
     def _decode(self, entered: bool = False) -> Iterator[tuple[Any, float]]:
-        """Frames from here on, each with when it comes on show, in seconds from the first frame.
+        """Frames from here on, each with when it comes on show, in seconds from the beginning of the file.
 
         Args:
             entered: Whether this is the middle of the film. What comes or shows before the first key frame then needs
@@ -391,10 +392,12 @@ class _Decoder:
         import av
 
         step = 1 / self._contents.rate
-        last = -step
+        last, clock = self._contents.begin - step, Clock(self._stream, self._contents.rate)
         key: float | None = None if entered else float("-inf")
         try:
             for packet in self._container.demux(self._stream):
+                if packet.pts is not None or packet.dts is not None:
+                    clock.set(packet)
                 shown = packet.dts if packet.pts is None else packet.pts
                 if key is None and packet.is_keyframe and shown is not None:
                     key = shown
