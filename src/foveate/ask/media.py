@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_in, picture_of
 from foveate.errors import InputError
-from foveate.plain.files import is_video, local_path, scheme_of
+from foveate.plain.files import HEAD, is_animated, is_video, local_path, scheme_of
 from foveate.plain.memory import check_room
 from foveate.video import Clip, read
 from foveate.video.decoding import UNNAMED
@@ -35,7 +35,7 @@ THIN = 200
 
 
 def read_media(media: Media, frames: int | None = None, fps: float | None = None) -> list[Picture | Clip]:
-    """Read pictures and videos, in order; a GIF is a video where frames are asked for.
+    """Read pictures and videos, in order; a GIF or animated WebP is a video where frames are asked for.
 
     Args:
         media: A path, `file:` or `data:` URL, the bytes of a file, an open file, PIL picture, array of
@@ -131,7 +131,8 @@ def read_medium(
 
 def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWanted) -> Picture | Clip:
     """The picture or film in a file's bytes: by `kind`, else by the type that a URL says; else a picture."""
-    is_film = media_type.startswith("video/") or (media_type == "image/gif" and wanted.asked)
+    moves = media_type == "image/gif" or is_animated(data[:HEAD])
+    is_film = media_type.startswith("video/") or (moves and wanted.asked)
     if kind == "video" or (kind is None and is_film):
         return _film(data, wanted)
     return picture_in(data)

@@ -14,13 +14,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageSequence
 
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
-from foveate.plain.files import local_path, named, open_readable
+from foveate.plain.files import HEAD, is_animated, local_path, named, open_readable
 from foveate.plain.memory import check_room
 from foveate.plain.upstream import first_line, install_line
 from foveate.video.clip import Clip
-from foveate.video.pixels import pixels
+from foveate.video.pixels import PNG, beside, pixels
 from foveate.video.survey import Clock, Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted
 
@@ -44,8 +45,17 @@ middle, and with threads it does not come back to its senses."""
 HDR = {16: ("PQ", 148), 18: ("HLG", 191)}
 """Transfer characteristics by FFmpeg's number (SMPTE ST 2084, ARIB STD-B67), and where they have the white of ITU-R
 BT.2408, 203 cd/m²: at 58 and 75 % of the signal."""
+WIDE = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+"""Primaries by FFmpeg's number that are wider than those of a screen."""
+PROFILE = b"iCCP"
+HEADER = 2**12
+"""What a PNG calls a colour profile, and in how many bytes of its beginning it stands."""
+NIGHT = 64
+"""What no colour of 8 bits reaches whose values have 14 bits in a film of 16."""
 BYTES = 12
 """Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
+UNSAID = 100
+"""Milliseconds of a WebP's frame that says none, as browsers have it."""
 UNNAMED = Path("the film")
 """What is said of one that is no file."""
 
@@ -122,7 +132,7 @@ def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[Binar
     name = named(path)
     with opened() as file:
         try:
-            return work(file, path, request)
+            return work(_readable(file, name), path, request)
         except FoveateError:
             raise
         except MemoryError as error:
@@ -138,6 +148,24 @@ def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[Binar
             raise InputError(f"{name} is damaged: {first_line(error)} Fetch or export it again.") from error
 
 
+def _readable(file: BinaryIO, name: str) -> BinaryIO:
+    """The file; an animated WebP, which FFmpeg does not read, as an animated PNG."""
+    head = file.read(HEAD)
+    file.seek(0)
+    if not is_animated(head):
+        return file
+    _check_frame(name, *(int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27)))
+    made, lengths = BytesIO(), []
+    with Image.open(file) as image:
+        for frame in ImageSequence.Iterator(image):
+            frame.load()
+            lengths.append(frame.info["duration"] or UNSAID)
+        profile = image.info.get("icc_profile")
+        image.save(made, "PNG", save_all=True, duration=lengths, compress_level=1, icc_profile=profile)
+    made.seek(0)
+    return made
+
+
 def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
     """The frames that are wanted of an open file."""
     contents, part, times, size = _surveyed(file, path, request)
@@ -149,8 +177,7 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
         with _container(source, name) as container, suppress(_Concealed):
             stream = video_stream(container, name)
             clip = _Decoder(container, stream, contents, way).clip(path, times, part)
-            notes = filter(None, (clip.note, _hdr_note(stream, name)))
-            return replace(clip, chosen=request.asked, note=" ".join(notes) or None)
+            return replace(clip, chosen=request.asked)
     raise AssertionError("the last way conceals")
 
 
@@ -168,17 +195,6 @@ def _surveyed(
         raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
     part = request.part(contents, name)
     return contents, part, request.times(contents, part, name), size
-
-
-def _hdr_note(stream: Any, name: str) -> str | None:
-    """A sentence on a film whose brightness is not that of a screen; None for all others."""
-    if (found := HDR.get(int(stream.codec_context.color_trc or 0))) is None:
-        return None
-    kind, white = found
-    return (
-        f"{name} is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of 255 where white should be. "
-        "Convert it to SDR (BT.709) first."
-    )
 
 
 class _Way(Enum):
@@ -286,6 +302,7 @@ class _Decoder:
         self._next: tuple[Any, float] | None = None
         self._due: list[float] = []  # when frames come on show whose packets have been given to the decoder
         self._way = way
+        self._head = b""  # the beginning of the first packet of a PNG
         self._broken = False  # whether anything could not be decoded so far
         self._near = NEAR
         if way is _Way.CONCEALING:
@@ -312,7 +329,7 @@ class _Decoder:
                 checked = frame.width, frame.height
                 _check_frame(name, round(frame.width * aspect), frame.height)
             if room is None:
-                first = pixels(frame, aspect, None)
+                first = pixels(frame, aspect, None, self._stream.codec_context.name)
                 _check_frames(len(times), first.shape[1], first.shape[0])
                 room = np.empty((len(times), *first.shape), np.uint8)
             count = len(seconds)
@@ -320,12 +337,16 @@ class _Decoder:
                 room[count] = room[count - 1]
                 seconds.append(time)
             else:
-                room[count] = pixels(frame, aspect, room.shape[1:3])
+                room[count] = pixels(frame, aspect, room.shape[1:3], self._stream.codec_context.name)
                 seconds.append(max(since, part[0]))
             shown_since = since
         if room is None:
             raise InputError(f"{name} is damaged: no frame of it can be decoded. Fetch or export it again.")
-        note = self._note(name, len(seconds), len(times))
+        notes = (
+            self._note(name, len(seconds), len(times)),
+            *self._colour_notes(frame, room[: len(seconds)], name),
+        )
+        note = " ".join(filter(None, notes)) or None
         return Clip(path, room[: len(seconds)], tuple(seconds), *part, self._contents.rate, note)
 
     def _note(self, name: str, read: int, wanted: int) -> str | None:
@@ -343,6 +364,25 @@ class _Decoder:
         return (
             f"{name} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
+
+    def _colour_notes(self, frame: Any, shown: NDArray[np.uint8], name: str) -> Iterator[str]:
+        """Sentences on what a film's colours ask for and do not get, which those of a picture would; none mostly."""
+        codec = self._stream.codec_context
+        kind, white = HDR.get(int(codec.color_trc or 0), (None, None))
+        head = (codec.extradata or b"") + self._head
+        gamut = WIDE.get(int(codec.color_primaries or 0))
+        if kind is not None:
+            yield (
+                f"{name} is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of 255 where white "
+                "should be. Convert it to SDR (BT.709) first."
+            )
+        elif gamut is not None or "ICC_PROFILE" in beside(frame, codec.name) or PROFILE in head:
+            colours = f"the colours of {gamut}" if gamut else "a colour profile"
+            yield f"{name} has {colours} and is not converted: its colours are off. Convert it to BT.709 first."
+        if self._stream.metadata.get("alpha_mode") == "1":
+            yield f"{name} is transparent in places, and shows what hides there. Convert it to FFV1 first."
+        if max(part.bits for part in frame.format.components) == 16 and shown.max() < NIGHT:
+            yield f"{name} has 16 bits a colour and uses few of them: it is nearly black. Save it with 8 bits."
 
     def _missing(self, time: float) -> bool:
         """Whether the frame that should be on show at `time` was not among those that came out of the decoder."""
@@ -396,6 +436,8 @@ class _Decoder:
         key: float | None = None if entered else float("-inf")
         try:
             for packet in self._container.demux(self._stream):
+                if not self._head and self._stream.codec_context.name in PNG:
+                    self._head = bytes(packet)[:HEADER]
                 if packet.pts is not None or packet.dts is not None:
                     clock.set(packet)
                 shown = packet.dts if packet.pts is None else packet.pts

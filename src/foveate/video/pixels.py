@@ -1,5 +1,6 @@
 """A decoded frame as it is meant to be seen: its colours, its pixels square, turned upright."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,15 +8,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 BT601, LIMITED, FULL = 5, 1, 2
+PNG = ("png", "apng")
 
 
-def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None) -> NDArray[np.uint8]:
+def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None, codec: str) -> NDArray[np.uint8]:
     """PyAV's frame as (height, width, 3) uint8, RGB.
 
     Args:
         frame: A decoded frame.
         aspect: How wide its pixels are, by their height.
         size: (height, width) to bring it to, where it has another; None: its own.
+        codec: What decoded it.
     """
     matrix = int(frame.colorspace)
     colours: dict[str, Any] = {}
@@ -23,23 +26,46 @@ def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None) -> NDArray[n
         colours = {"src_colorspace": matrix, "dst_colorspace": BT601, "dst_color_range": FULL}
         colours["src_color_range"] = int(frame.color_range) or LIMITED
     width = max(1, round(frame.width * aspect))
-    square = frame.reformat(width=width, format="rgb24", **colours)
-    rgb = _upright(square.to_ndarray(), _display_matrix(frame))
+    is_clear = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+    square = frame.reformat(width=width, format="rgba" if is_clear else "rgb24", **colours)
+    rgb = square.to_ndarray()
+    if is_clear:
+        rgb = on_white(Image.fromarray(rgb))
+    rgb = _upright(rgb, _display_matrix(frame, codec))
     if size is not None and rgb.shape[:2] != size:
         rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BICUBIC))
     return np.ascontiguousarray(rgb)
 
 
-def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+def on_white(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture of mode RGBA on a white page, (height, width, 3), as pictures are shown."""
+    page = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(page, image).convert("RGB"))
+
+
+def beside(frame: Any, codec: str) -> dict[str, Any]:
+    """What a frame has beside its pixels, by kind; nothing where PyAV does not know all of it, as EXIF of FFmpeg 8.
+
+    PyAV frees the name of a PNG's colour profile a second time, which ends the program.
+    """
+    if codec in PNG:
+        return {}
+    try:
+        return {data.type.name: data for data in frame.side_data}
+    except ValueError:
+        return {}
+
+
+def _display_matrix(frame: Any, codec: str) -> tuple[float, float, float, float]:
     """(a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y), as the container says it was filmed."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-            return a, b, c, d
-    return 1, 0, 0, 1
+    if "DISPLAYMATRIX" in (known := beside(frame, codec)):
+        a, b, _, c, d = np.frombuffer(bytes(known["DISPLAYMATRIX"]), np.int32)[:5].tolist()
+        return a, b, c, d
+    turn = -math.radians(frame.rotation)  # which PyAV tells also where it does not know the rest
+    return math.cos(turn), math.sin(turn), -math.sin(turn), math.cos(turn)
 
 
-def _upright(rgb: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def _upright(rgb: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
     """Turned by quarters and mirrored; what lies between goes to the nearest."""
     a, b, c, d = matrix
     down, right = d, a

@@ -114,7 +114,7 @@ def video_stream(container: Any, name: str) -> Any:
 
 
 def survey(container: Any, stream: Any) -> Survey | None:
-    """Read the header and all packets, of a long file whose times cannot begin again the last; None: none is readable."""
+    """Read the header and packets: of a long file whose times do not begin again the last; None where there is none."""
     from av.format import Flags
 
     rate = float(stream.average_rate or stream.guessed_rate or 25)
