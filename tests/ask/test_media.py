@@ -12,10 +12,11 @@ import foveate as fv
 from foveate import embedded
 from foveate.ask.media import as_frames, crop_note, padded, read_media, square
 from foveate.ask.pictures import Picture
-from foveate.errors import InputError
+from foveate.errors import InputError, SettingError
 from foveate.plain import memory
-from foveate.video import Clip
+from foveate.video import Clip, read
 from tests.ask.conftest import random_vlm
+from tests.films import film
 
 QUESTION = embedded.QUESTION
 
@@ -174,3 +175,12 @@ def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypat
 def test_an_array_without_pixels_is_no_picture():
     with pytest.raises(InputError, match="pixels"):
         read_media(np.zeros((0, 5, 3), np.uint8))
+
+
+def test_frames_that_a_processor_has_no_room_for_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    path = film(tmp_path / "film.mp4", 40, size=(320, 240))
+    monkeypatch.setattr(memory, "available", lambda: 40 * 320 * 240 * 20.0)
+    with pytest.raises(SettingError, match="40 frames"):
+        read_media(path, frames=40)
+    assert len(read(path, frames=40)) == 40
+    assert len(read_media(path, frames=20)[0]) == 20

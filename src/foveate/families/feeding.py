@@ -235,7 +235,7 @@ class _Trace:
         rows = args[0] if args and isinstance(args[0], Tensor) else None
         if rows is None or not isinstance(output, Tensor) or not rows.requires_grad:
             return None
-        if output.requires_grad and "NotImplemented" not in output.grad_fn.name():
+        if output.grad_fn is not None and "NotImplemented" not in output.grad_fn.name():
             return None
         if output.shape[:-1] != rows.shape[:-1]:
             self.opaque = type(module).__name__
