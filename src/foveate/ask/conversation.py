@@ -208,11 +208,8 @@ def _behind(question: str, line: str, text: str) -> str:
 def what_is_said(values: Mapping[Any, object]) -> dict[str, Any]:
     """A dictionary without what says nothing: clients write every key, with None, "", [] or {} behind it."""
     says = {str(key): value for key, value in values.items() if value is not None}
-    return {key: value for key, value in says.items() if key in TEXTS or not _is_empty(value)}
-
-
-def _is_empty(value: object) -> bool:
-    return isinstance(value, str | list | dict) and not value
+    empty = {key for key, value in says.items() if isinstance(value, str | list | dict) and not value}
+    return {key: value for key, value in says.items() if key in TEXTS or key not in empty}
 
 
 def _role_and_content(message: object) -> tuple[str, list[object]]:

@@ -79,10 +79,7 @@ class Loaded:
         self.lock = threading.RLock()
 
     def __getstate__(self) -> NoReturn:
-        raise SessionError(
-            f"{self.name} is not pickled, nor what holds it, such as a look: load it with foveate.load where it is "
-            "needed. Answers, traces and methods are pickled."
-        )
+        raise SessionError(f"{self.name} and what holds it are not pickled. Load it where it is needed; send answers.")
 
     @property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:

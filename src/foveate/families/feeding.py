@@ -207,7 +207,6 @@ class _Trace:
     def __init__(self) -> None:
         self.leaves: dict[nn.Module, list[Tensor]] = {}
         self.looks: dict[nn.Module, list[_Look] | None] = {}  # by attention module; None: it cannot be read
-        self.opaque = ""  # a module through which no gradient goes
 
     def attach(self, patches: Patcher, lists: Sequence[Blocks], others: Sequence[nn.Module]) -> None:
         """Watch all blocks, and the modules `others`, until the patcher restores them."""
@@ -235,10 +234,8 @@ class _Trace:
         rows = args[0] if args and isinstance(args[0], Tensor) else None
         if rows is None or not isinstance(output, Tensor) or not rows.requires_grad:
             return None
-        if output.grad_fn is not None and "NotImplemented" not in output.grad_fn.name():
-            return None
-        if output.shape[:-1] != rows.shape[:-1]:
-            self.opaque = type(module).__name__
+        has_own = output.grad_fn is not None and "NotImplemented" not in output.grad_fn.name()
+        if has_own or output.shape[:-1] != rows.shape[:-1]:
             return None
         random = torch.Generator().manual_seed(0)
         into, out = (torch.randn(one.shape[-1], generator=random).to(one) for one in (rows, output))
@@ -323,9 +320,8 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
         if whole is not None:
             break
     else:
-        if trace.opaque or not sums.requires_grad:
-            what = trace.opaque or "what makes them"
-            raise _unread(family, f"no gradient goes through {what}, as where layers are quantised")
+        if not sums.requires_grad:
+            raise _unread(family, "no gradient goes through what makes them, as where layers are quantised")
         raise _unread(family, "they are made of what comes behind its blocks, as of a resampler's queries")
     largest = whole.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0

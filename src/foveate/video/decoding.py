@@ -21,7 +21,7 @@ from foveate.plain.files import HEAD, is_animated, local_path, named, open_reada
 from foveate.plain.memory import check_room
 from foveate.plain.upstream import first_line, install_line
 from foveate.video.clip import Clip
-from foveate.video.pixels import PNG, beside, pixels
+from foveate.video.pixels import pixels
 from foveate.video.survey import Clock, Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted
 
@@ -47,9 +47,8 @@ HDR = {16: ("PQ", 148), 18: ("HLG", 191)}
 BT.2408, 203 cd/m²: at 58 and 75 % of the signal."""
 WIDE = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 """Primaries by FFmpeg's number that are wider than those of a screen."""
-PROFILE = b"iCCP"
-HEADER = 2**12
-"""What a PNG calls a colour profile, and in how many bytes of its beginning it stands."""
+PROFILES, HEADER = (b"iCCP", b"ICC_PROFILE"), 2**16
+"""What PNG and JPEG call a colour profile, and in how many bytes of their beginning it stands."""
 NIGHT = 64
 """What no colour of 8 bits reaches whose values have 14 bits in a film of 16."""
 BYTES = 12
@@ -312,7 +311,7 @@ class _Decoder:
         self._next: tuple[Any, float] | None = None
         self._due: list[float] = []  # when frames come on show whose packets have been given to the decoder
         self._way = way
-        self._head = b""  # the beginning of the first packet of a PNG
+        self._head = b""  # of the film, or its first frame, in the file
         self._broken = False  # whether anything could not be decoded so far
         self._near = NEAR
         if way is _Way.CONCEALING:
@@ -379,14 +378,13 @@ class _Decoder:
         """Sentences on what a film's colours ask for and do not get, which those of a picture would; none mostly."""
         codec = self._stream.codec_context
         kind, white = HDR.get(int(codec.color_trc or 0), (None, None))
-        head = (codec.extradata or b"") + self._head
         gamut = WIDE.get(int(codec.color_primaries or 0))
         if kind is not None:
             yield (
                 f"{name} is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of 255 where white "
                 "should be. Convert it to SDR (BT.709) first."
             )
-        elif gamut is not None or "ICC_PROFILE" in beside(frame, codec.name) or PROFILE in head:
+        elif gamut is not None or any(mark in self._head for mark in PROFILES):
             colours = f"the colours of {gamut}" if gamut else "a colour profile"
             yield f"{name} has {colours} and is not converted: its colours are off. Convert it to BT.709 first."
         if self._stream.metadata.get("alpha_mode") == "1":
@@ -446,8 +444,7 @@ class _Decoder:
         key: float | None = None if entered else float("-inf")
         try:
             for packet in self._container.demux(self._stream):
-                if not self._head and self._stream.codec_context.name in PNG:
-                    self._head = bytes(packet)[:HEADER]
+                self._head = self._head or ((self._stream.codec_context.extradata or b"") + bytes(packet))[:HEADER]
                 if packet.pts is not None or packet.dts is not None:
                     clock.set(packet)
                 shown = packet.dts if packet.pts is None else packet.pts

@@ -1,6 +1,7 @@
 """A decoded frame as it is meant to be seen: its colours, its pixels square, turned upright."""
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -43,25 +44,18 @@ def on_white(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(Image.alpha_composite(page, image).convert("RGB"))
 
 
-def beside(frame: Any, codec: str) -> dict[str, Any]:
-    """What a frame has beside its pixels, by kind; nothing where PyAV does not know all of it, as EXIF of FFmpeg 8.
-
-    PyAV frees the name of a PNG's colour profile a second time, which ends the program.
-    """
-    if codec in PNG:
-        return {}
-    try:
-        return {data.type.name: data for data in frame.side_data}
-    except ValueError:
-        return {}
-
-
 def _display_matrix(frame: Any, codec: str) -> tuple[float, float, float, float]:
-    """(a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y), as the container says it was filmed."""
-    if "DISPLAYMATRIX" in (known := beside(frame, codec)):
-        a, b, _, c, d = np.frombuffer(bytes(known["DISPLAYMATRIX"]), np.int32)[:5].tolist()
-        return a, b, c, d
-    turn = -math.radians(frame.rotation)  # which PyAV tells also where it does not know the rest
+    """(a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y), as the container says it was filmed.
+
+    PyAV does not know all that FFmpeg has beside a frame (EXIF), and frees the name of a PNG's profile a second time,
+    which ends the program: of these the rotation is known, without mirroring.
+    """
+    with suppress(ValueError):
+        for data in frame.side_data if codec not in PNG else ():
+            if data.type.name == "DISPLAYMATRIX":
+                a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+                return a, b, c, d
+    turn = -math.radians(frame.rotation)
     return math.cos(turn), math.sin(turn), -math.sin(turn), math.cos(turn)
 
 

@@ -68,10 +68,9 @@ class Clock:
                 self._latest = dict.fromkeys(BACK, float("-inf"))
             self._latest |= {name: max(self._latest[name], start) for name, start in starts.items()}
         later = round(self._later / packet.time_base)
-        if later and packet.pts is not None:
-            packet.pts += later
-        if later and packet.dts is not None:
-            packet.dts += later
+        for name in BACK:
+            if later and getattr(packet, name) is not None:
+                setattr(packet, name, getattr(packet, name) + later)
 
 
 @dataclass(slots=True)
