@@ -323,16 +323,17 @@ def words(signal: Any) -> str:
 
 def signals() -> str:
     """What a stage may read: each signal with its options, its name in the view, and what it is."""
-    from foveate.families.support import SERVED
+    from foveate.families.support import SERVED, reader_of
 
-    lines = ["| signal | in the view | meaning |", "|---|---|---|"]
+    lines = ["| signal | read by | in the view | meaning |", "|---|---|---|---|"]
     for kind in SERVED:
         meaning, _, options = cleandoc(kind.__doc__ or "").partition("Attributes:")
         meaning += re.sub(
             r"^(\w+(?:, \w+)*):", r"<br>`\1`:", dedent(options.partition("\nRaises:")[0]), flags=re.MULTILINE
         )
         given = ", ".join(f"{field.name}={field.default!r}" for field in fields(kind))
-        cells = (f"`{kind.__name__}({given})`", f"`view.{kind.kind}`", " ".join(meaning.split()))
+        reader = f"`{reader_of(kind())}`"
+        cells = (f"`{kind.__name__}({given})`", reader, f"`view.{kind.kind}`", " ".join(meaning.split()))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

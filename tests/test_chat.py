@@ -87,3 +87,38 @@ def test_other_kinds_of_pictures_are_refused(kind, tmp_path):
     Image.new("RGB", (90, 90), "red").save(path := tmp_path / "a", kind)
     with pytest.raises(Refusal, match="PNG, JPEG, WebP"):
         opened([turn({"type": "image_url", "image_url": {"url": url(path.read_bytes())}})], 10**9)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": url(png_claiming(9, 9)), "detail": None}, "text": None}
+REPLY = {"role": "assistant", "content": "A cat.", "refusal": None, "annotations": [], "audio": None, "name": ""}
+SAYS_NOTHING = {
+    "stream": None, "stream_options": {}, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"},
+    "presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "logprobs": False,
+    "functions": None, "user": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAYS_NOTHING)
+def test_a_field_that_says_nothing_is_as_if_it_were_left_out(name):
+    assert request(**{name: SAYS_NOTHING[name]}) == request()
+
+
+def test_a_clients_own_message_comes_back_as_it_was_dumped():
+    asked = request(messages=[turn(IMAGE).model_dump(), REPLY, {**QUESTION, "name": None}])
+    said = opened(asked.messages, 10**9)
+    assert said[1:] == [{"role": "assistant", "content": "A cat."}, QUESTION]
+    assert set(said[0]["content"][0]) == {"type", "image"}
+
+
+def test_a_method_of_null_is_the_untouched_model():
+    assert ("method" in request(method=None).model_fields_set, "method" in request().model_fields_set) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"presence_penalty": 0.5}, {"tools": [{}]}, {"response_format": {"type": "json_object"}}, {"logprobs": True}],
+)
+def test_what_asks_for_something_that_is_not_done_is_refused(fields):
+    with pytest.raises(ValidationError) as caught:
+        request(**fields)
+    assert error_of(caught.value)[1]["error"]["param"] in fields

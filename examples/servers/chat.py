@@ -11,9 +11,10 @@ from io import BytesIO
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from foveate.ask.answer import Answer
+from foveate.ask.conversation import what_is_said
 from foveate.ask.generation import Generation
 from foveate.ask.media import decoded
 from foveate.errors import FoveateError, InputError
@@ -31,6 +32,12 @@ SMALL = 2**18
 """Pixels that a picture or frame counts at the least: processors make small ones larger."""
 TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 504: "timeout_error"}
 STOPS = 4
+NOTHING: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,), "top_logprobs": (0,), "store": (False,),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "service_tier": ("auto", "default"),
+    "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False),
+}  # fmt: skip
+"""Fields that are not read, with what they ask for nothing with: clients send these too."""
 
 Length = Annotated[int, Field(ge=1)] | None
 
@@ -59,20 +66,34 @@ class Refusal(InputError):
 # -- fields -------------------------------------------------------------------------------------------------------
 
 
-class Message(BaseModel, extra="forbid"):
+class Said(BaseModel, extra="forbid"):
+    """What says something of a JSON object, as `VLM.ask` reads messages."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out(cls, values: Any) -> Any:
+        """Without what says nothing; a method of null is the untouched model."""
+        if not isinstance(values, dict):
+            return values
+        kept = {"method": None} if "method" in values else {}
+        says = kept | what_is_said(values)
+        return {name: value for name, value in says.items() if value not in NOTHING.get(name, ())}
+
+
+class Message(Said):
     """A turn of the conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str | list[dict[str, Any]]
 
 
-class StreamOptions(BaseModel, extra="forbid"):
+class StreamOptions(Said):
     """What a streamed answer ends with."""
 
     include_usage: bool = False
 
 
-class Chat(BaseModel, extra="forbid"):
+class Chat(Said):
     """A request: fields of OpenAI's, and `method`, `retention` and `tokens`. Without a temperature it is greedy."""
 
     model: str
@@ -167,12 +188,14 @@ def opened(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
 
 def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The `data:` URL of a part, and what else it asks."""
+    part = what_is_said(part)
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in KEYS:
         raise Refusal(f"A part is of type text, image_url or video_url; got {brief(kind)}.", where)
     asked = {name: value for name, value in part.items() if name not in ("type", kind)}
     source = part.get(kind)
     if isinstance(source, dict):
+        source = what_is_said(source)
         if twice := sorted(set(asked) & set(source)):
             raise Refusal(f"A part says {brief(twice[0])} twice. Leave one out.", where)
         asked |= source
@@ -191,7 +214,7 @@ def _shown(kind: str, url: str, asked: dict[str, Any], where: str) -> tuple[dict
     """A part with its picture opened, or its film's bytes; and how many pixels it counts."""
     data = decoded(url)[1]
     if kind == "video_url":
-        wanted = {FILM[name]: value for name, value in asked.items() if value is not None}
+        wanted = {FILM[name]: value for name, value in asked.items()}
         frames, height, width = shape_of(data, **wanted)
         if not height * width:
             raise Refusal("The film does not say how large it is. Convert it to MP4.", where)

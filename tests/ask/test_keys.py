@@ -113,7 +113,7 @@ def test_a_key_that_the_template_reads_is_handed_to_it(vlm):
 
 
 def test_a_key_that_says_nothing_is_no_key(vlm):
-    empty = {"tool_calls": None, "annotations": [], "refusal": None}
+    empty = {"tool_calls": None, "annotations": [], "refusal": None, "name": "", "audio": {}}
     said = vlm.prepare(messages=[{"role": "user", "content": "Who?", **empty}])
     assert said.vision_tokens == 0
 

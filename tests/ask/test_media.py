@@ -14,10 +14,11 @@ import foveate as fv
 from foveate import embedded
 from foveate.ask.media import as_frames, crop_note, padded, read_media, read_once, square
 from foveate.ask.pictures import Picture
-from foveate.errors import InputError
+from foveate.errors import InputError, SettingError
 from foveate.plain import memory
-from foveate.video import Clip
+from foveate.video import Clip, read
 from tests.ask.conftest import random_vlm
+from tests.films import film
 
 QUESTION = embedded.QUESTION
 
@@ -210,3 +211,12 @@ def test_questions_about_a_file_that_changes_are_about_what_it_shows(vlm, tmp_pa
 
     shown = [answer.prompt.media[0].image.getpixel((0, 0)) for answer in vlm.ask_many(questions(), max_new_tokens=1)]
     assert shown == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+
+
+def test_frames_that_a_processor_has_no_room_for_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    path = film(tmp_path / "film.mp4", 40, size=(320, 240))
+    monkeypatch.setattr(memory, "available", lambda: 40 * 320 * 240 * 20.0)
+    with pytest.raises(SettingError, match="40 frames"):
+        read_media(path, frames=40)
+    assert len(read(path, frames=40)) == 40
+    assert len(read_media(path, frames=20)[0]) == 20

@@ -1,5 +1,8 @@
 """An answer piece by piece: its text, its end, and how the model is left."""
 
+import gc
+import subprocess
+import sys
 import threading
 import time
 
@@ -157,4 +160,54 @@ def test_a_stream_that_is_closed_in_the_models_own_thread_ends(vlm, scenes):
         list(stream)
     assert ended.is_set()
     assert len(stream.answer.tokens) < 50
+    assert is_free(vlm)
+
+
+LEFT = """
+import foveate as fv
+from foveate import embedded
+vlm = fv.load(device="cpu")
+asker = {asker}
+stream = asker.ask(*{question}, stream=True, max_new_tokens=400)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asker", "question", "then", "code"),
+    [
+        ("vlm", (), "", 0),
+        ("vlm", (), "next(stream); raise SystemExit(7)", 7),
+        ("vlm", (), "held = [stream]; held.append(held); del stream", 0),
+        ("vlm.look(embedded.picture(), method='v2drop')", (LISTING,), "next(stream)", 0),
+    ],
+)
+def test_a_program_that_leaves_a_stream_ends_as_it_would_without_it(asker, question, then, code):
+    program = LEFT.format(asker=asker, question=question, then=then)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("in_circle", [False, True])
+def test_a_stream_that_nobody_has_any_more_leaves_the_model_free(vlm, scenes, in_circle):
+    vlm.ask(scenes[0], LISTING, max_new_tokens=1)  # transformers hangs hooks on at the first run
+    with slowed(vlm):
+        before = state(vlm.model)
+        stream = vlm.ask(scenes[0], LISTING, stream=True, method=METHOD, max_new_tokens=400)
+        next(stream)
+        if in_circle:
+            stream.itself = stream
+        del stream
+        gc.collect()
+        assert state(vlm.model) == before
+        with fv.drop(vlm.model, METHOD):
+            pass
+
+
+def test_a_stream_collected_by_who_has_the_model_does_not_wait_for_good(vlm, scenes, monkeypatch):
+    monkeypatch.setattr("foveate.ask.stream.WAIT", 0.1)
+    with vlm.lock:
+        stream = vlm.ask(scenes[0], LISTING, stream=True)
+        del stream
+        gc.collect()
     assert is_free(vlm)

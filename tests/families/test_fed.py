@@ -145,9 +145,9 @@ class Call:
         self.runs += 1
         return self._call(**{**self.inputs, **other}, return_dict=True)
 
-    def feeding(self) -> feeds.Feeding:
+    def feeding(self, anew: bool = False) -> feeds.Feeding:
         with torch.no_grad():
-            return feeding(self.family, self.run, self.inputs)
+            return feeding(self.family, self.run, self.inputs, anew)
 
     def read(self, signal: Any) -> Tensor:
         """A signal of all tokens."""
@@ -416,3 +416,40 @@ def test_refuses_a_projector_without_a_backward():
     call.family.core.aligner.register_forward_pre_hook(lambda module, args: OneWay.apply(args[0]))
     with pytest.raises(UnsupportedError, match="gradient"):
         call.feeding()
+
+
+class Quantised(nn.Module):
+    """A linear layer of int8 weights, through whose kernel no gradient goes."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax() / 127
+        self.packed = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.bias = linear.bias
+
+    @torch.no_grad()
+    def forward(self, rows: Tensor) -> Tensor:
+        return nn.functional.linear(rows, self.packed * self.scale, self.bias)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("by", ["a kernel", "torch"])
+@pytest.mark.parametrize("name", ["aya_vision", "deepseek_vl"])
+def test_quantised_layers_feed_the_tokens_that_they_fed_before(name, by):
+    call = Call(name)
+    before = call.feeding()
+    if by == "torch":
+        torch.ao.quantization.quantize_dynamic(call.family.core, {nn.Linear}, inplace=True)
+    for module in list(call.family.core.modules()):
+        for child, linear in list(module.named_children()):
+            if type(linear) is nn.Linear:
+                setattr(module, child, Quantised(linear))
+    after = call.feeding(anew=True)
+    assert (after.last, after.seeing, after.lengths, after.tokens) == (
+        before.last,
+        before.seeing,
+        before.lengths,
+        before.tokens,
+    )
+    for group, as_before in zip(after.groups, before.groups, strict=True):
+        assert torch.equal(group.tokens, as_before.tokens)

@@ -6,7 +6,19 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import Attention, CachedAttention, DecodeStage, LayerStage, PixelStage, TowerStage
+from foveate.contract import (
+    Attention,
+    CachedAttention,
+    DecodeStage,
+    Hidden,
+    ImageStage,
+    LayerStage,
+    PatchStage,
+    PixelStage,
+    TowerAttention,
+    TowerKeys,
+    TowerStage,
+)
 from foveate.contract.method import Method
 from foveate.families.support import reach
 from foveate.registry import support
@@ -99,8 +111,13 @@ UNRUN = {
     "has 2 PixelStages": (PixelStage(coarsen=halved), PixelStage(coarsen=halved)),
     "has 2 DecodeStages": (DecodeStage(0, keep=0.5, score=len), DecodeStage(2, keep=0.5, score=len)),
     "drops before layer 4": (DecodeStage(3, when="step", keep=0.5, score=len), LayerStage(4, keep=0.5, score=len)),
-    "the engine does not read it yet": (DecodeStage(0, reads=(Attention(),), keep=0.5, score=len),),
-    "reads CachedAttention()": (LayerStage(2, reads=(CachedAttention(),), keep=0.5, score=len),),
+    "no DecodeStage has it: take LayerStage": (DecodeStage(0, reads=(Attention(),), keep=0.5, score=len),),
+    "no LayerStage has it: take DecodeStage": (LayerStage(2, reads=(CachedAttention(),), keep=0.5, score=len),),
+    "no LayerStage has it: take ImageStage": (LayerStage(2, reads=(TowerKeys(),), keep=0.5, score=len),),
+    "no TowerStage has it: take ImageStage": (TowerStage(1, reads=(TowerAttention(),), **PATCHES),),
+    "no TowerStage has it: take LayerStage": (TowerStage(1, reads=(Hidden(),), **PATCHES),),
+    "no ImageStage has it: take LayerStage": (ImageStage(reads=(Attention(),), keep=0.5, score=len),),
+    "no PatchStage has it: take ImageStage": (PatchStage(reads=(TowerKeys(),), keep=0.5, score=len),),
     "has a PixelStage with a choose": (PixelStage(coarsen=halved, choose=stays),),
     "has a PixelStage with a score": (PixelStage(coarsen=halved, keep=0.5, score=stays),),
     "has a PixelStage with a look": (PixelStage(coarsen=halved, look=notes),),

@@ -92,7 +92,7 @@ def test_a_rate_that_would_fill_the_memory_wants_a_number_with_it(long):
 @pytest.mark.parametrize("frames", [6000, 10**12])
 def test_more_frames_than_the_memory_holds_are_refused(long, monkeypatch, frames):
     monkeypatch.setattr(memory, "available", lambda: 2.0**24)
-    with pytest.raises(SettingError, match="18 MiB"):
+    with pytest.raises(SettingError, match="29 MiB"):
         read(long, frames=frames)
     assert len(read(long, frames=40)) == 40
 
@@ -161,6 +161,59 @@ def test_a_bare_stream_has_frames_at_its_nominal_rate(folder):
     clip = read(film(folder / "bare.h264"), frames=6)
     assert brightness(clip.frames) == pytest.approx(brightness(read(folder / "bare.h264", frames=60).frames[5::10]))
     assert clip.note is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "counts"),
+    [("vob", "mpeg2video", (30, 60, 40)), ("mkv", "libx264", (30, 60)), ("vob", "mpeg2video", (1500, 1500))],
+)
+def test_recordings_in_one_file_whose_times_begin_again_are_shown_in_turn(tmp_path, kind, codec, counts):
+    """As of recorders that append, and of files that are joined."""
+    contents = []
+    for number, count in enumerate(counts):
+        shade = np.full((48, 64, 3), 60 + 50 * number, np.uint8)
+        part = film(tmp_path / f"{number}.{kind}", count, rate=25, codec=codec, draw=lambda *_, shade=shade: shade)
+        contents.append(part.read_bytes())
+    (path := tmp_path / f"joined.{kind}").write_bytes(b"".join(contents))
+    clip, total = read(path, frames=26), sum(counts)
+    assert clip.end == pytest.approx(total / 25, abs=0.1)
+    shades = [60 + 50 * int(np.searchsorted(np.cumsum(counts), 25 * second + 1e-6)) for second in clip.seconds]
+    near = abs(clip.frames.mean((1, 2, 3)) - shades) < 5
+    assert near.sum() >= len(clip) - len(counts)  # a frame beside a joint may be either's
+    assert clip.note is None
+
+
+@pytest.mark.parametrize(("kind", "sounds"), [("mp4", "aac"), ("mkv", "aac"), ("ts", "mp2")])
+def test_a_film_that_begins_behind_its_sound_has_the_times_of_players(tmp_path, kind, sounds):
+    path = late(tmp_path / f"late.{kind}", sounds)
+    clip = read(path, frames=4)
+    assert clip.seconds == pytest.approx((2.5, 3.5, 4.5, 5.5), abs=0.15)
+    assert (clip.start, clip.end) == pytest.approx((2, 6), abs=0.1)
+    assert read(path, fps=1, start=3.05, end=5).seconds == pytest.approx((3.05, 4.0), abs=0.15)
+    assert clip.metadata()["duration"] == pytest.approx(4, abs=0.1)
+    with pytest.raises(InputError, match="from 2"):
+        read(path, end=1.5)
+
+
+def late(path, codec):
+    """Six seconds of sound; the film begins two seconds behind it and goes on for four."""
+    with av.open(str(path), "w") as container:
+        pictures, voice = container.add_stream("libx264", rate=10), container.add_stream(codec, rate=32000)
+        pictures.width, pictures.height, pictures.pix_fmt, voice.layout = 64, 48, "yuv420p", "mono"
+        pictures.time_base = pictures.codec_context.time_base = Fraction(1, 10)
+        for tenth in range(60):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 3200), np.float32), format="fltp", layout="mono")
+            if codec == "mp2":
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 3200), np.int16), format="s16", layout="mono")
+            silence.rate, silence.pts = 32000, 3200 * tenth
+            container.mux(voice.encode(silence))
+            if tenth >= 20:
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * tenth, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = tenth, Fraction(1, 10)
+                container.mux(pictures.encode(frame))
+        container.mux(voice.encode())
+        container.mux(pictures.encode())
+    return path
 
 
 def quadrants(index, count, size):

@@ -23,6 +23,8 @@ MEDIA = ("image", "video")
 ROLES = ("system", "user", "assistant")
 OWN = ("role", "content", "images")
 """Keys of a message that are read here; others are the chat template's."""
+TEXTS = ("text", "content", "stop")
+"""Keys under which an empty text is one."""
 BEGIN, END = ("start_time", "video_start"), ("end_time", "video_end")
 COUNT = ("nframes", "num_frames", "max_frames")
 FILM = (*BEGIN, *END, *COUNT, "fps")
@@ -58,7 +60,7 @@ class Conversation:
 
         Args:
             messages: With "role" and "content", which is a text or a list of parts; "images" may hold pictures that
-                stand before it. Other keys are the chat template's; None and [] say nothing.
+                stand before it. Other keys are the chat template's; None, "", [] and {} say nothing.
             frames: Most frames of a video.
             fps: How many a second.
 
@@ -70,7 +72,7 @@ class Conversation:
         for place, message in enumerate(messages):
             role, content = _role_and_content(message)
             turns.append((role, tuple(_part(part, frames, fps) for part in content)))
-            if others := {key: value for key, value in _said(message).items() if key not in OWN}:
+            if others := {key: value for key, value in what_is_said(message).items() if key not in OWN}:
                 more[place] = others
         if not turns:
             raise InputError("messages is empty: give at least one turn of the user.")
@@ -203,10 +205,11 @@ def _behind(question: str, line: str, text: str) -> str:
     return text[:end] + line + text[end:]
 
 
-def _said(values: Mapping[Any, object]) -> dict[str, Any]:
-    """A dictionary without what says nothing: clients write every key that they know, with None or [] behind it."""
+def what_is_said(values: Mapping[Any, object]) -> dict[str, Any]:
+    """A dictionary without what says nothing: clients write every key, with None, "", [] or {} behind it."""
     says = {str(key): value for key, value in values.items() if value is not None}
-    return {key: value for key, value in says.items() if not isinstance(value, list | dict) or value}
+    empty = {key for key, value in says.items() if isinstance(value, str | list | dict) and not value}
+    return {key: value for key, value in says.items() if key in TEXTS or key not in empty}
 
 
 def _role_and_content(message: object) -> tuple[str, list[object]]:
@@ -216,7 +219,7 @@ def _role_and_content(message: object) -> tuple[str, list[object]]:
     role, content, images = message["role"], message["content"], message.get("images") or ()
     if not isinstance(role, str):
         raise InputError(f'The role of a message is a text such as "user"; got {brief(role)}.')
-    if content is None and set(_said(message)) > {"role"}:
+    if content is None and set(what_is_said(message)) > {"role"}:
         content = ()
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -247,7 +250,7 @@ def _part(part: object, frames: int | None, fps: float | None) -> Part:
     """A part of a message with its file read."""
     if not isinstance(part, Mapping) or "type" not in part:
         raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {brief(part)}.')
-    kind, part = part["type"], _said(part)
+    kind, part = part["type"], what_is_said(part)
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise InputError(f'A part of type text has its text under "text"; got the keys {sorted(part)}.')
@@ -260,7 +263,7 @@ def _part(part: object, frames: int | None, fps: float | None) -> Part:
         )
     source, keys = _source(part, kind), part
     if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": "data:…"}}
-        inner = _said(source)
+        inner = what_is_said(source)
         source, keys = _source(inner, kind), {**part, **inner}
     if isinstance(source, list | tuple) and "fps" not in keys:  # of frames, Qwen calls their rate so
         keys = {{"sample_fps": "fps"}.get(name, name): value for name, value in keys.items()}

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub.utils.logging
 import torch
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, ProcessorMixin
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.core.graphs import TAPES
-from foveate.errors import SettingError
+from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
@@ -90,6 +90,9 @@ class Loaded:
         self.name = name or type(model).__name__
         self.cuda_graphs = cuda_graphs
         self.lock = threading.RLock()
+
+    def __getstate__(self) -> NoReturn:
+        raise SessionError(f"{self.name} and what holds it are not pickled. Load it where it is needed; send answers.")
 
     @property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:

@@ -41,6 +41,13 @@ class Prompt:
     media: tuple[Picture | Clip, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled with its tensors on the host, as another process may have no such device."""
+        return {
+            **vars(self),
+            "inputs": {name: value if value.is_meta else value.cpu() for name, value in self.inputs.items()},
+        }
+
     @property
     def text(self) -> str:
         """The last text that the user said: the question."""

@@ -1,9 +1,11 @@
 """An answer that comes piece by piece."""
 
+import atexit
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,6 +15,40 @@ from foveate.ask.answer import Answer
 from foveate.errors import SessionError
 
 Run = Callable[[Any, Any], Answer]
+WAIT = 5.0
+"""Seconds that collecting a stream waits for its thread, which may itself wait for the model that the collector has."""
+
+
+class _Work(threading.Thread):
+    """Makes an answer beside its reader, whom it does not hold: a stream that nobody has any more is collected."""
+
+    def __init__(self, run: Run, streamer: TextIteratorStreamer) -> None:
+        super().__init__(daemon=True)
+        self._run = run
+        self._streamer = streamer
+        self.closed = threading.Event()
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.answer = self._run(self._streamer, self._is_closed)
+        except BaseException as error:  # raised where the pieces are read
+            self.error = error
+        finally:
+            self._streamer.end()
+            del self._run  # and the prompt with it
+            atexit.unregister(self.close)
+
+    def _is_closed(self, ids: Tensor, scores: object, **_: object) -> Tensor:
+        """A stopping criterion: whether each sample ends here."""
+        return torch.full((ids.shape[0],), self.closed.is_set(), device=ids.device)
+
+    def close(self, wait: float | None = None) -> None:
+        """End the answer after the next token, and wait so many seconds for that; None: until then."""
+        self.closed.set()
+        if threading.current_thread() is not self:  # where Python collects what holds an abandoned stream
+            self.join(wait)
 
 
 class Stream(Iterator[str]):
@@ -23,8 +59,8 @@ class Stream(Iterator[str]):
             print(piece, end="", flush=True)
         stream.answer.retention
 
-    The model runs in a thread of its own. Closing the stream, or leaving its context, ends the answer after the next
-    token.
+    The model runs in a thread of its own. Closing the stream, leaving its context, or letting go of it ends the answer
+    after the next token; so does the end of the program.
 
     Args:
         run: Makes the answer, given a streamer and a stopping criterion of transformers.
@@ -38,23 +74,14 @@ class Stream(Iterator[str]):
         self._text = self._given = ""
         self._over = False
         self._process = os.getpid()
-        self._closed = threading.Event()
-        self._answer: Answer | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, args=(run,), daemon=True)
-        self._thread.start()
+        self._work = _Work(run, self._streamer)
+        atexit.register(self._work.close)  # a thread in torch when the interpreter ends would abort the program
+        self._work.start()
+        collected = weakref.finalize(self, self._work.close, WAIT)
+        collected.atexit = False
 
-    def _work(self, run: Run) -> None:
-        try:
-            self._answer = run(self._streamer, self._is_closed)
-        except BaseException as error:  # raised where the pieces are read
-            self._error = error
-        finally:
-            self._streamer.end()
-
-    def _is_closed(self, ids: Tensor, scores: object, **_: object) -> Tensor:
-        """A stopping criterion: whether each sample ends here."""
-        return torch.full((ids.shape[0],), self._closed.is_set(), device=ids.device)
+    def __getstate__(self) -> NoReturn:
+        raise SessionError("A stream is not pickled: read it where the model runs, and hand on its answer.")
 
     def __next__(self) -> str:
         if os.getpid() != self._process:
@@ -65,9 +92,9 @@ class Stream(Iterator[str]):
                 text = self._known_text()
             except StopIteration:
                 self._over = True
-                self._thread.join()
-                if self._error is not None:
-                    raise self._error from None
+                self._work.join()
+                if self._work.error is not None:
+                    raise self._work.error from None
                 text = self.answer.text
             if text != self._given and text.startswith(self._given):
                 piece = text.removeprefix(self._given)
@@ -87,7 +114,7 @@ class Stream(Iterator[str]):
     @property
     def failed(self) -> bool:
         """Whether it has ended in an error."""
-        return self._error is not None
+        return self._work.error is not None
 
     @property
     def answer(self) -> Answer:
@@ -96,19 +123,17 @@ class Stream(Iterator[str]):
         Raises:
             SessionError: If it is not finished: read all pieces first.
         """
-        if self._thread.is_alive() and not self._closed.is_set():
+        if self._work.is_alive() and not self._work.closed.is_set():
             raise SessionError("The answer is not finished: read all its pieces, or close the stream, first.")
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._answer is not None
-        return self._answer
+        self._work.join()
+        if self._work.error is not None:
+            raise self._work.error
+        assert self._work.answer is not None
+        return self._work.answer
 
     def close(self) -> None:
         """End the answer after the next token, and wait for that."""
-        self._closed.set()
-        if threading.current_thread() is not self._thread:  # where Python collects what holds an abandoned stream
-            self._thread.join()
+        self._work.close()
 
     def __enter__(self) -> "Stream":
         return self

@@ -1,6 +1,7 @@
 """What becomes of the tokens that arrive at a stage: the one form every method answers in, for many samples at once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -74,6 +75,13 @@ class Cut:
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"A cut is never changed, so not its {name}; with_notes makes one with other notes.")
+
+    def __reduce__(self) -> Any:
+        """Pickled as it is on the host, with what was put off made."""
+        cut = self._made().to(torch.device("cpu"))
+        parts = {name: getattr(cut, f"_{name}") for name in PARTS}
+        count = cut._count.cpu() if isinstance(cut._count, Tensor) else cut._count
+        return partial(Cut, cut.arriving, count, **parts, notes=dict(cut.notes)), ()
 
     @classmethod
     def keep(cls, stays: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":

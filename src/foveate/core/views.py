@@ -132,7 +132,7 @@ class View:
             return self._made(self._signals, signal)
         if signal.kind in self._named:
             return self._made(self._named, signal.kind)
-        raise Undeclared(f"This stage reads {signal!r} without declaring it. It declares {self._declared()}.")
+        raise self._undeclared(signal)
 
     def __getattr__(self, kind: str) -> Tensor:
         if kind.startswith("_"):
@@ -147,7 +147,7 @@ class View:
                 f"This stage reads several signals of kind {kind!r}. Write which one you mean, such as "
                 f"view[{alike[0]!r}]."
             )
-        raise Undeclared(f"This stage reads {kind!r} without declaring it. It declares {self._declared()}.")
+        raise self._undeclared(kind)
 
     @staticmethod
     def _made(values: dict[Any, Given], key: Any) -> Tensor:
@@ -157,8 +157,13 @@ class View:
             values[key] = value  # made once
         return value
 
-    def _declared(self) -> str:
-        """What the stage declares; of several signals of a kind, how many."""
+    def _undeclared(self, what: object) -> Undeclared:
+        return Undeclared(
+            f"This stage reads {what!r} without declaring it, or this model has none. There is: {self._there()}."
+        )
+
+    def _there(self) -> str:
+        """What can be read; of several signals of a kind, how many."""
         counts = Counter(signal.kind for signal in self._signals)
         alone = [repr(signal) for signal in self._signals if counts[signal.kind] == 1]
         several = [f"{count} of kind {kind!r}" for kind, count in counts.items() if count > 1]

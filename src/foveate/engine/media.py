@@ -47,6 +47,13 @@ class MediaTokens:
     def __deepcopy__(self, memo: Any) -> "MediaTokens":
         return self  # assisted decoding copies what `generate` has encoded; nothing changes it
 
+    def __reduce__(self) -> Any:
+        """Pickled as it is on the host, with its places worked out."""
+        boxes = self.boxes()
+        known = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
+        ran = tuple(Ran(one.rows, one.kept.cpu(), one.parent.cpu()) for one in self.ran)
+        return MediaTokens, (self.length, known, self.cut, self.fixed, self.video, ran)
+
     @property
     def free(self) -> int:
         """Its vision tokens that may be dropped."""

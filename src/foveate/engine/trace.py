@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -47,6 +47,10 @@ class StageRecord:
     _origin: Sequence[Tensor]
     _assign: Sequence[Tensor | None] = ()
     rows: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as it is on the host."""
+        return {**vars(self), "_origin": self.origin, "_assign": self.assign}
 
     @property
     def place(self) -> str:
@@ -134,6 +138,10 @@ class CacheRecord:
     slots: Mapping[int, Callable[[], list[int]]] = field(default_factory=dict)
     dead: tuple[int, ...] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as its slots are counted now."""
+        return {**vars(self), "slots": {layer: partial(list, count()) for layer, count in self.slots.items()}}
+
     def lengths(self, layer: int, rows: list[int]) -> list[int]:
         """Tokens of each sample in a layer's cache, where the prompt has so many `rows`."""
         if layer in self.slots:
@@ -148,6 +156,9 @@ class LazyCounts(Sequence[int]):
 
     def __init__(self, counts: Tensor) -> None:
         self._counts = counts
+
+    def __reduce__(self) -> Any:
+        return tuple, (self._numbers,)
 
     @cached_property
     def _numbers(self) -> tuple[int, ...]:
@@ -189,6 +200,10 @@ class PrefillRecord:
     reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _steps: int = 0
     _again: Tensor | int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as it is on the host."""
+        return {**vars(self), "_again": int(self._again)}
 
     @property
     def reuse(self) -> float | None:

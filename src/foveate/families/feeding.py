@@ -145,6 +145,11 @@ def _attends(module: nn.Module) -> bool:
         return False
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module may be a linear layer of any kind of weights: it has no modules in it, or is called so."""
+    return not [*module.children()] or "linear" in type(module).__name__.lower()
+
+
 def has_cls(core: nn.Module) -> bool:
     """Whether a model's vision tower has a CLS, by the name of its parameter."""
     return any(name.rpartition(".")[2] in CLS_NAMES for name, _ in core.named_parameters())
@@ -203,8 +208,10 @@ class _Trace:
         self.leaves: dict[nn.Module, list[Tensor]] = {}
         self.looks: dict[nn.Module, list[_Look] | None] = {}  # by attention module; None: it cannot be read
 
-    def attach(self, patches: Patcher, lists: Sequence[Blocks]) -> None:
-        """Watch all blocks until the patcher restores them."""
+    def attach(self, patches: Patcher, lists: Sequence[Blocks], others: Sequence[nn.Module]) -> None:
+        """Watch all blocks, and the modules `others`, until the patcher restores them."""
+        for module in others:
+            patches.hook(module, "after", self._let_through)
         for block, attentions in [pair for blocks in lists for pair in blocks]:
             # Before the hooks by which transformers records hidden states: they are to record what is cut off.
             patches.hook(block, "after", self._cut_off, prepend=True)
@@ -221,6 +228,19 @@ class _Trace:
         if isinstance(output, tuple):
             return (leaf.clone(), *output[1:])
         return leaf.clone()
+
+    def _let_through(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Give the answer a gradient that a kernel for quantised weights lacks: any will do that leads row by row."""
+        rows = args[0] if args and isinstance(args[0], Tensor) else None
+        if rows is None or not isinstance(output, Tensor) or not rows.requires_grad:
+            return None
+        has_own = output.grad_fn is not None and "NotImplemented" not in output.grad_fn.name()
+        if has_own or output.shape[:-1] != rows.shape[:-1]:
+            return None
+        random = torch.Generator().manual_seed(0)
+        into, out = (torch.randn(one.shape[-1], generator=random).to(one) for one in (rows, output))
+        # Zero, with the gradient of (rows · into) out: the answer stays what it is, bit by bit.
+        return output.detach() + ((rows - rows.detach()) @ into)[..., None] * out
 
     def _note(self, attention: Any, queries: Tensor, keys: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         looks, rows = self.looks.setdefault(attention, []), queries.shape[2]
@@ -263,7 +283,9 @@ def _measured(family: Any, run: Run, inputs: Inputs) -> Feeding:
     with torch.inference_mode(False), torch.enable_grad():
         try:
             with Patcher() as patches:
-                trace.attach(patches, lists)
+                inside = set(map(id, family.layers.modules()))
+                linear = [part for part in family.core.modules() if _is_linear(part) and id(part) not in inside]
+                trace.attach(patches, lists, linear)
                 output = run(**{k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor) and v.is_inference()})
             tokens = torch.cat([piece.flatten(0, -2) for piece in pieces_of(output)])
             ran = [blocks for blocks in lists if any(block in trace.leaves for block, _ in blocks)]
@@ -298,6 +320,8 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
         if whole is not None:
             break
     else:
+        if not sums.requires_grad:
+            raise _unread(family, "no gradient goes through what makes them, as where layers are quantised")
         raise _unread(family, "they are made of what comes behind its blocks, as of a resampler's queries")
     largest = whole.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0

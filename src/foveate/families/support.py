@@ -20,16 +20,12 @@ from foveate.contract.stages import (
 from foveate.core import signals
 from foveate.core.signals import (
     CachedAttention,
-    Cells,
-    Columns,
+    Cls,
+    Deepstack,
     Features,
-    Products,
     Resource,
-    Rotary,
     Signal,
-    Text,
     TowerSignal,
-    ValueLikeness,
 )
 from foveate.core.views import Arriving
 from foveate.families.base import Family
@@ -38,6 +34,13 @@ SERVED: tuple[type[Signal], ...] = tuple(
     kind for kind in map(vars(signals).__getitem__, signals.__all__) if "kind" in vars(kind)
 )
 """Signals that this engine reads."""
+READERS = {
+    'ImageStage(side="before")': (Place.BEFORE_PROJECTOR,),
+    "ImageStage": (Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR),
+    "LayerStage": (Place.LAYER,),
+    "DecodeStage": (Place.DECODE,),
+}
+"""The stages that read signals, and their places: patches in front of the tower and in it are seen by themselves."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
@@ -164,8 +167,11 @@ def _refusal_of_cuts(stages: Sequence[Stage], reading: DecodeStage | None) -> st
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
     """Why the engine does not run this stage, whatever the others are."""
     for signal in stage.reads:
+        reader = reader_of(signal)
         reason: str | None = "the engine does not read it yet"
-        if _is_served(signal, stage.place):
+        if isinstance(signal, SERVED):
+            reason = f"no {type(stage).__name__} has it: take {reader}"
+        if isinstance(signal, SERVED) and stage.place in READERS[reader]:
             reason = lacks(signal)
         if reason is not None:
             return f"reads {signal!r}: {reason}."
@@ -181,19 +187,15 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     return None
 
 
-def _is_served(signal: Signal, place: Place) -> bool:
-    """Whether this engine reads a signal for a stage at this place."""
-    if place is Place.PIXELS:
-        return False
-    if isinstance(signal, CachedAttention) or place is Place.DECODE:
-        return isinstance(signal, CachedAttention) and place is Place.DECODE
-    if isinstance(signal, Cells | Columns | Products | Rotary | Text | ValueLikeness):
-        return place is Place.LAYER
-    if isinstance(signal, Resource):
-        return place is (Place.LAYER if signal.of == "text" else Place.BEFORE_PROJECTOR)
-    if isinstance(signal, Features):
-        return place is Place.BEFORE_PROJECTOR
-    return isinstance(signal, SERVED)
+def reader_of(signal: Signal) -> str:
+    """The stage that reads a signal, as an author writes it; its places are in `READERS`."""
+    if isinstance(signal, CachedAttention):
+        return "DecodeStage"
+    if isinstance(signal, TowerSignal | Cls | Deepstack):
+        return "ImageStage"
+    if isinstance(signal, Features) or (isinstance(signal, Resource) and signal.of == "features"):
+        return 'ImageStage(side="before")'
+    return "LayerStage"
 
 
 def usual_input(kind: type[Family], modality: str) -> Arriving:

@@ -31,6 +31,9 @@ VIDEOS = {
     ".mpe", ".m1v", ".m2v", ".rm", ".rmvb", ".dv", ".ogm",
 }  # fmt: skip
 
+HEAD = 30
+"""Bytes of a WebP that say whether it moves, and its size."""
+
 OTHERS = {
     stat.S_IFDIR: "a folder, not a picture or video. Name the files in it.",
     stat.S_IFIFO: "a pipe (FIFO), not a file. Save what comes out of it to a file first.",
@@ -45,9 +48,17 @@ OPENED = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0
 
 
 def is_video(path: Path, frames_asked: bool = False) -> bool:
-    """Whether a file's ending says that it is a video; a GIF is one where frames are asked for."""
+    """Whether a file's ending says that it is a video; a GIF or an animated WebP is one where frames are asked for."""
     suffix = path.suffix.lower()
+    if frames_asked and suffix == ".webp" and path.is_file():
+        with path.open("rb") as file:
+            return is_animated(file.read(HEAD))
     return suffix in VIDEOS or (frames_asked and suffix == ".gif")
+
+
+def is_animated(head: bytes) -> bool:
+    """Whether the first `HEAD` bytes of a file are those of an animated WebP."""
+    return len(head) == HEAD and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def named(path: Path) -> str:

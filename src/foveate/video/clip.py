@@ -20,8 +20,8 @@ class Clip:
     Attributes:
         path: The file.
         frames: (frames, height, width, 3) uint8, RGB, upright, square pixels.
-        seconds: Start time of each frame, from the start of the video. A frame that is taken again, because it is still
-            visible at the next step, has that step's time.
+        seconds: Start time of each frame, from the start of the file, sound included, as players count. A frame that is
+            taken again, because it is still visible at the next step, has that step's time.
         start, end: The part of the video that was read, in seconds.
         rate: Mean frames per second of the file.
         note: A message for the user, such as that the file is damaged; usually None.

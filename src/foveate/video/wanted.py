@@ -44,13 +44,14 @@ class FramesWanted:
         """From where to where frames are taken, in seconds.
 
         Raises:
-            InputError: If the file ends before that.
+            InputError: If the film has begun later, or ended before.
         """
-        first = self.start or 0.0
+        first = max(contents.begin, self.start or 0.0)
         last = min(contents.end, self.end or contents.end)
         if first >= last:
             raise InputError(
-                f"{name} ends after {contents.end:.2f} s, before start={first:g} s. Give an earlier start."
+                f"{name} has a film from {contents.begin:.2f} to {contents.end:.2f} s, and none from "
+                f"start={self.start or 0:g} to end={self.end or contents.end:g} s. Give another part."
             )
         return first, last
 
