@@ -12,8 +12,8 @@ import transformers
 from transformers import GenerationConfig, ProcessorMixin
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
-from foveate.core.graphs import TAPES
-from foveate.errors import SessionError, SettingError
+from foveate.core.graphs import refuse_without_graphs
+from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
@@ -123,18 +123,6 @@ class Loaded:
         return (
             f"The processor of {self.name} ({kinds[0]}) does not fit its model ({kinds[1]}): {why} "
             "Take the processor's files and the weights from the same place."
-        )
-
-
-def refuse_without_graphs(device: torch.device) -> None:
-    """Refuse to run a model as CUDA graphs on a device that has none.
-
-    Raises:
-        SettingError: If that is so.
-    """
-    if device.type not in TAPES:
-        raise SettingError(
-            f"CUDA graphs need a model on a CUDA device; this one would run on {device}. Leave them out."
         )
 
 

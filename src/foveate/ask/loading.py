@@ -23,9 +23,10 @@ from transformers import (
 
 from foveate import embedded
 from foveate._transformers import cached_file
-from foveate.ask.loaded import quiet, refuse_without_graphs
+from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
+from foveate.core.graphs import refuse_without_graphs
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.folders import (
     base_of,

@@ -114,8 +114,8 @@ class Bench(MethodsOptions):
         """Where everything runs."""
         import torch
 
-        from foveate.ask.loaded import refuse_without_graphs
         from foveate.cli.setup import device_named
+        from foveate.core.graphs import refuse_without_graphs
 
         device: torch.device = device_named(self.device)
         if device.index is not None and device.type != "cpu":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.tensors import BLOCK_NUMBERS
+from foveate.errors import SettingError
 
 P = ParamSpec("P")
 MOST = 16
@@ -70,6 +71,18 @@ class GraphTape:
 
 TAPES: dict[str, Callable[[torch.device, Any], Tape]] = {"cuda": GraphTape}
 """What records a call, by the type of device."""
+
+
+def refuse_without_graphs(device: torch.device) -> None:
+    """Refuse to run a model as CUDA graphs on a device that has none.
+
+    Raises:
+        SettingError: If that is so.
+    """
+    if device.type not in TAPES:
+        raise SettingError(
+            f"CUDA graphs need a model on a CUDA device; this one would run on {device}. Leave them out."
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,7 +35,6 @@ from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
 from foveate.engine.samples import Sample
 from foveate.engine.trace import GraphCounts, Graphs, Trace
-from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.tap import is_tapped
 
@@ -396,10 +395,7 @@ class Replayer:
         self._runner = runner
         trace.graphs = self._graphs = Graphs()
         self._device = next(family.text.parameters()).device
-        if self._device.type not in graphs.TAPES:
-            raise SettingError(
-                f"cuda_graphs=True needs a model on a CUDA device; this one is on {self._device}. Leave it out there."
-            )
+        graphs.refuse_without_graphs(self._device)
         self._tapes = _tapes.setdefault(family.core, Tapes())
         self._hooks = int(program.renumbers or bool(program.turned))
         others = family.recurrent or family.lenders or family.indexed

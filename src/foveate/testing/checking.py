@@ -327,7 +327,7 @@ class Checking:
         if self._model.device.type not in TAPES:
             self._advance(3)
             return Row(REPLAYED, "not served", reason="not run: no CUDA device")
-        plain, _ = self._compared_first()
+        plain, wrong = self._compared_first()
         for _ in range(3):  # seen, recorded, replayed
             with self._drop(self._probes[0].method, cuda_graphs=True) as trace:
                 logits = self._forced(self._inputs)[0]
@@ -335,7 +335,7 @@ class Checking:
         latest = trace.graphs.decoder.latest
         if latest != "replayed":
             return Row(REPLAYED, "not served", reason=f"not replayed: {latest}")
-        return _exact(REPLAYED, torch.equal(logits, plain), "logits differ")
+        return self._judged(REPLAYED, difference(logits, plain), wrong)
 
     def _restored(self, state: dict[str, Any], plain: Tensor) -> Row:
         """Whether the model is itself behind contexts that ended, and behind one that an error has ended."""
