@@ -241,7 +241,7 @@ def test_another_kernel_is_taken(model, graphs_on_cpu):
     assert counts.latest == "the first of its layout"
 
 
-def test_autocast_is_another_layout(model, graphs_on_cpu):
+def test_under_autocast_it_runs_plainly(model, graphs_on_cpu):
     four = prompts("llava", count=4)
     with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
         for inputs in four[:3]:
@@ -251,7 +251,7 @@ def test_autocast_is_another_layout(model, graphs_on_cpu):
     with fv.drop(model, V2DROP), torch.autocast("cpu", torch.bfloat16):
         _, plain = answer(model, four[3])
     assert torch.equal(logits, plain)
-    assert trace.graphs.decoder.latest == "the first of its layout"
+    assert "autocast" in trace.graphs.decoder.latest
 
 
 def test_another_size_between_two_alike(model, graphs_on_cpu):

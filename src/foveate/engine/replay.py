@@ -318,13 +318,15 @@ class Tapes:
         self.recordings: OrderedDict[Hashable, Recording] = OrderedDict()
         self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
         self.lock = threading.RLock()
-        self._pool: Any = None
+        self._pools: dict[Any, Any] = {}
 
     def tape(self, device: torch.device) -> Tape:
-        """A new tape; graphs of one model share their memory, since no two run at once."""
-        if self._pool is None and device.type == "cuda":
-            self._pool = torch.cuda.graph_pool_handle()
-        return graphs.TAPES[device.type](device, self._pool)
+        """A new tape; graphs of one stream share their memory, since no two of them run at once."""
+        pool = None
+        if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            pool = self._pools.get(stream) or self._pools.setdefault(stream, torch.cuda.graph_pool_handle())
+        return graphs.TAPES[device.type](device, pool)
 
 
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
@@ -492,6 +494,8 @@ class Replayer:
         device, modes = self._device, _modes()
         if torch.is_grad_enabled() or module.training:
             return "gradients are wanted, or the model trains"
+        if torch.is_autocast_enabled(device.type):
+            return "autocast is on"  # it would keep weights of a recording
         if modes is None:
             return "somebody compiles, captures or watches the forward"
         others = tuple([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
@@ -500,9 +504,8 @@ class Replayer:
         if any(tensor.device != device for tensor in tensors):
             return "the model is spread over devices"
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-        casts = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         kernel = str(getattr(module.config, "_attn_implementation", ""))
-        key = (*known, others, spec, tuple(map(kind_of_value, tensors)), casts, kernel, modes, stream)
+        key = (*known, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, stream)
         try:
             hash(key)
         except TypeError:
@@ -535,9 +538,10 @@ class Replayer:
             if recording is not None and not recording.modules.same:
                 del tapes.recordings[key]
                 recording = None
-            modules = Modules(module) if recording is None else recording.modules
-            why = why or modules.obstacle(wrappers, hooks)
             remember(tapes.seen, key, tapes.seen.get(key), MOST_SEEN)
+            if why is None:
+                modules = Modules(module) if recording is None else recording.modules
+                why = modules.obstacle(wrappers, hooks)
             if why is not None:
                 counts.note_plain(why)
                 return region.plain()
@@ -667,7 +671,7 @@ def _modes() -> tuple[str, ...] | None:
     """Where tensors are made by default; None where somebody compiles, captures, or watches every operator."""
     if torch.compiler.is_compiling() or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         return None
     modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     modes = [mode for mode in modes if not getattr(mode, "only_follows", False)]
