@@ -222,12 +222,6 @@ def test_other_addresses_are_refused_by_their_scheme_at_every_door(tmp_path, add
     assert says in row.reason
 
 
-def test_a_data_url_in_a_row_is_refused_by_its_form(tmp_path):
-    (path := tmp_path / "rows.jsonl").write_text(f'{{"image": "{url(FILES["plain.png"])}", "question": "x"}}\n')
-    (row,) = samples_in(path).read()
-    assert row.reason == "A data: URL is not read here. Save the file that it holds, and name that."
-
-
 def test_names_with_a_colon_are_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     RED.save("12:30.png")

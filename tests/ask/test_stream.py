@@ -163,6 +163,7 @@ def test_a_stream_that_is_closed_in_the_models_own_thread_ends(vlm, scenes):
     assert is_free(vlm)
 
 
+PICTURE = str(embedded.picture())
 LEFT = """
 import foveate as fv
 from foveate import embedded
@@ -176,9 +177,9 @@ stream = asker.ask(*{question}, stream=True, max_new_tokens=400)
 @pytest.mark.parametrize(
     ("asker", "question", "then", "code"),
     [
-        ("vlm", (), "", 0),
-        ("vlm", (), "next(stream); raise SystemExit(7)", 7),
-        ("vlm", (), "held = [stream]; held.append(held); del stream", 0),
+        ("vlm", (PICTURE, LISTING), "", 0),
+        ("vlm", (PICTURE, LISTING), "next(stream); raise SystemExit(7)", 7),
+        ("vlm", (PICTURE, LISTING), "held = [stream]; held.append(held); del stream", 0),
         ("vlm.look(embedded.picture(), method='v2drop')", (LISTING,), "next(stream)", 0),
     ],
 )
