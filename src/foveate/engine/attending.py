@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
-from foveate.core.signals import Attention, Products, ValueLikeness
+from foveate.core.signals import Attention, OwnSignal, Products, ValueLikeness
 from foveate.core.tensors import BLOCK_NUMBERS, take_along
 from foveate.engine import guards
 from foveate.engine.buckets import Bucket
@@ -59,6 +59,10 @@ class RowsReader(ABC):
 
     def _values(self) -> Tensor:
         """Values of all rows, (samples, key heads, rows, size); who has none refuses `ValueLikeness`."""
+        raise NotImplementedError
+
+    def _entered(self) -> Tensor:
+        """What entered the layer at the bucket's rows, (samples, rows, width); who has it not refuses `OwnSignal`."""
         raise NotImplementedError
 
     def _live(self) -> Tensor | None:
@@ -123,6 +127,24 @@ class RowsReader(ABC):
     def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor:
         """What `ValueLikeness` has of these units' rows, one behind the other: (samples, rows, 2) float32."""
         return torch.cat([self._likeness_of(signal, unit) for unit in units], dim=1)
+
+    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor:
+        """What `OwnSignal` has of these units' rows, one behind the other: (samples, rows) or (samples, rows, any)."""
+        places = self._vision[:, None, :, None]
+        reads: dict[str, Callable[[], Tensor]] = {
+            "queries": lambda: self._queries_and_keys(self._vision)[0],
+            "keys": lambda: take_along(self._all_keys(), places, dim=2),
+            "values": lambda: take_along(self._values(), places, dim=2),
+            "hidden": self._entered,
+        }
+        of_samples = zip(*(reads[name]() for name in signal.of), strict=True)
+        rows = [unit.rows for unit in units if len(unit)]
+        return torch.stack(
+            [
+                torch.cat([signal.of_rows([tensor[..., part, :] for tensor in sample]) for part in rows])
+                for sample in of_samples
+            ]
+        )
 
     def _likeness_of(self, signal: ValueLikeness, unit: Unit) -> Tensor:
         own = self._vision[:, unit.rows]  # (samples, rows)

@@ -23,6 +23,7 @@ from foveate.core.signals import (
     Cells,
     Columns,
     Features,
+    OwnSignal,
     Products,
     Resource,
     Rotary,
@@ -187,7 +188,7 @@ def _is_served(signal: Signal, place: Place) -> bool:
         return False
     if isinstance(signal, CachedAttention) or place is Place.DECODE:
         return isinstance(signal, CachedAttention) and place is Place.DECODE
-    if isinstance(signal, Cells | Columns | Products | Rotary | Text | ValueLikeness):
+    if isinstance(signal, Cells | Columns | OwnSignal | Products | Rotary | Text | ValueLikeness):
         return place is Place.LAYER
     if isinstance(signal, Resource):
         return place is (Place.LAYER if signal.of == "text" else Place.BEFORE_PROJECTOR)
