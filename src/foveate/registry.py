@@ -3,7 +3,10 @@
 A method's name is its file's, so a name imports that file and no other; a `model_type` imports that of its family.
 """
 
+import copyreg
 import importlib
+import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING
 from functools import cache
@@ -12,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foveate.contract.method import Chain, Method, Preset
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain import inventory
+from foveate.plain.own_files import run_file
 from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
+from foveate.plain.upstream import brief
 
 if TYPE_CHECKING:
     from foveate.families.base import Family
@@ -45,6 +50,47 @@ def method(name: str) -> type[Method]:
     if kind is None:
         raise unknown("method", name, _names(), "foveate methods")
     return kind
+
+
+def method_in(path: str) -> type[Method]:
+    """The method in a Python file: its METHOD, or the one that it defines. The file is run.
+
+    Raises:
+        InputError: If the file cannot be read, or fails.
+        SettingError: If there is no method, if there are several, or if it has no name of its own.
+    """
+    module = run_file(path)
+    classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Method)]
+    own = [kind for kind in dict.fromkeys(classes) if kind.__module__ == module.__name__]
+    kinds = [module.METHOD] if hasattr(module, "METHOD") else [kind for kind in own if not inspect.isabstract(kind)]
+    if len(kinds) != 1:
+        names = ", ".join(kind.__name__ for kind in kinds) or "none"
+        raise SettingError(f"{path} must define one method, a subclass of Method with stages, or METHOD; got {names}.")
+    (kind,) = kinds
+    if kind not in own or inspect.isabstract(kind):
+        raise SettingError(
+            f"{path}: METHOD must be a subclass of Method with stages, defined there; got {brief(kind)}."
+        )
+    name = getattr(kind, "name", None)
+    if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_brought()}:
+        raise SettingError(
+            f'{path}: {kind.__name__} needs a name of its own, such as name = "mine"; got {brief(name)}.'
+        )
+    copyreg.pickle(kind, _by_file)  # other processes have no module of that name
+    return kind
+
+
+def _by_file(method: Method) -> tuple[Any, ...]:
+    """How a method in a file is pickled: it is read from the file again, which must be the same."""
+    name = type(method).__module__
+    return _from_file, (sys.modules[name].__file__, name, method._values())
+
+
+def _from_file(path: str, module: str, values: Mapping[str, Any]) -> Method:
+    kind = method_in(path)
+    if kind.__module__ != module:
+        raise InputError(f"{path} was written to meanwhile. Run again.")
+    return kind(**values)
 
 
 def methods() -> dict[str, type[Method]]:
