@@ -112,3 +112,10 @@ def test_other_media_take_the_places_of_the_old(picture):
     after = before.with_media([other, clip], frames_as_images=True)
     assert [kind for kind, _ in after.parts] == ["image", "image", "image", "text"]
     assert after.clips == []
+
+
+def test_films_of_the_same_frames_at_other_times_have_other_names():
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    films = [Clip(Path("a.mp4"), frames, (0.0, end), 0.0, end, 1.0) for end in (1.0, 2.0)]
+    names = {Conversation.about([film], "What?").media_name() for film in films}
+    assert len(names) == 2

@@ -8,7 +8,7 @@ from PIL import Image
 from foveate.cli import setup
 from foveate.cli.options import ModelOptions
 from foveate.embedded import picture
-from foveate.eval.records import reserved
+from foveate.eval.records import reservation
 from foveate.runs import store
 
 SMALL = ("--tasks", "colour,read text", "--workers", 1, "--max-new-tokens", 12, "--questions")
@@ -159,7 +159,7 @@ def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, tmp_path, monke
     monkeypatch.setattr(setup, "load", lambda models: pytest.fail("loaded"))
     asked = {"eval": ("--tasks", "colour", "--questions", 2), "tune": (picture(), "--prompt", "What?", "--budget", 64)}
     for command, words in asked.items():
-        with reserved(asdict(ModelOptions()), tmp_path, str):
+        with reservation(asdict(ModelOptions()), tmp_path, str):
             code, _, err = run(command, *words, "--cache", tmp_path)
         assert code == 1
         assert "in use" in err

@@ -319,7 +319,7 @@ def test_an_id_of_a_bad_row_is_no_other_rows_too(tmp_path, bad, name):
         samples_in(path).count()
 
 
-@pytest.mark.parametrize("image", [[], None, "absent"])
+@pytest.mark.parametrize("image", [[], None, "", "absent"])
 def test_a_row_without_a_picture_is_bad_unless_rows_may_be_texts(tmp_path, image):
     row = {"id": 1, "question": "What?"} if image == "absent" else {"id": 1, "image": image, "question": "What?"}
     write_lines(path := tmp_path / "in.jsonl", [row])

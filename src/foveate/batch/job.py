@@ -301,10 +301,9 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _column(name: str, values: list[Any]) -> Any:
     pyarrow = arrow()
-    if OURS.get(name) == "list":
+    kind = OURS.get(name)
+    if kind == "list":
         kind = pyarrow.list_(pyarrow.string())
-    else:
-        kind = OURS.get(name)
     if kind is None and all(value is None for value in values):
         kind = pyarrow.string()
     try:

@@ -140,7 +140,7 @@ class Eval(MethodsOptions):
         from foveate.eval.evaluation import evaluate, evaluate_samples
         from foveate.eval.held_out import check_tasks
         from foveate.eval.plan import Plan
-        from foveate.eval.records import reserved
+        from foveate.eval.records import reservation
 
         plan = Plan(
             methods=self.method or USUAL,
@@ -155,7 +155,7 @@ class Eval(MethodsOptions):
         names = () if self.tasks is None else tuple(name.strip() for name in self.tasks.split(","))
         names = check_tasks(names, tasks_of(self.models.model))
         seeds = self.seed or (0,)
-        with reserved(asdict(self.models), self.cache, note):
+        with reservation(asdict(self.models), self.cache, note):
             vlm = load(self.models)
             if self.samples is not None:
                 samples = samples_in(self.samples, question=self.prompt)

@@ -117,7 +117,7 @@ class Tune:
             from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
-            from foveate.eval.records import reserved
+            from foveate.eval.records import reservation
             from foveate.naming import given, parse
             from foveate.tuning import tune
 
@@ -132,7 +132,7 @@ class Tune:
             "listener": OnScreen(),
         }
         tunings: dict[str, Tuned] = {}
-        with reserved(asdict(self.models), self.cache, note):
+        with reservation(asdict(self.models), self.cache, note):
             vlm = load(self.models)
             prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
             with fitting(vlm, prompts[0].inputs):

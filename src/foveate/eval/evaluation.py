@@ -181,13 +181,13 @@ def _asked_of(sample: MediaSample) -> Asked:
         picture=picture,
         task=plain(sample.record, "task") or "samples",
         text=sample.question,
-        media=partial(_unchanged, sample.media, picture),
+        media=partial(_same_files, sample.media, picture),
         labels=labels_in(sample.record),
         reading=as_said,
     )
 
 
-def _unchanged(media: Sequence[str], picture: str) -> list[str]:
+def _same_files(media: Sequence[str], picture: str) -> list[str]:
     """The files, which still show what answers about them are kept under.
 
     Raises:

@@ -108,7 +108,9 @@ def open_answers(
 
 
 @contextmanager
-def reserved(setup: Mapping[str, object], folder: str | Path | None, note: Callable[[str], object]) -> Iterator[None]:
+def reservation(
+    setup: Mapping[str, object], folder: str | Path | None, note: Callable[[str], object]
+) -> Iterator[None]:
     """Keep a folder of answers from other runs with this setup, before a model is loaded, while the context lasts.
 
     Raises:

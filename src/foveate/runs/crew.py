@@ -173,6 +173,7 @@ class Pool(Together):
         return self
 
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        os.environ.pop(POOL, None)
         for pool in self._pools.values():
             if kind is not None:
                 for process in list((pool._processes or {}).values()):

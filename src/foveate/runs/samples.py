@@ -448,7 +448,7 @@ class Samples:
         name, column, media = None, columns.media[0], tuple[str, ...]()
         try:
             name = self._id(record, number)
-            if not columns.text_only or any(record.get(other) not in (None, []) for other in columns.media):
+            if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
                 column = _first(record, columns.media, " A row may be a text alone with --text-only of foveate batch.")
                 media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
