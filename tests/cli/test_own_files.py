@@ -87,3 +87,21 @@ def test_tune_says_that_a_second_look_cannot_hold_its_code(mine, run, tmp_path):
     code, _, err = run(*asked)
     assert code == 2
     assert "mine.py" in err
+
+
+def test_it_stands_beside_others_at_equal_flops(mine, run, tmp_path):
+    asked = ("--method", "./mine.py", "--method", "divprune", "--flops", 0.5, "--json")
+    code, said, err = run("eval", *ASKED[:-1], *asked, "--workers", 1, "--draws", 1, "--cache", tmp_path / "cache")
+    assert code == 0, err
+    values = json.loads(said)
+    rows = [row for row in values["rows"][1:] if row["task"] is None]
+    assert [row["name"] for row in rows] == ["./mine.py", "divprune", "random", "uniform", "averagepool", "resize"]
+    assert {row["budget"] for row in rows} == {0.5}
+    for row in rows:
+        assert 0.47 < row["flops"] <= 0.501
+    assert rows[0]["minus_random"] is not None
+    assert values["flops"] == [0.5]
+    code, said, err = run("compare", "--max-new-tokens", 2, "--pairs", 2, *asked)
+    assert code == 0, err
+    for answer in json.loads(said)["methods"]:
+        assert answer["saved"]["total_flops"] == pytest.approx(0.5, abs=0.01)

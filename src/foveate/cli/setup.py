@@ -19,7 +19,8 @@ from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method, meet
-from foveate.errors import BudgetError, UnsupportedError
+from foveate.cost.fitting import costs_of, within_flops
+from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
@@ -62,17 +63,19 @@ def set_up(
     *,
     every: bool = False,
     controls: Collection[str] = (),
+    flops: float | None = None,
 ) -> Setup:
     """Read the files, load the model and give each method the budget, which this very input can meet.
 
     Args:
         every: Whether a method that cannot meet the budget is only noted, as long as another can.
         controls: Names of methods that run at the schedule of others.
+        flops: A budget for each method instead: a share of the full model's FLOPs to the first token.
 
     Raises:
         FoveateError: Of the kind that fits, cheapest checks first.
     """
-    asked = named(names, budgets)
+    asked = named(names, budgets, within=flops)
     if not files:
         files, question = [embedded.picture()], question or embedded.QUESTION
     with busy("Reading the files"):
@@ -80,7 +83,8 @@ def set_up(
     vlm = load(models)
     with busy("Preparing the pictures"):
         prompt = vlm.prepare(media, question, frames=options.frames, fps=options.fps, fit=options.fit)
-    tell_budgets(asked, budgets)
+    if flops is None:
+        tell_budgets(asked, budgets)
     for text in prompt.notes:
         note(text)
     methods: dict[str, Method] = {}
@@ -89,8 +93,12 @@ def set_up(
         if name in controls:
             continue
         try:
+            if flops is not None:
+                method = within_flops(method, flops, costs_of([prompt]))
             meet(method, vlm.model, prompt.vision_tokens)
-        except BudgetError as error:
+        except SettingError as error:
+            if flops is None and not isinstance(error, BudgetError):
+                raise
             infeasible[name] = str(error)
             if not every or len(infeasible) == len(names) - len(controls):
                 raise
@@ -133,10 +141,11 @@ def device_named(name: str) -> Any:
 # -- methods --------------------------------------------------------------------------------------------------
 
 
-def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
+def named(names: Sequence[str], options: BudgetOptions, *, within: float | None = None) -> dict[str, Method]:
     """What each name of a command line says, with its `--set`, `--seed` and budget; before any model is loaded.
 
-    Where several methods run, each takes the settings that it has, and those that can take the budget get it.
+    Where several methods run, each takes the settings that it has, and those that can take the budget get it. With
+    `within`, a share of FLOPs, each must be able to, and none gets it yet.
 
     Raises:
         FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
@@ -145,6 +154,10 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     own = _own_settings(names, options)
     methods = {name: parse(name, own[name]) for name in names}
     takers = [name for name, method in methods.items() if method.open]
+    if within is not None:
+        if own := ", ".join(name for name in names if name not in takers):
+            raise UsageError(f"--flops: {own} takes no budget or has its own. Leave --flops out, or name others.")
+        return methods
     if options.has_budget and not takers:
         raise UsageError(
             f"{', '.join(methods)} brings its own budget, as presets and schedules do, or takes none: "

@@ -18,7 +18,7 @@ from foveate.cli.options import (
     ModelOptions,
     OutputOptions,
     Settings,
-    Share,
+    Shares,
     TableOptions,
     Tokens,
 )
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 METHOD = "v2drop"
 """What is tuned where nobody names a method."""
 Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]
-Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)

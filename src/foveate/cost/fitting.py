@@ -1,7 +1,7 @@
 """The largest setting that a budget pays for, where its price must be tried: FLOPs, or what pictures spend."""
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from foveate.contract.method import Method
 from foveate.cost._cost import Cost
@@ -50,7 +50,7 @@ def within_flops(method: Method, share: float, costs: Mapping[Callable[[Method |
     Args:
         method: One that takes a budget.
         share: Of the FLOPs to the first token, in (0, 1).
-        costs: What each kind of prompt costs with a method, such as `Prompt.cost`, and how many there are of it.
+        costs: What each kind of prompt costs with a method, and how many there are of it; see `costs_of`.
 
     Raises:
         BudgetError: If the method cannot spend so little.
@@ -58,10 +58,10 @@ def within_flops(method: Method, share: float, costs: Mapping[Callable[[Method |
     """
     if not 0 < share < 1:
         raise SettingError(f"flops must be above 0 and below 1, a share of the full model's; got {share}.")
-    full = {cost: _flops(cost(None)) for cost in costs}
+    full = {cost: _flops(cost, None) for cost in costs}
 
     def price(setting: Method) -> float:
-        return sum(count * _flops(cost(setting)) / full[cost] for cost, count in costs.items()) / sum(costs.values())
+        return sum(count * _flops(cost, setting) / full[cost] for cost, count in costs.items()) / sum(costs.values())
 
     best = largest(lambda retention: method.with_budget(retention=retention), price, share)
     if best is None:
@@ -69,7 +69,31 @@ def within_flops(method: Method, share: float, costs: Mapping[Callable[[Method |
     return best
 
 
-def _flops(cost: Cost) -> int:
-    if cost.total_flops is None:
-        raise SettingError("FLOPs of this model's tower or of this method are not counted: give tokens or a retention.")
-    return cost.total_flops
+def costs_of(prompts: Iterable[Any]) -> dict[Callable[[Method | None], Cost], int]:
+    """What each kind of prompt costs with a method, `Prompt.cost`, and how many there are of it."""
+    kinds: dict[Any, list[Callable[[Method | None], Cost]]] = {}
+    for prompt in prompts:
+        kinds.setdefault((prompt.text_tokens, prompt.sizes, str(prompt.grids)), []).append(prompt.cost)
+    return {alike[0]: len(alike) for alike in kinds.values()}
+
+
+def _flops(cost: Callable[[Method | None], Cost], method: Method | None) -> int:
+    """FLOPs to the first token.
+
+    Raises:
+        BudgetError: If the method cannot spend so little.
+        SettingError: If they are not counted, or the picture decides.
+    """
+    try:
+        flops = cost(method).total_flops
+    except BudgetError:
+        raise
+    except SettingError as error:
+        raise SettingError(
+            f"{method}: no budget can be solved for FLOPs, only for tokens or a retention. {error}"
+        ) from error
+    if flops is None:
+        raise SettingError(
+            f"FLOPs of {method or 'the tower'} are not counted: give its stages flops=, or tokens or a retention."
+        )
+    return flops
