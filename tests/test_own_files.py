@@ -97,8 +97,8 @@ def test_METHOD_says_which_of_several(mine):
     [
         ("x = 1", "must define one method.*none"),
         (BODY + "\n\nclass Other(Mine):\n    name = 'other'\n", "Mine, Other"),
-        (BODY + "\n\nMETHOD = 3\n", "METHOD.*3"),
-        ("from foveate import V2Drop\nMETHOD = V2Drop", "METHOD.*V2Drop"),
+        (BODY + "\n\nMETHOD = 3\n", "METHOD.*Mine"),
+        ("from foveate import V2Drop\nMETHOD = V2Drop", "METHOD.*none"),
         ("from foveate.contract import Method\n\n\nclass Mine(Method):\n    name = 'mine'\n", "with stages"),
         (BODY.replace('"mine"', '"v2drop"'), "a name of its own.*v2drop"),
         (BODY.replace('    name = "mine"\n', ""), "a name of its own.*None"),

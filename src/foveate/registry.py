@@ -6,7 +6,6 @@ A method's name is its file's, so a name imports that file and no other; a `mode
 import copyreg
 import importlib
 import inspect
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING
 from functools import cache
@@ -61,32 +60,28 @@ def method_in(path: str) -> type[Method]:
     """
     module = run_file(path)
     classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Method)]
-    own = [kind for kind in dict.fromkeys(classes) if kind.__module__ == module.__name__]
-    kinds = [module.METHOD] if hasattr(module, "METHOD") else [kind for kind in own if not inspect.isabstract(kind)]
+    own = {kind for kind in classes if kind.__module__ == module.__name__ and not inspect.isabstract(kind)}
+    kinds = [kind for kind in own if kind is getattr(module, "METHOD", kind)]
     if len(kinds) != 1:
-        names = ", ".join(kind.__name__ for kind in kinds) or "none"
-        raise SettingError(f"{path} must define one method, a subclass of Method with stages, or METHOD; got {names}.")
+        names = ", ".join(sorted(kind.__name__ for kind in own)) or "none"
+        raise SettingError(f"{path} must define one method with stages, or say METHOD = which; it defines {names}.")
     (kind,) = kinds
-    if kind not in own or inspect.isabstract(kind):
-        raise SettingError(
-            f"{path}: METHOD must be a subclass of Method with stages, defined there; got {brief(kind)}."
-        )
     name = getattr(kind, "name", None)
     if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_brought()}:
         raise SettingError(
             f'{path}: {kind.__name__} needs a name of its own, such as name = "mine"; got {brief(name)}.'
         )
-    copyreg.pickle(kind, _by_file)  # other processes have no module of that name
+    # Other processes have no module of that name: there it is read from the file again.
+    copyreg.pickle(kind, lambda method: (_from_file, (module.__file__, module.__name__, method._values())))
     return kind
 
 
-def _by_file(method: Method) -> tuple[Any, ...]:
-    """How a method in a file is pickled: it is read from the file again, which must be the same."""
-    name = type(method).__module__
-    return _from_file, (sys.modules[name].__file__, name, method._values())
-
-
 def _from_file(path: str, module: str, values: Mapping[str, Any]) -> Method:
+    """The method in a file that was pickled.
+
+    Raises:
+        InputError: If the file is not as it was.
+    """
     kind = method_in(path)
     if kind.__module__ != module:
         raise InputError(f"{path} was written to meanwhile. Run again.")

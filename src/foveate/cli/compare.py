@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import (
-    BudgetOptions,
-    FigureOptions,
-    Files,
-    MaybeShare,
-    MediaOptions,
-    ModelOptions,
-    Pairs,
-    TableOptions,
-)
+from foveate.cli.options import FigureOptions, Files, FlopsOptions, MediaOptions, ModelOptions, Pairs, TableOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
-from foveate.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
@@ -61,12 +51,10 @@ class Compare:
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (default: v2drop, divprune, vidcom2 and controls: averagepool, resize and random; list: foveate methods)"""
-    flops: MaybeShare = None
-    """instead of --budget: FLOPs to the first token, as a share of the full model's, for each method"""
     pairs: Pairs = 10
     """timed rounds, after a warm-up"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
-    budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
+    budgets: Annotated[FlopsOptions, tyro.conf.arg(name="budget")] = field(default_factory=FlopsOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
     outputs: Annotated[CompareOutputs, tyro.conf.arg(name="output")] = field(default_factory=CompareOutputs)
 
@@ -75,8 +63,6 @@ class Compare:
         check_targets(self.outputs)
         names = self.method or METHODS
         check_methods(names)
-        if self.flops is not None and self.budgets.has_budget:
-            raise UsageError("--flops is a budget, as --budget and --retention are: give one of them.")
         check_input(self.files, self.prompt, self.models, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
@@ -98,7 +84,6 @@ class Compare:
             self.media,
             every=not self.method,
             controls=controls,
-            flops=self.flops,
         )
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         with busy("Answering without dropping"):
@@ -116,13 +101,13 @@ class Compare:
             "time": race_values(race, len(full.tokens)),
         }
         lines = _notes(answers, race_note(race, len(full.tokens)))
-        if self.flops is not None:
-            values["flops"] = self.flops
-            lines.append(f"Each method has the largest budget within {self.flops:.1%} of the full model's FLOPs.")
+        if (share := self.budgets.flops) is not None:
+            values["flops"] = share
+            lines.append(f"Each method has the largest budget within {share:.1%} of the full model's FLOPs.")
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             lines.append(f"Picture: {self.outputs.figure}")
-        table = _table(full, answers, agreements, race, setup.infeasible, whole_run=self.flops is not None).noted(lines)
+        table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).noted(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
         finish(
@@ -176,17 +161,14 @@ def _table(
     agreements: Mapping[str, Mapping[str, Any]],
     race: "Mapping[str, Ratio]",
     infeasible: Mapping[str, str],
-    *,
-    whole_run: bool,
+    of_all: bool,
 ) -> "Table":
     """A row for the full model and one a method; with FLOPs from the pixels on, or of the decoder alone."""
     from foveate.bench.paired import AGAIN
     from foveate.cli.report import agreement_words, interval
     from foveate.plain.table import Column, Number, Table, number
 
-    numbers = [
-        Column(head, right=True) for head in ("Retention", "FLOPs" if whole_run else "Decoder FLOPs", "Time ratio")
-    ]
+    numbers = [Column(head, right=True) for head in ("Retention", "FLOPs" if of_all else "Decoder FLOPs", "Time ratio")]
     columns = [Column(""), Column("Answer", wrap=True), Column("Agreement"), *numbers]
     whole = number(1, ".1%")
     rows: list[Sequence[str]] = [("full model", full.text, "", whole, whole, interval(race[AGAIN], "\n"))]
@@ -194,7 +176,7 @@ def _table(
         retention = number(answer.retention, ".1%")
         if answer.met is False:
             retention = Number(f"{retention}*", retention.values)
-        saved = answer.saved.total_flops if whole_run else answer.saved.prefill_flops
+        saved = answer.saved.total_flops if of_all else answer.saved.prefill_flops
         flops = "not counted"
         if saved is not None:
             flops = number(1 - saved, ".1%")

@@ -124,9 +124,22 @@ class BudgetOptions:
     """the seed of random dropping (default: 0)"""
 
     @property
+    def flops(self) -> float | None:
+        """A share of the full model's FLOPs instead, for commands that take one."""
+        return None
+
+    @property
     def has_budget(self) -> bool:
         """Whether somebody gave a budget."""
         return self.budget is not None or self.retention is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsOptions(BudgetOptions):
+    """How many vision tokens to keep."""
+
+    flops: MaybeShare = None
+    """instead: FLOPs to the first token, as a share of the full model's, so that all methods cost as much"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,19 +63,17 @@ def set_up(
     *,
     every: bool = False,
     controls: Collection[str] = (),
-    flops: float | None = None,
 ) -> Setup:
     """Read the files, load the model and give each method the budget, which this very input can meet.
 
     Args:
         every: Whether a method that cannot meet the budget is only noted, as long as another can.
         controls: Names of methods that run at the schedule of others.
-        flops: A budget for each method instead: a share of the full model's FLOPs to the first token.
 
     Raises:
         FoveateError: Of the kind that fits, cheapest checks first.
     """
-    asked = named(names, budgets, within=flops)
+    asked = named(names, budgets)
     if not files:
         files, question = [embedded.picture()], question or embedded.QUESTION
     with busy("Reading the files"):
@@ -83,8 +81,7 @@ def set_up(
     vlm = load(models)
     with busy("Preparing the pictures"):
         prompt = vlm.prepare(media, question, frames=options.frames, fps=options.fps, fit=options.fit)
-    if flops is None:
-        tell_budgets(asked, budgets)
+    tell_budgets(asked, budgets)
     for text in prompt.notes:
         note(text)
     methods: dict[str, Method] = {}
@@ -93,11 +90,11 @@ def set_up(
         if name in controls:
             continue
         try:
-            if flops is not None:
-                method = within_flops(method, flops, costs_of([prompt]))
+            if budgets.flops is not None:
+                method = within_flops(method, budgets.flops, costs_of([prompt]))
             meet(method, vlm.model, prompt.vision_tokens)
         except SettingError as error:
-            if flops is None and not isinstance(error, BudgetError):
+            if budgets.flops is None and not isinstance(error, BudgetError):
                 raise
             infeasible[name] = str(error)
             if not every or len(infeasible) == len(names) - len(controls):
@@ -141,11 +138,11 @@ def device_named(name: str) -> Any:
 # -- methods --------------------------------------------------------------------------------------------------
 
 
-def named(names: Sequence[str], options: BudgetOptions, *, within: float | None = None) -> dict[str, Method]:
+def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     """What each name of a command line says, with its `--set`, `--seed` and budget; before any model is loaded.
 
     Where several methods run, each takes the settings that it has, and those that can take the budget get it. With
-    `within`, a share of FLOPs, each must be able to, and none gets it yet.
+    `--flops` each must be able to, and none gets it yet.
 
     Raises:
         FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
@@ -154,9 +151,11 @@ def named(names: Sequence[str], options: BudgetOptions, *, within: float | None 
     own = _own_settings(names, options)
     methods = {name: parse(name, own[name]) for name in names}
     takers = [name for name, method in methods.items() if method.open]
-    if within is not None:
-        if own := ", ".join(name for name in names if name not in takers):
-            raise UsageError(f"--flops: {own} takes no budget or has its own. Leave --flops out, or name others.")
+    if options.flops is not None:
+        if options.has_budget:
+            raise UsageError("--flops, --budget and --retention say the same thing; give one of them.")
+        if closed := [name for name in names if name not in takers]:
+            raise UsageError(f"--flops: {', '.join(closed)} takes no budget or has its own. Name others.")
         return methods
     if options.has_budget and not takers:
         raise UsageError(
@@ -200,7 +199,7 @@ def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, l
 
 def tell_budgets(methods: Mapping[str, Method], options: BudgetOptions) -> None:
     """Say what is spent by methods that could have been given a budget, and were given none."""
-    if options.has_budget:
+    if options.has_budget or options.flops is not None:
         return
     own = _own_settings(methods, options)
     if any(is_bare(name, [pair_of(pair)[0] for pair in own[name]]) and parse(name).open for name in methods):

@@ -371,10 +371,8 @@ class OwnSignal(Signal):
         """
         made, tokens = self.make(*tensors), tensors[0].shape[-2]
         if not isinstance(made, Tensor) or made.dim() not in (1, 2) or len(made) != tokens:
-            shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise SettingError(
-                f"{self!r}: the function got {tokens} tokens and must return a row for each; got {shape}."
-            )
+            shape = getattr(made, "shape", made)
+            raise SettingError(f"{self!r} got {tokens} tokens and must return a row for each; got {shape}.")
         return made
 
 

@@ -130,21 +130,19 @@ class RowsReader(ABC):
 
     def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor:
         """What `OwnSignal` has of these units' rows, one behind the other: (samples, rows) or (samples, rows, any)."""
-        places = self._vision[:, None, :, None]
-        reads: dict[str, Callable[[], Tensor]] = {
-            "queries": lambda: self._queries_and_keys(self._vision)[0],
-            "keys": lambda: take_along(self._all_keys(), places, dim=2),
-            "values": lambda: take_along(self._values(), places, dim=2),
-            "hidden": self._entered,
-        }
-        of_samples = zip(*(reads[name]() for name in signal.of), strict=True)
-        rows = [unit.rows for unit in units if len(unit)]
-        return torch.stack(
-            [
-                torch.cat([signal.of_rows([tensor[..., part, :] for tensor in sample]) for part in rows])
-                for sample in of_samples
-            ]
-        )
+        samples = zip(*map(self._of_layer, signal.of), strict=True)
+        parts = [unit.rows for unit in units if len(unit)]
+        made = [[signal.of_rows([tensor[..., part, :] for tensor in sample]) for part in parts] for sample in samples]
+        return torch.stack([torch.cat(rows) for rows in made])
+
+    def _of_layer(self, name: str) -> Tensor:
+        """What an `OwnSignal` is made of, of the bucket: (samples, heads, rows, size), or (samples, rows, width)."""
+        if name == "hidden":
+            return self._entered()
+        if name == "queries":
+            return self._queries_and_keys(self._vision)[0]
+        heads = self._all_keys() if name == "keys" else self._values()
+        return take_along(heads, self._vision[:, None, :, None], dim=2)
 
     def _likeness_of(self, signal: ValueLikeness, unit: Unit) -> Tensor:
         own = self._vision[:, unit.rows]  # (samples, rows)

@@ -1,6 +1,6 @@
 """Methods at budgets: what a run compares, and what cannot meet its budget."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,8 +9,7 @@ from foveate.ask.prompt import Prompt
 from foveate.contract.budget import Budget, decoder_depth
 from foveate.contract.method import Method, meet
 from foveate.contract.scheduled import Scheduled
-from foveate.cost import Cost
-from foveate.cost.fitting import within_flops
+from foveate.cost.fitting import Costs, within_flops
 from foveate.errors import BudgetError, SettingError
 from foveate.naming import draws, is_bare, with_seed
 
@@ -54,7 +53,7 @@ def contenders_at(
     alike: Prompt | None = None,
     given: bool = True,
     passes_over: type[SettingError] = BudgetError,
-    costs: Mapping[Callable[[Method | None], Cost], int] | None = None,
+    costs: Costs | None = None,
 ) -> list[Contender]:
     """A contender for each method and budget; one alone for a method that takes none or brings its own.
 
@@ -98,7 +97,7 @@ def _met(
     budget: Budget | None,
     model: PreTrainedModel | PreTrainedConfig,
     vision_tokens: int | None,
-    costs: Mapping[Callable[[Method | None], Cost], int] | None,
+    costs: Costs | None,
 ) -> tuple[Method, str]:
     """A method with a budget that it can meet, and what is unusual about it.
 

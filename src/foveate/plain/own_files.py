@@ -24,17 +24,15 @@ def run_file(path: str) -> types.ModuleType:
     with open_readable(file) as opened:
         source = opened.read()
     name = MODULE + hashlib.sha256(source).hexdigest()
-    there = name in sys.modules
-    module = sys.modules.setdefault(name, types.ModuleType(name))
-    module.__file__ = str(file)  # of several with these bytes the one that was named last
-    if there:
-        return module
-    try:
-        exec(compile(source, str(file), "exec"), vars(module))
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise InputError(fault(error) or f"{file}: {type(error).__name__}: {error}.") from error
-    return module
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        try:
+            exec(compile(source, str(file), "exec"), vars(sys.modules[name]))
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
+            raise InputError(fault(error) or f"{file}: {type(error).__name__}: {error}") from error
+    sys.modules[name].__file__ = str(file)  # of several with these bytes the one that was named last
+    return sys.modules[name]
 
 
 def files_run() -> list[str]:
@@ -42,24 +40,16 @@ def files_run() -> list[str]:
     return [str(module.__file__) for name, module in sys.modules.items() if name.startswith(MODULE)]
 
 
-def sha256_in(module: str) -> str | None:
-    """The SHA-256 of such a file as it was run, by the name of its module; None for other modules."""
-    if not module.startswith(MODULE):
-        return None
-    return module.removeprefix(MODULE)
-
-
 def fault(error: BaseException) -> str | None:
     """Where such a file failed, with the line, and why; None for errors of no such file."""
-    frames = [
+    lines = [
         (frame.f_code.co_filename, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
         if str(frame.f_globals.get("__name__")).startswith(MODULE)
     ]
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        frames.append((error.filename, error.lineno))
-    if not frames:
+        lines.append((error.filename, error.lineno))
+    if not lines:
         return None
-    file, number = frames[-1]
-    reason = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{file}, line {number}, {linecache.getline(file, number).strip()!r}: {type(error).__name__}: {reason}"
+    file, number = lines[-1]
+    return f"{file}, line {number}, {linecache.getline(file, number).strip()!r}: {type(error).__name__}: {error}"

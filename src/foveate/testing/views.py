@@ -133,9 +133,8 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
     if isinstance(signal, ValueLikeness):
         return torch.rand(tokens, 2, generator=random).softmax(dim=0)
     if isinstance(signal, OwnSignal):
-        shapes = {"hidden": (tokens, WIDTH)}
-        own = [torch.randn(shapes.get(name, (HEADS, tokens, HEAD)), generator=random).to(dtype) for name in signal.of]
-        return signal.of_rows(own)
+        shapes = [(tokens, WIDTH) if name == "hidden" else (HEADS, tokens, HEAD) for name in signal.of]
+        return signal.of_rows([torch.randn(shape, generator=random).to(dtype) for shape in shapes])
     if isinstance(signal, Products):
         return torch.randn(tokens, HEADS, generator=random)
     if isinstance(signal, Pivots):
