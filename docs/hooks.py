@@ -24,6 +24,7 @@ WORDS = {
     "Keys": "keys",
     "KeyNorms": "norms of keys",
     "Normed": "normed states",
+    "OwnSignal": "a function of your own",
     "Pivots": "some text states",
     "TowerAttention": "attention in the tower",
     "TowerKeys": "keys of the tower",

@@ -115,6 +115,14 @@ def test_command_lines_run(page, stand_in, capsys):
     run_command_lines(page, capsys)
 
 
+def test_the_method_of_one_file_runs_at_a_command(stand_in, capsys):
+    (source,) = (body for body in blocks(ROOT / "docs/guides/new-method.md", "python") if "OwnSignal" in body)
+    assert len(source.splitlines()) <= 40
+    Path("mine.py").write_text(source)
+    words = ["generate", "cat.jpg", "--prompt", "What is it?", "--method", "./mine.py", "--retention", "0.4"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+
+
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
     for package in NEEDED.get(page, ()):

@@ -125,7 +125,17 @@ def test_a_chain_goes_round_as_json():
 
 
 @pytest.mark.parametrize(
-    "text", ["a.json", " 'a.json' ", "v2drop+a.json", "a.json+v2drop", "a.json:keep=1", "/a/b.json"]
+    "text",
+    [
+        "a.json",
+        " 'a.json' ",
+        "v2drop+a.json",
+        "a.json+v2drop",
+        "a.json:keep=1",
+        "/a/b.json",
+        "./a.py",
+        "v2drop+a.py:keep=1",
+    ],
 )
 def test_what_a_client_writes_is_no_file(text):
     with pytest.raises(SettingError, match="names a file, which is not read here"):

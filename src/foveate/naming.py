@@ -4,6 +4,7 @@ v2drop                                  a method; without a budget it keeps a th
 v2drop/llava-1.5-7b/192                 a preset
 v2drop:metric=cosine;layers=3,17,22     settings
 visionzip+v2drop:scope=image+finalkv    a chain
+./mine.py:keep=0.3                      a Python file with a method of one's own, and settings
 tuned.json                              a preset file: of `foveate tune`, or a method's own JSON
 {"method": "v2drop", "keep": [0.5]}     JSON, of `Method.to_dict`
 """
@@ -78,7 +79,7 @@ def refuse_files(text: str) -> None:
     Raises:
         SettingError: If a member of it is one.
     """
-    if any(part.is_file for part in written(text)):
+    if any(part.is_file or part.is_code for part in written(text)):
         raise SettingError(f"{brief(text)} names a file, which is not read here. Write a name, settings or a chain.")
 
 
@@ -96,7 +97,7 @@ class _Member:
             ready = registry.preset(part.name)
             member = cls(type(ready), partial(replace, ready), {})  # type: ignore[type-var]
         else:
-            kind = registry.method(part.name)
+            kind = registry.method_in(part.name) if part.is_code else registry.method(part.name)
             member = cls(kind, kind, {})
         for name, value in (part.values or {}).items():
             member.add(name, value)

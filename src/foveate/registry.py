@@ -3,7 +3,9 @@
 A method's name is its file's, so a name imports that file and no other; a `model_type` imports that of its family.
 """
 
+import copyreg
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING
 from functools import cache
@@ -12,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foveate.contract.method import Chain, Method, Preset
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain import inventory
+from foveate.plain.own_files import run_file
 from foveate.plain.spelling import CHAIN, Written, method_name, settings_in, unknown
+from foveate.plain.upstream import brief
 
 if TYPE_CHECKING:
     from foveate.families.base import Family
@@ -45,6 +49,43 @@ def method(name: str) -> type[Method]:
     if kind is None:
         raise unknown("method", name, _names(), "foveate methods")
     return kind
+
+
+def method_in(path: str) -> type[Method]:
+    """The method in a Python file: its METHOD, or the one that it defines. The file is run.
+
+    Raises:
+        InputError: If the file cannot be read, or fails.
+        SettingError: If there is no method, if there are several, or if it has no name of its own.
+    """
+    module = run_file(path)
+    classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Method)]
+    own = {kind for kind in classes if kind.__module__ == module.__name__ and not inspect.isabstract(kind)}
+    kinds = [kind for kind in own if kind is getattr(module, "METHOD", kind)]
+    if len(kinds) != 1:
+        names = ", ".join(sorted(kind.__name__ for kind in own)) or "none"
+        raise SettingError(f"{path} must define one method with stages, or say METHOD = which; it defines {names}.")
+    (kind,) = kinds
+    name = getattr(kind, "name", None)
+    if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_brought()}:
+        raise SettingError(
+            f'{path}: {kind.__name__} needs a name of its own, such as name = "mine"; got {brief(name)}.'
+        )
+    # Other processes have no module of that name: there it is read from the file again.
+    copyreg.pickle(kind, lambda method: (_from_file, (module.__file__, module.__name__, method._values())))
+    return kind
+
+
+def _from_file(path: str, module: str, values: Mapping[str, Any]) -> Method:
+    """The method in a file that was pickled.
+
+    Raises:
+        InputError: If the file is not as it was.
+    """
+    kind = method_in(path)
+    if kind.__module__ != module:
+        raise InputError(f"{path} was written to meanwhile. Run again.")
+    return kind(**values)
 
 
 def methods() -> dict[str, type[Method]]:

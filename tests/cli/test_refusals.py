@@ -20,6 +20,13 @@ generate --fps 0 | --fps
 compare --pairs 1 | 1,000,000
 compare --pairs 999999999999999999999999999999 | --pairs
 eval --draws 0 | --draws
+eval --flops 0.4 --retention 0.4 | give one
+eval --flops 0.4 --flops 1 | below 1
+eval --flops 0.4 --method v2drop/llava-1.5-7b/192 --method divprune | v2drop/llava-1.5-7b/192
+eval --flops 0.4 --method finalkv | finalkv
+compare --flops 0.4 --budget 64 | give one
+compare --flops 1 | below 1
+compare --flops 0.4 --method divprune --method 'v2drop:layers=3;keep=0.5' | keep=0.5
 demo --port 65536 | 65,535
 bench --bach 3 --modle x | --model
 bench --seed -1 | --seed

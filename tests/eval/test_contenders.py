@@ -4,6 +4,7 @@ from transformers import AutoConfig
 import foveate as fv
 from foveate import embedded
 from foveate.contract.budget import Budget
+from foveate.cost.fitting import costs_of
 from foveate.eval.contenders import contenders_at
 from foveate.naming import parse
 
@@ -64,3 +65,18 @@ def test_a_schedule_brings_its_own_budget_and_a_chain_spends_those_given():
     assert [[member.seed for member in draw.members[1:]] for draw in found[0].draws] == [[0], [1]]
     (contender,) = contenders("visiondrop+random", 1)
     assert (contender.draws, contender.floor < 0.02) == ((), True)
+
+
+def test_budgets_of_flops_are_solved_for_each_method_and_what_the_picture_decides_is_infeasible():
+    prompt = fv.load("embedded").prepare(embedded.picture(), "What is it?")
+    methods = {name: parse(name) for name in ("divprune", "random", "visiondrop", "mustdrop")}
+    costs, full = costs_of([prompt]), prompt.cost().total_flops
+    found = contenders_at(
+        methods, CONFIG, [Budget(retention=0.4)], 576, [0, 1], costs=costs, passes_over=fv.SettingError
+    )
+    assert {contender.budget for contender in found} == {0.4}
+    assert [len(contender.draws) for contender in found] == [1, 2, 1, 0]
+    assert "mustdrop" in found[-1].infeasible
+    for contender in found[:-1]:
+        for method in contender.draws:
+            assert 0.39 < prompt.cost(method).total_flops / full <= 0.4

@@ -100,6 +100,11 @@ def check_shape(name: str) -> None:
         raise InputError(f"{error} Shapes: foveate bench --shapes.") from error
 
 
+def own_files(names: Sequence[str]) -> list[str]:
+    """The Python files among methods."""
+    return [part.name for name in names for part in written(name) if part.is_code]
+
+
 def check_methods(names: Sequence[str]) -> None:
     """Refuse methods and method files that there are not. Presets and settings are left to the library.
 
@@ -109,8 +114,8 @@ def check_methods(names: Sequence[str]) -> None:
         UnknownNameError: If there is no method of a name.
     """
     for part in (part for name in names for part in written(name)):
-        if part.is_file:
-            check_readable(Path(part.name))
+        if part.is_file or part.is_code:
+            check_readable(Path(part.name).expanduser())
         elif part.is_preset or part.name in inventory.method_classes():
             continue
         elif part.name not in (there := inventory.methods()):

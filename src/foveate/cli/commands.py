@@ -22,6 +22,7 @@ from foveate.cli.screen import discard, note, show, written
 from foveate.cli.tune import Tune
 from foveate.cli.usage import BUG, DONE, FAILED, exit_code
 from foveate.errors import FoveateError
+from foveate.plain.own_files import fault, files_run
 from foveate.plain.spelling import unknown
 from foveate.plain.upstream import first_line, is_out_of_memory
 
@@ -76,11 +77,12 @@ def run(words: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
         discard()
     except Exception as error:
-        if cause := _cause_in_words(error):
+        if cause := _cause_in_words(error) or fault(error):
             note(cause)
             return FAILED
         name = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":. ")
-        note(f"this is a bug in foveate: {name}. Please report it with the command and the lines below.")
+        own = "".join(f" or in {file}" for file in files_run())
+        note(f"this is a bug in foveate{own}: {name}. Please report it with the command and the lines below.")
         with contextlib.suppress(OSError):
             traceback.print_exception(error, file=sys.stderr)
         return BUG

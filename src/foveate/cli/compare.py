@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, FigureOptions, Files, MediaOptions, ModelOptions, Pairs, TableOptions
+from foveate.cli.options import FigureOptions, Files, FlopsOptions, MediaOptions, ModelOptions, Pairs, TableOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
 
@@ -54,7 +54,7 @@ class Compare:
     pairs: Pairs = 10
     """timed rounds, after a warm-up"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
-    budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
+    budgets: Annotated[FlopsOptions, tyro.conf.arg(name="budget")] = field(default_factory=FlopsOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
     outputs: Annotated[CompareOutputs, tyro.conf.arg(name="output")] = field(default_factory=CompareOutputs)
 
@@ -101,10 +101,13 @@ class Compare:
             "time": race_values(race, len(full.tokens)),
         }
         lines = _notes(answers, race_note(race, len(full.tokens)))
+        if (share := self.budgets.flops) is not None:
+            values["flops"] = share
+            lines.append(f"Each method has the largest budget within {share:.1%} of the full model's FLOPs.")
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             lines.append(f"Picture: {self.outputs.figure}")
-        table = _table(full, answers, agreements, race, setup.infeasible).noted(lines)
+        table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).noted(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
         finish(
@@ -158,13 +161,14 @@ def _table(
     agreements: Mapping[str, Mapping[str, Any]],
     race: "Mapping[str, Ratio]",
     infeasible: Mapping[str, str],
+    of_all: bool,
 ) -> "Table":
-    """A row for the full model and one a method."""
+    """A row for the full model and one a method; with FLOPs from the pixels on, or of the decoder alone."""
     from foveate.bench.paired import AGAIN
     from foveate.cli.report import agreement_words, interval
     from foveate.plain.table import Column, Number, Table, number
 
-    numbers = [Column(head, right=True) for head in ("Retention", "Decoder FLOPs", "Time ratio")]
+    numbers = [Column(head, right=True) for head in ("Retention", "FLOPs" if of_all else "Decoder FLOPs", "Time ratio")]
     columns = [Column(""), Column("Answer", wrap=True), Column("Agreement"), *numbers]
     whole = number(1, ".1%")
     rows: list[Sequence[str]] = [("full model", full.text, "", whole, whole, interval(race[AGAIN], "\n"))]
@@ -172,7 +176,7 @@ def _table(
         retention = number(answer.retention, ".1%")
         if answer.met is False:
             retention = Number(f"{retention}*", retention.values)
-        saved = answer.saved.prefill_flops
+        saved = answer.saved.total_flops if of_all else answer.saved.prefill_flops
         flops = "not counted"
         if saved is not None:
             flops = number(1 - saved, ".1%")

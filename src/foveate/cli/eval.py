@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Count, Flag, GraphOptions, MethodsOptions, TableOptions, whole
+from foveate.cli.options import Count, Flag, GraphOptions, MethodsOptions, Shares, TableOptions, whole
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from foveate.eval.quality import Quality
 
 FOR_TASKS = ("questions", "seed", "tasks")
-FOR_RUNS = ("method", "budget", "retention", "samples", "prompt", "draws", "no_baselines", "workers", "cache")
+FOR_RUNS = ("method", "budget", "retention", "flops", "samples", "prompt", "draws", "no_baselines", "workers", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,8 @@ class Eval(MethodsOptions):
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
 
+    flops: Shares = ()
+    """instead: FLOPs to the first token, as a share of the full model's, so that all methods cost as much"""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = None
     """embedded tasks, out of colour, shape, count, existence, quadrant, relation, read text, character, text quadrant,
     list left to right, list top to bottom (default: all)"""
@@ -146,6 +148,7 @@ class Eval(MethodsOptions):
             methods=self.method or USUAL,
             tokens=self.budget,
             retention=self.retention,
+            flops=self.flops,
             draws=self.draws,
             baselines=not self.no_baselines,
             cache=self.cache,

@@ -66,6 +66,7 @@ Tokens = Annotated[float, TOKENS]
 Share = Annotated[float, SHARE]
 MaybeTokens = Annotated[float | None, TOKENS, tyro.conf.arg(help_behavior_hint="")]
 MaybeShare = Annotated[float | None, SHARE, tyro.conf.arg(help_behavior_hint="")]
+Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -136,9 +137,22 @@ class BudgetOptions:
     """the seed of random dropping (default: 0)"""
 
     @property
+    def flops(self) -> float | None:
+        """A share of the full model's FLOPs instead, for commands that take one."""
+        return None
+
+    @property
     def has_budget(self) -> bool:
         """Whether somebody gave a budget."""
         return self.budget is not None or self.retention is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsOptions(BudgetOptions):
+    """How many vision tokens to keep."""
+
+    flops: MaybeShare = None
+    """instead: FLOPs to the first token, as a share of the full model's, so that all methods cost as much"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +173,11 @@ class MethodsOptions:
         Raises:
             UsageError: If that is so.
         """
-        if self.budget and self.retention:
-            raise UsageError("--budget and --retention say the same thing; give one of them.")
-        for flag, values in (("method", self.method), ("budget", self.budget), ("retention", self.retention)):
+        budgets = {"budget": self.budget, "retention": self.retention, "flops": getattr(self, "flops", ())}
+        kinds = [f"--{flag}" for flag, values in budgets.items() if values]
+        if len(kinds) > 1:
+            raise UsageError(f"{' and '.join(kinds)} say the same thing; give one of them.")
+        for flag, values in {"method": self.method, **budgets}.items():
             if len(set(values)) < len(values):
                 raise UsageError(f"--{flag}: the same one is given twice.")
 

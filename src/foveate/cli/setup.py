@@ -19,7 +19,8 @@ from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method, meet
-from foveate.errors import BudgetError, UnsupportedError
+from foveate.cost.fitting import costs_of, within_flops
+from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
@@ -89,8 +90,12 @@ def set_up(
         if name in controls:
             continue
         try:
+            if budgets.flops is not None:
+                method = within_flops(method, budgets.flops, costs_of([prompt]))
             meet(method, vlm.model, prompt.vision_tokens)
-        except BudgetError as error:
+        except SettingError as error:
+            if budgets.flops is None and not isinstance(error, BudgetError):
+                raise
             infeasible[name] = str(error)
             if not every or len(infeasible) == len(names) - len(controls):
                 raise
@@ -138,7 +143,8 @@ def device_named(name: str) -> Any:
 def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     """What each name of a command line says, with its `--set`, `--seed` and budget; before any model is loaded.
 
-    Where several methods run, each takes the settings that it has, and those that can take the budget get it.
+    Where several methods run, each takes the settings that it has, and those that can take the budget get it. With
+    `--flops` each must be able to, and none gets it yet.
 
     Raises:
         FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
@@ -147,6 +153,12 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     own = _own_settings(names, options)
     methods = {name: parse(name, own[name]) for name in names}
     takers = [name for name, method in methods.items() if method.open]
+    if options.flops is not None:
+        if options.has_budget:
+            raise UsageError("--flops, --budget and --retention say the same thing; give one of them.")
+        if closed := [name for name in names if name not in takers]:
+            raise UsageError(f"--flops: {', '.join(closed)} takes no budget or has its own. Name others.")
+        return methods
     if options.has_budget and not takers:
         raise UsageError(
             f"{', '.join(methods)} brings its own budget, as presets and schedules do, or takes none: "
@@ -189,7 +201,7 @@ def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, l
 
 def tell_budgets(methods: Mapping[str, Method], options: BudgetOptions) -> None:
     """Say what is spent by methods that could have been given a budget, and were given none."""
-    if options.has_budget:
+    if options.has_budget or options.flops is not None:
         return
     own = _own_settings(methods, options)
     if any(is_bare(name, [pair_of(pair)[0] for pair in own[name]]) and parse(name).open for name in methods):

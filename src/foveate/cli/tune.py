@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.text import Text
 
-from foveate.cli.checks import check_methods, check_model, files_in
+from foveate.cli.checks import check_methods, check_model, files_in, own_files
 from foveate.cli.options import (
     Count,
     Images,
@@ -18,7 +18,7 @@ from foveate.cli.options import (
     ModelOptions,
     OutputOptions,
     Settings,
-    Share,
+    Shares,
     TableOptions,
     Tokens,
 )
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 METHOD = "v2drop"
 """What is tuned where nobody names a method."""
 Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]
-Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +154,10 @@ class Tune:
             raise UsageError(f"--agreement tunes no schedule: leave --{', --'.join(unread)} out.")
         if self.budget and self.retention:
             raise UsageError("--budget and --retention say the same thing: give one of them, or neither.")
+        for file in own_files(self.method):
+            raise UsageError(
+                f"--agreement: a second look cannot hold the code of {file}. Install it as a method first."
+            )
         out = self.outputs.out
         if out is not None and out.suffix.lower() != JSON:
             raise UsageError(f"--out {out}: a second look is a .json file. Name one, such as sure.json.")
@@ -233,6 +236,8 @@ class Tune:
 
         for text in dict.fromkeys(text for tuned in tunings.values() for text in tuned.notes):
             note(text)
+        for file in own_files(self.method):
+            note(f"a preset file does not hold the code of {file}: give the settings below behind --method {file}:")
         shown: list[Any] = []
         outputs, files = self.outputs, []
         if outputs.out is not None and several and not _is_file(outputs.out):

@@ -4,10 +4,12 @@ A signal is a value: two that are equal are read once. Every one says which tens
 layers, and what that costs. A new one is declared here; the tables are made of this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from torch import Tensor
 
 from foveate.errors import SettingError, UnsupportedError
 
@@ -23,6 +25,7 @@ __all__ = [
     "KeyNorms",
     "Keys",
     "Normed",
+    "OwnSignal",
     "Pivots",
     "Products",
     "Resource",
@@ -35,6 +38,9 @@ __all__ = [
     "ValueLikeness",
     "refuse_other_options",
 ]
+
+OF_LAYER = ("queries", "keys", "values", "hidden")
+"""What an `OwnSignal` may be made of."""
 
 
 @dataclass(frozen=True)
@@ -328,6 +334,46 @@ class ValueLikeness(Signal):
     def seeded(self, tokens: int) -> int:
         """How many of so many tokens are seeds."""
         return max(1, round(self.seeds * tokens))
+
+
+@dataclass(frozen=True)
+class OwnSignal(Signal):
+    """What a function of your own makes of the layer that just ran: (tokens,) or (tokens, any).
+
+    Attributes:
+        make: The function. It gets the tensors that `of` names, in that order, of the tokens of one image, in the
+            model's dtype, and returns a row for each token. Its arithmetic counts among the stage's `flops`.
+        of: "queries" and "keys" after RoPE, and "values": each (heads, tokens, head size), keys and values with the
+            heads that they have; "hidden", what entered that layer: (tokens, width).
+
+    Raises:
+        SettingError: If `make` is no function, or `of` is no tuple of these names.
+    """
+
+    kind: ClassVar[str] = "own"
+    of_ran: ClassVar[bool] = True
+
+    make: Callable[..., Tensor]
+    of: tuple[Literal["queries", "keys", "values", "hidden"], ...] = ("values",)
+
+    def __post_init__(self) -> None:
+        if not callable(self.make) or type(self.of) is not tuple or not self.of or not {*self.of} <= {*OF_LAYER}:
+            raise SettingError(
+                f"OwnSignal: make must be a function and of a tuple out of {', '.join(OF_LAYER)}; "
+                f"got make={self.make!r}, of={self.of!r}."
+            )
+
+    def of_rows(self, tensors: Sequence[Tensor]) -> Tensor:
+        """What the function makes of the tensors of an image's tokens.
+
+        Raises:
+            SettingError: If that has no row for each token.
+        """
+        made, tokens = self.make(*tensors), tensors[0].shape[-2]
+        if not isinstance(made, Tensor) or made.dim() not in (1, 2) or len(made) != tokens:
+            shape = getattr(made, "shape", made)
+            raise SettingError(f"{self!r} got {tokens} tokens and must return a row for each; got {shape}.")
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,15 @@
 """The largest setting that a budget pays for, where its price must be tried: FLOPs, or what pictures spend."""
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from foveate.contract.method import Method
 from foveate.cost._cost import Cost
 from foveate.errors import BudgetError, SettingError
 
 M = TypeVar("M")
+Costs = Mapping[Callable[[Method | None], Cost], int]
+"""What each kind of prompt costs with a method, and how many prompts there are of it."""
 EXACT = 1e-9
 """What float rounding may add to a price, as a share of the budget."""
 
@@ -44,24 +46,30 @@ def largest(
     return best
 
 
-def within_flops(method: Method, share: float, costs: Mapping[Callable[[Method | None], Cost], int]) -> Method:
+def within_flops(method: Method, share: float, costs: Costs) -> Method:
     """The method with the largest retention at which prompts take `share` of the full model's FLOPs, on average.
 
     Args:
         method: One that takes a budget.
         share: Of the FLOPs to the first token, in (0, 1).
-        costs: What each kind of prompt costs with a method, such as `Prompt.cost`, and how many there are of it.
+        costs: Of all prompts; see `costs_of`.
 
     Raises:
         BudgetError: If the method cannot spend so little.
-        SettingError: If the share leaves its range, or FLOPs are not counted.
+        SettingError: If the share leaves its range, FLOPs are not counted, or the picture decides them.
     """
     if not 0 < share < 1:
         raise SettingError(f"flops must be above 0 and below 1, a share of the full model's; got {share}.")
-    full = {cost: _flops(cost(None)) for cost in costs}
+    if hasattr(method, "at_scale"):
+        raise SettingError(
+            f"{method} keeps what the picture decides: no budget of FLOPs is solved for it. Leave it out."
+        )
+    full = {cost: _flops(cost(None), None) for cost in costs}
 
     def price(setting: Method) -> float:
-        return sum(count * _flops(cost(setting)) / full[cost] for cost, count in costs.items()) / sum(costs.values())
+        return sum(count * _flops(cost(setting), setting) / full[cost] for cost, count in costs.items()) / sum(
+            costs.values()
+        )
 
     best = largest(lambda retention: method.with_budget(retention=retention), price, share)
     if best is None:
@@ -69,7 +77,16 @@ def within_flops(method: Method, share: float, costs: Mapping[Callable[[Method |
     return best
 
 
-def _flops(cost: Cost) -> int:
+def costs_of(prompts: Iterable[Any]) -> Costs:
+    """What each kind of prompt costs, by its `Prompt.cost`."""
+    kinds: dict[Any, list[Callable[[Method | None], Cost]]] = {}
+    for prompt in prompts:
+        kinds.setdefault((prompt.text_tokens, prompt.sizes, str(prompt.grids)), []).append(prompt.cost)
+    return {alike[0]: len(alike) for alike in kinds.values()}
+
+
+def _flops(cost: Cost, method: Method | None) -> int:
     if cost.total_flops is None:
-        raise SettingError("FLOPs of this model's tower or of this method are not counted: give tokens or a retention.")
+        whose = method or "the tower"
+        raise SettingError(f"FLOPs of {whose} are not counted: give its stages flops=, or take tokens or a retention.")
     return cost.total_flops

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
-from foveate.core.signals import Attention, Products, ValueLikeness
+from foveate.core.signals import Attention, OwnSignal, Products, ValueLikeness
 from foveate.core.tensors import BLOCK_NUMBERS, take_along
 from foveate.engine import guards
 from foveate.engine.buckets import Bucket
@@ -59,6 +59,10 @@ class RowsReader(ABC):
 
     def _values(self) -> Tensor:
         """Values of all rows, (samples, key heads, rows, size); who has none refuses `ValueLikeness`."""
+        raise NotImplementedError
+
+    def _entered(self) -> Tensor:
+        """What entered the layer at the bucket's rows, (samples, rows, width); who has it not refuses `OwnSignal`."""
         raise NotImplementedError
 
     def _live(self) -> Tensor | None:
@@ -123,6 +127,22 @@ class RowsReader(ABC):
     def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor:
         """What `ValueLikeness` has of these units' rows, one behind the other: (samples, rows, 2) float32."""
         return torch.cat([self._likeness_of(signal, unit) for unit in units], dim=1)
+
+    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor:
+        """What `OwnSignal` has of these units' rows, one behind the other: (samples, rows) or (samples, rows, any)."""
+        samples = zip(*map(self._of_layer, signal.of), strict=True)
+        parts = [unit.rows for unit in units if len(unit)]
+        made = [[signal.of_rows([tensor[..., part, :] for tensor in sample]) for part in parts] for sample in samples]
+        return torch.stack([torch.cat(rows) for rows in made])
+
+    def _of_layer(self, name: str) -> Tensor:
+        """What an `OwnSignal` is made of, of the bucket: (samples, heads, rows, size), or (samples, rows, width)."""
+        if name == "hidden":
+            return self._entered()
+        if name == "queries":
+            return self._queries_and_keys(self._vision)[0]
+        heads = self._all_keys() if name == "keys" else self._values()
+        return take_along(heads, self._vision[:, None, :, None], dim=2)
 
     def _likeness_of(self, signal: ValueLikeness, unit: Unit) -> Tensor:
         own = self._vision[:, unit.rows]  # (samples, rows)

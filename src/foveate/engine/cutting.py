@@ -19,6 +19,7 @@ from foveate.core.signals import (
     KeyNorms,
     Keys,
     Normed,
+    OwnSignal,
     Pivots,
     Products,
     Resource,
@@ -171,7 +172,7 @@ class SampleRows:
             return part(self.notes[rotary_note(self.layer)])
         if isinstance(signal, Resource):
             return self.text[repr(signal)][unit.image]
-        if isinstance(signal, KeyNorms | ValueLikeness) or (isinstance(signal, Attention) and signal.layer == "ran"):
+        if signal.of_ran and not isinstance(signal, Pivots):
             return part(self.notes[ran_note(signal, self.layer - 1)])
         assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
         if isinstance(signal, Keys):
@@ -351,6 +352,7 @@ class BucketReader(Protocol):
     def key_norms(self) -> Tensor: ...
     def products(self, signal: Products, unit: Unit) -> Tensor: ...
     def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor: ...
+    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor: ...
     def pivots(self, count: int, units: Sequence[Unit]) -> Tensor: ...
     def in_prompt(self, columns: Tensor) -> Tensor: ...
 
@@ -400,6 +402,8 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
             bucket.notes[ran_note(signal, layer)] = reader.key_norms()
         elif isinstance(signal, ValueLikeness):
             bucket.notes[ran_note(signal, layer)] = reader.value_likeness(signal, images)
+        elif isinstance(signal, OwnSignal):
+            bucket.notes[ran_note(signal, layer)] = reader.made(signal, images)
         elif isinstance(signal, Pivots):
             bucket.text[ran_note(signal, layer)] = reader.pivots(signal.count, images)
         elif isinstance(signal, Columns):

@@ -208,6 +208,9 @@ class AttentionReader(RowsReader):
             return take_along(heads, self._columns[:, None, :, None], dim=2)
         return heads
 
+    def _entered(self) -> Tensor:
+        return self._hidden[self._bucket.owners, self._bucket.columns]
+
     def _values(self) -> Tensor:
         assert self._own_attention is not None  # read while the layer attends
         query, _, _, values = self._own_attention[0]

@@ -1,5 +1,6 @@
 """`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,11 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import Budget
 from foveate.contract.method import Method
-from foveate.errors import InputError
+from foveate.cost.fitting import costs_of
+from foveate.errors import BudgetError, InputError, SettingError
 from foveate.eval import provenance
 from foveate.eval.asked import Asked, outstanding, prompts_of, run
-from foveate.eval.contenders import Contender, contenders_at
+from foveate.eval.contenders import USUAL, Contender, contenders_at
 from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.pairing import figures_of, unmatched
 from foveate.eval.plan import BASELINES, Plan
@@ -33,6 +35,8 @@ from foveate.runs.versions import commit, versions
 
 READ = (*LABELS, "task")
 """Columns that are read beside pictures, question and id."""
+PRICED = 64
+"""Prompts whose FLOPs budgets are solved for."""
 TOLD = 3
 """Rows without a question whose reasons are noted one by one."""
 
@@ -221,18 +225,27 @@ def _compare(
         title: What is said of the pictures, behind how many there are.
         alike: One of the prompts, where all have media of one size.
     """
-    budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, alike=alike)
+    costs = None
+    if plan.flops:
+        some = random.Random(0).sample(asked, min(PRICED, len(asked)))
+        with listener.stage("Counting FLOPs", None):
+            costs = costs_of(prompts_of(vlm, [question])[0] for question in some)
+        title += f", within {', '.join(f'{share:.3g}' for share in plan.flops)} of the full model's FLOPs"
+    budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, alike=alike, costs=costs)
     for look in plan.second_looks():
         look.refuse_others(vlm, Generation(max_new_tokens=plan.max_new_tokens))
     conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
     shares = plan.shares_of(vision_tokens)
     budgets = [Budget(retention=share) for share in shares]
-    contenders = budgeted(plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets)
+    passes_over = SettingError if plan.flops and plan.methods == USUAL else BudgetError
+    contenders = budgeted(
+        plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets, passes_over=passes_over
+    )
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with open_answers(conditions, plan.cache, note=listener.note) as store:
         asking = Questioning(vlm, asked, plan, store, listener)
         rows = asking.rows(contenders, "Answering")
-        spent = unmatched(rows) if plan.baselines else []
+        spent = unmatched(rows) if plan.baselines and not plan.flops else []
         baselines = {name: parse(name) for name in BASELINES}
         controls = budgeted(baselines, budgets=[Budget(retention=share) for share in spent], seeds=plan.seeds)
         names = {(contender.name, contender.budget) for contender in contenders}
@@ -252,6 +265,7 @@ def _compare(
             "versions": versions(),
             "commit": commit(),
             "draws": plan.draws,
+            "flops": list(plan.flops),
             "max_new_tokens": plan.max_new_tokens,
         },
     )

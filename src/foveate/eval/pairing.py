@@ -116,6 +116,11 @@ class _Setting:
     def tokens(self) -> float:
         return float(self.numbers["spent"].mean())
 
+    @property
+    def cost(self) -> float:
+        """What the budget is of, mean."""
+        return float(self.numbers[self.contender.spends].mean())
+
 
 class _Pairing:
     """The full model on some questions, and what other settings are beside it."""
@@ -283,15 +288,15 @@ def _rival(name: str, setting: _Setting, settings: Sequence[_Setting]) -> _Setti
     if setting.contender.name == name:
         return None
     rivals = [other for other in settings if other.contender.name == name]
-    nearest = min(rivals, key=lambda other: abs(other.tokens - setting.tokens), default=None)
+    nearest = min(rivals, key=lambda other: abs(other.cost - setting.cost), default=None)
     if nearest is None or not _cost_alike(setting, nearest):
         return None
     return nearest
 
 
 def _cost_alike(setting: _Setting, other: _Setting) -> bool:
-    """Whether another setting truly spends as many tokens."""
-    return abs(other.tokens - setting.tokens) <= NEAR * setting.tokens
+    """Whether another setting truly spends as much, of tokens or of FLOPs."""
+    return abs(other.cost - setting.cost) <= NEAR * setting.cost
 
 
 def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:

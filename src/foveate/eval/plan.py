@@ -26,6 +26,8 @@ class Plan:
         tokens: Budgets: mean vision tokens that a decoder layer processes.
         retention: The same as shares in (0, 1]. Where neither is given, names alone run at a third, two ninths and a
             ninth, and a name with settings as it says.
+        flops: Instead: shares of the full model's FLOPs to the first token, below 1. Each method gets the largest
+            retention that stays within one, on average over the prompts, or over 64 of them.
         draws: Seeds of methods that draw at random.
         baselines: Whether Random, Uniform, AveragePool and Resize run too.
         cache: The folder where answers are kept; None is foveate/eval in the user's cache folder.
@@ -40,6 +42,7 @@ class Plan:
     methods: tuple[str, ...] = USUAL
     tokens: tuple[float, ...] = ()
     retention: tuple[float, ...] = ()
+    flops: tuple[float, ...] = ()
     draws: int = 3
     baselines: bool = True
     cache: str | Path | None = None
@@ -47,17 +50,21 @@ class Plan:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if self.tokens and self.retention:
-            raise SettingError("tokens and retention say the same thing; give one of them.")
+        if sum(map(bool, (self.tokens, self.retention, self.flops))) > 1:
+            raise SettingError("tokens, retention and flops are budgets: give one of them.")
         if self.draws < 1:
             raise SettingError(f"draws must be 1 or more; got {self.draws}.")
-        self.by_name()
-        self.second_looks()
+        own = [name for name, method in self.by_name().items() if not method.open]
+        own += [look.name for look in self.second_looks()]
+        if not all(0 < share < 1 for share in self.flops):
+            raise SettingError(f"flops must be above 0 and below 1, shares of the full model's; got {self.flops}.")
+        if self.flops and own:
+            raise SettingError(f"{', '.join(own)}: it takes no budget or has its own. Leave flops out, or name others.")
 
     @property
     def has_budgets(self) -> bool:
         """Whether somebody gave budgets."""
-        return bool(self.tokens or self.retention)
+        return bool(self.tokens or self.retention or self.flops)
 
     @property
     def seeds(self) -> range:
@@ -75,13 +82,13 @@ class Plan:
         return [look for look in looks if isinstance(look, SecondLook)]
 
     def shares_of(self, vision_tokens: int | None) -> tuple[float, ...]:
-        """The budgets as shares, where every prompt has so many vision tokens; None: they differ.
+        """The budgets as shares, of tokens or FLOPs, where every prompt has so many vision tokens; None: they differ.
 
         Raises:
             SettingError: If a budget is more than that, or is of tokens where they differ.
         """
         if not self.tokens:
-            return self.retention or SHARES
+            return self.retention or self.flops or SHARES
         if vision_tokens is None:
             raise SettingError("Prompts differ in vision tokens here: give budgets as shares, with retention.")
         if max(self.tokens) > vision_tokens:

@@ -19,6 +19,7 @@ from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import sha256_of
 from foveate.plain.folders import base_of
+from foveate.plain.own_files import MODULE
 from foveate.runs.versions import versions
 
 READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt"})
@@ -93,7 +94,7 @@ def joined(digests: Sequence[str]) -> str:
 def code_of(kind: type[Method]) -> str:
     """SHA-256 of the file that a method is written in: a name is not what it does. Empty for a notebook's."""
     with suppress(OSError, TypeError, InputError):
-        return sha256_of(inspect.getfile(kind))
+        return kind.__module__.partition(MODULE)[2] or sha256_of(inspect.getfile(kind))
     return ""
 
 

@@ -207,7 +207,7 @@ class Quality:
                 notes.append(f"{where}: less than a quarter is left of {', '.join(shown)}.")
         for row in self.settings:
             where = f"{row['name']} at {row['tokens']:.0f} tokens"
-            if (miss := _miss(row)) is not None:
+            if (miss := _miss(row, bool(self.origin.get("flops")))) is not None:
                 notes.append(f"{where}: the budget is not met, {miss}.")
             if row["note"]:
                 notes.append(f"{where}: {row['note']}.")
@@ -285,7 +285,8 @@ class Quality:
         if any(row["accuracy_low"] == row["accuracy_high"] for row in rows):
             notes.append("± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not.")
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
-            notes += ["− random, − resize: accuracy minus theirs at the same true count, in points.", VERDICTS]
+            as_much = "FLOPs" if self.origin.get("flops") else "true count"
+            notes += [f"− random, − resize: accuracy minus theirs at the same {as_much}, in points.", VERDICTS]
         if any(self.paired.rows):
             beside = "minus its own, in points, on the same questions; in brackets its tokens, where they are others."
             notes += [f"Beside …: {beside}", VERDICTS]
@@ -329,12 +330,13 @@ def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
     return Number(text, {"": unit * value, "low": unit * low, "high": unit * high})
 
 
-def _miss(row: Row) -> str | None:
-    """How far a setting's budget was missed, in words; None where it was met."""
+def _miss(row: Row, of_flops: bool) -> str | None:
+    """How far a setting's budget, of tokens or of FLOPs, was missed, in words; None where it was met."""
     budget = row["budget"]
     if budget is None:
         return None
-    spent, asked_words, spent_words = row["retention"], f"{budget:.1%}", f"{row['retention']:.1%}"
+    spent = row["flops"] if of_flops else row["retention"]
+    asked_words, spent_words = f"{budget:.1%}", f"{spent:.1%}"
     if budget > 1:  # benchmarks are asked in tokens too
         spent, asked_words, spent_words = row["tokens"], f"{budget:g} tokens", f"{row['tokens']:.1f}"
     if is_met(budget, spent):

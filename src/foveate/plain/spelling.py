@@ -21,6 +21,7 @@ SECOND_LOOK = "foveate second look"
 """How the format of a file begins that asks the full model again; it is none of a method."""
 NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
 PAIRS = re.compile(r"[;:]|,(?=\s*\w+\s*=)")  # between settings, but not the commas of layers=3,17
+CODE = re.compile(r"(.+?\.py)\s*(?::(.*))?", re.DOTALL)  # a Python file, whose path may have a colon
 FRACTION = re.compile(r"(\d+)/([1-9]\d*)|(\d+\.?\d*) ?%")
 
 
@@ -29,7 +30,7 @@ class Written:
     """One method of a text, as it is written there.
 
     Attributes:
-        name: Of a method, a preset or a file.
+        name: Of a method, a preset, a preset file or a Python file.
         pairs: The `key=value` texts behind the name.
         values: The settings, where the text is JSON; else None.
     """
@@ -40,13 +41,18 @@ class Written:
 
     @property
     def is_file(self) -> bool:
-        """Whether the name is that of a file."""
+        """Whether the name is that of a preset file."""
         return self.values is None and _is_file(self.name)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether the name is that of a Python file."""
+        return self.values is None and self.name.endswith(".py")
 
     @property
     def is_preset(self) -> bool:
         """Whether the name is that of a preset."""
-        return self.values is None and not self.is_file and "/" in self.name
+        return self.values is None and not (self.is_file or self.is_code) and "/" in self.name
 
 
 def written(text: str) -> tuple[Written, ...]:
@@ -96,6 +102,8 @@ def unquoted(text: str) -> str:
 def _split(text: str) -> Written:
     """A name, and its `key=value` pairs; these may also stand behind colons, and behind commas."""
     name, _, settings = text.partition(":")
+    if code := CODE.fullmatch(text):
+        name, settings = code[1], code[2] or ""
     name = name.strip()
     if not name:
         raise SettingError(

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import torch
 
-from foveate.errors import InputError, SettingError
+from foveate.errors import FoveateError, InputError, SettingError
+from foveate.plain.own_files import fault
 
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
@@ -248,7 +249,12 @@ def _begin(task: Task, place: int, count: int, stopped: object) -> None:
 def _ask(item: object) -> object:
     if "error" in _process:
         raise _process["error"]
-    return rows_of(_process["worker"], item, _process["stopped"].is_set)
+    try:
+        return rows_of(_process["worker"], item, _process["stopped"].is_set)
+    except Exception as error:
+        if isinstance(error, FoveateError) or (where := fault(error)) is None:
+            raise
+        raise InputError(where) from error  # on its way to the first process it loses its lines
 
 
 def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> object:

@@ -22,6 +22,7 @@ from foveate.core.signals import (
     KeyNorms,
     Keys,
     Normed,
+    OwnSignal,
     Pivots,
     Products,
     Resource,
@@ -131,6 +132,9 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return torch.rand(tokens, 2, generator=random, dtype=torch.float64) * 2 - 1
     if isinstance(signal, ValueLikeness):
         return torch.rand(tokens, 2, generator=random).softmax(dim=0)
+    if isinstance(signal, OwnSignal):
+        shapes = [(tokens, WIDTH) if name == "hidden" else (HEADS, tokens, HEAD) for name in signal.of]
+        return signal.of_rows([torch.randn(shape, generator=random).to(dtype) for shape in shapes])
     if isinstance(signal, Products):
         return torch.randn(tokens, HEADS, generator=random)
     if isinstance(signal, Pivots):

@@ -15,7 +15,7 @@ from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method, meet
-from foveate.cost.fitting import largest, within_flops
+from foveate.cost.fitting import costs_of, largest, within_flops
 from foveate.errors import BudgetError, SettingError
 from foveate.eval import provenance
 from foveate.eval.asked import Asked
@@ -271,10 +271,7 @@ def _at_budget(shape: Method, kind: str, limit: float, choosing: Questioning, pr
             raise BudgetError(f"{shape} spends more than {_written(kind, limit)} with the highest thresholds too.")
         return scaled
     if kind == "flops":
-        kinds: dict[Any, list[Prompt]] = {}
-        for prompt in prompts:
-            kinds.setdefault((prompt.text_tokens, prompt.sizes, str(prompt.grids)), []).append(prompt)
-        setting = within_flops(shape, limit, {alike[0].cost: len(alike) for alike in kinds.values()})
+        setting = within_flops(shape, limit, costs_of(prompts))
     else:
         setting = shape.with_budget(**{kind: limit})
     for size in sorted({prompt.vision_tokens for prompt in prompts}):

@@ -8,7 +8,7 @@ from typing import Any
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import CacheStage, LayerStage, PatchStage, Shape, Stage
-from foveate.core.signals import Attention, Cells, Hidden, Products, Resource, Rotary, Text, ValueLikeness
+from foveate.core.signals import Attention, Cells, Hidden, OwnSignal, Products, Resource, Rotary, Text, ValueLikeness
 from foveate.core.views import Arriving
 from foveate.engine.program import Program
 from foveate.errors import BudgetError, SettingError, UnsupportedError
@@ -295,7 +295,7 @@ def _reason_against(stage: LayerStage, shape: Shape) -> str:
         return "can read where tokens are in the picture. Take another method."
     for signal in stage.reads:
         far = isinstance(signal, Attention) and (signal.rows == "raters" or signal.without_distance)
-        if far or isinstance(signal, Text | Resource | Rotary | Products | ValueLikeness):
+        if far or isinstance(signal, Text | OwnSignal | Resource | Rotary | Products | ValueLikeness):
             return f"can read {signal!r}. Take another method."
     return ""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
 from foveate.core.patching import Patcher
-from foveate.core.signals import Attention, Products, ValueLikeness
+from foveate.core.signals import Attention, OwnSignal, Products, ValueLikeness
 from foveate.core.tensors import take_along
 from foveate.engine.attending import RowsReader
 from foveate.engine.buckets import Bucket
@@ -126,6 +126,9 @@ class ReaderOfEach:
         raise NotImplementedError  # refused by guards.refuse_stages
 
     def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor:
+        raise NotImplementedError  # refused by guards.refuse_stages
+
+    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor:
         raise NotImplementedError  # refused by guards.refuse_stages
 
     def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:

@@ -1,0 +1,107 @@
+"""`--method ./mine.py` at the commands."""
+
+import json
+import shutil
+
+import pytest
+
+from foveate.embedded import picture
+from tests.test_own_files import BODY, OPEN
+
+ASKED = ("--questions", 4, "--tasks", "colour,count", "--max-new-tokens", 4, "--no-baselines")
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.py"
+    path.write_text(OPEN)
+    return path
+
+
+def test_eval_asks_with_it_in_other_processes_and_again_once_it_is_changed(mine, run, tmp_path):
+    asked = ("eval", *ASKED, "--method", "./mine.py", "--retention", 0.5, "--cache", tmp_path / "cache", "--json")
+    code, said, err = run(*asked, "--workers", 2)
+    assert code == 0, err
+    assert [row["name"] for row in json.loads(said)["rows"] if row["task"] is None] == ["full model", "./mine.py"]
+    code, _, err = run(*asked, "--workers", 1)
+    assert "8 of 8 answers are known already" in err
+    mine.write_text(OPEN.replace("return view", "return -view"))
+    code, _, err = run(*asked, "--workers", 1)
+    assert "4 of 8 answers are known already" in err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_line_that_fails_is_shown(mine, run, tmp_path, workers):
+    mine.write_text(
+        OPEN.replace("view.hidden.float()", "view.hiden.float()").replace("return view", "return nothing + view")
+    )
+    code, _, err = run("eval", *ASKED, "--method", "./mine.py", "--workers", workers, "--cache", tmp_path / "cache")
+    assert code == 1
+    assert "mine.py, line 13" in err
+    assert "NameError" in err
+    assert "bug in foveate" not in err
+
+
+def test_where_its_error_shows_no_line_of_it_the_file_is_named(mine, run):
+    mine.write_text(OPEN.replace("def reads(self, layer)", "def reads(self)"))
+    _, _, err = run("generate", "--method", "./mine.py")
+    assert "mine.py" in err
+
+
+def test_batch_goes_on_with_the_same_file_alone(mine, run, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(picture(), tmp_path / "pictures")
+    asked = ("batch", "pictures", "answers", "--prompt", "What is it?", "--method", "./mine.py", "--max-new-tokens", 2)
+    code, _, err = run(*asked, "--workers", 2)
+    assert code == 0, err
+    assert run(*asked)[0] == 0
+    mine.write_text(OPEN.replace("return view", "return -view"))
+    code, _, err = run(*asked)
+    assert code == 1
+    assert "method code" in err
+
+
+def test_generate_takes_its_settings(mine, run):
+    mine.write_text(BODY)
+    code, said, err = run("generate", "--method", "./mine.py:keep=0.25", "--max-new-tokens", 2, "--json")
+    assert code == 0, err
+    assert json.loads(said)["retention"] < 0.6
+
+
+def test_no_such_file_is_refused(mine, run):
+    code, _, err = run("generate", "--method", "./other.py")
+    assert code == 1
+    assert "other.py" in err
+
+
+def test_the_page_takes_none(mine, run):
+    code, _, err = run("demo", "--method", "./mine.py")
+    assert code == 2
+    assert "second look" in err
+
+
+def test_tune_says_that_a_second_look_cannot_hold_its_code(mine, run, tmp_path):
+    asked = ("tune", tmp_path, "--prompt", "What is it?", "--agreement", 0.9, "--method", "./mine.py")
+    shutil.copy(picture(), tmp_path)
+    code, _, err = run(*asked)
+    assert code == 2
+    assert "mine.py" in err
+
+
+def test_it_stands_beside_others_at_equal_flops(mine, run, tmp_path):
+    asked = ("--method", "./mine.py", "--method", "divprune", "--flops", 0.5, "--json")
+    code, said, err = run("eval", *ASKED[:-1], *asked, "--workers", 1, "--draws", 1, "--cache", tmp_path / "cache")
+    assert code == 0, err
+    values = json.loads(said)
+    rows = [row for row in values["rows"][1:] if row["task"] is None]
+    assert [row["name"] for row in rows] == ["./mine.py", "divprune", "random", "uniform", "averagepool", "resize"]
+    assert {row["budget"] for row in rows} == {0.5}
+    for row in rows:
+        assert 0.47 < row["flops"] <= 0.501
+    assert rows[0]["minus_random"] is not None
+    assert values["flops"] == [0.5]
+    code, said, err = run("compare", "--max-new-tokens", 2, "--pairs", 2, *asked)
+    assert code == 0, err
+    for answer in json.loads(said)["methods"]:
+        assert answer["saved"]["total_flops"] == pytest.approx(0.5, abs=0.01)

@@ -1,0 +1,130 @@
+"""`OwnSignal`: a function of one's own gets what the layer that ran made of the tokens."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.contract import LayerStage, OwnSignal
+from foveate.families.tap import tapped
+from foveate.testing import check_method
+from tests.models import FAMILIES, TINY, batch, is_vision, tiny
+
+SEEN = []
+LAYER = 3
+HEADS = ("queries", "keys", "values")
+
+
+def whole(*tensors):
+    """All that it gets, a row a token."""
+    return torch.cat([tensor if tensor.dim() == 2 else tensor.transpose(0, 1).flatten(1) for tensor in tensors], dim=1)
+
+
+def norms(values):
+    return values.float().norm(dim=-1).mean(dim=0)
+
+
+WHOLE, NORMS = OwnSignal(whole, of=(*HEADS, "hidden")), OwnSignal(norms)
+
+
+class Noting(fv.Method):
+    """Notes what the function made, and drops later."""
+
+    name = "noting"
+
+    def stages(self, shape):
+        noting = LayerStage(LAYER, reads=(WHOLE, NORMS), choose=note, host=True)
+        return (noting, LayerStage(5, keep=0.5, score=lambda view: view.tokens))
+
+
+class Normed(fv.Method):
+    """Keeps the tokens whose values are largest."""
+
+    name = "value_norms"
+
+    keep: float = 0.4
+
+    def stages(self, shape):
+        return (LayerStage(LAYER, reads=(NORMS,), keep=self.keep, score=own, unit="image", flops=lambda *_: 0),)
+
+
+def own(view):
+    return view.own
+
+
+def note(view, _):
+    SEEN.append([view[WHOLE], view[NORMS]])
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER - 1 not in TINY[family].recurrent])
+def test_it_gets_the_models_own_tensors(family):
+    model, inputs, heads, entered = tiny(family), batch(family, ["titt"]), [], []
+    SEEN.clear()
+    with fv.drop(model, Noting()), torch.no_grad():
+        model(**inputs)
+    ((everything, of_values),) = SEEN
+    layer = model.get_decoder().layers[LAYER - 1]
+    hook = layer.register_forward_pre_hook(
+        lambda _, given, named: entered.append((*given, *named.values())[0]), with_kwargs=True
+    )
+    with tapped(layer.self_attn, lambda *made: heads.extend(made)), torch.no_grad():
+        model(**inputs)
+    hook.remove()
+    columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0]
+    if len(columns) != len(everything):  # some of its tokens always stay, and are text to foveate
+        return
+    queries, keys, _, values = (made[0, :, columns] if isinstance(made, torch.Tensor) else made for made in heads)
+    torch.testing.assert_close(everything, whole(queries, keys, values, entered[0][0, columns]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(of_values, norms(values), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision"])
+def test_samples_of_a_batch_keep_what_they_keep_alone(family):
+    words = ["tit", "ttitt", "titit", "it"]
+    method = fv.Random(layers=(1,), keep=(0.8,), scope="image") + Normed()
+    with fv.drop(tiny(family), method) as together, torch.no_grad():
+        tiny(family)(**batch(family, words))
+    for index, word in enumerate(words):
+        with fv.drop(tiny(family), method) as alone, torch.no_grad():
+            tiny(family)(**batch(family, [word]))
+        for one, other in zip(alone.stages, together.stages, strict=True):
+            assert other.kept[index].tolist() == one.kept[0].tolist()
+
+
+def test_it_passes_the_checks_of_every_method():
+    check_method(Normed(), keep_all=Normed(keep=1.0))
+
+
+def test_an_image_is_made_by_itself():
+    sizes = []
+
+    def counted(values):
+        sizes.append(values.shape[1])
+        return values[0, :, 0]
+
+    class Counting(Normed):
+        name = "counting"
+
+        def stages(self, shape):
+            return (LayerStage(LAYER, reads=(OwnSignal(counted),), keep=0.5, score=lambda view: view.own),)
+
+    with fv.drop(tiny("llava"), Counting()), torch.no_grad():
+        tiny("llava")(**batch("llava", ["titit"]))
+    assert len(sizes) == 2
+
+
+@pytest.mark.parametrize("make", [lambda values: values.sum(), lambda values: 3.0, lambda values: values])
+def test_what_is_no_row_a_token_is_refused(make):
+    class Wrong(Normed):
+        name = "wrong"
+
+        def stages(self, shape):
+            return (LayerStage(LAYER, reads=(OwnSignal(make),), keep=0.5, score=lambda view: view.own),)
+
+    with pytest.raises(fv.SettingError, match="tokens"), fv.drop(tiny("llava"), Wrong()), torch.no_grad():
+        tiny("llava")(**batch("llava", ["titt"]))
+
+
+@pytest.mark.parametrize("given", [{"make": 3}, {"of": ()}, {"of": "values"}, {"of": ("value",)}])
+def test_what_no_layer_has_is_refused(given):
+    with pytest.raises(fv.SettingError, match="OwnSignal"):
+        OwnSignal(**{"make": norms, **given})

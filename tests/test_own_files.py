@@ -1,0 +1,153 @@
+"""A Python file with a method, named where a method's name goes."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import foveate as fv
+from foveate.contract.method import Chain
+from foveate.eval.records import key_of
+from foveate.naming import given, is_bare, method_of, parse
+
+BODY = """
+from foveate.contract import Counted, LayerStage, Method, Scheduled, Share
+
+
+class Mine(Method):
+    name = "mine"
+
+    keep: Share = 0.5
+
+    def stages(self, shape):
+        return (LayerStage(2, keep=self.keep, score=largest, flops=lambda *_: 0),)
+
+
+def largest(view):
+    return view.tokens
+"""
+OPEN = """
+from foveate.contract import Hidden, Scheduled
+
+
+class Mine(Scheduled):
+    name = "mine"
+    usual_layers = (2, 4)
+
+    def reads(self, layer):
+        return (Hidden(),)
+
+    def scores(self, view):
+        return view.hidden.float().norm(dim=-1)
+
+    def rank_flops(self, arriving, width):
+        return 2 * width * arriving.tokens
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BODY)
+    return Path("mine.py")
+
+
+@pytest.mark.parametrize("text", ["./mine.py", "mine.py", " './mine.py' ", "./mine.py:", "{folder}/mine.py"])
+def test_a_file_is_the_method_in_it(mine, text):
+    method = parse(text.format(folder=mine.absolute().parent))
+    assert str(method) == "mine"
+    assert method == parse("mine.py")
+
+
+@pytest.mark.parametrize("text", ["./mine.py:keep=0.3", "./mine.py : keep = 0.3", "./mine.py:keep=30%"])
+def test_settings_are_spelled_as_of_others(mine, text):
+    assert parse(text).keep == parse("./mine.py", ["keep=0.3"]).keep == 0.3
+    assert given(text) == {"keep"}
+
+
+def test_it_goes_into_chains(mine):
+    chain = parse("visionzip+./mine.py:keep=0.3+finalkv")
+    assert isinstance(chain, Chain)
+    assert [member.name for member in chain.members] == ["visionzip", "mine", "finalkv"]
+
+
+def test_a_path_may_have_a_colon(mine):
+    Path("c:d").mkdir()
+    Path("c:d/mine.py").write_text(BODY)
+    assert parse("c:d/mine.py:keep=0.3").keep == 0.3
+
+
+def test_it_takes_budgets_as_a_name_does(mine):
+    mine.write_text(OPEN)
+    assert is_bare("./mine.py")
+    assert method_of("./mine.py").retention == pytest.approx(1 / 3)
+    assert method_of("./mine.py", tokens=64).tokens == 64
+
+
+def test_METHOD_says_which_of_several(mine):
+    mine.write_text(BODY + "\n\nclass Other(Mine):\n    name = 'other'\n\n\nMETHOD = Other\n")
+    assert parse("./mine.py").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1", "must define one method.*none"),
+        (BODY + "\n\nclass Other(Mine):\n    name = 'other'\n", "Mine, Other"),
+        (BODY + "\n\nMETHOD = 3\n", "METHOD.*Mine"),
+        ("from foveate import V2Drop\nMETHOD = V2Drop", "METHOD.*none"),
+        ("from foveate.contract import Method\n\n\nclass Mine(Method):\n    name = 'mine'\n", "with stages"),
+        (BODY.replace('"mine"', '"v2drop"'), "a name of its own.*v2drop"),
+        (BODY.replace('    name = "mine"\n', ""), "a name of its own.*None"),
+    ],
+)
+def test_a_file_without_its_one_method_is_refused(mine, source, message):
+    mine.write_text(source)
+    with pytest.raises(fv.SettingError, match=message):
+        parse("./mine.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("import math\n\nmath.nothing\n", "line 3, 'math.nothing': AttributeError"),
+        ("def f(:\n    pass\n", r"line 1, 'def f\(:': SyntaxError"),
+        ("import sys\nsys.exit(3)\n", "line 2, .*SystemExit"),
+        ("import nothing_of_that_name\n", "line 1, .*ModuleNotFoundError"),
+        ("from foveate.contract import Attention\nAttention(rows='all')\n", "line 2, .*SettingError"),
+    ],
+)
+def test_a_file_that_fails_shows_its_line(mine, source, line):
+    mine.write_text(source)
+    with pytest.raises(fv.InputError, match=line):
+        parse("./mine.py")
+
+
+def test_no_file_is_said_to_be_none(mine):
+    with pytest.raises(fv.InputError, match="other"):
+        parse("./other.py")
+
+
+def test_json_never_runs_a_file(mine):
+    with pytest.raises(fv.UnknownNameError):
+        parse(json.dumps({"method": "./mine.py"}))
+
+
+def test_another_process_reads_it_from_its_path(mine):
+    pickled = pickle.dumps(parse("finalkv+./mine.py:keep=0.3"))
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer))"
+    ran = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, check=True, cwd="/")
+    assert ran.stdout.decode().strip() == "finalkv+mine:keep=0.3"
+
+
+def test_a_changed_file_is_another_method(mine):
+    first = parse("./mine.py")
+    pickled, key = pickle.dumps(first), key_of(first)
+    mine.write_text(BODY.replace("view.tokens", "-view.tokens"))
+    assert key_of(parse("./mine.py")) != key
+    assert key_of(first) == key
+    with pytest.raises(fv.InputError, match="meanwhile"):
+        pickle.loads(pickled)
