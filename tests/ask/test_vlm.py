@@ -460,7 +460,8 @@ def test_the_third_prompt_of_a_layout_is_replayed_and_says_the_same(small, graph
     assert ran[1:] == [("recorded", "recorded"), ("replayed", "replayed")]
     choices = graphed.ask(scenes[1], QUESTION, method=method, choices=["red", "blue"])
     assert choices.trace.graphs.decoder.replayed == 1
-    assert choices.choices == small.ask(scenes[1], QUESTION, method=method, choices=["red", "blue"]).choices
+    others = small.ask(scenes[1], QUESTION, method=method, choices=["red", "blue"]).choices
+    assert choices.choices == pytest.approx(others, abs=1e-4)  # its text was padded
 
 
 def test_looks_are_replayed_too(small, graphed, scenes):
@@ -476,11 +477,11 @@ def test_looks_are_replayed_too(small, graphed, scenes):
 
 def test_a_model_that_has_left_its_device_is_refused(graphed, scenes, monkeypatch):
     monkeypatch.undo()
-    with pytest.raises(fv.SettingError, match="cuda_graphs"):
+    with pytest.raises(fv.SettingError, match="CUDA"):
         graphed.ask(scenes[0], QUESTION)
 
 
 def test_a_question_without_a_picture_runs_plainly(graphed):
-    answer = graphed.ask(None, "What is red?", max_new_tokens=2)
+    answer = graphed.ask([], "What is red?", max_new_tokens=2)
     assert (answer.retention, answer.spent) == (1.0, 0.0)
     assert "pictures" in answer.trace.graphs.decoder.latest
