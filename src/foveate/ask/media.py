@@ -17,6 +17,7 @@ from foveate.errors import InputError
 from foveate.plain.files import HEAD, is_animated, is_video, local_path, scheme_of, state_of
 from foveate.plain.memory import check_room
 from foveate.video import Clip
+from foveate.video.clip import blank_frames
 from foveate.video.decoding import UNNAMED, clip_of
 from foveate.video.wanted import FramesWanted
 
@@ -250,6 +251,8 @@ def padded(medium: Picture | Clip, processor: ProcessorMixin) -> Picture | Clip:
     side = max(_size(medium))
     if side == min(_size(medium)):
         return medium
+    if medium.is_blank:
+        return dataclasses.replace(medium, frames=blank_frames(len(medium), side, side))
     _check_square(_size(medium), len(medium) * side * side * BYTES)
     frames = [np.asarray(square(image, processor)) for image in medium.images()]
     return dataclasses.replace(medium, frames=np.stack(frames))

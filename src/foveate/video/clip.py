@@ -40,8 +40,15 @@ class Clip:
     def __len__(self) -> int:
         return len(self.frames)
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether its frames are those of `blank_frames`."""
+        return not any(self.frames.strides)
+
     def images(self) -> list[Image.Image]:
-        """The frames as pictures, for models that read no videos."""
+        """The frames as pictures, for models that read no videos; of blank ones the same picture."""
+        if self.is_blank:
+            return [Image.fromarray(np.zeros(self.frames.shape[1:], np.uint8))] * len(self)
         return [Image.fromarray(frame) for frame in self.frames]
 
     def thinned(self, count: int) -> "Clip":
@@ -69,3 +76,8 @@ class Clip:
             "total_num_frames": max(len(self), round((self.end - self.start) * rate)),
             "frames_indices": [round(time * rate) for time in times],
         }
+
+
+def blank_frames(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Black frames, (count, height, width, 3), that are one byte in memory."""
+    return np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (count, height, width, 3), (0, 0, 0, 0))

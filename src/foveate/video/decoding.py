@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from foveate.errors import FoveateError, InputError, SettingError, UnsupportedEr
 from foveate.plain.files import HEAD, is_animated, local_path, named, open_readable
 from foveate.plain.memory import check_room
 from foveate.plain.upstream import first_line, install_line
-from foveate.video.clip import Clip
+from foveate.video.clip import Clip, blank_frames
 from foveate.video.pixels import pixels
 from foveate.video.survey import Clock, Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted
@@ -110,6 +111,15 @@ def clip_of(path: str | Path | bytes, request: FramesWanted, each: int = FRAMES)
     return clip
 
 
+def blank_of(path: str | Path | bytes, request: FramesWanted, each: int = FRAMES) -> Clip:
+    """What `clip_of` gives, with black frames that are one byte in memory: none is decoded.
+
+    A film whose header says too little, or whose end is missing, is read.
+    """
+    clip: Clip = _with(path, request, partial(_blank, each=each))
+    return clip
+
+
 def shape_of(
     path: str | Path | bytes,
     frames: int | None = None,
@@ -189,6 +199,19 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int) -> Clip:
     raise AssertionError("the last way conceals")
 
 
+def _blank(file: BinaryIO, path: Path, request: FramesWanted, each: int) -> Clip:
+    """Blank frames of the size and at the times at which `_read` has them."""
+    contents, part, times, (width, height) = _surveyed(file, path, request)
+    if contents.promised is not None or not width * height:
+        return _read(file, path, request, each)
+    starts = np.array(contents.times or np.arange(contents.begin, contents.end, 1 / contents.rate))
+    places = np.maximum(np.searchsorted(starts, np.array(times) + HAIR, side="right") - 1, 0)
+    still = np.diff(places, prepend=-1) == 0
+    seconds = np.where(still, times, np.maximum(starts[places], part[0])).tolist()
+    frames = blank_frames(len(times), height, width)
+    return Clip(path, frames, tuple(seconds), *part, contents.rate, chosen=request.asked)
+
+
 def _surveyed(
     file: BinaryIO, path: Path, request: FramesWanted
 ) -> tuple[Survey, tuple[float, float], list[float], tuple[int, int]]:
@@ -243,9 +266,28 @@ def _container(source: "_File", name: str) -> Any:
 
 
 def _size(stream: Any) -> tuple[int, int]:
-    """Width and height in square pixels, as the header says; 0 where it does not."""
+    """Width and height in square pixels, upright, as the header says; 0 where it does not."""
     codec, aspect = stream.codec_context, float(stream.sample_aspect_ratio or 1)
-    return round((codec.width or 0) * aspect), codec.height or 0
+    width, height = round((codec.width or 0) * aspect), codec.height or 0
+    if _is_turned(stream):
+        return height, width
+    return width, height
+
+
+def _is_turned(stream: Any) -> bool:
+    """Whether the header says that frames are turned by a quarter: PyAV does not, but copies it to an MOV's header."""
+    import av
+
+    made = BytesIO()
+    try:
+        with av.open(made, "w", format="mov", options={"movflags": "empty_moov"}) as header:
+            header.add_stream_from_template(stream)
+            header.start_encoding()
+    except (ValueError, av.error.FFmpegError):  # as of VP8, which no MOV may hold
+        return False
+    track = made.getvalue().partition(b"tkhd")[2]
+    a, b = struct.unpack_from(">2i", track, 40)
+    return abs(b) > abs(a)
 
 
 def _check_frame(name: str, width: int, height: int) -> None:
