@@ -8,10 +8,14 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+import foveate as fv
+from foveate import embedded
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, MOST
-from foveate.app.subjects import examples
+from foveate.app.subjects import FRAMES, examples
+from foveate.ask.media import FEW
 from tests.app.serving import HAS_GRADIO
+from tests.films import film
 
 pytestmark = pytest.mark.skipif(
     not HAS_GRADIO, reason="THE PAGE'S EVENTS ARE NOT TESTED: no Gradio; see make setup-page"
@@ -87,10 +91,61 @@ def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_p
 
     (bad := tmp_path / "broken.png").write_bytes(b"none")
     _, refused = asking.upload(str(bad), NAMES, 33)
-    assert set(refused) == {asking.notice, asking.file}
+    assert set(refused) == {asking.notice, asking.file, asking.frames}
     assert refused[asking.notice].visible
     assert alerts("broken.png") in refused[asking.notice].value
     assert refused[asking.file] is None
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return film(tmp_path / "clip.mp4", 12, size=(64, 48))
+
+
+def test_a_visitor_says_how_many_frames_of_a_film_are_read(asking, clip, picture):
+    assert asking.frames.visible is False
+    assert asking.frames.value == FEW  # this model reads pictures
+    for frames in (3, 5):
+        *_, shown = asking.upload(str(clip), NAMES, 33, frames)
+        assert len(shown[asking.subject].medium) == frames
+        assert shown[asking.frames].visible
+        assert f"“{asking.frames.label}”" in shown[asking.notice].value
+    *_, shown = asking.upload(str(picture), NAMES, 33, 5)
+    assert shown[asking.frames].visible is False
+    assert asking.choose(NAMES, 33, SimpleNamespace(index=-1))[asking.frames].visible is False
+
+
+def test_more_frames_than_the_memory_holds_are_refused_and_the_film_stays_in_the_box(asking, clip, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("foveate.plain.memory.available", lambda: 300_000)
+        *_, refused = asking.upload(str(clip), NAMES, 33, 12)
+    assert asking.file not in refused
+    assert refused[asking.frames].visible
+    assert f"“{asking.frames.label}”" in refused[asking.notice].value
+
+
+def test_other_frames_of_a_film_that_left_the_box_are_asked_for_in_vain(asking):
+    *_, refused = asking.upload(None, NAMES, 33, 12)
+    assert alerts("The film") in refused[asking.notice].value
+    assert refused[asking.frames].visible is False
+
+
+def test_of_a_film_it_is_said_where_the_model_reads_none_and_which_does(page, asking):
+    for shown in (
+        asking.choose(NAMES, 33, SimpleNamespace(index=-1)),
+        list(asking.reply(examples()[-1], "?", [], 40))[-1],
+    ):
+        assert f"foveate demo --model {embedded.FILMS}" in shown[asking.notice].value
+    films = fv.load(embedded.FILMS)
+    reading = asyncio.run(laid_out(page, lambda: page.AskPanel(films, 3)))
+    shown = reading.choose(NAMES, 33, SimpleNamespace(index=-1))
+    assert not shown[reading.notice].visible
+    assert reading.frames.value == FRAMES
+
+
+def test_a_name_that_is_none_is_refused_without_a_shell(asking, subject):
+    refused = asking.dropping.changes(subject, ["fether"], 33)
+    assert "foveate methods" not in refused[asking.dropping.refusal].value
 
 
 def test_an_example_brings_its_questions_and_empties_the_box(asking):
@@ -111,7 +166,8 @@ def test_answers_come_beside_one_another_and_end_with_all_that_can_be_taken_alon
     assert begun[asking.share].visible is False
     assert all(set(step) == {asking.answers} for step in growing)
     assert growing[-1][asking.answers].count("<dl>") == 1 + len(NAMES)
-    assert f"The right answer is <b>{right}</b>." in last[asking.answers]
+    assert f"The right answer is <b>{right}</b>" in last[asking.answers]
+    assert last[asking.answers].count("wrong</p>") == 1 + len(NAMES)  # of random weights
     slider = last[asking.slider]
     assert (slider.value, slider.visible) == ((slider.maximum + 1) // 2, True)
     places = re.findall(r"<p class='fv-panel' data-since='(\d+)'[^>]*?( hidden)?>", last[asking.kept])

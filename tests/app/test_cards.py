@@ -1,12 +1,17 @@
 """What the page shows of answers: numbers that are the answer's, escaped text, and the right picture at every stop."""
 
+import base64
+import io
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, Said, answered, cards
+from foveate.app.subjects import MOST_FRAMES, Subject, examples
 from foveate.viz.canvas import data_url
 from foveate.viz.mosaic import plain_panel
 from tests.app.conftest import asking
@@ -45,7 +50,16 @@ def test_a_card_says_what_the_answer_took(replies):
         assert f"({made.flops / full.answer.flops:.0%})" in page
         assert f"({made.kv_bytes / made.kv_bytes_whole:.0%})" in page
         assert f"{reply.seconds:.2f} s in all" in page
-    assert "The right answer is <b>seven</b>." in page
+    assert "The right answer is <b>seven</b>" in page
+
+
+def test_a_card_says_in_words_whether_its_answer_is_right(replies):
+    _, (full, v2drop, _) = replies
+    answers = [replace(full, text="Seven."), replace(v2drop, text="eight"), Said("random", error="no budget")]
+    told = cards(answers, "seven").split("<article")[1:]
+    assert ["right</p>" in told[0], "wrong</p>" in told[1], "</p>" in told[2]] == [True] * 3
+    assert ["wrong" in told[0], "right</p>" in told[1], "wrong" in told[2]] == [False] * 3
+    assert "wrong" not in cards(answers)  # nobody knows
 
 
 def test_an_answer_on_its_way_and_an_error_are_told_apart():
@@ -95,6 +109,22 @@ def test_a_panel_shows_what_was_left_at_the_stop(replies):
     for stop in (0, last):
         assert way.drawn(stop).count("<figure class='fv-panel'") == len(way.panels)
         assert len(re.findall(r"<figure [^>]*[0-9]'>", way.drawn(stop))) == 3
+
+
+def test_all_frames_of_a_film_are_shown_and_it_is_called_one(vlm):
+    first = examples()[-1]
+    levels = np.arange(MOST_FRAMES) * 8  # a level of grey a frame
+    frames = np.broadcast_to(levels[:, None, None, None], (MOST_FRAMES, 84, 84, 3)).astype(np.uint8)
+    film = Subject(replace(first.medium, frames=frames, seconds=tuple(map(float, levels)), chosen=True), "")
+    (last,) = [list(answered(vlm, film, QUESTION, "random", asking("random", 0.4, 2)))[-1]]
+    way = way_of(film, [last])
+    for panel in (way.panels[0], way.panels[1]):
+        _, _, data = re.search(r"src='([^']*)'", panel.html)[1].partition(",")
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+        assert all((abs(pixels - float(level)) < 4).mean() > 0.01 for level in levels)
+    assert way.words[0] == "The film"
+    assert "<b>the film</b>" in way.panels[0].html
+    assert "picture" not in way.drawn()
 
 
 def test_a_method_whose_tokens_have_no_place_says_so(replies, monkeypatch):

@@ -53,6 +53,7 @@ PARTS = {
     "button ask": {"value": "Ask", "variant": "primary", "interactive": True},
     "button stop": {"value": "Stop", "interactive": True},
     "slider sure": {"minimum": 0, "maximum": 0.99, "step": 0.01, "value": 0},
+    "slider frames": {"minimum": 1, "maximum": 32, "step": 1, "value": 3, "visible": False},
     "html notice": {"visible": False},
     "slider stages": {"minimum": 0, "maximum": 1, "step": 1, "value": 0, "label": "Along the model", "visible": False},
     "downloadbutton share": {"visible": False},
@@ -79,8 +80,8 @@ def test_no_program_may_use_an_event_and_stopping_ends_what_is_asked(served):
     events = json.loads(served.get("/config")[2])["dependencies"]
     assert {event["api_visibility"] for event in events} == {"private"}
     asked = [event["id"] for event in events if event["backend_fn"] and event["types"]["generator"]]
-    click, submit, _upload = sorted(asked)
-    assert sorted(event["cancels"] for event in events if event["cancels"]) == 3 * [[click, submit]]
+    click, submit, _upload, _frames = sorted(asked)
+    assert sorted(event["cancels"] for event in events if event["cancels"]) == 4 * [[click, submit]]
     shown = {
         event["show_progress"] for event in events if event["backend_fn"] and not event["cancels"] and event["queue"]
     }
@@ -94,7 +95,7 @@ def test_an_upload_is_served(served, tmp_path):
     assert served.get(f"/gradio_api/file={path}")[2] == b"it is there"
 
 
-def test_an_event_cannot_name_a_file_of_the_machine_nor_an_address_in_it(folder, tmp_path):
+def test_an_event_cannot_name_a_file_of_the_machine_nor_an_address_in_it_nor_any_number(folder, tmp_path):
     served = Served("--model", folder, folder=tmp_path)
     Image.new("RGB", (40, 40), "red").save(tmp_path / "secret.png")
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -103,11 +104,13 @@ def test_an_event_cannot_name_a_file_of_the_machine_nor_an_address_in_it(folder,
         secret = str(tmp_path / "secret.png")
         (uploaded,) = [served.upload(tmp_path / "secret.png")["path"]]
         for path in (secret, f"file://{secret}", address, f"{uploaded}/../../../secret.png"):
-            said = served.use("file", {"path": path, "meta": {"_type": "gradio.FileData"}}, [], 33)
+            said = served.use("file", {"path": path, "meta": {"_type": "gradio.FileData"}}, [], 33, 8)
             assert '"success":false' in said
             assert "img src" not in said
         for more in ({"url": address}, {"url": f"file://{secret}"}, {"orig_name": secret}):  # beside one that is there
-            served.use("file", {"path": uploaded, "meta": {"_type": "gradio.FileData"}, **more}, [], 33)
+            served.use("file", {"path": uploaded, "meta": {"_type": "gradio.FileData"}, **more}, [], 33, 8)
+        for frames in (0, 33, 10_000):  # others than the slider offers
+            assert '"success":false' in served.use("frames", None, [], 33, frames)
         assert served.get(f"/gradio_api/file={address}")[0] == 403
         with pytest.raises(TimeoutError):
             listening.accept()
@@ -126,16 +129,23 @@ def test_a_film_cannot_name_a_file_of_the_machine_nor_an_address_in_it(served, t
                 f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{place}\n",
             ):
                 (script := tmp_path / "clip.mp4").write_text(text)
-                said = served.use("file", served.upload(script), [], 33)
+                said = served.use("file", served.upload(script), [], 33, 8)
                 assert "role='alert'" in said
                 assert "img src" not in said
         with pytest.raises(TimeoutError):
             listening.accept()
 
 
+def test_other_frames_of_a_film_are_read_where_a_visitor_wants_them(served, tmp_path):
+    clip = served.upload(film(tmp_path / "clip.mp4", 40))
+    for part, frames in (("file", 3), ("frames", 5)):
+        assert f"{frames} frames are read" in served.use(part, clip, [], 33, frames)
+    assert "no longer here" in served.use("frames", None, [], 33, 5)
+
+
 @pytest.mark.parametrize("written", ["{}", "v2drop+{}", "{}:layers=3", " '{}' ", '{{"method": "{}"}}'])
 def test_no_method_that_is_sent_is_a_file(served, picture, tmp_path, written):
-    served.use("file", served.upload(picture), [], 33)
+    served.use("file", served.upload(picture), [], 33, 8)
     told = []
     for name in ("secret", "absent"):
         (tmp_path / "secret.json").write_text('{"method": "v2drop", "password": "hush"}')
@@ -179,11 +189,11 @@ def test_without_pyav_pictures_are_asked_about_and_ctrl_c_ends_it_while_an_answe
     served = Served("--model", folder, "--max-new-tokens", 100_000, folder=tmp_path, missing="av")
     assert len(served.files) == 1
     asking = [None, "What is this ?", [], 33, 0]
-    assert "Reading videos needs PyAV" in served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)), [], 33)
+    assert "Reading videos needs PyAV" in served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)), [], 33, 8)
     refused = served.use("ask", *asking)  # not about a picture from before the film
     assert "role='alert'" in refused
     assert "<article" not in refused
-    served.use("file", served.upload(picture), [], 33)
+    served.use("file", served.upload(picture), [], 33, 8)
     event = {"data": asking, "fn_index": served.event("ask"), "session_hash": "s"}
     assert served.get("/gradio_api/queue/join", "POST", json.dumps(event).encode(), JSON)[0] == 200
     with (

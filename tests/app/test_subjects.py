@@ -6,7 +6,7 @@ from PIL import Image
 
 from foveate import embedded
 from foveate.app import subjects
-from foveate.app.subjects import examples, opened
+from foveate.app.subjects import CONTROL, examples, opened
 from foveate.ask.pictures import load_picture
 from foveate.errors import InputError
 from foveate.video import Clip
@@ -50,15 +50,16 @@ def test_a_bad_file_is_refused_in_one_line_without_the_servers_folder(tmp_path, 
     assert "\n" not in str(caught.value)
 
 
-def test_of_a_film_a_few_frames_are_read(tmp_path, monkeypatch):
+def test_of_a_film_as_many_frames_are_read_as_the_visitor_wants(tmp_path):
     path = tmp_path / "clip.mp4"
     film(path, 12, size=(64, 48))
-    monkeypatch.setattr(subjects, "FRAMES", 4)
-    subject = opened(path)
+    subject = opened(path, 4)
     assert isinstance(subject.medium, Clip)
     assert subject.medium.frames.shape == (4, 48, 64, 3)
     assert len(subject.pictures) == 4
-    assert subject.notes[0] == "Of the film clip.mp4, 4 frames are read."
+    assert subject.source == "read('clip.mp4', frames=4)"
+    assert "4 frames" in subject.notes[0]
+    assert CONTROL in subject.notes[0]
     assert str(tmp_path) not in " ".join(subject.notes)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.app.replies import Said
-from foveate.app.subjects import Subject
+from foveate.app.subjects import MOST_FRAMES, Subject
 from foveate.errors import FoveateError
 from foveate.viz.canvas import LEGEND, data_url
 from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
@@ -71,7 +71,7 @@ SHOW_STOP = """() => {
 
 def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
     """The picture itself, then every place at which a method of these replies dropped something, in order."""
-    pictures, depth = subject.pictures, 0
+    whole, depth = plain_panel(subject.pictures, SIDE, MOST_FRAMES), 0
     # What each method's panel shows from a place on: places are numbered as the decoder's layers.
     shown: dict[str, dict[int, str]] = {}
     for reply in replies:
@@ -81,19 +81,19 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
         depth = record.depth
         try:
             frames, _ = frames_of(record, media, 0)
-            drawn = stage_panels(record, media, side=SIDE)
+            drawn = stage_panels(record, media, side=SIDE, most=MOST_FRAMES)
         except FoveateError as error:
             shown[reply.name] = {-3: f"<p class='fv-error'>{escape(str(error))}</p>"}
             continue
-        pictures = [frame.picture for frame in frames]  # as the model saw them
-        shown[reply.name] = {-3: _panel(reply.name, f"{tokens} of {tokens} tokens", plain_panel(pictures, SIDE))}
+        whole = plain_panel([frame.picture for frame in frames], SIDE, MOST_FRAMES)  # as the model saw them
+        shown[reply.name] = {-3: _panel(reply.name, f"{tokens} of {tokens} tokens", whole)}
         for panel in drawn:
             if panel.dropped and not panel.rows:  # tokens of which none is dropped there
                 caption = f"{panel.after} of {tokens} tokens"
                 shown[reply.name][_place(panel, depth)] = _panel(reply.name, caption, panel.pixels)
     places = sorted({-3}.union(*shown.values()))
     last = len(places) - 1
-    parts = [Part("figure", _panel("the picture", "", plain_panel(pictures, SIDE)), 0, last)]
+    parts = [Part("figure", _panel(f"the {subject.noun}", "", whole), 0, last)]
     for panels in shown.values():
         stops = sorted(panels)
         for place, following in zip(stops, [*stops[1:], None], strict=True):
@@ -101,7 +101,7 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
             if following is not None:
                 until = places.index(following) - 1
             parts.append(Part("figure", panels[place], places.index(place), until))
-    return Way(tuple(_words(place, depth) for place in places), tuple(parts))
+    return Way(tuple(_words(place, depth, subject.noun) for place in places), tuple(parts))
 
 
 def _place(panel: StagePanel, depth: int) -> int:
@@ -111,11 +111,11 @@ def _place(panel: StagePanel, depth: int) -> int:
     return BEFORE.get(panel.place, depth)
 
 
-def _words(place: int, depth: int) -> str:
+def _words(place: int, depth: int, noun: str) -> str:
     """A place in words."""
     if place >= depth:
         return "While the answer is written"
-    names = {-3: "The picture", -2: "In the vision tower", -1: "In the projector"}
+    names = {-3: f"The {noun}", -2: "In the vision tower", -1: "In the projector"}
     return names.get(place, f"Before decoder layer {place} of {depth}")
 
 

@@ -14,12 +14,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
-from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, command, least_percent, program
-from foveate.app.subjects import Subject, examples, opened
+from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, command, least_percent, program, words_of
+from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, opened
+from foveate.ask.media import FEW
+from foveate.ask.preparing import reads_videos
 from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
-from foveate.errors import FoveateError, InputError
+from foveate.errors import FoveateError, InputError, SettingError
 from foveate.plain.inventory import summary
 from foveate.registry import methods, takes_budget
 from foveate.viz import draw_comparison
@@ -31,6 +33,11 @@ HEAD = """<div class='fv-head'><h1>foveate</h1>
 <p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.{}</p></div>"""
 SMALL = " This small one knows drawings alone: shapes, colours, places, counts up to nine, a word of five letters."
 """What is said of the embedded model."""
+NO_FILMS = (
+    "This model reads no films: their frames go in as pictures, and the answer may be poor. The small model "
+    f"{embedded.FILMS} reads them; start the page with: foveate demo --model {embedded.FILMS}"
+)
+"""What is said of a film where its frames go in as pictures."""
 
 FILE, WAITING = "50mb", 20
 """The largest upload, and questions that may wait for the model."""
@@ -62,7 +69,7 @@ def application(
         AskPanel(vlm, max_new_tokens, looks)
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
-        words = f"Model: {facts['name']} ({kind}). One picture illustrates; it measures nothing."
+        words = f"Model: {facts['name']} ({kind}). One example illustrates; it measures nothing."
         gr.HTML(f"<p class='fv-foot'>{escape(words)}</p>")
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     page.has_launched = True  # else Gradio takes any file's name for an upload's
@@ -122,7 +129,7 @@ class MethodsAndBudget:
             plain = [name for name in checked("?", names, self.looks) if name not in self.looks]
             least = least_percent(self.vlm, plain, subject or examples()[0])
         except FoveateError as error:
-            return {self.refusal: gr.HTML(alert(str(error)), visible=True)}
+            return {self.refusal: gr.HTML(alert(words_of(error)), visible=True)}
         slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
         return {self.refusal: gr.HTML("", visible=False), self.percent: slider}
 
@@ -191,6 +198,8 @@ class AskPanel:
         self.file = gr.File(
             label="Or drop a picture or a film", file_types=["image", "video"], height=90, elem_id="file"
         )
+        few = FRAMES if reads_videos(self.vlm.processor) else FEW
+        self.frames = gr.Slider(1, MOST_FRAMES, few, step=1, label=CONTROL, visible=False, elem_id="frames", buttons=[])
         self.question = gr.Textbox(next(iter(first.questions)), label="Question", elem_id="question")
         self.proposed = gr.Dataset(
             components=[self.question], samples=_samples(first), label="Questions that fit", elem_classes="fv-proposed"
@@ -239,11 +248,14 @@ class AskPanel:
         replied = [*cleared, self.code, self.command]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
-        for taking in (self.file.upload, self.gallery.select):
+        for taking in (self.file.upload, self.gallery.select, self.frames.input):
             # First of all, in the browser: the listeners of an event run one after the other, each to its end.
             taking(None, outputs=self.ask, js=DISABLED, cancels=running, api_visibility="private")
-        self.file.upload(self.upload, [self.file, names, percent], [*shown, self.file], **QUICK)
-        self.gallery.select(self.choose, [names, percent], [*shown, self.file, self.question], **QUICK)
+        shown += [self.file, self.frames]
+        filed = [self.file, names, percent, self.frames]
+        self.file.upload(self.upload, filed, shown, **QUICK)
+        self.frames.input(self.upload, filed, shown, trigger_mode="always_last", **QUICK)
+        self.gallery.select(self.choose, [names, percent], [*shown, self.question], **QUICK)
         self.slider.input(None, js=SHOW_STOP, api_visibility="private")
 
     def clear(self) -> Changes:
@@ -267,26 +279,40 @@ class AskPanel:
         return changes | {
             self.subject: subject,
             self.ask: gr.Button(interactive=True),
-            self.notice: notice(subject.notes),
+            self.notice: notice(self._notes(subject)),
             self.proposed: gr.Dataset(samples=_samples(subject), visible=bool(subject.questions)),
             self.answers: BEGIN,
             self.kept: way_of(subject).drawn(),
         }
 
-    def upload(self, path: str, names: list[str], percent: float) -> Iterator[Changes]:
+    def _notes(self, subject: Subject) -> tuple[str, ...]:
+        """What is said of it before it is asked about."""
+        if subject.noun == "film" and not reads_videos(self.vlm.processor):
+            return (*subject.notes, NO_FILMS)
+        return subject.notes
+
+    def upload(self, path: str | None, names: list[str], percent: float, frames: int = FRAMES) -> Iterator[Changes]:
         """Take a file; where it is bad, say so, and empty the box. The picture before is never asked about again."""
         yield self.clear() | {self.notice: notice(("The file is being read.",))}
         try:
-            yield self.show(opened(path), names, percent)
+            if path is None:  # the box was emptied, and then other frames wanted
+                raise InputError(f"The film is no longer here. Drop it again, and then set “{CONTROL}”.")
+            subject = opened(path, frames)
+            yield self.show(subject, names, percent) | {self.frames: gr.Slider(visible=subject.noun == "film")}
+        except SettingError as error:  # too many frames
+            words = alert(f"{error} Here “{CONTROL}” sets how many.")
+            yield {self.notice: gr.HTML(words, visible=True), self.frames: gr.Slider(visible=True)}
         except FoveateError as error:
-            yield {self.notice: gr.HTML(alert(str(error)), visible=True), self.file: None}
+            bad = {self.file: None, self.frames: gr.Slider(visible=False)}
+            yield bad | {self.notice: gr.HTML(alert(str(error)), visible=True)}
 
     def choose(self, names: list[str], percent: float, event: gr.SelectData) -> Changes:
         """Take an example, and a question that fits it."""
         subject = examples()[event.index]
         changes = self.show(subject, names, percent)
         changes[self.gallery] = gr.Gallery(selected_index=event.index)
-        return changes | {self.file: None, self.question: next(iter(subject.questions))}
+        changes |= {self.file: None, self.frames: gr.Slider(visible=False)}
+        return changes | {self.question: next(iter(subject.questions))}
 
     def reply(
         self, subject: Subject | None, question: str, names: list[str], percent: float, sure: float = 0.0
@@ -295,10 +321,10 @@ class AskPanel:
         question = question.strip()
         try:
             if subject is None:
-                raise InputError("There is no picture to ask about. Drop one that can be read, or take an example.")
+                raise InputError("There is no picture or film to ask about. Drop one, or take an example.")
             names = [FULL, *checked(question, names, self.looks)]
         except FoveateError as error:
-            yield {self.answers: alert(str(error))}
+            yield {self.answers: alert(words_of(error))}
             return
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
@@ -324,7 +350,7 @@ class AskPanel:
             self.python: gr.Accordion(visible=True),
             self.code: program(subject, question, written, self.vlm.name, asking),
             self.command: gr.Code(line, visible=bool(line)),
-            self.notice: notice((*subject.notes, *notes)),
+            self.notice: notice((*self._notes(subject), *notes)),
         }
 
     def _asking(self, name: str, percent: float, sure: float) -> Asking:

@@ -16,8 +16,10 @@ from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
-from foveate.errors import BudgetError, FoveateError, SettingError
+from foveate.errors import BudgetError, FoveateError, SettingError, UnknownNameError
 from foveate.naming import refuse_files
+from foveate.plain.spelling import FOR_ALL
+from foveate.runs.labels import as_said
 from foveate.video import Clip
 
 FULL = "full model"
@@ -136,24 +138,31 @@ def answered(
         seconds = time.perf_counter() - begun
         yield Said(name, answer.text, answer, first or seconds, seconds)
     except FoveateError as error:
-        yield Said(name, text, error=str(error))
+        yield Said(name, text, error=words_of(error))
+
+
+def words_of(error: FoveateError) -> str:
+    """An error as a visitor reads it, who has a box of methods and perhaps no terminal."""
+    if isinstance(error, UnknownNameError):
+        return f"{str(error).partition(FOR_ALL)[0]} The box of methods lists all that take a budget."
+    return str(error)
 
 
 def cards(replies: Sequence[Said], right: str | None = None) -> str:
-    """A card a reply: the answer, and what it took beside the full model.
+    """A card a reply: the answer, whether it is right, and what it took beside the full model.
 
     Args:
         replies: The full model's first; those to come have no text yet.
         right: The right answer, where it is known.
     """
-    made = "".join(_card(reply, replies[0].answer) for reply in replies)
+    made = "".join(_card(reply, replies[0].answer, right) for reply in replies)
     line = ""
     if right:
-        line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>.</p>"
+        line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>; no other words count.</p>"
     return f"<div class='fv-grid'>{made}</div>{line}"
 
 
-def _card(reply: Said, full: Answer | None) -> str:
+def _card(reply: Said, full: Answer | None, right: str | None) -> str:
     name = escape(reply.name).replace("+", "+<wbr>").replace(":", ":<wbr>")
     state = ""
     if reply.error is not None:
@@ -163,7 +172,11 @@ def _card(reply: Said, full: Answer | None) -> str:
         body = f"<p class='fv-text'>{escape(reply.text) or '…'}</p>"
     else:
         rows = "".join(_measure(*measure) for measure in _measures(reply, reply.answer, full))
-        body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p>{_sure(reply.answer)}<dl>{rows}</dl>"
+        marks = _sure(reply.answer)
+        if right:  # compared as `foveate eval` does
+            words = "✓ right" if as_said(reply.text) == as_said(right) else "✗ wrong"
+            marks = f"<p class='fv-note'>{words}</p>{marks}"
+        body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p>{marks}<dl>{rows}</dl>"
     return f"<article class='fv-card{state}'><h3>{name}</h3>{body}</article>"
 
 
@@ -222,13 +235,13 @@ def program(
     lines += [
         "",
         "vlm = fv.load()" if model == embedded.NAME else f"vlm = fv.load({model!r})",
-        f"picture = {subject.source}",
+        f"{subject.noun} = {subject.source}",
         f"question = {question!r}",
-        f"full = vlm.ask(picture, question, max_new_tokens={asking['max_new_tokens']})",
+        f"full = vlm.ask({subject.noun}, question, max_new_tokens={asking['max_new_tokens']})",
         'print("full model:", full.text)',
         f"for method in {list(names)!r}:",
         "    answer = vlm.ask(",
-        f"        picture, question, method=method, {keywords}",
+        f"        {subject.noun}, question, method=method, {keywords}",
         "    )",
         '    print(f"{method}: {answer.text} ({answer.retention:.1%} of {answer.vision_tokens} vision tokens)")',
         '    # answer.show().save("kept.png") draws what was kept',

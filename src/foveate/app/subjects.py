@@ -21,8 +21,10 @@ from foveate.video import Clip
 
 SIDE = 1344
 """Longest side of a picture that the model sees, in pixels."""
-FRAMES = 8
-"""Of a film."""
+FRAMES, MOST_FRAMES = 8, 32
+"""Of a film: those read where nobody says how many, and the most that are read and shown."""
+CONTROL = "Frames of the film"
+"""What the page calls the slider for them."""
 RATE = 2.0
 """Frames a second of a generated film."""
 DRAWN = ((scene, 5), (scene, 2), (scene, 7), (sketch, 11), (sketch, 20), (sketch, 22))
@@ -59,18 +61,24 @@ class Subject:
             return self.medium.images()
         return [self.medium.image]
 
+    @property
+    def noun(self) -> str:
+        """What it is: "picture" or "film"."""
+        return "film" if isinstance(self.medium, Clip) else "picture"
 
-def opened(path: str | Path) -> Subject:
-    """A picture or film of the user: of a film some frames, a picture no larger than `SIDE`.
+
+def opened(path: str | Path, frames: int = FRAMES) -> Subject:
+    """A picture or film of the user: of a film at most so many frames, a picture no larger than `SIDE`.
 
     Raises:
         InputError: If it is too large, damaged, or neither picture nor film.
+        SettingError: If so many frames do not fit into memory.
         UnsupportedError: If it is a film and PyAV is missing.
     """
     path = Path(path)
     folder = f"{path.parent}{os.sep}"  # of the server, and nobody's business
     try:
-        (medium,) = read_media(path, frames=FRAMES if is_video(path) else None)
+        (medium,) = read_media(path, frames=frames if is_video(path) else None)
     except FoveateError as error:
         raise type(error)(str(error).replace(folder, "")) from error
     notes = []
@@ -78,8 +86,8 @@ def opened(path: str | Path) -> Subject:
         notes = [medium.note.replace(folder, "")]
     medium = dataclasses.replace(medium, path=Path(path.name))
     if isinstance(medium, Clip):
-        notes.insert(0, f"Of the film {path.name}, {len(medium)} frames are read.")
-        return Subject(medium, f"read({path.name!r}, frames={FRAMES})", tuple(notes))
+        notes.insert(0, f"Of the film {path.name}, {len(medium)} frames are read. “{CONTROL}” sets how many.")
+        return Subject(medium, f"read({path.name!r}, frames={frames})", tuple(notes))
     width, height = medium.image.size
     if max(width, height) <= SIDE:
         return Subject(medium, repr(path.name), tuple(notes))

@@ -19,6 +19,8 @@ CHAIN = "chain"
 """The name of a chain of methods. It is in no list of methods."""
 SECOND_LOOK = "foveate second look"
 """How the format of a file begins that asks the full model again; it is none of a method."""
+FOR_ALL = " For all, run: "
+"""What stands before the command that lists all names, in an error."""
 NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
 PAIRS = re.compile(r"[;:]|,(?=\s*\w+\s*=)")  # between settings, but not the commas of layers=3,17
 CODE = re.compile(r"(.+?\.py)\s*(?::(.*))?", re.DOTALL)  # a Python file, whose path may have a colon
@@ -227,7 +229,7 @@ def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
 
 def unknown(what: str, name: str, names: Iterable[str], command: str) -> UnknownNameError:
     """The error for a name that is not among these: the nearest of them, and the command that lists all."""
-    return UnknownNameError(f"No {what} {brief(name)}.{nearest(name, names, 3)} For all, run: {command}.")
+    return UnknownNameError(f"No {what} {brief(name)}.{nearest(name, names, 3)}{FOR_ALL}{command}.")
 
 
 def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from foveate.viz.frames import chosen
 from foveate.viz.panel import Tokens
 from foveate.viz.showing import Media, PrefillLike, drawn_stages, frames_of, stages_of
 
-MOST = 6  # pictures or frames drawn; of more, so many evenly chosen
+MOST = 6  # pictures or frames drawn where nobody says how many; of more, so many evenly chosen
 SIDE = 170  # pixels, of a square panel; one of another shape has its area
 LONGEST = 26 / 17  # the longest side of a panel, as a share of a square one's
 LINE = 2  # pixels between the pictures of a panel
@@ -47,21 +47,24 @@ class StagePanel:
         return self.after < self.before
 
 
-def stage_panels(prefill: PrefillLike, media: Media, sample: int = 0, side: int = SIDE) -> list[StagePanel]:
-    """A panel for each stage of a prefill, in order; of more than six pictures or frames, six evenly chosen are drawn.
+def stage_panels(
+    prefill: PrefillLike, media: Media, sample: int = 0, side: int = SIDE, most: int = MOST
+) -> list[StagePanel]:
+    """A panel for each stage of a prefill, in order.
 
     Args:
         prefill: `trace.latest`.
         media: The pictures and clips, as for `Trace.show`.
         sample: Which sample of the batch.
         side: Pixels of a square panel; one of another shape has its area.
+        most: How many pictures or frames are drawn; of more, so many evenly chosen.
 
     Raises:
         InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
     """
     frames, _ = frames_of(prefill, media, sample)
     tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
-    drawn = chosen(len(frames), MOST)
+    drawn = chosen(len(frames), most)
     pictures = dict(zip(drawn, scaled([frames[index].picture for index in drawn], side), strict=True))
     panels = []
     for record, stage in zip(drawn_stages(prefill, sample), tokens.stages, strict=True):
@@ -71,9 +74,9 @@ def stage_panels(prefill: PrefillLike, media: Media, sample: int = 0, side: int 
     return panels
 
 
-def plain_panel(pictures: Sequence[Image.Image], side: int = SIDE) -> Pixels:
-    """The pictures, or six of them, as they are: (height, width, 3) uint8."""
-    return _mosaic(scaled([pictures[index] for index in chosen(len(pictures), MOST)], side))
+def plain_panel(pictures: Sequence[Image.Image], side: int = SIDE, most: int = MOST) -> Pixels:
+    """The pictures, or `most` of them evenly chosen, as they are: (height, width, 3) uint8."""
+    return _mosaic(scaled([pictures[index] for index in chosen(len(pictures), most)], side))
 
 
 def scaled(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) -> list[Pixels]:
