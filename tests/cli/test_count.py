@@ -8,6 +8,8 @@ from PIL import Image
 
 import foveate as fv
 from foveate.errors import UnsupportedError
+from foveate.video import decoding
+from tests.films import film
 
 
 @pytest.fixture
@@ -97,3 +99,26 @@ def test_a_folder_is_its_pictures_and_films(run, bare, picture, tmp_path):
     assert (code, len(json.loads(out)["media"])) == (0, 2)
     (empty := tmp_path / "empty").mkdir()
     assert run("count", empty, "--model", bare)[0] == 1
+
+
+@pytest.mark.parametrize("asked", [{}, {"frames": 4}, {"fps": 2}, {"frames": 4, "fps": 2}, {"fit": "pad", "frames": 4}])
+def test_a_film_is_counted_by_its_container(run, tiny_llava, tmp_path, monkeypatch, asked):
+    path = film(tmp_path / "clip.mp4", size=(112, 64))
+    prompt = fv.load(str(tiny_llava), weights=False).prepare([path], "What is this?", **asked)
+    monkeypatch.setattr(decoding, "_Decoder", None)
+    flags = [word for name, value in asked.items() for word in (f"--{name}", value)]
+    code, out, _ = run("count", path, "--model", tiny_llava, *flags, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert (told["vision_tokens"], told["text_tokens"]) == (prompt.vision_tokens, prompt.text_tokens)
+    assert told["videos"] == prompt.to_dict()["videos"]
+    assert told["flops"] == prompt.cost().model_flops
+
+
+def test_a_film_that_breaks_off_is_read(run, tiny_llava, tmp_path):
+    whole = film(tmp_path / "whole.mkv", 200, size=(160, 120))
+    broken = tmp_path / "broken.mkv"
+    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    code, out, err = run("count", broken, "--model", tiny_llava, "--frames", 2, "--json")
+    assert (code, err.count("breaks off")) == (0, 1)
+    assert "breaks off" in json.loads(out)["videos"][0]["note"]

@@ -20,6 +20,7 @@ from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain import memory
 from foveate.video import decoding, read, shape_of
 from foveate.video.survey import survey, video_stream
+from foveate.video.wanted import FramesWanted
 from tests.ask.test_pictures import png_claiming
 from tests.films import QUARTERS, brightness, film, matrix, sound
 
@@ -56,6 +57,43 @@ def test_the_shape_of_a_clip_is_known_before_a_frame_is_decoded(steady, folder, 
     monkeypatch.setattr(decoding, "_Decoder", None)
     assert [shape_of(path, **wanted) for path in (steady, wide)] == shapes
     assert shape_of(steady.read_bytes(), **wanted) == shapes[0]
+
+
+BLANK = {
+    "steady": {},
+    "unsteady": {"times": UNSTEADY, "count": len(UNSTEADY)},
+    "long": {"count": 2100, "size": (16, 16)},
+}
+
+
+@pytest.mark.parametrize("wanted", [{}, {"frames": 4}, {"fps": 3}, {"fps": 2, "frames": 5, "start": 1, "end": 3}])
+@pytest.mark.parametrize("kind", BLANK)
+def test_blank_frames_have_the_size_and_the_times_of_those_that_are_read(folder, kind, wanted):
+    path = folder / f"{kind}.mp4"
+    if not path.exists():
+        film(path, **BLANK[kind])
+    if kind == "long" and "fps" in wanted:
+        wanted = wanted | {"frames": 20}
+    clip, blank = read(path, **wanted), decoding.clip_of(path, FramesWanted(**wanted), blank=True)
+    assert blank.frames.shape == clip.frames.shape
+    assert blank.seconds == pytest.approx(clip.seconds, abs=1e-6)
+    assert (blank.start, blank.end, blank.rate, blank.note, blank.chosen) == (
+        clip.start, clip.end, clip.rate, clip.note, clip.chosen,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("turn", QUARTERS)
+def test_the_header_says_how_a_film_is_turned(tmp_path, turn, suffix):
+    path = matrix(film(tmp_path / "phone.mp4", 3, size=(64, 32)), QUARTERS[turn])
+    other = tmp_path / f"other.{suffix}"
+    with av.open(str(path)) as phone, av.open(str(other), "w") as container:
+        stream = container.add_stream_from_template(phone.streams.video[0])
+        for packet in phone.demux():
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    assert shape_of(other) == read(other).frames.shape[:3]
 
 
 def test_frames_are_the_middles_of_equal_parts(steady):

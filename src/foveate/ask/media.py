@@ -37,7 +37,9 @@ THIN = 200
 """How many times as long as wide a picture may be: processors bring the shorter side to their own size."""
 
 
-def read_media(media: Media, frames: int | None = None, fps: float | None = None) -> list[Picture | Clip]:
+def read_media(
+    media: Media, frames: int | None = None, fps: float | None = None, *, blank: bool = False
+) -> list[Picture | Clip]:
     """Read pictures and videos, in order; a GIF or animated WebP is a video where frames are asked for.
 
     Args:
@@ -46,6 +48,7 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
             sequence of them.
         frames: How many frames of a video at most; see `foveate.video.read`.
         fps: How many a second.
+        blank: Whether films in files are not decoded, as only their sizes and times matter: their frames are black.
 
     Raises:
         InputError: If a file cannot be read, or an array is no picture.
@@ -54,7 +57,7 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
     """
     several = isinstance(media, Sequence) and not isinstance(media, str | bytes | bytearray | memoryview)
     listed: list[object] = list(media) if several else [media]  # type: ignore[arg-type]
-    return [read_medium(medium, frames, fps) for medium in listed]
+    return [read_medium(medium, frames, fps, blank=blank) for medium in listed]
 
 
 def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[object, Any]) -> Any:
@@ -84,6 +87,7 @@ def read_medium(
     kind: str | None = None,
     start: float | None = None,
     end: float | None = None,
+    blank: bool = False,
 ) -> Picture | Clip:
     """Read a picture or a video; see `read_media`.
 
@@ -94,6 +98,7 @@ def read_medium(
         kind: "image" or "video", where a file's ending does not decide.
         start: Where a video begins, seconds.
         end: Where it ends.
+        blank: Whether a film in a file is not decoded.
     """
     if isinstance(source, Picture | Clip):
         return source
@@ -129,7 +134,7 @@ def read_medium(
     path = local_path(str(source))
     if kind == "image" or (kind is None and not is_video(path, frames_asked=wanted.asked)):
         return load_picture(path)
-    return _film(path, wanted)
+    return clip_of(path, wanted, PREPARED, blank=blank)
 
 
 def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWanted) -> Picture | Clip:
@@ -137,7 +142,7 @@ def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWant
     moves = media_type == "image/gif" or is_animated(data[:HEAD])
     is_film = media_type.startswith("video/") or (moves and wanted.asked)
     if kind == "video" or (kind is None and is_film):
-        return _film(data, wanted)
+        return clip_of(data, wanted, PREPARED)
     return picture_in(data)
 
 
@@ -165,10 +170,6 @@ def _listed(frames: Sequence[object] | np.ndarray, kind: str | None, wanted: Fra
     if wanted.frames is None:
         return clip
     return clip.thinned(wanted.frames)
-
-
-def _film(source: Path | bytes, wanted: FramesWanted) -> Clip:
-    return clip_of(source, wanted, PREPARED)
 
 
 def decoded(url: str) -> tuple[str, bytes]:
@@ -251,7 +252,7 @@ def padded(medium: Picture | Clip, processor: ProcessorMixin) -> Picture | Clip:
     side = max(_size(medium))
     if side == min(_size(medium)):
         return medium
-    if medium.is_blank:
+    if not any(medium.frames.strides):
         return dataclasses.replace(medium, frames=blank_frames(len(medium), side, side))
     _check_square(_size(medium), len(medium) * side * side * BYTES)
     frames = [np.asarray(square(image, processor)) for image in medium.images()]

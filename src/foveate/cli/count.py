@@ -79,24 +79,16 @@ class Count:
             from foveate import embedded
             from foveate.ask.counting import prepare_blank
             from foveate.ask.loading import load
-            from foveate.ask.media import PREPARED, read_media
+            from foveate.ask.media import read_media
             from foveate.ask.pixels import most_pixels
             from foveate.cli.setup import named
-            from foveate.plain.files import is_video
             from foveate.plain.version import __version__
-            from foveate.video.decoding import blank_of
-            from foveate.video.wanted import FramesWanted
             from foveate.viz import draw_plan
         with busy(f"Loading the config of {self.model}"):
             vlm = load(self.model, weights=False)
         showing: Any = {"frames": self.media.frames, "fps": self.media.fps, "fit": self.media.fit}
         with busy("Preparing the pictures"):
-            wanted = FramesWanted(self.media.frames, self.media.fps)
-            shown: list[Any] = [
-                blank_of(path, wanted, PREPARED) if is_video(path, frames_asked=wanted.asked) else path
-                for path in files
-            ]
-            media = read_media(shown or [embedded.picture()])
+            media = read_media(files or [embedded.picture()], self.media.frames, self.media.fps, blank=True)
             prompt = prepare_blank(vlm, media, QUESTION, **showing)
             if len(media) == 1:
                 alone = [prompt]

@@ -40,14 +40,9 @@ class Clip:
     def __len__(self) -> int:
         return len(self.frames)
 
-    @property
-    def is_blank(self) -> bool:
-        """Whether its frames are those of `blank_frames`."""
-        return not any(self.frames.strides)
-
     def images(self) -> list[Image.Image]:
         """The frames as pictures, for models that read no videos; of blank ones the same picture."""
-        if self.is_blank:
+        if not any(self.frames.strides):
             return [Image.fromarray(np.zeros(self.frames.shape[1:], np.uint8))] * len(self)
         return [Image.fromarray(frame) for frame in self.frames]
 

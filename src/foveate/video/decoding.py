@@ -105,18 +105,17 @@ def read(
     return clip
 
 
-def clip_of(path: str | Path | bytes, request: FramesWanted, each: int = FRAMES) -> Clip:
-    """What `read` gives, without the warning; `each` is how many bytes a pixel of all frames takes."""
-    clip: Clip = _with(path, request, partial(_read, each=each))
-    return clip
+def clip_of(path: str | Path | bytes, request: FramesWanted, each: int = FRAMES, *, blank: bool = False) -> Clip:
+    """What `read` gives, without the warning.
 
-
-def blank_of(path: str | Path | bytes, request: FramesWanted, each: int = FRAMES) -> Clip:
-    """What `clip_of` gives, with black frames that are one byte in memory: none is decoded.
-
-    A film whose header says too little, or whose end is missing, is read.
+    Args:
+        path: As for `read`.
+        request: Which frames.
+        each: How many bytes a pixel of all frames takes.
+        blank: Whether none is decoded: black ones of their size and times take their place, in one byte of memory. A
+            film is read all the same whose end is missing, or whose header does not say its size.
     """
-    clip: Clip = _with(path, request, partial(_blank, each=each))
+    clip: Clip = _with(path, request, partial(_read, each=each, blank=blank))
     return clip
 
 
@@ -184,9 +183,12 @@ def _readable(file: BinaryIO, name: str) -> BinaryIO:
     return made
 
 
-def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int) -> Clip:
+def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: bool) -> Clip:
     """The frames that are wanted of an open file."""
     contents, part, times, size = _surveyed(file, path, request)
+    if blank and contents.promised is None and all(size):
+        frames, seconds = blank_frames(len(times), *size[::-1]), tuple(_times(contents, times, part[0]))
+        return Clip(path, frames, seconds, *part, contents.rate, chosen=request.asked)
     _check_frames(len(times), *size, each)
     name = named(path)
     for way in _Way:
@@ -199,17 +201,13 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int) -> Clip:
     raise AssertionError("the last way conceals")
 
 
-def _blank(file: BinaryIO, path: Path, request: FramesWanted, each: int) -> Clip:
-    """Blank frames of the size and at the times at which `_read` has them."""
-    contents, part, times, (width, height) = _surveyed(file, path, request)
-    if contents.promised is not None or not width * height:
-        return _read(file, path, request, each)
+def _times(contents: Survey, times: Sequence[float], begin: float) -> list[float]:
+    """The seconds of a clip of the frames on show at these times, of a part that begins then."""
     starts = np.array(contents.times or np.arange(contents.begin, contents.end, 1 / contents.rate))
     places = np.maximum(np.searchsorted(starts, np.array(times) + HAIR, side="right") - 1, 0)
     still = np.diff(places, prepend=-1) == 0
-    seconds = np.where(still, times, np.maximum(starts[places], part[0])).tolist()
-    frames = blank_frames(len(times), height, width)
-    return Clip(path, frames, tuple(seconds), *part, contents.rate, chosen=request.asked)
+    seconds: list[float] = np.where(still, times, np.maximum(starts[places], begin)).tolist()
+    return seconds
 
 
 def _surveyed(
@@ -286,8 +284,8 @@ def _is_turned(stream: Any) -> bool:
     except (ValueError, av.error.FFmpegError):  # as of VP8, which no MOV may hold
         return False
     track = made.getvalue().partition(b"tkhd")[2]
-    a, b = struct.unpack_from(">2i", track, 40)
-    return abs(b) > abs(a)
+    a, b = map(abs, struct.unpack_from(">2i", track, 40))
+    return bool(b > a)
 
 
 def _check_frame(name: str, width: int, height: int) -> None:
