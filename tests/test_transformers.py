@@ -47,6 +47,7 @@ OTHERS = {
     "_exit",
     "_getframe",
     "_has_any_global_hook",
+    "_inheriting",
     "_hf_hook",
     "_orig_mod",
     "_prepare_metric_and_aggregation",

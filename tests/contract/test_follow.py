@@ -15,6 +15,7 @@ from foveate.contract import (
     ImageStage,
     Keys,
     LayerStage,
+    OwnSignal,
     PixelStage,
     Products,
     Shape,
@@ -215,7 +216,8 @@ def kinds(base=Signal):
 
 def declared():
     """Each signal with every value of each of its options, one option at a time."""
-    for kind in kinds():
+    yield OwnSignal(some)
+    for kind in set(kinds()) - {OwnSignal}:
         yield kind()
         for name, values in _choices(kind).items():
             yield from (kind(**{name: value}) for _, value in values)

@@ -15,7 +15,7 @@ def test_a_signal_that_is_not_declared_is_an_error_that_names_what_is():
     for read in (lambda: view[Keys()], lambda: view.keys):
         with pytest.raises(SettingError, match="last"):
             read()
-    with pytest.raises(SettingError, match="It declares nothing"):
+    with pytest.raises(SettingError, match="nothing"):
         View(3).attention  # noqa: B018
     with pytest.raises(SettingError, match="It declares hidden"):
         LayerView(torch.zeros(3, 2)).attention  # noqa: B018
