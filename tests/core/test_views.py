@@ -17,7 +17,7 @@ def test_a_signal_that_is_not_declared_is_an_error_that_names_what_is():
             read()
     with pytest.raises(SettingError, match="nothing"):
         View(3).attention  # noqa: B018
-    with pytest.raises(SettingError, match="It declares hidden"):
+    with pytest.raises(SettingError, match="hidden"):
         LayerView(torch.zeros(3, 2)).attention  # noqa: B018
 
 
