@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from foveate.cli import setup
-from foveate.cli.options import ModelOptions
+from foveate.cli.options import GraphOptions, ModelOptions
 from foveate.embedded import picture
 from foveate.eval.records import reservation
 from foveate.runs import store
@@ -184,9 +184,12 @@ def test_graphs_are_refused_where_there_are_none(run):
 def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "PATIENCE", 0.1)
     monkeypatch.setattr(setup, "load", lambda models: pytest.fail("loaded"))
-    asked = {"eval": ("--tasks", "colour", "--questions", 2), "tune": (picture(), "--prompt", "What?", "--budget", 64)}
-    for command, words in asked.items():
-        with reservation(asdict(ModelOptions()), tmp_path, str):
+    asked = {
+        "eval": (GraphOptions(), "--tasks", "colour", "--questions", 2),
+        "tune": (ModelOptions(), picture(), "--prompt", "What?", "--budget", 64),
+    }
+    for command, (models, *words) in asked.items():
+        with reservation(asdict(models), tmp_path, str):
             code, _, err = run(command, *words, "--cache", tmp_path)
         assert code == 1
         assert "in use" in err
