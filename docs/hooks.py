@@ -2,7 +2,7 @@
 
 import re
 import runpy
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from inspect import cleandoc
 from pathlib import Path
 from textwrap import dedent
@@ -332,8 +332,11 @@ def signals() -> str:
         meaning += re.sub(
             r"^(\w+(?:, \w+)*):", r"<br>`\1`:", dedent(options.partition("\nRaises:")[0]), flags=re.MULTILINE
         )
-        given = ", ".join(f"{field.name}={field.default!r}" for field in fields(kind))
-        reader = f"`{reader_of(kind())}`"
+        required = [field.name for field in fields(kind) if field.default is MISSING]  # a function of one's own
+        given = ", ".join(
+            field.name if field.name in required else f"{field.name}={field.default!r}" for field in fields(kind)
+        )
+        reader = f"`{reader_of(kind(*[reader_of] * len(required)))}`"
         cells = (f"`{kind.__name__}({given})`", reader, f"`view.{kind.kind}`", " ".join(meaning.split()))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
