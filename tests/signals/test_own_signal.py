@@ -8,6 +8,7 @@ from foveate.contract import LayerStage, OwnSignal
 from foveate.families.tap import tapped
 from foveate.testing import check_method
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
+from tests.signals.test_value_likeness import assert_samples_keep_what_they_keep_alone
 
 SEEN = []
 LAYER = 3
@@ -79,15 +80,7 @@ def test_it_gets_the_models_own_tensors(family):
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision"])
 def test_samples_of_a_batch_keep_what_they_keep_alone(family):
-    words = ["tit", "ttitt", "titit", "it"]
-    method = fv.Random(layers=(1,), keep=(0.8,), scope="image") + Normed()
-    with fv.drop(tiny(family), method) as together, torch.no_grad():
-        tiny(family)(**batch(family, words))
-    for index, word in enumerate(words):
-        with fv.drop(tiny(family), method) as alone, torch.no_grad():
-            tiny(family)(**batch(family, [word]))
-        for one, other in zip(alone.stages, together.stages, strict=True):
-            assert other.kept[index].tolist() == one.kept[0].tolist()
+    assert_samples_keep_what_they_keep_alone(family, Normed())
 
 
 def test_it_passes_the_checks_of_every_method():

@@ -39,10 +39,9 @@ def prepare_blank(vlm: VLM, media: list[Any], question: str, **showing: Any) -> 
         key = f"{original.__name__} {[*kwargs]} {places}"
         if key not in taken:
             result = original(*args, **kwargs)
-            taken[key] = (
-                result.to("meta") if isinstance(result, Tensor) else result,
-                values,
-            )  # kept, so are their places
+            if isinstance(result, Tensor):
+                result = result.to("meta")
+            taken[key] = result, values  # the values live on, so that their places stay their own
         return taken[key][0]
 
     images = getattr(vlm.processor, "image_processor", None)

@@ -66,10 +66,6 @@ class Made(ABC):
     def with_tensors(self, change: Change) -> Any:
         """What is left, with other tensors."""
 
-    def tensors(self, device: torch.device) -> list[Tensor]:
-        """All tensors on a device, each once."""
-        return _tensors_of(self, device)
-
 
 class Region(ABC):
     """A part of a forward whose kernels are the same for every call with the same key.
@@ -573,15 +569,15 @@ class Replayer:
 
         def left() -> list[Tensor]:
             made.append(run())
-            return made[0].tensors(self._device)
+            return _tensors_of(made[0], self._device)
 
         why = None
         try:
-            expected = region.made(output).tensors(self._device)
+            expected = _tensors_of(region.made(output), self._device)
             tape.record(left)
             tape.replay()
-            tensors = made[0].tensors(self._device)
-            left_over = region.real(made[0], lambda tensor: tensor).tensors(self._device)
+            tensors = _tensors_of(made[0], self._device)
+            left_over = _tensors_of(region.real(made[0], lambda tensor: tensor), self._device)
             if len(left_over) != len(expected) or not all(map(region.alike, left_over, expected)):
                 why = "a replay left other numbers than the plain run"
         except Exception as error:
