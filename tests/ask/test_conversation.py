@@ -99,7 +99,7 @@ def test_sound_is_refused():
 def test_of_a_video_as_many_frames_are_read_as_are_asked_for(monkeypatch):
     clip = Clip(Path("film.mp4"), np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 0.0, 2.0, 10.0)
     asked = {}
-    monkeypatch.setattr(module, "clip_of", lambda path, given, _: asked.update(asdict(given), path=path) or clip)
+    monkeypatch.setattr(module, "clip_of", lambda path, given, _, blank: asked.update(asdict(given), path=path) or clip)
     film = {"role": "user", "content": [{"type": "video", "url": "film.mp4", "start_time": 1.0}]}
     assert Conversation.of([film], frames=4, fps=2.0).clips == [clip]
     assert asked == {"path": Path("film.mp4"), "frames": 4, "fps": 2.0, "start": 1.0, "end": None}
