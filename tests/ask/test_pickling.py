@@ -34,7 +34,7 @@ def handed(small, demo, tmp_path_factory):
         *(kind() for kind in fv.methods().values()),
         *(getattr(fv, name)("a reason") for name in fv.__all__ if name.endswith("Error")),
         video.read(film(tmp_path_factory.mktemp("films") / "film.mp4"), frames=3), checked, checked.rows[0],
-        testing.tiny_model.__wrapped__("llava"),  # its own: asked for hidden states, transformers leaves hooks in a model
+        testing.tiny_model.__wrapped__("llava"),  # a new one: asked for hidden states, transformers leaves hooks there
     ]  # fmt: skip
 
 
