@@ -17,11 +17,10 @@ from foveate._transformers import (
 )
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
+from foveate.engine.rooms import MOST_STEP, Room
 
 LONG = 1024
 """Slots from which on a layer has room for decoded rows, an eighth of those it has; copying fewer costs no more."""
-MOST_STEP = 16
-"""Rows of a call for which room is made: a step of decoding, also with guesses, and no prompt."""
 FOLLOWING = ("base", "shift", "kinds", "memory", "alive")
 """The attributes of a layer, beside keys and values, that have the samples in front; some may be None."""
 MEMO_SIZE = 8
@@ -74,7 +73,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     alive: Tensor | None = None
     _pruned = False
     _announced: tuple[Tensor | None, int, bool] | None = None
-    _room: "GrowingBuffer | None" = None
+    _room: Room | None = None
+    _places: Tensor | None = None  # in a recorded step: where its rows go, in the room
     _grown: int | None = None  # the keys that the last update left, by their id
 
     def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
@@ -94,9 +94,33 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: it finds room of its own, and so does what it reads. What it looks at is written no more."""
+        state = {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
         if self._room is not None:
             self._room.looked_at = True
-        return {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
+        if self._room is not None and self._room.lent:
+            state["keys"], state["values"] = self.keys.clone(), self.values.clone()
+        return state
+
+    def is_in(self, room: Room) -> bool:
+        """Whether its rows are in this room."""
+        return self._room is room and id(self.keys) == self._grown
+
+    def move_in(self, room: Room) -> None:
+        """From now on hold rows in a room that has them."""
+        self.keys, self.values = room.rows()
+        self._room, self._grown, self.head = room, id(self.keys), None
+
+    def grow(self, rows: int) -> None:
+        """Hold so many more rows, which somebody has written into the room."""
+        assert self._room is not None
+        self.keys, self.values = self._room.grow(rows)
+        self._grown, self.seen = id(self.keys), self.seen + rows
+
+    def move_out(self) -> None:
+        """Take the rows out of a room that is lent."""
+        if self._room is not None and self._room.lent:
+            self.keys, self.values = self.keys.clone(), self.values.clone()
+            self._room = None
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
         """Say what the next `update` brings.
@@ -107,6 +131,26 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             ragged: Whether any row is a pad.
         """
         self._announced = columns, span, ragged
+
+    @property
+    def states(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, (samples, heads, slots, head size) each."""
+        if self.head is None:
+            return self.keys, self.values
+        return _behind(self.head[0], self.keys), _behind(self.head[1], self.values)
+
+    def columns_of(self, places: int) -> Tensor | None:
+        """The column of every slot with more behind them up to so many, (samples, places) int64; None: its number."""
+        if self.base is None and self.base_end == 0:
+            return None
+        keys = self.keys
+        return self._memo.once(
+            lambda: self.columns(places - self.slots, len(keys), keys.device),
+            "places",
+            self.base,
+            self.base_end,
+            places,
+        )
 
     def share(self, samples: int) -> None:
         """From now on so many samples go on from the rows of the one there is, which are held once.
@@ -137,6 +181,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Raises:
             SessionError: If a pruned layer is used outside `foveate.drop`.
         """
+        if self._places is not None and self._room is not None:
+            return self._room.put_at(self._places, key_states, value_states)
         if self.reads is not None and self.reads._announced is not None:
             self.seen += self.reads._announced[1]
             return self.reads.update(key_states, value_states)
@@ -155,7 +201,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.ragged |= ragged
             self._pruned = True
         self.seen += span
-        if self.is_initialized and self.keys.shape[-2] >= LONG:
+        if self.is_initialized and (self._room is not None or self.keys.shape[-2] >= LONG):
             keys, values = self._append(key_states, value_states)
         else:
             keys, values = super().update(key_states, value_states)
@@ -190,7 +236,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
         if grows and id(self.keys) == self._grown:  # nobody has changed them since the step before
             if self._room is None or not self._room.has_place(coming):
-                self._room = GrowingBuffer(self.keys, self.values)
+                self._room = Room(self.keys, self.values)
             self.keys, self.values = self._room.put(key_states, value_states)
         else:
             self._room = None
@@ -200,9 +246,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def read(self, chosen: "Chosen") -> None:
         """From now on steps read these slots alone, and the rows that came since something was read first."""
-        keys, values, waiting = self.keys, self.values, self._waiting()
-        if self.head is not None:
-            keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
+        (keys, values), waiting = self.states, self._waiting()
         reads = copy.copy(self)
         reads.keys, reads.values = chosen.of_states(keys), chosen.of_states(values)
         if waiting is not None:
@@ -358,7 +402,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             guards.refuse_crop_of_head(self.keys.shape[-2])
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
         if from_tail and self._room is not None and self._room.gives_back(self.keys, from_tail):
-            self.keys, self.values = self._room.given()
+            self.keys, self.values = self._room.rows()
             self._grown = id(self.keys)
         elif from_tail:
             self.keys = self.keys[..., :-from_tail, :]
@@ -405,57 +449,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Keep these slots and no others."""
         self.base, self.ragged, self._room = chosen.base, chosen.ragged, None
         self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
-
-
-class GrowingBuffer:
-    """A layer's keys and values with free places behind them, so that a decoded row is written and the others stay.
-
-    It serves one layer (a copy has none), and only while this holds the very tensors that it was given here: a reorder
-    makes others, and then a new room is found, so that no row is written where somebody else may still look. Rows that
-    are taken back give their places back, unless a copy of the layer looks at them.
-
-    Attributes:
-        looked_at: Whether a copy may look at the rows that are there.
-    """
-
-    looked_at = False
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self._filled = keys.shape[-2]
-        free = max(4 * MOST_STEP, self._filled // 8)
-        self._keys, self._values = _with_room(keys, free), _with_room(values, free)
-        self._given: Tensor | None = None  # held, so that no other tensor has its id
-
-    def has_place(self, coming: int) -> bool:
-        """Whether so many rows still go in."""
-        return coming <= self._keys.shape[-2] - self._filled
-
-    def put(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write rows behind the others, (samples, heads, rows, head size) each, and give all."""
-        start, self._filled = self._filled, self._filled + keys.shape[-2]
-        self._keys[..., start : self._filled, :] = keys
-        self._values[..., start : self._filled, :] = values
-        return self.given()
-
-    def given(self) -> tuple[Tensor, Tensor]:
-        """All rows, as a layer holds them."""
-        self._given = self._keys[..., : self._filled, :]
-        return self._given, self._values[..., : self._filled, :]
-
-    def gives_back(self, keys: Tensor, rows: int) -> bool:
-        """Free the places of the last rows, if the layer holds these `keys` from here and nobody else looks at them."""
-        if keys is not self._given or self.looked_at or torch.is_grad_enabled():
-            return False
-        self._filled -= rows
-        return True
-
-
-def _with_room(rows: Tensor, free: int) -> Tensor:
-    """Rows, (samples, heads, slots, head size), with free slots behind them."""
-    samples, heads, slots, size = rows.shape
-    wide = rows.new_empty(samples, heads, slots + free, size)
-    wide[..., :slots, :] = rows
-    return wide
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def settle(cache: Any) -> Any:
             continue
         if type(layer) is PrunedLayer:
             layer.settle()
+            layer.move_out()
         layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
         if type(layer) is PrunedLayer:
             layer._room = None

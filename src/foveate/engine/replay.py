@@ -5,13 +5,11 @@ prompt of that layout, and so are the decoder's kernels. A replay runs them on t
 that was handed in, and leaves the outcome that a plain run would. A tower's kernels go by the shape of its input.
 """
 
-import copy
 import threading
 import warnings
 import weakref
-from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +18,19 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 from transformers import DynamicCache
 
-from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_in, cache_of, with_cache
+from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
 from foveate.core import graphs
 from foveate.core.graphs import Tape, copies_of, kind_of_value, remember
-from foveate.core.patching import Patcher
-from foveate.core.tensors import Change, Memo
-from foveate.engine.cache import CACHE_LAYERS, MEMO_SIZE, PrunedLayer
-from foveate.engine.forward import Forward, Outcome
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
+from foveate.engine.forward import Forward
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
+from foveate.engine.regions import DecoderCall, Made, Region, SameRows, StepCall, TowerCall, swap
+from foveate.engine.rooms import Rooms
 from foveate.engine.runner import LayerRunner
-from foveate.engine.samples import Sample
 from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.families.base import Family
 from foveate.families.tap import is_tapped
@@ -50,237 +47,10 @@ MAY_BE_PADDED = {
     *("visual_pos_masks", "deepstack_visual_embeds"),
 }
 """Tensors among a decoder's arguments of which it is known what they are of more columns."""
-ROUNDING, HALF_ROUNDING = 1e-3, 1e-1
-"""Of the largest number: how far one may be off where another kernel has rounded."""
+MORE = 64
+"""Rows for which a room has places, where nobody has said how long the answer may be."""
 NOTHING: Mapping[str, Any] = {}
 FIRST = "the first of its layout"
-
-
-# -- regions -------------------------------------------------------------------------------------------------------
-
-
-class Made(ABC):
-    """What a region leaves."""
-
-    @abstractmethod
-    def with_tensors(self, change: Change) -> Any:
-        """What is left, with other tensors."""
-
-
-class Region(ABC):
-    """A part of a forward whose kernels are the same for every call with the same key.
-
-    Attributes:
-        key: What must be alike.
-        tensors: What it reads of a call, weights apart.
-    """
-
-    key: Hashable
-    tensors: list[Tensor]
-
-    @abstractmethod
-    def plain(self) -> Any:
-        """Run it as it is called."""
-
-    @abstractmethod
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
-        """A function that runs it on these copies of its tensors, and changes nothing else that the call has."""
-
-    @abstractmethod
-    def made(self, output: Any) -> Made:
-        """What a plain run has left."""
-
-    def real(self, made: Made, change: Change) -> Made:
-        """What a recording has made, with other tensors, and nothing that a plain run does not make."""
-        other: Made = made.with_tensors(change)
-        return other
-
-    def alike(self, one: Tensor, plain: Tensor) -> bool:
-        """Whether a replay has left what a plain run has."""
-        return torch.equal(one, plain)
-
-    @abstractmethod
-    def answer(self, made: Made) -> Any:
-        """Leave what a replay has made where a plain run leaves it, and answer as that does."""
-
-
-@dataclass(slots=True, eq=False)
-class MadeByDecoder(Made):
-    """What a decoder leaves of a prompt.
-
-    Attributes:
-        hidden: Its last hidden states, (samples, columns, width).
-        layers: Of its cache.
-        outcome: Of the forward.
-        kind: The class of what it answers.
-    """
-
-    hidden: Tensor
-    layers: Sequence[Any]
-    outcome: Outcome
-    kind: type
-
-    def with_tensors(self, change: Change) -> "MadeByDecoder":
-        """What is left, with other tensors."""
-        layers = _layers_with(self.layers, change)
-        return MadeByDecoder(change(self.hidden), layers, self.outcome.with_tensors(change), self.kind)
-
-    def take_off(self, pads: int, samples: Sequence[Sample]) -> None:
-        """Take off so many pads that have stood behind the samples."""
-        shorter: dict[int, Tensor] = {}  # layers compare columns by their tensor, so the same stays the same
-
-        def cut(tensor: Tensor) -> Tensor:
-            return shorter.setdefault(id(tensor), tensor[..., :-pads])
-
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[..., :-pads, :], layer.values[..., :-pads, :]
-            if type(layer) is not PrunedLayer:
-                continue
-            layer.seen, layer._grown = layer.seen - pads, id(layer.keys)
-            if layer.base is not None:
-                layer.base, layer.base_end = cut(layer.base), layer.base_end - pads
-        self.hidden, self.outcome = self.hidden[:, :-pads], self.outcome.without(pads, cut, samples)
-
-
-@dataclass(slots=True, eq=False)
-class DecoderCall(Region):
-    """A decoder's call on a prompt.
-
-    Attributes:
-        key: See `Region`.
-        tensors: See there: those of its arguments, and those of the outcome so far.
-        forward: The forward, which has begun.
-        runner: Has the forward in hand.
-        original: The decoder's forward.
-        kwargs: Its arguments.
-        cache: The empty cache among these; None if it runs without one.
-        leaves, spec: The other arguments, flat, as a recording is handed them.
-        columns: Of vision tokens, where the decoder adds something to these behind its first layers.
-        shown: The forward as a recording is shown it: with pads.
-        pads: How many stand behind each sample there, so that texts of several lengths share a recording.
-    """
-
-    key: Hashable
-    tensors: list[Tensor]
-    forward: Forward
-    runner: LayerRunner
-    original: Original
-    kwargs: dict[str, Any]
-    cache: Any
-    leaves: list[Any]
-    spec: Any
-    columns: Tensor | None
-    shown: Forward
-    pads: int
-
-    def plain(self) -> Any:
-        return self.original(**self.kwargs)
-
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
-        kwargs = _with_tensors(self.leaves, self.spec, given)
-        if self.cache is not None:
-            cache = copy.copy(self.cache)
-            # What a window's layer holds of its own would be sent to the device when rows come.
-            cache.layers = _layers_with(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
-            kwargs |= with_cache(cache)
-        twin, runner = self.shown.twin(_swap(self.tensors, given), kwargs), self.runner
-
-        def run() -> Made:
-            with Patcher() as patches:
-                if self.columns is not None:
-                    twin.family.add_at(patches, self.columns)
-                patches.put(runner, "forward", twin)
-                return _left(self.original(**kwargs), twin)
-
-        return run
-
-    def made(self, output: Any) -> Made:
-        return _left(output, self.forward)
-
-    def real(self, made: Made, change: Change) -> Made:
-        other: MadeByDecoder = made.with_tensors(change)
-        if self.pads:
-            other.take_off(self.pads, self.forward.samples)
-        return other
-
-    def alike(self, one: Tensor, plain: Tensor) -> bool:
-        if not self.pads or not one.is_floating_point() or one.shape != plain.shape or not one.numel():
-            return torch.equal(one, plain)
-        # More rows may go through another kernel, which rounds in another way.
-        limit = ROUNDING if one.dtype == torch.float32 else HALF_ROUNDING
-        return bool((one - plain).abs().max() <= limit * plain.abs().max())
-
-    def answer(self, made: Made) -> Any:
-        assert isinstance(made, MadeByDecoder)
-        forward, record, outcome = self.forward, self.forward.outcome.record, made.outcome
-        assert record is not None
-        assert outcome.record is not None
-        record.stages += outcome.record.stages[len(record.stages) :]
-        outcome.record, forward.outcome = record, outcome
-        if self.cache is None:
-            return made.kind(last_hidden_state=made.hidden)
-        self.cache.layers[:] = made.layers
-        if forward.drops:
-            forward.cache = self.cache
-        return made.kind(last_hidden_state=made.hidden, **with_cache(self.cache))
-
-
-def _left(output: Any, forward: Forward) -> MadeByDecoder:
-    """What a decoder has answered, and left in a forward."""
-    more = {name for name, one in output.items() if one is not None} - {"last_hidden_state", *CACHE_NAMES}
-    if more:
-        raise NotImplementedError(f"the decoder answers {', '.join(sorted(more))} too")
-    return MadeByDecoder(
-        output.last_hidden_state, getattr(cache_in(output), "layers", ()), forward.outcome, type(output)
-    )
-
-
-@dataclass(slots=True, eq=False)
-class MadeByTower(Made):
-    """What a tower answers, flat."""
-
-    leaves: list[Any]
-    spec: Any
-
-    def with_tensors(self, change: Change) -> "MadeByTower":
-        """What is left, with other tensors."""
-        return MadeByTower([change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves], self.spec)
-
-
-@dataclass(slots=True, eq=False)
-class TowerCall(Region):
-    """A vision tower's call on pixels: its arguments flat, and those that the host reads.
-
-    Attributes:
-        key, tensors: See `Region`.
-        original: Calls the tower.
-        leaves, spec: Positional arguments and those by name.
-        on_host: More of these by name: the host reads them, so that their numbers are in the key.
-    """
-
-    key: Hashable
-    tensors: list[Tensor]
-    original: Original
-    leaves: list[Any]
-    spec: Any
-    on_host: Mapping[str, Any]
-
-    def plain(self) -> Any:
-        return self._run(self.tensors)
-
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
-        return lambda: self.made(self._run(given))
-
-    def made(self, output: Any) -> Made:
-        return MadeByTower(*tree_flatten(output))
-
-    def answer(self, made: Made) -> Any:
-        assert isinstance(made, MadeByTower)
-        return tree_unflatten(made.leaves, made.spec)
-
-    def _run(self, tensors: Sequence[Tensor]) -> Any:
-        args, kwargs = _with_tensors(self.leaves, self.spec, tensors)
-        return self.original(*args, **kwargs, **self.on_host)
 
 
 # -- recordings ----------------------------------------------------------------------------------------------------
@@ -315,14 +85,25 @@ class Tapes:
         self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
         self.lock = threading.RLock()
         self._pools: dict[Any, Any] = {}
+        self._rooms: dict[Any, Rooms] = {}
 
     def tape(self, device: torch.device) -> Tape:
         """A new tape; graphs of one stream share their memory, since no two of them run at once."""
         pool = None
-        if device.type == "cuda":
-            stream = torch.cuda.current_stream(device)
+        stream = _stream(device)
+        if stream is not None:
             pool = self._pools.get(stream) or self._pools.setdefault(stream, torch.cuda.graph_pool_handle())
         return graphs.TAPES[device.type](device, pool)
+
+    def rooms(self, device: torch.device) -> Rooms:
+        """Where the steps of this stream have their rows."""
+        stream = _stream(device)
+        return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
+
+    def forget(self, kind: str) -> None:
+        """Forget recordings of a kind: what they write to is read no more."""
+        for key in [key for key in self.recordings if key[0] == kind]:
+            del self.recordings[key]
 
 
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
@@ -383,6 +164,9 @@ class Replayer:
     Args:
         family, program, runner, trace: The session's.
 
+    Attributes:
+        end: How many columns there may be at the end of an answer; 0: nobody has said.
+
     Raises:
         SettingError: If the model's device has no graphs.
     """
@@ -395,6 +179,7 @@ class Replayer:
         self._device = next(family.text.parameters()).device
         graphs.refuse_without_graphs(self._device)
         self._tapes = _tapes.setdefault(family.core, Tapes())
+        self.end = 0
         self._hooks = int(program.renumbers or bool(program.turned))
         others = family.recurrent or family.lenders or family.indexed
         self._pads_texts = family.shares_prefix and not program.reads_text and not others
@@ -405,13 +190,17 @@ class Replayer:
         if forward is None or args:
             counts.note_plain("this family's pictures are known inside the decoder alone")
             return original(*args, **kwargs)
-        if forward.outcome.record is None:  # a step
-            return original(**kwargs)
-        region = self._decoder_call(forward, original, kwargs)
+        region: DecoderCall | StepCall | str
+        held: Any
+        if forward.outcome.record is None:
+            counts, region = self._graphs.steps, self._step_call(forward, original, kwargs)
+            held = None if isinstance(region, str) else region.rooms.memory
+        else:
+            region = self._decoder_call(forward, original, kwargs)
+            held = None if isinstance(region, str) else (region.shown.sent, forward.live, region.columns)
         if isinstance(region, str):
             counts.note_plain(region)
             return original(**kwargs)
-        held = region.shown.sent, forward.live, region.columns
         return self._run(region, counts, self._family.text, self._runner.wrappers, self._hooks, held)
 
     def run_tower(
@@ -474,6 +263,71 @@ class Replayer:
             key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, columns, shown, pads
         )
 
+    def _step_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> StepCall | str:
+        """The decoder's call on rows behind a cache's; or why it is run plainly."""
+        cache, mask, family = cache_of(kwargs), kwargs.get("attention_mask"), self._family
+        why = self._obstacle_to_steps(forward, cache, kwargs)
+        if why is not None:
+            return why
+        layers = [pruned_layer(cache, index) for index in range(len(family.layers))]
+        seen = layers[0].seen
+        more = max(self.end - seen, MORE if self.end <= seen else forward.span)
+        rows: dict[Hashable, SameRows] = {}
+        places = [_places(layer, forward.span, more) for layer in layers]
+        rooms = self._tapes.rooms(self._device)
+        before = rooms.generation
+        rooms.reserve(cache, places)
+        if rooms.generation != before:
+            self._tapes.forget("step")
+        for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
+            known = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
+            if known not in rows:
+                rows[known] = SameRows(
+                    [],
+                    count,
+                    rooms.numbers[layer.slots : layer.slots + forward.span],
+                    layer.columns_of(count),
+                    layer.shift,
+                )
+            rows[known].layers.append(index)
+        live = None
+        if mask is not None:
+            live = pad(mask != 0, (0, _power(max(self.end, seen + forward.span, *places)) - mask.shape[1]), value=True)
+        handed = {name: one for name, one in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
+        leaves, spec = tree_flatten(handed)
+        groups = list(rows.values())
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors += [one for group in groups for one in (group.place, group.columns, group.shift) if one is not None]
+        if live is not None:
+            tensors.append(live)
+        known = "step", type(family), rooms.generation, tuple([group.layout for group in groups]), forward.backend
+        key = self._key(family.text, known, leaves, spec, tensors)
+        if isinstance(key, str):
+            return key
+        return StepCall(key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, rooms, groups, live)
+
+    def _obstacle_to_steps(self, forward: Forward, cache: Any, kwargs: Mapping[str, Any]) -> str | None:
+        """Why rows behind a cache's are run plainly; None if they may be replayed."""
+        family, mask = self._family, kwargs.get("attention_mask")
+        if family.recurrent or family.lenders or family.indexed or family.gathers:
+            return "layers of this decoder hold more than keys and values"
+        if forward.span != 1:
+            return "more than one row"
+        if self._program.reading is not None:
+            return "a stage reads in every step of decoding"
+        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+            return "the cache is no DynamicCache"
+        for layer in cache.layers:
+            if type(layer) not in (DynamicLayer, PrunedLayer) or not layer.is_initialized or layer.is_sliding:
+                return "a layer of the cache has a window, or holds nothing"
+        if forward.backend not in ("sdpa", "eager"):
+            return "this kernel reads no mask over free places"
+        if not isinstance(kwargs.get("position_ids"), Tensor):
+            return "no position ids are handed in"
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            return "the mask is one of its own"
+        return None
+
     def _tower_call(self, original: Original, on_host: Mapping[str, Any], args: Any, kwargs: Any) -> TowerCall | str:
         """A tower's call; or why it is run plainly."""
         leaves, spec = tree_flatten((args, kwargs))
@@ -499,9 +353,8 @@ class Replayer:
             return "arguments that graphs do not know"
         if any(tensor.device != device for tensor in tensors):
             return "the model is spread over devices"
-        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         kernel = str(getattr(module.config, "_attn_implementation", ""))
-        key = (*known, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, stream)
+        key = (*known, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, _stream(device))
         try:
             hash(key)
         except TypeError:
@@ -553,12 +406,13 @@ class Replayer:
 
     def _replayed(self, region: Region, recording: Recording) -> Made:
         """What a recording makes of a call, in tensors of its own."""
+        region.enter()
         torch._foreach_copy_(recording.given, region.tensors)
         recording.tape.replay()
         fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
         torch._foreach_copy_(fresh, recording.tensors)
         remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
-        return region.real(recording.made, _swap(recording.tensors, fresh))
+        return region.real(recording.made, swap(recording.tensors, fresh))
 
     def _record(self, region: Region, counts: GraphCounts, modules: Modules, held: Any) -> Any:
         """Run plainly, and record: the tape is kept if it leaves the same bits."""
@@ -601,16 +455,16 @@ class Replayer:
 # -- tensors, caches, modes ----------------------------------------------------------------------------------------
 
 
-def _swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:
-    """Puts others in the place of some tensors."""
-    places = dict(zip(map(id, tensors), others, strict=True))
-    return lambda tensor: places.get(id(tensor), tensor)
+def _places(layer: PrunedLayer, coming: int, more: int) -> int:
+    """How many a layer's room has, or will have so that so many more rows go in."""
+    if layer._room is not None and layer._room.lent and layer._room.has_place(coming):
+        return layer._room.places
+    return _power(layer.slots + max(coming, more))
 
 
-def _with_tensors(leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> Any:
-    """A nest with these tensors in the place of its own, in order."""
-    places = iter(tensors)
-    return tree_unflatten([next(places) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+def _power(count: int) -> int:
+    """The power of two that is at least so large."""
+    return 1 << (count - 1).bit_length()
 
 
 def _padded(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
@@ -632,23 +486,6 @@ def _tensors_of(value: Any, device: torch.device) -> list[Tensor]:
     tensors: dict[int, Tensor] = {}
     value.with_tensors(lambda tensor: tensors.setdefault(id(tensor), tensor))
     return [tensor for tensor in tensors.values() if tensor.device == device]
-
-
-def _layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
-    """Layers of a cache with other tensors."""
-    memo, others = Memo(MEMO_SIZE), []
-    for layer in layers:
-        other = object.__new__(type(layer))
-        other.__dict__ = attributes = dict(vars(layer))
-        for name, value in vars(layer).items():
-            if type(value) is Tensor:
-                attributes[name] = change(value)
-            elif type(value) is dict:  # states of a recurrent layer
-                attributes[name] = {key: change(one) if type(one) is Tensor else one for key, one in value.items()}
-        if type(other) is PrunedLayer:
-            other._memo, other._grown = memo, id(other.keys)
-        others.append(other)
-    return others
 
 
 def _is_fresh(cache: Any) -> bool:
@@ -674,6 +511,13 @@ def _modes() -> tuple[str, ...] | None:
     if torch._C._len_torch_dispatch_stack() or not all(isinstance(mode, DeviceContext) for mode in modes):
         return None
     return tuple([str(mode.device) for mode in modes])
+
+
+def _stream(device: torch.device) -> Any:
+    """What orders the kernels that are launched now; None on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.current_stream(device)
+    return None
 
 
 def _is_of_transformers(hook: Any) -> bool:

@@ -59,6 +59,9 @@ for room in UNTRACED if hasattr(trace_rules, "add") else ():
 LATEST = 100
 """Prefills that the trace of `apply` holds."""
 
+MOST_ROOM = 1024
+"""Tokens of an answer for which recorded steps find room before it is longer."""
+
 MOST_PROGRAMS = 64
 """Methods whose programs are remembered for a model."""
 
@@ -352,11 +355,15 @@ class Session:
             fed = arguments.get("inputs_embeds")
         end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
         self._note_generate(ids, chunk, range(start + 1, end))
+        if self._replayer is not None:
+            self._replayer.end = end_of(arguments, config, end)
         self._runner.arrival = self._runner.forward = None
         try:
             return original(*args, **kwargs)
         finally:
             self._note_generate(None, None, range(0))
+            if self._replayer is not None:
+                self._replayer.end = 0
 
     def _note_generate(self, ids: Tensor | None, chunk: int | None, inside: range) -> None:
         """Note what is known of a `generate` call that begins, or nothing where it has ended."""
@@ -495,6 +502,14 @@ class Session:
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
             self._image_end = weakref.ref(forward.cache), length_of(forward.cache)
             self._behind_cut = forward.dropped
+
+
+def end_of(arguments: dict[str, Any], config: Any, prompt: int) -> int:
+    """How many columns there may be at the end of an answer to a prompt of so many; 0: nobody has said."""
+    said = {name: arguments.get(name, getattr(config, name, None)) for name in ("max_new_tokens", "max_length")}
+    if said["max_new_tokens"] is not None:
+        return prompt + min(MOST_ROOM, int(said["max_new_tokens"]))
+    return min(prompt + MOST_ROOM, int(said["max_length"] or 0))
 
 
 def _new_ids(arguments: dict[str, Any]) -> Tensor | None:

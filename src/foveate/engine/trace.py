@@ -429,13 +429,14 @@ class GraphCounts:
 
 @dataclass
 class Graphs:
-    """How a context's calls of the vision tower, and prefills in the decoder, ran where CUDA graphs were asked for."""
+    """How a context's calls of the vision tower, prefills and steps in the decoder ran with CUDA graphs."""
 
     tower: GraphCounts = field(default_factory=GraphCounts)
     decoder: GraphCounts = field(default_factory=GraphCounts)
+    steps: GraphCounts = field(default_factory=GraphCounts)
 
     def __str__(self) -> str:
-        return f"decoder: {self.decoder}; tower: {self.tower}"
+        return f"decoder: {self.decoder}; steps: {self.steps}; tower: {self.tower}"
 
 
 class Trace:
