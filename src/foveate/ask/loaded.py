@@ -28,7 +28,7 @@ class Card:
         generation_config: How it generates where nothing is said.
         device: Where it runs.
         dtype: Of its weights.
-        cuda_graphs: Whether its tower and its prompts run as CUDA graphs.
+        cuda_graphs: Whether its tower, prompts and steps run as CUDA graphs.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Loaded:
         model: A vision-language model of transformers, in evaluation mode.
         processor: Its processor.
         name: What to call it in records.
-        cuda_graphs: Whether its tower and its prompts run as CUDA graphs; see `foveate.drop`.
+        cuda_graphs: Whether its tower, prompts and steps run as CUDA graphs; see `foveate.drop`.
         lock: Held while the model or its tokenizer works: both serve one thread at a time.
     """
 

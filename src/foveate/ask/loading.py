@@ -75,7 +75,7 @@ def load(
         attention: A kernel that transformers knows, such as "sdpa"; "auto" is the model's default.
         weights: False leaves the weights where they are: prompts can be prepared and their tokens, FLOPs and bytes
             counted (`VLM.prepare`, `Prompt.cost`), and nothing can be answered.
-        cuda_graphs: Run the vision tower and the decoder's part of each prompt as a CUDA graph; see `foveate.drop`.
+        cuda_graphs: Run the tower, the decoder's part of a prompt and each step as a CUDA graph; see `foveate.drop`.
             Experimental.
 
     Raises:

@@ -58,7 +58,7 @@ class VLM(Loaded):
         model: An unmodified vision-language model of transformers that a family of foveate serves, in evaluation mode.
         processor: Its processor.
         name: What to call it in records; the name of its class if nothing is said.
-        cuda_graphs: Run its tower and the decoder's part of each prompt as a CUDA graph; see `foveate.drop`.
+        cuda_graphs: Run its tower, the decoder's part of a prompt and each step as a CUDA graph; see `foveate.drop`.
 
     Attributes:
         model, processor, name, cuda_graphs: As given.

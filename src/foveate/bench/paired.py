@@ -27,7 +27,7 @@ from foveate.registry import family_for
 
 FULL, AGAIN, KEEP_ALL = "untouched", "untouched again", "keep-all"
 GRAPH = "{} as a graph"
-"""The name of the candidate that runs another's tower and prompt as CUDA graphs."""
+"""The name of the candidate that runs another's tower, prompt and steps as CUDA graphs."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Candidate:
         rows: Of each layer, for such a candidate; see `foveate.bench.bare`. What it holds is that of the first method
             with this schedule.
         held: What it holds, once that is measured; of a graph, what it holds where it runs plainly.
-        graphs: Whether its tower and prompt run as CUDA graphs.
+        graphs: Whether its tower, prompt and steps run as CUDA graphs.
         tower: How its tower then ran: "replayed", or why not.
         failed: Why it cannot run here, such as for want of memory.
     """
@@ -151,7 +151,7 @@ class PairedRun:
         for graph in 3 * graphs:  # seen, recorded, replayed
             starting(graph.name)
             with drop_or_not(self.model, graph.method, cuda_graphs=True) as trace:
-                generate(self.model, self.workload.inputs, 1)
+                generate(self.model, self.workload.inputs, 4)
             assert trace.graphs is not None
             graph.tower, graph.failed = trace.graphs.tower.latest, trace.graphs.decoder.latest
         for graph in graphs:

@@ -120,7 +120,7 @@ class GraphOptions(ModelOptions):
     """The model and how it runs."""
 
     cuda_graphs: Flag = False
-    """replay the vision tower and prompts as CUDA graphs, each layout from its third prompt on (experimental)"""
+    """replay the vision tower, prompts and steps as CUDA graphs, each from its third run on (experimental)"""
 
 
 @dataclass(frozen=True, kw_only=True)

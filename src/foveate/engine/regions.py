@@ -22,6 +22,7 @@ from foveate.engine.rooms import Rooms
 from foveate.engine.runner import LayerRunner
 from foveate.engine.samples import Sample
 
+Key = tuple[Any, ...]
 ROUNDING, HALF_ROUNDING = 1e-3, 1e-1
 """Of the largest number: how far one may be off where another kernel has rounded."""
 
@@ -38,11 +39,11 @@ class Region(ABC):
     """A part of a forward whose kernels are the same for every call with the same key.
 
     Attributes:
-        key: What must be alike.
+        key: What must be alike, first of all the kind of region.
         tensors: What it reads of a call, weights apart.
     """
 
-    key: Hashable
+    key: Key
     tensors: list[Tensor]
 
     @abstractmethod
@@ -130,7 +131,7 @@ class DecoderCall(Region):
         pads: How many stand behind each sample there, so that texts of several lengths share a recording.
     """
 
-    key: Hashable
+    key: Key
     tensors: list[Tensor]
     forward: Forward
     runner: LayerRunner
@@ -266,7 +267,7 @@ class StepCall(Region):
         live: (samples, columns) bool, which unpruned columns are no padding, those to come among them; None: all.
     """
 
-    key: Hashable
+    key: Key
     tensors: list[Tensor]
     forward: Forward
     runner: LayerRunner
@@ -325,6 +326,11 @@ class StepCall(Region):
     def made(self, output: Any) -> Made:
         return MadeFlat(*tree_flatten((_last_hidden(output), type(output))))
 
+    def real(self, made: Made, change: Change) -> Made:
+        other: MadeFlat = made.with_tensors(change)
+        other.leaves[0] = other.leaves[0][:, : self.forward.span]  # without pads
+        return other
+
     def alike(self, one: Tensor, plain: Tensor) -> bool:
         return is_near(one, plain)  # by another kernel, as there is a mask
 
@@ -375,7 +381,7 @@ class TowerCall(Region):
         on_host: More of these by name: the host reads them, so that their numbers are in the key.
     """
 
-    key: Hashable
+    key: Key
     tensors: list[Tensor]
     original: Original
     leaves: list[Any]

@@ -1,8 +1,9 @@
-"""Each layer, at once: a tower's run and the decoder's part of a prefill as graphs, recorded at the second sight.
+"""Each layer, at once: a tower's run, a prefill and a step in the decoder as graphs, recorded at the second sight.
 
 What the host knows of a prompt before its first layer (where vision tokens are, how many stay) is the same for every
 prompt of that layout, and so are the decoder's kernels. A replay runs them on the new prompt's numbers, fills the cache
-that was handed in, and leaves the outcome that a plain run would. A tower's kernels go by the shape of its input.
+that was handed in, and leaves the outcome that a plain run would. A tower's kernels go by the shape of its input, those
+of a step by how many places its layers' rooms have.
 """
 
 import threading
@@ -28,7 +29,7 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
 from foveate.engine.forward import Forward
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.regions import DecoderCall, Made, Region, SameRows, StepCall, TowerCall, swap
+from foveate.engine.regions import DecoderCall, Key, Made, Region, SameRows, StepCall, TowerCall, swap
 from foveate.engine.rooms import Rooms
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
@@ -36,7 +37,7 @@ from foveate.families.base import Family
 from foveate.families.tap import is_tapped
 
 MOST_TAPES = 8
-"""Recordings of a model that are kept, the latest: each holds what it leaves, of a prompt its keys and values."""
+"""Recordings of a kind that a model keeps, the latest: each holds what it leaves, of a prompt its keys and values."""
 MOST_SEEN = 256
 """Layouts that are remembered without a recording."""
 PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
@@ -48,7 +49,9 @@ MAY_BE_PADDED = {
 }
 """Tensors among a decoder's arguments of which it is known what they are of more columns."""
 MORE = 64
-"""Rows for which a room has places, where nobody has said how long the answer may be."""
+"""Places that a room has at least, and rows for which it has more where nobody has said how long the answer may be."""
+SPANS = (1, 32, 64, 128)
+"""Rows behind a cache's that are recorded; others are padded to the next of these."""
 NOTHING: Mapping[str, Any] = {}
 FIRST = "the first of its layout"
 
@@ -81,7 +84,7 @@ class Tapes:
     """The recordings of a model, by key; and the keys that were seen, with the reason why there is no recording."""
 
     def __init__(self) -> None:
-        self.recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self.recordings: dict[str, OrderedDict[Hashable, Recording]] = {}  # by kind, the first of a key
         self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
         self.lock = threading.RLock()
         self._pools: dict[Any, Any] = {}
@@ -100,10 +103,9 @@ class Tapes:
         stream = _stream(device)
         return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
 
-    def forget(self, kind: str) -> None:
-        """Forget recordings of a kind: what they write to is read no more."""
-        for key in [key for key in self.recordings if key[0] == kind]:
-            del self.recordings[key]
+    def of(self, key: Key) -> OrderedDict[Hashable, Recording]:
+        """Those of the kind that a key is of."""
+        return self.recordings.setdefault(key[0], OrderedDict())
 
 
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
@@ -165,7 +167,8 @@ class Replayer:
         family, program, runner, trace: The session's.
 
     Attributes:
-        end: How many columns there may be at the end of an answer; 0: nobody has said.
+        end: How many columns there may be at the end of the answer that `generate` makes; 0: nobody has said.
+        beams: Of a beam search.
 
     Raises:
         SettingError: If the model's device has no graphs.
@@ -179,7 +182,7 @@ class Replayer:
         self._device = next(family.text.parameters()).device
         graphs.refuse_without_graphs(self._device)
         self._tapes = _tapes.setdefault(family.core, Tapes())
-        self.end = 0
+        self.end, self.beams = 0, 1
         self._hooks = int(program.renumbers or bool(program.turned))
         others = family.recurrent or family.lenders or family.indexed
         self._pads_texts = family.shares_prefix and not program.reads_text and not others
@@ -270,38 +273,38 @@ class Replayer:
         if why is not None:
             return why
         layers = [pruned_layer(cache, index) for index in range(len(family.layers))]
-        seen = layers[0].seen
-        more = max(self.end - seen, MORE if self.end <= seen else forward.span)
+        seen, span = layers[0].seen, next(span for span in SPANS if span >= forward.span)
+        if self.end:  # the same for all steps of an answer, so that they have the same room
+            self.end = max(self.end, seen + span)
+        more = self.end - seen if self.end else max(span, MORE)
         rows: dict[Hashable, SameRows] = {}
-        places = [_places(layer, forward.span, more) for layer in layers]
+        places = [_places(layer, span, more) for layer in layers]
         rooms = self._tapes.rooms(self._device)
         before = rooms.generation
         rooms.reserve(cache, places)
         if rooms.generation != before:
-            self._tapes.forget("step")
+            self._tapes.recordings.pop("step", None)  # they write where nobody reads any more
         for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
             known = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
             if known not in rows:
-                rows[known] = SameRows(
-                    [],
-                    count,
-                    rooms.numbers[layer.slots : layer.slots + forward.span],
-                    layer.columns_of(count),
-                    layer.shift,
-                )
+                place = rooms.numbers[layer.slots : layer.slots + span]
+                rows[known] = SameRows([], count, place, layer.columns_of(count), layer.shift)
             rows[known].layers.append(index)
         live = None
         if mask is not None:
-            live = pad(mask != 0, (0, _power(max(self.end, seen + forward.span, *places)) - mask.shape[1]), value=True)
+            width = _power(max(self.end, seen + span, *places))
+            live = pad(mask != 0, (0, width - mask.shape[1]), value=True)
         handed = {name: one for name, one in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
+        if span > forward.span:
+            handed = _padded(handed, span - forward.span)
         leaves, spec = tree_flatten(handed)
         groups = list(rows.values())
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         tensors += [one for group in groups for one in (group.place, group.columns, group.shift) if one is not None]
         if live is not None:
             tensors.append(live)
-        known = "step", type(family), rooms.generation, tuple([group.layout for group in groups]), forward.backend
-        key = self._key(family.text, known, leaves, spec, tensors)
+        layout = "step", type(family), rooms.generation, tuple([group.layout for group in groups]), forward.backend
+        key = self._key(family.text, layout, leaves, spec, tensors)
         if isinstance(key, str):
             return key
         return StepCall(key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, rooms, groups, live)
@@ -311,8 +314,11 @@ class Replayer:
         family, mask = self._family, kwargs.get("attention_mask")
         if family.recurrent or family.lenders or family.indexed or family.gathers:
             return "layers of this decoder hold more than keys and values"
-        if forward.span != 1:
-            return "more than one row"
+        if self.beams > 1:
+            return "beams change places between steps"
+        shown = {name for name, one in kwargs.items() if isinstance(one, Tensor | list | tuple | dict)}
+        if forward.span > SPANS[-1] or (forward.span > 1 and not shown <= MAY_BE_PADDED):
+            return f"a text of more than {SPANS[-1]} tokens, or with more than text"
         if self._program.reading is not None:
             return "a stage reads in every step of decoding"
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
@@ -339,7 +345,7 @@ class Replayer:
             return key
         return TowerCall(key, tensors, original, leaves, spec, on_host)
 
-    def _key(self, module: Any, known: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> tuple[Any, ...] | str:
+    def _key(self, module: Any, known: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> Key | str:
         """What must be alike for two calls to have the same kernels; or why a call is run plainly."""
         device, modes = self._device, _modes()
         if torch.is_grad_enabled() or module.training:
@@ -383,9 +389,10 @@ class Replayer:
         """
         tapes, key = self._tapes, region.key
         with tapes.lock:  # else another thread's numbers come between this one's
-            recording, why = tapes.recordings.get(key), tapes.seen.get(key, FIRST)
+            kept = tapes.of(key)
+            recording, why = kept.get(key), tapes.seen.get(key, FIRST)
             if recording is not None and not recording.modules.same:
-                del tapes.recordings[key]
+                del kept[key]
                 recording = None
             remember(tapes.seen, key, tapes.seen.get(key), MOST_SEEN)
             if why is None:
@@ -411,7 +418,7 @@ class Replayer:
         recording.tape.replay()
         fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
         torch._foreach_copy_(fresh, recording.tensors)
-        remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
+        remember(self._tapes.of(region.key), region.key, recording, MOST_TAPES)
         return region.real(recording.made, swap(recording.tensors, fresh))
 
     def _record(self, region: Region, counts: GraphCounts, modules: Modules, held: Any) -> Any:
@@ -440,13 +447,13 @@ class Replayer:
             self._give_up(region.key, counts, why)
             return output
         recording = Recording(tape, given, tensors, made[0], modules, held)
-        remember(self._tapes.recordings, region.key, recording, MOST_TAPES)
+        remember(self._tapes.of(region.key), region.key, recording, MOST_TAPES)
         counts.note_recorded()
         return output
 
-    def _give_up(self, key: Hashable, counts: GraphCounts, why: str) -> None:
+    def _give_up(self, key: Key, counts: GraphCounts, why: str) -> None:
         """From now on run calls with this key plainly, and say so once."""
-        self._tapes.recordings.pop(key, None)
+        self._tapes.of(key).pop(key, None)
         remember(self._tapes.seen, key, why, MOST_SEEN)
         counts.note_plain(why)
         warnings.warn(f"cuda_graphs: calls of this layout run without a graph: {why}.", stacklevel=2)
@@ -459,7 +466,7 @@ def _places(layer: PrunedLayer, coming: int, more: int) -> int:
     """How many a layer's room has, or will have so that so many more rows go in."""
     if layer._room is not None and layer._room.lent and layer._room.has_place(coming):
         return layer._room.places
-    return _power(layer.slots + max(coming, more))
+    return _power(max(MORE, layer.slots + more))
 
 
 def _power(count: int) -> int:

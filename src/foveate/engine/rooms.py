@@ -39,7 +39,9 @@ class Room:
             free = max(4 * MOST_STEP, keys.shape[-2] // 8)
             memory = _with_free(keys, free), _with_free(values, free)
         self._keys, self._values = memory
-        if self.lent:  # a step reads free places too, with no weight: of a number that is not finite that is not nothing
+        if (
+            self.lent
+        ):  # a step reads free places too, with no weight: of a number that is not finite that is not nothing
             self._keys[..., keys.shape[-2] :, :] = 0
             self._values[..., keys.shape[-2] :, :] = 0
         self._filled = 0
@@ -130,7 +132,10 @@ class Rooms:
         for index, (layer, count) in enumerate(zip(cache.layers, places, strict=True)):
             memory = self._memory.get(index, ())
             wanted = [(rows, _numbers(rows, count)) for rows in (layer.keys, layer.values)]
-            fits = [room.dtype == rows.dtype and len(room) >= size for room, (rows, size) in zip(memory, wanted, strict=False)]
+            fits = [
+                room.dtype == rows.dtype and len(room) >= size
+                for room, (rows, size) in zip(memory, wanted, strict=False)
+            ]
             if not fits or not all(fits):
                 keys, values = [rows.new_empty(size) for rows, size in wanted]
                 self._memory[index] = keys, values
@@ -146,12 +151,12 @@ class Rooms:
                 layer.move_out()
         self._tenants, self._rooms = [], []
         for index, (layer, count) in enumerate(zip(cache.layers, places, strict=True)):
-            states = layer.states
-            keys, values = [
-                memory[: _numbers(rows, count)].view(*rows.shape[:2], count, rows.shape[-1])
-                for memory, rows in zip(self._memory[index], states, strict=True)
+            keys, values = layer.states
+            memory = [
+                room[: _numbers(rows, count)].view(*rows.shape[:2], count, rows.shape[-1])
+                for room, rows in zip(self._memory[index], (keys, values), strict=True)
             ]
-            self._rooms.append(Room(*states, (keys, values)))
+            self._rooms.append(Room(keys, values, (memory[0], memory[1])))
         return self._rooms
 
     def lend(self, cache: Any, places: Sequence[int]) -> None:

@@ -97,8 +97,8 @@ def drop(
             the last one that takes a budget) counts for every image what stays.
         tokens: The same as a number of tokens.
         resources: What the method reads that no model has, by name, such as CDPruner's "clip"; its page says what.
-        cuda_graphs: Run the vision tower, and the decoder over a prompt, as a CUDA graph each. The second prompt of a
-            layout records them and later ones replay them, bit for bit; `trace.graphs` counts. Experimental.
+        cuda_graphs: Run the vision tower, the decoder over a prompt, and each step of an answer as a CUDA graph. The
+            second call of a layout records it and later ones replay it; `trace.graphs` counts. Experimental.
 
     Yields:
         The trace, which every prefill inside the context fills.
@@ -357,13 +357,14 @@ class Session:
         self._note_generate(ids, chunk, range(start + 1, end))
         if self._replayer is not None:
             self._replayer.end = end_of(arguments, config, end)
+            self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
         self._runner.arrival = self._runner.forward = None
         try:
             return original(*args, **kwargs)
         finally:
             self._note_generate(None, None, range(0))
             if self._replayer is not None:
-                self._replayer.end = 0
+                self._replayer.end, self._replayer.beams = 0, 1
 
     def _note_generate(self, ids: Tensor | None, chunk: int | None, inside: range) -> None:
         """Note what is known of a `generate` call that begins, or nothing where it has ended."""

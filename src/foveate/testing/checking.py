@@ -323,7 +323,7 @@ class Checking:
         return self._judged("batch = alone", noise, wrong)
 
     def _replayed(self) -> Row:
-        """Whether a prompt that is replayed as a CUDA graph says what it says without."""
+        """Whether a prompt and steps that are replayed as CUDA graphs say what they say without."""
         if self._model.device.type not in TAPES:
             self._advance(3)
             return Row(REPLAYED, "not served", reason="not run: no CUDA device")

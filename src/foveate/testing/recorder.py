@@ -59,6 +59,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._strict = strict
         self._kernels: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self._outputs: Sequence[Tensor] = ()
+        self._left_over: list[Tensor] = []  # what nobody may read behind a replay
         self.on_host = False  # whether the function that runs is the host's alone
 
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
@@ -77,6 +78,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # transformers asks, and reads no mask then.
             patches.put(torch.cuda, "is_current_stream_capturing", lambda: True)
             self._outputs = call()
+        kept = {output.untyped_storage().data_ptr() for output in self._outputs}
+        made = itertools.chain.from_iterable(made for *_, made in self._kernels)
+        self._left_over = [tensor for tensor in made if tensor.untyped_storage().data_ptr() not in kept]
         return self._outputs
 
     @torch.inference_mode()
@@ -90,12 +94,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.crossings:
             raise UnsupportedError(f"What crosses cannot be replayed: {self.crossings[0]}. Record with strict=True.")
         for kernel, args, kwargs, made in self._kernels:
-            for old, new in zip(made, _tensors(kernel(*args, **kwargs)), strict=False):
-                old.copy_(new)
-        kept = {output.untyped_storage().data_ptr() for output in self._outputs}
-        for tensor in itertools.chain.from_iterable(made for *_, made in self._kernels):
-            if tensor.untyped_storage().data_ptr() not in kept:
-                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+            again = kernel(*args, **kwargs)
+            if isinstance(again, Tensor) and made:
+                made[0].copy_(again)
+            else:
+                for old, new in zip(made, _tensors(again), strict=False):
+                    old.copy_(new)
+        for tensor in self._left_over:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
     def note(self, kind: str, name: str) -> None:
         """Write a crossing down with the place that it is at."""
