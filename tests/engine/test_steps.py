@@ -14,6 +14,7 @@ import foveate as fv
 from foveate import embedded
 from foveate._transformers import cache_in, with_cache
 from foveate.engine import replay
+from foveate.engine.rooms import Room, Rooms
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
 from tests.engine.test_crossings import METHODS, V2DROP
@@ -279,13 +280,23 @@ def test_other_caches_run_plainly(model, graphs_on_cpu):
 
 
 def test_a_recording_that_forgets_its_row_is_thrown_away(model, graphs_on_cpu, monkeypatch):
-    from foveate.engine.rooms import Room
-
     asked = prompts("llava", count=2)
     expected = plain(model, V2DROP, asked)
     monkeypatch.setattr(Room, "put_at", lambda room, places, keys, values: (room._keys, room._values))
     with pytest.warns(UserWarning, match="other numbers"):
         answers, trace = said(model, V2DROP, asked)
+    assert_said(answers, expected)
+    assert counted(trace.graphs.steps) == (0, 0)
+
+
+@pytest.mark.parametrize("what", ["reserve", "fill"])
+def test_no_memory_for_rooms(model, what, graphs_on_cpu, monkeypatch, recwarn):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    expected = plain(model, V2DROP, prompts("llava", count=2))
+    monkeypatch.setattr(Rooms, what, fail)
+    answers, trace = said(model, V2DROP, prompts("llava", count=2))
     assert_said(answers, expected)
     assert counted(trace.graphs.steps) == (0, 0)
 

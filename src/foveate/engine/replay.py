@@ -54,6 +54,7 @@ SPANS = (1, 32, 64, 128)
 """Rows behind a cache's that are recorded; others are padded to the next of these."""
 NOTHING: Mapping[str, Any] = {}
 FIRST = "the first of its layout"
+TRAINS = "gradients are wanted, or the model trains"
 
 
 # -- recordings ----------------------------------------------------------------------------------------------------
@@ -281,7 +282,10 @@ class Replayer:
         places = [_places(layer, span, more) for layer in layers]
         rooms = self._tapes.rooms(self._device)
         before = rooms.generation
-        rooms.reserve(cache, places)
+        try:
+            rooms.reserve(cache, places)
+        except torch.OutOfMemoryError:
+            return "there is no memory for rooms"
         if rooms.generation != before:
             self._tapes.recordings.pop("step", None)  # they write where nobody reads any more
         for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
@@ -321,6 +325,8 @@ class Replayer:
             return f"a text of more than {SPANS[-1]} tokens, or with more than text"
         if self._program.reading is not None:
             return "a stage reads in every step of decoding"
+        if torch.is_grad_enabled() or family.text.training:
+            return TRAINS
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
             return "the cache is no DynamicCache"
         for layer in cache.layers:
@@ -330,7 +336,8 @@ class Replayer:
             return "this kernel reads no mask over free places"
         if not isinstance(kwargs.get("position_ids"), Tensor):
             return "no position ids are handed in"
-        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        columns = cache.get_seq_length() + forward.span
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == columns):
             return "the mask is one of its own"
         return None
 
@@ -349,7 +356,7 @@ class Replayer:
         """What must be alike for two calls to have the same kernels; or why a call is run plainly."""
         device, modes = self._device, _modes()
         if torch.is_grad_enabled() or module.training:
-            return "gradients are wanted, or the model trains"
+            return TRAINS
         if torch.is_autocast_enabled(device.type):
             return "autocast is on"  # it would keep weights of a recording
         if modes is None:
@@ -424,15 +431,18 @@ class Replayer:
     def _record(self, region: Region, counts: GraphCounts, modules: Modules, held: Any) -> Any:
         """Run plainly, and record: the tape is kept if it leaves the same bits."""
         given = copies_of(region.tensors)
-        run, made = region.twin(given), []
+        tape, made, why = self._tapes.tape(self._device), [], None
+        try:
+            run = region.twin(given)  # before a cache has the plain run's rows
+        except Exception as error:
+            self._give_up(region.key, counts, f"it cannot be recorded ({_line(error)})")
+            return region.plain()
         output = region.plain()
-        tape = self._tapes.tape(self._device)
 
         def left() -> list[Tensor]:
             made.append(run())
             return _tensors_of(made[0], self._device)
 
-        why = None
         try:
             expected = _tensors_of(region.made(output), self._device)
             tape.record(left)
