@@ -15,7 +15,7 @@ from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
 from foveate.cost._measured import measured
 from foveate.cost._prompt import Known, PromptLengths
-from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
+from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.plain.spelling import check_keywords
@@ -44,12 +44,6 @@ class Cost:
             stages do not say (`flops=`).
         decode_flops: The token after the prompt: decoder layers over what they read of their caches, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
-        peak_bytes: The most bytes of activations, keys and values that live at once from the pixels to the first token,
-            without weights and inputs: one prompt alone, without gradients, padding or an attention matrix (SDPA,
-            flash), as transformers 5.23 runs it. A batch of n such prompts holds n times as much. Not counted are
-            buffers inside a kernel, and what a method needs to score: less than a layer, except in toy models. None
-            where it is not known: for most families, for prompts longer than a window, for Resize, PixelPrune and
-            ThinTower.
         tower_rows: Rows of all pictures that each block of the vision tower runs on, a CLS left out; empty where no
             block runs on fewer (ThinTower, PixelPrune).
     """
@@ -68,7 +62,6 @@ class Cost:
     scoring_flops: int | None
     decode_flops: int
     kv_bytes: int
-    peak_bytes: int | None
     tower_rows: tuple[int, ...] = ()
 
     @property
@@ -146,13 +139,9 @@ class Cost:
             for name, count in parts.items()
         ]
         total = rows.pop()
-        peak = "not known"
-        if self.peak_bytes is not None:
-            peak = _mebibytes(self.peak_bytes)
         sizes = [
             ("The next token", _flops(self.decode_flops)),
             ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
-            ("Peak of activations, keys and values", peak),
         ]
         places = [
             (f"Vision tokens leave {place}", f"{before} → {after}", f"{after / before:.1%}" if before else "")
@@ -202,7 +191,7 @@ def cost(
         method: The method that drops tokens; None is the untouched model.
         attention: "full" counts every query with every key, "causal" half of that; only in the decoder's
             prefill, because a tower attends in both directions and a decoded token to all tokens.
-        dtype: Of the cache and the activations; by default the config's, and bfloat16 if it names none.
+        dtype: Of the cache; by default the config's, and bfloat16 if it names none.
         known: `tower_images`, `grids` and `videos` say what is shown, see `Known`; `tokens`, `tower_tokens` and
             `tower_rows` what a run came to, for methods that decide by what the picture shows (MustDrop): give
             `**trace.latest.ran()`.
@@ -275,12 +264,6 @@ def cost(
         else:
             scoring = scoring + picking
     itemsize = (dtype or _dtype(config)).itemsize
-    peak_bytes = None
-    if decoder.plain is not None and not smaller and thinning is None:
-        pictures = tower_bytes(family, config, prompt, itemsize)
-        if pictures is not None:
-            beside = _beside(family, config, prompt, dropping)
-            peak_bytes = decoder.peak(prompt.rows, rows, beside, pictures, itemsize)
     halved = attention == "causal"
     # The token after the prompt: every layer over what it reads of its cache, and the token itself.
     read = [decoder.held(layer, text_tokens + count) for layer, count in enumerate(dropping.read)]
@@ -300,7 +283,6 @@ def cost(
         scoring_flops=scoring,
         decode_flops=sum(step) + decoder.head(),
         kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
-        peak_bytes=peak_bytes,
         tower_rows=rows_run,
     )
 
@@ -313,20 +295,6 @@ def _decoder_of(family: type[Family], config: Any) -> Decoder:
         if text.model_type not in known:
             return measured(config)
     return Decoder.of(text, known)
-
-
-def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: Effect) -> list[int]:
-    """Rows that live while each layer runs and that the layer has not made.
-
-    They are what the method remembers, and a second stream for each layer behind which the family adds to the stream.
-    """
-    beside = list(dropping.remembered)
-    if not prompt.vision:
-        return beside
-    late = family.late_additions(config)
-    for layer in range(1, min(1 + late, len(beside))):
-        beside[layer] += prompt.rows
-    return beside
 
 
 def _dtype(config: Any) -> torch.dtype:

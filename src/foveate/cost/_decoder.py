@@ -1,13 +1,11 @@
-"""The decoder's shape, what its layers, its head and its cache cost, and the most bytes that live at once."""
+"""The decoder's shape, what its layers, its head and its cache cost."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, Self
 
 from foveate.core.flops import attention, delta_rule, linear
 from foveate.errors import UnsupportedError
-
-PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +24,6 @@ class Decoder:
         state: Heads, key size and value size of the recurrent layers.
         vocabulary: Columns of the head; tied to the embedding or not, it computes the same.
         windows: Tokens a row of each layer sees, its own included; None if all.
-        plain: Of a plain decoder, whose layers hold in memory what a Llama's do, the numbers of all heads' queries and
-            keys, of a head, and of the MLP's inside; else None.
     """
 
     depth: int
@@ -40,7 +36,6 @@ class Decoder:
     state: tuple[int, int, int]
     vocabulary: int
     windows: tuple[int | None, ...]
-    plain: tuple[int, int, int, int] | None = None
 
     @classmethod
     def of(cls, text: Any, known: Set[str]) -> Self:
@@ -73,7 +68,6 @@ class Decoder:
             state=_state(text),
             vocabulary=text.vocab_size,
             windows=_windows(text),
-            plain=(heads * head, keys, head, text.intermediate_size) if text.model_type in PLAIN else None,
         )
 
     def layer(self, index: int, rows: int, keys: int, halved: bool = False) -> int:
@@ -101,48 +95,6 @@ class Decoder:
     def cached(self, index: int, rows: int) -> int:
         """Numbers that layer `index` keeps for `rows` rows: their keys and values."""
         return rows * self.stored[index]
-
-    def peak(
-        self, span: int, rows: Sequence[int], beside: Sequence[int], pictures: tuple[int, int], itemsize: int
-    ) -> int | None:
-        """Bytes of activations, keys and values at the worst moment of one sample's prefill.
-
-        Args:
-            span: Rows of the prompt, vision tokens included.
-            rows: Of these, those each layer processes.
-            beside: Rows that live while each layer runs and are not of its making: what the method remembers, for one.
-            pictures: Bytes of the pictures, at the most while they are encoded and from then on.
-            itemsize: Bytes of a number.
-
-        Returns:
-            None if it is not known of this decoder, or if the prompt does not fit into a layer's window.
-        """
-        if self.plain is None or any(window is not None and window <= span for window in self.windows):
-            return None
-        width = self.width
-        queries, keys, head, inner = self.plain
-        attention = width + max(4 * queries + 2 * keys, 2 * queries + 5 * keys)  # normed; RoPE on queries, then on keys
-        mlp = 2 * width + 3 * inner  # residual and normed; activated, up and their product
-        tables = 2 * head  # cos and sin, made anew when rows leave
-        stream = span * width
-        held = stream + span * tables  # what goes into the decoder outlives its layers
-        alike = rows[0] < span and len(set(rows)) == 1  # rows then go back into what went into the decoder
-        most, before = 0, span
-        for layer, count in enumerate(rows):
-            if count != before:
-                held += count * tables
-            before = count
-            here = held + beside[layer] * width
-            if layer > 0 and not alike:
-                here += stream
-            if count < span:
-                here += count * width  # gathered from the stream
-            cached = self.cached(layer, count)
-            held += cached
-            most = max(most, here + count * attention, here + cached + count * mlp)
-        encoding, kept = pictures
-        last_norm = (held + stream) * itemsize + 2 * stream * 4  # in float32, of all columns
-        return max(encoding, kept + most * itemsize, kept + last_norm)
 
 
 def _experts(text: Any) -> int:

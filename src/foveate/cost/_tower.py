@@ -16,7 +16,7 @@ from foveate.core.views import Arriving
 from foveate.cost._prompt import Grids, PromptLengths
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.shape import PicturesRun, RopeTower, StatesTower, TowerShape
+from foveate.families.shape import PicturesRun, TowerShape
 from foveate.families.tower import feature_layers
 
 
@@ -283,60 +283,3 @@ def _windows_left(shape: TowerShape, kept: Tensor) -> list[int]:
     bands = torch.split(kept, shape.window)
     windows = [window for band in bands for window in torch.split(band, shape.window, dim=1)]
     return [int(window.sum()) * shape.patches for window in windows]
-
-
-# -- bytes --------------------------------------------------------------------------------------------------------
-
-
-def tower_bytes(family: type[Family], config: Any, prompt: PromptLengths, itemsize: int) -> tuple[int, int] | None:
-    """Bytes of the pictures: at the most while they are encoded, and until the decoder is through; None if not known.
-
-    Weights and pixels are not counted.
-    """
-    if not prompt.vision:
-        return 0, 0
-    shape = family.tower_shape(config)
-    if shape is None:
-        return None
-    if isinstance(shape.memory, RopeTower):
-        return _bytes_with_rope(shape, shape.memory, prompt.vision, itemsize)
-    if shape.memory is None:
-        return None
-    pictures = family.pictures_run(config, prompt.sizes, prompt.pictures)
-    return _bytes_of_states(shape, shape.memory, pictures, prompt.vision, itemsize)
-
-
-def _bytes_of_states(
-    shape: TowerShape, memory: StatesTower, pictures: PicturesRun, tokens: int, itemsize: int
-) -> tuple[int, int]:
-    patches = shape.patches * sum(rows * columns for rows, columns in pictures.grids)
-    count = len(pictures.grids)
-    rows = patches + count * shape.cls_tokens
-    projected = patches + count * shape.extra
-    stays = rows * shape.width * memory.stays
-    # While a block runs: its MLP, four states, and those that the projector reads from blocks before.
-    tower = rows * (_mlp_rows(shape) * shape.inner + (4 + memory.held) * shape.width)
-    projector = stays + (2 * projected + tokens) * memory.width
-    stays += pictures.copies * tokens * memory.width
-    return max(tower, projector) * itemsize, stays * itemsize
-
-
-def _bytes_with_rope(shape: TowerShape, memory: RopeTower, tokens: int, itemsize: int) -> tuple[int, int]:
-    width = shape.width
-    rows = tokens * shape.patches
-    # Of one row, in bytes: where its query and key are turned, in the MLP, and what lives beside either.
-    in_float32 = 0 if itemsize == 4 else 2 * width * 4
-    turned = 5 * width * itemsize + in_float32 + 4 * width * 4
-    mlp = (3 * width + _mlp_rows(shape) * shape.inner) * itemsize
-    beside = 4 * (2 * memory.head_size + memory.learned * width)
-    deepstack = (memory.mergers - 1) * tokens * memory.width * itemsize
-    tower = rows * (max(turned, mlp) + beside) + deepstack
-    stays = rows * width + 2 * memory.mergers * tokens * memory.width
-    return tower, stays * itemsize
-
-
-def _mlp_rows(shape: TowerShape) -> int:
-    """How many rows of an MLP's inner width live at once: before and behind the activation, inside it, or its gate."""
-    if shape.gated or shape.activation == "quick_gelu":
-        return 3
-    return 2

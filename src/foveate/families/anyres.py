@@ -153,10 +153,7 @@ class AnyResolution(OfClip):
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
         side = side_of(config)
         counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
-        pairs = zip(sizes, counts, strict=True)
-        only_videos = all(cls.frames_of(config, size) == count for size, count in pairs)
-        # Images are packed from their views, which is a copy more.
-        return PicturesRun(((side, side),) * sum(counts), copies=1 if only_videos else 2)
+        return PicturesRun(((side, side),) * sum(counts))
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:

@@ -565,8 +565,5 @@ class Family:
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        """How many decoder layers, from the first on, are followed by an addition of `added_later`.
-
-        The layer after each runs while two streams are in memory, with the addition and without.
-        """
+        """How many decoder layers, from the first on, are followed by an addition of `added_later`."""
         return 0

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ from foveate.core.grid import Grid, into_cells
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun, StatesTower, TowerShape
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tower import (
     Encoded,
@@ -53,16 +52,9 @@ class OfClip(Family):
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
         """With the two layers that read one state of a LLaVA's tower or several."""
-        vision, width = config.vision_config, config.text_config.hidden_size
-        setting = config.vision_feature_layer
+        width, setting = config.text_config.hidden_size, config.vision_feature_layer
         layers = [setting] if isinstance(setting, int) else setting
-        last = vision.num_hidden_layers
-        states = {layer % (last + 1) for layer in layers}  # −1 is the last of last + 1 states
-        # The output is a tensor of its own unless it is a state that is read; SigLIP's has been through a norm.
-        output = vision.model_type == "siglip_vision_model" or last not in states
-        memory = StatesTower(width, stays=len(states) + output, held=len(states - {0, last - 1, last}))
-        projector = linear(1, vision.hidden_size * len(layers), width, width)
-        return replace(clip_shape(config, projector), memory=memory)
+        return clip_shape(config, linear(1, config.vision_config.hidden_size * len(layers), width, width))
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""
@@ -167,11 +159,6 @@ class VipLlava(Llava):
     model_type: ClassVar[str] = "vipllava"
     title: ClassVar[str] = "ViP-LLaVA"
     oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
-
-    @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        """One copy of the vision tokens: the features go into the prompt as the projector makes them."""
-        return replace(super().pictures_run(config, sizes, pictures), copies=1)
 
 
 # -- CLIP and SigLIP, and the projectors behind them ---------------------------------------------------------------

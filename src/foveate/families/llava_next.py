@@ -19,7 +19,7 @@ from foveate.families.anyres import NOWHERE, AnyResolution
 from foveate.families.base import Family
 from foveate.families.llava import picture_tokens, side_of
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun, TowerShape
+from foveate.families.shape import Counts, PicturesRun
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
@@ -82,11 +82,6 @@ class LlavaNextVideo(LlavaNext):
         cells = side_of(config) // config.spatial_pool_stride
         frames, rest = divmod(size, cells**2)
         return 0 if rest else frames
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """What it leaves in memory is not known: frames are pooled before the projector."""
-        return replace(super().tower_shape(config), memory=None)
 
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:

@@ -28,7 +28,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.leaving import units_left
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import Segments, attend_at_once, segments_of
 from foveate.families.thinning import ThinnedTower, TowerLayout, is_compiled
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
@@ -370,7 +370,7 @@ def learned_positions(visual: Any, grids: Tensor) -> dict[str, Tensor]:
     return {"interp_indices": indices, "interp_weights": weights}
 
 
-def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1, learned: bool = False) -> TowerShape:
+def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1) -> TowerShape:
     """A Qwen-VL's tower, and its mergers as the projector.
 
     Args:
@@ -378,7 +378,6 @@ def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1
         out: Width of the merged tokens.
         inner: Width of the blocks' MLP; None: as the config says.
         mergers: How many make such tokens.
-        learned: See `RopeTower`.
     """
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     patches = vision.spatial_merge_size**2
@@ -388,9 +387,7 @@ def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1
         inner=inner or vision.intermediate_size,
         pixels=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         projector=mergers * linear(1, patches * width, patches * width, out),
-        activation=vision.hidden_act,
         patches=patches,
-        memory=RopeTower(out, width // vision.num_heads, mergers, learned),
     )
 
 
@@ -560,7 +557,7 @@ class Qwen3VL(Qwen2VL):
     def tower_shape(cls, config: Any) -> TowerShape:
         """Deepstack's mergers count as projectors too: they make decoder-wide features."""
         out, mergers = config.vision_config.out_hidden_size, 1 + cls.late_additions(config)
-        return qwen_shape(config.vision_config, out, mergers=mergers, learned=True)
+        return qwen_shape(config.vision_config, out, mergers=mergers)
 
     @classmethod
     def late_additions(cls, config: Any) -> int:

@@ -1,4 +1,4 @@
-"""What a vision tower and its projector are, in numbers of a config: `foveate.cost` counts FLOPs and bytes of these."""
+"""What a vision tower and its projector are, in numbers of a config: `foveate.cost` counts FLOPs of these."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -7,39 +7,6 @@ from foveate.core.grid import Grid
 
 Counts = tuple[int, ...]
 """A count for each image or video."""
-
-
-@dataclass(frozen=True, slots=True)
-class StatesTower:
-    """What a tower leaves in memory whose projector reads states of its blocks (CLIP, SigLIP).
-
-    Attributes:
-        width: Of the decoder.
-        stays: Tensors of the tower's width that stay until the decoder is through: the states that the projector read,
-            and the tower's output where it is none of them.
-        held: States that are held while a late block runs, of blocks before.
-    """
-
-    width: int
-    stays: int
-    held: int
-
-
-@dataclass(frozen=True, slots=True)
-class RopeTower:
-    """What a tower leaves in memory that turns queries and keys by RoPE, in float32, and merges patches (Qwen-VL).
-
-    Attributes:
-        width: Of the merged tokens.
-        head_size: Numbers of a head.
-        mergers: Projectors, deepstack's among them.
-        learned: Whether patches have learned positions too, which are float32 and outlive the blocks.
-    """
-
-    width: int
-    head_size: int
-    mergers: int = 1
-    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +20,6 @@ class TowerShape:
         pixels: Numbers of a patch, of all channels and frames.
         projector: FLOPs of the projector on one token.
         gated: Whether the MLP has a gate.
-        activation: Of the MLP.
         patches: Patches of a token.
         cls_tokens: Rows of a picture besides its patches: 1 for a CLS.
         extra: Tokens that the projector gets of a picture besides those of its patches: −1 where a patch is left out.
@@ -62,7 +28,6 @@ class TowerShape:
         joined: Whether patches are multiplied with those of all pictures, as in a Pixtral without flash attention.
         windowed: Blocks that look through windows.
         window: Tokens of a window's side.
-        memory: What it leaves in memory; None if that is not known.
     """
 
     depth: int
@@ -71,7 +36,6 @@ class TowerShape:
     pixels: int
     projector: int
     gated: bool = False
-    activation: str = ""
     patches: int = 1
     cls_tokens: int = 0
     extra: int = 0
@@ -80,7 +44,6 @@ class TowerShape:
     joined: bool = False
     windowed: int = 0
     window: int = 0
-    memory: StatesTower | RopeTower | None = None
 
     @classmethod
     def of(cls, vision: Any, projector: int, **others: Any) -> Self:
@@ -93,7 +56,6 @@ class TowerShape:
             inner=vision.intermediate_size,
             pixels=vision.num_channels * side**2,
             projector=projector,
-            activation=vision.hidden_act,
             **others,
         )
 
@@ -106,10 +68,8 @@ class PicturesRun:
         grids: Rows and columns of each one's tokens before anything is pooled.
         projected: Tokens that the projector gets; None: those of the grids, and the tower's `extra`.
         pooling: FLOPs of pooling before the projector.
-        copies: Of the vision tokens, until the decoder is through.
     """
 
     grids: tuple[Grid, ...]
     projected: int | None = None
     pooling: int = 0
-    copies: int = 2

@@ -16,7 +16,7 @@ from foveate.core.views import TowerView
 from foveate.errors import SettingError
 from foveate.families.llava import Llava, clip_thin_tower, picture_tokens, side_of
 from foveate.families.placing import place_rows, replace_images, stays_whole
-from foveate.families.shape import Counts, PicturesRun, TowerShape
+from foveate.families.shape import Counts, PicturesRun
 from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
     Encoded,
@@ -142,11 +142,6 @@ class VideoLlava(Llava):
             return None
         videos, frames = inputs["pixel_values_videos"].shape[:2]
         return (int(frames),) * int(videos)
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """What it leaves in memory is not known: pictures and frames have a tower each."""
-        return replace(super().tower_shape(config), memory=None)
 
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
