@@ -285,9 +285,6 @@ def test_what_is_not_known_is_refused_by_name():
 
     with pytest.raises(fv.UnsupportedError, match="clip_text_model"):
         cost(CLIPConfig())
-    experts = LlavaConfig(text_config={"model_type": "qwen2_moe"})
-    with pytest.raises(fv.UnsupportedError, match="qwen2_moe"):
-        cost(experts)
     with pytest.raises(fv.UnsupportedError, match="pixtral"):
         cost(LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=SHORT.text_config))
 

@@ -17,20 +17,6 @@ def attention(queries: int, keys: int, width: int) -> int:
     return 4 * queries * keys * width
 
 
-def delta_rule(rows: int, heads: int, key: int, value: int, chunk: int = 64) -> int:
-    """FLOPs of the gated delta rule's products, in chunks of rows as its kernels compute it; one row by itself.
-
-    A row reads its key from each head's state (`key` x `value`), corrects the state and reads its query; in a chunk
-    rows also look at one another, whole chunks being computed. Triangular solves and convolutions are left out.
-    """
-    if rows == 1:
-        return heads * 6 * key * value
-    chunks = -(-rows // chunk)  # rounded up
-    among_rows = 2 * chunk * chunk * (2 * key + value)
-    with_state = 6 * chunk * key * value
-    return heads * chunks * (among_rows + with_state)
-
-
 def vit_block(tokens: int, width: int, inner: int) -> int:
     """FLOPs of a vision transformer's block on one sequence: q, k, v, output, attention, two-layer MLP."""
     projections = 4 * linear(tokens, width, width)  # query, key, value, output

@@ -11,16 +11,14 @@ import torch
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Place, Shape, ThinStage
-from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
 from foveate.cost._measured import measured
 from foveate.cost._prompt import Known, PromptLengths
 from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_flops
 from foveate.errors import SettingError
-from foveate.families.base import Family
 from foveate.plain.spelling import check_keywords
 from foveate.plain.table import SECTION, Column, Table
-from foveate.registry import families, family_kind
+from foveate.registry import family_kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -209,7 +207,7 @@ def cost(
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     check_keywords("A cost", known, Known)
     prompt = PromptLengths.of(text_tokens, vision_tokens, known)
-    decoder = _decoder_of(family, config)
+    decoder = measured(config)
     tokens, tower_tokens, tower_rows = known.get("tokens"), known.get("tower_tokens"), known.get("tower_rows")
     if tokens is not None and len(tokens) != decoder.depth:
         raise SettingError(
@@ -279,22 +277,12 @@ def cost(
         layer_flops=tuple(decoder.layer(layer, n, keys=n, halved=halved) for layer, n in enumerate(rows)),
         tower_flops=tower,
         projector_flops=projector,
-        head_flops=decoder.head(),
+        head_flops=decoder.head,
         scoring_flops=scoring,
-        decode_flops=sum(step) + decoder.head(),
+        decode_flops=sum(step) + decoder.head,
         kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
         tower_rows=rows_run,
     )
-
-
-def _decoder_of(family: type[Family], config: Any) -> Decoder:
-    """The decoder, by the formulas of its type; of a family that names no types by those of any, or as measured."""
-    text, known = config.get_text_config(), family.decoders
-    if not known:
-        known = frozenset().union(*(kind.decoders for kind in families().values()))
-        if text.model_type not in known:
-            return measured(config)
-    return Decoder.of(text, known)
 
 
 def _dtype(config: Any) -> torch.dtype:

@@ -1,7 +1,9 @@
-"""A decoder of a type that no family has formulas for: its layers run without weights, and torch counts products."""
+"""A model without weights runs on prompts of some lengths, torch counts products, and numbers are fitted to them."""
 
 import copy
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from foveate._transformers import with_cache
-from foveate.cost._decoder import Decoder
+from foveate.core.patching import Patcher
+from foveate.cost._decoder import CHUNK, Decoder
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.registry import family_kind
 
-ROWS = (24, 40, 56)
-"""Prompts that are run. No multiple of 64, so that products of whole chunks show."""
+ROWS = (24, 40, 88)
+"""Prompts that are run. No multiple of 64, so that products of whole chunks show, and the last has two."""
 
 _KNOWN: dict[tuple[type[Any], str], Decoder] = {}
 
@@ -42,13 +45,14 @@ def _measured(config: Any) -> Decoder:
     try:
         with torch.device("meta"):
             model = _unweighted(config)
-            family = family_kind(config.model_type)(model)
+            family = family_kind(config.model_type, type(config).__name__)(model)
             cache = None
             prompts = []
             for rows in ROWS:
                 cache = DynamicCache(config=family.text.config)
-                prompts.append(_flops(family, cache, rows))
-            steps = [_flops(family, cache, 1) for _ in range(2)]
+                firsts = _firsts(family, cache)
+                prompts.append(_flops(family, cache, firsts, rows))
+            steps = [_flops(family, cache, firsts, 1) for _ in range(2)]
     except UnsupportedError:
         raise
     except ValueError as error:
@@ -61,29 +65,35 @@ def _measured(config: Any) -> Decoder:
         raise UnsupportedError(f"{why}layers attend to keys of earlier layers.")
     if family.indexed:
         raise UnsupportedError(f"{why}layers keep an index beside keys.")
-    windows = tuple([getattr(layer, "sliding_window", None) for layer in _layers(cache, family)])
-    fits = []
-    for index, layer in enumerate(family.layers):
-        seen = [min(ROWS[-1] + step, windows[index] or math.inf) for step in (1, 2)]
-        fit = _fit([counts[index] for counts in prompts], [counts[index] for counts in steps], seen)
-        if fit is None or (fit[1] > 0) == (index in family.recurrent):
+    held = _layers(cache, family)
+    windows = tuple([getattr(layer, "sliding_window", None) for layer in held])
+    fits = {}
+    for index in sorted(set(firsts)):
+        counts, after = [prompt[index] for prompt in prompts], [step[index] for step in steps]
+        if index in family.recurrent:
+            fits[index] = _recurrent_fit(counts, after)
+        else:
+            seen = [min(ROWS[-1] + step, windows[index] or math.inf) for step in (1, 2)]
+            fits[index] = _fit(counts, after, seen)
+        if fits[index] is None:
             raise UnsupportedError(
-                f"{why}products of its {type(layer).__name__} do not grow with rows and their pairs."
+                f"{why}products of its {type(family.layers[index]).__name__} do not grow with rows and their pairs."
             )
-        fits.append(fit)
     head = model.get_output_embeddings()
     if head is None:
         raise UnsupportedError(f"{why}it has no head.")
+    rows, pairs, keys, chunks = zip(*[fits[first] for first in firsts], strict=True)
     return Decoder(
-        depth=len(fits),
+        depth=len(firsts),
         width=family.text.config.hidden_size,
-        rows=tuple(by_row for by_row, _, _ in fits),
-        pairs=tuple(by_pair for _, by_pair, _ in fits),
-        keys=tuple(by_key for _, _, by_key in fits),
-        stored=tuple(_stored(layer) for layer in _layers(cache, family)),
+        rows=rows,
+        pairs=pairs,
+        keys=keys,
+        chunks=chunks,
+        states=tuple(_state(held[first]) if chunks[first] else 0 for first in firsts),
+        stored=tuple(_stored(held[first]) for first in firsts),
         recurrent=family.recurrent,
-        state=(0, 0, 0),
-        vocabulary=len(head.weight),
+        head=2 * head.weight.numel(),
         windows=windows,
     )
 
@@ -101,8 +111,26 @@ def _unweighted(config: Any) -> Any:
     raise ValueError(f"transformers has no model for a {type(config).__name__}")
 
 
-def _flops(family: Family, cache: Any, rows: int) -> list[int]:
-    """FLOPs of each layer on so many rows behind those in the cache.
+def _firsts(family: Family, cache: Any) -> list[int]:
+    """For each layer the first that multiplies as it does, maybe itself: of as many weights, and with such a cache."""
+    kinds: dict[Any, int] = {}
+    firsts = []
+    for index, (layer, held) in enumerate(zip(family.layers, _layers(cache, family), strict=True)):
+        shapes = tuple([(name, weight.shape) for name, weight in layer.named_parameters()])
+        kind = type(layer), shapes, type(held), getattr(held, "sliding_window", None), index in family.recurrent
+        firsts.append(kinds.setdefault(kind, index))
+    return firsts
+
+
+def _run_first(answers: dict[int, Any], first: int, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer unless one that multiplies as it does has run: without weights the answers are alike."""
+    if first not in answers:
+        answers[first] = original(*args, **kwargs)
+    return answers[first]
+
+
+def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict[int, int]:
+    """FLOPs of each first layer on so many rows behind those in the cache.
 
     Raises:
         ValueError: If the decoder multiplies outside its layers, or parts of these do not run (ERNIE's experts for
@@ -110,7 +138,10 @@ def _flops(family: Family, cache: Any, rows: int) -> list[int]:
     """
     text, names = family.text, {module: name for name, module in family.text.named_modules()}
     embeds = torch.empty(1, rows, text.config.hidden_size, dtype=text.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    answers = dict[int, Any]()
+    with Patcher() as patches, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for layer, first in zip(family.layers, firsts, strict=True):
+            patches.wrap(layer, "forward", partial(_run_first, answers, first))
         text(inputs_embeds=embeds, use_cache=True, **with_cache(cache))
     counts = counter.get_flop_counts()
 
@@ -118,10 +149,11 @@ def _flops(family: Family, cache: Any, rows: int) -> list[int]:
         of_kinds = counts.get(name, {})
         return sum(count for kind, count in of_kinds.items() if "convolution" not in str(kind))
 
-    of_layers = [products(f"{type(text).__name__}.{names[layer]}") for layer in family.layers]
-    if sum(of_layers) != products("Global"):
+    layers = {first: family.layers[first] for first in firsts}
+    of_layers = {first: products(f"{type(text).__name__}.{names[layer]}") for first, layer in layers.items()}
+    if sum(of_layers.values()) != products("Global"):
         raise ValueError("it multiplies outside its layers")
-    for layer in family.layers:
+    for layer in layers.values():
         for part in layer.modules():
             if _multiplies(part) and f"{type(text).__name__}.{names[part]}" not in counts:
                 raise ValueError(f"whether its {type(part).__name__} runs depends on the row")
@@ -136,7 +168,7 @@ def _multiplies(part: nn.Module) -> bool:
     return is_stack and not isinstance(part, nn.Conv1d)
 
 
-def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, int, int] | None:
+def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, int, int, int] | None:
     """FLOPs of a row, of a pair of rows, and of a row that is looked at, which give all counts; None if none do.
 
     Args:
@@ -154,9 +186,20 @@ def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, in
         *((1, keys, count) for keys, count in zip(seen, steps, strict=True)),
     ]
     fits = all(rows * by_row + keys * by_key + rows * keys * by_pair == count for rows, keys, count in calls)
-    if not fits:
+    if by_pair <= 0 or not fits:
         return None
-    return (by_row, by_pair, by_key)
+    return by_row, by_pair, by_key, 0
+
+
+def _recurrent_fit(prompts: list[int], steps: list[int]) -> tuple[int, int, int, int] | None:
+    """The same of a layer without attention, with FLOPs of a chunk; a row by itself multiplies element by element."""
+    by_row = (prompts[1] - prompts[0]) // (ROWS[1] - ROWS[0])
+    by_chunk = prompts[0] - ROWS[0] * by_row
+    calls = zip(ROWS, prompts, strict=True)
+    fits = all(rows * by_row + -(-rows // CHUNK) * by_chunk == count for rows, count in calls)
+    if steps != [by_row, by_row] or not fits:
+        return None
+    return by_row, 0, 0, by_chunk
 
 
 def _layers(cache: Any, family: Family) -> list[Any]:
@@ -169,3 +212,10 @@ def _stored(layer: Any) -> int:
     """Numbers that a cache's layer holds for a row."""
     held = [getattr(layer, name, None) for name in ("keys", "values")]
     return sum(states[:, :, 0].numel() for states in held if isinstance(states, Tensor) and states.dim() == 4)
+
+
+def _state(layer: Any) -> int:
+    """Numbers of the state that a cache's layer holds."""
+    states = getattr(layer, "recurrent_states", None)
+    of_all = states.values() if isinstance(states, dict) else [states]
+    return sum(state.numel() for state in of_all if isinstance(state, Tensor))

@@ -55,8 +55,7 @@ class Family:
             then.
         gathers: Whether layers may get more than the usual arguments, which are known by their shapes.
         core: The module that merges vision features into the text.
-        decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
-            projections, attention, and a gated MLP, all dense; and whose queries and keys are made in the usual way.
+        decoders: The `text_config.model_type`s whose queries and keys are made in the usual way.
     """
 
     model_type: ClassVar[str]
