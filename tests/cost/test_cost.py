@@ -145,7 +145,7 @@ def test_layers_add_up_and_dropping_never_costs_more(vision, method):
 # Against the engine.
 
 
-COUNTED = [family for family in FAMILIES if fv.families()[family].decoders]
+COUNTED = [family for family in FAMILIES if fv.families()[family].defines("pictures_of")]
 
 
 def of_layers(counter, model, family):
@@ -201,7 +201,7 @@ def check_counted(family):
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(COUNTED)))
-def test_layers_of_a_family_without_formulas_are_measured(family):
+def test_layers_are_measured_where_the_tower_is_not(family):
     model, inputs = models.tiny(family, "eager"), batch(family, ["titit"])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs)
@@ -285,8 +285,12 @@ def test_what_is_not_known_is_refused_by_name():
 
     with pytest.raises(fv.UnsupportedError, match="clip_text_model"):
         cost(CLIPConfig())
-    with pytest.raises(fv.UnsupportedError, match="pixtral"):
-        cost(LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=SHORT.text_config))
+
+
+def test_a_tower_that_the_family_does_not_know_is_not_counted():
+    pixtral = cost(LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=SHORT.text_config))
+    assert pixtral.layer_flops == cost().layer_flops
+    assert pixtral.tower_flops is pixtral.projector_flops is pixtral.total_flops is None
 
 
 def test_a_layer_with_a_window_holds_no_more_than_it_sees():

@@ -11,10 +11,10 @@ import torch
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Place, Shape, ThinStage
-from foveate.cost._dropping import Effect, rankable
+from foveate.cost._dropping import Effect
 from foveate.cost._measured import measured
 from foveate.cost._prompt import Known, PromptLengths
-from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_flops
+from foveate.cost._tower import Flops, Pictures
 from foveate.errors import SettingError
 from foveate.plain.spelling import check_keywords
 from foveate.plain.table import SECTION, Column, Table
@@ -207,7 +207,7 @@ def cost(
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     check_keywords("A cost", known, Known)
     prompt = PromptLengths.of(text_tokens, vision_tokens, known)
-    decoder = measured(config)
+    decoder, measured_tower = measured(config)
     tokens, tower_tokens, tower_rows = known.get("tokens"), known.get("tower_tokens"), known.get("tower_rows")
     if tokens is not None and len(tokens) != decoder.depth:
         raise SettingError(
@@ -239,19 +239,20 @@ def cost(
     cached = [text_tokens + count for count in dropping.cached]
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
 
-    thinning = Thinning.of(family, config, dropping.stages)
-    if comes_back and tower_rows is not None and any(tower_rows):
-        thinning = Thinning.as_ran(family, config, prompt, tower_grids, tower_rows)
-    if by_pixels and not comes_back:
-        assert tower_tokens is not None
-        of_tower = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens, thinning)
-    else:
-        of_tower = tower_flops(family, config, prompt, tower_grids, thinning)
-    smaller = bool(follow.at(dropping.stages, Place.PIXELS))
-    if smaller and grids and not by_pixels:
-        ranked = rankable(family, config, prompt.sizes)
-        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, grids, thinning)
-        of_tower = of_smaller or of_tower
+    of_tower = Flops(None, None)
+    if not prompt.vision:
+        of_tower = Flops(0, 0)
+    elif measured_tower is not None:
+        vision = Pictures(measured_tower, family, config, prompt, tower_grids)
+        thinning = vision.thinning(dropping.stages, (tower_rows or ()) if comes_back else ())
+        if by_pixels and not comes_back:
+            assert tower_tokens is not None
+            images = vision.subset(tower_tokens)
+        elif follow.at(dropping.stages, Place.PIXELS) and grids and not by_pixels and family.runs_grids:
+            images = vision.smaller(dropping.stages, grids)
+        else:
+            images = vision.whole()
+        of_tower = vision.flops(images, thinning)
 
     tower, projector, picking, rows_run = of_tower
     scoring = dropping.scoring

@@ -7,12 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tower import (
     Encoded,
@@ -50,11 +48,10 @@ class OfClip(Family):
         return drops_cls(config)
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """With the two layers that read one state of a LLaVA's tower or several."""
-        width, setting = config.text_config.hidden_size, config.vision_feature_layer
-        layers = [setting] if isinstance(setting, int) else setting
-        return clip_shape(config, linear(1, config.vision_config.hidden_size * len(layers), width, width))
+    def block(cls, config: Any) -> int:
+        """One, of a CLIP or a SigLIP; others are refused."""
+        _rows_beside(config)
+        return 1
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""
@@ -145,12 +142,8 @@ class Llava(OfClip):
         return [by_length.get(length) for length in lengths]
 
     @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        """As many pictures as make these vision tokens, where that is not given."""
-        side = side_of(config)
-        if pictures is None:
-            pictures = tuple(pictures_in(size, picture_tokens(config)) for size in sizes)
-        return PicturesRun(((side, side),) * sum(pictures))
+    def pictures_of(cls, config: Any, size: int) -> int:
+        return pictures_in(size, picture_tokens(config))
 
 
 class VipLlava(Llava):
@@ -204,18 +197,6 @@ def clip_thin_tower(tower: Any, config: Any) -> ThinnedTower:
     return ThinnedTower(
         tower, blocks, [block.self_attn for block in blocks], feature_layers(config, len(blocks)), layout
     )
-
-
-def clip_shape(config: Any, projector: int) -> TowerShape:
-    """A CLIP or SigLIP tower, and a projector of so many FLOPs a token.
-
-    Raises:
-        UnsupportedError: If the tower is neither.
-    """
-    vision, extra = config.vision_config, _rows_beside(config)
-    cls = CLASS_TOKENS[vision.model_type]
-    head = getattr(vision, "vision_use_head", False)
-    return TowerShape.of(vision, projector, cls_tokens=cls, extra=extra, pooling_head=head)
 
 
 def _rows_beside(config: Any) -> int:
