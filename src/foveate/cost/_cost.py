@@ -35,7 +35,8 @@ class Cost:
             most one row less than its window, a layer that keeps a state has none.
         attention: "full", or "causal" if half of the prefill's attention was counted.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
-        tower_flops: The vision tower; None where it is not counted: of models told from their structure.
+        tower_flops: The vision tower; None where it is not counted: of models told from their structure, and where it
+            does not run without weights.
         projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers); likewise.
         head_flops: The language-model head on the last row, which gives the first token.
         scoring_flops: The method's own arithmetic; None where it is not counted: a method of another package whose
@@ -198,8 +199,7 @@ def cost(
         SettingError: If there is no such keyword, such a method is given without what a run came to, a count is
             negative or all are zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is
             missing where the counts leave it open, or contradicts them.
-        UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
-            not known.
+        UnsupportedError: If no family serves the config, or its decoder does not run without weights.
     """
     config = getattr(config, "config", config)
     family = family_kind(getattr(config, "model_type", None), type(config).__name__)

@@ -143,13 +143,6 @@ def _kept(layer: Any) -> Any:
     return type(layer), getattr(layer, "sliding_window", None)
 
 
-def _run_first(answers: dict[int, Any], first: int, original: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run a layer unless one that multiplies as it does has run: without weights the answers are alike."""
-    if first not in answers:
-        answers[first] = original(*args, **kwargs)
-    return answers[first]
-
-
 def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict[int, int]:
     """FLOPs of each first layer on so many rows behind those in the cache.
 
@@ -157,28 +150,21 @@ def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict
         ValueError: If the decoder multiplies outside its layers, or parts of these do not run (ERNIE's experts for
             vision tokens).
     """
-    text, names = family.text, {module: name for name, module in family.text.named_modules()}
+    text, layers = family.text, family.layers
     embeds = torch.empty(1, rows, text.config.hidden_size, dtype=text.dtype)
-    answers = dict[int, Any]()
+    runs = dict[nn.Module, _Block]()
     with Patcher() as patches, torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for layer, first in zip(family.layers, firsts, strict=True):
-            patches.wrap(layer, "forward", partial(_run_first, answers, first))
+        for layer, first in zip(layers, firsts, strict=True):
+            patches.wrap(layer, "forward", partial(_run_block, runs, counter, layers[first]))
         text(inputs_embeds=embeds, use_cache=True, **with_cache(cache))
-    counts = counter.get_flop_counts()
-
-    def products(name: str) -> int:
-        of_kinds = counts.get(name, {})
-        return sum(count for kind, count in of_kinds.items() if "convolution" not in str(kind))
-
-    layers = {first: family.layers[first] for first in firsts}
-    of_layers = {first: products(f"{type(text).__name__}.{names[layer]}") for first, layer in layers.items()}
-    if sum(of_layers.values()) != products("Global"):
+    if sum(run.by_rows + run.by_pairs for run in runs.values()) != sum(_products(counter)):
         raise ValueError("it multiplies outside its layers")
-    for layer in layers.values():
+    counts, names = counter.get_flop_counts(), {module: name for name, module in text.named_modules()}
+    for layer in runs:
         for part in layer.modules():
             if _multiplies(part) and f"{type(text).__name__}.{names[part]}" not in counts:
                 raise ValueError(f"whether its {type(part).__name__} runs depends on the row")
-    return of_layers
+    return {first: runs[layers[first]].by_rows + runs[layers[first]].by_pairs for first in firsts}
 
 
 def _multiplies(part: nn.Module) -> bool:
@@ -371,17 +357,19 @@ def _run_block(
     """Run a block unless one that multiplies as it does has run."""
     if first not in runs:
         shape = (args[0] if args else next(iter(kwargs.values()))).shape
-        before, looking = counter.get_total_flops(), _looking(counter)
+        before, (by_rows, by_pairs) = counter.get_total_flops(), _products(counter)
         answer = original(*args, **kwargs)
-        flops, by_pairs = counter.get_total_flops() - before, _looking(counter) - looking
-        runs[first] = _Block(answer, shape, before, flops - by_pairs, by_pairs)
+        behind = _products(counter)
+        runs[first] = _Block(answer, shape, before, behind[0] - by_rows, behind[1] - by_pairs)
     return runs[first].answer
 
 
-def _looking(counter: FlopCounterMode) -> int:
-    """FLOPs of attention so far: its products are of batches, as none with a weight is."""
+def _products(counter: FlopCounterMode) -> tuple[int, int]:
+    """FLOPs so far without convolutions; apart, those of attention, which are of batches, as none with a weight are."""
     of_kinds = counter.get_flop_counts().get("Global", {})
-    return sum(count for kind, count in of_kinds.items() if "bmm" in str(kind))
+    products = sum(count for kind, count in of_kinds.items() if "convolution" not in str(kind))
+    by_pairs = sum(count for kind, count in of_kinds.items() if "bmm" in str(kind))
+    return products - by_pairs, by_pairs
 
 
 def _pictures(config: Any, modality: str, count: int, names: Sequence[str]) -> tuple[dict[str, Any], int]:
