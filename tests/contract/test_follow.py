@@ -141,16 +141,6 @@ def test_text_is_read_where_a_signal_says_so():
     assert follow.reads_text((ImageStage(reads=(Text(),), choose=some),))
 
 
-def test_rows_are_held_from_the_layer_that_is_looked_back_to():
-    one, three = (LayerStage(4, reads=(Hidden(back=back),), choose=some) for back in (1, 3))
-    tokens = (9, 8, 7, 6, 5, 4)
-    assert follow.held_rows((one,), tokens) == (0, 0, 0, 6, 0, 0)
-    assert follow.held_rows((three,), tokens) == (0, 8, 7, 6, 0, 0)
-    assert follow.held_rows((one, one), tokens) == (0, 0, 0, 6, 0, 0)
-    assert follow.held_rows((one, three), tokens) == (0, 8, 7, 12, 0, 0)
-    assert follow.held_rows((LayerStage(4, reads=(Hidden(),), choose=some),), tokens) == (0,) * 6
-
-
 # -- what scoring costs ----------------------------------------------------------------------------------------
 
 

@@ -273,7 +273,6 @@ def test_a_chain_works_on_what_is_left(family):
     told = fv.cost(model, method=chain, **known, **trace.latest.ran())
     whole = fv.cost(model, **known)
     assert told.tower_flops < whole.tower_flops
-    assert told.peak_bytes is None
     assert trace.show([screen_image(inputs, index) for index in range(2)]).size[0] > 100
 
 

@@ -93,18 +93,6 @@ def test_a_path_starts_anew_at_every_cut():
     assert run(V2Drop(layers=(2, 4), keep=(0.67, 0.5), over="path"), streams) == [2]
 
 
-def held(method, tokens):
-    return follow.held_rows(method.stages(Shape(depth=len(tokens))), tokens)
-
-
-def test_what_is_remembered_while_each_layer_runs():
-    tokens = (9, 9, 9, 6, 6, 2)
-    assert held(V2Drop(layers=(3, 5), keep=(0.5, 0.5)), tokens) == (0, 0, 9, 0, 6, 0)
-    path = V2Drop(layers=(3, 5), keep=(0.5, 0.5), over="path")
-    assert held(path, tokens) == held(path + fv.FinalKV(), tokens) == (9, 9, 9, 6, 6, 0)
-    assert held(fv.Random(layers=(3, 5), keep=(0.5, 0.5)), tokens) == (0,) * 6
-
-
 @pytest.mark.parametrize(
     ("method", "share", "says"),
     [

@@ -36,7 +36,7 @@ def rows_of(run: PairedRun) -> list[dict[str, object]]:
     | rounds, batch | finished rounds; samples a run |
     | tokens, layer_tokens, retention | mean vision tokens that a layer processes, those of each, and their share |
     | kv_bytes, kv_bytes_counted | of the batch's cache after the prompt, and what arithmetic says of it |
-    | peak_bytes, peak_bytes_counted | the most at once without weights and inputs, and what arithmetic says of it |
+    | peak_bytes | the most at once without weights and inputs |
     | scoring_flops, scoring_share | the method's own arithmetic for one sample; its share up to the first token |
     | PART, PART_times | the median over rounds, and each round |
     | PART_ratio | time over the untouched model's of the same round |
@@ -71,8 +71,6 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         parts.append("whole")
         row |= {"kv_bytes": held.kv_bytes, "kv_bytes_counted": cost.kv_bytes * run.workload.batch}
         row["peak_bytes"] = held.peak
-        if cost.peak_bytes is not None and _kernel(run) != "eager":
-            row["peak_bytes_counted"] = cost.peak_bytes * run.workload.batch
     if candidate.graphs:
         row["tower_graph"] = candidate.tower
     if _scoring_known(candidate, cost):
@@ -206,14 +204,10 @@ def _call_cells(row: ResultRow) -> dict[str, str]:
 
 
 def _size_cells(row: ResultRow) -> dict[str, str]:
-    beside = ""
-    if "peak_bytes_counted" in row:
-        beside = number(row["peak_bytes"] / row["peak_bytes_counted"] - 1, "+z.1%")
     return {
         "Tokens": number(row["tokens"], ".1f"),
         "Retention": number(row["retention"], ".1%"),
         "Peak MiB": number(row["peak_bytes"] / MIB, ".1f"),
-        "vs predicted": beside,
         "KV MiB": number(row["kv_bytes"] / MIB, ".1f"),
     }
 

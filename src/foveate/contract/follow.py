@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from foveate.contract.stages import CacheStage, DecodeStage, LayerStage, PixelStage, Place, Stage, ThinStage
 from foveate.core.grid import Grid, closing_rows
-from foveate.core.signals import Hidden
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
 
@@ -335,24 +334,3 @@ def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:
     projections = (queries + rows) * 2 * width**2
     products = queries * rows * 2 * width
     return projections + products
-
-
-def held_rows(stages: Sequence[Stage], tokens: Sequence[int]) -> tuple[int, ...]:
-    """Rows of the residual stream that are remembered while each decoder layer runs, for stages that look back.
-
-    An example: a stage before layer 3 reads `Hidden(back=2)`, so layers 1 and 2 each hold the rows that entered layer
-    1. With 576 tokens in every layer that is 0, 576, 576, 0, ….
-
-    Args:
-        stages: Of a method, in order.
-        tokens: Vision tokens that each decoder layer processes.
-    """
-    # For each layer, the layers whose input is held. Stages that look back to the same one share it.
-    held: list[set[int]] = [set() for _ in tokens]
-    for stage in layer_stages(stages):
-        for signal in stage.reads:
-            if isinstance(signal, Hidden) and signal.back:
-                entered = stage.layer - signal.back
-                for layer in range(entered, stage.layer):
-                    held[layer].add(entered)
-    return tuple(count * len(layers) for count, layers in zip(tokens, held, strict=True))

@@ -11,16 +11,14 @@ import torch
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Place, Shape, ThinStage
-from foveate.cost._decoder import Decoder
-from foveate.cost._dropping import Effect, rankable
+from foveate.cost._dropping import Effect
 from foveate.cost._measured import measured
 from foveate.cost._prompt import Known, PromptLengths
-from foveate.cost._tower import Thinning, smaller_tower_flops, subset_tower_flops, tower_bytes, tower_flops
+from foveate.cost._tower import Flops, Pictures
 from foveate.errors import SettingError
-from foveate.families.base import Family
 from foveate.plain.spelling import check_keywords
 from foveate.plain.table import SECTION, Column, Table
-from foveate.registry import families, family_kind
+from foveate.registry import family_kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -37,19 +35,14 @@ class Cost:
             most one row less than its window, a layer that keeps a state has none.
         attention: "full", or "causal" if half of the prefill's attention was counted.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
-        tower_flops: The vision tower; None where it is not counted: of models told from their structure.
+        tower_flops: The vision tower; None where it is not counted: of models told from their structure, and where it
+            does not run without weights.
         projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers); likewise.
         head_flops: The language-model head on the last row, which gives the first token.
         scoring_flops: The method's own arithmetic; None where it is not counted: a method of another package whose
             stages do not say (`flops=`).
         decode_flops: The token after the prompt: decoder layers over what they read of their caches, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
-        peak_bytes: The most bytes of activations, keys and values that live at once from the pixels to the first token,
-            without weights and inputs: one prompt alone, without gradients, padding or an attention matrix (SDPA,
-            flash), as transformers 5.23 runs it. A batch of n such prompts holds n times as much. Not counted are
-            buffers inside a kernel, and what a method needs to score: less than a layer, except in toy models. None
-            where it is not known: for most families, for prompts longer than a window, for Resize, PixelPrune and
-            ThinTower.
         tower_rows: Rows of all pictures that each block of the vision tower runs on, a CLS left out; empty where no
             block runs on fewer (ThinTower, PixelPrune).
     """
@@ -68,7 +61,6 @@ class Cost:
     scoring_flops: int | None
     decode_flops: int
     kv_bytes: int
-    peak_bytes: int | None
     tower_rows: tuple[int, ...] = ()
 
     @property
@@ -146,13 +138,9 @@ class Cost:
             for name, count in parts.items()
         ]
         total = rows.pop()
-        peak = "not known"
-        if self.peak_bytes is not None:
-            peak = _mebibytes(self.peak_bytes)
         sizes = [
             ("The next token", _flops(self.decode_flops)),
             ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
-            ("Peak of activations, keys and values", peak),
         ]
         places = [
             (f"Vision tokens leave {place}", f"{before} → {after}", f"{after / before:.1%}" if before else "")
@@ -202,7 +190,7 @@ def cost(
         method: The method that drops tokens; None is the untouched model.
         attention: "full" counts every query with every key, "causal" half of that; only in the decoder's
             prefill, because a tower attends in both directions and a decoded token to all tokens.
-        dtype: Of the cache and the activations; by default the config's, and bfloat16 if it names none.
+        dtype: Of the cache; by default the config's, and bfloat16 if it names none.
         known: `tower_images`, `grids` and `videos` say what is shown, see `Known`; `tokens`, `tower_tokens` and
             `tower_rows` what a run came to, for methods that decide by what the picture shows (MustDrop): give
             `**trace.latest.ran()`.
@@ -211,8 +199,7 @@ def cost(
         SettingError: If there is no such keyword, such a method is given without what a run came to, a count is
             negative or all are zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is
             missing where the counts leave it open, or contradicts them.
-        UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
-            not known.
+        UnsupportedError: If no family serves the config, or its decoder does not run without weights.
     """
     config = getattr(config, "config", config)
     family = family_kind(getattr(config, "model_type", None), type(config).__name__)
@@ -220,7 +207,7 @@ def cost(
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     check_keywords("A cost", known, Known)
     prompt = PromptLengths.of(text_tokens, vision_tokens, known)
-    decoder = _decoder_of(family, config)
+    decoder, measured_tower = measured(config)
     tokens, tower_tokens, tower_rows = known.get("tokens"), known.get("tower_tokens"), known.get("tower_rows")
     if tokens is not None and len(tokens) != decoder.depth:
         raise SettingError(
@@ -252,19 +239,20 @@ def cost(
     cached = [text_tokens + count for count in dropping.cached]
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
 
-    thinning = Thinning.of(family, config, dropping.stages)
-    if comes_back and tower_rows is not None and any(tower_rows):
-        thinning = Thinning.as_ran(family, config, prompt, tower_grids, tower_rows)
-    if by_pixels and not comes_back:
-        assert tower_tokens is not None
-        of_tower = subset_tower_flops(family, config, prompt, tower_grids, tower_tokens, thinning)
-    else:
-        of_tower = tower_flops(family, config, prompt, tower_grids, thinning)
-    smaller = bool(follow.at(dropping.stages, Place.PIXELS))
-    if smaller and grids and not by_pixels:
-        ranked = rankable(family, config, prompt.sizes)
-        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, grids, thinning)
-        of_tower = of_smaller or of_tower
+    of_tower = Flops(None, None)
+    if not prompt.vision:
+        of_tower = Flops(0, 0)
+    elif measured_tower is not None:
+        vision = Pictures(measured_tower, family, config, prompt, tower_grids)
+        thinning = vision.thinning(dropping.stages, (tower_rows or ()) if comes_back else ())
+        if by_pixels and not comes_back:
+            assert tower_tokens is not None
+            images = vision.subset(tower_tokens)
+        elif follow.at(dropping.stages, Place.PIXELS) and grids and not by_pixels and family.runs_grids:
+            images = vision.smaller(dropping.stages, grids)
+        else:
+            images = vision.whole()
+        of_tower = vision.flops(images, thinning)
 
     tower, projector, picking, rows_run = of_tower
     scoring = dropping.scoring
@@ -275,12 +263,6 @@ def cost(
         else:
             scoring = scoring + picking
     itemsize = (dtype or _dtype(config)).itemsize
-    peak_bytes = None
-    if decoder.plain is not None and not smaller and thinning is None:
-        pictures = tower_bytes(family, config, prompt, itemsize)
-        if pictures is not None:
-            beside = _beside(family, config, prompt, dropping)
-            peak_bytes = decoder.peak(prompt.rows, rows, beside, pictures, itemsize)
     halved = attention == "causal"
     # The token after the prompt: every layer over what it reads of its cache, and the token itself.
     read = [decoder.held(layer, text_tokens + count) for layer, count in enumerate(dropping.read)]
@@ -296,37 +278,12 @@ def cost(
         layer_flops=tuple(decoder.layer(layer, n, keys=n, halved=halved) for layer, n in enumerate(rows)),
         tower_flops=tower,
         projector_flops=projector,
-        head_flops=decoder.head(),
+        head_flops=decoder.head,
         scoring_flops=scoring,
-        decode_flops=sum(step) + decoder.head(),
+        decode_flops=sum(step) + decoder.head,
         kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
-        peak_bytes=peak_bytes,
         tower_rows=rows_run,
     )
-
-
-def _decoder_of(family: type[Family], config: Any) -> Decoder:
-    """The decoder, by the formulas of its type; of a family that names no types by those of any, or as measured."""
-    text, known = config.get_text_config(), family.decoders
-    if not known:
-        known = frozenset().union(*(kind.decoders for kind in families().values()))
-        if text.model_type not in known:
-            return measured(config)
-    return Decoder.of(text, known)
-
-
-def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: Effect) -> list[int]:
-    """Rows that live while each layer runs and that the layer has not made.
-
-    They are what the method remembers, and a second stream for each layer behind which the family adds to the stream.
-    """
-    beside = list(dropping.remembered)
-    if not prompt.vision:
-        return beside
-    late = family.late_additions(config)
-    for layer in range(1, min(1 + late, len(beside))):
-        beside[layer] += prompt.rows
-    return beside
 
 
 def _dtype(config: Any) -> torch.dtype:

@@ -1,18 +1,14 @@
-"""The decoder's shape, what its layers, its head and its cache cost, and the most bytes that live at once."""
+"""The decoder in numbers: what its layers, its head and its cache cost on so many rows."""
 
-from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Self
 
-from foveate.core.flops import attention, delta_rule, linear
-from foveate.errors import UnsupportedError
-
-PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text"})
+CHUNK = 64
+"""Rows of a chunk of the gated delta rule, of which whole ones are computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A decoder with gated MLPs or mixtures of experts, grouped-query attention included.
+    """What `foveate.cost._measured` fits to the FLOPs of a decoder's layers.
 
     Attributes:
         depth: Layers.
@@ -21,13 +17,12 @@ class Decoder:
             row goes to.
         pairs: FLOPs of each layer's attention for a row that looks at a row.
         keys: FLOPs of each layer for a row that is looked at, however many look: where it is expanded anew (MLA).
+        chunks: FLOPs of each layer for a chunk of rows, among these and with a state (the gated delta rule).
+        states: Numbers of the state of such a layer.
         stored: Numbers that each layer keeps for a row: its key and value.
-        recurrent: Layers with a state instead of attention (the gated delta rule).
-        state: Heads, key size and value size of the recurrent layers.
-        vocabulary: Columns of the head; tied to the embedding or not, it computes the same.
+        recurrent: Layers without attention.
+        head: FLOPs of the language-model head on one row.
         windows: Tokens a row of each layer sees, its own included; None if all.
-        plain: Of a plain decoder, whose layers hold in memory what a Llama's do, the numbers of all heads' queries and
-            keys, of a head, and of the MLP's inside; else None.
     """
 
     depth: int
@@ -35,55 +30,24 @@ class Decoder:
     rows: tuple[int, ...]
     pairs: tuple[int, ...]
     keys: tuple[int, ...]
+    chunks: tuple[int, ...]
+    states: tuple[int, ...]
     stored: tuple[int, ...]
     recurrent: frozenset[int]
-    state: tuple[int, int, int]
-    vocabulary: int
+    head: int
     windows: tuple[int | None, ...]
-    plain: tuple[int, int, int, int] | None = None
-
-    @classmethod
-    def of(cls, text: Any, known: Set[str]) -> Self:
-        """The decoder of a text config whose `model_type` is among the `known`.
-
-        Raises:
-            UnsupportedError: If it is not.
-        """
-        if text.model_type not in known:
-            experts = _experts(text)
-            why = ""
-            if experts:
-                why = f" (a mixture of {experts} experts)"
-            raise UnsupportedError(
-                f"The cost of a decoder of type {text.model_type!r}{why} is not known. "
-                f"Known in this family: {', '.join(sorted(known)) or 'none'}."
-            )
-        kinds = _of(text, "layer_types") or ("full_attention",) * text.num_hidden_layers
-        heads, width, depth = text.num_attention_heads, text.hidden_size, text.num_hidden_layers
-        head = _of(text, "head_dim") or width // heads
-        keys = (_of(text, "num_key_value_heads") or heads) * head
-        return cls(
-            depth=depth,
-            width=width,
-            rows=tuple(_projections(text, kind) + _mlp(text, layer) for layer, kind in enumerate(kinds)),
-            pairs=(attention(1, 1, heads * head),) * depth,
-            keys=(0,) * depth,
-            stored=(2 * keys,) * depth,
-            recurrent=frozenset(layer for layer, kind in enumerate(kinds) if kind == "linear_attention"),
-            state=_state(text),
-            vocabulary=text.vocab_size,
-            windows=_windows(text),
-            plain=(heads * head, keys, head, text.intermediate_size) if text.model_type in PLAIN else None,
-        )
 
     def layer(self, index: int, rows: int, keys: int, halved: bool = False) -> int:
         """FLOPs of layer `index` on `rows` rows that look at `keys` rows; `halved` counts half the attention."""
+        flops = rows * self.rows[index]
         if index in self.recurrent:
-            return rows * self.rows[index] + delta_rule(rows, *self.state)
+            if rows == 1:  # reads its key from the state, corrects the state and reads its query
+                return flops + 6 * self.states[index]
+            return flops + -(-rows // CHUNK) * self.chunks[index]
         looking = rows * keys * self.pairs[index]
         if halved:
             looking //= 2
-        return rows * self.rows[index] + keys * self.keys[index] + looking
+        return flops + keys * self.keys[index] + looking
 
     def held(self, index: int, rows: int) -> int:
         """Rows in the cache of layer `index` after `rows` rows: those that the next row sees; none beside a state."""
@@ -94,113 +58,6 @@ class Decoder:
             return rows
         return min(rows, window - 1)
 
-    def head(self) -> int:
-        """FLOPs of the language-model head on one row."""
-        return linear(1, self.width, self.vocabulary)
-
     def cached(self, index: int, rows: int) -> int:
         """Numbers that layer `index` keeps for `rows` rows: their keys and values."""
         return rows * self.stored[index]
-
-    def peak(
-        self, span: int, rows: Sequence[int], beside: Sequence[int], pictures: tuple[int, int], itemsize: int
-    ) -> int | None:
-        """Bytes of activations, keys and values at the worst moment of one sample's prefill.
-
-        Args:
-            span: Rows of the prompt, vision tokens included.
-            rows: Of these, those each layer processes.
-            beside: Rows that live while each layer runs and are not of its making: what the method remembers, for one.
-            pictures: Bytes of the pictures, at the most while they are encoded and from then on.
-            itemsize: Bytes of a number.
-
-        Returns:
-            None if it is not known of this decoder, or if the prompt does not fit into a layer's window.
-        """
-        if self.plain is None or any(window is not None and window <= span for window in self.windows):
-            return None
-        width = self.width
-        queries, keys, head, inner = self.plain
-        attention = width + max(4 * queries + 2 * keys, 2 * queries + 5 * keys)  # normed; RoPE on queries, then on keys
-        mlp = 2 * width + 3 * inner  # residual and normed; activated, up and their product
-        tables = 2 * head  # cos and sin, made anew when rows leave
-        stream = span * width
-        held = stream + span * tables  # what goes into the decoder outlives its layers
-        alike = rows[0] < span and len(set(rows)) == 1  # rows then go back into what went into the decoder
-        most, before = 0, span
-        for layer, count in enumerate(rows):
-            if count != before:
-                held += count * tables
-            before = count
-            here = held + beside[layer] * width
-            if layer > 0 and not alike:
-                here += stream
-            if count < span:
-                here += count * width  # gathered from the stream
-            cached = self.cached(layer, count)
-            held += cached
-            most = max(most, here + count * attention, here + cached + count * mlp)
-        encoding, kept = pictures
-        last_norm = (held + stream) * itemsize + 2 * stream * 4  # in float32, of all columns
-        return max(encoding, kept + most * itemsize, kept + last_norm)
-
-
-def _experts(text: Any) -> int:
-    """Experts of a mixture; 0 for a dense decoder."""
-    for name in ("num_experts", "n_routed_experts", "num_local_experts"):
-        if count := _of(text, name):
-            return int(count)
-    return 0
-
-
-def _state(text: Any) -> tuple[int, int, int]:
-    """Heads, key size and value size of recurrent layers."""
-    return _of(text, "linear_num_value_heads"), _of(text, "linear_key_head_dim"), _of(text, "linear_value_head_dim")
-
-
-def _projections(text: Any, kind: str) -> int:
-    """FLOPs of a layer's projections on one row: before and behind its attention, or its state."""
-    width, heads = text.hidden_size, text.num_attention_heads
-    states, key, value = _state(text)
-    if kind == "linear_attention":
-        # Queries, keys and values; then the gate and the output, (states · value) wide, and two numbers for each state.
-        mixed = 2 * _of(text, "linear_num_key_heads") * key + states * value
-        gates_decay_output = 2 * linear(1, width, states * value + states)
-        return linear(1, width, mixed) + gates_decay_output
-    head_dim = _of(text, "head_dim") or width // heads
-    wide = 2 * heads  # queries and output
-    if states:  # beside recurrent layers, attention has a gate
-        wide += heads
-    narrow = 2 * (_of(text, "num_key_value_heads") or heads)  # keys and values
-    return linear(1, width, (wide + narrow) * head_dim)
-
-
-def _mlp(text: Any, layer: int) -> int:
-    """FLOPs of a layer's MLP on one row: dense; or router, chosen experts and the shared one, as the config says."""
-    width: int = text.hidden_size
-
-    def gated(inner: int) -> int:
-        return linear(1, width, 2 * inner) + linear(1, inner, width)
-
-    experts = _experts(text)
-    # The first layers of some mixtures are dense, as are all but every second one where the step is 2.
-    early = layer < _of(text, "first_k_dense_replace") or layer in (_of(text, "mlp_only_layers") or ())
-    between = (layer + 1) % (_of(text, "decoder_sparse_step") or 1) != 0
-    if not experts or early or between:
-        return gated(text.intermediate_size)
-    flops: int = linear(1, width, experts) + text.num_experts_per_tok * gated(text.moe_intermediate_size)
-    if shared := _of(text, "shared_expert_intermediate_size"):
-        return flops + gated(shared) + linear(1, width, 1)  # and its gate
-    return flops + gated(_of(text, "n_shared_experts") * text.moe_intermediate_size)
-
-
-def _of(text: Any, name: str) -> Any:
-    """A number or list of a config; 0 where it has none."""
-    return getattr(text, name, None) or 0
-
-
-def _windows(text: Any) -> tuple[int | None, ...]:
-    """The window of each layer, as transformers' cache reads it from the config: of all where none is named."""
-    window: int | None = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

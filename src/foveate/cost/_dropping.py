@@ -23,7 +23,6 @@ class Effect:
         cached: Vision tokens in each layer's cache once decoding starts.
         read: Of these, those that a step of decoding reads.
         scoring: FLOPs of the method's own arithmetic; None where nobody has counted them.
-        remembered: Rows that the method remembers while each layer runs.
     """
 
     stages: tuple[Stage, ...]
@@ -31,13 +30,12 @@ class Effect:
     cached: tuple[int, ...]
     read: tuple[int, ...]
     scoring: int | None
-    remembered: tuple[int, ...]
 
     @classmethod
     def nothing(cls, prompt: PromptLengths, depth: int, tokens: Sequence[int] | None) -> "Effect":
         """The untouched model, or one whose layers process so many vision tokens."""
         counts = tuple(tokens or (prompt.vision,) * depth)
-        return cls((), counts, counts, counts, 0, (0,) * depth)
+        return cls((), counts, counts, counts, 0)
 
     @classmethod
     def by(
@@ -74,9 +72,6 @@ class Effect:
             always_kept = prompt.vision - sum(ranked)
             tokens = [count + always_kept for count in plan]
         cached = follow.cached_plan(stages, tokens)
-        remembered = (0,) * depth
-        if min(tokens) < prompt.vision:  # else the stages do not run
-            remembered = follow.held_rows(stages, tokens)
         scoring = follow.scoring_flops(stages, depth, decoder.width, ranked, grids, videos)
         return cls(
             stages=stages,
@@ -84,7 +79,6 @@ class Effect:
             cached=cached,
             read=_read(decoder, stages, cached, prompt.vision - sum(ranked)),
             scoring=scoring if all(stage.is_counted for stage in stages) else None,
-            remembered=remembered,
         )
 
 

@@ -1,31 +1,50 @@
-"""A decoder of a type that no family has formulas for: its layers run without weights, and torch counts products."""
+"""A model without weights runs on prompts of some lengths, torch counts products, and numbers are fitted to them."""
 
 import copy
+import inspect
 import math
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from foveate._transformers import with_cache
-from foveate.cost._decoder import Decoder
+from foveate.core.patching import Patcher
+from foveate.cost._decoder import CHUNK, Decoder
+from foveate.cost._tower import Tower
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
+from foveate.families.feeding import blocks_of
 from foveate.registry import family_kind
 
-ROWS = (24, 40, 56)
-"""Prompts that are run. No multiple of 64, so that products of whole chunks show."""
+ROWS = (24, 40, 88)
+"""Prompts that are run. No multiple of 64, so that products of whole chunks show, and the last has two."""
 
-_KNOWN: dict[tuple[type[Any], str], Decoder] = {}
+VIEWS = 64
+"""Tiles that are there for a picture of any resolution; a model takes as many as it wants."""
 
 
-def measured(config: Any) -> Decoder:
-    """The decoder of a model's config, from its layers' FLOPs on prompts of some lengths and on a token more.
+class Measured(NamedTuple):
+    """The decoder of a model, and its vision tower; None: that is not counted."""
 
-    Convolutions are left out, and a row of a mixture goes to as many experts as its config says.
+    decoder: Decoder
+    tower: Tower | None
+
+
+_KNOWN: dict[tuple[type[Any], str], Measured] = {}
+
+
+def measured(config: Any) -> Measured:
+    """What a config's model multiplies: on prompts of some lengths, on a token more, and on a picture.
+
+    Of the decoder convolutions are left out, and a row of a mixture goes to as many experts as its config says.
 
     Raises:
         UnsupportedError: If the layers do not run without weights, or their products are not so many for each row and
@@ -37,18 +56,19 @@ def measured(config: Any) -> Decoder:
     return _KNOWN[key]
 
 
-def _measured(config: Any) -> Decoder:
+def _measured(config: Any) -> Measured:
     why = f"The cost of a decoder of type {config.get_text_config().model_type!r} is not known: "
     try:
         with torch.device("meta"):
             model = _unweighted(config)
-            family = family_kind(config.model_type)(model)
+            family = family_kind(config.model_type, type(config).__name__)(model)
             cache = None
             prompts = []
             for rows in ROWS:
                 cache = DynamicCache(config=family.text.config)
-                prompts.append(_flops(family, cache, rows))
-            steps = [_flops(family, cache, 1) for _ in range(2)]
+                firsts = _firsts(family.layers, [_kept(layer) for layer in _layers(cache, family)])
+                prompts.append(_flops(family, cache, firsts, rows))
+            steps = [_flops(family, cache, firsts, 1) for _ in range(2)]
     except UnsupportedError:
         raise
     except ValueError as error:
@@ -61,31 +81,38 @@ def _measured(config: Any) -> Decoder:
         raise UnsupportedError(f"{why}layers attend to keys of earlier layers.")
     if family.indexed:
         raise UnsupportedError(f"{why}layers keep an index beside keys.")
-    windows = tuple([getattr(layer, "sliding_window", None) for layer in _layers(cache, family)])
-    fits = []
-    for index, layer in enumerate(family.layers):
-        seen = [min(ROWS[-1] + step, windows[index] or math.inf) for step in (1, 2)]
-        fit = _fit([counts[index] for counts in prompts], [counts[index] for counts in steps], seen)
-        if fit is None or (fit[1] > 0) == (index in family.recurrent):
+    held = _layers(cache, family)
+    windows = tuple([getattr(layer, "sliding_window", None) for layer in held])
+    fits = {}
+    for index in sorted(set(firsts)):
+        counts, after = [prompt[index] for prompt in prompts], [step[index] for step in steps]
+        if index in family.recurrent:
+            fits[index] = _recurrent_fit(counts, after)
+        else:
+            seen = [min(ROWS[-1] + step, windows[index] or math.inf) for step in (1, 2)]
+            fits[index] = _fit(counts, after, seen)
+        if fits[index] is None:
             raise UnsupportedError(
-                f"{why}products of its {type(layer).__name__} do not grow with rows and their pairs."
+                f"{why}products of its {type(family.layers[index]).__name__} do not grow with rows and their pairs."
             )
-        fits.append(fit)
     head = model.get_output_embeddings()
     if head is None:
         raise UnsupportedError(f"{why}it has no head.")
-    return Decoder(
-        depth=len(fits),
+    rows, pairs, keys, chunks = zip(*[fits[first] for first in firsts], strict=True)
+    decoder = Decoder(
+        depth=len(firsts),
         width=family.text.config.hidden_size,
-        rows=tuple(by_row for by_row, _, _ in fits),
-        pairs=tuple(by_pair for _, by_pair, _ in fits),
-        keys=tuple(by_key for _, _, by_key in fits),
-        stored=tuple(_stored(layer) for layer in _layers(cache, family)),
+        rows=rows,
+        pairs=pairs,
+        keys=keys,
+        chunks=chunks,
+        states=tuple(_state(held[first]) if chunks[first] else 0 for first in firsts),
+        stored=tuple(_stored(held[first]) for first in firsts),
         recurrent=family.recurrent,
-        state=(0, 0, 0),
-        vocabulary=len(head.weight),
+        head=2 * head.weight.numel(),
         windows=windows,
     )
+    return Measured(decoder, _tower(family, config))
 
 
 def _unweighted(config: Any) -> Any:
@@ -101,31 +128,43 @@ def _unweighted(config: Any) -> Any:
     raise ValueError(f"transformers has no model for a {type(config).__name__}")
 
 
-def _flops(family: Family, cache: Any, rows: int) -> list[int]:
-    """FLOPs of each layer on so many rows behind those in the cache.
+def _firsts(layers: Iterable[nn.Module], kept: Sequence[Any]) -> list[int]:
+    """For each layer the first that multiplies as it does, maybe itself: of as many weights, and keeping the same."""
+    kinds: dict[Any, int] = {}
+    firsts = []
+    for index, (layer, what) in enumerate(zip(layers, kept, strict=True)):
+        shapes = tuple([(name, weight.shape) for name, weight in layer.named_parameters()])
+        firsts.append(kinds.setdefault((type(layer), shapes, what), index))
+    return firsts
+
+
+def _kept(layer: Any) -> Any:
+    """In what way a cache's layer keeps rows."""
+    return type(layer), getattr(layer, "sliding_window", None)
+
+
+def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict[int, int]:
+    """FLOPs of each first layer on so many rows behind those in the cache.
 
     Raises:
         ValueError: If the decoder multiplies outside its layers, or parts of these do not run (ERNIE's experts for
             vision tokens).
     """
-    text, names = family.text, {module: name for name, module in family.text.named_modules()}
+    text, layers = family.text, family.layers
     embeds = torch.empty(1, rows, text.config.hidden_size, dtype=text.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    runs = dict[nn.Module, _Block]()
+    with Patcher() as patches, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for layer, first in zip(layers, firsts, strict=True):
+            patches.wrap(layer, "forward", partial(_run_block, runs, counter, layers[first]))
         text(inputs_embeds=embeds, use_cache=True, **with_cache(cache))
-    counts = counter.get_flop_counts()
-
-    def products(name: str) -> int:
-        of_kinds = counts.get(name, {})
-        return sum(count for kind, count in of_kinds.items() if "convolution" not in str(kind))
-
-    of_layers = [products(f"{type(text).__name__}.{names[layer]}") for layer in family.layers]
-    if sum(of_layers) != products("Global"):
+    if sum(run.by_rows + run.by_pairs for run in runs.values()) != sum(_products(counter)):
         raise ValueError("it multiplies outside its layers")
-    for layer in family.layers:
+    counts, names = counter.get_flop_counts(), {module: name for name, module in text.named_modules()}
+    for layer in runs:
         for part in layer.modules():
             if _multiplies(part) and f"{type(text).__name__}.{names[part]}" not in counts:
                 raise ValueError(f"whether its {type(part).__name__} runs depends on the row")
-    return of_layers
+    return {first: runs[layers[first]].by_rows + runs[layers[first]].by_pairs for first in firsts}
 
 
 def _multiplies(part: nn.Module) -> bool:
@@ -136,7 +175,7 @@ def _multiplies(part: nn.Module) -> bool:
     return is_stack and not isinstance(part, nn.Conv1d)
 
 
-def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, int, int] | None:
+def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, int, int, int] | None:
     """FLOPs of a row, of a pair of rows, and of a row that is looked at, which give all counts; None if none do.
 
     Args:
@@ -154,9 +193,20 @@ def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, in
         *((1, keys, count) for keys, count in zip(seen, steps, strict=True)),
     ]
     fits = all(rows * by_row + keys * by_key + rows * keys * by_pair == count for rows, keys, count in calls)
-    if not fits:
+    if by_pair <= 0 or not fits:
         return None
-    return (by_row, by_pair, by_key)
+    return by_row, by_pair, by_key, 0
+
+
+def _recurrent_fit(prompts: list[int], steps: list[int]) -> tuple[int, int, int, int] | None:
+    """The same of a layer without attention, with FLOPs of a chunk; a row by itself multiplies element by element."""
+    by_row = (prompts[1] - prompts[0]) // (ROWS[1] - ROWS[0])
+    by_chunk = prompts[0] - ROWS[0] * by_row
+    calls = zip(ROWS, prompts, strict=True)
+    fits = all(rows * by_row + -(-rows // CHUNK) * by_chunk == count for rows, count in calls)
+    if steps != [by_row, by_row] or not fits:
+        return None
+    return by_row, 0, 0, by_chunk
 
 
 def _layers(cache: Any, family: Family) -> list[Any]:
@@ -169,3 +219,182 @@ def _stored(layer: Any) -> int:
     """Numbers that a cache's layer holds for a row."""
     held = [getattr(layer, name, None) for name in ("keys", "values")]
     return sum(states[:, :, 0].numel() for states in held if isinstance(states, Tensor) and states.dim() == 4)
+
+
+def _state(layer: Any) -> int:
+    """Numbers of the state that a cache's layer holds."""
+    states = getattr(layer, "recurrent_states", None)
+    of_all = states.values() if isinstance(states, dict) else [states]
+    return sum(state.numel() for state in of_all if isinstance(state, Tensor))
+
+
+# -- the tower -----------------------------------------------------------------------------------------------------
+
+
+class _RealPictures(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Numbers that say how pictures stand are there, and go only where they meet weights."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        elif "device" in kwargs:
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
+class _Block(NamedTuple):
+    """A block's run: what it answered, the shape of its rows, FLOPs of the model before, and its own of rows and of
+    attention."""
+
+    answer: Any
+    shape: torch.Size
+    before: int
+    by_rows: int
+    by_pairs: int
+
+
+class _Encoded(NamedTuple):
+    """A call of the tower.
+
+    Attributes:
+        blocks: The run of each block, or of the first that multiplies as it does.
+        tokens: Vision tokens of a picture, where it may have any size; else 0.
+        pictures: How many there were, tiles and frames among them.
+        beside: FLOPs of the tower outside its blocks, on a picture.
+        projector: FLOPs of what projects, on a picture.
+    """
+
+    blocks: list[_Block]
+    tokens: int
+    pictures: int
+    beside: int
+    projector: int
+
+
+def _tower(family: Family, config: Any) -> Tower | None:
+    """The tower, from its FLOPs on a picture and on two; None where it does not run on such without weights."""
+    if not family.defines("pictures_of"):
+        return None
+    try:
+        run = _encoded(family, config, "image", 1)
+        frame, joined, side = run, False, 1
+        if run.tokens:
+            joined = _encoded(family, config, "image", 2).blocks[0].by_pairs > 2 * run.blocks[0].by_pairs
+        else:
+            side = family.block(config)
+            if family.defines("frames_of"):
+                frame = _encoded(family, config, "video", 2)
+    except (
+        UnsupportedError,
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        ValueError,
+        IndexError,
+    ):
+        return None
+    vision, of_batch = config.vision_config, run.blocks[0].shape
+    rows = of_batch[:-1].numel() // run.pictures
+    grid, patches, unit = None, rows, rows // max(run.tokens, 1)
+    if not run.tokens:
+        sizes = zip(_pair(vision.image_size), _pair(vision.patch_size), strict=True)
+        tall, wide = (size // patch for size, patch in sizes)
+        grid, patches, unit = (tall // side, wide // side), tall * wide, side**2
+    full = getattr(vision, "fullatt_block_indexes", None)
+    windowed, window = frozenset[int](), 0
+    if full is not None:
+        windowed = frozenset(range(len(run.blocks))) - {*full}
+        window = vision.window_size // vision.spatial_merge_size // vision.patch_size
+    return Tower(
+        width=of_batch[-1],
+        grid=grid,
+        unit=unit,
+        cls=rows - patches,
+        rows=tuple(block.by_rows // (run.pictures * rows) for block in run.blocks),
+        pairs=tuple(block.by_pairs // (run.pictures * rows**2) for block in run.blocks),
+        patches=patches,
+        beside=run.beside,
+        projector=run.projector,
+        frame=frame.projector,
+        pooled=hasattr(config, "mm_tokens_per_image"),
+        joined=joined,
+        windowed=windowed,
+        window=window,
+    )
+
+
+def _encoded(family: Family, config: Any, modality: str, count: int) -> _Encoded:
+    """Encode so many pictures, or frames, without weights."""
+    lists = [[block for block, _ in blocks] for blocks in blocks_of(family.core, family.layers)]
+    sizes = [sum(weight.numel() for block in blocks for weight in block.parameters()) for blocks in lists]
+    # The towers: of pictures, and of films where these have one of their own.
+    towers = [blocks for blocks, size in zip(lists, sizes, strict=True) if size == max(sizes)]
+    firsts = {tower[0]: [tower[first] for first in _firsts(tower, [None] * len(tower))] for tower in towers}
+    runs = dict[nn.Module, _Block]()
+    pictures_stay = _RealPictures()  # type: ignore[no-untyped-call]
+    encode = getattr(family.core, f"get_{modality}_features")
+    inputs, tokens = _pictures(config, modality, count, [*inspect.signature(encode).parameters])
+    with Patcher() as patches, torch.no_grad(), FlopCounterMode(display=False) as counter, pictures_stay:
+        for tower in towers:
+            for block, first in zip(tower, firsts[tower[0]], strict=True):
+                patches.wrap(block, "forward", partial(_run_block, runs, counter, first))
+        encode(**inputs)
+    (blocks,) = [[runs[block] for block in of_tower] for first, of_tower in firsts.items() if first in runs]
+    pictures = count if tokens else blocks[0].shape[0]
+    # SigLIP's pooling head runs, though its output is not used.
+    heads = [of_kinds for path, of_kinds in counter.get_flop_counts().items() if path.endswith(".head")]
+    beside = blocks[0].before + sum(sum(of_kinds.values()) for of_kinds in heads)
+    others = counter.get_total_flops() - beside - sum(run.by_rows + run.by_pairs for run in runs.values())
+    return _Encoded(blocks, tokens, pictures, beside // pictures, others // pictures)
+
+
+def _run_block(
+    runs: dict[nn.Module, _Block], counter: FlopCounterMode, first: nn.Module, original: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Run a block unless one that multiplies as it does has run."""
+    if first not in runs:
+        shape = (args[0] if args else next(iter(kwargs.values()))).shape
+        before, (by_rows, by_pairs) = counter.get_total_flops(), _products(counter)
+        answer = original(*args, **kwargs)
+        behind = _products(counter)
+        runs[first] = _Block(answer, shape, before, behind[0] - by_rows, behind[1] - by_pairs)
+    return runs[first].answer
+
+
+def _products(counter: FlopCounterMode) -> tuple[int, int]:
+    """FLOPs so far without convolutions; apart, those of attention, which are of batches, as none with a weight are."""
+    of_kinds = counter.get_flop_counts().get("Global", {})
+    products = sum(count for kind, count in of_kinds.items() if "convolution" not in str(kind))
+    by_pairs = sum(count for kind, count in of_kinds.items() if "bmm" in str(kind))
+    return products - by_pairs, by_pairs
+
+
+def _pictures(config: Any, modality: str, count: int, names: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """What a processor would make of so many pictures, by the arguments that encoding takes; and vision tokens of one,
+    where it may have any size."""
+    vision, grids = config.vision_config, f"{modality}_grid_thw"
+    tall, wide = _pair(vision.patch_size)
+    if grids in names:  # one token, so that no window is smaller
+        side = vision.spatial_merge_size
+        channels = getattr(vision, "in_channels", 3) * vision.temporal_patch_size
+        patches = torch.ones(count * side**2, channels * tall * wide)
+        return {names[0]: patches, grids: torch.tensor([[1, side, side]] * count)}, 1
+    if "image_sizes" in names and hasattr(config, "spatial_merge_size"):  # the features of one token cannot be split
+        side = 2 * config.spatial_merge_size * tall
+        return {names[0]: torch.ones(count, 3, side, side), "image_sizes": torch.tensor([[side, side]] * count)}, 4
+    size = _pair(vision.image_size)
+    pixels = torch.ones(1).expand(1, VIEWS, 3, *size)
+    if hasattr(config, "image_grid_pinpoints") and modality == "image":
+        return {names[0]: pixels, "image_sizes": torch.tensor([size])}, 0
+    if "pixel_attention_mask" in names or modality == "video":
+        return {names[0]: pixels[:, :count]}, 0
+    return {names[0]: pixels[0, :count]}, 0
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """Height and width, of a config that names one number for both or two."""
+    tall, wide = (size, size) if isinstance(size, int) else size
+    return tall, wide

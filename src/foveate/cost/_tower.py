@@ -3,21 +3,83 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.stages import Stage, ThinStage
-from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
+from foveate.cost._dropping import rankable
 from foveate.cost._prompt import Grids, PromptLengths
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.shape import PicturesRun, RopeTower, StatesTower, TowerShape
 from foveate.families.tower import feature_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """What `foveate.cost._measured` fits to the FLOPs of a vision tower and its projector.
+
+    Attributes:
+        width: Of the blocks' rows.
+        grid: Rows and columns of tokens of the pictures that it encodes; None: of any size.
+        unit: Patches of a token.
+        cls: Rows of a picture besides its patches.
+        rows: FLOPs of each block on one row. transformers runs all, also those behind the one that the projector reads.
+        pairs: FLOPs of each block for a row that looks at a row.
+        patches: Patches of a picture that was run.
+        beside: FLOPs of the tower on that picture outside its blocks.
+        projector: FLOPs of the projector on that picture.
+        frame: The same on a frame of a video.
+        pooled: Whether the projector makes as many tokens of a picture of any size.
+        joined: Whether rows look at those of all pictures, as in a Pixtral without flash attention.
+        windowed: Blocks that look through windows.
+        window: Tokens of a window's side.
+    """
+
+    width: int
+    grid: Grid | None
+    unit: int
+    cls: int
+    rows: tuple[int, ...]
+    pairs: tuple[int, ...]
+    patches: int
+    beside: int
+    projector: int
+    frame: int
+    pooled: bool
+    joined: bool
+    windowed: frozenset[int]
+    window: int
+
+    def projected(self, picture: Tensor, is_frame: bool) -> int:
+        """FLOPs of the projector on a picture of which these tokens ran, (rows, columns) bool."""
+        flops = self.frame if is_frame else self.projector
+        if self.pooled:
+            return flops
+        return flops * int(picture.sum()) * self.unit // self.patches
+
+    def windows(self, picture: Tensor) -> list[int]:
+        """Patches in each window of such a picture; those at its edges are smaller. None if no block looks through
+        any."""
+        if not self.windowed:
+            return []
+        bands = torch.split(picture, self.window)
+        windows = [window for band in bands for window in torch.split(band, self.window, dim=1)]
+        return [int(window.sum()) * self.unit for window in windows]
+
+    def block(self, index: int, patches: Sequence[int], windows: Sequence[Sequence[int]]) -> int:
+        """FLOPs of a block on so many patches of each picture, and of each of its windows."""
+        rows = [count + self.cls for count in patches]
+        looking = rows
+        if self.joined:
+            looking = [sum(rows)]
+        if index in self.windowed:
+            looking = [*itertools.chain(*windows)]
+        return self.rows[index] * sum(rows) + self.pairs[index] * sum(count**2 for count in looking)
 
 
 class Flops(NamedTuple):
@@ -35,56 +97,17 @@ class Thinning:
     """Blocks of a tower that run on some rows.
 
     Attributes:
-        stage: Says how many, of each picture; None: `ran` does.
+        stage: Says how many, of each picture; None: `ran` does. Of a window as large a share of the rows is taken to
+            stay as of its picture: how many do, the picture decides.
         first: The first of them.
         end: The first block that does not run, as nobody reads what it would make.
-        windowed: How many of them look through windows. Of a window as large a share of the rows is taken to stay as of
-            its picture: how many do, the picture decides.
         ran: Rows of each picture that run.
     """
 
     stage: ThinStage | None
     first: int
     end: int
-    windowed: int
     ran: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, family: type[Family], config: Any, stages: Sequence[Stage]) -> Self | None:
-        """That of a method's stages; None where all blocks run on all rows."""
-        stage = next((stage for stage in stages if isinstance(stage, ThinStage)), None)
-        if stage is None:
-            return None
-        shape = family.tower_shape(config)
-        if shape is None:  # the tower is not counted
-            return None
-        end = max(feature_layers(config, shape.depth)) + 1
-        first = stage.first(end)
-        if first == end:  # all blocks run, on all rows
-            return None
-        if shape.windowed:
-            seeing = getattr(config.vision_config, "fullatt_block_indexes", ())
-        else:
-            seeing = range(shape.depth)
-        return cls(stage, first, end, sum(index not in seeing for index in range(first, end)))
-
-    @classmethod
-    def as_ran(
-        cls, family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None, ran: Sequence[Sequence[int]]
-    ) -> Self:
-        """That of patches which left before the tower and came back behind it: rows of each picture of each image."""
-        shape, rows = family.tower_shape(config), list[int]()
-        assert shape is not None  # of a tower whose patches are known
-        for image, of_image in enumerate(ran):
-            here = slice(image, image + 1)
-            alone = replace(prompt, sizes=prompt.sizes[here], pictures=prompt.pictures and prompt.pictures[here])
-            pictures = _pictures(family, config, alone, grids and grids[here]).grids
-            # In a batch of pictures each has as many rows as the one with most.
-            longest = of_image
-            if not shape.joined:
-                longest = [max(itertools.chain(*ran))] * len(of_image)
-            rows += longest or [tall * wide * shape.patches for tall, wide in pictures]
-        return cls(None, 0, max(feature_layers(config, shape.depth)) + 1, 0, tuple(rows))
 
     def left(self, rows: int) -> int:
         """How many of a picture's rows run, by the stage."""
@@ -102,81 +125,144 @@ class Thinning:
         return picks + 2 * rows * left * width
 
 
-def tower_flops(
-    family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None, thinning: Thinning | None = None
-) -> Flops:
-    """FLOPs of the tower and of the projector; None where they are not known.
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures of a prompt, and the tower that they run through.
 
-    Args:
-        family: Knows its tower.
+    Attributes:
+        tower: The tower.
+        family: Knows how many pictures it encodes.
         config: The model's.
         prompt: What goes in.
         grids: Rows and columns of each image's frames or views, if the caller gave any: some towers' cost depends on
             them.
-        thinning: Blocks that run on some rows.
     """
-    if not prompt.vision:
-        return Flops(0, 0)
-    shape = family.tower_shape(config)
-    if shape is None:
-        return Flops(None, None)
-    return _flops(shape, _pictures(family, config, prompt, grids), None, thinning)
+
+    tower: Tower
+    family: type[Family]
+    config: Any
+    prompt: PromptLengths
+    grids: Grids | None
+
+    def thinning(self, stages: Sequence[Stage], ran: Sequence[Sequence[int]]) -> Thinning | None:
+        """Blocks that run on some rows; None where all run on all.
+
+        Args:
+            stages: Of the method.
+            ran: Rows of each picture of each image, of patches that left before the tower and came back behind it;
+                all empty where none did.
+        """
+        stage = next((stage for stage in stages if isinstance(stage, ThinStage)), None)
+        if stage is None and not any(ran):
+            return None
+        end = max(feature_layers(self.config, len(self.tower.rows))) + 1
+        first = 0 if stage is None else stage.first(end)
+        if first == end:
+            return None
+        return Thinning(stage, first, end, tuple(self._rows_of(ran)))
+
+    def _rows_of(self, ran: Sequence[Sequence[int]]) -> list[int]:
+        """Rows of each picture: in a batch each has as many as the one with most."""
+        rows = list[int]()
+        if not any(ran):
+            return rows
+        for index, of_image in enumerate(ran):
+            longest = of_image
+            if not self.tower.joined:
+                longest = [max(itertools.chain(*ran))] * len(of_image)
+            rows += longest or [tall * wide * self.tower.unit for tall, wide in self._of_image(index)]
+        return rows
+
+    def whole(self) -> list[list[Tensor]]:
+        """The tokens of each picture of each image or video, all of which run: (rows, columns) bool each."""
+        return [[*map(_all_of, self._of_image(index))] for index in range(len(self.prompt.sizes))]
+
+    def smaller(self, stages: Sequence[Stage], grids: Grids) -> list[list[Tensor]]:
+        """The same where stages make pictures smaller, whose token grids are known."""
+        ranked = rankable(self.family, self.config, self.prompt.sizes)
+        images = zip(grids, ranked, strict=True)
+        return [[*map(_all_of, _coarsened(stages, tuple(grid), size))] for grid, size in images]
+
+    def subset(self, tokens: Sequence[Sequence[int] | Tensor]) -> list[list[Tensor]]:
+        """The same where the tower runs on the patches of these tokens alone, ascending for each image or video.
+
+        Raises:
+            SettingError: If an image has no such tokens, or the grids have to be given.
+        """
+        sizes = self.prompt.sizes
+        if len(tokens) != len(sizes):
+            raise SettingError(
+                f"tower_tokens must have one entry per image or video; got {len(tokens)} for {len(sizes)} in "
+                "vision_tokens."
+            )
+        images = []
+        for index, (size, places) in enumerate(zip(sizes, tokens, strict=True)):
+            runs = torch.zeros(size, dtype=torch.bool)
+            runs[torch.as_tensor(places, dtype=torch.int64)] = True
+            pictures = self._of_image(index)
+            pieces = torch.split(runs, [rows * columns for rows, columns in pictures])
+            images.append([piece.view(grid) for piece, grid in zip(pieces, pictures, strict=True)])
+        return images
+
+    def flops(self, images: Sequence[Sequence[Tensor]], thinning: Thinning | None) -> Flops:
+        """FLOPs of the tower and of the projector, of which a multiply-add counts two.
+
+        Args:
+            images: Which tokens of each picture of each image or video run, (rows, columns) bool each.
+            thinning: Blocks that run on some rows.
+        """
+        tower, pictures = self.tower, [*itertools.chain(*images)]
+        patches = [int(picture.sum()) * tower.unit for picture in pictures]
+        beside = sum(tower.beside * count // tower.patches for count in patches)
+        projector = 0
+        for size, of_image in zip(self.prompt.sizes, images, strict=True):
+            is_film = len(of_image) > 0 and self.family.frames_of(self.config, size) == len(of_image)
+            projector += sum(tower.projected(picture, is_film) for picture in of_image)
+        windows = [tower.windows(picture) for picture in pictures]
+        if thinning is None:
+            blocks = sum(tower.block(index, patches, windows) for index in range(len(tower.rows)))
+            return Flops(beside + blocks, projector)
+
+        late = list(thinning.ran) or [thinning.left(count) for count in patches]
+        if len(late) != len(patches):
+            raise SettingError(f"tower_rows must have the rows of {len(patches)} pictures; got {late}.")
+        picking = 0
+        for count, left, picture in zip(patches, late, pictures, strict=True):
+            rows, columns = picture.shape
+            grids = ((rows, columns),) if picture.all() else ()
+            picking += thinning.flops(count, left, tower.width, grids)
+        narrow = windows
+        if thinning.stage is not None:
+            shares = [thinning.left(sum(few)) / sum(few) if few else 0 for few in windows]
+            narrow = [[round(share * count) for count in few] for share, few in zip(shares, windows, strict=True)]
+        early = sum(tower.block(index, patches, windows) for index in range(thinning.first))
+        behind = sum(tower.block(index, late, narrow) for index in range(thinning.first, thinning.end))
+        counts = (sum(patches),) * thinning.first + (sum(late),) * (thinning.end - thinning.first)
+        return Flops(beside + early + behind, projector, picking, counts)
+
+    def _of_image(self, index: int) -> list[Grid]:
+        """Rows and columns of the tokens of each picture of an image or video, before anything is pooled."""
+        if self.grids and self.family.runs_grids:
+            return [*self.grids[index]]
+        if self.tower.windowed:
+            raise SettingError(
+                f"The cost of {self.family.title}'s tower depends on the windows of each picture. Pass the rows and "
+                "columns of its tokens as grids=[[(height // 28, width // 28)], …], one entry per frame of each image."
+            )
+        size, counts = self.prompt.sizes[index], self.prompt.pictures
+        count = counts[index] if counts else self.family.pictures_of(self.config, size)
+        if self.tower.grid is not None:
+            return [self.tower.grid] * count
+        if count < 1 or size % count:
+            raise SettingError(
+                f"{size} vision tokens do not divide into {count} temporal patches. Check vision_tokens and "
+                "tower_images."
+            )
+        return [(1, size // count)] * count
 
 
-def smaller_tower_flops(
-    family: type[Family],
-    config: Any,
-    stages: Sequence[Stage],
-    ranked: Sequence[int],
-    grids: Grids,
-    thinning: Thinning | None = None,
-) -> Flops | None:
-    """FLOPs of the tower where stages make pictures smaller; None if not known.
-
-    Args:
-        family: Knows its tower.
-        config: The model's.
-        stages: Of the method.
-        ranked: Vision tokens of each image that a method counts.
-        grids: Rows and columns of each image's frames or views.
-        thinning: Blocks that run on some rows.
-    """
-    shape = family.tower_shape(config)
-    if not family.runs_grids or shape is None:
-        return None
-    cells = [_coarsened(stages, tuple(grid), size) for grid, size in zip(grids, ranked, strict=True)]
-    pictures = PicturesRun(tuple(itertools.chain.from_iterable(cells)))
-    return _flops(shape, pictures, None, thinning)
-
-
-def subset_tower_flops(
-    family: type[Family],
-    config: Any,
-    prompt: PromptLengths,
-    grids: Grids | None,
-    tokens: Sequence[Sequence[int] | Tensor],
-    thinning: Thinning | None = None,
-) -> Flops:
-    """FLOPs of the tower where it runs on the patches of these tokens alone, ascending for each image or video.
-
-    Raises:
-        SettingError: If an image has no such tokens, or the grids have to be given.
-    """
-    if len(tokens) != len(prompt.sizes):
-        raise SettingError(
-            f"tower_tokens must have one entry per image or video; got {len(tokens)} for {len(prompt.sizes)} in "
-            "vision_tokens."
-        )
-    pictures = _pictures(family, config, prompt, grids)
-    stays = [torch.zeros(size, dtype=torch.bool) for size in prompt.sizes]
-    for of_image, places in zip(stays, tokens, strict=True):
-        of_image[torch.as_tensor(places, dtype=torch.int64)] = True
-    sizes = [rows * columns for rows, columns in pictures.grids]
-    pieces = torch.split(torch.cat(stays), sizes)
-    kept = [piece.view(grid) for piece, grid in zip(pieces, pictures.grids, strict=True)]
-    shape = family.tower_shape(config)
-    assert shape is not None  # of a tower that runs on some patches
-    return _flops(shape, pictures, kept, thinning)
+def _all_of(grid: Grid) -> Tensor:
+    return torch.ones(grid, dtype=torch.bool)
 
 
 def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
@@ -184,159 +270,3 @@ def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> t
     cells = sum(rows * columns for rows, columns in grids)
     newlines = closing_rows(size - cells)
     return follow.coarsened(stages, Arriving(cells, size, cells, newlines, grids))
-
-
-# -- FLOPs --------------------------------------------------------------------------------------------------------
-
-
-def _pictures(family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None) -> PicturesRun:
-    """What runs through the tower, by the grids if the caller gave any and they tell it."""
-    if grids and family.runs_grids:
-        return PicturesRun(tuple(itertools.chain.from_iterable(grids)))
-    return family.pictures_run(config, prompt.sizes, prompt.pictures)
-
-
-def _flops(
-    shape: TowerShape, pictures: PicturesRun, kept: Sequence[Tensor] | None = None, thinning: Thinning | None = None
-) -> Flops:
-    """See `Flops`; a multiply-add counts two.
-
-    Args:
-        shape: The tower's.
-        pictures: That run through it.
-        kept: Which tokens of each it runs on, (rows, columns) bool; None: all.
-        thinning: Blocks that run on some rows.
-    """
-    tokens = [rows * columns for rows, columns in pictures.grids]
-    windows = [_windows(shape, grid) for grid in pictures.grids]
-    if kept is not None:
-        tokens = [int(picture.sum()) for picture in kept]
-        windows = [_windows_left(shape, picture) for picture in kept]
-    projected = pictures.projected
-    if projected is None:
-        each = [shape.tokens or count + shape.extra for count in tokens]
-        projected = sum(each)
-    rows = [count * shape.patches for count in tokens]
-    run, picking = [rows], 0
-    if thinning is not None:
-        run.append(list(thinning.ran) or [thinning.left(count) for count in rows])
-        if len(run[1]) != len(rows):
-            raise SettingError(f"tower_rows must have the rows of {len(rows)} pictures; got {run[1]}.")
-        for count, left, grid in zip(*run, pictures.grids, strict=True):
-            picking += thinning.flops(count, left, shape.width, (grid,) if kept is None else ())
-    if shape.joined:
-        run = [[sum(counts)] for counts in run]
-    early, late = (shape.depth, 0) if thinning is None else (thinning.first, thinning.end - thinning.first)
-    tower = sum(_picture(shape, count, early) for count in run[0])
-    tower += late * sum(_block(shape, count) for count in run[-1])
-    if shape.windowed:  # as if all blocks saw the whole picture; so what windows save is taken off
-        few = 0 if thinning is None else thinning.windowed
-        tower -= (shape.windowed - few) * sum(_saved(shape, of_picture) for of_picture in windows)
-        if thinning is not None:
-            left = [[thinning.left(sum(one)) * count / sum(one) for count in one] for one in windows if one]
-            tower -= few * sum(_saved(shape, [round(count) for count in one]) for one in left)
-    projector = projected * shape.projector + pictures.pooling
-    if thinning is None:
-        return Flops(tower, projector)
-    counts = (sum(run[0]),) * thinning.first + (sum(run[1]),) * late
-    return Flops(tower, projector, picking, counts)
-
-
-def _block(shape: TowerShape, patches: int) -> int:
-    """FLOPs of a block on one picture."""
-    rows = patches + shape.cls_tokens
-    return vit_block(rows, shape.width, shape.inner) + shape.gated * linear(rows, shape.width, shape.inner)
-
-
-def _picture(shape: TowerShape, patches: int, blocks: int) -> int:
-    """FLOPs of a tower of so many blocks on one picture."""
-    rows, width, inner = patches + shape.cls_tokens, shape.width, shape.inner
-    flops = linear(patches, shape.pixels, width) + blocks * _block(shape, patches)
-    if shape.pooling_head:
-        # One query, and an MLP behind its attention.
-        flops += linear(1, width, width) + linear(rows, width, 2 * width)
-        flops += attention(1, rows, width)
-        flops += linear(1, width, width) + linear(1, width, inner, width)
-    return flops
-
-
-def _saved(shape: TowerShape, windows: Sequence[int]) -> int:
-    """FLOPs that a block saves on a picture by looking through windows of so many patches."""
-    patches = sum(windows)
-    whole = attention(patches, patches, shape.width)
-    return whole - sum(attention(count, count, shape.width) for count in windows)
-
-
-def _windows(shape: TowerShape, grid: Grid) -> list[int]:
-    """Patches of each window of a picture; those at its edges are smaller. None where no block looks through any."""
-    if not shape.windowed:
-        return []
-    side = shape.window
-    tall, wide = ([min(side, length - start) for start in range(0, length, side)] for length in grid)
-    return [rows * columns * shape.patches for rows in tall for columns in wide]
-
-
-def _windows_left(shape: TowerShape, kept: Tensor) -> list[int]:
-    """Patches left in each window of a picture, of whose tokens (rows, columns) bool says which are kept."""
-    if not shape.windowed:
-        return []
-    bands = torch.split(kept, shape.window)
-    windows = [window for band in bands for window in torch.split(band, shape.window, dim=1)]
-    return [int(window.sum()) * shape.patches for window in windows]
-
-
-# -- bytes --------------------------------------------------------------------------------------------------------
-
-
-def tower_bytes(family: type[Family], config: Any, prompt: PromptLengths, itemsize: int) -> tuple[int, int] | None:
-    """Bytes of the pictures: at the most while they are encoded, and until the decoder is through; None if not known.
-
-    Weights and pixels are not counted.
-    """
-    if not prompt.vision:
-        return 0, 0
-    shape = family.tower_shape(config)
-    if shape is None:
-        return None
-    if isinstance(shape.memory, RopeTower):
-        return _bytes_with_rope(shape, shape.memory, prompt.vision, itemsize)
-    if shape.memory is None:
-        return None
-    pictures = family.pictures_run(config, prompt.sizes, prompt.pictures)
-    return _bytes_of_states(shape, shape.memory, pictures, prompt.vision, itemsize)
-
-
-def _bytes_of_states(
-    shape: TowerShape, memory: StatesTower, pictures: PicturesRun, tokens: int, itemsize: int
-) -> tuple[int, int]:
-    patches = shape.patches * sum(rows * columns for rows, columns in pictures.grids)
-    count = len(pictures.grids)
-    rows = patches + count * shape.cls_tokens
-    projected = patches + count * shape.extra
-    stays = rows * shape.width * memory.stays
-    # While a block runs: its MLP, four states, and those that the projector reads from blocks before.
-    tower = rows * (_mlp_rows(shape) * shape.inner + (4 + memory.held) * shape.width)
-    projector = stays + (2 * projected + tokens) * memory.width
-    stays += pictures.copies * tokens * memory.width
-    return max(tower, projector) * itemsize, stays * itemsize
-
-
-def _bytes_with_rope(shape: TowerShape, memory: RopeTower, tokens: int, itemsize: int) -> tuple[int, int]:
-    width = shape.width
-    rows = tokens * shape.patches
-    # Of one row, in bytes: where its query and key are turned, in the MLP, and what lives beside either.
-    in_float32 = 0 if itemsize == 4 else 2 * width * 4
-    turned = 5 * width * itemsize + in_float32 + 4 * width * 4
-    mlp = (3 * width + _mlp_rows(shape) * shape.inner) * itemsize
-    beside = 4 * (2 * memory.head_size + memory.learned * width)
-    deepstack = (memory.mergers - 1) * tokens * memory.width * itemsize
-    tower = rows * (max(turned, mlp) + beside) + deepstack
-    stays = rows * width + 2 * memory.mergers * tokens * memory.width
-    return tower, stays * itemsize
-
-
-def _mlp_rows(shape: TowerShape) -> int:
-    """How many rows of an MLP's inner width live at once: before and behind the activation, inside it, or its gate."""
-    if shape.gated or shape.activation == "quick_gelu":
-        return 3
-    return 2

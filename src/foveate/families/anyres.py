@@ -19,7 +19,6 @@ from foveate.errors import SettingError
 from foveate.families.llava import OfClip, drops_cls, side_of
 from foveate.families.newlines import reduce_apart
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -148,20 +147,6 @@ class AnyResolution(OfClip):
             return (int(frames),) * int(videos)
         sizes = picture_sizes(inputs["image_sizes"])
         return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and its tiles
-
-    @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        side = side_of(config)
-        counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
-        pairs = zip(sizes, counts, strict=True)
-        only_videos = all(cls.frames_of(config, size) == count for size, count in pairs)
-        # Images are packed from their views, which is a copy more.
-        return PicturesRun(((side, side),) * sum(counts), copies=1 if only_videos else 2)
-
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        """Frames of a video of `size` vision tokens; 0 if no video has so many."""
-        return 0
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:

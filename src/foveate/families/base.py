@@ -19,7 +19,6 @@ from foveate.errors import UnsupportedError
 from foveate.families.leaving import encode_leaving
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
-from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import attention_of, made_by_itself
 from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
@@ -55,8 +54,7 @@ class Family:
             then.
         gathers: Whether layers may get more than the usual arguments, which are known by their shapes.
         core: The module that merges vision features into the text.
-        decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
-            projections, attention, and a gated MLP, all dense; and whose queries and keys are made in the usual way.
+        decoders: The `text_config.model_type`s whose queries and keys are made in the usual way.
     """
 
     model_type: ClassVar[str]
@@ -537,36 +535,28 @@ class Family:
         return None
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape | None:
-        """The vision tower and the projector, in numbers that `foveate.cost` counts with; None: they are not counted.
-
-        Args:
-            config: The model's config; no weights are needed.
-
-        Raises:
-            UnsupportedError: If the tower is of a kind that the family does not know.
-        """
-        return None
+    def block(cls, config: Any) -> int:
+        """Patches along the side of a token, in a tower of pictures of one size."""
+        raise NotImplementedError(f"{cls.__name__} must define block.")
 
     @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        """The pictures of one sample that go through the tower.
+    def pictures_of(cls, config: Any, size: int) -> int:
+        """How many pictures the tower encodes to make `size` vision tokens, where `tower_images` is not given.
 
-        Args:
-            config: The model's config.
-            sizes: Vision tokens of each image or video.
-            pictures: How many pictures the tower encodes for each of them (see `foveate.cost`); None to
-                tell from the sizes.
+        A family that defines it has its tower counted by `foveate.cost`.
 
         Raises:
-            SettingError: If the pictures cannot be told from the sizes, or contradict them.
+            SettingError: If that cannot be told from the size, or no pictures make so many.
         """
-        return PicturesRun(tuple((1, size) for size in sizes))
+        return 1
+
+    @classmethod
+    def frames_of(cls, config: Any, size: int) -> int:
+        """Frames of a video of `size` vision tokens, where the projector runs otherwise on these; 0 if none has so
+        many."""
+        return 0
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        """How many decoder layers, from the first on, are followed by an addition of `added_later`.
-
-        The layer after each runs while two streams are in memory, with the addition and without.
-        """
+        """How many decoder layers, from the first on, are followed by an addition of `added_later`."""
         return 0

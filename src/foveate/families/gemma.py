@@ -9,7 +9,6 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -17,15 +16,13 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.families.base import Family
-from foveate.families.llava import Llava, clip_shape, clip_thin_tower, pictures_in, side_of
+from foveate.families.llava import Llava, clip_thin_tower, pictures_in, side_of
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import Tapped
 from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
@@ -54,11 +51,6 @@ class PaliGemma(Llava):
     pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma", "gemma2"})
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        vision = config.vision_config
-        return clip_shape(config, linear(1, vision.hidden_size, vision.projection_dim))
 
 
 class Gemma3(Family):
@@ -133,15 +125,12 @@ class Gemma3(Family):
         return [grid_boxes(*_grid(config))] * len(lengths)
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """The projector makes as many tokens of a picture of any size."""
-        vision, tokens = config.vision_config, config.mm_tokens_per_image
-        shape = clip_shape(config, linear(1, vision.hidden_size, config.text_config.hidden_size))
-        return replace(shape, patches=side_of(config) ** 2 // tokens, tokens=tokens)
+    def block(cls, config: Any) -> int:
+        return side_of(config) // _grid(config)[0]
 
     @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        return PicturesRun((_grid(config),) * sum(pictures_in(size, config.mm_tokens_per_image) for size in sizes))
+    def pictures_of(cls, config: Any, size: int) -> int:
+        return pictures_in(size, config.mm_tokens_per_image)
 
 
 def _grid(config: Any) -> Grid:

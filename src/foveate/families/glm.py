@@ -2,16 +2,13 @@
 time stamps between."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.core.flops import linear
 from foveate.core.patching import Patcher
 from foveate.core.tensors import send
-from foveate.families.qwen_vl import Qwen2VL, qwen_shape
-from foveate.families.shape import TowerShape
+from foveate.families.qwen_vl import Qwen2VL
 from foveate.families.tap import Segments
 
 
@@ -42,16 +39,6 @@ class Glm4v(Qwen2VL):
                 return forward(*args, **kwargs)
 
         return super()._run_placed(run, pixels, segments, placed, (lengths, grids))
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """The blocks' MLP is as wide as the decoder; behind its convolution of 2 x 2 patches the merger has one too."""
-        vision = config.vision_config
-        out, inner = vision.out_hidden_size, vision.intermediate_size
-        shape = qwen_shape(vision, out, inner=out)
-        convolution = linear(1, shape.patches * shape.width, out, out)
-        mlp = linear(1, out, 2 * inner) + linear(1, inner, out)  # gated
-        return replace(shape, gated=True, projector=convolution + mlp)
 
 
 class Glm4vMoe(Glm4v):

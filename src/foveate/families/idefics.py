@@ -44,11 +44,6 @@ class SmolVLM(Tiled):
     def block(cls, config: Any) -> int:
         return int(config.scale_factor)
 
-    @classmethod
-    def widths(cls, config: Any) -> tuple[int, ...]:
-        patches = cls.block(config) ** 2
-        return config.vision_config.hidden_size * patches, config.text_config.hidden_size
-
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """`inputs_merger` answers embeddings: tokens are where the prompt has the placeholder's id or embedding."""
         if self.merger == "get_placeholder_mask":

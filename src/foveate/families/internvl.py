@@ -35,12 +35,6 @@ class InternVL(Tiled):
     def block(cls, config: Any) -> int:
         return int(1 / config.downsample_ratio)
 
-    @classmethod
-    def widths(cls, config: Any) -> tuple[int, ...]:
-        width = config.text_config.hidden_size
-        patches = cls.block(config) ** 2
-        return config.vision_config.hidden_size * patches, width, width
-
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         return run_lengths(mask)
 

@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun, StatesTower, TowerShape
 from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tower import (
     Encoded,
@@ -51,18 +48,10 @@ class OfClip(Family):
         return drops_cls(config)
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """With the two layers that read one state of a LLaVA's tower or several."""
-        vision, width = config.vision_config, config.text_config.hidden_size
-        setting = config.vision_feature_layer
-        layers = [setting] if isinstance(setting, int) else setting
-        last = vision.num_hidden_layers
-        states = {layer % (last + 1) for layer in layers}  # −1 is the last of last + 1 states
-        # The output is a tensor of its own unless it is a state that is read; SigLIP's has been through a norm.
-        output = vision.model_type == "siglip_vision_model" or last not in states
-        memory = StatesTower(width, stays=len(states) + output, held=len(states - {0, last - 1, last}))
-        projector = linear(1, vision.hidden_size * len(layers), width, width)
-        return replace(clip_shape(config, projector), memory=memory)
+    def block(cls, config: Any) -> int:
+        """One, of a CLIP or a SigLIP; others are refused."""
+        _rows_beside(config)
+        return 1
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""
@@ -153,12 +142,8 @@ class Llava(OfClip):
         return [by_length.get(length) for length in lengths]
 
     @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        """As many pictures as make these vision tokens, where that is not given."""
-        side = side_of(config)
-        if pictures is None:
-            pictures = tuple(pictures_in(size, picture_tokens(config)) for size in sizes)
-        return PicturesRun(((side, side),) * sum(pictures))
+    def pictures_of(cls, config: Any, size: int) -> int:
+        return pictures_in(size, picture_tokens(config))
 
 
 class VipLlava(Llava):
@@ -167,11 +152,6 @@ class VipLlava(Llava):
     model_type: ClassVar[str] = "vipllava"
     title: ClassVar[str] = "ViP-LLaVA"
     oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
-
-    @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        """One copy of the vision tokens: the features go into the prompt as the projector makes them."""
-        return replace(super().pictures_run(config, sizes, pictures), copies=1)
 
 
 # -- CLIP and SigLIP, and the projectors behind them ---------------------------------------------------------------
@@ -217,18 +197,6 @@ def clip_thin_tower(tower: Any, config: Any) -> ThinnedTower:
     return ThinnedTower(
         tower, blocks, [block.self_attn for block in blocks], feature_layers(config, len(blocks)), layout
     )
-
-
-def clip_shape(config: Any, projector: int) -> TowerShape:
-    """A CLIP or SigLIP tower, and a projector of so many FLOPs a token.
-
-    Raises:
-        UnsupportedError: If the tower is neither.
-    """
-    vision, extra = config.vision_config, _rows_beside(config)
-    cls = CLASS_TOKENS[vision.model_type]
-    head = getattr(vision, "vision_use_head", False)
-    return TowerShape.of(vision, projector, cls_tokens=cls, extra=extra, pooling_head=head)
 
 
 def _rows_beside(config: Any) -> int:

@@ -4,7 +4,7 @@ newline after every row; a video's frames are pooled."""
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.families.anyres import NOWHERE, AnyResolution
 from foveate.families.base import Family
-from foveate.families.llava import picture_tokens, side_of
+from foveate.families.llava import side_of
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
@@ -82,26 +80,6 @@ class LlavaNextVideo(LlavaNext):
         cells = side_of(config) // config.spatial_pool_stride
         frames, rest = divmod(size, cells**2)
         return 0 if rest else frames
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """What it leaves in memory is not known: frames are pooled before the projector."""
-        return replace(super().tower_shape(config), memory=None)
-
-    @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        """Frames are pooled before the projector; a convolution counts with it."""
-        pictures = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
-        run = super().pictures_run(config, sizes, pictures)
-        width, each = config.vision_config.hidden_size, picture_tokens(config)
-        projected = pooling = 0
-        for size, count in zip(sizes, pictures, strict=True):
-            is_video = count > 0 and cls.frames_of(config, size) == count
-            projected += size if is_video else count * each
-            if is_video and config.spatial_pool_mode == "conv":
-                out = getattr(config, "spatial_pool_out_channels", width)
-                pooling += linear(size, config.spatial_pool_stride**2 * width, out)
-        return replace(run, projected=projected, pooling=pooling)
 
 
 def _repeated(frame: Tensor, length: int, end: Tensor) -> Tensor | None:

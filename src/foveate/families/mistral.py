@@ -9,13 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
-from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
-from foveate.families.shape import TowerShape
 from foveate.families.tap import Tapped
 from foveate.families.thinning import ThinnedTower, TowerLayout
 from foveate.families.tiles import block_means
@@ -106,12 +104,12 @@ class Mistral3(Family):
         return output, replace_images(output, merged)
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """What pads images to a common size is not counted."""
-        vision, text = config.vision_config, config.text_config.hidden_size
-        width, block = vision.hidden_size, config.spatial_merge_size**2
-        projector = linear(1, block * width, width, text, text)
-        return TowerShape.of(vision, projector, gated=True, patches=block, joined=True)
+    def block(cls, config: Any) -> int:
+        return int(config.spatial_merge_size)
+
+    @classmethod
+    def pictures_of(cls, config: Any, size: int) -> int:
+        return 1
 
 
 def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,18 +16,16 @@ from foveate._transformers import (
     get_vision_window_index,
 )
 from foveate.core.cut import Cut
-from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView, TowerView
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.leaving import units_left
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
 from foveate.families.tap import Segments, attend_at_once, segments_of
 from foveate.families.thinning import ThinnedTower, TowerLayout, is_compiled
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
@@ -339,23 +336,9 @@ class Qwen2VL(Family):
         return tuple(int(times) for times, _, _ in grids)
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        vision = config.vision_config
-        return qwen_shape(vision, vision.hidden_size, inner=int(vision.embed_dim * vision.mlp_ratio))
-
-    @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+    def pictures_of(cls, config: Any, size: int) -> int:
         """A picture is a temporal patch, one for an image: its patches attend to one another."""
-        pictures = pictures or (1,) * len(sizes)
-        grids: list[Grid] = []
-        for size, count in zip(sizes, pictures, strict=True):
-            if count < 1 or size % count:
-                raise SettingError(
-                    f"{size} vision tokens do not divide into {count} temporal patches. Check vision_tokens and "
-                    "tower_images."
-                )
-            grids += [(1, size // count)] * count
-        return PicturesRun(tuple(grids))
+        return 1
 
 
 def learned_positions(visual: Any, grids: Tensor) -> dict[str, Tensor]:
@@ -368,30 +351,6 @@ def learned_positions(visual: Any, grids: Tensor) -> dict[str, Tensor]:
         spatial_merge_size=visual.spatial_merge_size,
     )
     return {"interp_indices": indices, "interp_weights": weights}
-
-
-def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1, learned: bool = False) -> TowerShape:
-    """A Qwen-VL's tower, and its mergers as the projector.
-
-    Args:
-        vision: The tower's config.
-        out: Width of the merged tokens.
-        inner: Width of the blocks' MLP; None: as the config says.
-        mergers: How many make such tokens.
-        learned: See `RopeTower`.
-    """
-    width = getattr(vision, "embed_dim", None) or vision.hidden_size
-    patches = vision.spatial_merge_size**2
-    return TowerShape(
-        depth=vision.depth,
-        width=width,
-        inner=inner or vision.intermediate_size,
-        pixels=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-        projector=mergers * linear(1, patches * width, patches * width, out),
-        activation=vision.hidden_act,
-        patches=patches,
-        memory=RopeTower(out, width // vision.num_heads, mergers, learned),
-    )
 
 
 def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
@@ -509,21 +468,6 @@ class Qwen25VL(Qwen2VL):
             "cu_window_seqlens": ends_of_left(ends, by_window.repeat_interleave(group)),
         }
 
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        vision = config.vision_config
-        shape = qwen_shape(vision, vision.out_hidden_size)
-        windowed = sum(index not in vision.fullatt_block_indexes for index in range(vision.depth))
-        window = vision.window_size // vision.spatial_merge_size // vision.patch_size
-        return replace(shape, gated=True, windowed=windowed, window=window)
-
-    @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        raise SettingError(
-            "The cost of Qwen2.5-VL's tower depends on the windows of each picture. Pass the rows and columns of its "
-            "tokens as grids=[[(height // 28, width // 28)], …], one entry per frame of each image."
-        )
-
 
 class Qwen3VL(Qwen2VL):
     """Where things are inside `Qwen3VLForConditionalGeneration`: as Qwen2-VL, and deepstack: tower features of three
@@ -555,12 +499,6 @@ class Qwen3VL(Qwen2VL):
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
         return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """Deepstack's mergers count as projectors too: they make decoder-wide features."""
-        out, mergers = config.vision_config.out_hidden_size, 1 + cls.late_additions(config)
-        return qwen_shape(config.vision_config, out, mergers=mergers, learned=True)
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
@@ -614,10 +552,6 @@ class Qwen35(Qwen2VL):
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
         return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        return qwen_shape(config.vision_config, config.vision_config.out_hidden_size)
 
 
 class Qwen35Moe(Qwen35):

@@ -94,7 +94,7 @@ def refusal(
     by_pixels = any(isinstance(stage, PatchStage) for stage in stages)
     returns = by_pixels and kind is not None and not kind.defines("encode_subset")
     needed = "this host runs the tower itself" if kind is None else kind.needs_all_rows
-    if returns and kind is not None and not kind.defines("tower_shape"):
+    if returns and kind is not None and not kind.defines("block"):
         needed = needed or "how it cuts pictures into patches is not known"
     if returns and needed is not None:
         return f"drops patches before the vision tower, which here needs all of them: {needed}."

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
-from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
-from foveate.errors import SettingError
 from foveate.families.base import Family
+from foveate.families.llava import pictures_in
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
 from foveate.families.vision import blocks, grid_boxes, smaller
 
@@ -45,11 +43,6 @@ class Tiled(Family):
     @classmethod
     def block(cls, config: Any) -> int:
         """Patches of a token's side."""
-        raise NotImplementedError
-
-    @classmethod
-    def widths(cls, config: Any) -> tuple[int, ...]:
-        """Widths of the projector's linear layers, the first that of a block of patches."""
         raise NotImplementedError
 
     def attention_of(self, signal: TowerSignal) -> Any:
@@ -150,20 +143,9 @@ class Tiled(Family):
         return output, cuts
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        projector = linear(1, *cls.widths(config))
-        return TowerShape.of(
-            config.vision_config, projector, patches=cls.block(config) ** 2, cls_tokens=int(cls.has_cls)
-        )
-
-    @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+    def pictures_of(cls, config: Any, size: int) -> int:
         """A picture is a tile."""
-        side = cls.side(config)
-        tokens = side**2
-        if odd := [size for size in sizes if size % tokens]:
-            raise SettingError(f"A tile has {tokens} vision tokens in this model; {odd[0]} is not a multiple of that.")
-        return PicturesRun(((side, side),) * (sum(sizes) // tokens))
+        return pictures_in(size, cls.side(config) ** 2)
 
 
 def block_means(patches: Tensor, block: int) -> Tensor:

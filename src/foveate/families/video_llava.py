@@ -1,7 +1,6 @@
 """Video-LLaVA: a tower for images and one for videos; a video's frames come with their CLS, which always stays."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,7 +15,6 @@ from foveate.core.views import TowerView
 from foveate.errors import SettingError
 from foveate.families.llava import Llava, clip_thin_tower, picture_tokens, side_of
 from foveate.families.placing import place_rows, replace_images, stays_whole
-from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
     Encoded,
@@ -62,7 +60,7 @@ class VideoLlava(Llava):
     @classmethod
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
         """The CLS of each frame of a video."""
-        if not _frames(config, size):
+        if not cls.frames_of(config, size):
             return ()
         return range(0, size, picture_tokens(config) + 1)
 
@@ -74,7 +72,7 @@ class VideoLlava(Llava):
         frame = torch.cat((CLS, grid_boxes(side, side)))
         videos: list[Tensor | None] = []
         for length in lengths:
-            frames = _frames(config, length)
+            frames = cls.frames_of(config, length)
             videos.append(frame.repeat(frames, 1) if frames else None)
         return videos
 
@@ -131,7 +129,7 @@ class VideoLlava(Llava):
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
         # Frames of a video; else one picture, or none where the size fits neither.
-        counts = [_frames(config, size) or int(size == side * side) for size in sizes]
+        counts = [cls.frames_of(config, size) or int(size == side * side) for size in sizes]
         if not all(counts):
             return None
         return [((side, side),) * count for count in counts]
@@ -144,16 +142,20 @@ class VideoLlava(Llava):
         return (int(frames),) * int(videos)
 
     @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        """What it leaves in memory is not known: pictures and frames have a tower each."""
-        return replace(super().tower_shape(config), memory=None)
+    def pictures_of(cls, config: Any, size: int) -> int:
+        each = picture_tokens(config)
+        frames = cls.frames_of(config, size)
+        if size % each and not frames:
+            raise SettingError(
+                f"A picture has {each} vision tokens and a frame {each + 1} in this model; {size} is not a "
+                "multiple of either. Pass the number of pictures or frames as tower_images=…."
+            )
+        return frames or size // each
 
     @classmethod
-    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
-        if pictures is None:
-            pictures = tuple(_pictures(config, size) for size in sizes)
-        run = super().pictures_run(config, sizes, pictures)
-        return replace(run, projected=sum(sizes))  # the projector gets the CLS of frames too
+    def frames_of(cls, config: Any, size: int) -> int:
+        frames, rest = divmod(size, picture_tokens(config) + 1)
+        return 0 if rest else frames
 
 
 class _Videos:
@@ -215,28 +217,6 @@ def _with_cls(cls: Tensor, rows: Sequence[Tensor]) -> Tensor:
     frames, _, width = cls.shape
     patches = torch.cat(list(rows)).view(frames, -1, width)
     return torch.cat((cls, patches), dim=1)
-
-
-def _frames(config: Any, size: int) -> int:
-    """Frames of a video of `size` vision tokens; 0 if it is none."""
-    frames, rest = divmod(size, picture_tokens(config) + 1)
-    return 0 if rest else frames
-
-
-def _pictures(config: Any, size: int) -> int:
-    """Pictures or frames that make `size` vision tokens.
-
-    Raises:
-        SettingError: If neither does.
-    """
-    each = picture_tokens(config)
-    frames = _frames(config, size)
-    if size % each and not frames:
-        raise SettingError(
-            f"A picture has {each} vision tokens and a frame {each + 1} in this model; {size} is not a "
-            "multiple of either. Pass the number of pictures or frames as tower_images=…."
-        )
-    return frames or size // each
 
 
 FAMILIES = (VideoLlava,)
