@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import BudgetOptions, Count, Flag, GraphOptions, MaybeCount, MediaOptions
+from foveate.cli.options import BudgetOptions
 from foveate.cli.screen import busy, counting, labelled, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
+from foveate.plain.options import Count, Flag, GraphOptions, MaybeCount, MediaOptions
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import SampleColumns, samples_in
 
@@ -156,33 +157,15 @@ class Batch:
         if self.untouched and (self.budgets != BudgetOptions() or self.method != Batch.method):
             raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
         check_methods([self.method])
-        check_model(self.models)
+        check_model(self.models.model)
 
     def _asking(self, root: str | None) -> "RowAsking":
         from foveate.batch.rows import RowAsking
-        from foveate.cli.setup import named, second_look, tell_budgets
+        from foveate.cli.setup import drops_named, tell_budgets
 
-        look = None
-        if not self.untouched:
-            look = second_look(self.method, self.budgets)
-        methods = {}
-        if not self.untouched and look is None:
-            methods = named([self.method], self.budgets)
-        tell_budgets(methods, self.budgets)
-        return RowAsking(
-            model=self.models.model,
-            device=self.models.device,
-            dtype=self.models.dtype,
-            attention=self.models.attention,
-            method=look or methods.get(self.method),
-            frames=self.media.frames,
-            fps=self.media.fps,
-            fit=self.media.fit,
-            max_new_tokens=self.models.max_new_tokens,
-            batch_size=self.batch_size,
-            within=root,
-            cuda_graphs=self.models.cuda_graphs,
-        )
+        drops = None if self.untouched else drops_named(self.method, self.budgets)
+        tell_budgets({self.method: drops}, self.budgets)
+        return RowAsking(**vars(self.models), **vars(self.media), method=drops, batch_size=self.batch_size, within=root)
 
     def _crew(self, asking: "RowAsking") -> "Crew | None":
         if self.ray is not None:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import FigureOptions, Files, FlopsOptions, MediaOptions, ModelOptions, Pairs, TableOptions
+from foveate.cli.options import FigureOptions, Files, FlopsOptions, Pairs, TableOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
+from foveate.plain.options import MediaOptions, ModelOptions
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
     from foveate.bench.timing import Ratio
     from foveate.cli.setup import Setup
+    from foveate.contract.method import Method
     from foveate.plain.table import Table
 
 METHODS = ("v2drop", "divprune", "vidcom2", "averagepool", "resize", "random")
@@ -63,32 +65,25 @@ class Compare:
         check_targets(self.outputs)
         names = self.method or METHODS
         check_methods(names)
-        check_input(self.files, self.prompt, self.models, self.media)
+        check_input(self.files, self.prompt or "", self.models.model, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
             from foveate.cli.generate import timed
             from foveate.cli.outputs import finish
             from foveate.cli.report import agreement, full_values, race_note, race_values
-            from foveate.cli.setup import set_up
+            from foveate.cli.setup import named, set_up
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
         controls = [name for name in names if name in SCHEDULED_CONTROLS and compared]
-        setup = set_up(
-            self.files,
-            self.prompt,
-            names,
-            self.models,
-            self.budgets,
-            self.media,
-            every=not self.method,
-            controls=controls,
-        )
+        drops = named(names, self.budgets)
+        scheduled = {name: drops.pop(name) for name in controls}
+        setup = set_up(self, [] if self.prompt is None else [self.prompt], drops, every=not self.method)
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         with busy("Answering without dropping"):
             full = setup.vlm.answer(setup.prompt, generation=generation)
-        answers = _answers(setup, controls, generation)
+        answers = _answers(setup, scheduled, generation)
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
         race = timed(setup, methods, len(full.tokens), self.pairs)
         agreements = {name: agreement(answer, full) for name, answer in answers.items()}
@@ -119,16 +114,16 @@ class Compare:
         )
 
 
-def _answers(setup: "Setup", controls: Sequence[str], generation: Any) -> "dict[str, Answer]":
+def _answers(setup: "Setup", controls: "Mapping[str, Method]", generation: Any) -> "dict[str, Answer]":
     """Each method's answer by its name; controls run at the schedule of each method, right behind it."""
     answers: dict[str, Answer] = {}
     for name in sorted(setup.methods, key=OTHER_CONTROLS.__contains__):  # in order, with other controls last
         with busy(f"Answering with {name}"):
-            answers[name] = setup.answer(name, generation)
+            answers[name] = setup.vlm.answer(setup.prompt, setup.methods[name], generation=generation)
         if name in OTHER_CONTROLS:
             continue
-        for control in controls:
-            method = _at_schedule(answers[name], setup.named[control])
+        for control, kind in controls.items():
+            method = _at_schedule(answers[name], kind)
             with busy(f"Answering with {control} as {name}"):
                 answers[f"{control} as {name}"] = setup.vlm.answer(setup.prompt, method, generation=generation)
     return answers

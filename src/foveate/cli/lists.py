@@ -10,9 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from foveate.cli.options import EMBEDDED, Flag
 from foveate.cli.screen import busy, show, show_json
 from foveate.plain import inventory
+from foveate.plain.options import EMBEDDED, Flag
 from foveate.plain.spelling import Written, read_json, settings_in, unknown
 
 STAGES = {

@@ -20,7 +20,7 @@ from foveate.runs.store import Lock, Store, acquire, open_store
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
-FORM = {"record": "with confidence"}
+FORM = {"record": "with confidence and length"}
 """What is kept of an answer, among the conditions: a store whose records have less is another one."""
 
 
@@ -145,6 +145,7 @@ def record_of(answer: Answer, method: str, question: str, full: First | None) ->
         "vision_tokens": answer.vision_tokens,
         "flops": answer.flops,
         "confidence": answer.confidence,
+        "new_tokens": len(answer.tokens),
     }
     if method == FULL:
         return {**record, "first": First.of(answer.first).to_dict()}
@@ -163,8 +164,8 @@ def looked_twice(quick: Mapping[str, Any], full: Mapping[str, Any], sure: float)
     """
     if quick["confidence"] >= sure or not quick["vision_tokens"]:
         return {**quick, "again": 0.0}
-    flops = None
-    if None not in (quick["flops"], full["flops"]):
-        flops = quick["flops"] + full["flops"]
-    both = {"spent": quick["spent"] + full["spent"], "flops": flops, "kl": 0.0, "again": 1.0}
+    both: dict[str, Any] = {"kl": 0.0, "again": 1.0}
+    for figure in ("spent", "flops", "new_tokens"):
+        costs = [record[figure] for record in (quick, full)]
+        both[figure] = None if None in costs else sum(costs)
     return {name: value for name, value in full.items() if name != "first"} | both

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
 from foveate import naming
@@ -17,11 +16,9 @@ from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method, meet
 from foveate.cost.fitting import costs_of, largest, within_flops
 from foveate.errors import BudgetError, SettingError
-from foveate.eval import provenance
 from foveate.eval.asked import Asked
-from foveate.eval.evaluation import Questioning
+from foveate.eval.evaluation import Questioning, open_questioning
 from foveate.eval.plan import Plan
-from foveate.eval.records import FORM, open_answers
 from foveate.methods.vidcom2 import VidCom2
 from foveate.naming import method_of, name_of
 from foveate.plain.spelling import check_keywords
@@ -30,7 +27,7 @@ from foveate.runs.versions import versions
 from foveate.tuning.agreeing import MAX_NEW_TOKENS, Agreeing, agree, settings_of as settings_to_agree
 from foveate.tuning.choice import FEWEST, best_of, comparison, spent, untuned
 from foveate.tuning.grid import grid
-from foveate.tuning.parts import Pictures, by_picture, digest, digest_of, notes_on, prompt_of, split
+from foveate.tuning.parts import Pictures, by_picture, digest_of, notes_on, prompt_of, question_of, split
 from foveate.tuning.tuned import Tuned
 
 METHOD = "v2drop"
@@ -49,15 +46,10 @@ class Tuning(Agreeing, total=False):
     Attributes:
         given: Settings that stay of a method that is no name; of a chain with their member's place, "1.metric".
         task: What the samples show, for the record.
-        workers: Processes, each with a model of its own; as of `foveate eval`. 1 by default.
-        cache: The folder where answers are kept, foveate/eval in the user's cache folder by default: what has been
-            answered there is not asked again, so that a stopped run goes on.
     """
 
     given: Collection[str]
     task: str
-    workers: int
-    cache: str | Path | None
 
 
 @overload
@@ -178,12 +170,9 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
         workers=how.get("workers", 1),
         max_new_tokens=how.get("max_new_tokens", MAX_NEW_TOKENS),
     )
-    conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
-    with open_answers(conditions, plan.cache, note=listener.note) as store:
-        before = len(store)
-        choosing, reporting = (
-            Questioning(vlm, _questions(pictures, part), plan, store, listener) for part in (to_choose, to_report)
-        )
+    with open_questioning(vlm, _questions(pictures, to_choose), plan, listener) as choosing:
+        before = len(choosing.store)
+        reporting = replace(choosing, asked=_questions(pictures, to_report))
         shapes = grid(method, decoder_depth(vlm.model), stays)
         solved = {}
         with listener.stage("Solving settings to the budget", len(shapes)) as advance:
@@ -223,7 +212,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
             inputs=digest_of(pictures),
             seed=how.get("seed", 0),
             tried=len(settings),
-            runs=len(store) - before,
+            runs=len(choosing.store) - before,
             seconds=round(time.monotonic() - begun, 1),
             rows=tuple(rows),
             notes=tuple(notes),
@@ -240,12 +229,8 @@ def _written(kind: str, limit: float) -> str:
 
 def _questions(pictures: Pictures, keys: Iterable[str]) -> list[Asked]:
     """All questions about these pictures, each once."""
-    asked = {}
-    for key in keys:
-        for prompt in pictures[key]:
-            name = digest(prompt.inputs)
-            asked[name] = Asked(name, key, "samples", prompt.text, media=tuple, prompt=prompt)
-    return list(asked.values())
+    asked = [question_of(prompt) for key in keys for prompt in pictures[key]]
+    return list({question.key: question for question in asked}.values())
 
 
 def _by_scale(method: Method) -> bool:
