@@ -1,11 +1,12 @@
 """A job: samples in, a folder of answers out, and on from where it stopped."""
 
+import faulthandler
 import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -14,18 +15,16 @@ from typing import Any
 
 from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
-from foveate.batch.in_hand import InHand
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.version import __version__
 from foveate.plain.writing import encodable
-from foveate.runs.crew import Crew, Here
+from foveate.runs.crew import Crew, Here, work_through
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
-from foveate.runs.working import work_through
 
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
 
@@ -294,6 +293,55 @@ def _chunks(
 
     for _, chunk in groupby(samples.read(done), place):
         yield list(chunk)
+
+
+# -- what is in hand -------------------------------------------------------------------------------------------
+
+
+class InHand:
+    """A file with what this process has in hand, and behind it what Python writes when a process crashes.
+
+    A crash is a fault of native code, as of a decoder. `kill -9` leaves nothing behind the name, so nobody is blamed
+    for it.
+
+    Args:
+        folder: Of the run.
+
+    Attributes:
+        crashed: What was in hand when the last run crashed; None where it did not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".in-hand"
+        self.crashed: str | None = None
+        with suppress(OSError):
+            name, _, crash = self._path.read_text(errors="replace").partition("\n")
+            self.crashed = name if crash else None
+
+    def following(self, items: Iterable[Any], name_of: Callable[[Any], str]) -> Iterator[Any]:
+        """The items as they are; each is noted when it is taken, to be worked on in this process.
+
+        Where Python reports crashes to somebody else already, or there is no room, nothing is noted.
+        """
+        file = None
+        if not faulthandler.is_enabled():
+            with suppress(OSError):
+                file = self._path.open("wb", buffering=0)
+        if file is None:
+            yield from items
+            return
+        with file:
+            faulthandler.enable(file, all_threads=False)
+            try:
+                for item in items:
+                    with suppress(OSError):
+                        file.seek(0)
+                        file.truncate()
+                        file.write(f"{name_of(item)}\n".encode())
+                    yield item
+            finally:
+                faulthandler.disable()
+        self._path.unlink(missing_ok=True)
 
 
 # -- Parquet ------------------------------------------------------------------------------------------------------

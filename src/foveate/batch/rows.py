@@ -148,7 +148,11 @@ class RowAnswerer:
         """
         samples = [sample for sample in item if isinstance(sample, MediaSample)]
         replies = self._answerer.replies(samples, self._prepared, stopped=stopped)
-        while (batch := _quietly(replies)) is not None:
+        while True:
+            with warnings.catch_warnings(action="ignore"):  # what is warned of is among the answer's notes
+                batch = next(replies, None)
+            if batch is None:
+                break
             yield [_row(reply) for reply in batch]
         yield [bad_row(sample, sample.reason) for sample in item if isinstance(sample, Bad)]
 
@@ -180,13 +184,6 @@ class RowAnswerer:
         if method is not None:
             with drop(self.vlm.model, method):
                 pass
-
-
-def _quietly(replies: Iterator[list[Reply[MediaSample]]]) -> list[Reply[MediaSample]] | None:
-    """The next batch's; None behind the last. What is warned of is among the answer's notes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return next(replies, None)
 
 
 def _row(reply: Reply[MediaSample]) -> Row:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from foveate.ask.answer import Answer
     from foveate.bench.timing import Ratio
     from foveate.cli.setup import Setup
-    from foveate.contract.method import Method
     from foveate.plain.table import Table
 
 METHODS = ("v2drop", "divprune", "vidcom2", "averagepool", "resize", "random")
@@ -114,28 +113,24 @@ class Compare:
         )
 
 
-def _answers(setup: "Setup", controls: "Mapping[str, Method]", generation: Any) -> "dict[str, Answer]":
+def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "dict[str, Answer]":
     """Each method's answer by its name; controls run at the schedule of each method, right behind it."""
+    from foveate.methods.random import same_schedule
+
     answers: dict[str, Answer] = {}
     for name in sorted(setup.methods, key=OTHER_CONTROLS.__contains__):  # in order, with other controls last
         with busy(f"Answering with {name}"):
             answers[name] = setup.vlm.answer(setup.prompt, setup.methods[name], generation=generation)
         if name in OTHER_CONTROLS:
             continue
-        for control, kind in controls.items():
-            method = _at_schedule(answers[name], kind)
+        answer = answers[name]
+        assert answer.method is not None
+        counts = [layer[0] for layer in answer.trace.latest.per_layer]
+        for control, kind in controls.items():  # as many tokens in every layer as the method had, and as long a cache
+            method = same_schedule(answer.method, counts, answer.vision_tokens, kind)
             with busy(f"Answering with {control} as {name}"):
                 answers[f"{control} as {name}"] = setup.vlm.answer(setup.prompt, method, generation=generation)
     return answers
-
-
-def _at_schedule(answer: "Answer", control: Any) -> Any:
-    """A control with as many tokens in every layer as a method had, and caches cut where its were."""
-    from foveate.methods.random import same_schedule
-
-    assert answer.method is not None
-    counts = [layer[0] for layer in answer.trace.latest.per_layer]
-    return same_schedule(answer.method, counts, answer.vision_tokens, control)
 
 
 def _notes(answers: "Mapping[str, Answer]", timing: str) -> list[str]:

@@ -20,9 +20,8 @@ from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import SettingError
 from foveate.eval.records import FULL, Answers, key_of, record_of
-from foveate.runs.crew import Stopped, Worker, crew_of
+from foveate.runs.crew import Stopped, Worker, crew_of, work_through
 from foveate.runs.listener import Advance, unheard
-from foveate.runs.working import work_through
 
 MOST_WORKERS = 4
 BATCH = 8
