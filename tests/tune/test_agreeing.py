@@ -158,7 +158,7 @@ def test_a_model_without_a_processor_and_samples_that_are_none_are_refused(vlm, 
 
 
 def test_what_is_tried_is_three_budgets_of_an_open_method_or_what_is_given():
-    assert [method.retention for method in settings_of(None)] == list(BUDGETS)
+    assert [method.retention for method in settings_of("vidcom2")] == list(BUDGETS)
     assert len(settings_of(fv.VisionDrop())) == 3
     preset = fv.preset("v2drop/llava-1.5-7b/192")
     assert settings_of(preset) == (preset,)

@@ -114,9 +114,7 @@ class Summary:
     parts: int = 0
     bad_file: str = BAD
     broken_file: str = BROKEN
-    _answers: int = field(default=0, repr=False)
-    _scored: int = field(default=0, repr=False)
-    _shown: int = field(default=0, repr=False)
+    _counts: Counter[str] = field(default_factory=Counter, repr=False)
 
     @property
     def rate(self) -> float | None:
@@ -133,25 +131,19 @@ class Summary:
     def add(self, answers: Sequence[Row], bad: Sequence[Row]) -> None:
         """Count rows of this run."""
         self.asked += len(answers) + len(bad)
-        for row in answers:
-            self._answers += 1
-            self.noted += bool(row["notes"])
-            if row.get("right") is not None:
-                self._scored += 1
-                self.accuracy = _mean(self.accuracy, row["right"], self._scored)
-            if "again" in row:
-                self.again = _mean(self.again, row["again"], self._answers)
-            if row["vision_tokens"]:
-                self._shown += 1
-                self.retention = _mean(self.retention, row["retention"], self._shown)
-                self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._shown)
+        self.noted += sum(bool(row["notes"]) for row in answers)
+        shown = [row for row in answers if row["vision_tokens"]]
+        self.accuracy = self._mean("right", self.accuracy, answers)
+        self.again = self._mean("again", self.again, answers)
+        self.retention = self._mean("retention", self.retention, shown)
+        self.vision_tokens = self._mean("vision_tokens", self.vision_tokens, shown)
 
-
-def _mean(before: float | None, value: float, count: int) -> float:
-    """The mean of `count` values, of which those but the last have this one."""
-    if before is None:
-        return value
-    return before + (value - before) / count
+    def _mean(self, column: str, mean: float | None, rows: Sequence[Row]) -> float | None:
+        """The mean of a column, of the rows before and of these."""
+        for value in (row[column] for row in rows if row.get(column) is not None):
+            self._counts[column] += 1
+            mean = value if mean is None else mean + (value - mean) / self._counts[column]
+        return mean
 
 
 def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) -> Summary:
@@ -198,7 +190,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         summary.left = rows - _done(store, rows)
     look = job.asking.method
     if isinstance(look, SecondLook) and look.promise is not None and summary.again is not None:
-        summary.strange = look.promise.strange(summary.again, summary._answers)
+        summary.strange = look.promise.strange(summary.again, summary._counts["again"])
     if isinstance(look, Method) and summary.retention is not None:
         summary.caution = look.caution(summary.retention)
     summary.answered, summary.bad = len(store.done) - store.bad, store.bad

@@ -68,7 +68,6 @@ class Compare:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.generate import timed
             from foveate.cli.outputs import finish
             from foveate.cli.report import agreement, full_values, race_note, race_values
             from foveate.cli.setup import named, set_up
@@ -84,7 +83,7 @@ class Compare:
             full = setup.vlm.answer(setup.prompt, generation=generation)
         answers = _answers(setup, scheduled, generation)
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
-        race = timed(setup, methods, len(full.tokens), self.pairs)
+        race = setup.race(methods, len(full.tokens), self.pairs)
         agreements = {name: agreement(answer, full) for name, answer in answers.items()}
         values: dict[str, Any] = setup.to_dict() | {
             "full": full_values(full),

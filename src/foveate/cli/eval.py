@@ -138,10 +138,8 @@ class Eval(MethodsOptions):
     def _evaluated(self) -> "Quality":
         """What is asked here, of the embedded tasks or of one's own samples."""
         from foveate.cli.setup import load
-        from foveate.embedded import tasks_of
         from foveate.eval.contenders import USUAL
         from foveate.eval.evaluation import evaluate, evaluate_samples
-        from foveate.eval.held_out import check_tasks
         from foveate.eval.plan import Plan
         from foveate.eval.records import reservation
 
@@ -157,11 +155,9 @@ class Eval(MethodsOptions):
             max_new_tokens=self.models.max_new_tokens,
         )
         names = () if self.tasks is None else tuple(name.strip() for name in self.tasks.split(","))
-        names = check_tasks(names, tasks_of(self.models.model))
-        seeds = self.seed or (0,)
         with reservation(asdict(self.models), self.cache, note):
             vlm = load(self.models)
             if self.samples is not None:
                 samples = samples_in(self.samples, question=self.prompt)
                 return evaluate_samples(vlm, samples, plan, listener=OnScreen())
-            return evaluate(vlm, names, plan, count=self.questions, seeds=seeds, listener=OnScreen())
+            return evaluate(vlm, names, plan, count=self.questions, seeds=self.seed or (0,), listener=OnScreen())

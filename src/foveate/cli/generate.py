@@ -9,19 +9,15 @@ from rich.console import Group, RenderableType
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, FigureOptions, Files, Pairs
 from foveate.cli.outputs import check_targets
-from foveate.cli.screen import busy, counting, labelled, note, preview
+from foveate.cli.screen import busy, labelled, note, preview
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 from foveate.plain.options import Flag, MediaOptions, ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from foveate.ask.answer import Answer
     from foveate.ask.generation import Generation
-    from foveate.bench.timing import Ratio
     from foveate.cli.setup import Setup
-    from foveate.contract.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +120,7 @@ class Generate:
 
         with busy("Answering without dropping"):
             full = setup.vlm.answer(setup.prompt, generation=generation)
-        race = timed(setup, setup.methods, len(full.tokens), self.pairs)
+        race = setup.race(setup.methods, len(full.tokens), self.pairs)
         same = agreement(answer, full)
         values = {
             "full": full_values(full),
@@ -139,17 +135,3 @@ class Generate:
             ("", f"{interval(race[AGAIN])} for the full model against itself: what noise alone does here"),
         ]
         return values, lines
-
-
-def timed(setup: "Setup", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":
-    """The full model and methods timed on the prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
-    from foveate.bench.paired import AGAIN, race
-
-    with counting("Timing, in rounds", pairs + 1) as advance:
-        times = race(setup.vlm.model, setup.prompt.inputs, methods, new_tokens, pairs, advance)
-    if not times[AGAIN].holds_one:
-        note(
-            "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "
-            "run more --pairs on a quiet machine."
-        )
-    return times

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate import embedded
 from foveate.ask.loading import device_of, is_folder, load as load_model
@@ -14,7 +14,7 @@ from foveate.ask.running import dropped_in
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
 from foveate.cli.options import BudgetOptions
-from foveate.cli.screen import busy, note
+from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method
 from foveate.cost.fitting import costs_of, within_flops
@@ -23,6 +23,9 @@ from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, set
 from foveate.plain.options import ModelOptions
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
+
+if TYPE_CHECKING:
+    from foveate.bench.timing import Ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,19 @@ class Setup:
     def methods(self) -> dict[str, Method]:
         """What runs, but for a second look."""
         return {name: method for name, method in self.drops.items() if isinstance(method, Method)}
+
+    def race(self, methods: Mapping[str, Method], new_tokens: int, pairs: int) -> "dict[str, Ratio]":
+        """The full model and methods timed on the prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
+        from foveate.bench.paired import AGAIN, race
+
+        with counting("Timing, in rounds", pairs + 1) as advance:
+            times = race(self.vlm.model, self.prompt.inputs, methods, new_tokens, pairs, advance)
+        if not times[AGAIN].holds_one:
+            note(
+                "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "
+                "run more --pairs on a quiet machine."
+            )
+        return times
 
     def to_dict(self) -> dict[str, Any]:
         """The input as plain values."""

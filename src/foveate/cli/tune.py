@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from foveate.ask.vlm import VLM
     from foveate.tuning import Tuned
 
-METHOD, QUICK = "v2drop", "vidcom2"
-"""What is tuned, and what is calibrated, where nobody names a method."""
+SCHEDULED = "v2drop"
+"""Whose schedule is tuned where nobody names a method."""
 Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -141,7 +141,7 @@ class Tune:
     @property
     def _cells(self) -> list[tuple[str, dict[str, float]]]:
         """Each method at each budget."""
-        return [(name, budget) for budget in self._budgets for name in self.method or (METHOD,)]
+        return [(name, budget) for budget in self._budgets for name in self.method or (SCHEDULED,)]
 
     def _check_schedules(self) -> None:
         """Refuse flags that contradict each other where schedules are tuned."""
@@ -190,14 +190,16 @@ class Tune:
 
         from foveate.cli.outputs import finish
         from foveate.cli.screen import note
-        from foveate.naming import method_of, parse
-        from foveate.tuning.agreeing import agree, settings_of
+        from foveate.tuning.agreeing import METHOD, agree, settings_of
 
         assert self.agreement is not None
-        methods = self.method or (QUICK,)
-        tried = [method_of(name, settings=self.settings, **budget) for name in methods for budget in self._budgets]
-        if not tried:
-            tried = [setting for name in methods for setting in settings_of(parse(name, self.settings))]
+        methods = self.method or (METHOD,)
+        tried = [
+            setting
+            for name in methods
+            for budget in self._budgets or [{}]
+            for setting in settings_of(name, self.settings, **budget)
+        ]
         may_narrow = len(methods) == 1 and not self._budgets
         sure = agree(vlm, prompts, tried, self.agreement, methods, may_narrow=may_narrow, **how)
         assert sure.promise is not None

@@ -313,8 +313,8 @@ class Questioning:
         ran = [(contender, [self.log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
         return figures_of(self.log(None), ran)
 
-    def ask(self, methods: Iterable[Method], doing: str) -> int:
-        """Ask what the store does not have, of the full model too; how many answers that were."""
+    def ask(self, methods: Iterable[Method], doing: str) -> None:
+        """Ask what the store does not have, of the full model too."""
         methods = list({key_of(method): method for method in methods}.values())
         work = outstanding(self.asked, methods, self.store)
         left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
@@ -322,7 +322,6 @@ class Questioning:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
             run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
-        return left
 
     def log(self, method: Method | None, sure: float | None = None) -> list[dict[str, Any]]:
         """A setting's log, in the questions' order; see `foveate.eval.pairing`.

@@ -127,14 +127,14 @@ def reservation(
         lock.release()
 
 
-def record_of(answer: Answer, method: str, question: str, full: First | None) -> dict[str, Any]:
+def record_of(answer: Answer, method: str, question: str, full: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is kept of an answer; of the full model's its first token too, of others how far theirs is from it.
 
     Args:
         answer: With its first token, and its confidence.
         method: The name under which it is kept.
         question: That of its question.
-        full: The first token of the full model's answer; None where it is not known.
+        full: The first token of the full model's answer, as its record has it; None where it is not known.
     """
     assert answer.first is not None
     record = {
@@ -151,7 +151,7 @@ def record_of(answer: Answer, method: str, question: str, full: First | None) ->
         return {**record, "first": First.of(answer.first).to_dict()}
     if full is None:
         return record
-    return {**record, "kl": full.divergence_of(answer.first)}
+    return {**record, "kl": First.from_dict(full).divergence_of(answer.first)}
 
 
 def looked_twice(quick: Mapping[str, Any], full: Mapping[str, Any], sure: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A second look calibrated on samples of one's own, without labels: the full model and some settings answer them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,7 @@ from foveate.eval.evaluation import open_questioning
 from foveate.eval.pairing import Row
 from foveate.eval.plan import Plan
 from foveate.eval.records import looked_twice
-from foveate.methods.vidcom2 import VidCom2
+from foveate.naming import method_of, parse
 from foveate.plain.spelling import read_json, written
 from foveate.runs.listener import Listener
 from foveate.runs.versions import versions
@@ -25,9 +25,8 @@ from foveate.tuning.promise import RISK, bound, fewest, one_each, threshold
 
 T = TypeVar("T")
 
-MAX_NEW_TOKENS = 64
-"""The longest answer of the full model."""
-
+METHOD = "vidcom2"
+"""What is tried where nobody names a method."""
 BUDGETS = (2 / 9, 1 / 9, 1 / 3)
 """What is tried of a method without a budget, as shares: the first alone where samples are too few for three."""
 LONG = 6
@@ -57,15 +56,23 @@ class Agreeing(TypedDict, total=False):
     listener: Listener | None
 
 
-def settings_of(method: Method | None) -> tuple[Method, ...]:
-    """What is tried: a method as it says, or an open one at three budgets; None is VidCom2.
+def settings_of(method: Method | str, settings: Sequence[str] = (), **budget: float) -> tuple[Method, ...]:
+    """What is tried: a method at its budget or as it says, or an open one at three budgets.
 
     They are fixed before a sample is seen: settings chosen on the samples of a bound void it.
     """
-    method = VidCom2() if method is None else method
+    if budget:
+        return (method_of(method, settings=settings, **budget),)
+    if isinstance(method, str):
+        method = parse(method, settings)
     if method.open:
         return tuple(method.with_budget(retention=share) for share in BUDGETS)
     return (method,)
+
+
+def plan_of(how: Mapping[str, Any]) -> Plan:
+    """Who answers, how long at most, and where that is kept, as keywords of `foveate.tune` say it."""
+    return Plan(**{name: how[name] for name in ("cache", "workers", "max_new_tokens") if name in how})
 
 
 def agree(
@@ -115,11 +122,7 @@ def agree(
     for method in settings:
         for size in sorted({prompt.vision_tokens for prompt in prompts}):
             meet(method, vlm.model, size)
-    plan = Plan(
-        cache=how.get("cache"),
-        workers=how.get("workers", 1),
-        max_new_tokens=how.get("max_new_tokens", MAX_NEW_TOKENS),
-    )
+    plan = plan_of(how)
     with open_questioning(vlm, questions, plan, listener) as asking:
         asking.ask(settings, "Answering in full and with few tokens")
         full = asking.log(None)
