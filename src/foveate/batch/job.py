@@ -280,8 +280,8 @@ def _chunks(
     So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
     """
 
-    def place(one: MediaSample | Bad) -> tuple[int, int | None]:
-        return one.number // size, one.number if one.number in alone else None
+    def place(sample: MediaSample | Bad) -> tuple[int, int | None]:
+        return sample.number // size, sample.number if sample.number in alone else None
 
     for _, chunk in groupby(samples.read(done), place):
         yield list(chunk)

@@ -85,10 +85,10 @@ class Count:
             if len(media) == 1:
                 alone = [prompt]
             else:
-                alone = [prepare_blank(vlm, [one], QUESTION, **self.media.showing) for one in media]
+                alone = [prepare_blank(vlm, [medium], QUESTION, **self.media.showing) for medium in media]
         for text in prompt.notes:
             note(text)
-        counts = [one.vision_tokens for one in alone]
+        counts = [of_medium.vision_tokens for of_medium in alone]
         values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts, **_costs(prompt)}
         values["vision_tokens"] = prompt.vision_tokens
         if self.tokens is not None:
