@@ -97,5 +97,5 @@ class MediaOptions:
 
     @property
     def showing(self) -> dict[str, Any]:
-        """The same as the keywords of `VLM.prepare`."""
+        """How it is shown, as the keywords of `VLM.prepare`."""
         return {name: getattr(self, name) for name in ("frames", "fps", "fit")}
