@@ -14,8 +14,6 @@ from transformers import AutoProcessor
 
 import foveate as fv
 from foveate import embedded
-from foveate.cli.checks import check_model
-from foveate.cli.options import ModelOptions
 from foveate.eval.provenance import conditions
 from foveate.eval.records import fingerprint
 from tests.cli.conftest import save_tiny_llava
@@ -262,16 +260,6 @@ def test_loading_warns_of_nothing(tuned):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(tuned)
-
-
-def test_commands_refuse_before_torch_what_loading_refuses(tuned, monkeypatch):
-    check_model(ModelOptions(model=str(tuned)))
-    change(tuned, base_model_name_or_path="./nosuch")
-    with pytest.raises(fv.InputError, match=r"\./nosuch"):
-        check_model(ModelOptions(model=str(tuned)))
-    change(tuned, base_model_name_or_path="nosuch")
-    with pytest.raises(fv.InputError, match="nosuch"):
-        check_model(ModelOptions(model=str(tuned)))
 
 
 def test_answers_depend_on_the_adapter_and_on_its_base(base, tuned, tmp_path):

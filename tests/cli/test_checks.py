@@ -9,8 +9,7 @@ from contextlib import suppress
 import pytest
 
 from foveate import embedded
-from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import ModelOptions
+from foveate.cli.checks import check_methods
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError
 from foveate.methods.uniform import Uniform
 from foveate.naming import parse
@@ -32,14 +31,12 @@ REFUSED = [
     (["generate", PICTURE, *ASK, "--model", "./\udcff"], r"There is no folder ./\udcff"),
     (["generate", PICTURE, *ASK, "--model", "\udcff/m"], r"Model '\udcff/m' is no folder here"),
     (["generate", PICTURE, *ASK, "--model", "./" + "m" * 5000], "mmm…: File name too long"),
-    (["bench", "--model", "m" * 5000], "mmm…' is no folder here"),
     (["generate", PICTURE, *ASK, "--model", "llava"], "written OWNER/NAME"),
     (["compare", "nofile.png", *ASK], "nofile.png cannot be read"),
     (["eval", "--method", "v2dop:metric=l1"], "No method 'v2dop'. Did you mean v2drop?"),
     (["eval", "--include", "nowhere"], "--logs"),
     (["eval", "--model", "./nofolder"], "There is no folder ./nofolder"),
     (["bench", "--method", "visiondrop+nosuch"], "No method 'nosuch'"),
-    (["bench", "--model", "cpu-mediun"], "Shapes: foveate bench --shapes"),
     (["tune", "nofile.png", *ASK, "--retention", "0.5"], "nofile.png cannot be read"),
     (["batch", "none.jsonl", "out"], "none.jsonl cannot be read: No such file"),
     (["batch", "none", "out"], "none cannot be read: No such file"),
@@ -129,11 +126,15 @@ def test_a_preset_that_there_is_not_is_refused_when_presets_are_asked_for(run):
     assert "Did you mean v2drop/llava-1.5-7b/" in err
 
 
-def test_a_folder_without_a_config_is_no_model(tmp_path):
-    with pytest.raises(InputError, match=r"has no config\.json"):
-        check_model(ModelOptions(model=str(tmp_path)))
-    for name in ("llava-hf/llava-1.5-7b-hf", "embedded"):
-        check_model(ModelOptions(model=name))
+def test_a_model_that_is_no_shape_is_refused_with_where_shapes_are_listed(run):
+    for name in ("cpu-mediun", "m" * 5000):
+        code, _, err = run("bench", "--model", name)
+        assert (code, "is no folder here" in err, "Shapes: foveate bench --shapes" in err) == (1, True, True)
+
+
+def test_a_folder_without_a_config_is_no_model(run, tmp_path):
+    code, _, err = run("generate", "--model", tmp_path, PICTURE, *ASK)
+    assert (code, "config" in err, err.count("\n")) == (1, True, 1)
 
 
 def test_one_method_and_one_family_are_shown_with_their_settings_and_places(run):

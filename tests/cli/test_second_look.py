@@ -36,6 +36,11 @@ def file(samples):
     return path
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "answers"))
+
+
 def test_it_is_calibrated_written_and_asked_with(run, samples, tmp_path):
     out = tmp_path / "sure.json"
     narrow = ("--method", "vidcom2", "--budget", 64)
@@ -106,15 +111,15 @@ def test_it_is_refused_with_a_sentence(words, code, says, run, samples, file, tm
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--cache", "x"), "leave --cache out"),
+        (("--task", "x"), "leave --task out"),
         (("--out", "sure.csv"), "a .json file"),
         (("--budget", 64, "--retention", 0.2), "the same thing"),
         (("--agreement", 0.98), "6: 108 are missing"),
     ],
     ids=str,
 )
-def test_what_cannot_be_calibrated_is_refused_before_the_model_is_loaded(words, says, run, samples):
-    code, _, err = run("tune", "--samples", samples, "--agreement", AGREEMENT, "--model", "no/model", *words)
+def test_what_cannot_be_calibrated_is_refused(words, says, run, samples):
+    code, _, err = run("tune", "--samples", samples, "--agreement", AGREEMENT, *words)
     assert (code, says in err) == (2, True), err
 
 

@@ -65,7 +65,7 @@ def test_thresholds_are_found_written_and_run(run, tiny_llava, pictures, tmp_pat
 def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pictures, tmp_path):
     lines = [json.dumps({"image": path.name, "prompt": f"What is w{at} ?"}) for at, path in enumerate(pictures)]
     (listed := tmp_path / "asked.jsonl").write_text("\n".join(lines))
-    assert Tune(samples=listed)._asked() == [(str(path), f"What is w{at} ?", "") for at, path in enumerate(pictures)]
+    assert Tune(samples=listed)._samples() == [(str(path), f"What is w{at} ?", "") for at, path in enumerate(pictures)]
     listed.write_text(lines[0] + "\n{}")
     code, _, err = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20)
     assert (code, "row 1 (from 0)" in err) == (1, True)
@@ -73,7 +73,7 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pict
     code, _, err = run("tune", "--samples", listed, "--budget", 20)
     assert (code, "is no JSON" in err) == (1, True)
     (listed := tmp_path / "asked.csv").write_text("image,prompt,label\n" + f"{pictures[0]},What,7\n" * 2)
-    assert Tune(samples=listed)._asked() == [(str(pictures[0]), "What", "")] * 2
+    assert Tune(samples=listed)._samples() == [(str(pictures[0]), "What", "")] * 2
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_sample_that_cannot_be_one_is_named_by_its_row(run, pictures, tmp_path
 
 def test_a_question_may_hold_what_other_programs_take_for_the_end_of_a_line(pictures, tmp_path):
     (listed := tmp_path / "asked.jsonl").write_text('{"image": "0.png", "prompt": "a\u2028b\u0085c"}\r\n')
-    assert Tune(samples=listed)._asked() == [(str(tmp_path / "0.png"), "a\u2028b\u0085c", "")]
+    assert Tune(samples=listed)._samples() == [(str(tmp_path / "0.png"), "a\u2028b\u0085c", "")]
 
 
 def test_schedules_are_tuned_in_two_processes_and_written_into_a_folder(run, tiny_llava, pictures, tmp_path):
@@ -151,7 +151,7 @@ def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
         ([PICTURE, "--prompt", "x"], "one of --budget and --retention"),
         (["--retention", 0.5], "Name picture files"),
         ([PICTURE, "--retention", 0.5], "What is the question?"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--flops", 0.5], "one of --budget and --retention"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--flops", 0.5], "give one of them"),
         ([PICTURE, "--prompt", "x", "--flops", 0.5, "--flops", 0.5], "--flops: the same one is given twice"),
         ([PICTURE, "--prompt", "x", "--budget", 9, "--budget", 5, "--out", "a.json"], "such as --out a:"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),

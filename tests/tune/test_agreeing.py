@@ -16,6 +16,14 @@ from foveate.tuning.promise import bound, fewest
 NEEDED = fewest(0.9)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Where answers are kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def vlm():
     return fv.load(device="cpu")
@@ -60,6 +68,15 @@ def test_its_figures_are_those_of_asking(vlm, sure, prompts):
     assert promise.tokens == pytest.approx(64 + promise.again * 576)
     answer = vlm.ask(picture(), "What is it ?", method=sure)
     assert answer.again == (answer.confidence < sure.sure)
+
+
+def test_what_was_answered_is_not_asked_again(vlm, sure, asked, prompts):
+    calls = []
+    with vlm.model.register_forward_pre_hook(lambda *_: calls.append(1)):
+        tasks = [question.task for question in asked]
+        again = fv.tune(vlm, prompts, agreement=0.9, method="vidcom2", tokens=64, tasks=tasks)
+    assert not calls
+    assert replace(again.promise, date="") == replace(sure.promise, date="")
 
 
 def test_its_file_is_what_it_is(sure, tmp_path):
@@ -119,9 +136,7 @@ def test_a_schedule_that_was_tuned_on_these_samples_is_refused(vlm, sure, prompt
         fv.tune(vlm, prompts, agreement=0.9, method=str(file))
 
 
-@pytest.mark.parametrize(
-    "more", [{"cache": "x"}, {"workers": 2}, {"flops": 0.5}, {"given": ["keep"]}, {"serach": 1}], ids=str
-)
+@pytest.mark.parametrize("more", [{"task": "x"}, {"flops": 0.5}, {"given": ["keep"]}, {"serach": 1}], ids=str)
 def test_what_is_for_a_schedule_is_refused(more, vlm, prompts):
     with pytest.raises(fv.SettingError):
         fv.tune(vlm, prompts, agreement=0.9, **more)
@@ -143,7 +158,7 @@ def test_a_model_without_a_processor_and_samples_that_are_none_are_refused(vlm, 
 
 
 def test_what_is_tried_is_three_budgets_of_an_open_method_or_what_is_given():
-    assert [method.retention for method in settings_of(None)] == list(BUDGETS)
+    assert [method.retention for method in settings_of("vidcom2")] == list(BUDGETS)
     assert len(settings_of(fv.VisionDrop())) == 3
     preset = fv.preset("v2drop/llava-1.5-7b/192")
     assert settings_of(preset) == (preset,)

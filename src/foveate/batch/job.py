@@ -1,11 +1,12 @@
 """A job: samples in, a folder of answers out, and on from where it stopped."""
 
+import faulthandler
 import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -14,18 +15,16 @@ from typing import Any
 
 from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
-from foveate.batch.in_hand import InHand
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import named
 from foveate.plain.version import __version__
 from foveate.plain.writing import encodable
-from foveate.runs.crew import Crew, Here
+from foveate.runs.crew import Crew, Here, work_through
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
-from foveate.runs.working import work_through
 
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
 
@@ -115,9 +114,7 @@ class Summary:
     parts: int = 0
     bad_file: str = BAD
     broken_file: str = BROKEN
-    _answers: int = field(default=0, repr=False)
-    _scored: int = field(default=0, repr=False)
-    _shown: int = field(default=0, repr=False)
+    _counts: Counter[str] = field(default_factory=Counter, repr=False)
 
     @property
     def rate(self) -> float | None:
@@ -134,25 +131,19 @@ class Summary:
     def add(self, answers: Sequence[Row], bad: Sequence[Row]) -> None:
         """Count rows of this run."""
         self.asked += len(answers) + len(bad)
-        for row in answers:
-            self._answers += 1
-            self.noted += bool(row["notes"])
-            if row.get("right") is not None:
-                self._scored += 1
-                self.accuracy = _mean(self.accuracy, row["right"], self._scored)
-            if "again" in row:
-                self.again = _mean(self.again, row["again"], self._answers)
-            if row["vision_tokens"]:
-                self._shown += 1
-                self.retention = _mean(self.retention, row["retention"], self._shown)
-                self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._shown)
+        self.noted += sum(bool(row["notes"]) for row in answers)
+        shown = [row for row in answers if row["vision_tokens"]]
+        self.accuracy = self._mean("right", self.accuracy, answers)
+        self.again = self._mean("again", self.again, answers)
+        self.retention = self._mean("retention", self.retention, shown)
+        self.vision_tokens = self._mean("vision_tokens", self.vision_tokens, shown)
 
-
-def _mean(before: float | None, value: float, count: int) -> float:
-    """The mean of `count` values, of which those but the last have this one."""
-    if before is None:
-        return value
-    return before + (value - before) / count
+    def _mean(self, column: str, mean: float | None, rows: Sequence[Row]) -> float | None:
+        """The mean of a column, of the rows before and of these."""
+        for value in (row[column] for row in rows if row.get(column) is not None):
+            self._counts[column] += 1
+            mean = value if mean is None else mean + (value - mean) / self._counts[column]
+        return mean
 
 
 def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) -> Summary:
@@ -199,7 +190,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         summary.left = rows - _done(store, rows)
     look = job.asking.method
     if isinstance(look, SecondLook) and look.promise is not None and summary.again is not None:
-        summary.strange = look.promise.strange(summary.again, summary._answers)
+        summary.strange = look.promise.strange(summary.again, summary._counts["again"])
     if isinstance(look, Method) and summary.retention is not None:
         summary.caution = look.caution(summary.retention)
     summary.answered, summary.bad = len(store.done) - store.bad, store.bad
@@ -289,11 +280,60 @@ def _chunks(
     So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
     """
 
-    def place(one: MediaSample | Bad) -> tuple[int, int | None]:
-        return one.number // size, one.number if one.number in alone else None
+    def place(sample: MediaSample | Bad) -> tuple[int, int | None]:
+        return sample.number // size, sample.number if sample.number in alone else None
 
     for _, chunk in groupby(samples.read(done), place):
         yield list(chunk)
+
+
+# -- what is in hand -------------------------------------------------------------------------------------------
+
+
+class InHand:
+    """A file with what this process has in hand, and behind it what Python writes when a process crashes.
+
+    A crash is a fault of native code, as of a decoder. `kill -9` leaves nothing behind the name, so nobody is blamed
+    for it.
+
+    Args:
+        folder: Of the run.
+
+    Attributes:
+        crashed: What was in hand when the last run crashed; None where it did not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".in-hand"
+        self.crashed: str | None = None
+        with suppress(OSError):
+            name, _, crash = self._path.read_text(errors="replace").partition("\n")
+            self.crashed = name if crash else None
+
+    def following(self, items: Iterable[Any], name_of: Callable[[Any], str]) -> Iterator[Any]:
+        """The items as they are; each is noted when it is taken, to be worked on in this process.
+
+        Where Python reports crashes to somebody else already, or there is no room, nothing is noted.
+        """
+        file = None
+        if not faulthandler.is_enabled():
+            with suppress(OSError):
+                file = self._path.open("wb", buffering=0)
+        if file is None:
+            yield from items
+            return
+        with file:
+            faulthandler.enable(file, all_threads=False)
+            try:
+                for item in items:
+                    with suppress(OSError):
+                        file.seek(0)
+                        file.truncate()
+                        file.write(f"{name_of(item)}\n".encode())
+                    yield item
+            finally:
+                faulthandler.disable()
+        self._path.unlink(missing_ok=True)
 
 
 # -- Parquet ------------------------------------------------------------------------------------------------------

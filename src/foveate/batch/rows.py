@@ -11,7 +11,6 @@ from foveate.ask.answers import Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
-from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import dropped_in
 from foveate.ask.second_look import AnyLook, SecondLook
@@ -23,6 +22,7 @@ from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
 from foveate.plain.files import scheme_of
+from foveate.plain.options import GraphOptions, MediaOptions
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in
@@ -61,32 +61,22 @@ USUAL = 576
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowAsking:
+@dataclass(frozen=True, kw_only=True)
+class RowAsking(GraphOptions, MediaOptions):
     """Which model is asked, and how.
 
     Attributes:
-        model, device, dtype, attention: As for `foveate.load`.
-        method: What drops, or a second look; None is the untouched model.
-        frames, fps, fit: As for `VLM.ask`.
+        model, device, dtype, attention, cuda_graphs: As for `foveate.load`.
         max_new_tokens: The longest answer.
+        frames, fps, fit: As for `VLM.ask`.
+        method: What drops, or a second look; None is the untouched model.
         batch_size: Most rows that the model answers at a time.
         within: The folder that files must lie in; None reads them anywhere.
-        cuda_graphs: As for `foveate.load`.
     """
 
-    model: str
-    device: str = "auto"
-    dtype: str = "auto"
-    attention: str = "auto"
     method: AnyLook = None
-    frames: int | None = None
-    fps: float | None = None
-    fit: Fit = "own"
-    max_new_tokens: int = 64
     batch_size: int = 8
     within: str | None = None
-    cuda_graphs: bool = False
 
     def load(self) -> VLM:
         """The model.
@@ -94,8 +84,7 @@ class RowAsking:
         Raises:
             FoveateError: As `foveate.load`.
         """
-        names = ("device", "dtype", "attention", "cuda_graphs")
-        return load(self.model, **{name: getattr(self, name) for name in names})
+        return load(self.model, **self.loading)
 
     def begin(self, place: int, count: int) -> "RowAnswerer":
         """The model in process `place` of `count`; see `foveate.runs.crew.Task`."""
@@ -159,7 +148,11 @@ class RowAnswerer:
         """
         samples = [sample for sample in item if isinstance(sample, MediaSample)]
         replies = self._answerer.replies(samples, self._prepared, stopped=stopped)
-        while (batch := _quietly(replies)) is not None:
+        while True:
+            with warnings.catch_warnings(action="ignore"):  # what is warned of is among the answer's notes
+                batch = next(replies, None)
+            if batch is None:
+                break
             yield [_row(reply) for reply in batch]
         yield [bad_row(sample, sample.reason) for sample in item if isinstance(sample, Bad)]
 
@@ -172,7 +165,7 @@ class RowAnswerer:
                 if is_file and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
-        prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
+        prompt = self.vlm.prepare(media, sample.question, **asking.showing)
         dropped_in(self.vlm, self._drops, prompt.vision_tokens)
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if most and prompt.tokens > BEYOND * most:
@@ -191,13 +184,6 @@ class RowAnswerer:
         if method is not None:
             with drop(self.vlm.model, method):
                 pass
-
-
-def _quietly(replies: Iterator[list[Reply[MediaSample]]]) -> list[Reply[MediaSample]] | None:
-    """The next batch's; None behind the last. What is warned of is among the answer's notes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return next(replies, None)
 
 
 def _row(reply: Reply[MediaSample]) -> Row:

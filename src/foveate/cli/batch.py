@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import BudgetOptions, Count, Flag, GraphOptions, MaybeCount, MediaOptions
-from foveate.cli.screen import busy, counting, labelled, note, show, show_json
+from foveate.cli.options import BudgetOptions
+from foveate.cli.screen import OnScreen, busy, counting, labelled, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
-from foveate.runs.listener import Advance, Listener
+from foveate.plain.options import Count, Flag, GraphOptions, MaybeCount, MediaOptions
+from foveate.runs.listener import Advance
 from foveate.runs.samples import SampleColumns, samples_in
 
 if TYPE_CHECKING:
@@ -105,13 +106,18 @@ class Batch:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
-            from foveate.cli.setup import device_named
+            from foveate.batch.rows import RowAsking
+            from foveate.cli.setup import device_named, drops_named, tell_budgets
 
         device_named(self.models.device)
         root = None
         if self.columns.root is not None:
             root = os.path.abspath(self.columns.root)
-        asking = self._asking(root)
+        drops = None if self.untouched else drops_named(self.method, self.budgets)
+        tell_budgets({self.method: drops}, self.budgets)
+        asking = RowAsking(
+            **vars(self.models), **vars(self.media), method=drops, batch_size=self.batch_size, within=root
+        )
         job = Job(
             input=self.input,
             out=self.out,
@@ -156,33 +162,7 @@ class Batch:
         if self.untouched and (self.budgets != BudgetOptions() or self.method != Batch.method):
             raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
         check_methods([self.method])
-        check_model(self.models)
-
-    def _asking(self, root: str | None) -> "RowAsking":
-        from foveate.batch.rows import RowAsking
-        from foveate.cli.setup import named, second_look, tell_budgets
-
-        look = None
-        if not self.untouched:
-            look = second_look(self.method, self.budgets)
-        methods = {}
-        if not self.untouched and look is None:
-            methods = named([self.method], self.budgets)
-        tell_budgets(methods, self.budgets)
-        return RowAsking(
-            model=self.models.model,
-            device=self.models.device,
-            dtype=self.models.dtype,
-            attention=self.models.attention,
-            method=look or methods.get(self.method),
-            frames=self.media.frames,
-            fps=self.media.fps,
-            fit=self.media.fit,
-            max_new_tokens=self.models.max_new_tokens,
-            batch_size=self.batch_size,
-            within=root,
-            cuda_graphs=self.models.cuda_graphs,
-        )
+        check_model(self.models.model)
 
     def _crew(self, asking: "RowAsking") -> "Crew | None":
         if self.ray is not None:
@@ -224,15 +204,12 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
     return rows
 
 
-class _Stopping(Listener):
+class _Stopping(OnScreen):
     """Shows on stderr how a run goes, and lets Ctrl-C and `kill` end it after the rows in hand."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
-
-    def note(self, text: str) -> None:
-        note(text)
 
     def stopped(self) -> bool:
         return self._signal is not None
@@ -252,14 +229,10 @@ class _Stopping(Listener):
     @contextmanager
     def _hearing(self) -> Iterator[None]:
         """Let signals be heard that would else end the program; what is ignored, as behind nohup, stays ignored."""
-        ending = [
-            number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN
-        ]
-        try:
-            self._before = {number: signal.signal(number, self._hear) for number in ending}
-        except ValueError:  # only the first thread may say what signals do
-            yield
-            return
+        with suppress(ValueError):  # only the first thread may say what signals do
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._hear)
         try:
             yield
         finally:

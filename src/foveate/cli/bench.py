@@ -7,20 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from foveate.cli.checks import check_methods, check_shape
-from foveate.cli.options import (
-    EMBEDDED,
-    Count,
-    Flag,
-    MaybeCount,
-    MethodsOptions,
-    ModelOptions,
-    TableOptions,
-    whole,
-)
+from foveate.cli.checks import check_methods, check_model
+from foveate.cli.options import MethodsOptions, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
+from foveate.plain.options import EMBEDDED, Count, Flag, MaybeCount, ModelOptions, whole
 
 if TYPE_CHECKING:
     import torch
@@ -93,22 +85,28 @@ class Bench(MethodsOptions):
         Raises:
             KeyboardInterrupt: After the rounds that were finished have been printed and written.
         """
-        self.check_each_once()
+        check_each_once(self)
         check_targets(self.outputs)
         if self.method != (ALL,):
             check_methods(self.method)
-        check_shape(self.model)
         # Only now anything slow is imported: --help and refusals stay quick.
+        from rich.console import Group
+
+        from foveate.cli.outputs import finish
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
             from foveate.bench.shapes import shape_sheet, shapes
 
+        stopped = None
         if self.shapes:
-            values = {"shapes": {name: shape.to_dict() for name, shape in shapes().items()}}
-            self._finish(values, [shape_sheet(list(shapes().values()))])
+            record: dict[str, Any] = {"shapes": {name: shape.to_dict() for name, shape in shapes().items()}}
+            tables = [shape_sheet(list(shapes().values()))]
         else:
-            self._bench(shapes().get(self.model))
+            record, tables, stopped = self._measured(shapes().get(self.model))
+        finish(record, Group(*tables), self.outputs, tables=tables)
+        if stopped is not None:
+            raise stopped
 
     def _device(self) -> "torch.device":
         """Where everything runs."""
@@ -131,10 +129,13 @@ class Bench(MethodsOptions):
             )
         return device
 
-    # -- the way of a run -------------------------------------------------------------------------------------
-
-    def _bench(self, shape: "NamedShape | None") -> None:
+    def _measured(self, shape: "NamedShape | None") -> "tuple[dict[str, Any], list[Table], BaseException | None]":
+        """The record and the tables of all timed rounds, and what stopped them, if anything did."""
         from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
+        from foveate.bench.paired import PairedRun
+        from foveate.bench.results import noisy_parts, result_sheets, rows_of
+        from foveate.bench.stopwatch import clock_of
+        from foveate.cli.screen import note
 
         named = named_methods(self.method)
         device = self._device()
@@ -149,13 +150,35 @@ class Bench(MethodsOptions):
             passes_over=SettingError if self.method == (ALL,) else BudgetError,
         )
         command = shlex.join(["foveate", *sys.argv[1:]])
-        record = conditions(
+        record: dict[str, Any] = conditions(
             benched, device, new_tokens=self.new_tokens, clock=self.clock, seed=self.seed, command=command
         )
         title = title_of(record)
-        record["infeasible"] = infeasible
-        notes = [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
-        self._measure(benched, methods, record, title, notes)
+        run = PairedRun(benched.model, benched.workload, self.new_tokens, clock_of(self.clock))
+        pairs = self.pairs or (10 if benched.model.device.type == "cpu" else 30)
+        stopped = self._time(run, methods, pairs)
+        finished = len(run.rounds)
+        notes = []
+        if stopped is not None:
+            notes = [f"Interrupted after {finished} of {pairs} rounds."]
+            if finished < LEAST:
+                note(f"{finished} of {pairs} rounds were finished: too few for a ratio, so nothing is written.")
+                raise stopped
+        rows = rows_of(run)
+        noisy = noisy_parts(rows)
+        if noisy:
+            note(
+                f"warning: the machine is noisy: the untouched model differs from itself ({', '.join(noisy)}). "
+                "Distrust differences of that size; run more --pairs on a quiet machine."
+            )
+        failed = {candidate.name: candidate.failed for candidate in run.candidates.values() if candidate.failed}
+        if run.obstacle:
+            notes = [f"No rows of bare layers: {run.obstacle}.", *notes]
+        notes += [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
+        notes += [f"{name}: did not run: {why}" for name, why in failed.items()]
+        record |= {"infeasible": infeasible, "rounds": finished, "rounds_asked": pairs, "noisy": noisy}
+        record |= {"failed": failed, "no_bare": run.obstacle, "rows": rows}
+        return record, result_sheets(rows, title, notes), stopped
 
     def _benched(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
@@ -170,6 +193,10 @@ class Bench(MethodsOptions):
         if shape is not None:
             with busy(f"Making random weights for {shape.name}"):
                 return from_shape(shape, device, dtype_for(self.dtype, device), self.attention, size)
+        try:
+            check_model(self.model)
+        except InputError as error:
+            raise InputError(f"{error} Shapes: foveate bench --shapes.") from error
         options = ModelOptions(model=self.model, device=str(device), dtype=self.dtype, attention=self.attention)
         benched = from_checkpoint(load(options), size)
         text_tokens = benched.workload.text_tokens
@@ -177,41 +204,6 @@ class Bench(MethodsOptions):
             asked = self.text_tokens
             note(f"the prompt has {text_tokens} tokens of text: words of this tokenizer do not add up to {asked}.")
         return benched
-
-    def _measure(
-        self, benched: "Benched", methods: "dict[str, Method]", record: dict[str, Any], title: str, notes: list[str]
-    ) -> None:
-        """Time, print, and write what was asked for."""
-        from foveate.bench.paired import PairedRun
-        from foveate.bench.results import noisy_parts, result_sheets, rows_of
-        from foveate.bench.stopwatch import clock_of
-        from foveate.cli.screen import note
-
-        run = PairedRun(benched.model, benched.workload, self.new_tokens, clock_of(self.clock))
-        pairs = self.pairs or (10 if benched.model.device.type == "cpu" else 30)
-        stopped = self._time(run, methods, pairs)
-        finished = len(run.rounds)
-        if stopped is not None:
-            notes = [f"Interrupted after {finished} of {pairs} rounds.", *notes]
-            if finished < LEAST:
-                note(f"{finished} of {pairs} rounds were finished: too few for a ratio, so nothing is written.")
-                raise stopped
-        rows = rows_of(run)
-        noisy = noisy_parts(rows)
-        if noisy:
-            note(
-                f"warning: the machine is noisy: the untouched model differs from itself ({', '.join(noisy)}). "
-                "Distrust differences of that size; run more --pairs on a quiet machine."
-            )
-        failed = {candidate.name: candidate.failed for candidate in run.candidates.values() if candidate.failed}
-        if run.obstacle:
-            notes = [f"No rows of bare layers: {run.obstacle}.", *notes]
-        notes += [f"{name}: did not run: {why}" for name, why in failed.items()]
-        record |= {"rounds": finished, "rounds_asked": pairs, "noisy": noisy, "failed": failed}
-        record |= {"no_bare": run.obstacle, "rows": rows}
-        self._finish(record, result_sheets(rows, title, notes))
-        if stopped is not None:
-            raise stopped
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
         """Run everything; what stopped it, if anything did. What is finished then stays in the run."""
@@ -226,11 +218,3 @@ class Bench(MethodsOptions):
         except (KeyboardInterrupt, InputError) as error:
             return error
         return None
-
-    def _finish(self, record: dict[str, Any], tables: "list[Table]") -> None:
-        """Write the record where it was asked for, then print."""
-        from rich.console import Group
-
-        from foveate.cli.outputs import finish
-
-        finish(record, Group(*tables), self.outputs, tables=tables)

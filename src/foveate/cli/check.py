@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import tyro
 
 from foveate.cli.checks import check_model
-from foveate.cli.options import EMBEDDED, ModelOptions, OutputOptions
+from foveate.cli.options import OutputOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
 from foveate.plain.files import check_readable
+from foveate.plain.options import EMBEDDED, ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Check:
         """Check, print the table, and write what was asked for; the exit code."""
         check_targets(self.outputs)
         options = ModelOptions(model=self.model, device=self.device, dtype=self.dtype, attention=self.attention)
-        check_model(options)
+        check_model(self.model)
         if self.image is not None:
             check_readable(self.image)
         # Only now anything slow is imported: --help and refusals stay quick.

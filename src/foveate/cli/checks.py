@@ -3,73 +3,55 @@
 Whatever else is wrong, such as a setting or a budget, the library refuses.
 """
 
-import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from foveate import embedded
-from foveate.cli.options import EMBEDDED, MediaOptions, ModelOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain import inventory
 from foveate.plain.files import check_readable, is_video
-from foveate.plain.folders import base_of, check_folder, folder_of, loading_base
+from foveate.plain.folders import folder_of
+from foveate.plain.options import EMBEDDED, MediaOptions
 from foveate.plain.spelling import unknown, written
 from foveate.plain.upstream import shown
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the pictures of a folder."""
-SHAPES = Path(__file__).parents[1] / "bench" / "shapes.json"
 
 
-def check_input(files: Sequence[Path], prompt: str | None, models: ModelOptions, media: MediaOptions) -> None:
+def check_input(files: Sequence[Path], prompt: str | Sequence[str], model: str, media: MediaOptions) -> None:
     """Refuse a question that cannot be asked.
 
     Raises:
         UsageError: If a file or the prompt is missing, or there are frames to choose and no video.
         InputError: If a file cannot be read, or there is no such model.
     """
-    if not files and models.model != EMBEDDED:
+    if not files and model != EMBEDDED:
         raise UsageError("Which picture? Name image or video files; only the embedded model brings one of its own.")
-    if files and prompt is None:
+    if files and not prompt:
         raise UsageError('What is the question? Give it with --prompt "…".')
     frames_asked = media.frames is not None or media.fps is not None
     if frames_asked and not any(is_video(path, frames_asked=True) for path in files):
         raise UsageError("--frames and --fps are for videos, and no file has the ending of one (.mp4, .mkv, .webm …).")
     for path in files:
         check_readable(path)
-    check_model(models)
+    check_model(model)
 
 
-def check_model(models: ModelOptions) -> None:
-    """Refuse a name that is neither a folder with a model nor a hub id.
+def check_model(name: str) -> None:
+    """Refuse a name that is neither a folder nor a hub id.
 
     Raises:
-        InputError: If that is so, or a file of the folder is damaged or has no place there.
+        InputError: If that is so.
     """
-    name = models.model
-    if name in embedded.NAMES:
+    if name in embedded.NAMES or folder_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return
-    folder = folder_of(name)
-    if folder is not None:
-        check_folder(name, folder)
-        base = base_of(name, folder)
-        if base is not None:
-            with loading_base(name, base):
-                check_model(replace(models, model=base))
-        elif not (folder / "config.json").is_file():
-            raise InputError(
-                f"Model '{shown(name)}' cannot be loaded: the folder has no config.json. "
-                "Give a hub id or a local folder with a config, a processor and safetensors weights."
-            )
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(
-            f"Model '{shown(name)}' is no folder here, and no hub id: that is written OWNER/NAME. "
-            "Families: foveate models."
-        )
+    raise InputError(
+        f"Model '{shown(name)}' is no folder here, and no hub id: that is written OWNER/NAME. Families: foveate models."
+    )
 
 
 def files_in(place: Path, films: bool = False) -> list[Path]:
@@ -84,20 +66,6 @@ def files_in(place: Path, films: bool = False) -> list[Path]:
     if not paths:
         raise InputError(f"{place} has no picture in it ({', '.join(ENDINGS)}).")
     return paths
-
-
-def check_shape(name: str) -> None:
-    """Refuse what is neither a shape of `foveate bench` nor a model.
-
-    Raises:
-        InputError: If that is so.
-    """
-    if name in json.loads(SHAPES.read_text(encoding="utf-8")):
-        return
-    try:
-        check_model(ModelOptions(model=name))
-    except InputError as error:
-        raise InputError(f"{error} Shapes: foveate bench --shapes.") from error
 
 
 def own_files(names: Sequence[str]) -> list[str]:

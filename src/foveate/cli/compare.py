@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import FigureOptions, Files, FlopsOptions, MediaOptions, ModelOptions, Pairs, TableOptions
+from foveate.cli.options import FigureOptions, Files, FlopsOptions, Pairs, TableOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
+from foveate.plain.options import MediaOptions, ModelOptions
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
@@ -63,34 +64,26 @@ class Compare:
         check_targets(self.outputs)
         names = self.method or METHODS
         check_methods(names)
-        check_input(self.files, self.prompt, self.models, self.media)
+        check_input(self.files, self.prompt or "", self.models.model, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.generate import timed
             from foveate.cli.outputs import finish
             from foveate.cli.report import agreement, full_values, race_note, race_values
-            from foveate.cli.setup import set_up
+            from foveate.cli.setup import named, set_up
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
         controls = [name for name in names if name in SCHEDULED_CONTROLS and compared]
-        setup = set_up(
-            self.files,
-            self.prompt,
-            names,
-            self.models,
-            self.budgets,
-            self.media,
-            every=not self.method,
-            controls=controls,
-        )
+        drops = named(names, self.budgets)
+        scheduled = {name: drops.pop(name) for name in controls}
+        setup = set_up(self, [] if self.prompt is None else [self.prompt], drops, every=not self.method)
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         with busy("Answering without dropping"):
             full = setup.vlm.answer(setup.prompt, generation=generation)
-        answers = _answers(setup, controls, generation)
+        answers = _answers(setup, scheduled, generation)
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
-        race = timed(setup, methods, len(full.tokens), self.pairs)
+        race = setup.race(methods, len(full.tokens), self.pairs)
         agreements = {name: agreement(answer, full) for name, answer in answers.items()}
         values: dict[str, Any] = setup.to_dict() | {
             "full": full_values(full),
@@ -119,28 +112,24 @@ class Compare:
         )
 
 
-def _answers(setup: "Setup", controls: Sequence[str], generation: Any) -> "dict[str, Answer]":
+def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "dict[str, Answer]":
     """Each method's answer by its name; controls run at the schedule of each method, right behind it."""
+    from foveate.methods.random import same_schedule
+
     answers: dict[str, Answer] = {}
     for name in sorted(setup.methods, key=OTHER_CONTROLS.__contains__):  # in order, with other controls last
         with busy(f"Answering with {name}"):
-            answers[name] = setup.answer(name, generation)
+            answers[name] = setup.vlm.answer(setup.prompt, setup.methods[name], generation=generation)
         if name in OTHER_CONTROLS:
             continue
-        for control in controls:
-            method = _at_schedule(answers[name], setup.named[control])
+        answer = answers[name]
+        assert answer.method is not None
+        counts = [layer[0] for layer in answer.trace.latest.per_layer]
+        for control, kind in controls.items():  # as many tokens in every layer as the method had, and as long a cache
+            method = same_schedule(answer.method, counts, answer.vision_tokens, kind)
             with busy(f"Answering with {control} as {name}"):
                 answers[f"{control} as {name}"] = setup.vlm.answer(setup.prompt, method, generation=generation)
     return answers
-
-
-def _at_schedule(answer: "Answer", control: Any) -> Any:
-    """A control with as many tokens in every layer as a method had, and caches cut where its were."""
-    from foveate.methods.random import same_schedule
-
-    assert answer.method is not None
-    counts = [layer[0] for layer in answer.trace.latest.per_layer]
-    return same_schedule(answer.method, counts, answer.vision_tokens, control)
 
 
 def _notes(answers: "Mapping[str, Answer]", timing: str) -> list[str]:

@@ -9,19 +9,12 @@ import tyro
 from rich.console import Group
 
 from foveate.cli.checks import check_input, check_methods, files_in
-from foveate.cli.options import (
-    EMBEDDED,
-    BudgetOptions,
-    Files,
-    MaybeTokens,
-    MediaOptions,
-    ModelOptions,
-    TableOptions,
-)
+from foveate.cli.options import BudgetOptions, Files, MaybeTokens, TableOptions
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.errors import FoveateError
+from foveate.plain.options import EMBEDDED, MediaOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +67,7 @@ class Count:
         if self.method is not None:
             check_methods([self.method])
         files = [path for place in self.files for path in files_in(place, films=True)]
-        check_input(files, QUESTION, ModelOptions(model=self.model), self.media)
+        check_input(files, QUESTION, self.model, self.media)
         with busy("Starting torch"):
             from foveate import embedded
             from foveate.ask.counting import prepare_blank
@@ -86,17 +79,16 @@ class Count:
             from foveate.viz import draw_plan
         with busy(f"Loading the config of {self.model}"):
             vlm = load(self.model, weights=False)
-        showing: Any = {"frames": self.media.frames, "fps": self.media.fps, "fit": self.media.fit}
         with busy("Preparing the pictures"):
             media = read_media(files or [embedded.picture()], self.media.frames, self.media.fps, blank=True)
-            prompt = prepare_blank(vlm, media, QUESTION, **showing)
+            prompt = prepare_blank(vlm, media, QUESTION, **self.media.showing)
             if len(media) == 1:
                 alone = [prompt]
             else:
-                alone = [prepare_blank(vlm, [one], QUESTION, **showing) for one in media]
+                alone = [prepare_blank(vlm, [medium], QUESTION, **self.media.showing) for medium in media]
         for text in prompt.notes:
             note(text)
-        counts = [one.vision_tokens for one in alone]
+        counts = [of_medium.vision_tokens for of_medium in alone]
         values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts, **_costs(prompt)}
         values["vision_tokens"] = prompt.vision_tokens
         if self.tokens is not None:

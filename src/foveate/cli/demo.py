@@ -8,9 +8,9 @@ import tyro
 from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Flag, ModelOptions, whole
 from foveate.cli.screen import busy, note, show, show_json
 from foveate.cli.usage import UsageError
+from foveate.plain.options import Flag, ModelOptions, whole
 from foveate.plain.spelling import is_second_look
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Demo:
         for file in self.method:
             if not is_second_look(file):
                 raise UsageError(f"--method {file} is no second look: visitors write methods themselves. Leave it out.")
-        check_model(self.models)
+        check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.app.server import bound, check_gradio
 

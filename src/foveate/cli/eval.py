@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import Count, Flag, GraphOptions, MethodsOptions, Shares, TableOptions, whole
+from foveate.cli.options import MethodsOptions, Shares, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
+from foveate.plain.options import Count, Flag, GraphOptions, whole
 from foveate.runs.samples import samples_in
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Eval(MethodsOptions):
         """Ask, summarise, print, and write what was asked for; the exit code."""
         self._check()
         check_targets(self.outputs)
-        check_model(self.models)
+        check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from rich.console import Group
@@ -114,7 +115,7 @@ class Eval(MethodsOptions):
 
     def _check(self) -> None:
         """Refuse flags that contradict each other."""
-        self.check_each_once()
+        check_each_once(self)
         check_methods(self.method)
         if self.logs:
             self._refuse((*FOR_TASKS, *FOR_RUNS), "is for questions that are asked here. Leave it out beside --logs.")
@@ -137,10 +138,8 @@ class Eval(MethodsOptions):
     def _evaluated(self) -> "Quality":
         """What is asked here, of the embedded tasks or of one's own samples."""
         from foveate.cli.setup import load
-        from foveate.embedded import tasks_of
         from foveate.eval.contenders import USUAL
         from foveate.eval.evaluation import evaluate, evaluate_samples
-        from foveate.eval.held_out import check_tasks
         from foveate.eval.plan import Plan
         from foveate.eval.records import reservation
 
@@ -156,11 +155,9 @@ class Eval(MethodsOptions):
             max_new_tokens=self.models.max_new_tokens,
         )
         names = () if self.tasks is None else tuple(name.strip() for name in self.tasks.split(","))
-        names = check_tasks(names, tasks_of(self.models.model))
-        seeds = self.seed or (0,)
         with reservation(asdict(self.models), self.cache, note):
             vlm = load(self.models)
             if self.samples is not None:
                 samples = samples_in(self.samples, question=self.prompt)
                 return evaluate_samples(vlm, samples, plan, listener=OnScreen())
-            return evaluate(vlm, names, plan, count=self.questions, seeds=seeds, listener=OnScreen())
+            return evaluate(vlm, names, plan, count=self.questions, seeds=self.seed or (0,), listener=OnScreen())

@@ -7,22 +7,17 @@ import tyro
 from rich.console import Group, RenderableType
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, FigureOptions, Files, Flag, MediaOptions, ModelOptions, Pairs
+from foveate.cli.options import BudgetOptions, FigureOptions, Files, Pairs
 from foveate.cli.outputs import check_targets
-from foveate.cli.screen import busy, counting, labelled, note, preview
+from foveate.cli.screen import busy, labelled, note, preview
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
+from foveate.plain.options import Flag, MediaOptions, ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from foveate.ask.answer import Answer
     from foveate.ask.generation import Generation
-    from foveate.ask.prompt import Prompt
-    from foveate.ask.second_look import SecondLook
-    from foveate.bench.timing import Ratio
     from foveate.cli.setup import Setup
-    from foveate.contract.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,32 +63,33 @@ class Generate:
         """Answer, print, and write what was asked for."""
         if self.full and len(self.prompt) > 1:
             raise UsageError("--full compares and times one answer: give one --prompt.")
-        question = self.prompt[0] if self.prompt else None
         check_targets(self.outputs)
         check_methods([self.method])
-        check_input(self.files, question, self.models, self.media)
+        check_input(self.files, self.prompt, self.models.model, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
+            from foveate.ask.answers import in_order
             from foveate.ask.generation import Generation
+            from foveate.ask.look import refuse_unshareable
+            from foveate.ask.second_look import SecondLook
+            from foveate.ask.sure import answerer_of
             from foveate.cli.outputs import finish
-            from foveate.cli.setup import second_look, set_up
+            from foveate.cli.setup import drops_named, set_up
 
-        look = second_look(self.method, self.budgets)
-        if look is not None and self.full:
+        drops = drops_named(self.method, self.budgets)
+        if self.full and isinstance(drops, SecondLook):
             raise UsageError("--full times a method, and a second look is none: leave it out, or name a method.")
-        names = [self.method] if look is None else []
-        setup = set_up(self.files, question, names, self.models, self.budgets, self.media)
+        setup = set_up(self, self.prompt, {self.method: drops})
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         values: dict[str, Any] = setup.to_dict() | {"name": self.method}
-        answers: Sequence[Answer]
-        if look is not None:
-            with busy(f"Answering: {look.name}"):
-                answers = _answer_twice(setup, self.prompt, look, generation)
-        elif len(self.prompt) > 1:
-            answers = _answer_all(setup, self.prompt, self.method, generation)
-        else:
-            with busy(f"Answering with {self.method}"):
-                answers = [setup.answer(self.method, generation)]
+        if len(self.prompt) > 1 and not isinstance(drops, SecondLook):
+            try:
+                refuse_unshareable(setup.vlm.model, drops)
+            except UnsupportedError as error:
+                note(f"{error} Each question is asked afresh.")
+        with busy(f"Answering with {self.method}"):
+            answerer = answerer_of(setup.vlm, drops, generation)
+            answers = list(in_order(answerer.replies(setup.prompts, lambda prompt, _: prompt)))
         if len(self.prompt) > 1:
             values["answers"] = [{"prompt": answer.prompt.text, **answer.to_dict()} for answer in answers]
         else:
@@ -124,7 +120,7 @@ class Generate:
 
         with busy("Answering without dropping"):
             full = setup.vlm.answer(setup.prompt, generation=generation)
-        race = timed(setup, setup.methods, len(full.tokens), self.pairs)
+        race = setup.race(setup.methods, len(full.tokens), self.pairs)
         same = agreement(answer, full)
         values = {
             "full": full_values(full),
@@ -139,54 +135,3 @@ class Generate:
             ("", f"{interval(race[AGAIN])} for the full model against itself: what noise alone does here"),
         ]
         return values, lines
-
-
-def _answer_all(setup: "Setup", questions: "Sequence[str]", name: str, generation: "Generation") -> "Sequence[Answer]":
-    """An answer to each question; afresh, and said so, where the model or the method must read the question first."""
-    method = setup.methods[name]
-    try:
-        with busy(f"Looking with {name}"):
-            prefix = setup.vlm.look_at(setup.prompt, method)
-    except UnsupportedError as error:
-        note(f"{error} Each question is asked afresh.")
-    else:
-        with busy(f"Answering with {name}"):
-            return list(prefix.ask_many(questions, max_new_tokens=generation.max_new_tokens))
-    with busy(f"Answering with {name}"):
-        return setup.vlm.answer_batch(_prompts(setup, questions), method, generation=generation)
-
-
-def _answer_twice(
-    setup: "Setup", questions: "Sequence[str]", look: "SecondLook", generation: "Generation"
-) -> "Sequence[Answer]":
-    """An answer to each question with few tokens, or in full where that is unsure."""
-    from foveate.ask.answers import in_order
-    from foveate.ask.running import dropped_in
-    from foveate.ask.sure import answerer_of
-
-    if len(questions) > 1:
-        prompts = _prompts(setup, questions)
-    else:
-        prompts = [setup.prompt]
-    dropped_in(setup.vlm, look, setup.prompt.vision_tokens)
-    return list(in_order(answerer_of(setup.vlm, look, generation).replies(prompts, lambda prompt, _: prompt)))
-
-
-def _prompts(setup: "Setup", questions: "Sequence[str]") -> "Sequence[Prompt]":
-    """The prompt of each question about the same pictures."""
-    conversation = setup.prompt.conversation.without_last_text()
-    return [setup.vlm.prepare_conversation(conversation.with_text(question)) for question in questions]
-
-
-def timed(setup: "Setup", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":
-    """The full model and methods timed on the prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
-    from foveate.bench.paired import AGAIN, race
-
-    with counting("Timing, in rounds", pairs + 1) as advance:
-        times = race(setup.vlm.model, setup.prompt.inputs, methods, new_tokens, pairs, advance)
-    if not times[AGAIN].holds_one:
-        note(
-            "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "
-            "run more --pairs on a quiet machine."
-        )
-    return times

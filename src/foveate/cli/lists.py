@@ -10,9 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from foveate.cli.options import EMBEDDED, Flag
 from foveate.cli.screen import busy, show, show_json
 from foveate.plain import inventory
+from foveate.plain.options import EMBEDDED, Flag
 from foveate.plain.spelling import Written, read_json, settings_in, unknown
 
 STAGES = {
@@ -182,17 +182,15 @@ def _refused(row: Mapping[str, Any]) -> dict[str, str]:
 
 def marks(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A cell a stage: "i" for images, "v" for videos; then the methods that are refused."""
-    stages = {modality: _stages(answers) for modality, answers in methods.items()}
+    stages = {
+        modality: {stage for answer in answers.values() if isinstance(answer, list) for stage in answer}
+        for modality, answers in methods.items()
+    }
     cells = []
     for stage in STAGES:
         letters = [modality[0] for modality, reached in stages.items() if stage in reached]
         cells.append(" ".join(letters))
     return [*cells, ", ".join(_refused({"methods": methods}))]
-
-
-def _stages(answers: Mapping[str, Any]) -> set[str]:
-    """The stages at which methods drop tokens; a text among the answers is a refusal."""
-    return {stage for answer in answers.values() if isinstance(answer, list) for stage in answer}
 
 
 @dataclass(frozen=True, kw_only=True)

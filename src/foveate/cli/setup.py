@@ -4,49 +4,68 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate import embedded
-from foveate.ask.answer import Answer
-from foveate.ask.generation import Generation
 from foveate.ask.loading import device_of, is_folder, load as load_model
 from foveate.ask.media import read_media
 from foveate.ask.prompt import Prompt
-from foveate.ask.second_look import SecondLook, drops_of
+from foveate.ask.running import dropped_in
+from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
-from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
-from foveate.cli.screen import busy, note
+from foveate.cli.options import BudgetOptions
+from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError
-from foveate.contract.method import Method, meet
+from foveate.contract.method import Method
 from foveate.cost.fitting import costs_of, within_flops
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
+from foveate.plain.options import ModelOptions
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
+
+if TYPE_CHECKING:
+    from foveate.bench.timing import Ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything ready for a question.
+    """Everything ready for a question, or for several about the same files.
 
     Attributes:
         vlm: The model.
-        prompt: The question as the model gets it.
-        named: What each --method says, with its budget, by its text.
-        methods: Of those that can meet the budget.
+        prompts: The questions as the model gets them.
+        drops: What each --method says, by its text, of those that can meet the budget.
         infeasible: Why a method cannot meet the budget, by its text.
     """
 
     vlm: VLM
-    prompt: Prompt
-    named: dict[str, Method]
-    methods: dict[str, Method]
+    prompts: list[Prompt]
+    drops: dict[str, Method | SecondLook]
     infeasible: dict[str, str]
 
-    def answer(self, name: str, generation: Generation) -> Answer:
-        """What the model says while this method drops."""
-        return self.vlm.answer(self.prompt, self.methods[name], generation=generation)
+    @property
+    def prompt(self) -> Prompt:
+        """The first question."""
+        return self.prompts[0]
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """What runs, but for a second look."""
+        return {name: method for name, method in self.drops.items() if isinstance(method, Method)}
+
+    def race(self, methods: Mapping[str, Method], new_tokens: int, pairs: int) -> "dict[str, Ratio]":
+        """The full model and methods timed on the prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
+        from foveate.bench.paired import AGAIN, race
+
+        with counting("Timing, in rounds", pairs + 1) as advance:
+            times = race(self.vlm.model, self.prompt.inputs, methods, new_tokens, pairs, advance)
+        if not times[AGAIN].holds_one:
+            note(
+                "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "
+                "run more --pairs on a quiet machine."
+            )
+        return times
 
     def to_dict(self) -> dict[str, Any]:
         """The input as plain values."""
@@ -54,57 +73,50 @@ class Setup:
 
 
 def set_up(
-    files: Sequence[Path],
-    question: str | None,
-    names: Sequence[str],
-    models: ModelOptions,
-    budgets: BudgetOptions,
-    options: MediaOptions,
-    *,
-    every: bool = False,
-    controls: Collection[str] = (),
+    command: Any, questions: Sequence[str], drops: Mapping[str, Method | SecondLook], *, every: bool = False
 ) -> Setup:
     """Read the files, load the model and give each method the budget, which this very input can meet.
 
     Args:
+        command: `generate` or `compare`.
+        questions: What is asked; none asks the embedded picture's own question.
+        drops: What runs, by its name.
         every: Whether a method that cannot meet the budget is only noted, as long as another can.
-        controls: Names of methods that run at the schedule of others.
 
     Raises:
         FoveateError: Of the kind that fits, cheapest checks first.
     """
-    asked = named(names, budgets)
+    files, budgets, showing = command.files, command.budgets, command.media.showing
     if not files:
-        files, question = [embedded.picture()], question or embedded.QUESTION
+        files, questions = [embedded.picture()], questions or [embedded.QUESTION]
     with busy("Reading the files"):
-        media = read_media(files, options.frames, options.fps)
-    vlm = load(models)
+        media = read_media(files, command.media.frames, command.media.fps)
+    vlm = load(command.models)
     with busy("Preparing the pictures"):
-        prompt = vlm.prepare(media, question, frames=options.frames, fps=options.fps, fit=options.fit)
-    tell_budgets(asked, budgets)
-    for text in prompt.notes:
+        prompts = [vlm.prepare(media, question, **showing) for question in questions]
+    tell_budgets(drops, budgets)
+    for text in prompts[0].notes:
         note(text)
-    methods: dict[str, Method] = {}
+    feasible: dict[str, Method | SecondLook] = {}
     infeasible: dict[str, str] = {}
-    for name, method in asked.items():
-        if name in controls:
-            continue
+    for name, method in drops.items():
         try:
-            if budgets.flops is not None:
-                method = within_flops(method, budgets.flops, costs_of([prompt]))
-            meet(method, vlm.model, prompt.vision_tokens)
+            if budgets.flops is not None and isinstance(method, Method):
+                method = within_flops(method, budgets.flops, costs_of(prompts))
+            dropped_in(vlm, method, prompts[0].vision_tokens)
         except SettingError as error:
             if budgets.flops is None and not isinstance(error, BudgetError):
                 raise
             infeasible[name] = str(error)
-            if not every or len(infeasible) == len(names) - len(controls):
+            if not every or len(infeasible) == len(drops):
                 raise
             continue
-        methods[name] = method
-        caution = method.caution(asked_share(method, prompt.vision_tokens) or 1)
-        if caution is not None:
-            note(caution)
-    return Setup(vlm, prompt, asked, methods, infeasible)
+        feasible[name] = method
+        if isinstance(method, Method):
+            caution = method.caution(asked_share(method, prompts[0].vision_tokens) or 1)
+            if caution is not None:
+                note(caution)
+    return Setup(vlm, prompts, feasible, infeasible)
 
 
 def load(options: ModelOptions) -> VLM:
@@ -121,8 +133,7 @@ def load(options: ModelOptions) -> VLM:
     if sys.stderr.isatty() and not is_folder(options.model):
         note(f"looking for {options.model} in the cache and on the hub")
     with waiting:
-        running = {name: getattr(options, name) for name in ("dtype", "attention", "cuda_graphs")}
-        return load_model(options.model, device=device, **running)
+        return load_model(options.model, **options.loading | {"device": device})
 
 
 def device_named(name: str) -> Any:
@@ -168,20 +179,18 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     return methods
 
 
-def second_look(text: str, options: BudgetOptions) -> SecondLook | None:
-    """The second look whose file a --method names; None where it names a method.
+def drops_named(name: str, options: BudgetOptions) -> Method | SecondLook:
+    """What a --method says that stands alone: a method, or a second look in a file.
 
     Raises:
-        InputError: If the file cannot be read, or is damaged.
-        UsageError: If it gets a budget, a setting or a seed.
+        UsageError: If a second look gets a budget, a setting or a seed.
+        FoveateError: As `named`, or if the file cannot be read or is damaged.
     """
-    if not is_second_look(text):
-        return None
-    look = drops_of(text)
-    assert isinstance(look, SecondLook)
+    if not is_second_look(name):
+        return named([name], options)[name]
     if options != BudgetOptions():
-        raise UsageError(f"{text} brings its own budget: leave --budget, --retention, --set and --seed out.")
-    return look
+        raise UsageError(f"{name} brings its own budget: leave --budget, --retention, --set and --seed out.")
+    return SecondLook.load(name)
 
 
 def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, list[str]]:
@@ -199,10 +208,11 @@ def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, l
     return {name: [pair for pair in pairs if pair_of(pair)[0] in settings[name]] for name in names}
 
 
-def tell_budgets(methods: Mapping[str, Method], options: BudgetOptions) -> None:
+def tell_budgets(drops: Mapping[str, AnyLook], options: BudgetOptions) -> None:
     """Say what is spent by methods that could have been given a budget, and were given none."""
     if options.has_budget or options.flops is not None:
         return
+    methods = {name: method for name, method in drops.items() if isinstance(method, Method)}
     own = _own_settings(methods, options)
     if any(is_bare(name, [pair_of(pair)[0] for pair in own[name]]) and parse(name).open for name in methods):
         note("no budget is given: --retention 1/3")

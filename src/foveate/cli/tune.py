@@ -12,29 +12,31 @@ from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model, files_in, own_files
 from foveate.cli.options import (
-    Count,
     Images,
     MaybeShare,
-    ModelOptions,
     OutputOptions,
     Settings,
     Shares,
     TableOptions,
     Tokens,
+    check_each_once,
 )
 from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import state_of
+from foveate.plain.options import Count, ModelOptions
 from foveate.plain.writing import preset_files
 from foveate.runs.labels import plain
 from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
+    from foveate.ask.prompt import Prompt
+    from foveate.ask.vlm import VLM
     from foveate.tuning import Tuned
 
-METHOD = "v2drop"
-"""What is tuned where nobody names a method."""
+SCHEDULED = "v2drop"
+"""Whose schedule is tuned where nobody names a method."""
 Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -94,22 +96,16 @@ class Tune:
 
     def run(self) -> None:
         """Tune, print, and write what was asked for."""
-        asked = self._asked()
-        if self.agreement is not None:
-            self._agree(asked)
-            return
-        methods = self.method or (METHOD,)
-        kind, budgets = self._budgets()
-        cells = [(method, {kind: budget}) for budget in budgets for method in methods]
-        out = self.outputs.out
-        if out is not None and len(cells) > 1 and not _is_file(out):
-            _check_folder(out, cells, force=self.outputs.force)
+        samples = self._samples()
+        check_each_once(self)
+        if self.agreement is None:
+            self._check_schedules()
         else:
-            check_targets(self.outputs)
-        check_methods(methods)
-        for source, _, _ in asked:
+            self._check_second_look()
+        check_methods(self.method)
+        for source, _, _ in samples:
             state_of(source)
-        check_model(self.models)
+        check_model(self.models.model)
         from foveate.cli.screen import OnScreen, busy, note
 
         with busy("Starting torch"):
@@ -117,43 +113,51 @@ class Tune:
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.eval.records import reservation
-            from foveate.naming import given, parse
-            from foveate.tuning import tune
 
-        parsed = {name: parse(name, self.settings) for name in methods}  # or a refusal, before the model is loaded
-        pictures = [(read_medium(source, kind="image"), prompt) for source, prompt, _ in asked]
+        pictures = [(read_medium(source, kind="image"), prompt) for source, prompt, _ in samples]
         how: dict[str, Any] = {
-            "task": self.task,
             "seed": self.seed,
             "workers": self.workers,
             "max_new_tokens": self.models.max_new_tokens,
             "cache": self.cache,
             "listener": OnScreen(),
         }
-        tunings: dict[str, Tuned] = {}
         with reservation(asdict(self.models), self.cache, note):
             vlm = load(self.models)
             prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
             with fitting(vlm, prompts[0].inputs):
-                for (name, budget), file in zip(cells, preset_files(cells), strict=True):
-                    stays = given(name, self.settings)
-                    try:
-                        tunings[file] = tune(vlm, prompts, method=parsed[name], given=stays, **how | budget)
-                    except (SettingError, UnsupportedError) as error:
-                        if not tunings and (name, budget) == cells[-1]:
-                            raise
-                        note(f"{name} at {budget[kind]:g} is infeasible: {error}")
-        self._hand_out(tunings, several=len(cells) > 1)
+                if self.agreement is None:
+                    self._hand_out(self._tuned(vlm, prompts, how))
+                else:
+                    tasks = [task or "samples" for _, _, task in samples]
+                    self._agree(vlm, prompts, {**how, "tasks": tasks})
 
-    def _agree(self, asked: "Sequence[tuple[str, str, str]]") -> None:
-        """Calibrate a second look, print, and write it."""
-        assert self.agreement is not None
-        flags = ("task", "cache", "workers", "flops")
-        unread = [name for name in flags if getattr(self, name) != getattr(Tune, name)]
+    @property
+    def _budgets(self) -> list[dict[str, float]]:
+        """Each budget, as the keyword of `foveate.tune`."""
+        kinds = {"tokens": self.budget, "retention": self.retention, "flops": self.flops}
+        return [{kind: value} for kind, values in kinds.items() for value in values]
+
+    @property
+    def _cells(self) -> list[tuple[str, dict[str, float]]]:
+        """Each method at each budget."""
+        return [(name, budget) for budget in self._budgets for name in self.method or (SCHEDULED,)]
+
+    def _check_schedules(self) -> None:
+        """Refuse flags that contradict each other where schedules are tuned."""
+        if not self._cells:
+            raise UsageError("Give one of --budget and --retention (or --flops).")
+        out = self.outputs.out
+        if out is not None and len(self._cells) > 1 and not _is_file(out):
+            _check_folder(out, self._cells, force=self.outputs.force)
+        else:
+            check_targets(self.outputs)
+
+    def _check_second_look(self) -> None:
+        """Refuse flags that contradict each other where a second look is calibrated."""
+        unread = [name for name in ("task", "flops") if getattr(self, name) != getattr(Tune, name)]
         if unread:
             raise UsageError(f"--agreement tunes no schedule: leave --{', --'.join(unread)} out.")
-        if self.budget and self.retention:
-            raise UsageError("--budget and --retention say the same thing: give one of them, or neither.")
         for file in own_files(self.method):
             raise UsageError(
                 f"--agreement: a second look cannot hold the code of {file}. Install it as a method first."
@@ -162,73 +166,51 @@ class Tune:
         if out is not None and out.suffix.lower() != JSON:
             raise UsageError(f"--out {out}: a second look is a .json file. Name one, such as sure.json.")
         check_targets(self.outputs)
-        check_methods(self.method)
-        for source, _, _ in asked:
-            state_of(source)
-        check_model(self.models)
+
+    def _tuned(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> "dict[str, Tuned]":
+        """What is tuned, by the name of its preset file; a setting that is infeasible is left out, and noted."""
+        from foveate.cli.screen import note
+        from foveate.naming import given, parse
+        from foveate.tuning import tune
+
+        tunings: dict[str, Tuned] = {}
+        for (name, budget), file in zip(self._cells, preset_files(self._cells), strict=True):
+            method, stays = parse(name, self.settings), given(name, self.settings)
+            try:
+                tunings[file] = tune(vlm, prompts, method=method, given=stays, task=self.task, **how | budget)
+            except (SettingError, UnsupportedError) as error:
+                if not tunings and (name, budget) == self._cells[-1]:
+                    raise
+                note(f"{name} at {next(iter(budget.values())):g} is infeasible: {error}")
+        return tunings
+
+    def _agree(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> None:
+        """Calibrate a second look, print, and write it."""
         from rich.console import Group
 
-        from foveate.cli.screen import OnScreen, busy, note
+        from foveate.cli.outputs import finish
+        from foveate.cli.screen import note
+        from foveate.tuning.agreeing import METHOD, agree, settings_of
 
-        with busy("Starting torch"):
-            from foveate.ask.media import read_medium
-            from foveate.ask.running import fitting
-            from foveate.cli.outputs import finish
-            from foveate.cli.setup import load
-            from foveate.naming import method_of, parse
-            from foveate.tuning.agreeing import agree, refuse_few, settings_of
-
-        methods = self.method or ("vidcom2",)
-        budgets: list[dict[str, float]] = [{"tokens": value} for value in self.budget]
-        budgets += [{"retention": value} for value in self.retention]
-        if budgets:
-            tried = [method_of(name, settings=self.settings, **budget) for name in methods for budget in budgets]
-        else:
-            tried = [setting for name in methods for setting in settings_of(parse(name, self.settings))]
-        may_narrow = len(methods) == 1 and not budgets
-        refuse_few(len(asked), self.agreement, 1 if may_narrow else len(tried))
-        pictures = [(read_medium(source, kind="image"), prompt) for source, prompt, _ in asked]
-        vlm = load(self.models)
-        prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
-        with fitting(vlm, prompts[0].inputs):
-            sure = agree(
-                vlm,
-                prompts,
-                tried,
-                self.agreement,
-                methods,
-                may_narrow=may_narrow,
-                tasks=[task or "samples" for _, _, task in asked],
-                seed=self.seed,
-                max_new_tokens=self.models.max_new_tokens,
-                listener=OnScreen(),
-            )
+        assert self.agreement is not None
+        methods = self.method or (METHOD,)
+        tried = [
+            setting
+            for name in methods
+            for budget in self._budgets or [{}]
+            for setting in settings_of(name, self.settings, **budget)
+        ]
+        may_narrow = len(methods) == 1 and not self._budgets
+        sure = agree(vlm, prompts, tried, self.agreement, methods, may_narrow=may_narrow, **how)
         assert sure.promise is not None
         for text in sure.promise.notes:
             note(text)
         table = sure.table()
-        shown = [table] if out is None else [table, Text(f"Second look: {out}")]
+        shown = [table] if self.outputs.out is None else [table, Text(f"Second look: {self.outputs.out}")]
         finish(sure.to_dict(), Group(*shown), self.outputs, tables=[table])
 
-    def _budgets(self) -> tuple[str, tuple[float, ...]]:
-        """The budgets, and of which kind they are."""
-        every = {"tokens": self.budget, "retention": self.retention, "flops": self.flops}
-        costs = [(kind, budgets) for kind, budgets in every.items() if budgets]
-        if len(costs) != 1:
-            raise UsageError("Give one of --budget and --retention (or --flops).")
-        (kind, budgets), *_ = costs
-        for flag, values in (("method", self.method), ("budget" if kind == "tokens" else kind, budgets)):
-            if len(set(values)) < len(values):
-                raise UsageError(f"--{flag}: the same one is given twice.")
-        return kind, budgets
-
-    def _hand_out(self, tunings: "Mapping[str, Tuned]", *, several: bool) -> None:
-        """Write preset files where that was asked for, and print each outcome, also where one could not be written.
-
-        Args:
-            tunings: By the name of their preset file in a folder.
-            several: Whether there might have been more than one.
-        """
+    def _hand_out(self, tunings: "Mapping[str, Tuned]") -> None:
+        """Write preset files where that was asked for, and print each outcome, also where one could not be written."""
         from rich.console import Group
 
         from foveate.cli.outputs import finish
@@ -240,6 +222,7 @@ class Tune:
             note(f"a preset file does not hold the code of {file}: give the settings below behind --method {file}:")
         shown: list[Any] = []
         outputs, files = self.outputs, []
+        several = len(self._cells) > 1
         if outputs.out is not None and several and not _is_file(outputs.out):
             files = [outputs.out / file for file in tunings]
             outputs = replace(outputs, out=None)
@@ -258,7 +241,7 @@ class Tune:
             tables = [tuned.table() for tuned in tunings.values()]
             finish({"tuned": every} if several else every[0], Group(*shown), outputs, tables=tables)
 
-    def _asked(self) -> list[tuple[str, str, str]]:
+    def _samples(self) -> list[tuple[str, str, str]]:
         """(picture, question, task) of each sample; without one the task is empty."""
         if (self.samples is None) == (not self.images):
             raise UsageError("Name picture files with --prompt, or a file of both with --samples; one of them.")
@@ -276,17 +259,17 @@ class Tune:
                     f"There is no {file}. Write one, with a picture and a question a line; or ask the same question "
                     f'about each picture of the folder: foveate tune {self.samples} --prompt "…".'
                 )
-        asked = []
+        samples = []
         for sample in samples_in(file).read(carried=self.agreement is not None):
             place = f"{file}, row {sample.number} (from 0)"
             if isinstance(sample, Bad):
                 raise InputError(f"{place}: {sample.reason}")
             if len(sample.media) != 1:
                 raise InputError(f"{place} has {len(sample.media)} pictures; tune takes one.")
-            asked.append((sample.media[0], sample.question, plain(sample.record, "task")))
-        if not asked:
+            samples.append((sample.media[0], sample.question, plain(sample.record, "task")))
+        if not samples:
             raise InputError(f"{file} has no row in it.")
-        return asked
+        return samples
 
 
 def _is_file(out: Path) -> bool:

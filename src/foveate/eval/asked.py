@@ -10,7 +10,6 @@ from typing import Any
 from foveate import embedded
 from foveate.ask.answers import Answerer, in_order
 from foveate.ask.batch import parts
-from foveate.ask.first import First
 from foveate.ask.generation import Generation
 from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
@@ -20,9 +19,8 @@ from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import SettingError
 from foveate.eval.records import FULL, Answers, key_of, record_of
-from foveate.runs.crew import Stopped, Worker, crew_of
+from foveate.runs.crew import Stopped, Worker, crew_of, work_through
 from foveate.runs.listener import Advance, unheard
-from foveate.runs.working import work_through
 
 MOST_WORKERS = 4
 BATCH = 8
@@ -67,12 +65,12 @@ class Work:
     Attributes:
         questions: Questions about them.
         methods: Each method (None is the full model, which is first) with the places of the questions it is asked.
-        first: The full model's first tokens that the store has, by question.
+        first: The full model's first tokens that the store has, by question, as records have them.
     """
 
     questions: tuple[Asked, ...]
     methods: tuple[tuple[Method | None, tuple[int, ...]], ...]
-    first: Mapping[str, First]
+    first: Mapping[str, Any]
 
     def __len__(self) -> int:
         return sum(len(places) for _, places in self.methods)
@@ -87,9 +85,9 @@ def outstanding(questions: Sequence[Asked], methods: Sequence[Method], store: An
             rows = [store.get(key_of(method), question.key) for question in group]
             if missing := tuple(place for place, row in enumerate(rows) if row is None):
                 todo.append((method, missing))
-        full = {question.key: store.get(FULL, question.key) for question in group}
-        first = {key: First.from_dict(row["first"]) for key, row in full.items() if row is not None}
         if todo:
+            full = {question.key: store.get(FULL, question.key) for question in group}
+            first = {key: row["first"] for key, row in full.items() if row is not None}
             work.append(Work(tuple(group), tuple(todo), first))
     return work
 
@@ -186,5 +184,5 @@ def _rows(vlm: VLM, settings: Generation, work: Work, stopped: Stopped) -> Itera
             question = work.questions[place].key
             rows.append(record_of(answer, key_of(method), question, first.get(question)))
             if method is None:
-                first[question] = First.from_dict(rows[-1]["first"])
+                first[question] = rows[-1]["first"]
         yield rows

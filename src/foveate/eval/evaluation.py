@@ -1,7 +1,8 @@
 """`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -234,7 +235,6 @@ def _compare(
     budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, alike=alike, costs=costs)
     for look in plan.second_looks():
         look.refuse_others(vlm, Generation(max_new_tokens=plan.max_new_tokens))
-    conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
     shares = plan.shares_of(vision_tokens)
     budgets = [Budget(retention=share) for share in shares]
     passes_over = SettingError if plan.flops and plan.methods == USUAL else BudgetError
@@ -242,8 +242,7 @@ def _compare(
         plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets, passes_over=passes_over
     )
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
-    with open_answers(conditions, plan.cache, note=listener.note) as store:
-        asking = Questioning(vlm, asked, plan, store, listener)
+    with open_questioning(vlm, asked, plan, listener) as asking:
         rows = asking.rows(contenders, "Answering")
         spent = unmatched(rows) if plan.baselines and not plan.flops else []
         baselines = {name: parse(name) for name in BASELINES}
@@ -261,7 +260,7 @@ def _compare(
         title=f"{vlm.name}: {len(asked)} questions about {len(pictures)} pictures{title}",
         origin={
             **origin,
-            "model": vlm.card.to_dict() | {"weights": conditions["weights"]},
+            "model": vlm.card.to_dict() | {"weights": asking.store.conditions["weights"]},
             "versions": versions(),
             "commit": commit(),
             "draws": plan.draws,
@@ -279,6 +278,18 @@ def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_toke
     if "paired" in row:
         values["paired"] = [_in_tokens(pair, asked, vision_tokens) for pair in row["paired"]]
     return values
+
+
+@contextmanager
+def open_questioning(vlm: VLM, asked: Sequence[Asked], plan: Plan, listener: Listener) -> "Iterator[Questioning]":
+    """Questions to a model, whose answers are kept under all that they depend on; open while the context lasts.
+
+    Raises:
+        InputError: If answers cannot be kept, or another run uses them.
+    """
+    conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
+    with open_answers(conditions, plan.cache, note=listener.note) as store:
+        yield Questioning(vlm, asked, plan, store, listener)
 
 
 @dataclass(frozen=True)
@@ -302,8 +313,8 @@ class Questioning:
         ran = [(contender, [self.log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
         return figures_of(self.log(None), ran)
 
-    def ask(self, methods: Iterable[Method], doing: str) -> int:
-        """Ask what the store does not have, of the full model too; how many answers that were."""
+    def ask(self, methods: Iterable[Method], doing: str) -> None:
+        """Ask what the store does not have, of the full model too."""
         methods = list({key_of(method): method for method in methods}.values())
         work = outstanding(self.asked, methods, self.store)
         left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
@@ -311,9 +322,8 @@ class Questioning:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
             run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
-        return left
 
-    def log(self, method: Method | None, sure: float | None = None) -> list[dict[str, object]]:
+    def log(self, method: Method | None, sure: float | None = None) -> list[dict[str, Any]]:
         """A setting's log, in the questions' order; see `foveate.eval.pairing`.
 
         Of a second look it comes from the answers with few tokens and the full model's: both are there.

@@ -20,7 +20,7 @@ from foveate.runs.store import Lock, Store, acquire, open_store
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
-FORM = {"record": "with confidence"}
+FORM = {"record": "with confidence and length"}
 """What is kept of an answer, among the conditions: a store whose records have less is another one."""
 
 
@@ -127,14 +127,14 @@ def reservation(
         lock.release()
 
 
-def record_of(answer: Answer, method: str, question: str, full: First | None) -> dict[str, Any]:
+def record_of(answer: Answer, method: str, question: str, full: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is kept of an answer; of the full model's its first token too, of others how far theirs is from it.
 
     Args:
         answer: With its first token, and its confidence.
         method: The name under which it is kept.
         question: That of its question.
-        full: The first token of the full model's answer; None where it is not known.
+        full: The first token of the full model's answer, as its record has it; None where it is not known.
     """
     assert answer.first is not None
     record = {
@@ -145,12 +145,13 @@ def record_of(answer: Answer, method: str, question: str, full: First | None) ->
         "vision_tokens": answer.vision_tokens,
         "flops": answer.flops,
         "confidence": answer.confidence,
+        "new_tokens": len(answer.tokens),
     }
     if method == FULL:
         return {**record, "first": First.of(answer.first).to_dict()}
     if full is None:
         return record
-    return {**record, "kl": full.divergence_of(answer.first)}
+    return {**record, "kl": First.from_dict(full).divergence_of(answer.first)}
 
 
 def looked_twice(quick: Mapping[str, Any], full: Mapping[str, Any], sure: float) -> dict[str, Any]:
@@ -163,8 +164,8 @@ def looked_twice(quick: Mapping[str, Any], full: Mapping[str, Any], sure: float)
     """
     if quick["confidence"] >= sure or not quick["vision_tokens"]:
         return {**quick, "again": 0.0}
-    flops = None
-    if None not in (quick["flops"], full["flops"]):
-        flops = quick["flops"] + full["flops"]
-    both = {"spent": quick["spent"] + full["spent"], "flops": flops, "kl": 0.0, "again": 1.0}
+    both: dict[str, Any] = {"kl": 0.0, "again": 1.0}
+    for figure in ("spent", "flops", "new_tokens"):
+        costs = [record[figure] for record in (quick, full)]
+        both[figure] = None if None in costs else sum(costs)
     return {name: value for name, value in full.items() if name != "first"} | both

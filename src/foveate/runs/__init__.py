@@ -2,9 +2,8 @@
 
 samples        what goes in: a folder of pictures, JSON lines, CSV, Parquet
 store          what comes out: a folder of rows, on from where a run was ended, however that was
-crew           where work is done: this process, or several of this machine
+crew           where work is done: this process, or several of this machine; what dies is asked alone, and then given up
 on_ray         the same on several machines
-working        all of that together: what dies is asked alone, and then given up
 listener       what a run tells while it goes on
 labels         the true answer beside a question
 versions       the versions and the commit that a figure depends on

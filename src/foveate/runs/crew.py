@@ -1,4 +1,7 @@
-"""Where the work of a long run is done: in this process, or in several, each with a model of its own."""
+"""Where the work of a long run is done: in this process, or in several, each with a model of its own.
+
+Items go to a crew, rows come back; what its process dies at is asked alone, and then given up.
+"""
 
 import multiprocessing
 import os
@@ -290,3 +293,62 @@ def device_at(place: int, device: str) -> str:
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
     return f"{kind.type}:{place % torch.accelerator.device_count()}"
+
+
+# -- a run --------------------------------------------------------------------------------------------------------
+
+Rows = list[Any]
+
+
+def _refuse(item: object) -> Rows:
+    raise InputError(
+        "A process died at what it was asked, and another one too, perhaps for want of memory. Run again with "
+        "--workers 1: what is on the disk is not asked again."
+    )
+
+
+def work_through(
+    items: Iterable[object],
+    crew: Crew,
+    take: Callable[[Rows], object],
+    *,
+    alone: Callable[[Any], Iterable[object]] = lambda item: [item],
+    given_up: Callable[[Any], Rows] = _refuse,
+    stopped: Stopped = lambda: False,
+) -> None:
+    """Let a crew work on items, and take their rows as they come.
+
+    Args:
+        items: What is worked on.
+        crew: Who works; its context is open.
+        take: Keeps rows.
+        alone: The smaller items that an item is made of, each of which is asked by itself where a process has died;
+            the item itself where it is of one piece.
+        given_up: The rows of such a smaller item at which a process has died again; a refusal where it has none.
+        stopped: Says that the run shall end behind what is in hand.
+
+    Raises:
+        InputError: If processes die whatever they are asked, or at an item that has no rows without a result.
+    """
+    answered = False
+
+    def work(parts: Iterable[object]) -> list[object]:
+        """Take the rows of parts; those that a process died at."""
+        nonlocal answered
+        died = []
+        for part, rows in crew.work(parts, stopped):
+            if rows is None:
+                died.append(part)
+            else:
+                take(rows)
+                answered = True
+        return died
+
+    died = work(items)
+    if not died or stopped():
+        return
+    lost = [row for part in work(part for item in died for part in alone(item)) for row in given_up(part)]
+    if not answered and len(lost) > DEATHS:
+        raise InputError("Processes die whatever they are asked. See what they lack, and run again.")
+    if lost:
+        take(lost)

@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.errors import SettingError
+from foveate.eval.asked import Asked
 from foveate.plain.upstream import brief
 
 FEW = 20  # pictures: below it the held-out intervals are wide
@@ -38,6 +39,11 @@ def prompt_of(vlm: VLM, sample: Any) -> Prompt:
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise SettingError(f"A sample is a pair of a picture and a question, or a prompt; got {brief(sample)}.")
     return vlm.prepare(*sample)
+
+
+def question_of(prompt: Prompt, task: str = "samples") -> Asked:
+    """A sample that is asked under several methods."""
+    return Asked(digest(prompt.inputs), picture_of(prompt.inputs), task, prompt.text, media=tuple, prompt=prompt)
 
 
 def by_picture(prompts: Iterable[Prompt]) -> Pictures:

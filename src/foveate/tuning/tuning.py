@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
 from foveate import naming
@@ -17,20 +16,17 @@ from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method, meet
 from foveate.cost.fitting import costs_of, largest, within_flops
 from foveate.errors import BudgetError, SettingError
-from foveate.eval import provenance
 from foveate.eval.asked import Asked
-from foveate.eval.evaluation import Questioning
-from foveate.eval.plan import Plan
-from foveate.eval.records import FORM, open_answers
-from foveate.methods.vidcom2 import VidCom2
-from foveate.naming import method_of, name_of
+from foveate.eval.evaluation import Questioning, open_questioning
+from foveate.naming import name_of
 from foveate.plain.spelling import check_keywords
 from foveate.runs.listener import Listener
 from foveate.runs.versions import versions
-from foveate.tuning.agreeing import MAX_NEW_TOKENS, Agreeing, agree, settings_of as settings_to_agree
+from foveate.tuning import agreeing
+from foveate.tuning.agreeing import Agreeing, plan_of
 from foveate.tuning.choice import FEWEST, best_of, comparison, spent, untuned
 from foveate.tuning.grid import grid
-from foveate.tuning.parts import Pictures, by_picture, digest, digest_of, notes_on, prompt_of, split
+from foveate.tuning.parts import Pictures, by_picture, digest_of, notes_on, prompt_of, question_of, split
 from foveate.tuning.tuned import Tuned
 
 METHOD = "v2drop"
@@ -49,15 +45,10 @@ class Tuning(Agreeing, total=False):
     Attributes:
         given: Settings that stay of a method that is no name; of a chain with their member's place, "1.metric".
         task: What the samples show, for the record.
-        workers: Processes, each with a model of its own; as of `foveate eval`. 1 by default.
-        cache: The folder where answers are kept, foveate/eval in the user's cache folder by default: what has been
-            answered there is not asked again, so that a stopped run goes on.
     """
 
     given: Collection[str]
     task: str
-    workers: int
-    cache: str | Path | None
 
 
 @overload
@@ -135,28 +126,19 @@ def tune(
         UnsupportedError: If the model cannot serve the method.
     """
     check_keywords("Tuning", how, Tuning)
+    every = {"tokens": tokens, "retention": retention, "flops": flops}
+    budget = {kind: value for kind, value in every.items() if value is not None}
     if agreement is not None:
         if flops is not None:
             raise SettingError("With agreement= no budget is needed; tokens or retention narrow it. Leave flops out.")
-        settings = settings_to_agree(_with_budget(method, tokens, retention))
+        settings = agreeing.settings_of(agreeing.METHOD if method is None else method, (), **budget)
         texts = [method] if isinstance(method, str) else []
-        return agree(model, samples, settings, agreement, texts, may_narrow=True, **cast(Agreeing, how))
+        return agreeing.agree(model, samples, settings, agreement, texts, may_narrow=True, **cast(Agreeing, how))
     if "tasks" in how:
         raise SettingError("tasks= is for a table by task, and goes with agreement=. Leave one out, or give both.")
-    every = {"tokens": tokens, "retention": retention, "flops": flops}
-    budget = {kind: value for kind, value in every.items() if value is not None}
     if len(budget) != 1:
         raise SettingError(f"Give one budget: tokens=, retention= or flops=; got {len(budget)}.")
     return _tuned(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, how)
-
-
-def _with_budget(method: Method | str | None, tokens: float | None, retention: float | None) -> Method | None:
-    """A method with its budget; one that is given none gets none here, so that several are tried."""
-    if tokens is None and retention is None:
-        if isinstance(method, str):
-            return naming.parse(method)
-        return method
-    return method_of(VidCom2.name if method is None else method, tokens, retention)
 
 
 def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dict[str, float], how: Tuning) -> Tuned:
@@ -173,17 +155,10 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
         raise SettingError(f"A budget of {_written(kind, limit)} drops nothing. Give a smaller one.")
     to_choose, to_report = split(pictures, how.get("seed", 0))
     listener = how.get("listener") or Listener()
-    plan = Plan(
-        cache=how.get("cache"),
-        workers=how.get("workers", 1),
-        max_new_tokens=how.get("max_new_tokens", MAX_NEW_TOKENS),
-    )
-    conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
-    with open_answers(conditions, plan.cache, note=listener.note) as store:
-        before = len(store)
-        choosing, reporting = (
-            Questioning(vlm, _questions(pictures, part), plan, store, listener) for part in (to_choose, to_report)
-        )
+    plan = plan_of(how)
+    with open_questioning(vlm, _questions(pictures, to_choose), plan, listener) as choosing:
+        before = len(choosing.store)
+        reporting = replace(choosing, asked=_questions(pictures, to_report))
         shapes = grid(method, decoder_depth(vlm.model), stays)
         solved = {}
         with listener.stage("Solving settings to the budget", len(shapes)) as advance:
@@ -223,7 +198,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
             inputs=digest_of(pictures),
             seed=how.get("seed", 0),
             tried=len(settings),
-            runs=len(store) - before,
+            runs=len(choosing.store) - before,
             seconds=round(time.monotonic() - begun, 1),
             rows=tuple(rows),
             notes=tuple(notes),
@@ -240,12 +215,8 @@ def _written(kind: str, limit: float) -> str:
 
 def _questions(pictures: Pictures, keys: Iterable[str]) -> list[Asked]:
     """All questions about these pictures, each once."""
-    asked = {}
-    for key in keys:
-        for prompt in pictures[key]:
-            name = digest(prompt.inputs)
-            asked[name] = Asked(name, key, "samples", prompt.text, media=tuple, prompt=prompt)
-    return list(asked.values())
+    asked = [question_of(prompt) for key in keys for prompt in pictures[key]]
+    return list({question.key: question for question in asked}.values())
 
 
 def _by_scale(method: Method) -> bool:
