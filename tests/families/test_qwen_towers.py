@@ -37,7 +37,8 @@ def test_scores_and_keys_are_those_of_a_tokens_patches(family, modality):
     call, reducer = getattr(model.model, f"get_{modality}_features"), Shown()
     with torch.no_grad():
         known.encode(lambda **changed: call(**{**inputs, **changed}), modality, inputs, reducer)
-        block = known.scoring_block(PAID)
+        tower = known.tower_parts(modality, call, inputs)
+        block = tower.blocks[tower.block_of(PAID)]
         attention = block.attn
         normed, rotary = entering(visual, block, lambda: call(**inputs))
         q, k, _ = attention.qkv(normed).view(len(normed), 3, attention.num_heads, -1).unbind(1)

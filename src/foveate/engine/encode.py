@@ -397,7 +397,7 @@ def encode(
     reducer = TowerReducer(program, prompt, video=modality == "video")
     thinning: AbstractContextManager[list[Ran]] = nullcontext([])
     if program.thin is not None:
-        thinning = running_thin(family.thin_tower(modality, run, arguments), reducer)
+        thinning = running_thin(family.tower_parts(modality, run, arguments), reducer)
     try:
         with thinning as ran:
             output, cuts = ways[program.encodes](run, modality, arguments, reducer)

@@ -16,20 +16,11 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
-from foveate.families.llava import OfClip, drops_cls, side_of
+from foveate.families.llava import OfClip, side_of
 from foveate.families.newlines import reduce_apart
-from foveate.families.placing import replace_images
+from foveate.families.placing import lengths_of, replace_images
 from foveate.families.shape import Counts, PicturesRun
-from foveate.families.tower import (
-    Encoded,
-    Inputs,
-    Reducer,
-    Run,
-    attentions,
-    encoder_layers,
-    feature_layers,
-    tapped_all,
-)
+from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes, picture_sizes
 
 NOWHERE = torch.full((1, 4), float("nan"))
@@ -97,12 +88,10 @@ class AnyResolution(OfClip):
         if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
-        cls = drops_cls(self.model.config)
-        layers = encoder_layers(self.core.vision_tower)
-        last = max(feature_layers(self.model.config, len(layers)))
-        with tapped_all(attentions(layers, reducer.reads, last), cls) as taps, Patcher() as patches:
+        taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
+        with Patcher() as patches:
             patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
-            output = run()
+            output = taps.run(run)
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
 
@@ -116,11 +105,10 @@ class AnyResolution(OfClip):
         def made() -> list[Tensor]:
             return self.packed(modality, torch.split(projected[0], list(views)), inputs)
 
-        images = output.pooler_output
-        lengths = [len(image) for image in images]
-        places = self.boxes(self.model.config, modality, inputs, lengths)
         # A video's frames may be pooled before the projector.
         shown = (lambda index: made()[index]) if modality == "image" else None
+        images = output.pooler_output
+        places = self.boxes(self.model.config, modality, inputs, lengths_of(images))
         cuts = reduce_apart(images, places, reducer, stats, made=shown)
         self.place(output, images, cuts)
         return output, cuts

@@ -28,8 +28,7 @@ from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
 from foveate.families.proved import PROVED
 from foveate.families.tap import attention_of, takes_index
-from foveate.families.thinning import ThinnedTower
-from foveate.families.tower import Encoded, Inputs, Reducer, Run
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower
 
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
@@ -167,7 +166,7 @@ class Derived(Family):
         """Behind the projector: see `encode_fed`."""
         return encode_fed(self, run, modality, inputs, reducer)
 
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+    def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
         """Where all of its blocks look at whole pictures: see `thinned_by_feeding`."""
         return thinned_by_feeding(self, run, inputs)
 

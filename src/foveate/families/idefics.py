@@ -9,11 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.core.signals import TowerSignal
-from foveate.families.llava import clip_thin_tower
-from foveate.families.thinning import ThinnedTower
 from foveate.families.tiles import Tiled, run_lengths, runs
-from foveate.families.tower import Inputs, Run, block_of, encoder_layers
+from foveate.families.tower import Inputs
 from foveate.families.vision import blocks
 
 REAL = "foveate_real_tiles"
@@ -69,13 +66,6 @@ class SmolVLM(Tiled):
         ids, placed = torch.stack((ids, mask.to(ids))).cpu()  # waiting once
         samples = zip(ids.tolist(), runs(placed), strict=True)
         return [_images(row, tiles) for row, tiles in samples]
-
-    def attention_of(self, signal: TowerSignal) -> Any:
-        layers: Any = encoder_layers(self.core.vision_model)
-        return layers[block_of(signal, len(layers) - 1, len(layers))].self_attn
-
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        return clip_thin_tower(self.core.vision_model, self.model.config)
 
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:

@@ -27,6 +27,7 @@ def reduce_apart(
     stats: Stats | None = None,
     grids: Sequence[tuple[Grid, ...]] | None = None,
     made: Callable[[int], Tensor] | None = None,
+    deepstack: Callable[[int], Callable[[], Tensor] | None] = lambda index: None,
 ) -> list[Cut | None]:
     """Reduce each image's tokens behind the projector. The newline that ends an image stays; others leave.
 
@@ -38,10 +39,11 @@ def reduce_apart(
         grids: The grids each image's tokens stand in, if these are known without the boxes.
         made: Of an image's number, the tower's features of its tokens, newlines apart, (tokens, width); None if they
             are not shown.
+        deepstack: Of an image's number, what makes its deepstack features (see `TowerView`), or None.
     """
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
     parts = [_Image.of(*image) for image in zip(images, boxes, frames, strict=True)]
-    cuts = reducer.reduce(image.view(index, stats, made) for index, image in enumerate(parts))
+    cuts = reducer.reduce(image.view(index, stats, made, deepstack(index)) for index, image in enumerate(parts))
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
 
 
@@ -79,7 +81,13 @@ class _Image:
         newlines = send(newline.nonzero()[:, 0], features.device)
         return cls(features, grids or grids_of(boxes), tokens, newlines[: closing_rows(len(newlines))])
 
-    def view(self, index: int, stats: Stats | None, made: Callable[[int], Tensor] | None) -> TowerView:
+    def view(
+        self,
+        index: int,
+        stats: Stats | None,
+        made: Callable[[int], Tensor] | None,
+        deepstack: Callable[[], Tensor] | None,
+    ) -> TowerView:
         """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
         features = self.features
         if len(self.tokens) < len(features):
@@ -93,6 +101,7 @@ class _Image:
             entered=len(self.features),  # newlines among them
             reserved=len(self.closing),
             grids=self.grids,
+            deepstack=deepstack,
             made=None if made is None else partial(made, index),
         )
 

@@ -22,6 +22,7 @@ from foveate.core.tensors import Memo, send, take_along
 from foveate.core.thin import ends_of_left, given_back, nearest, sizes, sizes_in_segments
 from foveate.errors import UnsupportedError
 from foveate.families.tap import biased
+from foveate.families.tower import Tower, TowerLayout
 
 
 class Thinner(Protocol):
@@ -34,42 +35,6 @@ class Thinner(Protocol):
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
         """Which rows of each segment stay, (rows, width) each in raster order, and which the others go with."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class TowerLayout:
-    """How the rows of a call stand in a tower.
-
-    Attributes:
-        lengths: Rows of each segment where they are packed one behind the other; None: a picture a row of the batch.
-        grids: Rows and columns of each segment (of a batch: of all, one entry); None where they are on no grid.
-        cls: Rows in front of a picture's, in a batch on no grid.
-        raster: Which row stands at each place of the segments in raster order, (rows,) int64; None: they stand so.
-    """
-
-    lengths: Sequence[int] | None
-    grids: Sequence[Grid | None]
-    raster: Tensor | None = None
-    cls: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ThinnedTower:
-    """A tower whose blocks can run on some of its rows.
-
-    Attributes:
-        tower: Its module, which is given pixels.
-        blocks: Its blocks, in order.
-        attentions: Each block's.
-        read: Blocks whose output is read by the projector.
-        layout: Of the arguments of a call of the tower; or of the one call there is.
-    """
-
-    tower: Any
-    blocks: Sequence[Any]
-    attentions: Sequence[Any]
-    read: Sequence[int]
-    layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout] | TowerLayout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,20 +61,13 @@ class _Plan:
     sizes: Tensor
 
 
-def batch_layout(patch: int | Sequence[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
-    """Of a tower that takes (pictures, channels, rows, columns) of pixels."""
-    pixels = args[0] if args else kwargs["pixel_values"]
-    tall, wide = (patch, patch) if isinstance(patch, int) else patch
-    return TowerLayout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
-
-
 def is_compiled(module: Any) -> bool:
     """Whether a module is compiled, so that what is put in its forward's place is not called."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
 @contextmanager
-def running_thin(tower: ThinnedTower, thinner: Thinner) -> Iterator[list[Ran]]:
+def running_thin(tower: Tower, thinner: Thinner) -> Iterator[list[Ran]]:
     """While the context lasts, late blocks of the tower run on some rows; answers what ran, segment by segment.
 
     Raises:
@@ -123,7 +81,7 @@ def running_thin(tower: ThinnedTower, thinner: Thinner) -> Iterator[list[Ran]]:
 
 @dataclass(slots=True, eq=False)
 class _ThinRun:
-    tower: ThinnedTower
+    tower: Tower
     thinner: Thinner
     ran: list[Ran] = field(default_factory=list)
     layout: TowerLayout | None = None
@@ -145,13 +103,13 @@ class _ThinRun:
         first = self.thinner.first(max(tower.read) + 1)
         if first > max(tower.read):
             return
-        for module in (tower.tower, *tower.blocks):
+        for module in (tower.module, *tower.blocks):
             if is_compiled(module):
                 raise _refusal(tower, f"its {type(module).__name__} is compiled")
         if isinstance(tower.layout, TowerLayout):
             self.layout = tower.layout
         else:
-            patches.wrap(tower.tower, "forward", partial(self._note_layout, tower.layout))
+            patches.wrap(tower.module, "forward", partial(self._note_layout, tower.layout))
         for at, block in enumerate(tower.blocks[first:], first):
             if at > max(tower.read):  # nobody reads what it makes
                 patches.wrap(block, "forward", lambda original, hidden, *_, **__: hidden)
@@ -341,9 +299,9 @@ class _ThinRun:
         return log_sizes[None, None, None, start : start + count]
 
 
-def _refusal(tower: ThinnedTower, why: str) -> UnsupportedError:
+def _refusal(tower: Tower, why: str) -> UnsupportedError:
     """Why rows cannot leave inside a tower."""
-    name = type(tower.tower).__name__
+    name = type(tower.module).__name__
     return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops behind it.")
 
 

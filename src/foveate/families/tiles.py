@@ -1,8 +1,7 @@
 """Shared by the families that cut a picture into square tiles and put a tile behind them that shows all of it."""
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,16 +12,16 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
-from foveate.families.base import Family
+from foveate.families.merging import Merging
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
+from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, Taps
 from foveate.families.vision import blocks, grid_boxes, smaller
 
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
 
-class Tiled(Family):
+class Tiled(Merging):
     """A family whose tower sees tiles, and whose projector makes one token of a block of patches.
 
     An image with all of its tiles is one item. Tiles carry no place. The last tile shows the whole picture: the mosaic
@@ -34,7 +33,6 @@ class Tiled(Family):
 
     tiled: ClassVar[bool] = True
     has_cls: ClassVar[bool] = False
-    needs_all_rows: ClassVar[str | None] = None
     shares_prefix: ClassVar[bool] = True
 
     @classmethod
@@ -50,10 +48,6 @@ class Tiled(Family):
     @classmethod
     def widths(cls, config: Any) -> tuple[int, ...]:
         """Widths of the projector's linear layers, the first that of a block of patches."""
-        raise NotImplementedError
-
-    def attention_of(self, signal: TowerSignal) -> Any:
-        """The attention module of the tower that a signal is read of."""
         raise NotImplementedError
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
@@ -97,35 +91,22 @@ class Tiled(Family):
         return [_boxes(side, image) for image in images]
 
     @classmethod
-    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
         side = cls.side(config)
         tokens = side**2  # of a tile
-        if any(size % tokens for size in sizes):
+        if any(length % tokens for length in lengths):
             return None
-        return [((side, side),) * (size // tokens) for size in sizes]
+        return [((side, side),) * (length // tokens) for length in lengths]
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return cls.has_cls
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
-        modules = {signal: self.attention_of(signal) for signal in reducer.reads}
-        with tapped_all(modules, self.has_cls) as taps:
-            output = run()
-
-        @functools.cache
-        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            tokens = torch.cat([self._token_means(taps.read(tile, signal)) for tile in range(len(taps))])
-            lengths = reducer.lengths(len(tokens))
-            return torch.split(tokens, list(lengths))
-
-        return output, self.reduce_features(output, modality, inputs, reducer, stats)
-
-    def _token_means(self, patches: Tensor) -> Tensor:
-        """Means over the patches of each of a tile's tokens, (patches, numbers) -> (tokens, numbers)."""
-        side = math.isqrt(len(patches))
-        return block_means(patches.view(1, side, side, -1), self.block(self.model.config))
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
+        for tile in range(len(taps)):
+            patches = taps.read(tile, signal)
+            side = math.isqrt(len(patches))
+            yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Every tile of a call gets the same size."""

@@ -9,24 +9,22 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid, into_cells, join
+from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
-from foveate.families.llava import Llava, clip_thin_tower, picture_tokens, side_of
+from foveate.families.llava import Llava, picture_tokens, side_of
 from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.thinning import ThinnedTower
 from foveate.families.tower import (
     Encoded,
+    Grids,
     Inputs,
     Reducer,
     Run,
     Taps,
-    attentions,
-    encoder_layers,
-    feature_layers,
+    coarser_grids,
 )
 from foveate.families.vision import grid_boxes
 
@@ -45,8 +43,8 @@ class VideoLlava(Llava):
     def tower(self) -> Any:
         return self.core.image_tower
 
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        return clip_thin_tower(self.core.video_tower if modality == "video" else self.tower, self.model.config)
+    def tower_of(self, modality: str) -> Any:
+        return self.core.video_tower if modality == "video" else self.tower
 
     def pixels(self, inputs: Inputs) -> str:
         """Also by the name they had, which transformers' processor still gives them."""
@@ -86,15 +84,12 @@ class VideoLlava(Llava):
         """A video's patches of all frames are reduced together, before the projector."""
         if modality != "video":
             return super().encode(run, modality, inputs, reducer)
-        layers: Any = encoder_layers(self.core.video_tower)
-        last = max(feature_layers(self.model.config, len(layers)))
-        taps = Taps(attentions(layers, reducer.reads, last), cls=True)
+        taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
         frames = self.pieces(modality, inputs)
         videos = _Videos(frames, (self.side, self.side), reducer, taps)
         with Patcher() as patches:
-            taps.attach(patches)
             patches.wrap(self.core.multi_modal_projector, "forward", videos.project)
-            return run(), videos.cuts
+            return taps.run(run), videos.cuts
 
     def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         if modality != "video":
@@ -110,15 +105,13 @@ class VideoLlava(Llava):
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
         videos, frames = inputs["pixel_values_videos"].shape[:2]
-        grids = ((self.side, self.side),) * frames
-        coarse = reducer.coarsen(grids, frames * self.side**2, 0)
-        if coarse == grids:
-            return run(), [None] * videos
-        output = self.run_smaller(run, "pixel_values_videos", inputs, coarse[0])
+        coarse, cuts = coarser_grids(reducer, [((self.side, self.side),) * frames] * videos)
+        if cuts[0] is None:
+            return run(), cuts
+        output = self.run_smaller(run, "pixel_values_videos", inputs, coarse[0][0])
         states = output.pooler_output
-        frame = into_cells(grids[0], coarse[0])
         output.pooler_output = _patches(states, frames)
-        cuts = replace_images(output, [join([frame] * frames)] * videos)
+        cuts = replace_images(output, cuts)
         output.pooler_output = _with_cls(states[:, :1], output.pooler_output)
         return output, cuts
 
@@ -128,10 +121,10 @@ class VideoLlava(Llava):
         return None
 
     @classmethod
-    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
         # Frames of a video; else one picture, or none where the size fits neither.
-        counts = [_frames(config, size) or int(size == side * side) for size in sizes]
+        counts = [_frames(config, length) or int(length == side * side) for length in lengths]
         if not all(counts):
             return None
         return [((side, side),) * count for count in counts]
