@@ -11,7 +11,6 @@ from torch import Tensor
 
 from foveate.families.tiles import Tiled, run_lengths, runs
 from foveate.families.tower import Inputs
-from foveate.families.vision import blocks
 
 REAL = "foveate_real_tiles"
 """Under which name it is remembered which tiles are no padding."""
@@ -29,13 +28,8 @@ class SmolVLM(Tiled):
     closing_tokens: ClassVar[int] = 1  # the fence behind its last tile tells tiles from images
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"
+    projector: ClassVar[str] = "connector.modality_projection"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")
-
-    @classmethod
-    def side(cls, config: Any) -> int:
-        vision = config.vision_config
-        patches = vision.image_size // vision.patch_size
-        return int(patches // cls.block(config))
 
     @classmethod
     def block(cls, config: Any) -> int:
@@ -88,16 +82,6 @@ class SmolVLM(Tiled):
             return features
         counts = _real(inputs["pixel_values"]).sum(dim=1).tolist()
         return [sample.flatten(0, 1) for sample in torch.split(features, counts)]
-
-    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
-        """The tower spreads its position embeddings over the patches there are."""
-        core, config = self.core, self.model.config
-        patch = config.vision_config.patch_size
-        output = core.vision_model(pixel_values=pixels.to(core.dtype))
-        rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
-        patches = output.last_hidden_state.reshape(len(pixels), rows, columns, -1)
-        tokens = blocks(patches, self.block(config))
-        return output, core.connector.modality_projection(tokens)
 
 
 class Idefics3(SmolVLM):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from foveate.families.tiles import Tiled, run_lengths
-from foveate.families.vision import IMAGENET, blocks
+from foveate.families.vision import IMAGENET
 
 
 class InternVL(Tiled):
@@ -24,12 +24,6 @@ class InternVL(Tiled):
     pixel_mean, pixel_std = IMAGENET
 
     @classmethod
-    def side(cls, config: Any) -> int:
-        vision = config.vision_config
-        patches = vision.image_size[0] // vision.patch_size[0]
-        return int(patches // cls.block(config))
-
-    @classmethod
     def block(cls, config: Any) -> int:
         return int(1 / config.downsample_ratio)
 
@@ -41,21 +35,6 @@ class InternVL(Tiled):
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         return run_lengths(mask)
-
-    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
-        """The tower interpolates its position embeddings."""
-        config, core = self.model.config, self.core
-        chosen = config.vision_feature_layer
-        output = core.vision_tower(pixel_values=pixels.to(core.dtype), output_hidden_states=chosen != -1)
-        if chosen == -1:
-            states = output.last_hidden_state
-        else:
-            states = output.hidden_states[chosen]
-        tall, wide = config.vision_config.patch_size
-        rows, columns = pixels.shape[-2] // tall, pixels.shape[-1] // wide
-        patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)  # without the CLS
-        tokens = blocks(patches, self.block(config))
-        return output, core.multi_modal_projector(tokens)
 
 
 FAMILIES = (InternVL,)

@@ -147,7 +147,9 @@ class VipLlava(Llava):
 
 def side_of(config: Any) -> int:
     """Patches along a side of a picture."""
-    return int(config.vision_config.image_size // config.vision_config.patch_size)
+    vision = config.vision_config
+    pixels, patch = (size if isinstance(size, int) else size[0] for size in (vision.image_size, vision.patch_size))
+    return int(pixels // patch)
 
 
 def drops_cls(config: Any) -> bool:

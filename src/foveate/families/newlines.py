@@ -16,7 +16,7 @@ from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
 
-Stats = Callable[[TowerSignal], Sequence[Tensor]]
+Stats = Callable[[TowerSignal], Sequence[Tensor] | Tensor]
 """What the tower shows of each image's tokens, newlines apart, (tokens, numbers) float32; see `TowerView.read`."""
 
 
@@ -97,7 +97,7 @@ class _Image:
             features,
             grid=self.grids[0] if is_grid else None,
             cls=None,
-            read=partial(_read, stats, index),
+            read=partial(read_stats, stats, index),
             entered=len(self.features),  # newlines among them
             reserved=len(self.closing),
             grids=self.grids,
@@ -131,8 +131,8 @@ class _Image:
         )
 
 
-def _read(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
-    """What the tower shows of an image's tokens, newlines apart."""
+def read_stats(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
+    """What the tower shows of an image's tokens, newlines apart; refused where it is not read."""
     if stats is None:
         raise UnsupportedError(
             "A method that works after the projector cannot read the tower's attention or keys. "

@@ -12,6 +12,7 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
+from foveate.families.llava import side_of
 from foveate.families.merging import Merging
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
@@ -29,16 +30,18 @@ class Tiled(Merging):
 
     Attributes:
         has_cls: Whether the tower has a CLS.
+        projector: Where the core keeps what makes tokens of blocks of patches.
     """
 
     tiled: ClassVar[bool] = True
     has_cls: ClassVar[bool] = False
+    projector: ClassVar[str] = "multi_modal_projector"
     shares_prefix: ClassVar[bool] = True
 
     @classmethod
     def side(cls, config: Any) -> int:
         """Tokens of a tile's side."""
-        raise NotImplementedError
+        return side_of(config) // cls.block(config)
 
     @classmethod
     def block(cls, config: Any) -> int:
@@ -53,10 +56,19 @@ class Tiled(Merging):
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """Encode tiles of another size: the tower's output, and features (tiles, tokens, width) behind the projector.
 
+        The tower spreads its position embeddings over the patches there are.
+
         Args:
             pixels: (tiles, channels, rows, columns).
         """
-        raise NotImplementedError
+        config, state = self.model.config, getattr(self.model.config, "vision_feature_layer", -1)
+        output = self.tower(pixel_values=pixels.to(self.core.dtype), output_hidden_states=state != -1)
+        states = output.last_hidden_state if state == -1 else output.hidden_states[state]
+        (grid,) = self.tower_layout((pixels,), {}).grids
+        assert grid is not None
+        patches = states[:, int(self.has_cls) :].reshape(len(pixels), *grid, -1)
+        projector = self.core.get_submodule(self.projector)
+        return output, projector(blocks(patches, self.block(config)))
 
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:

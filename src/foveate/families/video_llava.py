@@ -9,23 +9,15 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
 from foveate.families.llava import Llava, picture_tokens, side_of
+from foveate.families.newlines import Stats, read_stats
 from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tower import (
-    Encoded,
-    Grids,
-    Inputs,
-    Reducer,
-    Run,
-    Taps,
-    coarser_grids,
-)
+from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, coarser_grids
 from foveate.families.vision import grid_boxes
 
 CLS = torch.full((1, 4), float("nan"))
@@ -86,19 +78,53 @@ class VideoLlava(Llava):
             return super().encode(run, modality, inputs, reducer)
         taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
         frames = self.pieces(modality, inputs)
-        videos = _Videos(frames, (self.side, self.side), reducer, taps)
+        cuts: list[Cut | None] = []
+
+        def stats(signal: TowerSignal) -> Tensor:
+            of_frames = torch.stack([taps.read(frame, signal) for frame in range(len(taps))])
+            return of_frames.unflatten(0, (-1, frames)).flatten(1, 2)  # (videos, frames · patches, numbers)
+
+        def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+            reduced, of_videos = self._reduce_films(states, frames, reducer, stats)
+            cuts.extend(of_videos)
+            return original(reduced)
+
         with Patcher() as patches:
-            patches.wrap(self.core.multi_modal_projector, "forward", videos.project)
-            return taps.run(run), videos.cuts
+            patches.wrap(self.core.multi_modal_projector, "forward", project)
+            return taps.run(run), cuts
 
     def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         if modality != "video":
             return super().encode_projected(run, modality, inputs, reducer)
         output = run()
         frames = self.pieces(modality, inputs)
-        videos = _Videos(frames, (self.side, self.side), reducer)
-        output.pooler_output = videos.reduced(output.pooler_output)
-        return output, videos.cuts
+        output.pooler_output, cuts = self._reduce_films(output.pooler_output, frames, reducer)
+        return output, cuts
+
+    def _reduce_films(
+        self, states: Tensor, frames: int, reducer: Reducer, stats: Stats | None = None
+    ) -> tuple[Tensor, list[Cut | None]]:
+        """Reduce the patches of each video's frames together, beside the CLS of each frame, which stay.
+
+        Args:
+            states: (videos · frames, 1 + patches, width).
+            frames: Of each video.
+            reducer: What reduces.
+            stats: Attention and keys in the tower; None if no method reads them.
+
+        Returns:
+            The states, with what is left of each video's patches in their first places; and the cuts.
+        """
+        videos = _patches(states, frames)
+        grids = ((self.side, self.side),) * frames
+        views = []
+        for index, patches in enumerate(videos):
+            views.append(TowerView(patches, None, None, partial(read_stats, stats, index), grids=grids))
+        cuts = reducer.reduce(views)
+        if all(stays_whole(cut) for cut in cuts):
+            return states, cuts
+        placed = [place_rows(video, cut) for video, cut in zip(videos, cuts, strict=True)]
+        return _with_cls(states[:, :1], placed), cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the CLS of each frame is the smaller frame's."""
@@ -147,51 +173,6 @@ class VideoLlava(Llava):
             pictures = tuple(_pictures(config, size) for size in sizes)
         run = super().pictures_run(config, sizes, pictures)
         return replace(run, projected=sum(sizes))  # the projector gets the CLS of frames too
-
-
-class _Videos:
-    """Reduces the patches of each video's frames together, beside the CLS of each frame, which stay.
-
-    Args:
-        frames: Of each video.
-        grid: Rows and columns of a frame's patches.
-        reducer: What reduces.
-        taps: What the tower's scoring layers attended with; None if no method reads them.
-
-    Attributes:
-        cuts: What became of each video's patches.
-    """
-
-    def __init__(self, frames: int, grid: Grid, reducer: Reducer, taps: Taps | None = None) -> None:
-        self.cuts: list[Cut | None] = []
-        self._frames = frames
-        self._grid = grid
-        self._reducer = reducer
-        self._taps = taps
-
-    def project(self, original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-        """In the place of the projector's forward."""
-        return original(self.reduced(states))
-
-    def reduced(self, states: Tensor) -> Tensor:
-        """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced."""
-        videos = _patches(states, self._frames)
-        grids = (self._grid,) * self._frames
-        views = []
-        for index, patches in enumerate(videos):
-            first = index * self._frames
-            read = partial(self._read, range(first, first + self._frames))
-            views.append(TowerView(patches, None, None, read, grids=grids))
-        self.cuts = self._reducer.reduce(views)
-        if all(stays_whole(cut) for cut in self.cuts):
-            return states
-        placed = [place_rows(video, cut) for video, cut in zip(videos, self.cuts, strict=True)]
-        return _with_cls(states[:, :1], placed)
-
-    def _read(self, frames: Sequence[int], signal: TowerSignal) -> Tensor:
-        """What the tower shows of a video's patches, frame by frame: (patches, numbers)."""
-        assert self._taps is not None
-        return torch.cat([self._taps.read(frame, signal) for frame in frames])
 
 
 def _patches(states: Tensor, frames: int) -> Tensor:
