@@ -106,13 +106,10 @@ class Family:
             UnsupportedError: If there is none.
         """
         core: nn.Module | None = None
-        ahead = [self.model]
-        while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
-            module = ahead.pop()
+        for module in outside_lists(self.model):
             decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
             if decodes and any([hasattr(module, name) for name in self.mergers]):
                 core = module
-            ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
         if core is None:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
@@ -162,9 +159,9 @@ class Family:
         rotary = getattr(self.text, "rotary_emb", None)
         for index in range(layer, 0 if rotary is None else len(self.layers)):
             kind = self.rotary_type(index)
-            found: Tensor | None = getattr(rotary, "inv_freq" if kind is None else f"{kind}_inv_freq", None)
-            if found is not None and index not in self.recurrent and turns(attention_of(self.layers[index])):
-                return found
+            radians: Tensor | None = getattr(rotary, "inv_freq" if kind is None else f"{kind}_inv_freq", None)
+            if radians is not None and index not in self.recurrent and turns(attention_of(self.layers[index])):
+                return radians
         return None
 
     @classmethod
@@ -235,8 +232,8 @@ class Family:
     def longest(self) -> float:
         """Columns of the longest prompt that may be dropped from: from there on layers scale rows by how many come
         before them, which dropping changes."""
-        scaling = [one for one in self.attentions if one is not None and numbers_rows(one)]
-        return min([getattr(one, "floor_scale", 1) - 1 for one in scaling], default=math.inf)
+        scaling = [part for part in self.attentions if part is not None and numbers_rows(part)]
+        return min([getattr(part, "floor_scale", 1) - 1 for part in scaling], default=math.inf)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
@@ -253,6 +250,12 @@ class Family:
             if inputs.get(f"{modality}_features") is not None:
                 pairs.append((modality, mask))
         return pairs
+
+    def has_pixels(self, modality: str, inputs: Inputs) -> bool:
+        """Whether the core's call has pixels of a modality, or what was made of them."""
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        pixels = [name for name in inputs if "pixel_values" in name and ("video" in name) == (modality == "video")]
+        return encoded.get(modality) is not None or any(inputs[name] is not None for name in pixels)
 
     def placeholder(self, modality: str) -> int | None:
         """The id of the prompt's placeholders of a modality."""
@@ -617,3 +620,13 @@ class Family:
         The layer after each runs while two streams are in memory, with the addition and without.
         """
         return 0
+
+
+def outside_lists(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
+    modules, ahead = [], [model]
+    while ahead:
+        module = ahead.pop()
+        modules.append(module)
+        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
+    return modules

@@ -20,7 +20,7 @@ from foveate._transformers import indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, outside_lists
 from foveate.families.fed import encode_fed, thinned_by_feeding
 from foveate.families.feeding import NO_BLOCKS, blocks_of, has_cls
 from foveate.families.newlines import Stats, reduce_apart
@@ -77,7 +77,7 @@ class Derived(Family):
         takes = inspect.signature(type(self.model).forward).parameters if isinstance(self.model, nn.Module) else ()
         encoding = []
         if "input_ids" in takes:
-            encoding = [module for module in _outside_lists(self.model) if _sees(module)]
+            encoding = [module for module in outside_lists(self.model) if _sees(module)]
         with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
             module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
         ]
@@ -138,14 +138,14 @@ class Derived(Family):
     @functools.cached_property
     def indexed(self) -> dict[int, int]:
         """As in the base class; a layer without an index of its own is handed what the last one with one has picked."""
-        picked, found = None, dict[int, int]()
+        picked, counts = None, dict[int, int]()
         for index, layer in enumerate(self.layers):
             own = _kind_of(layer).index
             if own is not None and (part := own()) is not None:
                 picked = indexes(part)
             if picked is not None and (own is not None or takes_index(layer)):
-                found[index] = picked
-        return found
+                counts[index] = picked
+        return counts
 
     # -- pictures ----------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class Derived(Family):
         later = getattr(output, "deepstack_features", None)
         if later and not all(map(stays_whole, cuts)):
             lengths = [len(image) for image in features]
-            output.deepstack_features = [_moved(one, lengths, cuts) for one in later]
+            output.deepstack_features = [_moved(pieces, lengths, cuts) for pieces in later]
         return cuts
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -205,8 +205,8 @@ class Derived(Family):
         if len(masks) < len(answers) or not masks:
             return self.placed(inputs)
         if len(masks) > 1:
-            return [pair for pair in zip(MODALITIES, masks, strict=False) if self._has(pair[0], inputs)]
-        there = [modality for modality in MODALITIES if self._has(modality, inputs)]
+            return [pair for pair in zip(MODALITIES, masks, strict=False) if self.has_pixels(pair[0], inputs)]
+        there = [modality for modality in MODALITIES if self.has_pixels(modality, inputs)]
         if len(there) > 1:  # a call for each: which it is, its arguments say
             asked = inputs.get("token_id")
             ids = [self.placeholder(modality) for modality in MODALITIES]
@@ -223,15 +223,9 @@ class Derived(Family):
         masks = []
         for modality in MODALITIES:
             token = self.placeholder(modality)
-            if token is not None and self._has(modality, inputs):
+            if token is not None and self.has_pixels(modality, inputs):
                 masks.append((modality, ids == token))
         return masks
-
-    def _has(self, modality: str, inputs: Any) -> bool:
-        """Whether the core's call has pixels of a modality, or what was made of them."""
-        encoded = inputs.get("mm_encoder_outputs") or {}
-        pixels = [name for name in inputs if "pixel_values" in name and ("video" in name) == (modality == "video")]
-        return encoded.get(modality) is not None or any(inputs[name] is not None for name in pixels)
 
     def placeholder(self, modality: str) -> int | None:
         """As in the base class, by the names that configs have for it; films may stand in the prompt as images do."""
@@ -286,31 +280,21 @@ def _sees(module: nn.Module) -> bool:
     return hasattr(module, "get_image_features") or any("pixel_values" in name for name in takes)
 
 
-def _outside_lists(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
-    found, ahead = [], [model]
-    while ahead:
-        module = ahead.pop()
-        found.append(module)
-        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-    return found
-
-
 def _decoder_in(core: nn.Module) -> nn.Module | None:
     """The decoder of a core: what it calls so, or the core itself, down to the module that has layers."""
     module = next((getattr(core, name) for name in DECODERS if isinstance(getattr(core, name, None), nn.Module)), core)
     while not isinstance(getattr(module, "layers", None), nn.ModuleList):
         inner = (getattr(module, name, None) for name in INNER)
-        found = next((part for part in inner if isinstance(part, nn.Module)), None)
-        if found is None:
+        decoder = next((part for part in inner if isinstance(part, nn.Module)), None)
+        if decoder is None:
             return None
-        module = found
+        module = decoder
     return module
 
 
 def _unnamed_decoder_in(core: nn.Module) -> nn.Module | None:
     """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
-    parts = [part for part in _outside_lists(core) if part is not core and _takes_embeddings(part)]
+    parts = [part for part in outside_lists(core) if part is not core and _takes_embeddings(part)]
     return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
 
 
@@ -361,8 +345,8 @@ _KINDS: WeakKeyDictionary[nn.Module, _LayerKind] = WeakKeyDictionary()
 
 def _kind_of(layer: nn.Module) -> _LayerKind:
     """Of a layer, looked at once: a context asks whenever it opens, and experts are many."""
-    parts, told = tuple(map(type, layer.children())), _KINDS.get(layer)
-    if told is None or told.parts != parts:
+    parts, remembered = tuple(map(type, layer.children())), _KINDS.get(layer)
+    if remembered is None or remembered.parts != parts:
         modules = [*layer.modules()]
         kinds = set(map(kind_of, modules))
         kind = next((kind for kind in ("attention", "state") if kind in kinds), "plain")
@@ -370,8 +354,9 @@ def _kind_of(layer: nn.Module) -> _LayerKind:
             kind = "hybrid"
         index = next(filter(keeps_index, modules), None)
         unserved = _unserved(layer, kind, index)
-        _KINDS[layer] = told = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
-    return told
+        remembered = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
+        _KINDS[layer] = remembered
+    return remembered
 
 
 def _unserved(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:

@@ -147,13 +147,8 @@ class Gemma4(Merging):
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """The core asks where everything would be, at every call: of that, what is there."""
-        encoded = inputs.get("mm_encoder_outputs") or {}
-        masks = []
-        for modality, mask in zip(INPUTS, placeholders, strict=False):
-            pixels, _ = INPUTS[modality]
-            if inputs.get(pixels) is not None or encoded.get(modality) is not None:
-                masks.append((modality, mask))
-        return masks
+        pairs = zip(INPUTS, placeholders, strict=False)
+        return [(modality, mask) for modality, mask in pairs if self.has_pixels(modality, inputs)]
 
     @property
     def is_usual(self) -> bool:

@@ -253,9 +253,9 @@ class Qwen2VL(Merging):
 
         if self._replay is None:
             return run(pixels, **placed)
-        read = {name: one for name, one in placed.items() if name == "grid_thw" or name.startswith("cu_")}
-        on_host = {name: one for name, one in read.items() if one.device.type == "cpu"}
-        others = {name: one for name, one in placed.items() if name not in on_host}
+        read = [name for name in placed if name == "grid_thw" or name.startswith("cu_")]
+        on_host = {name: placed[name] for name in read if placed[name].device.type == "cpu"}
+        others = {name: value for name, value in placed.items() if name not in on_host}
         return self._replay(run, pixels, on_host=on_host, held=(segments, held), **others)
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
@@ -263,10 +263,20 @@ class Qwen2VL(Merging):
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
         """What the tower makes of the grids, (images, 3), by the names it takes it by; all on the host."""
-        return {
+        visual = self.core.visual
+        arguments = {
             "cu_seqlens": get_vision_cu_seqlens(grids),
-            "position_ids": get_vision_position_ids(grids, self.core.visual.spatial_merge_size),
+            "position_ids": get_vision_position_ids(grids, visual.spatial_merge_size),
         }
+        if hasattr(visual, "num_grid_per_side"):  # patches look up learned positions too
+            arguments["interp_indices"], arguments["interp_weights"] = get_vision_interpolation_indices_and_weights(
+                grids,
+                num_grid_per_side=visual.num_grid_per_side,
+                mode=visual.interpolation_mode,
+                align_corners=visual.interpolation_align_corners,
+                spatial_merge_size=visual.spatial_merge_size,
+            )
+        return arguments
 
     def _placed(self, arguments: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
         """Arguments of the tower where they are read: indices on the device, ends of segments by the host; for a flash
@@ -333,18 +343,6 @@ class Qwen2VL(Merging):
                 )
             grids += [(1, size // count)] * count
         return PicturesRun(tuple(grids))
-
-
-def learned_positions(visual: Any, grids: Tensor) -> dict[str, Tensor]:
-    """Where patches look up the learned positions of a Qwen3-VL's tower; see `Qwen2VL.tower_arguments`."""
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grids,
-        num_grid_per_side=visual.num_grid_per_side,
-        mode=visual.interpolation_mode,
-        align_corners=visual.interpolation_align_corners,
-        spatial_merge_size=visual.spatial_merge_size,
-    )
-    return {"interp_indices": indices, "interp_weights": weights}
 
 
 def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1, learned: bool = False) -> TowerShape:
@@ -482,9 +480,6 @@ class Qwen3VL(Qwen2VL):
             images[index] = first_rows(images[index][source], len(images[index]))
             output.deepstack_features[depth] = images
 
-    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
-        return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
-
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
         """Deepstack's mergers count as projectors too: they make decoder-wide features."""
@@ -532,9 +527,6 @@ class Qwen35(Qwen2VL):
             return queries
 
         return project
-
-    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
-        return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:

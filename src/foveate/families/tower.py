@@ -14,7 +14,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.merge import average
 from foveate.core.patching import Patcher
-from foveate.core.signals import TowerAttention, TowerKeys, TowerSignal
+from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
@@ -281,7 +281,10 @@ def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
     """
     if isinstance(signal, TowerAttention):
         return tower_attention(signal, heads, cls)[:, None]
-    return tower_keys(signal, heads.keys[:, 1:] if cls else heads.keys)
+    keys = heads.keys[:, int(cls) :]
+    if signal.heads == "joined":
+        return _side_by_side(keys).float()
+    return keys.float().mean(dim=0)
 
 
 def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) -> Tensor:
@@ -303,21 +306,9 @@ def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) ->
     return row[:, 0, 1:].sum(dim=0)
 
 
-def tower_keys(signal: TowerKeys | TowerSignal, keys: Tensor) -> Tensor:
-    """Keys, (heads, patches, head size), as a signal wants them: (patches, head size or width) float32."""
-    if signal.heads == "joined":
-        return _side_by_side(keys).float()
-    return keys.float().mean(dim=0)
-
-
 def _side_by_side(heads: Tensor) -> Tensor:
     """(heads, tokens, head size) -> (tokens, heads · head size)."""
     return heads.transpose(0, 1).flatten(1)
-
-
-def of_image(stats: Callable[[TowerSignal], Sequence[Tensor]], index: int, signal: TowerSignal) -> Tensor:
-    """What a signal is of one image's tokens: (tokens, numbers)."""
-    return stats(signal)[index]
 
 
 # -- smaller pictures ----------------------------------------------------------------------------------------------
