@@ -171,7 +171,7 @@ class AnyResolution(OfClip):
 
         with Patcher() as patches:
             patches.wrap(self.core, "pack_image_features", pack)
-            output = self.run_smaller(run, "pixel_values", inputs, cells)
+            output = self.run_smaller(run, inputs, cells)
         return output, replace_images(output, merged)
 
     def _pack(self, views: Tensor, cells: Grid, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
@@ -213,7 +213,7 @@ class AnyResolution(OfClip):
         owner, name, pool, grid = self.pooling(*coarse[0][0])
         with Patcher() as patches:
             patches.wrap(owner, name, lambda _, states: pooled_frames(pool, grid, states))
-            output = self.run_smaller(run, "pixel_values_videos", inputs, grid)
+            output = self.run_smaller(run, inputs, grid)
         return output, replace_images(output, cuts)
 
     @classmethod

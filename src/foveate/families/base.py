@@ -458,8 +458,7 @@ class Family:
 
     def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
         """What the tower is given of each image or video, (pictures, channels, height, width) without padding."""
-        names = [name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None]
-        pixels: Tensor = inputs[names[0]]
+        pixels: Tensor = inputs[pixels_name(inputs)]
         return list(pixels if pixels.dim() == 5 else pixels[:, None])
 
     def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
@@ -630,3 +629,8 @@ def outside_lists(model: nn.Module) -> list[nn.Module]:
         modules.append(module)
         ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
     return modules
+
+
+def pixels_name(inputs: Inputs) -> str:
+    """The argument of a `get_*_features` call that pictures are given in."""
+    return next(name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None)

@@ -8,7 +8,7 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, pixels_name
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, StatesTower, TowerShape
 from foveate.families.tower import Encoded, Grids, Inputs, ReducedRun, Reducer, Run, coarser_grids, encoder_layers
@@ -49,8 +49,9 @@ class OfClip(Family):
         projector = linear(1, vision.hidden_size * len(layers), width, width)
         return replace(clip_shape(config, projector), memory=memory)
 
-    def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
+    def run_smaller(self, run: Run, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""
+        name = pixels_name(inputs)
         pixels = inputs[name]  # (…, channels, rows, columns)
         patch = self.model.config.vision_config.patch_size
         rows, columns = cells
@@ -65,10 +66,6 @@ class Llava(OfClip):
     model_type: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
-
-    def pixels(self, inputs: Inputs) -> str:
-        """The argument that pictures are given in."""
-        return "pixel_values"
 
     def _check_cls(self) -> None:
         """Refuse a tower of which the projector gets no grid of patches, or that has no layers of the usual kind."""
@@ -95,11 +92,11 @@ class Llava(OfClip):
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings to the smaller grid."""
         self._check_cls()
-        name = self.pixels(inputs)
-        coarse, cuts = coarser_grids(reducer, [((self.side, self.side),)] * len(inputs[name]))
+        count = len(inputs[pixels_name(inputs)])
+        coarse, cuts = coarser_grids(reducer, [((self.side, self.side),)] * count)
         if cuts[0] is None:
             return run(), cuts
-        output = self.run_smaller(run, name, inputs, coarse[0][0])
+        output = self.run_smaller(run, inputs, coarse[0][0])
         return output, replace_images(output, cuts)
 
     @classmethod

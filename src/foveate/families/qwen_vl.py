@@ -23,7 +23,7 @@ from foveate.core.tensors import send
 from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, pixels_name
 from foveate.families.leaving import units_left
 from foveate.families.merging import Merging
 from foveate.families.placing import first_rows, replace_images
@@ -45,8 +45,6 @@ from foveate.families.tower import (
 )
 from foveate.families.vision import CLIP, smaller
 
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-"""The argument that a modality's patches are given in."""
 PRECOMPUTED = {
     "cu_seqlens", "cu_window_seqlens", "interp_indices", "interp_weights", "max_seqlen", "max_window_seqlen",
     "position_ids", "window_index",
@@ -114,7 +112,7 @@ class Qwen2VL(Merging):
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The patches are put together again, resized to whole tokens and cut anew."""
-        config, name, grid_name = self.model.config, PIXELS[modality], f"{modality}_grid_thw"
+        config, name, grid_name = self.model.config, pixels_name(inputs), f"{modality}_grid_thw"
         vision, grids = config.vision_config, inputs[grid_name].cpu()
         usual = self.token_grids(config, modality, {grid_name: grids}, ())
         assert usual is not None
@@ -139,7 +137,7 @@ class Qwen2VL(Merging):
                     "it itself."
                 )
         grids = inputs[f"{modality}_grid_thw"].cpu()
-        views = self.pixel_views(inputs[PIXELS[modality]], grids)
+        views = self.pixel_views(inputs[pixels_name(inputs)], grids)
         cuts = reducer.leave(views)
         if all(cut is None for cut in cuts):
             return run(), cuts

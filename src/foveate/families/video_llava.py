@@ -38,12 +38,6 @@ class VideoLlava(Llava):
     def tower_of(self, modality: str) -> Any:
         return self.core.video_tower if modality == "video" else self.tower
 
-    def pixels(self, inputs: Inputs) -> str:
-        """Also by the name they had, which transformers' processor still gives them."""
-        if inputs.get("pixel_values") is None:
-            return "pixel_values_images"
-        return "pixel_values"
-
     def pieces(self, modality: str, inputs: Inputs) -> int:
         if modality != "video":
             return 1
@@ -82,7 +76,8 @@ class VideoLlava(Llava):
 
         def stats(signal: TowerSignal) -> Tensor:
             of_frames = torch.stack([taps.read(frame, signal) for frame in range(len(taps))])
-            return of_frames.unflatten(0, (-1, frames)).flatten(1, 2)  # (videos, frames · patches, numbers)
+            _, patches, numbers = of_frames.shape
+            return of_frames.view(-1, frames * patches, numbers)  # of each video
 
         def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
             reduced, of_videos = self._reduce_films(states, frames, reducer, stats)
@@ -134,7 +129,7 @@ class VideoLlava(Llava):
         coarse, cuts = coarser_grids(reducer, [((self.side, self.side),) * frames] * videos)
         if cuts[0] is None:
             return run(), cuts
-        output = self.run_smaller(run, "pixel_values_videos", inputs, coarse[0][0])
+        output = self.run_smaller(run, inputs, coarse[0][0])
         states = output.pooler_output
         output.pooler_output = _patches(states, frames)
         cuts = replace_images(output, cuts)
