@@ -137,11 +137,13 @@ class AnyResolution(OfClip):
         def made() -> list[Tensor]:
             return self.packed(modality, torch.split(projected[0], list(views)), inputs)
 
-        # A video's frames may be pooled before the projector.
-        shown = (lambda index: made()[index]) if modality == "image" else None
+        def more(index: int) -> dict[str, Any]:
+            # A video's frames may be pooled before the projector.
+            return {"made": lambda: made()[index]} if modality == "image" else {}
+
         images = output.pooler_output
         places = self.boxes(self.model.config, modality, inputs, lengths_of(images))
-        cuts = reduce_apart(images, places, reducer, stats, made=shown)
+        cuts = reduce_apart(images, places, reducer, stats, more=more)
         self.place(output, images, cuts)
         return output, cuts
 

@@ -429,7 +429,7 @@ class Family:
         # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
         if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
             places = self.boxes(self.model.config, modality, self.remembered(inputs), sizes)
-        cuts = reduce_apart(features, places, reducer, stats, grids, deepstack=partial(self.deepstack_of, output))
+        cuts = reduce_apart(features, places, reducer, stats, grids, partial(self.view_extras, output))
         self.place(output, features, cuts)
         return cuts
 
@@ -510,9 +510,9 @@ class Family:
         tall, wide = (patch, patch) if isinstance(patch, int) else patch
         return TowerLayout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
 
-    def deepstack_of(self, output: Any, index: int) -> Callable[[], Tensor] | None:
-        """Makes what else belongs to an image's tokens, (tokens, depths · width); None: most families have nothing."""
-        return None
+    def view_extras(self, output: Any, index: int) -> dict[str, Any]:
+        """What else is shown of an image, by attributes of `TowerView`; most families have nothing."""
+        return {}
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""

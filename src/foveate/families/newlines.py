@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ def reduce_apart(
     reducer: Reducer,
     stats: Stats | None = None,
     grids: Sequence[tuple[Grid, ...]] | None = None,
-    made: Callable[[int], Tensor] | None = None,
-    deepstack: Callable[[int], Callable[[], Tensor] | None] = lambda index: None,
+    more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Cut | None]:
     """Reduce each image's tokens behind the projector. The newline that ends an image stays; others leave.
 
@@ -37,13 +36,12 @@ def reduce_apart(
         reducer: What reduces.
         stats: Attention and keys in the tower; None if no method reads them.
         grids: The grids each image's tokens stand in, if these are known without the boxes.
-        made: Of an image's number, the tower's features of its tokens, newlines apart, (tokens, width); None if they
-            are not shown.
-        deepstack: Of an image's number, what makes its deepstack features (see `TowerView`), or None.
+        more: Of an image's number, what else it shows, newlines apart: attributes of `TowerView` by name.
     """
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
     parts = [_Image.of(*image) for image in zip(images, boxes, frames, strict=True)]
-    cuts = reducer.reduce(image.view(index, stats, made, deepstack(index)) for index, image in enumerate(parts))
+    views = (image.view(partial(read_stats, stats, index), more(index)) for index, image in enumerate(parts))
+    cuts = reducer.reduce(views)
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
 
 
@@ -81,13 +79,7 @@ class _Image:
         newlines = send(newline.nonzero()[:, 0], features.device)
         return cls(features, grids or grids_of(boxes), tokens, newlines[: closing_rows(len(newlines))])
 
-    def view(
-        self,
-        index: int,
-        stats: Stats | None,
-        made: Callable[[int], Tensor] | None,
-        deepstack: Callable[[], Tensor] | None,
-    ) -> TowerView:
+    def view(self, read: Callable[[TowerSignal], Tensor], more: Mapping[str, Any]) -> TowerView:
         """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
         features = self.features
         if len(self.tokens) < len(features):
@@ -97,12 +89,11 @@ class _Image:
             features,
             grid=self.grids[0] if is_grid else None,
             cls=None,
-            read=partial(read_stats, stats, index),
+            read=read,
             entered=len(self.features),  # newlines among them
             reserved=len(self.closing),
             grids=self.grids,
-            deepstack=deepstack,
-            made=None if made is None else partial(made, index),
+            **more,
         )
 
     def with_newline(self, cut: Cut | None) -> Cut | None:

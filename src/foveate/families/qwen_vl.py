@@ -466,9 +466,9 @@ class Qwen3VL(Qwen2VL):
     def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         return inputs.get("deepstack_visual_embeds")
 
-    def deepstack_of(self, output: Any, index: int) -> Callable[[], Tensor]:
+    def view_extras(self, output: Any, index: int) -> dict[str, Any]:
         depths = [features[index] for features in output.deepstack_features]
-        return partial(torch.cat, depths, dim=1)
+        return {"deepstack": partial(torch.cat, depths, dim=1)}
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""

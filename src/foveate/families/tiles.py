@@ -53,23 +53,6 @@ class Tiled(Merging):
         """Widths of the projector's linear layers, the first that of a block of patches."""
         raise NotImplementedError
 
-    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
-        """Encode tiles of another size: the tower's output, and features (tiles, tokens, width) behind the projector.
-
-        The tower spreads its position embeddings over the patches there are.
-
-        Args:
-            pixels: (tiles, channels, rows, columns).
-        """
-        config, state = self.model.config, getattr(self.model.config, "vision_feature_layer", -1)
-        output = self.tower(pixel_values=pixels.to(self.core.dtype), output_hidden_states=state != -1)
-        states = output.last_hidden_state if state == -1 else output.hidden_states[state]
-        (grid,) = self.tower_layout((pixels,), {}).grids
-        assert grid is not None
-        patches = states[:, int(self.has_cls) :].reshape(len(pixels), *grid, -1)
-        projector = self.core.get_submodule(self.projector)
-        return output, projector(blocks(patches, self.block(config)))
-
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:
         """The pixels of all tiles of a call, (tiles, channels, rows, columns), in prompt order and without padding."""
@@ -121,24 +104,29 @@ class Tiled(Merging):
             yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Every tile of a call gets the same size."""
-        pixels, side = self.tiles(inputs), self.side(self.model.config)
-        tokens = side**2  # of a tile
-        lengths = reducer.lengths(len(pixels) * tokens)
-        counts = [length // tokens for length in lengths]
+        """Every tile of a call gets the same size. The tower spreads its position embeddings over the patches there
+        are."""
+        config, pixels = self.model.config, self.tiles(inputs)
+        side, block = self.side(config), self.block(config)
+        lengths = reducer.lengths(len(pixels) * side**2)
+        counts = [length // side**2 for length in lengths]
         grids = ((side, side),) * counts[0]
         coarse = reducer.coarsen(grids, lengths[0], 0)
         if coarse == grids:
             return run(), [None] * len(lengths)
-        rows, columns = coarse[0]
-        # Whole tokens of whole patches: a token's side is `block` patches.
-        block = self.block(self.model.config)
+        # Whole tokens of whole patches.
+        rows, columns = (cells * block for cells in coarse[0])
         patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
-        output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))
+        pixels = smaller(pixels, rows * patch, columns * patch).to(self.core.dtype)
+        state = getattr(config, "vision_feature_layer", -1)
+        output = self.tower(pixel_values=pixels, output_hidden_states=state != -1)
+        states = output.last_hidden_state if state == -1 else output.hidden_states[state]
+        patches = states[:, int(self.has_cls) :].reshape(len(pixels), rows, columns, -1)
+        features = self.core.get_submodule(self.projector)(blocks(patches, block))
         output.pooler_output = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
-        tile = into_cells((side, side), (rows, columns))
+        tile = into_cells((side, side), coarse[0])
         cuts = replace_images(output, [join([tile] * count) for count in counts])
-        features = torch.cat(output.pooler_output).view(len(pixels), tokens, -1)
+        features = torch.cat(output.pooler_output).view(len(pixels), side**2, -1)
         output.pooler_output = self.form(features, inputs)
         return output, cuts
 
