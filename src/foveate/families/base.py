@@ -106,10 +106,13 @@ class Family:
             UnsupportedError: If there is none.
         """
         core: nn.Module | None = None
-        for module in outside_lists(self.model):
+        ahead = [self.model]
+        while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
+            module = ahead.pop()
             decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
-            if decodes and any([hasattr(module, name) for name in self.mergers]):
+            if decodes and any(map(partial(hasattr, module), self.mergers)):
                 core = module
+            ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
         if core is None:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
@@ -481,10 +484,6 @@ class Family:
         if self.tower is not None:
             patches.wrap(self.tower, "forward", run)
 
-    def tower_of(self, modality: str) -> Any:
-        """The module that encodes pictures of a modality; some models have one for each."""
-        return self.tower
-
     @property
     def seeing_blocks(self) -> Sequence[int] | None:
         """Blocks of the tower that look at the whole picture; None: all."""
@@ -496,12 +495,16 @@ class Family:
         Raises:
             UnsupportedError: If it is not known how it is built.
         """
-        tower = self.tower_of(modality)
+        tower = self.tower
+        if modality == "video":  # some models have a tower for each
+            tower = getattr(self.core, "video_tower", tower)
         blocks = encoder_layers(tower, self.tower_blocks)
         attentions = [getattr(block, self.tower_attention) for block in blocks]
-        read = feature_layers(self.model.config, len(blocks))
-        seeing, cls = self.seeing_blocks, self.tower_cls
-        return Tower(tower, blocks, attentions, read, self.tower_layout, seeing, cls, self.keys_of)
+        config = self.model.config
+        # Deepstack reads earlier blocks too.
+        read = [*feature_layers(config, len(blocks)), *getattr(tower, "deepstack_visual_indexes", ())]
+        cls = bool(self.cls_in_tower(config))
+        return Tower(tower, blocks, attentions, read, self.tower_layout, self.seeing_blocks, cls, self.keys_of)
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """How rows stand in the tower, from the arguments of its call. The default: pictures in a batch of pixels,
@@ -619,16 +622,6 @@ class Family:
         The layer after each runs while two streams are in memory, with the addition and without.
         """
         return 0
-
-
-def outside_lists(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
-    modules, ahead = [], [model]
-    while ahead:
-        module = ahead.pop()
-        modules.append(module)
-        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-    return modules
 
 
 def pixels_name(inputs: Inputs) -> str:

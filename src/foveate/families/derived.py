@@ -20,7 +20,7 @@ from foveate._transformers import indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
-from foveate.families.base import Family, outside_lists
+from foveate.families.base import Family
 from foveate.families.fed import encode_fed, thinned_by_feeding
 from foveate.families.feeding import NO_BLOCKS, blocks_of, has_cls
 from foveate.families.newlines import Stats, reduce_apart
@@ -77,7 +77,7 @@ class Derived(Family):
         takes = inspect.signature(type(self.model).forward).parameters if isinstance(self.model, nn.Module) else ()
         encoding = []
         if "input_ids" in takes:
-            encoding = [module for module in outside_lists(self.model) if _sees(module)]
+            encoding = [module for module in _outside_lists(self.model) if _sees(module)]
         with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
             module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
         ]
@@ -280,6 +280,16 @@ def _sees(module: nn.Module) -> bool:
     return hasattr(module, "get_image_features") or any("pixel_values" in name for name in takes)
 
 
+def _outside_lists(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
+    modules, ahead = [], [model]
+    while ahead:
+        module = ahead.pop()
+        modules.append(module)
+        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
+    return modules
+
+
 def _decoder_in(core: nn.Module) -> nn.Module | None:
     """The decoder of a core: what it calls so, or the core itself, down to the module that has layers."""
     module = next((getattr(core, name) for name in DECODERS if isinstance(getattr(core, name, None), nn.Module)), core)
@@ -294,7 +304,7 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
 
 def _unnamed_decoder_in(core: nn.Module) -> nn.Module | None:
     """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
-    parts = [part for part in outside_lists(core) if part is not core and _takes_embeddings(part)]
+    parts = [part for part in _outside_lists(core) if part is not core and _takes_embeddings(part)]
     return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
 
 

@@ -11,7 +11,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family, pixels_name
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, StatesTower, TowerShape
-from foveate.families.tower import Encoded, Grids, Inputs, ReducedRun, Reducer, Run, coarser_grids, encoder_layers
+from foveate.families.tower import Encoded, Grids, Inputs, ReducedRun, Reducer, Run, coarser_grids
 from foveate.families.vision import CLIP, picture_sizes, smaller
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
@@ -68,9 +68,8 @@ class Llava(OfClip):
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
 
     def _check_cls(self) -> None:
-        """Refuse a tower of which the projector gets no grid of patches, or that has no layers of the usual kind."""
+        """Refuse a tower of which the projector gets no grid of patches."""
         cls = drops_cls(self.model.config)
-        encoder_layers(self.tower)  # or a refusal
         parameters = (name for name, _ in self.tower.named_parameters())
         if cls == any(name.endswith("class_embedding") for name in parameters):
             return
@@ -83,14 +82,15 @@ class Llava(OfClip):
         )
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        self._check_cls()
         reduced = ReducedRun(self.tower_parts(modality, run, inputs), reducer)
+        self._check_cls()
         with Patcher() as patches:
             reduced.attach(patches, self.core.multi_modal_projector)
             return run(), reduced.cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings to the smaller grid."""
+        self.tower_parts(modality, run, inputs)  # or a refusal
         self._check_cls()
         count = len(inputs[pixels_name(inputs)])
         coarse, cuts = coarser_grids(reducer, [((self.side, self.side),)] * count)

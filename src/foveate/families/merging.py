@@ -25,7 +25,9 @@ class Merging(Family):
 
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            means = torch.cat([*self.token_means(taps, signal, modality, inputs)])
+            means = self.token_means(taps, signal, modality, inputs)
+            if not isinstance(means, Tensor):
+                means = torch.cat([*means])
             if self.tiled:
                 sizes = reducer.lengths(len(means))
             else:
@@ -34,9 +36,9 @@ class Merging(Family):
 
         return output, self.reduce_features(output, modality, inputs, reducer, stats)
 
-    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterable[Tensor]:
-        """Means of what a signal is of the patches of each token, (tokens, numbers) float32 each, in the order of the
-        features.
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterable[Tensor] | Tensor:
+        """Means of what a signal is of the patches of each token, (tokens, numbers) float32, in the order of the
+        features; all together, or of one picture after the other.
 
         Args:
             taps: What the tower attended with.

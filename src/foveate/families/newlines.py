@@ -54,52 +54,51 @@ class _Image:
     Attributes:
         features: (tokens, width), newlines among them.
         grids: The grids they stand in.
-        tokens: Which are no newlines: ordinals.
-        closing: Which newline stays, behind all others: one ordinal or none.
+        tokens: Which are no newlines: ordinals; None: all.
+        closing: Which newline stays, behind all others: one ordinal or none; None where there are no newlines.
     """
 
     features: Tensor
     grids: tuple[Grid, ...]
-    tokens: Tensor
-    closing: Tensor
+    tokens: Tensor | None = None
+    closing: Tensor | None = None
 
     @classmethod
     def of(cls, features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> Self:
         """An image whose newlines are found by the boxes; with the grids alone there are none."""
         if boxes is None and grids is not None:
-            every = torch.arange(len(features), device=features.device)
-            return cls(features, grids, every, every[:0])
+            return cls(features, grids)
         if boxes is None:
             raise UnsupportedError(
                 "The places of this image's tokens are not known, so its newline tokens cannot be found. "
                 "Use a method that drops between layers."
             )
         newline = boxes.isnan().any(dim=-1)
+        if not newline.any():
+            return cls(features, grids or grids_of(boxes))
         tokens = send((~newline).nonzero()[:, 0], features.device)
         newlines = send(newline.nonzero()[:, 0], features.device)
         return cls(features, grids or grids_of(boxes), tokens, newlines[: closing_rows(len(newlines))])
 
     def view(self, read: Callable[[TowerSignal], Tensor], more: Mapping[str, Any]) -> TowerView:
         """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
-        features = self.features
-        if len(self.tokens) < len(features):
-            features = features[self.tokens]
-        is_grid = len(features) == len(self.features) and len(self.grids) == 1
+        features = self.features if self.tokens is None else self.features[self.tokens]
+        is_grid = self.tokens is None and len(self.grids) == 1
         return TowerView(
             features,
             grid=self.grids[0] if is_grid else None,
             cls=None,
             read=read,
             entered=len(self.features),  # newlines among them
-            reserved=len(self.closing),
+            reserved=0 if self.closing is None else len(self.closing),
             grids=self.grids,
             **more,
         )
 
     def with_newline(self, cut: Cut | None) -> Cut | None:
         """The cut of all tokens, from that of those without newlines; the newline that stays is the last row."""
-        if cut is None:
-            return None
+        if cut is None or self.tokens is None or self.closing is None:
+            return cut
         arriving, device = len(self.features), self.features.device
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))

@@ -38,7 +38,6 @@ from foveate.families.tower import (
     Reducer,
     Run,
     Taps,
-    Tower,
     TowerLayout,
     coarser_grids,
     shown,
@@ -100,13 +99,14 @@ class Qwen2VL(Merging):
             run = partial(run, **grids)
         return super().encode(run, modality, {**inputs, **grids}, reducer)
 
-    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> list[Tensor]:
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Tensor:
         """A token's patches stand one behind the other; the attention runs once for each sequence that looks at itself
         alone."""
         patches = torch.cat([shown(signal, heads) for heads in taps.samples(signal)])
         group: int = self.core.visual.spatial_merge_size**2
         means = patches.view(len(patches) // group, group, -1).mean(dim=1)
-        return [means[self.token_order(inputs[f"{modality}_grid_thw"])]]
+        ordered: Tensor = means[self.token_order(inputs[f"{modality}_grid_thw"])]
+        return ordered
 
     encode_projected = encode  # what is read of the tower is there as well
 
@@ -289,11 +289,6 @@ class Qwen2VL(Merging):
         return placed
 
     # -- blocks of the tower on some of the rows ---------------------------------------------------------------
-
-    def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
-        """Deepstack reads earlier blocks too."""
-        tower = super().tower_parts(modality, run, inputs)
-        return replace(tower, read=[*tower.read, *getattr(self.core.visual, "deepstack_visual_indexes", ())])
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Frames one behind the other; in each, rows stand token by token."""

@@ -191,13 +191,10 @@ class Tower:
     cls: bool = False
     keys_of: "KeysOf | None" = None
 
-    def block_of(self, signal: TowerSignal) -> int:
-        """Which block a signal is of; raises as the function does."""
-        return block_of(signal, max(self.read), len(self.blocks), self.seeing)
-
     def taps(self, reads: Iterable[TowerSignal]) -> "Taps":
-        """Taps of the attention modules that signals are read of."""
-        modules = {signal: self.attentions[self.block_of(signal)] for signal in reads}
+        """Taps of the attention modules that signals are read of; raises as `block_of`."""
+        last, depth = max(self.read), len(self.blocks)
+        modules = {signal: self.attentions[block_of(signal, last, depth, self.seeing)] for signal in reads}
         return Taps(modules, self.cls, self.keys_of)
 
 
@@ -281,7 +278,7 @@ def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
     """
     if isinstance(signal, TowerAttention):
         return tower_attention(signal, heads, cls)[:, None]
-    keys = heads.keys[:, int(cls) :]
+    keys = heads.keys[:, 1:] if cls else heads.keys
     if signal.heads == "joined":
         return _side_by_side(keys).float()
     return keys.float().mean(dim=0)
@@ -407,7 +404,7 @@ class ReducedRun:
     def _read(self, index: int, merge: Cut | None, signal: TowerSignal) -> Tensor:
         """A signal of an image's rows."""
         values = self._taps.read(index, signal)
-        if merge is None or self._tower.block_of(signal) > 0:
+        if merge is None or block_of(signal, max(self._tower.read), len(self._tower.blocks)) > 0:
             return values
         return average(values, merge)  # the first layer attends before its patches merge
 

@@ -35,9 +35,6 @@ class VideoLlava(Llava):
     def tower(self) -> Any:
         return self.core.image_tower
 
-    def tower_of(self, modality: str) -> Any:
-        return self.core.video_tower if modality == "video" else self.tower
-
     def pieces(self, modality: str, inputs: Inputs) -> int:
         if modality != "video":
             return 1
