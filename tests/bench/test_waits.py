@@ -17,7 +17,7 @@ TOWER = "foveate/families/qwen_vl.py Qwen2VL._run_tower: aten._to_copy"
 SAMPLES = "engine/samples.py read_samples"
 CUTS_OF = "engine/encode.py cuts_of"
 READ = {
-    "gemma4": "families/gemma.py Gemma4._grids",
+    "gemma4": "families/gemma.py Gemma4.encode",
     "llava_next": "families/vision.py picture_sizes",
     "mistral3": "families/vision.py picture_sizes",
     "qwen2_5_vl": "families/qwen_vl.py Qwen2VL.encode",

@@ -334,7 +334,7 @@ def test_measured_anew_where_as_many_pixels_are_fewer_tokens():
             encode_fed(family, run, "image", inputs, Whole(reads=(PAID,)))
         return len(family.stats(PAID)[0])
 
-    feeds._KNOWN.pop(family.core, None)
+    feeds._FEEDINGS.pop(family.core, None)
     every = tokens()
     assert len(runs) == 2
     black = inputs["pixel_values"].clone()
@@ -354,10 +354,10 @@ def test_nothing_is_told_where_nothing_is_read():
 def test_what_is_remembered_goes_with_the_model():
     call = Call("deepseek_vl")
     call.feeding()
-    before = len(feeds._KNOWN)
+    before = len(feeds._FEEDINGS)
     del call
     gc.collect()
-    assert len(feeds._KNOWN) < before
+    assert len(feeds._FEEDINGS) < before
 
 
 def test_a_model_is_left_as_it_was():
@@ -377,7 +377,7 @@ def test_a_model_may_write_into_what_blocks_answer():
     (blocks,) = feeds.blocks_of(call.family.core, call.family.layers)
     known = owners(call.feeding())
     blocks[-1][0].register_forward_hook(lambda block, args, output: output.mul_(2))
-    feeds._KNOWN.clear()
+    feeds._FEEDINGS.clear()
     assert owners(call.feeding()) == known
 
 

@@ -106,7 +106,7 @@ def test_tokens_look_where_their_tiles_do():
     assert wide[-9:].tolist() == single.tolist()
     assert grids_of(wide) == ((3, 3),) * 7
     assert grids_of(tall) == ((9, 3), (3, 3))  # one column of tiles is one grid
-    assert fv.families()["internvl"].token_grids(family.model.config, [63, 9]) == [((3, 3),) * 7, ((3, 3),)]
+    assert family.token_grids(family.model.config, "image", {}, [63, 9]) == [((3, 3),) * 7, ((3, 3),)]
     assert family.boxes(family.model.config, "image", given, [9, 9]) == [None, None]  # not the tiles of this call
 
 

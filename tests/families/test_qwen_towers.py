@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate as fv
 from foveate.families.tap import Segments
+from foveate.families.tower import block_of
 from foveate.registry import family_for
 from tests.families.shown import KEYS, PAID, Shown
 from tests.models import QWENS, batch, given, tiny, with_video
@@ -37,7 +38,8 @@ def test_scores_and_keys_are_those_of_a_tokens_patches(family, modality):
     call, reducer = getattr(model.model, f"get_{modality}_features"), Shown()
     with torch.no_grad():
         known.encode(lambda **changed: call(**{**inputs, **changed}), modality, inputs, reducer)
-        block = known.scoring_block(PAID)
+        tower = known.tower_parts(modality, call, inputs)
+        block = tower.blocks[block_of(PAID, max(tower.read), len(tower.blocks), tower.seeing)]
         attention = block.attn
         normed, rotary = entering(visual, block, lambda: call(**inputs))
         q, k, _ = attention.qkv(normed).view(len(normed), 3, attention.num_heads, -1).unbind(1)

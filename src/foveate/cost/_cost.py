@@ -226,7 +226,7 @@ def cost(
         )
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
-    grids = family.token_grids(config, prompt.sizes) or prompt.grids
+    grids = family.token_grids(config, "image", {}, prompt.sizes) or prompt.grids
     tower_grids = None
     if prompt.grids:
         tower_grids = grids

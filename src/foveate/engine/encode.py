@@ -23,7 +23,7 @@ from foveate.engine import guards
 from foveate.engine.media import lengths_in
 from foveate.engine.program import NotesOf, Program
 from foveate.families.base import Family
-from foveate.families.thinning import Ran, running_thin
+from foveate.families.thinning import running_thin
 
 
 @dataclass(slots=True, eq=False)
@@ -273,7 +273,7 @@ class TowerReducer:
         self._prompt = prompt
         self._video = video
         self.early = program.tower is not None
-        self.ran: list[Ran] = []
+        self.ran: list[Cut] = []
         signals = itertools.chain.from_iterable(stage.reads for stage in program.images)
         self.reads = tuple(dict.fromkeys(signal for signal in signals if isinstance(signal, TowerSignal)))
 
@@ -369,7 +369,7 @@ def encode(
     run: Callable[..., Any],
     arguments: dict[str, Any],
     prompt: PromptLengths | None = None,
-) -> tuple[Any, list[Cut | None], list[Ran]]:
+) -> tuple[Any, list[Cut | None], list[Cut]]:
     """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
 
     Args:
@@ -395,9 +395,9 @@ def encode(
     }
     assert program.encodes is not None
     reducer = TowerReducer(program, prompt, video=modality == "video")
-    thinning: AbstractContextManager[list[Ran]] = nullcontext([])
+    thinning: AbstractContextManager[list[Cut]] = nullcontext([])
     if program.thin is not None:
-        thinning = running_thin(family.thin_tower(modality, run, arguments), reducer)
+        thinning = running_thin(family.tower_parts(modality, run, arguments), reducer)
     try:
         with thinning as ran:
             output, cuts = ways[program.encodes](run, modality, arguments, reducer)

@@ -15,7 +15,6 @@ from foveate.engine import guards
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
-from foveate.families.thinning import Ran
 
 T = TypeVar("T")
 TAG = "_foveate"
@@ -42,7 +41,7 @@ class MediaTokens:
     cut: Cut | None = None
     fixed: Sequence[int] = ()
     video: bool = False
-    ran: Sequence[Ran] = ()
+    ran: Sequence[Cut] = ()
 
     def __deepcopy__(self, memo: Any) -> "MediaTokens":
         return self  # assisted decoding copies what `generate` has encoded; nothing changes it
@@ -51,8 +50,7 @@ class MediaTokens:
         """Pickled as it is on the host, with its places worked out."""
         boxes = self.boxes()
         known = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
-        ran = tuple(Ran(one.rows, one.kept.cpu(), one.parent.cpu()) for one in self.ran)
-        return MediaTokens, (self.length, known, self.cut, self.fixed, self.video, ran)
+        return MediaTokens, (self.length, known, self.cut, self.fixed, self.video, tuple(self.ran))
 
     @property
     def free(self) -> int:
@@ -141,7 +139,7 @@ def tag(
     output: Any,
     cuts: Sequence[Cut | None],
     prompt: Sequence[Sequence[int]] | None,
-    ran: Sequence[Ran] = (),
+    ran: Sequence[Cut] = (),
 ) -> None:
     """Tag what a `get_*_features` call answered, and each image's features in it.
 
@@ -165,7 +163,7 @@ def tag(
     boxes = cache(partial(type(family).boxes, *of_call))
     fixed = [()] * len(lengths) if family.tiled else family.fixed_tokens(*of_call)
     media = []
-    ran_of: list[Sequence[Ran]] = [()] * len(lengths)
+    ran_of: list[Sequence[Cut]] = [()] * len(lengths)
     if ran:  # else nothing is read of the device
         ran_of = _by_image(ran, lengths, type(family).tower_images(family.model.config, modality, arguments))
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
@@ -179,7 +177,7 @@ def tag(
         setattr(tensor, TAG, image)
 
 
-def _by_image(ran: Sequence[Ran], lengths: Sequence[int], counts: Sequence[int] | None) -> list[Sequence[Ran]]:
+def _by_image(ran: Sequence[Cut], lengths: Sequence[int], counts: Sequence[int] | None) -> list[Sequence[Cut]]:
     """The segments of each image: as many as pictures were encoded for it, where the family says so; one; or by its
     share of the vision tokens. Of none, where that does not add up."""
     if counts is None and len(ran) == len(lengths):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.cut import Cut
+from foveate.core.grid import join
 from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.buckets import WORDS
@@ -259,19 +260,13 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
 
 def _thinned(samples: Sequence[Sample]) -> StageRecord:
     """Which rows of each sample ran in late blocks of the tower: its images' segments one behind the other."""
-    before, after, origins, assigns = [], [], [], []
+    cuts = []
     for sample in samples:
-        rows, kept = 0, 0
-        origin, assign = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
-        for ran in itertools.chain.from_iterable(image.ran for image in sample.media):
-            origin.append(ran.kept + rows)
-            assign.append(ran.parent + kept)
-            rows, kept = rows + ran.rows, kept + len(ran.kept)
-        before.append(rows)
-        after.append(kept)
-        origins.append(torch.cat(origin[len(origin) > 1 :]))
-        assigns.append(torch.cat(assign[len(assign) > 1 :]))
-    return StageRecord("tower", None, tuple(before), tuple(after), origins, assigns, rows=True)
+        segments = list(itertools.chain.from_iterable(image.ran for image in sample.media))
+        cuts.append(join(segments or [Cut.stay(0)]))
+    before, after = tuple(cut.arriving for cut in cuts), tuple(len(cut.source) for cut in cuts)
+    origins, assigns = [cut.source for cut in cuts], [cut.parent for cut in cuts]
+    return StageRecord("tower", None, before, after, origins, assigns, rows=True)
 
 
 def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None) -> PrefillRecord | None:

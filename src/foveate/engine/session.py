@@ -37,7 +37,6 @@ from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
-from foveate.families.thinning import Ran
 from foveate.registry import family_for, inside
 
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
@@ -395,7 +394,7 @@ class Session:
         arrival = self._arriving()
         self._encoding = True
         cuts: Sequence[Cut | None] = ()
-        ran: Sequence[Ran] = ()
+        ran: Sequence[Cut] = ()
         try:
             prompt = prompt_lengths(self._family, modality, arrival.ids)
             if self._program.encodes is None:

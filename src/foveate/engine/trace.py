@@ -236,7 +236,7 @@ class PrefillRecord:
     def tower_rows(self) -> list[list[tuple[int, ...]]]:
         """For each sample, each of its images or videos: on how many rows of each picture, tile or frame blocks of the
         tower ran; empty where they ran on all, and where patches left the tower for good (PixelPrune on a Qwen-VL)."""
-        return [[tuple(len(ran.kept) for ran in image.ran) for image in media] for media in self.media]
+        return [[tuple(len(ran.source) for ran in image.ran) for image in media] for media in self.media]
 
     @property
     def tower_tokens(self) -> list[list[Tensor]]:

@@ -3,7 +3,7 @@ newline behind every row."""
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,19 +16,10 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
-from foveate.families.llava import OfClip, drops_cls, side_of
+from foveate.families.llava import OfClip, side_of
 from foveate.families.newlines import reduce_apart
-from foveate.families.placing import replace_images
-from foveate.families.tower import (
-    Encoded,
-    Inputs,
-    Reducer,
-    Run,
-    attentions,
-    encoder_layers,
-    feature_layers,
-    tapped_all,
-)
+from foveate.families.placing import lengths_of, replace_images
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, coarser_grids
 from foveate.families.vision import grid_boxes, picture_sizes
 
 NOWHERE = torch.full((1, 4), float("nan"))
@@ -36,14 +27,34 @@ NOWHERE = torch.full((1, 4), float("nan"))
 
 
 class AnyResolution(OfClip):
-    """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
+    """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk`, and in how they pool the frames
+    of a video, which stand one behind the other.
+
+    Attributes:
+        film_newlines: Behind all frames of a video.
+    """
 
     runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
+    film_newlines: ClassVar[int] = 0
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
         """Rows and columns of a map once the model has shrunk it. The default: it does not."""
         return rows, columns
+
+    @classmethod
+    def frame_side(cls, config: Any) -> tuple[int, float]:
+        """Tokens along a side of a video's frame, and the share of that side that they show."""
+        raise NotImplementedError
+
+    def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
+        """How the model pools frames to so many rows and columns of tokens.
+
+        Returns:
+            The owner and the name of the model's function that pools; what pools maps instead, (frames, width, rows,
+            columns); and their rows and columns before, in patches.
+        """
+        raise NotImplementedError
 
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         """Scores, keys and tower features put together as the model puts together the features of each image's views,
@@ -66,9 +77,21 @@ class AnyResolution(OfClip):
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        if modality == "video":
+            return [cls.film_boxes(config, length) for length in lengths]
         sizes = picture_sizes(inputs["image_sizes"])
         pairs = zip(lengths, sizes, strict=True)
         return [cls.image_boxes(config, length, size) for length, size in pairs]
+
+    @classmethod
+    def film_boxes(cls, config: Any, length: int) -> Tensor | None:
+        """Where the `length` tokens of a video look; None if these are no whole frames."""
+        side, share = cls.frame_side(config)
+        frames, rest = divmod(length - cls.film_newlines, side**2)
+        if rest:
+            return None
+        frame = grid_boxes(side, side) * share
+        return torch.cat((frame.repeat(frames, 1), NOWHERE.expand(cls.film_newlines, 4)))
 
     @classmethod
     def image_boxes(cls, config: Any, length: int, size: tuple[int, int]) -> Tensor | None:
@@ -96,12 +119,10 @@ class AnyResolution(OfClip):
         if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
-        cls = drops_cls(self.model.config)
-        layers = encoder_layers(self.core.vision_tower)
-        last = max(feature_layers(self.model.config, len(layers)))
-        with tapped_all(attentions(layers, reducer.reads, last), cls) as taps, Patcher() as patches:
+        taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
+        with Patcher() as patches:
             patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
-            output = run()
+            output = taps.run(run)
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
 
@@ -115,30 +136,86 @@ class AnyResolution(OfClip):
         def made() -> list[Tensor]:
             return self.packed(modality, torch.split(projected[0], list(views)), inputs)
 
+        def more(index: int) -> dict[str, Any]:
+            # A video's frames may be pooled before the projector.
+            return {"made": lambda: made()[index]} if modality == "image" else {}
+
         images = output.pooler_output
-        lengths = [len(image) for image in images]
-        places = self.boxes(self.model.config, modality, inputs, lengths)
-        # A video's frames may be pooled before the projector.
-        shown = (lambda index: made()[index]) if modality == "image" else None
-        cuts = reduce_apart(images, places, reducer, stats, made=shown)
+        places = self.boxes(self.model.config, modality, inputs, lengths_of(images))
+        cuts = reduce_apart(images, places, reducer, stats, more=more)
         self.place(output, images, cuts)
         return output, cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
 
-        Every view of a call gets the same size. Newlines stay, also those of tile rows.
+        Every view of a call gets the same size. Newlines stay, also those of tile rows. A video's frames are resized so
+        that their pooled tokens are as many as wanted.
         """
+        if modality == "video":
+            return self._encode_smaller_frames(run, inputs, reducer)
         grid = (self.side, self.side)
         (cells,) = reducer.coarsen((grid,), self.side**2 + 1, 1)
         if cells == grid:
             output = run()
             return output, [None] * len(output.pooler_output)
-        packer = _Packer(self, cells)
+        merged: list[Cut] = []
+
+        def pack(
+            original: Any, image_features: Any, image_sizes: Any, *_: Any, image_newline: Tensor, **__: Any
+        ) -> tuple[list[Tensor], None]:
+            """In the place of the core's own."""
+            images = zip(image_features, picture_sizes(image_sizes), strict=True)
+            packed = [self._pack(views, cells, size, image_newline) for views, size in images]
+            merged.extend(cut for _, cut in packed)
+            return [rows for rows, _ in packed], None
+
         with Patcher() as patches:
-            patches.wrap(self.core, "pack_image_features", packer.pack)
-            output = self.run_smaller(run, "pixel_values", inputs, cells)
-        return output, replace_images(output, packer.cells)
+            patches.wrap(self.core, "pack_image_features", pack)
+            output = self.run_smaller(run, inputs, cells)
+        return output, replace_images(output, merged)
+
+    def _pack(self, views: Tensor, cells: Grid, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
+        """An image's rows, and which of them its usual tokens go into.
+
+        Args:
+            views: (views, patches, width), the base view first.
+            cells: Rows and columns of a view's patches.
+            size: Height and width of the picture.
+            newline: (width,).
+        """
+        base_view, config, side = views[0], self.model.config, self.side
+        base = into_cells((side, side), cells)
+        mosaic = tiles_of(config, size)
+        usual = fine = (1, 0)  # a single view ends in one newline
+        if len(views) > 1:
+            usual = _unpadded(side * mosaic[0], side * mosaic[1], *size)
+            fine = self.shrunk(config, *usual)
+        if not math.prod(fine):  # also of so long a picture that of its map at most the newlines are left
+            count = fine[0]
+            rows = torch.cat((base_view, newline.expand(count, -1).to(base_view)))
+            return rows, join([base, into_cells((count, 1), (count, 1))])
+        tiles = views[1:].view(*mosaic, *cells, -1)  # (down, across, rows, columns, width)
+        tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # one map: (width, rows, columns)
+        tiles = _unpad(tiles, size)
+        # OneVision shrinks large maps; this one shrinks by as much.
+        coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
+        if coarse != tiles.shape[1:]:
+            tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
+        rows = torch.cat((base_view, _with_newlines(tiles, newline)))
+        return rows, join([base, into_cells(fine, coarse, newlines=True)])
+
+    def _encode_smaller_frames(self, run: Run, inputs: Inputs, reducer: Reducer) -> Encoded:
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        side, _ = self.frame_side(self.model.config)
+        coarse, cuts = coarser_grids(reducer, [((side, side),) * frames] * videos, self.film_newlines)
+        if cuts[0] is None:
+            return run(), cuts
+        owner, name, pool, grid = self.pooling(*coarse[0][0])
+        with Patcher() as patches:
+            patches.wrap(owner, name, lambda _, states: pooled_frames(pool, grid, states))
+            output = self.run_smaller(run, inputs, grid)
+        return output, replace_images(output, cuts)
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
@@ -186,59 +263,11 @@ class AnyResolution(OfClip):
                 yield 1 + math.prod(mosaic)
 
 
-class _Packer:
-    """`pack_image_features` for views of fewer patches. It remembers what the usual tokens went into.
-
-    Args:
-        family: Knows the model.
-        views: Rows and columns of a view's patches.
-
-    Attributes:
-        cells: Of each image, which of its new tokens each usual one went into.
-    """
-
-    def __init__(self, family: AnyResolution, views: Grid) -> None:
-        self.cells: list[Cut] = []
-        self._family = family
-        self._views = views
-
-    def pack(
-        self, original: Any, image_features: Any, image_sizes: Any, *_: Any, image_newline: Tensor, **__: Any
-    ) -> tuple[list[Tensor], None]:
-        """In the place of the core's own."""
-        packed = []
-        for views, size in zip(image_features, picture_sizes(image_sizes), strict=True):
-            rows, cells = self._image(views, size, image_newline)
-            packed.append(rows)
-            self.cells.append(cells)
-        return packed, None
-
-    def _image(self, views: Tensor, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
-        """An image's rows, from its views, (views, patches, width), the base view first."""
-        base_view, config, side = views[0], self._family.model.config, self._family.side
-        base = into_cells((side, side), self._views)
-        if len(views) == 1:
-            rows = torch.cat((base_view, newline[None].to(base_view)))
-            one_newline = into_cells((1, 1), (1, 1))
-            return rows, join([base, one_newline])
-        mosaic = tiles_of(config, size)
-        tall, wide = mosaic
-        usual = _unpadded(side * tall, side * wide, *size)
-        fine = self._family.shrunk(config, *usual)
-        if not math.prod(fine):  # so long a picture that of its map at most the newlines are left
-            count = fine[0]
-            rows = torch.cat((base_view, newline.expand(count, -1).to(base_view)))
-            newlines = into_cells((count, 1), (count, 1))
-            return rows, join([base, newlines])
-        tiles = views[1:].view(*mosaic, *self._views, -1)  # (down, across, rows, columns, width)
-        tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # one map: (width, rows, columns)
-        tiles = _unpad(tiles, size)
-        # OneVision shrinks large maps; this one shrinks by as much.
-        coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
-        if coarse != tiles.shape[1:]:
-            tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
-        rows = torch.cat((base_view, _with_newlines(tiles, newline)))
-        return rows, join([base, into_cells(fine, coarse, newlines=True)])
+def pooled_frames(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
+    """Frames of a grid of patches, pooled: (frames, patches, width) -> (frames, tokens, width)."""
+    maps = frames.view(len(frames), *grid, -1)
+    maps = maps.permute(0, 3, 1, 2)  # (frames, width, rows, columns)
+    return pool(maps).flatten(2).transpose(1, 2)
 
 
 def _with_newlines(tiles: Tensor, newline: Tensor) -> Tensor:

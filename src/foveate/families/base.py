@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from inspect import getattr_static
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
@@ -20,8 +20,19 @@ from foveate.families.leaving import encode_leaving
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.tap import attention_of, made_by_itself
-from foveate.families.thinning import ThinnedTower
-from foveate.families.tower import Encoded, Inputs, Reducer, Run
+from foveate.families.tower import (
+    Encoded,
+    Grids,
+    Inputs,
+    KeysOf,
+    Reducer,
+    Run,
+    Tower,
+    TowerLayout,
+    encoder_layers,
+    feature_layers,
+)
+from foveate.families.vision import boxes_on
 
 
 class Family:
@@ -48,8 +59,11 @@ class Family:
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
         runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
+        tower_blocks: Where the tower keeps its blocks.
+        tower_attention: What these call their attention.
+        keys_of: In a tower with RoPE, what makes keys in an attention.
         needs_all_rows: Why blocks of the tower cannot run on some of its rows, as the end of a sentence; None: they can
-            (see `thin_tower`).
+            (see `tower_parts`).
         pixel_mean, pixel_std: What the processor subtracts from each channel of pixels in [0, 1], and divides them by
             then.
         gathers: Whether layers may get more than the usual arguments, which are known by their shapes.
@@ -71,6 +85,9 @@ class Family:
     tiled: ClassVar[bool] = False
     runs_grids: ClassVar[bool] = True
     gathers: bool = False
+    tower_blocks: ClassVar[str] = "encoder.layers"
+    tower_attention: ClassVar[str] = "self_attn"
+    keys_of: ClassVar[KeysOf | None] = None
     needs_all_rows: ClassVar[str | None] = "nobody has said how its blocks would run on some of them"
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -91,7 +108,7 @@ class Family:
         while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
             module = ahead.pop()
             decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
-            if decodes and any([hasattr(module, name) for name in self.mergers]):
+            if decodes and any(map(partial(hasattr, module), self.mergers)):
                 core = module
             ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
         if core is None:
@@ -143,9 +160,9 @@ class Family:
         rotary = getattr(self.text, "rotary_emb", None)
         for index in range(layer, 0 if rotary is None else len(self.layers)):
             kind = self.rotary_type(index)
-            found: Tensor | None = getattr(rotary, "inv_freq" if kind is None else f"{kind}_inv_freq", None)
-            if found is not None and index not in self.recurrent and turns(attention_of(self.layers[index])):
-                return found
+            radians: Tensor | None = getattr(rotary, "inv_freq" if kind is None else f"{kind}_inv_freq", None)
+            if radians is not None and index not in self.recurrent and turns(attention_of(self.layers[index])):
+                return radians
         return None
 
     @classmethod
@@ -170,7 +187,7 @@ class Family:
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
-        if isinstance(signal, Cells) and not cls.defines("boxes"):
+        if isinstance(signal, Cells) and not (cls.defines("boxes") or cls.defines("token_grids")):
             return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
             return None
@@ -216,8 +233,8 @@ class Family:
     def longest(self) -> float:
         """Columns of the longest prompt that may be dropped from: from there on layers scale rows by how many come
         before them, which dropping changes."""
-        scaling = [one for one in self.attentions if one is not None and numbers_rows(one)]
-        return min([getattr(one, "floor_scale", 1) - 1 for one in scaling], default=math.inf)
+        scaling = [part for part in self.attentions if part is not None and numbers_rows(part)]
+        return min([getattr(part, "floor_scale", 1) - 1 for part in scaling], default=math.inf)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
@@ -234,6 +251,12 @@ class Family:
             if inputs.get(f"{modality}_features") is not None:
                 pairs.append((modality, mask))
         return pairs
+
+    def has_pixels(self, modality: str, inputs: Inputs) -> bool:
+        """Whether the core's call has pixels of a modality, or what was made of them."""
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        pixels = [name for name in inputs if "pixel_values" in name and ("video" in name) == (modality == "video")]
+        return encoded.get(modality) is not None or any(inputs[name] is not None for name in pixels)
 
     def placeholder(self, modality: str) -> int | None:
         """The id of the prompt's placeholders of a modality."""
@@ -403,11 +426,11 @@ class Family:
         features = images_of(output, reducer.lengths if self.tiled else None)
         sizes = [len(image) for image in features]
         places: Sequence[Tensor | None] = [None] * len(sizes)
-        grids = self.token_grids(self.model.config, sizes)
+        grids = self.token_grids(self.model.config, modality, inputs, sizes)
         # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
         if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
             places = self.boxes(self.model.config, modality, self.remembered(inputs), sizes)
-        cuts = reduce_apart(features, places, reducer, stats, grids)
+        cuts = reduce_apart(features, places, reducer, stats, grids, partial(self.view_extras, output))
         self.place(output, features, cuts)
         return cuts
 
@@ -436,8 +459,7 @@ class Family:
 
     def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
         """What the tower is given of each image or video, (pictures, channels, height, width) without padding."""
-        names = [name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None]
-        pixels: Tensor = inputs[names[0]]
+        pixels: Tensor = inputs[pixels_name(inputs)]
         return list(pixels if pixels.dim() == 5 else pixels[:, None])
 
     def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
@@ -460,13 +482,38 @@ class Family:
         if self.tower is not None:
             patches.wrap(self.tower, "forward", run)
 
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        """The tower that a `get_*_features` call runs, whose blocks may run on some of its rows; see `encode`.
+    @property
+    def seeing_blocks(self) -> Sequence[int] | None:
+        """Blocks of the tower that look at the whole picture; None: all."""
+        return None
+
+    def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
+        """The tower that a `get_*_features` call runs, in parts; arguments as in `encode`.
 
         Raises:
-            UnsupportedError: If they may not.
+            UnsupportedError: If it is not known how it is built.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define thin_tower, or needs_all_rows.")
+        tower = self.tower
+        if modality == "video":  # some models have a tower for each
+            tower = getattr(self.core, "video_tower", tower)
+        blocks = encoder_layers(tower, self.tower_blocks)
+        attentions = [getattr(block, self.tower_attention) for block in blocks]
+        config = self.model.config
+        # Deepstack reads earlier blocks too.
+        read = [*feature_layers(config, len(blocks)), *getattr(tower, "deepstack_visual_indexes", ())]
+        cls = bool(self.cls_in_tower(config))
+        return Tower(tower, blocks, attentions, read, self.tower_layout, self.seeing_blocks, cls, self.keys_of)
+
+    def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
+        """How rows stand in the tower, from the arguments of its call. The default: pictures in a batch of pixels,
+        (pictures, channels, rows, columns)."""
+        pixels, patch = args[0] if args else kwargs["pixel_values"], self.model.config.vision_config.patch_size
+        tall, wide = (patch, patch) if isinstance(patch, int) else patch
+        return TowerLayout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
+
+    def view_extras(self, output: Any, index: int) -> dict[str, Any]:
+        """What else is shown of an image, by attributes of `TowerView`; most families have nothing."""
+        return {}
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
@@ -495,8 +542,9 @@ class Family:
         return None
 
     @classmethod
-    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
-        """Rows and columns of the token grids of images of these sizes, where the config alone says them; else None."""
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
+        """The grids that tokens stand in, of every image (or video); arguments as in `boxes`, of which `inputs` may be
+        empty. None where neither the config nor the arguments tell."""
         return None
 
     @classmethod
@@ -511,9 +559,13 @@ class Family:
 
         Returns:
             For each image (tokens, 4) float32: x0, y0, x1, y1 in [0, 1] of the picture as the processor cut
-            it, NaN for a token without a place; None where the family cannot tell.
+            it, NaN for a token without a place; None where the family cannot tell. The default: the cells of
+            `token_grids`.
         """
-        return [None] * len(lengths)
+        grids = cls.token_grids(config, modality, inputs, lengths)
+        if grids is None:
+            return [None] * len(lengths)
+        return [boxes_on(frames) for frames in grids]
 
     def remembered(self, inputs: Inputs) -> dict[str, Any]:
         """The arguments of a `get_*_features` call that `boxes` reads. A trace keeps them, so pixels are left out."""
@@ -560,3 +612,8 @@ class Family:
     def late_additions(cls, config: Any) -> int:
         """How many decoder layers, from the first on, are followed by an addition of `added_later`."""
         return 0
+
+
+def pixels_name(inputs: Inputs) -> str:
+    """The argument of a `get_*_features` call that pictures are given in."""
+    return next(name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None)

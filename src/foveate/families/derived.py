@@ -28,8 +28,7 @@ from foveate.families.pieces import images_in, token_id
 from foveate.families.placing import first_rows, images_of, stays_whole
 from foveate.families.proved import PROVED
 from foveate.families.tap import attention_of, takes_index
-from foveate.families.thinning import ThinnedTower
-from foveate.families.tower import Encoded, Inputs, Reducer, Run
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower
 
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
@@ -139,14 +138,14 @@ class Derived(Family):
     @functools.cached_property
     def indexed(self) -> dict[int, int]:
         """As in the base class; a layer without an index of its own is handed what the last one with one has picked."""
-        picked, found = None, dict[int, int]()
+        picked, counts = None, dict[int, int]()
         for index, layer in enumerate(self.layers):
             own = _kind_of(layer).index
             if own is not None and (part := own()) is not None:
                 picked = indexes(part)
             if picked is not None and (own is not None or takes_index(layer)):
-                found[index] = picked
-        return found
+                counts[index] = picked
+        return counts
 
     # -- pictures ----------------------------------------------------------------------------------------------
 
@@ -160,14 +159,14 @@ class Derived(Family):
         later = getattr(output, "deepstack_features", None)
         if later and not all(map(stays_whole, cuts)):
             lengths = [len(image) for image in features]
-            output.deepstack_features = [_moved(one, lengths, cuts) for one in later]
+            output.deepstack_features = [_moved(pieces, lengths, cuts) for pieces in later]
         return cuts
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: see `encode_fed`."""
         return encode_fed(self, run, modality, inputs, reducer)
 
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
+    def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
         """Where all of its blocks look at whole pictures: see `thinned_by_feeding`."""
         return thinned_by_feeding(self, run, inputs)
 
@@ -206,8 +205,8 @@ class Derived(Family):
         if len(masks) < len(answers) or not masks:
             return self.placed(inputs)
         if len(masks) > 1:
-            return [pair for pair in zip(MODALITIES, masks, strict=False) if self._has(pair[0], inputs)]
-        there = [modality for modality in MODALITIES if self._has(modality, inputs)]
+            return [pair for pair in zip(MODALITIES, masks, strict=False) if self.has_pixels(pair[0], inputs)]
+        there = [modality for modality in MODALITIES if self.has_pixels(modality, inputs)]
         if len(there) > 1:  # a call for each: which it is, its arguments say
             asked = inputs.get("token_id")
             ids = [self.placeholder(modality) for modality in MODALITIES]
@@ -224,15 +223,9 @@ class Derived(Family):
         masks = []
         for modality in MODALITIES:
             token = self.placeholder(modality)
-            if token is not None and self._has(modality, inputs):
+            if token is not None and self.has_pixels(modality, inputs):
                 masks.append((modality, ids == token))
         return masks
-
-    def _has(self, modality: str, inputs: Any) -> bool:
-        """Whether the core's call has pixels of a modality, or what was made of them."""
-        encoded = inputs.get("mm_encoder_outputs") or {}
-        pixels = [name for name in inputs if "pixel_values" in name and ("video" in name) == (modality == "video")]
-        return encoded.get(modality) is not None or any(inputs[name] is not None for name in pixels)
 
     def placeholder(self, modality: str) -> int | None:
         """As in the base class, by the names that configs have for it; films may stand in the prompt as images do."""
@@ -289,12 +282,12 @@ def _sees(module: nn.Module) -> bool:
 
 def _outside_lists(model: nn.Module) -> list[nn.Module]:
     """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
-    found, ahead = [], [model]
+    modules, ahead = [], [model]
     while ahead:
         module = ahead.pop()
-        found.append(module)
+        modules.append(module)
         ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-    return found
+    return modules
 
 
 def _decoder_in(core: nn.Module) -> nn.Module | None:
@@ -302,10 +295,10 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
     module = next((getattr(core, name) for name in DECODERS if isinstance(getattr(core, name, None), nn.Module)), core)
     while not isinstance(getattr(module, "layers", None), nn.ModuleList):
         inner = (getattr(module, name, None) for name in INNER)
-        found = next((part for part in inner if isinstance(part, nn.Module)), None)
-        if found is None:
+        decoder = next((part for part in inner if isinstance(part, nn.Module)), None)
+        if decoder is None:
             return None
-        module = found
+        module = decoder
     return module
 
 
@@ -362,8 +355,8 @@ _KINDS: WeakKeyDictionary[nn.Module, _LayerKind] = WeakKeyDictionary()
 
 def _kind_of(layer: nn.Module) -> _LayerKind:
     """Of a layer, looked at once: a context asks whenever it opens, and experts are many."""
-    parts, told = tuple(map(type, layer.children())), _KINDS.get(layer)
-    if told is None or told.parts != parts:
+    parts, remembered = tuple(map(type, layer.children())), _KINDS.get(layer)
+    if remembered is None or remembered.parts != parts:
         modules = [*layer.modules()]
         kinds = set(map(kind_of, modules))
         kind = next((kind for kind in ("attention", "state") if kind in kinds), "plain")
@@ -371,8 +364,9 @@ def _kind_of(layer: nn.Module) -> _LayerKind:
             kind = "hybrid"
         index = next(filter(keeps_index, modules), None)
         unserved = _unserved(layer, kind, index)
-        _KINDS[layer] = told = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
-    return told
+        remembered = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
+        _KINDS[layer] = remembered
+    return remembered
 
 
 def _unserved(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:

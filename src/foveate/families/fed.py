@@ -14,8 +14,7 @@ from foveate.errors import UnsupportedError
 from foveate.families.feeding import Feeding, blocks_of, feeding
 from foveate.families.placing import images_of
 from foveate.families.tap import unturned
-from foveate.families.thinning import ThinnedTower, TowerLayout
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps, Tower, TowerLayout
 
 
 def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -28,10 +27,12 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
         output = run()
         return output, family.reduce_features(output, modality, inputs, reducer)
     fed = feeding(family, run, inputs)
-    output, taps = _tapped_run(fed, run, reducer)
+    taps = _Taps({signal: fed.attention_of(signal) for signal in reducer.reads})
+    output = taps.run(run)
     if taps.lengths != fed.lengths:  # they depend on more than shapes: pictures that are black throughout, for example
         fed = feeding(family, run, inputs, anew=True)
-        output, taps = _tapped_run(fed, run, reducer)
+        taps = _Taps({signal: fed.attention_of(signal) for signal in reducer.reads})
+        output = taps.run(run)
     sizes = [len(image) for image in images_of(output, reducer.lengths if family.tiled else None)]
     ranked = _ranked(family, modality, inputs, fed, sizes)
 
@@ -43,7 +44,7 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
     return output, family.reduce_features(output, modality, inputs, reducer, stats)
 
 
-def thinned_by_feeding(family: Any, run: Run, inputs: Inputs) -> ThinnedTower:
+def thinned_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
     """A tower whose blocks may run on some rows, by what its blocks attended to in a run; every block is read.
 
     Raises:
@@ -64,15 +65,7 @@ def thinned_by_feeding(family: Any, run: Run, inputs: Inputs) -> ThinnedTower:
         )
     layout = TowerLayout(fed.lengths, [None] * len(sizes), cls=cls.pop())
     modules = [block for block, _ in blocks]
-    return ThinnedTower(family.core, modules, list(fed.attentions), range(len(modules)), layout)
-
-
-def _tapped_run(fed: Feeding, run: Run, reducer: Reducer) -> tuple[Any, "_Taps"]:
-    """Run the original with what is read of the tower tapped."""
-    taps = _Taps({signal: fed.attention_of(signal) for signal in reducer.reads})
-    with Patcher() as patches:
-        taps.attach(patches)
-        return run(), taps
+    return Tower(family.core, modules, list(fed.attentions), range(len(modules)), layout)
 
 
 def _ranked(family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Sequence[int]) -> list[Tensor | slice]:

@@ -131,7 +131,7 @@ def blocks_of(core: nn.Module, decoder: nn.Module) -> list[Blocks]:
             continue
         blocks = [(block, [part for part in block.modules() if _attends(part)]) for block in module]
         inner = [part for block in module for part in block.modules() if isinstance(part, nn.ModuleList)]
-        is_inmost = not any(_attends(part) for one in inner for part in one.modules())
+        is_inmost = not any(_attends(part) for nested in inner for part in nested.modules())
         if is_inmost and any(attentions for _, attentions in blocks):
             lists.append(blocks)
     return lists
@@ -157,7 +157,7 @@ def has_cls(core: nn.Module) -> bool:
 
 # -- which rows feed which token -----------------------------------------------------------------------------------
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Feeding]] = WeakKeyDictionary()
+_FEEDINGS: WeakKeyDictionary[nn.Module, dict[Hashable, Feeding]] = WeakKeyDictionary()
 
 
 def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feeding:
@@ -172,14 +172,14 @@ def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feedin
     Raises:
         UnsupportedError: If tokens are mixtures of rows, or that cannot be told.
     """
-    known = _KNOWN.setdefault(family.core, {})
+    remembered = _FEEDINGS.setdefault(family.core, {})
     key = tuple((name, _key(inputs[name])) for name in sorted(inputs))
-    if anew or key not in known:
-        known.pop(key, None)
-        while len(known) >= REMEMBERED:
-            del known[next(iter(known))]
-        known[key] = _measured(family, run, inputs)
-    return known[key]
+    if anew or key not in remembered:
+        remembered.pop(key, None)
+        while len(remembered) >= REMEMBERED:
+            del remembered[next(iter(remembered))]
+        remembered[key] = _measured(family, run, inputs)
+    return remembered[key]
 
 
 def _key(value: Any) -> Hashable:
@@ -238,7 +238,7 @@ class _Trace:
         if has_own or output.shape[:-1] != rows.shape[:-1]:
             return None
         random = torch.Generator().manual_seed(0)
-        into, out = (torch.randn(one.shape[-1], generator=random).to(one) for one in (rows, output))
+        into, out = (torch.randn(side.shape[-1], generator=random).to(side) for side in (rows, output))
         # Zero, with the gradient of (rows · into) out: the answer stays what it is, bit by bit.
         return output.detach() + ((rows - rows.detach()) @ into)[..., None] * out
 
@@ -371,16 +371,16 @@ def _grouped(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tens
         if attention is not None:
             looks = trace.looks.get(attention)
         if looks and _is_of_rows(looks, shapes):
-            found = list(_groups(family, looks, owners))
-            if None not in found:
-                groups[index] = tuple(group for group in found if group is not None)
+            of_block = list(_groups(family, looks, owners))
+            if None not in of_block:
+                groups[index] = tuple(group for group in of_block if group is not None)
                 lengths[index] = tuple(look.rows for look in looks)
     if not groups:
         raise _unread(family, "it is not known which rows look at one another in its blocks")
     fewest = min(map(len, groups.values()))
     seeing = tuple(index for index, of_block in groups.items() if len(of_block) == fewest)
-    one = seeing[0]
-    return Feeding(tuple(attentions), last, seeing, lengths[one], groups[one], tokens)
+    first = seeing[0]
+    return Feeding(tuple(attentions), last, seeing, lengths[first], groups[first], tokens)
 
 
 def _is_of_rows(looks: Sequence[_Look], shapes: Sequence[torch.Size]) -> bool:

@@ -5,39 +5,24 @@ images both ways, and windows in columns of the whole prompt. They stay right fo
 global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 """
 
-import functools
-import math
+import itertools
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut
-from foveate.core.grid import Grid, into_cells, join
+from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
-from foveate.core.views import TowerView
+from foveate.core.tensors import send
 from foveate.families.base import Family
-from foveate.families.llava import Llava, clip_thin_tower, pictures_in, side_of
+from foveate.families.llava import Llava, pictures_in, side_of
+from foveate.families.merging import Merging
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.tap import Tapped
-from foveate.families.thinning import ThinnedTower
-from foveate.families.tower import (
-    Encoded,
-    Inputs,
-    Reducer,
-    Run,
-    Taps,
-    attentions,
-    encoder_layers,
-    of_image,
-    shown,
-    tapped_all,
-)
-from foveate.families.vision import grid_boxes, smaller
+from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, coarser_grids, shown
+from foveate.families.vision import smaller
 
 
 class PaliGemma(Llava):
@@ -53,47 +38,32 @@ class PaliGemma(Llava):
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 
 
-class Gemma3(Family):
+class Gemma3(Merging):
     """Where things are inside `Gemma3ForConditionalGeneration`: SigLIP patches averaged to 16 x 16 tokens."""
 
     model_type: ClassVar[str] = "gemma3"
     title: ClassVar[str] = "Gemma 3"
-    needs_all_rows: ClassVar[str | None] = None
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Behind the projector: a token's score and key are the means of the patches averaged into it."""
-        with tapped_all(attentions(encoder_layers(self.core.vision_tower), reducer.reads)) as taps:
-            output = run()
-        images = output.pooler_output
-        views = []
-        for index, image in enumerate(images):
-            views.append(TowerView(image, _grid(self.model.config), None, partial(self._token_means, taps, index)))
-        cuts = reducer.reduce(views)
-        self.place(output, images, cuts)
-        return output, cuts
-
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        return clip_thin_tower(self.core.vision_tower, self.model.config)
-
-    def _token_means(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
-        """What a signal is of a picture's tokens, the means over the patches of each: (tokens, numbers)."""
-        patches = taps.read(picture, signal)
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
         projector = self.core.multi_modal_projector
         side: int = projector.patches_per_image
-        means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))  # numbers as channels
-        return means.flatten(2)[0].T
+        for picture in range(len(taps)):
+            patches = taps.read(picture, signal)
+            means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))  # numbers as channels
+            yield means.flatten(2)[0].T
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the projector, made for one grid, gets the patches in the
         corner of an empty one.
         """
         grid, pixels = _grid(self.model.config), inputs["pixel_values"]
-        (cells,) = reducer.coarsen((grid,), math.prod(grid), 0)
-        if cells == grid:
-            return run(), [None] * len(pixels)
+        coarse, cuts = coarser_grids(reducer, [(grid,)] * len(pixels))
+        if cuts[0] is None:
+            return run(), cuts
+        ((cells,), *_) = coarse
         projector = self.core.multi_modal_projector
         side = projector.patches_per_image
         rows, columns = (length * projector.kernel_size for length in cells)  # of a smaller picture's patches
@@ -110,19 +80,14 @@ class Gemma3(Family):
         with Patcher() as patches:
             patches.wrap(projector, "forward", project)
             output = run(pixel_values=small, interpolate_pos_encoding=True)
-        return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
+        return output, replace_images(output, cuts)
 
     @classmethod
-    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
         rows, columns = _grid(config)
-        if any(size != rows * columns for size in sizes):
+        if any(length != rows * columns for length in lengths):
             return None
-        return [((rows, columns),)] * len(sizes)
-
-    @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        """Of the picture the processor made of each image: with pan and scan that may be a part of it."""
-        return [grid_boxes(*_grid(config))] * len(lengths)
+        return [((rows, columns),)] * len(lengths)
 
     @classmethod
     def block(cls, config: Any) -> int:
@@ -144,7 +109,7 @@ INPUTS = {"image": ("pixel_values", "image_position_ids"), "video": ("pixel_valu
 or −1 for padding."""
 
 
-class Gemma4(Family):
+class Gemma4(Merging):
     """Where things are inside `Gemma4ForConditionalGeneration`: any shape of picture, 3 x 3 patches a token.
 
     Local layers see an image both ways, global ones do not.
@@ -162,6 +127,7 @@ class Gemma4(Family):
     oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
     decoders: ClassVar[frozenset[str]] = frozenset()
     shares_prefix: ClassVar[bool] = True
+    keys_of: ClassVar[KeysOf | None] = ("k_norm", lambda _, keys: keys.transpose(1, 2))
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -170,13 +136,8 @@ class Gemma4(Family):
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """The core asks where everything would be, at every call: of that, what is there."""
-        encoded = inputs.get("mm_encoder_outputs") or {}
-        masks = []
-        for modality, mask in zip(INPUTS, placeholders, strict=False):
-            pixels, _ = INPUTS[modality]
-            if inputs.get(pixels) is not None or encoded.get(modality) is not None:
-                masks.append((modality, mask))
-        return masks
+        pairs = zip(INPUTS, placeholders, strict=False)
+        return [(modality, mask) for modality, mask in pairs if self.has_pixels(modality, inputs)]
 
     @property
     def is_usual(self) -> bool:
@@ -188,54 +149,36 @@ class Gemma4(Family):
         return turned
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Behind the projector: a token's score and key are the means of the patches pooled into it."""
-        kernel = self.model.config.vision_config.pooling_kernel_size
-        grids_of = self._grids(self.model.config, modality, inputs)  # read before the device has work to wait for
-        modules = attentions(self.core.vision_tower.encoder.layers, reducer.reads)
-        with tapped_all(modules, keys_of=("k_norm", lambda _, keys: keys.transpose(1, 2))) as taps:
-            output = run()
-        # The tower sees pictures and frames alike; an image is one of them, a video several.
-        flat = [grid for grids in grids_of for grid in grids]
         _, positions = INPUTS[modality]
-        lengths = [sum(map(math.prod, grids)) for grids in grids_of]
+        on_host = inputs[positions].cpu()  # read before the device has work to wait for
+        return super().encode(run, modality, {**inputs, positions: on_host}, reducer)
 
-        @functools.cache
-        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            pictures = zip(taps.samples(signal), inputs[positions], flat, strict=True)
-            means = [_picture(signal, *picture, kernel) for picture in pictures]
-            return torch.split(torch.cat(means), lengths)
-
-        images = output.pooler_output
-        views = []
-        for index, (image, grids) in enumerate(zip(images, grids_of, strict=True)):
-            plain = grids[0] if len(grids) == 1 else None
-            views.append(TowerView(image, plain, None, partial(of_image, stats, index), grids=tuple(grids)))
-        cuts = reducer.reduce(views)
-        self.place(output, images, cuts)
-        return output, cuts
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
+        """The tower sees pictures and frames alike: an image is one of them, a video several."""
+        config, (_, name) = self.model.config, INPUTS[modality]
+        kernel: int = config.vision_config.pooling_kernel_size
+        grids = itertools.chain(*self._grids(config, modality, inputs))
+        for heads, positions, grid in zip(taps.samples(signal), inputs[name], grids, strict=True):
+            rows, columns = grid
+            real = (positions >= 0).all(dim=-1).nonzero()[:, 0]  # no padding
+            x, y = (positions[real] // kernel).unbind(dim=-1)  # of each patch's token
+            token = send(x + columns * y, heads.keys.device)
+            patches = shown(signal, heads.at(send(real, heads.keys.device)))
+            totals = patches.new_zeros(rows * columns, patches.shape[1])
+            yield totals.index_add(0, token, patches) / kernel**2
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The patches are put together again, resized to whole tokens and cut anew."""
         names = INPUTS[modality]
         patches, positions = (inputs[name].clone() for name in names)
-        merged: list[Cut | None] = []
-        picture = 0
-        for grids in self._grids(self.model.config, modality, inputs):
-            tokens = sum(map(math.prod, grids))
-            cells = reducer.coarsen(grids, tokens, 0)
-            if cells == grids:
-                merged.append(None)
-                picture += len(grids)
-                continue
-            pairs = list(zip(grids, cells, strict=True))
-            merged.append(join([into_cells(*pair) for pair in pairs]))
-            for grid, coarse in pairs:  # each picture, or each frame of a video
-                if coarse != grid:
-                    patches[picture], positions[picture] = self._resized(patches[picture], grid, coarse)
-                picture += 1
-        smaller_inputs = dict(zip(names, (patches, positions), strict=True))
-        output = run(**smaller_inputs)
-        return output, replace_images(output, merged)
+        grids = self._grids(self.model.config, modality, inputs)
+        coarse, cuts = coarser_grids(reducer, grids)
+        pairs = zip(itertools.chain(*grids), itertools.chain(*coarse), strict=True)
+        for picture, (grid, cells) in enumerate(pairs):  # or each frame of a video
+            if cells != grid:
+                patches[picture], positions[picture] = self._resized(patches[picture], grid, cells)
+        output = run(**dict(zip(names, (patches, positions), strict=True)))
+        return output, replace_images(output, cuts)
 
     def _resized(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
         """A picture's patches, (patches, size · size · channels), and their places, as of one of `cells` tokens."""
@@ -273,30 +216,11 @@ class Gemma4(Family):
         return [tuple(next(frames) for _ in range(count)) for count in counts]
 
     @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        boxes: list[Tensor | None] = []
-        for grids in cls._grids(config, modality, inputs):
-            frames = [grid_boxes(*grid) for grid in grids]
-            boxes.append(torch.cat(frames))
-        return boxes
-
-
-def _picture(signal: TowerSignal, heads: Tapped, positions: Tensor, grid: Grid, kernel: int) -> Tensor:
-    """What a signal is of a picture's tokens, (tokens, numbers), from where its patches are, (patches, 2)."""
-    # Sorted so that padding comes last; as many are real as the grid says, so nothing waits for the device.
-    is_padding = (positions < 0).any(dim=-1)
-    order = torch.sort(is_padding.long(), stable=True).indices
-    real = order[: math.prod(grid) * kernel**2]
-    return _token_means(shown(signal, heads.at(real)), positions[real], grid, kernel)
-
-
-def _token_means(patches: Tensor, positions: Tensor, grid: Grid, kernel: int) -> Tensor:
-    """Means over the patches of each token of a picture, (patches, numbers) -> (tokens, numbers)."""
-    rows, columns = grid
-    x, y = positions[:, 0] // kernel, positions[:, 1] // kernel  # of each patch's token
-    totals = patches.new_zeros(rows * columns, patches.shape[1])
-    token = x + columns * y
-    return totals.index_add(0, token, patches) / kernel**2
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
+        _, positions = INPUTS[modality]
+        if positions not in inputs:
+            return None
+        return cls._grids(config, modality, inputs)
 
 
 FAMILIES = (PaliGemma, Gemma3, Gemma4)

@@ -9,12 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.core.signals import TowerSignal
-from foveate.families.llava import clip_thin_tower
-from foveate.families.thinning import ThinnedTower
 from foveate.families.tiles import Tiled, run_lengths, runs
-from foveate.families.tower import Inputs, Run, block_of, encoder_layers
-from foveate.families.vision import blocks
+from foveate.families.tower import Inputs
 
 REAL = "foveate_real_tiles"
 """Under which name it is remembered which tiles are no padding."""
@@ -32,13 +28,8 @@ class SmolVLM(Tiled):
     closing_tokens: ClassVar[int] = 1  # the fence behind its last tile tells tiles from images
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"
+    projector: ClassVar[str] = "connector.modality_projection"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")
-
-    @classmethod
-    def side(cls, config: Any) -> int:
-        vision = config.vision_config
-        patches = vision.image_size // vision.patch_size
-        return int(patches // cls.block(config))
 
     @classmethod
     def block(cls, config: Any) -> int:
@@ -65,13 +56,6 @@ class SmolVLM(Tiled):
         samples = zip(ids.tolist(), runs(placed), strict=True)
         return [_images(row, tiles) for row, tiles in samples]
 
-    def attention_of(self, signal: TowerSignal) -> Any:
-        layers: Any = encoder_layers(self.core.vision_model)
-        return layers[block_of(signal, len(layers) - 1, len(layers))].self_attn
-
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        return clip_thin_tower(self.core.vision_model, self.model.config)
-
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:
         pixels: Tensor = inputs["pixel_values"]
@@ -93,16 +77,6 @@ class SmolVLM(Tiled):
             return features
         counts = _real(inputs["pixel_values"]).sum(dim=1).tolist()
         return [sample.flatten(0, 1) for sample in torch.split(features, counts)]
-
-    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
-        """The tower spreads its position embeddings over the patches there are."""
-        core, config = self.core, self.model.config
-        patch = config.vision_config.patch_size
-        output = core.vision_model(pixel_values=pixels.to(core.dtype))
-        rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
-        patches = output.last_hidden_state.reshape(len(pixels), rows, columns, -1)
-        tokens = blocks(patches, self.block(config))
-        return output, core.connector.modality_projection(tokens)
 
 
 class Idefics3(SmolVLM):

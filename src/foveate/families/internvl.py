@@ -1,16 +1,12 @@
 """InternVL3: up to a dozen square tiles a picture and a view of the whole, 2 x 2 patches a token, 1-D RoPE."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.core.signals import TowerSignal
-from foveate.families.thinning import ThinnedTower, batch_layout
 from foveate.families.tiles import Tiled, run_lengths
-from foveate.families.tower import Inputs, Run, block_of, feature_layers
-from foveate.families.vision import IMAGENET, blocks
+from foveate.families.vision import IMAGENET
 
 
 class InternVL(Tiled):
@@ -23,13 +19,9 @@ class InternVL(Tiled):
     title: ClassVar[str] = "InternVL3"
     videos: ClassVar[bool] = True
     has_cls: ClassVar[bool] = True
+    tower_blocks: ClassVar[str] = "encoder.layer"
+    tower_attention: ClassVar[str] = "attention"
     pixel_mean, pixel_std = IMAGENET
-
-    @classmethod
-    def side(cls, config: Any) -> int:
-        vision = config.vision_config
-        patches = vision.image_size[0] // vision.patch_size[0]
-        return int(patches // cls.block(config))
 
     @classmethod
     def block(cls, config: Any) -> int:
@@ -37,34 +29,6 @@ class InternVL(Tiled):
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
         return run_lengths(mask)
-
-    def attention_of(self, signal: TowerSignal) -> Any:
-        layers = self.core.vision_tower.encoder.layer
-        last = max(feature_layers(self.model.config, len(layers)))
-        return layers[block_of(signal, last, len(layers))].attention
-
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        config, tower = self.model.config, self.core.vision_tower
-        layers = tower.encoder.layer
-        layout = partial(batch_layout, config.vision_config.patch_size)
-        return ThinnedTower(
-            tower, layers, [layer.attention for layer in layers], feature_layers(config, len(layers)), layout
-        )
-
-    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
-        """The tower interpolates its position embeddings."""
-        config, core = self.model.config, self.core
-        chosen = config.vision_feature_layer
-        output = core.vision_tower(pixel_values=pixels.to(core.dtype), output_hidden_states=chosen != -1)
-        if chosen == -1:
-            states = output.last_hidden_state
-        else:
-            states = output.hidden_states[chosen]
-        tall, wide = config.vision_config.patch_size
-        rows, columns = pixels.shape[-2] // tall, pixels.shape[-1] // wide
-        patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)  # without the CLS
-        tokens = blocks(patches, self.block(config))
-        return output, core.multi_modal_projector(tokens)
 
 
 FAMILIES = (InternVL,)

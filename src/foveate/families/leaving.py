@@ -23,7 +23,7 @@ from foveate.families.vision import blocks
 
 def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
     """See `Family.encode_subset`. A unit is a token's patches, or one patch where tokens are pooled."""
-    tower, config = family.thin_tower(modality, run, inputs), family.model.config
+    tower, config = family.tower_parts(modality, run, inputs), family.model.config
     side, size = family.block(config), config.vision_config.patch_size
     pixels = side * (size if isinstance(size, int) else size[0])
     views = [_pixel_view(family, pictures, pixels) for pictures in family.pictures(modality, inputs, reducer)]

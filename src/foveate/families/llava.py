@@ -1,27 +1,15 @@
 """LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
-import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
-from foveate.core.grid import Grid, into_cells
+from foveate.core.grid import Grid
+from foveate.core.patching import Patcher
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, pixels_name
 from foveate.families.placing import replace_images
-from foveate.families.thinning import ThinnedTower, batch_layout
-from foveate.families.tower import (
-    Encoded,
-    Inputs,
-    Reducer,
-    Run,
-    encode_before_projector,
-    encoder_layers,
-    feature_layers,
-)
-from foveate.families.vision import CLIP, grid_boxes, picture_sizes, smaller
+from foveate.families.tower import Encoded, Grids, Inputs, ReducedRun, Reducer, Run, coarser_grids
+from foveate.families.vision import CLIP, picture_sizes, smaller
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
@@ -32,9 +20,6 @@ class OfClip(Family):
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
     pixel_mean, pixel_std = CLIP
-
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        return clip_thin_tower(self.core.vision_tower, self.model.config)
 
     @property
     def side(self) -> int:
@@ -53,8 +38,9 @@ class OfClip(Family):
         _rows_beside(config)
         return 1
 
-    def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
+    def run_smaller(self, run: Run, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""
+        name = pixels_name(inputs)
         pixels = inputs[name]  # (…, channels, rows, columns)
         patch = self.model.config.vision_config.patch_size
         rows, columns = cells
@@ -70,26 +56,12 @@ class Llava(OfClip):
     title: ClassVar[str] = "LLaVA-1.5"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
 
-    @property
-    def tower(self) -> Any:
-        """Encodes images."""
-        return self.core.vision_tower
-
-    def pixels(self, inputs: Inputs) -> str:
-        """The argument that pictures are given in."""
-        return "pixel_values"
-
-    def _check_cls(self) -> bool:
-        """Whether the tower has a CLS, which is left out.
-
-        Raises:
-            UnsupportedError: If what is left is no grid of patches, or the tower has no layers of the usual kind.
-        """
+    def _check_cls(self) -> None:
+        """Refuse a tower of which the projector gets no grid of patches."""
         cls = drops_cls(self.model.config)
-        encoder_layers(self.tower)  # or a refusal
         parameters = (name for name, _ in self.tower.named_parameters())
         if cls == any(name.endswith("class_embedding") for name in parameters):
-            return cls
+            return
         what = "uses the tower's CLS as a vision token"
         if cls:
             what = "drops a patch as if it were a CLS"
@@ -99,22 +71,22 @@ class Llava(OfClip):
         )
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        tower, cls = self.tower, self._check_cls()
-        layers = feature_layers(self.model.config, len(encoder_layers(tower)))
-        return encode_before_projector(run, tower, self.core.multi_modal_projector, layers, cls, reducer)
+        reduced = ReducedRun(self.tower_parts(modality, run, inputs), reducer)
+        self._check_cls()
+        with Patcher() as patches:
+            reduced.attach(patches, self.core.multi_modal_projector)
+            return run(), reduced.cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings to the smaller grid."""
+        self.tower_parts(modality, run, inputs)  # or a refusal
         self._check_cls()
-        name = self.pixels(inputs)
-        pixels, patch = inputs[name], self.model.config.vision_config.patch_size
-        height, width = pixels.shape[-2:]
-        grid = (height // patch, width // patch)
-        (cells,) = reducer.coarsen((grid,), math.prod(grid), 0)
-        if cells == grid:
-            return run(), [None] * len(pixels)
-        output = self.run_smaller(run, name, inputs, cells)
-        return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
+        count = len(inputs[pixels_name(inputs)])
+        coarse, cuts = coarser_grids(reducer, [((self.side, self.side),)] * count)
+        if cuts[0] is None:
+            return run(), cuts
+        output = self.run_smaller(run, inputs, coarse[0][0])
+        return output, replace_images(output, cuts)
 
     @classmethod
     def fixed_count(cls, config: Any) -> int | None:
@@ -124,22 +96,15 @@ class Llava(OfClip):
         return picture_tokens(config)
 
     @classmethod
-    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
-        side = side_of(config)
-        if any(size != side * side for size in sizes):
-            return None
-        return [((side, side),)] * len(sizes)
-
-    @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        if inputs.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
+        if inputs.get("image_sizes") is not None:  # a Pixtral takes pictures of any shape
             patch = config.vision_config.patch_size
-            sizes = picture_sizes(inputs["image_sizes"])
-            return [grid_boxes(height // patch, width // patch) for height, width in sizes]
+            pictures = picture_sizes(inputs["image_sizes"])
+            return [((height // patch, width // patch),) for height, width in pictures]
         side = side_of(config)
-        picture = grid_boxes(side, side)
-        by_length = {len(picture): picture}  # of any other length nothing is known
-        return [by_length.get(length) for length in lengths]
+        if any(length != side * side for length in lengths):
+            return None
+        return [((side, side),)] * len(lengths)
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:
@@ -159,7 +124,9 @@ class VipLlava(Llava):
 
 def side_of(config: Any) -> int:
     """Patches along a side of a picture."""
-    return int(config.vision_config.image_size // config.vision_config.patch_size)
+    vision = config.vision_config
+    pixels, patch = (size if isinstance(size, int) else size[0] for size in (vision.image_size, vision.patch_size))
+    return int(pixels // patch)
 
 
 def drops_cls(config: Any) -> bool:
@@ -188,15 +155,6 @@ def pictures_in(size: int, each: int) -> int:
             "tower_images=… how many pictures the tower encodes."
         )
     return size // each
-
-
-def clip_thin_tower(tower: Any, config: Any) -> ThinnedTower:
-    """A CLIP or SigLIP tower, whose config is a part of the model's."""
-    blocks: Any = encoder_layers(tower)
-    layout = partial(batch_layout, config.vision_config.patch_size)
-    return ThinnedTower(
-        tower, blocks, [block.self_attn for block in blocks], feature_layers(config, len(blocks)), layout
-    )
 
 
 def _rows_beside(config: Any) -> int:

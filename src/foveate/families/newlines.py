@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
 
-Stats = Callable[[TowerSignal], Sequence[Tensor]]
+Stats = Callable[[TowerSignal], Sequence[Tensor] | Tensor]
 """What the tower shows of each image's tokens, newlines apart, (tokens, numbers) float32; see `TowerView.read`."""
 
 
@@ -26,7 +26,7 @@ def reduce_apart(
     reducer: Reducer,
     stats: Stats | None = None,
     grids: Sequence[tuple[Grid, ...]] | None = None,
-    made: Callable[[int], Tensor] | None = None,
+    more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Cut | None]:
     """Reduce each image's tokens behind the projector. The newline that ends an image stays; others leave.
 
@@ -36,12 +36,12 @@ def reduce_apart(
         reducer: What reduces.
         stats: Attention and keys in the tower; None if no method reads them.
         grids: The grids each image's tokens stand in, if these are known without the boxes.
-        made: Of an image's number, the tower's features of its tokens, newlines apart, (tokens, width); None if they
-            are not shown.
+        more: Of an image's number, what else it shows, newlines apart: attributes of `TowerView` by name.
     """
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
     parts = [_Image.of(*image) for image in zip(images, boxes, frames, strict=True)]
-    cuts = reducer.reduce(image.view(index, stats, made) for index, image in enumerate(parts))
+    views = (image.view(partial(read_stats, stats, index), more(index)) for index, image in enumerate(parts))
+    cuts = reducer.reduce(views)
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
 
 
@@ -54,52 +54,51 @@ class _Image:
     Attributes:
         features: (tokens, width), newlines among them.
         grids: The grids they stand in.
-        tokens: Which are no newlines: ordinals.
-        closing: Which newline stays, behind all others: one ordinal or none.
+        tokens: Which are no newlines: ordinals; None: all.
+        closing: Which newline stays, behind all others: one ordinal or none; None where there are no newlines.
     """
 
     features: Tensor
     grids: tuple[Grid, ...]
-    tokens: Tensor
-    closing: Tensor
+    tokens: Tensor | None = None
+    closing: Tensor | None = None
 
     @classmethod
     def of(cls, features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> Self:
         """An image whose newlines are found by the boxes; with the grids alone there are none."""
         if boxes is None and grids is not None:
-            every = torch.arange(len(features), device=features.device)
-            return cls(features, grids, every, every[:0])
+            return cls(features, grids)
         if boxes is None:
             raise UnsupportedError(
                 "The places of this image's tokens are not known, so its newline tokens cannot be found. "
                 "Use a method that drops between layers."
             )
         newline = boxes.isnan().any(dim=-1)
+        if not newline.any():
+            return cls(features, grids or grids_of(boxes))
         tokens = send((~newline).nonzero()[:, 0], features.device)
         newlines = send(newline.nonzero()[:, 0], features.device)
         return cls(features, grids or grids_of(boxes), tokens, newlines[: closing_rows(len(newlines))])
 
-    def view(self, index: int, stats: Stats | None, made: Callable[[int], Tensor] | None) -> TowerView:
+    def view(self, read: Callable[[TowerSignal], Tensor], more: Mapping[str, Any]) -> TowerView:
         """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
-        features = self.features
-        if len(self.tokens) < len(features):
-            features = features[self.tokens]
-        is_grid = len(features) == len(self.features) and len(self.grids) == 1
+        features = self.features if self.tokens is None else self.features[self.tokens]
+        is_grid = self.tokens is None and len(self.grids) == 1
         return TowerView(
             features,
             grid=self.grids[0] if is_grid else None,
             cls=None,
-            read=partial(_read, stats, index),
+            read=read,
             entered=len(self.features),  # newlines among them
-            reserved=len(self.closing),
+            reserved=0 if self.closing is None else len(self.closing),
             grids=self.grids,
-            made=None if made is None else partial(made, index),
+            **more,
         )
 
     def with_newline(self, cut: Cut | None) -> Cut | None:
         """The cut of all tokens, from that of those without newlines; the newline that stays is the last row."""
-        if cut is None:
-            return None
+        if cut is None or self.tokens is None or self.closing is None:
+            return cut
         arriving, device = len(self.features), self.features.device
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
@@ -122,8 +121,8 @@ class _Image:
         )
 
 
-def _read(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
-    """What the tower shows of an image's tokens, newlines apart."""
+def read_stats(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
+    """What the tower shows of an image's tokens, newlines apart; refused where it is not read."""
     if stats is None:
         raise UnsupportedError(
             "A method that works after the projector cannot read the tower's attention or keys. "

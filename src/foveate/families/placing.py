@@ -40,22 +40,25 @@ def replace_images(output: Any, cells: Sequence[Cut | None]) -> list[Cut | None]
 
     Args:
         output: What a `get_*_features` call answered: features of each picture, (cells, width); whole where there is no
-            cut. They become (tokens, width).
+            cut. They become (tokens, width), and so do deepstack's.
         cells: Which cell each of an image's tokens went into (see `foveate.core.grid.into_cells`); None: it is whole.
 
     Returns:
         The cuts, with the rows.
     """
-    images: list[Tensor] = []
-    cuts: list[Cut | None] = []
-    for rows, cut in zip(output.pooler_output, cells, strict=True):
-        images.append(rows if cut is None else first_rows(rows, cut.arriving))
-        cuts.append(None if cut is None else cut.to(rows.device).with_rows(rows))
-    if isinstance(output.pooler_output, Tensor):
-        output.pooler_output = torch.stack(images)
-    else:
-        output.pooler_output = images
-    return cuts
+
+    def lengthened(images: Any) -> list[Tensor]:
+        pairs = zip(images, cells, strict=True)
+        return [rows if cut is None else first_rows(rows, cut.arriving) for rows, cut in pairs]
+
+    pieces, deepstack = output.pooler_output, getattr(output, "deepstack_features", None)
+    output.pooler_output = lengthened(pieces)
+    if isinstance(pieces, Tensor):
+        output.pooler_output = torch.stack(output.pooler_output)
+    if deepstack:
+        output.deepstack_features = [lengthened(features) for features in deepstack]
+    pairs = zip(pieces, cells, strict=True)
+    return [None if cut is None else cut.to(rows.device).with_rows(rows) for rows, cut in pairs]
 
 
 def pieces_of(output: Any) -> list[Tensor]:

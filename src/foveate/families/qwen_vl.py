@@ -1,7 +1,5 @@
 """The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE."""
 
-import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -16,23 +14,33 @@ from foveate._transformers import (
     get_vision_window_index,
 )
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid, into_cells, join
+from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.core.thin import ends_of_left
-from foveate.core.views import PixelView, TowerView
+from foveate.core.views import PixelView
 from foveate.errors import UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, pixels_name
 from foveate.families.leaving import units_left
+from foveate.families.merging import Merging
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tap import Segments, attend_at_once, segments_of
-from foveate.families.thinning import ThinnedTower, TowerLayout, is_compiled
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
-from foveate.families.vision import CLIP, grid_boxes, smaller
+from foveate.families.thinning import is_compiled
+from foveate.families.tower import (
+    Encoded,
+    Grids,
+    Inputs,
+    KeysOf,
+    Reducer,
+    Run,
+    Taps,
+    TowerLayout,
+    coarser_grids,
+    shown,
+)
+from foveate.families.vision import CLIP, smaller
 
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-"""The argument that a modality's patches are given in."""
 PRECOMPUTED = {
     "cu_seqlens", "cu_window_seqlens", "interp_indices", "interp_weights", "max_seqlen", "max_window_seqlen",
     "position_ids", "window_index",
@@ -40,7 +48,16 @@ PRECOMPUTED = {
 """What a tower takes that is made of the grids alone; users may hand it over, by these names behind `image_`."""
 
 
-class Qwen2VL(Family):
+def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
+    """Keys before RoPE of all patches, as one sample: (heads, patches, head size).
+
+    From (patches, 3 · width): queries, keys and values side by side, each (heads, head size).
+    """
+    heads = output.reshape(len(output), 3, attention.num_heads, -1)[:, 1]
+    return [heads.transpose(0, 1)]
+
+
+class Qwen2VL(Merging):
     """Where things are inside `Qwen2VLForConditionalGeneration`.
 
     The layers get one (cos, sin) pair with M-RoPE's three axes already combined, so positions need
@@ -53,100 +70,58 @@ class Qwen2VL(Family):
     renumbers: bool = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
     shares_prefix: ClassVar[bool] = True
-    needs_all_rows: ClassVar[str | None] = None
+    tower_blocks: ClassVar[str] = "blocks"
+    tower_attention: ClassVar[str] = "attn"
+    keys_of: ClassVar[KeysOf | None] = ("qkv", _keys_of)
     pixel_mean, pixel_std = CLIP
     _replay: Callable[..., Any] | None = None
 
     @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        side: int = config.vision_config.spatial_merge_size
-        boxes: list[Tensor | None] = []
-        for times, height, width in inputs[f"{modality}_grid_thw"].tolist():
-            frame = grid_boxes(height // side, width // side)
-            boxes.append(frame.repeat(times, 1))
-        return boxes
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
+        grids, side = inputs.get(f"{modality}_grid_thw"), config.vision_config.spatial_merge_size
+        if grids is None:
+            return None
+        return [((height // side, width // side),) * times for times, height, width in grids.tolist()]
 
     # -- the tower ---------------------------------------------------------------------------------------------
-
-    @property
-    def seeing_blocks(self) -> Sequence[int] | None:
-        """Blocks of the tower that look at the whole picture; None: all."""
-        return None
-
-    def scoring_block(self, signal: TowerSignal) -> Any:
-        """The block of the tower that a signal is read of; the last one's output goes on to the projector."""
-        blocks = self.core.visual.blocks
-        return blocks[block_of(signal, len(blocks) - 1, len(blocks), self.seeing_blocks)]
 
     def token_order(self, grids: Tensor) -> Any:
         """Index of the blocks' tokens that puts them in the order of the features; `grids` is (images, 3)."""
         return slice(None)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Behind the merger: a token's score and key are the means of its four patches'."""
-        grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
-        modules = {signal: self.scoring_block(signal).attn for signal in reducer.reads}
-        changed = {}
+        name = f"{modality}_grid_thw"
+        grids = {name: inputs[name].cpu()}  # read before the device has work to wait for
         if "forward" in vars(self.core.visual):  # `_run_tower` stands around it, and takes the host's
-            changed = {f"{modality}_grid_thw": grids}
-        with tapped_all(modules, keys_of=("qkv", _keys_of)) as taps:
-            output = run(**changed)
-        features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
-        sizes = [len(image) for image in features]
+            run = partial(run, **grids)
+        return super().encode(run, modality, {**inputs, **grids}, reducer)
 
-        @functools.cache
-        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            # The attention runs once for each sequence that looks at itself alone.
-            patches = torch.cat([shown(signal, heads) for heads in taps.samples(signal)])
-            return torch.split(means_of_tokens(patches, side**2, self.token_order(grids)), sizes)
-
-        views = []
-        for index, (image, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
-            read, deepstack = partial(of_image, stats, index), self.deepstack_of(output, index)
-            views.append(picture_view(side, image, grid, read, deepstack))
-        cuts = reducer.reduce(views)
-        self.place(output, features, cuts)
-        return output, cuts
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Tensor:
+        """A token's patches stand one behind the other; the attention runs once for each sequence that looks at itself
+        alone."""
+        patches = torch.cat([shown(signal, heads) for heads in taps.samples(signal)])
+        group: int = self.core.visual.spatial_merge_size**2
+        means = patches.view(len(patches) // group, group, -1).mean(dim=1)
+        ordered: Tensor = means[self.token_order(inputs[f"{modality}_grid_thw"])]
+        return ordered
 
     encode_projected = encode  # what is read of the tower is there as well
 
-    def deepstack_of(self, output: Any, index: int) -> Callable[[], Tensor] | None:
-        """Makes an image's deepstack features, (tokens, depths · width); None: this family has none."""
-        return None
-
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The patches are put together again, resized to whole tokens and cut anew."""
-        vision = self.model.config.vision_config
-        side, name, grid_name = vision.spatial_merge_size, PIXELS[modality], f"{modality}_grid_thw"
-        grids = inputs[grid_name]
+        config, name, grid_name = self.model.config, pixels_name(inputs), f"{modality}_grid_thw"
+        vision, grids = config.vision_config, inputs[grid_name].cpu()
+        usual = self.token_grids(config, modality, {grid_name: grids}, ())
+        assert usual is not None
+        coarse, cuts = coarser_grids(reducer, usual)
+        pictures = list(inputs[name].split(grids.prod(-1).tolist()))
         small_grids = grids.clone()
-        pictures: list[Tensor] = []
-        merged: list[Cut | None] = []
-        patches_of = inputs[name].split(grids.prod(-1).tolist())
-        for index, (patches, grid) in enumerate(zip(patches_of, grids.tolist(), strict=True)):
-            times, height, width = grid
-            # Every temporal patch is a grid of tokens, and all get the same.
-            frame = (height // side, width // side)
-            frames = (frame,) * times
-            cells = reducer.coarsen(frames, times * math.prod(frame), 0)
-            if cells == frames:
-                merged.append(None)
-                pictures.append(patches)
-                continue
-            coarse = cells[0]
-            merged.append(join([into_cells(frame, coarse)] * times))
-            pictures.append(_resized(patches, (times, height, width), coarse, vision))
-            small_grids[index, 1:] = torch.tensor(coarse) * side
-        output = run(**{name: torch.cat(pictures), grid_name: small_grids})
-        cuts = replace_images(output, merged)
-        for index, cut in enumerate(cuts):
-            if cut is not None:
-                # `replace_images` has put zeros behind the features alone.
-                self._lengthen_deepstack(output, index, cut.arriving)
-        return output, cuts
-
-    def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
-        """Nothing: this family has none."""
+        for index, (cells, cut) in enumerate(zip(coarse, cuts, strict=True)):
+            if cut is not None:  # every temporal patch is a grid of tokens, and all get the same
+                pictures[index] = _resized(pictures[index], grids[index].tolist(), cells[0], vision)
+                small_grids[index, 1:] = torch.tensor(cells[0]) * vision.spatial_merge_size
+        output = run(**{name: torch.cat(pictures), grid_name: send(small_grids, inputs[grid_name].device)})
+        return output, replace_images(output, cuts)
 
     # -- the tower on some of the patches ----------------------------------------------------------------------
 
@@ -159,7 +134,7 @@ class Qwen2VL(Family):
                     "it itself."
                 )
         grids = inputs[f"{modality}_grid_thw"].cpu()
-        views = self.pixel_views(inputs[PIXELS[modality]], grids)
+        views = self.pixel_views(inputs[pixels_name(inputs)], grids)
         cuts = reducer.leave(views)
         if all(cut is None for cut in cuts):
             return run(), cuts
@@ -273,9 +248,9 @@ class Qwen2VL(Family):
 
         if self._replay is None:
             return run(pixels, **placed)
-        read = {name: one for name, one in placed.items() if name == "grid_thw" or name.startswith("cu_")}
-        on_host = {name: one for name, one in read.items() if one.device.type == "cpu"}
-        others = {name: one for name, one in placed.items() if name not in on_host}
+        read = [name for name in placed if name == "grid_thw" or name.startswith("cu_")]
+        on_host = {name: placed[name] for name in read if placed[name].device.type == "cpu"}
+        others = {name: value for name, value in placed.items() if name not in on_host}
         return self._replay(run, pixels, on_host=on_host, held=(segments, held), **others)
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
@@ -283,10 +258,20 @@ class Qwen2VL(Family):
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
         """What the tower makes of the grids, (images, 3), by the names it takes it by; all on the host."""
-        return {
+        visual = self.core.visual
+        arguments = {
             "cu_seqlens": get_vision_cu_seqlens(grids),
-            "position_ids": get_vision_position_ids(grids, self.core.visual.spatial_merge_size),
+            "position_ids": get_vision_position_ids(grids, visual.spatial_merge_size),
         }
+        if hasattr(visual, "num_grid_per_side"):  # patches look up learned positions too
+            arguments["interp_indices"], arguments["interp_weights"] = get_vision_interpolation_indices_and_weights(
+                grids,
+                num_grid_per_side=visual.num_grid_per_side,
+                mode=visual.interpolation_mode,
+                align_corners=visual.interpolation_align_corners,
+                spatial_merge_size=visual.spatial_merge_size,
+            )
+        return arguments
 
     def _placed(self, arguments: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
         """Arguments of the tower where they are read: indices on the device, ends of segments by the host; for a flash
@@ -302,12 +287,7 @@ class Qwen2VL(Family):
 
     # -- blocks of the tower on some of the rows ---------------------------------------------------------------
 
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        visual = self.core.visual
-        read = [len(visual.blocks) - 1, *getattr(visual, "deepstack_visual_indexes", ())]
-        return ThinnedTower(visual, visual.blocks, [block.attn for block in visual.blocks], read, self._layout)
-
-    def _layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
+    def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Frames one behind the other; in each, rows stand token by token."""
         grids = (args[1] if len(args) > 1 else kwargs["grid_thw"]).cpu()
         pixels = args[0] if args else kwargs["hidden_states"]
@@ -341,53 +321,6 @@ class Qwen2VL(Family):
         return 1
 
 
-def learned_positions(visual: Any, grids: Tensor) -> dict[str, Tensor]:
-    """Where patches look up the learned positions of a Qwen3-VL's tower; see `Qwen2VL.tower_arguments`."""
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grids,
-        num_grid_per_side=visual.num_grid_per_side,
-        mode=visual.interpolation_mode,
-        align_corners=visual.interpolation_align_corners,
-        spatial_merge_size=visual.spatial_merge_size,
-    )
-    return {"interp_indices": indices, "interp_weights": weights}
-
-
-def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
-    """Keys before RoPE of all patches, as one sample: (heads, patches, head size).
-
-    From (patches, 3 · width): queries, keys and values side by side, each (heads, head size).
-    """
-    heads = output.reshape(len(output), 3, attention.num_heads, -1)[:, 1]
-    return [heads.transpose(0, 1)]
-
-
-def means_of_tokens(patches: Tensor, group: int, order: Any) -> Tensor:
-    """Means over the `group` patches of each token, which stand one behind the other: (tokens, numbers).
-
-    Args:
-        patches: What is known of each, (patches, numbers).
-        group: Patches of a token.
-        order: Index of the tokens, which puts them in order.
-    """
-    tokens = len(patches) // group
-    return patches.view(tokens, group, -1).mean(dim=1)[order]
-
-
-def picture_view(
-    side: int,
-    features: Tensor,
-    grid: Sequence[int],
-    read: Callable[[TowerSignal], Tensor],
-    deepstack: Callable[[], Tensor] | None = None,
-) -> TowerView:
-    """What is shown of an image, or of a video of several temporal patches: `grid` counts these, rows and columns."""
-    times, height, width = grid
-    cells = (height // side, width // side)
-    plain = cells if times == 1 else None
-    return TowerView(features, plain, None, read, grids=(cells,) * times, deepstack=deepstack)
-
-
 def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
     """The patches of an image or video, (t · h · w, pixels), as they would be of one of `tokens` tokens a frame.
 
@@ -408,21 +341,6 @@ def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: 
     return blocks.reshape(-1, patches.shape[1])
 
 
-def blocks_seeing_all(visual: Any) -> list[int]:
-    """Blocks of Qwen2.5-VL's tower that look at the whole picture: what a token receives in a window is local.
-
-    Raises:
-        UnsupportedError: If there is none.
-    """
-    looking = [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
-    if not looking:
-        raise UnsupportedError(
-            "No block of this tower attends to the whole picture (fullatt_block_indexes names none of its "
-            f"{len(visual.blocks)}), so tokens cannot be ranked there. Use a method that drops between layers."
-        )
-    return looking
-
-
 class Qwen25VL(Qwen2VL):
     """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows in most blocks.
 
@@ -435,7 +353,9 @@ class Qwen25VL(Qwen2VL):
 
     @property
     def seeing_blocks(self) -> Sequence[int]:
-        return blocks_seeing_all(self.core.visual)
+        """The others look through windows: what a token receives there is local."""
+        visual = self.core.visual
+        return [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
 
     def token_order(self, grids: Tensor) -> Tensor:
         visual = self.core.visual
@@ -485,33 +405,22 @@ class Qwen3VL(Qwen2VL):
     def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         return inputs.get("deepstack_visual_embeds")
 
-    def deepstack_of(self, output: Any, index: int) -> Callable[[], Tensor]:
+    def view_extras(self, output: Any, index: int) -> dict[str, Any]:
         depths = [features[index] for features in output.deepstack_features]
-        return partial(torch.cat, depths, dim=1)
+        return {"deepstack": partial(torch.cat, depths, dim=1)}
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""
         source = cut.source.clamp(min=0)  # a row that stands for none gets the first token's
-        _change_deepstack(output, index, lambda features: first_rows(features[source], len(features)))
-
-    def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
-        _change_deepstack(output, index, partial(first_rows, length=length))
-
-    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
-        return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
+        for depth, features in enumerate(output.deepstack_features):
+            images = list(features)
+            images[index] = first_rows(images[index][source], len(images[index]))
+            output.deepstack_features[depth] = images
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
         vision = config.vision_config
         return sum(index < vision.depth for index in vision.deepstack_visual_indexes)
-
-
-def _change_deepstack(output: Any, index: int, change: Callable[[Tensor], Tensor]) -> None:
-    """Change an image's deepstack features, (tokens, width), at each depth."""
-    for depth, features in enumerate(output.deepstack_features):
-        images = list(features)
-        images[index] = change(images[index])
-        output.deepstack_features[depth] = images
 
 
 class Qwen3VLMoe(Qwen3VL):
@@ -549,9 +458,6 @@ class Qwen35(Qwen2VL):
             return queries
 
         return project
-
-    def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
-        return super().tower_arguments(grids) | learned_positions(self.core.visual, grids)
 
 
 class Qwen35Moe(Qwen35):

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid
+from foveate.core.grid import Grid, join
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo, send, take_along
 from foveate.core.thin import ends_of_left, given_back, nearest, sizes, sizes_in_segments
 from foveate.errors import UnsupportedError
 from foveate.families.tap import biased
+from foveate.families.tower import Tower, TowerLayout
 
 
 class Thinner(Protocol):
@@ -36,57 +37,6 @@ class Thinner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TowerLayout:
-    """How the rows of a call stand in a tower.
-
-    Attributes:
-        lengths: Rows of each segment where they are packed one behind the other; None: a picture a row of the batch.
-        grids: Rows and columns of each segment (of a batch: of all, one entry); None where they are on no grid.
-        cls: Rows in front of a picture's, in a batch on no grid.
-        raster: Which row stands at each place of the segments in raster order, (rows,) int64; None: they stand so.
-    """
-
-    lengths: Sequence[int] | None
-    grids: Sequence[Grid | None]
-    raster: Tensor | None = None
-    cls: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ThinnedTower:
-    """A tower whose blocks can run on some of its rows.
-
-    Attributes:
-        tower: Its module, which is given pixels.
-        blocks: Its blocks, in order.
-        attentions: Each block's.
-        read: Blocks whose output is read by the projector.
-        layout: Of the arguments of a call of the tower; or of the one call there is.
-    """
-
-    tower: Any
-    blocks: Sequence[Any]
-    attentions: Sequence[Any]
-    read: Sequence[int]
-    layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout] | TowerLayout
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ran:
-    """The rows of a segment that ran, in raster order.
-
-    Attributes:
-        rows: How many there are; a CLS does not count.
-        kept: Those that ran, (kept,) int64.
-        parent: The place in `kept` of the row that each went with, (rows,) int64.
-    """
-
-    rows: int
-    kept: Tensor
-    parent: Tensor
-
-
 @dataclass(slots=True, eq=False)
 class _Plan:
     """Which rows of a call run: (kept,) of packed rows, (pictures, kept) of a batch; the rest as in `core.thin`."""
@@ -96,21 +46,15 @@ class _Plan:
     sizes: Tensor
 
 
-def batch_layout(patch: int | Sequence[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
-    """Of a tower that takes (pictures, channels, rows, columns) of pixels."""
-    pixels = args[0] if args else kwargs["pixel_values"]
-    tall, wide = (patch, patch) if isinstance(patch, int) else patch
-    return TowerLayout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
-
-
 def is_compiled(module: Any) -> bool:
     """Whether a module is compiled, so that what is put in its forward's place is not called."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
 @contextmanager
-def running_thin(tower: ThinnedTower, thinner: Thinner) -> Iterator[list[Ran]]:
-    """While the context lasts, late blocks of the tower run on some rows; answers what ran, segment by segment.
+def running_thin(tower: Tower, thinner: Thinner) -> Iterator[list[Cut]]:
+    """While the context lasts, late blocks of the tower run on some rows; answers which of each segment, a CLS apart,
+    in raster order, and which of these the others went with.
 
     Raises:
         UnsupportedError: If its blocks are compiled.
@@ -123,9 +67,9 @@ def running_thin(tower: ThinnedTower, thinner: Thinner) -> Iterator[list[Ran]]:
 
 @dataclass(slots=True, eq=False)
 class _ThinRun:
-    tower: ThinnedTower
+    tower: Tower
     thinner: Thinner
-    ran: list[Ran] = field(default_factory=list)
+    ran: list[Cut] = field(default_factory=list)
     layout: TowerLayout | None = None
     plan: _Plan | None = None
     before: Tensor = field(init=False)
@@ -145,13 +89,13 @@ class _ThinRun:
         first = self.thinner.first(max(tower.read) + 1)
         if first > max(tower.read):
             return
-        for module in (tower.tower, *tower.blocks):
+        for module in (tower.module, *tower.blocks):
             if is_compiled(module):
                 raise _refusal(tower, f"its {type(module).__name__} is compiled")
         if isinstance(tower.layout, TowerLayout):
             self.layout = tower.layout
         else:
-            patches.wrap(tower.tower, "forward", partial(self._note_layout, tower.layout))
+            patches.wrap(tower.module, "forward", partial(self._note_layout, tower.layout))
         for at, block in enumerate(tower.blocks[first:], first):
             if at > max(tower.read):  # nobody reads what it makes
                 patches.wrap(block, "forward", lambda original, hidden, *_, **__: hidden)
@@ -229,17 +173,12 @@ class _ThinRun:
         if layout.raster is not None:
             raster = send(layout.raster, hidden.device)
         in_order = packed if raster is None else packed[raster]
-        cuts = self._thinned(torch.split(in_order, list(lengths)), layout.grids)
-        kept, parents, row, count = [], [], 0, 0
-        for cut in cuts:
-            kept.append(cut.kept + row)
-            parents.append(cut.parent + count)
-            row, count = row + cut.rows, count + len(cut.kept)
-        index, parent = torch.cat(kept), torch.cat(parents)
+        cut = join(self._thinned(torch.split(in_order, list(lengths)), layout.grids))
+        index, parent = cut.source, cut.parent
         if raster is not None:  # into the order in which rows stand: places in `kept` move with them
             index, order = raster[index].sort()
             parent = torch.zeros_like(parent).scatter(0, raster, order.argsort()[parent])
-        plan = _Plan(index, parent, sizes(parent, count))
+        plan = _Plan(index, parent, sizes(parent, len(index)))
         if hidden.dim() == 3:
             plan = _Plan(index[None], parent[None], plan.sizes[None])
         return plan
@@ -249,7 +188,7 @@ class _ThinRun:
         patches = hidden[:, cls:]
         if valid is None:
             cuts = self._thinned(patches.unbind(), [grid] * len(patches))
-            of_all = [(cut.kept, cut.parent, sizes(cut.parent, len(cut.kept))) for cut in cuts]
+            of_all = [(cut.source, cut.parent, sizes(cut.parent, len(cut.source))) for cut in cuts]
             kept, parent, counted = _rectangular(of_all)
         else:
             kept, parent, counted = self._planned_padded(patches, valid[:, cls:].expand(len(patches), -1), grid)
@@ -270,22 +209,19 @@ class _ThinRun:
         cuts = self._thinned([rows[at] for rows, at in zip(patches, places, strict=True)], rectangles)
         of_all = []
         for rows, at, is_valid, cut in zip(patches, places, valid, cuts, strict=True):
-            kept = at[cut.kept]
+            kept = at[cut.source]
             parent = nearest(rows, kept).scatter(0, at, cut.parent)
             of_all.append((kept, parent, sizes(parent, len(kept), is_valid)))
         return _rectangular(of_all)
 
-    def _thinned(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Ran]:
-        """Which rows of each segment run, of which note is taken."""
-        found = []
+    def _thinned(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut]:
+        """Which rows of each segment run, and which of these each row goes with, of which note is taken."""
+        cuts = []
         for rows, cut in zip(segments, self.thinner.thin(segments, grids), strict=True):
-            if cut is None:
-                every = torch.arange(len(rows), device=rows.device)
-                found.append(Ran(len(rows), every, every))
-            else:
-                found.append(Ran(len(rows), cut.source, cut.parent))
-        self.ran += found
-        return found
+            every = torch.arange(len(rows), device=rows.device)
+            cuts.append(Cut.join(every, every) if cut is None else Cut.join(cut.source, cut.parent))
+        self.ran += cuts
+        return cuts
 
     # -- what blocks get ---------------------------------------------------------------------------------------
 
@@ -341,9 +277,9 @@ class _ThinRun:
         return log_sizes[None, None, None, start : start + count]
 
 
-def _refusal(tower: ThinnedTower, why: str) -> UnsupportedError:
+def _refusal(tower: Tower, why: str) -> UnsupportedError:
     """Why rows cannot leave inside a tower."""
-    name = type(tower.tower).__name__
+    name = type(tower.module).__name__
     return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops behind it.")
 
 

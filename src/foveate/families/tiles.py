@@ -1,8 +1,7 @@
 """Shared by the families that cut a picture into square tiles and put a tile behind them that shows all of it."""
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,16 +10,16 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
-from foveate.families.base import Family
-from foveate.families.llava import pictures_in
+from foveate.families.llava import pictures_in, side_of
+from foveate.families.merging import Merging
 from foveate.families.placing import replace_images
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
+from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, Taps
 from foveate.families.vision import blocks, grid_boxes, smaller
 
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
 
-class Tiled(Family):
+class Tiled(Merging):
     """A family whose tower sees tiles, and whose projector makes one token of a block of patches.
 
     An image with all of its tiles is one item. Tiles carry no place. The last tile shows the whole picture: the mosaic
@@ -28,33 +27,22 @@ class Tiled(Family):
 
     Attributes:
         has_cls: Whether the tower has a CLS.
+        projector: Where the core keeps what makes tokens of blocks of patches.
     """
 
     tiled: ClassVar[bool] = True
     has_cls: ClassVar[bool] = False
-    needs_all_rows: ClassVar[str | None] = None
+    projector: ClassVar[str] = "multi_modal_projector"
     shares_prefix: ClassVar[bool] = True
 
     @classmethod
     def side(cls, config: Any) -> int:
         """Tokens of a tile's side."""
-        raise NotImplementedError
+        return side_of(config) // cls.block(config)
 
     @classmethod
     def block(cls, config: Any) -> int:
         """Patches of a token's side."""
-        raise NotImplementedError
-
-    def attention_of(self, signal: TowerSignal) -> Any:
-        """The attention module of the tower that a signal is read of."""
-        raise NotImplementedError
-
-    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
-        """Encode tiles of another size: the tower's output, and features (tiles, tokens, width) behind the projector.
-
-        Args:
-            pixels: (tiles, channels, rows, columns).
-        """
         raise NotImplementedError
 
     @classmethod
@@ -90,55 +78,47 @@ class Tiled(Family):
         return [_boxes(side, image) for image in images]
 
     @classmethod
-    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
         side = cls.side(config)
         tokens = side**2  # of a tile
-        if any(size % tokens for size in sizes):
+        if any(length % tokens for length in lengths):
             return None
-        return [((side, side),) * (size // tokens) for size in sizes]
+        return [((side, side),) * (length // tokens) for length in lengths]
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return cls.has_cls
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
-        modules = {signal: self.attention_of(signal) for signal in reducer.reads}
-        with tapped_all(modules, self.has_cls) as taps:
-            output = run()
-
-        @functools.cache
-        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            tokens = torch.cat([self._token_means(taps.read(tile, signal)) for tile in range(len(taps))])
-            lengths = reducer.lengths(len(tokens))
-            return torch.split(tokens, list(lengths))
-
-        return output, self.reduce_features(output, modality, inputs, reducer, stats)
-
-    def _token_means(self, patches: Tensor) -> Tensor:
-        """Means over the patches of each of a tile's tokens, (patches, numbers) -> (tokens, numbers)."""
-        side = math.isqrt(len(patches))
-        return block_means(patches.view(1, side, side, -1), self.block(self.model.config))
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
+        for tile in range(len(taps)):
+            patches = taps.read(tile, signal)
+            side = math.isqrt(len(patches))
+            yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Every tile of a call gets the same size."""
-        pixels, side = self.tiles(inputs), self.side(self.model.config)
-        tokens = side**2  # of a tile
-        lengths = reducer.lengths(len(pixels) * tokens)
-        counts = [length // tokens for length in lengths]
+        """Every tile of a call gets the same size. The tower spreads its position embeddings over the patches there
+        are."""
+        config, pixels = self.model.config, self.tiles(inputs)
+        side, block = self.side(config), self.block(config)
+        lengths = reducer.lengths(len(pixels) * side**2)
+        counts = [length // side**2 for length in lengths]
         grids = ((side, side),) * counts[0]
         coarse = reducer.coarsen(grids, lengths[0], 0)
         if coarse == grids:
             return run(), [None] * len(lengths)
-        rows, columns = coarse[0]
-        # Whole tokens of whole patches: a token's side is `block` patches.
-        block = self.block(self.model.config)
+        # Whole tokens of whole patches.
+        rows, columns = (cells * block for cells in coarse[0])
         patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
-        output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))
+        pixels = smaller(pixels, rows * patch, columns * patch).to(self.core.dtype)
+        state = getattr(config, "vision_feature_layer", -1)
+        output = self.tower(pixel_values=pixels, output_hidden_states=state != -1)
+        states = output.last_hidden_state if state == -1 else output.hidden_states[state]
+        patches = states[:, int(self.has_cls) :].reshape(len(pixels), rows, columns, -1)
+        features = self.core.get_submodule(self.projector)(blocks(patches, block))
         output.pooler_output = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
-        tile = into_cells((side, side), (rows, columns))
+        tile = into_cells((side, side), coarse[0])
         cuts = replace_images(output, [join([tile] * count) for count in counts])
-        features = torch.cat(output.pooler_output).view(len(pixels), tokens, -1)
+        features = torch.cat(output.pooler_output).view(len(pixels), side**2, -1)
         output.pooler_output = self.form(features, inputs)
         return output, cuts
 

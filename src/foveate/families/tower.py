@@ -1,7 +1,8 @@
 """The run through a tower: what its layers show, patches merging inside it, tokens leaving before the projector."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from foveate.core.attention import attention_rows, received_attention
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid
+from foveate.core.grid import Grid, into_cells, join
 from foveate.core.merge import average
 from foveate.core.patching import Patcher
-from foveate.core.signals import TowerAttention, TowerKeys, TowerSignal
+from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
@@ -27,6 +28,10 @@ Run = Callable[..., Any]
 
 Encoded = tuple[Any, list[Cut | None]]
 """What such a call answers, and what became of each image's tokens; None: nothing."""
+
+
+Grids = Sequence[tuple[Grid, ...]]
+"""Rows and columns of the token grids of each image or video, one behind the other: of its views, or frames."""
 
 
 class Reducer(Protocol):
@@ -70,18 +75,17 @@ class Reducer(Protocol):
 # -- which layers --------------------------------------------------------------------------------------------------
 
 
-def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+def encoder_layers(tower: nn.Module, path: str = "encoder.layers") -> Any:
     """The tower's layers, wherever its class keeps its encoder.
 
     Raises:
         UnsupportedError: If it has none of the usual kind.
     """
     for name, module in tower.named_modules():
-        is_layers = name.split(".")[-2:] == ["encoder", "layers"]
-        if is_layers and isinstance(module, nn.ModuleList):
+        if f".{name}".endswith(f".{path}") and isinstance(module, nn.ModuleList):
             return module
     raise UnsupportedError(
-        f"{type(tower).__name__} has no encoder.layers, so tokens cannot be reduced in this tower. "
+        f"{type(tower).__name__} has no {path}, so tokens cannot be reduced in this tower. "
         "Use a method that drops between layers, or AveragePool."
     )
 
@@ -116,12 +120,17 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
         signal: Names it.
         last: The last block that the projector reads the output of.
         depth: Blocks of the tower.
-        seeing: Those that look at the whole picture, ascending, at least one; None: all.
+        seeing: Those that look at the whole picture, ascending; None: all.
 
     Raises:
         UnsupportedError: If the tower has no such block, or it looks through windows.
     """
     seeing = range(depth) if seeing is None else seeing
+    if not seeing:
+        raise UnsupportedError(
+            f"No block of this tower attends to the whole picture (fullatt_block_indexes names none of its {depth}), "
+            "so tokens cannot be ranked there. Use a method that drops between layers."
+        )
     if signal.block is None:
         wanted = min(last + signal.layer, depth - 1)
         return max([block for block in seeing if block <= wanted], default=seeing[0])
@@ -142,27 +151,59 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
     return signal.block
 
 
-def attentions(
-    layers: Any, reads: Iterable[TowerSignal], last: int = -1, name: str = "self_attn"
-) -> dict[TowerSignal, Any]:
-    """The attention module of a tower that each signal is read of.
+@dataclass(frozen=True, slots=True)
+class TowerLayout:
+    """How the rows of a call stand in a tower.
 
-    Args:
-        layers: The tower's.
-        reads: The signals.
-        last: The last layer that the projector reads the output of.
-        name: What layers call their attention.
+    Attributes:
+        lengths: Rows of each segment where they are packed one behind the other; None: a picture a row of the batch.
+        grids: Rows and columns of each segment (of a batch: of all, one entry); None where they are on no grid.
+        cls: Rows in front of a picture's, in a batch on no grid.
+        raster: Which row stands at each place of the segments in raster order, (rows,) int64; None: they stand so.
     """
-    depth = len(layers)
-    return {signal: getattr(layers[block_of(signal, last % depth, depth)], name) for signal in reads}
+
+    lengths: Sequence[int] | None
+    grids: Sequence[Grid | None]
+    raster: Tensor | None = None
+    cls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A vision tower in parts.
+
+    Attributes:
+        module: What is given pixels.
+        blocks: Its blocks, in order.
+        attentions: Each block's.
+        read: Blocks whose output is read by the projector.
+        layout: Of the arguments of a call of the module; or of the one call there is.
+        seeing: Blocks that look at the whole picture, ascending; None: all.
+        cls, keys_of: See `Taps`.
+    """
+
+    module: Any
+    blocks: Sequence[Any]
+    attentions: Sequence[Any]
+    read: Sequence[int]
+    layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout] | TowerLayout
+    seeing: Sequence[int] | None = None
+    cls: bool = False
+    keys_of: "KeysOf | None" = None
+
+    def taps(self, reads: Iterable[TowerSignal]) -> "Taps":
+        """Taps of the attention modules that signals are read of; raises as `block_of`."""
+        last, depth = max(self.read), len(self.blocks)
+        modules = {signal: self.attentions[block_of(signal, last, depth, self.seeing)] for signal in reads}
+        return Taps(modules, self.cls, self.keys_of)
 
 
 # -- what layers show ----------------------------------------------------------------------------------------------
 
 
-KeysMade = Callable[[Any, Tensor], Iterable[Tensor]]
-"""What a part of an attention module answers, as keys of each sample, (heads, tokens, head size); the module goes
-first."""
+KeysOf = tuple[str, Callable[[Any, Tensor], Iterable[Tensor]]]
+"""Which part of an attention module makes keys; and of the module and what that part answers, keys of each sample,
+(heads, tokens, head size)."""
 
 
 class Taps:
@@ -171,16 +212,20 @@ class Taps:
     Args:
         modules: The module that each signal is read of; one may stand here several times.
         cls: Whether the first token is a CLS.
-        keys_of: In a tower with RoPE, which part of the module makes keys, and how: signals of keys are before RoPE.
+        keys_of: In a tower with RoPE, what makes keys: signals of keys are before RoPE.
     """
 
-    def __init__(
-        self, modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: tuple[str, KeysMade] | None = None
-    ) -> None:
+    def __init__(self, modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: KeysOf | None = None) -> None:
         self._cls = cls
         self._keys_of = keys_of
         self._places = {signal: (module, self._is_plain(signal)) for signal, module in modules.items()}
         self._samples: dict[tuple[Any, bool], list[Tapped]] = {place: [] for place in self._places.values()}
+
+    def run(self, run: Callable[[], Any]) -> Any:
+        """Call this with the modules tapped."""
+        with Patcher() as patches:
+            self.attach(patches)
+            return run()
 
     def _is_plain(self, signal: TowerSignal) -> bool:
         """Whether a signal is of keys before RoPE."""
@@ -223,17 +268,6 @@ class Taps:
         return shown(signal, self.samples(signal)[sample], self._cls)
 
 
-@contextmanager
-def tapped_all(
-    modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: tuple[str, KeysMade] | None = None
-) -> Iterator[Taps]:
-    """Tap modules of a tower inside a context: see `Taps`."""
-    taps = Taps(modules, cls, keys_of)
-    with Patcher() as patches:
-        taps.attach(patches)
-        yield taps
-
-
 def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
     """What a signal is of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
 
@@ -244,7 +278,10 @@ def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
     """
     if isinstance(signal, TowerAttention):
         return tower_attention(signal, heads, cls)[:, None]
-    return tower_keys(signal, heads.keys[:, 1:] if cls else heads.keys)
+    keys = heads.keys[:, 1:] if cls else heads.keys
+    if signal.heads == "joined":
+        return _side_by_side(keys).float()
+    return keys.float().mean(dim=0)
 
 
 def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) -> Tensor:
@@ -266,73 +303,68 @@ def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) ->
     return row[:, 0, 1:].sum(dim=0)
 
 
-def tower_keys(signal: TowerKeys | TowerSignal, keys: Tensor) -> Tensor:
-    """Keys, (heads, patches, head size), as a signal wants them: (patches, head size or width) float32."""
-    if signal.heads == "joined":
-        return _side_by_side(keys).float()
-    return keys.float().mean(dim=0)
-
-
 def _side_by_side(heads: Tensor) -> Tensor:
     """(heads, tokens, head size) -> (tokens, heads · head size)."""
     return heads.transpose(0, 1).flatten(1)
 
 
-def of_image(stats: Callable[[TowerSignal], Sequence[Tensor]], index: int, signal: TowerSignal) -> Tensor:
-    """What a signal is of one image's tokens: (tokens, numbers)."""
-    return stats(signal)[index]
+# -- smaller pictures ----------------------------------------------------------------------------------------------
+
+
+def coarser_grids(reducer: Reducer, images: Grids, newlines: int = 0) -> tuple[Grids, list[Cut | None]]:
+    """The token grids that a method wants of smaller pictures, and which cell of these each of the tokens goes into.
+
+    Args:
+        reducer: Asks the method.
+        images: The usual grids of each image, of one view or frame after the other.
+        newlines: Tokens behind those of an image, which stay.
+
+    Returns:
+        Of each image its grids; and its tokens' cells, None where the grids are the usual ones.
+    """
+    coarse: list[tuple[Grid, ...]] = []
+    cuts: list[Cut | None] = []
+    for grids in images:
+        cells = reducer.coarsen(grids, sum(map(math.prod, grids)) + newlines, newlines)
+        into = [into_cells(*pair) for pair in zip(grids, cells, strict=True)]
+        coarse.append(cells)
+        cuts.append(None if cells == grids else join([*into, *[into_cells((1, 1), (1, 1))] * newlines]))
+    return coarse, cuts
 
 
 # -- merging inside the tower, reducing before the projector -------------------------------------------------------
 
 
-def encode_before_projector(
-    run: Callable[[], Any], tower: nn.Module, projector: nn.Module, chosen: Sequence[int], cls: bool, reducer: Reducer
-) -> Encoded:
-    """Run a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
+class ReducedRun:
+    """A run of a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
 
     The projector works on the rows that are left; behind it every image has as many rows as before, its own first
     and zeros after them, so that the placeholders stay whole.
 
     Args:
-        run: Calls the original.
-        tower: CLIP or SigLIP: `encoder.layers`, each with a `self_attn`.
-        projector: Gets (images, patches, width).
-        chosen: Indices of the layers whose output the projector gets; the last of them scores.
-        cls: Whether the tower has a CLS, which the original leaves out.
+        tower: CLIP or SigLIP; a CLS is left out by the original. The last of the blocks that are read scores.
         reducer: What reduces.
 
-    Returns:
-        What the original returns, and a cut (or None) an image.
+    Attributes:
+        cuts: What became of each image's tokens.
     """
-    reduced = _ReducedRun(encoder_layers(tower), chosen, cls, reducer)
-    with Patcher() as patches:
-        reduced.attach(patches, projector)
-        return run(), reduced.cuts
 
-
-class _ReducedRun:
-    """One run through tower and projector: what its layers showed, and what became of each image's tokens."""
-
-    def __init__(self, layers: nn.ModuleList, chosen: Sequence[int], cls: bool, reducer: Reducer) -> None:
+    def __init__(self, tower: Tower, reducer: Reducer) -> None:
         self.cuts: list[Cut | None] = []
-        self._layers: Any = layers
-        self._chosen = chosen
-        self._scoring = {signal: block_of(signal, max(chosen), len(layers)) for signal in reducer.reads}
-        self._taps = Taps({signal: self._layers[at].self_attn for signal, at in self._scoring.items()}, cls)
-        self._cls = cls
+        self._tower = tower
+        self._taps = tower.taps(reducer.reads)
         self._reducer = reducer
-        self._ragged = _Ragged(cls, reducer)
+        self._ragged = _Ragged(tower.cls, reducer)
         self._states: dict[int, Tensor] = {}
-        """Outputs of the chosen layers, (images, rows, width)."""
+        """Outputs of the blocks that are read, (images, rows, width)."""
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
-        """Stand in tower and projector until the patcher restores them."""
+        """Stand in tower and projector, which gets (images, patches, width), until the patcher restores them."""
         self._taps.attach(patches)
-        self._ragged.attach(patches, self._layers)
-        for at in dict.fromkeys(self._chosen):
+        self._ragged.attach(patches, self._tower.blocks)
+        for at in dict.fromkeys(self._tower.read):
             # Before those by which transformers captures hidden states, which it installs when it first needs them.
-            patches.hook(self._layers[at], "after", partial(self._note_state, at), prepend=True)
+            patches.hook(self._tower.blocks[at], "after", partial(self._note_state, at), prepend=True)
         patches.wrap(projector, "forward", self._project)
 
     def _note_state(self, at: int, module: nn.Module, args: Any, output: Tensor) -> None:
@@ -341,7 +373,7 @@ class _ReducedRun:
     def _project(self, original: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         """What the projector makes of the rows that are left: (images, patches, width of the decoder)."""
         # The CLS is gone already; what pads the shorter images goes here.
-        lengths = [length - int(self._cls) for length in self._ragged.lengths]
+        lengths = [length - int(self._tower.cls) for length in self._ragged.lengths]
         images = [image[:length] for image, length in zip(features, lengths, strict=True)]
         views = (self._view(index, image) for index, image in enumerate(images))
         cuts = self._reducer.reduce(views)
@@ -358,8 +390,8 @@ class _ReducedRun:
 
     def _view(self, index: int, image: Tensor) -> TowerView:
         merge, cls = self._ragged.merges[index], None
-        if self._cls:  # as the projector would read it: (1, width)
-            cls = torch.cat([self._states[at][index, :1] for at in self._chosen], dim=-1)
+        if self._tower.cls:  # as the projector would read it: (1, width)
+            cls = torch.cat([self._states[at][index, :1] for at in self._tower.read], dim=-1)
         return TowerView(
             image,
             grid=self._ragged.grid if merge is None else None,
@@ -372,7 +404,7 @@ class _ReducedRun:
     def _read(self, index: int, merge: Cut | None, signal: TowerSignal) -> Tensor:
         """A signal of an image's rows."""
         values = self._taps.read(index, signal)
-        if merge is None or self._scoring[signal] > 0:
+        if merge is None or block_of(signal, max(self._tower.read), len(self._tower.blocks)) > 0:
             return values
         return average(values, merge)  # the first layer attends before its patches merge
 
@@ -395,7 +427,7 @@ class _Ragged:
         self._cls = int(cls)
         self._reducer = reducer
 
-    def attach(self, patches: Patcher, layers: nn.ModuleList) -> None:
+    def attach(self, patches: Patcher, layers: Sequence[Any]) -> None:
         """Stand around the first layer's forward, and the others' if images come to differ, until the patcher restores
         them."""
         first, *later = layers

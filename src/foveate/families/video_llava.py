@@ -8,24 +8,14 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
-from foveate.families.llava import Llava, clip_thin_tower, picture_tokens, side_of
+from foveate.families.llava import Llava, picture_tokens, side_of
+from foveate.families.newlines import Stats, read_stats
 from foveate.families.placing import place_rows, replace_images, stays_whole
-from foveate.families.thinning import ThinnedTower
-from foveate.families.tower import (
-    Encoded,
-    Inputs,
-    Reducer,
-    Run,
-    Taps,
-    attentions,
-    encoder_layers,
-    feature_layers,
-)
+from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, coarser_grids
 from foveate.families.vision import grid_boxes
 
 CLS = torch.full((1, 4), float("nan"))
@@ -42,15 +32,6 @@ class VideoLlava(Llava):
     @property
     def tower(self) -> Any:
         return self.core.image_tower
-
-    def thin_tower(self, modality: str, run: Run, inputs: Inputs) -> ThinnedTower:
-        return clip_thin_tower(self.core.video_tower if modality == "video" else self.tower, self.model.config)
-
-    def pixels(self, inputs: Inputs) -> str:
-        """Also by the name they had, which transformers' processor still gives them."""
-        if inputs.get("pixel_values") is None:
-            return "pixel_values_images"
-        return "pixel_values"
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
         if modality != "video":
@@ -84,39 +65,69 @@ class VideoLlava(Llava):
         """A video's patches of all frames are reduced together, before the projector."""
         if modality != "video":
             return super().encode(run, modality, inputs, reducer)
-        layers: Any = encoder_layers(self.core.video_tower)
-        last = max(feature_layers(self.model.config, len(layers)))
-        taps = Taps(attentions(layers, reducer.reads, last), cls=True)
+        taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
         frames = self.pieces(modality, inputs)
-        videos = _Videos(frames, (self.side, self.side), reducer, taps)
+        cuts: list[Cut | None] = []
+
+        def stats(signal: TowerSignal) -> Tensor:
+            of_frames = torch.stack([taps.read(frame, signal) for frame in range(len(taps))])
+            _, patches, numbers = of_frames.shape
+            return of_frames.view(-1, frames * patches, numbers)  # of each video
+
+        def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+            reduced, of_videos = self._reduce_films(states, frames, reducer, stats)
+            cuts.extend(of_videos)
+            return original(reduced)
+
         with Patcher() as patches:
-            taps.attach(patches)
-            patches.wrap(self.core.multi_modal_projector, "forward", videos.project)
-            return run(), videos.cuts
+            patches.wrap(self.core.multi_modal_projector, "forward", project)
+            return taps.run(run), cuts
 
     def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         if modality != "video":
             return super().encode_projected(run, modality, inputs, reducer)
         output = run()
         frames = self.pieces(modality, inputs)
-        videos = _Videos(frames, (self.side, self.side), reducer)
-        output.pooler_output = videos.reduced(output.pooler_output)
-        return output, videos.cuts
+        output.pooler_output, cuts = self._reduce_films(output.pooler_output, frames, reducer)
+        return output, cuts
+
+    def _reduce_films(
+        self, states: Tensor, frames: int, reducer: Reducer, stats: Stats | None = None
+    ) -> tuple[Tensor, list[Cut | None]]:
+        """Reduce the patches of each video's frames together, beside the CLS of each frame, which stay.
+
+        Args:
+            states: (videos · frames, 1 + patches, width).
+            frames: Of each video.
+            reducer: What reduces.
+            stats: Attention and keys in the tower; None if no method reads them.
+
+        Returns:
+            The states, with what is left of each video's patches in their first places; and the cuts.
+        """
+        videos = _patches(states, frames)
+        grids = ((self.side, self.side),) * frames
+        views = []
+        for index, patches in enumerate(videos):
+            views.append(TowerView(patches, None, None, partial(read_stats, stats, index), grids=grids))
+        cuts = reducer.reduce(views)
+        if all(stays_whole(cut) for cut in cuts):
+            return states, cuts
+        placed = [place_rows(video, cut) for video, cut in zip(videos, cuts, strict=True)]
+        return _with_cls(states[:, :1], placed), cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the CLS of each frame is the smaller frame's."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
         videos, frames = inputs["pixel_values_videos"].shape[:2]
-        grids = ((self.side, self.side),) * frames
-        coarse = reducer.coarsen(grids, frames * self.side**2, 0)
-        if coarse == grids:
-            return run(), [None] * videos
-        output = self.run_smaller(run, "pixel_values_videos", inputs, coarse[0])
+        coarse, cuts = coarser_grids(reducer, [((self.side, self.side),) * frames] * videos)
+        if cuts[0] is None:
+            return run(), cuts
+        output = self.run_smaller(run, inputs, coarse[0][0])
         states = output.pooler_output
-        frame = into_cells(grids[0], coarse[0])
         output.pooler_output = _patches(states, frames)
-        cuts = replace_images(output, [join([frame] * frames)] * videos)
+        cuts = replace_images(output, cuts)
         output.pooler_output = _with_cls(states[:, :1], output.pooler_output)
         return output, cuts
 
@@ -126,10 +137,10 @@ class VideoLlava(Llava):
         return None
 
     @classmethod
-    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
         # Frames of a video; else one picture, or none where the size fits neither.
-        counts = [cls.frames_of(config, size) or int(size == side * side) for size in sizes]
+        counts = [cls.frames_of(config, length) or int(length == side * side) for length in lengths]
         if not all(counts):
             return None
         return [((side, side),) * count for count in counts]
@@ -156,51 +167,6 @@ class VideoLlava(Llava):
     def frames_of(cls, config: Any, size: int) -> int:
         frames, rest = divmod(size, picture_tokens(config) + 1)
         return 0 if rest else frames
-
-
-class _Videos:
-    """Reduces the patches of each video's frames together, beside the CLS of each frame, which stay.
-
-    Args:
-        frames: Of each video.
-        grid: Rows and columns of a frame's patches.
-        reducer: What reduces.
-        taps: What the tower's scoring layers attended with; None if no method reads them.
-
-    Attributes:
-        cuts: What became of each video's patches.
-    """
-
-    def __init__(self, frames: int, grid: Grid, reducer: Reducer, taps: Taps | None = None) -> None:
-        self.cuts: list[Cut | None] = []
-        self._frames = frames
-        self._grid = grid
-        self._reducer = reducer
-        self._taps = taps
-
-    def project(self, original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-        """In the place of the projector's forward."""
-        return original(self.reduced(states))
-
-    def reduced(self, states: Tensor) -> Tensor:
-        """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced."""
-        videos = _patches(states, self._frames)
-        grids = (self._grid,) * self._frames
-        views = []
-        for index, patches in enumerate(videos):
-            first = index * self._frames
-            read = partial(self._read, range(first, first + self._frames))
-            views.append(TowerView(patches, None, None, read, grids=grids))
-        self.cuts = self._reducer.reduce(views)
-        if all(stays_whole(cut) for cut in self.cuts):
-            return states
-        placed = [place_rows(video, cut) for video, cut in zip(videos, self.cuts, strict=True)]
-        return _with_cls(states[:, :1], placed)
-
-    def _read(self, frames: Sequence[int], signal: TowerSignal) -> Tensor:
-        """What the tower shows of a video's patches, frame by frame: (patches, numbers)."""
-        assert self._taps is not None
-        return torch.cat([self._taps.read(frame, signal) for frame in frames])
 
 
 def _patches(states: Tensor, frames: int) -> Tensor:

@@ -1,10 +1,13 @@
 """Pictures: their sizes, where the cells of a grid look, and smaller pictures for a tower."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from foveate.core.grid import Grid
 
 Normal = tuple[tuple[float, ...], tuple[float, ...]]
 CLIP: Normal = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -27,6 +30,12 @@ def grid_boxes(height: int, width: int) -> Tensor:
     right, bottom = (x + 1) / width, (y + 1) / height
     cells = torch.stack((left, top, right, bottom), dim=-1)  # (height, width, 4)
     return cells.reshape(-1, 4).float()
+
+
+def boxes_on(grids: Sequence[Grid]) -> Tensor:
+    """The cells of grids one behind the other, as `grid_boxes`; a film's frames are alike, and made once."""
+    boxes = {grid: grid_boxes(*grid) for grid in set(grids)}
+    return torch.cat([boxes[grid] for grid in grids])
 
 
 def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
