@@ -70,7 +70,9 @@ def test_budgets_that_cannot_be(kind):
 def test_every_preset_spends_what_its_name_says(kind):
     """Convention (a): tokens that enter the decoder. All layers process these, so that is the true mean too."""
     budgets = {}
-    for preset in kind.presets:
+    for preset in fv.presets().values():
+        if type(preset.method) is not kind:
+            continue
         _, model, budget = preset.name.split("/")
         if preset.vision_tokens is None:  # a share, of pictures of any size
             share = float(budget.removeprefix("fixed-").removesuffix("%"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract.budget import Budget, half_up
-from foveate.contract.method import MODELS, Budgeted, Preset
+from foveate.contract.method import Budgeted
 from foveate.contract.settings import Part, Positions
 from foveate.contract.stages import ImageStage, Number, Shape, Stage
 from foveate.core.cut import Cut
@@ -88,19 +88,6 @@ class Counted(EnteringShare):
     def rows(self, arriving: Arriving) -> int:
         mean = self.wanted.mean(arriving.entered)
         return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
-
-    @classmethod
-    def counted(cls, name: str, source: str, **settings: Any) -> Preset:
-        """A preset that lets so many of an image's tokens enter; `name` is "model/tokens", or "model/tokens-more".
-
-        Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
-        """
-        model, _, budget = name.partition("/")
-        tokens, full = int(budget.partition("-")[0]), MODELS[model][1]
-        assert full is not None
-        count = {"tokens": tokens} if model == "llava-1.5-7b" else {"keep": tokens / full}
-        said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
-        return cls.preset(name, said, **count, **settings)
 
 
 class Gridded(EnteringShare):

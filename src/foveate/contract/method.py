@@ -24,19 +24,6 @@ BUDGET = ("tokens", "retention")
 ANY_COUNT = 2**20  # of an image whose tokens nobody has counted: what a budget costs is then a share
 
 
-MODELS = {
-    "llava-1.5-7b": (32, 576),
-    "llava-next-7b": (32, 2928),  # five crops of 576, and a newline behind each of the 48 rows of the map
-    "llava-onevision-7b": (28, 6272),  # 32 frames of a video
-    "qwen2-vl-7b": (28, None),
-    "qwen2.5-vl-3b": (36, None),
-    "qwen2.5-vl-7b": (28, None),
-    "qwen3-vl-8b": (36, None),
-    "video-llava-7b": (32, 2048),
-}
-"""Models that presets are for: decoder layers, and vision tokens of the usual input (None: it differs)."""
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class Preset:
     """A named setting of a method.
@@ -75,8 +62,6 @@ class Method(ABC):
 
     name: ClassVar[str]
     """The name users type."""
-    presets: ClassVar[tuple[Preset, ...]] = ()
-    """Published and derived settings."""
     schedule: ClassVar[tuple[str, ...]] = ()
     """Settings that say how many tokens stay, each None by default: a budget cannot be given beside them."""
 
@@ -125,19 +110,6 @@ class Method(ABC):
         """Those of these settings that are not None."""
         values = self._values()
         return {name: values[name] for name in names if values.get(name) is not None}
-
-    @classmethod
-    def preset(cls, name: str, source: str, *, full: int | None = None, **settings: Any) -> Preset:
-        """A named setting.
-
-        Args:
-            name: "model/budget"; the model is one of `MODELS`.
-            source: Where the numbers come from.
-            full: Vision tokens of the model's usual input, if they are others than in `MODELS`.
-            settings: Of the method.
-        """
-        depth, vision_tokens = MODELS[name.partition("/")[0]]
-        return Preset(f"{cls.name}/{name}", cls(**settings), depth, full or vision_tokens, source)
 
     def __str__(self) -> str:
         """As people write it: `v2drop:layers=3,17,22`, with what is not as it is by default."""

@@ -1,7 +1,7 @@
 """What methods share that cut before decoder layers: several times, by ratios, once, or to counts in a fixed ratio."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional
-from foveate.contract.method import Budgeted, Preset
+from foveate.contract.method import Budgeted
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.rank import keep_count, spread, top
@@ -367,15 +367,6 @@ class Rated(Layered):
             return self.in_ratio(self.usual_targets, depth, entered, started)
         targets = self.values(depth, self.usual_targets)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
-
-    @classmethod
-    def nominal(cls, targets: Mapping[int, tuple[int, ...]], source: str, **settings: Any) -> tuple[Preset, ...]:
-        """The authors' settings for LLaVA-1.5-7B, by what they call them."""
-        made = []
-        for budget, counts in targets.items():
-            name = f"llava-1.5-7b/{budget}"
-            made.append(cls.preset(name, source, pruning_layers=cls.usual_layers, targets=counts, **settings))
-        return tuple(made)
 
 
 def attended(view: LayerView) -> Tensor:

@@ -117,12 +117,4 @@ def _pick(view: LayerView, count: int) -> Tensor:
     return determinantal(pairs(view.hidden, kernel), count, fill=weight)
 
 
-CDPruner.presets = (
-    *(
-        CDPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in")
-        for tokens in (192, 128, 64, 32)
-    ),
-    *(CDPruner.counted(f"llava-next-7b/{tokens}", "paper, with CLIP handed in") for tokens in (640, 320, 160)),
-)
-
 METHOD = CDPruner

@@ -135,17 +135,4 @@ def _flops(arriving: Arriving, width: int) -> int:
     return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))
 
 
-_CODE = "released code; its nominal budget counts layer 0 as cut"
-
-CLSE.presets = (
-    *(
-        CLSE.preset(f"llava-1.5-7b/{nominal}", _CODE, layers=(1, 11, 21), keep=tuple(count / 576 for count in counts))
-        for nominal, counts in ((192, (330, 210, 62)), (128, (220, 140, 41)), (64, (110, 70, 20)))
-    ),
-    *(
-        CLSE.preset(f"qwen2-vl-7b/{nominal}%", _CODE, layers=(1, 10, 19), keep=keep, rounding="down", kv=False)
-        for nominal, keep in ((33.4, (0.57, 0.36, 0.098)), (22.3, (0.38, 0.24, 0.066)), (11.2, (0.19, 0.12, 0.034)))
-    ),
-)
-
 METHOD = CLSE

@@ -91,17 +91,4 @@ def visiting_order(columns: Tensor) -> Tensor:
     return (columns % 32).sort(stable=True).indices
 
 
-_CODE = "released code, B tokens asked for at layer 2"
-_PORT = "derived: the constants of the released port, R = {} at layer 2"
-
-DART.presets = (
-    *(DART.preset(f"llava-1.5-7b/{target}", _CODE, target=target) for target in (192, 128, 64)),
-    DART.preset("llava-next-7b/320", _CODE, full=2880, target=320),
-    *(
-        DART.preset(f"{model}/{keep:.1%}", _PORT.format(dropped), keep=keep)
-        for model in ("qwen2-vl-7b", "qwen2.5-vl-7b")
-        for dropped, keep in ((0.667, 0.333), (0.778, 0.222), (0.889, 0.111))
-    ),
-)
-
 METHOD = DART

@@ -51,13 +51,4 @@ def _most_diverse(view: LayerView, count: int) -> Tensor:
     return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
 
 
-DivPrune.presets = (
-    *(
-        DivPrune.counted(f"llava-1.5-7b/{tokens}", f"paper, subset ratio {ratio}")
-        for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
-    ),
-    *(DivPrune.counted(f"llava-next-7b/{tokens}", "a later paper's budget") for tokens in (640, 320, 160)),
-    *(DivPrune.preset(f"qwen2.5-vl-7b/{keep:.0%}", "a later paper's budget", keep=keep) for keep in (0.2, 0.1, 0.05)),
-)
-
 METHOD = DivPrune

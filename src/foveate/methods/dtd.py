@@ -76,9 +76,4 @@ class DTD(Framed):
         return by_quota(-changed, quotas, count)
 
 
-DTD.presets = (
-    DTD.preset("qwen2.5-vl-7b/0.5", "README of the released code, threshold 0.5", threshold=0.5),
-    DTD.preset("qwen2.5-vl-7b/25%", "evaluation of the released code, three quarters of each frame", share=0.75),
-)
-
 METHOD = DTD

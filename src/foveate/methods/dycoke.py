@@ -139,15 +139,4 @@ def reused(view: ReadView, count: int | None) -> Cut:
     return Cut.take(torch.where(is_alike(view), before, best), len(view))
 
 
-_STAGES = tuple(
-    DyCoke.preset(f"llava-onevision-7b/{spent}", source, k=k)
-    for k, spent, source in (
-        (0.7, "47.5%", "paper, K = 0.7: 47.5 % of 32 frames enter the decoder"),
-        (0.9, "32.5%", "derived: K = 0.9"),
-        (1.0, "25%", "derived: K = 1, the first frame of each four"),
-    )
-)
-_WHOLE = "paper, K = 0.7, P = 0.7 and L = 3: both stages"
-DyCoke.presets = (*_STAGES, DyCoke.preset("llava-onevision-7b/paper", _WHOLE, k=0.7, p=0.7, layer=3))
-
 METHOD = DyCoke

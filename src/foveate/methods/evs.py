@@ -55,10 +55,4 @@ class EVS(Framed):
         return top(changes(features).flatten(), count)
 
 
-EVS.presets = tuple(
-    EVS.preset(f"{model}/{1 - q:.0%}", f"the serving engine's q = {q}", q=q)
-    for model in ("qwen2.5-vl-7b", "qwen3-vl-8b")
-    for q in (0.5, 0.75, 0.9)
-)
-
 METHOD = EVS

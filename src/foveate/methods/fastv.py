@@ -69,15 +69,4 @@ def _join(view: LayerView, count: int) -> Cut:
     return cut.with_rows(one_by_one(view.hidden, cut))
 
 
-_DERIVED = "derived: the paper's layer, mean over layers"
-
-FastV.presets = (
-    FastV.preset("llava-1.5-7b/paper", "paper, K = 2 and R = 50 %", layers=(2,), keep=(0.5,)),
-    *(
-        # Whose mean over 32 layers is the budget: (2 · 576 + 30 · kept) / 32.
-        FastV.preset(f"llava-1.5-7b/{budget}", _DERIVED, layers=(2,), keep=(kept / 576,))
-        for budget, kept in ((192, 166), (128, 98), (64, 30))
-    ),
-)
-
 METHOD = FastV

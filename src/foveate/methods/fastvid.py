@@ -111,9 +111,4 @@ class FastVID(ByScene):
         return list(shares.values())
 
 
-FastVID.presets = (
-    *(FastVID.preset(f"llava-onevision-7b/{keep:.0%}", "released code", keep=keep) for keep in (0.25, 0.2, 0.15, 0.1)),
-    FastVID.preset("qwen2.5-vl-7b/24%", "released code, r = 0.27", keep=0.27, rule="qwen", tau=0.84),
-)
-
 METHOD = FastVID

@@ -110,10 +110,4 @@ class FlashVID(ByScene):
         return rows.cut(attention, count)
 
 
-FlashVID.presets = tuple(
-    FlashVID.preset(f"{model}/{keep:.0%}", "released code, before its cut inside the decoder", keep=keep, form=form)
-    for model, form in (("llava-onevision-7b", "events"), ("qwen2.5-vl-7b", "attention"), ("qwen3-vl-8b", "attention"))
-    for keep in (0.25, 0.2, 0.15, 0.1)
-)
-
 METHOD = FlashVID

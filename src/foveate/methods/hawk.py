@@ -70,17 +70,4 @@ class HAWK(Counted):
         return torch.where(nobody_asks, spread(len(view), count, view.device), top(scores, count))
 
 
-QWEN = (
-    0.06935637, 0.23779328, 0.03804693, 0.02544388, 0.00824350, 0.00808497, 0.02663285, 0.03646164, 0.04280279,
-    0.03741281, 0.01854788, 0.04256500, 0.00863982, 0.04541852, 0.02187698, 0.03194356, 0.03400444, 0.02790108,
-    0.01284084, 0.04113824, 0.04383323, 0.02108434, 0.01759670, 0.03804693, 0.02671211, 0.01981611, 0.0, 0.01775523,
-)  # fmt: skip
-"""What the 28 heads of Qwen2.5-VL-7B's layer 0 count: measured by the authors, one head masked at a time."""
-_CODE = "released code, all images of a sample together; {:.1%} of the tokens enter, every layer has these"
-
-HAWK.presets = tuple(
-    HAWK.preset(f"qwen2.5-vl-7b/{name}", _CODE.format(keep), keep=keep, weights=QWEN, rounding="up", scope="sample")
-    for name, keep in {"40%": 0.4, "20%": 0.2, "10%": 0.1, "fixed-19.8%": 0.198}.items()
-)
-
 METHOD = HAWK

@@ -69,18 +69,4 @@ class HiPrune(Entering):
         return kept_of_all
 
 
-_ROWS = "rows that enter the decoder"
-
-HiPrune.presets = (
-    *(HiPrune.preset(f"llava-1.5-7b/{count}", f"paper; {_ROWS}", tokens=count) for count in (64, 128, 192)),
-    *(
-        HiPrune.preset(f"llava-next-7b/{count}", f"the same rule for each crop; {_ROWS}", tokens=count)
-        for count in (160, 320, 640)
-    ),
-    *(
-        HiPrune.preset(f"qwen2.5-vl-3b/{percent}%", f"paper; {_ROWS}", retention=percent / 100)
-        for percent in (11.2, 22.3, 33.4)
-    ),
-)
-
 METHOD = HiPrune

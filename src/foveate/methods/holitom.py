@@ -90,9 +90,4 @@ class HoliTom(ByScene):
         return rows.cut(attention, count)
 
 
-HoliTom.presets = tuple(
-    HoliTom.preset(f"llava-onevision-7b/{keep:.0%}", "script of the released code", keep=keep, tau=tau)
-    for keep, tau in ((0.1, 0.65), (0.15, 0.8), (0.2, 0.8), (0.25, 0.8))
-)
-
 METHOD = HoliTom

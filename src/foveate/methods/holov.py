@@ -96,9 +96,4 @@ def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) ->
     return attention + gamma * variance
 
 
-HoloV.presets = tuple(
-    HoloV.counted(f"llava-1.5-7b/{tokens}", "paper's table, rule of the released code, 16 crops and tau 1")
-    for tokens in (192, 128, 64)
-)
-
 METHOD = HoloV

@@ -102,11 +102,4 @@ class IVCPrune(OneCut):
         return torch.where(seeds, first, torch.where(coordinates, tokens + places(rotary), 4 * tokens + last))
 
 
-_CODE = "released code: half of the rows before layer {}, in all layers' caches"
-_LLAVA = "released code: a fifth, seeds, and a twentieth by C and by S before layer 16; some 29 % in all"
-IVCPrune.presets = (
-    *(IVCPrune.preset(f"qwen2.5-vl-{b}b/paper", _CODE.format(k), layer=k, keep=0.5) for b, k in ((7, 16), (3, 22))),
-    IVCPrune.preset("llava-1.5-7b/paper", _LLAVA, layer=16, among="all", foreground=0.2, coordinates=0.05, kv=1),
-)
-
 METHOD = IVCPrune

@@ -103,11 +103,4 @@ def _flops(arriving: Arriving, width: int) -> int:
     return 8 * arriving.tokens * width
 
 
-_QWEN = "released code, which truncates where this rounds; {:.1%} of an image's tokens enter, every layer has these"
-
-MFPruner.presets = (
-    *(MFPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in") for tokens in (128, 64, 32)),
-    *(MFPruner.preset(f"qwen2.5-vl-7b/{keep:.1%}", _QWEN.format(keep), keep=keep) for keep in (0.445, 0.333, 0.222)),
-)
-
 METHOD = MFPruner

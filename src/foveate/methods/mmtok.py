@@ -85,13 +85,4 @@ def coverage(
     return torch.cat(parts, dim=1)
 
 
-MMTok.presets = (
-    *(MMTok.counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32, 16)),
-    *(MMTok.counted(f"llava-next-7b/{tokens}", "paper") for tokens in (640, 320, 160)),
-    *(
-        MMTok.preset(f"qwen2.5-vl-7b/{keep:.0%}", "paper, τ_text 0.01", keep=keep, tau_text=0.01)
-        for keep in (0.2, 0.1, 0.05)
-    ),
-)
-
 METHOD = MMTok

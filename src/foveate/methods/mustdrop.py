@@ -204,14 +204,4 @@ class MustDrop(Layered):
         return max(0, min(keys, math.floor(most)))
 
 
-MustDrop.presets = tuple(
-    MustDrop.preset(f"llava-1.5-7b/{budget}", "released code", global_thr=gamma, individual_thr=alpha)
-    for budget, gamma, alpha in (
-        ("192-textvqa", 0.001, 0.001),
-        ("128-textvqa", 0.0012, 0.001),
-        ("64-textvqa", 0.011, 0.01),
-        ("64-vizwiz", 0.005, 0.001),
-    )
-)
-
 METHOD = MustDrop

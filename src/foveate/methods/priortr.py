@@ -85,15 +85,4 @@ def _shares(attention: Tensor) -> Tensor:
     return attention / attention.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-_COUNT, _SHARE = "released code, tokens left at layer 3", "released code, share left at layer 3"
-
-PriorTR.presets = (
-    *(PriorTR.preset(f"llava-1.5-7b/{target}", _COUNT, target=target) for target in (192, 128, 64)),
-    PriorTR.preset("llava-next-7b/320", _COUNT, full=2880, target=320, question="last"),
-    *(
-        PriorTR.preset(f"qwen3-vl-8b/{keep:.1%}", _SHARE, keep=keep, question="but_last")
-        for keep in (0.3333, 0.2222, 0.1111)
-    ),
-)
-
 METHOD = PriorTR

@@ -20,8 +20,6 @@ from foveate.contract import Count, Entering, ImageStage, ImageView, Positions, 
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
 
-EXACT = "derived: an exact count in the place of outliers; rows that enter the decoder"
-
 
 class PruMerge(Entering):
     """Outliers of attention, with what is like them merged in, once, on the way out of the vision tower.
@@ -102,7 +100,5 @@ def counts_by_score(tokens: int, device: torch.device) -> Tensor:
     # One at the least: of 196 tokens and one outlier the product is 0.999….
     return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
 
-
-PruMerge.presets = tuple(PruMerge.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192))
 
 METHOD = PruMerge

@@ -77,21 +77,4 @@ class PyramidDrop(Layered):
         return tuple(max(1, int(started * ratio)) for ratio in self.values(depth, RATIOS))
 
 
-_DERIVED = "derived: q, q², q³ of the tokens for this mean over layers"
-_QUARTERS = "derived: the paper's ratios before layers 7, 14 and 21"
-
-PyramidDrop.presets = tuple(
-    PyramidDrop.preset(name, source, layer_list=layers, image_token_ratio_list=ratios)
-    for name, layers, ratios, source in (
-        ("llava-1.5-7b/paper", (8, 16, 24), RATIOS, "paper and released code"),
-        ("llava-1.5-7b/192", (2, 8, 16), (0.5591, 0.3126, 0.1754), _DERIVED),  # 322, 180, 101 of 576
-        ("llava-1.5-7b/192-late", (8, 16, 24), (0.2535, 0.0643, 0.0157), f"{_DERIVED}, at the paper's layers"),
-        ("llava-1.5-7b/128", (2, 8, 16), (0.4202, 0.1754, 0.0747), _DERIVED),  # 242, 101, 43
-        ("llava-1.5-7b/64", (2, 8, 16), (0.191, 0.0365, 0.007), _DERIVED),  # 110, 21, 4
-        ("llava-next-7b/paper", None, RATIOS, "paper, the same ratios for each image"),
-        ("llava-onevision-7b/46.9%", None, RATIOS, _QUARTERS),
-        ("qwen2.5-vl-7b/46.9%", None, RATIOS, _QUARTERS),
-    )
-)
-
 METHOD = PyramidDrop

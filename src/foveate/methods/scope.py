@@ -68,12 +68,4 @@ class Scope(Counted):
         return pick_by_crop(view.grids, view.features, count, pick)
 
 
-Scope.presets = (
-    *(Scope.counted(f"llava-1.5-7b/{tokens}", "released code, alpha 1.0") for tokens in (192, 128, 64)),
-    *(
-        Scope.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
-        for tokens in (640, 320, 160)
-    ),
-)
-
 METHOD = Scope

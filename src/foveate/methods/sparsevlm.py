@@ -102,9 +102,4 @@ class SparseVLM(Rated):
         return 2 * pool**2 * width
 
 
-SparseVLM.presets = SparseVLM.nominal(
-    {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
-    "released code; its nominal budget leaves out a layer and what is recycled",
-)
-
 METHOD = SparseVLM

@@ -49,10 +49,4 @@ class SparseVLMPlus(Rated):
         return replace(super().stage_at(depth, index, layer), reads=(replace(self.rated, busiest=self.heads),))
 
 
-SparseVLMPlus.presets = SparseVLMPlus.nominal(
-    {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
-    "released code; its nominal budget leaves out a layer",
-    heads=14,
-)
-
 METHOD = SparseVLMPlus

@@ -45,8 +45,4 @@ def merged(view: ImageView, count: int) -> Cut:
     return cut.with_rows(average(view.features, cut))
 
 
-_DERIVED = "derived: the budget at the projector; rows that enter the decoder"
-
-ToMe.presets = tuple(ToMe.preset(f"llava-1.5-7b/{count}", _DERIVED, tokens=count) for count in (64, 128, 192))
-
 METHOD = ToMe

@@ -124,25 +124,4 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2") -> Tensor:
     return moved
 
 
-_LLAVA, _QWEN = (3, 17, 22), (3, 16, 22)
-_DERIVED = "derived from the paper's ratios: {}"
-
-V2Drop.presets = tuple(
-    V2Drop.preset(name, source, full=full, layers=_QWEN if name.startswith("qwen") else _LLAVA, keep=keep)
-    for name, keep, source, full in (
-        ("llava-1.5-7b/192", (0.5, 0.3, 0.0), "paper, prune ratios 50/70/100 %", None),
-        ("llava-1.5-7b/128", (0.28, 0.25, 0.0), "paper, prune ratios 72/75/100 %", None),
-        ("llava-1.5-7b/64", (0.05, 0.05, 0.0), "paper, prune ratios 95/95/100 %", None),
-        ("llava-1.5-7b/repo", (0.5, 0.5, 0.0), "released code", None),
-        ("llava-next-7b/33.6%", (0.5, 0.3, 0.0), _DERIVED.format("those of LLaVA-1.5 at 192"), 2880),
-        ("qwen2-vl-7b/22.6%", (0.25, 0.05, 0.0), "released code, the 77.8 % setting", None),
-        ("qwen2-vl-7b/33.3%", (0.476, 0.05, 0.0), _DERIVED.format("33.3 % of the tokens"), None),
-        ("qwen2-vl-7b/20%", (0.195, 0.05, 0.0), _DERIVED.format("20 % of a video's tokens"), None),
-        ("llava-onevision-7b/33.3%", (0.409, 0.3, 0.0), _DERIVED.format("33.3% of 32 frames"), None),
-        ("llava-onevision-7b/25%", (0.258, 0.3, 0.0), _DERIVED.format("25% of 32 frames"), None),
-        ("llava-onevision-7b/20%", (0.168, 0.3, 0.0), _DERIVED.format("20% of 32 frames"), None),
-        ("llava-onevision-7b/15%", (0.077, 0.3, 0.0), _DERIVED.format("15% of 32 frames"), None),
-    )
-)
-
 METHOD = V2Drop

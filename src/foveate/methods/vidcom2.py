@@ -88,23 +88,4 @@ def _kernel(difference: Tensor) -> Tensor:
     return torch.stack([torch.exp(-squared / (2 * width)) for width in WIDTHS]).sum(dim=0)
 
 
-_PAPER = "paper, R = {} of the tokens that leave the projector"
-_RELEASE = "released code, R = {} of each temporal patch"
-_DERIVED = "derived: a picture as one frame; {} tokens enter the decoder"
-
-VidCom2.presets = (
-    *(
-        VidCom2.preset(f"{model}/{keep:.0%}", source.format(keep), keep=keep, positions=positions)
-        for model, positions, source in (
-            # The release shortens the features of OneVision before the prompt is put together.
-            ("llava-onevision-7b", "reindex", _PAPER),
-            ("qwen2-vl-7b", "keep", _PAPER),
-            ("qwen2.5-vl-7b", "keep", _PAPER),
-            ("qwen3-vl-8b", "keep", _RELEASE),
-        )
-        for keep in (0.25, 0.15)
-    ),
-    *(VidCom2.preset(f"llava-1.5-7b/{count}", _DERIVED.format(count), tokens=count) for count in (192, 128, 64)),
-)
-
 METHOD = VidCom2

@@ -7,7 +7,7 @@ Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps
 ("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,7 +27,6 @@ from foveate.contract import (
     LayerStage,
     LayerView,
     Positions,
-    Preset,
     Shape,
     Stage,
     half_up,
@@ -199,27 +198,5 @@ def _split(size: int) -> Pair:
     contextual = min(half_up(0.15 * size), size - 1)  # the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
     return size - contextual, contextual
 
-
-def _preset(name: str, full: int, stages: Sequence[Pair], source: str) -> Preset:
-    (dominant, contextual), *pairs = stages
-    counts = {"dominant": dominant, "contextual": contextual, "image_token_list": tuple(pairs)}
-    return VisionDrop.preset(name, source, full=full, reference=full, **counts)
-
-
-VisionDrop.presets = (
-    _preset("llava-1.5-7b/32", 576, ((DOMINANT, CONTEXT), *PAIRS), "released code"),
-    *(
-        _preset(name, full, tuple(map(_split, sizes)), "derived from the paper's schedule rule")
-        for name, full, sizes in (
-            ("llava-1.5-7b/64", 576, (96, 70, 52, 38)),
-            ("llava-1.5-7b/128", 576, (192, 141, 103, 76)),
-            ("llava-1.5-7b/192", 576, (288, 211, 155, 114)),
-            ("llava-next-7b/160", 2880, (240, 176, 129, 95)),
-            ("llava-next-7b/320", 2880, (480, 352, 258, 190)),
-            ("llava-next-7b/640", 2880, (960, 704, 517, 379)),
-            ("video-llava-7b/256", 2048, (768, 194, 49, 12)),  # the entry factor for video is 3
-        )
-    ),
-)
 
 METHOD = VisionDrop

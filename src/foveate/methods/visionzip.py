@@ -74,22 +74,4 @@ class VisionZip(Entering):
         return merged(view.features, cut, self.merge, view.cls if with_cls else None)
 
 
-VisionZip.presets = tuple(
-    VisionZip.preset(
-        f"{model}/{dominant + contextual}",
-        f"{source}; rows that enter the decoder",
-        dominant=dominant,
-        contextual=contextual,
-        reference=reference,
-    )
-    for model, reference, dominant, contextual, source in (
-        ("llava-1.5-7b", REFERENCE, 54, 10, "README of the released code"),
-        ("llava-1.5-7b", REFERENCE, 108, 20, "the ratio of the 64 setting"),
-        ("llava-1.5-7b", REFERENCE, 162, 30, "a public toolkit's setting"),
-        ("llava-next-7b", 2928, 135, 25, "paper, 27 + 5 a crop"),
-        ("llava-next-7b", 2928, 270, 50, "paper, 54 + 10 a crop"),
-        ("llava-next-7b", 2928, 540, 100, "paper, 108 + 20 a crop"),
-    )
-)
-
 METHOD = VisionZip

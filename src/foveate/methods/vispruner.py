@@ -65,17 +65,4 @@ class VisPruner(Counted):
         return pick_by_crop(view.grids, view.features, count, pick)
 
 
-VisPruner.presets = (
-    *(VisPruner.counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32)),
-    VisPruner.counted("llava-1.5-7b/64-mme", "released code, its ratio for MME", important_ratio=0.75),
-    *(
-        VisPruner.counted(f"llava-1.5-7b/{tokens}-fastervlm", "FasterVLM", important_ratio=1.0)
-        for tokens in (192, 128, 64)
-    ),
-    *(
-        VisPruner.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
-        for tokens in (640, 320, 160)
-    ),
-)
-
 METHOD = VisPruner

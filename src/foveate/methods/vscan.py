@@ -108,11 +108,4 @@ def merged(view: ImageView, count: int) -> Cut:
     return cut.with_rows(average(view.features, cut))
 
 
-VScan.presets = (
-    VScan.preset("llava-1.5-7b/64", "README of the released code, 96 rows then 32", tokens=64),
-    VScan.preset("llava-1.5-7b/128", "the same rule, 192 then 64", tokens=128),
-    VScan.preset("llava-1.5-7b/192", "the same rule, 288 then 96", tokens=192),
-    VScan.preset("qwen2.5-vl-7b/11.1%", "released code, mean over the decoder's layers", keep=(0.167, 0.333), window=4),
-)
-
 METHOD = VScan
