@@ -7,7 +7,7 @@ import foveate as fv
 from foveate.contract import Shape, follow
 from foveate.core.rank import mean_tokens
 from foveate.plain import inventory
-from tests.contract.test_scheduled import Config, mean
+from tests.contract.test_cuts import Config, mean
 
 AT = {"clse": (1, 11, 21), "clse/qwen": (1, 10, 19), "sparsevlm": (3, 7, 16), "visiondrop": (0, 8, 16, 24)}
 """Layers of the presets that share them."""

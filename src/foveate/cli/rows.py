@@ -50,6 +50,7 @@ def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _method(name: str, kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(kind)
+    unsaid = [field.name for field in fields if field.default is None]
     usual = {"keep": getattr(kind, "usual_keep", None), "targets": getattr(kind, "usual_targets", None)}
     usual[getattr(kind, "layers_setting", "layers")] = getattr(kind, "usual_layers", None)
     return {
@@ -58,7 +59,7 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
         "settings": {field.name: _default(field) for field in fields},
         "types": {field.name: _words(hints[field.name]) for field in fields},
         "meanings": _meanings(kind),
-        "usual": {field.name: usual[field.name] for field in fields if usual.get(field.name) is not None},
+        "usual": {name: usual[name] for name in unsaid if usual.get(name) is not None},
         "takes_budget": takes_budget(kind),
     }
 

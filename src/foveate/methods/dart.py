@@ -9,46 +9,55 @@ m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) of those that no p
 stay: 8m + 4 for a budget B of tokens. Whose turn it is the column in the prompt says; see `visiting_order`.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.contract import Arriving, Columns, Count, KeyNorms, LayerView, Normed, OneCut, Pivots, Signal
+from foveate.contract import Arriving, Columns, Count, Cuts, KeyNorms, LayerView, Normed, Pivots, Share, Signal
 from foveate.core.rank import marked_first
 
 
-class DART(OneCut):
+class DART(Cuts):
     """One cut that keeps what differs most from a few pivots, which each image has of its own.
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
         keep: The code's 1 − R: B is this share of the vision tokens. Usually 0.222, for the paper's R = 77.8 %.
         target: Instead of `keep`: B as a number of tokens; 8 · ⌊B / 8⌋ + 4 tokens stay, 132 for 128.
-        retention, tokens: Instead, and met exactly: the first pivots take what does not divide. See `OneCut`.
+        retention, tokens: Instead, and met exactly: the first pivots take what does not divide. See `Cuts`.
+        scope: Each "image" or video by itself, or each "frame".
         pivots: Vision pivots.
         text_pivots: Text pivots; with 0 the choice does not depend on the question.
     """
 
     name = "dart"
     usual_keep = 0.222
+    layers_setting = "layer"
+    is_geometric = True
+    schedule = ("keep", "target")
+    only_one = True
 
     layer: Annotated[int, Ge(1)] = 2
+    keep: Share | None = None
+    target: Count | None = None
+    scope: Literal["image", "frame"] = "image"
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
 
+    @property
     def reads(self) -> tuple[Signal, ...]:
         text = (Pivots(self.text_pivots),) if self.text_pivots else ()
         return KeyNorms(), Normed(), Columns(self.text_pivots), *text
 
-    def own_count(self, tokens: int) -> int:
-        wanted = tokens * self.share
+    def share_of(self, tokens: int, share: float) -> int:
+        most = tokens * share
         if self.target is not None:
-            wanted = max(0, min(self.target, tokens - self.pivots))
+            most = max(0, min(self.target, tokens - self.pivots))
         visited = self.pivots + self.text_pivots
-        return min(tokens, int(wanted // visited) * visited + self.pivots)
+        return min(tokens, int(most // visited) * visited + self.pivots)
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         text = view.pivots if self.text_pivots and view.text_behind else None

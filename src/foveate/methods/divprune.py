@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from foveate.contract import Counted, Hidden, LayerStage, LayerView, Shape, Stage
+from foveate.contract import Hidden, LayerView, Once, Part, Positions
 from foveate.core.picks import cosine_flops, max_min, pairs
 
 
-class DivPrune(Counted):
+class DivPrune(Once):
     """The subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.
 
         D_ij = 1 − cos(x_i, x_j)      first: argmax_j min_{i≠j} D_ij      then: argmax_j min_{i picked} D_ij
@@ -25,30 +25,22 @@ class DivPrune(Counted):
     stand in the prompt; and batches and several images work, each image by itself.
 
     Attributes:
-        keep, tokens, retention, positions: See `Counted`. The default is the paper's headline, 56 of 576 tokens. The
+        keep, tokens, retention, positions: See `Once`. The default is the paper's headline, 56 of 576 tokens. The
             paper's r is `keep`.
         scope: Pick from an image or a whole video ("image", as in the paper), or from each frame of a video ("frame").
     """
 
     name = "divprune"
     usual = 0.098
+    reads = (Hidden(),)
+    flops = staticmethod(cosine_flops)  # the picks add 2 · k · N
 
+    keep: Part | None = None
+    positions: Positions = "reindex"
     scope: Literal["image", "frame"] = "image"
 
-    def stage(self, shape: Shape) -> Stage:
-        return LayerStage(
-            0,
-            reads=(Hidden(),),
-            count=self.rows,
-            pick=_most_diverse,
-            unit=self.scope,
-            positions=self.positions,
-            flops=cosine_flops,  # the picks add 2 · k · N
-        )
-
-
-def _most_diverse(view: LayerView, count: int) -> Tensor:
-    return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
+    def pick(self, view: LayerView, count: int) -> Tensor:
+        return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
 
 
 METHOD = DivPrune

@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Arriving, ByScene
+from foveate.contract import Arriving, Frames, Part
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, scenes, trees
 from foveate.core.merge import average, density_peaks
@@ -27,7 +27,7 @@ from foveate.core.rank import marked_first
 SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 
 
-class FlashVID(ByScene):
+class FlashVID(Frames):
     """Diverse tokens of each frame, and trees of tokens that show the same over time.
 
     The released system cuts once more inside the decoder, "flashvid+fastv:layers=20;keep=0.3;rounding=up", which the
@@ -39,11 +39,12 @@ class FlashVID(ByScene):
         trees: "mean"; or "released": what the code makes of a tree, larger where a place is still for long. It leaves
             one tree more, and in a scene of one frame a position may come twice.
         expansion: How many times r enters, 1.25 as in the code.
-        keep, retention, tokens, positions: See `ByScene`.
+        keep, retention, tokens, positions: See `Frames`.
     """
 
     name = "flashvid"
 
+    keep: Part | None = None
     form: Literal["attention", "events"] = "attention"
     trees: Literal["mean", "released"] = "mean"
     expansion: Annotated[float, Ge(1)] = 1.25

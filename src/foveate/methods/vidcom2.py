@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Framed, Part
+from foveate.contract import Arriving, Frames, Part
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, ranks
 
@@ -22,7 +22,7 @@ WIDTHS = tuple(2.0**power for power in range(-3, 2))  # the kernels' a
 TEMPERATURE = 0.01
 
 
-class VidCom2(Framed):
+class VidCom2(Frames):
     """Frame by frame: more tokens for frames unlike the video, and in each the least redundant ones.
 
     With `keep` the total follows the paper's rule, so it depends on the video. A budget is met exactly, shared out to
@@ -30,18 +30,12 @@ class VidCom2(Framed):
 
     Attributes:
         keep: R, the share of the tokens to keep, in (0, 1]; 1 keeps every token. By default a quarter, as in the paper.
-        retention, tokens, positions: See `Framed`.
+        retention, tokens, positions: See `Frames`.
     """
 
     name = "vidcom2"
-    schedule = ("keep",)
-    usual = 0.25
 
     keep: Part | None = None
-
-    @property
-    def keeps_all(self) -> bool:
-        return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
         if len(frames) != 1:
