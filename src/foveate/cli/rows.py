@@ -59,7 +59,7 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
         "settings": {field.name: _default(field) for field in fields},
         "types": {field.name: _words(hints[field.name]) for field in fields},
         "meanings": _meanings(kind),
-        "usual": {name: usual[name] for name in unsaid if usual.get(name) is not None},
+        "usual": {name: usual[name] for name in unsaid if usual.get(name)},
         "takes_budget": takes_budget(kind),
     }
 

@@ -29,6 +29,7 @@ class Once(Cuts):
     """A setting at which every token of every image stays, and its value there."""
     halves_up: ClassVar[bool] = False
     """Whether 2.5 rows are 3; else they are 2, the even number."""
+    usual_layers = ()
     usual_keep = None
     layers_setting = "layer"
     unit = "image"
