@@ -14,7 +14,7 @@ from foveate.eval.records import key_of
 from foveate.naming import given, is_bare, method_of, parse
 
 BODY = """
-from foveate.contract import Counted, LayerStage, Method, Scheduled, Share
+from foveate.contract import Cuts, LayerStage, Method, Once, Share
 
 
 class Mine(Method):
@@ -30,20 +30,21 @@ def largest(view):
     return view.tokens
 """
 OPEN = """
-from foveate.contract import Hidden, Scheduled
+from foveate.contract import Cuts, Hidden, Layers, Shares
 
 
-class Mine(Scheduled):
+class Mine(Cuts):
     name = "mine"
     usual_layers = (2, 4)
+    reads = (Hidden(),)
 
-    def reads(self, layer):
-        return (Hidden(),)
+    layers: Layers | None = None
+    keep: Shares | None = None
 
-    def scores(self, view):
+    def score(self, view, layer):
         return view.hidden.float().norm(dim=-1)
 
-    def rank_flops(self, arriving, width):
+    def flops(self, arriving, width):
         return 2 * width * arriving.tokens
 """
 

@@ -33,9 +33,9 @@ class First(fv.Random):
 
     name = "first"
 
-    def select(self, view: LayerView, count: int) -> Tensor:
+    def pick(self, view: LayerView, count: int) -> Tensor:
         more = max(0, min(round(PART * count), count - 1))
-        own = super().select(view, count - more)
+        own = super().pick(view, count - more)
         return top((-view.tokens).scatter(0, own, 1), count)
 
 

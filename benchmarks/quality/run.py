@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from foveate.methods.chains import PRESETS
+import foveate as fv
 
 HERE = Path(__file__).resolve().parent
 
@@ -26,7 +26,7 @@ BEFORE = (
     "visionzip", "prumerge", "prumerge_plus", "tome", "hiprune", "vscan", "divprune", "vispruner",
     "vispruner:important_ratio=1", "scope", "holov", "vidcom2", "cdpruner", "mmtok",
 )  # fmt: skip
-CHAINS = tuple(preset.name for preset in PRESETS)
+CHAINS = tuple(name for name in fv.presets() if name.startswith("chain/"))
 AT_ENTRY = "random:layers=0"
 """Random dropping of methods that work before the decoder: from the first layer on."""
 BUDGETS = (192, 128, 64, 32)

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import foveate as fv
 from foveate.eval.pairing import RIVALS, collapsed, verdict
 from foveate.eval.quality import Quality
-from foveate.methods.chains import PRESETS
 from foveate.plain.table import Column, Table, between
 
 HERE = Path(__file__).resolve().parent
@@ -190,7 +190,7 @@ def chains(record: dict[str, Any]) -> str:
     quality = quality_of(record)
     cells, floors = placed(quality)
     lines = []
-    for preset in PRESETS:
+    for preset in (preset for name, preset in fv.presets().items() if name.startswith("chain/")):
         (budget,) = (budget for name, budget in cells if name == preset.name)
         names = (preset.name, preset.method.members[0].name, "v2drop")
         accuracies = [entry(cells, floors, name, budget, quality) for name in names]

@@ -191,7 +191,7 @@ def method_of(
         if bare and method.open:
             return method.with_budget(retention=RETENTION)
         return method
-    own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._given(BUDGET).items()]
+    own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._not_none(BUDGET).items()]
     if own and not method.open:
         raise SettingError(
             f"{type(method).__name__} has a budget of its own, {', '.join(own)}. Leave tokens= and retention= out, or "

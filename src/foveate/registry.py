@@ -111,10 +111,13 @@ def takes_budget(kind: type[Method]) -> bool:
 
 def presets() -> dict[str, Preset]:
     """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
-    from foveate.methods import chains
+    return {name: _preset(name) for name in inventory.presets()}
 
-    of_methods = [preset for kind in methods().values() for preset in kind.presets]
-    return {preset.name: preset for preset in (*of_methods, *chains.PRESETS)}
+
+def _preset(name: str) -> Preset:
+    line = inventory.presets()[name]
+    method = from_dict({"method": name.partition("/")[0], **line["settings"]})
+    return Preset(name, method, line["depth"], line.get("vision_tokens"), line["source"])
 
 
 def preset(name: str) -> Method:
@@ -126,13 +129,9 @@ def preset(name: str) -> Method:
     """
     if Written(name).is_file:
         return from_dict(settings_in(name))
-    kind = lookup(name.partition("/")[0])
-    by_name = {preset.name: preset for preset in kind.presets} if kind else {}
-    if name not in by_name:
-        by_name = presets()
-    if name not in by_name:
-        raise unknown("preset", name, by_name, "foveate presets")
-    return by_name[name].method
+    if name not in inventory.presets():
+        raise unknown("preset", name, inventory.presets(), "foveate presets")
+    return _preset(name).method
 
 
 def from_dict(values: Mapping[str, Any]) -> Method:

@@ -72,12 +72,11 @@ def test_scores_read_the_queries_and_keys_that_the_kernel_gets(family, dtype):
     """Those of the layer in its own dtype, not of a copy in float32."""
 
     class Reading(fv.Uniform):
-        def reads(self, layer):
-            return AFTER
+        reads = AFTER
 
-        def select(self, view, count):
+        def pick(self, view, count):
             read["rows"] = tuple(view[signal] for signal in AFTER)
-            return super().select(view, count)
+            return super().pick(view, count)
 
     def noting(module, query, key, value, attention_mask, **kwargs):
         if module.layer_idx == 2:

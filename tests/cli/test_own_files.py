@@ -44,7 +44,7 @@ def test_a_line_that_fails_is_shown(mine, run, tmp_path, workers):
 
 
 def test_where_its_error_shows_no_line_of_it_the_file_is_named(mine, run):
-    mine.write_text(OPEN.replace("def reads(self, layer)", "def reads(self)"))
+    mine.write_text(OPEN.replace("def score(self, view, layer)", "def score(self)"))
     _, _, err = run("generate", "--method", "./mine.py")
     assert "mine.py" in err
 

@@ -31,8 +31,8 @@ WRONG_TYPES = [
     (V2DROP, {"metric": ["l2"]}, "metric should be 'l2', 'l1', 'cosine' or 'relative'"),
     (VISIONDROP, {"image_token_list": ((1,),)}, r"image_token_list\[0\]\[1\] is missing"),
     (VISIONDROP, {"image_token_list": ((1, 2, 3),)}, r"image_token_list\[0\] has too many values"),
-    (Chain, {"members": (5, V2DROP())}, r"members\[0\] should be a method that drops; got"),
-    (Chain, {"members": ({"method": "v2drop"},)}, r"members\[0\] should be a method that drops; got"),
+    (Chain, {"members": (5, V2DROP())}, r"members\[0\] should be"),
+    (Chain, {"members": ({"method": "v2drop"},)}, r"members\[0\] should be"),
 ]
 NOT_FINITE = [
     (V2DROP, {"keep": (math.inf, 0.3, 0.0)}, r"keep\[0\] should be a finite number"),

@@ -7,7 +7,7 @@ import foveate as fv
 from foveate import embedded
 from foveate.app.replies import FULL, Said, cards
 from foveate.bench.results import _scoring
-from foveate.contract import Hidden, LayerStage, Method, Scheduled, Shape
+from foveate.contract import Cuts, Hidden, LayerStage, Method, Shape
 
 SIZES = {"text_tokens": 40, "vision_tokens": 576}
 
@@ -32,13 +32,12 @@ class Norm(Method):
         return (LayerStage(2, reads=(Hidden(),), keep=self.keep, score=norms, flops=flops),)
 
 
-class Scored(Scheduled):
+class Scored(Cuts):
     name = "scored_of_mine"
 
-    def reads(self, layer):
-        return (Hidden(),)
+    reads = (Hidden(),)
 
-    def scores(self, view):
+    def score(self, view, layer):
         return norms(view)
 
 

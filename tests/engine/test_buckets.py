@@ -50,13 +50,12 @@ def test_who_is_not_alike_is_apart(sizes):
 
 def test_a_method_that_does_not_say_it_can_is_asked_for_each_sample(sizes):
     class Counting(fv.Uniform):
-        def reads(self, layer):
-            return (Hidden(),)
+        reads = (Hidden(),)
 
         def stages(self, shape):
             return tuple(replace(stage, host=True) for stage in super().stages(shape))
 
-        def select(self, view, count):
+        def pick(self, view, count):
             return torch.tensor(sorted(view.hidden.norm(dim=-1).topk(count).indices.tolist()))
 
     check_alone(tiny("llava"), "llava", Counting(layers=(2,), keep=(0.5,)), ["tit", "titt"])

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import foveate as fv
 from foveate.cli.generate import Generate
 from foveate.cli.tune import METHOD
-from foveate.contract.scheduled import Scheduled
+from foveate.contract import Cuts, Layers
 from foveate.plain.stats import Estimate
 from foveate.runs.listener import Listener
 from foveate.tuning.tuned import HeldOut, Tuned
@@ -39,8 +39,9 @@ def test_tune_takes_the_lines_that_batch_takes(run, tmp_path):
 
 
 def test_a_method_of_two_cuts_takes_a_budget(vlm):
-    class Twice(Scheduled):
+    class Twice(Cuts):
         name, usual_layers, usual_keep = "twice", (1, 2), (0.5, 0.2)
+        layers: Layers | None = None
 
     assert vlm.method_for(Twice(layers=(1, 2), retention=0.5), 36).plan(6, (36,)) == (36, 36, 9, 9, 9, 9)
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import scheduled
 from foveate.core.merge import sum_of_nearest
 from foveate.engine import cutting
 from foveate.engine.encode import TowerReducer
@@ -129,16 +128,16 @@ def check_stages(trace, case):
 
 @every_case("fastv")
 def test_fastv(case, attention, monkeypatch):
-    scored = called(fastv.FastV, monkeypatch, "select")
+    scored = called(fastv.FastV, monkeypatch, "score")
     method = fastv.FastV(layers=(case.facts["fastv_k"],), keep=(1 - case.facts["fastv_r"],))
     check_stages(as_the_authors_ran(case, method, attention), case)
-    (((_, view, _), _),) = scored
+    (((_, view), _),) = scored
     torch.testing.assert_close(view.attention, case.tensors["stage0.scores"], atol=1e-5, rtol=1e-3)
 
 
 @every_case("pyramiddrop")
 def test_pyramiddrop(case, attention, monkeypatch):
-    scored = called(scheduled, monkeypatch, "attended")
+    scored = called(pyramiddrop.PyramidDrop, monkeypatch, "score")
     settings = {name: case.facts[name] for name in ("layer_list", "image_token_ratio_list")}
     check_stages(as_the_authors_ran(case, pyramiddrop.PyramidDrop(**settings), attention), case)
     for index, (_, scores) in enumerate(scored):

@@ -43,7 +43,7 @@ def turned(case: Case) -> torch.Tensor:
 @pytest.mark.parametrize("case", ALONE, ids=lambda case: case.name)
 def test_the_picks_are_the_codes(case):
     method = IVCPrune(**FORMS[case.facts["settings"]["form"]])
-    (signal, place), count = method.reads(), case.facts["settings"]["image_length"]
+    (signal, place), count = method.reads, case.facts["settings"]["image_length"]
     scores, seeds = likeness(case, signal.seeded(count))
     assert seeds.tolist() == case.tensors["seeds_by_falling_score"].tolist()
     stage, _ = method.stages(Shape(28))

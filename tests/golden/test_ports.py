@@ -69,7 +69,7 @@ def test_priortr(case, monkeypatch):
     stage, _ = ran(case, PriorTR(**settings(case))).stages
     assert stage.kept[0].tolist() == case.tensors["kept_patches"].tolist()
     method, view, _ = scored[0][0]
-    scores = gained(view[method._question], view[method._null])
+    scores = gained(view[method.reads[1]], view[method.reads[0]])
     torch.testing.assert_close(scores, case.tensors["scores"], atol=1e-5, rtol=1e-3)
 
 

@@ -100,7 +100,7 @@ def test_samples_packed_into_one_row():
 
 def test_a_method_that_answers_nonsense_is_told():
     class Wrong(fv.Uniform):
-        def select(self, view, count):
+        def pick(self, view, count):
             return torch.ones(len(view))
 
     model, inputs = tiny("llava"), batch("llava", ["tit"])

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape
 from foveate.methods.averagepool import AveragePool
-from tests.contract.test_scheduled import Config
+from tests.contract.test_cuts import Config
 from tests.models import FAMILIES, QWENS, batch, features, tiny
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]

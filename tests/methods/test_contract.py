@@ -23,11 +23,11 @@ from foveate.contract import (
     TowerStage,
     follow,
 )
-from foveate.contract.entering import Counted
 from foveate.core.cut import Cut
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
 from foveate.testing import MethodContract, made_tensors, made_view
+from tests.contract.test_counted import KINDS
 from tests.invariants.settings import EXAMPLES
 from tests.tiny import DEPTH
 
@@ -181,8 +181,7 @@ def test_it_keeps_the_contract_of_every_author(name):
     contract.test_stages_count_right()
 
 
-EXACT = [kind for kind in fv.methods().values() if issubclass(kind, Counted)]
-EXACT += [fv.HiPrune, fv.PruMerge, fv.PruMergePlus, fv.ToMe, fv.VisionZip]
+EXACT = [*KINDS, fv.HiPrune, fv.PruMerge, fv.PruMergePlus, fv.ToMe, fv.VisionZip]
 
 
 @pytest.mark.parametrize("kind", EXACT)

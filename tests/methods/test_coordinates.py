@@ -133,7 +133,7 @@ def test_arithmetic_that_nobody_has_counted_stays_uncounted():
     class Elsewhere(fv.FastV):
         name = "elsewhere"
 
-        def scores(self, view):
+        def score(self, view, layer):
             return view.attention
 
     (stage,) = (Elsewhere(keep=(0.5,)) + Coordinates()).stages(SHAPE)

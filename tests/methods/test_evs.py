@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract import Shape
-from foveate.contract.entering import change
+from foveate.contract import Shape, change
 from foveate.methods.evs import EVS
 from tests.methods.test_dycoke import angles
 from tests.methods.test_vidcom2 import kept

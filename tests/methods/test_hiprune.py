@@ -2,18 +2,24 @@ import torch
 
 from foveate.contract import Arriving, ImageView, Shape, TowerAttention
 from foveate.core.grid import neighbours_of
-from foveate.methods.hiprune import DEEP, HiPrune
+from foveate.methods.hiprune import HiPrune
 
 EXAMPLES = [HiPrune(retention=0.4, alpha=0.5), HiPrune(tokens=7, alpha=1.0), HiPrune(retention=0.3, positions="keep")]
 KEEP_ALL = HiPrune(retention=1.0)
 SMALLEST = HiPrune(tokens=1)
+DEEP = TowerAttention(by="patches")
 MIDDLE = TowerAttention(by="patches", block=8, of=24)
 
 
 def view_of(middle, deep, grids, entered=None):
     tokens = len(middle)
     arriving = Arriving(tokens, entered or tokens, tokens, grids=grids)
-    return ImageView(torch.zeros(tokens, 2), grids=grids, arriving=arriving, signals={MIDDLE: middle, DEEP: deep})
+    return ImageView(
+        torch.zeros(tokens, 2),
+        grids=grids,
+        arriving=arriving,
+        signals={MIDDLE: middle, DEEP: deep},
+    )
 
 
 def random_view(tokens, seed, grids=()):
@@ -39,7 +45,7 @@ def test_buffers_that_do_not_fit_are_those_of_the_lowest_attention():
 
 def test_without_anchors_the_deep_layer_decides():
     view = random_view(25, 0, ((5, 5),))
-    highest = sorted(view[DEEP].sort(descending=True).indices[:7].tolist())
+    highest = sorted(view[TowerAttention(by="patches")].sort(descending=True).indices[:7].tolist())
     assert kept(HiPrune(tokens=7, alpha=0.1), view) == highest  # 7 · 0.1 / 5 rounds to none
     assert kept(HiPrune(tokens=7, alpha=0.0), view) == highest
 

@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 from transformers import LlavaConfig
 
 import foveate as fv
-from foveate.contract import CacheStage, LayerView, Rotary, Shape, ValueLikeness
+from foveate.contract import Arriving, CacheStage, LayerView, Rotary, Shape, ValueLikeness
 from foveate.core.rank import spread_over
 from foveate.methods.coordinates import places
 from foveate.methods.ivcprune import IVCPrune
@@ -22,7 +22,7 @@ KEEP_ALL = IVCPrune(layer=2, keep=1.0)
 
 def kept(likeness, rotary, text_behind=True, **settings):
     method = IVCPrune(layer=1, **settings)
-    signal, place = method.reads()
+    signal, place = method.reads
     view = LayerView(signals={signal: likeness, place: rotary}, text_behind=text_behind)
     cut = method.stages(Shape(DEPTH))[0].cut(view)
     return cut.source.tolist() if cut.stays is None else cut.stays.nonzero()[:, 0].tolist()
@@ -66,7 +66,7 @@ def test_even_steps_over_some(marks, count):
 def test_the_rule_in_other_words(seed, tokens, keep, share):
     rng = torch.Generator().manual_seed(seed)
     likeness, rotary = torch.rand(tokens, 2, generator=rng), torch.rand(tokens, 2, generator=rng).double()
-    count = IVCPrune(keep=keep).own_count(tokens)
+    count = IVCPrune(keep=keep).count(28, 0, Arriving.all_of(tokens))
     if count >= tokens:
         return
 
@@ -85,7 +85,8 @@ def test_the_rule_in_other_words(seed, tokens, keep, share):
 def test_counts_budgets_and_caches():
     method = IVCPrune()
     assert method.plan(28, (576,)) == (576,) * 16 + (288,) * 12
-    assert [method.own_count(count) for count in (1, 2, 45, 576)] == [1, 1, 22, 288]  # 22.5 is rounded to even
+    counts = [method.count(28, 0, Arriving.all_of(count)) for count in (1, 2, 45, 576)]
+    assert counts == [1, 1, 22, 288]  # 22.5 is rounded to even
     assert fv.cost(CONFIG, text_tokens=40, vision_tokens=576, method=method).cached == (288,) * 28
     assert IVCPrune(kv=None).stages(Shape(28))[-1].layer == 16
     assert IVCPrune(foreground=0.2).plan(28, (576,)) is None
@@ -95,7 +96,7 @@ def test_counts_budgets_and_caches():
     assert IVCPrune.for_budget(CONFIG, retention=0.5, layer=8)
     assert isinstance(IVCPrune(foreground=0.2).stages(Shape(28))[1], CacheStage)
     for given_too in ({"keep": 0.5}, {"target": 9}, {"retention": 0.5}, {"tokens": 64}):
-        with pytest.raises(fv.SettingError, match=r"no fixed number|either foreground or a budget"):
+        with pytest.raises(fv.SettingError, match=r"one of|either foreground or a budget"):
             IVCPrune(foreground=0.2, **given_too)
     with pytest.raises(fv.SettingError, match="one of keep"):
         IVCPrune(keep=0.5, target=9)
@@ -114,7 +115,7 @@ def test_what_it_reads_is_checked():
         with pytest.raises(fv.SettingError, match=next(iter(wrong))):
             ValueLikeness(**wrong)
     assert [ValueLikeness().seeded(count) for count in (1, 49, 151, 250)] == [1, 1, 2, 2]
-    assert Rotary() in IVCPrune().reads()
+    assert Rotary() in IVCPrune().reads
 
 
 @pytest.mark.parametrize("family", FAMILIES)

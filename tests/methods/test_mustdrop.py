@@ -9,7 +9,7 @@ from foveate.contract import Arriving, Cut, ImageView, LayerView, PatchView, Pla
 from foveate.core.merge import window_similarity
 from foveate.methods.mustdrop import PEAK, SHARE, MustDrop
 from tests import golden
-from tests.contract.test_scheduled import Config
+from tests.contract.test_cuts import Config
 from tests.models import batch, generate, tiny
 from tests.probes import OneLeft
 
@@ -181,7 +181,7 @@ def cached(method):
 
 def counts_of(start, method, full, depth=32):
     """Tokens left at each cut, of an image of `full` tokens that entered the decoder with `start`."""
-    return method.counts(depth, Arriving(start, full, start))
+    return method.solution(depth, Arriving(start, full, start))
 
 
 def mean(start, method, depth, full=None):

@@ -3,7 +3,7 @@ import pytest
 import foveate as fv
 from foveate.contract import Shape
 from foveate.methods.pyramiddrop import PyramidDrop
-from tests.contract.test_scheduled import Config
+from tests.contract.test_cuts import Config
 
 EXAMPLES = [
     PyramidDrop(layer_list=(1, 3, 4), image_token_ratio_list=(0.6, 0.3, 0.1)),

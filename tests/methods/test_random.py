@@ -13,7 +13,7 @@ SMALLEST = Random(layers=(0, 2), keep=(0.3, 0.0))
 
 
 def draw(count, tokens, seed):
-    return Random(seed=seed).select(LayerView(tokens=tokens), count)
+    return Random(seed=seed).pick(LayerView(tokens=tokens), count)
 
 
 def test_a_seed_draws_the_same_and_another_seed_others():

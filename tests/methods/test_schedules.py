@@ -5,7 +5,9 @@ from hypothesis import given, settings, strategies as st
 
 import foveate as fv
 from foveate.contract import Shape, follow
-from tests.contract.test_scheduled import Config, mean
+from foveate.core.rank import mean_tokens
+from foveate.plain import inventory
+from tests.contract.test_cuts import Config, mean
 
 AT = {"clse": (1, 11, 21), "clse/qwen": (1, 10, 19), "sparsevlm": (3, 7, 16), "visiondrop": (0, 8, 16, 24)}
 """Layers of the presets that share them."""
@@ -91,6 +93,12 @@ def test_a_preset_spends_what_its_page_says(preset, tokens, left):
     found = fv.presets()[preset]
     tokens = tokens or found.vision_tokens
     assert steps(found.method.plan(found.depth, (tokens,))) == {0: tokens, **left}
+
+
+def test_a_presets_line_says_what_its_plan_spends():
+    for name, line in inventory.presets().items():
+        plan = fv.preset(name).plan(line["depth"], (line.get("vision_tokens", 1000),))
+        assert (plan and mean_tokens(plan)) == line.get("spends"), name
 
 
 def test_presets_of_v2drop_average_the_share_that_their_names_say():

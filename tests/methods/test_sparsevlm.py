@@ -4,7 +4,7 @@ import torch
 from foveate.contract import Arriving, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
 
-RATED = SparseVLM.rated
+(RATED,) = SparseVLM.reads
 EXAMPLES = [
     SparseVLM(pruning_layers=(1, 3), targets=(12, 5), reference=25),
     SparseVLM(pruning_layers=(2,), targets=(9,), reference=25, recycle=False, positions="keep"),

@@ -15,7 +15,7 @@ SMALLEST = SparseVLMPlus(pruning_layers=(1, 2), targets=(2, 0), reference=25)
 
 def cut_of(method, scores, **view):
     (stage,) = method.stages(Shape(depth=32))
-    arriving, signals = Arriving.all_of(len(scores)), {SparseVLMPlus.rated: torch.tensor(scores)}
+    arriving, signals = Arriving.all_of(len(scores)), {stage.reads[0]: torch.tensor(scores)}
     return stage.cut(LayerView(count=len(scores), arriving=arriving, signals=signals, **view))
 
 

@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.contract import Arriving, Attention, Cls, ImageView, LayerView, Place, Shape, follow
 from foveate.methods.visiondrop import VisionDrop
-from tests.contract.test_scheduled import Config, mean
+from tests.contract.test_cuts import Config, mean
 from tests.models import IMAGE, batch, tiny
 
 COUNTS = {"dominant": 14, "contextual": 3, "image_token_list": ((9, 2), (5, 1)), "layer_list": (2, 4), "reference": 25}

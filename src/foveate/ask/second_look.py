@@ -163,7 +163,7 @@ class SecondLook:
     @property
     def name(self) -> str:
         """A short name for tables: "vidcom2 64, else full"."""
-        budgets = [value for member in members_of(self.method) for value in member._given(BUDGET).values()]
+        budgets = [value for member in members_of(self.method) for value in member._not_none(BUDGET).values()]
         if self.promise is not None:
             budgets = [self.promise.first]
         return f"{name_of(self.method)}{f' {budgets[-1]:.3g}' if budgets else ''}, else full"

@@ -25,6 +25,7 @@ STAGES = {
 }
 PLACES = {"layer": "Layers", "projector": "Projector", "tower": "Tower"}
 """Where tokens of a model without a family are dropped: between layers, behind the projector, as the tower says."""
+ANY_COUNT = 1000  # where any count fits, the share is that of this one
 LOOKING = "Looking for methods and families"
 BELOW = "Settings: foveate methods NAME. Best on the embedded model at 1/9: vidcom2, mmtok, vscan, divprune."
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
@@ -53,19 +54,19 @@ class Methods:
         if self.name or self.json:
             _check("method", self.name, names)
             with busy(LOOKING):
-                from foveate.cli.rows import method_rows, preset_rows
+                from foveate.cli.rows import method_rows
 
                 rows = _chosen(self.name, method_rows(), "name")
                 if self.json:
                     return show_json({"methods": rows})
-                return show(*_method(rows[0], preset_rows()))
+                return show(*_method(rows[0]))
         table = _table("Method", "What it does")
         for name, summary in names.items():
             table.add_row(name, Text(summary))
         return show(table, Text(BELOW))
 
 
-def _method(row: Mapping[str, Any], presets: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+def _method(row: Mapping[str, Any]) -> list[RenderableType]:
     """One method: what it does, its settings and its presets."""
     table = _table("Setting", "Default", "Takes", "What it means")
     for name, default in row["settings"].items():
@@ -74,7 +75,7 @@ def _method(row: Mapping[str, Any], presets: Sequence[Mapping[str, Any]]) -> lis
     shown: list[RenderableType] = [Text(f"{row['name']}: {row['summary']}"), table]
     if row["usual"]:
         shown.append(Text(f"In a decoder of 32 layers; others have their own {' and '.join(row['usual'])}."))
-    if names := [preset["name"] for preset in presets if preset["setting"]["method"] == row["name"]]:
+    if names := [name for name in inventory.presets() if name.startswith(f"{row['name']}/")]:
         shown.append(Text(f"Presets: {', '.join(names)}"))
     shown.append(Text(f'Use it: --method {row["name"]}, or with settings: --method "{row["name"]}:KEY=VALUE;…"'))
     return shown
@@ -117,10 +118,9 @@ class Models:
         _check("model_type", self.name, [*inventory.families(), *inventory.proved()])
         with busy(LOOKING):
             from foveate.cli.rows import family_rows, proved_rows
-            from foveate.registry import presets
 
             rows, proved = (_chosen(self.name, every, "model_type") for every in (family_rows(), proved_rows()))
-            named = sorted({name.split("/")[1] for name in presets()})
+            named = sorted({name.split("/")[1] for name in inventory.presets()})
         if self.json:
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}
             return show_json({"embedded": own, "families": rows, "proved": proved, "presets_for": named})
@@ -216,15 +216,12 @@ class Presets:
         if Written(self.text).is_file:
             presets = [_in_file(self.text)]
         else:
-            with busy(LOOKING):
-                from foveate.cli.rows import preset_rows
-
-                presets = preset_rows()
+            presets = [_preset(name, line) for name, line in inventory.presets().items()]
         rows = [row for row in presets if self.text in row["name"]]
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
         if self.json:
-            return show_json({"presets": rows})
+            return show_json({"presets": [row | {"setting": _whole(row)} for row in rows]})
         table = _table("Preset", "Mean tokens", "Source")
         for row in rows:
             if self.text:
@@ -233,6 +230,31 @@ class Presets:
                 source = _one_line(row["source"])
             table.add_row(Text(row["name"]), _spent(row), source)
         return show(table)
+
+
+def _preset(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a preset: its setting, its source, and what it spends on the model that it was made for."""
+    vision_tokens, spends = line.get("vision_tokens"), line.get("spends")
+    return {
+        "name": name,
+        "setting": line["settings"],
+        "depth": line["depth"],
+        "vision_tokens": vision_tokens,
+        "mean_tokens": spends if vision_tokens else None,
+        "retention": spends and spends / (vision_tokens or ANY_COUNT),
+        "source": line["source"],
+    }
+
+
+def _whole(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The setting of a row with all that is as it is by default, where the row is not of a file."""
+    if row["depth"] is None:
+        setting: Mapping[str, Any] = row["setting"]
+        return setting
+    with busy(LOOKING):
+        from foveate.registry import preset
+
+        return preset(row["name"]).to_dict()
 
 
 def _in_file(path: str) -> dict[str, Any]:

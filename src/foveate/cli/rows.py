@@ -1,4 +1,4 @@
-"""Rows of `foveate methods`, `models` and `presets`, from the classes: plain values, as JSON has them."""
+"""Rows of `foveate methods` and `models`, from the classes: plain values, as JSON has them."""
 
 import dataclasses
 import json
@@ -10,11 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from docstring_parser import parse
 
-from foveate.contract.method import Preset
-from foveate.core.rank import mean_tokens
 from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
-from foveate.registry import families, methods, presets, support, takes_budget
+from foveate.registry import families, methods, support, takes_budget
 
 POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
 
@@ -22,11 +20,6 @@ POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep the
 def method_rows() -> list[dict[str, Any]]:
     """A row a method: what it does, and what each setting is if nothing is said, takes and means."""
     return _plain(_method(name, kind) for name, kind in sorted(methods().items()))
-
-
-def preset_rows() -> list[dict[str, Any]]:
-    """A row a preset: its setting, its source, and what it spends on the model that it was made for."""
-    return _plain(map(_preset, presets().values()))
 
 
 def family_rows() -> list[dict[str, Any]]:
@@ -57,6 +50,7 @@ def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _method(name: str, kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(kind)
+    unsaid = [field.name for field in fields if field.default is None]
     usual = {"keep": getattr(kind, "usual_keep", None), "targets": getattr(kind, "usual_targets", None)}
     usual[getattr(kind, "layers_setting", "layers")] = getattr(kind, "usual_layers", None)
     return {
@@ -65,7 +59,7 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
         "settings": {field.name: _default(field) for field in fields},
         "types": {field.name: _words(hints[field.name]) for field in fields},
         "meanings": _meanings(kind),
-        "usual": {field.name: usual[field.name] for field in fields if usual.get(field.name) is not None},
+        "usual": {name: usual[name] for name in unsaid if usual.get(name)},
         "takes_budget": takes_budget(kind),
     }
 
@@ -90,21 +84,6 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return "must be given"
-
-
-def _preset(preset: Preset) -> dict[str, Any]:
-    count = preset.vision_tokens or 1000  # where any count fits, the share is that of this one
-    plan = preset.method.plan(preset.depth, (count,))
-    mean = None if plan is None else mean_tokens(plan)
-    return {
-        "name": preset.name,
-        "setting": preset.method.to_dict(),
-        "depth": preset.depth,
-        "vision_tokens": preset.vision_tokens,
-        "mean_tokens": None if preset.vision_tokens is None else mean,
-        "retention": None if mean is None else mean / count,
-        "source": preset.source,
-    }
 
 
 WORDS = {

@@ -3,10 +3,11 @@
 from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 """
 
-from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional, quarters
-from foveate.contract.entering import ByScene, Counted, Entering, Framed, Gridded, change, changes, merging_stage
-from foveate.contract.method import Budgeted, Chain, Method, Preset
-from foveate.contract.scheduled import Layered, LayeredStage, OneCut, Rated, Scheduled, attended, highest
+from foveate.contract.budget import check_depth, half_up, quarters
+from foveate.contract.cuts import Cuts, attended, highest
+from foveate.contract.frames import Frames, change, changes
+from foveate.contract.method import Chain, Method, Preset
+from foveate.contract.once import Once, merging_stage
 from foveate.contract.settings import (
     Count,
     Counts,
@@ -62,8 +63,6 @@ from foveate.core.views import Arriving, ImageView, LayerView, PatchView, PixelV
 __all__ = [
     "Arriving",
     "Attention",
-    "Budgeted",
-    "ByScene",
     "CacheStage",
     "CachedAttention",
     "Cells",
@@ -71,16 +70,14 @@ __all__ = [
     "Cls",
     "Columns",
     "Count",
-    "Counted",
     "Counts",
     "Cut",
+    "Cuts",
     "DecodeStage",
     "Deepstack",
-    "Entering",
     "FallingShares",
     "Features",
-    "Framed",
-    "Gridded",
+    "Frames",
     "Hidden",
     "ImageStage",
     "ImageView",
@@ -89,12 +86,10 @@ __all__ = [
     "Layer",
     "LayerStage",
     "LayerView",
-    "Layered",
-    "LayeredStage",
     "Layers",
     "Method",
     "Normed",
-    "OneCut",
+    "Once",
     "OwnSignal",
     "Part",
     "PatchStage",
@@ -106,11 +101,9 @@ __all__ = [
     "Positions",
     "Preset",
     "Products",
-    "Rated",
     "ReadView",
     "Resource",
     "Rotary",
-    "Scheduled",
     "Shape",
     "Share",
     "Shares",
@@ -125,15 +118,12 @@ __all__ = [
     "Unit",
     "ValueLikeness",
     "View",
-    "at_cuts",
     "attended",
     "change",
     "changes",
     "check_depth",
-    "geometric",
     "half_up",
     "highest",
     "merging_stage",
-    "proportional",
     "quarters",
 ]

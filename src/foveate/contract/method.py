@@ -7,34 +7,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, dataclass_transform
+from typing import Any, ClassVar, Self, dataclass_transform
 
 from foveate.contract import follow
-from foveate.contract.budget import Budget, Curve, check_count, decoder_depth, half_up, solve
-from foveate.contract.settings import Share, Tokens, check
+from foveate.contract.budget import Budget, check_count, decoder_depth
+from foveate.contract.settings import check
 from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
-from foveate.core.views import Arriving
 from foveate.errors import SettingError
 from foveate.plain.spelling import CHAIN, no_setting
 from foveate.plain.upstream import brief
 
 BUDGET = ("tokens", "retention")
 ANY_COUNT = 2**20  # of an image whose tokens nobody has counted: what a budget costs is then a share
-
-
-MODELS = {
-    "llava-1.5-7b": (32, 576),
-    "llava-next-7b": (32, 2928),  # five crops of 576, and a newline behind each of the 48 rows of the map
-    "llava-onevision-7b": (28, 6272),  # 32 frames of a video
-    "qwen2-vl-7b": (28, None),
-    "qwen2.5-vl-3b": (36, None),
-    "qwen2.5-vl-7b": (28, None),
-    "qwen3-vl-8b": (36, None),
-    "video-llava-7b": (32, 2048),
-}
-"""Models that presets are for: decoder layers, and vision tokens of the usual input (None: it differs)."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -75,10 +60,10 @@ class Method(ABC):
 
     name: ClassVar[str]
     """The name users type."""
-    presets: ClassVar[tuple[Preset, ...]] = ()
-    """Published and derived settings."""
     schedule: ClassVar[tuple[str, ...]] = ()
     """Settings that say how many tokens stay, each None by default: a budget cannot be given beside them."""
+    only_one: ClassVar[bool] = False
+    """Whether only one of these can be given."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -96,15 +81,14 @@ class Method(ABC):
     def __post_init__(self) -> None:
         for name, value in check(type(self).__name__, type(self), self._values()).items():
             object.__setattr__(self, name, value)
-        budget, given = self._given(BUDGET), self._given(self.schedule)
-        if budget:
-            Budget(**budget)
-        if budget and given:
-            said = ", ".join(f"{name}={value}" for name, value in given.items())
+        schedule = self._not_none(self.schedule)
+        if self.budget and schedule:
             raise SettingError(
-                f"{type(self).__name__}: give either {' and '.join(given)} or a budget (retention=, tokens=), not "
-                f"both; got {said}."
+                f"{type(self).__name__}: give either {' and '.join(schedule)} or a budget (retention=, tokens=), not "
+                f"both; got {_listed(schedule)}."
             )
+        if self.only_one and len(schedule) > 1:
+            raise SettingError(f"{type(self).__name__}: give one of {' and '.join(schedule)}; got {_listed(schedule)}.")
         self.check_settings()
 
     def check_settings(self) -> None:  # noqa: B027 - most settings do not depend on one another
@@ -121,29 +105,16 @@ class Method(ABC):
     def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._fields()}
 
-    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+    def _not_none(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of these settings that are not None."""
         values = self._values()
         return {name: values[name] for name in names if values.get(name) is not None}
 
-    @classmethod
-    def preset(cls, name: str, source: str, *, full: int | None = None, **settings: Any) -> Preset:
-        """A named setting.
-
-        Args:
-            name: "model/budget"; the model is one of `MODELS`.
-            source: Where the numbers come from.
-            full: Vision tokens of the model's usual input, if they are others than in `MODELS`.
-            settings: Of the method.
-        """
-        depth, vision_tokens = MODELS[name.partition("/")[0]]
-        return Preset(f"{cls.name}/{name}", cls(**settings), depth, full or vision_tokens, source)
-
     def __str__(self) -> str:
         """As people write it: `v2drop:layers=3,17,22`, with what is not as it is by default."""
         fields = self._fields()
-        given = {name: value for name, value in self._values().items() if value != fields[name].default}
-        written = ";".join(f"{name}={_as_written(value)}" for name, value in given.items())
+        settings = {name: value for name, value in self._values().items() if value != fields[name].default}
+        written = ";".join(f"{name}={_as_written(value)}" for name, value in settings.items())
         if written:
             return f"{self.name}:{written}"
         return self.name
@@ -208,13 +179,8 @@ class Method(ABC):
             BudgetError: If the budget lies below what the method can do; the message names the floor.
             SettingError: If the budget is contradictory, or the method takes none.
         """
-        Budget(tokens, retention)
         cls._refuse_unknown({"retention": retention, **values})
-        if tokens is None:
-            given = {"retention": retention}
-        else:
-            given = {"tokens": tokens}
-        method = cls(**given, **values)
+        method = cls(**values).with_budget(tokens=tokens, retention=retention)
         meet(method, model, vision_tokens)
         return method
 
@@ -224,13 +190,21 @@ class Method(ABC):
         Raises:
             BudgetError: If that is so; the message names the floor.
         """
-        if self._given(BUDGET):
+        if self._not_none(BUDGET):
             self.plan(depth, (entered,))
+
+    @property
+    def budget(self) -> Budget | None:
+        """What was given, as retention or as tokens; None: the method's own settings say how many stay."""
+        budget = self._not_none(BUDGET)
+        if not budget:
+            return None
+        return Budget(**budget)
 
     @property
     def open(self) -> bool:
         """Whether a budget can be given, and nobody has: no schedule, and no budget."""
-        return "retention" in self._fields() and not self._given((*self.schedule, *BUDGET))
+        return "retention" in self._fields() and not self._not_none((*self.schedule, *BUDGET))
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
         """This method with a budget, in place of one that it has; its stages solve it for every image they see.
@@ -247,10 +221,10 @@ class Method(ABC):
                 f"{type(self).__name__} takes its budget as retention=, not as tokens={tokens}. Divide it by the "
                 "number of vision tokens."
             )
-        if given := self._given(self.schedule):
-            said = ", ".join(f"{name}={value}" for name, value in given.items())
+        if schedule := self._not_none(self.schedule):
             raise SettingError(
-                f"{type(self).__name__} has a schedule of its own, {said}. Give either the schedule or a budget."
+                f"{type(self).__name__} has a schedule of its own, {_listed(schedule)}. Give either the schedule or a "
+                "budget."
             )
         budget = {"retention": retention, "tokens": tokens}
         return dataclasses.replace(self, **{name: budget[name] for name in BUDGET if name in fields})  # type: ignore[type-var]
@@ -292,78 +266,6 @@ class Method(ABC):
             raise no_setting(cls.name, ", ".join(map(str, unknown)), cls._fields())
 
 
-class Budgeted(Method):
-    """A method that meets a budget.
-
-    Attributes:
-        retention: The mean share of an image's vision tokens that a decoder layer processes, in (0, 1]. How many each
-            stage leaves is solved for every image.
-        tokens: The same as a number of tokens.
-    """
-
-    retention: Share | None = None
-    tokens: Tokens | None = None
-
-    @property
-    def budget(self) -> Budget | None:
-        """What was given, whichever it was; None: the method's own settings say how many stay."""
-        given = self._given(BUDGET)
-        if not given:
-            return None
-        return Budget(**given)
-
-    @property
-    def keeps_all(self) -> bool:
-        """Whether the budget keeps every token of every image, so that no stage is needed."""
-        return self.retention == 1
-
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        return self.steps(shape)
-
-    def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        """The stages where a token may leave."""
-        return (self.stage(shape),)
-
-    def stage(self, shape: Shape) -> Stage:
-        """The step of a method that has one; others define `steps`."""
-        raise NotImplementedError(f"{type(self).__name__} must define stage(shape) or steps(shape).")
-
-    def counts(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
-        """What each stage leaves of such an image, by the method's settings or its budget: solved once an image."""
-        return _solved(self, depth, arriving.entered, arriving.started)
-
-    def check_floor(self, depth: int, entered: int) -> None:
-        if self.budget is not None and not self.keeps_all:
-            self.counts(depth, Arriving.all_of(entered))
-
-    def solve(self, depth: int, entered: int, started: int) -> tuple[Any, ...]:
-        """`counts`, worked out: of `entered` vision tokens `started` reach the decoder.
-
-        Raises:
-            BudgetError: If the budget cannot be met; the message names the floor.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define solve(depth, entered, started).")
-
-    def parameter(
-        self, curve: Curve, cuts: Sequence[int], depth: int, entered: int, started: int, least: float = 1
-    ) -> float:
-        """Where on a curve the budget is met; see `foveate.contract.budget.solve`."""
-        assert self.budget is not None
-        mean = self.budget.mean(entered)
-        return solve(curve, cuts, depth, mean, entered, started, type(self).__name__, least)
-
-    def rounded(self, curve: Curve, cuts: Sequence[int], depth: int, entered: int, started: int) -> tuple[int, ...]:
-        """Whole tokens behind each cut, halves up, where the budget is met."""
-        return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
-
-
-@lru_cache(maxsize=1024)
-def _solved(method: Budgeted, depth: int, entered: int, started: int) -> tuple[Any, ...]:
-    return method.solve(depth, entered, started)
-
-
 def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
     """Refuse a budget that an image of so many vision tokens cannot meet on this model; None: an image of any size.
 
@@ -371,7 +273,7 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
         BudgetError: If that is so; the message names the floor.
         SettingError: If the budget is of more tokens than there are, or `vision_tokens` is no number of them.
     """
-    asked = method._given(("tokens",)).get("tokens", 0)
+    asked = method._not_none(("tokens",)).get("tokens", 0)
     if vision_tokens is not None:
         check_count("vision_tokens", vision_tokens)
         if asked > vision_tokens:
@@ -381,27 +283,6 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
 
 
 # -- several methods as one -----------------------------------------------------------------------------------------
-
-
-class _AMethod:
-    """What a setting that holds a method is checked by."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_plain_validator_function(_checked)
-
-
-def _checked(value: Any) -> Method:
-    if not isinstance(value, Method):
-        raise ValueError("a method that drops")
-    return value
-
-
-if TYPE_CHECKING:
-    Member = Method
-else:
-    Member = Annotated[Any, _AMethod()]
 
 
 class Chain(Method):
@@ -419,7 +300,7 @@ class Chain(Method):
 
     name = CHAIN
 
-    members: tuple[Member, ...] = ()
+    members: tuple[Method, ...] = ()
 
     def check_settings(self) -> None:
         if len(self.members) < 2:
@@ -454,7 +335,7 @@ class Chain(Method):
             SettingError: If no member takes one.
         """
         takers = [index for index, member in enumerate(self.members) if member.open]
-        takers = takers or [index for index, member in enumerate(self.members) if member._given(BUDGET)]
+        takers = takers or [index for index, member in enumerate(self.members) if member._not_none(BUDGET)]
         if not takers:
             raise SettingError(f"No method of {self} takes a budget: each has a schedule of its own, or takes none.")
         return takers[-1]
@@ -471,7 +352,7 @@ class Chain(Method):
         return type(self)(members=tuple(members))
 
     def check_floor(self, depth: int, entered: int) -> None:
-        if any(member._given(BUDGET) for member in self.members):
+        if any(member._not_none(BUDGET) for member in self.members):
             self.plan(depth, (entered,))
 
     @property
@@ -480,6 +361,10 @@ class Chain(Method):
 
     def __str__(self) -> str:
         return "+".join(map(str, self.members))
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _as_written(value: Any) -> str:

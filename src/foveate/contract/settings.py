@@ -69,14 +69,13 @@ Positions: TypeAlias = Literal["reindex", "keep"]
 """Whether rows are numbered anew after a cut ("reindex"), or keep their position ids; with M-RoPE they always keep."""
 
 
-def check(owner: str, kind: type, values: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:
+def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a dataclass as its annotations have them.
 
     Args:
         owner: Whose they are, for the error.
         kind: The dataclass.
         values: What was given, by name.
-        partly: Whether values may be missing.
 
     Raises:
         SettingError: If a value is of the wrong type or leaves its range.
@@ -85,8 +84,6 @@ def check(owner: str, kind: type, values: Mapping[str, Any], *, partly: bool = F
 
     checked = {}
     for name, adapter in _adapters(kind).items():
-        if name not in values and partly:
-            continue
         value = values[name]
         try:
             checked[name] = adapter.validate_python(_plain(value))

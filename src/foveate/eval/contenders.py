@@ -7,8 +7,8 @@ from typing import Literal
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import Budget, decoder_depth
+from foveate.contract.cuts import Cuts
 from foveate.contract.method import Method, meet
-from foveate.contract.scheduled import Scheduled
 from foveate.cost.fitting import Costs, within_flops
 from foveate.errors import BudgetError, SettingError
 from foveate.naming import draws, is_bare, with_seed
@@ -112,8 +112,9 @@ def _met(
             asked = method.with_budget(tokens=budget.tokens, retention=budget.retention)
         meet(asked, model, vision_tokens)
     except BudgetError:
-        if not method.open or not isinstance(method, Scheduled) or method.first_layer > 0 or method.layers is not None:
+        layers = getattr(method, "layers", ())
+        if not method.open or not isinstance(method, Cuts) or method.first_layer > 0 or layers is not None:
             raise
-        early, _ = _met(replace(method, layers=(0,)), budget, model, vision_tokens, costs)
+        early, _ = _met(replace(method, layers=(0,)), budget, model, vision_tokens, costs)  # type: ignore[call-arg]
         return early, "cut before the decoder"  # where it meets any budget
     return asked, ""

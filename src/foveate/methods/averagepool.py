@@ -1,10 +1,41 @@
 """AveragePool: the control without any score: the mean over each cell of a coarser grid, behind the projector."""
 
-from foveate.contract import Arriving, Gridded, ImageStage, ImageView, Shape, Stage
+from foveate.contract import Arriving, ImageStage, ImageView, Once, Part, Shape, Stage
 from foveate.core.cut import Cut
-from foveate.core.grid import into_cells, join
+from foveate.core.grid import Grid, coarser, into_cells, join
 from foveate.core.merge import average
 from foveate.errors import UnsupportedError
+
+
+class Gridded(Once):
+    """Coarser token grids before the decoder.
+
+    Attributes:
+        keep: Share of an image's vision tokens that its grids may have afterwards, in (0, 1]. The new grid is the
+            largest within this share that is near the picture's aspect ratio; every grid keeps one token.
+        tokens: Instead of `keep`: the number of tokens that an image's grids may have.
+        retention: Another name for `keep`: the name that budgets have.
+    """
+
+    usual = 1 / 3
+
+    keep: Part | None = None
+
+    def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become."""
+        cells = sum(rows * columns for rows, columns in arriving.grids)
+        # Tokens left for each that arrives: 192 of 576 are a third, so a 24 x 24 grid may have 192 cells.
+        each = (self.mean(arriving) - arriving.reserved) / cells
+        return tuple(coarser((rows, columns), each * rows * columns) for rows, columns in arriving.grids)
+
+    def cells(self, arriving: Arriving) -> int | None:
+        """Tokens left of an image, newlines not counted; None where its grids are not known."""
+        if not arriving.grids:
+            return None
+        grids = self.coarsen(arriving)
+        if grids == arriving.grids:
+            return arriving.tokens
+        return sum(rows * columns for rows, columns in grids)
 
 
 class AveragePool(Gridded):
@@ -20,10 +51,10 @@ class AveragePool(Gridded):
 
     name = "averagepool"
 
-    def stage(self, shape: Shape) -> Stage:
-        return ImageStage(side="behind", count=self.left, choose=self._pool, flops=self._flops)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        return (ImageStage(side="behind", count=self.cells, choose=self._pool, flops=self.flops),)
 
-    def _flops(self, arriving: Arriving, width: int) -> int:
+    def flops(self, arriving: Arriving, width: int) -> int:
         return arriving.tokens * width  # every token is added once
 
     def _pool(self, view: ImageView, count: int | None) -> Cut | None:

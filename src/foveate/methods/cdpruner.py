@@ -10,21 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import (
-    Counted,
-    Features,
-    Hidden,
-    ImageStage,
-    ImageView,
-    LayerStage,
-    LayerView,
-    Resource,
-    Shape,
-    Stage,
-    Text,
-)
+from foveate.contract import ImageStage, ImageView, LayerStage, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.merge import of_length_one
 from foveate.core.picks import cosine_flops, cosines, determinantal, pairs
+from foveate.core.signals import Features, Hidden, Resource, Text
 
 CLIP = "clip"
 PATCHES, WORDS = Resource(CLIP), Resource(CLIP, of="text")
@@ -32,7 +21,7 @@ SMALL = 1e-6  # added to the least relevance, so that no token has none
 SHORTEST = 1e-12  # the smallest norm that divides
 
 
-class CDPruner(Counted):
+class CDPruner(Once):
     """Tokens that differ and that the question is about: the greedy subset of largest determinant.
 
         K_ij = r_i · cos(x_i, x_j) · r_j
@@ -52,29 +41,34 @@ class CDPruner(Counted):
     fewer than asked for are left.
 
     Attributes:
-        keep, tokens, retention, positions: See `Counted`.
+        keep, tokens, retention, positions: See `Once`.
         scope: Pick from an image or a whole video ("image"), or from each frame of a video ("frame").
     """
 
     name = "cdpruner"
+    reads = (Hidden(),)
+    flops = staticmethod(cosine_flops)  # the picks add about N · k²
 
+    keep: Part | None = None
+    positions: Positions = "reindex"
     scope: Literal["image", "frame"] = "image"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        rate = LayerStage(0, reads=(Hidden(), Text()), look=_rate_by_embeddings)
-        pick = LayerStage(
-            0,
-            reads=(Hidden(),),
-            count=self.rows,
-            pick=_pick,
-            unit=self.scope,
-            positions=self.positions,
-            flops=cosine_flops,  # the picks add about N · k²
-        )
-        if CLIP not in shape.resources:
-            return (rate, pick)
-        encode = ImageStage(reads=(Features(), PATCHES), look=_encode)
-        return (encode, LayerStage(0, reads=(WORDS,), look=_rate_by_clip), pick)
+        if CLIP in shape.resources:
+            encode = ImageStage(reads=(Features(), PATCHES), look=_encode)
+            return (encode, LayerStage(0, reads=(WORDS,), look=_rate_by_clip), *super().steps(shape))
+        return (LayerStage(0, reads=(Hidden(), Text()), look=_rate_by_embeddings), *super().steps(shape))
+
+    def pick(self, view: LayerView, count: int) -> Tensor:
+        weight = view.notes["relevance"]
+        places = torch.arange(len(weight), device=weight.device)
+
+        def kernel(likeness: Tensor, tokens: Tensor) -> Tensor:
+            # 1 to the bit: where all are equally relevant, rounding would pick the first.
+            likeness = torch.where(tokens[:, None] == places, likeness.round(), likeness)
+            return weight[tokens, None] * likeness * weight
+
+        return determinantal(pairs(view.hidden, kernel), count, fill=weight)
 
 
 def _encode(view: ImageView) -> Mapping[str, Tensor]:
@@ -104,25 +98,5 @@ def relevance(scores: Tensor) -> Tensor:
     spread = (scores.amax() - least).clamp(min=SMALL)  # between equal scores there is rounding alone
     return (scores - least + SMALL) / spread
 
-
-def _pick(view: LayerView, count: int) -> Tensor:
-    weight = view.notes["relevance"]
-    places = torch.arange(len(weight), device=weight.device)
-
-    def kernel(likeness: Tensor, tokens: Tensor) -> Tensor:
-        # 1 to the bit: where all are equally relevant, rounding would pick the first.
-        likeness = torch.where(tokens[:, None] == places, likeness.round(), likeness)
-        return weight[tokens, None] * likeness * weight
-
-    return determinantal(pairs(view.hidden, kernel), count, fill=weight)
-
-
-CDPruner.presets = (
-    *(
-        CDPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in")
-        for tokens in (192, 128, 64, 32)
-    ),
-    *(CDPruner.counted(f"llava-next-7b/{tokens}", "paper, with CLIP handed in") for tokens in (640, 320, 160)),
-)
 
 METHOD = CDPruner

@@ -11,40 +11,25 @@ With u(z) the high-pass score of each token of a feature map z, and h_0, h_1 wha
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from foveate.contract import (
-    Arriving,
-    Attention,
-    CacheStage,
-    Cells,
-    FallingShares,
-    Hidden,
-    Layered,
-    LayeredStage,
-    Layers,
-    LayerStage,
-    LayerView,
-    Shape,
-    Stage,
-    attended,
-    check_depth,
-    half_up,
-)
+from foveate.contract import Arriving, CacheStage, Cuts, LayerView, Shape, Stage, check_depth, half_up
+from foveate.contract.settings import FallingShares, Layers
 from foveate.core.grid import Grid, high_pass
 from foveate.core.rank import marked_first, top
+from foveate.core.signals import Attention, Cells, Hidden
 from foveate.errors import SettingError, UnsupportedError
 
-LAST = Attention(rows="last", layer="ran", heads="mean")
 KEEP = (330 / 576, 210 / 576, 62 / 576)  # the released setting that the authors call 192
 TEMPERATURE = 0.1
 EPSILON = 1e-6
 
 
-class CLSE(Layered):
+class CLSE(Cuts):
     """Three cuts: the first by attention where high frequencies evolve, the others by attention alone.
 
     Attributes:
@@ -52,13 +37,16 @@ class CLSE(Layered):
             By default (1, 11, 21) of 32 layers, and alike at other depths: (1, 10, 19) of 28.
         keep: Share of the *original* tokens that each cut leaves. By default the code's 330, 210 and 62 of 576.
         rounding: Of these shares: to the "nearest" number of tokens, or "down", as the code for Qwen2-VL has it.
-        retention, tokens: Instead; see `Budgeted`. The counts are then in this ratio.
+        retention, tokens: Instead; see `Cuts`. The counts are then in this ratio.
         kv: Cut the caches of earlier layers to the tokens that are left at the end, as the code for LLaVA does.
     """
 
     name = "clse"
-    schedule = ("keep",)
+    reads = (Attention(rows="last", layer="ran", heads="mean"),)
     usual_layers = (1, 11, 21)
+    usual_keep = KEEP
+    first_layer = 1
+    unit = "image"
 
     layers: Layers | None = None
     keep: FallingShares | None = None
@@ -78,21 +66,23 @@ class CLSE(Layered):
         second = 1 + round((depth - 1) / 3)
         return 1, second, second + (depth - second) // 2
 
-    def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().steps(shape)
-        if cuts and self.kv:
-            return (*cuts, CacheStage(first_layer=0))
-        return cuts
+    def score(self, view: LayerView, layer: int) -> Tensor:
+        return view.attention
 
-    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        if index:
-            return LayeredStage(layer, self, depth, index, reads=(LAST,), score=attended, unit="image")
-        reads = (Hidden(back=1), Cells(), LAST)
-        return LayeredStage(layer, self, depth, index, reads=reads, pick=_evolving, unit="image", flops=_flops)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        stages = super().steps(shape)
+        if not stages:
+            return ()
+        first, *later = stages
+        reads = (Hidden(back=1), Cells(), *self.reads)
+        stages = (replace(first, reads=reads, score=None, pick=_evolving, flops=_flops), *later)
+        if self.kv:
+            return (*stages, CacheStage(first_layer=0))
+        return stages
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
-            return self.in_ratio(KEEP, depth, entered, started)
+            return self.proportional_counts(KEEP, depth, entered, started)
         rounded = half_up if self.rounding == "nearest" else int
         return tuple(max(1, rounded(started * share)) for share in self.values(depth, KEEP))
 
@@ -134,18 +124,5 @@ def _flops(arriving: Arriving, width: int) -> int:
     """Two transforms there and back: about 5 · n · log2 n for each channel."""
     return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))
 
-
-_CODE = "released code; its nominal budget counts layer 0 as cut"
-
-CLSE.presets = (
-    *(
-        CLSE.preset(f"llava-1.5-7b/{nominal}", _CODE, layers=(1, 11, 21), keep=tuple(count / 576 for count in counts))
-        for nominal, counts in ((192, (330, 210, 62)), (128, (220, 140, 41)), (64, (110, 70, 20)))
-    ),
-    *(
-        CLSE.preset(f"qwen2-vl-7b/{nominal}%", _CODE, layers=(1, 10, 19), keep=keep, rounding="down", kv=False)
-        for nominal, keep in ((33.4, (0.57, 0.36, 0.098)), (22.3, (0.38, 0.24, 0.066)), (11.2, (0.19, 0.12, 0.034)))
-    ),
-)
 
 METHOD = CLSE

@@ -9,46 +9,55 @@ m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) of those that no p
 stay: 8m + 4 for a budget B of tokens. Whose turn it is the column in the prompt says; see `visiting_order`.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.contract import Arriving, Columns, Count, KeyNorms, LayerView, Normed, OneCut, Pivots, Signal
+from foveate.contract import Arriving, Columns, Count, Cuts, KeyNorms, LayerView, Normed, Pivots, Share, Signal
 from foveate.core.rank import marked_first
 
 
-class DART(OneCut):
+class DART(Cuts):
     """One cut that keeps what differs most from a few pivots, which each image has of its own.
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
         keep: The code's 1 − R: B is this share of the vision tokens. Usually 0.222, for the paper's R = 77.8 %.
         target: Instead of `keep`: B as a number of tokens; 8 · ⌊B / 8⌋ + 4 tokens stay, 132 for 128.
-        retention, tokens: Instead, and met exactly: the first pivots take what does not divide. See `OneCut`.
+        retention, tokens: Instead, and met exactly: the first pivots take what does not divide. See `Cuts`.
+        scope: Each "image" or video by itself, or each "frame".
         pivots: Vision pivots.
         text_pivots: Text pivots; with 0 the choice does not depend on the question.
     """
 
     name = "dart"
     usual_keep = 0.222
+    layers_setting = "layer"
+    is_geometric = True
+    schedule = ("keep", "target")
+    only_one = True
 
     layer: Annotated[int, Ge(1)] = 2
+    keep: Share | None = None
+    target: Count | None = None
+    scope: Literal["image", "frame"] = "image"
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
 
+    @property
     def reads(self) -> tuple[Signal, ...]:
         text = (Pivots(self.text_pivots),) if self.text_pivots else ()
         return KeyNorms(), Normed(), Columns(self.text_pivots), *text
 
-    def own_count(self, tokens: int) -> int:
-        wanted = tokens * self.share
+    def share_of(self, tokens: int, share: float) -> int:
+        most = tokens * share
         if self.target is not None:
-            wanted = max(0, min(self.target, tokens - self.pivots))
+            most = max(0, min(self.target, tokens - self.pivots))
         visited = self.pivots + self.text_pivots
-        return min(tokens, int(wanted // visited) * visited + self.pivots)
+        return min(tokens, int(most // visited) * visited + self.pivots)
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         text = view.pivots if self.text_pivots and view.text_behind else None
@@ -90,18 +99,5 @@ def visiting_order(columns: Tensor) -> Tensor:
     """How CPython walks a set of 8 columns, by their remainders of 32: 40 64 8 as 64 40 8. (pivots,) int64."""
     return (columns % 32).sort(stable=True).indices
 
-
-_CODE = "released code, B tokens asked for at layer 2"
-_PORT = "derived: the constants of the released port, R = {} at layer 2"
-
-DART.presets = (
-    *(DART.preset(f"llava-1.5-7b/{target}", _CODE, target=target) for target in (192, 128, 64)),
-    DART.preset("llava-next-7b/320", _CODE, full=2880, target=320),
-    *(
-        DART.preset(f"{model}/{keep:.1%}", _PORT.format(dropped), keep=keep)
-        for model in ("qwen2-vl-7b", "qwen2.5-vl-7b")
-        for dropped, keep in ((0.667, 0.333), (0.778, 0.222), (0.889, 0.111))
-    ),
-)
 
 METHOD = DART

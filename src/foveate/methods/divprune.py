@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from foveate.contract import Counted, Hidden, LayerStage, LayerView, Shape, Stage
+from foveate.contract import Hidden, LayerView, Once, Part, Positions
 from foveate.core.picks import cosine_flops, max_min, pairs
 
 
-class DivPrune(Counted):
+class DivPrune(Once):
     """The subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.
 
         D_ij = 1 − cos(x_i, x_j)      first: argmax_j min_{i≠j} D_ij      then: argmax_j min_{i picked} D_ij
@@ -25,39 +25,22 @@ class DivPrune(Counted):
     stand in the prompt; and batches and several images work, each image by itself.
 
     Attributes:
-        keep, tokens, retention, positions: See `Counted`. The default is the paper's headline, 56 of 576 tokens. The
+        keep, tokens, retention, positions: See `Once`. The default is the paper's headline, 56 of 576 tokens. The
             paper's r is `keep`.
         scope: Pick from an image or a whole video ("image", as in the paper), or from each frame of a video ("frame").
     """
 
     name = "divprune"
     usual = 0.098
+    reads = (Hidden(),)
+    flops = staticmethod(cosine_flops)  # the picks add 2 · k · N
 
+    keep: Part | None = None
+    positions: Positions = "reindex"
     scope: Literal["image", "frame"] = "image"
 
-    def stage(self, shape: Shape) -> Stage:
-        return LayerStage(
-            0,
-            reads=(Hidden(),),
-            count=self.rows,
-            pick=_most_diverse,
-            unit=self.scope,
-            positions=self.positions,
-            flops=cosine_flops,  # the picks add 2 · k · N
-        )
+    def pick(self, view: LayerView, count: int) -> Tensor:
+        return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
 
-
-def _most_diverse(view: LayerView, count: int) -> Tensor:
-    return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
-
-
-DivPrune.presets = (
-    *(
-        DivPrune.counted(f"llava-1.5-7b/{tokens}", f"paper, subset ratio {ratio}")
-        for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
-    ),
-    *(DivPrune.counted(f"llava-next-7b/{tokens}", "a later paper's budget") for tokens in (640, 320, 160)),
-    *(DivPrune.preset(f"qwen2.5-vl-7b/{keep:.0%}", "a later paper's budget", keep=keep) for keep in (0.2, 0.1, 0.05)),
-)
 
 METHOD = DivPrune

@@ -13,13 +13,12 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Arriving, Framed, Share, changes
+from foveate.contract import Arriving, Frames, Share, changes
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, top
-from foveate.errors import SettingError
 
 
-class DTD(Framed):
+class DTD(Frames):
     """Keeps the first frame, and of each later one what changes. A picture keeps everything.
 
     The video decides how many stay, unless `share` or a budget does. A budget moves the threshold until the count is
@@ -29,7 +28,7 @@ class DTD(Framed):
     Attributes:
         threshold: The cosine above which a token leaves, in [−1, 1]; usually 0.5.
         share: Instead of it: the share of each later frame's tokens that leaves, in [0, 1].
-        retention, tokens, positions: See `Framed`. A budget's floor is the first frame.
+        retention, tokens, positions: See `Frames`. A budget's floor is the first frame.
 
     Raises:
         SettingError: If threshold and share are both given.
@@ -37,19 +36,13 @@ class DTD(Framed):
 
     name = "dtd"
     schedule = ("threshold", "share")
+    only_one = True
     usual = 0.5
     only_videos = True
+    whole_at = ("share", 0)
 
     threshold: Annotated[float, Ge(-1), Le(1)] | None = None
     share: Share | None = None
-
-    def check_settings(self) -> None:
-        if self.threshold is not None and self.share is not None:
-            raise SettingError(f"Give one of threshold and share; got {self.threshold} and {self.share}.")
-
-    @property
-    def keeps_all(self) -> bool:
-        return self.share == 0 or self.retention == 1
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
         if self.share is None:
@@ -75,10 +68,5 @@ class DTD(Framed):
         quotas[0] = tokens
         return by_quota(-changed, quotas, count)
 
-
-DTD.presets = (
-    DTD.preset("qwen2.5-vl-7b/0.5", "README of the released code, threshold 0.5", threshold=0.5),
-    DTD.preset("qwen2.5-vl-7b/25%", "evaluation of the released code, three quarters of each frame", share=0.75),
-)
 
 METHOD = DTD

@@ -23,27 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from foveate.contract import (
-    Arriving,
-    CachedAttention,
-    Cut,
-    DecodeStage,
-    Framed,
-    Layer,
-    Positions,
-    ReadView,
-    Shape,
-    Share,
-    Stage,
-    change,
-)
+from foveate.contract import Arriving, Cut, DecodeStage, Frames, Layer, Positions, ReadView, Shape, Share, Stage, change
 from foveate.core.rank import by_quota, top
+from foveate.core.signals import CachedAttention
 
 WINDOW = 4
 ALIKE = 0.9
 
 
-class DyCoke(Framed):
+class DyCoke(Frames):
     """Drops what a frame repeats of an earlier one; with `p`, steps read less. Pictures stay whole.
 
     Whole windows of four frames leave (1 + 3 (1 − k)) / 4 of a video: 47.5 % at k = 0.7. A budget is spread over the
@@ -61,13 +49,14 @@ class DyCoke(Framed):
         layer: L, the first decoder layer that reads less, from 1 on.
         above: What is read where a step's attention is like that of the step before: "reuse" what was read then, as in
             the paper; "all", as the release does. "all" waits for the device in each step.
-        retention, tokens, positions: See `Framed`; numbered anew by default, as in the release.
+        retention, tokens, positions: See `Frames`; numbered anew by default, as in the release.
     """
 
     name = "dycoke"
     schedule = ("k",)
     usual = 0.7
     only_videos = True
+    whole_at = ("k", 0)
 
     k: Share | None = None
     p: Share = 0.0
@@ -92,10 +81,6 @@ class DyCoke(Framed):
         if is_alike(view):
             return None
         return Cut.take(top(view.attention, self._read(view.arriving)), len(view))
-
-    @property
-    def keeps_all(self) -> bool:
-        return self.k == 0 or self.retention == 1
 
     def own_count(self, frames: tuple[int, ...]) -> int:
         compared = len(frames) - windows(len(frames))
@@ -138,16 +123,5 @@ def reused(view: ReadView, count: int | None) -> Cut:
     best, before = top(view.attention, count), top(view.read_before.float(), count)
     return Cut.take(torch.where(is_alike(view), before, best), len(view))
 
-
-_STAGES = tuple(
-    DyCoke.preset(f"llava-onevision-7b/{spent}", source, k=k)
-    for k, spent, source in (
-        (0.7, "47.5%", "paper, K = 0.7: 47.5 % of 32 frames enter the decoder"),
-        (0.9, "32.5%", "derived: K = 0.9"),
-        (1.0, "25%", "derived: K = 1, the first frame of each four"),
-    )
-)
-_WHOLE = "paper, K = 0.7, P = 0.7 and L = 3: both stages"
-DyCoke.presets = (*_STAGES, DyCoke.preset("llava-onevision-7b/paper", _WHOLE, k=0.7, p=0.7, layer=3))
 
 METHOD = DyCoke

@@ -12,11 +12,11 @@ frames of n tokens. The count depends on the clip's shape alone, so that a serve
 
 from torch import Tensor
 
-from foveate.contract import Arriving, Deepstack, Framed, Share, changes
+from foveate.contract import Arriving, Deepstack, Frames, Share, changes
 from foveate.core.rank import top
 
 
-class EVS(Framed):
+class EVS(Frames):
     """Keeps the first frame and what changes from frame to frame; whole frames may vanish. A picture keeps everything.
 
     As in the serving engine, a frame is compared with the one before it, not with the last one that was kept: what
@@ -25,7 +25,7 @@ class EVS(Framed):
 
     Attributes:
         q: The share of a video's tokens that is dropped, in [0, 1].
-        retention, tokens, positions: See `Framed`. A budget's floor is the first frame.
+        retention, tokens, positions: See `Frames`. A budget's floor is the first frame.
     """
 
     name = "evs"
@@ -33,12 +33,9 @@ class EVS(Framed):
     usual = 0.75
     reads = (Deepstack(),)
     only_videos = True
+    whole_at = ("q", 0)
 
     q: Share | None = None
-
-    @property
-    def keeps_all(self) -> bool:
-        return self.q == 0 or self.retention == 1
 
     def own_count(self, frames: tuple[int, ...]) -> int:
         return max(frames[0], int(sum(frames) * (1 - self.own)))
@@ -54,11 +51,5 @@ class EVS(Framed):
         assert count is not None
         return top(changes(features).flatten(), count)
 
-
-EVS.presets = tuple(
-    EVS.preset(f"{model}/{1 - q:.0%}", f"the serving engine's q = {q}", q=q)
-    for model in ("qwen2.5-vl-7b", "qwen3-vl-8b")
-    for q in (0.5, 0.75, 0.9)
-)
 
 METHOD = EVS

@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Attention, Hidden, LayerStage, LayerView, Scheduled, Signal
+from foveate.contract import Attention, Count, Cuts, Hidden, Layers, LayerView, Shape, Shares, Stage, Unit
 from foveate.core.cut import Cut
 from foveate.core.merge import joined_to_nearest, one_by_one
 from foveate.core.rank import top
 
 
-class FastV(Scheduled):
+class FastV(Cuts):
     """One cut, by the attention that the prompt's last token pays in the layer before it.
 
     Different from the released code: only the row of attention that scores is computed, under any kernel, where the
@@ -35,32 +35,34 @@ class FastV(Scheduled):
         join: What leaves joins the token that is most like it among those that stay, by the cosine of what enters the
             layer; one after the other, each time the mean of both is taken. So HoliTom merges inside the decoder.
             Several images need the scope "image".
-        retention, tokens, min_keep, scope: See `Scheduled`.
+        retention, tokens, min_keep, scope: See `Cuts`.
     """
 
     name = "fastv"
     first_layer = 1  # it reads the layer before
     usual_layers = (2,)
     usual_keep = (0.5,)
+    reads = (Attention(rows="last", layer="ran", heads="mean"),)
 
+    layers: Layers | None = None
+    keep: Shares | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
     rounding: Literal["nearest", "up"] = "nearest"
     join: bool = False
 
-    def reads(self, layer: int) -> tuple[Signal, ...]:
-        return (Attention(rows="last", layer="ran", heads="mean"),)
-
-    def scores(self, view: LayerView) -> Tensor:
+    def score(self, view: LayerView, layer: int) -> Tensor:
         return view.attention
 
-    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        stage = super().stage_at(depth, index, layer)
-        if not self.join:
-            return stage
-        return replace(stage, reads=(*stage.reads, Hidden()), score=None, pick=_join)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        stages = super().steps(shape)
+        if self.join:
+            return tuple(replace(stage, reads=(*stage.reads, Hidden()), score=None, pick=_join) for stage in stages)
+        return stages
 
-    def kept(self, tokens: int, ratio: float) -> int:
+    def share_of(self, tokens: int, share: float) -> int:
         rounded = round if self.rounding == "nearest" else math.ceil
-        return min(tokens, max(self.min_keep, rounded(tokens * ratio)))
+        return min(tokens, max(self.min_keep, rounded(tokens * share)))
 
 
 def _join(view: LayerView, count: int) -> Cut:
@@ -68,16 +70,5 @@ def _join(view: LayerView, count: int) -> Cut:
     cut = joined_to_nearest(view.hidden, top(view.attention, count), everything)
     return cut.with_rows(one_by_one(view.hidden, cut))
 
-
-_DERIVED = "derived: the paper's layer, mean over layers"
-
-FastV.presets = (
-    FastV.preset("llava-1.5-7b/paper", "paper, K = 2 and R = 50 %", layers=(2,), keep=(0.5,)),
-    *(
-        # Whose mean over 32 layers is the budget: (2 · 576 + 30 · kept) / 32.
-        FastV.preset(f"llava-1.5-7b/{budget}", _DERIVED, layers=(2,), keep=(kept / 576,))
-        for budget, kept in ((192, 166), (128, 98), (64, 30))
-    ),
-)
 
 METHOD = FastV

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, ByScene, Share
+from foveate.contract import Arriving, Frames, Part, Share
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, Scene, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
@@ -26,7 +26,7 @@ from foveate.core.rank import shared_out
 SCENES, NEIGHBOURS, STEP, BETA, ALIKE = 8, 4, 4, 0.6, 0.95
 
 
-class FastVID(ByScene):
+class FastVID(Frames):
     """Salient tokens of each frame, and density centres of every fourth one into which its scene is merged.
 
     Attributes:
@@ -34,11 +34,12 @@ class FastVID(ByScene):
             the last alone keeps tokens, those of all of them. The first counts a centre among those that join it.
         tau: The cosine of neighbouring frames below which a scene ends: the code's 0.9, for Qwen2.5-VL 0.84.
         centres: The share of what is kept that are centres.
-        keep, retention, tokens, positions: See `ByScene`. With a budget the most attended of the others fill up.
+        keep, retention, tokens, positions: See `Frames`. With a budget the most attended of the others fill up.
     """
 
     name = "fastvid"
 
+    keep: Part | None = None
     rule: Literal["onevision", "qwen"] = "onevision"
     tau: Share = 0.9
     centres: Share = 0.4
@@ -110,10 +111,5 @@ class FastVID(ByScene):
             shares[frame] = min(high, tokens - own), own
         return list(shares.values())
 
-
-FastVID.presets = (
-    *(FastVID.preset(f"llava-onevision-7b/{keep:.0%}", "released code", keep=keep) for keep in (0.25, 0.2, 0.15, 0.1)),
-    FastVID.preset("qwen2.5-vl-7b/24%", "released code, r = 0.27", keep=0.27, rule="qwen", tau=0.84),
-)
 
 METHOD = FastVID

@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Arriving, ByScene
+from foveate.contract import Arriving, Frames, Part
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, scenes, trees
 from foveate.core.merge import average, density_peaks
@@ -27,7 +27,7 @@ from foveate.core.rank import marked_first
 SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 
 
-class FlashVID(ByScene):
+class FlashVID(Frames):
     """Diverse tokens of each frame, and trees of tokens that show the same over time.
 
     The released system cuts once more inside the decoder, "flashvid+fastv:layers=20;keep=0.3;rounding=up", which the
@@ -39,11 +39,12 @@ class FlashVID(ByScene):
         trees: "mean"; or "released": what the code makes of a tree, larger where a place is still for long. It leaves
             one tree more, and in a scene of one frame a position may come twice.
         expansion: How many times r enters, 1.25 as in the code.
-        keep, retention, tokens, positions: See `ByScene`.
+        keep, retention, tokens, positions: See `Frames`.
     """
 
     name = "flashvid"
 
+    keep: Part | None = None
     form: Literal["attention", "events"] = "attention"
     trees: Literal["mean", "released"] = "mean"
     expansion: Annotated[float, Ge(1)] = 1.25
@@ -109,11 +110,5 @@ class FlashVID(ByScene):
         rows.follow(torch.cat([first * tokens + tree[2] for (first, _), tree in zip(runs, scenes_of, strict=True)]))
         return rows.cut(attention, count)
 
-
-FlashVID.presets = tuple(
-    FlashVID.preset(f"{model}/{keep:.0%}", "released code, before its cut inside the decoder", keep=keep, form=form)
-    for model, form in (("llava-onevision-7b", "events"), ("qwen2.5-vl-7b", "attention"), ("qwen3-vl-8b", "attention"))
-    for keep in (0.25, 0.2, 0.15, 0.1)
-)
 
 METHOD = FlashVID

@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Count, Counted, LayerStage, LayerView, Positions, Products, Shape, Stage
+from foveate.contract import Arriving, Count, LayerView, Once, Part, Positions, Products, Signal
 from foveate.core.rank import spread, top
 from foveate.errors import SettingError
 
 SHORTEST = 1e-12  # the smallest norm that divides
 
 
-class HAWK(Counted):
+class HAWK(Once):
     """Tokens that the question's queries in layer 0 meet, each head at length one over an image's tokens, signs kept.
 
     Without text behind the sample's last image tokens stay at even steps.
@@ -28,7 +28,7 @@ class HAWK(Counted):
     Attributes:
         weights: What each head of layer 0 counts; None: all alike. Published for one model, see the presets.
         leave_out: How many rows of the text behind the last image do not ask, at its beginning and at its end.
-        keep, tokens, retention, positions: See `Counted`.
+        keep, tokens, retention, positions: See `Once`.
         rounding: Of the count: to the "nearest" number of tokens, or "up", as the released code has it.
         scope: Rank each "image" by itself, or the whole "sample" at once, as the code does; then counts are of all its
             images together.
@@ -39,22 +39,23 @@ class HAWK(Counted):
 
     name = "hawk"
 
+    keep: Part | None = None
+    positions: Positions = "keep"
     weights: tuple[float, ...] | None = None
     leave_out: tuple[Count, Count] = (1, 5)
     rounding: Literal["nearest", "up"] = "nearest"
     scope: Literal["image", "sample"] = "image"
-    positions: Positions = "keep"
 
-    def stage(self, shape: Shape) -> Stage:
-        reads, positions = (Products(self.leave_out),), self.positions
-        return LayerStage(0, reads=reads, count=self.rows, pick=self._pick, unit=self.scope, positions=positions)
+    @property
+    def reads(self) -> tuple[Signal, ...]:
+        return (Products(self.leave_out),)
 
     def rows(self, arriving: Arriving) -> int:
         if self.rounding == "nearest":
             return super().rows(arriving)
-        return min(arriving.tokens, max(1, math.ceil(self.wanted.mean(arriving.entered)) - arriving.reserved))
+        return min(arriving.tokens, max(1, math.ceil(self.mean(arriving)) - arriving.reserved))
 
-    def _pick(self, view: LayerView, count: int) -> Tensor:
+    def pick(self, view: LayerView, count: int) -> Tensor:
         products = view.products.nan_to_num(0, 0, 0)  # (tokens, heads)
         heads = products.shape[1]
         if self.weights is not None and len(self.weights) != heads:
@@ -69,18 +70,5 @@ class HAWK(Counted):
         nobody_asks = (products == 0).all()
         return torch.where(nobody_asks, spread(len(view), count, view.device), top(scores, count))
 
-
-QWEN = (
-    0.06935637, 0.23779328, 0.03804693, 0.02544388, 0.00824350, 0.00808497, 0.02663285, 0.03646164, 0.04280279,
-    0.03741281, 0.01854788, 0.04256500, 0.00863982, 0.04541852, 0.02187698, 0.03194356, 0.03400444, 0.02790108,
-    0.01284084, 0.04113824, 0.04383323, 0.02108434, 0.01759670, 0.03804693, 0.02671211, 0.01981611, 0.0, 0.01775523,
-)  # fmt: skip
-"""What the 28 heads of Qwen2.5-VL-7B's layer 0 count: measured by the authors, one head masked at a time."""
-_CODE = "released code, all images of a sample together; {:.1%} of the tokens enter, every layer has these"
-
-HAWK.presets = tuple(
-    HAWK.preset(f"qwen2.5-vl-7b/{name}", _CODE.format(keep), keep=keep, weights=QWEN, rounding="up", scope="sample")
-    for name, keep in {"40%": 0.4, "20%": 0.2, "10%": 0.1, "fixed-19.8%": 0.198}.items()
-)
 
 METHOD = HAWK

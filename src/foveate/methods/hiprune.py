@@ -13,44 +13,46 @@ In a tower of another depth the object block is at the same share of it; where o
 picture (Qwen2.5-VL), it is the nearest of these. HiPrune++, which adds tokens by the question, is left out.
 """
 
-from functools import partial
 from typing import Annotated
 
 import torch
 from annotated_types import Le
 from torch import Tensor
 
-from foveate.contract import Entering, ImageStage, ImageView, Layer, Positions, Shape, Share, Stage, TowerAttention
+from foveate.contract import ImageStage, ImageView, Layer, Once, Positions, Shape, Share, Signal, Stage, TowerAttention
 from foveate.core.grid import crops_of, neighbours_of
 from foveate.core.rank import ranks, shared_out, top
 
 DEPTH = 24  # blocks of the tower that `object_layer` is named for
-DEEP = TowerAttention(by="patches")
 
 
-class HiPrune(Entering):
+class HiPrune(Once):
     """Anchors, their neighbours and registers, once, on the way out of the vision tower.
 
     Attributes:
         alpha: Share of the kept tokens that anchors and buffers shall be, in [0, 1].
         object_layer: The block that finds anchors, of a tower of 24 blocks, from 0 on.
-        retention, tokens: k; see `Entering`. By default a third, 192 of 576.
+        retention, tokens: k; see `Once`. By default a third, 192 of 576.
         positions: See `Positions`; the released code numbers anew for LLaVA.
     """
 
     name = "hiprune"
     usual = 1 / 3
+    halves_up = True
 
     alpha: Share = 0.1
     object_layer: Annotated[Layer, Le(DEPTH - 1)] = 8
     positions: Positions = "reindex"
 
-    def stage(self, shape: Shape) -> Stage:
-        middle = TowerAttention(by="patches", block=self.object_layer, of=DEPTH)
-        pick = partial(self._pick, middle)
-        return ImageStage(reads=(middle, DEEP), count=self.rows, pick=pick, positions=self.positions)
+    @property
+    def reads(self) -> tuple[Signal, ...]:
+        return TowerAttention(by="patches", block=self.object_layer, of=DEPTH), TowerAttention(by="patches")
 
-    def _pick(self, middle: TowerAttention, view: ImageView, count: int) -> Tensor:
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        return (ImageStage(reads=self.reads, count=self.rows, pick=self.pick, positions=self.positions),)
+
+    def pick(self, view: ImageView, count: int) -> Tensor:
+        middle, deep = self.reads
         tokens, scores = len(view), view[middle]
         crops = [crop.to(scores.device) for crop in crops_of(view.grids, tokens)]
         rows_of = shared_out(count, [len(crop) for crop in crops])
@@ -62,25 +64,11 @@ class HiPrune(Entering):
         # 0 for anchors, 1 for buffers, 2 for the others; beyond the edge stands the ordinal `tokens`.
         none = torch.full((tokens + 1,), 2, device=scores.device)
         group = none.scatter(0, neighbours, 1).scatter(0, anchor, 0)[:tokens]
-        rank = torch.where(group < 2, ranks(scores), ranks(view[DEEP]))
+        rank = torch.where(group < 2, ranks(scores), ranks(view[deep]))
         order = -(group * tokens + rank)
         kept = [crop[top(order[crop], rows)] for crop, rows in zip(crops, rows_of, strict=True)]
         kept_of_all: Tensor = torch.cat(kept).sort().values
         return kept_of_all
 
-
-_ROWS = "rows that enter the decoder"
-
-HiPrune.presets = (
-    *(HiPrune.preset(f"llava-1.5-7b/{count}", f"paper; {_ROWS}", tokens=count) for count in (64, 128, 192)),
-    *(
-        HiPrune.preset(f"llava-next-7b/{count}", f"the same rule for each crop; {_ROWS}", tokens=count)
-        for count in (160, 320, 640)
-    ),
-    *(
-        HiPrune.preset(f"qwen2.5-vl-3b/{percent}%", f"paper; {_ROWS}", retention=percent / 100)
-        for percent in (11.2, 22.3, 33.4)
-    ),
-)
 
 METHOD = HiPrune

@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Arriving, ByScene, Positions
+from foveate.contract import Arriving, Frames, Part, Positions
 from foveate.core.cut import Cut
 from foveate.core.films import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
@@ -26,7 +26,7 @@ from foveate.core.rank import marked_first, top
 NEIGHBOURS, BETA = 7, 0.6
 
 
-class HoliTom(ByScene):
+class HoliTom(Frames):
     """Still places are merged over each scene and clustered; of what moves the most attended tokens stay.
 
     This is the paper's method without its merging inside the decoder, which is `FastV` with `join`:
@@ -37,12 +37,13 @@ class HoliTom(ByScene):
         keep: r, the share of a film's tokens to keep, in (0, 1]; usually a quarter. Counts are rounded as in the code:
             ⌈…⌉ for each frame, so that a little more stays.
         tau: The cosine with the frame before above which a place stands still.
-        retention, tokens, positions: See `Framed`; numbered anew by default, as in the release, and then a scene's
+        retention, tokens, positions: See `Frames`; numbered anew by default, as in the release, and then a scene's
             still rows stand before its frames'.
     """
 
     name = "holitom"
 
+    keep: Part | None = None
     tau: Annotated[float, Ge(-1), Le(1)] = 0.8
     positions: Positions = "reindex"
 
@@ -89,10 +90,5 @@ class HoliTom(ByScene):
                 rows.keep(frame * tokens + moving[top(attention[frame, moving], kept)])
         return rows.cut(attention, count)
 
-
-HoliTom.presets = tuple(
-    HoliTom.preset(f"llava-onevision-7b/{keep:.0%}", "script of the released code", keep=keep, tau=tau)
-    for keep, tau in ((0.1, 0.65), (0.15, 0.8), (0.2, 0.8), (0.25, 0.8))
-)
 
 METHOD = HoliTom

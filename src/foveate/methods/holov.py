@@ -17,50 +17,50 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Counted, Hidden, ImageStage, ImageView, LayerStage, LayerView, Shape, Stage, TowerAttention
+from foveate.contract import Arriving, ImageStage, ImageView, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.grid import regions_of
 from foveate.core.picks import cosine_flops, cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
+from foveate.core.signals import Hidden, Signal, TowerAttention
 from foveate.core.tensors import blocks
 
 SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
 
 
-class HoloV(Counted):
+class HoloV(Once):
     """A quota for each crop, and in each crop the tokens with the highest score H.
 
     Attributes:
         rule: "released" or "paper": see above.
         crops: C, at most as many crops in a view or frame; all of an image share k.
         tau: τ, how sharply quotas follow the score; 0 gives every crop the same.
-        keep, tokens, retention, positions: See `Counted`.
+        keep, tokens, retention, positions: See `Once`.
     """
 
     name = "holov"
 
+    keep: Part | None = None
+    positions: Positions = "reindex"
     rule: Literal["released", "paper"] = "released"
     crops: Annotated[int, Ge(1)] = 16
     tau: Annotated[float, Ge(0)] = 1.0
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        by_paper = self.rule == "paper"
-        pick = LayerStage(
-            0,
-            reads=(Hidden(),) if by_paper else (),
-            count=self.rows,
-            pick=self._pick,
-            unit="image",
-            positions=self.positions,
-            flops=cosine_flops if by_paper else None,
-        )
-        return (ImageStage(reads=(TowerAttention(by=shape.payer),), look=self._look), pick)
+        return (ImageStage(reads=(TowerAttention(by=shape.payer),), look=self._look), *super().steps(shape))
+
+    @property
+    def reads(self) -> tuple[Signal, ...]:
+        return (Hidden(),) if self.rule == "paper" else ()
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        return cosine_flops(arriving, width) if self.rule == "paper" else 0
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
         """Attention and crop of each token. Crop c is −1 − c, as notes of newlines are 1."""
         crop = regions_of(view.grids, len(view), self.crops, windows=self.rule == "paper")
         return {"attention": view.attention, "crop": -1 - crop.to(view.attention.device)}
 
-    def _pick(self, view: LayerView, count: int) -> Tensor:
+    def pick(self, view: LayerView, count: int) -> Tensor:
         is_patch = view.notes["crop"] < 0
         # There are fewer crops than tokens if one of these is a newline; newlines are a last crop of no weight.
         crop = torch.where(is_patch, -1 - view.notes["crop"], len(view) - 1)
@@ -95,10 +95,5 @@ def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) ->
     gamma = attention.abs().sum() / variance.sum().clamp(min=SMALLEST * len(crop))
     return attention + gamma * variance
 
-
-HoloV.presets = tuple(
-    HoloV.counted(f"llava-1.5-7b/{tokens}", "paper's table, rule of the released code, 16 crops and tau 1")
-    for tokens in (192, 128, 64)
-)
 
 METHOD = HoloV

@@ -8,33 +8,20 @@ arXiv:2602.03060. Built from a description of the released code. Of an image's I
     Seeds and coordinates stay, then the largest s2, up to round(.5 · I).
 """
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    CacheStage,
-    Count,
-    Layer,
-    LayerStage,
-    LayerView,
-    OneCut,
-    Part,
-    Rotary,
-    Shape,
-    Share,
-    Stage,
-    ValueLikeness,
-)
+from foveate.contract import CacheStage, Count, Cuts, Layer, LayerView, Part, Rotary, Shape, Share, Stage, ValueLikeness
 from foveate.core.cut import Cut
 from foveate.core.rank import ranks, spread_over, top
-from foveate.errors import SettingError
 from foveate.methods.coordinates import places
 
 
-class IVCPrune(OneCut):
+class IVCPrune(Cuts):
     """One cut of each image by itself: coordinates and seeds, and the rest by likeness; all by the text behind it.
 
     Where these are more than may stay, seeds come first, then coordinates by C and by S in turn. Without text behind an
@@ -42,7 +29,10 @@ class IVCPrune(OneCut):
 
     Attributes:
         layer: k, the first layer that processes fewer tokens; values are those of the layer before.
-        keep, target, retention, tokens, scope: See `OneCut`; usually half of the rows.
+        keep: Share of the vision tokens that stays; usually half of them.
+        target: Instead of `keep`: a number of tokens.
+        retention, tokens: See `Cuts`.
+        scope: Each "image" or video by itself, or each "frame".
         coordinates: Share of the rows that stay by C, and as many by S.
         seeds: Share of the rows that are seeds, one at least.
         skip: How many rows of the text do not ask, at its beginning.
@@ -53,9 +43,15 @@ class IVCPrune(OneCut):
 
     name = "ivcprune"
     usual_keep = 0.5
+    layers_setting = "layer"
+    is_geometric = True
     schedule = ("keep", "target", "foreground")
+    only_one = True
 
     layer: Annotated[int, Ge(1)] = 16
+    keep: Share | None = None
+    target: Count | None = None
+    scope: Literal["image", "frame"] = "image"
     coordinates: Share = 0.1
     seeds: Part = 0.01
     skip: Count = 2
@@ -63,24 +59,22 @@ class IVCPrune(OneCut):
     foreground: Share | None = None
     kv: Layer | None = 0
 
-    def check_settings(self) -> None:
-        if len(self._given(self.schedule)) > 1:
-            raise SettingError("ivcprune: give one of keep, target, and foreground, which leaves no fixed number.")
-
+    @property
     def reads(self) -> tuple[ValueLikeness, Rotary]:
         return ValueLikeness(self.skip, self.seeds, self.among), Rotary()
 
-    def own_count(self, tokens: int) -> int:
-        if self.target is None:
-            return max(1, round(self.share * tokens))
-        return min(tokens, self.target)
-
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        union = LayerStage(self.layer, reads=self.reads(), choose=self._choose, unit=self.scope)
-        cut = self.stage(shape) if self.foreground is None else union
-        if self.kv is None:
-            return (cut,)
-        return (cut, CacheStage(first_layer=self.kv))
+        stages = super().steps(shape)
+        if self.foreground is not None:
+            stages = tuple(replace(stage, count=None, pick=None, choose=self._choose) for stage in stages)
+        if self.kv is not None:
+            return (*stages, CacheStage(first_layer=self.kv))
+        return stages
+
+    def share_of(self, tokens: int, share: float) -> int:
+        if self.target is not None:
+            return min(tokens, self.target)
+        return max(1, round(share * tokens))
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         return top(-self._order(view, count), count)
@@ -91,7 +85,7 @@ class IVCPrune(OneCut):
 
     def _order(self, view: LayerView, count: int, others: int | None = None) -> Tensor:
         """Who stays first: seeds from 0 on, coordinates from `tokens`, all others from 4 · `tokens` on, by s2."""
-        (signal, turned), tokens = self.reads(), len(view)
+        (signal, turned), tokens = self.reads, len(view)
         rotary, likeness = view[turned], view[signal]
         coordinates = (ranks(rotary.T) < round(self.coordinates * tokens)).any(dim=0)
         first, last = ranks(likeness.T)
@@ -101,12 +95,5 @@ class IVCPrune(OneCut):
         seeds = first < (signal.seeded(tokens) if view.text_behind else 0)
         return torch.where(seeds, first, torch.where(coordinates, tokens + places(rotary), 4 * tokens + last))
 
-
-_CODE = "released code: half of the rows before layer {}, in all layers' caches"
-_LLAVA = "released code: a fifth, seeds, and a twentieth by C and by S before layer 16; some 29 % in all"
-IVCPrune.presets = (
-    *(IVCPrune.preset(f"qwen2.5-vl-{b}b/paper", _CODE.format(k), layer=k, keep=0.5) for b, k in ((7, 16), (3, 22))),
-    IVCPrune.preset("llava-1.5-7b/paper", _LLAVA, layer=16, among="all", foreground=0.2, coordinates=0.05, kv=1),
-)
 
 METHOD = IVCPrune

@@ -15,29 +15,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from foveate.contract import (
-    Arriving,
-    Counted,
-    Features,
-    Hidden,
-    ImageStage,
-    ImageView,
-    LayerStage,
-    LayerView,
-    Positions,
-    Shape,
-    Stage,
-    Text,
-    TowerAttention,
-)
+from foveate.contract import Arriving, ImageStage, ImageView, LayerStage, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.picks import cosines, unlike_others
 from foveate.core.rank import ranks, top
+from foveate.core.signals import Features, Hidden, Text, TowerAttention
 from foveate.methods.cdpruner import CLIP, PATCHES, WORDS, unlike_text
 
 SMALL = 1e-6
 
 
-class MFPruner(Counted):
+class MFPruner(Once):
     """Tokens that two or three cues vote for stay first; the others follow by falling score, up to the number to keep.
 
     With CLIP's encoders handed in (see `CDPruner`) a, d and r vote: tokens with three votes come first, then those with
@@ -45,20 +32,37 @@ class MFPruner(Counted):
     and the others follow by their cosine with the mean embedding of the question; without text by a + d.
 
     Attributes:
-        keep, tokens, retention, positions: See `Counted`; the released code for LLaVA numbers anew.
+        keep, tokens, retention, positions: See `Once`; the released code for LLaVA numbers anew.
     """
 
     name = "mfpruner"
+    reads = (Hidden(),)
 
+    keep: Part | None = None
     positions: Positions = "keep"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        paid, reads, positions = TowerAttention(by=shape.payer), (Hidden(),), self.positions
-        pick = LayerStage(0, reads=reads, count=self.rows, pick=_pick, unit="image", positions=positions, flops=_flops)
+        paid, picks = TowerAttention(by=shape.payer), super().steps(shape)
         if CLIP in shape.resources:
             look = ImageStage(reads=(paid, Features(), PATCHES), look=_look)
-            return (look, LayerStage(0, reads=(WORDS,), look=_by_clip), pick)
-        return (ImageStage(reads=(paid,), look=_look), LayerStage(0, reads=(Hidden(), Text()), look=_by_words), pick)
+            return (look, LayerStage(0, reads=(WORDS,), look=_by_clip), *picks)
+        return (ImageStage(reads=(paid,), look=_look), LayerStage(0, reads=(Hidden(), Text()), look=_by_words), *picks)
+
+    def pick(self, view: LayerView, count: int) -> Tensor:
+        notes = view.notes
+        cues = [scaled(notes["attention"]), unlike_others(view.hidden)]
+        if "third" in notes:
+            cues.append(scaled(notes["third"]))
+        if "fill" in notes:
+            fill = notes["fill"]
+        else:
+            fill = torch.stack(cues).sum(dim=0)
+        votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
+        return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """For each number 3 for lengths, 1 for the sum of rows, 2 for the products with it, 2 for a row with itself."""
+        return 8 * arriving.tokens * width
 
 
 def _look(view: ImageView) -> Mapping[str, Tensor]:
@@ -79,35 +83,10 @@ def _by_words(view: LayerView) -> Mapping[str, Tensor]:
     return {"fill": cosines(view.hidden, exact=True, others=mean)[:, 0]}
 
 
-def _pick(view: LayerView, count: int) -> Tensor:
-    notes = view.notes
-    cues = [scaled(notes["attention"]), unlike_others(view.hidden)]
-    if "third" in notes:
-        cues.append(scaled(notes["third"]))
-    if "fill" in notes:
-        fill = notes["fill"]
-    else:
-        fill = torch.stack(cues).sum(dim=0)
-    votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
-    return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
-
-
 def scaled(cue: Tensor) -> Tensor:
     """A cue, (tokens,), from about 0 to 1; where all are equal, all are 1."""
     least, most = cue.aminmax()
     return (cue - least + SMALL) / (most - least + SMALL)
 
-
-def _flops(arriving: Arriving, width: int) -> int:
-    """For each number 3 for lengths, 1 for the sum of rows, 2 for the products with it and 2 for a row with itself."""
-    return 8 * arriving.tokens * width
-
-
-_QWEN = "released code, which truncates where this rounds; {:.1%} of an image's tokens enter, every layer has these"
-
-MFPruner.presets = (
-    *(MFPruner.counted(f"llava-1.5-7b/{tokens}", "released code, with CLIP handed in") for tokens in (128, 64, 32)),
-    *(MFPruner.preset(f"qwen2.5-vl-7b/{keep:.1%}", _QWEN.format(keep), keep=keep) for keep in (0.445, 0.333, 0.222)),
-)
 
 METHOD = MFPruner

@@ -11,12 +11,13 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from foveate.contract import Counted, Features, Hidden, ImageStage, ImageView, LayerStage, LayerView, Shape, Stage, Text
+from foveate.contract import ImageStage, ImageView, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.picks import cosine_flops, cosines, cover
+from foveate.core.signals import Features, Hidden, Text
 from foveate.core.tensors import blocks
 
 
-class MMTok(Counted):
+class MMTok(Once):
     """Greedy coverage of two kinds of targets at once: words of the question, and all vision tokens.
 
         P_tj = softmax_j(cos(word_t, x_j) / τ_text) / words        Q_ij = softmax_j(cos(v_i, v_j) / τ_vision) / tokens
@@ -32,31 +33,26 @@ class MMTok(Counted):
     LLaVA-NeXT's packed tokens are picked from together, where there each crop leaves its share.
 
     Attributes:
-        keep, tokens, retention, positions: See `Counted`.
+        keep, tokens, retention, positions: See `Once`.
         alpha: α, what covering vision tokens counts beside covering words.
         tau_text: τ_text; 0.01 for the Qwen-VLs in the paper.
         tau_vision: τ_vision.
     """
 
     name = "mmtok"
+    reads = (Hidden(), Text())
+    flops = staticmethod(cosine_flops)  # words are few; the picks add 3 · k · N²
 
+    keep: Part | None = None
+    positions: Positions = "reindex"
     alpha: Annotated[float, Ge(0)] = 0.5
     tau_text: Annotated[float, Gt(0)] = 0.02
     tau_vision: Annotated[float, Gt(0)] = 0.2
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        pick = LayerStage(
-            0,
-            reads=(Hidden(), Text()),
-            count=self.rows,
-            pick=self._pick,
-            unit="image",
-            positions=self.positions,
-            flops=cosine_flops,  # words are few; the picks add 3 · k · N²
-        )
-        return (ImageStage(reads=(Features(),), look=_remember), pick)
+        return (ImageStage(reads=(Features(),), look=_remember), *super().steps(shape))
 
-    def _pick(self, view: LayerView, count: int) -> Tensor:
+    def pick(self, view: LayerView, count: int) -> Tensor:
         targets = coverage(view.text, view.hidden, view.notes["features"], self.tau_text, self.tau_vision, self.alpha)
         return cover(targets, count)
 
@@ -84,14 +80,5 @@ def coverage(
         parts.append((alpha * to_tokens / len(tokens)).float())
     return torch.cat(parts, dim=1)
 
-
-MMTok.presets = (
-    *(MMTok.counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32, 16)),
-    *(MMTok.counted(f"llava-next-7b/{tokens}", "paper") for tokens in (640, 320, 160)),
-    *(
-        MMTok.preset(f"qwen2.5-vl-7b/{keep:.0%}", "paper, τ_text 0.01", keep=keep, tau_text=0.01)
-        for keep in (0.2, 0.1, 0.05)
-    ),
-)
 
 METHOD = MMTok

@@ -11,9 +11,9 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
     (c) Decoding: the KV caches of layers 2 to 14 keep only the tokens that (b) has left at the end.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Self
@@ -21,27 +21,13 @@ from typing import Annotated, Any, ClassVar, Self
 import torch
 from annotated_types import Ge
 
-from foveate.contract import (
-    Arriving,
-    Attention,
-    CacheStage,
-    ImageStage,
-    ImageView,
-    Layered,
-    Layers,
-    LayerStage,
-    LayerView,
-    PatchView,
-    Positions,
-    Shape,
-    Share,
-    Stage,
-    TowerAttention,
-    TowerStage,
-)
+from foveate.contract import CacheStage, Cuts, ImageStage, Shape, Stage, TowerStage
+from foveate.contract.settings import Layers, Positions, Share
 from foveate.core.cut import Cut
 from foveate.core.merge import average_windows, window_similarity
 from foveate.core.rank import top
+from foveate.core.signals import Attention, TowerAttention
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView
 from foveate.errors import SettingError
 
 USUAL = 0.001  # both thresholds of the released code, at 192 tokens
@@ -50,7 +36,7 @@ SHARE = Attention(rows="after", over="share")  # g_j / Σ g
 PEAK = Attention(rows="after", over="max")  # m_j
 
 
-class MustDrop(Layered):
+class MustDrop(Cuts):
     """Drops over a token's whole life: window merging, a dual attention filter, and a final set for decoding.
 
     Attributes:
@@ -64,7 +50,7 @@ class MustDrop(Layered):
         key_rate: Share of the tokens that are key tokens.
         filter: Drop tokens in the prefill.
         kv: Before decoding, cut the caches of the filtering layers to the final tokens.
-        retention, tokens: Instead of the thresholds; see `Budgeted`. The key tokens stay, as far as they go, and the
+        retention, tokens: Instead of the thresholds; see `Cuts`. The key tokens stay, as far as they go, and the
             highest scores. The counts fall geometrically from what the tower keeps of the image.
         positions: See `Positions`; the released code numbers anew. A merged token keeps its window's centre.
     """
@@ -74,6 +60,8 @@ class MustDrop(Layered):
     schedule = ("global_thr", "individual_thr")
     behind = 1
     usual_layers = (2, 6, 10, 14)
+    reads = (SHARE, PEAK)
+    unit = "image"
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"individual_thr": (None, USUAL / 5)}
     """With the usual γ, the ratios α/γ of the presets that are furthest apart."""
 
@@ -115,7 +103,7 @@ class MustDrop(Layered):
             all_stay = attrgetter("tokens")
             stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=self.positions))
         if self.filter:
-            stages.extend(super().steps(shape))
+            stages.extend(self._filtering(shape))
         if self.filter and self.kv:
             stages.append(CacheStage(first_layer=self.cuts(shape.depth)[0] - 1))
         return tuple(stages)
@@ -131,7 +119,7 @@ class MustDrop(Layered):
             raise SettingError("Tuning scales the filter's thresholds, so it needs filter=True and global_thr above 0.")
         scaled = LEAST**share
         thresholds = {"global_thr": scaled, "individual_thr": scaled * alpha / gamma}
-        return dataclasses.replace(self, **thresholds, retention=None, tokens=None)
+        return replace(self, **thresholds, retention=None, tokens=None)
 
     # -- (a) the tower -----------------------------------------------------------------------------------------
 
@@ -156,12 +144,13 @@ class MustDrop(Layered):
 
     # -- (b) prefill -------------------------------------------------------------------------------------------
 
-    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        count, choose = None, self._filter
-        if self.budget is not None:
-            count, choose = partial(self._solvable, depth), partial(self._highest, depth, index)
-        reads = (SHARE, PEAK)
-        return LayerStage(layer, reads=reads, count=count, choose=choose, unit="image", positions=self.positions)
+    def _filtering(self, shape: Shape) -> Iterator[Stage]:
+        for index, stage in enumerate(super().steps(shape)):
+            if self.budget is None:
+                yield replace(stage, count=None, score=None, choose=self._filter)
+            else:
+                count, choose = partial(self._solvable, shape.depth), partial(self._highest, shape.depth, index)
+                yield replace(stage, count=count, score=None, choose=choose)
 
     def _filter(self, view: LayerView, _: int | None) -> Cut | None:
         """Without a budget: drop j if g_j / Σ g < γ and m_j < α; without text behind the image all tokens stay."""
@@ -177,11 +166,11 @@ class MustDrop(Layered):
 
     def _solvable(self, depth: int, arriving: Arriving) -> None:
         """Refuse a budget that cannot be met. How many stay only the prompt tells: without text behind it, all."""
-        self.counts(depth, arriving)
+        self.solution(depth, arriving)
 
     def _highest(self, depth: int, index: int, view: LayerView, _: int | None) -> Cut | None:
         """With a budget: keep the key tokens and the highest max(g_j / Σ g, m_j), which γ = α compare with γ."""
-        count = min(len(view), self.left(depth, index, view.arriving))
+        count = min(len(view), self.count(depth, index, view.arriving))
         if not view.text_behind or count == len(view):
             return None
         scores = torch.maximum(view[SHARE], view[PEAK])
@@ -191,7 +180,7 @@ class MustDrop(Layered):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         """Tokens left at each cut, never fewer than the key tokens."""
-        return self.falling(depth, entered, started, least=max(1, self._keys(depth, entered, started)))
+        return self.geometric_counts(depth, entered, started, least=max(1, self._keys(depth, entered, started)))
 
     def _keys(self, depth: int, entered: int, started: int) -> int:
         """Key tokens among those that enter the decoder."""
@@ -203,15 +192,5 @@ class MustDrop(Layered):
         most = (depth * self.budget.mean(entered) - first * started) / max(1, depth - first)
         return max(0, min(keys, math.floor(most)))
 
-
-MustDrop.presets = tuple(
-    MustDrop.preset(f"llava-1.5-7b/{budget}", "released code", global_thr=gamma, individual_thr=alpha)
-    for budget, gamma, alpha in (
-        ("192-textvqa", 0.001, 0.001),
-        ("128-textvqa", 0.0012, 0.001),
-        ("64-textvqa", 0.011, 0.01),
-        ("64-vizwiz", 0.005, 0.001),
-    )
-)
 
 METHOD = MustDrop

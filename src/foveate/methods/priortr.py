@@ -11,19 +11,20 @@ Before layer K, of the attention A of layer K − 1, mean over heads, over the i
 The k tokens with the largest S stay: gained attention first, then what neither looks at, then what lost attention.
 """
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Attention, CacheStage, LayerView, OneCut, Shape, Signal, Stage
+from foveate.contract import Attention, CacheStage, Count, Cuts, LayerView, Shape, Share, Stage
 from foveate.core.rank import spread, top
 
 EPSILON = 1e-10
 
 
-class PriorTR(OneCut):
+class PriorTR(Cuts):
     """One cut by gained attention; then all caches are cut to the same tokens.
 
     Each image has its own null token. Without any text behind it there is none: then tokens at even steps stay.
@@ -32,7 +33,8 @@ class PriorTR(OneCut):
         layer: The code's prune_layer, 1 or more: the first layer that processes fewer tokens.
         keep: Share of the vision tokens that stays, truncated; at least one. Usually 0.1111, the code's for Qwen3-VL.
         target: Instead of `keep`: their number for each image, the k of the paper.
-        retention, tokens, scope: See `OneCut`.
+        retention, tokens: See `Cuts`.
+        scope: Each "image" or video by itself, or each "frame".
         question: Whose attention P is: "after" is the mean of all rows of text behind the image (the code's default for
             LLaVA-1.5), "but_last" that of all but the last (its ports), "last" the last row (for LLaVA-NeXT).
         heads: The "mean" over heads, or the "max" of their means over rows.
@@ -41,38 +43,40 @@ class PriorTR(OneCut):
 
     name = "priortr"
     usual_keep = 0.1111
+    layers_setting = "layer"
+    is_geometric = True
+    schedule = ("keep", "target")
+    only_one = True
 
     layer: Annotated[int, Ge(1)] = 3
+    keep: Share | None = None
+    target: Count | None = None
+    scope: Literal["image", "frame"] = "image"
     question: Literal["after", "but_last", "last"] = "after"
     heads: Literal["mean", "max"] = "mean"
     kv: bool = True
 
     @property
-    def _null(self) -> Attention:
-        return Attention(rows="null", layer="ran", heads=self.heads)
-
-    @property
-    def _question(self) -> Attention:
-        return Attention(rows=self.question, layer="ran", heads=self.heads)
+    def reads(self) -> tuple[Attention, Attention]:
+        null = Attention(rows="null", layer="ran", heads=self.heads)
+        return null, replace(null, rows=self.question)
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().steps(shape)
-        if cuts and self.kv:
-            return (*cuts, CacheStage(first_layer=0))
-        return cuts
+        stages = super().steps(shape)
+        if self.kv:
+            return (*stages, CacheStage(first_layer=0))
+        return stages
 
-    def reads(self) -> tuple[Signal, ...]:
-        return self._null, self._question
-
-    def own_count(self, tokens: int) -> int:
+    def share_of(self, tokens: int, share: float) -> int:
         if self.target is not None:
             return max(1, self.target)
-        return max(1, int(tokens * self.share))
+        return max(1, int(tokens * share))
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         if not view.text_behind:
             return spread(len(view), count, device=view.device)
-        return top(gained(view[self._question], view[self._null]), count)
+        null, question = self.reads
+        return top(gained(view[question], view[null]), count)
 
 
 def gained(question: Tensor, null: Tensor) -> Tensor:
@@ -84,16 +88,5 @@ def gained(question: Tensor, null: Tensor) -> Tensor:
 def _shares(attention: Tensor) -> Tensor:
     return attention / attention.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
-
-_COUNT, _SHARE = "released code, tokens left at layer 3", "released code, share left at layer 3"
-
-PriorTR.presets = (
-    *(PriorTR.preset(f"llava-1.5-7b/{target}", _COUNT, target=target) for target in (192, 128, 64)),
-    PriorTR.preset("llava-next-7b/320", _COUNT, full=2880, target=320, question="last"),
-    *(
-        PriorTR.preset(f"qwen3-vl-8b/{keep:.1%}", _SHARE, keep=keep, question="but_last")
-        for keep in (0.3333, 0.2222, 0.1111)
-    ),
-)
 
 METHOD = PriorTR

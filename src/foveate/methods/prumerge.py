@@ -16,34 +16,33 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foveate.contract import Count, Entering, ImageStage, ImageView, Positions, Shape, Stage, TowerAttention, TowerKeys
+from foveate.contract import Count, ImageStage, ImageView, Once, Positions, Shape, Stage, TowerAttention, TowerKeys
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
 
-EXACT = "derived: an exact count in the place of outliers; rows that enter the decoder"
 
-
-class PruMerge(Entering):
+class PruMerge(Once):
     """Outliers of attention, with what is like them merged in, once, on the way out of the vision tower.
 
     Attributes:
         neighbours: How many of the nearest tokens are added to each kept one; 0 prunes without merging into it.
-        retention, tokens: Instead of the outliers, an exact count; see `Entering`. The last row is one of these.
+        retention, tokens: Instead of the outliers, an exact count; see `Once`. The last row is one of these.
         positions: See `Positions`; the released code numbers anew. Where ids are kept, rows stand in raster order.
     """
 
     name = "prumerge"
+    halves_up = True
 
     neighbours: Count = 32
     positions: Positions = "reindex"
 
-    def stage(self, shape: Shape) -> Stage:
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         paid = TowerAttention(by=shape.payer, layer=1, heads="joined")
         keys = TowerKeys(layer=1, heads="joined")
         raster = not shape.numbers_anew(self.positions)
         count = None if self.budget is None else self.rows
         choose = partial(self._choose, raster)
-        return ImageStage(reads=(paid, keys), count=count, choose=choose, positions=self.positions)
+        return (ImageStage(reads=(paid, keys), count=count, choose=choose, positions=self.positions),)
 
     def _choose(self, raster: bool, view: ImageView, count: int | None) -> Cut | None:
         tokens, scores = len(view), view.attention
@@ -102,7 +101,5 @@ def counts_by_score(tokens: int, device: torch.device) -> Tensor:
     # One at the least: of 196 tokens and one outlier the product is 0.999….
     return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
 
-
-PruMerge.presets = tuple(PruMerge.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192))
 
 METHOD = PruMerge

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.rank import ranks
-from foveate.methods.prumerge import EXACT, PruMerge, counts_by_score
+from foveate.methods.prumerge import PruMerge, counts_by_score
 
 
 class PruMergePlus(PruMerge):
@@ -71,9 +71,5 @@ def _step(tokens: int, outliers: int) -> int:
     """The released step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
     return max(1, int(int(1 / (outliers / tokens)) / 3))
 
-
-PruMergePlus.presets = tuple(
-    PruMergePlus.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192)
-)
 
 METHOD = PruMergePlus

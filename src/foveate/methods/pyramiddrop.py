@@ -10,25 +10,14 @@ int(r_l · N) tokens with the largest s stay, N being those that entered the dec
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from foveate.contract import (
-    Attention,
-    FallingShares,
-    Layered,
-    LayeredStage,
-    Layers,
-    LayerStage,
-    Positions,
-    Unit,
-    attended,
-    check_depth,
-    quarters,
-)
+from torch import Tensor
+
+from foveate.contract import Attention, Cuts, FallingShares, Layers, LayerView, Positions, Unit, check_depth, quarters
 
 RATIOS = (0.5, 0.25, 0.125)
-PAID = Attention(rows="last", layer="next", heads="mean")  # s_j
 
 
-class PyramidDrop(Layered):
+class PyramidDrop(Cuts):
     """Cuts that each leave a share of the image's original tokens.
 
     The names are those of the authors' command line. Each image keeps its share; a cut never leaves less than a token.
@@ -38,7 +27,7 @@ class PyramidDrop(Layered):
             of the depth, the paper's (8, 16, 24) of 32 and (7, 14, 21) of 28. With a budget a sixteenth, a quarter and
             half of the depth, since the paper's layers meet none below a quarter.
         image_token_ratio_list: Share of the *original* tokens that each cut leaves: the paper's (0.5, 0.25, 0.125).
-        retention, tokens: Instead of the ratios; see `Budgeted`. They are then q, q², q³, …, q solved for every image.
+        retention, tokens: Instead of the ratios; see `Cuts`. They are then q, q², q³, …, q solved for every image.
         positions: See `Positions`; the released code numbers anew.
         scope: Rank the tokens of each "image" or video (the code has one image a sample), of the whole "sample", or of
             each "frame".
@@ -50,6 +39,8 @@ class PyramidDrop(Layered):
     name = "pyramiddrop"
     layers_setting = "layer_list"
     usual_layers = (8, 16, 24)
+    reads = (Attention(rows="last", layer="next", heads="mean"),)  # s_j
+    is_geometric = True
     schedule = ("image_token_ratio_list",)
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"positions": ("reindex", "keep")}
 
@@ -67,31 +58,13 @@ class PyramidDrop(Layered):
         second = max(first + 1, round(depth / 4))
         return first, second, max(second + 1, round(depth / 2))
 
-    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        unit, positions = self.scope, self.positions
-        return LayeredStage(layer, self, depth, index, reads=(PAID,), score=attended, unit=unit, positions=positions)
+    def score(self, view: LayerView, layer: int) -> Tensor:
+        return view.attention
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
-            return self.falling(depth, entered, started)
+            return super().solve(depth, entered, started)
         return tuple(max(1, int(started * ratio)) for ratio in self.values(depth, RATIOS))
 
-
-_DERIVED = "derived: q, q², q³ of the tokens for this mean over layers"
-_QUARTERS = "derived: the paper's ratios before layers 7, 14 and 21"
-
-PyramidDrop.presets = tuple(
-    PyramidDrop.preset(name, source, layer_list=layers, image_token_ratio_list=ratios)
-    for name, layers, ratios, source in (
-        ("llava-1.5-7b/paper", (8, 16, 24), RATIOS, "paper and released code"),
-        ("llava-1.5-7b/192", (2, 8, 16), (0.5591, 0.3126, 0.1754), _DERIVED),  # 322, 180, 101 of 576
-        ("llava-1.5-7b/192-late", (8, 16, 24), (0.2535, 0.0643, 0.0157), f"{_DERIVED}, at the paper's layers"),
-        ("llava-1.5-7b/128", (2, 8, 16), (0.4202, 0.1754, 0.0747), _DERIVED),  # 242, 101, 43
-        ("llava-1.5-7b/64", (2, 8, 16), (0.191, 0.0365, 0.007), _DERIVED),  # 110, 21, 4
-        ("llava-next-7b/paper", None, RATIOS, "paper, the same ratios for each image"),
-        ("llava-onevision-7b/46.9%", None, RATIOS, _QUARTERS),
-        ("qwen2.5-vl-7b/46.9%", None, RATIOS, _QUARTERS),
-    )
-)
 
 METHOD = PyramidDrop

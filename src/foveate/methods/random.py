@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from foveate.contract import Chain, LayerView, Method, Scheduled, Shape
+from foveate.contract import Chain, Count, Cuts, Layers, LayerView, Method, Shape, Shares, Unit
 from foveate.contract.follow import cached_layers, in_order
 from foveate.core.rank import top
 from foveate.methods.finalkv import FinalKV
 from foveate.methods.uniform import Uniform
 
 
-class Random(Scheduled):
+class Random(Cuts):
     """Keeps tokens drawn at random, uniformly without replacement.
 
     The random score of a token depends only on the seed and the token's index. The batch, its padding and the device
@@ -20,14 +20,18 @@ class Random(Scheduled):
 
     Attributes:
         seed: Seed of the random scores, any integer. None is 0; where several draws are compared, each has its own.
-        layers, keep, retention, tokens, min_keep, scope: See `Scheduled`; layer 0 cuts before the decoder.
+        layers, keep, retention, tokens, min_keep, scope: See `Cuts`; layer 0 cuts before the decoder.
     """
 
     name = "random"
 
+    layers: Layers | None = None
+    keep: Shares | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
     seed: int | None = None
 
-    def select(self, view: LayerView, count: int) -> Tensor:
+    def pick(self, view: LayerView, count: int) -> Tensor:
         return top(lots(view.tokens, self.seed or 0), count)
 
 

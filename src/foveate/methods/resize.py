@@ -1,6 +1,7 @@
 """Resize: the control that gives the tower a smaller picture, so that it makes fewer tokens."""
 
-from foveate.contract import Arriving, Gridded, PixelStage, Shape, Stage
+from foveate.contract import Arriving, PixelStage, Shape, Stage
+from foveate.methods.averagepool import Gridded
 
 
 class Resize(Gridded):
@@ -16,16 +17,16 @@ class Resize(Gridded):
 
     name = "resize"
 
-    def stage(self, shape: Shape) -> Stage:
-        return PixelStage(coarsen=self.coarsen, count=self.left)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        return (PixelStage(coarsen=self.coarsen, count=self.cells),)
 
-    def left(self, arriving: Arriving) -> int | None:
+    def cells(self, arriving: Arriving) -> int | None:
         # A mosaic of tiles has a newline for each row. How many rows of smaller tiles are padding, which is cut off,
         # depends on the picture's proportions.
         newlines = arriving.entered - arriving.tokens
         if newlines > 1:
             return None
-        return super().left(arriving)
+        return super().cells(arriving)
 
 
 METHOD = Resize

@@ -10,12 +10,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
+from foveate.contract import ImageStage, ImageView, Once, Part, Positions, Shape, Stage
 from foveate.core.picks import cosine_flops, cosines, cover, pick_by_crop
+from foveate.core.signals import Features, Signal, TowerAttention
 from foveate.core.tensors import blocks
 
 
-class Scope(Counted):
+class Scope(Once):
     """Greedy facility-location coverage of all tokens, each candidate's gain times its saliency, before the projector.
 
     With cosines C of the tower's features and the CLS's attention s, each pick is the token j not yet picked with the
@@ -36,27 +37,25 @@ class Scope(Counted):
     Attributes:
         alpha: α, the exponent of the saliency. 1 is the released scripts' value; 0 is coverage alone, which reads
             no attention (ours).
-        keep, tokens, retention, positions: See `Counted`.
+        keep, tokens, retention, positions: See `Once`.
     """
 
     name = "scope"
 
+    keep: Part | None = None
+    positions: Positions = "reindex"
     alpha: Annotated[float, Ge(0)] = 1.0
 
-    def stage(self, shape: Shape) -> Stage:
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
         reads: tuple[Signal, ...] = (Features(),)
         if self.alpha:
             reads = (TowerAttention(by=shape.payer), Features())
-        return ImageStage(
-            reads=reads,
-            count=self.rows,
-            pick=self._pick,
-            positions=self.positions,
-            flops=cosine_flops,
+        return (
+            ImageStage(reads=reads, count=self.rows, pick=self._pick, positions=self.positions, flops=cosine_flops),
         )
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
-        def pick(tokens: Tensor, count: int) -> Tensor:
+        def of_crop(tokens: Tensor, count: int) -> Tensor:
             rows = view[Features()][tokens]
             parts = [cosines(part, exact=True, others=rows).float() for part in blocks(rows, len(rows))]
             similarity = torch.cat(parts)
@@ -65,15 +64,7 @@ class Scope(Counted):
                 return cover(similarity, count)
             return cover(similarity, count, view.attention[tokens] ** self.alpha)
 
-        return pick_by_crop(view.grids, view.features, count, pick)
+        return pick_by_crop(view.grids, view.features, count, of_crop)
 
-
-Scope.presets = (
-    *(Scope.counted(f"llava-1.5-7b/{tokens}", "released code, alpha 1.0") for tokens in (192, 128, 64)),
-    *(
-        Scope.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
-        for tokens in (640, 320, 160)
-    ),
-)
 
 METHOD = Scope

@@ -11,13 +11,64 @@ mean comes back behind the tokens that stay.
 
 from dataclasses import replace
 from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Arriving, Attention, Hidden, LayerStage, LayerView, Positions, Rated, highest
+from foveate.contract import Arriving, Cuts, LayerView, Shape, Stage, check_depth, half_up, highest
+from foveate.contract.settings import Counts, Layers, Positions
 from foveate.core.cut import Cut
 from foveate.core.merge import average, density_peaks
+from foveate.core.signals import Attention, Hidden
+
+
+class Rated(Cuts):
+    """Cuts behind given decoder layers, each leaving a fixed number of an image's tokens: those that are rated highest.
+
+    Attributes:
+        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's
+            (2, 6, 15) of 32 layers, and alike at other depths.
+        targets: Tokens that each cut leaves.
+        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
+        retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
+            cuts leave is in the ratio of `usual_targets`.
+        tokens: The same as a number of tokens.
+        positions: See `Positions`.
+
+    Raises:
+        SettingError: If the lists differ in length.
+    """
+
+    usual_targets: ClassVar[tuple[int, ...]]
+    """Default of `targets`: the released setting that the authors call 192."""
+    usual_layers = (2, 6, 15)
+    layers_setting = "pruning_layers"
+    behind = 1
+    schedule = ("targets",)
+    unit = "image"
+
+    pruning_layers: Layers | None = None
+    targets: Counts | None = None
+    reference: Annotated[int, Ge(1)] = 576
+    positions: Positions = "keep"
+
+    def pick(self, view: LayerView, count: int) -> Tensor | Cut:
+        return highest(view, count)
+
+    def usual_at(self, depth: int) -> tuple[int, ...]:
+        """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""
+        check_depth(depth, least=6)
+        first = max(0, min(2, depth // 4 - 1))
+        second = max(first + 1, round(6 * depth / 32))
+        return first, second, max(second + 1, round(15 * depth / 32))
+
+    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        if self.budget is not None:
+            return self.proportional_counts(self.usual_targets, depth, entered, started)
+        targets = self.values(depth, self.usual_targets)
+        return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 
 
 class SparseVLM(Rated):
@@ -35,18 +86,21 @@ class SparseVLM(Rated):
     """
 
     name = "sparsevlm"
-    rated = Attention(rows="raters", layer="ran", heads="mean", over="mean")
+    reads = (Attention(rows="raters", layer="ran", heads="mean", over="mean"),)
     usual_targets = (300, 200, 110)
 
     recycle: bool = True
     positions: Positions = "reindex"
 
-    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        stage = super().stage_at(depth, index, layer)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        stages = super().steps(shape)
         if not self.recycle:
-            return stage
-        pick, flops = partial(self._pick, depth, index), partial(self._flops, depth, index)
-        return replace(stage, reads=(self.rated, Hidden()), pick=pick, flops=flops)
+            return stages
+        depth, recycling = shape.depth, []
+        for index, stage in enumerate(stages):
+            pick, flops = partial(self._pick, depth, index), partial(self._distances, depth, index)
+            recycling.append(replace(stage, reads=(*self.reads, Hidden()), pick=pick, flops=flops))
+        return tuple(recycling)
 
     def _pick(self, depth: int, index: int, view: LayerView, count: int) -> Tensor | Cut:
         kept, pool, clusters = self._parts(depth, index, view.arriving)
@@ -64,14 +118,14 @@ class SparseVLM(Rated):
 
     # -- how many rows each cut leaves -------------------------------------------------------------------------
 
-    def left(self, depth: int, index: int, arriving: Arriving) -> int:
+    def count(self, depth: int, index: int, arriving: Arriving) -> int:
         """Rows that a cut leaves of an image, clusters among them."""
         kept, _, clusters = self._parts(depth, index, arriving)
         return kept + clusters
 
     def _parts(self, depth: int, index: int, arriving: Arriving) -> tuple[int, int, int]:
         """How many tokens stay, how many of the others are recycled, and the clusters they come back as."""
-        arrive, left = arriving.tokens, super().left(depth, index, arriving)
+        arrive, left = arriving.tokens, super().count(depth, index, arriving)
         if left >= arrive:
             return arrive, 0, 0
         if self.budget is not None:
@@ -94,17 +148,12 @@ class SparseVLM(Rated):
         pool = int(0.3 * dropped) + 1
         return pool, pool // 10 + 1
 
-    def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
+    def _distances(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
         """The distances of what is recycled."""
         _, pool, clusters = self._parts(depth, index, arriving)
         if not clusters:
             return 0
         return 2 * pool**2 * width
 
-
-SparseVLM.presets = SparseVLM.nominal(
-    {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
-    "released code; its nominal budget leaves out a layer and what is recycled",
-)
 
 METHOD = SparseVLM

@@ -13,12 +13,12 @@ and s_j = mean over raters and over the heads H of a_h(p, j), where H are the 14
 largest Σ_p Σ_j a_h(p, j). The n_l tokens with the largest s stay. Nothing is recycled, and positions stay.
 """
 
-from dataclasses import replace
 from typing import Annotated
 
 from annotated_types import Ge
 
-from foveate.contract import Attention, LayerStage, Rated
+from foveate.contract import Attention, Signal
+from foveate.methods.sparsevlm import Rated
 
 
 class SparseVLMPlus(Rated):
@@ -40,19 +40,13 @@ class SparseVLMPlus(Rated):
     """
 
     name = "sparsevlm_plus"
-    rated = Attention(rows="raters", layer="ran", heads="busiest", over="mean", without_distance=True)
     usual_targets = (300, 200, 118)
 
     heads: Annotated[int, Ge(1)] | None = None
 
-    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        return replace(super().stage_at(depth, index, layer), reads=(replace(self.rated, busiest=self.heads),))
+    @property
+    def reads(self) -> tuple[Signal, ...]:
+        return (Attention(rows="raters", heads="busiest", over="mean", without_distance=True, busiest=self.heads),)
 
-
-SparseVLMPlus.presets = SparseVLMPlus.nominal(
-    {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
-    "released code; its nominal budget leaves out a layer",
-    heads=14,
-)
 
 METHOD = SparseVLMPlus

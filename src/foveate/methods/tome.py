@@ -13,26 +13,28 @@ those left of A by falling cosine before those of B, and at the end they are sor
 those of the feature layer.
 """
 
-from foveate.contract import Entering, ImageStage, ImageView, Positions, Shape, Stage, TowerKeys
+from foveate.contract import ImageStage, ImageView, Once, Positions, Shape, Stage, TowerKeys
 from foveate.core.cut import Cut
 from foveate.core.merge import average, bipartite, by_first_token
 
 
-class ToMe(Entering):
+class ToMe(Once):
     """Averages tokens with similar keys, once, on the way out of the vision tower. A baseline: pruning does better.
 
     Attributes:
-        retention, tokens: How many rows are left; see `Entering`. By default a third, 192 of 576.
+        retention, tokens: How many rows are left; see `Once`. By default a third, 192 of 576.
         positions: See `Positions`. With "keep" a row has the position of the first patch in it.
     """
 
     name = "tome"
     usual = 1 / 3
+    halves_up = True
+    reads = (TowerKeys(),)
 
     positions: Positions = "reindex"
 
-    def stage(self, shape: Shape) -> Stage:
-        return ImageStage(reads=(TowerKeys(),), count=self.rows, pick=merged, positions=self.positions)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        return (ImageStage(reads=self.reads, count=self.rows, pick=merged, positions=self.positions),)
 
 
 def merged(view: ImageView, count: int) -> Cut:
@@ -44,9 +46,5 @@ def merged(view: ImageView, count: int) -> Cut:
     cut = by_first_token(cut)  # only now: in which order rows meet in a round decides what merges
     return cut.with_rows(average(view.features, cut))
 
-
-_DERIVED = "derived: the budget at the projector; rows that enter the decoder"
-
-ToMe.presets = tuple(ToMe.preset(f"llava-1.5-7b/{count}", _DERIVED, tokens=count) for count in (64, 128, 192))
 
 METHOD = ToMe

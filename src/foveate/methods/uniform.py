@@ -2,23 +2,28 @@
 
 from torch import Tensor
 
-from foveate.contract import LayerView, Scheduled
+from foveate.contract import Count, Cuts, Layers, LayerView, Shares, Unit
 from foveate.core.rank import spread
 
 
-class Uniform(Scheduled):
+class Uniform(Cuts):
     """Keeps tokens at even steps, in raster order.
 
     A step that divides the width of the grid keeps whole columns (3, 4, 6, 8 and 12 on 24 x 24): check the step when
     a result looks surprisingly good or bad.
 
     Attributes:
-        layers, keep, retention, tokens, min_keep, scope: See `Scheduled`; layer 0 cuts before the decoder.
+        layers, keep, retention, tokens, min_keep, scope: See `Cuts`; layer 0 cuts before the decoder.
     """
 
     name = "uniform"
 
-    def select(self, view: LayerView, count: int) -> Tensor:
+    layers: Layers | None = None
+    keep: Shares | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
+
+    def pick(self, view: LayerView, count: int) -> Tensor:
         return spread(len(view), count, device=view.device)
 
 

@@ -5,6 +5,7 @@ CVPR 2026, arXiv:2509.01552. Reads no attention weights, so it runs under any at
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Scheduled, Shape, Signal, Stage
+from foveate.contract import Arriving, Count, Cuts, Hidden, Layers, LayerStage, LayerView, Shape, Shares, Stage, Unit
 from foveate.errors import ShapeError
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
@@ -21,7 +22,7 @@ EPSILON = 1e-6  # the smallest norm that divides
 OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
 
-class V2Drop(Scheduled):
+class V2Drop(Cuts):
     """Progressive dropping by token-wise variation: before each cut, the tokens that moved least are dropped.
 
     Attributes:
@@ -29,17 +30,22 @@ class V2Drop(Scheduled):
             the first public release) or "relative" (L2 over the norm it started from).
         over: "net": the movement through the layer before; "path": the sum of all since the last cut.
         reverse: Keep the tokens that moved least instead: a control that shows whether the order matters.
-        layers, keep: See `Scheduled`; layers start at 1. By default the paper's 192-token setting for LLaVA-1.5-7B.
-        retention, tokens, min_keep, scope: See `Scheduled`.
+        layers, keep: See `Cuts`; layers start at 1. By default the paper's 192-token setting for LLaVA-1.5-7B.
+        retention, tokens, min_keep, scope: See `Cuts`.
     """
 
     name = "v2drop"
     first_layer = 1  # variation needs the layer before
+    reads = (Hidden(back=1),)
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "metric": ("l2", "l1", "cosine", "relative"),
         "over": ("net", "path"),
     }
 
+    layers: Layers | None = None
+    keep: Shares | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
     metric: Metric = "l2"
     over: Literal["net", "path"] = "net"
     reverse: bool = False
@@ -56,12 +62,6 @@ class V2Drop(Scheduled):
             "vidcom2 lose far less (docs/guides/choosing.md)"
         )
 
-    def reads(self, layer: int) -> tuple[Signal, ...]:
-        # The notes of a path's steps have all moves.
-        if self.over == "path":
-            return ()
-        return (Hidden(back=1),)
-
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         """With "path" a look before every layer up to the last cut adds the last move to the path since the cut before.
 
@@ -74,15 +74,15 @@ class V2Drop(Scheduled):
         steps = []
         for layer in range(1, max(cuts) + 1):
             look = partial(self._step, starts=layer - 1 in (0, *cuts))
-            steps.append(LayerStage(layer, reads=(Hidden(back=1),), look=look, flops=self._move_flops))
-        return (*steps, *stages)
+            steps.append(LayerStage(layer, reads=self.reads, look=look, flops=self._move_flops))
+        return (*steps, *(replace(stage, reads=()) for stage in stages))  # the notes have all moves
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
         """Add the move through one layer to the path; `starts` where a path begins: (tokens,)."""
         moved = variation(view.hidden, view.hidden_before, self.metric)
         return {"path": moved if starts else view.notes["path"] + moved}
 
-    def scores(self, view: LayerView) -> Tensor:
+    def score(self, view: LayerView, layer: int) -> Tensor:
         if self.over == "path":
             scores = view.notes["path"]
         else:
@@ -91,7 +91,7 @@ class V2Drop(Scheduled):
             return -scores
         return scores
 
-    def rank_flops(self, arriving: Arriving, width: int) -> int:
+    def flops(self, arriving: Arriving, width: int) -> int:
         # The moves of a path count with their steps.
         if self.over == "path":
             return 0
@@ -123,26 +123,5 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2") -> Tensor:
         moved = moved / vector_norm(then, dim=-1).clamp(min=EPSILON)
     return moved
 
-
-_LLAVA, _QWEN = (3, 17, 22), (3, 16, 22)
-_DERIVED = "derived from the paper's ratios: {}"
-
-V2Drop.presets = tuple(
-    V2Drop.preset(name, source, full=full, layers=_QWEN if name.startswith("qwen") else _LLAVA, keep=keep)
-    for name, keep, source, full in (
-        ("llava-1.5-7b/192", (0.5, 0.3, 0.0), "paper, prune ratios 50/70/100 %", None),
-        ("llava-1.5-7b/128", (0.28, 0.25, 0.0), "paper, prune ratios 72/75/100 %", None),
-        ("llava-1.5-7b/64", (0.05, 0.05, 0.0), "paper, prune ratios 95/95/100 %", None),
-        ("llava-1.5-7b/repo", (0.5, 0.5, 0.0), "released code", None),
-        ("llava-next-7b/33.6%", (0.5, 0.3, 0.0), _DERIVED.format("those of LLaVA-1.5 at 192"), 2880),
-        ("qwen2-vl-7b/22.6%", (0.25, 0.05, 0.0), "released code, the 77.8 % setting", None),
-        ("qwen2-vl-7b/33.3%", (0.476, 0.05, 0.0), _DERIVED.format("33.3 % of the tokens"), None),
-        ("qwen2-vl-7b/20%", (0.195, 0.05, 0.0), _DERIVED.format("20 % of a video's tokens"), None),
-        ("llava-onevision-7b/33.3%", (0.409, 0.3, 0.0), _DERIVED.format("33.3% of 32 frames"), None),
-        ("llava-onevision-7b/25%", (0.258, 0.3, 0.0), _DERIVED.format("25% of 32 frames"), None),
-        ("llava-onevision-7b/20%", (0.168, 0.3, 0.0), _DERIVED.format("20% of 32 frames"), None),
-        ("llava-onevision-7b/15%", (0.077, 0.3, 0.0), _DERIVED.format("15% of 32 frames"), None),
-    )
-)
 
 METHOD = V2Drop

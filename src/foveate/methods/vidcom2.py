@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Framed, Part
+from foveate.contract import Arriving, Frames, Part
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, ranks
 
@@ -22,7 +22,7 @@ WIDTHS = tuple(2.0**power for power in range(-3, 2))  # the kernels' a
 TEMPERATURE = 0.01
 
 
-class VidCom2(Framed):
+class VidCom2(Frames):
     """Frame by frame: more tokens for frames unlike the video, and in each the least redundant ones.
 
     With `keep` the total follows the paper's rule, so it depends on the video. A budget is met exactly, shared out to
@@ -30,18 +30,12 @@ class VidCom2(Framed):
 
     Attributes:
         keep: R, the share of the tokens to keep, in (0, 1]; 1 keeps every token. By default a quarter, as in the paper.
-        retention, tokens, positions: See `Framed`.
+        retention, tokens, positions: See `Frames`.
     """
 
     name = "vidcom2"
-    schedule = ("keep",)
-    usual = 0.25
 
     keep: Part | None = None
-
-    @property
-    def keeps_all(self) -> bool:
-        return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
         if len(frames) != 1:
@@ -87,24 +81,5 @@ def _kernel(difference: Tensor) -> Tensor:
     squared = difference.square().sum(dim=-1)
     return torch.stack([torch.exp(-squared / (2 * width)) for width in WIDTHS]).sum(dim=0)
 
-
-_PAPER = "paper, R = {} of the tokens that leave the projector"
-_RELEASE = "released code, R = {} of each temporal patch"
-_DERIVED = "derived: a picture as one frame; {} tokens enter the decoder"
-
-VidCom2.presets = (
-    *(
-        VidCom2.preset(f"{model}/{keep:.0%}", source.format(keep), keep=keep, positions=positions)
-        for model, positions, source in (
-            # The release shortens the features of OneVision before the prompt is put together.
-            ("llava-onevision-7b", "reindex", _PAPER),
-            ("qwen2-vl-7b", "keep", _PAPER),
-            ("qwen2.5-vl-7b", "keep", _PAPER),
-            ("qwen3-vl-8b", "keep", _RELEASE),
-        )
-        for keep in (0.25, 0.15)
-    ),
-    *(VidCom2.preset(f"llava-1.5-7b/{count}", _DERIVED.format(count), tokens=count) for count in (192, 128, 64)),
-)
 
 METHOD = VidCom2

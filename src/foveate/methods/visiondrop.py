@@ -7,35 +7,19 @@ Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps
 ("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from foveate.contract import (
-    Arriving,
-    Attention,
-    Cls,
-    Count,
-    Hidden,
-    ImageView,
-    Keys,
-    Layered,
-    LayeredStage,
-    Layers,
-    LayerStage,
-    LayerView,
-    Positions,
-    Preset,
-    Shape,
-    Stage,
-    half_up,
-    merging_stage,
-    quarters,
-)
+from foveate.contract import Arriving, Cuts, ImageView, LayerView, Shape, Stage, half_up, merging_stage, quarters
+from foveate.contract.budget import solve
+from foveate.contract.settings import Count, Layers, Positions
 from foveate.core.cut import Cut
 from foveate.core.merge import dominant_and_contextual, merged
+from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal
 from foveate.errors import SettingError
 
 # The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
@@ -46,7 +30,7 @@ Pair = tuple[Count, Count]
 """(dominant, contextual)."""
 
 
-class VisionDrop(Layered):
+class VisionDrop(Cuts):
     """Dominant tokens and merged context, on the way out of the tower and before three decoder layers.
 
     Attributes:
@@ -55,7 +39,7 @@ class VisionDrop(Layered):
         layer_list: Decoder layers whose input is cut: by default a quarter, half and three quarters of the depth.
         image_token_list: (dominant, contextual) at each of these layers, usually (30, 5), (22, 4) and (16, 3).
         reference: Vision tokens of the image that these counts are for; scaled for images of another size.
-        retention, tokens: Instead of the counts; see `Budgeted`.
+        retention, tokens: Instead of the counts; see `Cuts`.
         positions: See `Positions`; the released code numbers anew. With "keep" a merged row takes its target's.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
         include_cls: Give the tower's CLS state to the decoder (only if rows are renumbered: it has no position).
@@ -67,7 +51,8 @@ class VisionDrop(Layered):
     name = "visiondrop"
     layers_setting = "layer_list"
     usual_layers = (8, 16, 24)
-    schedule = ("dominant", "contextual", "image_token_list")
+    schedule = ("image_token_list", "dominant", "contextual")
+    unit = "image"
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "positions": ("reindex", "keep"),
         "merge": ("sum", "average"),
@@ -109,17 +94,36 @@ class VisionDrop(Layered):
 
     # -- stage 0: behind the vision tower ----------------------------------------------------------------------
 
+    @property
+    def reads(self) -> tuple[Signal, ...]:
+        # score_j: column j of softmax(q kᵀ / √d) in the layer to come, mean over heads and over the image's own rows.
+        attention = Attention(
+            rows="vision",
+            layer="next",
+            over="mean",
+            renormalise=self.renorm,
+            both_ways=self.bidirectional,
+            sample=self.queries,
+        )
+        return attention, Keys(), Hidden()
+
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().steps(shape)
+        depth, cuts = shape.depth, []
+        for index, stage in enumerate(super().steps(shape)):
+            cuts.append(replace(stage, score=None, choose=partial(self._in_decoder, depth, index)))
         if self.dominant == 0:
-            return cuts
-        count, choose = partial(self.left, shape.depth, 0), partial(self._in_tower, shape.depth)
+            return tuple(cuts)
+        count, choose = partial(self._entering, depth), partial(self._in_tower, depth)
         return (merging_stage(shape, self.positions, count, self.include_cls, choose=choose), *cuts)
+
+    def _entering(self, depth: int, arriving: Arriving) -> int:
+        """Rows that the tower stage leaves of an image; the family adds its reserved rows by itself."""
+        return max(int(sum(self.solution(depth, arriving)[0])) - arriving.reserved, 0)
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
         if self.budget is not None and count == len(view):  # it keeps all; a CLS would replace a patch
             return None
-        dominant, contextual = self.counts(depth, view.arriving)[0]
+        dominant, contextual = self.solution(depth, view.arriving)[0]
         # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches: the CLS takes
         # the place of a patch, so that an image never has more rows than placeholders.
         with_cls = Cls() in view
@@ -133,29 +137,8 @@ class VisionDrop(Layered):
 
     # -- stages 1 to 3: before decoder layers ------------------------------------------------------------------
 
-    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
-        # score_j: column j of softmax(q kᵀ / √d) in the layer to come, mean over heads and over the image's own rows.
-        attention = Attention(
-            rows="vision",
-            layer="next",
-            over="mean",
-            renormalise=self.renorm,
-            both_ways=self.bidirectional,
-            sample=self.queries,
-        )
-        return LayeredStage(
-            layer,
-            self,
-            depth,
-            index + 1,
-            reads=(attention, Keys(), Hidden()),
-            choose=partial(self._in_decoder, depth, index + 1),
-            unit="image",
-            positions=self.positions,
-        )
-
-    def _in_decoder(self, depth: int, stage: int, view: LayerView, count: int | None) -> Cut | None:
-        dominant, contextual = self.counts(depth, view.arriving)[stage]
+    def _in_decoder(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
+        dominant, contextual = self.solution(depth, view.arriving)[index + 1]
         if dominant >= len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
@@ -163,12 +146,8 @@ class VisionDrop(Layered):
 
     # -- how many rows each stage leaves -----------------------------------------------------------------------
 
-    def left(self, depth: int, index: int, arriving: Arriving) -> int:
-        """Rows that a stage leaves of an image; the family adds its reserved rows behind the first by itself."""
-        rows = int(sum(self.counts(depth, arriving)[index]))
-        if index:
-            return rows
-        return max(rows - arriving.reserved, 0)
+    def count(self, depth: int, index: int, arriving: Arriving) -> int:
+        return int(sum(self.solution(depth, arriving)[index + 1]))
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
         if self.budget is None:
@@ -184,7 +163,8 @@ class VisionDrop(Layered):
         def curve(ratio: float) -> list[float]:
             return [max(1.0, first * ratio**stage) for stage in range(len(cuts))]
 
-        return tuple(map(_split, self.rounded(curve, cuts, depth, entered, entered)))
+        ratio = solve(curve, cuts, depth, mean, entered, entered, type(self).__name__)
+        return tuple(_split(half_up(rows)) for rows in curve(ratio))
 
     def _scaled(self, pair: Pair, entered: int) -> Pair:
         """An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152."""
@@ -199,27 +179,5 @@ def _split(size: int) -> Pair:
     contextual = min(half_up(0.15 * size), size - 1)  # the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
     return size - contextual, contextual
 
-
-def _preset(name: str, full: int, stages: Sequence[Pair], source: str) -> Preset:
-    (dominant, contextual), *pairs = stages
-    counts = {"dominant": dominant, "contextual": contextual, "image_token_list": tuple(pairs)}
-    return VisionDrop.preset(name, source, full=full, reference=full, **counts)
-
-
-VisionDrop.presets = (
-    _preset("llava-1.5-7b/32", 576, ((DOMINANT, CONTEXT), *PAIRS), "released code"),
-    *(
-        _preset(name, full, tuple(map(_split, sizes)), "derived from the paper's schedule rule")
-        for name, full, sizes in (
-            ("llava-1.5-7b/64", 576, (96, 70, 52, 38)),
-            ("llava-1.5-7b/128", 576, (192, 141, 103, 76)),
-            ("llava-1.5-7b/192", 576, (288, 211, 155, 114)),
-            ("llava-next-7b/160", 2880, (240, 176, 129, 95)),
-            ("llava-next-7b/320", 2880, (480, 352, 258, 190)),
-            ("llava-next-7b/640", 2880, (960, 704, 517, 379)),
-            ("video-llava-7b/256", 2048, (768, 194, 49, 12)),  # the entry factor for video is 3
-        )
-    ),
-)
 
 METHOD = VisionDrop

@@ -17,26 +17,27 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from foveate.contract import Arriving, Cls, Count, Entering, ImageView, Positions, Shape, Stage, half_up, merging_stage
+from foveate.contract import Arriving, Cls, Count, ImageView, Once, Positions, Shape, Stage, half_up, merging_stage
 from foveate.core.cut import Cut
 from foveate.core.merge import dominant_and_contextual_by_crop, merged
 
 DOMINANT, CONTEXT, REFERENCE = 54, 10, 576  # the README's setting for LLaVA-1.5
 
 
-class VisionZip(Entering):
+class VisionZip(Once):
     """Dominant patches and merged context, once, on the way out of the vision tower.
 
     Attributes:
         dominant: Rows that stay unmerged; the CLS, where it becomes one, counts. At least 1; usually 54.
         contextual: Rows into which all other tokens are merged, usually 10; with 0 these are dropped.
         reference: Vision tokens of the image that the counts are for, newlines among them; scaled for other images.
-        retention, tokens: Instead of the counts; see `Entering`.
+        retention, tokens: Instead of the counts; see `Once`.
         positions: See `Positions`; the released code numbers anew. Where ids are kept no CLS becomes a token.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
     """
 
     name = "visionzip"
+    halves_up = True
     schedule = ("dominant", "contextual")
 
     dominant: Annotated[int, Ge(1)] | None = None
@@ -45,8 +46,8 @@ class VisionZip(Entering):
     positions: Positions = "reindex"
     merge: Literal["sum", "average"] = "sum"
 
-    def stage(self, shape: Shape) -> Stage:
-        return merging_stage(shape, self.positions, self._left, pick=self._pick)
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        return (merging_stage(shape, self.positions, self._left, pick=self._pick),)
 
     def _left(self, arriving: Arriving) -> int:
         return sum(self._counts(arriving))
@@ -73,23 +74,5 @@ class VisionZip(Entering):
         cut = dominant_and_contextual_by_crop(view.grids, view.attention, view.keys, patches, contextual)
         return merged(view.features, cut, self.merge, view.cls if with_cls else None)
 
-
-VisionZip.presets = tuple(
-    VisionZip.preset(
-        f"{model}/{dominant + contextual}",
-        f"{source}; rows that enter the decoder",
-        dominant=dominant,
-        contextual=contextual,
-        reference=reference,
-    )
-    for model, reference, dominant, contextual, source in (
-        ("llava-1.5-7b", REFERENCE, 54, 10, "README of the released code"),
-        ("llava-1.5-7b", REFERENCE, 108, 20, "the ratio of the 64 setting"),
-        ("llava-1.5-7b", REFERENCE, 162, 30, "a public toolkit's setting"),
-        ("llava-next-7b", 2928, 135, 25, "paper, 27 + 5 a crop"),
-        ("llava-next-7b", 2928, 270, 50, "paper, 54 + 10 a crop"),
-        ("llava-next-7b", 2928, 540, 100, "paper, 108 + 20 a crop"),
-    )
-)
 
 METHOD = VisionZip

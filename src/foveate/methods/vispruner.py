@@ -11,11 +11,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Share, Stage, TowerAttention
+from foveate.contract import ImageStage, ImageView, Once, Part, Positions, Shape, Share, Stage
 from foveate.core.picks import cosine_flops, cosines, pick_by_crop, thin
+from foveate.core.signals import Features, TowerAttention
 
 
-class VisPruner(Counted):
+class VisPruner(Once):
     """Important tokens by the CLS's attention, and diverse ones among the others, before the projector.
 
     Of T tokens, important = ⌊T · ratio⌋ are those with the most attention. The others, by falling attention, are a list
@@ -35,25 +36,23 @@ class VisPruner(Counted):
     Attributes:
         important_ratio: The share of T for important tokens. 1 is FasterVLM.
         per_round: Most tokens that leave the list in a round.
-        keep, tokens, retention, positions: See `Counted`.
+        keep, tokens, retention, positions: See `Once`.
     """
 
     name = "vispruner"
 
+    keep: Part | None = None
+    positions: Positions = "reindex"
     important_ratio: Share = 0.5
     per_round: Annotated[int, Ge(1)] = 8
 
-    def stage(self, shape: Shape) -> Stage:
-        return ImageStage(
-            reads=(TowerAttention(by=shape.payer), Features()),
-            count=self.rows,
-            pick=self._pick,
-            positions=self.positions,
-            flops=cosine_flops if self.important_ratio < 1 else None,
-        )
+    def steps(self, shape: Shape) -> tuple[Stage, ...]:
+        reads = (TowerAttention(by=shape.payer), Features())
+        flops = cosine_flops if self.important_ratio < 1 else None
+        return (ImageStage(reads=reads, count=self.rows, pick=self._pick, positions=self.positions, flops=flops),)
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
-        def pick(tokens: Tensor, count: int) -> Tensor:
+        def of_crop(tokens: Tensor, count: int) -> Tensor:
             important = int(count * self.important_ratio)
             order = view.attention[tokens].sort(descending=True, stable=True).indices
             if important == count:
@@ -62,20 +61,7 @@ class VisPruner(Counted):
             diverse = thin(order[important:], likeness, count - important, self.per_round)
             return torch.cat((order[:important], diverse))
 
-        return pick_by_crop(view.grids, view.features, count, pick)
+        return pick_by_crop(view.grids, view.features, count, of_crop)
 
-
-VisPruner.presets = (
-    *(VisPruner.counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32)),
-    VisPruner.counted("llava-1.5-7b/64-mme", "released code, its ratio for MME", important_ratio=0.75),
-    *(
-        VisPruner.counted(f"llava-1.5-7b/{tokens}-fastervlm", "FasterVLM", important_ratio=1.0)
-        for tokens in (192, 128, 64)
-    ),
-    *(
-        VisPruner.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
-        for tokens in (640, 320, 160)
-    ),
-)
 
 METHOD = VisPruner

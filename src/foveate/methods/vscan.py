@@ -18,36 +18,23 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    Arriving,
-    Attention,
-    Entering,
-    ImageStage,
-    ImageView,
-    LayerStage,
-    Positions,
-    Shape,
-    Share,
-    Signal,
-    Stage,
-    TowerAttention,
-    attended,
-    half_up,
-)
+from foveate.contract import Arriving, ImageStage, ImageView, LayerStage, Once, Shape, Stage, attended, half_up
+from foveate.contract.settings import Positions, Share
 from foveate.core.cut import Cut
 from foveate.core.grid import windows_of
 from foveate.core.merge import average, joined_to_nearest
 from foveate.core.rank import top, top_in_groups
+from foveate.core.signals import Attention, Signal, TowerAttention
 
 LOCAL, DEPTH = 5, 24  # the block of the local scan, of so many
 KEPT, NEWLINE = 2.0, 1.0  # notes: what a scan picked, and what families note of newlines; 0 is merged
 
 
-class VScan(Entering):
+class VScan(Once):
     """Local and global tokens with the others merged in, and a second cut by the prompt's last token.
 
     Attributes:
-        retention, tokens: The mean that a decoder layer processes; see `Entering`. By default a third, 192 of 576.
+        retention, tokens: The mean that a decoder layer processes; see `Once`. By default a third, 192 of 576.
         entry: Rows that enter the decoder, as a multiple of the mean.
         keep: Instead of a budget: the share of the tokens that enters, and of these the share that is left; truncated.
         layer: The decoder layer before which the second cut is; None: half the depth.
@@ -56,7 +43,6 @@ class VScan(Entering):
     """
 
     name = "vscan"
-    schedule = ("keep",)
     usual = 1 / 3
 
     keep: tuple[Share, Share] | None = None
@@ -81,11 +67,12 @@ class VScan(Entering):
 
     def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:
         """Rows of an image that enter the decoder (0), and that are left behind the second cut (1)."""
-        full, mean = arriving.entered, self.wanted.mean(arriving.entered)
+        full = arriving.entered
         if self.keep is not None:
             entering = int(full * self.keep[0])
             left = int(entering * self.keep[1])
         else:
+            mean = self.mean(arriving)
             # At least one row must be left in each layer behind the cut.
             most = (depth * mean - (depth - layer)) / layer
             entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))
@@ -107,12 +94,5 @@ def merged(view: ImageView, count: int) -> Cut:
     cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)
     return cut.with_rows(average(view.features, cut))
 
-
-VScan.presets = (
-    VScan.preset("llava-1.5-7b/64", "README of the released code, 96 rows then 32", tokens=64),
-    VScan.preset("llava-1.5-7b/128", "the same rule, 192 then 64", tokens=128),
-    VScan.preset("llava-1.5-7b/192", "the same rule, 288 then 96", tokens=192),
-    VScan.preset("qwen2.5-vl-7b/11.1%", "released code, mean over the decoder's layers", keep=(0.167, 0.333), window=4),
-)
 
 METHOD = VScan

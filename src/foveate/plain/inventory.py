@@ -4,6 +4,7 @@ A method's name is its file's, and a family's stands in its class. Packages that
 """
 
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,18 @@ def families() -> list[str]:
 def proved() -> list[str]:
     """Every `model_type` that is told from its structure, and proved."""
     return PROVED.findall((HERE / "families/proved.py").read_text(encoding="utf-8"))
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The lines of `methods/presets.toml` by `method/model/budget`, each with the depth and tokens of its model."""
+    tables = tomllib.loads((HERE / "methods/presets.toml").read_text(encoding="utf-8"))
+    models = tables.pop("models")
+    rows = {}
+    for method, lines in tables.items():
+        for name, line in lines.items():
+            rows[f"{method}/{name}"] = {"settings": {}} | models[name.partition("/")[0]] | line
+    return rows
 
 
 def summary(documented: object) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from foveate.contract.cuts import Cuts
 from foveate.contract.follow import cut_layers
 from foveate.contract.method import Chain, Method
-from foveate.contract.scheduled import Layered
 from foveate.contract.stages import Shape
 
 FIRST_CUTS = 3
@@ -50,7 +50,7 @@ def _first_cuts(method: Method, depth: int, free: Collection[str]) -> list[Mappi
     """The setting of where it cuts first, as it is, then with each early layer; as it is alone where that is given."""
     if hasattr(method, "at_scale"):  # each would have to be run to know what it costs
         return [{}]
-    if not isinstance(method, Layered):
+    if not isinstance(method, Cuts) or method.layers_setting == "layer":
         cuts = "layer" in free and cut_layers(method.stages(Shape(depth)))
         return [{}, *({"layer": layer} for layer in range(1, 1 + FIRST_CUTS) if cuts)]
     if method.layers_setting not in free:

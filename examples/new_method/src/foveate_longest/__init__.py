@@ -2,38 +2,29 @@
 
 from torch import Tensor
 
-from foveate.contract import Arriving, Counted, Hidden, LayerStage, LayerView, Shape, Stage
+from foveate.contract import Arriving, Hidden, LayerView, Once, Part, Positions
 
 __all__ = ["Longest"]
 
 
-class Longest(Counted):
+class Longest(Once):
     """The tokens of which the rows that enter the decoder have the largest L2 norm; each image by itself.
 
     Attributes:
-        keep, tokens, retention, positions: See `Counted`. The default keeps a third.
+        keep, tokens, retention, positions: See `Once`. The default keeps a third.
     """
 
     name = "longest"
     usual = 1 / 3
+    reads = (Hidden(),)
 
-    def stage(self, shape: Shape) -> Stage:
-        return LayerStage(
-            0,
-            reads=(Hidden(),),
-            count=self.rows,
-            score=lengths,
-            unit="image",
-            positions=self.positions,
-            flops=arithmetic,
-        )
+    keep: Part | None = None
+    positions: Positions = "reindex"
 
+    def score(self, view: LayerView, layer: int) -> Tensor:
+        """A number for each token, (tokens,) float32; those with the highest are kept, of equals the first."""
+        return view.hidden.float().norm(dim=-1)
 
-def lengths(view: LayerView) -> Tensor:
-    """A number for each token, (tokens,) float32; those with the highest are kept, of equals the first."""
-    return view.hidden.float().norm(dim=-1)
-
-
-def arithmetic(arriving: Arriving, width: int) -> int:
-    """FLOPs: a square and a sum for each number of each token."""
-    return 2 * width * arriving.tokens
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """A square and a sum for each number of each token."""
+        return 2 * width * arriving.tokens

@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Arriving, LayerView, Shape, follow
-from foveate.contract.scheduled import at_depth
+from foveate.contract.cuts import at_depth
 
 
 class Config:
@@ -31,7 +31,7 @@ def test_the_usual_layers():
 
 def test_the_solved_schedule_of_the_spec():
     method = fv.V2Drop.for_budget(Config(28), retention=0.25, layers=(3, 17, 22))
-    assert method.counts(28, Arriving.all_of(6272)) == (pytest.approx(0.258, abs=5e-4), 0.3, 0.0)
+    assert method.solution(28, Arriving.all_of(6272)) == (pytest.approx(0.258, abs=5e-4), 0.3, 0.0)
 
 
 def test_the_floor_is_named_and_an_earlier_first_cut_is_the_users_choice():

@@ -1,0 +1,72 @@
+"""`Once`: what methods share that reduce every image once, before the decoder."""
+
+from typing import Any, ClassVar
+
+from foveate.contract.budget import Budget, half_up
+from foveate.contract.cuts import Cuts
+from foveate.contract.settings import Positions
+from foveate.contract.stages import ImageStage, Number, Shape
+from foveate.core.signals import Cls, Signal, TowerAttention, TowerKeys
+from foveate.core.views import Arriving
+
+
+class Once(Cuts):
+    """One cut before the decoder: every layer processes the same rows, so a budget is their number.
+
+    A subclass writes `score`, or `pick`, which see the rows that enter the decoder; one that works on the way there
+    writes `steps`. Of settings named `keep`, `positions` and `scope` nothing more need be said.
+
+    Attributes:
+        keep: Share of an image's vision tokens that enter the decoder, in (0, 1], rounded to a number of tokens.
+        tokens: Instead of `keep`: how many tokens of an image enter.
+        retention: Another name for `keep`: the name that budgets have.
+        positions: See `Positions`; the released codes number anew.
+    """
+
+    usual: ClassVar[float] = 1 / 9
+    """The share that enters where nothing is said: 64 of LLaVA-1.5's 576 tokens."""
+    whole_at: ClassVar[tuple[str, float]] = ("keep", 1)
+    """A setting at which every token of every image stays, and its value there."""
+    halves_up: ClassVar[bool] = False
+    """Whether 2.5 rows are 3; else they are 2, the even number."""
+    usual_layers = ()
+    usual_keep = None
+    layers_setting = "layer"
+    unit = "image"
+    is_geometric = True
+
+    @property
+    def keeps_all(self) -> bool:
+        setting, value = self.whole_at
+        return self.retention == 1 or getattr(self, setting, None) == value
+
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        return (0,)
+
+    def count(self, depth: int, index: int, arriving: Arriving) -> int:
+        return self.rows(arriving)
+
+    def mean(self, arriving: Arriving) -> float:
+        """The rows of an image that are asked for, not rounded."""
+        keep = getattr(self, "keep", None)
+        budget = self.budget or Budget(retention=self.usual if keep is None else keep)
+        return budget.mean(arriving.entered)
+
+    def rows(self, arriving: Arriving) -> int:
+        """Rows of an image, at least one; a newline that the family adds by itself is one of them."""
+        mean = self.mean(arriving)
+        rows = half_up(mean) if self.halves_up else round(mean)
+        return min(arriving.tokens, max(1, rows - arriving.reserved))
+
+
+def merging_stage(shape: Shape, positions: Positions, count: Number, cls: bool = True, **way: Any) -> ImageStage:
+    """A stage on the way out of the vision tower that ranks by attention and merges by keys.
+
+    The tower's CLS becomes a row (`cls`) where rows are numbered anew, as it has no position of its own. In a tower
+    without one a token's score is the attention that it receives.
+    """
+    feeds_cls = cls and shape.numbers_anew(positions)
+    reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
+    if feeds_cls:
+        reads = (*reads, Cls())
+    return ImageStage(reads=reads, count=count, positions=positions, ownerless=feeds_cls, **way)
