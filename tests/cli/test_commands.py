@@ -17,7 +17,7 @@ from foveate.cli.setup import load
 from foveate.families.llava import Llava
 from foveate.families.proved import PROVED
 from foveate.naming import parse
-from foveate.plain.options import ModelOptions
+from foveate.plain.flags import ModelOptions
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import QUESTION
 from tests.tune.presets import preset_of

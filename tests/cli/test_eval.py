@@ -8,7 +8,7 @@ from PIL import Image
 from foveate.cli import setup
 from foveate.embedded import picture
 from foveate.eval.records import reservation
-from foveate.plain.options import GraphOptions, ModelOptions
+from foveate.plain.flags import GraphOptions, ModelOptions
 from foveate.runs import store
 
 SMALL = ("--tasks", "colour,read text", "--workers", 1, "--max-new-tokens", 12, "--questions")

@@ -11,7 +11,7 @@ import foveate as fv
 from foveate.ask.counting import prepare_blank
 from foveate.ask.loading import load
 from foveate.cli.compare import METHODS
-from foveate.plain.options import EMBEDDED
+from foveate.plain.flags import EMBEDDED
 from foveate.video import decoding, read
 from foveate.video.wanted import FramesWanted
 from tests import oracle

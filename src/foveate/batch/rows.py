@@ -22,7 +22,7 @@ from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
 from foveate.plain.files import scheme_of
-from foveate.plain.options import GraphOptions, MediaOptions
+from foveate.plain.flags import GraphOptions, MediaOptions
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
 from foveate.runs.labels import as_said, labels_in

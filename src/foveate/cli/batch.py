@@ -14,7 +14,7 @@ from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import BudgetOptions
 from foveate.cli.screen import OnScreen, busy, counting, labelled, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
-from foveate.plain.options import Count, Flag, GraphOptions, MaybeCount, MediaOptions
+from foveate.plain.flags import Count, Flag, GraphOptions, MaybeCount, MediaOptions
 from foveate.runs.listener import Advance
 from foveate.runs.samples import SampleColumns, samples_in
 

@@ -12,7 +12,7 @@ from foveate.cli.options import MethodsOptions, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
-from foveate.plain.options import EMBEDDED, Count, Flag, MaybeCount, ModelOptions, whole
+from foveate.plain.flags import EMBEDDED, Count, Flag, MaybeCount, ModelOptions, whole
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
 from foveate.plain.files import check_readable
-from foveate.plain.options import EMBEDDED, ModelOptions
+from foveate.plain.flags import EMBEDDED, ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain import inventory
 from foveate.plain.files import check_readable, is_video
+from foveate.plain.flags import EMBEDDED, MediaOptions
 from foveate.plain.folders import folder_of
-from foveate.plain.options import EMBEDDED, MediaOptions
 from foveate.plain.spelling import unknown, written
 from foveate.plain.upstream import shown
 

@@ -10,7 +10,7 @@ from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import FigureOptions, Files, FlopsOptions, Pairs, TableOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy
-from foveate.plain.options import MediaOptions, ModelOptions
+from foveate.plain.flags import MediaOptions, ModelOptions
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer

@@ -14,7 +14,7 @@ from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.errors import FoveateError
-from foveate.plain.options import EMBEDDED, MediaOptions
+from foveate.plain.flags import EMBEDDED, MediaOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from rich.text import Text
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.screen import busy, note, show, show_json
 from foveate.cli.usage import UsageError
-from foveate.plain.options import Flag, ModelOptions, whole
+from foveate.plain.flags import Flag, ModelOptions, whole
 from foveate.plain.spelling import is_second_look
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from foveate.cli.options import MethodsOptions, Shares, TableOptions, check_each
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
-from foveate.plain.options import Count, Flag, GraphOptions, whole
+from foveate.plain.flags import Count, Flag, GraphOptions, whole
 from foveate.runs.samples import samples_in
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy, labelled, note, preview
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
-from foveate.plain.options import Flag, MediaOptions, ModelOptions
+from foveate.plain.flags import Flag, MediaOptions, ModelOptions
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer

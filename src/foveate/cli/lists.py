@@ -12,7 +12,7 @@ from rich.text import Text
 
 from foveate.cli.screen import busy, show, show_json
 from foveate.plain import inventory
-from foveate.plain.options import EMBEDDED, Flag
+from foveate.plain.flags import EMBEDDED, Flag
 from foveate.plain.spelling import Written, read_json, settings_in, unknown
 
 STAGES = {

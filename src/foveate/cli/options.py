@@ -10,7 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.files import local_path
-from foveate.plain.options import Flag, limited, whole
+from foveate.plain.flags import Flag, limited, whole
 
 Pairs = Annotated[int, whole(2)]
 """Rounds of timing: an interval needs two."""

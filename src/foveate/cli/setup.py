@@ -20,7 +20,7 @@ from foveate.contract.method import Method
 from foveate.cost.fitting import costs_of, within_flops
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
-from foveate.plain.options import ModelOptions
+from foveate.plain.flags import ModelOptions
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
 

@@ -25,7 +25,7 @@ from foveate.cli.outputs import JSON, check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import state_of
-from foveate.plain.options import Count, ModelOptions
+from foveate.plain.flags import Count, ModelOptions
 from foveate.plain.writing import preset_files
 from foveate.runs.labels import plain
 from foveate.runs.samples import Bad, samples_in

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from foveate._transformers import with_cache
 from foveate.core.patching import Patcher
 from foveate.cost._decoder import CHUNK, Decoder
-from foveate.cost._tower import Tower
+from foveate.cost._tower import TowerFlops
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.feeding import blocks_of
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
     """The decoder of a model, and its vision tower; None: that is not counted."""
 
     decoder: Decoder
-    tower: Tower | None
+    tower: TowerFlops | None
 
 
 _KNOWN: dict[tuple[type[Any], str], Measured] = {}
@@ -272,7 +272,7 @@ class _Encoded(NamedTuple):
     projector: int
 
 
-def _tower(family: Family, config: Any) -> Tower | None:
+def _tower(family: Family, config: Any) -> TowerFlops | None:
     """The tower, from its FLOPs on a picture and on two; None where it does not run on such without weights."""
     if not family.defines("pictures_of"):
         return None
@@ -308,7 +308,7 @@ def _tower(family: Family, config: Any) -> Tower | None:
     if full is not None:
         windowed = frozenset(range(len(run.blocks))) - {*full}
         window = vision.window_size // vision.spatial_merge_size // vision.patch_size
-    return Tower(
+    return TowerFlops(
         width=of_batch[-1],
         grid=grid,
         unit=unit,

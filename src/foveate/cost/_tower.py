@@ -20,7 +20,7 @@ from foveate.families.tower import feature_layers
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
+class TowerFlops:
     """What `foveate.cost._measured` fits to the FLOPs of a vision tower and its projector.
 
     Attributes:
@@ -138,7 +138,7 @@ class Pictures:
             them.
     """
 
-    tower: Tower
+    tower: TowerFlops
     family: type[Family]
     config: Any
     prompt: PromptLengths

@@ -13,9 +13,9 @@ def make_callable(room: str, function: str) -> None:
     """Let the package `room` answer a call with the function at `function` ("package.module:name")."""
     home, _, name = function.partition(":")
 
-    class Room(ModuleType):
+    class CalledPackage(ModuleType):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             __import__(home)
             return getattr(sys.modules[home], name)(*args, **kwargs)
 
-    sys.modules[room].__class__ = Room
+    sys.modules[room].__class__ = CalledPackage
