@@ -13,7 +13,7 @@ from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
 from foveate.cli.commands import parsed
 from foveate.cli.options import BudgetOptions
-from foveate.cli.setup import named, tell_budgets
+from foveate.cli.setup import drops_named, named, tell_budgets
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, follow
 from foveate.contract.budget import Budget
@@ -123,7 +123,7 @@ def on_the_command_line(name, retention=None):
 def in_batch(name, retention=None):
     words = [] if retention is None else ["--retention", str(retention)]
     command = parsed(["batch", "in.jsonl", "out", "--method", name, *words])
-    return method_of(command._asking(None).method)
+    return method_of(drops_named(command.method, command.budgets))
 
 
 def in_eval(name, retention=None):

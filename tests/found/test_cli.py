@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import foveate as fv
 from foveate.cli.generate import Generate
-from foveate.cli.tune import METHOD
+from foveate.tuning.agreeing import METHOD
 from foveate.contract import Cuts, Layers
 from foveate.plain.stats import Estimate
 from foveate.runs.listener import Listener

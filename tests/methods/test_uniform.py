@@ -18,4 +18,4 @@ def test_spreads_evenly_over_the_survivors():
     assert kept(12, 4 / 12) == [1, 4, 7, 10]
     assert kept(5, 0.2) == [2]
     assert kept(5, 1.0) is None  # all stay
-    assert Uniform().select(LayerView(count=5), 5).tolist() == [0, 1, 2, 3, 4]
+    assert Uniform().pick(LayerView(count=5), 5).tolist() == [0, 1, 2, 3, 4]

@@ -104,12 +104,12 @@ def reduced_apart(
     boxes: Sequence[Tensor | None],
     grids: Sequence[tuple[Grid, ...]] | None = None,
     stats: Stats | None = None,
-    made: Callable[[int], Tensor] | None = None,
+    more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Entered]:
     """What enters of images behind the projector, newlines never ranked; arguments as those of `reduce_apart`."""
     cuts: Sequence[Any] = [None] * len(images)
     if stages.encodes is not None:
-        cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, grids, made)
+        cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, grids, more)
     rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
     return before_decoder(stages, [len(image) for image in images], cuts, rows)
 

@@ -65,11 +65,11 @@ def _places(
 ) -> tuple[list[Tensor | None], list[tuple[Grid, ...]]]:
     """Where the tokens of images of these sizes look, where the family can tell, and the grids that they stand in."""
     boxes: list[Tensor | None] = [None] * len(sizes)
-    grids = family.token_grids(config, sizes)
+    grids = family.token_grids(config, "image", inputs, sizes)
     if grids is None and inputs.get("image_sizes") is not None:
         boxes = family.boxes(config, "image", inputs, sizes)
         grids = [() if box is None else grids_of(box) for box in boxes]
-    return boxes, grids or [()] * len(sizes)
+    return boxes, [()] * len(sizes) if grids is None else list(grids)
 
 
 class GenericInfo(DroppingInfo):

@@ -42,7 +42,7 @@ class LlavaProcessor(DroppingProcessor, LlavaMultiModalProcessor):
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         size = self.info.get_max_image_tokens()  # pictures are cropped to one square
-        grids = Llava.token_grids(self.info.get_hf_config(), (size,))
+        grids = Llava.token_grids(self.info.get_hf_config(), "image", {}, (size,))
         assert grids is not None
         return [(size, grids[0])] * len(outputs["pixel_values"])
 

@@ -140,7 +140,9 @@ class _Packed:
         def stats(signal: TowerSignal) -> list[Tensor]:
             return [self._read(index, signal) for index in indices]
 
-        entered = reduced_apart(stages, images, boxes, None, stats, lambda at: self._made(indices[at]))
+        entered = reduced_apart(
+            stages, images, boxes, None, stats, lambda at: {"made": lambda: self._made(indices[at])}
+        )
         return [image.rows for image in entered]
 
     def _boxes(self, index: int) -> Tensor | None:

@@ -23,7 +23,7 @@ from foveate.core.patching import Patcher
 from foveate.engine.hosts import Entered
 from foveate.families.base import Family
 from foveate.families.glm import Glm4v, Glm4vMoe
-from foveate.families.qwen_vl import PIXELS, Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
+from foveate.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
@@ -119,7 +119,8 @@ class DroppingQwen(BetweenLayers):
 
     def _features(self, medium: str, inputs: Mapping[str, Any]) -> list[Tensor]:
         """Tokens of each image, from as few runs of the tower as fit: (tokens, width, and Qwen3-VL's additions)."""
-        name, grids = PIXELS[medium], inputs[f"{medium}_grid_thw"]
+        name = "pixel_values_videos" if medium == "video" else "pixel_values"
+        grids = inputs[f"{medium}_grid_thw"]
         patches = grids.prod(-1).tolist()
         pixels = inputs[name].split(patches)
         features: list[Tensor] = []

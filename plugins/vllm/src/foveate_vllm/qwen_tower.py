@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,8 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.views import TowerView
-from foveate.families.qwen_vl import blocks_seeing_all, means_of_tokens, picture_view
 from foveate.families.tap import Tapped
-from foveate.families.tower import block_of, of_image, tower_attention, tower_keys
+from foveate.families.tower import block_of, shown
 
 __all__ = ["TowerSignals"]
 
@@ -34,7 +33,9 @@ class TowerSignals:
     def __init__(self, visual: Any, reads: Sequence[TowerSignal]) -> None:
         self._visual = visual
         depth = len(visual.blocks)
-        seeing = blocks_seeing_all(visual) if reads and hasattr(visual, "fullatt_block_indexes") else None
+        seeing = None
+        if hasattr(visual, "fullatt_block_indexes"):
+            seeing = [index for index in range(depth) if index in visual.fullatt_block_indexes]
         self._readers = {}
         for signal in reads:
             block = visual.blocks[block_of(signal, depth - 1, depth, seeing)]
@@ -62,11 +63,15 @@ class TowerSignals:
         def stats(signal: TowerSignal) -> list[Tensor]:
             frames = iter(self._readers[signal].values(lengths))
             values = [torch.cat([*itertools.islice(frames, count)]) for count in times]
-            return [means_of_tokens(image, side**2, order) for image, order in zip(values, orders, strict=True)]
+            # A token's patches stand one behind the other.
+            tokens = [image.view(len(image) // side**2, side**2, -1).mean(dim=1) for image in values]
+            return [image[order] for image, order in zip(tokens, orders, strict=True)]
 
         views = []
-        for index, (image, grid) in enumerate(zip(features, grids, strict=True)):
-            views.append(picture_view(side, image, grid, partial(of_image, stats, index)))
+        for index, (image, (frames, height, width)) in enumerate(zip(features, grids, strict=True)):
+            cells = (height // side, width // side)
+            read = partial(_of_image, stats, index)
+            views.append(TowerView(image, cells if frames == 1 else None, None, read, grids=(cells,) * frames))
         return views
 
     def _order(self, grid: Sequence[int]) -> Any:
@@ -75,6 +80,11 @@ class TowerSignals:
             return slice(None)
         index, _ = self._visual.get_window_index_thw(*grid)
         return index.argsort()
+
+
+def _of_image(stats: Callable[[TowerSignal], list[Tensor]], index: int, signal: TowerSignal) -> Tensor:
+    """What a signal is of one image's tokens, (tokens, numbers)."""
+    return stats(signal)[index]
 
 
 class _Reader:
@@ -113,7 +123,6 @@ class _Reader:
         """The signal of each image, from the patches of each: (patches, numbers) float32."""
         whole = [torch.cat(parts).transpose(0, 1) for parts in zip(*self._parts, strict=True)]
         images = zip(*(torch.split(heads, list(lengths), dim=1) for heads in whole), strict=True)
-        if not isinstance(self._signal, TowerAttention):
-            return [tower_keys(self._signal, keys) for (keys,) in images]
         scale = self._attention.attn.scale
-        return [tower_attention(self._signal, Tapped(queries, keys, scale))[:, None] for queries, keys in images]
+        # Of keys in front of RoPE there are no queries.
+        return [shown(self._signal, Tapped(heads[0], heads[-1], scale)) for heads in images]
