@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import foveate as fv
 from foveate.cli.generate import Generate
-from foveate.tuning.agreeing import METHOD
+from foveate.cli.tune import SCHEDULED
 from foveate.contract import Cuts, Layers
 from foveate.plain.stats import Estimate
 from foveate.runs.listener import Listener
@@ -47,7 +47,7 @@ def test_a_method_of_two_cuts_takes_a_budget(vlm):
 
 
 def test_tune_begins_with_the_method_of_the_other_commands():
-    assert Generate().method == METHOD
+    assert Generate().method == SCHEDULED
 
 
 def test_a_slip_in_a_task_is_one(run):
