@@ -275,7 +275,7 @@ def test_an_accuracy_that_the_commonest_label_would_reach_says_nothing():
         assert [note.startswith("Accuracy says nothing here: ") for note in nothing(quality)][:1] == [True][: int(said)]
     quality = Quality(figures_of(labelled(full, 0.55), ran))
     first = nothing(quality)[0]
-    assert "the full model's 60.0 % (95 % interval: 50.0 to 69.2 %)" in first
+    assert "the full model's 60.0 % (95 % interval: 51.0 to 69.0 %)" in first
     assert "55.0 % that the commonest label, 'yes', scores alone" in first
     assert "Look at Agrees" in first
     assert quality.table().noted(quality.findings()).notes[0] == first

@@ -25,7 +25,7 @@ from foveate.errors import InputError, SettingError
 from foveate.naming import members_of, method_of, name_of
 from foveate.plain import filed
 from foveate.plain.spelling import SECOND_LOOK, is_second_look, read_json, unquoted
-from foveate.plain.stats import Z, wilson
+from foveate.plain.stats import wilson
 from foveate.plain.table import Column, Table, number
 from foveate.plain.upstream import brief
 from foveate.registry import PlainMethod
@@ -121,7 +121,7 @@ class Promise:
 
         It does not where the 95 % intervals of the two shares have no point in common. That they have is no proof.
         """
-        ours, theirs = wilson(self.again, self.samples, Z), wilson(again, questions, Z)
+        ours, theirs = wilson(self.again, self.samples), wilson(again, questions)
         if ours.low <= theirs.high and theirs.low <= ours.high:
             return None
         return (

@@ -43,7 +43,7 @@ NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops", "again")
 def figures_of(
     full: Log, ran: Iterable[tuple[Contender, Sequence[Log]]], aggregate: Aggregate | None = None
 ) -> list[dict[str, object]]:
-    """Every figure with its interval, all over the same pictures and seeds: a row for each setting and each task.
+    """Every figure with its interval, all over the same pictures: a row for each setting and each task.
 
     The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known:
 
@@ -130,7 +130,7 @@ class _Pairing:
         drawn = None not in seeds
         self._log, self._aggregate = log, aggregate
         self._seeds = [np.array(seeds) == seed for seed in dict.fromkeys(seeds)] if drawn else []
-        self._resampled = Resampled([row["picture"] for row in log], seeds if drawn else None)
+        self._resampled = Resampled([row["picture"] for row in log])
         tasks = np.array([row["task"] for row in log])
         self._tasks = {str(task): tasks == task for task in dict.fromkeys(tasks)}  # each (questions,)
         self.full = self.measured(Contender(FULL_MODEL, None, ()), [log])
@@ -221,17 +221,12 @@ class _Pairing:
     def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, object]:
         """A setting beside the full model and its rivals."""
         numbers, contender = setting.numbers, setting.contender
-        full_accuracy = float(self.full.figures[0])
-        of_full = None
-        if full_accuracy != 0:
-            times = float(setting.figures[0]) / full_accuracy
-            of_full = share(setting.figures, self.full.figures, self._widening(setting, self.full, times))
         hard, hard_questions = self._hard(setting, rivals["resize"])
         row = self.row(setting)
         caution = contender.draws[0].caution(row["retention"])
         return {
             **row,
-            **spread_out("share", of_full),
+            **spread_out("share", share(setting.figures, self.full.figures)),
             **spread_out("difference", self._difference(setting, self.full)),
             **spread_out("agreement", self._resampled.proportion(numbers["agrees"])),
             **spread_out("kl", None if np.isnan(numbers["kl"]).any() else self._resampled.mean(numbers["kl"])),
@@ -247,13 +242,7 @@ class _Pairing:
     def _difference(self, setting: _Setting, other: _Setting | None) -> Estimate | None:
         if other is None:
             return None
-        return estimate(setting.figures - other.figures, self._widening(setting, other))
-
-    def _widening(self, setting: _Setting, other: _Setting, times: float = 1.0) -> float:
-        """What seeds add to the interval of one mean minus another, taken `times`; 1 where figures are no means."""
-        if self._aggregate is not None:
-            return 1.0
-        return self._resampled.widening(setting.numbers["score"] - times * other.numbers["score"])
+        return estimate(setting.figures - other.figures)
 
     def _hard(self, setting: _Setting, resized: _Setting | None) -> tuple[Estimate | None, int]:
         """Accuracy on the questions that the full model gets right and Resize wrong, and how many these are.
