@@ -374,7 +374,7 @@ def test_no_zero_is_negative():
     ours = {**Quality(figures_of(FULL, RAN)).settings[0], "kl": -1e-9}
     assert "-0.0" not in str(with_rows(Quality(figures_of(FULL, RAN)), ours).table())
     nearly = Estimate(-1e-9, -0.0, 1e-9)
-    assert str(nearly.rounded()).count("-0.0") == 0
+    assert str(nearly.to_dict()).count("-0.0") == 0
     assert tuned.points(nearly) == "0.0 [0.0, 0.0]"
     assert tuned.points(nearly, "+") == "+0.0 [+0.0, +0.0]"
 

@@ -103,14 +103,12 @@ class _Setting:
         numbers: (questions,) of each column of numbers and of "agrees", mean over draws; NaN where it is not known.
         figures: (1 + resamples,) the accuracy, then that of every resample.
         draws: The accuracy of each draw.
-        right: (questions,) scores of all draws together.
     """
 
     contender: Contender
     numbers: Mapping[str, Numbers]
     figures: Numbers
     draws: Sequence[float]
-    right: Numbers
 
     @property
     def tokens(self) -> float:
@@ -140,8 +138,7 @@ class _Pairing:
         columns = [_numbers(log, self._log) for log in logs]
         figures = [self._figures(log, column["score"]) for log, column in zip(logs, columns, strict=True)]
         means = {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
-        right = np.sum([column["score"] for column in columns], axis=0)
-        return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures], right)
+        return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures])
 
     def _figures(self, log: Log, score: Numbers) -> Numbers:
         if self._aggregate is not None:
@@ -188,8 +185,9 @@ class _Pairing:
                 **spread_out("accuracy", self._resampled.proportion(score)),
             }
             if self._seeds:
+                scores = setting.numbers["score"] * len(setting.draws)
                 row["asked"] = [int((asked & of_seed).sum()) for of_seed in self._seeds]
-                row["right"] = [round(float(setting.right[asked & of_seed].sum())) for of_seed in self._seeds]
+                row["right"] = [round(float(scores[asked & of_seed].sum())) for of_seed in self._seeds]
             rows.append(row)
         return rows
 

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from functools import cache
+from math import exp, fsum, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.errors import SettingError
+
 Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
 RESAMPLES = 2000
 FEWER = 200
 """Resamples of a figure that is no mean, so that its own function runs on each."""
+RISK = 0.1
+"""δ: how often a calibration may come to a threshold that does not keep what is promised."""
 ROUNDING = 1e-12
 """Resamples that differ by less differ by rounding errors alone."""
 
@@ -27,13 +32,9 @@ class Estimate:
     low: float
     high: float
 
-    def rounded(self) -> "Estimate":
-        """This estimate to a hundred thousandth, and no zero negative."""
-        return Estimate(*(round(number, 5) + 0.0 for number in (self.value, self.low, self.high)))
-
     def to_dict(self) -> dict[str, float]:
-        """Plain values, rounded."""
-        return asdict(self.rounded())
+        """Plain values to a hundred thousandth, and no zero negative."""
+        return {name: round(value, 5) + 0.0 for name, value in asdict(self).items()}
 
 
 def estimate(figures: Numbers) -> Estimate:
@@ -84,6 +85,33 @@ def wilson(hits: float, count: float) -> Estimate:
     half = sqrt(per_trial * (hits * (1 - hits) + per_trial / 4))
     low, high = (middle - half) / (1 + per_trial), (middle + half) / (1 + per_trial)
     return Estimate(hits, max(0.0, min(low, hits)), min(1.0, max(high, hits)))
+
+
+@cache
+def bound(wrong: int, samples: int, risk: float) -> float:
+    """U(k, n): the share that k of n do not exceed with probability 1 − δ, after Clopper and Pearson (1934).
+
+    The p at which k or fewer of n have probability δ, which is the 1 − δ quantile of Beta(k + 1, n − k); 1 if k = n. Of
+    the two numbers beside it, the larger.
+    """
+    if not 0 <= wrong <= samples or not 0 < risk < 1:
+        raise SettingError(f"wrong is 0 to samples, and risk between 0 and 1; got {wrong} of {samples} and {risk}.")
+    if wrong == samples:
+        return 1.0
+    ways = [lgamma(samples + 1) - lgamma(i + 1) - lgamma(samples - i + 1) for i in range(wrong + 1)]
+    low, high = wrong / samples, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        if _at_most(ways, samples, middle) > risk:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(ways: Sequence[float], samples: int, share: float) -> float:
+    """The probability of fewer than len(ways) of n at this share, which log C(n, i) goes with for each i."""
+    hit, miss = log(share), log1p(-share)
+    return fsum(exp(way + i * hit + (samples - i) * miss) for i, way in enumerate(ways))
 
 
 class Resampled:
@@ -145,7 +173,7 @@ class Resampled:
         if interval.high - interval.low > ROUNDING:
             return interval
         _, counts = self._by_picture(values)
-        return wilson(interval.value, max(1, np.count_nonzero(counts)))
+        return wilson(interval.value, max(1, int(np.count_nonzero(counts))))
 
     def _by_picture(self, values: Numbers) -> tuple[Numbers, Numbers]:
         """Sum and number of the values of each picture that count."""

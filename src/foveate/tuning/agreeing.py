@@ -19,9 +19,8 @@ from foveate.errors import BudgetError, SettingError
 from foveate.methods.vidcom2 import VidCom2
 from foveate.plain.spelling import read_json, written
 from foveate.runs.listener import Advance, Listener
-from foveate.runs.versions import versions
 from foveate.tuning.parts import by_picture, digest, digest_of, notes_on, picture_of, prompt_of
-from foveate.tuning.promise import RISK, bound, fewest, one_each, threshold
+from foveate.tuning.promise import fewest, one_each, threshold
 
 MAX_NEW_TOKENS = 64
 """The longest answer of the full model."""
@@ -196,16 +195,11 @@ def agree(
         again, differ = best.shares(of_task)
         tasks.append(TaskLook(task=task, questions=len(of_task), again=again, differ=differ))
     again, differ = best.shares(counted)
-    wrong = round(differ * len(counted))
     promise = Promise(
         agreement=agreement,
-        certainty=1 - RISK,
         samples=len(counted),
-        wrong=wrong,
-        bound=bound(wrong, len(counted), RISK / len(settings)),
-        approximate=len(places) > len(about),
+        wrong=round(differ * len(counted)),
         tried=len(settings),
-        questions=len(prompts),
         pictures=len(about),
         again=again,
         tokens=best.mean(_spent),
@@ -215,10 +209,7 @@ def agree(
         model=vlm.name,
         conditions=conditions_of(vlm, generation),
         single_turn=all(prompt.single_turn for prompt in prompts),
-        inputs=inputs,
-        seed=seed,
         notes=(*notes, *notes_on(about), *_on_length(best)),
-        versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return SecondLook(method=settings[best.place], sure=best.sure, promise=promise)
