@@ -34,9 +34,10 @@ from foveate.engine.tower_memo import TowerMemo
 from foveate.eval.asked import Asked, prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of
+from foveate.plain.stats import RISK
 from foveate.plain.table import Column, Table
 from foveate.runs.versions import commit, versions
-from foveate.tuning.promise import RISK, auroc, threshold
+from foveate.tuning.promise import auroc, threshold
 
 OUT = Path(__file__).with_name("record.json")
 LOOKS = ("vidcom2 64", "divprune 64", "vispruner 64")

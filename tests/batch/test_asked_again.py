@@ -101,17 +101,14 @@ def test_a_folder_that_was_begun_with_another_threshold_is_refused(questions, an
 
 
 def promised(look, again, conditions):
-    values = {"agreement": 0.95, "certainty": 0.9, "samples": 500, "wrong": 1, "bound": 0.01, "approximate": False}
-    values |= {"tried": 1, "questions": 500, "pictures": 500, "again": again, "tokens": 9.0, "first": 4.0, "full": 9.0}
+    values = {"agreement": 0.95, "samples": 500, "wrong": 1, "tried": 1, "pictures": 500, "again": again}
+    values |= {"tokens": 9.0, "first": 4.0, "full": 9.0}
     values |= {
         "tasks": (),
         "model": "",
         "conditions": conditions,
         "single_turn": True,
-        "inputs": "",
-        "seed": 0,
         "notes": (),
-        "versions": {},
     }
     return replace(look, promise=Promise(**values, date=""))
 

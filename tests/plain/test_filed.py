@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from foveate.errors import InputError
-from foveate.plain.filed import read, save, values_of
+from foveate.plain import filed
 
 
 @dataclass(frozen=True)
@@ -14,18 +14,27 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(filed.Record):
+    FORMAT = "parts 1"
+    KIND = "list of parts"
+    SUMMARY = "title"
+
     name: str
     parts: tuple[Part, ...]
+
+    @property
+    def title(self):
+        return f"{self.name}: {len(self.parts)} parts"
 
 
 RECORD = Record("a", (Part(0.5), Part(0.25)))
 
 
 def test_a_record_comes_back_as_it_was():
-    values = {"format": "1", **values_of(RECORD)}
+    values = RECORD.to_dict()
     assert values["parts"] == [{"share": 0.5}, {"share": 0.25}]
-    assert read(Record, values, "This file") == RECORD
+    assert (values["format"], values["title"]) == ("parts 1", "a: 2 parts")
+    assert Record.from_dict(values) == RECORD
 
 
 @pytest.mark.parametrize(
@@ -38,14 +47,19 @@ def test_a_record_comes_back_as_it_was():
     ],
 )
 def test_other_values_are_refused(values, says):
-    with pytest.raises(InputError, match=f"This file.*{says}"):
-        read(Record, values, "This file")
+    with pytest.raises(InputError, match=f"This list of parts.*{says}"):
+        Record.from_dict({"format": "parts 1", **values})
+
+
+def test_another_format_is_refused():
+    with pytest.raises(InputError, match="no list of parts"):
+        Record.from_dict(RECORD.to_dict() | {"format": "parts 2"})
 
 
 def test_a_file_is_overwritten_only_where_that_is_asked_for(tmp_path):
     path = tmp_path / "record.json"
-    save(path, values_of(RECORD))
+    RECORD.save(path)
     with pytest.raises(InputError, match="exists already"):
-        save(path, {})
-    save(path, {"b": 1}, force=True)
-    assert path.read_text() == '{\n  "b": 1\n}\n'
+        RECORD.save(path)
+    Record("b", ()).save(path, force=True)
+    assert Record.load(path) == Record("b", ())

@@ -10,8 +10,10 @@ from foveate.embedded import TASKS, picture
 from foveate.eval.asked import prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of
+from foveate.plain.stats import bound
 from foveate.tuning.agreeing import BUDGETS, settings_of
-from foveate.tuning.promise import bound, fewest
+from foveate.tuning.parts import by_picture, digest_of
+from foveate.tuning.promise import fewest
 
 NEEDED = fewest(0.9)
 
@@ -52,7 +54,7 @@ def sure(vlm, asked, prompts):
 
 def test_one_question_of_each_picture_counts_for_the_bound(sure, asked, prompts):
     promise = sure.promise
-    assert (promise.samples, promise.pictures, promise.questions) == (NEEDED, NEEDED, len(prompts))
+    assert promise.samples == promise.pictures == NEEDED
     assert not promise.approximate
     assert promise.bound == bound(promise.wrong, NEEDED, 0.1) <= 1 - 0.9
     assert sum(row.questions for row in promise.tasks) == len(prompts)
@@ -131,7 +133,7 @@ def test_where_nothing_cheap_keeps_it_the_full_model_is_to_be_taken(vlm, prompts
 
 def test_a_schedule_that_was_tuned_on_these_samples_is_refused(vlm, sure, prompts, tmp_path):
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"method": sure.method.to_dict(), "inputs": sure.promise.inputs}))
+    file.write_text(json.dumps({"method": sure.method.to_dict(), "inputs": digest_of(by_picture(prompts))}))
     with pytest.raises(fv.SettingError, match="tuned on these very samples"):
         fv.tune(vlm, prompts, agreement=0.9, method=str(file))
 

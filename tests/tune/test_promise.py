@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from foveate.errors import SettingError
-from foveate.tuning.promise import RISK, bound, fewest, one_each, threshold
+from foveate.plain.stats import RISK, bound
+from foveate.tuning.promise import fewest, one_each, threshold
 
 SCIPY = [  # wrong, samples, risk, scipy.stats.beta.ppf(1 - risk, wrong + 1, samples - wrong), of scipy 1.17.1
     (0, 1, 0.1, 0.9),

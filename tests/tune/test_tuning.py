@@ -153,14 +153,6 @@ def test_a_model_alone_is_refused(tiny, pairs):
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_before_is_read():
-    """It had pictures to search with too, and other origins."""
-    values = preset_of(parse("v2drop:layers=1,2,3;keep=0.5,0.3,0"), chosen="search").to_dict()
-    tuned = fv.Tuned.from_dict(values)
-    assert tuned.to_dict() == values
-    assert "On 4 pictures" in str(tuned.table())
-
-
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": "another"}', '{"format": "foveate tuning 4"}',
              '{"format": "foveate tuning 4", "method": {"method": "mustdrop"}, "rows": 1}'],

@@ -177,10 +177,13 @@ def weights_of(model: PreTrainedModel) -> list[object]:
     for weight in model.parameters():
         version = 0 if weight.is_inference() else weight._version
         marks.append((id(weight), weight.data_ptr(), version, weight.dtype))
-    for module in model.modules():
-        if hasattr(module, "merged_adapters"):  # a layer of PEFT's
-            marks.append(repr([getattr(module, name, None) for name in ADAPTERS]))
-    return marks
+    return marks + adapters_of(model)
+
+
+def adapters_of(model: PreTrainedModel) -> list[str]:
+    """Which adapters of PEFT's count, layer by layer."""
+    layers = (module for module in model.modules() if hasattr(module, "merged_adapters"))
+    return [repr([getattr(layer, name, None) for name in ADAPTERS]) for layer in layers]
 
 
 def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[list[int]]:

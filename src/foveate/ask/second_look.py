@@ -6,11 +6,11 @@ It is no method: a method drops, and this asks again. So it goes where questions
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -19,21 +19,21 @@ from torch import Tensor
 from foveate._transformers import PreTrainedModel
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import ADAPTERS, weights_of
+from foveate.ask.look import adapters_of
 from foveate.contract.method import BUDGET, Method
 from foveate.errors import InputError, SettingError
 from foveate.naming import members_of, method_of, name_of
-from foveate.plain import filed
-from foveate.plain.spelling import SECOND_LOOK, is_second_look, read_json, unquoted
-from foveate.plain.stats import Z, wilson
+from foveate.plain.filed import Record
+from foveate.plain.spelling import SECOND_LOOK, is_second_look, unquoted
+from foveate.plain.stats import RISK, bound, wilson
 from foveate.plain.table import Column, Table, number
 from foveate.plain.upstream import brief
 from foveate.registry import PlainMethod
 
-FORMAT = f"{SECOND_LOOK} 1"
-FILE = "This file of foveate tune --agreement"
 GIVEN = {"dtype": "dtype", "kernel": "attention", "max_new_tokens": "max_new_tokens", "stop": "stop"}
 """What somebody gives of all that a threshold belongs to, by the argument's name; a flag's has hyphens."""
+FEW = 16
+"""Numbers of each weight that tell a model from others: some more of most."""
 
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -63,14 +63,10 @@ class Promise:
 
     Attributes:
         agreement: The share of answers that are the full model's, word for word: this or more, on average.
-        certainty: The share of calibrations that keep such a promise: this or more.
         samples: The samples of the bound, one a picture unless it is approximate.
         wrong: How many of them have a trusted answer that is not the full model's.
-        bound: The share of such answers that the bound allows.
-        approximate: Whether several questions about one picture count, which are not independent.
+        pictures: How many pictures all samples are about.
         tried: Settings that were calibrated on the samples, of which this is the cheapest.
-        questions: Samples in all, those of the table by task; `pictures`: about so many pictures.
-        pictures: See there.
         again: The share of the bound's samples that is asked again.
         tokens: Vision tokens that a decoder layer processes, mean, both looks together.
         first: Those of the first look alone.
@@ -79,22 +75,15 @@ class Promise:
         model: What the model is called.
         conditions: What a threshold belongs to; see `conditions_of`.
         single_turn: Whether all samples were one question, and no conversation: then conversations are refused.
-        inputs: SHA-256 of all samples.
-        seed: With which a question of each picture was drawn.
         notes: What the user should know.
-        versions: Of foveate, torch and transformers.
         date: UTC, ISO 8601.
     """
 
     agreement: Share
-    certainty: Share
     samples: Count
     wrong: Count
-    bound: Share
-    approximate: bool
-    tried: Count
-    questions: Count
     pictures: Count
+    tried: Count
     again: Share
     tokens: Positive
     first: Positive
@@ -103,25 +92,32 @@ class Promise:
     model: str
     conditions: Mapping[str, str]
     single_turn: bool
-    inputs: str
-    seed: int
     notes: tuple[str, ...]
-    versions: Mapping[str, str]
     date: str
 
     def __post_init__(self) -> None:
-        if self.bound > 1 - self.agreement or not self.wrong <= self.samples <= self.questions:
+        if self.tried < 1 or self.bound > 1 - self.agreement:
             raise SettingError(
-                f"{self.wrong} wrong of {self.samples} samples with a bound of {self.bound:.3g} do not promise an "
-                f"agreement of {self.agreement}."
+                f"{self.wrong} wrong of {self.samples} samples for {self.tried} settings do not promise an agreement "
+                f"of {self.agreement}."
             )
+
+    @property
+    def bound(self) -> float:
+        """The share of answers that differ, at most, in nine of ten calibrations."""
+        return bound(self.wrong, self.samples, RISK / self.tried)
+
+    @property
+    def approximate(self) -> bool:
+        """Whether several questions about one picture count, which are not independent."""
+        return self.samples > self.pictures
 
     def strange(self, again: float, questions: int) -> str | None:
         """Why questions are not like the samples, by the share of them that was asked again; None where that fits.
 
         It does not where the 95 % intervals of the two shares have no point in common. That they have is no proof.
         """
-        ours, theirs = wilson(self.again, self.samples, Z), wilson(again, questions, Z)
+        ours, theirs = wilson(self.again, self.samples), wilson(again, questions)
         if ours.low <= theirs.high and theirs.low <= ours.high:
             return None
         return (
@@ -132,7 +128,7 @@ class Promise:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SecondLook:
+class SecondLook(Record):
     """A method with few tokens, and from which confidence on its answers are trusted; others are the full model's.
 
         sure = fv.tune(vlm, samples, agreement=0.98)
@@ -143,6 +139,10 @@ class SecondLook:
         sure: The least confidence that is trusted, in [0, 1]: the probability of the least likely token of an answer.
         promise: What is promised, and for what; None of a threshold by hand.
     """
+
+    FORMAT = f"{SECOND_LOOK} 2"
+    KIND = "second look"
+    SUMMARY = "sentence"
 
     method: PlainMethod
     sure: Share
@@ -179,7 +179,7 @@ class SecondLook:
             about = "Approximately (questions share pictures), with"
         return (
             f"{self.method}; answers below {self.sure:.3g} are asked again, {share_words(promise.again)}: "
-            f"{promise.tokens:.4g} of {promise.full:.4g} tokens on average. {about} {promise.certainty:.0%} confidence "
+            f"{promise.tokens:.4g} of {promise.full:.4g} tokens on average. {about} {1 - RISK:.0%} confidence "
             f"at most {share_words(1 - promise.agreement)} differ from the full model's."
         )
 
@@ -234,46 +234,27 @@ class SecondLook:
 
     # -- files ------------------------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a file has them. The method has another name there, so that nothing reads it alone."""
-        values = filed.values_of(self)
-        return {"format": FORMAT, "first_look": values.pop("method"), **values, "sentence": self.sentence}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SecondLook":
         """What `to_dict` gave.
 
         Raises:
-            InputError: If it is no such thing.
+            InputError: If it is no such thing, or its sentence is not what its values say.
         """
-        if values.get("format") != FORMAT:
-            raise InputError(f"This is no second look: its format is not {FORMAT!r}.")
-        if "method" in values:
-            raise InputError(f"{FILE} has the key method, which is not read. It is called first_look.")
-        renamed = {"method" if key == "first_look" else key: value for key, value in values.items()}
-        look = filed.read(cls, renamed, FILE, ("format", "sentence"))
+        look = super().from_dict(values)
         if values.get("sentence") != look.sentence:
-            raise InputError(f"{FILE} says in its sentence what its values do not: it was changed by hand.")
+            raise InputError("This second look says in its sentence what its values do not: it was changed by hand.")
         return look
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write it as JSON, for `method=` and `--method`.
 
         Raises:
-            InputError: If the file exists and `force` is off, or it cannot be written.
+            InputError: If the file is no .json, exists and `force` is off, or cannot be written.
         """
         if not str(path).endswith(".json"):
             raise InputError(f"{path}: a second look is a .json file. Name one, such as sure.json.")
-        filed.save(path, self.to_dict(), force=force)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "SecondLook":
-        """The second look in a file.
-
-        Raises:
-            InputError: If there is no such file, or it holds none.
-        """
-        return cls.from_dict(read_json(path))
+        super().save(path, force=force)
 
 
 AnyLook = Method | SecondLook | None
@@ -322,64 +303,43 @@ def share_words(share: float) -> str:
 def conditions_of(loaded: Loaded, settings: Generation) -> dict[str, str]:
     """What confidences depend on besides the method, the picture and the question, each as a text.
 
-    Weights are told by their values, so another revision, quantisation or adapter is another model.
+    Weights are told by a few of their values, so another revision, quantisation or adapter is another model.
     """
-    card, processor = loaded.card, loaded.processor
-    template = [getattr(part, "chat_template", None) for part in (processor, loaded.tokenizer)]
-    quantised = getattr(card.config, "quantization_config", None)
+    config, processor = loaded.model.config, loaded.processor
+    quantised = str(getattr(config, "quantization_config", None))
     return {
-        "model": card.config.model_type,
-        "weights": _weights(loaded.model),
-        "quantisation": "none" if quantised is None else _digest(getattr(quantised, "to_dict", lambda: quantised)()),
-        "dtype": str(card.dtype).removeprefix("torch."),
-        "kernel": str(card.config.get_text_config()._attn_implementation),
+        "model": config.model_type,
+        "weights": _digest([_numbers(loaded.model), adapters_of(loaded.model), quantised]),
+        "dtype": str(loaded.card.dtype).removeprefix("torch."),
+        "kernel": str(config.get_text_config()._attn_implementation),
         "processor": _digest(_settings(processor)),
-        "template": _digest(template),
         "max_new_tokens": str(settings.max_new_tokens),
         "stop": json.dumps(settings.stop),
     }
 
 
 def _settings(processor: Any) -> list[object]:
-    """How pictures and texts become tensors: the settings of each part of a processor, and how many tokens it knows."""
+    """How pictures and texts become tensors: a processor's settings and its parts', templates, and known tokens."""
     parts = [getattr(processor, name, None) for name in ("image_processor", "video_processor")]
     own = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool)}
-    own.pop("chat_template", None)
+    templates = [getattr(part, "chat_template", None) for part in (processor, processor.tokenizer)]
     tokens = type(processor.tokenizer).__name__, len(processor.tokenizer)
     named = [part.to_dict() for part in parts if part is not None and hasattr(part, "to_dict")]
-    return [own, *named, tokens]
+    return [own, *named, templates, tokens]
 
 
-SUMS: "WeakKeyDictionary[PreTrainedModel, tuple[object, str]]" = WeakKeyDictionary()
-
-
-def _weights(model: PreTrainedModel) -> str:
-    """A digest of all weights: names, shapes, dtypes and exact sums of their bits; of the same ones, the last."""
-    marks = weights_of(model)
-    last = SUMS.get(model)
-    if last is None or last[0] != marks:
-        facts: list[tuple[object, ...]] = [
-            (name, str(tuple(value.shape)), str(value.dtype), _sum(value))
-            for name, value in model.state_dict().items()  # weights, and what a state has besides, as scales
-            if isinstance(value, Tensor)
-        ]
-        for name, module in model.named_modules():
-            if hasattr(module, "merged_adapters"):  # a layer of PEFT's
-                facts.append((name, *(repr(getattr(module, mark, None)) for mark in ADAPTERS)))
-        last = SUMS[model] = (marks, _digest(facts))
-    return last[1]
-
-
-def _sum(value: Tensor) -> int | None:
-    """The sum of a tensor's bits as numbers, exact in any order; None where its values are not at hand."""
-    try:
-        bits = value.detach().contiguous().flatten().view(torch.uint8)
-        if bits.is_meta:
-            return None
-        wide = {0: torch.int32, 2: torch.int16}.get(bits.numel() % 4, torch.uint8)
-        return int(bits.view(wide).sum(dtype=torch.int64))
-    except (RuntimeError, TypeError, NotImplementedError):  # a kind of tensor that has no bits to see
-        return None
+def _numbers(model: PreTrainedModel) -> list[tuple[object, ...]]:
+    """Name, shape, dtype and a few bytes of each weight, and of what a state has besides, as scales."""
+    numbers: list[tuple[object, ...]] = []
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            continue
+        bits = None
+        step = value.numel() // FEW | 1  # odd, else all may be of one column
+        with suppress(RuntimeError, TypeError, NotImplementedError):  # on disk, or a kind without bits to see
+            bits = value.detach().flatten()[::step].contiguous().view(torch.uint8).tolist()
+        numbers.append((name, tuple(value.shape), str(value.dtype), bits))
+    return numbers
 
 
 def _digest(values: object) -> str:

@@ -37,7 +37,7 @@ class Eval(MethodsOptions):
     pairs benchmarks that lmms-eval ran with --model foveate.
     The full model and every method at every budget answer the same questions. The table shows accuracy, agreement with
     the full model's answers, accuracy as a share of its own, KL divergence of the first answer token, the tokens truly
-    spent and FLOPs, with 95 % intervals (paired, over pictures and their seeds), and says where an accuracy says
+    spent and FLOPs, with 95 % intervals (paired, over pictures), and says where an accuracy says
     nothing. Another one has every method beside the first. Random (several draws), Uniform, AveragePool and Resize run
     as baselines. Answers are saved as they come: a run that was interrupted goes on where it stopped.
 
@@ -62,7 +62,7 @@ class Eval(MethodsOptions):
     questions: Count = 550
     """embedded tasks: questions in all, up to one a task and picture"""
     seed: Annotated[tyro.conf.UseAppendAction[tuple[int, ...]], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
-    """embedded tasks: which held-out pictures; with several, intervals are over pictures and seeds (default: 0)"""
+    """embedded tasks: which held-out pictures; several share the questions out (default: 0)"""
     draws: Count = 3
     """runs of each method that drops at random, each with a seed of its own"""
     no_baselines: Flag = False

@@ -58,7 +58,7 @@ def evaluate(
         tasks: Names in `foveate.embedded.tasks_of(vlm.name)`; none for all of them.
         plan: What is compared; by default three methods and four baselines at three budgets.
         count: Questions in all, up to one a task and picture.
-        seeds: Which held-out pictures. Intervals are over pictures and over seeds; with one seed, over its pictures.
+        seeds: Which held-out pictures. Intervals are over all of them together.
         listener: Hears how it goes.
 
     Returns:

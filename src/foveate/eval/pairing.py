@@ -43,7 +43,7 @@ NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops", "again")
 def figures_of(
     full: Log, ran: Iterable[tuple[Contender, Sequence[Log]]], aggregate: Aggregate | None = None
 ) -> list[dict[str, object]]:
-    """Every figure with its interval, all over the same pictures and seeds: a row for each setting and each task.
+    """Every figure with its interval, all over the same pictures: a row for each setting and each task.
 
     The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known:
 
@@ -103,14 +103,12 @@ class _Setting:
         numbers: (questions,) of each column of numbers and of "agrees", mean over draws; NaN where it is not known.
         figures: (1 + resamples,) the accuracy, then that of every resample.
         draws: The accuracy of each draw.
-        right: (questions,) scores of all draws together.
     """
 
     contender: Contender
     numbers: Mapping[str, Numbers]
     figures: Numbers
     draws: Sequence[float]
-    right: Numbers
 
     @property
     def tokens(self) -> float:
@@ -130,7 +128,7 @@ class _Pairing:
         drawn = None not in seeds
         self._log, self._aggregate = log, aggregate
         self._seeds = [np.array(seeds) == seed for seed in dict.fromkeys(seeds)] if drawn else []
-        self._resampled = Resampled([row["picture"] for row in log], seeds if drawn else None)
+        self._resampled = Resampled([row["picture"] for row in log])
         tasks = np.array([row["task"] for row in log])
         self._tasks = {str(task): tasks == task for task in dict.fromkeys(tasks)}  # each (questions,)
         self.full = self.measured(Contender(FULL_MODEL, None, ()), [log])
@@ -140,8 +138,7 @@ class _Pairing:
         columns = [_numbers(log, self._log) for log in logs]
         figures = [self._figures(log, column["score"]) for log, column in zip(logs, columns, strict=True)]
         means = {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
-        right = np.sum([column["score"] for column in columns], axis=0)
-        return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures], right)
+        return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures])
 
     def _figures(self, log: Log, score: Numbers) -> Numbers:
         if self._aggregate is not None:
@@ -188,8 +185,9 @@ class _Pairing:
                 **spread_out("accuracy", self._resampled.proportion(score)),
             }
             if self._seeds:
+                scores = setting.numbers["score"] * len(setting.draws)
                 row["asked"] = [int((asked & of_seed).sum()) for of_seed in self._seeds]
-                row["right"] = [round(float(setting.right[asked & of_seed].sum())) for of_seed in self._seeds]
+                row["right"] = [round(float(scores[asked & of_seed].sum())) for of_seed in self._seeds]
             rows.append(row)
         return rows
 
@@ -221,17 +219,12 @@ class _Pairing:
     def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, object]:
         """A setting beside the full model and its rivals."""
         numbers, contender = setting.numbers, setting.contender
-        full_accuracy = float(self.full.figures[0])
-        of_full = None
-        if full_accuracy != 0:
-            times = float(setting.figures[0]) / full_accuracy
-            of_full = share(setting.figures, self.full.figures, self._widening(setting, self.full, times))
         hard, hard_questions = self._hard(setting, rivals["resize"])
         row = self.row(setting)
         caution = contender.draws[0].caution(row["retention"])
         return {
             **row,
-            **spread_out("share", of_full),
+            **spread_out("share", share(setting.figures, self.full.figures)),
             **spread_out("difference", self._difference(setting, self.full)),
             **spread_out("agreement", self._resampled.proportion(numbers["agrees"])),
             **spread_out("kl", None if np.isnan(numbers["kl"]).any() else self._resampled.mean(numbers["kl"])),
@@ -247,13 +240,7 @@ class _Pairing:
     def _difference(self, setting: _Setting, other: _Setting | None) -> Estimate | None:
         if other is None:
             return None
-        return estimate(setting.figures - other.figures, self._widening(setting, other))
-
-    def _widening(self, setting: _Setting, other: _Setting, times: float = 1.0) -> float:
-        """What seeds add to the interval of one mean minus another, taken `times`; 1 where figures are no means."""
-        if self._aggregate is not None:
-            return 1.0
-        return self._resampled.widening(setting.numbers["score"] - times * other.numbers["score"])
+        return estimate(setting.figures - other.figures)
 
     def _hard(self, setting: _Setting, resized: _Setting | None) -> tuple[Estimate | None, int]:
         """Accuracy on the questions that the full model gets right and Resize wrong, and how many these are.

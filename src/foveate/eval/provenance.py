@@ -13,7 +13,7 @@ import huggingface_hub
 
 from foveate import embedded
 from foveate.ask.generation import Generation
-from foveate.ask.second_look import SUMS, conditions_of
+from foveate.ask.second_look import conditions_of
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
@@ -31,7 +31,6 @@ def conditions(vlm: VLM) -> dict[str, object]:
     setup = vlm.card.to_dict()
     del setup["name"]
     values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}
-    SUMS.pop(vlm.model, None)  # which does not notice what is written through .data
     values["in memory"] = conditions_of(vlm, Generation())  # which may be another than its name says
     folder = _local(vlm.name)
     if folder is not None and (base := base_of(vlm.name, folder)) is not None:

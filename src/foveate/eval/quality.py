@@ -272,13 +272,7 @@ class Quality:
 
     def legend(self) -> list[str]:
         """What the columns mean, and how their intervals came about."""
-        seeds = len(self.origin.get("seeds", ()))
-        over = f", over pictures and over {seeds} seeds of them."
-        if not seeds:
-            over = ", over pictures."
-        if seeds == 1:
-            over = ", over the pictures of one seed; what other seeds would add is not known."
-        notes = ["Tokens: what a decoder layer truly processed, on average.", f"Intervals: 95 %, paired{over}"]
+        notes = ["Tokens: what a decoder layer truly processed, on average.", "Intervals: 95 %, paired, over pictures."]
         rows = [self.full, *self.settings]
         if any("(" in points(row, "accuracy", self.unit) for row in rows):
             notes.append("(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures.")

@@ -2,76 +2,90 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
 from pydantic import TypeAdapter, ValidationError
 
 from foveate.errors import FoveateError, InputError
-from foveate.plain.spelling import refuse_keys
+from foveate.plain.spelling import read_json, refuse_keys
 from foveate.plain.writing import encodable, publish
 
-T = TypeVar("T")
 
+class Record:
+    """What a dataclass inherits to go into a file and come back.
 
-def values_of(record: Any) -> dict[str, Any]:
-    """A dataclass as plain values."""
-    kind: Any = type(record)
-    values: dict[str, Any] = _adapter(kind).dump_python(record, mode="json")
-    return values
-
-
-def read(kind: type[T], values: Mapping[str, Any], what: str, beside: Iterable[str] = ("format",)) -> T:
-    """The dataclass that `values_of` gave.
-
-    Args:
-        kind: Its class.
-        values: Of a file.
-        what: How a sentence on a damaged one begins, "This preset file of foveate tune".
-        beside: Keys that are no fields.
-
-    Raises:
-        InputError: If a key is missing, of the wrong type, out of its range, or not read.
+    Attributes:
+        FORMAT: What its files have as "format".
+        KIND: What people call it, "second look".
+        SUMMARY: The property that says in a sentence what it is; files have it too, for people.
     """
-    refuse_keys(what, values, (*kind.__dataclass_fields__, *beside))  # type: ignore[attr-defined]
-    try:
-        record: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
-        _refuse_unread(what, values, {**values, **values_of(record)})
-    except ValidationError as error:
-        worst = error.errors(include_url=False)[0]
-        place, why = ".".join(map(str, worst["loc"])), worst["msg"].removeprefix("Value error, ")
-        raise InputError(f"{what} is damaged: {place}: {why}") from error
-    except FoveateError as error:
-        raise InputError(str(error)) from error
-    return record
+
+    FORMAT: ClassVar[str]
+    KIND: ClassVar[str]
+    SUMMARY: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a file has them."""
+        return {"format": self.FORMAT, **_values_of(self), self.SUMMARY: getattr(self, self.SUMMARY)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave.
+
+        Raises:
+            InputError: If it is of another format, or a key is missing, of the wrong type, out of its range, or not
+                read.
+        """
+        if values.get("format") != cls.FORMAT:
+            raise InputError(f"This is no {cls.KIND}: its format is not {cls.FORMAT!r}.")
+        what = f"This {cls.KIND}"
+        refuse_keys(what, values, (*cls.__dataclass_fields__, "format", cls.SUMMARY))  # type: ignore[attr-defined]
+        try:
+            record = TypeAdapter(cls).validate_python(values)
+            _refuse_unread(what, values, {**values, **_values_of(record)})
+        except ValidationError as error:
+            worst = error.errors(include_url=False)[0]
+            place, why = ".".join(map(str, worst["loc"])), worst["msg"].removeprefix("Value error, ")
+            raise InputError(f"{what} is damaged: {place}: {why}") from error
+        except FoveateError as error:
+            raise InputError(str(error)) from error
+        return record
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write it as a JSON file, which goes wherever the name of a method does that it is given for.
+
+        Raises:
+            InputError: If the file exists and `force` is off, or it cannot be written.
+        """
+        path = Path(path)
+        if os.path.exists(path) and not force:  # unlike Path.exists, no error where the name is too long
+            raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
+        text = json.dumps(encodable(self.to_dict()), indent=2, ensure_ascii=False) + "\n"
+        publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """What is in a file.
+
+        Raises:
+            InputError: If there is no such file, or it holds none.
+        """
+        return cls.from_dict(read_json(path))
 
 
-def save(path: str | Path, values: Mapping[str, Any], *, force: bool = False) -> None:
-    """Write plain values as JSON.
-
-    Raises:
-        InputError: If the file exists and `force` is off, or it cannot be written.
-    """
-    path = Path(path)
-    if os.path.exists(path) and not force:  # unlike Path.exists, no error where the name is too long
-        raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
-    text = json.dumps(encodable(values), indent=2, ensure_ascii=False) + "\n"
-    publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
-
-
-def _refuse_unread(what: str, given: Any, read: Any) -> None:
+def _refuse_unread(what: str, written: Any, read: Any) -> None:
     """Refuse a key, however deep, that is not in what was made of the values."""
-    if isinstance(given, Mapping):
-        refuse_keys(what, given, read)
-        for key, value in given.items():
+    if isinstance(written, Mapping):
+        refuse_keys(what, written, read)
+        for key, value in written.items():
             _refuse_unread(what, value, read[key])
-    elif isinstance(given, list | tuple):
-        for pair in zip(given, read, strict=True):
+    elif isinstance(written, list | tuple):
+        for pair in zip(written, read, strict=True):
             _refuse_unread(what, *pair)
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _values_of(record: Record) -> dict[str, Any]:
+    values: dict[str, Any] = TypeAdapter(type(record)).dump_python(record, mode="json")
+    return values

@@ -19,9 +19,8 @@ from foveate.eval.records import looked_twice
 from foveate.naming import method_of, parse
 from foveate.plain.spelling import read_json, written
 from foveate.runs.listener import Listener
-from foveate.runs.versions import versions
 from foveate.tuning.parts import by_picture, digest, digest_of, notes_on, prompt_of, question_of
-from foveate.tuning.promise import RISK, bound, fewest, one_each, threshold
+from foveate.tuning.promise import fewest, one_each, threshold
 
 T = TypeVar("T")
 
@@ -152,16 +151,11 @@ def agree(
         of_task = [place for place, row in enumerate(full) if row["task"] == task]
         again, differ = _mean(_at(of_task, rows), "again"), fmean(_at(of_task, differs))
         tasks.append(TaskLook(task=task, questions=len(of_task), again=again, differ=differ))
-    wrong = sum(_at(places, differs))
     promise = Promise(
         agreement=agreement,
-        certainty=1 - RISK,
         samples=len(places),
-        wrong=wrong,
-        bound=bound(wrong, len(places), RISK / len(settings)),
-        approximate=len(places) > len(about),
+        wrong=sum(_at(places, differs)),
         tried=len(settings),
-        questions=len(prompts),
         pictures=len(about),
         again=_mean(_at(places, rows), "again"),
         tokens=_mean(_at(places, rows), "spent"),
@@ -171,10 +165,7 @@ def agree(
         model=vlm.name,
         conditions=conditions_of(vlm, Generation(max_new_tokens=plan.max_new_tokens)),
         single_turn=all(prompt.single_turn for prompt in prompts),
-        inputs=inputs,
-        seed=seed,
         notes=(*notes, *notes_on(about), *_on_length(_at(places, rows), _at(places, full))),
-        versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return SecondLook(method=settings[best], sure=sure, promise=promise)

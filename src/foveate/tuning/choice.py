@@ -125,7 +125,7 @@ def _held_out(row: Row, method: Method) -> HeldOut:
 
 
 def _estimate(row: Row, figure: str) -> Estimate:
-    return Estimate(row[figure], row[f"{figure}_low"], row[f"{figure}_high"]).rounded()
+    return Estimate(row[figure], row[f"{figure}_low"], row[f"{figure}_high"])
 
 
 def untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:

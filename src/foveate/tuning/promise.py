@@ -14,43 +14,13 @@ exact. Of m settings that are tried, each has δ/m.
 import math
 import random
 from collections.abc import Hashable, Sequence
-from functools import cache
 from itertools import groupby
 
 from foveate.errors import SettingError
-
-RISK = 0.1
-"""δ: how often a calibration may come to a threshold that does not keep what is promised."""
+from foveate.plain.stats import RISK, bound
 
 Pair = tuple[float, bool]
 """A sample: the confidence of its answer with few tokens, and whether that is the full model's."""
-
-
-@cache
-def bound(wrong: int, samples: int, risk: float) -> float:
-    """U(k, n): the share that k of n do not exceed with probability 1 − δ, after Clopper and Pearson (1934).
-
-    The p at which k or fewer of n have probability δ, which is the 1 − δ quantile of Beta(k + 1, n − k); 1 if k = n. Of
-    the two numbers beside it, the larger.
-    """
-    if not 0 <= wrong <= samples or not 0 < risk < 1:
-        raise SettingError(f"wrong is 0 to samples, and risk between 0 and 1; got {wrong} of {samples} and {risk}.")
-    if wrong == samples:
-        return 1.0
-    ways = [math.lgamma(samples + 1) - math.lgamma(i + 1) - math.lgamma(samples - i + 1) for i in range(wrong + 1)]
-    low, high = wrong / samples, 1.0
-    while low < (middle := (low + high) / 2) < high:
-        if _at_most(ways, samples, middle) > risk:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _at_most(ways: Sequence[float], samples: int, share: float) -> float:
-    """The probability of fewer than len(ways) of n at this share, which log C(n, i) goes with for each i."""
-    hit, miss = math.log(share), math.log1p(-share)
-    return math.fsum(math.exp(log + i * hit + (samples - i) * miss) for i, log in enumerate(ways))
 
 
 def fewest(agreement: float, settings: int = 1) -> int:

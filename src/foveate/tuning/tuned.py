@@ -2,18 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from foveate.errors import InputError
-from foveate.plain import filed
-from foveate.plain.spelling import read_json
+from foveate.plain.filed import Record
 from foveate.plain.stats import Estimate
 from foveate.plain.table import Column, Number, Table, number
 from foveate.registry import PlainMethod
-
-FORMAT = "foveate tuning 4"
-FILE = "This preset file of foveate tune"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +19,7 @@ class HeldOut:
         method: The setting; of a control that draws, the first draw.
         tokens: Mean vision tokens that a decoder layer processes.
         agreement: Share of the answers that are the full model's, word for word.
-        root: Mean √KL of the first token from the full model's, √nats; in files of before of all of an answer's.
+        root: Mean √KL of the first token from the full model's, √nats.
         ahead: Agreement minus that of the published schedule, paired; None without one.
     """
 
@@ -38,30 +32,34 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Tuned:
+class Tuned(Record):
     """A method whose schedule and settings were tuned, and where it comes from.
 
     Attributes:
         method: The setting to use.
-        chosen: Where it comes from: "published" or "grid"; in files of before "search" too.
+        chosen: Where it comes from: "published" or "grid".
         base: The setting with which tuning began.
         model: The model it was tuned on.
         task: What the samples show.
         budget: What might be spent, by the kind of cost.
         cost: What the setting spends of it, exactly.
         tokens: Mean vision tokens that a decoder layer processes.
-        pictures: Pictures to choose and to report with; in files of before to search, choose and report with.
+        pictures: Pictures to choose and to report with.
         questions: Samples in all.
         inputs: SHA-256 of all samples.
         seed: Of the split.
         tried: Settings that were tried.
-        runs: Answers asked for that, in this process; in files of before, pictures run.
+        runs: Answers asked for that, in this process.
         seconds: How long it took.
         rows: The comparison on the pictures to report with.
         notes: What the user should know.
         versions: Of foveate, torch and transformers.
         date: UTC, ISO 8601.
     """
+
+    FORMAT = "foveate tuning 4"
+    KIND = "preset file of foveate tune"
+    SUMMARY = "verdict"
 
     method: PlainMethod
     chosen: str
@@ -92,9 +90,7 @@ class Tuned:
         by_name = {row.name: row for row in self.rows}
         if self.chosen == "published":
             return self._stays(by_name["grid"])
-        origin = "The search has the best setting"
-        if self.chosen == "grid":
-            origin = "The small grid has the best setting"
+        origin = "The small grid has the best setting"
         ahead = by_name["tuned"].ahead
         if ahead is None:
             return f"{origin}. There is no published schedule at this budget."
@@ -133,38 +129,6 @@ class Tuned:
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The outcome as plain values; "method" is what names and files read."""
-        return {"format": FORMAT, **filed.values_of(self), "verdict": self.verdict}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Tuned":
-        """The outcome that `to_dict` gave.
-
-        Raises:
-            InputError: If it is no such outcome.
-        """
-        if values.get("format") != FORMAT:
-            raise InputError(f"This is no preset file of foveate tune: its format is not {FORMAT!r}.")
-        return filed.read(cls, values, FILE, ("format", "verdict"))
-
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the outcome as JSON: a preset file, which goes wherever the name of a method or preset does.
-
-        Raises:
-            InputError: If the file exists and `force` is off, or it cannot be written.
-        """
-        filed.save(path, self.to_dict(), force=force)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Tuned":
-        """The outcome in a file.
-
-        Raises:
-            InputError: If there is no such file, or it holds none.
-        """
-        return cls.from_dict(read_json(path))
 
 
 def points(estimate: Estimate, sign: str = "") -> str:
