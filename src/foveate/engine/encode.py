@@ -19,9 +19,9 @@ from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
-from foveate.engine import guards
 from foveate.engine.media import lengths_in
 from foveate.engine.program import NotesOf, Program
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.thinning import Ran, running_thin
 
@@ -402,8 +402,11 @@ def encode(
         with thinning as ran:
             output, cuts = ways[program.encodes](run, modality, arguments, reducer)
     except (NotImplementedError, RuntimeError) as error:
-        if program.encodes == "pixels":
-            guards.refuse_offloaded_tower(family, error)
+        if program.encodes == "pixels" and any(weight.is_meta for weight in family.core.parameters()):
+            raise UnsupportedError(
+                "The vision tower's weights are offloaded, so transformers cannot interpolate its position embeddings "
+                "for a smaller picture. Keep the tower in memory in the device_map, or use AveragePool."
+            ) from error
         raise
     return output, [_without_rows(cut) for cut in cuts], ran or reducer.ran
 

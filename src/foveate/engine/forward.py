@@ -17,6 +17,7 @@ from foveate.engine.handed import Original, Streams, at_rows, rows_of
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
@@ -547,7 +548,11 @@ class Forward:
 
     def _rows_left(self) -> RowMap:
         lengths = self._with_left([len(sample.text) for sample in self.samples])
-        guards.refuse_empty_prompt(lengths)
+        if not any(lengths):
+            raise UnsupportedError(
+                "Every token of the prompt was dropped: the prompt has no text, and no vision token was kept. "
+                "Always keep a token (min_keep=1), or add text."
+            )
         device = self.outcome.buckets[0].index.device
         left = self.text.to(device)  # (samples, columns): text first, then each bucket's rows
         source: Tensor | None = None
@@ -564,7 +569,12 @@ class Forward:
         """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
         if self.additions is None:
             return
-        guards.refuse_additions_by_number(self.additions)
+        if not isinstance(self.additions, list):
+            raise UnsupportedError(
+                "This model adds features of its pictures before several layers, which foveate cannot move along with "
+                "rows that are merged, or that have text between them. Use a method that drops between layers, and "
+                "merges none."
+            )
         # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
         starts = self._starts.to(bucket.index.device)[bucket.owners]  # (samples, 1)
         for depth in range(layer, len(self.additions)):

@@ -16,6 +16,7 @@ from foveate.engine.cache import PrunedLayer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.samples import Unit, image_units
+from foveate.errors import UnsupportedError
 from foveate.families.tap import attention_of, unturning
 
 # -- raters -------------------------------------------------------------------------------------------------------
@@ -126,7 +127,13 @@ class AttentionReader(RowsReader):
             ragged = ragged or padded
         length = seen + self._hidden.shape[1]
         if self._positions.scales(index) and not self._family.gathers:  # else the layer itself is handed its ids
-            guards.refuse_scaled_reading(index, length, self._positions.learned_length)
+            most = self._positions.learned_length
+            if length > most:  # scores leave the scale out
+                raise UnsupportedError(
+                    f"Layer {index} scales queries from position {most} on, and foveate's attention scores do not. "
+                    f"This prompt has {length} positions. Use a shorter prompt, or a method that reads no attention "
+                    "(V2Drop)."
+                )
         coming = self._rows.unpruned(seen)[self._of, self._start :]
         keys = torch.cat((slots, coming), dim=1)
         mask = call.kwargs.get("attention_mask")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import CACHE_NAMES, by_name, cache_of
+from foveate._transformers import CACHE_NAMES, by_name, cache_of, unknown
 from foveate.core.signals import Signal
 from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
@@ -22,6 +22,7 @@ from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import decode_hook
 from foveate.engine.turning import note_turns
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot, tapped_layer, unreadable
 
@@ -205,7 +206,17 @@ class LayerRunner:
     def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
         """Let rows of a layer that picks keys by an index pick all that there are, so many rows among them."""
         slots = rows + (0 if call.stored is None else call.stored.slots)
-        guards.refuse_picking(call.index, slots, self._indexed[call.index], forward.backend)
+        if forward.backend not in ("eager", "sdpa"):
+            raise UnsupportedError(
+                f"Layer {call.index} picks keys by an index, and how attention {forward.backend!r} reads what is "
+                "picked is not known. Load the model with attn_implementation='sdpa'."
+            )
+        picked = self._indexed[call.index]
+        if slots > picked:  # an index of what is left would pick others than that of all
+            raise UnsupportedError(
+                f"Layer {call.index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there "
+                "only while all are picked. Keep fewer tokens, or use shorter prompts and answers."
+            )
         if PICKED in call.kwargs:
             call.kwargs[PICKED] = every_slot(rows, slots, call.hidden)
 
@@ -389,7 +400,12 @@ class LayerRunner:
             rows: The rows it runs on; None: all columns.
             columns: Their unpruned columns.
         """
-        guards.refuse_sliding_flash(call.index, call.module, forward.backend)
+        # Flash attention counts a window in stored tokens, not in the columns of the unpruned sequence.
+        if "flash" in forward.backend and getattr(attention_of(call.module), "sliding_window", None) is not None:
+            raise UnsupportedError(
+                f"Layer {call.index} has a sliding window, and flash attention counts it in stored tokens: after "
+                "dropping, the window would reach too far. Load the model with attn_implementation='sdpa'."
+            )
         mask, stored, hidden = call.kwargs.get("attention_mask"), call.stored, call.hidden
         padded_rows = rows is not None and rows.valid is not None
         padded_cache = stored is not None and stored.ragged
@@ -408,7 +424,7 @@ class LayerRunner:
                 keys = stored.columns(span if columns is None else columns, samples, device)
             assert keys is not None
             if mask is not None and (stored is None or stored.window is None) and width_of(mask) != call.past + span:
-                guards.refuse_unknown_mask(width_of(mask), call.past + span)
+                raise unknown(f"makes masks of {width_of(mask)} columns where the sequence has {call.past + span}")
             remap = Remap(queries, keys, call.past, call.past + span, ragged, is_causal(call.module))
             return remap(mask, forward.backend)
 
