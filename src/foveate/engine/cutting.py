@@ -245,7 +245,8 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
             rows = rows.behind(answer, stage)
         units = rows.units(stage)
         views = [rows.view(stage, unit) for unit in units]
-        cuts = [_cut_of(stage, view) for view in views]
+        # A unit that has lost all its rows is shown to no stage.
+        cuts = [stage.cut(view) if len(view) else None for view in views]
         if not stage.drops:  # it only looks, and leaves notes
             answer = None
             notes = _notes(cuts, stage)
@@ -262,13 +263,6 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
             cut = decision.cut.then(answer.cut)
         decision = Decision(cut, answer.sizes)
     return decision
-
-
-def _cut_of(stage: Stage, view: View) -> Cut | None:
-    """What a stage makes of a unit; nothing of one that has lost all its rows."""
-    if not len(view):
-        return None
-    return stage.cut(view)
 
 
 def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:

@@ -92,10 +92,6 @@ class RowMap:
             return self.columns.new_full((len(self.columns),), self.columns.shape[1])
         return self.valid.sum(dim=1)
 
-    def number_anew(self) -> None:
-        """Number the rows from the first on: each has its place among those that are left as its position."""
-        self.numbered = self
-
     def number_on(self, before: "RowMap") -> None:
         """Let the rows keep the numbers that they have in the map before this one, if they have any."""
         if before.numbered is None:
@@ -542,7 +538,7 @@ class Forward:
         """Say which rows the coming layers process: those that are left now, numbered anew or as they were."""
         before, self.outcome.rows = self.outcome.rows, self._rows_left()
         if renumbers:
-            self.outcome.rows.number_anew()
+            self.outcome.rows.numbered = self.outcome.rows  # each has its place among those left as its position
         elif before is not None:
             self.outcome.rows.number_on(before)
 

@@ -10,7 +10,6 @@ from foveate._transformers import (
     DECODER,
     LAYER,
     Cache,
-    LinearAttentionLayer,
     cache_of,
     lacks,
     probe,
@@ -79,15 +78,6 @@ def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: 
         raise UnsupportedError(
             f"This method {what}, but layers {first} to {max(family.lenders)} of this model attend to keys of earlier "
             f"layers, and may get the last row alone. Drop before layers 0 to {first - 1}, and read all tokens."
-        )
-
-
-def refuse_sliced_rows(count: int, text: Sequence[Tensor], span: int) -> None:
-    """Where the model computes its last rows alone in layers that borrow keys, these must be rows that are left."""
-    if any(int((columns >= span - count).sum()) < count for columns in text):
-        raise UnsupportedError(
-            f"This model computes only the last {count} rows of its last layers, and some of them may be dropped. Ask "
-            "for the last row's logits alone (generate does), or for all, and put text behind the picture."
         )
 
 
@@ -312,17 +302,6 @@ def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) 
         raise UnsupportedError(
             f"Layer {layer} has no attention to rank by: it carries a state from token to token. "
             f"Read attention at layers {', '.join(readable)}, or use a method that reads none (V2Drop)."
-        )
-
-
-def refuse_recurrent_padding(layer: int, ragged: bool, cache: Any) -> None:
-    """Padding between a state and the rows that go on from it makes the state fade."""
-    if not ragged or cache is None or not isinstance(cache.layers[layer], LinearAttentionLayer):
-        return
-    if cache.has_previous_state(layer):
-        raise UnsupportedError(
-            f"Layer {layer} continues from the state of an earlier call, and the samples of this batch keep different "
-            "numbers of tokens, so padding would change the state. Continue with one sample at a time."
         )
 
 

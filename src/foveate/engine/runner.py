@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate._transformers import CACHE_NAMES, by_name, cache_of, unknown
+from foveate._transformers import CACHE_NAMES, LinearAttentionLayer, by_name, cache_of, unknown
 from foveate.core.signals import Signal
 from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
@@ -234,7 +234,13 @@ class LayerRunner:
         if forward.drops:
             forward.outcome.row_maps.append(forward.outcome.rows)
         if rows is not None and sliced:
-            guards.refuse_sliced_rows(count, [sample.text for sample in forward.samples], span)
+            end = span - count
+            if any(int((sample.text >= end).sum()) < count for sample in forward.samples):
+                raise UnsupportedError(
+                    f"This model computes only the last {count} rows of its last layers, and some of them may be "
+                    "dropped. Ask for the last row's logits alone (generate does), or for all, and put text behind the "
+                    "picture."
+                )
         past = 0 if lender is None else lender.seen - span
         held, alive = self._lent(forward, call, rows, past)
         keys = held
@@ -380,7 +386,10 @@ class LayerRunner:
         if self._bare and tables is not None and tables[0].device == hidden.device:
             return
         if forward.drops or call.index not in self._devices:
-            self._devices[call.index] = _device_of(call.module, hidden)
+            # accelerate moves the input to the weights inside the forward that is wrapped here; those that it has
+            # offloaded come to where the input is.
+            weight = next(call.module.parameters(), hidden)
+            self._devices[call.index] = hidden.device if weight.is_meta else weight.device
         device = self._devices[call.index]
         if hidden.device != device or (tables is not None and tables[0].device != device):
             call.entered = call.hidden = hidden.to(device)
@@ -509,7 +518,14 @@ def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:
 
 def _padding(call: LayerCall, rows: RowMap) -> Tensor | None:
     """Which rows of a recurrent layer are no padding, (samples, rows) bool; None if all are."""
-    guards.refuse_recurrent_padding(call.index, rows.valid is not None, call.cache)
+    cache, index = call.cache, call.index
+    # Padding between a state and the rows that go on from it makes the state fade.
+    goes_on = rows.valid is not None and cache is not None and isinstance(cache.layers[index], LinearAttentionLayer)
+    if goes_on and cache.has_previous_state(index):
+        raise UnsupportedError(
+            f"Layer {index} continues from the state of an earlier call, and the samples of this batch keep different "
+            "numbers of tokens, so padding would change the state. Continue with one sample at a time."
+        )
     mask = call.kwargs.get("attention_mask")
     if mask is None:
         return rows.valid
@@ -517,14 +533,3 @@ def _padding(call: LayerCall, rows: RowMap) -> Tensor | None:
     if rows.valid is None:
         return real
     return real & rows.valid
-
-
-def _device_of(layer: nn.Module, hidden: Tensor) -> torch.device:
-    """Where a layer computes: accelerate moves its input there inside the forward that is wrapped here.
-
-    Offloaded weights come to where the input is.
-    """
-    weight = next(layer.parameters(), hidden)
-    if weight.is_meta:
-        return hidden.device
-    return weight.device
