@@ -1,4 +1,6 @@
-"""Every refusal of the engine: what cannot run while tokens are dropped, said before anything is computed wrongly."""
+"""Refusals of the engine that are long, or that several places or a layer's hot path call; short ones stand in place.
+
+They say what cannot run while tokens are dropped, before anything is computed wrongly."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
