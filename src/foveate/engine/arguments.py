@@ -25,9 +25,10 @@ from foveate._transformers import (
     flash_attention_mask,
     scales_by_position,
     sdpa_mask,
+    unknown,
 )
-from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall, RowMap
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
 # -- positions ----------------------------------------------------------------------------------------------------
@@ -110,8 +111,11 @@ class Positions:
         scales = self.scales(call.index)
         if not scales and ("flash" in forward.backend or not self._family.gathers):
             return None
-        if scales:
-            guards.refuse_scaled_flash(call.index, forward.backend)
+        if scales and "flash" in forward.backend:
+            raise UnsupportedError(
+                f"Layer {call.index} needs position ids, and flash attention would read gaps between the kept "
+                "positions as the ends of packed sequences. Load the model with attn_implementation='sdpa'."
+            )
         if not scales and rows.numbered is None:
             taken: Tensor | None = rows.take(call.kwargs.get("position_ids"))
             return taken
@@ -124,13 +128,13 @@ class Positions:
 
 def moved_up(forward: Forward, shift: Tensor) -> Tensor:
     """Position ids of all columns, less the number of tokens dropped before them."""
-    ids = _position_ids(forward)
+    ids = ids_of(forward)
     return ids - shift.to(ids.device)[:, None]
 
 
 def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | None) -> Tensor:
     """Position ids of rows that are numbered anew, (samples, rows)."""
-    ids = _position_ids(forward)
+    ids = ids_of(forward)
     device = ids.device
     # Counting begins at the position of each sample's first column that is no padding.
     ids = ids.expand(hidden.shape[0], -1)
@@ -140,9 +144,16 @@ def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | Non
     return rows.on(device).renumbered(first)
 
 
-def _position_ids(forward: Forward) -> Tensor:
+def ids_of(forward: Forward) -> Tensor:
+    """Position ids of a forward's columns, as the model hands them to its rotary embedding.
+
+    Raises:
+        UnsupportedError: If it hands none.
+    """
     if forward.position_ids is None:
-        guards.refuse_unknown_positions()
+        raise unknown(
+            "hands the decoder's rotary_emb no position_ids, and this method numbers rows anew or reads Rotary()"
+        )
     return forward.position_ids
 
 
@@ -195,7 +206,11 @@ class Remap:
         if builder is flash_attention_mask:
             return self.keys >= 0
         if builder is not sdpa_mask and builder is not eager_mask:
-            guards.refuse_unknown_backend(backend)
+            raise UnsupportedError(
+                f"The samples of this batch keep different numbers of tokens, so they need a mask, and the mask format "
+                f"of the attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, or run "
+                "one sample at a time, or register sdpa_mask for the kernel in transformers' AttentionMaskInterface."
+            )
         return _in_order(self.keys, self.past, self.causal, self.queries)
 
     def _dense(self, mask: Tensor) -> Tensor:

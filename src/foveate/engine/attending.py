@@ -15,9 +15,9 @@ from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
 from foveate.core.signals import Attention, OwnSignal, Products, ValueLikeness
 from foveate.core.tensors import BLOCK_NUMBERS, take_along
-from foveate.engine import guards
 from foveate.engine.buckets import Bucket
 from foveate.engine.samples import Unit
+from foveate.errors import UnsupportedError
 
 RATERS = "raters"
 """The name under which a bucket remembers them."""
@@ -266,7 +266,11 @@ class RowsReader(ABC):
         query, keys, scaling = self._queries_and_keys(asking)
         self._made_keys, before = keys, 0
         if self._past is not None:
-            guards.refuse_latent_keys(self._past.shape[1::2] != keys.shape[1::2])
+            if self._past.shape[1::2] != keys.shape[1::2]:
+                raise UnsupportedError(
+                    "This model stores latents, and no keys, of earlier turns, so attention that a later picture's "
+                    "prompt pays cannot be read. Use a method that reads no attention (V2Drop), or begin anew."
+                )
             before = self._past.shape[2]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)  # (samples, heads, slots, head size)
         both_ways = signal.both_ways and signal.rows == "vision"

@@ -11,9 +11,9 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.rank import into_runs
 from foveate.core.tensors import Change, alike, on_tensors, send, stacked
-from foveate.engine import guards
 from foveate.engine.program import CELLS
 from foveate.engine.samples import Begun, Sample
+from foveate.errors import SettingError
 
 WORDS = "words"
 """The name under which a bucket remembers the columns of the text behind its first image."""
@@ -242,9 +242,11 @@ class Bucket:
         Returns:
             The layout, the rows in the order of their slots, and the slots where they were before, (samples, rows).
         """
-        guards.refuse_unknown_owners(self.sizes, sizes)
-        assert self.sizes is not None
-        assert sizes is not None
+        if self.sizes is None or sizes is None:
+            raise SettingError(
+                "A stage that merges must know which rows belong to which image. Set scope='image' (of a stage: "
+                "unit='image'), and give a count that does not depend on tensor values."
+            )
         notes = self.notes
         starts = [0, *itertools.accumulate(self.sizes)][: len(sizes)]  # where each image's rows began
         if self.runs is None:

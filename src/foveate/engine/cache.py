@@ -18,6 +18,7 @@ from foveate._transformers import (
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.rooms import MOST_STEP, Room
+from foveate.errors import UnsupportedError
 
 LONG = 1024
 """Slots from which on a layer has room for decoded rows, an eighth of those it has; copying fewer costs no more."""
@@ -388,7 +389,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             )
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 hands in a tensor
         if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
-            guards.refuse_crop(self.window)
+            raise UnsupportedError(
+                f"A layer with a sliding window of {self.window} tokens has discarded all earlier tokens, so the cache "
+                "cannot be cropped. Call activate_past_recording on the cache before the prompt."
+            )
         end = self.seen + tokens_to_remove
         if self.alive is not None:
             self.alive = self.alive[:, :end]
@@ -399,7 +403,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.seen = end
             return
         if self.head is not None and -tokens_to_remove > self.keys.shape[-2]:
-            guards.refuse_crop_of_head(self.keys.shape[-2])
+            raise UnsupportedError(
+                f"Of this cache only the {self.keys.shape[-2]} tokens behind its shared beginning can be removed. "
+                "Remove fewer, or begin anew."
+            )
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
         if from_tail and self._room is not None and self._room.gives_back(self.keys, from_tail):
             self.keys, self.values = self._room.rows()

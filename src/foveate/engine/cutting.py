@@ -30,13 +30,13 @@ from foveate.core.signals import (
 )
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
-from foveate.engine import guards
 from foveate.engine.attending import RATERS, streams
 from foveate.engine.buckets import WORDS, Bucket, Sizes
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, ran_note, rotary_note
 from foveate.engine.reading import raters_of
 from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
+from foveate.errors import UnsupportedError
 
 ALL_CELLS = Cells()
 Part = Callable[[Tensor], Tensor]
@@ -98,9 +98,21 @@ class SampleRows:
         if stage.unit == "sample":
             return [sample_unit(self.sample, len(self))]
         frames = self.sample.frames
-        guards.refuse_unknown_units(stage, self.sizes, frames is not None and len(frames) > len(self.sample.media))
-        assert self.sizes is not None
-        guards.refuse_frames_behind_tower(stage, frames, self.sizes)
+        if self.sizes is None:
+            raise UnsupportedError(
+                f"{stage} ranks each {stage.unit} separately, but an earlier cut ranked all images of a sample "
+                f"together, so the number of tokens left in each {stage.unit} is not known. Give both the same scope."
+            )
+        if stage.unit == "image" and frames is not None and len(frames) > len(self.sample.media):
+            raise UnsupportedError(
+                f"{stage} ranks each video as a whole, but an earlier stage ranked frame by frame. Give both the same "
+                "scope."
+            )
+        if frames is not None and len(frames) != len(self.sizes):
+            raise UnsupportedError(
+                f"{stage} ranks each frame separately, but an earlier stage has dropped tokens before the decoder, so "
+                "the number of tokens left in each frame is not known. Use scope='image' or 'sample'."
+            )
         return image_units(self.sample, self.sizes)
 
     def view(self, stage: Stage, unit: Unit) -> View:
@@ -194,7 +206,13 @@ class SampleRows:
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
         """The rows that a second stage before the same layer sees, behind the first one's cut."""
         cut = decision.cut
-        guards.refuse_reading_ahead(stage, self.layer, cut)
+        # Nothing has computed the attention of what the first stage left.
+        ahead = any(isinstance(signal, Keys) or getattr(signal, "layer", "") == "next" for signal in stage.reads)
+        if cut.stays is not None or ahead:
+            raise UnsupportedError(
+                f"Two stages cut before layer {self.layer}, and the second reads values that are not computed for the "
+                "tokens left by the first. Move one of them to another layer."
+            )
         source = followed(cut.source, self.source)
         notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.notes.items()}
         notes |= cut.notes
@@ -227,7 +245,8 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
             rows = rows.behind(answer, stage)
         units = rows.units(stage)
         views = [rows.view(stage, unit) for unit in units]
-        cuts = [_cut_of(stage, view) for view in views]
+        # A unit that has lost all its rows is shown to no stage.
+        cuts = [stage.cut(view) if len(view) else None for view in views]
         if not stage.drops:  # it only looks, and leaves notes
             answer = None
             notes = _notes(cuts, stage)
@@ -244,13 +263,6 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
             cut = decision.cut.then(answer.cut)
         decision = Decision(cut, answer.sizes)
     return decision
-
-
-def _cut_of(stage: Stage, view: View) -> Cut | None:
-    """What a stage makes of a unit; nothing of one that has lost all its rows."""
-    if not len(view):
-        return None
-    return stage.cut(view)
 
 
 def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:

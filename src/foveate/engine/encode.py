@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.contract.stages import Stage
+from foveate.contract.stages import Stage, TowerStage
 from foveate.core.cut import Cut, Pick, together
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
-from foveate.engine import guards
 from foveate.engine.media import lengths_in
 from foveate.engine.program import NotesOf, Program
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.thinning import running_thin
 
@@ -304,7 +304,8 @@ class TowerReducer:
             images: (patches, width) each, in raster order.
             grid: Their rows and columns.
         """
-        return self._merged(images, [grid] * len(images))
+        cuts = self._of_patches(self._program.tower, images, [grid] * len(images))
+        return [_if_it_merges(cut) for cut in cuts]
 
     def first(self, blocks: int) -> int:
         """The tower's block before which rows leave, of so many that are read."""
@@ -313,37 +314,32 @@ class TowerReducer:
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
         """Which rows of each segment run, and which the others go with."""
-
-        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-            assert self._program.thin is not None
-            return self._program.thin.cut(PatchView(tensors["rows"], grids[places[0]]))
-
-        kinds = [(grid, *kind_of(rows)) for rows, grid in zip(segments, grids, strict=True)]
-        return cuts_of(look, [{"rows": rows} for rows in segments], kinds, self._program.together)
+        return self._of_patches(self._program.thin, segments, grids)
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         """What becomes of each image's tokens on their way out of the tower, newlines apart."""
         images = [ImageTokens(view, self._program.resources) for view in views]
         # Where the tower itself cannot lose tokens, the stage inside it works behind the projector.
         late = [image for image in images if self.early and image.can_pool]
-        pooled = self._merged([image.rows for image in late], [image.grid for image in late])
-        for image, cut in zip(late, pooled, strict=True):
-            image.pool(cut)
+        rows, grids = [image.rows for image in late], [image.grid for image in late]
+        for image, cut in zip(late, self._of_patches(self._program.tower, rows, grids), strict=True):
+            image.pool(_if_it_merges(cut))
         for stage in self._program.images:
             for image, cut in zip(images, self._ask(stage, images), strict=True):
                 image.take(cut, stage)
         return [image.cut for image in images]
 
-    def _merged(self, images: Sequence[Tensor], grids: Sequence[Grid]) -> list[Cut | None]:
-        """Cuts of the stage inside the tower, of patches (or tokens) on these grids; None where none is merged."""
+    def _of_patches(
+        self, stage: TowerStage | None, images: Sequence[Tensor], grids: Sequence[Grid | None]
+    ) -> list[Cut | None]:
+        """What a stage inside the tower makes of patches, (rows, width) of each image or segment, on these grids."""
 
         def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-            assert self._program.tower is not None
-            return self._program.tower.cut(PatchView(tensors["rows"], grids[places[0]]))
+            assert stage is not None
+            return stage.cut(PatchView(tensors["rows"], grids[places[0]]))
 
         kinds = [(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)]
-        cuts = cuts_of(look, [{"rows": rows} for rows in images], kinds, self._program.together)
-        return [_if_it_merges(cut) for cut in cuts]
+        return cuts_of(look, [{"rows": rows} for rows in images], kinds, self._program.together)
 
     def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
         """What an image stage makes of each image."""
@@ -402,8 +398,11 @@ def encode(
         with thinning as ran:
             output, cuts = ways[program.encodes](run, modality, arguments, reducer)
     except (NotImplementedError, RuntimeError) as error:
-        if program.encodes == "pixels":
-            guards.refuse_offloaded_tower(family, error)
+        if program.encodes == "pixels" and any(weight.is_meta for weight in family.core.parameters()):
+            raise UnsupportedError(
+                "The vision tower's weights are offloaded, so transformers cannot interpolate its position embeddings "
+                "for a smaller picture. Keep the tower in memory in the device_map, or use AveragePool."
+            ) from error
         raise
     return output, [_without_rows(cut) for cut in cuts], ran or reducer.ran
 

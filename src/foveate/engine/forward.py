@@ -17,6 +17,7 @@ from foveate.engine.handed import Original, Streams, at_rows, rows_of
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
 TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
@@ -90,10 +91,6 @@ class RowMap:
         if self.valid is None:
             return self.columns.new_full((len(self.columns),), self.columns.shape[1])
         return self.valid.sum(dim=1)
-
-    def number_anew(self) -> None:
-        """Number the rows from the first on: each has its place among those that are left as its position."""
-        self.numbered = self
 
     def number_on(self, before: "RowMap") -> None:
         """Let the rows keep the numbers that they have in the map before this one, if they have any."""
@@ -541,13 +538,17 @@ class Forward:
         """Say which rows the coming layers process: those that are left now, numbered anew or as they were."""
         before, self.outcome.rows = self.outcome.rows, self._rows_left()
         if renumbers:
-            self.outcome.rows.number_anew()
+            self.outcome.rows.numbered = self.outcome.rows  # each has its place among those left as its position
         elif before is not None:
             self.outcome.rows.number_on(before)
 
     def _rows_left(self) -> RowMap:
         lengths = self._with_left([len(sample.text) for sample in self.samples])
-        guards.refuse_empty_prompt(lengths)
+        if not any(lengths):
+            raise UnsupportedError(
+                "Every token of the prompt was dropped: the prompt has no text, and no vision token was kept. "
+                "Always keep a token (min_keep=1), or add text."
+            )
         device = self.outcome.buckets[0].index.device
         left = self.text.to(device)  # (samples, columns): text first, then each bucket's rows
         source: Tensor | None = None
@@ -564,7 +565,12 @@ class Forward:
         """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
         if self.additions is None:
             return
-        guards.refuse_additions_by_number(self.additions)
+        if not isinstance(self.additions, list):
+            raise UnsupportedError(
+                "This model adds features of its pictures before several layers, which foveate cannot move along with "
+                "rows that are merged, or that have text between them. Use a method that drops between layers, and "
+                "merges none."
+            )
         # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
         starts = self._starts.to(bucket.index.device)[bucket.owners]  # (samples, 1)
         for depth in range(layer, len(self.additions)):

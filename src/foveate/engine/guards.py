@@ -1,4 +1,6 @@
-"""Every refusal of the engine: what cannot run while tokens are dropped, said before anything is computed wrongly."""
+"""Refusals of the engine that are long, or that several places or a layer's hot path call; short ones stand in place.
+
+They say what cannot run while tokens are dropped, before anything is computed wrongly."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -10,7 +12,6 @@ from foveate._transformers import (
     DECODER,
     LAYER,
     Cache,
-    LinearAttentionLayer,
     cache_of,
     lacks,
     probe,
@@ -20,42 +21,14 @@ from foveate._transformers import (
 )
 from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, Stage
-from foveate.core.cut import Cut
-from foveate.core.signals import Keys, Resource, Rotary
+from foveate.core.signals import Resource, Rotary
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.support import refusal
-from foveate.families.tap import attention_of
 
 CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 # -- attach ---------------------------------------------------------------------------------------------------
-
-
-def refuse_without_weights(model: nn.Module) -> None:
-    """Refuse a model that is not there, but only its shapes.
-
-    Raises:
-        UnsupportedError: If its weights are on torch's meta device, and nothing brings them where they are needed, as
-            accelerate's hooks do.
-    """
-    weight = next(model.parameters(), None)
-    if weight is None or weight.device.type != "meta":
-        return
-    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise UnsupportedError(
-            f"{type(model).__name__} was made without its weights, so it answers nothing: its prompts' tokens and "
-            "costs can be counted. Load it with them: fv.load(name)."
-        )
-
-
-def refuse_second_session(model: nn.Module, running: Method | None) -> None:
-    """Contexts on one model cannot be nested."""
-    if running is not None:
-        raise SessionError(
-            f"{running} is already applied to this {type(model).__name__}. Contexts cannot be nested: "
-            "exit the first one, or call foveate.remove(model)."
-        )
 
 
 def refuse_unknown_host(family: Family) -> None:
@@ -110,24 +83,6 @@ def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: 
         )
 
 
-def refuse_unencoded(family: Family, encodes: str | None) -> None:
-    """What reduces tokens before the decoder stands around the function that encodes pictures."""
-    if encodes is not None and not hasattr(family.core, "get_image_features"):
-        raise UnsupportedError(
-            f"{type(family.core).__name__} encodes pictures within its forward, so tokens cannot be reduced before the "
-            "decoder. Use a method that drops between layers."
-        )
-
-
-def refuse_sliced_rows(count: int, text: Sequence[Tensor], span: int) -> None:
-    """Where the model computes its last rows alone in layers that borrow keys, these must be rows that are left."""
-    if any(int((columns >= span - count).sum()) < count for columns in text):
-        raise UnsupportedError(
-            f"This model computes only the last {count} rows of its last layers, and some of them may be dropped. Ask "
-            "for the last row's logits alone (generate does), or for all, and put text behind the picture."
-        )
-
-
 def refuse_resources(method: Method, stages: Sequence[Stage], resources: Mapping[str, Any]) -> None:
     """What was handed in by name must be what the stages read by name."""
     read = {signal.name for stage in stages for signal in stage.reads if isinstance(signal, Resource)}
@@ -138,30 +93,6 @@ def refuse_resources(method: Method, stages: Sequence[Stage], resources: Mapping
         )
     for name in sorted(set(resources) - read):
         raise SettingError(f"{method.name} reads no resource {name!r} here. Leave it out of resources.")
-
-
-def refuse_unknown_text(ids: Tensor | None, columns: int) -> None:
-    """What encodes text gets its ids."""
-    if ids is None or ids.shape[1] != columns:
-        raise UnsupportedError(
-            "The question's token ids are encoded for this method, and this prompt came as embeddings. Pass input_ids."
-        )
-
-
-def refuse_copies() -> NoReturn:
-    """A copy of an attached model would run the original's layers."""
-    raise SessionError(
-        "A model cannot be copied or pickled inside a dropping context: the copy would run the original's layers. "
-        "Exit the context, or call foveate.remove(model), and then copy."
-    )
-
-
-def refuse_threads() -> NoReturn:
-    """Two forwards at once would each drop from the other's tokens; `generate` takes turns by itself."""
-    raise SessionError(
-        "Another thread is generating with this model. Call generate, which waits for its turn, or hold a lock of your "
-        "own around the model's forwards."
-    )
 
 
 def refuse_pages(*_: Any, **__: Any) -> NoReturn:
@@ -186,15 +117,6 @@ def refuse_candidates(original: Callable[..., Any], *args: Any, **kwargs: Any) -
 
 
 # -- encode ---------------------------------------------------------------------------------------------------
-
-
-def refuse_offloaded_tower(family: Family, error: Exception) -> None:
-    """transformers cannot fit position embeddings to a smaller picture where these are not in memory."""
-    if any(weight.is_meta for weight in family.core.parameters()):
-        raise UnsupportedError(
-            "The vision tower's weights are offloaded, so transformers cannot interpolate its position embeddings "
-            "for a smaller picture. Keep the tower in memory in the device_map, or use AveragePool."
-        ) from error
 
 
 def refuse_foreign_features(method: Method) -> NoReturn:
@@ -230,48 +152,43 @@ def refuse_unseen_pictures(name: str) -> NoReturn:
     raise unknown(f"encodes {name} in another way than by get_image_features or get_video_features of the model's core")
 
 
-def refuse_partly_masked(masked: bool) -> None:
-    """The rows of an image that the tower has reduced stand in its first columns, so none may be masked."""
-    if masked:
+def refuse_call(
+    kwargs: dict[str, Any], live: Tensor | None, family: Family, columns: int, served: Sequence[type]
+) -> None:
+    """A call in which tokens will be dropped: its cache, packing, recomputing, outputs and length must allow it.
+
+    Args:
+        kwargs: The arguments of the decoder's forward.
+        live: Which columns are no padding, (samples, columns); None: not known.
+        family: Of the model.
+        columns: Of this call and of earlier turns.
+        served: The kinds of cache layers that may differ in length.
+    """
+    refuse_cache(cache_of(kwargs), served)
+    # Told apart by position ids alone, samples in one row would be ranked together.
+    if kwargs.get("cu_seq_lens_q") is not None or (live is None and _steps_back(kwargs.get("position_ids"))):
         raise UnsupportedError(
-            "The attention_mask hides some tokens of an image whose tokens were reduced in the tower. "
-            "Unmask all tokens of the image."
+            "Several samples are packed into one row, so their vision tokens cannot be ranked separately. "
+            "Pass the samples as a padded batch with an attention_mask."
         )
-
-
-def refuse_unknown_frames(frames: Sequence[int] | None, tokens: int) -> None:
-    """What goes by frame must know where frames begin."""
-    if frames is not None and sum(frames) != tokens:
+    # A layer that runs again in the backward pass must find the rows it ran on.
+    if recomputes_from_outside(family.layers[0]):
         raise UnsupportedError(
-            "Where this video's frames begin is not known, so its tokens cannot be ranked frame by frame: its family "
-            "does not report the frames, or the attention_mask hides some tokens. Use scope='image' or 'sample'."
+            "Gradient checkpointing in this version of transformers runs layers a second time without the record of "
+            "dropped tokens. Turn it off, or install a newer version: pip install -U transformers."
         )
-
-
-def refuse_frames_behind_tower(stage: Stage, frames: Sequence[int] | None, sizes: Sequence[int]) -> None:
-    """Where tokens left before the decoder, it is known how many of a video are left, and not of each frame."""
-    if frames is not None and len(frames) != len(sizes):
+    # transformers balances experts over all tokens of the prompt in all layers, also those that were dropped.
+    if kwargs.get("output_router_logits"):
         raise UnsupportedError(
-            f"{stage} ranks each frame separately, but an earlier stage has dropped tokens before the decoder, so the "
-            "number of tokens left in each frame is not known. Use scope='image' or 'sample'."
+            "output_router_logits needs the tokens of the whole prompt, and some of them are dropped. "
+            "Set it to False (also config.text_config.output_router_logits), or keep all tokens."
         )
-
-
-def refuse_unknown_cells(known: int, tokens: int) -> None:
-    """What works on the grid of an image must know it."""
-    if known != tokens:
+    # Where layers count the rows that they get, and scale queries by that, rows left would be counted anew.
+    if columns > family.longest:
         raise UnsupportedError(
-            "The rows and columns of this picture's tokens are not known: its features were computed elsewhere, or the "
-            "attention_mask hides some tokens. Pass the picture itself, and unmask all its tokens."
+            f"This prompt has {columns} columns, and from {int(family.longest) + 1} on layers of this model scale "
+            "queries by how many rows come before them, which dropping changes. Use a shorter prompt."
         )
-
-
-def refuse_call(kwargs: dict[str, Any], live: Tensor | None, layer: nn.Module, cache_layers: Sequence[type]) -> None:
-    """A call in which tokens will be dropped: its cache, packing, recomputing and outputs must allow it."""
-    refuse_cache(cache_of(kwargs), cache_layers)
-    _refuse_packing(kwargs, live)
-    _refuse_recomputing(layer)
-    _refuse_router_logits(kwargs)
 
 
 def refuse_first_layer(
@@ -330,15 +247,6 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
         )
 
 
-def _refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:
-    """Several samples in one row, told apart by position ids alone, would be ranked together."""
-    if kwargs.get("cu_seq_lens_q") is not None or (live is None and _steps_back(kwargs.get("position_ids"))):
-        raise UnsupportedError(
-            "Several samples are packed into one row, so their vision tokens cannot be ranked separately. "
-            "Pass the samples as a padded batch with an attention_mask."
-        )
-
-
 def _steps_back(ids: Any) -> bool:
     """Whether position ids, (samples, columns) or with four axes in front, do not go up by a step or more each."""
     if not isinstance(ids, Tensor) or ids.shape[-1] == 1:
@@ -348,33 +256,6 @@ def _steps_back(ids: Any) -> bool:
             return False
         ids = ids[0]
     return bool((ids.diff(dim=-1) <= 0).any())
-
-
-def _refuse_recomputing(layer: nn.Module) -> None:
-    """A layer that runs again in the backward pass must find the rows it ran on."""
-    if recomputes_from_outside(layer):
-        raise UnsupportedError(
-            "Gradient checkpointing in this version of transformers runs layers a second time without the record of "
-            "dropped tokens. Turn it off, or install a newer version: pip install -U transformers."
-        )
-
-
-def _refuse_router_logits(kwargs: dict[str, Any]) -> None:
-    """transformers balances experts over all tokens of the prompt in all layers, also those that were dropped."""
-    if kwargs.get("output_router_logits"):
-        raise UnsupportedError(
-            "output_router_logits needs the tokens of the whole prompt, and some of them are dropped. "
-            "Set it to False (also config.text_config.output_router_logits), or keep all tokens."
-        )
-
-
-def refuse_long_prompt(columns: int, longest: float) -> None:
-    """Where layers count the rows that they get, and scale queries by that, rows left would be counted anew."""
-    if columns > longest:
-        raise UnsupportedError(
-            f"This prompt has {columns} columns, and from {int(longest) + 1} on layers of this model scale queries by "
-            "how many rows come before them, which dropping changes. Use a shorter prompt."
-        )
 
 
 def refuse_split_image() -> NoReturn:
@@ -416,57 +297,6 @@ def refuse_other_cache(index: int | None) -> NoReturn:
 # -- each layer -----------------------------------------------------------------------------------------------
 
 
-def refuse_unknown_units(stage: Stage, sizes: Sequence[int] | None, several_frames: bool) -> None:
-    """A stage that ranks images or frames by themselves must know which tokens are whose."""
-    if sizes is None:
-        raise UnsupportedError(
-            f"{stage} ranks each {stage.unit} separately, but an earlier cut ranked all images of a sample together, "
-            f"so the number of tokens left in each {stage.unit} is not known. Give both the same scope."
-        )
-    if stage.unit == "image" and several_frames:
-        raise UnsupportedError(
-            f"{stage} ranks each video as a whole, but an earlier stage ranked frame by frame. Give both the same "
-            "scope."
-        )
-
-
-def refuse_reading_ahead(stage: Stage, layer: int, first: Cut) -> None:
-    """The second stage before one layer works on what the first one left, whose attention nothing has computed."""
-    ahead = any(isinstance(signal, Keys) or getattr(signal, "layer", "") == "next" for signal in stage.reads)
-    if first.stays is not None or ahead:
-        raise UnsupportedError(
-            f"Two stages cut before layer {layer}, and the second reads values that are not computed for the tokens "
-            "left by the first. Move one of them to another layer."
-        )
-
-
-def refuse_additions_by_number(additions: Any) -> None:
-    """Where rows move to other places, what is added to these later must move along."""
-    if not isinstance(additions, list):
-        raise UnsupportedError(
-            "This model adds features of its pictures before several layers, which foveate cannot move along with rows "
-            "that are merged, or that have text between them. Use a method that drops between layers, and merges none."
-        )
-
-
-def refuse_unknown_owners(sizes: Sequence[int] | None, left: Sequence[int] | None) -> None:
-    """Merged rows go to their image's columns, so it must be known which rows are whose."""
-    if sizes is None or left is None:
-        raise SettingError(
-            "A stage that merges must know which rows belong to which image. Set scope='image' (of a stage: "
-            "unit='image'), and give a count that does not depend on tensor values."
-        )
-
-
-def refuse_empty_prompt(lengths: Sequence[int]) -> None:
-    """A decoder cannot run on no rows at all."""
-    if not any(lengths):
-        raise UnsupportedError(
-            "Every token of the prompt was dropped: the prompt has no text, and no vision token was kept. "
-            "Always keep a token (min_keep=1), or add text."
-        )
-
-
 def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) -> None:
     """A recurrent layer pays no attention that could be read."""
     if layer in recurrent:
@@ -477,98 +307,7 @@ def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) 
         )
 
 
-def refuse_windowed_reading(layer: int) -> NoReturn:
-    """What a step reads cannot be told by a layer that sees only the latest tokens."""
-    raise UnsupportedError(
-        f"Layer {layer} has a sliding window, so its attention does not reach all vision tokens. Read from a layer on "
-        "before which one sees everything."
-    )
-
-
-def refuse_recurrent_padding(layer: int, ragged: bool, cache: Any) -> None:
-    """Padding between a state and the rows that go on from it makes the state fade."""
-    if not ragged or cache is None or not isinstance(cache.layers[layer], LinearAttentionLayer):
-        return
-    if cache.has_previous_state(layer):
-        raise UnsupportedError(
-            f"Layer {layer} continues from the state of an earlier call, and the samples of this batch keep different "
-            "numbers of tokens, so padding would change the state. Continue with one sample at a time."
-        )
-
-
-def refuse_scaled_reading(layer: int, length: int, most: int) -> None:
-    """Scores leave out what an attention scales queries by, which is 1 in the prompts its model first learnt on."""
-    if length > most:
-        raise UnsupportedError(
-            f"Layer {layer} scales queries from position {most} on, and foveate's attention scores do not. This prompt "
-            f"has {length} positions. Use a shorter prompt, or a method that reads no attention (V2Drop)."
-        )
-
-
-def refuse_scaled_flash(layer: int, backend: str) -> None:
-    """An attention that scales queries by position needs ids, and flash attention reads gaps in these as ends."""
-    if "flash" in backend:
-        raise UnsupportedError(
-            f"Layer {layer} needs position ids, and flash attention would read gaps between the kept positions as the "
-            "ends of packed sequences. Load the model with attn_implementation='sdpa'."
-        )
-
-
-def refuse_sliding_flash(layer: int, module: nn.Module, backend: str) -> None:
-    """Flash attention counts a sliding window in stored tokens, not in the columns of the unpruned sequence."""
-    attention = attention_of(module)
-    if "flash" in backend and getattr(attention, "sliding_window", None) is not None:
-        raise UnsupportedError(
-            f"Layer {layer} has a sliding window, and flash attention counts it in stored tokens: after dropping, the "
-            "window would reach too far. Load the model with attn_implementation='sdpa'."
-        )
-
-
-def refuse_unknown_backend(backend: str) -> NoReturn:
-    """A ragged batch needs a mask, of a form that the kernel reads."""
-    raise UnsupportedError(
-        f"The samples of this batch keep different numbers of tokens, so they need a mask, and the mask format of the "
-        f"attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, or run one sample at "
-        "a time, or register sdpa_mask for the kernel in transformers' AttentionMaskInterface."
-    )
-
-
 # -- finish ---------------------------------------------------------------------------------------------------
-
-
-def refuse_lost_layers(ran: int, depth: int) -> None:
-    """If a layer did not come by, the model left it out, or it has got another forward meanwhile."""
-    if ran < depth:
-        raise SessionError(
-            f"Tokens were dropped in {ran} of {depth} decoder layers: the model ran no more of them, or the forward of "
-            "the others was replaced inside the context, for example by removing accelerate's hooks. Exit the context "
-            "before you change the model, and open a new one afterwards."
-        )
-
-
-def refuse_other_counts(planned: Sequence[int | None], left: Sequence[int]) -> None:
-    """What is left at the end must be what the method's plan says, where it says it beforehand."""
-    for sample, (wanted, got) in enumerate(zip(planned, left, strict=True)):
-        if wanted not in (None, got):
-            raise SessionError(
-                f"Sample {sample} has {got} vision tokens left, and the method's plan says {wanted}. This is a fault "
-                "of foveate or of the method: please report it, with what `foveate check MODEL` prints."
-            )
-
-
-def refuse_lost_rows(index: int) -> NoReturn:
-    """A cache layer that does not hold what its layer ran on."""
-    raise unknown(f"does not store in layer {index} of the cache the rows that decoder layer {index} ran on")
-
-
-def refuse_unknown_positions() -> NoReturn:
-    """Rows are numbered anew, and ranked by RoPE, from the position ids that the model hands its rotary embedding."""
-    raise unknown("hands the decoder's rotary_emb no position_ids, and this method numbers rows anew or reads Rotary()")
-
-
-def refuse_unknown_mask(width: int, total: int) -> NoReturn:
-    """A mask whose columns are not those of the unpruned sequence."""
-    raise unknown(f"makes masks of {width} columns where the sequence has {total}")
 
 
 def refuse_other_rows(got: int, wanted: int) -> NoReturn:
@@ -585,41 +324,3 @@ def refuse_pruned_cache_outside() -> NoReturn:
         "This cache was pruned by foveate and is used outside its context: masks would be wrong. "
         "Continue inside `with foveate.drop(model, method)`, or start with an empty cache."
     )
-
-
-def refuse_crop(window: int) -> NoReturn:
-    """What a sliding window has let go of cannot come back."""
-    raise UnsupportedError(
-        f"A layer with a sliding window of {window} tokens has discarded all earlier tokens, so the cache cannot be "
-        "cropped. Call activate_past_recording on the cache before the prompt."
-    )
-
-
-def refuse_crop_of_head(rows: int) -> NoReturn:
-    """Rows that several samples share are nobody's to take back."""
-    raise UnsupportedError(
-        f"Of this cache only the {rows} tokens behind its shared beginning can be removed. Remove fewer, or begin anew."
-    )
-
-
-def refuse_picking(index: int, slots: int, picked: int, backend: str) -> None:
-    """Beyond as many slots as a row picks, an index of what is left would pick others than that of all."""
-    if backend not in ("eager", "sdpa"):
-        raise UnsupportedError(
-            f"Layer {index} picks keys by an index, and how attention {backend!r} reads what is picked is not known. "
-            "Load the model with attn_implementation='sdpa'."
-        )
-    if slots > picked:
-        raise UnsupportedError(
-            f"Layer {index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there only "
-            "while all are picked. Keep fewer tokens, or use shorter prompts and answers."
-        )
-
-
-def refuse_latent_keys(stored: bool) -> None:
-    """Where layers store latents in the place of keys (MLA), what rows pay to earlier turns cannot be made of these."""
-    if stored:
-        raise UnsupportedError(
-            "This model stores latents, and no keys, of earlier turns, so attention that a later picture's prompt pays "
-            "cannot be read. Use a method that reads no attention (V2Drop), or begin anew."
-        )

@@ -203,13 +203,6 @@ def lengths_in(prompt: Sequence[Sequence[int]] | None, total: int) -> list[int]:
     return [total]
 
 
-def _always_kept(family: Family, length: int) -> Sequence[int]:
-    """Which of an image's tokens are no patches and always stay; tiled families have none."""
-    if family.tiled:
-        return ()
-    return family.always_kept(family.model.config, length)
-
-
 def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
     """Images sample by sample, with so many each; as one sample where the counts do not add up."""
     if sum(counts) != len(media):
@@ -264,7 +257,9 @@ def tagged_media(
         if image is None:
             if program.encodes is not None:
                 guards.refuse_foreign_features(program.method)
-            fixed = _always_kept(family, length)
+            fixed: Sequence[int] = ()
+            if not family.tiled:  # tiled families have tokens of patches alone
+                fixed = family.always_kept(family.model.config, length)
             image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
         media.append(image)
     return media

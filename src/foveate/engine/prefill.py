@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, unknown
 from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.core.tensors import send
@@ -23,6 +23,7 @@ from foveate.engine.program import Program
 from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, StageRecord, Where
+from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 
@@ -85,8 +86,8 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     drops = _drops(samples, plans)
     reads = reads and any([len(sample.vision) for sample in samples])
     if drops or reads:
-        guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
-        guards.refuse_long_prompt(span + max(0, 0 if cache is None else length_of(cache)), family.longest)
+        columns = span + max(0, 0 if cache is None else length_of(cache))
+        guards.refuse_call(kwargs, live, family, columns, CACHE_LAYERS)
     if drops and arrival.splits:
         guards.refuse_split_image()
     if arrival.behind_image and (drops or arrival.behind_cut) and any([sample.starts for sample in samples]):
@@ -116,8 +117,10 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
         bucket.text[WORDS] = send(words, bucket.index.device)
     if not program.encodes_text:
         return
-    guards.refuse_unknown_text(ids, forward.span)
-    assert ids is not None
+    if ids is None or ids.shape[1] != forward.span:
+        raise UnsupportedError(
+            "The question's token ids are encoded for this method, and this prompt came as embeddings. Pass input_ids."
+        )
     rows = ids.cpu()
     for bucket, signal in itertools.product(forward.outcome.buckets, program.encodes_text):
         encode = program.resources[signal.name].text
@@ -296,10 +299,20 @@ def finish(forward: Forward, cache: Any) -> None:
         end_turn(forward, cache)
     if forward.outcome.record is None or not forward.drops:
         return
-    guards.refuse_lost_layers(len(forward.outcome.row_maps), len(forward.family.layers))
-    stay = [sample.fixed for sample in forward.samples]
-    planned = [None if not plan else plan[-1] + fixed for plan, fixed in zip(forward.plans, stay, strict=True)]
-    guards.refuse_other_counts(planned, forward.vision_left())
+    ran, depth = len(forward.outcome.row_maps), len(forward.family.layers)
+    if ran < depth:
+        raise SessionError(
+            f"Tokens were dropped in {ran} of {depth} decoder layers: the model ran no more of them, or the forward of "
+            "the others was replaced inside the context, for example by removing accelerate's hooks. Exit the context "
+            "before you change the model, and open a new one afterwards."
+        )
+    rows = zip(forward.plans, forward.samples, forward.vision_left(), strict=True)
+    for number, (plan, sample, left) in enumerate(rows):
+        if plan and left != plan[-1] + sample.fixed:
+            raise SessionError(
+                f"Sample {number} has {left} vision tokens left, and the method's plan says {plan[-1] + sample.fixed}. "
+                "This is a fault of foveate or of the method: please report it, with what `foveate check MODEL` prints."
+            )
     if cache not in (None, forward.cache):
         guards.refuse_other_cache(None)
     cache = forward.cache
@@ -343,7 +356,7 @@ def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
         if index < len(cache.layers):
             layer = cache.layers[index]
         if type(layer) is not PrunedLayer or not layer.is_whole:
-            guards.refuse_lost_rows(index)
+            raise unknown(f"does not store in layer {index} of the cache the rows that decoder layer {index} ran on")
 
 
 def _cut_cache(forward: Forward, cache: Any) -> None:

@@ -16,6 +16,7 @@ from foveate.engine.cache import PrunedLayer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.samples import Unit, image_units
+from foveate.errors import UnsupportedError
 from foveate.families.tap import attention_of, unturning
 
 # -- raters -------------------------------------------------------------------------------------------------------
@@ -126,7 +127,13 @@ class AttentionReader(RowsReader):
             ragged = ragged or padded
         length = seen + self._hidden.shape[1]
         if self._positions.scales(index) and not self._family.gathers:  # else the layer itself is handed its ids
-            guards.refuse_scaled_reading(index, length, self._positions.learned_length)
+            most = self._positions.learned_length
+            if length > most:  # scores leave the scale out
+                raise UnsupportedError(
+                    f"Layer {index} scales queries from position {most} on, and foveate's attention scores do not. "
+                    f"This prompt has {length} positions. Use a shorter prompt, or a method that reads no attention "
+                    "(V2Drop)."
+                )
         coming = self._rows.unpruned(seen)[self._of, self._start :]
         keys = torch.cat((slots, coming), dim=1)
         mask = call.kwargs.get("attention_mask")
@@ -172,8 +179,14 @@ class AttentionReader(RowsReader):
 
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
         if self._own_attention is not None:
+            # The layer's own attention has made them of all its rows.
             query, keys, scaling, _ = self._own_attention[0]
-            return self._from_own_attention(asking, query, keys, scaling)
+            keys, query = self._of_rows(keys, query.shape[2]), query[self._of]
+            if self._forward.outcome.rows is not None:
+                query = query[:, :, self._start :]
+            elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
+                asking = self._columns.gather(1, asking)  # (samples, asking)
+            return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
         call = self._call
         rows = rows_of(self._hidden, self._columns, self._bucket.owners)
         if call.streams is not None:
@@ -187,17 +200,6 @@ class AttentionReader(RowsReader):
         finally:
             self._tables = given
         return queries, keys
-
-    def _from_own_attention(
-        self, asking: Tensor, query: Tensor, keys: Tensor, scaling: float
-    ) -> tuple[Tensor, Tensor, float]:
-        """Queries, keys and scaling, taken from what the layer's own attention has made of all its rows."""
-        keys, query = self._of_rows(keys, query.shape[2]), query[self._of]
-        if self._forward.outcome.rows is not None:
-            query = query[:, :, self._start :]
-        elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
-            asking = self._columns.gather(1, asking)  # (samples, asking)
-        return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
         """Keys or values of the bucket's rows, of what the layer has for all samples: (samples, heads, rows, size)."""

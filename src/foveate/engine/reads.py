@@ -19,12 +19,12 @@ from foveate.core.attention import attention_rows
 from foveate.core.cut import Cut, together
 from foveate.core.tensors import BLOCK_NUMBERS, Memo, Tensors, alike, send, stacked, take_along
 from foveate.core.views import Arriving, ReadView
-from foveate.engine import guards
 from foveate.engine.arguments import visibility
 from foveate.engine.attending import last_marked
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.reading import is_causal
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import AttentionHook
 
@@ -115,7 +115,10 @@ def end_turn(forward: Forward, cache: Any) -> None:
     looks = stage.layer - (stage.when == "step")
     layers = [index for index in range(looks, len(cache.layers)) if _holds_all(cache, index, forward.family)]
     if stage.when == "step" and looks not in layers:
-        guards.refuse_windowed_reading(looks)
+        raise UnsupportedError(
+            f"Layer {looks} has a sliding window, so its attention does not reach all vision tokens. Read from a layer "
+            "on before which one sees everything."
+        )
     memo, slots = Memo(), {}
     for index in layers:
         stored = pruned_layer(cache, index)

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate._transformers import CACHE_NAMES, by_name, cache_of
+from foveate._transformers import CACHE_NAMES, LinearAttentionLayer, by_name, cache_of, unknown
 from foveate.core.signals import Signal
 from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
@@ -22,6 +22,7 @@ from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.reads import decode_hook
 from foveate.engine.turning import note_turns
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot, tapped_layer, unreadable
 
@@ -205,7 +206,17 @@ class LayerRunner:
     def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
         """Let rows of a layer that picks keys by an index pick all that there are, so many rows among them."""
         slots = rows + (0 if call.stored is None else call.stored.slots)
-        guards.refuse_picking(call.index, slots, self._indexed[call.index], forward.backend)
+        if forward.backend not in ("eager", "sdpa"):
+            raise UnsupportedError(
+                f"Layer {call.index} picks keys by an index, and how attention {forward.backend!r} reads what is "
+                "picked is not known. Load the model with attn_implementation='sdpa'."
+            )
+        picked = self._indexed[call.index]
+        if slots > picked:  # an index of what is left would pick others than that of all
+            raise UnsupportedError(
+                f"Layer {call.index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there "
+                "only while all are picked. Keep fewer tokens, or use shorter prompts and answers."
+            )
         if PICKED in call.kwargs:
             call.kwargs[PICKED] = every_slot(rows, slots, call.hidden)
 
@@ -223,7 +234,13 @@ class LayerRunner:
         if forward.drops:
             forward.outcome.row_maps.append(forward.outcome.rows)
         if rows is not None and sliced:
-            guards.refuse_sliced_rows(count, [sample.text for sample in forward.samples], span)
+            end = span - count
+            if any(int((sample.text >= end).sum()) < count for sample in forward.samples):
+                raise UnsupportedError(
+                    f"This model computes only the last {count} rows of its last layers, and some of them may be "
+                    "dropped. Ask for the last row's logits alone (generate does), or for all, and put text behind the "
+                    "picture."
+                )
         past = 0 if lender is None else lender.seen - span
         held, alive = self._lent(forward, call, rows, past)
         keys = held
@@ -369,7 +386,10 @@ class LayerRunner:
         if self._bare and tables is not None and tables[0].device == hidden.device:
             return
         if forward.drops or call.index not in self._devices:
-            self._devices[call.index] = _device_of(call.module, hidden)
+            # accelerate moves the input to the weights inside the forward that is wrapped here; those that it has
+            # offloaded come to where the input is.
+            weight = next(call.module.parameters(), hidden)
+            self._devices[call.index] = hidden.device if weight.is_meta else weight.device
         device = self._devices[call.index]
         if hidden.device != device or (tables is not None and tables[0].device != device):
             call.entered = call.hidden = hidden.to(device)
@@ -389,7 +409,12 @@ class LayerRunner:
             rows: The rows it runs on; None: all columns.
             columns: Their unpruned columns.
         """
-        guards.refuse_sliding_flash(call.index, call.module, forward.backend)
+        # Flash attention counts a window in stored tokens, not in the columns of the unpruned sequence.
+        if "flash" in forward.backend and getattr(attention_of(call.module), "sliding_window", None) is not None:
+            raise UnsupportedError(
+                f"Layer {call.index} has a sliding window, and flash attention counts it in stored tokens: after "
+                "dropping, the window would reach too far. Load the model with attn_implementation='sdpa'."
+            )
         mask, stored, hidden = call.kwargs.get("attention_mask"), call.stored, call.hidden
         padded_rows = rows is not None and rows.valid is not None
         padded_cache = stored is not None and stored.ragged
@@ -408,7 +433,7 @@ class LayerRunner:
                 keys = stored.columns(span if columns is None else columns, samples, device)
             assert keys is not None
             if mask is not None and (stored is None or stored.window is None) and width_of(mask) != call.past + span:
-                guards.refuse_unknown_mask(width_of(mask), call.past + span)
+                raise unknown(f"makes masks of {width_of(mask)} columns where the sequence has {call.past + span}")
             remap = Remap(queries, keys, call.past, call.past + span, ragged, is_causal(call.module))
             return remap(mask, forward.backend)
 
@@ -493,7 +518,14 @@ def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:
 
 def _padding(call: LayerCall, rows: RowMap) -> Tensor | None:
     """Which rows of a recurrent layer are no padding, (samples, rows) bool; None if all are."""
-    guards.refuse_recurrent_padding(call.index, rows.valid is not None, call.cache)
+    cache, index = call.cache, call.index
+    # Padding between a state and the rows that go on from it makes the state fade.
+    goes_on = rows.valid is not None and cache is not None and isinstance(cache.layers[index], LinearAttentionLayer)
+    if goes_on and cache.has_previous_state(index):
+        raise UnsupportedError(
+            f"Layer {index} continues from the state of an earlier call, and the samples of this batch keep different "
+            "numbers of tokens, so padding would change the state. Continue with one sample at a time."
+        )
     mask = call.kwargs.get("attention_mask")
     if mask is None:
         return rows.valid
@@ -501,14 +533,3 @@ def _padding(call: LayerCall, rows: RowMap) -> Tensor | None:
     if rows.valid is None:
         return real
     return real & rows.valid
-
-
-def _device_of(layer: nn.Module, hidden: Tensor) -> torch.device:
-    """Where a layer computes: accelerate moves its input there inside the forward that is wrapped here.
-
-    Offloaded weights come to where the input is.
-    """
-    weight = next(layer.parameters(), hidden)
-    if weight.is_meta:
-        return hidden.device
-    return weight.device

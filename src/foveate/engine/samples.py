@@ -11,8 +11,8 @@ from torch import Tensor
 
 from foveate.core.grid import Grid
 from foveate.core.views import Arriving
-from foveate.engine import guards
 from foveate.engine.media import MediaTokens
+from foveate.errors import UnsupportedError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NOTHING = torch.zeros(0, dtype=torch.int64)
@@ -234,7 +234,11 @@ def _with_cells(sample: Sample) -> Sample:
     if not len(sample.vision):
         return sample
     cells, grids = zip(*(image.cells for image in sample.media), strict=True)
-    guards.refuse_unknown_cells(sum(map(len, cells)), len(sample.vision))
+    if sum(map(len, cells)) != len(sample.vision):
+        raise UnsupportedError(
+            "The rows and columns of this picture's tokens are not known: its features were computed elsewhere, or the "
+            "attention_mask hides some tokens. Pass the picture itself, and unmask all its tokens."
+        )
     return replace(sample, cells=torch.cat(cells), grids=grids)
 
 
@@ -256,12 +260,21 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
     begins = np.flatnonzero(np.diff(image_of, prepend=-1))
     counts = np.diff(begins, append=len(vision)).tolist()
     images = [media[index] for index in image_of[begins]]
-    masked = [image.changed and image.free != count for image, count in zip(images, counts, strict=True)]
-    guards.refuse_partly_masked(any(masked))
+    # The rows of an image that the tower has reduced stand in its first columns, so none may be masked.
+    if any([image.changed and image.free != count for image, count in zip(images, counts, strict=True)]):
+        raise UnsupportedError(
+            "The attention_mask hides some tokens of an image whose tokens were reduced in the tower. "
+            "Unmask all tokens of the image."
+        )
     frames: tuple[int, ...] | None = None
     if by_frame:
         frames = tuple(itertools.chain(*(image.free_frames for image in images)))
-    guards.refuse_unknown_frames(frames, len(vision))
+        if sum(frames) != len(vision):
+            raise UnsupportedError(
+                "Where this video's frames begin is not known, so its tokens cannot be ranked frame by frame: its "
+                "family does not report the frames, or the attention_mask hides some tokens. Use scope='image' or "
+                "'sample'."
+            )
     sizes = frames or tuple(counts)
     words = text[live[text]]
     text_after, text_from = _text_behind(words, vision, sizes)

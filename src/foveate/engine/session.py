@@ -34,7 +34,7 @@ from foveate.engine.program import Program
 from foveate.engine.replay import Replayer
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
-from foveate.errors import SessionError, SettingError
+from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.registry import family_for, inside
@@ -197,9 +197,21 @@ def refuse_open(model: nn.Module) -> None:
 
 def refuse_running(model: nn.Module, family: Family) -> None:
     """`refuse_open`, of a model whose family is known; neither is one without weights served."""
-    guards.refuse_without_weights(family.core)  # what was handed in may be a pipeline
-    running = _sessions.get(family.core)
-    guards.refuse_second_session(model, None if running is None else running.method)
+    core = family.core  # what was handed in may be a pipeline
+    weight = next(core.parameters(), None)
+    is_meta = weight is not None and weight.device.type == "meta"
+    # accelerate's hooks bring weights where they are needed.
+    if is_meta and not any(hasattr(module, "_hf_hook") for module in core.modules()):
+        raise UnsupportedError(
+            f"{type(core).__name__} was made without its weights, so it answers nothing: its prompts' tokens and "
+            "costs can be counted. Load it with them: fv.load(name)."
+        )
+    running = _sessions.get(core)
+    if running is not None:
+        raise SessionError(
+            f"{running.method} is already applied to this {type(model).__name__}. Contexts cannot be nested: "
+            "exit the first one, or call foveate.remove(model)."
+        )
 
 
 def _session(
@@ -259,7 +271,11 @@ class Session:
         self._family = family
         guards.refuse_unknown_host(family)
         self._program = _program(method, family, resources)
-        guards.refuse_unencoded(family, self._program.encodes)
+        if self._program.encodes is not None and not hasattr(family.core, "get_image_features"):
+            raise UnsupportedError(
+                f"{type(family.core).__name__} encodes pictures within its forward, so tokens cannot be reduced before "
+                "the decoder. Use a method that drops between layers."
+            )
         guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)
         self._replayer: Replayer | None = None
@@ -279,11 +295,12 @@ class Session:
         self._encoding = False
         self._turn = threading.RLock()
 
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        guards.refuse_copies()
-
     def __reduce__(self) -> NoReturn:
-        guards.refuse_copies()
+        """Refuse to be copied or pickled with its model."""
+        raise SessionError(
+            "A model cannot be copied or pickled inside a dropping context: the copy would run the original's layers. "
+            "Exit the context, or call foveate.remove(model), and then copy."
+        )
 
     def attach(self) -> None:
         """Put everything on. Where that fails or is interrupted, `detach` takes off what is on by then."""
@@ -378,7 +395,10 @@ class Session:
     def before_core(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's arguments, with pictures that are encoded already among them."""
         if not self._turn.acquire(blocking=False):
-            guards.refuse_threads()
+            raise SessionError(
+                "Another thread is generating with this model. Call generate, which waits for its turn, or hold a "
+                "lock of your own around the model's forwards."
+            )
         self._turn.release()
         given = by_place(core, args, kwargs) if args else kwargs
         outputs = given.get("mm_encoder_outputs") or {}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.picks import snapped
-from foveate.engine import guards
+from foveate.engine.arguments import ids_of
 from foveate.engine.cache import length_of
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import rotary_note
@@ -39,9 +39,7 @@ def _places(forward: Forward, call: LayerCall) -> Tensor:
     Ids may count padding in front of it. In later turns one running number goes on from the tokens of earlier ones;
     several axes, M-RoPE's, are the model's own, as columns do not tell them.
     """
-    ids = forward.position_ids
-    if ids is None:
-        guards.refuse_unknown_positions()
+    ids = ids_of(forward)
     earlier: int | Tensor = 0 if call.cache is None else max(0, length_of(call.cache))
     ids = ids.expand(*ids.shape[:-2], forward.count, -1)
     if ids.dim() > 2 and earlier:
