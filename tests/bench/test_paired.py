@@ -227,13 +227,13 @@ def test_items_a_second_count_the_batch_and_controls_are_shared():
 
 
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch):
-    monkeypatch.setattr(fv.V2Drop, "select", out_of_memory)
+    monkeypatch.setattr(fv.V2Drop, "score", out_of_memory)
     made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1)
     assert made.candidates["v2drop"].failed == "out of memory"
     assert [row["name"] for row in rows_of(made)] == [FULL, KEEP_ALL, AGAIN]
 
 
-def out_of_memory(*_):
+def out_of_memory(*_, **__):
     raise torch.OutOfMemoryError
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract.budget import Budget, at_cuts, decoder_depth, geometric, half_up, proportional, solve
+from foveate.contract.budget import Budget, at_cuts, decoder_depth, geometric, half_up, keep_count, proportional, solve
 from foveate.errors import BudgetError, SettingError
 
 
@@ -142,3 +142,20 @@ def test_counts_in_a_ratio_by_hand():
     curve = proportional(576, (330, 210, 62))
     assert list(map(half_up, curve(solve(curve, (1, 11, 21), 32, 192, 576, 576, "Any")))) == [302, 192, 57]
     assert at_cuts((300, 200, 110), 2) == (300, 110)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "minimum", "stays"),
+    [
+        (576, 0.5, 1, 288),
+        (288, 0.3, 1, 86),
+        (86, 0.0, 1, 1),
+        (86, 0.0, 0, 0),
+        (100, 0.29, 1, 28),  # 28.999999999999996, as the released code truncates it
+        (5, 0.1, 3, 3),
+        (2, 0.1, 3, 2),  # no more than there are
+        (7, 1.0, 1, 7),
+    ],
+)
+def test_counts_by_hand(tokens, ratio, minimum, stays):
+    assert keep_count(tokens, ratio, minimum) == stays

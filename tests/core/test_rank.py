@@ -4,25 +4,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from foveate.core.rank import into_runs, keep_count, marked_first, ranks_in_groups, shared_out, spread, top
+from foveate.core.rank import into_runs, marked_first, ranks_in_groups, shared_out, spread, top
 from foveate.errors import ShapeError
-
-
-@pytest.mark.parametrize(
-    ("tokens", "ratio", "minimum", "stays"),
-    [
-        (576, 0.5, 1, 288),
-        (288, 0.3, 1, 86),
-        (86, 0.0, 1, 1),
-        (86, 0.0, 0, 0),
-        (100, 0.29, 1, 28),  # 28.999999999999996, as the released code truncates it
-        (5, 0.1, 3, 3),
-        (2, 0.1, 3, 2),  # no more than there are
-        (7, 1.0, 1, 7),
-    ],
-)
-def test_counts_by_hand(tokens, ratio, minimum, stays):
-    assert keep_count(tokens, ratio, minimum) == stays
 
 
 def test_shares_by_hand():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.core.rank import keep_count
+from foveate.contract.budget import keep_count
 from tests.models import FAMILIES, TINY, batch, tiny
 
 FRAMES = {"qwen2_vl": (4, 4, 4), "qwen3_vl": (4, 4, 4), "llava_onevision": (9, 9, 10)}  # a newline ends the last

@@ -191,3 +191,12 @@ def proportional(started: float, shares: Sequence[float]) -> Curve:
 def half_up(number: float) -> int:
     """The nearest whole number, halves up: 2.5 gives 3, where Python's `round` gives the even 2."""
     return math.floor(number + 0.5)
+
+
+def keep_count(tokens: int, ratio: float, minimum: int = 1) -> int:
+    """How many of `tokens` stay at keep ratio `ratio`.
+
+    Python's float product, truncated, as V2Drop's released code does it (100 · 0.29 gives 28), and never
+    below `minimum` nor above `tokens`.
+    """
+    return min(tokens, max(minimum, int(tokens * ratio)))

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.contract.budget import Curve, at_cuts, check_depth, geometric, half_up, proportional, solve
+from foveate.contract.budget import Curve, at_cuts, check_depth, geometric, half_up, keep_count, proportional, solve
 from foveate.contract.method import Method
 from foveate.contract.settings import Share, Tokens, Unit
 from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.cut import Cut
-from foveate.core.rank import keep_count, spread, top
+from foveate.core.rank import spread, top
 from foveate.core.signals import Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.contract.budget import half_up
+from foveate.contract.budget import half_up, keep_count
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.rank import keep_count, top
+from foveate.core.rank import top
 from foveate.core.signals import Signal, refuse_other_options
 from foveate.core.thin import nearest
 from foveate.core.views import Arriving, PatchView, View

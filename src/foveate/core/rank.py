@@ -1,4 +1,4 @@
-"""How many tokens stay, and which, once each has a score."""
+"""Which tokens stay, once each has a score."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,6 @@ import torch
 from torch import Tensor
 
 from foveate.errors import ShapeError
-
-
-def keep_count(tokens: int, ratio: float, minimum: int = 1) -> int:
-    """How many of `tokens` stay at keep ratio `ratio`.
-
-    Python's float product, truncated, as V2Drop's released code does it (100 · 0.29 gives 28), and never
-    below `minimum` nor above `tokens`.
-    """
-    return min(tokens, max(minimum, int(tokens * ratio)))
 
 
 def mean_tokens(per_layer: Sequence[float]) -> float:

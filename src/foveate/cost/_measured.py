@@ -199,7 +199,7 @@ def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, in
 
 
 def _recurrent_fit(prompts: list[int], steps: list[int]) -> tuple[int, int, int, int] | None:
-    """The same of a layer without attention, with FLOPs of a chunk; a row by itself multiplies element by element."""
+    """As `_fit`, of a layer without attention, with FLOPs of a chunk; a row by itself multiplies element by element."""
     by_row = (prompts[1] - prompts[0]) // (ROWS[1] - ROWS[0])
     by_chunk = prompts[0] - ROWS[0] * by_row
     calls = zip(ROWS, prompts, strict=True)
