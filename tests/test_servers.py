@@ -437,7 +437,7 @@ def test_a_server_replays_prompts(graphs_on_cpu, picture, monkeypatch):
             asked(client, shown(picture), said(QUESTIONS[0]), method=METHOD, max_tokens=8).choices for _ in range(3)
         ]
     assert said_each[0] == said_each[1] == said_each[2]
-    assert len(replays) == 4  # of tower and decoder, as they are recorded and behind it
+    assert len(replays) > 4  # of tower, decoder and steps, as they are recorded and behind it
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line():

@@ -198,7 +198,7 @@ def test_a_lack_of_memory_is_no_misfit(ask, picture, monkeypatch):
     monkeypatch.setattr("foveate.ask.running.generate", greedy)
     code, _, err = ask("generate", picture)
     assert code == 1
-    assert "foveate: out of memory: DefaultCPUAllocator" in err
+    assert "memory" in err
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there")

@@ -38,7 +38,7 @@ def test_a_line_that_fails_is_shown(mine, run, tmp_path, workers):
     )
     code, _, err = run("eval", *ASKED, "--method", "./mine.py", "--workers", workers, "--cache", tmp_path / "cache")
     assert code == 1
-    assert "mine.py, line 13" in err
+    assert "mine.py, line 14" in err
     assert "NameError" in err
     assert "bug in foveate" not in err
 

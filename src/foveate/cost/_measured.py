@@ -151,11 +151,14 @@ def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict
             vision tokens).
     """
     text, layers = family.text, family.layers
+    rotary = getattr(text, "rotary_emb", None)
     embeds = torch.empty(1, rows, text.config.hidden_size, dtype=text.dtype)
     runs = dict[nn.Module, _Block]()
     with Patcher() as patches, torch.no_grad(), FlopCounterMode(display=False) as counter:
         for layer, first in zip(layers, firsts, strict=True):
             patches.wrap(layer, "forward", partial(_run_block, runs, counter, layers[first]))
+        if isinstance(getattr(rotary, "rope_type", None), str):  # one scaled by length looks at numbers, which are none
+            patches.put(rotary, "rope_type", "default")
         text(inputs_embeds=embeds, use_cache=True, **with_cache(cache))
     if sum(run.by_rows + run.by_pairs for run in runs.values()) != sum(_products(counter)):
         raise ValueError("it multiplies outside its layers")
