@@ -92,7 +92,7 @@ def test_the_untouched_model(family, words, graphs_on_cpu):
     assert counts.replayed > TOKENS
 
 
-def test_another_kernel(graphs_on_cpu):
+def test_eager_attention(graphs_on_cpu):
     model = tiny.__wrapped__("llava", "eager")
     assert replays(model, V2DROP, prompts("llava", RAGGED, 2)).replayed > TOKENS
 

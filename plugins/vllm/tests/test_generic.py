@@ -83,7 +83,7 @@ def test_a_family_that_is_not_known_has_no_places_and_takes_what_reads_rows():
 
     assert family_of(transformers.LlavaConfig()).model_type == "llava"
     assert family_of(SimpleNamespace(model_type="of_nobody")) is Neutral
-    assert Neutral.token_grids(None, [9]) is None
+    assert Neutral.token_grids(None, "image", {}, [9]) is None
 
 
 def test_an_architecture_without_images_and_one_with_m_rope_are_refused():
