@@ -178,13 +178,13 @@ class Pictures:
         return [[*map(_all_of, self._of_image(index))] for index in range(len(self.prompt.sizes))]
 
     def smaller(self, stages: Sequence[Stage], grids: Grids) -> list[list[Tensor]]:
-        """The same where stages make pictures smaller, whose token grids are known."""
+        """Its FLOPs where stages make pictures smaller, whose token grids are known."""
         ranked = rankable(self.family, self.config, self.prompt.sizes)
         images = zip(grids, ranked, strict=True)
         return [[*map(_all_of, _coarsened(stages, tuple(grid), size))] for grid, size in images]
 
     def subset(self, tokens: Sequence[Sequence[int] | Tensor]) -> list[list[Tensor]]:
-        """The same where the tower runs on the patches of these tokens alone, ascending for each image or video.
+        """Its FLOPs where the tower runs on the patches of these tokens alone, ascending for each image or video.
 
         Raises:
             SettingError: If an image has no such tokens, or the grids have to be given.
