@@ -9,15 +9,13 @@ A case, SHAPE:SAMPLES:TOKENS, is written as it ends.
 """
 
 import argparse
-import gc
-import json
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from gpu import DEVICE, HERE, Row, _figures
+from gpu import DEVICE, Row, _figures, write_cases
 
 import foveate as fv
 from foveate.bench.benched import from_shape
@@ -25,7 +23,6 @@ from foveate.bench.shapes import shape
 from foveate.bench.timing import ratio, rounds
 from foveate.bench.workload import PromptRequest
 from foveate.engine.session import drop_or_not
-from foveate.runs.versions import commit, versions
 
 CASES = ("llava-1.5-7b:1:32", "llava-1.5-7b:8:32", "llava-1.5-7b:1:128", "llava-1.5-7b:8:128", "qwen2.5-vl-7b:1:32")
 STATIC = "full, static cache"
@@ -86,17 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: answers-NAME.json, by the GPU's name")
     parser.add_argument("--print", action="store_true", help="write nothing but to stdout")
     options = parser.parse_args()
-    chip = torch.cuda.get_device_name()
-    record: dict[str, Any] = {"gpu": chip, "dtype": "bfloat16", "kernel": "sdpa", "versions": versions()}
-    record |= {"commit": commit(), "cases": {}}
-    out = options.out or HERE / f"answers-{chip.split()[-1].lower()}.json"
-    for case in options.only:
-        record["cases"][case] = measured(case, options.rounds)
-        print(json.dumps({case: record["cases"][case]}), flush=True)
-        if not options.print:
-            out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        gc.collect()
-        torch.cuda.empty_cache()
+    write_cases("answers", options.only, lambda case: measured(case, options.rounds), options)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ calls ran, and what share of the timed ones was replayed. A case is written as i
 import argparse
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,6 +144,21 @@ def _figures(one: Ratio) -> list[float]:
     return [round(value, 3) for value in (one.median, one.low, one.high)]
 
 
+def write_cases(kind: str, cases: Sequence[str], measure: Callable[[str], Any], options: argparse.Namespace) -> None:
+    """Measure cases, and write a record of this GPU as each ends."""
+    chip = torch.cuda.get_device_name()
+    record: dict[str, Any] = {"gpu": chip, "dtype": "bfloat16", "kernel": "sdpa", "versions": versions()}
+    record |= {"commit": commit(), "cases": {}}
+    out = options.out or HERE / f"{kind}-{chip.split()[-1].lower()}.json"
+    for case in cases:
+        record["cases"][case] = measure(case)
+        print(json.dumps({case: record["cases"][case]}), flush=True)
+        if not options.print:
+            out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -154,18 +169,9 @@ def main() -> None:
     )
     parser.add_argument("--print", action="store_true", help="write nothing but to stdout")
     options = parser.parse_args()
-    chip = torch.cuda.get_device_name()
-    record: dict[str, Any] = {"gpu": chip, "dtype": "bfloat16", "kernel": "sdpa", "versions": versions()}
-    record |= {"commit": commit(), "cases": {}}
     kind = "graphs" if options.graphs else "gpu"
-    out = options.out or HERE / f"{kind}-{chip.split()[-1].lower()}.json"
-    for case in options.only or (GRAPHED_CASES if options.graphs else CASES):
-        record["cases"][case] = measured(case, options.rounds, options.graphs)
-        print(json.dumps({case: record["cases"][case]}), flush=True)
-        if not options.print:
-            out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        gc.collect()
-        torch.cuda.empty_cache()
+    cases = options.only or (GRAPHED_CASES if options.graphs else CASES)
+    write_cases(kind, cases, lambda case: measured(case, options.rounds, options.graphs), options)
 
 
 if __name__ == "__main__":

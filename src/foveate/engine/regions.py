@@ -114,21 +114,17 @@ class MadeByDecoder(Made):
 
 
 @dataclass(slots=True, eq=False)
-class DecoderCall(Region):
-    """A decoder's call on a prompt.
+class InDecoder(Region):
+    """A decoder's call.
 
     Attributes:
-        key: See `Region`.
-        tensors: See there: those of its arguments, and those of the outcome so far.
+        key, tensors: See `Region`.
         forward: The forward, which has begun.
         runner: Has the forward in hand.
         original: The decoder's forward.
         kwargs: Its arguments.
-        cache: The empty cache among these; None if it runs without one.
+        cache: That among these.
         leaves, spec: The other arguments, flat, as a recording is handed them.
-        columns: Of vision tokens, where the decoder adds something to these behind its first layers.
-        shown: The forward as a recording is shown it: with pads.
-        pads: How many stand behind each sample there, so that texts of several lengths share a recording.
     """
 
     key: Key
@@ -140,12 +136,24 @@ class DecoderCall(Region):
     cache: Any
     leaves: list[Any]
     spec: Any
-    columns: Tensor | None
-    shown: Forward
-    pads: int
 
     def plain(self) -> Any:
         return self.original(**self.kwargs)
+
+
+@dataclass(slots=True, eq=False)
+class DecoderCall(InDecoder):
+    """A decoder's call on a prompt, with an empty cache or None. It reads the outcome so far too.
+
+    Attributes:
+        columns: Of vision tokens, where the decoder adds something to these behind its first layers.
+        shown: The forward as a recording is shown it: with pads.
+        pads: How many stand behind each sample there, so that texts of several lengths share a recording.
+    """
+
+    columns: Tensor | None
+    shown: Forward
+    pads: int
 
     def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
         kwargs = _with_tensors(self.leaves, self.spec, given)
@@ -250,32 +258,15 @@ class SameRows:
 
 
 @dataclass(slots=True, eq=False)
-class StepCall(Region):
-    """A decoder's call on rows that go on with what a cache holds.
+class StepCall(InDecoder):
+    """A decoder's call on rows that go on with what a cache of pruned layers holds. It reads `rows` and `live` too.
 
     Attributes:
-        key: See `Region`.
-        tensors: See there: those of its arguments, of `rows` and `live`.
-        forward: The forward.
-        runner: Has it in hand.
-        original: The decoder's forward.
-        kwargs: Its arguments.
-        cache: That among these, of pruned layers.
-        leaves, spec: The other arguments, flat, as a recording is handed them.
         rooms: Where recordings have rows.
-        rows: Layers by what their caches hold.
+        rows: Of each layer, what its cache holds.
         live: (samples, columns) bool, which unpruned columns are no padding, those to come among them; None: all.
     """
 
-    key: Key
-    tensors: list[Tensor]
-    forward: Forward
-    runner: LayerRunner
-    original: Original
-    kwargs: dict[str, Any]
-    cache: Any
-    leaves: list[Any]
-    spec: Any
     rooms: Rooms
     rows: list[SameRows]
     live: Tensor | None
@@ -283,10 +274,7 @@ class StepCall(Region):
     @property
     def places(self) -> list[int]:
         """How many each layer's room has."""
-        return [one.places for _, one in self._by_layer()]
-
-    def plain(self) -> Any:
-        return self.original(**self.kwargs)
+        return [one.places for one in self.rows]
 
     def enter(self) -> None:
         self.rooms.lend(self.cache, self.places)
@@ -295,9 +283,7 @@ class StepCall(Region):
         change = swap(self.tensors, given)
         kwargs = _with_tensors(self.leaves, self.spec, given)
         layers = layers_with(self.cache.layers, lambda tensor: tensor)
-        for layer, room, (_, one) in zip(
-            layers, self.rooms.fill(self.cache, self.places), self._by_layer(), strict=True
-        ):
+        for layer, room, one in zip(layers, self.rooms.fill(self.cache, self.places), self.rows, strict=True):
             layer._room, layer._places = room, change(one.place)
         cache = copy.copy(self.cache)
         cache.layers = layers
@@ -311,7 +297,7 @@ class StepCall(Region):
             twin = Forward(forward.program, family)
             with Patcher() as patches:
                 patches.put(runner, "forward", twin)
-                for one in self.rows:
+                for one in dict.fromkeys(self.rows):
                     mask = one.mask(change, numbers, live, like)
                     shift = None if one.shift is None else change(one.shift)
                     for index in one.layers:
@@ -340,9 +326,6 @@ class StepCall(Region):
         for layer in self.cache.layers:
             layer.grow(self.forward.span)
         return kind(last_hidden_state=hidden, **with_cache(self.cache))
-
-    def _by_layer(self) -> list[tuple[int, SameRows]]:
-        return sorted([(index, one) for one in self.rows for index in one.layers], key=lambda pair: pair[0])
 
 
 def _run_step(

@@ -279,6 +279,7 @@ class Replayer:
             self.end = max(self.end, seen + span)
         more = self.end - seen if self.end else max(span, MORE)
         rows: dict[Hashable, SameRows] = {}
+        by_layer: list[SameRows] = []
         places = [_places(layer, span, more) for layer in layers]
         rooms = self._tapes.rooms(self._device)
         before = rooms.generation
@@ -294,6 +295,7 @@ class Replayer:
                 place = rooms.numbers[layer.slots : layer.slots + span]
                 rows[known] = SameRows([], count, place, layer.columns_of(count), layer.shift)
             rows[known].layers.append(index)
+            by_layer.append(rows[known])
         live = None
         if mask is not None:
             width = _power(max(self.end, seen + span, *places))
@@ -311,7 +313,9 @@ class Replayer:
         key = self._key(family.text, layout, leaves, spec, tensors)
         if isinstance(key, str):
             return key
-        return StepCall(key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, rooms, groups, live)
+        return StepCall(
+            key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, rooms, by_layer, live
+        )
 
     def _obstacle_to_steps(self, forward: Forward, cache: Any, kwargs: Mapping[str, Any]) -> str | None:
         """Why rows behind a cache's are run plainly; None if they may be replayed."""
