@@ -13,6 +13,7 @@ from PIL import Image
 import foveate as fv
 from foveate.batch import job
 from foveate.batch.rows import RowAsking
+from foveate.cost import _measured
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.samples import samples_in
@@ -78,7 +79,7 @@ def rows(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def walks(rows):
-    """The three walks, by the bold words that their lists begin with."""
+    """The three walks, by the bold words that their lists begin with; each process measures FLOPs once, here again."""
     folder = rows.parent
     fv.presets()
     vlm = fv.load("embedded", device="cpu")
@@ -90,7 +91,8 @@ def walks(rows):
         asking = RowAsking(model="embedded", device="cpu", method=method, max_new_tokens=2)
         job.run(job.Job(input=rows, out=folder / "out", asking=asking))
     plan = Plan(methods=("v2drop",), retention=(1 / 3,), baselines=False, cache=folder / "kept", max_new_tokens=2)
-    with Walk() as evaluation:
+    with pytest.MonkeyPatch.context() as patch, Walk() as evaluation:
+        patch.setattr(_measured, "_KNOWN", {})
         evaluate_samples(vlm, samples_in(rows), plan)
     return {"fv.drop": dropping, "foveate batch": batch, "foveate eval": evaluation}
 
