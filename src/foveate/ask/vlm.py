@@ -10,7 +10,7 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.media import Media, read_once
-from foveate.ask.prefix import QUESTION, Prefix
+from foveate.ask.prefix import Prefix
 from foveate.ask.preparing import conversation_about, prepare
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import (
@@ -26,6 +26,7 @@ from foveate.ask.running import (
 from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
 from foveate.ask.sure import answerer_of
+from foveate.ask.wording import QUESTION
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import method_of

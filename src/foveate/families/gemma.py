@@ -46,6 +46,7 @@ class Gemma3(Merging):
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
+    grows: ClassVar[bool] = False  # its pictures are seen both ways
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
         projector = self.core.multi_modal_projector
@@ -127,6 +128,7 @@ class Gemma4(Merging):
     oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
     decoders: ClassVar[frozenset[str]] = frozenset()
     shares_prefix: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
     keys_of: ClassVar[KeysOf | None] = ("k_norm", lambda _, keys: keys.transpose(1, 2))
 
     def __init__(self, model: Any) -> None:
