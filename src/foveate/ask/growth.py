@@ -218,7 +218,7 @@ def part_of(loaded: Loaded, medium: Medium, at: float | None, frames: int | None
     """A picture or film as a part of a conversation; a frame with a time is a film where the model reads films."""
     read = read_medium(medium, frames, fps)
     if at is not None and isinstance(read, Picture) and reads_videos(loaded.processor):
-        read = Clip(UNNAMED, np.asarray(read.image)[None], (at,), 0.0, at + 1, FINE, read.note, chosen=True)
+        read = Clip(UNNAMED, np.array(read.image)[None], (at,), 0.0, at + 1, FINE, read.note, chosen=True)
     return ("video" if isinstance(read, Clip) else "image"), read
 
 

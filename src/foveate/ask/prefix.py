@@ -18,15 +18,14 @@ from foveate.ask.media import Medium
 from foveate.ask.pictures import Picture
 from foveate.ask.preparing import check_text, length_note, refuse_special
 from foveate.ask.prompt import Prompt
-from foveate.ask.running import Looking, dropped_in, fitting, in_parts, refuse_stale, reply_to
-from foveate.ask.second_look import SecondLook
+from foveate.ask.running import Showing, dropped_in, fitting, refuse_stale, reply_to
 from foveate.ask.stream import Stream
 from foveate.ask.wording import Wording, head_of
 from foveate.contract.method import Method
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace, join_records
 from foveate.errors import SettingError
-from foveate.naming import name_of
+from foveate.naming import method_of, name_of
 from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief
 from foveate.video import Clip
@@ -107,7 +106,14 @@ class Prefix:
     # -- growing ----------------------------------------------------------------------------------------------
 
     def see(
-        self, medium: Medium, *, at: float | None = None, memory: int | None = None, **looking: Unpack[Looking]
+        self,
+        medium: Medium,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+        at: float | None = None,
+        memory: int | None = None,
+        **showing: Unpack[Showing],
     ) -> "Prefix":
         """Look at one more picture or film, behind those that were seen. Nothing of these runs again.
 
@@ -117,10 +123,10 @@ class Prefix:
 
         Args:
             medium: A path, PIL picture, array or clip, as for `VLM.ask`.
+            tokens, retention: The method's budget for this picture, in place of its own.
             at: When a frame was seen, in seconds. A model that reads films gets it as a film of one frame.
             memory: Most rows that a decoder layer may hold. The oldest pictures are forgotten until no layer has more.
-            **looking: As for `VLM.look`. Without `method`, this prefix's drops; `tokens` or `retention` are its budget
-                for this picture, in place of its own.
+            **showing: `frames`, `fps` and `fit`, as for `VLM.ask`.
 
         Returns:
             Another prefix. This one stays as it is.
@@ -131,13 +137,16 @@ class Prefix:
             UnsupportedError: If the model's looks do not grow, or cannot forget and have to.
         """
         loaded = self.loaded
-        check_keywords("A look", looking, Looking)
-        drops = self._method_of(looking)
-        refuse_unshareable(loaded.model, drops)
-        part = part_of(loaded, medium, at, looking.get("frames"), looking.get("fps"))
+        check_keywords("A picture", showing, Showing)
+        drops = self.method
+        if drops is None:
+            method_of(None, tokens, retention)
+        elif tokens is not None or retention is not None:
+            drops = drops.with_budget(tokens=tokens, retention=retention)
+        part = part_of(loaded, medium, at, showing.get("frames"), showing.get("fps"))
         with loaded.lock:
             refuse_stale(loaded, self.look)
-            seen = coming(loaded, self.conversation, self._wording, part, at, looking)
+            seen = coming(loaded, self.conversation, self._wording, part, at, showing)
             method = dropped_in(loaded, drops, seen.prompt.vision_tokens)
             look = grow(loaded.model, self.look, (*self.pictures, seen), method, loaded.cuda_graphs)
         pictures = (*self.pictures, seen.looked_at(look))
@@ -147,18 +156,6 @@ class Prefix:
                 raise SettingError(f"A picture alone has {grown.rows:,} rows; got memory={memory}. Drop more of it.")
             grown = grown.forget(0)
         return grown
-
-    def _method_of(self, looking: Looking) -> Method | None:
-        """What drops in one more picture."""
-        if "method" in looking or self.method is None:
-            _, drops, _ = in_parts(looking)
-            if isinstance(drops, SecondLook):
-                raise SettingError("A second look is for a question: look with its .method.")
-            return drops
-        tokens, retention = looking.get("tokens"), looking.get("retention")
-        if tokens is None and retention is None:
-            return self.method
-        return self.method.with_budget(tokens=tokens, retention=retention)
 
     def forget(self, picture: int = 0) -> "Prefix":
         """Take out what one look saw: its rows leave every layer, and what stands behind them moves up.
