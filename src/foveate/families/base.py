@@ -16,10 +16,10 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
-from foveate.families.leaving import encode_leaving
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.tap import attention_of, made_by_itself
+from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,
     Grids,
