@@ -21,10 +21,10 @@ from foveate._transformers import indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, outside_lists
 from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, thinned_by_feeding
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import first_rows, images_of, stays_whole
+from foveate.families.placing import images_of
 from foveate.families.proved import PROVED
 from foveate.families.tap import attention_of, takes_index
 from foveate.families.tiles import run_lengths
@@ -77,7 +77,7 @@ class Derived(Family):
         takes = inspect.signature(type(self.model).forward).parameters if isinstance(self.model, nn.Module) else ()
         encoding = []
         if "input_ids" in takes:
-            encoding = [module for module in _outside_lists(self.model) if _sees(module)]
+            encoding = [module for module in outside_lists(self.model) if _sees(module)]
         with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
             module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
         ]
@@ -156,10 +156,6 @@ class Derived(Family):
         features = images_of(output, reducer.lengths)
         cuts = reduce_apart(features, [None] * len(features), reducer, stats, [()] * len(features))
         self.place(output, features, cuts)
-        later = getattr(output, "deepstack_features", None)
-        if later and not all(map(stays_whole, cuts)):
-            lengths = [len(image) for image in features]
-            output.deepstack_features = [_moved(pieces, lengths, cuts) for pieces in later]
         return cuts
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -250,44 +246,10 @@ def warn_of(kind: str) -> None:
     )
 
 
-def _moved(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:
-    """What is added to vision tokens at a layer, a tensor or a sequence of such, each row's where the row is now: that
-    of the token that it stands for, since additions are not merged."""
-    if isinstance(pieces, tuple) and isinstance(pieces[0], int):  # the layer's number, and what is added
-        if any(cut is not None and int((cut.parent >= 0).sum()) > len(cut.source) for cut in cuts):
-            raise UnsupportedError(
-                "This model embeds nothing of a picture, and adds its features before several layers, so tokens cannot "
-                "be merged behind its projector. Use a method that keeps tokens as they are."
-            )
-        return pieces[0], _moved(pieces[1], lengths, cuts)
-    together = pieces
-    if not isinstance(pieces, Tensor):
-        together = torch.cat(list(pieces))
-    images = list(torch.split(together, list(lengths)))
-    for index, cut in enumerate(cuts):
-        if cut is not None and not cut.stays_whole:
-            source = cut.source.clamp(min=0).to(together.device)
-            images[index] = first_rows(images[index][source], lengths[index])
-    moved = torch.cat(images)
-    if isinstance(pieces, Tensor):
-        return moved
-    return type(pieces)(torch.split(moved, [len(piece) for piece in pieces]))
-
-
 def _sees(module: nn.Module) -> bool:
     """Whether a module encodes pictures: by a function for it, or in its forward."""
     takes = inspect.signature(type(module).forward).parameters
     return hasattr(module, "get_image_features") or any("pixel_values" in name for name in takes)
-
-
-def _outside_lists(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
-    modules, ahead = [], [model]
-    while ahead:
-        module = ahead.pop()
-        modules.append(module)
-        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-    return modules
 
 
 def _decoder_in(core: nn.Module) -> nn.Module | None:
@@ -304,7 +266,7 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
 
 def _unnamed_decoder_in(core: nn.Module) -> nn.Module | None:
     """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
-    parts = [part for part in _outside_lists(core) if part is not core and _takes_embeddings(part)]
+    parts = [part for part in outside_lists(core) if part is not core and _takes_embeddings(part)]
     return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
 
 

@@ -14,7 +14,6 @@ from foveate._transformers import (
     get_vision_position_ids,
     get_vision_window_index,
 )
-from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
@@ -397,14 +396,6 @@ class Qwen3VL(Qwen2VL):
     def view_extras(self, output: Any, index: int) -> dict[str, Any]:
         depths = [features[index] for features in output.deepstack_features]
         return {"deepstack": partial(torch.cat, depths, dim=1)}
-
-    def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
-        """A row gets the deepstack features of the token it stands for: they are not merged."""
-        source = cut.source.clamp(min=0)  # a row that stands for none gets the first token's
-        for depth, features in enumerate(output.deepstack_features):
-            images = list(features)
-            images[index] = first_rows(images[index][source], len(images[index]))
-            output.deepstack_features[depth] = images
 
     @classmethod
     def late_additions(cls, config: Any) -> int:

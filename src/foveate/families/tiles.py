@@ -92,7 +92,7 @@ class Tiled(Merging):
         return cls.has_cls
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
-        for tile in range(len(taps)):
+        for tile in range(len(taps.samples(signal))):
             patches = taps.read(tile, signal)
             side = math.isqrt(len(patches))
             yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
