@@ -341,7 +341,7 @@ def _explicit(cut: Cut, device: torch.device) -> Cut:
     if not cut.stays_whole:
         return cut
     places = torch.arange(cut.arriving, device=device)
-    return Cut(cut.arriving, cut.arriving, source=places, parent=places, notes=cut.notes)
+    return Cut.join(places, places, cut.notes)
 
 
 def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:
@@ -562,7 +562,7 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
     """
     unknown = []
     for bucket, cuts, _ in decided:
-        stays = [cut._stays for cut in cuts if cut._stays is not None]
+        stays = [cut._parts["stays"] for cut in cuts if "stays" in cut._parts]
         if stays:
             unknown.append((bucket, stacked(stays)))
     if not unknown:
