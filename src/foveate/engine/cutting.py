@@ -16,17 +16,14 @@ from foveate.core.signals import (
     Cells,
     Columns,
     Hidden,
-    KeyNorms,
     Keys,
     Normed,
-    OwnSignal,
     Pivots,
     Products,
     Resource,
     Rotary,
     Signal,
     Text,
-    ValueLikeness,
 )
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
@@ -187,13 +184,11 @@ class SampleRows:
         if signal.of_ran and not isinstance(signal, Pivots):
             return part(self.notes[ran_note(signal, self.layer - 1)])
         assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
-        if isinstance(signal, Keys):
-            return part(self.reader.keys())
         if isinstance(signal, Text):
             columns = self.text[WORDS]
             return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
-        if isinstance(signal, Products):
-            return part(self.reader.products(signal, sample_unit(self.sample, len(self))))
+        if isinstance(signal, Keys | Products):
+            return part(self.reader.read(signal, [sample_unit(self.sample, len(self))]))
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))
         if isinstance(signal, Pivots):
@@ -201,7 +196,7 @@ class SampleRows:
             rows = self.reader.normed(self.reader.states(columns.clamp(min=0)))
             return rows * (columns >= 0)[:, None]
         assert isinstance(signal, Attention)
-        return self.reader.attention(signal, asking_units(signal, self.sample, self.sizes, unit))
+        return self.reader.read(signal, asking_units(signal, self.sample, self.sizes, unit))
 
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
         """The rows that a second stage before the same layer sees, behind the first one's cut."""
@@ -357,15 +352,10 @@ def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:
 
 
 class BucketReader(Protocol):
-    """What `RowsReader` reads, for all samples of a bucket."""
+    """Reads a layer for all samples of a bucket: `RowsReader`, or several of them."""
 
+    def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor: ...
     def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
-    def keys(self) -> Tensor: ...
-    def key_norms(self) -> Tensor: ...
-    def products(self, signal: Products, unit: Unit) -> Tensor: ...
-    def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor: ...
-    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor: ...
-    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor: ...
     def in_prompt(self, columns: Tensor) -> Tensor: ...
 
 
@@ -410,19 +400,14 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
     else:
         images = image_units(bucket.first, bucket.sizes)
     for signal in signals:
-        if isinstance(signal, KeyNorms):
-            bucket.notes[ran_note(signal, layer)] = reader.key_norms()
-        elif isinstance(signal, ValueLikeness):
-            bucket.notes[ran_note(signal, layer)] = reader.value_likeness(signal, images)
-        elif isinstance(signal, OwnSignal):
-            bucket.notes[ran_note(signal, layer)] = reader.made(signal, images)
-        elif isinstance(signal, Pivots):
-            bucket.text[ran_note(signal, layer)] = reader.pivots(signal.count, images)
-        elif isinstance(signal, Columns):
-            bucket.notes[ran_note(signal, layer)] = reader.in_prompt(bucket.columns)
-            if signal.pivots:
-                text = reader.pivots(signal.pivots, images)
-                bucket.text[ran_note(signal, layer)] = reader.in_prompt(text.flatten(1)).view_as(text)
+        name = ran_note(signal, layer)
+        if isinstance(signal, Pivots):
+            bucket.text[name] = reader.read(signal, images)
+        elif not isinstance(signal, Attention):
+            bucket.notes[name] = reader.read(signal, images)
+        if isinstance(signal, Columns) and signal.pivots:
+            text = reader.read(Pivots(signal.pivots), images)
+            bucket.text[name] = reader.in_prompt(text.flatten(1)).view_as(text)
     for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
         units = asking_units(stream[0], bucket.first, bucket.sizes, rows)
         for attention, values in reader.reduced(stream, units).items():
@@ -460,34 +445,19 @@ def _cut(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         forward.record_cut("layer", call.index, before)
 
 
+@dataclass(frozen=True, slots=True)
 class SampleReader:
     """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for.
 
-    Args:
-        reader_of_bucket: Makes what reads for all samples of the bucket, the same every time.
-        pick: Of a tensor with the samples in front, the part of this one.
+    Attributes:
+        read: A signal of some units' rows, one behind the other: see `RowsReader.read`, without the samples.
         states: The stream entering the layer at some columns, (columns, width).
         normed: Rows of the stream, (rows, width), through the norm in front of the model's head.
     """
 
-    def __init__(self, reader_of_bucket: Callable[[], BucketReader], pick: Pick, states: Norm, normed: Norm) -> None:
-        self._reader_of_bucket = reader_of_bucket
-        self._pick = pick
-        self.states = states
-        self.normed = normed
-
-    def attention(self, signal: Attention, units: Sequence[Unit]) -> Tensor:
-        """The signal of these units' rows, one behind the other: (rows,) float32."""
-        of_samples = self._reader_of_bucket().reduced([signal], units)
-        return self._pick(of_samples[signal])
-
-    def products(self, signal: Products, unit: Unit) -> Tensor:
-        """The signal of all rows of the sample, (rows, heads) float32; `unit` is these."""
-        return self._pick(self._reader_of_bucket().products(signal, unit))
-
-    def keys(self) -> Tensor:
-        """The layer's keys at the sample's rows, mean over heads: (rows, head size) float32."""
-        return self._pick(self._reader_of_bucket().keys())
+    read: Callable[[Signal, Sequence[Unit]], Tensor]
+    states: Norm
+    normed: Norm
 
 
 def decide_bucket(
@@ -528,7 +498,7 @@ def decide_bucket(
             bucket.sizes,
             sample["notes"],
             lambda: states(columns),
-            SampleReader(reader, pick, states, norm),
+            SampleReader(lambda signal, units: pick(reader().read(signal, units)), states, norm),
             sample["text"],
             bucket.begun,
         )
