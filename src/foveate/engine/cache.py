@@ -334,13 +334,18 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         based = 0 if self.base is None else self.base.shape[1]
         return self._announced is None and self.slots == based + self.seen - self.base_end
 
-    def valid_slots(self) -> Callable[[], list[int]]:
-        """A function that counts the slots of each sample that are no pads now.
+    def valid_slots(self, dead: Sequence[int] | None = None) -> Callable[[], list[int]]:
+        """A function that counts the slots of each sample that are no pads now, and not among its `dead` ones.
 
         The host waits for the device when it is called, and not before.
         """
-        base, samples, slots = self.base, len(self.keys), self.slots
-        return lambda: [slots] * samples if base is None else (slots - (base < 0).sum(dim=1)).tolist()
+        base, slots, dead = self.base, self.slots, dead or [0] * len(self.keys)
+
+        def count() -> list[int]:
+            pads = [0] * len(dead) if base is None else (base < 0).sum(dim=1).tolist()
+            return [slots - pad - less for pad, less in zip(pads, dead, strict=True)]
+
+        return count
 
     def activate_past_recording(self) -> None:
         """From now on slots behind the window wait for `crop`, so that tokens can be taken back."""

@@ -122,9 +122,6 @@ class SampleRows:
                 return tensor
             return tensor[rows]
 
-        def stream() -> Tensor:
-            return part(self.hidden)
-
         notes = NotesOf(self.notes, stage, rows)
         tokens = partial(part, self.source)
         if stage.place is not Place.LAYER:
@@ -137,7 +134,7 @@ class SampleRows:
             if not isinstance(signal, Hidden):
                 signals[signal] = partial(self._signal, signal, unit, part)
                 continue
-            hidden = stream
+            hidden = lambda: part(self.hidden)  # noqa: E731
             if signal.back and before is None:
                 before = partial(part, self.notes[hidden_note(self.layer - signal.back)])
         return LayerView(
@@ -304,16 +301,33 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     """
     if len(cuts) == 1:
         return cuts[0]
-    cuts = [_explicit(cut, device) for cut in cuts]
+    explicit = []
+    for cut in cuts:
+        if cut.stays_whole:  # then it gets tensors that say so
+            places = torch.arange(cut.arriving, device=device)
+            cut = Cut(cut.arriving, cut.arriving, source=places, parent=places, notes=cut.notes)
+        explicit.append(cut)
+    cuts, notes = explicit, {}
     # A note must be there for all rows, so one that only some units have is left out.
-    shared = set.intersection(*(set(cut.notes) for cut in cuts))
-    notes = {name: _one_behind_the_other([cut.notes[name] for cut in cuts]) for name in shared}
+    for name in set.intersection(*(set(cut.notes) for cut in cuts)):
+        parts = [cut.notes[name] for cut in cuts]
+        if parts[0].dim() > 1:  # vectors that are shorter than others, as features of other towers are, end in zeros
+            width = max(part.shape[-1] for part in parts)
+            parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
+        notes[name] = torch.cat(parts)
     if any(cut.stays is not None for cut in cuts):
         masks = [cut.parent >= 0 if cut.stays is None else cut.stays for cut in cuts]
         return Cut.keep(torch.cat(masks), notes)
     tokens = [cut.arriving for cut in cuts]
     starts = [0, *itertools.accumulate(tokens)]
-    moved = [_moved(cut.source, cut, start) for cut, start in zip(cuts, starts, strict=False)]
+    moved = []
+    for cut, start in zip(cuts, starts, strict=False):
+        source = cut.source
+        if start and cut.rows is None:  # every row stands for a token, so there is no −1
+            source = source + start
+        elif start:
+            source = torch.where(source < 0, source, source + start)
+        moved.append(source)
     if all(cut.rows is None for cut in cuts):
         return Cut.take(torch.cat(moved), sum(tokens), notes)
     firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # of each unit, its first row in the joined
@@ -321,31 +335,6 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
     merged = [cut.rows_left(part) for cut, part in zip(cuts, torch.split(hidden(), tokens), strict=True)]
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
-
-
-def _one_behind_the_other(notes: Sequence[Tensor]) -> Tensor:
-    """Notes of all units; vectors that are shorter than others, as features of other towers are, end in zeros."""
-    if notes[0].dim() > 1:
-        width = max(note.shape[-1] for note in notes)
-        notes = [torch.nn.functional.pad(note, (0, width - note.shape[-1])) for note in notes]
-    return torch.cat(list(notes))
-
-
-def _explicit(cut: Cut, device: torch.device) -> Cut:
-    """The cut; one that changes nothing has tensors that say so, made on this device."""
-    if not cut.stays_whole:
-        return cut
-    places = torch.arange(cut.arriving, device=device)
-    return Cut(cut.arriving, cut.arriving, source=places, parent=places, notes=cut.notes)
-
-
-def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:
-    """Sources of a unit as places in its sample; −1 stays."""
-    if start == 0:
-        return source
-    if cut.rows is None:  # every row stands for a token, so there is no −1
-        return source + start
-    return torch.where(source < 0, source, source + start)
 
 
 # -- a layer's cuts, bucket by bucket -----------------------------------------------------------------------------
@@ -530,14 +519,16 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
 
     A mask says which tokens stay and not how many. The device is asked once for the whole batch.
     """
-    unknown = []
+    sums = []
     for bucket, cuts, _ in decided:
         stays = [cut._stays for cut in cuts if cut._stays is not None]
         if stays:
-            unknown.append((bucket, stacked(stays)))
-    if not unknown:
+            images = torch.split(stacked(stays), list(bucket.sizes or (bucket.left,)), dim=1)
+            counts_of_images = torch.stack([image.sum(dim=1) for image in images], dim=1)  # (samples, images)
+            sums.append(counts_of_images.flatten())
+    if not sums:
         return list(decided)
-    numbers = iter(_numbers(unknown))
+    numbers = iter(torch.cat([counts.to(sums[0].device) for counts in sums]).tolist())
     counted: list[Decided] = []
     for bucket, cuts, sizes in decided:
         if not cuts or cuts[0].stays is None:
@@ -560,24 +551,11 @@ def _divided(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> lis
     divided: list[Decided] = []
     for places in alike(counts):
         left = counts[places[0]]
-        part = together(partial(_of_count, cuts[0], sum(left)), stacked([cuts[place].tensors() for place in places]))
+
+        def first_of(mask: Tensors, _: Pick, count: int = sum(left)) -> Cut:
+            return cuts[0].with_tensors(mask).first(count)
+
+        part = together(first_of, stacked([cuts[place].tensors() for place in places]))
         sizes = None if bucket.sizes is None else left
         divided.append((bucket.part(places), [cut for cut in part if cut is not None], sizes))
     return divided
-
-
-def _of_count(like: Cut, count: int, mask: Tensors, _: Pick) -> Cut:
-    """A mask's cut, of which `count` rows stay; `like` is one alike."""
-    return like.with_tensors(mask).first(count)
-
-
-def _numbers(masks: Sequence[tuple[Bucket, Tensor]]) -> list[int]:
-    """How many tokens stay of each image of each sample of each bucket, one number after the other."""
-    sums = []
-    for bucket, stays in masks:
-        images = torch.split(stays, list(bucket.sizes or (bucket.left,)), dim=1)
-        counts_of_images = torch.stack([image.sum(dim=1) for image in images], dim=1)  # (samples, images)
-        sums.append(counts_of_images.flatten())
-    device = sums[0].device
-    numbers: list[int] = torch.cat([counts.to(device) for counts in sums]).tolist()
-    return numbers
