@@ -224,7 +224,7 @@ def cost(
                 f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
                 f"**trace.latest.ran(); {needed} is missing."
             )
-        ran[needed] = known[needed]  # type: ignore[literal-required]
+        ran[needed] = known[needed]
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
     grids = family.token_grids(config, "image", {}, prompt.sizes) or prompt.grids
