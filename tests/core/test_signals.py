@@ -26,38 +26,27 @@ from foveate.errors import SettingError
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("signal", "options", "word"),
     [
-        (
-            lambda: Attention(rows="text"),
-            r"Attention: rows must be one of 'last', 'after', 'but_last', 'null', 'raters', 'vision'; got 'text'",
-        ),
-        (lambda: Attention(layer="before"), "'ran', 'next'; got 'before'"),
-        (lambda: Attention(heads="each"), "'mean', 'max', 'busiest'; got 'each'"),
-        (lambda: Attention(heads="busiest", over="share"), "needs over='mean' or 'sum'.*got over='share'"),
-        (lambda: Attention(heads="busiest", over="max"), "needs over='mean' or 'sum'.*got over='max'"),
-        (lambda: Attention(heads="busiest", renormalise=True), "renormalise=False; got over='mean', renormalise=True"),
-        (lambda: Attention(busiest=14), "needs heads='busiest'; got busiest=14, heads='mean'"),
-        (lambda: Attention(heads="busiest", busiest=0), "1 or more, or None.*got busiest=0"),
-        (lambda: Attention(heads="busiest", busiest=1.5), "a whole number.*got busiest=1.5"),
-        (lambda: Attention(without_distance=1), "without_distance must be one of True, False; got 1"),
-        (lambda: Attention(over="min"), "'mean', 'sum', 'max', 'share'; got 'min'"),
-        (lambda: TowerAttention(by="text"), "'cls', 'patches'; got 'text'"),
-        (lambda: TowerAttention(layer=2), "one of 0, 1; got 2"),
-        (lambda: TowerKeys(layer=-1), "one of 0, 1; got -1"),
-        (lambda: TowerKeys(heads="mean"), "'split', 'joined'; got 'mean'"),
-        (lambda: TowerAttention(block=-1), "block must be a whole number, 0 or more, or None; got -1"),
-        (lambda: TowerAttention(block=1.0), "block must be a whole number"),
-        (lambda: TowerAttention(block=2, layer=1), "either layer or block; got layer=1 and block=2"),
-        (lambda: TowerKeys(of=24), "of=24 needs a block below it; got block=None"),
-        (lambda: TowerKeys(block=24, of=24), "of=24 needs a block below it; got block=24"),
-        (lambda: Resource("clip", of="words"), "'features', 'text'; got 'words'"),
-        (lambda: Pivots(count=0), "Pivots: count must be a whole number, 1 or more; got 0"),
+        (Attention, {"rows": "text"}, "'last', 'after', 'but_last', 'null', 'raters', 'vision'; got 'text'"),
+        (Attention, {"without_distance": 1}, "True, False; got 1"),
+        (Attention, {"heads": "busiest", "over": "share"}, "over='share'"),
+        (Attention, {"heads": "busiest", "renormalise": True}, "renormalise=True"),
+        (Attention, {"busiest": 14}, "needs heads='busiest'"),
+        (Attention, {"heads": "busiest", "busiest": 0}, "1 or more, or None"),
+        (Attention, {"heads": "busiest", "busiest": 1.5}, "whole number"),
+        (TowerAttention, {"layer": 2}, "one of 0, 1"),
+        (TowerAttention, {"block": -1}, "0 or more, or None"),
+        (TowerAttention, {"block": 2, "layer": 1}, "either layer or block"),
+        (TowerKeys, {"of": 24}, "needs a block"),
+        (TowerKeys, {"block": 24, "of": 24}, "needs a block"),
+        (Pivots, {"count": 0}, "1 or more; got 0"),
+        (Hidden, {"back": None}, "whole number"),
     ],
 )
-def test_a_wrong_option_is_an_error_that_names_the_right_ones(make, message):
-    with pytest.raises(SettingError, match=message):
-        make()
+def test_a_wrong_option_is_an_error_that_names_the_right_ones(signal, options, word):
+    with pytest.raises(SettingError, match=word):
+        signal(**options)
 
 
 def test_equal_signals_are_one():

@@ -62,17 +62,6 @@ def is_met(asked: float, spent: float) -> bool:
     return abs(spent - asked) <= NEAR * asked
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no number of an image's tokens.
-
-    Raises:
-        SettingError: If that is so.
-    """
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or not 1 <= value < MOST_TOKENS:
-        raise SettingError(f"{name} is the number of the image's tokens, 1 or more; got {brief(value)}.")
-
-
 def decoder_depth(model: Any) -> int:
     """Decoder layers of a model or of its config."""
     config = getattr(model, "config", model)

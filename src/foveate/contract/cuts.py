@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.contract.budget import Curve, at_cuts, check_depth, geometric, half_up, keep_count, proportional, solve
+from foveate.contract.budget import Curve, check_depth, geometric, half_up, keep_count, solve
 from foveate.contract.method import Method
 from foveate.contract.settings import Share, Tokens, Unit
 from foveate.contract.stages import LayerStage, Shape, Stage
@@ -99,7 +99,7 @@ class Cuts(Method):
         if self.budget is None:
             return tuple(map(float, self.values(depth, self.usual_keep)))
         if self.is_geometric:
-            return self.geometric_counts(depth, entered, started)
+            return self.counts(geometric(started, len(self.cuts(depth))), depth, entered, started)
         # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
         cuts, least = len(self.cuts(depth)), min(getattr(self, "min_keep", 1), started)
 
@@ -202,18 +202,11 @@ class Cuts(Method):
         mean = self.budget.mean(entered)
         return solve(curve, self.cuts(depth), depth, mean, entered, started, type(self).__name__, least)
 
-    def proportional_counts(self, shares: Sequence[float], depth: int, entered: int, started: int) -> tuple[int, ...]:
-        """Whole tokens behind each cut, in the ratio of these shares, where the budget is met."""
-        return self._rounded(proportional(started, at_cuts(shares, len(self.cuts(depth)))), depth, entered, started)
-
-    def geometric_counts(self, depth: int, entered: int, started: int, least: int = 1) -> tuple[int, ...]:
-        """Tokens behind each cut, each leaving one share of what arrives, and never fewer than `least`.
+    def counts(self, curve: Curve, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        """Whole tokens behind each cut, where on a curve the budget is met.
 
         A mean of 192 with one cut, before layer 2 of 32, leaves 166 of 576 tokens.
         """
-        return self._rounded(geometric(started, len(self.cuts(depth)), least), depth, entered, started)
-
-    def _rounded(self, curve: Curve, depth: int, entered: int, started: int) -> tuple[int, ...]:
         return tuple(map(half_up, curve(self.parameter(curve, depth, entered, started))))
 
     def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:

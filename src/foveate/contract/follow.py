@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from foveate.contract.stages import CacheStage, DecodeStage, LayerStage, PixelStage, Place, Stage, ThinStage
 from foveate.core.grid import Grid, closing_rows
+from foveate.core.signals import Signal
 from foveate.core.views import Arriving
-from foveate.errors import SettingError
+from foveate.errors import SettingError, UnsupportedError
 
 
 def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -69,13 +70,9 @@ def cached_layers(stages: Sequence[Stage]) -> range:
     cuts = cut_layers(stages)
     if not caches or not cuts:
         return range(0)
-    first_layers = []
-    for cache in caches:
-        if cache.first_layer is None:
-            first_layers.append(max(0, cuts[0] - 1))
-        else:
-            first_layers.append(cache.first_layer)
-    return range(min(first_layers), cuts[-1])
+    before = max(0, cuts[0] - 1)
+    first = min(before if cache.first_layer is None else cache.first_layer for cache in caches)
+    return range(first, cuts[-1])
 
 
 def reads_text(stages: Sequence[Stage]) -> bool:
@@ -85,8 +82,8 @@ def reads_text(stages: Sequence[Stage]) -> bool:
 
 def reading(stages: Sequence[Stage]) -> DecodeStage | None:
     """The stage that says what decoding reads, if any; one that reads all counts as none."""
-    found: tuple[DecodeStage, ...] = at(stages, Place.DECODE)  # type: ignore[assignment]
-    return next((stage for stage in found if stage.reads_less), None)
+    decoding: tuple[DecodeStage, ...] = at(stages, Place.DECODE)  # type: ignore[assignment]
+    return next((stage for stage in decoding if stage.keep is None or stage.keep < 1), None)
 
 
 def cached_plan(stages: Sequence[Stage], plan: Sequence[int]) -> tuple[int, ...]:
@@ -129,34 +126,32 @@ class Units:
 
     def after(self, stage: Stage) -> "Units | None":
         """The numbers behind a stage; None where the picture or the question decides."""
-        if stage.unit == "sample" and stage.place is Place.LAYER:
-            return self._after_all(stage.left(self.all))
+        early = stage.place < Place.LAYER
+        if stage.unit == "sample" and not early:
+            left = stage.left(self.all)
+            if left is None:
+                return None
+            sample = replace(self.all, tokens=left)
+            if left == self.all.tokens:
+                return Units(self.images, sample)
+            # Of several images it is not known how many tokens of each are left.
+            return Units([sample] if self.images is not None and len(self.images) == 1 else None, sample)
         if self.images is None:
             return None
         images = []
         for image in self.images:
-            count = stage.left(image)
-            if count is None:
+            left = _left_early(stage, image) if early else stage.left(image)
+            if left is None:
                 return None
-            images.append(replace(image, tokens=count))
+            images.append(replace(image, tokens=left, grids=() if early else image.grids))
         return Units(images, replace(self.all, tokens=sum(image.tokens for image in images)))
-
-    def _after_all(self, left: int | None) -> "Units | None":
-        if left is None:
-            return None
-        sample = replace(self.all, tokens=left)
-        if left == self.all.tokens:
-            return Units(self.images, sample)
-        if self.images is not None and len(self.images) == 1:
-            return Units([sample], sample)
-        return Units(None, sample)  # how many of each image are left is not known
 
     def counted_from(self, start: "Units") -> "Units":
         """These tokens for a stage whose method found those of `start` in the decoder."""
         images = self.images
         if images is not None and start.images is not None:
             pairs = zip(images, start.images, strict=True)
-            images = [replace(image, started=found.tokens) for image, found in pairs]
+            images = [replace(image, started=entering.tokens) for image, entering in pairs]
         return Units(images, replace(self.all, started=start.all.tokens))
 
 
@@ -190,7 +185,7 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
     units: Units | None = arriving
     for stage in stages:
         if stage.place < Place.LAYER and stage.drops and units is not None:
-            units = _after_early(stage, units)
+            units = units.after(stage)
     if units is None:
         return None
     entering = begun = units = units.counted_from(units)
@@ -213,27 +208,13 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
 
 def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, videos: Sequence[bool] | None) -> Units:
     """The images of a sample before any stage."""
-    if grids is None:
-        grids = [()] * len(sizes)
     kinds: Sequence[bool | None] = videos or [None] * len(sizes)
     images = []
-    for size, grid, video in zip(sizes, grids, kinds, strict=True):
+    for size, grid, video in zip(sizes, grids or [()] * len(sizes), kinds, strict=True):
         # Without grids it is not known how many tokens are newlines, so neither how many a frame has.
         kind = video if grid else None
         images.append(Arriving(size, size, size, grids=tuple(grid), video=kind))
     return Units(images, Arriving.all_of(sum(sizes)))
-
-
-def _after_early(stage: Stage, units: Units) -> Units | None:
-    """What a stage before the decoder leaves; None where the picture decides."""
-    assert units.images is not None
-    images = []
-    for image in units.images:
-        left = _left_early(stage, image)
-        if left is None:
-            return None
-        images.append(replace(image, tokens=left, grids=()))
-    return Units(images, replace(units.all, tokens=sum(image.tokens for image in images)))
 
 
 def _left_early(stage: Stage, image: Arriving) -> int | None:
@@ -250,11 +231,9 @@ def _left_early(stage: Stage, image: Arriving) -> int | None:
     patches = image.tokens - newlines
     closing = closing_rows(newlines)
     left = stage.left(replace(image, tokens=patches, reserved=closing))
-    if left is None:
-        return None
     if left == patches:
         return image.tokens
-    return left + closing
+    return None if left is None else left + closing
 
 
 def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
@@ -291,16 +270,19 @@ def scoring_flops(
     Raises:
         UnsupportedError: If a stage reads something of which it is not known what it costs.
     """
-    for stage in stages:
-        for signal in stage.reads:
-            signal.refuse_unpriced()
+    for signal in [signal for stage in stages for signal in stage.reads]:
+        if type(signal).__module__ != Signal.__module__:  # an author's own must not count as nothing
+            raise UnsupportedError(f"What {signal!r} costs is not known: say it in foveate.core.signals.")
     total = sum(sizes)
     arriving_units = _arriving(sizes, grids, videos)
     units = _units_by_layer(stages, depth, arriving_units)
     flops = 0
     for stage in stages:
         if stage.place < Place.LAYER and stage.flops is not None and not isinstance(stage, ThinStage):
-            flops += stage.flops(Arriving.all_of(_looked_at(stage, arriving_units)), width)
+            images = arriving_units.images or []
+            if stage.drops:
+                images = [image for image in images if _left_early(stage, image) != image.tokens]
+            flops += stage.flops(Arriving.all_of(sum(image.tokens for image in images)), width)
     if units is None or min(layer.all.tokens for layer in units) == total:  # nothing is dropped: no stage runs
         return flops
     for stage in layer_stages(stages):
@@ -311,15 +293,6 @@ def scoring_flops(
             flops += stage.flops(arriving, width)
         flops += _reading_flops(stage, before, width)
     return flops
-
-
-def _looked_at(stage: Stage, units: Units) -> int:
-    """Tokens of the images of which a stage before the decoder may drop some."""
-    assert units.images is not None
-    images = units.images
-    if stage.drops:
-        images = [image for image in images if _left_early(stage, image) != image.tokens]
-    return sum(image.tokens for image in images)
 
 
 def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:

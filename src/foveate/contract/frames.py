@@ -159,6 +159,11 @@ def change(now: Tensor, before: Tensor) -> Tensor:
     return 0.5 * ((a - b).square().sum(dim=-1) + without_length)
 
 
+def change_flops(arriving: Arriving, width: int) -> int:
+    """FLOPs of `change`: for each number 3 for its length and 3 for its difference, squared and added."""
+    return 6 * width * arriving.tokens
+
+
 def changes(features: Tensor) -> Tensor:
     """`change` of each token from the one at its place in the frame before: (frames, tokens of each); 3 in the first.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from foveate.contract import follow
-from foveate.contract.budget import Budget, check_count, decoder_depth
+from foveate.contract.budget import MOST_TOKENS, Budget, decoder_depth
 from foveate.contract.settings import check
 from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
@@ -275,7 +275,11 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
     """
     asked = method._not_none(("tokens",)).get("tokens", 0)
     if vision_tokens is not None:
-        check_count("vision_tokens", vision_tokens)
+        whole = hasattr(vision_tokens, "__index__") and not isinstance(vision_tokens, bool)
+        if not whole or not 1 <= vision_tokens < MOST_TOKENS:
+            raise SettingError(
+                f"vision_tokens is the number of the image's tokens, 1 or more; got {brief(vision_tokens)}."
+            )
         if asked > vision_tokens:
             raise SettingError(f"tokens must be between 1 and {vision_tokens} for this input; got {asked:.6g}.")
     if vision_tokens is not None or not asked:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from foveate.contract.budget import half_up, keep_count
+from foveate.contract.settings import Positions, Unit
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.rank import top
@@ -55,7 +56,7 @@ class Shape:
             return "cls"
         return "patches"
 
-    def numbers_anew(self, positions: Literal["keep", "reindex"]) -> bool:
+    def numbers_anew(self, positions: Positions) -> bool:
         """Whether rows are numbered anew where a method asks for these positions."""
         return positions == "reindex" and self.renumbers
 
@@ -109,8 +110,8 @@ class Stage:
     pick: Callable[[Any, int], Tensor | Cut] | None = None
     choose: Callable[[Any, int | None], Cut | None] | None = None
     look: Callable[[Any], Mapping[str, Tensor]] | None = None
-    unit: Literal["sample", "image", "frame"] = "sample"
-    positions: Literal["keep", "reindex"] = "keep"
+    unit: Unit = "sample"
+    positions: Positions = "keep"
     ownerless: bool = False
     host: bool = False
     flops: Callable[[Arriving, int], int] | None = None
@@ -135,7 +136,7 @@ class Stage:
     @property
     def order(self) -> tuple[int, int]:
         """What stages are sorted by: their place, then the block or layer."""
-        return int(self.place), 0
+        return int(self.place), getattr(self, "layer", getattr(self, "block", 0))
 
     @property
     def is_counted(self) -> bool:
@@ -164,9 +165,7 @@ class Stage:
         if self.count is None:
             return None
         count = self.count(arriving)
-        if count is None:
-            return None
-        return min(count, arriving.tokens)
+        return None if count is None else min(count, arriving.tokens)
 
     def cut(self, view: View) -> Cut | None:
         """What becomes of these tokens; None if all stay as they are.
@@ -198,9 +197,7 @@ class Stage:
             raise SettingError(f"{self} got {arriving} tokens but returned a cut of {cut.arriving} tokens.")
         if count is None:
             return
-        left: int | Tensor = arriving
-        if cut is not None:
-            left = cut.count
+        left = arriving if cut is None else cut.count
         if isinstance(left, Tensor):
             raise SettingError(
                 f"{self} says how many tokens it keeps ({count}), but of its cut only the device knows. Give indices "
@@ -210,7 +207,8 @@ class Stage:
             raise SettingError(f"{self} keeps {left} of {arriving} tokens, but its count is {count}.")
 
     def __str__(self) -> str:
-        return type(self).__name__
+        layer = f"({self.layer})" if hasattr(self, "layer") else ""
+        return type(self).__name__ + layer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -223,7 +221,7 @@ class PixelStage(Stage):
 
     place: ClassVar[Place] = Place.PIXELS
 
-    unit: Literal["sample", "image", "frame"] = "image"
+    unit: Unit = "image"
     coarsen: Callable[[Arriving], tuple[Grid, ...]]
 
 
@@ -238,7 +236,7 @@ class PatchStage(Stage):
 
     place: ClassVar[Place] = Place.PIXELS
 
-    unit: Literal["sample", "image", "frame"] = "image"
+    unit: Unit = "image"
 
     @property
     def order(self) -> tuple[int, int]:
@@ -263,12 +261,8 @@ class TowerStage(Stage):
 
     place: ClassVar[Place] = Place.TOWER
 
-    unit: Literal["sample", "image", "frame"] = "image"
+    unit: Unit = "image"
     block: int = dataclasses.field(kw_only=False)
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return int(self.place), self.block
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -301,12 +295,10 @@ class ThinStage(TowerStage):
 
     def cut(self, view: View) -> Cut | None:
         cut = super().cut(view)
-        if cut is None:
-            return None
-        if cut.rows is not None:
-            raise SettingError(f"{self} may say which rows stay, and make no new ones.")
         assert isinstance(view, PatchView)
-        return Cut.join(cut.source, nearest(view.patches, cut.source))
+        if cut is not None and cut.rows is not None:
+            raise SettingError(f"{self} may say which rows stay, and make no new ones.")
+        return None if cut is None else Cut.join(cut.source, nearest(view.patches, cut.source))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -318,7 +310,7 @@ class ImageStage(Stage):
             behind it.
     """
 
-    unit: Literal["sample", "image", "frame"] = "image"
+    unit: Unit = "image"
     side: Literal["before", "behind"] = "before"
 
     @property
@@ -347,13 +339,6 @@ class LayerStage(Stage):
             raise SettingError(
                 f"A stage before layer {self.layer} cannot read {back} layers back. Move it to layer {back} or later."
             )
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return int(self.place), self.layer
-
-    def __str__(self) -> str:
-        return f"LayerStage({self.layer})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -393,15 +378,3 @@ class DecodeStage(Stage):
             raise SettingError("A DecodeStage says what is read of a whole sample: leave unit and look out.")
         if self.layer < (self.when == "step"):
             raise SettingError("A DecodeStage of each step looks at the layer before it: move it to layer 1 or later.")
-
-    @property
-    def reads_less(self) -> bool:
-        """Whether any token may be left unread."""
-        return self.keep is None or self.keep < 1
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return int(self.place), self.layer
-
-    def __str__(self) -> str:
-        return f"DecodeStage({self.layer})"

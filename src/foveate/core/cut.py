@@ -1,7 +1,7 @@
 """What becomes of the tokens that arrive at a stage: the one form every method answers in, for many samples at once."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -14,7 +14,6 @@ from foveate.core.tensors import Tensors, on_tensors
 from foveate.errors import ShapeError
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-PARTS = ("stays", "source", "parent", "rows")
 _set = object.__setattr__
 """A cut sets its attributes when it is made, and works some of them out when they are first asked for."""
 
@@ -38,40 +37,37 @@ class Cut:
             a row has its source's note, and zeros where it has no source.
     """
 
-    __slots__ = ("_count", "_inputs", "_make", "_parent", "_rows", "_source", "_stays", "arriving", "notes")
+    __slots__ = ("_count", "_make", "_parts", "arriving", "notes")
 
     arriving: int
     notes: Mapping[str, Tensor]
     _count: int | Tensor | None
-    _inputs: tuple[Tensor, ...]
     _make: "Callable[..., Cut] | None"
-    _parent: Tensor | None
-    _rows: Tensor | None
-    _source: Tensor | None
-    _stays: Tensor | None
+    _parts: dict[str, Any]
 
     def __init__(
         self,
         arriving: int,
-        count: int | Tensor | None = None,
-        *,
-        stays: Tensor | None = None,
-        source: Tensor | None = None,
-        parent: Tensor | None = None,
-        rows: Tensor | None = None,
+        count: int | Tensor | None,
+        parts: dict[str, Any],
         notes: Mapping[str, Tensor] = NOTHING,
         make: "Callable[..., Cut] | None" = None,
-        inputs: Sequence[Tensor] = (),
     ) -> None:
+        """Use `keep`, `take`, `merge` and so on.
+
+        Args:
+            arriving: See `Cut`.
+            count: Rows that are left; None: those of the mask.
+            parts: `stays`, or some of `source`, `parent` and `rows`; the others are worked out when they are first
+                asked for. Of a merge that is put off, `inputs`: tensors by their place.
+            notes: See `Cut`.
+            make: Gives the merge that is put off, from its inputs.
+        """
         _set(self, "arriving", arriving)
         _set(self, "notes", notes)
-        _set(self, "_inputs", tuple(inputs))
-        _set(self, "_rows", rows)
-        _set(self, "_make", make)
         _set(self, "_count", count)
-        _set(self, "_stays", stays)
-        _set(self, "_source", source)
-        _set(self, "_parent", parent)
+        _set(self, "_parts", parts)
+        _set(self, "_make", make)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"A cut is never changed, so not its {name}; with_notes makes one with other notes.")
@@ -79,9 +75,8 @@ class Cut:
     def __reduce__(self) -> Any:
         """Pickled as it is on the host, with what was put off made."""
         cut = self._made().to(torch.device("cpu"))
-        parts = {name: getattr(cut, f"_{name}") for name in PARTS}
         count = cut._count.cpu() if isinstance(cut._count, Tensor) else cut._count
-        return partial(Cut, cut.arriving, count, **parts, notes=dict(cut.notes)), ()
+        return Cut, (cut.arriving, count, cut._parts, dict(cut.notes))
 
     @classmethod
     def keep(cls, stays: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
@@ -94,12 +89,12 @@ class Cut:
         """
         if stays.dim() != 1 or stays.dtype != torch.bool:
             raise ShapeError(f"Cut.keep needs a (tokens,) bool tensor; got {tuple(stays.shape)} {stays.dtype}.")
-        return cls(len(stays), stays=stays, notes=notes)
+        return cls(len(stays), None, {"stays": stays}, notes)
 
     @classmethod
     def stay(cls, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
         """All stay as they are, and something is remembered of them."""
-        return cls(arriving, arriving, notes=notes)
+        return cls(arriving, arriving, {}, notes)
 
     @classmethod
     def take(cls, source: Tensor, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
@@ -113,7 +108,7 @@ class Cut:
                 f"Cut.take needs a (rows,) int64 tensor of at most {arriving} indices; "
                 f"got {tuple(source.shape)} {source.dtype}."
             )
-        return cls(arriving, len(source), source=source, notes=notes)
+        return cls(arriving, len(source), {"source": source}, notes)
 
     @classmethod
     def merge(
@@ -144,14 +139,12 @@ class Cut:
             raise ShapeError(
                 f"Cut.merge needs one row for each source; got {len(rows)} rows for {len(source)} sources."
             )
-        arriving, count = len(parent), len(source)
-        return cls(arriving, count, source=source, parent=parent, rows=rows, notes=notes)
+        return cls(len(parent), len(source), {"source": source, "parent": parent, "rows": rows}, notes)
 
     @classmethod
     def join(cls, source: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
         """As `merge`, of rows that are still to be worked out from the tokens that joined: see `with_rows`."""
-        arriving, count = len(parent), len(source)
-        return cls(arriving, count, source=source, parent=parent, notes=notes)
+        return cls(len(parent), len(source), {"source": source, "parent": parent}, notes)
 
     @classmethod
     def fewer(cls, arriving: int, count: Tensor, make: "Callable[..., Cut]", *inputs: Tensor) -> "Cut":
@@ -163,38 +156,37 @@ class Cut:
             make: Gives a merge with a place for every token, of which the first `count` are rows.
             inputs: What it is given: all the tensors that it works on.
         """
-        return cls(arriving, count, make=make, inputs=inputs)
+        by_place = {str(place): tensor for place, tensor in enumerate(inputs)}
+        return cls(arriving, count, {"inputs": by_place}, make=make)
 
     @property
     def count(self) -> int | Tensor:
         """Rows that are left: an int, or an int64 tensor without dimensions where only the device knows."""
-        if self._count is not None:
-            return self._count
-        assert self._stays is not None
-        count = self._stays.sum()
-        _set(self, "_count", count)
-        return count
+        if self._count is None:
+            _set(self, "_count", self._parts["stays"].sum())
+        assert self._count is not None
+        return self._count
 
     @property
     def rows(self) -> Tensor | None:
         """The new rows, (rows, width); None where those that stay are as they were."""
-        return self._made()._rows
+        rows: Tensor | None = self._made()._parts.get("rows")
+        return rows
 
     def _made(self) -> "Cut":
         """This cut, what was put off done."""
         if self._make is None:
             return self
         merge = self.made()
-        for name in ("_source", "_parent", "_rows", "notes"):
-            _set(self, name, getattr(merge, name))
+        _set(self, "_parts", merge._parts)  # without the inputs, so that they are freed
+        _set(self, "notes", merge.notes)
         _set(self, "_make", None)
-        _set(self, "_inputs", ())  # so that they are freed
         return self
 
     @property
     def stays(self) -> Tensor | None:
         """The mask it was made of, (arriving,) bool; None if it was not made of one."""
-        return self._stays
+        return self._parts.get("stays")
 
     @property
     def source(self) -> Tensor:
@@ -202,39 +194,36 @@ class Cut:
 
         Of a mask it is (arriving,): the tokens that stay, then −1.
         """
-        source = self._made()._source
-        if source is None:
-            source = self._source_of_stays()
-            _set(self, "_source", source)
+        parts = self._made()._parts
+        if "source" not in parts:
+            stays = parts.get("stays")
+            places = torch.arange(self.arriving, device=None if stays is None else stays.device)
+            if stays is not None:
+                # Behind those that stay −1, so that the shape does not depend on how many they are: 0 2 −1.
+                places = marked_first(stays).masked_fill(places >= self.count, -1)
+            parts["source"] = places
+        source: Tensor = parts["source"]
         return source
-
-    def _source_of_stays(self) -> Tensor:
-        if self._stays is None:  # all stay
-            return torch.arange(self.arriving)
-        order = marked_first(self._stays)
-        # Behind them −1, so that the shape does not depend on how many stay: 0 2 −1.
-        places = torch.arange(self.arriving, device=order.device)
-        return order.masked_fill(places >= self.count, -1)
 
     @property
     def stays_whole(self) -> bool:
         """Whether all tokens stay as they are."""
-        return self._source is None and self._stays is None and self._make is None
+        return self._make is None and "source" not in self._parts and "stays" not in self._parts
 
     @property
     def parent(self) -> Tensor:
         """The row each token went into: (arriving,) int64, −1 if it was dropped."""
-        parent = self._made()._parent
-        if parent is None:
-            parent = self._row_of_each_token()
-            _set(self, "_parent", parent)
+        parts = self._made()._parts
+        if "parent" not in parts:
+            parts["parent"] = self._row_of_each_token()
+        parent: Tensor = parts["parent"]
         return parent
 
     def _row_of_each_token(self) -> Tensor:
-        if self._stays is not None:
+        stays = self._parts.get("stays")
+        if stays is not None:
             # Tokens that stay are counted in order: 1 0 1 (stay) gives 0 −1 1.
-            rows = self._stays.cumsum(0) - 1
-            return torch.where(self._stays, rows, -1)
+            return torch.where(stays, stays.cumsum(0) - 1, -1)
         source = self.source
         if len(source) == self.arriving:  # the same tokens in another order
             return source.argsort()
@@ -258,57 +247,35 @@ class Cut:
     def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
         """This cut with notes in the place of its own."""
         cut = self._made()
-        return Cut(
-            cut.arriving,
-            cut._count,
-            stays=cut._stays,
-            source=cut._source,
-            parent=cut._parent,
-            rows=cut._rows,
-            notes=notes,
-        )
+        return Cut(cut.arriving, cut._count, cut._parts, notes)
 
     def noted_by(self, owner: object) -> "Cut":
         """This cut, its notes named for the member of a chain that wrote them: "owner name"."""
         make = self._make
         if make is not None:  # its notes come with it
-            return Cut(self.arriving, self._count, make=lambda *all: make(*all).noted_by(owner), inputs=self._inputs)
+            return Cut(self.arriving, self._count, self._parts, make=lambda *inputs: make(*inputs).noted_by(owner))
         if not self.notes:
             return self
         return self.with_notes({f"{owner} {name}": note for name, note in self.notes.items()})
 
     def to(self, device: torch.device) -> "Cut":
         """This cut with its tensors on a device."""
-        tensors = [self._stays, self._source, self._parent, self._rows, *self.notes.values(), *self._inputs]
-        if all([tensor is None or tensor.device == device for tensor in tensors]):
+        tensors = [*self._parts.get("inputs", self._parts).values(), *self.notes.values()]
+        if all([tensor.device == device for tensor in tensors]):
             return self
         return self.with_tensors(on_tensors(self.tensors(), lambda tensor: tensor.to(device)))
 
     def tensors(self) -> dict[str, Any]:
         """What it is made of, by name: what `torch.func.vmap` can hand out."""
-        tensors: dict[str, Any] = {}
-        for name in PARTS:
-            part = getattr(self, f"_{name}")
-            if part is not None:
-                tensors[name] = part
+        tensors = {**self._parts, "notes": dict(self.notes)}
         if self._make is not None:
             tensors["count"] = self._count
-            tensors["inputs"] = {str(place): tensor for place, tensor in enumerate(self._inputs)}
-        tensors["notes"] = dict(self.notes)
         return tensors
 
     def with_tensors(self, tensors: Mapping[str, Any]) -> "Cut":
         """This cut of other tokens, made of their `tensors`."""
-        parts = {name: tensors.get(name) for name in PARTS}
-        inputs = tensors.get("inputs", {})
-        return Cut(
-            self.arriving,
-            tensors.get("count", self._count),
-            **parts,
-            notes=tensors["notes"],
-            make=self._make,
-            inputs=tuple(inputs.values()),
-        )
+        parts = {name: part for name, part in tensors.items() if name not in ("count", "notes")}
+        return Cut(self.arriving, tensors.get("count", self._count), parts, tensors["notes"], self._make)
 
     @property
     def put_off(self) -> bool:
@@ -318,31 +285,25 @@ class Cut:
     def made(self) -> "Cut":
         """The merge that was put off, with a place for every token."""
         assert self._make is not None
-        return self._make(*self._inputs)
+        return self._make(*self._parts["inputs"].values())
 
     def first(self, count: int) -> "Cut":
         """This cut where the host knows by now that `count` rows are real."""
-        if self._stays is not None:  # its notes have the arriving tokens as their first dimension
-            source = marked_first(self._stays)[:count]
+        if "stays" in self._parts:  # its notes have the arriving tokens as their first dimension
+            source = marked_first(self._parts["stays"])[:count]
             notes = {name: note[source] for name, note in self.notes.items()}
             return Cut.take(source, self.arriving, notes)
-        source, rows = self.source[:count], self.rows
-        if rows is not None:
-            rows = rows[:count]
+        parts = {"source": self.source, **self._parts}
+        for name in ("source", "rows"):
+            if name in parts:
+                parts[name] = parts[name][:count]
         notes = {name: note[:count] for name, note in self.notes.items()}
-        return Cut(self.arriving, count, source=source, parent=self._parent, rows=rows, notes=notes)
+        return Cut(self.arriving, count, parts, notes)
 
     def then(self, later: "Cut") -> "Cut":
         """One cut from two, the second made of the rows that the first left; both counts are known to the host."""
         if later.stays_whole:
-            return Cut(
-                self.arriving,
-                self._count,
-                source=self._source,
-                parent=self._parent,
-                rows=self.rows,
-                notes={**self.notes, **later.notes},
-            )
+            return self.with_notes({**self.notes, **later.notes})
         if self.stays_whole and not self.notes:
             return later
         if self.stays_whole:
@@ -351,27 +312,21 @@ class Cut:
                 notes = {name: note_of(note, later.source, later.rows) for name, note in notes.items()}
             return later.with_tensors({**later.tensors(), "notes": notes | dict(later.notes)})
         rows = later.rows
+        parts = {"parent": followed(self.parent, later.parent)}
         if rows is not None:
-            source = followed(later.source, self.source)
+            parts |= {"source": followed(later.source, self.source), "rows": rows}
         else:  # then the rows are some of the first cut's, and no source is −1
-            source = self.source[later.source]
+            parts["source"] = self.source[later.source]
             if self.rows is not None:
-                rows = self.rows[later.source]
-        notes = {name: note_of(note, later.source, later.rows) for name, note in self.notes.items()}
-        return Cut(
-            self.arriving,
-            later._count,
-            source=source,
-            parent=followed(self.parent, later.parent),
-            rows=rows,
-            notes={**notes, **later.notes},
-        )
+                parts["rows"] = self.rows[later.source]
+        notes = {name: note_of(note, later.source, rows) for name, note in self.notes.items()}
+        return Cut(self.arriving, later._count, parts, {**notes, **later.notes})
 
     def __repr__(self) -> str:
         kind = "take"
-        if self._stays is not None:
+        if "stays" in self._parts:
             kind = "keep"
-        elif self._rows is not None or self._make is not None:
+        elif "rows" in self._parts or self._make is not None:
             kind = "merge"
         count = self._count if isinstance(self._count, int) else "?"
         return f"Cut.{kind}({self.arriving} to {count})"
@@ -419,7 +374,7 @@ def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> l
     first = _first_of(samples)
     if len(first) == 1:
         tensors = {name: part[0] if isinstance(part, Tensor) else _firsts(part) for name, part in samples.items()}
-        return [look(tensors, _at_first)]
+        return [look(tensors, itemgetter(0))]
     cuts: list[Cut | None] = []
 
     def of_sample(place: Tensor, sample: Tensors) -> Tensors:
@@ -453,7 +408,3 @@ def _at(unbound: dict[str, Any], place: int) -> Tensors:
 
 def _firsts(tensors: Tensors) -> Tensors:
     return {name: tensor[0] for name, tensor in tensors.items()}
-
-
-def _at_first(tensor: Tensor) -> Tensor:
-    return tensor[0]

@@ -4,14 +4,14 @@ A signal is a value: two that are equal are read once. Every one says which tens
 layers, and what that costs. A new one is declared here; the tables are made of this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import SettingError
 
 __all__ = [
     "Attention",
@@ -55,14 +55,20 @@ class Signal:
     """What a view calls it: `view.attention` for `Attention`."""
     of_ran: ClassVar[bool] = False
     """Whether it is made of queries or keys of the layer before the stage, while that layer attends."""
+    reads_text: ClassVar[bool] = False
+    """Whether the prompt's text decides its value."""
+    least: ClassVar[Mapping[str, int]] = {}
+    """Options that are whole numbers, and the smallest that each may be; None passes where it is the default."""
 
     def __post_init__(self) -> None:
         refuse_other_options(self)
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether the prompt's text decides its value."""
-        return False
+        for name, least in self.least.items():
+            value, default = getattr(self, name), getattr(type(self), name)
+            if (type(value) is not int or value < least) and (value is not None or default is not None):
+                raise SettingError(
+                    f"{type(self).__name__}: {name} must be a whole number, {least} or more"
+                    f"{', or None' if default is None else ''}; got {value!r}."
+                )
 
     @property
     def layers_back(self) -> int:
@@ -78,15 +84,6 @@ class Signal:
         """
         return None
 
-    def refuse_unpriced(self) -> None:
-        """What nobody has priced must not count as nothing: a signal that an author declared elsewhere.
-
-        Raises:
-            UnsupportedError: If its cost is not known.
-        """
-        if type(self).__module__ != __name__:
-            raise UnsupportedError(f"What {self!r} costs is not known: say it in foveate.core.signals.")
-
 
 @dataclass(frozen=True)
 class Hidden(Signal):
@@ -96,16 +93,13 @@ class Hidden(Signal):
     """
 
     kind: ClassVar[str] = "hidden"
+    least: ClassVar[Mapping[str, int]] = {"back": 0}
 
     back: int = 0
 
     @property
     def layers_back(self) -> int:
         return self.back
-
-    def __post_init__(self) -> None:
-        if type(self.back) is not int or self.back < 0:
-            raise SettingError(f"Hidden: back must be a whole number, 0 or more; got {self.back!r}.")
 
 
 @dataclass(frozen=True)
@@ -139,6 +133,7 @@ class Attention(Signal):
     """
 
     kind: ClassVar[str] = "attention"
+    least: ClassVar[Mapping[str, int]] = {"sample": 1, "busiest": 1}
 
     rows: Literal["last", "after", "but_last", "null", "raters", "vision"] = "last"
     layer: Literal["ran", "next"] = "ran"
@@ -152,25 +147,18 @@ class Attention(Signal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.busiest is not None and (type(self.busiest) is not int or self.busiest < 1 or self.heads != "busiest"):
-            raise SettingError(
-                "Attention: busiest must be a whole number, 1 or more, or None, and needs heads='busiest'; "
-                f"got busiest={self.busiest!r}, heads={self.heads!r}."
-            )
+        if self.busiest is not None and self.heads != "busiest":
+            raise SettingError(f"Attention: busiest={self.busiest} needs heads='busiest'; got heads={self.heads!r}.")
         if self.heads == "busiest" and (self.renormalise or self.over not in ("mean", "sum")):
             raise SettingError(
                 "Attention: heads='busiest' needs over='mean' or 'sum', and renormalise=False; "
                 f"got over={self.over!r}, renormalise={self.renormalise}."
             )
-        if self.sample is None:
-            return
-        if type(self.sample) is not int or self.sample < 1:
-            raise SettingError(f"Attention: sample must be a whole number, 1 or more, or None; got {self.sample!r}.")
-        if self.rows != "vision":
+        if self.sample is not None and self.rows != "vision":
             raise SettingError(f"Attention: only rows='vision' can be sampled; got rows={self.rows!r}.")
 
     @property
-    def reads_text(self) -> bool:
+    def reads_text(self) -> bool:  # type: ignore[override]  # depends on the rows
         return self.rows != "vision"
 
     @property
@@ -197,10 +185,7 @@ class CachedAttention(Signal):
     """
 
     kind: ClassVar[str] = "attention"
-
-    @property
-    def reads_text(self) -> bool:
-        return True
+    reads_text: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -238,16 +223,10 @@ class Pivots(Signal):
 
     kind: ClassVar[str] = "pivots"
     of_ran: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = True
+    least: ClassVar[Mapping[str, int]] = {"count": 1}
 
     count: int = 4
-
-    def __post_init__(self) -> None:
-        if type(self.count) is not int or self.count < 1:
-            raise SettingError(f"Pivots: count must be a whole number, 1 or more; got {self.count!r}.")
-
-    @property
-    def reads_text(self) -> bool:
-        return True
 
 
 @dataclass(frozen=True)
@@ -266,17 +245,14 @@ class Products(Signal):
     """
 
     kind: ClassVar[str] = "products"
+    reads_text: ClassVar[bool] = True
 
     leave_out: tuple[int, int] = (1, 5)
 
     def __post_init__(self) -> None:
-        given = self.leave_out
-        if type(given) is not tuple or len(given) != 2 or any(type(rows) is not int or rows < 0 for rows in given):
-            raise SettingError(f"Products: leave_out must be two whole numbers, 0 or more; got {given!r}.")
-
-    @property
-    def reads_text(self) -> bool:
-        return True
+        rows = self.leave_out
+        if type(rows) is not tuple or len(rows) != 2 or any(type(count) is not int or count < 0 for count in rows):
+            raise SettingError(f"Products: leave_out must be two whole numbers, 0 or more; got {rows!r}.")
 
     def queries(self, tokens: int, images: Sequence[int]) -> int | None:
         return 1  # text rows count as a single one
@@ -290,10 +266,7 @@ class Text(Signal):
     """
 
     kind: ClassVar[str] = "text"
-
-    @property
-    def reads_text(self) -> bool:
-        return True
+    reads_text: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -315,6 +288,8 @@ class ValueLikeness(Signal):
 
     kind: ClassVar[str] = "value_likeness"
     of_ran: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = True
+    least: ClassVar[Mapping[str, int]] = {"skip": 0}
 
     skip: int = 2
     seeds: float = 0.01
@@ -322,14 +297,8 @@ class ValueLikeness(Signal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.skip) is not int or self.skip < 0:
-            raise SettingError(f"ValueLikeness: skip must be a whole number, 0 or more; got {self.skip!r}.")
         if not isinstance(self.seeds, float) or not 0 < self.seeds <= 1:
             raise SettingError(f"ValueLikeness: seeds must be a share above 0 and at most 1; got {self.seeds!r}.")
-
-    @property
-    def reads_text(self) -> bool:
-        return True
 
     def seeded(self, tokens: int) -> int:
         """How many of so many tokens are seeds."""
@@ -392,6 +361,8 @@ class TowerSignal(Signal):
             head, with 1 / √width for the scaling.
     """
 
+    least: ClassVar[Mapping[str, int]] = {"block": 0, "of": 1}
+
     layer: Literal[0, 1] = 0
     block: int | None = None
     of: int | None = None
@@ -400,10 +371,6 @@ class TowerSignal(Signal):
     def __post_init__(self) -> None:
         super().__post_init__()
         kind = type(self).__name__
-        for name, least in (("block", 0), ("of", 1)):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise SettingError(f"{kind}: {name} must be a whole number, {least} or more, or None; got {value!r}.")
         if self.block is not None and self.layer:
             raise SettingError(f"{kind} takes either layer or block; got layer={self.layer} and block={self.block}.")
         if self.of is not None and (self.block is None or self.block >= self.of):
@@ -463,7 +430,7 @@ class Columns(Signal):
     pivots: int = 0
 
     @property
-    def reads_text(self) -> bool:
+    def reads_text(self) -> bool:  # type: ignore[override]  # depends on the pivots
         return self.pivots > 0
 
 
@@ -519,7 +486,7 @@ class Resource(Signal):
     of: Literal["features", "text"] = "features"
 
     @property
-    def reads_text(self) -> bool:
+    def reads_text(self) -> bool:  # type: ignore[override]  # depends on what it is of
         return self.of == "text"
 
 

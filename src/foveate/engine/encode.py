@@ -411,4 +411,4 @@ def _without_rows(cut: Cut | None) -> Cut | None:
     """A cut whose rows are in the features now. The trace holds it, so it must not hold the features."""
     if cut is None or cut.stays_whole:
         return cut
-    return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
+    return Cut(cut.arriving, cut.count, {"source": cut.source, "parent": cut.parent}, cut.notes)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract import Arriving, CacheStage, Cuts, LayerView, Shape, Stage, check_depth, half_up
+from foveate.contract.budget import at_cuts, proportional
 from foveate.contract.settings import FallingShares, Layers
 from foveate.core.grid import Grid, high_pass
 from foveate.core.rank import marked_first, top
@@ -82,7 +83,8 @@ class CLSE(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
-            return self.proportional_counts(KEEP, depth, entered, started)
+            shares = at_cuts(KEEP, len(self.cuts(depth)))
+            return self.counts(proportional(started, shares), depth, entered, started)
         rounded = half_up if self.rounding == "nearest" else int
         return tuple(max(1, rounded(started * share)) for share in self.values(depth, KEEP))
 

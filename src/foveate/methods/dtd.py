@@ -13,7 +13,8 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Arriving, Frames, Share, changes
+from foveate.contract import Frames, Share, changes
+from foveate.contract.frames import change_flops
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, top
 
@@ -40,6 +41,7 @@ class DTD(Frames):
     usual = 0.5
     only_videos = True
     whole_at = ("share", 0)
+    flops = staticmethod(change_flops)
 
     threshold: Annotated[float, Ge(-1), Le(1)] | None = None
     share: Share | None = None
@@ -52,10 +54,6 @@ class DTD(Frames):
 
     def floor(self, frames: tuple[int, ...]) -> int:
         return frames[0]
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number 3 for its length and 3 for its difference, squared and added."""
-        return 6 * width * arriving.tokens
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
         changed = changes(features)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from foveate.contract import Arriving, Cut, DecodeStage, Frames, Layer, Positions, ReadView, Shape, Share, Stage, change
+from foveate.contract.frames import change_flops
 from foveate.core.rank import by_quota, top
 from foveate.core.signals import CachedAttention
 
@@ -57,6 +58,7 @@ class DyCoke(Frames):
     usual = 0.7
     only_videos = True
     whole_at = ("k", 0)
+    flops = staticmethod(change_flops)
 
     k: Share | None = None
     p: Share = 0.0
@@ -88,10 +90,6 @@ class DyCoke(Frames):
 
     def floor(self, frames: tuple[int, ...]) -> int:
         return windows(len(frames)) * frames[0]
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number 3 for its length and 3 for its difference, squared and added."""
-        return 6 * width * arriving.tokens
 
     def select(self, features: Tensor, count: int | None) -> Tensor:
         assert count is not None

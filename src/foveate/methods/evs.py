@@ -12,7 +12,8 @@ frames of n tokens. The count depends on the clip's shape alone, so that a serve
 
 from torch import Tensor
 
-from foveate.contract import Arriving, Deepstack, Frames, Share, changes
+from foveate.contract import Deepstack, Frames, Share, changes
+from foveate.contract.frames import change_flops
 from foveate.core.rank import top
 
 
@@ -34,6 +35,7 @@ class EVS(Frames):
     reads = (Deepstack(),)
     only_videos = True
     whole_at = ("q", 0)
+    flops = staticmethod(change_flops)
 
     q: Share | None = None
 
@@ -42,10 +44,6 @@ class EVS(Frames):
 
     def floor(self, frames: tuple[int, ...]) -> int:
         return frames[0]
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number that enters the decoder 3 for its length and 3 for its difference, squared and added."""
-        return 6 * width * arriving.tokens
 
     def select(self, features: Tensor, count: int | None) -> Tensor:
         assert count is not None

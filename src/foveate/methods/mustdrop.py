@@ -22,6 +22,7 @@ import torch
 from annotated_types import Ge
 
 from foveate.contract import CacheStage, Cuts, ImageStage, Shape, Stage, TowerStage
+from foveate.contract.budget import geometric
 from foveate.contract.settings import Layers, Positions, Share
 from foveate.core.cut import Cut
 from foveate.core.merge import average_windows, window_similarity
@@ -180,7 +181,8 @@ class MustDrop(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         """Tokens left at each cut, never fewer than the key tokens."""
-        return self.geometric_counts(depth, entered, started, least=max(1, self._keys(depth, entered, started)))
+        least = max(1, self._keys(depth, entered, started))
+        return self.counts(geometric(started, len(self.cuts(depth)), least), depth, entered, started)
 
     def _keys(self, depth: int, entered: int, started: int) -> int:
         """Key tokens among those that enter the decoder."""

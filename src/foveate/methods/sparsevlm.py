@@ -18,6 +18,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Arriving, Cuts, LayerView, Shape, Stage, check_depth, half_up, highest
+from foveate.contract.budget import at_cuts, proportional
 from foveate.contract.settings import Counts, Layers, Positions
 from foveate.core.cut import Cut
 from foveate.core.merge import average, density_peaks
@@ -66,7 +67,8 @@ class Rated(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
-            return self.proportional_counts(self.usual_targets, depth, entered, started)
+            shares = at_cuts(self.usual_targets, len(self.cuts(depth)))
+            return self.counts(proportional(started, shares), depth, entered, started)
         targets = self.values(depth, self.usual_targets)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 

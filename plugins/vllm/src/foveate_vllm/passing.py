@@ -247,6 +247,6 @@ def _with_whole(sample: Sample, size: int) -> Sample:
     """A sample whose images were of this size before they entered the decoder."""
     media = []
     for image in sample.media:
-        kept = Cut(size, image.length, source=torch.arange(image.length))
+        kept = Cut.take(torch.arange(image.length), size)
         media.append(replace(image, length=size, cut=kept))
     return replace(sample, media=media)
