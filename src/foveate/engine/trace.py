@@ -393,15 +393,8 @@ def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
         stages.append(StageRecord(where, layer, (before,), (rows,), [torch.cat(origins)], [assigned]))
     media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
     slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
-    return PrefillRecord(
-        depth=records[0].depth,
-        rows=(cache.get_seq_length(),),
-        vision_tokens=(sum(counts),),
-        media=media,
-        fit=records[0].fit,
-        stages=stages,
-        cache=CacheRecord(slots=slots, dead=(0,)),
-    )
+    rows, entered = (cache.get_seq_length(),), (sum(counts),)
+    return replace(records[0], rows=rows, vision_tokens=entered, media=media, stages=stages, slots=slots)
 
 
 @dataclass
