@@ -218,6 +218,21 @@ def test_what_is_said_in_between_stays(small, pictures):
     )
 
 
+def test_a_screenshot_comes_behind_what_was_said(small, pictures):
+    live = small.look(pictures[0], method="vidcom2")
+    said = ["What?", live.ask("What?", **NEW).text]
+    live = live.see(pictures[1], after=said)
+    messages = [
+        user(image(pictures[0]), text(said[0])),
+        {"role": "assistant", "content": said[1]},
+        user(image(pictures[1]), text("And now?")),
+    ]
+    answer, fresh = live.ask("And now?", **NEW), small.ask(messages=messages, method="vidcom2", **NEW)
+    assert_same_prompt(answer.prompt, fresh.prompt)
+    assert answer.tokens == fresh.tokens
+    assert_same_prompt(live.forget().prompt("And now?"), small.prepare(messages=[user(text(said[0])), *messages[1:]]))
+
+
 def test_memory_is_bounded_however_many_frames_come(small, pictures):
     live = small.look(pictures[0], method="vidcom2")
     rows, sizes, columns = set(), set(), set()

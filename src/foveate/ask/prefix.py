@@ -109,6 +109,7 @@ class Prefix:
         self,
         medium: Medium,
         *,
+        after: Sequence[str] = (),
         tokens: float | None = None,
         retention: float | None = None,
         at: float | None = None,
@@ -123,6 +124,7 @@ class Prefix:
 
         Args:
             medium: A path, PIL picture, array or clip, as for `VLM.ask`.
+            after: What was said since the last picture: a question, its answer, and so on. It runs now, and stays.
             tokens, retention: The method's budget for this picture, in place of its own.
             at: When a frame was seen, in seconds. A model that reads films gets it as a film of one frame.
             memory: Most rows that a decoder layer may hold. The oldest pictures are forgotten until no layer has more.
@@ -146,11 +148,12 @@ class Prefix:
         part = part_of(loaded, medium, at, showing.get("frames"), showing.get("fps"))
         with loaded.lock:
             refuse_stale(loaded, self.look)
-            seen = coming(loaded, self.conversation, self._wording, part, at, showing)
+            conversation = self.conversation.with_text(*_in_turn(after))
+            seen = coming(loaded, conversation, self._wording, part, at, showing)
             method = dropped_in(loaded, drops, seen.prompt.vision_tokens)
             look = grow(loaded.model, self.look, (*self.pictures, seen), method, loaded.cuda_graphs)
         pictures = (*self.pictures, seen.looked_at(look))
-        grown = self._with(pictures, look, self.conversation.with_media_behind(seen.parts))
+        grown = self._with(pictures, look, conversation.with_media_behind(seen.parts))
         while memory is not None and grown.rows > memory:
             if len(grown.pictures) == 1:
                 raise SettingError(f"A picture alone has {grown.rows:,} rows; got memory={memory}. Drop more of it.")
@@ -251,11 +254,7 @@ class Prefix:
         """
         settings = generation_of(decoding)
         settings.refuse_with(choices, stream)
-        if isinstance(after, str) or len(after) % 2:
-            raise SettingError(
-                f"after holds questions and answers in turn, an even number of texts; got {brief(after)}."
-            )
-        prompt = self.prompt(*after, question)
+        prompt = self.prompt(*_in_turn(after), question)
         if stream:  # whose reader is told now; else the look is checked when it is gone on from
             refuse_stale(self.loaded, self.look)
         reply = reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
@@ -306,3 +305,14 @@ class Prefix:
             return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
         alone = tuple(seen.prompt for seen in self.pictures)
         return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, alone)
+
+
+def _in_turn(after: Sequence[str]) -> Sequence[str]:
+    """Questions and answers in turn.
+
+    Raises:
+        SettingError: If they are not.
+    """
+    if isinstance(after, str) or len(after) % 2:
+        raise SettingError(f"after holds questions and answers in turn, an even number of texts; got {brief(after)}.")
+    return after
