@@ -191,6 +191,7 @@ class Prefix:
         """Another prefix of the model."""
         other = copy.copy(self)
         trace = Trace()
+        trace.graphs = look.trace.graphs
         records = [seen.record for seen in pictures if seen.record is not None]
         if records:
             trace.add(join_records(records, look.cache))
