@@ -6,7 +6,6 @@ from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Arriving, LayerView, Shape, follow
-from foveate.contract.cuts import at_depth
 
 
 class Config:
@@ -19,14 +18,6 @@ class Config:
 def mean(method, depth, tokens):
     plan = method.plan(depth, (tokens,))
     return sum(plan) / len(plan)
-
-
-def test_the_usual_layers():
-    assert at_depth(32) == (3, 17, 22)
-    assert at_depth(28) == (3, 16, 22)
-    assert at_depth(4) == (1, 2, 3)
-    with pytest.raises(fv.SettingError, match="got 3"):
-        at_depth(3)
 
 
 def test_the_solved_schedule_of_the_spec():

@@ -3,6 +3,7 @@ import torch
 
 from foveate.contract import Attention, LayerView, Shape
 from foveate.methods.priortr import PriorTR, gained
+from tests.methods import stays
 
 EXAMPLES = [PriorTR(layer=3, keep=0.4), PriorTR(layer=2, retention=0.6, question="last", heads="max", kv=False)]
 EXAMPLES.append(PriorTR(layer=1, keep=0.5, question="but_last", heads="max"))
@@ -13,8 +14,7 @@ NULL, AFTER = Attention(rows="null"), Attention(rows="after")
 def kept(question, null, target, **view):
     stage, _ = PriorTR(target=target).stages(Shape(depth=32))
     signals = {NULL: torch.tensor(null), AFTER: torch.tensor(question)}
-    cut = stage.cut(LayerView(count=len(null), signals=signals, **view))
-    return list(range(len(null))) if cut is None else cut.source.tolist()
+    return stays(stage, LayerView(count=len(null), signals=signals, **view))
 
 
 def test_what_lost_attention_goes_before_what_nobody_looks_at():

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
 from operator import mul
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract.budget import Curve, check_depth, geometric, half_up, keep_count, solve
 from foveate.contract.method import Method
-from foveate.contract.settings import Share, Tokens, Unit
+from foveate.contract.settings import Count, Share, Tokens, Unit
 from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
@@ -59,6 +60,8 @@ class Cuts(Method):
     """How many layers each cut is behind these: 1 where they are layers that have run."""
     is_geometric: ClassVar[bool] = False
     """Whether each cut leaves one share of what arrives where a budget is given; else they are as V2Drop's are."""
+    whole_at: ClassVar[tuple[str, float]] = ("retention", 1)
+    """A setting at which every token of every image stays, and its value there."""
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
 
     retention: Share | None = None
@@ -130,7 +133,8 @@ class Cuts(Method):
     @property
     def keeps_all(self) -> bool:
         """Whether every token of every image stays, so that no stage is needed."""
-        return self.retention == 1
+        setting, value = self.whole_at
+        return self.retention == 1 or getattr(self, setting, None) == value
 
     def check_settings(self) -> None:
         if self.layers_setting == "layer":
@@ -221,6 +225,28 @@ class Cuts(Method):
             raise SettingError(
                 f"{first} and {second} must have the same length; got {first}={layers}, {second}={values}."
             )
+
+
+class OneCut(Cuts):
+    """Cuts once, at a layer from 1 on, and takes a share, a number of tokens, or a budget.
+
+    Attributes:
+        layer: The first layer that processes fewer tokens, 1 or more.
+        keep: Share of the arriving tokens that stays.
+        target: Instead of `keep`: a number of tokens.
+        scope: Each "image" or video by itself, or each "frame".
+        retention, tokens: See `Cuts`.
+    """
+
+    layers_setting = "layer"
+    is_geometric = True
+    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
+    only_one = True
+
+    layer: Annotated[int, Ge(1)] = 2
+    keep: Share | None = None
+    target: Count | None = None
+    scope: Literal["image", "frame"] = "image"
 
 
 @lru_cache(maxsize=1024)

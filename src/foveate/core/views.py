@@ -158,16 +158,11 @@ class View:
         return value
 
     def _undeclared(self, what: object) -> Undeclared:
-        return Undeclared(
-            f"This stage reads {what!r} without declaring it, or this model has none. There is: {self._there()}."
-        )
-
-    def _there(self) -> str:
-        """What can be read; of several signals of a kind, how many."""
         counts = Counter(signal.kind for signal in self._signals)
         alone = [repr(signal) for signal in self._signals if counts[signal.kind] == 1]
         several = [f"{count} of kind {kind!r}" for kind, count in counts.items() if count > 1]
-        return ", ".join([*alone, *several, *self._named]) or "nothing"
+        there = ", ".join([*alone, *several, *self._named]) or "nothing"
+        return Undeclared(f"This stage reads {what!r} without declaring it, or this model has none. There is: {there}.")
 
 
 class LayerView(View):

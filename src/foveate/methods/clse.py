@@ -113,10 +113,7 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
     order = marked_first(cells[:, 0] >= 0)[:count]  # the tokens that stand on a grid
     now, then = (high_pass(rows[order], grids) for rows in (hidden, before))
     change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
-    if count > 1:
-        spread = change.std()
-    else:
-        spread = torch.zeros_like(change).sum()
+    spread = change.std() if count > 1 else torch.zeros_like(change).sum()
     gate = torch.sigmoid((change - change.mean()) / (spread + EPSILON) / TEMPERATURE)
     average = torch.full_like(cells[:, 0], 0.5, dtype=torch.float32)  # sigmoid(0), for newlines
     return average.scatter(0, order, gate)

@@ -14,8 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Attention, Count, Cuts, Hidden, Layers, LayerView, Shape, Shares, Stage, Unit
-from foveate.core.cut import Cut
+from foveate.contract import Attention, Count, Cut, Cuts, Hidden, Layers, LayerView, Shape, Shares, Stage, Unit
 from foveate.core.merge import joined_to_nearest, one_by_one
 from foveate.core.rank import top
 

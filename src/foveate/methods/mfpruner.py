@@ -45,7 +45,7 @@ class MFPruner(Once):
         paid, picks = TowerAttention(by=shape.payer), super().steps(shape)
         if CLIP in shape.resources:
             look = ImageStage(reads=(paid, Features(), PATCHES), look=_look)
-            return (look, LayerStage(0, reads=(WORDS,), look=_by_clip), *picks)
+            return (look, LayerStage(0, reads=(WORDS,), look=lambda view: {"third": unlike_text(view)}), *picks)
         return (ImageStage(reads=(paid,), look=_look), LayerStage(0, reads=(Hidden(), Text()), look=_by_words), *picks)
 
     def pick(self, view: LayerView, count: int) -> Tensor:
@@ -53,10 +53,7 @@ class MFPruner(Once):
         cues = [scaled(notes["attention"]), unlike_others(view.hidden)]
         if "third" in notes:
             cues.append(scaled(notes["third"]))
-        if "fill" in notes:
-            fill = notes["fill"]
-        else:
-            fill = torch.stack(cues).sum(dim=0)
+        fill = notes["fill"] if "fill" in notes else torch.stack(cues).sum(dim=0)
         votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
         return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
 
@@ -70,10 +67,6 @@ def _look(view: ImageView) -> Mapping[str, Tensor]:
     if PATCHES in view:
         return {**notes, "patches": view[PATCHES]}
     return notes
-
-
-def _by_clip(view: LayerView) -> Mapping[str, Tensor]:
-    return {"third": unlike_text(view)}
 
 
 def _by_words(view: LayerView) -> Mapping[str, Tensor]:

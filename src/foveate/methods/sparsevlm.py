@@ -49,14 +49,12 @@ class Rated(Cuts):
     behind = 1
     schedule = ("targets",)
     unit = "image"
+    pick = staticmethod(highest)
 
     pruning_layers: Layers | None = None
     targets: Counts | None = None
     reference: Annotated[int, Ge(1)] = 576
     positions: Positions = "keep"
-
-    def pick(self, view: LayerView, count: int) -> Tensor | Cut:
-        return highest(view, count)
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
         """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""

@@ -13,8 +13,7 @@ those left of A by falling cosine before those of B, and at the end they are sor
 those of the feature layer.
 """
 
-from foveate.contract import ImageStage, ImageView, Once, Positions, Shape, Stage, TowerKeys
-from foveate.core.cut import Cut
+from foveate.contract import Cut, ImageStage, ImageView, Once, Positions, Shape, Stage, TowerKeys
 from foveate.core.merge import average, bipartite, by_first_token
 
 

@@ -84,9 +84,7 @@ class VisionDrop(Cuts):
     @property
     def _in_front(self) -> Pair:
         """(dominant, contextual) of the tower stage, as given or usual."""
-        dominant = DOMINANT
-        if self.dominant is not None:
-            dominant = self.dominant
+        dominant = DOMINANT if self.dominant is None else self.dominant
         return dominant, CONTEXT if self.contextual is None else self.contextual
 
     def usual_at(self, depth: int) -> tuple[int, ...]:

@@ -17,8 +17,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from foveate.contract import Arriving, Cls, Count, ImageView, Once, Positions, Shape, Stage, half_up, merging_stage
-from foveate.core.cut import Cut
+from foveate.contract import Arriving, Cls, Count, Cut, ImageView, Once, Positions, Shape, Stage, half_up, merging_stage
 from foveate.core.merge import dominant_and_contextual_by_crop, merged
 
 DOMINANT, CONTEXT, REFERENCE = 54, 10, 576  # the README's setting for LLaVA-1.5
@@ -59,12 +58,8 @@ class VisionZip(Once):
             contextual = max(0, min(half_up(rows * CONTEXT / (DOMINANT + CONTEXT)), rows - 1))
             return rows - contextual, contextual
         scale = arriving.entered / self.reference
-        dominant = DOMINANT
-        if self.dominant is not None:
-            dominant = self.dominant
-        contextual = CONTEXT
-        if self.contextual is not None:
-            contextual = self.contextual
+        dominant = DOMINANT if self.dominant is None else self.dominant
+        contextual = CONTEXT if self.contextual is None else self.contextual
         return max(1, half_up(dominant * scale) - arriving.reserved), half_up(contextual * scale)
 
     def _pick(self, view: ImageView, count: int) -> Cut:

@@ -54,10 +54,7 @@ class VScan(Once):
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         near, far = TowerAttention(by=shape.payer, block=LOCAL, of=DEPTH), TowerAttention(by=shape.payer)
         paid = Attention(rows="last", layer="next", heads="mean")
-        if self.layer is None:
-            layer = max(1, shape.depth // 2)
-        else:
-            layer = self.layer
+        layer = max(1, shape.depth // 2) if self.layer is None else self.layer
         enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
         return (
             ImageStage(reads=(near, far), look=partial(self._scan, enter, near, far)),
