@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 import foveate as fv
 from foveate.contract import ImageView, LayerView, Shape, TowerAttention
 from foveate.core.picks import unlike_others
-from foveate.methods.mfpruner import MFPruner, scaled
+from foveate.methods.mfpruner import MFPruner, scale
 from foveate.testing import tiny_model
 from tests.methods import stays
 from tests.methods.test_cdpruner import FEATURES, TEXT, WITH_CLIP, Encoder
@@ -48,7 +48,7 @@ def test_three_votes_come_before_two_and_one_vote_is_none():
     east = torch.tensor([1.0, 0.0])
     assert kept_with_clip(ATTENTION, ROWS, patches, east, 1) == [4]
     assert kept_with_clip(ATTENTION, ROWS, patches, east, 3) == [0, 2, 4]
-    assert scaled(ATTENTION).tolist() == pytest.approx([1, 1 / 9, 8 / 9, 2 / 9, 3 / 9, 0], abs=1e-5)
+    assert scale(ATTENTION).tolist() == pytest.approx([1, 1 / 9, 8 / 9, 2 / 9, 3 / 9, 0], abs=1e-5)
 
 
 @given(seed=st.integers(0, 2**16), tokens=st.integers(3, 40), data=st.data())

@@ -170,12 +170,12 @@ class Tune:
     def _tuned(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> "dict[str, Tuned]":
         """What is tuned, by the name of its preset file; a setting that is infeasible is left out, and noted."""
         from foveate.cli.screen import note
-        from foveate.naming import given, parse
+        from foveate.naming import parse, settings_given
         from foveate.tuning import tune
 
         tunings: dict[str, Tuned] = {}
         for (name, budget), file in zip(self._cells, preset_files(self._cells), strict=True):
-            method, stays = parse(name, self.settings), given(name, self.settings)
+            method, stays = parse(name, self.settings), settings_given(name, self.settings)
             try:
                 tunings[file] = tune(vlm, prompts, method=method, given=stays, task=self.task, **how | budget)
             except (SettingError, UnsupportedError) as error:

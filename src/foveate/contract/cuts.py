@@ -180,7 +180,7 @@ class Cuts(Method):
 
     def solution(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
         """`solve` of such an image, once."""
-        return _solved(self, depth, arriving.entered, arriving.started)
+        return _solve_once(self, depth, arriving.entered, arriving.started)
 
     def check_floor(self, depth: int, entered: int) -> None:
         if self.budget is not None and not self.keeps_all:
@@ -250,7 +250,7 @@ class OneCut(Cuts):
 
 
 @lru_cache(maxsize=1024)
-def _solved(method: Cuts, depth: int, entered: int, started: int) -> tuple[Any, ...]:
+def _solve_once(method: Cuts, depth: int, entered: int, started: int) -> tuple[Any, ...]:
     return method.solve(depth, entered, started)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut, followed
+from foveate.core.cut import Cut, look_up
 from foveate.core.grid import Grid, crops_of
 from foveate.core.rank import marked_first, ranks_in_groups, shared_out, top
 from foveate.core.tensors import blocks
@@ -78,7 +78,7 @@ def dominant_and_contextual_by_crop(
         parent = parent.scatter(0, tokens, torch.where(cut.parent < 0, -1, cut.parent + row))
         row += len(source)
     order = torch.cat(places).argsort()
-    return Cut.join(torch.cat(sources)[order], followed(parent, order.argsort()))
+    return Cut.join(torch.cat(sources)[order], look_up(parent, order.argsort()))
 
 
 def bipartite(metric: Tensor, count: int) -> Cut:
@@ -125,7 +125,7 @@ def by_source(cut: Cut) -> Cut:
     """The rows of a cut, sorted by the tokens that they stand for."""
     source, order = cut.source.sort(stable=True)
     assert cut.rows is not None
-    return Cut.merge(source, cut.rows[order], followed(cut.parent, order.argsort()), cut.notes)
+    return Cut.merge(source, cut.rows[order], look_up(cut.parent, order.argsort()), cut.notes)
 
 
 def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
@@ -193,14 +193,14 @@ def target_plus_mean(rows: Tensor, cut: Cut) -> Tensor:
     A sum, as the released code of both methods has it, not an average: the norm of a merged row about doubles.
     """
     base = rows[cut.source].float()
-    total, count = _joined(rows, cut)
+    total, count = _sum_of_joined(rows, cut)
     others = (total - base) / (count - 1).clamp(min=1)[:, None]  # the mean of those that joined; 0 where none did
     return (base + others).to(rows.dtype)
 
 
 def average(rows: Tensor, cut: Cut) -> Tensor:
     """Each new row: the mean of the token it stands for and those that joined it, (rows, width), dtype of `rows`."""
-    total, count = _joined(rows, cut)
+    total, count = _sum_of_joined(rows, cut)
     return (total / count.clamp(min=1)[:, None]).to(rows.dtype)
 
 
@@ -218,7 +218,7 @@ def one_by_one(rows: Tensor, cut: Cut) -> Tensor:
     return total.scatter_add(0, cut.parent[:, None].expand_as(weighted), weighted).to(rows.dtype)
 
 
-def merged(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
+def merge_rows(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
     """The cut with its new rows: `target_plus_mean` ("sum") or `average`; with a tower's CLS, (1, width), as row 0."""
     merged_rows = target_plus_mean(rows, cut) if how == "sum" else average(rows, cut)
     if cls is None:
@@ -252,7 +252,7 @@ def towards(centres: Tensor, rows: Tensor, cluster: Tensor, least: float) -> Ten
     return weight * centres + (1 - weight) * total / joined.clamp(min=1)
 
 
-def _joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+def _sum_of_joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     """Sum (float32) and number of the tokens in every new row, the one it stands for among them."""
     count, width = len(cut.source), rows.shape[1]
     row = cut.parent.clamp(min=0)
@@ -290,10 +290,12 @@ def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, w
     merged = (similarity >= threshold).sum()
     # 17 windows of 9 tokens leave 576 − 8 · 17 = 440.
     left = len(rows) - merged * (window**2 - 1)
-    return Cut.fewer(len(rows), left, partial(_averaged, height, width, window), rows, similarity, merged)
+    return Cut.fewer(len(rows), left, partial(_average_most_similar, height, width, window), rows, similarity, merged)
 
 
-def _averaged(height: int, width: int, window: int, rows: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
+def _average_most_similar(
+    height: int, width: int, window: int, rows: Tensor, similarity: Tensor, merged: Tensor
+) -> Cut:
     cut = merge_windows(similarity, merged, height, width, window)
     return cut.with_rows(average(rows, cut))
 

@@ -44,11 +44,11 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
     else:
         product = unit @ of_length_one(others, dtype=dtype).T
     if is_double:
-        return snapped(product)
+        return snap(product)
     return product
 
 
-def snapped(values: Tensor) -> Tensor:
+def snap(values: Tensor) -> Tensor:
     """float64 numbers of about 1 as multiples of 2⁻⁴⁰, in place: what kernels round differently ties then."""
     return values.mul_(GRID).round_().div_(GRID)
 
@@ -57,7 +57,7 @@ def unlike_others(rows: Tensor) -> Tensor:
     """1 − (sum of the cosines of each row with the others) / rows: (rows, width) -> (rows,), multiples of 2⁻⁴⁰."""
     unit = of_length_one(rows, dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
     others = unit @ unit.sum(dim=0) - unit.square().sum(dim=1)  # the sum over all first: no matrix of all pairs
-    return 1 - snapped(others / len(rows))
+    return 1 - snap(others / len(rows))
 
 
 class Pairs:
@@ -65,19 +65,19 @@ class Pairs:
 
     Args:
         rows: (tokens, width) of any dtype.
-        made: Called with cosines, (some, tokens) float32, and the ordinals of their rows; answers what stands there.
+        make: Called with cosines, (some, tokens) float32, and the ordinals of their rows; answers what stands there.
     """
 
-    def __init__(self, rows: Tensor, made: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, rows: Tensor, make: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._unit = of_length_one(rows)
-        self._made = made
+        self._make = make
         self.device = rows.device
 
     def __len__(self) -> int:
         return len(self._unit)
 
     def __getitem__(self, tokens: Tensor) -> Tensor:
-        return self._made(self._unit[tokens] @ self._unit.T, tokens)
+        return self._make(self._unit[tokens] @ self._unit.T, tokens)
 
     def diagonal(self) -> Tensor:
         """What stands at each token and itself: (tokens,)."""
@@ -85,11 +85,11 @@ class Pairs:
         return torch.cat([self[part].gather(1, part[:, None])[:, 0] for part in blocks(places, len(self))])
 
 
-def pairs(rows: Tensor, made: Callable[[Tensor, Tensor], Tensor]) -> Tensor | Pairs:
+def pairs(rows: Tensor, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor | Pairs:
     """`Pairs`, or the matrix itself where that is no larger than a block, (tokens, tokens)."""
     if len(rows) ** 2 > BLOCK_NUMBERS:
-        return Pairs(rows, made)
-    return made(cosines(rows), torch.arange(len(rows), device=rows.device))
+        return Pairs(rows, make)
+    return make(cosines(rows), torch.arange(len(rows), device=rows.device))
 
 
 def cosine_flops(arriving: Arriving, width: int) -> int:

@@ -152,7 +152,7 @@ def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
     return left.to(torch.int32)
 
 
-def given_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> Tensor:
+def give_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> Tensor:
     """All rows behind the blocks that only the kept ones went through: each moves as far as its parent did.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
-from foveate.core.cut import Cut, Pick, followed, note_of, together
+from foveate.core.cut import Cut, Pick, look_up, note_of, together
 from foveate.core.signals import (
     Attention,
     Cells,
@@ -213,7 +213,7 @@ class SampleRows:
                 f"Two stages cut before layer {self.layer}, and the second reads values that are not computed for the "
                 "tokens left by the first. Move one of them to another layer."
             )
-        source = followed(cut.source, self.source)
+        source = look_up(cut.source, self.source)
         notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.notes.items()}
         notes |= cut.notes
         return replace(
@@ -267,7 +267,7 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
 
 def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
     """The notes of a stage that only looks, its units' one behind the other."""
-    notes_of_units = [cut.noted_by(stage.owner).notes for cut in cuts if cut is not None]
+    notes_of_units = [cut.with_owner(stage.owner).notes for cut in cuts if cut is not None]
     if not notes_of_units:
         return {}
     first = notes_of_units[0]
@@ -279,14 +279,14 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
     """One decision about a sample from the cuts of its units; None where nothing is dropped."""
     if len(cuts) == 1 and cuts[0] is not None:
-        cut = cuts[0].noted_by(stage.owner)
+        cut = cuts[0].with_owner(stage.owner)
         known = rows.sizes is not None and len(rows.sizes) == 1
         return Decision(cut, (cut._count,) if known and isinstance(cut._count, int) else None)
     if all([cut is None for cut in cuts]):
         return None
     unit_cuts = []
     for unit_cut, unit in zip(cuts, units, strict=True):
-        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else unit_cut.noted_by(stage.owner))
+        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else unit_cut.with_owner(stage.owner))
     cut = joined(unit_cuts, rows.source.device, lambda: rows.hidden)
     if cut.stays is not None or rows.sizes is None or len(rows.sizes) != len(units):
         return Decision(cut, None)

@@ -86,7 +86,7 @@ class ImageTokens:
     def take(self, cut: Cut | None, stage: Stage) -> None:
         """Take what an image stage has made of it."""
         if cut is not None:
-            self.done = self.done.then(cut.noted_by(stage.owner))
+            self.done = self.done.then(cut.with_owner(stage.owner))
 
     @property
     def cut(self) -> Cut | None:
@@ -226,7 +226,7 @@ def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable], at
 
     def make(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut:
         _, put_off = merging[places[0]]
-        return put_off.with_tensors(tensors).made()
+        return put_off.with_tensors(tensors).make_merge()
 
     made = _by_kind(make, [cut.tensors() for _, cut in merging], [kinds[place] for place, _ in merging])
     for place, cut in unknown:

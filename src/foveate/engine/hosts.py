@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut, Pick, followed
+from foveate.core.cut import Cut, Pick, look_up
 from foveate.core.signals import Hidden
 from foveate.core.tensors import Tensors
 from foveate.core.views import TowerView
@@ -111,7 +111,7 @@ def before_decoder(
     for own, source, last in zip(rows, sources, later, strict=True):
         stands_for = source
         if last is not None:
-            stands_for = followed(last.source, source)
+            stands_for = look_up(last.source, source)
         entered.append(Entered(rows_left(own, last), stands_for))
     return entered
 

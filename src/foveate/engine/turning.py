@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foveate.core.picks import snapped
+from foveate.core.picks import snap
 from foveate.engine.arguments import ids_of
 from foveate.engine.cache import length_of
 from foveate.engine.forward import Forward, LayerCall
@@ -60,5 +60,5 @@ def _means(places: Tensor, frequencies: Tensor) -> Tensor:
     means = [(table * turned).sum(dim=-1).mean(dim=0) / turned.sum() for table in (angles.cos(), angles.sin())]
     stacked = torch.stack(means, dim=-1)
     if is_double:
-        return snapped(stacked)
+        return snap(stacked)
     return stacked

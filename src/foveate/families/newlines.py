@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut, followed
+from foveate.core.cut import Cut, look_up
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
@@ -102,7 +102,7 @@ class _Image:
         arriving, device = len(self.features), self.features.device
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
-        source = followed(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
+        source = look_up(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
         if cut.rows is None:
             rows = self.features[source]
         else:

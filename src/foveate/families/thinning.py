@@ -19,7 +19,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, join
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo, send, take_along
-from foveate.core.thin import ends_of_left, given_back, nearest, sizes, sizes_in_segments
+from foveate.core.thin import ends_of_left, give_back, nearest, sizes, sizes_in_segments
 from foveate.errors import UnsupportedError
 from foveate.families.tap import biased
 from foveate.families.tower import Tower, TowerLayout
@@ -144,7 +144,7 @@ class _ThinRun:
             return hidden
         place = self.short.device
         before, index, parent = (part.to(place) for part in (self.before, self.plan.index, self.plan.parent))
-        self.handed_on = given_back(before, self.short, index, parent)
+        self.handed_on = give_back(before, self.short, index, parent)
         return self.handed_on
 
     def _refuse_ends_by_position(self, at: int, kwargs: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ For n tokens to keep of N, each cue votes for the n tokens that it rates highest
 
     a   attention in the tower, from about 0 to 1 over the image: (x − min + 1e-6) / (max − min + 1e-6)
     d   1 − (sum of the cosines with all others) / N, of the rows that enter the decoder
-    r   −cos of the patch and the question in CLIP's space, scaled as a
+    r   −cos of the patch and the question in CLIP's space, scale as a
 """
 
 from collections.abc import Mapping
@@ -50,9 +50,9 @@ class MFPruner(Once):
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         notes = view.notes
-        cues = [scaled(notes["attention"]), unlike_others(view.hidden)]
+        cues = [scale(notes["attention"]), unlike_others(view.hidden)]
         if "third" in notes:
-            cues.append(scaled(notes["third"]))
+            cues.append(scale(notes["third"]))
         fill = notes["fill"] if "fill" in notes else torch.stack(cues).sum(dim=0)
         votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
         return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
@@ -76,7 +76,7 @@ def _by_words(view: LayerView) -> Mapping[str, Tensor]:
     return {"fill": cosines(view.hidden, exact=True, others=mean)[:, 0]}
 
 
-def scaled(cue: Tensor) -> Tensor:
+def scale(cue: Tensor) -> Tensor:
     """A cue, (tokens,), from about 0 to 1; where all are equal, all are 1."""
     least, most = cue.aminmax()
     return (cue - least + SMALL) / (most - least + SMALL)

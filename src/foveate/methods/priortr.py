@@ -70,10 +70,10 @@ class PriorTR(OneCut):
         if not view.text_behind:
             return spread(len(view), count, device=view.device)
         null, question = self.reads
-        return top(gained(view[question], view[null]), count)
+        return top(gain(view[question], view[null]), count)
 
 
-def gained(question: Tensor, null: Tensor) -> Tensor:
+def gain(question: Tensor, null: Tensor) -> Tensor:
     """S_j of two rows of attention, (tokens,) float32 each: each token's part of the divergence of P from Q."""
     p, q = _shares(question), _shares(null)
     return p * torch.log((p + EPSILON) / (q + EPSILON))

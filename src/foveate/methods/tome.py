@@ -33,10 +33,10 @@ class ToMe(Once):
     positions: Positions = "reindex"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        return (ImageStage(reads=self.reads, count=self.rows, pick=merged, positions=self.positions),)
+        return (ImageStage(reads=self.reads, count=self.rows, pick=merge_pairs, positions=self.positions),)
 
 
-def merged(view: ImageView, count: int) -> Cut:
+def merge_pairs(view: ImageView, count: int) -> Cut:
     """Merge an image's tokens to `count` rows."""
     # 576 tokens to 64: 288 edges, then 144, then 80 of the 144 tokens that are left.
     cut = bipartite(view.keys, count)

@@ -18,7 +18,7 @@ from foveate.contract import Arriving, Cuts, ImageView, LayerView, Shape, Stage,
 from foveate.contract.budget import solve
 from foveate.contract.settings import Count, Layers, Positions
 from foveate.core.cut import Cut
-from foveate.core.merge import dominant_and_contextual, merged
+from foveate.core.merge import dominant_and_contextual, merge_rows
 from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal
 from foveate.errors import SettingError
 
@@ -131,7 +131,7 @@ class VisionDrop(Cuts):
         if not with_cls and patches == len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, patches, contextual)
-        return merged(view.features, cut, self.merge, view.cls if with_cls else None)
+        return merge_rows(view.features, cut, self.merge, view.cls if with_cls else None)
 
     # -- stages 1 to 3: before decoder layers ------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class VisionDrop(Cuts):
         if dominant >= len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
-        return merged(view.hidden, cut, self.merge)
+        return merge_rows(view.hidden, cut, self.merge)
 
     # -- how many rows each stage leaves -----------------------------------------------------------------------
 

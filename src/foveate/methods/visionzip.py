@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from foveate.contract import Arriving, Cls, Count, Cut, ImageView, Once, Positions, Shape, Stage, half_up, merging_stage
-from foveate.core.merge import dominant_and_contextual_by_crop, merged
+from foveate.core.merge import dominant_and_contextual_by_crop, merge_rows
 
 DOMINANT, CONTEXT, REFERENCE = 54, 10, 576  # the README's setting for LLaVA-1.5
 
@@ -67,7 +67,7 @@ class VisionZip(Once):
         dominant = min(self._counts(view.arriving)[0], count)
         patches, contextual = dominant - with_cls, count - dominant
         cut = dominant_and_contextual_by_crop(view.grids, view.attention, view.keys, patches, contextual)
-        return merged(view.features, cut, self.merge, view.cls if with_cls else None)
+        return merge_rows(view.features, cut, self.merge, view.cls if with_cls else None)
 
 
 METHOD = VisionZip

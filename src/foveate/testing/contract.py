@@ -15,7 +15,7 @@ from foveate import registry
 from foveate.contract import follow
 from foveate.contract.method import Chain, Method
 from foveate.contract.stages import Place, Shape, Stage, ThinStage
-from foveate.core.cut import Cut, followed, note_of
+from foveate.core.cut import Cut, look_up, note_of
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells
 from foveate.core.views import Arriving, View
@@ -311,7 +311,7 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
                 continue
             left = int(cut.count)
             cut = cut.first(left)
-            tokens = followed(cut.source, tokens)
+            tokens = look_up(cut.source, tokens)
             notes = {name: note_of(note, cut.source, cut.rows) for name, note in notes.items()} | dict(cut.notes)
             arriving = replace(arriving, tokens=left, grids=())
             if not left:

@@ -145,7 +145,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
     """Ask the grid, choose, and compare; see `tune`."""
     begun = time.monotonic()
     if isinstance(asked, str):
-        method, stays = naming.parse(asked), naming.given(asked)
+        method, stays = naming.parse(asked), naming.settings_given(asked)
     else:
         method, stays = asked, frozenset(how.get("given", ()))
     ((kind, limit),) = budget.items()
