@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, LayerView, Shape, follow
+from foveate.contract import Arriving, LayerView, Shape
 
 
 class Config:
@@ -55,21 +55,6 @@ def test_ranking_each_image_keeps_its_share_of_each():
     together = fv.Random(layers=(3,), keep=(0.5,))
     assert [stage.unit for stage in together.stages(Shape(depth=32))] == ["sample"]
     assert cut_of(together, torch.arange(30)).count == 15
-
-
-def units(method):
-    return {stage.unit for stage in follow.layer_stages(method.stages(Shape(depth=32)))}
-
-
-def test_ranking_each_frame_is_ranking_each_image_where_the_engine_counts_frames():
-    assert units(fv.Random(scope="frame")) == {"frame"}
-    assert units(fv.Random(scope="image")) == {"image"}
-    assert units(fv.Random(scope="frame") + fv.FinalKV()) == {"frame"}
-    frame = torch.arange(10, 30)
-    cuts = [cut_of(fv.Random(layers=(3,), keep=(0.5,), scope=scope), frame) for scope in ("frame", "image")]
-    assert cuts[0].source.tolist() == cuts[1].source.tolist()
-    with pytest.raises(fv.SettingError, match="got 'clip'"):
-        fv.Random(scope="clip")
 
 
 @given(

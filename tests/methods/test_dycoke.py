@@ -46,7 +46,7 @@ def test_what_is_equal_everywhere_stays_at_the_lower_index():
 
 
 def test_a_picture_keeps_everything_also_with_a_budget():
-    for method in (DyCoke(k=1.0), DyCoke(retention=0.1), DyCoke(tokens=3)):
+    for method in (DyCoke(k=1.0), DyCoke(retention=0.1), DyCoke(tokens=3), fv.EVS(q=1.0), fv.EVS(retention=0.1)):
         assert kept(method, torch.randn(12, 4), 3, video=False) == list(range(12))
         assert kept(method, torch.randn(12, 4), 1) == list(range(12))
     inputs = batch("llava", ["tit"])

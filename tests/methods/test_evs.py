@@ -38,9 +38,7 @@ def test_from_and_to_nothing_is_a_change_like_a_right_angle():
     assert change(torch.zeros(1, 2), torch.zeros(1, 2)).tolist() == [1.0]
 
 
-def test_a_picture_keeps_everything():
-    for method in (EVS(q=1.0), EVS(retention=0.1)):
-        assert kept(method, torch.randn(12, 4), 3, video=False) == list(range(12))
+def test_nothing_to_drop_is_no_stage():
     assert EVS(q=0.0).stages(Shape(depth=6)) == ()
     assert EVS().own == 0.75
 

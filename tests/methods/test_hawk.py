@@ -61,12 +61,3 @@ def test_weights_must_be_as_many_as_heads():
         torch.no_grad(),
     ):
         tiny("llava")(**batch("llava", ["tit"]))
-
-
-def test_a_layer_without_attention_is_refused():
-    with (
-        pytest.raises(fv.UnsupportedError, match="attention"),
-        fv.drop(tiny("qwen3_5"), HAWK(keep=0.4)),
-        torch.no_grad(),
-    ):
-        tiny("qwen3_5")(**batch("qwen3_5", ["tit"]))

@@ -8,7 +8,7 @@ from foveate.contract import Arriving, CacheStage, LayerView, Rotary, Shape, Val
 from foveate.core.rank import spread_over
 from foveate.methods.coordinates import places
 from foveate.methods.ivcprune import IVCPrune
-from tests.models import DEPTH, FAMILIES, batch, tiny
+from tests.models import DEPTH
 
 CONFIG = LlavaConfig(text_config={"num_hidden_layers": 28})
 EXAMPLES = [
@@ -106,12 +106,3 @@ def test_counts_budgets_and_caches():
 def test_how_many_seeds_there_are():
     assert [ValueLikeness().seeded(count) for count in (1, 49, 151, 250)] == [1, 1, 2, 2]
     assert Rotary() in IVCPrune().reads
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_drops_on_every_family_whose_layer_attends(family):
-    with fv.drop(tiny(family), IVCPrune(layer=3, keep=0.5)) as trace, torch.no_grad():
-        tiny(family)(**batch(family, ["titit", "tit", "ti"]))
-    assert all(
-        after < before for stage in trace.stages for before, after in zip(stage.before, stage.after, strict=True)
-    )

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-import foveate as fv
 from foveate.contract import Products
 from foveate.families.tap import tapped
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
-from tests.signals import assert_samples_keep_what_they_keep_alone, read
+from tests.signals import read
 
 LAYER = 3
 WAYS = (Products(), Products((0, 0)), Products((1, 2)))
@@ -49,11 +48,6 @@ def test_it_is_made_of_the_models_own_queries_and_keys(family):
         wanted = (keys[:, columns] * every[:, None]).sum(dim=-1).T / queries.shape[-1] ** 0.5
         assert products.dtype == torch.float32
         torch.testing.assert_close(products.double(), wanted[: len(products)], atol=2e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "llava_next"])
-def test_samples_of_a_batch_keep_what_they_keep_alone(family):
-    assert_samples_keep_what_they_keep_alone(family, fv.HAWK(keep=0.4))
 
 
 def test_without_text_behind_it_is_zero():

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-import foveate as fv
 from foveate.contract import ValueLikeness
 from foveate.families.tap import tapped
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
-from tests.signals import assert_samples_keep_what_they_keep_alone, read
+from tests.signals import read
 
 LAYER = 3
 WAYS = (
@@ -56,14 +55,6 @@ def test_it_is_made_of_the_models_own_values(family):
         for signal, likeness in image.items():
             assert likeness.dtype == torch.float32
             torch.testing.assert_close(likeness.double(), by_hand(values, own, text, signal), atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "llava_onevision"])
-@pytest.mark.parametrize("among", ["image", "all"])
-def test_samples_of_a_batch_keep_what_they_keep_alone(family, among):
-    """Behind a cut at random. Padding is no row that likeness is shared with."""
-    behind = fv.Random(layers=(1,), keep=(0.8,), scope="image")
-    assert_samples_keep_what_they_keep_alone(family, behind + fv.IVCPrune(layer=3, keep=0.4, among=among))
 
 
 def test_without_text_behind_it_is_zero():

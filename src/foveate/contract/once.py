@@ -31,7 +31,7 @@ class Once(Cuts):
     usual_keep = None
     layers_setting = "layer"
     unit = "image"
-    is_geometric = True
+    falls = "geometric"
     whole_at = ("keep", 1)
 
     def cuts(self, depth: int) -> tuple[int, ...]:

@@ -247,7 +247,7 @@ class Cut:
     def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
         """This cut with notes in the place of its own."""
         cut = self._finish()
-        return Cut(cut.arriving, cut._count, cut._parts, notes)
+        return Cut(cut.arriving, cut._count, dict(cut._parts), notes)
 
     def with_owner(self, owner: object) -> "Cut":
         """This cut, its notes named for the member of a chain that wrote them: "owner name"."""

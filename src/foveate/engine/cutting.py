@@ -341,7 +341,7 @@ def _explicit(cut: Cut, device: torch.device) -> Cut:
     if not cut.stays_whole:
         return cut
     places = torch.arange(cut.arriving, device=device)
-    return Cut.join(places, places, cut.notes)
+    return Cut(cut.arriving, cut.arriving, {"source": places, "parent": places}, cut.notes)
 
 
 def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:

@@ -11,14 +11,13 @@ mean comes back behind the tokens that stay.
 
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Arriving, Cuts, LayerView, Shape, Stage, check_depth, half_up, highest
-from foveate.contract.budget import at_cuts, proportional
 from foveate.contract.settings import Counts, Layers, Positions
 from foveate.core.cut import Cut
 from foveate.core.merge import average, density_peaks
@@ -34,7 +33,7 @@ class Rated(Cuts):
         targets: Tokens that each cut leaves.
         reference: Vision tokens of the image that these counts are for; scaled for images of another size.
         retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
-            cuts leave is in the ratio of `usual_targets`.
+            cuts leave is in the ratio of the usual targets.
         tokens: The same as a number of tokens.
         positions: See `Positions`.
 
@@ -42,13 +41,12 @@ class Rated(Cuts):
         SettingError: If the lists differ in length.
     """
 
-    usual_targets: ClassVar[tuple[int, ...]]
-    """Default of `targets`: the released setting that the authors call 192."""
     usual_layers = (2, 6, 15)
     layers_setting = "pruning_layers"
     behind = 1
     schedule = ("targets",)
     unit = "image"
+    falls = "proportional"
     pick = staticmethod(highest)
 
     pruning_layers: Layers | None = None
@@ -65,9 +63,8 @@ class Rated(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
-            shares = at_cuts(self.usual_targets, len(self.cuts(depth)))
-            return self.counts(proportional(started, shares), depth, entered, started)
-        targets = self.values(depth, self.usual_targets)
+            return super().solve(depth, entered, started)
+        targets = self.values(depth)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 
 
@@ -87,7 +84,7 @@ class SparseVLM(Rated):
 
     name = "sparsevlm"
     reads = (Attention(rows="raters", layer="ran", heads="mean", over="mean"),)
-    usual_targets = (300, 200, 110)
+    usual_keep = (300, 200, 110)
 
     recycle: bool = True
     positions: Positions = "reindex"

@@ -24,7 +24,6 @@ from foveate.errors import SettingError
 
 # The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
 DOMINANT, CONTEXT = 42, 6
-PAIRS = ((30, 5), (22, 4), (16, 3))
 
 Pair = tuple[Count, Count]
 """(dominant, contextual)."""
@@ -51,6 +50,7 @@ class VisionDrop(Cuts):
     name = "visiondrop"
     layers_setting = "layer_list"
     usual_layers = (8, 16, 24)
+    usual_keep = ((30, 5), (22, 4), (16, 3))
     schedule = ("image_token_list", "dominant", "contextual")
     unit = "image"
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -149,7 +149,7 @@ class VisionDrop(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
         if self.budget is None:
-            return tuple(self._scaled(pair, entered) for pair in (self._in_front, *self.values(depth, PAIRS)))
+            return tuple(self._scaled(pair, entered) for pair in (self._in_front, *self.values(depth)))
         # Stage i leaves 1.5 · T · ρ^i rows: the paper's schedule for images, for any number of cuts. For four stages of
         # equal length ρ = 0.7336, and T = 32 gives 48, 35.2, 25.8 and 19.0. No more enter than the image has, or than
         # lets each later stage leave one row.
