@@ -351,8 +351,7 @@ PROVED_ON = (
 def models() -> str:
     """Where tokens can be dropped in each family and in other models, and what raises an error."""
     from foveate.cli.lists import PLACES, STAGES, marks
-    from foveate.families.proved import PROVED
-    from foveate.families.unserved import UNSERVED
+    from foveate.families.proved import PROVED, UNSERVED
     from foveate.registry import support
 
     heads = ["family", *STAGES.values()]

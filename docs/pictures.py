@@ -22,11 +22,12 @@ import foveate as fv
 from foveate import embedded
 from foveate.contract import Method, PixelView, Shape
 from foveate.contract.stages import PatchStage
+from foveate.engine.trace import PrefillRecord
 from foveate.eval.held_out import shown
 from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, fitted
 from foveate.viz.dim import Pixels, dim
 from foveate.viz.mosaic import plain_panel, stage_panels
-from foveate.viz.showing import Media, PrefillLike, frames_of
+from foveate.viz.showing import Media, frames_of
 
 FOLDER = Path(__file__).parent / "images/methods"
 PLACES = Path(__file__).parent / "images/places.svg"
@@ -80,7 +81,7 @@ def drawn(name: str) -> Image.Image | None:
     return of_prefill(asked(fv.load(), picture, spelling, RETENTION), picture)
 
 
-def asked(vlm: fv.VLM, media: Media, name: str, retention: float) -> PrefillLike:
+def asked(vlm: fv.VLM, media: Media, name: str, retention: float) -> PrefillRecord:
     """What a method did to a prompt, with the budget, or with its own settings if it takes none."""
     try:
         answer = vlm.ask(media, embedded.QUESTION, method=name, retention=retention, max_new_tokens=1)
@@ -89,7 +90,7 @@ def asked(vlm: fv.VLM, media: Media, name: str, retention: float) -> PrefillLike
     return answer.trace.latest
 
 
-def of_prefill(prefill: PrefillLike, media: Media) -> Image.Image | None:
+def of_prefill(prefill: PrefillRecord, media: Media) -> Image.Image | None:
     """What was there, and a panel for each stage that dropped something."""
     stages = [stage for stage in stage_panels(prefill, media, side=SIDE) if stage.dropped]
     frames, _ = frames_of(prefill, media, 0)

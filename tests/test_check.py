@@ -19,7 +19,7 @@ from foveate.engine.handed import rows_of
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
 from foveate.engine.trace import StageRecord
-from foveate.families.qwen_vl import Qwen3VL
+from foveate.families import base
 from foveate.registry import family_for
 from foveate.testing import Recorder, check
 from foveate.testing.checking import REPLAYED
@@ -236,6 +236,10 @@ def nothing_done(original):
     return lambda *_: None
 
 
+def nothing_moved(original):
+    return lambda pieces, *_: pieces
+
+
 def another_trace(original):
     return property(lambda stage: [(kept.cpu() + 1) % stage.before[0] for kept in stage._origin])
 
@@ -278,7 +282,7 @@ FAULTS = [
     ("llava", PrunedLayer, "keep", other_tokens_in_caches, "caches"),
     ("gemma3", PrunedLayer, "keep", nothing_done, "caches"),
     ("llava", StageRecord, "kept", another_trace, "two cuts"),
-    ("qwen3_vl", Qwen3VL, "place_deepstack", nothing_done, "behind the projector"),
+    ("qwen3_vl", base, "move_additions", nothing_moved, "behind the projector"),
     ("llava", LayerRunner, "run", touched_where_nothing_drops, "keeping everything"),
     ("llava", Session, "detach", leaves_something, "the model is restored"),
 ]

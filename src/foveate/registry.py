@@ -234,7 +234,7 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     Raises:
         UnsupportedError: If it is known that no family can serve it.
     """
-    from foveate.families.unserved import UNSERVED
+    from foveate.families.proved import UNSERVED
 
     reason = f"It cannot be served: {UNSERVED.get(model_type)}."
     if model_type is None:

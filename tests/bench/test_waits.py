@@ -23,7 +23,7 @@ READ = {
     "qwen2_5_vl": "families/qwen_vl.py Qwen2VL.encode",
 }
 """Where a tower's reader needs the grids of pictures of any size, and reads them before the tower runs."""
-BY_PROMPT = {"internvl": "families/tiles.py runs", "smolvlm": "families/idefics.py SmolVLM.image_lengths"}
+BY_PROMPT = {"internvl": "families/tiles.py runs", "smolvlm": "families/tiles.py SmolVLM.image_lengths"}
 """Where only the prompt tells which features are of one image."""
 PROGRAM = """
 import json

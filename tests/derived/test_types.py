@@ -4,8 +4,7 @@ import transformers
 from packaging.version import Version
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from foveate.families.proved import PROVED
-from foveate.families.unserved import UNSERVED
+from foveate.families.proved import PROVED, UNSERVED
 from foveate.registry import families
 from tests.tiny_derived import CASES, kind_of
 
@@ -17,7 +16,7 @@ def test_each_type_is_served_proved_or_refused():
     left = OF_PICTURES - {*families(), *PROVED, *UNSERVED}
     assert not left, (
         f"transformers {transformers.__version__} has types that foveate does not speak of: {sorted(left)}. Give each "
-        "a case in tests/tiny_derived.py and a line in families/proved.py, or a reason in families/unserved.py."
+        "a case in tests/tiny_derived.py and a line in families/proved.py, or a reason in families/proved.py."
     )
 
 

@@ -6,6 +6,7 @@ import torch
 import foveate as fv
 from foveate.contract import LayerStage, Method
 from foveate.core.cut import Cut
+from foveate.core.signals import Keys
 from foveate.engine.attending import Reduction
 from foveate.engine.cutting import SampleRows, asking_units, decide
 from foveate.engine.program import Program, ran_note
@@ -25,7 +26,9 @@ class Rows:
         self.attention_rows = attention
         self.made_keys = keys
 
-    def attention(self, signal, units):
+    def read(self, signal, units):
+        if isinstance(signal, Keys):
+            return self.made_keys
         return torch.cat([self.of_unit(signal, unit) for unit in units])
 
     def of_unit(self, signal, unit):
@@ -35,9 +38,6 @@ class Rows:
             reduction.add(own[None, :, unit.rows])
         values = reduction.values()
         return values[signal][0] if values else torch.zeros(len(unit))
-
-    def keys(self):
-        return self.made_keys
 
 
 def sample_of(sizes, text=True):
@@ -107,7 +107,7 @@ def listened(method, layer, hidden, reader, **others):
     rows.reader, unit = reader, sample_unit(rows.sample, len(rows))
     for signal in run.signals_while(layer - 1):
         units = asking_units(signal, rows.sample, rows.sizes, unit)
-        rows.notes[ran_note(signal, layer - 1)] = reader.attention(signal, units)
+        rows.notes[ran_note(signal, layer - 1)] = reader.read(signal, units)
     return run, rows
 
 

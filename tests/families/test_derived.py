@@ -10,7 +10,7 @@ import foveate as fv
 from foveate.contract import Shape, follow
 from foveate.families import derived
 from foveate.families.derived import Derived
-from foveate.families.unserved import UNSERVED
+from foveate.families.proved import UNSERVED
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import oracle

@@ -15,8 +15,7 @@ from foveate.contract import TowerAttention, TowerKeys
 from foveate.errors import UnsupportedError
 from foveate.families import feeding as feeds
 from foveate.families.derived import Derived
-from foveate.families.fed import encode_fed
-from foveate.families.feeding import feeding, has_cls
+from foveate.families.feeding import encode_fed, feeding, has_cls
 from foveate.families.tap import tapped
 from foveate.registry import family_for
 from tests import tiny_derived

@@ -16,7 +16,7 @@ from transformers.models.pixtral import modeling_pixtral
 import foveate as fv
 from foveate.core.patching import Patcher
 from foveate.families import thinning
-from foveate.families.tap import biased
+from foveate.families.tap import add_bias
 from foveate.registry import family_for
 from tests.core.test_thin import looped_parents, looped_picks
 from tests.families.test_qwen_subset import GRIDS, pictures
@@ -425,7 +425,7 @@ def test_channels_add_what_a_mask_adds(dtype):
     for kernel in ("sdpa", "my_flash_attention"):
         module = Attention(kernel)
         with Patcher() as patches:
-            biased(patches, module, lambda keys: bias)
+            add_bias(patches, module, lambda keys: bias)
             made.append(module().float())
         assert "Config" in type(module.config).__name__
     torch.testing.assert_close(*made, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=1e-2)

@@ -98,7 +98,7 @@ class MethodsAndBudget:
         choices = []
         for name, kind in methods().items():
             if takes_budget(kind):
-                words = summary(sys.modules[kind.__module__]).partition(": ")[2]
+                words = summary(sys.modules[kind.__module__].__doc__).partition(": ")[2]
                 choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
         choices += [(f"{name}\nIn full where the answer is unsure; a budget of its own", name) for name in looks]
         self.names = gr.Dropdown(

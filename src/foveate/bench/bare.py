@@ -50,12 +50,12 @@ def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
     memo: Memo = {}
     with Patcher() as patches:
         for layer, count in zip(family.layers, rows, strict=True):
-            slicer = _Slicer(count, scales_by_position(layer.self_attn), memo)
+            slicer = _slicer(count, scales_by_position(layer.self_attn), memo)
             patches.hook(layer, "before", slicer, with_kwargs=True)
         yield
 
 
-class _Slicer:
+def _slicer(count: int, needs_ids: bool, memo: Memo) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     """A layer's forward pre-hook: gives it the last rows of its arguments.
 
     Args:
@@ -64,30 +64,26 @@ class _Slicer:
         memo: What many layers take is sliced once.
     """
 
-    def __init__(self, count: int, needs_ids: bool, memo: Memo) -> None:
-        self._count = count
-        self._needs_ids = needs_ids
-        self._memo = memo
-
-    def __call__(
-        self, layer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, object]]:
-        if not self._needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids, and wait for them
+    def slice_rows(
+        layer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids, and wait for them
             kwargs["position_ids"] = None
         if args:
-            args = (args[0][:, -self._count :], *args[1:])
+            args = (args[0][:, -count:], *args[1:])
         else:
-            kwargs["hidden_states"] = kwargs["hidden_states"][:, -self._count :]
+            kwargs["hidden_states"] = kwargs["hidden_states"][:, -count:]
         for name, last in LAST_ROWS.items():
-            if kwargs.get(name) is not None:
-                kwargs[name] = self._sliced(name, kwargs[name], last)
+            argument = kwargs.get(name)
+            if argument is None:
+                continue
+            key = name, id(argument), count
+            if key not in memo:
+                memo[key] = argument, last(argument, count)
+            kwargs[name] = memo[key][1]
         return args, kwargs
 
-    def _sliced(self, name: str, argument: object, last: Callable[[Any, int], object]) -> object:
-        key = name, id(argument), self._count
-        if key not in self._memo:
-            self._memo[key] = argument, last(argument, self._count)
-        return self._memo[key][1]
+    return slice_rows
 
 
 def _mask(mask: Tensor, count: int) -> Tensor:

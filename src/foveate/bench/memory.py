@@ -25,23 +25,18 @@ class Held:
 
     Attributes:
         tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
-        tower: What `foveate.cost` has to know of the tower's run, of the sample with most.
         retention: Mean over samples of what the trace says.
         kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
         peak: Bytes at the most, without weights and inputs: what CUDA's allocator says, elsewhere the tensors that
             live at once.
+        ran: What `foveate.cost` has to know of the run: `tokens`, and of the tower's run that of the sample with most.
     """
 
     tokens: tuple[int, ...]
     retention: float
     kv_bytes: int
     peak: int
-    tower: RunCounts
-
-    @property
-    def ran(self) -> RunCounts:
-        """What `foveate.cost` has to know of the run."""
-        return {**self.tower, "tokens": self.tokens}
+    ran: RunCounts
 
 
 def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
@@ -58,9 +53,8 @@ def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Hel
         tokens = tuple(max(samples) for samples in trace.latest.per_layer)
         retention = sum(trace.retention) / len(trace.retention)
         seen = [sum(map(len, images)) for images in trace.latest.tower_tokens]
-        most = seen.index(max(seen))
-        tower = trace.latest.ran(most)
-    return Held(tokens, retention, kv_bytes(cache)[0], peak, tower)
+        tower = trace.latest.ran(seen.index(max(seen)))
+    return Held(tokens, retention, kv_bytes(cache)[0], peak, {**tower, "tokens": tokens})
 
 
 def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:

@@ -189,11 +189,15 @@ class PairedRun:
         for candidate in self.candidates.values():
             if not candidate.failed:
                 calls[candidate.name] = partial(self._time, candidate)
+        neighbours = {KEEP_ALL: FULL}  # a method's controls are timed right beside it
+        for candidate in self.candidates.values():
+            for control in filter(None, (candidate.control, candidate.bare)):
+                neighbours.setdefault(control, neighbours.get(candidate.name, candidate.name))
         self.rounds = []
         gc.collect()
         gc.disable()  # collected between rounds
         try:
-            for seconds in rounds(calls, pairs, seed, after, self._neighbours()):
+            for seconds in rounds(calls, pairs, seed, after, neighbours):
                 self.rounds.append(seconds)
                 gc.collect()
                 yield len(self.rounds)
@@ -203,15 +207,6 @@ class PairedRun:
             ) from error
         finally:
             gc.enable()
-
-    def _neighbours(self) -> dict[str, str]:
-        """Whom each candidate is timed right beside: a method's controls beside it, keep-all beside the untouched."""
-        neighbours = {KEEP_ALL: FULL}
-        for candidate in self.candidates.values():
-            for control in (candidate.control, candidate.bare):
-                if control is not None:
-                    neighbours.setdefault(control, neighbours.get(candidate.name, candidate.name))
-        return neighbours
 
     def _time(self, candidate: Candidate) -> dict[str, float]:
         tokens = self.new_tokens if candidate.rows is None else 1  # no token can follow the first of bare layers

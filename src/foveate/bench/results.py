@@ -8,6 +8,7 @@ from foveate.bench.paired import AGAIN, FULL, GRAPH, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
 from foveate.contract import follow
+from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.cost import Cost, RunCounts
 from foveate.plain.table import Number, Table, number
@@ -73,7 +74,7 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         row["peak_bytes"] = held.peak
     if candidate.graphs:
         row["tower_graph"] = candidate.tower
-    if _scoring_known(candidate, cost):
+    if candidate.method is not None and _rows_known(candidate.method, cost):
         scoring, total = cost.scoring_flops, cost.total_flops
         share = None
         if scoring is not None and total is not None:
@@ -103,25 +104,18 @@ def _columns(name: str, ratio: Ratio) -> dict[str, float]:
     return {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
 
 
-def _kernel(run: PairedRun) -> str:
-    return str(run.model.config.get_text_config()._attn_implementation)
-
-
 def _cost(run: PairedRun, candidate: Candidate) -> Cost:
     ran = RunCounts() if candidate.held is None else candidate.held.ran
     attention: Literal["full", "causal"] = "causal"
-    if _kernel(run) == "eager":  # it alone computes what causality hides
+    if run.model.config.get_text_config()._attn_implementation == "eager":  # it alone computes what causality hides
         attention = "full"
     return run.workload.cost(run.model, candidate.method, attention, **ran)
 
 
-def _scoring_known(candidate: Candidate, cost: Cost) -> bool:
-    """Whether arithmetic knows what a method scores with; not where the picture decides how many rows a layer has."""
-    if candidate.method is None:
-        return False
+def _rows_known(method: Method, cost: Cost) -> bool:
+    """Whether arithmetic knows what a method scores; not where the picture decides how many rows a layer has."""
     depth = len(cost.tokens)
-    stages = candidate.method.stages(Shape(depth))
-    return not follow.layer_stages(stages) or candidate.method.plan(depth, cost.vision_tokens) is not None
+    return not follow.layer_stages(method.stages(Shape(depth))) or method.plan(depth, cost.vision_tokens) is not None
 
 
 def _flops(cost: Cost, part: str, new_tokens: int) -> int | None:

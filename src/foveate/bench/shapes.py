@@ -40,8 +40,7 @@ class NamedShape:
 
     def make_config(self) -> PreTrainedConfig:
         """The config of transformers."""
-        settings = {name: value for name, value in self.config.items() if name != "model_type"}
-        return AutoConfig.for_model(self.config["model_type"], **settings)
+        return AutoConfig.for_model(**self.config)
 
     def build(
         self, device: torch.device, dtype: torch.dtype, attention: str = "auto", seed: int = 0
@@ -51,10 +50,6 @@ class NamedShape:
         model.generation_config.eos_token_id = None  # answers have a fixed length
         model.generation_config.pad_token_id = 0
         return model
-
-    def to_dict(self) -> dict[str, Any]:
-        """What it is, as plain values."""
-        return {"of": self.of, **self.config}
 
 
 @cache
@@ -77,15 +72,11 @@ def shape(name: str) -> NamedShape:
 
 def shape_sheet(shapes: Sequence[NamedShape]) -> Table:
     """Every shape, what it has the sizes of, and its vision tokens."""
-    rows = [(shape.name, shape.of, _tokens_of(shape)) for shape in shapes]
+    rows = []
+    for shape in shapes:
+        tokens = [f"{shape.image['tokens']} a picture"] if shape.image else []
+        if shape.frame:
+            unit = "two frames" if "grid" in shape.frame else "a frame"
+            tokens.append(f"{shape.frame['tokens']} {unit}")
+        rows.append((shape.name, shape.of, ", ".join(tokens)))
     return Table("", ("Shape", Column("Sizes of", wrap=True), "Vision tokens"), rows)
-
-
-def _tokens_of(shape: NamedShape) -> str:
-    tokens = []
-    if shape.image:
-        tokens.append(f"{shape.image['tokens']} a picture")
-    if shape.frame:
-        unit = "two frames" if "grid" in shape.frame else "a frame"
-        tokens.append(f"{shape.frame['tokens']} {unit}")
-    return ", ".join(tokens)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -12,7 +12,7 @@ from foveate.cli.options import MethodsOptions, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
-from foveate.plain.flags import EMBEDDED, Count, Flag, MaybeCount, ModelOptions, whole
+from foveate.plain.flags import EMBEDDED, Count, Flag, LoadOptions, MaybeCount, whole
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 LEAST = 2  # rounds that a ratio needs
 ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchedModel(LoadOptions):
+    """The model and how it runs."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
+    """a shape with random weights (list: --shapes; auto is bfloat16 on an accelerator), a hub id or a local folder"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +55,6 @@ class Bench(MethodsOptions):
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0";
     or all (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
-    model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
-    """a shape with random weights (list: --shapes), a hub id or a local folder"""
     batch: Count = 1
     """samples a run"""
     text_tokens: MaybeCount = None
@@ -63,12 +69,6 @@ class Bench(MethodsOptions):
     """timed rounds, after one of warm-up (default: 30 on an accelerator, 10 on a CPU; a 95 % interval takes 6)"""
     seed: Annotated[int, whole(0, 2**63 - 1)] = 0
     """of weights, noise, order and random dropping"""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """cpu, cuda, cuda:1; auto takes the first accelerator there is"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """number format; auto is float32 on a CPU, elsewhere the checkpoint's own or bfloat16"""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
-    """attention kernel, one for all rows; auto is the model's default"""
     bare: Flag = True
     """leave out the rows of the bare layers: the model's own, on as many tokens; the least time a schedule can take"""
     cuda_graphs: Flag = False
@@ -77,6 +77,7 @@ class Bench(MethodsOptions):
     """wall time, or processor time: for a busy machine, on a CPU only"""
     shapes: Flag = False
     """list the shapes and do nothing else"""
+    models: Annotated[BenchedModel, tyro.conf.arg(name="model")] = field(default_factory=BenchedModel)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
@@ -100,10 +101,11 @@ class Bench(MethodsOptions):
 
         stopped = None
         if self.shapes:
-            record: dict[str, Any] = {"shapes": {name: shape.to_dict() for name, shape in shapes().items()}}
+            listed = {name: {"of": shape.of, **shape.config} for name, shape in shapes().items()}
+            record: dict[str, Any] = {"shapes": listed}
             tables = [shape_sheet(list(shapes().values()))]
         else:
-            record, tables, stopped = self._measured(shapes().get(self.model))
+            record, tables, stopped = self._measured(shapes().get(self.models.model))
         finish(record, Group(*tables), self.outputs, tables=tables)
         if stopped is not None:
             raise stopped
@@ -115,14 +117,14 @@ class Bench(MethodsOptions):
         from foveate.cli.setup import device_named
         from foveate.core.graphs import refuse_without_graphs
 
-        device: torch.device = device_named(self.device)
+        device: torch.device = device_named(self.models.device)
         if device.index is not None and device.type != "cpu":
             torch.accelerator.set_device_index(device.index)
         if self.clock == "cpu" and device.type != "cpu":
             raise UsageError("--clock cpu: the processor's time says nothing of an accelerator. Use --clock wall.")
         if self.cuda_graphs:
             refuse_without_graphs(device)
-        if self.attention == "flex_attention" and device.type != "cuda":
+        if self.models.attention == "flex_attention" and device.type != "cuda":
             raise UsageError(
                 "--attention flex_attention: its memory can be measured on CUDA alone, as it is compiled. "
                 "Use --attention sdpa."
@@ -192,13 +194,12 @@ class Bench(MethodsOptions):
         )
         if shape is not None:
             with busy(f"Making random weights for {shape.name}"):
-                return from_shape(shape, device, dtype_for(self.dtype, device), self.attention, size)
+                return from_shape(shape, device, dtype_for(self.models.dtype, device), self.models.attention, size)
         try:
-            check_model(self.model)
+            check_model(self.models.model)
         except InputError as error:
             raise InputError(f"{error} Shapes: foveate bench --shapes.") from error
-        options = ModelOptions(model=self.model, device=str(device), dtype=self.dtype, attention=self.attention)
-        benched = from_checkpoint(load(options), size)
+        benched = from_checkpoint(load(replace(self.models, device=str(device))), size)
         text_tokens = benched.workload.text_tokens
         if self.text_tokens not in (None, text_tokens):
             asked = self.text_tokens

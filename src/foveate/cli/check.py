@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -12,7 +12,15 @@ from foveate.cli.outputs import check_targets
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
 from foveate.plain.files import check_readable
-from foveate.plain.flags import EMBEDDED, ModelOptions
+from foveate.plain.flags import EMBEDDED, LoadOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedModel(LoadOptions):
+    """The model and how it runs."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    """hub id or local folder; only safetensors are read, and remote code is never run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +29,8 @@ class Check:
 
     Several methods drop on one picture, and their logits are compared with the same model untouched, in which the
     dropped tokens are hidden from all others. Also: keeping everything changes no bit, a cache and a batch change
-    nothing, and the model is restored. No labels are needed. Exit code 1: something differs, or nothing can be told.
+    nothing, and the model is restored. No labels are needed. Small faults show in float32 alone.
+    Exit code 1: something differs, or nothing can be told.
 
     Examples:
       foveate check
@@ -30,23 +39,15 @@ class Check:
       foveate check Qwen/Qwen2-VL-2B-Instruct --json
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """hub id or local folder; only safetensors are read, and remote code is never run"""
+    models: Annotated[CheckedModel, tyro.conf.arg(name="model")] = field(default_factory=CheckedModel)
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """the picture (default: the embedded one)"""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes the first accelerator, else the CPU"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """number format; auto is the checkpoint's own, and float32 on a CPU; small faults show in float32 alone"""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
-    """attention kernel; auto is the model's default"""
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> int:
         """Check, print the table, and write what was asked for; the exit code."""
         check_targets(self.outputs)
-        options = ModelOptions(model=self.model, device=self.device, dtype=self.dtype, attention=self.attention)
-        check_model(self.model)
+        check_model(self.models.model)
         if self.image is not None:
             check_readable(self.image)
         # Only now anything slow is imported: --help and refusals stay quick.
@@ -58,7 +59,7 @@ class Check:
             from foveate.cli.setup import load
             from foveate.testing.checking import STEPS, Checking
 
-        vlm = load(options)
+        vlm = load(self.models)
         prompt = vlm.prepare(self.image or embedded.picture(), "What is in the picture?")
         checking = Checking(vlm.model, prompt.inputs)
         note(
@@ -67,7 +68,7 @@ class Check:
         )
         with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)
-        finish({"model": self.model, **checked.to_dict()}, checked.table, self.outputs)
+        finish({"model": self.models.model, **checked.to_dict()}, checked.table, self.outputs)
         if checked.passed:
             return DONE
         return FAILED

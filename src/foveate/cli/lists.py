@@ -1,6 +1,6 @@
 """`foveate methods`, `foveate models` and `foveate presets`: what there is. Only names are known without torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -51,12 +51,13 @@ class Methods:
     def run(self) -> None:
         """Print the list, or one method."""
         names = inventory.methods()
+        if self.name and self.name not in names:
+            raise unknown("method", self.name, names, "foveate methods")
         if self.name or self.json:
-            _check("method", self.name, names)
             with busy(LOOKING):
                 from foveate.cli.rows import method_rows
 
-                rows = _chosen(self.name, method_rows(), "name")
+                rows = _rows_of(self.name, method_rows(), "name")
                 if self.json:
                     return show_json({"methods": rows})
                 return show(*_method(rows[0]))
@@ -115,11 +116,13 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        _check("model_type", self.name, [*inventory.families(), *inventory.proved()])
+        names = [*inventory.families(), *inventory.proved()]
+        if self.name and self.name not in names:
+            raise unknown("model_type", self.name, names, "foveate models")
         with busy(LOOKING):
             from foveate.cli.rows import family_rows, proved_rows
 
-            rows, proved = (_chosen(self.name, every, "model_type") for every in (family_rows(), proved_rows()))
+            rows, proved = (_rows_of(self.name, every, "model_type") for every in (family_rows(), proved_rows()))
             named = sorted({name.split("/")[1] for name in inventory.presets()})
         if self.json:
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}
@@ -127,14 +130,18 @@ class Models:
         if self.name:
             if rows:
                 return show(*_family(rows[0]))
-            return show(_proved(proved))
+            table = _table("Models", "model_type", *PLACES.values(), "transformers", "Refused")
+            for row in proved:
+                places = ["x" if place in row["places"] else "" for place in PLACES]
+                table.add_row(Text(row["title"]), row["model_type"], *places, row["since"], Text(row["refused"]))
+            return show(table)
         table = _table("Models", "model_type", "Drops tokens of")
         for row in sorted(rows, key=lambda row: row["title"].lower()):
             title = row["title"] or row["summary"].partition(":")[0].rstrip(".")
             table.add_row(_one_line(title), row["model_type"], ", ".join(f"{medium}s" for medium in row["methods"]))
         refusing: dict[str, list[str]] = {}
         for row in rows:
-            for method in _refused(row):
+            for method in _refusals(row):
                 refusing.setdefault(method, []).append(row["model_type"])
         refusals = [f"{method} is refused on: {', '.join(kinds)}" for method, kinds in refusing.items()]
         return show(
@@ -153,28 +160,19 @@ def _titles(rows: Sequence[Mapping[str, Any]], served: bool) -> str:
     return ", ".join(sorted(row["title"] for row in rows if bool(row["places"]) is served))
 
 
-def _proved(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Models without a family written by hand: where tokens are dropped, since which transformers, what is refused."""
-    table = _table("Models", "model_type", *PLACES.values(), "transformers", "Refused")
-    for row in rows:
-        places = ["x" if place in row["places"] else "" for place in PLACES]
-        table.add_row(Text(row["title"]), row["model_type"], *places, row["since"], Text(row["refused"]))
-    return table
-
-
 def _family(row: Mapping[str, Any]) -> list[RenderableType]:
     """One family: what foveate knows of it, where each method drops tokens, and why others are refused."""
     table = _table("Method", *STAGES.values())
     for name in row["methods"]["image"]:
         cells = marks({modality: {name: answers[name]} for modality, answers in row["methods"].items()})
         table.add_row(name, *cells[:-1])
-    refused = [Text(f"Refused: {reason}") for reason in _refused(row).values()]
+    refused = [Text(f"Refused: {reason}") for reason in _refusals(row).values()]
     legend = Text("i: tokens of images are or may be dropped there; v: those of videos.")
     head = f"{row['title']} (model_type {row['model_type']}): {row['summary']}"
     return [Text(head), table, *refused, legend]
 
 
-def _refused(row: Mapping[str, Any]) -> dict[str, str]:
+def _refusals(row: Mapping[str, Any]) -> dict[str, str]:
     """The methods that a family refuses, and why."""
     answers = [answer for of_modality in row["methods"].values() for answer in of_modality.items()]
     return {name: answer for name, answer in answers if isinstance(answer, str)}
@@ -190,7 +188,7 @@ def marks(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for stage in STAGES:
         letters = [modality[0] for modality, reached in stages.items() if stage in reached]
         cells.append(" ".join(letters))
-    return [*cells, ", ".join(_refused({"methods": methods}))]
+    return [*cells, ", ".join(_refusals({"methods": methods}))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,13 +285,7 @@ def _spent(row: Mapping[str, Any]) -> str:
 # -- for all three --------------------------------------------------------------------------------------------
 
 
-def _check(what: str, name: str, names: Iterable[str]) -> None:
-    """Refuse a name that there is not, if one is given."""
-    if name and name not in names:
-        raise unknown(what, name, names, f"foveate {'methods' if what == 'method' else 'models'}")
-
-
-def _chosen(name: str, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+def _rows_of(name: str, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """The row of this name; all of them without one."""
     return [row for row in rows if name in ("", row[key])]
 

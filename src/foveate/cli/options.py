@@ -30,7 +30,7 @@ MaybeShare = Annotated[float | None, SHARE, tyro.conf.arg(help_behavior_hint="")
 Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")]
 
 
-def _file(words: list[str]) -> Path:
+def _path_of(words: list[str]) -> Path:
     try:
         return local_path(words[0])
     except InputError as error:  # a ValueError, which tyro would put into a frame without its words
@@ -40,7 +40,7 @@ def _file(words: list[str]) -> Path:
 FILE = PrimitiveConstructorSpec[Path](
     nargs=1,
     metavar="FILE",
-    instance_from_str=_file,
+    instance_from_str=_path_of,
     is_instance=lambda value: isinstance(value, Path),
     str_from_instance=lambda value: [str(value)],
 )
@@ -125,11 +125,6 @@ class OutputOptions:
     """write the same JSON to a file"""
     force: Flag = False
     """overwrite files that exist"""
-
-    @property
-    def figure(self) -> Path | None:
-        """Where a picture goes, for commands that draw one."""
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)

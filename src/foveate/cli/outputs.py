@@ -27,7 +27,7 @@ def check_targets(outputs: OutputOptions) -> None:
             one.
         InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
     """
-    figure, out = outputs.figure, outputs.out
+    figure, out = getattr(outputs, "figure", None), outputs.out
     if figure is not None and figure.suffix.lower() not in PICTURES:
         raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
     if isinstance(outputs, TableOptions) and out is not None and out.suffix.lower() not in (JSON, *ENDINGS):
@@ -88,8 +88,9 @@ def finish(
             else:
                 text = as_json(values)
             write_text(outputs.out, text, force=outputs.force)
-        if outputs.figure is not None and draw is not None:
-            write_picture(outputs.figure, draw(), force=outputs.force)
+        figure = getattr(outputs, "figure", None)
+        if figure is not None and draw is not None:
+            write_picture(figure, draw(), force=outputs.force)
     finally:
         if outputs.json:
             show_json(values)

@@ -29,7 +29,7 @@ def family_rows() -> list[dict[str, Any]]:
         {
             "model_type": name,
             "title": kind.title,
-            "summary": summary(sys.modules[kind.__module__]),
+            "summary": summary(sys.modules[kind.__module__].__doc__),
             "methods": table[name],
         }
         for name, kind in sorted(families().items())
@@ -50,13 +50,19 @@ def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _method(name: str, kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(kind)
+    defaults = {field.name: field.default for field in fields}
+    for field in fields:
+        if field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+        elif field.default is dataclasses.MISSING:
+            defaults[field.name] = "must be given"
     unsaid = [field.name for field in fields if field.default is None]
     usual = dict.fromkeys(("keep", "targets"), getattr(kind, "usual_keep", None))
     usual[getattr(kind, "layers_setting", "layers")] = getattr(kind, "usual_layers", None)
     return {
         "name": name,
-        "summary": summary(kind),
-        "settings": {field.name: _default(field) for field in fields},
+        "summary": summary(kind.__doc__),
+        "settings": defaults,
         "types": {field.name: _words(hints[field.name]) for field in fields},
         "meanings": _meanings(kind),
         "usual": {name: usual[name] for name in unsaid if usual.get(name)},
@@ -75,15 +81,6 @@ def _meanings(kind: Any) -> dict[str, str]:
                     meanings[name] = text
     fields = dataclasses.fields(kind)
     return {field.name: re.sub(r"`|\*\b|\b\*", "", meanings.get(field.name, "")) for field in fields}  # no markup
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    """What a setting is if nothing is said."""
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return "must be given"
 
 
 WORDS = {

@@ -20,7 +20,7 @@ from foveate.contract.method import Method
 from foveate.cost.fitting import costs_of, within_flops
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
-from foveate.plain.flags import ModelOptions
+from foveate.plain.flags import LoadOptions
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
 from foveate.plain.version import __version__
 
@@ -119,7 +119,7 @@ def set_up(
     return Setup(vlm, prompts, feasible, infeasible)
 
 
-def load(options: ModelOptions) -> VLM:
+def load(options: LoadOptions) -> VLM:
     """Load the model that the flags name, and show on stderr that it takes a moment.
 
     Raises:

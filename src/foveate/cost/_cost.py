@@ -10,10 +10,9 @@ import torch
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import PatchStage, Place, Shape, ThinStage
-from foveate.cost._dropping import Effect
+from foveate.contract.stages import PatchStage, Shape, Stage, ThinStage
 from foveate.cost._measured import measured
-from foveate.cost._prompt import Known, PromptLengths
+from foveate.cost._prompt import Known, PromptLengths, RunCounts
 from foveate.cost._tower import Flops, Pictures
 from foveate.errors import SettingError
 from foveate.plain.spelling import check_keywords
@@ -207,83 +206,101 @@ def cost(
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     check_keywords("A cost", known, Known)
     prompt = PromptLengths.of(text_tokens, vision_tokens, known)
-    decoder, measured_tower = measured(config)
-    tokens, tower_tokens, tower_rows = known.get("tokens"), known.get("tower_tokens"), known.get("tower_rows")
-    if tokens is not None and len(tokens) != decoder.depth:
-        raise SettingError(
-            f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
-        )
-
-    by_pixels = False
+    decoder = measured(config)
+    depth, tokens = len(decoder.layers), known.get("tokens")
+    if tokens is not None and len(tokens) != depth:
+        raise SettingError(f"tokens must have one count for each of the {depth} layers; got {len(tokens)} counts.")
+    stages: tuple[Stage, ...] = ()
     if method is not None:
-        by_pixels = any(isinstance(stage, PatchStage) for stage in method.stages(Shape(decoder.depth)))
-    comes_back = by_pixels and not family.defines("encode_subset")
-    if by_pixels and (tower_rows if comes_back else tower_tokens) is None:
-        needed = "tower_rows" if comes_back else "tower_tokens"
-        raise SettingError(
-            f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
-            f"**trace.latest.ran(); {needed} is missing."
-        )
+        stages = follow.in_order(method.stages(Shape(depth)))
+        follow.refuse_shallow(type(method).__name__, stages, depth)
+    ran = RunCounts()
+    if any(isinstance(stage, PatchStage) for stage in stages):
+        needed: Literal["tower_tokens", "tower_rows"] = "tower_rows"  # of families where patches come back
+        if family.defines("encode_subset"):
+            needed = "tower_tokens"
+        if known.get(needed) is None:
+            raise SettingError(
+                f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
+                f"**trace.latest.ran(); {needed} is missing."
+            )
+        ran[needed] = known[needed]
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
     grids = family.token_grids(config, "image", {}, prompt.sizes) or prompt.grids
-    tower_grids = None
-    if prompt.grids:
-        tower_grids = grids
+    tower_grids = grids if prompt.grids else None
     prompt = replace(prompt, grids=grids)
-    if method is None:
-        dropping = Effect.nothing(prompt, decoder.depth, tokens)
-    else:
-        dropping = Effect.by(method, prompt, family, config, decoder, tokens)
-    rows = [text_tokens + count for count in dropping.tokens]
-    cached = [text_tokens + count for count in dropping.cached]
-    kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
+    # All but those that always stay are ranked and counted by a method.
+    ranked = [size - len(family.always_kept(config, size)) for size in prompt.sizes]
+    vision = sum(prompt.sizes)
+    always = vision - sum(ranked)
+    if tokens is None:
+        plan = follow.layer_plan(stages, depth, ranked, grids, prompt.videos)
+        if plan is None:
+            raise _undecided(type(method).__name__, prompt)
+        tokens = [count + always for count in plan]
+    cached = follow.cached_plan(stages, tokens)
+    # Where a window or a state holds less than all, what is there is read.
+    read = [
+        count if layer.window is not None else less + always
+        for layer, count, less in zip(
+            decoder.layers, cached, follow.read_plan(stages, [count - always for count in cached]), strict=True
+        )
+    ]
+    scoring: int | None = follow.scoring_flops(stages, depth, decoder.width, ranked, grids, prompt.videos)
+    if not all(stage.is_counted for stage in stages):
+        scoring = None
 
     of_tower = Flops(None, None)
-    if not prompt.vision:
+    if not vision:
         of_tower = Flops(0, 0)
-    elif measured_tower is not None:
-        vision = Pictures(measured_tower, family, config, prompt, tower_grids)
-        thinning = vision.thinning(dropping.stages, (tower_rows or ()) if comes_back else ())
-        if by_pixels and not comes_back:
-            assert tower_tokens is not None
-            images = vision.subset(tower_tokens)
-        elif follow.at(dropping.stages, Place.PIXELS) and grids and not by_pixels and family.runs_grids:
-            images = vision.smaller(dropping.stages, grids)
-        else:
-            images = vision.whole()
-        of_tower = vision.flops(images, thinning)
-
-    tower, projector, picking, rows_run = of_tower
-    scoring = dropping.scoring
+    elif decoder.tower is not None:
+        of_tower = Pictures(decoder.tower, family, config, prompt, ranked, tower_grids).flops(stages, ran)
+    elif any(isinstance(stage, ThinStage) for stage in stages):
+        scoring = None
     if scoring is not None:
-        in_tower = any(isinstance(stage, ThinStage) for stage in dropping.stages)
-        if in_tower and tower is None:
-            scoring = None
-        else:
-            scoring = scoring + picking
-    itemsize = (dtype or _dtype(config)).itemsize
-    halved = attention == "causal"
-    # The token after the prompt: every layer over what it reads of its cache, and the token itself.
-    read = [decoder.held(layer, text_tokens + count) for layer, count in enumerate(dropping.read)]
-    step = [decoder.layer(layer, 1, keys=rows_read + 1) for layer, rows_read in enumerate(read)]
+        scoring += of_tower.picking
+    kv_lengths = [layer.held(text_tokens + count) for layer, count in zip(decoder.layers, cached, strict=True)]
+    prefill, step, kv_numbers = [], decoder.head, 0
+    for layer, entering, reading, held in zip(decoder.layers, tokens, read, kv_lengths, strict=True):
+        rows = text_tokens + entering
+        prefill.append(layer.flops(rows, rows, halved=attention == "causal"))
+        # The token after the prompt: every layer over what it reads of its cache, and the token itself.
+        step += layer.flops(1, layer.held(text_tokens + reading) + 1)
+        kv_numbers += held * layer.stored
     return Cost(
         text_tokens=text_tokens,
         vision_tokens=prompt.sizes,
-        tokens=dropping.tokens,
-        cached=dropping.cached,
-        read=dropping.read,
-        kv_lengths=kv_lengths,
+        tokens=tuple(tokens),
+        cached=cached,
+        read=tuple(read),
+        kv_lengths=tuple(kv_lengths),
         attention=attention,
-        layer_flops=tuple(decoder.layer(layer, n, keys=n, halved=halved) for layer, n in enumerate(rows)),
-        tower_flops=tower,
-        projector_flops=projector,
+        layer_flops=tuple(prefill),
+        tower_flops=of_tower.tower,
+        projector_flops=of_tower.projector,
         head_flops=decoder.head,
         scoring_flops=scoring,
-        decode_flops=sum(step) + decoder.head,
-        kv_bytes=sum(decoder.cached(layer, length) for layer, length in enumerate(kv_lengths)) * itemsize,
-        tower_rows=rows_run,
+        decode_flops=step,
+        kv_bytes=kv_numbers * (dtype or _dtype(config)).itemsize,
+        tower_rows=of_tower.rows,
     )
+
+
+def _undecided(name: str, prompt: PromptLengths) -> SettingError:
+    """Why a method's counts are not known, and what would tell them."""
+    grids, run = prompt.grids, "run it and pass **trace.latest.ran()."
+    if_decided = f"where what is shown or asked decides, {run}"
+    if grids is None:
+        return SettingError(
+            f"How many tokens {name} keeps does not follow from their number alone: pass grids=…, and videos=… for a "
+            f"video; {if_decided}"
+        )
+    if prompt.videos is None and any(len(views) > 1 for views in grids):
+        return SettingError(
+            f"How many tokens {name} keeps depends on whether these grids are frames: pass videos=…; {if_decided}"
+        )
+    return SettingError(f"How many tokens {name} keeps is decided by what is shown or asked: {run}")
 
 
 def _dtype(config: Any) -> torch.dtype:

@@ -17,7 +17,6 @@ from transformers import DynamicCache
 
 from foveate._transformers import with_cache
 from foveate.core.patching import Patcher
-from foveate.cost._decoder import CHUNK, Decoder
 from foveate.cost._tower import TowerFlops
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -27,14 +26,65 @@ from foveate.registry import family_kind
 ROWS = (24, 40, 88)
 """Prompts that are run. No multiple of 64, so that products of whole chunks show, and the last has two."""
 
+CHUNK = 64
+"""Rows of a chunk of the gated delta rule, of which whole ones are computed."""
+
 VIEWS = 64
 """Tiles that are there for a picture of any resolution; a model takes as many as it wants."""
 
 
-class Measured(NamedTuple):
-    """The decoder of a model, and its vision tower; None: that is not counted."""
+class LayerFlops(NamedTuple):
+    """What is fitted to the FLOPs of a decoder layer, and what its cache holds.
 
-    decoder: Decoder
+    Attributes:
+        row: FLOPs of projections and MLP on one row; in a mixture, of the router and the experts that a row goes to.
+        pair: FLOPs of attention for a row that looks at a row.
+        key: FLOPs for a row that is looked at, however many look: where it is expanded anew (MLA).
+        chunk: FLOPs for a chunk of rows, among these and with a state (the gated delta rule).
+        state: Numbers of such a state.
+        stored: Numbers that the layer keeps for a row: its key and value.
+        window: Rows that a row sees, its own included; None if all. 1 beside a state, where no row is kept.
+    """
+
+    row: int
+    pair: int
+    key: int
+    chunk: int
+    state: int
+    stored: int
+    window: int | None
+
+    def flops(self, rows: int, keys: int, halved: bool = False) -> int:
+        """FLOPs on `rows` rows that look at `keys` rows; `halved` counts half the attention."""
+        looking = rows * keys * self.pair
+        if halved:
+            looking //= 2
+        if rows == 1:  # reads its key from the state, corrects the state and reads its query
+            carrying = 6 * self.state
+        else:
+            carrying = -(-rows // CHUNK) * self.chunk
+        return rows * self.row + keys * self.key + looking + carrying
+
+    def held(self, rows: int) -> int:
+        """Rows in the cache after `rows` rows: those that the next row sees."""
+        if self.window is None:
+            return rows
+        return min(rows, self.window - 1)
+
+
+class Measured(NamedTuple):
+    """A model in numbers.
+
+    Attributes:
+        layers: Of the decoder.
+        width: Of the residual stream.
+        head: FLOPs of the language-model head on one row.
+        tower: The vision tower; None: that is not counted.
+    """
+
+    layers: tuple[LayerFlops, ...]
+    width: int
+    head: int
     tower: TowerFlops | None
 
 
@@ -51,24 +101,11 @@ def measured(config: Any) -> Measured:
             so many for each pair of rows.
     """
     key = type(config), config.to_json_string(use_diff=False)
-    if key not in _KNOWN:
-        _KNOWN[key] = _measured(copy.deepcopy(config))
-    return _KNOWN[key]
-
-
-def _measured(config: Any) -> Measured:
+    if key in _KNOWN:
+        return _KNOWN[key]
     why = f"The cost of a decoder of type {config.get_text_config().model_type!r} is not known: "
     try:
-        with torch.device("meta"):
-            model = _unweighted(config)
-            family = family_kind(config.model_type, type(config).__name__)(model)
-            cache = None
-            prompts = []
-            for rows in ROWS:
-                cache = DynamicCache(config=family.text.config)
-                firsts = _firsts(family.layers, [_kept(layer) for layer in _layers(cache, family)])
-                prompts.append(_flops(family, cache, firsts, rows))
-            steps = [_flops(family, cache, firsts, 1) for _ in range(2)]
+        _KNOWN[key] = _measure(copy.deepcopy(config))
     except UnsupportedError:
         raise
     except ValueError as error:
@@ -77,42 +114,46 @@ def _measured(config: Any) -> Measured:
         raise UnsupportedError(
             f"{why}it does not run without weights ({str(error).strip().splitlines()[0]:.200})"
         ) from error
+    return _KNOWN[key]
+
+
+def _measure(config: Any) -> Measured:
+    """`measured`, which says of a ValueError whose cost is not known."""
+    with torch.device("meta"):
+        model = _unweighted(config)
+        family = family_kind(config.model_type, type(config).__name__)(model)
+        cache = None
+        prompts = []
+        for rows in ROWS:
+            cache = DynamicCache(config=family.text.config)
+            keeps = [(type(one), getattr(one, "sliding_window", None)) for one in _layers(cache, family)]
+            firsts = _firsts(family.layers, keeps)
+            prompts.append(_flops(family, cache, firsts, rows))
+        steps = [_flops(family, cache, firsts, 1) for _ in range(2)]
     if family.lenders:
-        raise UnsupportedError(f"{why}layers attend to keys of earlier layers.")
+        raise ValueError("layers attend to keys of earlier layers")
     if family.indexed:
-        raise UnsupportedError(f"{why}layers keep an index beside keys.")
-    held = _layers(cache, family)
-    windows = tuple([getattr(layer, "sliding_window", None) for layer in held])
-    fits = {}
+        raise ValueError("layers keep an index beside keys")
+    fits, held = {}, _layers(cache, family)
     for index in sorted(set(firsts)):
         counts, after = [prompt[index] for prompt in prompts], [step[index] for step in steps]
+        window = getattr(held[index], "sliding_window", None)
         if index in family.recurrent:
-            fits[index] = _recurrent_fit(counts, after)
+            window, products = 1, _fit_state(counts, after)
         else:
-            seen = [min(ROWS[-1] + step, windows[index] or math.inf) for step in (1, 2)]
-            fits[index] = _fit(counts, after, seen)
-        if fits[index] is None:
-            raise UnsupportedError(
-                f"{why}products of its {type(family.layers[index]).__name__} do not grow with rows and their pairs."
+            products = _fit(counts, after, [min(ROWS[-1] + step, window or math.inf) for step in (1, 2)])
+        if products is None:
+            raise ValueError(
+                f"products of its {type(family.layers[index]).__name__} do not grow with rows and their pairs"
             )
+        states = [getattr(held[index], name, None) for name in ("keys", "values")]
+        stored = sum(one[:, :, 0].numel() for one in states if isinstance(one, Tensor) and one.dim() == 4)
+        fits[index] = LayerFlops(*products, _state(held[index]) if products[-1] else 0, stored, window)
     head = model.get_output_embeddings()
     if head is None:
-        raise UnsupportedError(f"{why}it has no head.")
-    rows, pairs, keys, chunks = zip(*[fits[first] for first in firsts], strict=True)
-    decoder = Decoder(
-        depth=len(firsts),
-        width=family.text.config.hidden_size,
-        rows=rows,
-        pairs=pairs,
-        keys=keys,
-        chunks=chunks,
-        states=tuple(_state(held[first]) if chunks[first] else 0 for first in firsts),
-        stored=tuple(_stored(held[first]) for first in firsts),
-        recurrent=family.recurrent,
-        head=2 * head.weight.numel(),
-        windows=windows,
-    )
-    return Measured(decoder, _tower(family, config))
+        raise ValueError("it has no head")
+    layers = tuple(fits[first] for first in firsts)
+    return Measured(layers, family.text.config.hidden_size, 2 * head.weight.numel(), _tower(family, config))
 
 
 def _unweighted(config: Any) -> Any:
@@ -138,11 +179,6 @@ def _firsts(layers: Iterable[nn.Module], kept: Sequence[Any]) -> list[int]:
     return firsts
 
 
-def _kept(layer: Any) -> Any:
-    """In what way a cache's layer keeps rows."""
-    return type(layer), getattr(layer, "sliding_window", None)
-
-
 def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict[int, int]:
     """FLOPs of each first layer on so many rows behind those in the cache.
 
@@ -165,17 +201,11 @@ def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict
     counts, names = counter.get_flop_counts(), {module: name for name, module in text.named_modules()}
     for layer in runs:
         for part in layer.modules():
-            if _multiplies(part) and f"{type(text).__name__}.{names[part]}" not in counts:
+            stacks = not isinstance(part, nn.Conv1d) and any(one.dim() > 2 for one in part.parameters(recurse=False))
+            is_linear = isinstance(part, nn.Linear) or stacks  # or a stack of such, as experts are
+            if is_linear and f"{type(text).__name__}.{names[part]}" not in counts:
                 raise ValueError(f"whether its {type(part).__name__} runs depends on the row")
     return {first: runs[layers[first]].by_rows + runs[layers[first]].by_pairs for first in firsts}
-
-
-def _multiplies(part: nn.Module) -> bool:
-    """Whether a module is a linear layer, or a stack of them, such as experts."""
-    if isinstance(part, nn.Linear):
-        return True
-    is_stack = any(weight.dim() > 2 for weight in part.parameters(recurse=False))
-    return is_stack and not isinstance(part, nn.Conv1d)
 
 
 def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, int, int, int] | None:
@@ -201,7 +231,7 @@ def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, in
     return by_row, by_pair, by_key, 0
 
 
-def _recurrent_fit(prompts: list[int], steps: list[int]) -> tuple[int, int, int, int] | None:
+def _fit_state(prompts: list[int], steps: list[int]) -> tuple[int, int, int, int] | None:
     """As `_fit`, of a layer without attention, with FLOPs of a chunk; a row by itself multiplies element by element."""
     by_row = (prompts[1] - prompts[0]) // (ROWS[1] - ROWS[0])
     by_chunk = prompts[0] - ROWS[0] * by_row
@@ -216,12 +246,6 @@ def _layers(cache: Any, family: Family) -> list[Any]:
     """What the cache holds for each decoder layer; None behind its last."""
     depth = len(family.layers)
     return [*cache.layers, *[None] * depth][:depth]
-
-
-def _stored(layer: Any) -> int:
-    """Numbers that a cache's layer holds for a row."""
-    held = [getattr(layer, name, None) for name in ("keys", "values")]
-    return sum(states[:, :, 0].numel() for states in held if isinstance(states, Tensor) and states.dim() == 4)
 
 
 def _state(layer: Any) -> int:
@@ -280,14 +304,14 @@ def _tower(family: Family, config: Any) -> TowerFlops | None:
     if not family.defines("pictures_of"):
         return None
     try:
-        run = _encoded(family, config, "image", 1)
+        run = _encode(family, config, "image", 1)
         frame, joined, side = run, False, 1
         if run.tokens:
-            joined = _encoded(family, config, "image", 2).blocks[0].by_pairs > 2 * run.blocks[0].by_pairs
+            joined = _encode(family, config, "image", 2).blocks[0].by_pairs > 2 * run.blocks[0].by_pairs
         else:
             side = family.block(config)
             if family.defines("frames_of"):
-                frame = _encoded(family, config, "video", 2)
+                frame = _encode(family, config, "video", 2)
     except (
         UnsupportedError,
         RuntimeError,
@@ -329,7 +353,7 @@ def _tower(family: Family, config: Any) -> TowerFlops | None:
     )
 
 
-def _encoded(family: Family, config: Any, modality: str, count: int) -> _Encoded:
+def _encode(family: Family, config: Any, modality: str, count: int) -> _Encoded:
     """Encode so many pictures, or frames, without weights."""
     lists = [[block for block, _ in blocks] for blocks in blocks_of(family.core, family.layers)]
     sizes = [sum(weight.numel() for block in blocks for weight in block.parameters()) for blocks in lists]

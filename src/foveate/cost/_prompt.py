@@ -56,14 +56,12 @@ class PromptLengths:
     """How many tokens go in.
 
     Attributes:
-        text: Tokens that are not vision tokens.
         sizes: Vision tokens of each image or video.
         pictures: How many pictures the tower encodes for each of them; None to tell from the sizes.
         grids: Rows and columns of the frames or views of each, where they are known.
         videos: Whether each is a video, where that is known.
     """
 
-    text: int
     sizes: tuple[int, ...]
     pictures: tuple[int, ...] | None
     grids: Grids | None
@@ -98,17 +96,7 @@ class PromptLengths:
                     f"{name} must have one entry per image or video; got {len(entries)} for {len(sizes)} in "
                     "vision_tokens."
                 )
-        return cls(text, sizes, pictures, grids, videos)
-
-    @property
-    def vision(self) -> int:
-        """Vision tokens of all images."""
-        return sum(self.sizes)
-
-    @property
-    def rows(self) -> int:
-        """Tokens of the prompt."""
-        return self.text + self.vision
+        return cls(sizes, pictures, grids, videos)
 
 
 def _counts(counts: int | Sequence[int], name: str) -> tuple[int, ...]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from foveate.contract import follow
-from foveate.contract.stages import Stage, ThinStage
+from foveate.contract.stages import PixelStage, Stage, ThinStage
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
-from foveate.cost._dropping import rankable
-from foveate.cost._prompt import Grids, PromptLengths
+from foveate.cost._prompt import Grids, PromptLengths, RunCounts
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.tower import feature_layers
@@ -93,39 +92,6 @@ class Flops(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Thinning:
-    """Blocks of a tower that run on some rows.
-
-    Attributes:
-        stage: Says how many, of each picture; None: `ran` does. Of a window as large a share of the rows is taken to
-            stay as of its picture: how many do, the picture decides.
-        first: The first of them.
-        end: The first block that does not run, as nobody reads what it would make.
-        ran: Rows of each picture that run.
-    """
-
-    stage: ThinStage | None
-    first: int
-    end: int
-    ran: tuple[int, ...] = ()
-
-    def left(self, rows: int) -> int:
-        """How many of a picture's rows run, by the stage."""
-        assert self.stage is not None
-        left = self.stage.left(Arriving.all_of(rows))
-        assert left is not None  # a stage that decides by what it sees is refused where it is made
-        return left
-
-    def flops(self, rows: int, left: int, width: int, grids: tuple[Grid, ...]) -> int:
-        """What picking costs in a picture, and finding the nearest row for each; no grids where some rows have left."""
-        flops = None if self.stage is None else self.stage.flops
-        picks = 0
-        if flops is not None:
-            picks = flops(replace(Arriving.all_of(rows), grids=grids), width)
-        return picks + 2 * rows * left * width
-
-
-@dataclass(frozen=True, slots=True)
 class Pictures:
     """The pictures of a prompt, and the tower that they run through.
 
@@ -134,6 +100,7 @@ class Pictures:
         family: Knows how many pictures it encodes.
         config: The model's.
         prompt: What goes in.
+        ranked: Vision tokens of each image that a method ranks.
         grids: Rows and columns of each image's frames or views, if the caller gave any: some towers' cost depends on
             them.
     """
@@ -142,27 +109,85 @@ class Pictures:
     family: type[Family]
     config: Any
     prompt: PromptLengths
+    ranked: Sequence[int]
     grids: Grids | None
 
-    def thinning(self, stages: Sequence[Stage], ran: Sequence[Sequence[int]]) -> Thinning | None:
-        """Blocks that run on some rows; None where all run on all.
+    def flops(self, stages: Sequence[Stage], known: RunCounts) -> Flops:
+        """FLOPs of the tower and of the projector, of which a multiply-add counts two.
 
         Args:
-            stages: Of the method.
-            ran: Rows of each picture of each image, of patches that left before the tower and came back behind it;
-                all empty where none did.
+            stages: Of the method, in order.
+            known: Tokens of each image that the tower runs on, where that is decided in front of it; or the rows of
+                each picture that it runs on, where the others come back behind it.
+
+        Raises:
+            SettingError: If these do not fit the images, or the grids have to be given.
         """
-        stage = next((stage for stage in stages if isinstance(stage, ThinStage)), None)
-        if stage is None and not any(ran):
-            return None
-        end = max(feature_layers(self.config, len(self.tower.rows))) + 1
-        first = 0 if stage is None else stage.first(end)
+        tower, images = self.tower, self._run(stages, known.get("tower_tokens"))
+        pictures = [*itertools.chain(*images)]
+        patches = [int(picture.sum()) * tower.unit for picture in pictures]
+        beside = sum(tower.beside * count // tower.patches for count in patches)
+        projector = 0
+        for size, of_image in zip(self.prompt.sizes, images, strict=True):
+            is_film = len(of_image) > 0 and self.family.frames_of(self.config, size) == len(of_image)
+            projector += sum(tower.projected(picture, is_film) for picture in of_image)
+        windows = [tower.windows(picture) for picture in pictures]
+
+        late = self._rows_of(known.get("tower_rows") or ())
+        thin = next((stage for stage in stages if isinstance(stage, ThinStage)), None)
+        first = end = len(tower.rows)
+        if late or thin is not None:
+            end = max(feature_layers(self.config, end)) + 1  # nobody reads what later blocks would make
+            first = 0 if thin is None else thin.first(end)
         if first == end:
-            return None
-        return Thinning(stage, first, end, tuple(self._rows_of(ran)))
+            blocks = sum(tower.block(index, patches, windows) for index in range(len(tower.rows)))
+            return Flops(beside + blocks, projector)
+        narrow = windows
+        if thin is not None:
+            late = late or [_left(thin, count) for count in patches]
+            # Of a window as large a share is taken to stay as of its picture: how many do, the picture decides.
+            shares = [_left(thin, sum(few)) / sum(few) if few else 0 for few in windows]
+            narrow = [[round(share * count) for count in few] for share, few in zip(shares, windows, strict=True)]
+        if len(late) != len(patches):
+            raise SettingError(f"tower_rows must have the rows of {len(patches)} pictures; got {late}.")
+        picking = 0
+        for count, left, picture in zip(patches, late, pictures, strict=True):
+            picking += 2 * count * left * tower.width  # finds the nearest row for each
+            if thin is not None and thin.flops is not None:
+                rows, columns = picture.shape
+                grids = ((rows, columns),) if picture.all() else ()
+                picking += thin.flops(replace(Arriving.all_of(count), grids=grids), tower.width)
+        early = sum(tower.block(index, patches, windows) for index in range(first))
+        behind = sum(tower.block(index, late, narrow) for index in range(first, end))
+        counts = (sum(patches),) * first + (sum(late),) * (end - first)
+        return Flops(beside + early + behind, projector, picking, counts)
+
+    def _run(self, stages: Sequence[Stage], tokens: Sequence[Sequence[int] | Tensor] | None) -> list[list[Tensor]]:
+        """Which tokens of each picture of each image or video run, (rows, columns) bool each."""
+        sizes = self.prompt.sizes
+        if tokens is None:
+            grids: Sequence[Sequence[Grid]] = [self._of_image(index) for index in range(len(sizes))]
+            smaller = any(isinstance(stage, PixelStage) for stage in stages)
+            if smaller and self.prompt.grids and self.family.runs_grids:
+                images = zip(self.prompt.grids, self.ranked, strict=True)
+                grids = [_coarsened(stages, tuple(grid), size) for grid, size in images]
+            return [[torch.ones(grid, dtype=torch.bool) for grid in of_image] for of_image in grids]
+        if len(tokens) != len(sizes):
+            raise SettingError(
+                f"tower_tokens must have one entry per image or video; got {len(tokens)} for {len(sizes)} in "
+                "vision_tokens."
+            )
+        run = []
+        for index, (size, places) in enumerate(zip(sizes, tokens, strict=True)):
+            runs = torch.zeros(size, dtype=torch.bool)
+            runs[torch.as_tensor(places, dtype=torch.int64)] = True
+            pictures = self._of_image(index)
+            pieces = torch.split(runs, [rows * columns for rows, columns in pictures])
+            run.append([piece.view(grid) for piece, grid in zip(pieces, pictures, strict=True)])
+        return run
 
     def _rows_of(self, ran: Sequence[Sequence[int]]) -> list[int]:
-        """Rows of each picture: in a batch each has as many as the one with most."""
+        """Rows of each picture that run, in a batch as many as of the one with most; nothing where all of all do."""
         rows = list[int]()
         if not any(ran):
             return rows
@@ -172,73 +197,6 @@ class Pictures:
                 longest = [max(itertools.chain(*ran))] * len(of_image)
             rows += longest or [tall * wide * self.tower.unit for tall, wide in self._of_image(index)]
         return rows
-
-    def whole(self) -> list[list[Tensor]]:
-        """The tokens of each picture of each image or video, all of which run: (rows, columns) bool each."""
-        return [[*map(_all_of, self._of_image(index))] for index in range(len(self.prompt.sizes))]
-
-    def smaller(self, stages: Sequence[Stage], grids: Grids) -> list[list[Tensor]]:
-        """Its FLOPs where stages make pictures smaller, whose token grids are known."""
-        ranked = rankable(self.family, self.config, self.prompt.sizes)
-        images = zip(grids, ranked, strict=True)
-        return [[*map(_all_of, _coarsened(stages, tuple(grid), size))] for grid, size in images]
-
-    def subset(self, tokens: Sequence[Sequence[int] | Tensor]) -> list[list[Tensor]]:
-        """Its FLOPs where the tower runs on the patches of these tokens alone, ascending for each image or video.
-
-        Raises:
-            SettingError: If an image has no such tokens, or the grids have to be given.
-        """
-        sizes = self.prompt.sizes
-        if len(tokens) != len(sizes):
-            raise SettingError(
-                f"tower_tokens must have one entry per image or video; got {len(tokens)} for {len(sizes)} in "
-                "vision_tokens."
-            )
-        images = []
-        for index, (size, places) in enumerate(zip(sizes, tokens, strict=True)):
-            runs = torch.zeros(size, dtype=torch.bool)
-            runs[torch.as_tensor(places, dtype=torch.int64)] = True
-            pictures = self._of_image(index)
-            pieces = torch.split(runs, [rows * columns for rows, columns in pictures])
-            images.append([piece.view(grid) for piece, grid in zip(pieces, pictures, strict=True)])
-        return images
-
-    def flops(self, images: Sequence[Sequence[Tensor]], thinning: Thinning | None) -> Flops:
-        """FLOPs of the tower and of the projector, of which a multiply-add counts two.
-
-        Args:
-            images: Which tokens of each picture of each image or video run, (rows, columns) bool each.
-            thinning: Blocks that run on some rows.
-        """
-        tower, pictures = self.tower, [*itertools.chain(*images)]
-        patches = [int(picture.sum()) * tower.unit for picture in pictures]
-        beside = sum(tower.beside * count // tower.patches for count in patches)
-        projector = 0
-        for size, of_image in zip(self.prompt.sizes, images, strict=True):
-            is_film = len(of_image) > 0 and self.family.frames_of(self.config, size) == len(of_image)
-            projector += sum(tower.projected(picture, is_film) for picture in of_image)
-        windows = [tower.windows(picture) for picture in pictures]
-        if thinning is None:
-            blocks = sum(tower.block(index, patches, windows) for index in range(len(tower.rows)))
-            return Flops(beside + blocks, projector)
-
-        late = list(thinning.ran) or [thinning.left(count) for count in patches]
-        if len(late) != len(patches):
-            raise SettingError(f"tower_rows must have the rows of {len(patches)} pictures; got {late}.")
-        picking = 0
-        for count, left, picture in zip(patches, late, pictures, strict=True):
-            rows, columns = picture.shape
-            grids = ((rows, columns),) if picture.all() else ()
-            picking += thinning.flops(count, left, tower.width, grids)
-        narrow = windows
-        if thinning.stage is not None:
-            shares = [thinning.left(sum(few)) / sum(few) if few else 0 for few in windows]
-            narrow = [[round(share * count) for count in few] for share, few in zip(shares, windows, strict=True)]
-        early = sum(tower.block(index, patches, windows) for index in range(thinning.first))
-        behind = sum(tower.block(index, late, narrow) for index in range(thinning.first, thinning.end))
-        counts = (sum(patches),) * thinning.first + (sum(late),) * (thinning.end - thinning.first)
-        return Flops(beside + early + behind, projector, picking, counts)
 
     def _of_image(self, index: int) -> list[Grid]:
         """Rows and columns of the tokens of each picture of an image or video, before anything is pooled."""
@@ -261,8 +219,11 @@ class Pictures:
         return [(1, size // count)] * count
 
 
-def _all_of(grid: Grid) -> Tensor:
-    return torch.ones(grid, dtype=torch.bool)
+def _left(stage: ThinStage, rows: int) -> int:
+    """How many of a picture's rows a stage leaves."""
+    left = stage.left(Arriving.all_of(rows))
+    assert left is not None  # a stage that decides by what it sees is refused where it is made
+    return left
 
 
 def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:

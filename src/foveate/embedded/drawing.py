@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import chain
 from math import cos, pi, sin
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.random import Generator
@@ -132,21 +132,17 @@ def ink_on(rng: Generator, image: Image.Image, box: Pixels, plate: bool) -> Rgb:
 
 
 def _contrasting(rng: Generator, under: Mean, share: float, apart: float, grey_apart: float) -> Rgb:
-    """In this share of the cases one of the colours, else black or white, each so far apart from what is under it."""
+    """In this share of the cases one of the colours, else nearly black or white, so far apart from what is under it."""
     if rng.random() < share:
         every = chain.from_iterable(MEANT.values())
         clear = [shade for shade in every if distance(shade, under) > apart]
         if clear:
             return pick(rng, clear)
         grey_apart = apart
-    return _black_or_white(rng, under, grey_apart)
-
-
-def _black_or_white(rng: Generator, under: Mean, apart: float) -> Rgb:
-    """Nearly black or nearly white, whichever stands out; by lot where both do."""
+    # Whichever stands out; by lot where both do.
     black = rgb(rng.uniform(0, 30))
     white = rgb(rng.uniform(230, 255))
-    clear = [tone for tone in (black, white) if distance(tone, under) > apart * 1.2]
+    clear = [tone for tone in (black, white) if distance(tone, under) > grey_apart * 1.2]
     if clear:
         return pick(rng, clear)
     return max(black, white, key=lambda tone: abs(tone[0] - under.mean()))
@@ -434,15 +430,10 @@ class Pen:
 
 
 def draw_shape(
-    image: Image.Image,
-    shape: str,
-    centre: Point,
-    size: float,
-    pen: Pen,
-    colour: Rgb | int,
-    edge: Rgb | int,
+    image: Image.Image, shape: str, centre: Point, size: float, pen: Pen, colours: tuple[Rgb, Rgb] | tuple[int, int]
 ) -> None:
     """Draw one shape in a colour, with an edge where the pen has one; it is about `size` pixels wide and high."""
+    colour, edge = colours
     draw = ImageDraw.Draw(image)
     x, y = centre
     half = size / 2
@@ -558,30 +549,26 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
 
 
+class Character(NamedTuple):
+    """One that is written: the middle of its cell, in pixels from the left, and what it fills, from a corner on."""
+
+    middle: float
+    corner: tuple[int, int]
+    mask: Image.Image
+
+
 def draw_characters(
-    image: Image.Image,
-    owner: Image.Image,
-    characters: str,
-    start: Point,
-    face: ImageFont.FreeTypeFont,
-    ink: Rgb,
-    bold: bool,
-    mark: int,
-) -> list[float]:
+    image: Image.Image, characters: str, start: Point, face: ImageFont.FreeTypeFont, ink: Rgb, bold: bool
+) -> list[Character]:
     """Write one line.
 
     Args:
-        image: Gets the characters in colour.
-        owner: Gets `mark` where the first character is, one less where the next is, and so on.
+        image: Gets the characters.
         characters: What to write.
         start: The left end of the line's middle.
         face: The font.
         ink: The colour.
         bold: Whether to thicken each line of a character on both sides, by a 24th of the size.
-        mark: Of the first character.
-
-    Returns:
-        The middle of each character's cell, in pixels from the left.
     """
     pen, middle = start
     draw = ImageDraw.Draw(image)
@@ -591,8 +578,8 @@ def draw_characters(
     stroke = 0
     if bold:
         stroke = max(1, size // 24)
-    centres = []
-    for place, character in enumerate(characters):
+    drawn = []
+    for character in characters:
         draw.text((pen, baseline), character, ink, face, "ls", stroke_width=stroke)
         # The same in one bit, so that no pixel is owned in part; the corner is whole, as pixels are.
         mask = Image.new("1", (3 * size, 3 * size))
@@ -600,8 +587,7 @@ def draw_characters(
         upper = int(baseline) - 2 * size
         at = (pen - left, baseline - upper)
         ImageDraw.Draw(mask).text(at, character, 1, face, "ls", stroke_width=stroke)
-        owner.paste(mark - place, (left, upper), mask)
         end = pen + face.getlength(character)
-        centres.append((pen + end) / 2)
+        drawn.append(Character((pen + end) / 2, (left, upper), mask))
         pen = end
-    return centres
+    return drawn

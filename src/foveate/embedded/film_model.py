@@ -90,6 +90,9 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
     films.lm_head, films.generation_config = model.lm_head, model.generation_config
     films.requires_grad_(False)
 
+    # `<video>` stands where a film is.
+    loop = "if part['type'] == 'image' %}<image>\n{% endfor %}"
+    kinds = "if part['type'] != 'text' %}{% if part['type'] == 'image' %}<image>\n{% else %}<video>{% endif %}"
     pictures = processor.image_processor
     pictures.size, pictures.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
     shown = FilmProcessor(
@@ -98,7 +101,7 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
         patch_size=processor.patch_size,
         vision_feature_select_strategy=processor.vision_feature_select_strategy,
         num_additional_image_tokens=processor.num_additional_image_tokens,
-        chat_template=_with_films(processor.chat_template),
+        chat_template=processor.chat_template.replace(loop, kinds + "{% endfor %}"),
     )
     return films.eval(), shown
 
@@ -111,10 +114,3 @@ def _halved(places: torch.Tensor, grid: int) -> torch.nn.Embedding:
     made = torch.nn.Embedding(*halved.shape)
     made.weight = torch.nn.Parameter(halved)
     return made
-
-
-def _with_films(template: str) -> str:
-    """A chat template that writes `<video>` where a film is."""
-    loop = "if part['type'] == 'image' %}<image>\n{% endfor %}"
-    kinds = "if part['type'] != 'text' %}{% if part['type'] == 'image' %}<image>\n{% else %}<video>{% endif %}"
-    return template.replace(loop, kinds + "{% endfor %}")

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -138,11 +138,6 @@ def rng_for(split: str, index: int, purpose: int = 0) -> Generator:
     return np.random.default_rng([SPLITS[split], index, purpose])
 
 
-def _check(side: int) -> None:
-    if side % PATCH:
-        raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
-
-
 # Where things and texts find room.
 
 
@@ -169,24 +164,32 @@ class Box(NamedTuple):
         """x and y."""
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
-    def is_apart(self, other: "Box", gap: int) -> bool:
-        """Whether `gap` pixels or more lie between two boxes, across or down."""
-        across = self.left >= other.right + gap or other.left >= self.right + gap
-        return across or self.top >= other.bottom + gap or other.top >= self.bottom + gap
-
 
 Corners = Sequence[tuple[float, float]]
 """Left upper corners of boxes that a thing or a text might fill."""
 
 
-def claim(taken: list[Box], gap: int, corners: Corners, width: float, height: float) -> Box | None:
-    """The first free box of this size at one of the corners, or None; it is taken from then on."""
-    for left, top in corners:
-        box = Box(left, top, left + width, top + height)
-        if all(box.is_apart(other, gap) for other in taken):
-            taken.append(box)
-            return box
-    return None
+@dataclass(slots=True, kw_only=True)
+class Room:
+    """What is filled already, and how many pixels apart boxes are, across or down."""
+
+    gap: ClassVar[int]
+    taken: list[Box] = field(default_factory=list)
+
+    def claim(self, corners: Corners, width: float, height: float) -> Box | None:
+        """The first free box of this size at one of the corners, or None; it is taken from then on."""
+        for left, top in corners:
+            right, bottom = left + width, top + height
+            near = [
+                other
+                for other in self.taken
+                if left < other.right + self.gap and other.left < right + self.gap
+                if top < other.bottom + self.gap and other.top < bottom + self.gap
+            ]
+            if not near:
+                self.taken.append(Box(left, top, right, bottom))
+                return self.taken[-1]
+        return None
 
 
 def one_side(rng: Generator, apart: float, slip: float) -> tuple[float, float]:
@@ -209,7 +212,7 @@ def random_word(rng: Generator, shortest: int) -> str:
 
 
 @dataclass(slots=True)
-class Board:
+class Board(Room):
     """What a scene is painted on, by default clutter, and what is filled already; in pixels.
 
     Attributes:
@@ -219,9 +222,9 @@ class Board:
         ground: (side, side, 3) float32, 0-255; None for clutter, which is painted when all has its place.
         tone: Mean of an even ground; clutter is neither light nor dark.
         grain: Of the pixel noise, 0 for none; None for that of clutter.
-        taken: What is filled already.
     """
 
+    gap = 2
     side: int
     dense: bool
     largest: int = 30
@@ -229,7 +232,6 @@ class Board:
     ground: NDArray[np.float32] | None = None
     tone: float = (LIGHT + DARK) / 2
     grain: int | None = None
-    taken: list[Box] = field(default_factory=list)
 
     @classmethod
     def drawn(cls, rng: Generator, side: int, dense: bool) -> "Board":
@@ -246,10 +248,6 @@ class Board:
             board.largest = 46
             board.largest_text = 34
         return board
-
-    def claim(self, corners: Corners, width: int, height: int) -> Box | None:
-        """The first box at one of the corners that is 2 px from all others, or None; it is taken from then on."""
-        return claim(self.taken, 2, corners, width, height)
 
     def claim_anywhere(self, rng: Generator, width: int, height: int, tries: int) -> Box | None:
         """A free box by lot, or None; it is taken from then on."""
@@ -270,12 +268,13 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
     Raises:
         ValueError: If the side is no such multiple.
     """
-    _check(side)
+    if side % PATCH:
+        raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
     rng = rng_for(split, index)
     board = Board.drawn(rng_for(split, index, purpose=3), side, dense)
     texts = _place_texts(rng, board)
     things = _place_things(rng, rng_for(split, index, purpose=2), board)
-    image, owner = _painted(rng, board, _marks(rng, board, things, texts))
+    image, owner = _paint(rng, board, _marks(rng, board, things, texts))
     return Scene(image, tuple(things), tuple(texts), owner)
 
 
@@ -365,22 +364,16 @@ def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Letter
             colour += share * (pick(rng, PURE[thing.colour]) - named)
         yield shape_mask(thing.shape, thing.size), thing.x, thing.y, colour
     for text in texts:
-        ink = np.full(3, _grey_ink(rng, board.tone))
+        dark = board.tone >= LIGHT
+        if DARK < board.tone < LIGHT:
+            dark = rng.random() < 0.5
+        # Nearly black or nearly white, so that it is seen on the ground.
+        ink = np.full(3, rng.uniform(0, 25) if dark else rng.uniform(225, 255))
         for character, x in zip(text.characters, text.xs, strict=True):
             yield glyph(character, text.size), x, text.y, ink
 
 
-def _grey_ink(rng: Generator, tone: float) -> float:
-    """Nearly black or nearly white, 0 to 255, so that it is seen on a ground of this tone."""
-    dark = tone >= LIGHT
-    if DARK < tone < LIGHT:
-        dark = rng.random() < 0.5
-    if dark:
-        return rng.uniform(0, 25)
-    return rng.uniform(225, 255)
-
-
-def _painted(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _paint(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The picture and its owner map; the marks are drawn one by one, after the ground."""
     canvas = board.ground
     if canvas is None:
@@ -405,7 +398,7 @@ def _painted(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArr
 
 
 @dataclass(slots=True)
-class Canvas:
+class Canvas(Room):
     """A sketch before it is resized. All places are in pixels of the finished square.
 
     Attributes:
@@ -413,16 +406,18 @@ class Canvas:
         fine: Pixels of the canvas for each of these.
         inner: What is not padding.
         image: The picture so far, RGB.
-        owner: What each pixel of `image` shows: 0 for the ground, or the mark of a thing or a character.
-        taken: What is filled already.
+        owner: What each pixel of `image` shows: 0 for the ground, or a mark. Things count up
+            from 1, and characters down from 255.
+        characters: How many are written.
     """
 
+    gap = 3
     side: int
     fine: float
     inner: Box
     image: Image.Image
     owner: Image.Image = field(init=False)
-    taken: list[Box] = field(default_factory=list)
+    characters: int = 0
 
     def __post_init__(self) -> None:
         self.owner = Image.new("L", self.image.size)
@@ -448,10 +443,6 @@ class Canvas:
         left, top, right, bottom = (round(value * self.fine) for value in box)
         return left, top, right, bottom
 
-    def claim(self, corners: Corners, width: float, height: float) -> Box | None:
-        """The first box at one of the corners that is 3 px from all others, or None; it is taken from then on."""
-        return claim(self.taken, 3, corners, width, height)
-
     def claim_anywhere(self, rng: Generator, width: float, height: float, tries: int) -> Box | None:
         """A free box by lot, or None; it is taken from then on."""
         if self.inner.width - width < 3 or self.inner.height - height < 3:
@@ -465,8 +456,8 @@ class Canvas:
         """Draw a thing, `size` pixels of the finished square large, and mark what pixels show it."""
         centre = (thing.x * self.fine, thing.y * self.fine)
         size *= self.fine
-        draw_shape(self.image, thing.shape, centre, size, pen, colour, pen.edge)
-        draw_shape(self.owner, thing.shape, centre, size, pen, mark, mark)
+        draw_shape(self.image, thing.shape, centre, size, pen, (colour, pen.edge))
+        draw_shape(self.owner, thing.shape, centre, size, pen, (mark, mark))
 
 
 def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Scene:
@@ -481,7 +472,8 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     Raises:
         ValueError: If the side is no such multiple.
     """
-    _check(side)
+    if side % PATCH:
+        raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
     rng = rng_for(split, index, purpose=4)
     canvas = Canvas.drawn(rng, side)
     kind = rng.random()
@@ -490,32 +482,21 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
         lines = 8
     texts: list[Lettering] = []
     for _ in range(lines):
-        text = write(rng, canvas, _length(texts))
+        text = write(rng, canvas)
         if text is not None:
             texts.append(text)
     things: list[Thing] = []
     if kind > 0.25 or not texts:
         things = _draw_things(rng, canvas)
-    owner = _counted_up(canvas.owner, len(things), _length(texts))
-    owner = owner.resize((side, side), Image.Resampling.NEAREST)
-    image = _finished(rng, canvas)
+    numbers = list(range(256))  # in a picture, characters count on from the last thing
+    for character in range(canvas.characters):
+        numbers[255 - character] = len(things) + 1 + character
+    owner = canvas.owner.point(numbers).resize((side, side), Image.Resampling.NEAREST)
+    image = _finish(rng, canvas)
     return Scene(image, tuple(things), tuple(texts), np.array(owner), sketched=True)
 
 
-def _length(texts: list[Lettering]) -> int:
-    """Characters in all."""
-    return sum(len(text.characters) for text in texts)
-
-
-def _counted_up(owner: Image.Image, things: int, characters: int) -> Image.Image:
-    """An owner map whose characters count on from the last thing; on a canvas they count down from 255."""
-    numbers = list(range(256))
-    for character in range(characters):
-        numbers[255 - character] = things + 1 + character
-    return owner.point(numbers)
-
-
-def _finished(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
+def _finish(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
     """Padded and resized; one in five went through a JPEG file first."""
     image = canvas.image
     if rng.random() < 0.2:
@@ -529,17 +510,14 @@ def _finished(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
     return np.array(small)
 
 
-def write(rng: Generator, canvas: Canvas, written: int = 0) -> Lettering | None:
-    """Write one line of text, in three of ten on a plate; nothing where there is no room.
-
-    Its characters are marked from 255 downwards, behind those that are `written` already.
-    """
+def write(rng: Generator, canvas: Canvas) -> Lettering | None:
+    """Write one line of text, in three of ten on a plate; nothing where there is no room."""
     fine = canvas.fine
     name = pick(rng, FONTS)
     word = random_word(rng, 1)
     largest = min(100.0, canvas.inner.height * 0.6)
     size = log_uniform(rng, 17, largest)
-    while (width := _line_width(word, name, size, fine)) > canvas.inner.width - 16:
+    while (width := sum(map(font(name, round(size * fine)).getlength, word)) / fine) > canvas.inner.width - 16:
         size *= 0.85
     plate = rng.random() < 0.3
     margin = 2.0
@@ -553,15 +531,12 @@ def write(rng: Generator, canvas: Canvas, written: int = 0) -> Lettering | None:
     _, middle = box.centre
     start = ((box.left + margin) * fine, middle * fine)
     face = font(name, round(size * fine))
-    centres = draw_characters(canvas.image, canvas.owner, word, start, face, ink, bold, 255 - written)
-    xs = tuple(centre / fine for centre in centres)
-    return Lettering(word, xs, middle, round(size))
-
-
-def _line_width(word: str, name: str, size: float, fine: float) -> float:
-    """Of a word in a font, in pixels of the finished square."""
-    face = font(name, round(size * fine))
-    return sum(face.getlength(character) for character in word) / fine
+    xs = []
+    for character in draw_characters(canvas.image, word, start, face, ink, bold):
+        canvas.owner.paste(255 - canvas.characters, character.corner, character.mask)
+        canvas.characters += 1
+        xs.append(character.middle / fine)
+    return Lettering(word, tuple(xs), middle, round(size))
 
 
 def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:

@@ -141,7 +141,7 @@ def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | Non
     first = ids.gather(1, forward.first.to(device)[:, None])[:, 0]
     if shift is not None:
         first = first - shift.to(device)
-    return rows.on(device).renumbered(first)
+    return rows.on(device).number_from(first)
 
 
 def ids_of(forward: Forward) -> Tensor:

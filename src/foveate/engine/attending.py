@@ -13,7 +13,17 @@ from torch import Tensor
 
 from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
-from foveate.core.signals import Attention, OwnSignal, Products, ValueLikeness
+from foveate.core.signals import (
+    Attention,
+    Columns,
+    KeyNorms,
+    Keys,
+    OwnSignal,
+    Pivots,
+    Products,
+    Signal,
+    ValueLikeness,
+)
 from foveate.core.tensors import BLOCK_NUMBERS, take_along
 from foveate.engine.buckets import Bucket
 from foveate.engine.samples import Unit
@@ -75,6 +85,36 @@ class RowsReader(ABC):
 
     # -- signals -----------------------------------------------------------------------------------------------
 
+    def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
+        """A signal of these units' rows, one behind the other: (samples, rows, …), see the signal; float32.
+
+        `Keys`, `KeyNorms`, `Columns` and `Products` are of all rows of the bucket, and `units` is these as one.
+        `Pivots` are columns of the text behind each unit, (samples, units, count) int64: those with the largest key
+        norms, the largest first, from the first on again where there is less text, −1 where there is none.
+        """
+        if isinstance(signal, Columns):
+            return self.in_prompt(self._bucket.columns)
+        if isinstance(signal, Keys):
+            keys = take_along(self._all_keys(), self._vision[:, None, :, None], dim=2)
+            return keys.float().mean(dim=1)
+        if isinstance(signal, KeyNorms):
+            return self._norms().gather(1, self._vision)
+        if isinstance(signal, Products):
+            return self._products(signal, units[0])
+        if isinstance(signal, ValueLikeness):
+            return torch.cat([self._likeness_of(signal, unit) for unit in units], dim=1)
+        if isinstance(signal, Pivots):
+            return torch.stack([self._pivots_of(signal.count, unit) for unit in units], dim=1)
+        if isinstance(signal, OwnSignal):
+            samples = zip(*map(self._of_layer, signal.of), strict=True)
+            parts = [unit.rows for unit in units if len(unit)]
+            rows = [
+                [signal.of_rows([part_of[..., part, :] for part_of in sample]) for part in parts] for sample in samples
+            ]
+            return torch.stack([torch.cat(made) for made in rows])
+        assert isinstance(signal, Attention)
+        return self.reduced([signal], units)[signal]
+
     def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
         """Signals that differ in nothing but how rows are put together: each row of attention is made once.
 
@@ -93,21 +133,15 @@ class RowsReader(ABC):
             for block in self._blocks(signals[0], unit):
                 reduction.add(block)
         values = reduction.values()
-        if values:
-            return {signal: _of_heads(signal, value) for signal, value in values.items()}
+        for signal, paid in values.items():  # (samples, heads, rows)
+            if signal.heads == "busiest":
+                values[signal] = mean_of_busiest(paid, signal.busiest)
+            else:  # of their mean there is one
+                values[signal] = paid[..., 0, :] if paid.shape[-2] == 1 else paid.amax(dim=-2)
         zeros = self._vision.new_zeros(len(self._vision), len(unit), dtype=torch.float32)
-        return dict.fromkeys(signals, zeros)
+        return values or dict.fromkeys(signals, zeros)
 
-    def keys(self) -> Tensor:
-        """Keys of the bucket's rows after RoPE, mean over heads: (samples, rows, head size) float32."""
-        keys = take_along(self._all_keys(), self._vision[:, None, :, None], dim=2)
-        return keys.float().mean(dim=1)
-
-    def key_norms(self) -> Tensor:
-        """L1 norms of the keys of the bucket's rows after RoPE, all heads together: (samples, rows) float32."""
-        return self._norms().gather(1, self._vision)
-
-    def products(self, signal: Products, unit: Unit) -> Tensor:
+    def _products(self, signal: Products, unit: Unit) -> Tensor:
         """What `Products` has of the bucket's rows, `unit` being all of them: (samples, rows, heads) float32."""
         asking, real = self._text_behind(unit)
         if real is None:
@@ -123,17 +157,6 @@ class RowsReader(ABC):
         grouped = mean.view(len(mean), keys.shape[1], -1, mean.shape[-1])  # (samples, key heads, heads of each, size)
         paid: Tensor = (keys @ grouped.mT).transpose(1, 2).flatten(2)  # (samples, rows, heads)
         return paid / math.sqrt(mean.shape[-1])
-
-    def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor:
-        """What `ValueLikeness` has of these units' rows, one behind the other: (samples, rows, 2) float32."""
-        return torch.cat([self._likeness_of(signal, unit) for unit in units], dim=1)
-
-    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor:
-        """What `OwnSignal` has of these units' rows, one behind the other: (samples, rows) or (samples, rows, any)."""
-        samples = zip(*map(self._of_layer, signal.of), strict=True)
-        parts = [unit.rows for unit in units if len(unit)]
-        made = [[signal.of_rows([tensor[..., part, :] for tensor in sample]) for part in parts] for sample in samples]
-        return torch.stack([torch.cat(rows) for rows in made])
 
     def _of_layer(self, name: str) -> Tensor:
         """What an `OwnSignal` is made of, of the bucket: (samples, heads, rows, size), or (samples, rows, width)."""
@@ -196,14 +219,6 @@ class RowsReader(ABC):
             return real
         return real & (live.gather(1, self._columns) != 0)
 
-    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
-        """Columns of the text behind each unit that has the largest key norms, the largest first.
-
-        Returns:
-            (samples, units, count) int64: from the first on again where there is less text, −1 where there is none.
-        """
-        return torch.stack([self._pivots_of(count, unit) for unit in units], dim=1)
-
     def _pivots_of(self, count: int, unit: Unit) -> Tensor:
         none = self._columns.new_full((len(self._columns), count), -1)
         if unit.text_after == (False,) or not len(unit):
@@ -241,28 +256,13 @@ class RowsReader(ABC):
 
         A sample with less text behind them than another has rows of zeros in the place of what it lacks.
         """
-        columns, real = self._vision[:, unit.rows], None
+        columns = self._vision[:, unit.rows]
         samples = len(columns)
         if not len(unit):  # an image that has lost all its tokens
             return
-        if signal.rows == "vision":
-            asking = _sampled(columns, signal.sample)
-        elif signal.rows == "last":
-            asking = self._last_row()
-        else:
-            asking, real = self._text_behind(unit)
+        asking, real = self._asking(signal, unit)
         if not asking.shape[1]:
             return
-        if signal.rows == "null":
-            asking, real = _first(asking, real)
-        elif signal.rows == "but_last":  # real rows stand behind the others
-            asking, real = asking[:, :-1], None if real is None else real[:, :-1]
-            if not asking.shape[1]:
-                return
-        elif signal.rows == "raters":
-            raters = self._bucket.text[RATERS][:, unit.image].to(asking.device)
-            is_rater = raters.gather(1, self._columns.gather(1, asking))  # (samples, asking)
-            real = is_rater if real is None else is_rater & (real != 0)
         query, keys, scaling = self._queries_and_keys(asking)
         self._made_keys, before = keys, 0
         if self._past is not None:
@@ -307,13 +307,36 @@ class RowsReader(ABC):
             yield paid if real is None else paid * real[:, None, some, None]
             done += paid.shape[2]
 
-    def _last_row(self) -> Tensor:
-        """The row of each sample's last token, (samples, 1): behind it may be padding."""
-        live = self._live()
-        if live is None:
-            return self._columns.new_full((len(self._columns), 1), self._columns.shape[1] - 1)
-        last, _ = last_marked((live.gather(1, self._columns) != 0).long(), 1)
-        return last
+    def _asking(self, signal: Attention, unit: Unit) -> tuple[Tensor, Tensor | None]:
+        """The rows that ask for a signal of a unit, (samples, asking) int64, and which are real, None if all are."""
+        if signal.rows == "vision":
+            columns = self._vision[:, unit.rows]
+            rows = columns.shape[1]
+            if signal.sample is None or signal.sample >= rows:
+                return columns, None
+            return columns[:, spread(rows, signal.sample, columns.device)], None
+        if signal.rows == "last":  # behind it may be padding
+            live = self._live()
+            if live is None:
+                return self._columns.new_full((len(self._columns), 1), self._columns.shape[1] - 1), None
+            return last_marked((live.gather(1, self._columns) != 0).long(), 1)[0], None
+        asking, real = self._text_behind(unit)
+        if not asking.shape[1]:
+            return asking, real
+        # Real rows stand behind the others.
+        if signal.rows == "null":
+            if real is None:
+                return asking[:, :1], None
+            number = real.sum(dim=1, keepdim=True)
+            place = (asking.shape[1] - number).clamp(max=asking.shape[1] - 1)
+            return asking.gather(1, place), number > 0
+        if signal.rows == "but_last":
+            return asking[:, :-1], None if real is None else real[:, :-1]
+        if signal.rows == "raters":
+            raters = self._bucket.text[RATERS][:, unit.image].to(asking.device)
+            is_rater = raters.gather(1, self._columns.gather(1, asking))  # (samples, asking)
+            return asking, is_rater if real is None else is_rater & (real != 0)
+        return asking, real
 
     def _text_behind(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
         """Text rows behind a unit, as many in every sample; and which of them a sample has, None if all do.
@@ -361,8 +384,7 @@ class Reduction:
         self._renormalises = signals[0].renormalise
         # Where samples differ in how much text is behind, rows of zeros fill up: they ask for nothing.
         self._filled = signals[0].rows in OF_TEXT and (self._renormalises or "mean" in self._over)
-        self._sum: Tensor | None = None
-        self._max: Tensor | None = None
+        self._of_rows: dict[str, Tensor] = {}  # the "sum" and "max" of those that were added
         self._asking: int | Tensor = 0
 
     def add(self, block: Tensor) -> None:
@@ -378,52 +400,24 @@ class Reduction:
             block = block / (sums.clamp(min=torch.finfo(torch.float32).tiny) if self._filled else sums)
         if self._over - {"max"}:
             total = block.sum(dim=-2)
-            self._sum = total if self._sum is None else self._sum + total
+            self._of_rows["sum"] = self._of_rows["sum"] + total if "sum" in self._of_rows else total
         if "max" in self._over:
             highest = block.amax(dim=-2)
-            self._max = highest if self._max is None else torch.maximum(self._max, highest)
+            self._of_rows["max"] = torch.maximum(self._of_rows["max"], highest) if "max" in self._of_rows else highest
 
     def values(self) -> dict[Attention, Tensor]:
         """The signals, (…, tokens) each; none where no row was added."""
-        if self._sum is None and self._max is None:
-            return {}
-        return {signal: self._value(signal) for signal in self._signals}
-
-    def _value(self, signal: Attention) -> Tensor:
-        if signal.over == "max":
-            assert self._max is not None
-            return self._max
-        assert self._sum is not None
-        if signal.over == "mean":
-            asking = self._asking
-            return self._sum / (asking.clamp(min=1)[..., None] if isinstance(asking, Tensor) else asking)
-        if signal.over == "share":
-            return self._sum / self._sum.sum(dim=-1, keepdim=True)
-        return self._sum
-
-
-def _of_heads(signal: Attention, paid: Tensor) -> Tensor:
-    """What the heads come to together: (…, heads, tokens) -> (…, tokens)."""
-    if signal.heads == "busiest":
-        return mean_of_busiest(paid, signal.busiest)
-    return paid[..., 0, :] if paid.shape[-2] == 1 else paid.amax(dim=-2)  # of their mean there is one
-
-
-def _first(asking: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The first of the rows that ask, (samples, 1), real ones standing behind the others; and whether it is real."""
-    if real is None:
-        return asking[:, :1], None
-    number = real.sum(dim=1, keepdim=True)
-    place = (asking.shape[1] - number).clamp(max=asking.shape[1] - 1)
-    return asking.gather(1, place), number > 0
-
-
-def _sampled(columns: Tensor, count: int | None) -> Tensor:
-    """`count` of a unit's rows, (samples, rows), spread evenly; all of them where there are no more."""
-    rows = columns.shape[1]
-    if count is None or count >= rows:
-        return columns
-    return columns[:, spread(rows, count, columns.device)]
+        values: dict[Attention, Tensor] = {}
+        for signal in self._signals if self._of_rows else ():
+            value = self._of_rows["max" if signal.over == "max" else "sum"]
+            if signal.over == "mean" and isinstance(self._asking, Tensor):
+                value = value / self._asking.clamp(min=1)[..., None]
+            elif signal.over == "mean":
+                value = value / self._asking
+            elif signal.over == "share":
+                value = value / value.sum(dim=-1, keepdim=True)
+            values[signal] = value
+        return values
 
 
 def streams(signals: Sequence[Attention]) -> list[list[Attention]]:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,15 +22,6 @@ TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "tex
 
 Sizes = tuple[int, ...]
 """Rows of each image of a sample, or of each frame, in order."""
-
-
-class Layout(NamedTuple):
-    """The parts of a bucket that a cut changes; see there."""
-
-    slots: Tensor
-    source: Tensor
-    parent: Tensor | None
-    notes: dict[str, Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +136,7 @@ class Bucket:
 
     def positions_of(self) -> Tensor:
         """The column whose position each row has, (samples, left) int64; −1 for a row that is no token of its own."""
-        return _looked_up(self.vision, self.source)
+        return look_up(self.vision, self.source)
 
     def text_behind(self, start: int, stop: int) -> tuple[int, bool]:
         """How much text stands behind the rows `start` to `stop`.
@@ -182,14 +173,10 @@ class Bucket:
         if len(places) == len(self.members):
             return self
         at = send(torch.tensor(places), self.index.device)
-        tensors = {name: on_tensors(getattr(self, name), lambda tensor: tensor[at]) for name in TENSORS}
-        return Bucket(
-            members=tuple(self.members[place] for place in places),
-            samples=tuple(self.samples[place] for place in places),
-            sizes=self.sizes,
-            begun=self.begun,
-            **tensors,
-        )
+        part = self.with_tensors(lambda tensor: tensor[at])
+        part.members = tuple(self.members[place] for place in places)
+        part.samples = tuple(self.samples[place] for place in places)
+        return part
 
     def take(self, cuts: Sequence[Cut], sizes: Sizes | None) -> tuple[Tensor | None, Tensor] | None:
         """Drop and merge as cuts say, in everything but the stream.
@@ -213,21 +200,19 @@ class Bucket:
         if first.rows is not None:
             rows = stacked([cut.rows for cut in cuts if cut.rows is not None])  # (samples, rows, …)
             went = stacked([cut.parent for cut in cuts]).to(kept.device)  # (samples, left)
-            layout, rows, before = self._merged(kept, rows, went, sizes)
-            (self.slots, self.source, self.parent, self.notes), self.sizes = layout, sizes
-            return rows, before
+            return self._merge(kept, rows, went, sizes)
         alike = self.source is self.slots
         self.slots = before = self.slots.gather(1, kept)  # (samples, rows)
         if self.parent is not None:
             # Of three rows the first and last stay: went 0 −1 1.
             numbers = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
             went = torch.full_like(self.source, -1).scatter(1, kept, numbers)  # (samples, left)
-            self.parent = _looked_up(went, self.parent)  # (samples, entered)
+            self.parent = look_up(went, self.parent)  # (samples, entered)
         self.source, self.sizes = before if alike else self.source.gather(1, kept), sizes
         return None, before
 
-    def _merged(self, kept: Tensor, rows: Tensor, went: Tensor, sizes: Sizes | None) -> tuple[Layout, Tensor, Tensor]:
-        """What `take` makes of it where there are new rows, stored at the first slots of their images or runs.
+    def _merge(self, kept: Tensor, rows: Tensor, went: Tensor, sizes: Sizes | None) -> tuple[Tensor, Tensor]:
+        """Merge as `take` does, the new rows stored at the first slots of their images or runs.
 
         An example: three tokens that have lost nothing yet, as in the class, left as one row:
 
@@ -240,29 +225,34 @@ class Bucket:
             sizes: New rows of each image.
 
         Returns:
-            The layout, the rows in the order of their slots, and the slots where they were before, (samples, rows).
+            The rows in the order of their slots, and the slots where they were before, (samples, rows).
         """
         if self.sizes is None or sizes is None:
             raise SettingError(
                 "A stage that merges must know which rows belong to which image. Set scope='image' (of a stage: "
                 "unit='image'), and give a count that does not depend on tensor values."
             )
-        notes = self.notes
         starts = [0, *itertools.accumulate(self.sizes)][: len(sizes)]  # where each image's rows began
         if self.runs is None:
-            places = _first_places(starts, sizes, kept.device).expand_as(kept)  # (samples, rows)
+            # Of images at 0 and 5 with two rows each 0 1 5 6.
+            ranges = [torch.arange(at, at + size, device=kept.device) for at, size in zip(starts, sizes, strict=True)]
+            places = (torch.cat(ranges) if len(ranges) > 1 else ranges[0]).expand_as(kept)  # (samples, rows)
         else:
+            # A row that stands for no token goes where its image begins.
+            firsts = [kept.new_full((size,), at) for at, size in zip(starts, sizes, strict=True)]
+            stands_for = torch.where(kept < 0, torch.cat(firsts), kept)
             runs = self.runs.gather(1, self.slots)  # (samples, left)
-            order, places = into_runs(runs.gather(1, _stands_for(kept, starts, sizes)), runs)  # (samples, rows) both
+            order, places = into_runs(runs.gather(1, stands_for), runs)  # (samples, rows) both
             samples = torch.arange(len(order), device=order.device)[:, None]
             kept, rows = kept.gather(1, order), rows[samples, order]
-            notes = {name: note[samples, order] for name, note in notes.items()}
-            went = _looked_up(order.argsort(dim=1), went)
+            self.notes = {name: note[samples, order] for name, note in self.notes.items()}
+            went = look_up(order.argsort(dim=1), went)
         if self.parent is not None:  # an earlier cut has merged, so tokens go on from the rows that it left
-            went = _looked_up(went, self.parent)  # (samples, entered)
+            went = look_up(went, self.parent)  # (samples, entered)
         before = self.slots.gather(1, kept.clamp(min=0))
-        layout = Layout(self.slots.gather(1, places), _looked_up(self.source, kept), went, notes)
-        return layout, rows, before
+        self.slots, self.source = self.slots.gather(1, places), look_up(self.source, kept)
+        self.parent, self.sizes = went, sizes
+        return rows, before
 
     def source_and_parent(self) -> tuple[Tensor, Tensor | None]:
         """`source` and `parent` as a trace has them, which counts all vision tokens, also those always kept.
@@ -274,7 +264,7 @@ class Bucket:
         if self.ordinals is None:
             return self.source, self.parent
         free, fixed = self.ordinals
-        names = _looked_up(free, self.source)
+        names = look_up(free, self.source)
         # Rows are in the order in which they are stored; those that always stay are among them.
         stored = torch.cat((free.gather(1, self.slots), fixed), dim=1)
         order = stored.argsort(dim=1)
@@ -283,26 +273,12 @@ class Bucket:
             return source, None
         row = order.argsort(dim=1)  # the place of each row in that order
         parent = row.new_empty(len(free), free.shape[1] + fixed.shape[1])
-        parent.scatter_(1, free, _looked_up(row, self.parent))
+        parent.scatter_(1, free, look_up(row, self.parent))
         parent.scatter_(1, fixed, row[:, names.shape[1] :])
         return source, parent
 
 
-def _stands_for(kept: Tensor, starts: Sequence[int], left: Sequence[int]) -> Tensor:
-    """`kept`, (samples, rows) int64, in which a row that stands for no token has the first token of its image."""
-    firsts = [kept.new_full((count,), start) for start, count in zip(starts, left, strict=True)]
-    return torch.where(kept < 0, torch.cat(firsts), kept)
-
-
-def _first_places(starts: Sequence[int], left: Sequence[int], device: torch.device) -> Tensor:
-    """The first places of each image, as many as it has rows left: of images at 0 and 5 with two rows each 0 1 5 6."""
-    if len(left) == 1:
-        return torch.arange(left[0], device=device)
-    parts = [torch.arange(start, start + count, device=device) for start, count in zip(starts, left, strict=True)]
-    return torch.cat(parts)
-
-
-def _looked_up(tables: Tensor, places: Tensor) -> Tensor:
+def look_up(tables: Tensor, places: Tensor) -> Tensor:
     """The entries of each sample's table at these places, (samples, any) int64 both; −1 stays −1."""
     return torch.where(places < 0, places, tables.gather(1, places.clamp(min=0)))
 
@@ -326,14 +302,13 @@ def buckets_of(samples: Sequence[Sample], at_once: bool, device: torch.device, b
 
 def _kind(sample: Sample) -> Any:
     """What samples that are alike have in common."""
-    tower = tuple([_kind_of_cut(image.cut) for image in sample.media])
+    tower: list[Any] = []
+    for image in sample.media:
+        if image.cut is None:
+            tower.append(None)
+        else:
+            notes = sorted((name, note.shape[1:]) for name, note in image.cut.notes.items())
+            tower.append((image.cut.count, image.cut.stays_whole, tuple(notes)))
     text = tuple([after > 0 for after in sample.text_after])
     sizes = (sample.sizes, sample.entered_sizes, sample.started_sizes, sample.fixed, sample.parted)
-    return (*sizes, sample.grids, text, tower)
-
-
-def _kind_of_cut(cut: Cut | None) -> Any:
-    """What the tower did to an image, as far as samples that are alike must have it in common."""
-    if cut is None:
-        return None
-    return cut.count, cut.stays_whole, tuple(sorted((name, note.shape[1:]) for name, note in cut.notes.items()))
+    return (*sizes, sample.grids, text, tuple(tower))

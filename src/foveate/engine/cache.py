@@ -197,7 +197,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if key_states.shape[-2] != (span if columns is None else columns.shape[1]):
             guards.refuse_other_rows(key_states.shape[-2], span if columns is None else columns.shape[1])
         if columns is not None:
-            self.base = self._and_these(columns) if self.seen else columns
+            if self.seen:
+                samples, device = len(columns), columns.device
+                key = "joined", columns, self.base, self.base_end, self.seen
+                self.base = self._memo.once(lambda: self.columns(columns, samples, device), *key)
+            else:
+                self.base = columns
             self.base_end = self.seen + span
             self.ragged |= ragged
             self._pruned = True
@@ -247,46 +252,28 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def read(self, chosen: "Chosen") -> None:
         """From now on steps read these slots alone, and the rows that came since something was read first."""
-        (keys, values), waiting = self.states, self._waiting()
+        keys, values = self.states
         reads = copy.copy(self)
         reads.keys, reads.values = chosen.of_states(keys), chosen.of_states(values)
-        if waiting is not None:
-            reads._put_behind(*waiting)
+        reads._put_behind(self.reads)
         reads.head, reads.kinds, reads.memory = None, None, {}
         reads.base, reads.ragged, reads.held = chosen.base.to(keys.device), chosen.ragged, chosen.counts
         reads.base_end = self.seen if self.reads is None else self.reads.base_end
         reads.reads, self.reads = None, reads
 
-    def remember(self, columns: Tensor, kinds: Tensor, counts: list[tuple[int, int]]) -> None:
-        """Begin to remember steps: of these slots, (samples, slots) each, none was read and nothing was seen."""
-        nothing = torch.zeros_like(columns, dtype=torch.float32)
-        self.memory = {"columns": columns, "kinds": kinds, "attention": nothing, "read": nothing != 0}
-        self.counted = counts
-
     def settle(self) -> None:
         """End the reading: the rows that came meanwhile go behind those that were there, and all are read."""
-        waiting, self.reads, self.memory = self._waiting(), None, {}
-        if waiting is not None:
-            self._put_behind(*waiting)
+        self._put_behind(self.reads)
+        self.reads, self.memory = None, {}
 
-    def _put_behind(self, keys: Tensor, values: Tensor) -> None:
-        """Append rows of which all else is known."""
-        self.keys, self.values = torch.cat((self.keys, keys), dim=-2), torch.cat((self.values, values), dim=-2)
-        self._room = None
-
-    def _waiting(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of the rows that came since something was read first; None if none did."""
-        reads = self.reads
+    def _put_behind(self, reads: "PrunedLayer | None") -> None:
+        """Append the rows that came since something was read first, which are the last ones of what is read."""
         if reads is None or reads.seen == reads.base_end:
-            return None
+            return
         rows = reads.seen - reads.base_end
-        return reads.keys[..., -rows:, :], reads.values[..., -rows:, :]
-
-    def _and_these(self, coming: Tensor) -> Tensor:
-        """The columns of all slots once these have come."""
-        samples, device = coming.shape[0], coming.device
-        alike = "joined", coming, self.base, self.base_end, self.seen
-        return self._memo.once(lambda: self.columns(coming, samples, device), *alike)
+        self.keys = torch.cat((self.keys, reads.keys[..., -rows:, :]), dim=-2)
+        self.values = torch.cat((self.values, reads.values[..., -rows:, :]), dim=-2)
+        self._room = None
 
     def _evict(self) -> None:
         """Remove slots that no later row sees: all but the last `window − 1`.
@@ -334,13 +321,18 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         based = 0 if self.base is None else self.base.shape[1]
         return self._announced is None and self.slots == based + self.seen - self.base_end
 
-    def valid_slots(self) -> Callable[[], list[int]]:
-        """A function that counts the slots of each sample that are no pads now.
+    def valid_slots(self, dead: Sequence[int] | None = None) -> Callable[[], list[int]]:
+        """A function that counts the slots of each sample that are no pads now, and not among its `dead` ones.
 
         The host waits for the device when it is called, and not before.
         """
-        base, samples, slots = self.base, len(self.keys), self.slots
-        return lambda: [slots] * samples if base is None else (slots - (base < 0).sum(dim=1)).tolist()
+        base, slots, dead = self.base, self.slots, dead or [0] * len(self.keys)
+
+        def count() -> list[int]:
+            pads = [0] * len(dead) if base is None else (base < 0).sum(dim=1).tolist()
+            return [slots - pad - less for pad, less in zip(pads, dead, strict=True)]
+
+        return count
 
     def activate_past_recording(self) -> None:
         """From now on slots behind the window wait for `crop`, so that tokens can be taken back."""
@@ -414,20 +406,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         elif from_tail:
             self.keys = self.keys[..., :-from_tail, :]
             self.values = self.values[..., :-from_tail, :]
-        if self.base is not None and end < self.base_end:
-            self._crop_base(end)
+        if self.base is not None and end < self.base_end:  # of the first slots samples lose different numbers
+            stays = (self.base < end) & (self.base >= 0)
+            counts = stays.sum(dim=1).tolist()
+            self._keep_slots(Chosen.of(self.base, 0, stays, max(counts), ragged=min(counts) < max(counts)))
+            self.base_end = end
         self.seen = end
         if self.window is not None:
             self._evict()
-
-    def _crop_base(self, end: int) -> None:
-        """Remove the slots of columns from `end` on, which differ in number between samples."""
-        assert self.base is not None
-        stays = (self.base < end) & (self.base >= 0)
-        counts = stays.sum(dim=1).tolist()
-        ragged = min(counts) < max(counts)
-        self._keep_slots(Chosen.of(self.base, 0, stays, max(counts), ragged))
-        self.base_end = end
 
     def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """Of the rows that came last, keep only these.
@@ -438,19 +424,20 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             wanted: (samples, rows) bool, in the order they came.
             counts: How many of them each sample has.
         """
+
+        def choose() -> Chosen:
+            columns = self.columns(0, wanted.shape[0], wanted.device)
+            rows = min(wanted.shape[1], columns.shape[1])  # the window may have evicted the first of them
+            earlier = columns.shape[1] - rows  # slots of earlier turns, which all stay
+            stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)  # (samples, rows)
+            most = min(rows, max(counts))
+            even = rows == wanted.shape[1] and min(counts) == most
+            return Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
+
         alike = "kept", wanted, self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged
-        chosen = self._memo.once(lambda: self._chosen(wanted, counts), *alike)
+        chosen = self._memo.once(choose, *alike)
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
-
-    def _chosen(self, wanted: Tensor, counts: Sequence[int]) -> "Chosen":
-        columns = self.columns(0, wanted.shape[0], wanted.device)
-        rows = min(wanted.shape[1], columns.shape[1])  # the window may have evicted the first of them
-        earlier = columns.shape[1] - rows  # slots of earlier turns, which all stay
-        stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)  # (samples, rows)
-        most = min(rows, max(counts))
-        even = rows == wanted.shape[1] and min(counts) == most
-        return Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
 
     def _keep_slots(self, chosen: "Chosen") -> None:
         """Keep these slots and no others."""

@@ -5,7 +5,7 @@ gets rows of its own. Recurrent states are written in place: these are cloned.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,69 +52,52 @@ def copy_of(cache: Any, samples: int = 1) -> Any:
         samples: How many go on from it.
     """
     copied = copy.copy(cache)
-    memo = Memo(MEMO_SIZE)
-    spread = _Spread((0,) * samples, shares=samples > 1)
-    copied.layers = [_layer(layer, memo, spread) for layer in cache.layers]
+    memo, spread = Memo(MEMO_SIZE), Memo()  # the same tensor becomes the same one: layers compare columns by it
+    copied.layers = [_layer(layer, memo, spread, samples) for layer in cache.layers]
     return copied
 
 
-class _Spread:
-    """Takes samples of a tensor, the same ones to the same object: layers compare columns by it.
+def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
+    """One layer of the copy.
 
     Args:
-        places: Of one sample, or of several.
-        shares: Whether they are all the first one, whose keys and values may stand in memory once.
+        layer: Of one sample.
+        memo: That of all layers of the copy.
+        spread: What tensors of layers have become, with so many samples.
+        samples: How many.
     """
-
-    def __init__(self, places: Sequence[int], shares: bool) -> None:
-        self.places = places
-        self.shares = shares
-        self._made: dict[int, Tensor] = {}
-
-    @property
-    def samples(self) -> int:
-        """How many are taken."""
-        return len(self.places)
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        if tuple(self.places) == tuple(range(len(tensor))):
-            return tensor
-        if id(tensor) not in self._made:
-            self._made[id(tensor)] = self.own(tensor)
-        return self._made[id(tensor)]
-
-    def own(self, value: Any) -> Any:
-        """A new tensor, also of one sample; anything else as it is."""
-        if not isinstance(value, Tensor):
-            return value
-        return value.index_select(0, torch.tensor(self.places, device=value.device))
-
-
-def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
-    """One layer of the copy."""
     if type(layer) not in CACHE_LAYERS:  # it may write in place; `settle` refuses such
         return copy.deepcopy(layer)
     copied = copy.copy(layer)
     if isinstance(layer, LinearAttentionLayer):
         for name, states in vars(copied).items():  # tensors by number, beside what is known of each
             if isinstance(states, dict):
-                setattr(copied, name, {index: spread.own(state) for index, state in states.items()})
+                own = {
+                    key: state.repeat_interleave(samples, 0) if isinstance(state, Tensor) else state
+                    for key, state in states.items()
+                }
+                setattr(copied, name, own)
         return copied
+
+    def repeated(tensor: Tensor) -> Tensor:
+        if samples == 1:
+            return tensor
+        return spread.once(lambda: tensor.repeat_interleave(samples, dim=0), tensor)
+
     if type(layer) is PrunedLayer:
-        copied._memo = memo
+        copied._memo, copied.counted = memo, None
         for name in FOLLOWING:
-            setattr(copied, name, on_tensors(getattr(layer, name), spread))
-        copied.counted = None
+            setattr(copied, name, on_tensors(getattr(layer, name), repeated))
         if layer.reads is not None:
-            copied.reads = _layer(layer.reads, memo, spread)
+            copied.reads = _layer(layer.reads, memo, spread, samples)
     if not layer.is_initialized or isinstance(layer, DummyLayer):
         return copied
-    if layer.is_sliding or not spread.shares:
-        copied.keys, copied.values = spread(layer.keys), spread(layer.values)
+    if layer.is_sliding or samples == 1:
+        copied.keys, copied.values = repeated(layer.keys), repeated(layer.values)
         return copied
     if type(layer) is DynamicLayer:
         copied = PrunedLayer(copied, memo)
-    copied.share(spread.samples)
+    copied.share(samples)
     return copied
 
 

@@ -16,17 +16,14 @@ from foveate.core.signals import (
     Cells,
     Columns,
     Hidden,
-    KeyNorms,
     Keys,
     Normed,
-    OwnSignal,
     Pivots,
     Products,
     Resource,
     Rotary,
     Signal,
     Text,
-    ValueLikeness,
 )
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
@@ -125,9 +122,6 @@ class SampleRows:
                 return tensor
             return tensor[rows]
 
-        def stream() -> Tensor:
-            return part(self.hidden)
-
         notes = NotesOf(self.notes, stage, rows)
         tokens = partial(part, self.source)
         if stage.place is not Place.LAYER:
@@ -140,7 +134,7 @@ class SampleRows:
             if not isinstance(signal, Hidden):
                 signals[signal] = partial(self._signal, signal, unit, part)
                 continue
-            hidden = stream
+            hidden = lambda: part(self.hidden)  # noqa: E731
             if signal.back and before is None:
                 before = partial(part, self.notes[hidden_note(self.layer - signal.back)])
         return LayerView(
@@ -187,13 +181,11 @@ class SampleRows:
         if signal.of_ran and not isinstance(signal, Pivots):
             return part(self.notes[ran_note(signal, self.layer - 1)])
         assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
-        if isinstance(signal, Keys):
-            return part(self.reader.keys())
         if isinstance(signal, Text):
             columns = self.text[WORDS]
             return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
-        if isinstance(signal, Products):
-            return part(self.reader.products(signal, sample_unit(self.sample, len(self))))
+        if isinstance(signal, Keys | Products):
+            return part(self.reader.read(signal, [sample_unit(self.sample, len(self))]))
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))
         if isinstance(signal, Pivots):
@@ -201,7 +193,7 @@ class SampleRows:
             rows = self.reader.normed(self.reader.states(columns.clamp(min=0)))
             return rows * (columns >= 0)[:, None]
         assert isinstance(signal, Attention)
-        return self.reader.attention(signal, asking_units(signal, self.sample, self.sizes, unit))
+        return self.reader.read(signal, asking_units(signal, self.sample, self.sizes, unit))
 
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
         """The rows that a second stage before the same layer sees, behind the first one's cut."""
@@ -309,16 +301,33 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     """
     if len(cuts) == 1:
         return cuts[0]
-    cuts = [_explicit(cut, device) for cut in cuts]
+    explicit = []
+    for cut in cuts:
+        if cut.stays_whole:  # then it gets tensors that say so
+            places = torch.arange(cut.arriving, device=device)
+            cut = Cut.join(places, places, cut.notes)
+        explicit.append(cut)
+    cuts, notes = explicit, {}
     # A note must be there for all rows, so one that only some units have is left out.
-    shared = set.intersection(*(set(cut.notes) for cut in cuts))
-    notes = {name: _one_behind_the_other([cut.notes[name] for cut in cuts]) for name in shared}
+    for name in set.intersection(*(set(cut.notes) for cut in cuts)):
+        parts = [cut.notes[name] for cut in cuts]
+        if parts[0].dim() > 1:  # vectors that are shorter than others, as features of other towers are, end in zeros
+            width = max(part.shape[-1] for part in parts)
+            parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
+        notes[name] = torch.cat(parts)
     if any(cut.stays is not None for cut in cuts):
         masks = [cut.parent >= 0 if cut.stays is None else cut.stays for cut in cuts]
         return Cut.keep(torch.cat(masks), notes)
     tokens = [cut.arriving for cut in cuts]
     starts = [0, *itertools.accumulate(tokens)]
-    moved = [_moved(cut.source, cut, start) for cut, start in zip(cuts, starts, strict=False)]
+    moved = []
+    for cut, start in zip(cuts, starts, strict=False):
+        source = cut.source
+        if start and cut.rows is None:  # every row stands for a token, so there is no −1
+            source = source + start
+        elif start:
+            source = torch.where(source < 0, source, source + start)
+        moved.append(source)
     if all(cut.rows is None for cut in cuts):
         return Cut.take(torch.cat(moved), sum(tokens), notes)
     firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # of each unit, its first row in the joined
@@ -328,44 +337,14 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
 
 
-def _one_behind_the_other(notes: Sequence[Tensor]) -> Tensor:
-    """Notes of all units; vectors that are shorter than others, as features of other towers are, end in zeros."""
-    if notes[0].dim() > 1:
-        width = max(note.shape[-1] for note in notes)
-        notes = [torch.nn.functional.pad(note, (0, width - note.shape[-1])) for note in notes]
-    return torch.cat(list(notes))
-
-
-def _explicit(cut: Cut, device: torch.device) -> Cut:
-    """The cut; one that changes nothing has tensors that say so, made on this device."""
-    if not cut.stays_whole:
-        return cut
-    places = torch.arange(cut.arriving, device=device)
-    return Cut(cut.arriving, cut.arriving, {"source": places, "parent": places}, cut.notes)
-
-
-def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:
-    """Sources of a unit as places in its sample; −1 stays."""
-    if start == 0:
-        return source
-    if cut.rows is None:  # every row stands for a token, so there is no −1
-        return source + start
-    return torch.where(source < 0, source, source + start)
-
-
 # -- a layer's cuts, bucket by bucket -----------------------------------------------------------------------------
 
 
 class BucketReader(Protocol):
-    """What `RowsReader` reads, for all samples of a bucket."""
+    """Reads a layer for all samples of a bucket: `RowsReader`, or several of them."""
 
+    def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor: ...
     def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
-    def keys(self) -> Tensor: ...
-    def key_norms(self) -> Tensor: ...
-    def products(self, signal: Products, unit: Unit) -> Tensor: ...
-    def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor: ...
-    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor: ...
-    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor: ...
     def in_prompt(self, columns: Tensor) -> Tensor: ...
 
 
@@ -410,19 +389,14 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
     else:
         images = image_units(bucket.first, bucket.sizes)
     for signal in signals:
-        if isinstance(signal, KeyNorms):
-            bucket.notes[ran_note(signal, layer)] = reader.key_norms()
-        elif isinstance(signal, ValueLikeness):
-            bucket.notes[ran_note(signal, layer)] = reader.value_likeness(signal, images)
-        elif isinstance(signal, OwnSignal):
-            bucket.notes[ran_note(signal, layer)] = reader.made(signal, images)
-        elif isinstance(signal, Pivots):
-            bucket.text[ran_note(signal, layer)] = reader.pivots(signal.count, images)
-        elif isinstance(signal, Columns):
-            bucket.notes[ran_note(signal, layer)] = reader.in_prompt(bucket.columns)
-            if signal.pivots:
-                text = reader.pivots(signal.pivots, images)
-                bucket.text[ran_note(signal, layer)] = reader.in_prompt(text.flatten(1)).view_as(text)
+        name = ran_note(signal, layer)
+        if isinstance(signal, Pivots):
+            bucket.text[name] = reader.read(signal, images)
+        elif not isinstance(signal, Attention):
+            bucket.notes[name] = reader.read(signal, images)
+        if isinstance(signal, Columns) and signal.pivots:
+            text = reader.read(Pivots(signal.pivots), images)
+            bucket.text[name] = reader.in_prompt(text.flatten(1)).view_as(text)
     for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
         units = asking_units(stream[0], bucket.first, bucket.sizes, rows)
         for attention, values in reader.reduced(stream, units).items():
@@ -460,34 +434,19 @@ def _cut(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         forward.record_cut("layer", call.index, before)
 
 
+@dataclass(frozen=True, slots=True)
 class SampleReader:
     """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for.
 
-    Args:
-        reader_of_bucket: Makes what reads for all samples of the bucket, the same every time.
-        pick: Of a tensor with the samples in front, the part of this one.
+    Attributes:
+        read: A signal of some units' rows, one behind the other: see `RowsReader.read`, without the samples.
         states: The stream entering the layer at some columns, (columns, width).
         normed: Rows of the stream, (rows, width), through the norm in front of the model's head.
     """
 
-    def __init__(self, reader_of_bucket: Callable[[], BucketReader], pick: Pick, states: Norm, normed: Norm) -> None:
-        self._reader_of_bucket = reader_of_bucket
-        self._pick = pick
-        self.states = states
-        self.normed = normed
-
-    def attention(self, signal: Attention, units: Sequence[Unit]) -> Tensor:
-        """The signal of these units' rows, one behind the other: (rows,) float32."""
-        of_samples = self._reader_of_bucket().reduced([signal], units)
-        return self._pick(of_samples[signal])
-
-    def products(self, signal: Products, unit: Unit) -> Tensor:
-        """The signal of all rows of the sample, (rows, heads) float32; `unit` is these."""
-        return self._pick(self._reader_of_bucket().products(signal, unit))
-
-    def keys(self) -> Tensor:
-        """The layer's keys at the sample's rows, mean over heads: (rows, head size) float32."""
-        return self._pick(self._reader_of_bucket().keys())
+    read: Callable[[Signal, Sequence[Unit]], Tensor]
+    states: Norm
+    normed: Norm
 
 
 def decide_bucket(
@@ -528,7 +487,7 @@ def decide_bucket(
             bucket.sizes,
             sample["notes"],
             lambda: states(columns),
-            SampleReader(reader, pick, states, norm),
+            SampleReader(lambda signal, units: pick(reader().read(signal, units)), states, norm),
             sample["text"],
             bucket.begun,
         )
@@ -560,14 +519,16 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
 
     A mask says which tokens stay and not how many. The device is asked once for the whole batch.
     """
-    unknown = []
+    sums = []
     for bucket, cuts, _ in decided:
         stays = [cut._parts["stays"] for cut in cuts if "stays" in cut._parts]
         if stays:
-            unknown.append((bucket, stacked(stays)))
-    if not unknown:
+            images = torch.split(stacked(stays), list(bucket.sizes or (bucket.left,)), dim=1)
+            counts_of_images = torch.stack([image.sum(dim=1) for image in images], dim=1)  # (samples, images)
+            sums.append(counts_of_images.flatten())
+    if not sums:
         return list(decided)
-    numbers = iter(_numbers(unknown))
+    numbers = iter(torch.cat([counts.to(sums[0].device) for counts in sums]).tolist())
     counted: list[Decided] = []
     for bucket, cuts, sizes in decided:
         if not cuts or cuts[0].stays is None:
@@ -590,24 +551,11 @@ def _divided(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> lis
     divided: list[Decided] = []
     for places in alike(counts):
         left = counts[places[0]]
-        part = together(partial(_of_count, cuts[0], sum(left)), stacked([cuts[place].tensors() for place in places]))
+
+        def first_of(mask: Tensors, _: Pick, count: int = sum(left)) -> Cut:
+            return cuts[0].with_tensors(mask).first(count)
+
+        part = together(first_of, stacked([cuts[place].tensors() for place in places]))
         sizes = None if bucket.sizes is None else left
         divided.append((bucket.part(places), [cut for cut in part if cut is not None], sizes))
     return divided
-
-
-def _of_count(like: Cut, count: int, mask: Tensors, _: Pick) -> Cut:
-    """A mask's cut, of which `count` rows stay; `like` is one alike."""
-    return like.with_tensors(mask).first(count)
-
-
-def _numbers(masks: Sequence[tuple[Bucket, Tensor]]) -> list[int]:
-    """How many tokens stay of each image of each sample of each bucket, one number after the other."""
-    sums = []
-    for bucket, stays in masks:
-        images = torch.split(stays, list(bucket.sizes or (bucket.left,)), dim=1)
-        counts_of_images = torch.stack([image.sum(dim=1) for image in images], dim=1)  # (samples, images)
-        sums.append(counts_of_images.flatten())
-    device = sums[0].device
-    numbers: list[int] = torch.cat([counts.to(device) for counts in sums]).tolist()
-    return numbers

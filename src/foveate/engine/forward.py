@@ -65,7 +65,12 @@ class RowMap:
         self.valid: Tensor | None = None
         self._real: tuple[Tensor, Tensor] | None = None
         if min(self.lengths) < longest:
-            self._pad(left, longest)
+            own = self.columns  # a pad's is one that was dropped
+            self.valid = left.gather(1, own)
+            self._real = self.valid[..., None], own
+            # Pads repeat the first row. A sample of no rows at all repeats the last column.
+            pads = (longest - self.counts).clamp(max=longest - 1)
+            self.columns = torch.where(self.valid, own, own.gather(1, pads[:, None]))
         self.source = self.columns if source is None else source.gather(1, self.columns)
         self.numbered: RowMap | None = None
         self._numbers: Tensor | None = None
@@ -75,15 +80,6 @@ class RowMap:
         self._first = self.columns[0]
         self._copies: dict[torch.device, RowMap] = {device: self}
         self.memo = Memo()
-
-    def _pad(self, left: Tensor, longest: int) -> None:
-        """Let the pads of shorter samples repeat their first row."""
-        own = self.columns  # a pad's is one that was dropped
-        self.valid = left.gather(1, own)
-        self._real = self.valid[..., None], own
-        # A sample of no rows at all repeats the last column.
-        pads = (longest - self.counts).clamp(max=longest - 1)
-        self.columns = torch.where(self.valid, own, own.gather(1, pads[:, None]))
 
     @property
     def counts(self) -> Tensor:
@@ -141,13 +137,14 @@ class RowMap:
 
         The same tensor for every layer with the same past, so that what is derived from it is made once.
         """
-        return self.memo.once(lambda: self._shifted(past), "unpruned", past)
 
-    def _shifted(self, past: int) -> Tensor:
-        columns = self.columns + past if past else self.columns
-        if self.valid is None:
-            return columns
-        return columns.masked_fill(~self.valid, -1)
+        def shift() -> Tensor:
+            columns = self.columns + past if past else self.columns
+            if self.valid is None:
+                return columns
+            return columns.masked_fill(~self.valid, -1)
+
+        return self.memo.once(shift, "unpruned", past)
 
     def gather(self, full: Tensor) -> Tensor:
         """Rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
@@ -192,7 +189,7 @@ class RowMap:
             return None
         return take(tables)
 
-    def renumbered(self, first: Tensor) -> Tensor:
+    def number_from(self, first: Tensor) -> Tensor:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
         if self._numbers is None:
             return first[:, None] + self._ranks(first.device)
@@ -213,15 +210,16 @@ class RowMap:
             before: How far they had on this layer's cache before; None: not at all.
             live: Columns of the call that are no padding, for each sample: (samples,) int64.
         """
-        return self.memo.once(lambda: self._more_shift(before, live), "shift", before)
 
-    def _more_shift(self, before: Tensor | None, live: Tensor) -> Tensor:
-        numbered = self.numbered or self
-        device = self.columns.device if before is None else before.device
-        gone = live.to(device) - numbered.counts.to(device)
-        if before is None:
-            return gone
-        return gone + before
+        def shift() -> Tensor:
+            numbered = self.numbered or self
+            device = self.columns.device if before is None else before.device
+            gone = live.to(device) - numbered.counts.to(device)
+            if before is None:
+                return gone
+            return gone + before
+
+        return self.memo.once(shift, "shift", before)
 
 
 NOTHING = torch.zeros(0, 0, dtype=torch.bool)
@@ -485,7 +483,10 @@ class Forward:
         self.span = embeds.shape[1]
         self.outcome.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
         if not last_only:
-            self.image_ends = send(_ends_of_runs(samples), embeds.device)
+            # A run ends where the next token is of another: of runs 0 0 1 at the second and third token.
+            ends = [sample.vision.numpy()[np.diff(sample.runs.numpy(), append=-1) != 0] for sample in samples]
+            owners = np.repeat(np.arange(len(samples)), [len(columns) for columns in ends])
+            self.image_ends = send(torch.from_numpy(np.stack((owners, np.concatenate(ends)))), embeds.device)
         text = np.zeros((len(samples), self.span), bool)
         for row, sample in zip(text, samples, strict=True):
             row[sample.text.numpy()] = True
@@ -669,14 +670,3 @@ class LayerCall:
     def more(self) -> dict[str, Any]:
         """Arguments that layers of the usual kind do not get, by name."""
         return {name: value for name, value in self.kwargs.items() if name not in guards.LAYER_ARGUMENTS}
-
-
-def _ends_of_runs(samples: list[Sample]) -> Tensor:
-    """Samples and columns, (2, runs) int64, of the last vision token of every run."""
-    owners = np.repeat(np.arange(len(samples)), [len(sample.vision) for sample in samples])
-    runs = np.concatenate([sample.runs.numpy() for sample in samples])
-    columns = np.concatenate([sample.vision.numpy() for sample in samples])
-    # A run ends where the next token is of another sample or run: of runs 0 0 1 at the second and third token.
-    last = np.ones(len(owners), bool)
-    last[:-1] = (np.diff(owners) != 0) | (np.diff(runs) != 0)
-    return torch.from_numpy(np.stack((owners[last], columns[last])))

@@ -19,10 +19,9 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_la
 from foveate.engine.cutting import joined
 from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, nowhere, tagged_media
-from foveate.engine.program import Program
 from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import Sample, read_samples
-from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord, StageRecord, Where
+from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
@@ -61,7 +60,9 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
             layer.settle()
         steps = steps and layer.window is None
-    live = _live(kwargs, arrival.arguments)
+    # A core may make the decoder's masks itself, so its own arguments are searched too.
+    masks_of_columns = [given.get("attention_mask") for given in (kwargs, arrival.arguments)]
+    live = next((mask for mask in masks_of_columns if isinstance(mask, Tensor) and mask.dim() == 2), None)
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         encodes = hasattr(family.core, f"get_{modality}_features") or not family.gathers
         if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
@@ -82,9 +83,14 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     span = embeds.shape[1]
     alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
     samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
-    forward.samples, plans = samples, _plans(samples, program)
-    drops = _drops(samples, plans)
-    reads = reads and any([len(sample.vision) for sample in samples])
+    # None where it is not known beforehand: the tower has cut, or the picture or the question decides.
+    plans: list[Sequence[int] | None] = [None] * len(samples)
+    if not any([image.changed for sample in samples for image in sample.media]):
+        plans = [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
+    counts = [len(sample.vision) for sample in samples]
+    drops = any([plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True)])
+    forward.samples = samples
+    reads = reads and any(counts)
     if drops or reads:
         columns = span + max(0, 0 if cache is None else length_of(cache))
         guards.refuse_call(kwargs, live, family, columns, CACHE_LAYERS)
@@ -125,15 +131,13 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
     for bucket, signal in itertools.product(forward.outcome.buckets, program.encodes_text):
         encode = program.resources[signal.name].text
         pairs = zip(bucket.members, bucket.samples, strict=True)
-        made = [_of_text(encode, rows[member], sample) for member, sample in pairs]
-        bucket.text[repr(signal)] = torch.stack(made).to(bucket.index.device)
-
-
-def _of_text(encode: Callable[[Tensor], Tensor], ids: Tensor, sample: Sample) -> Tensor:
-    """What is made of the text behind each image (or frame) of a sample: (images, …). The same text is encoded once."""
-    lengths = {count: image for image, count in enumerate(sample.text_after)}
-    made = {count: encode(ids[sample.words_behind(image)]) for count, image in lengths.items()}
-    return torch.stack([made[count] for count in sample.text_after])
+        of_samples = []
+        for member, sample in pairs:
+            # The same text is encoded once: how much of it there is tells which.
+            lengths = {count: image for image, count in enumerate(sample.text_after)}
+            made = {count: encode(rows[member][sample.words_behind(image)]) for count, image in lengths.items()}
+            of_samples.append(torch.stack([made[count] for count in sample.text_after]))
+        bucket.text[repr(signal)] = torch.stack(of_samples).to(bucket.index.device)
 
 
 def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
@@ -219,37 +223,12 @@ def _media_in(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -
     return tagged_media(output, lengths, program, family, modality)
 
 
-def _live(kwargs: dict[str, Any], arguments: dict[str, Any]) -> Tensor | None:
-    """Which columns are no padding, from the first two-dimensional mask; None if there is none.
-
-    A core may make the decoder's masks itself, so its own arguments are searched too.
-    """
-    for mask in (kwargs.get("attention_mask"), arguments.get("attention_mask")):
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            return mask
-    return None
-
-
-def _plans(samples: Sequence[Sample], program: Program) -> list[Sequence[int] | None]:
-    """Vision tokens that may leave which each layer processes, for each sample; None where that is not known now."""
-    if any([image.changed for sample in samples for image in sample.media]):
-        return [None] * len(samples)
-    # None too where the picture or the question decides.
-    return [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
-
-
-def _drops(samples: Sequence[Sample], plans: Sequence[Sequence[int] | None]) -> bool:
-    """Whether tokens will be dropped, as far as can be said beforehand."""
-    counts = [len(sample.vision) for sample in samples]
-    return any([plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True)])
-
-
 def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span: int, cache: Any) -> PrefillRecord:
     """What the trace keeps of a prefill with pictures."""
-    rows: Sequence[int] = tuple([sample.live for sample in samples])
+    rows: Sequence[int] | Tensor = tuple([sample.live for sample in samples])
     # Earlier turns count too: the mask has their columns, or the cache their number.
     if live is not None and live.shape[1] > span:
-        rows = LazyCounts(live.sum(dim=1))
+        rows = live.sum(dim=1)
     elif live is None and cache is not None:
         rows = tuple(count + max(0, length_of(cache)) for count in rows)
     return PrefillRecord(
@@ -277,9 +256,9 @@ def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None
     if cache is not None and length_of(cache) != 0:
         return None
     samples = prompt.shape[0]
-    rows: Sequence[int] = (prompt.shape[1],) * samples
+    rows: Sequence[int] | Tensor = (prompt.shape[1],) * samples
     if live is not None:
-        rows = LazyCounts(live.sum(dim=1))
+        rows = live.sum(dim=1)
     return PrefillRecord(len(family.layers), rows, (0,) * samples)
 
 
@@ -293,11 +272,12 @@ def finish(forward: Forward, cache: Any) -> None:
         forward: Through all layers.
         cache: Holds what the layers stored; None if the model runs without one.
     """
-    if forward.outcome.record is not None and not forward.drops:
-        forward.outcome.record.cache = None if cache is None else CacheRecord(_held(cache))
+    record = forward.outcome.record
+    if record is not None and not forward.drops:
+        record.cached, record.windows = cache is not None, _windows(cache)
     if forward.ends_turn and not forward.drops and cache is not None:
         end_turn(forward, cache)
-    if forward.outcome.record is None or not forward.drops:
+    if record is None or not forward.drops:
         return
     ran, depth = len(forward.outcome.row_maps), len(forward.family.layers)
     if ran < depth:
@@ -316,34 +296,34 @@ def finish(forward: Forward, cache: Any) -> None:
     if cache not in (None, forward.cache):
         guards.refuse_other_cache(None)
     cache = forward.cache
+    record.cached = cache is not None
     if cache is None:
-        forward.outcome.record.cache = None
         return
     _refuse_lost_rows(forward, cache)
     _cut_cache(forward, cache)
-    # Slots are counted when that is asked for.
-    pruned = [(index, layer) for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer]
+    dead = [sample.rows - sample.live for sample in forward.samples]
     counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same are counted once
     slots = {}
-    for index, layer in pruned:
-        if layer.base is not None:
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is PrunedLayer and layer.base is not None:
             alike = id(layer.base), id(layer.head), layer.keys.shape[-2]
-            slots[index] = counts[alike] if alike in counts else counts.setdefault(alike, layer.valid_slots())
-    dead = tuple([sample.rows - sample.live for sample in forward.samples])
-    forward.outcome.record.cache = CacheRecord(_held(cache), slots, dead)
+            if alike not in counts:
+                counts[alike] = layer.valid_slots(dead)
+            slots[index] = counts[alike]
+    record.windows, record.slots = _windows(cache), slots
     if forward.ends_turn:
         end_turn(forward, cache)
 
 
-def _held(cache: Any) -> dict[int, int]:
+def _windows(cache: Any) -> dict[int, int]:
     """The most tokens that layers hold which hold fewer than the prompt has, though nothing was dropped."""
-    held = {}
+    most = {}
     for index, layer in enumerate(getattr(cache, "layers", ())):
         if isinstance(layer, DynamicSlidingWindowLayer):
-            held[index] = layer.sliding_window - 1
+            most[index] = layer.sliding_window - 1
         elif isinstance(layer, LinearAttentionLayer | DummyLayer):
-            held[index] = 0
-    return held
+            most[index] = 0
+    return most
 
 
 def _refuse_lost_rows(forward: Forward, cache: Any) -> None:

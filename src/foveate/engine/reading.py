@@ -35,10 +35,10 @@ def raters_of(forward: Forward, bucket: Bucket, hidden: Tensor) -> Tensor:
     if forward.live is not None:
         text = text & (forward.live[:, -forward.span :].to(hidden.device)[bucket.index] != 0)
     units = image_units(bucket.first, bucket.sizes)
-    return torch.stack([_of_image(bucket, hidden, text, unit) for unit in units], dim=1)
+    return torch.stack([_raters_of_image(bucket, hidden, text, unit) for unit in units], dim=1)
 
 
-def _of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -> Tensor:
+def _raters_of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -> Tensor:
     """Those of one image, (samples, columns) bool."""
     nobody = torch.zeros_like(text)
     most, _ = bucket.text_behind(unit.start, unit.stop)
@@ -114,7 +114,10 @@ class AttentionReader(RowsReader):
         if own_attention is None or any(getattr(signal, "without_distance", False) for signal in signals):
             self._tables = self._tables_of_rows()
         if own_attention is None and family.gathers:
-            self._more = self._more_of_rows()
+            given = {**call.more, "position_ids": call.kwargs.get("position_ids")}
+            source = rows.source.clamp(min=0)[self._of, self._start :]
+            places = (*hidden.shape[:2],), self._columns, bucket.owners, source
+            self._more = {name: at_rows(value, *places) for name, value in given.items()}
 
     def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
         """Which slots rows see by the model's mask (see `visibility`): the slots of earlier turns, then these rows."""
@@ -148,14 +151,6 @@ class AttentionReader(RowsReader):
             tables = self._positions.tables(self._forward, self._call, self._rows)
         # M-RoPE's tables may have its axes in front of the samples.
         return on_tensors(tables, lambda table: table[..., self._of, self._start :, :])
-
-    def _more_of_rows(self) -> dict[str, Any]:
-        """What else the layer is handed of the bucket's rows: ids, and what layers of the usual kind do not get."""
-        rows, owners = self._rows, self._bucket.owners
-        source = rows.source.clamp(min=0)[self._of, self._start :]
-        given = {**self._call.more, "position_ids": self._call.kwargs.get("position_ids")}
-        samples, span, _ = self._hidden.shape
-        return {name: at_rows(value, (samples, span), self._columns, owners, source) for name, value in given.items()}
 
     def _live(self) -> Tensor | None:
         live = self._forward.live

@@ -128,15 +128,18 @@ def end_turn(forward: Forward, cache: Any) -> None:
         slots[index] = memo.once(partial(Slots.of, stored), *alike_in)
     _count([*slots.values()])
     if stage.when == "step":
-        cache.layers[looks].remember(slots[looks].columns, slots[looks].kinds, slots[looks].counts)
+        one, layer = slots[looks], cache.layers[looks]
+        nothing = torch.zeros_like(one.columns, dtype=torch.float32)  # none was read yet, and nothing was seen
+        layer.memory = {"columns": one.columns, "kinds": one.kinds, "attention": nothing, "read": nothing != 0}
+        layer.counted = one.counts
         return
     for index, paid in forward.asked.items():
         one = slots[index]
-        reads, counts = picked(stage, one, {"attention": paid.gather(1, one.columns.clamp(min=0))})
+        reads, counts = pick_slots(stage, one, {"attention": paid.gather(1, one.columns.clamp(min=0))})
         if forward.noted is not None:
             forward.noted.reads[index] = tuple(counts)
         if counts != [vision for vision, _ in one.counts]:
-            cache.layers[index].read(_chosen(one, reads, counts))
+            cache.layers[index].read(_choose(one, reads, counts))
 
 
 def _holds_all(cache: Any, index: int, family: Family) -> bool:
@@ -146,7 +149,7 @@ def _holds_all(cache: Any, index: int, family: Family) -> bool:
     return index >= len(cache.layers) or not cache.layers[index].is_sliding
 
 
-def picked(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
+def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
     """Which slots are read, (samples, slots) bool, and how many vision tokens that are of each sample.
 
     Args:
@@ -178,7 +181,7 @@ def picked(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> tupl
     return reads, counts
 
 
-def _chosen(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
+def _choose(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
     totals = [text + count for (_, text), count in zip(slots.counts, counts, strict=True)]
     return Chosen.read(slots.columns, reads, totals)
 
@@ -196,25 +199,23 @@ def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
     if call.cache is None or not _holds_all(call.cache, index, forward.family):
         return None
     if forward.ends_turn:
-        asks = stage.when == "turn" and index >= stage.layer and forward.most
-        if not asks:
+        if stage.when != "turn" or index < stage.layer or not forward.most:
             return None
-        return _asked(forward, call, partial(_add, forward, index))
+
+        def add(columns: Tensor, paid: Tensor) -> None:
+            by_column = paid.new_zeros(forward.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
+            forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
+
+        return _sum_up(forward, call, add)
     if index != stage.layer - 1 or stored is None or stored.kinds is None or not stored.memory:
         return None
     every = torch.ones(call.hidden.shape[:2], dtype=torch.bool, device=call.hidden.device)
     kinds = pad(stored.kinds, (0, stored.seen + every.shape[1] - stored.kinds.shape[1]), value=TEXT)
     forward.kinds, forward.asking, forward.most = kinds, every, every.shape[1]
-    return _asked(forward, call, partial(_step, forward, call, stage))
+    return _sum_up(forward, call, partial(_step, forward, call, stage))
 
 
-def _add(forward: Forward, index: int, columns: Tensor, paid: Tensor) -> None:
-    """Note what is paid to slots, (samples, slots) both, by their columns."""
-    by_column = paid.new_zeros(forward.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
-    forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
-
-
-def _asked(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
+def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
     """What sums up the attention that some rows of a layer pay to each slot.
 
     Args:
@@ -280,7 +281,7 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
         layer.counted = slots.counts
     paid, before = paid[:, : slots.columns.shape[1]], memory["read"]
     signals = {"attention": paid, "attention_before": memory["attention"], "read_before": before}
-    reads, counts = picked(stage, slots, signals)
+    reads, counts = pick_slots(stage, slots, signals)
     layer.memory = {**memory, "attention": paid, "read": reads}
     reading = {stage.layer + place: one for place, one in enumerate(later) if getattr(one, "kinds", None) is not None}
     if forward.noted is not None:
@@ -289,6 +290,6 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
     # To ask a CPU whether anything has changed costs nothing; any other device would be waited for.
     if (stage.host or reads.device.type == "cpu") and torch.equal(reads, before):
         return
-    chosen = _chosen(slots, reads, counts)
+    chosen = _choose(slots, reads, counts)
     for one in reading.values():
         one.read(chosen)

@@ -189,7 +189,9 @@ class LayerRunner:
         else:
             more = self._give_rows(forward, call, rows)
             alone = recurrent or more or past
-            begins = index + 1 in self._plain and not alone and _is_new(call.cache, index)
+            later = () if call.cache is None else call.cache.layers[index + 1 :]
+            is_new = not any([getattr(layer, "is_initialized", False) for layer in later])
+            begins = index + 1 in self._plain and not alone and is_new
         if stored is not None:
             if forward.drops:
                 stored.lends = lends
@@ -333,7 +335,15 @@ class LayerRunner:
         if segment is not None and forward.hands_on and index < self._last:
             segment.full, segment.handed = entered, made
             return output
-        full = self._put_back(forward, index, rows, entered, made)
+        full = rows.scatter(entered, made)  # (samples, columns, width)
+        if made.shape[1] and index == self._last:
+            # An image's last column gets the last row that is left at or before it: the next token is predicted from
+            # this column, whose own token may have been dropped.
+            if forward.image_ends is not None:
+                samples, columns = (send(places, full.device) for places in forward.image_ends)
+                full = full.index_put((samples, columns), full[samples, rows.last_rows(samples, columns)])
+            elif forward.ends_in_vision:  # only the last column will be read
+                full = torch.cat((full[:, :-1], made[:, -1:]), dim=1)
         if segment is not None:  # nothing lives on behind the last layer
             segment.full = segment.handed = None
         if isinstance(output, tuple):
@@ -361,22 +371,6 @@ class LayerRunner:
         own = [vars(layer).get("forward") is put for layer, put in zip(layers, self.wrappers, strict=True)]
         return not hooked and all(own)
 
-    def _put_back(self, forward: Forward, index: int, rows: RowMap, entered: Tensor, output: Tensor) -> Tensor:
-        """The full-length stream with a layer's rows in it.
-
-        Behind the last layer, an image's last column gets the last row that is left at or before it: the next token is
-        predicted from this column, whose own token may have been dropped.
-        """
-        full = rows.scatter(entered, output)  # (samples, columns, width)
-        if not output.shape[1] or index < self._last:
-            return full
-        if forward.image_ends is not None:
-            samples, columns = (send(places, full.device) for places in forward.image_ends)
-            return full.index_put((samples, columns), full[samples, rows.last_rows(samples, columns)])
-        if forward.ends_in_vision:  # only the last column will be read
-            return torch.cat((full[:, :-1], output[:, -1:]), dim=1)
-        return full
-
     # -- devices -----------------------------------------------------------------------------------------------
 
     def _bring_together(self, forward: Forward, call: LayerCall) -> None:
@@ -398,9 +392,7 @@ class LayerRunner:
 
     # -- masks -------------------------------------------------------------------------------------------------
 
-    def _mask(
-        self, forward: Forward, call: LayerCall, rows: RowMap | None = None, columns: Tensor | None = None
-    ) -> Any:
+    def _mask(self, forward: Forward, call: LayerCall, rows: RowMap | None, columns: Tensor | None) -> Any:
         """The layer's mask, made once for all layers whose rows and slots stand for the same columns.
 
         Args:
@@ -502,11 +494,6 @@ def _with_pads(name: str, value: Any, rows: RowMap) -> Any:
     if "mask" not in name or not isinstance(value, Tensor) or value.dim() != 2 or rows.valid is None:
         return value
     return value * rows.valid.to(value.dtype)
-
-
-def _is_new(cache: Any, index: int) -> bool:
-    """Whether layers of a cache behind this one hold nothing yet."""
-    return cache is None or not any([getattr(layer, "is_initialized", False) for layer in cache.layers[index + 1 :]])
 
 
 def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:

@@ -221,32 +221,21 @@ def read_samples(
         lengths = [image.length for image in images]
         owners[placed] = np.repeat(np.arange(len(images)), lengths) + len(media)
         if any([image.fixed for image in images]):
-            fixed[placed] = np.concatenate([_marked(image) for image in images])
+            marks = [np.isin(np.arange(image.length), list(image.fixed)) for image in images]
+            fixed[placed] = np.concatenate(marks)
         media.extend(images)
     samples = [_read_sample(*columns, media, by_frame) for columns in zip(owners, lives, fixed, strict=True)]
-    if not reads_cells:
-        return samples
-    return [_with_cells(sample) for sample in samples]
-
-
-def _with_cells(sample: Sample) -> Sample:
-    """A sample with the cells that its vision tokens stand in."""
-    if not len(sample.vision):
-        return sample
-    cells, grids = zip(*(image.cells for image in sample.media), strict=True)
-    if sum(map(len, cells)) != len(sample.vision):
-        raise UnsupportedError(
-            "The rows and columns of this picture's tokens are not known: its features were computed elsewhere, or the "
-            "attention_mask hides some tokens. Pass the picture itself, and unmask all its tokens."
-        )
-    return replace(sample, cells=torch.cat(cells), grids=grids)
-
-
-def _marked(image: MediaTokens) -> Array:
-    """Which of its tokens always stay, (tokens,) bool."""
-    marks = np.zeros(image.length, bool)
-    marks[list(image.fixed)] = True
-    return marks
+    for number, sample in enumerate(samples if reads_cells else ()):
+        if not len(sample.vision):
+            continue
+        cells, grids = zip(*(image.cells for image in sample.media), strict=True)
+        if sum(map(len, cells)) != len(sample.vision):
+            raise UnsupportedError(
+                "The rows and columns of this picture's tokens are not known: its features were computed elsewhere, or "
+                "the attention_mask hides some tokens. Pass the picture itself, and unmask all its tokens."
+            )
+        samples[number] = replace(sample, cells=torch.cat(cells), grids=grids)
+    return samples
 
 
 def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaTokens], by_frame: bool) -> Sample:
@@ -282,11 +271,13 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
     if fixed.any():
         counted = every.cumsum() - 1  # of columns text, image, image: −1 0 1
         ordinals = torch.from_numpy(counted[vision]), torch.from_numpy(counted[every & fixed])
+    # A run begins where columns or images do not go on.
+    begins_run = (np.diff(vision, prepend=vision[:1]) > 1) | (np.diff(image_of, prepend=image_of[:1]) != 0)
     return Sample(
         live=int(live.sum()),
         text=torch.from_numpy(text),
         vision=torch.from_numpy(vision),
-        runs=torch.from_numpy(_runs(vision, image_of)),
+        runs=torch.from_numpy(begins_run.cumsum()),
         media=images,
         sizes=sizes,
         text_after=text_after,
@@ -311,10 +302,3 @@ def _text_behind(text: Array, vision: Array, sizes: Sequence[int]) -> tuple[tupl
         return tuple((len(text) - before).tolist())
 
     return behind((ends - 1).clip(0)), behind(starts.clip(0, len(vision) - 1))
-
-
-def _runs(vision: Array, image_of: Array) -> Array:
-    """Which run of columns each vision token is in: a new one begins where columns or images do not go on."""
-    apart = (np.diff(vision) > 1) | (np.diff(image_of) != 0)
-    first = np.zeros(min(1, len(vision)), np.int64)  # of no tokens at all there is no first
-    return np.concatenate((first, apart.cumsum()))

@@ -124,86 +124,48 @@ class StageRecord:
         return f"{self.place}: {sum(self.before)} to {sum(self.after)}"
 
 
-@dataclass(eq=False)
-class CacheRecord:
-    """What a KV cache holds behind a prefill.
-
-    Attributes:
-        held: The most tokens of layers that hold fewer than the prompt has, though nothing was dropped.
-        slots: Counts the slots of layers whose tokens were dropped, of each sample.
-        dead: How many slots of each sample are padding of the prompt.
-    """
-
-    held: Mapping[int, int] = field(default_factory=dict)
-    slots: Mapping[int, Callable[[], list[int]]] = field(default_factory=dict)
-    dead: tuple[int, ...] = ()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickled as its slots are counted now."""
-        return {**vars(self), "slots": {layer: partial(list, count()) for layer, count in self.slots.items()}}
-
-    def lengths(self, layer: int, rows: list[int]) -> list[int]:
-        """Tokens of each sample in a layer's cache, where the prompt has so many `rows`."""
-        if layer in self.slots:
-            return [slots - dead for slots, dead in zip(self.slots[layer](), self.dead, strict=True)]
-        if layer in self.held:
-            return [min(count, self.held[layer]) for count in rows]
-        return rows
-
-
-class LazyCounts(Sequence[int]):
-    """A number for each sample, (samples,) int64, which is read from the device when it is first needed."""
-
-    def __init__(self, counts: Tensor) -> None:
-        self._counts = counts
-
-    def __reduce__(self) -> Any:
-        return tuple, (self._numbers,)
-
-    @cached_property
-    def _numbers(self) -> tuple[int, ...]:
-        return tuple(self._counts.tolist())
-
-    def __len__(self) -> int:
-        return self._counts.shape[0]
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._numbers[index]
-
-    def __repr__(self) -> str:
-        return repr(self._numbers)
-
-
 @dataclass(eq=False, repr=False)
 class PrefillRecord:
     """The record of one prompt's way through the decoder.
 
     Attributes:
         depth: Decoder layers.
-        rows: Prompt tokens of each sample that are no padding, earlier turns included.
+        rows: Prompt tokens of each sample that are no padding, earlier turns included: (samples,) int64, or as many
+            numbers.
         vision_tokens: Vision tokens of each sample in this call.
         media: The images and videos of each sample.
         fit: How the processor brought the picture to the model.
         stages: The cuts, in order.
-        cache: What the KV cache holds behind it; None if the model ran without one.
+        cached: Whether a KV cache holds the prompt.
+        windows: The most tokens of layers of the cache that hold fewer than the prompt has, though nothing was dropped.
+        slots: Counts what each sample has in layers of the cache whose tokens were dropped.
         reads: Where a stage of decoding reads less: for each such layer, how many of the vision tokens in its cache a
             step reads, one count per sample. Of the latest turn, and of the latest step.
     """
 
     depth: int
-    rows: Sequence[int]
+    rows: Sequence[int] | Tensor
     vision_tokens: tuple[int, ...]
     media: Sequence[Sequence[MediaTokens]] = ()
     fit: Literal["whole", "crop"] = "whole"
     stages: list[StageRecord] = field(default_factory=list)
-    cache: CacheRecord | None = field(default_factory=CacheRecord)
+    cached: bool = True
+    windows: Mapping[int, int] = field(default_factory=dict)
+    slots: Mapping[int, Callable[[], list[int]]] = field(default_factory=dict)
     reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _steps: int = 0
     _again: Tensor | int = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled as it is on the host."""
-        return {**vars(self), "_again": int(self._again)}
+        """Pickled as it is on the host, its slots as they are counted now."""
+        slots: dict[int, Any] = {layer: partial(list, count()) for layer, count in self.slots.items()}
+        return {**vars(self), "rows": self._row_counts(), "slots": slots, "_again": int(self._again)}
+
+    def _row_counts(self) -> list[int]:
+        """`rows`, read from the device when they are first needed."""
+        if isinstance(self.rows, Tensor):
+            self.rows = self.rows.tolist()
+        return list(self.rows)
 
     @property
     def reuse(self) -> float | None:
@@ -302,9 +264,16 @@ class PrefillRecord:
 
         0 for a layer that caches a state and no tokens; empty if the model ran without a cache.
         """
-        if self.cache is None:
+        if not self.cached:
             return []
-        return [self.cache.lengths(layer, list(self.rows)) for layer in range(self.depth)]
+        lengths: list[list[int]] = []
+        rows = self._row_counts()
+        for layer in range(self.depth):
+            if layer in self.slots:
+                lengths.append(self.slots[layer]())
+            else:
+                lengths.append([min(count, self.windows.get(layer, count)) for count in rows])
+        return lengths
 
     def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
         """How many tokens of each frame a sample has left behind each stage; an image counts as one frame.

@@ -16,10 +16,10 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
-from foveate.families.leaving import encode_leaving
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import images_of, place_rows, put_images
+from foveate.families.placing import images_of, move_additions, place_rows, put_images, stays_whole
 from foveate.families.tap import attention_of, made_by_itself
+from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,
     Grids,
@@ -103,21 +103,16 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        core: nn.Module | None = None
-        ahead = [self.model]
-        while ahead:  # outer ones first, and none of those in lists: layers are many, and none is a whole model
-            module = ahead.pop()
-            decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
-            if decodes and any(map(partial(hasattr, module), self.mergers)):
-                core = module
-            ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-        if core is None:
+        outside = outside_lists(self.model)
+        decoding = [module for module in outside if isinstance(getattr(module, self.decoder, None), nn.Module)]
+        cores = [module for module in decoding if any(map(partial(hasattr, module), self.mergers))]
+        if not cores:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
                 f"{' or '.join(self.mergers)}; "
                 "pass the whole vision-language model, not a part of it."
             )
-        return core
+        return cores[-1]
 
     @property
     def merger(self) -> str | None:
@@ -440,8 +435,11 @@ class Family:
         for index, cut in enumerate(cuts):
             if cut is not None and not cut.stays_whole:
                 features[index] = place_rows(features[index], cut)
-                self.place_deepstack(output, index, cut)
         put_images(output, features)
+        later = getattr(output, "deepstack_features", None)
+        if later and not all(map(stays_whole, cuts)):
+            lengths = [len(image) for image in images]
+            output.deepstack_features = [move_additions(pieces, lengths, cuts) for pieces in later]
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""
@@ -514,9 +512,6 @@ class Family:
     def view_extras(self, output: Any, index: int) -> dict[str, Any]:
         """What else is shown of an image, by attributes of `TowerView`; most families have nothing."""
         return {}
-
-    def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
-        """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
         """How many entries of a `get_*_features` call's answer are one image or video: as many as it has frames, where
@@ -612,6 +607,16 @@ class Family:
     def late_additions(cls, config: Any) -> int:
         """How many decoder layers, from the first on, are followed by an addition of `added_later`."""
         return 0
+
+
+def outside_lists(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
+    modules, ahead = [], [model]
+    while ahead:
+        module = ahead.pop()
+        modules.append(module)
+        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
+    return modules
 
 
 def pixels_name(inputs: Inputs) -> str:

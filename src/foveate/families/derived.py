@@ -6,6 +6,7 @@ core, the decoder and its layers, where vision tokens stand, and which of them a
 
 import functools
 import inspect
+import itertools
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -20,14 +21,13 @@ from foveate._transformers import indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
-from foveate.families.base import Family
-from foveate.families.fed import encode_fed, thinned_by_feeding
-from foveate.families.feeding import NO_BLOCKS, blocks_of, has_cls
+from foveate.families.base import Family, outside_lists
+from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, thinned_by_feeding
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.pieces import images_in, token_id
-from foveate.families.placing import first_rows, images_of, stays_whole
+from foveate.families.placing import images_of
 from foveate.families.proved import PROVED
 from foveate.families.tap import attention_of, takes_index
+from foveate.families.tiles import run_lengths
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower
 
 DECODERS = ("language_model", "text_model")
@@ -77,7 +77,7 @@ class Derived(Family):
         takes = inspect.signature(type(self.model).forward).parameters if isinstance(self.model, nn.Module) else ()
         encoding = []
         if "input_ids" in takes:
-            encoding = [module for module in _outside_lists(self.model) if _sees(module)]
+            encoding = [module for module in outside_lists(self.model) if _sees(module)]
         with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
             module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
         ]
@@ -156,10 +156,6 @@ class Derived(Family):
         features = images_of(output, reducer.lengths)
         cuts = reduce_apart(features, [None] * len(features), reducer, stats, [()] * len(features))
         self.place(output, features, cuts)
-        later = getattr(output, "deepstack_features", None)
-        if later and not all(map(stays_whole, cuts)):
-            lengths = [len(image) for image in features]
-            output.deepstack_features = [_moved(pieces, lengths, cuts) for pieces in later]
         return cuts
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -250,44 +246,10 @@ def warn_of(kind: str) -> None:
     )
 
 
-def _moved(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:
-    """What is added to vision tokens at a layer, a tensor or a sequence of such, each row's where the row is now: that
-    of the token that it stands for, since additions are not merged."""
-    if isinstance(pieces, tuple) and isinstance(pieces[0], int):  # the layer's number, and what is added
-        if any(cut is not None and int((cut.parent >= 0).sum()) > len(cut.source) for cut in cuts):
-            raise UnsupportedError(
-                "This model embeds nothing of a picture, and adds its features before several layers, so tokens cannot "
-                "be merged behind its projector. Use a method that keeps tokens as they are."
-            )
-        return pieces[0], _moved(pieces[1], lengths, cuts)
-    together = pieces
-    if not isinstance(pieces, Tensor):
-        together = torch.cat(list(pieces))
-    images = list(torch.split(together, list(lengths)))
-    for index, cut in enumerate(cuts):
-        if cut is not None and not cut.stays_whole:
-            source = cut.source.clamp(min=0).to(together.device)
-            images[index] = first_rows(images[index][source], lengths[index])
-    moved = torch.cat(images)
-    if isinstance(pieces, Tensor):
-        return moved
-    return type(pieces)(torch.split(moved, [len(piece) for piece in pieces]))
-
-
 def _sees(module: nn.Module) -> bool:
     """Whether a module encodes pictures: by a function for it, or in its forward."""
     takes = inspect.signature(type(module).forward).parameters
     return hasattr(module, "get_image_features") or any("pixel_values" in name for name in takes)
-
-
-def _outside_lists(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
-    modules, ahead = [], [model]
-    while ahead:
-        module = ahead.pop()
-        modules.append(module)
-        ahead += [child for child in reversed([*module.children()]) if not isinstance(child, nn.ModuleList)]
-    return modules
 
 
 def _decoder_in(core: nn.Module) -> nn.Module | None:
@@ -304,7 +266,7 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
 
 def _unnamed_decoder_in(core: nn.Module) -> nn.Module | None:
     """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
-    parts = [part for part in _outside_lists(core) if part is not core and _takes_embeddings(part)]
+    parts = [part for part in outside_lists(core) if part is not core and _takes_embeddings(part)]
     return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
 
 
@@ -383,3 +345,48 @@ def _unserved(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str
     if kind == "attention" and attention is None:
         return (f"its {name} attends in several places, or in none that foveate knows",)
     return ()
+
+
+NAMES = ("{}_token_id", "{}_token_index", "{}_patch_id")
+INSIDE = ("vision_config", "text_config")
+
+
+def token_id(config: Any, modality: str) -> int | None:
+    """The id of a placeholder, by the names that configs have for it; None if there is none."""
+    for part in (config, *(getattr(config, name, None) for name in INSIDE)):
+        for name in NAMES:
+            token: int | None = getattr(part, name.format(modality), None)
+            if token is not None:
+                return token
+    return None
+
+
+def images_in(mask: Tensor, pieces: Sequence[int]) -> list[list[int]]:
+    """Vision tokens of each image of each sample: an image ends where both a piece and a run of placeholders end.
+
+    Tiles in one run are one image, and so are rows that have a run each. An example of 12 tokens:
+
+        runs      4   4   4        a picture whose three rows are told apart in the prompt, or a film's frames
+        pieces    12               one image of 12
+
+        runs      8       4        one run of two tiles, and one of one
+        pieces    4   4   4        images of 8 and 4
+
+    Args:
+        mask: Where the vision tokens are, (samples, columns) bool.
+        pieces: Tokens of each piece of the features, in order; none: every run is an image.
+    """
+    runs = run_lengths(mask)
+    if not pieces or sum(pieces) != sum(itertools.chain(*runs)):
+        return runs
+    ends = set(itertools.accumulate(pieces))
+    images, end = [], 0
+    for sample in runs:
+        lengths, begun = [], 0
+        for length in sample:
+            end, begun = end + length, begun + length
+            if end in ends:
+                lengths.append(begun)
+                begun = 0
+        images.append(lengths if not begun else sample)  # a piece of two samples: nothing is known
+    return images

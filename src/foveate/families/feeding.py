@@ -14,6 +14,7 @@ tells 4,095 tokens from one another too, it is done once for each bit of a token
 What is known of windows is what a call shows: where a window holds a whole picture, its block looks at whole pictures.
 """
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +28,9 @@ from foveate._transformers import kind_of
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.errors import UnsupportedError
-from foveate.families.placing import pieces_of
+from foveate.families.placing import images_of, pieces_of
 from foveate.families.tap import Tapped, tap
-from foveate.families.tower import Inputs, Run, block_of, shown
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps, Tower, TowerLayout, block_of, shown
 
 CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
 """What a tower calls the parameter that its CLS begins as."""
@@ -145,11 +146,6 @@ def _attends(module: nn.Module) -> bool:
         return False
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module may be a linear layer of any kind of weights: it has no modules in it, or is called so."""
-    return not [*module.children()] or "linear" in type(module).__name__.lower()
-
-
 def has_cls(core: nn.Module) -> bool:
     """Whether a model's vision tower has a CLS, by the name of its parameter."""
     return any(name.rpartition(".")[2] in CLS_NAMES for name, _ in core.named_parameters())
@@ -178,7 +174,7 @@ def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feedin
         remembered.pop(key, None)
         while len(remembered) >= REMEMBERED:
             del remembered[next(iter(remembered))]
-        remembered[key] = _measured(family, run, inputs)
+        remembered[key] = _measure(family, run, inputs)
     return remembered[key]
 
 
@@ -254,6 +250,11 @@ class _Trace:
         else:
             looks += [_Look(rows, sample) for sample in visible]
 
+    def work(self, blocks: Blocks) -> tuple[int, int]:
+        """How often attention ran in some blocks, and for how many rows."""
+        looks = [self.looks.get(attention) or [] for _, attentions in blocks for attention in attentions]
+        return sum(map(bool, looks)), sum(look.rows for of_one in looks for look in of_one)
+
 
 def _visible(mask: Any, samples: int, rows: int) -> Sequence[Tensor | None] | None:
     """Which rows see which in each sample, (rows, rows) bool each; None in the place of all: this kind is not known."""
@@ -273,7 +274,7 @@ def _visible(mask: Any, samples: int, rows: int) -> Sequence[Tensor | None] | No
     return [sample[0] for sample in mask.bool().expand(samples, 1, rows, rows)]
 
 
-def _measured(family: Any, run: Run, inputs: Inputs) -> Feeding:
+def _measure(family: Any, run: Run, inputs: Inputs) -> Feeding:
     """`feeding`, of two runs' worth of work: the tower's, and passes back through the projector."""
     lists = blocks_of(family.core, family.layers)
     if not lists:
@@ -284,26 +285,22 @@ def _measured(family: Any, run: Run, inputs: Inputs) -> Feeding:
         try:
             with Patcher() as patches:
                 inside = set(map(id, family.layers.modules()))
-                linear = [part for part in family.core.modules() if _is_linear(part) and id(part) not in inside]
+                outside = [part for part in family.core.modules() if id(part) not in inside]
+                # Linear layers of any kind of weights: they have no modules in them, or are called so.
+                linear = [p for p in outside if not [*p.children()] or "linear" in type(p).__name__.lower()]
                 trace.attach(patches, lists, linear)
                 output = run(**{k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor) and v.is_inference()})
             tokens = torch.cat([piece.flatten(0, -2) for piece in pieces_of(output)])
             ran = [blocks for blocks in lists if any(block in trace.leaves for block, _ in blocks)]
             if not ran:
                 raise _unread(family, "none of its blocks ran")
-            blocks = max(ran, key=partial(_work, trace))  # of equals the first, which is nearer to the pixels
+            blocks = max(ran, key=trace.work)  # of equals the first, which is nearer to the pixels
             last, owners = _owners(family, trace, blocks, tokens)
         except (UnsupportedError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, NotImplementedError) as error:
             raise _unread(family, f"no gradient goes through what makes them ({str(error).splitlines()[0]})") from error
-        return _grouped(family, trace, blocks, last, owners, len(tokens))
-
-
-def _work(trace: _Trace, blocks: Blocks) -> tuple[int, int]:
-    """How often attention ran in some blocks, and for how many rows."""
-    looks = [trace.looks.get(attention) or [] for _, attentions in blocks for attention in attentions]
-    return sum(map(bool, looks)), sum(look.rows for of_one in looks for look in of_one)
+        return _group_rows(family, trace, blocks, last, owners, len(tokens))
 
 
 def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple[int, Tensor]:
@@ -325,16 +322,14 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
         raise _unread(family, "they are made of what comes behind its blocks, as of a resampler's queries")
     largest = whole.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0
-    whole = whole / largest.clamp(min=torch.finfo(whole.dtype).tiny)
+    largest = largest.clamp(min=torch.finfo(whole.dtype).tiny)
+    whole = whole / largest
     leak = {torch.float32: 1e-3, torch.float64: 1e-3}.get(leaves[last][0].dtype, 0.02)  # what may be rounding
     numbers = torch.arange(len(tokens), device=tokens.device)
     owners = torch.zeros_like(fed, dtype=torch.long)
     for bit in range((len(tokens) - 1).bit_length()):
         part = _gradients(sums[(numbers >> bit) % 2 == 1], leaves[last])
-        if part is None:
-            part = torch.zeros_like(whole)
-        else:
-            part = part / largest.clamp(min=torch.finfo(whole.dtype).tiny)
+        part = torch.zeros_like(whole) if part is None else part / largest
         is_set = (part * whole).sum(dim=-1) > (whole * whole).sum(dim=-1) / 2
         expected = whole * is_set[:, None]
         if ((part - expected).abs() > leak).any():
@@ -354,42 +349,36 @@ def _gradients(sums: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
     return torch.cat([grad.flatten(0, -2).float() for grad in filled])
 
 
-def _grouped(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tensor, tokens: int) -> Feeding:
+def _group_rows(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tensor, tokens: int) -> Feeding:
     """Which rows look at one another in the blocks that look at whole pictures.
 
     Raises:
         UnsupportedError: If there is no such block, or rows feed no token and are no CLS.
     """
     shapes = [leaf.shape for leaf in trace.leaves[blocks[last][0]]]
+    # A kernel's samples are the rows of a block's answers, in their order; it may be called for each picture, or
+    # window, of a packed sequence.
+    is_packed = all(shape[:-2].numel() == 1 for shape in shapes)
+    batch = [shape[-2] for shape in shapes for _ in range(shape[:-2].numel())]
     attentions: list[nn.Module | None] = []
     groups: dict[int, tuple[Group, ...]] = {}
     lengths: dict[int, tuple[int, ...]] = {}
     for index, (_, modules) in enumerate(blocks):
         attention = modules[0] if len(modules) == 1 else None
         attentions.append(attention)
-        looks = None
-        if attention is not None:
-            looks = trace.looks.get(attention)
-        if looks and _is_of_rows(looks, shapes):
+        looks = None if attention is None else trace.looks.get(attention)
+        rows = [look.rows for look in looks or ()]
+        if looks and (sum(rows) == sum(batch) if is_packed else rows == batch):
             of_block = list(_groups(family, looks, owners))
             if None not in of_block:
                 groups[index] = tuple(group for group in of_block if group is not None)
-                lengths[index] = tuple(look.rows for look in looks)
+                lengths[index] = tuple(rows)
     if not groups:
         raise _unread(family, "it is not known which rows look at one another in its blocks")
     fewest = min(map(len, groups.values()))
     seeing = tuple(index for index, of_block in groups.items() if len(of_block) == fewest)
     first = seeing[0]
     return Feeding(tuple(attentions), last, seeing, lengths[first], groups[first], tokens)
-
-
-def _is_of_rows(looks: Sequence[_Look], shapes: Sequence[torch.Size]) -> bool:
-    """Whether an attention kernel's samples are the rows of a block's answers, of these shapes, in their order."""
-    lengths = [look.rows for look in looks]
-    is_packed = all(shape[:-2].numel() == 1 for shape in shapes)
-    if is_packed:  # a kernel may be called for each picture, or window, of a sequence
-        return sum(lengths) == sum(shape[-2] for shape in shapes)
-    return lengths == [shape[-2] for shape in shapes for _ in range(shape[:-2].numel())]
 
 
 def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Group | None]:
@@ -400,26 +389,19 @@ def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Gro
         todo = fed
         while todo.any():
             first = int(todo.int().argmax())
-            if look.visible is None:
-                seen = torch.ones_like(fed)
-            else:
-                seen = look.visible[first]
+            seen = torch.ones_like(fed) if look.visible is None else look.visible[first]
             members = seen & fed
             if (look.visible is not None and (look.visible[members] != seen).any()) or not members[first]:
                 yield None
                 return
-            yield _group(family, sample, members, seen & ~fed, own, cls)
+            beside = (seen & ~fed).nonzero()[:, 0]  # a CLS, if anything
+            if len(beside) > int(cls):
+                why = f"{len(beside)} rows beside a picture's patches feed no token: registers, or unmasked padding"
+                raise _unread(family, why)
+            is_all = not len(beside) and bool(members.all())
+            rows = slice(None) if is_all else torch.cat((beside, members.nonzero()[:, 0]))
+            yield Group(sample, rows, len(beside) > 0, own[members])
             todo = todo & ~members
-
-
-def _group(family: Any, sample: int, members: Tensor, unfed: Tensor, own: Tensor, cls: bool) -> Group:
-    """A group of rows that feed tokens, and of what they look at beside: nothing, or a CLS."""
-    others = int(unfed.sum())
-    if others > int(cls):
-        raise _unread(family, f"{others} rows beside a picture's patches feed no token: registers, or unmasked padding")
-    rows = torch.cat((unfed.nonzero()[:, 0], members.nonzero()[:, 0]))
-    is_all = not others and bool(members.all())
-    return Group(sample, slice(None) if is_all else rows, bool(others), own[members])
 
 
 def _unread(family: Any, why: str) -> UnsupportedError:
@@ -428,3 +410,82 @@ def _unread(family: Any, why: str) -> UnsupportedError:
         f"foveate cannot tell which rows of the vision tower of {type(family.model).__name__} its vision tokens are "
         f"made of: {why}. Use a method that does not read the tower, or one that drops between layers."
     )
+
+
+# -- reading a tower -----------------------------------------------------------------------------------------------
+
+
+def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    """`Family.encode` behind the projector: a token's attention and key are the means of the rows that feed it.
+
+    Raises:
+        UnsupportedError: If a method reads the tower, and it is not known which rows feed which token.
+    """
+    if not reducer.reads:
+        output = run()
+        return output, family.reduce_features(output, modality, inputs, reducer)
+    fed = feeding(family, run, inputs)
+    taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown")
+    output = taps.run(run)
+    if taps.lengths != fed.lengths:  # they depend on more than shapes: pictures that are black throughout, for example
+        fed = feeding(family, run, inputs, anew=True)
+        taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown")
+        output = taps.run(run)
+    sizes = [len(image) for image in images_of(output, reducer.lengths if family.tiled else None)]
+    ranked = _ranked_tokens(family, modality, inputs, fed, sizes)
+
+    @functools.cache
+    def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
+        images = torch.split(fed.token_means(signal, taps.samples(signal)), sizes)
+        return tuple(image[own] for image, own in zip(images, ranked, strict=True))
+
+    return output, family.reduce_features(output, modality, inputs, reducer, stats)
+
+
+def thinned_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
+    """A tower whose blocks may run on some rows, by what its blocks attended to in a run; every block is read.
+
+    Raises:
+        UnsupportedError: If a block looks through windows or cannot be read, or rows that feed no token are no CLS in
+            front of a picture's.
+    """
+    fed = feeding(family, run, inputs)
+    lists = blocks_of(family.core, family.layers)
+    blocks = next((one for one in lists if [part for _, parts in one for part in parts] == list(fed.attentions)), ())
+    cls = {int(group.cls) for group in fed.groups}
+    whole = [len(group.tokens) + int(group.cls) for group in fed.groups] == list(fed.lengths)
+    whole &= all(isinstance(group.rows, slice) or bool((group.rows.diff() == 1).all()) for group in fed.groups)
+    if not blocks or len(fed.seeing) < len(blocks) or len(cls) > 1 or not whole:
+        raise UnsupportedError(
+            f"Rows cannot leave inside the vision tower of {type(family.model).__name__}: of some blocks or rows it is "
+            "not known who looks at whom. Use a method without thintower."
+        )
+    layout = TowerLayout(fed.lengths, [None] * len(fed.groups), cls=cls.pop())
+    modules = [block for block, _ in blocks]
+    return Tower(family.core, modules, list(fed.attentions), range(len(modules)), layout)
+
+
+def _ranked_tokens(
+    family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Sequence[int]
+) -> list[Tensor | slice]:
+    """Which tokens of each image are no newlines.
+
+    Raises:
+        UnsupportedError: If a token is made of no row, and the family says neither that it is a newline nor that it
+            always stays.
+    """
+    if bool(fed.is_fed.all()):
+        return [slice(None)] * len(sizes)
+    config, ranked = family.model.config, list[Tensor | slice]()
+    places = family.boxes(config, modality, family.remembered(inputs), sizes)
+    for is_fed, boxes in zip(torch.split(fed.is_fed.cpu(), list(sizes)), places, strict=True):
+        is_newline = torch.zeros_like(is_fed) if boxes is None else boxes.isnan().any(dim=-1).cpu()
+        is_known = is_fed | is_newline
+        is_known[[*family.always_kept(config, len(is_fed))]] = True
+        if not is_known.all():
+            raise UnsupportedError(
+                f"{int((~is_fed).sum())} of {len(is_fed)} vision tokens of a picture are made of no row of the tower "
+                "(newlines, or separators), and which are is not known. Use a method that drops between layers."
+            )
+        ranked.append(~is_newline)
+    return ranked

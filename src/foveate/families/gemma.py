@@ -50,7 +50,7 @@ class Gemma3(Merging):
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
         projector = self.core.multi_modal_projector
         side: int = projector.patches_per_image
-        for picture in range(len(taps)):
+        for picture in range(len(taps.samples(signal))):
             patches = taps.read(picture, signal)
             means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))  # numbers as channels
             yield means.flatten(2)[0].T

@@ -1,20 +1,269 @@
 """LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision: a base view, then tiles put together and unpadded, with a
 newline after every row; a video's frames are pooled."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.core.grid import Grid
-from foveate.families.anyres import AnyResolution, pooled_frames
+from foveate._transformers import select_best_resolution
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid, into_cells, join
+from foveate.core.patching import Patcher
+from foveate.core.signals import TowerSignal
+from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.llava import side_of
-from foveate.families.tower import Inputs
+from foveate.families.llava import OfClip, side_of
+from foveate.families.newlines import reduce_apart
+from foveate.families.placing import lengths_of, replace_images
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, coarser_grids
+from foveate.families.vision import grid_boxes, picture_sizes
+
+NOWHERE = torch.full((1, 4), float("nan"))
+"""The box of a newline."""
+
+
+class AnyResolution(OfClip):
+    """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk`, and in how they pool the frames
+    of a video, which stand one behind the other.
+
+    Attributes:
+        film_newlines: Behind all frames of a video.
+    """
+
+    runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
+    film_newlines: ClassVar[int] = 0
+
+    @classmethod
+    def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
+        """Rows and columns of a map once the model has shrunk it. The default: it does not."""
+        return rows, columns
+
+    @classmethod
+    def frame_side(cls, config: Any) -> tuple[int, float]:
+        """Tokens along a side of a video's frame, and the share of that side that they show."""
+        raise NotImplementedError
+
+    def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
+        """How the model pools frames to so many rows and columns of tokens.
+
+        Returns:
+            The owner and the name of the model's function that pools; what pools maps instead, (frames, width, rows,
+            columns); and their rows and columns before, in patches.
+        """
+        raise NotImplementedError
+
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+        """Scores, keys and tower features put together as the model puts together the features of each image's views,
+        or of each video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
+        raise NotImplementedError
+
+    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+        pixels = super().pictures(modality, inputs, reducer)
+        views = self.tower_images(self.model.config, modality, inputs) or ()
+        if len(pixels) == len(views):  # behind the views of an image there may be padding
+            return [of_image[:count] for of_image, count in zip(pixels, views, strict=True)]
+        return torch.split(torch.cat([*pixels]), list(views))
+
+    def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
+        """Those with a part of a patch that stays, once these are put together as features are."""
+        if modality == "image":  # read off the device
+            inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
+        views = [of_image.float().flatten(1)[..., None] for of_image in stays]
+        return torch.cat(self.packed(modality, views, inputs))[:, 0] > 0
+
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        if modality == "video":
+            return [cls.film_boxes(config, length) for length in lengths]
+        sizes = picture_sizes(inputs["image_sizes"])
+        pairs = zip(lengths, sizes, strict=True)
+        return [cls.image_boxes(config, length, size) for length, size in pairs]
+
+    @classmethod
+    def film_boxes(cls, config: Any, length: int) -> Tensor | None:
+        """Where the `length` tokens of a video look; None if these are no whole frames."""
+        side, share = cls.frame_side(config)
+        frames, rest = divmod(length - cls.film_newlines, side**2)
+        if rest:
+            return None
+        frame = grid_boxes(side, side) * share
+        return torch.cat((frame.repeat(frames, 1), NOWHERE.expand(cls.film_newlines, 4)))
+
+    @classmethod
+    def image_boxes(cls, config: Any, length: int, size: tuple[int, int]) -> Tensor | None:
+        """Where the `length` tokens of a picture of this height and width look: the base view, then the tile map,
+        each of its rows closed by a newline; or a base view and one newline. None if it has another number of tokens.
+        """
+        side = side_of(config)
+        base = grid_boxes(side, side)
+        if length == len(base) + 1:  # no tiles
+            return torch.cat((base, NOWHERE))
+        tall, wide = tiles_of(config, size)
+        patches = _unpadded(tall * side, wide * side, *size)
+        rows, columns = cls.shrunk(config, *patches)
+        if length != len(base) + rows * (columns + 1):
+            return None
+        cells = grid_boxes(rows, columns).view(rows, columns, 4)
+        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline behind each row
+        return torch.cat((base, cells.flatten(0, 1)))
+
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Behind the projector, on the packed tokens; scores and keys of all views are packed as the features are.
+
+        Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
+        """
+        if modality == "image":  # read before the device has work to wait for
+            inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
+        projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
+        taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
+        with Patcher() as patches:
+            patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
+            output = taps.run(run)
+        views = self.tower_images(self.model.config, modality, inputs)
+        assert views is not None
+
+        @functools.cache
+        def stats(signal: TowerSignal) -> list[Tensor]:
+            patches = torch.stack([taps.read(view, signal) for view in range(sum(views))])  # (views, patches, numbers)
+            of_images = torch.split(patches, list(views))
+            return self.packed(modality, of_images, inputs)
+
+        @functools.cache
+        def made() -> list[Tensor]:
+            return self.packed(modality, torch.split(projected[0], list(views)), inputs)
+
+        def more(index: int) -> dict[str, Any]:
+            # A video's frames may be pooled before the projector.
+            return {"made": lambda: made()[index]} if modality == "image" else {}
+
+        images = output.pooler_output
+        places = self.boxes(self.model.config, modality, inputs, lengths_of(images))
+        cuts = reduce_apart(images, places, reducer, stats, more=more)
+        self.place(output, images, cuts)
+        return output, cuts
+
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
+
+        Every view of a call gets the same size. Newlines stay, also those of tile rows. A video's frames are resized so
+        that their pooled tokens are as many as wanted.
+        """
+        if modality == "video":
+            return self._encode_smaller_frames(run, inputs, reducer)
+        grid = (self.side, self.side)
+        (cells,) = reducer.coarsen((grid,), self.side**2 + 1, 1)
+        if cells == grid:
+            output = run()
+            return output, [None] * len(output.pooler_output)
+        merged: list[Cut] = []
+
+        def pack(
+            original: Any, image_features: Any, image_sizes: Any, *_: Any, image_newline: Tensor, **__: Any
+        ) -> tuple[list[Tensor], None]:
+            """In the place of the core's own."""
+            images = zip(image_features, picture_sizes(image_sizes), strict=True)
+            packed = [self._pack(views, cells, size, image_newline) for views, size in images]
+            merged.extend(cut for _, cut in packed)
+            return [rows for rows, _ in packed], None
+
+        with Patcher() as patches:
+            patches.wrap(self.core, "pack_image_features", pack)
+            output = self.run_smaller(run, inputs, cells)
+        return output, replace_images(output, merged)
+
+    def _pack(self, views: Tensor, cells: Grid, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
+        """An image's rows, and which of them its usual tokens go into.
+
+        Args:
+            views: (views, patches, width), the base view first.
+            cells: Rows and columns of a view's patches.
+            size: Height and width of the picture.
+            newline: (width,).
+        """
+        base_view, config, side = views[0], self.model.config, self.side
+        base = into_cells((side, side), cells)
+        mosaic = tiles_of(config, size)
+        usual = fine = (1, 0)  # a single view ends in one newline
+        if len(views) > 1:
+            usual = _unpadded(side * mosaic[0], side * mosaic[1], *size)
+            fine = self.shrunk(config, *usual)
+        if not math.prod(fine):  # also of so long a picture that of its map at most the newlines are left
+            count = fine[0]
+            rows = torch.cat((base_view, newline.expand(count, -1).to(base_view)))
+            return rows, join([base, into_cells((count, 1), (count, 1))])
+        tiles = views[1:].view(*mosaic, *cells, -1)  # (down, across, rows, columns, width)
+        tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # one map: (width, rows, columns)
+        tiles = _unpad(tiles, size)
+        # OneVision shrinks large maps; this one shrinks by as much.
+        coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
+        if coarse != tiles.shape[1:]:
+            tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
+        rows = torch.cat((base_view, _with_newlines(tiles, newline)))
+        return rows, join([base, into_cells(fine, coarse, newlines=True)])
+
+    def _encode_smaller_frames(self, run: Run, inputs: Inputs, reducer: Reducer) -> Encoded:
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        side, _ = self.frame_side(self.model.config)
+        coarse, cuts = coarser_grids(reducer, [((side, side),) * frames] * videos, self.film_newlines)
+        if cuts[0] is None:
+            return run(), cuts
+        owner, name, pool, grid = self.pooling(*coarse[0][0])
+        with Patcher() as patches:
+            patches.wrap(owner, name, lambda _, states: pooled_frames(pool, grid, states))
+            output = self.run_smaller(run, inputs, grid)
+        return output, replace_images(output, cuts)
+
+    @classmethod
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
+        if modality == "video":
+            videos, frames = inputs["pixel_values_videos"].shape[:2]
+            return (int(frames),) * int(videos)
+        sizes = picture_sizes(inputs["image_sizes"])
+        return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and its tiles
+
+    @classmethod
+    def pictures_of(cls, config: Any, size: int) -> int:
+        """Crops or frames the tower encoded to make `size` vision tokens, where the count leaves no doubt.
+
+        Raises:
+            SettingError: If several counts of pictures make as many tokens, or none.
+        """
+        if size == 0:
+            return 0
+        counts = set(cls._mosaic_counts(config, size))
+        if frames := cls.frames_of(config, size):
+            counts.add(frames)
+        if size == side_of(config) ** 2 + 1:  # a base view and one newline
+            counts.add(1)
+        if len(counts) == 1:
+            return counts.pop()
+        what = "fit no picture or video"
+        if counts:
+            what = f"may come from {', '.join(map(str, sorted(counts)))} pictures"
+        raise SettingError(
+            f"{size} vision tokens {what} of this model ({cls.model_type}). Pass tower_images=…: for an image, the "
+            "number of its tiles plus 1 for the base view; for a video, the number of its frames. "
+            "Family.tower_images reads it from the inputs."
+        )
+
+    @classmethod
+    def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
+        """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
+        crop, side = config.vision_config.image_size, side_of(config)
+        pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
+        mosaics = [(height // crop, width // crop) for height, width in pinpoints]
+        for mosaic in mosaics:
+            shrunk = (cls.shrunk(config, *patches) for patches in _maps(mosaic, mosaics, side))
+            # The base view, and a map with a newline behind each row.
+            if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
+                yield 1 + math.prod(mosaic)
 
 
 class LlavaNext(AnyResolution):
@@ -121,6 +370,78 @@ class LlavaOnevision(AnyResolution):
         if rest not in (0, 1):
             return 0
         return frames
+
+
+# -- maps of tiles, and frames that are pooled ----------------------------------------------------------------------
+
+
+def pooled_frames(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
+    """Frames of a grid of patches, pooled: (frames, patches, width) -> (frames, tokens, width)."""
+    maps = frames.view(len(frames), *grid, -1)
+    maps = maps.permute(0, 3, 1, 2)  # (frames, width, rows, columns)
+    return pool(maps).flatten(2).transpose(1, 2)
+
+
+def _with_newlines(tiles: Tensor, newline: Tensor) -> Tensor:
+    """A map's tokens row by row, a newline behind each row: (width, rows, columns) -> (rows · (columns + 1), width)."""
+    rows = tiles.shape[1]
+    newlines = newline[:, None, None].expand(-1, rows, 1).to(tiles)
+    tiles = torch.cat((tiles, newlines), dim=-1)
+    return tiles.flatten(1, 2).T
+
+
+def _shrunk_alike(usual: Grid, fine: Grid, sides: Sequence[int]) -> Grid:
+    """A map of these sides brought down by as much as the model brings the usual one down, to `fine`."""
+    shrunk = []
+    for most, few, length in zip(usual, fine, sides, strict=True):
+        side = int(length * (few / most))
+        shrunk.append(max(1, min(few, side)))
+    rows, columns = shrunk
+    return rows, columns
+
+
+def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
+    """Tiles down and across of a picture of this height and width."""
+    height, width = select_best_resolution(size, config.image_grid_pinpoints)
+    crop = config.vision_config.image_size
+    return height // crop, width // crop
+
+
+def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
+    """Rows and columns that the unpadded map of a mosaic may have, in patches.
+
+    Unpadding trims one side by an even count, never to where a smaller of the mosaics would have been chosen.
+    """
+    tall, wide = mosaic
+    flatter = [rows for rows, columns in mosaics if columns == wide and rows < tall]
+    slimmer = [columns for rows, columns in mosaics if rows == tall and columns < wide]
+    fewest_rows = max(flatter, default=0) * side
+    fewest_columns = max(slimmer, default=0) * side
+    for rows in range(tall * side, fewest_rows - 1, -2):
+        yield rows, wide * side
+    for columns in range(wide * side, fewest_columns - 1, -2):
+        yield tall * side, columns
+
+
+def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
+    """Rows and columns that the picture fills of a map of `rows` x `columns`."""
+    # As much is cut off on either side, so an even count in all.
+    if width / height > columns / rows:
+        filled = int(round(height * columns / width, 7))
+        rows -= 2 * ((rows - filled) // 2)
+    else:
+        filled = int(round(width * rows / height, 7))
+        columns -= 2 * ((columns - filled) // 2)
+    return rows, columns
+
+
+def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
+    """The part of a map, (width, rows, columns), that the picture fills: one row and column at least."""
+    _, tall, wide = tiles.shape
+    rows, columns = (max(1, side) for side in _unpadded(tall, wide, *size))
+    top = (tall - rows) // 2
+    left = (wide - columns) // 2
+    return tiles[:, top : top + rows, left : left + columns]
 
 
 FAMILIES = (LlavaNext, LlavaNextVideo, LlavaOnevision)

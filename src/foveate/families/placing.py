@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
+from foveate.errors import UnsupportedError
 
 
 def stays_whole(cut: Cut | None) -> bool:
@@ -117,3 +118,36 @@ def put_images(output: Any, images: Sequence[Tensor]) -> None:
         parts = torch.split(torch.cat(list(images)), lengths_of(pieces))
         made = [part.view_as(piece) for part, piece in zip(parts, pieces, strict=True)]
     setattr(output, name, made)
+
+
+def move_additions(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:
+    """What is added to vision tokens at a layer, each row's where the row is now: that of the token that it stands for,
+    since additions are not merged.
+
+    Args:
+        pieces: A tensor or a sequence of such, (tokens, width); beside the layer's number, where the model says it.
+        lengths: Tokens of each image.
+        cuts: Of each image.
+    """
+    if isinstance(pieces, tuple) and isinstance(pieces[0], int):  # the layer's number, and what is added
+        if any(cut is not None and int((cut.parent >= 0).sum()) > len(cut.source) for cut in cuts):
+            raise UnsupportedError(
+                "This model embeds nothing of a picture, and adds its features before several layers, so tokens cannot "
+                "be merged behind its projector. Use a method that keeps tokens as they are."
+            )
+        return pieces[0], move_additions(pieces[1], lengths, cuts)
+    is_by_image = not isinstance(pieces, Tensor) and [len(piece) for piece in pieces] == lengths
+    images = list(pieces)
+    if not is_by_image:
+        together = pieces if isinstance(pieces, Tensor) else torch.cat(images)
+        images = list(torch.split(together, list(lengths)))
+    for index, cut in enumerate(cuts):
+        if cut is not None and not cut.stays_whole:
+            source = cut.source.clamp(min=0).to(images[index].device)  # a row that stands for none gets the first's
+            images[index] = first_rows(images[index][source], lengths[index])
+    if is_by_image:
+        return type(pieces)(images)
+    moved = torch.cat(images)
+    if isinstance(pieces, Tensor):
+        return moved
+    return type(pieces)(torch.split(moved, [len(piece) for piece in pieces]))

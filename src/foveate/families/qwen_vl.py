@@ -1,4 +1,5 @@
-"""The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE."""
+"""The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE; and
+GLM-4.1V, 4.5V and 4.6V, which are built so, a video being many images with time stamps between."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,6 @@ from foveate._transformers import (
     get_vision_position_ids,
     get_vision_window_index,
 )
-from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
@@ -22,23 +22,11 @@ from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, pixels_name
-from foveate.families.leaving import units_left
 from foveate.families.merging import Merging
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tap import Segments, attend_at_once, segments_of
-from foveate.families.thinning import is_compiled
-from foveate.families.tower import (
-    Encoded,
-    Grids,
-    Inputs,
-    KeysOf,
-    Reducer,
-    Run,
-    Taps,
-    TowerLayout,
-    coarser_grids,
-    shown,
-)
+from foveate.families.thinning import is_compiled, units_left
+from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids, shown
 from foveate.families.vision import CLIP, smaller
 
 PRECOMPUTED = {
@@ -409,14 +397,6 @@ class Qwen3VL(Qwen2VL):
         depths = [features[index] for features in output.deepstack_features]
         return {"deepstack": partial(torch.cat, depths, dim=1)}
 
-    def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
-        """A row gets the deepstack features of the token it stands for: they are not merged."""
-        source = cut.source.clamp(min=0)  # a row that stands for none gets the first token's
-        for depth, features in enumerate(output.deepstack_features):
-            images = list(features)
-            images[index] = first_rows(images[index][source], len(images[index]))
-            output.deepstack_features[depth] = images
-
     @classmethod
     def late_additions(cls, config: Any) -> int:
         vision = config.vision_config
@@ -468,4 +448,50 @@ class Qwen35Moe(Qwen35):
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_moe_text"})
 
 
-FAMILIES = (Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe, Qwen35, Qwen35Moe)
+class Glm4v(Qwen2VL):
+    """Where things are inside `Glm4vForConditionalGeneration`."""
+
+    model_type: ClassVar[str] = "glm4v"
+    title: ClassVar[str] = "GLM-4.1V"
+    decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
+
+    def _run_placed(
+        self,
+        forward: Callable[..., Any],
+        pixels: Tensor,
+        segments: Mapping[int, Segments],
+        placed: dict[str, Any],
+        held: Any = None,
+    ) -> Any:
+        """The embeddings find the picture of a patch on the device, where lengths and grids are the host's."""
+        lengths, grids = (send(each, pixels.device) for each in (placed["cu_seqlens"].diff(), placed["grid_thw"]))
+
+        def embed(original: Callable[..., Tensor], patches: Tensor, _: Tensor, __: Tensor, *others: Any) -> Tensor:
+            return original(patches, lengths, grids, *others)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with Patcher() as patches:
+                patches.wrap(self.core.visual.embeddings, "forward", embed)
+                return forward(*args, **kwargs)
+
+        return super()._run_placed(run, pixels, segments, placed, (lengths, grids))
+
+
+class Glm4vMoe(Glm4v):
+    """Where things are inside `Glm4vMoeForConditionalGeneration`; experts see the rows that are left and no others."""
+
+    model_type: ClassVar[str] = "glm4v_moe"
+    title: ClassVar[str] = "GLM-4.5V"
+    decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_moe_text"})
+
+
+class Glm46V(Glm4v):
+    """Where things are inside `Glm46VForConditionalGeneration`: the tower and the decoders of the other two; its
+    processor samples videos in another way."""
+
+    model_type: ClassVar[str] = "glm46v"
+    title: ClassVar[str] = "GLM-4.6V"
+    decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text", "glm4v_moe_text"})
+
+
+FAMILIES = (Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe, Qwen35, Qwen35Moe, Glm4v, Glm4vMoe, Glm46V)

@@ -1,14 +1,13 @@
 """What a method does on a family, derived from its stages: no model is loaded, and no table is kept by hand."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import (
     WAYS,
-    DecodeStage,
     PatchStage,
     PixelStage,
     Place,
@@ -98,22 +97,18 @@ def refusal(
         needed = needed or "how it cuts pictures into patches is not known"
     if returns and needed is not None:
         return f"drops patches before the vision tower, which here needs all of them: {needed}."
-    thins = []
     for stage in stages:
         reason = _refusal_of(stage, lacks)
         if reason is not None:
             return reason
-        if isinstance(stage, ThinStage):
-            thins.append(stage)
+    thins = [stage for stage in stages if isinstance(stage, ThinStage)]
     if thins:
         if returns:
             return "drops patches before the tower and lets rows leave inside it; the engine brings back those of one."
         reason = _refusal_of_thinning(stages, needed)
         if reason is not None:
             return reason
-        stages = [
-            stage for stage in stages if stage is not thins[0]
-        ]  # beside what it may stand with, it changes nothing
+        stages = [stage for stage in stages if stage is not thins[0]]  # it changes nothing for the others
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
     before = "makes pictures smaller"
     if by_pixels:
@@ -130,7 +125,14 @@ def refusal(
     for place, name in ((Place.PIXELS, pixels), (Place.TOWER, "TowerStage"), (Place.DECODE, "DecodeStage")):
         if places.count(place) > 1:
             return f"has {places.count(place)} {name}s, and the engine runs one. Do both steps in one stage."
-    return _refusal_of_cuts(stages, follow.reading(stages))
+    reading = follow.reading(stages)
+    late = [layer for layer in follow.cut_layers(stages) if reading is not None and layer >= reading.layer]
+    if reading is None or reading.when == "turn" or not late:
+        return None
+    return (
+        f"picks in each step what all layers from {reading.layer} on read, but also drops before layer {late[0]}, so "
+        "that layers hold different tokens. Drop before earlier layers, or read from a later layer on."
+    )
 
 
 def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) -> str | None:
@@ -151,17 +153,6 @@ def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) ->
             "no attention or keys of the tower (VidCom2, DivPrune), or leave thintower out."
         )
     return None
-
-
-def _refusal_of_cuts(stages: Sequence[Stage], reading: DecodeStage | None) -> str | None:
-    """Why cuts do not go beside what a step picks once for all layers that it reads."""
-    late = [layer for layer in follow.cut_layers(stages) if reading is not None and layer >= reading.layer]
-    if reading is None or reading.when == "turn" or not late:
-        return None
-    return (
-        f"picks in each step what all layers from {reading.layer} on read, but also drops before layer {late[0]}, so "
-        "that layers hold different tokens. Drop before earlier layers, or read from a later layer on."
-    )
 
 
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
@@ -232,65 +223,34 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
         reason = f"drops in or after the vision tower, which foveate cannot do for {kind.model_type!r}."
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
-    walk = _Walk(arriving)
+    sure, can = set[str](), set[str]()
+    counted = True  # whether all counts up to here are known for any picture and question
     for stage in stages:
-        if stage.place is Place.DECODE:
-            walk.read(stage)
-        elif isinstance(stage, ThinStage):
-            walk.sure.add("tower")  # rows, which come back
-        elif stage.place is not Place.CACHE:
-            walk.through(stage, _where(stage, several=len(early) > 1))
-        elif not follow.cut_layers(stages):
-            walk.can.add("kv")
-        elif follow.cached_layers(stages):
-            walk.add("kv", sure="layer" in walk.sure)
-    return Reach(frozenset(walk.sure), frozenset(walk.can - walk.sure))
-
-
-@dataclass
-class _Walk:
-    """An image on its way through the stages, and where it has lost tokens.
-
-    Attributes:
-        arriving: What arrives at the next stage.
-        sure: Places where tokens are dropped for any picture and question.
-        can: Places where they may be dropped.
-        counted: Whether all counts up to here are known for any picture and question.
-    """
-
-    arriving: Arriving
-    sure: set[str] = field(default_factory=set)
-    can: set[str] = field(default_factory=set)
-    counted: bool = True
-
-    def add(self, where: str, sure: bool) -> None:
-        if sure:
-            self.sure.add(where)
-        else:
-            self.can.add(where)
-
-    def read(self, stage: Stage) -> None:
-        """Note whether a step of decoding reads less than there is."""
-        left = stage.left(self.arriving)
-        if left is None or left < self.arriving.tokens:
-            self.add("read", sure=self.counted and left is not None)
-
-    def through(self, stage: Stage, where: str) -> None:
-        """Count what a stage leaves."""
-        if stage.place >= Place.LAYER and self.arriving.grids:  # it enters the decoder
-            self.arriving = replace(self.arriving, started=self.arriving.tokens, grids=())
-        if stage.drops:
-            left = stage.left(self.arriving)
-        else:
-            left = self.arriving.tokens
+        if isinstance(stage, ThinStage):
+            sure.add("tower")  # rows, which come back
+            continue
+        if stage.place is Place.CACHE:
+            if not follow.cut_layers(stages):
+                can.add("kv")
+            elif follow.cached_layers(stages):
+                (sure if "layer" in sure else can).add("kv")
+            continue
+        is_read = stage.place is Place.DECODE
+        if stage.place >= Place.LAYER and not is_read and arriving.grids:  # the image enters the decoder
+            arriving = replace(arriving, started=arriving.tokens, grids=())
+        left = stage.left(arriving) if stage.drops or is_read else arriving.tokens
+        if left is None or left < arriving.tokens:
+            where = "read" if is_read else _where(stage, several=len(early) > 1)
+            (sure if counted and left is not None else can).add(where)
+        if is_read:
+            continue
         if left is None:
-            self.can.add(where)
-            self.counted = False
+            counted = False
             if stage.place < Place.LAYER:  # what is left is no grid
-                self.arriving = replace(self.arriving, grids=())
-        elif left < self.arriving.tokens:
-            self.add(where, sure=self.counted)
-            self.arriving = replace(self.arriving, tokens=left)
+                arriving = replace(arriving, grids=())
+        elif left < arriving.tokens:
+            arriving = replace(arriving, tokens=left)
+    return Reach(frozenset(sure), frozenset(can - sure))
 
 
 def _way(stages: Sequence[Stage], places: set[Place]) -> str | None:

@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,24 +55,16 @@ class Tapped(NamedTuple):
         return Tapped(queries, keys, self.scaling)
 
 
+@dataclass(slots=True, eq=False)
 class _Config:
     """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
 
-    def __init__(
-        self,
-        real: Any,
-        see: AttentionHook | None = None,
-        see_mask: MaskHook | None = None,
-        bias: Bias | None = None,
-        segments: "Segments | None" = None,
-    ) -> None:
-        self._real = real
-        self._see = see
-        self._see_mask = see_mask
-        self._bias = bias
-        self._segments = segments
-        is_packed = bias is not None and "flash" in str(real._attn_implementation)
-        self._attn_implementation = PACKED if is_packed else TAP
+    _real: Any
+    _see: AttentionHook | None = None
+    _see_mask: MaskHook | None = None
+    _bias: Bias | None = None
+    _segments: "Segments | None" = None
+    _attn_implementation: str = TAP
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -104,19 +97,14 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
             return kernel(module, query, key, value, attention_mask, **kwargs)
         bias, kwargs = config._bias(key), {**kwargs, "scaling": scaling}
         if real._attn_implementation in ("sdpa", "eager"):
-            mask = _with_bias(attention_mask, bias.to(query))
+            mask = bias.to(query)
+            if attention_mask is not None and attention_mask.dtype == torch.bool:
+                mask = mask.masked_fill(~attention_mask, float("-inf"))
+            elif attention_mask is not None:
+                mask = attention_mask + mask
             return kernel(module, query, key, value, mask, **kwargs)
         output, *others = kernel(module, *_in_channels(query, key, value, bias, scaling), attention_mask, **kwargs)
         return output[..., : value.shape[-1]], *others
-
-
-def _with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
-    """What is added to logits, from a mask that is there, bool or added too, and a bias."""
-    if mask is None:
-        return bias
-    if mask.dtype == torch.bool:
-        return bias.masked_fill(~mask, float("-inf"))
-    return mask + bias
 
 
 def _in_channels(
@@ -154,14 +142,14 @@ def tap(patches: Patcher, module: nn.Module, see: AttentionHook, see_mask: MaskH
     patches.put(module, "config", _Config(module.config, see, see_mask))
 
 
-def biased(patches: Patcher, module: nn.Module, bias: Bias) -> None:
+def add_bias(patches: Patcher, module: Any, bias: Bias) -> None:
     """Add to the logits of an attention module's keys whenever it runs, until the patcher restores it.
 
     Kernels that take a mask get it as one; others as channels of queries and keys.
     """
-    for name in (TAP, PACKED):
-        AttentionInterface.register(name, _attend)
-    patches.put(module, "config", _Config(module.config, bias=bias))
+    name = PACKED if "flash" in str(module.config._attn_implementation) else TAP
+    AttentionInterface.register(name, _attend)
+    patches.put(module, "config", _Config(module.config, _bias=bias, _attn_implementation=name))
 
 
 @contextmanager
@@ -228,21 +216,19 @@ def attend_at_once(patches: Patcher, attentions: Iterable[Any], segments: Mappin
     if not segments:
         return
     AttentionInterface.register(TAP, _attend)
+
+    def attend(module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        of_call = segments.get(id(kwargs.get("cu_seqlens")))
+        if of_call is None:
+            return original(*args, **kwargs)
+        with Patcher() as patches:
+            patches.put(module, "config", _Config(module.config, _segments=of_call))
+            return original(*args, **{**kwargs, "cu_seqlens": of_call.whole})
+
     for module in attentions:
         is_own = not is_tapped(module.config) and "forward" not in vars(module)
         if is_own and module.config._attn_implementation == "sdpa":
-            patches.wrap(module, "forward", partial(_in_segments, module, segments))
-
-
-def _in_segments(
-    module: Any, segments: Mapping[int, Segments], original: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    known = segments.get(id(kwargs.get("cu_seqlens")))
-    if known is None:
-        return original(*args, **kwargs)
-    with Patcher() as patches:
-        patches.put(module, "config", _Config(module.config, segments=known))
-        return original(*args, **{**kwargs, "cu_seqlens": known.whole})
+            patches.wrap(module, "forward", partial(attend, module))
 
 
 # -- keys before RoPE ----------------------------------------------------------------------------------------------

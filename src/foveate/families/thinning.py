@@ -5,11 +5,12 @@ for. Between places where the tower is read, a block hands on what it was given,
 wrapper.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +21,11 @@ from foveate.core.grid import Grid, join
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo, send, take_along
 from foveate.core.thin import ends_of_left, give_back, nearest, sizes, sizes_in_segments
+from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
-from foveate.families.tap import biased
-from foveate.families.tower import Tower, TowerLayout
+from foveate.families.tap import add_bias
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower, TowerLayout
+from foveate.families.vision import blocks
 
 
 class Thinner(Protocol):
@@ -37,11 +40,10 @@ class Thinner(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class _Plan:
+class _Plan(NamedTuple):
     """Which rows of a call run: (kept,) of packed rows, (pictures, kept) of a batch; the rest as in `core.thin`."""
 
-    index: Tensor
+    kept: Tensor
     parent: Tensor
     sizes: Tensor
 
@@ -95,22 +97,17 @@ class _ThinRun:
         if isinstance(tower.layout, TowerLayout):
             self.layout = tower.layout
         else:
-            patches.wrap(tower.module, "forward", partial(self._note_layout, tower.layout))
+            patches.wrap(tower.module, "forward", self._note_layout)
         for at, block in enumerate(tower.blocks[first:], first):
             if at > max(tower.read):  # nobody reads what it makes
                 patches.wrap(block, "forward", lambda original, hidden, *_, **__: hidden)
                 continue
             patches.wrap(block, "forward", partial(self._run, at, at == first))
-            biased(patches, tower.attentions[at], self._bias)
+            add_bias(patches, tower.attentions[at], self._bias)
 
-    def _note_layout(
-        self,
-        layout: Callable[[Sequence[Any], Mapping[str, Any]], TowerLayout],
-        original: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        self.layout = layout(args, kwargs)
+    def _note_layout(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        assert callable(self.tower.layout)
+        self.layout = self.tower.layout(args, kwargs)
         try:
             return original(*args, **kwargs)
         finally:
@@ -121,17 +118,20 @@ class _ThinRun:
         """A block, on the kept rows; its output is full where somebody reads it."""
         hidden, args = (args[0], args[1:]) if args else (kwargs.pop(next(iter(kwargs))), ())
         if is_first and self.layout is not None:
-            self._refuse_ends_by_position(at, kwargs)
+            is_flash = "flash" in str(self.tower.attentions[at].config._attn_implementation)
+            if is_flash and _ends_in(kwargs) is None and kwargs.get("position_ids") is not None:
+                # As of Pixtral's in transformers 5.16: with the rows that leave, ends would be lost.
+                raise _refusal(self.tower, "its kernel is told by position ids where pictures end")
             self.before = self.handed_on = hidden
-            self.plan = self._planned(self.layout, hidden, [*args, *kwargs.values()])
-            self.short = take_along(hidden, self.plan.index[..., None], dim=-2)
+            self.plan = self._plan(self.layout, hidden, [*args, *kwargs.values()])
+            self.short = take_along(hidden, self.plan.kept[..., None], dim=-2)
         if self.plan is None or hidden is not self.handed_on:
             raise _refusal(self.tower, "something changes rows between its blocks")
         self.log_sizes, self.asked = self._sizes_for(kwargs).log(), 0
-        given = [self._left(value) for value in args]
-        named = {name: self._left(value, name) for name, value in kwargs.items()}
+        args_left = [self._left(value) for value in args]
+        kwargs_left = {name: self._left(value, name) for name, value in kwargs.items()}
         try:
-            self.short = original(self.short, *given, **named)
+            self.short = original(self.short, *args_left, **kwargs_left)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -143,7 +143,7 @@ class _ThinRun:
         if at not in self.tower.read:
             return hidden
         place = self.short.device
-        before, index, parent = (part.to(place) for part in (self.before, self.plan.index, self.plan.parent))
+        before, index, parent = (part.to(place) for part in (self.before, self.plan.kept, self.plan.parent))
         self.handed_on = give_back(before, self.short, index, parent)
         return self.handed_on
 
@@ -157,15 +157,12 @@ class _ThinRun:
 
     # -- which rows --------------------------------------------------------------------------------------------
 
-    def _planned(self, layout: TowerLayout, hidden: Tensor, given: Sequence[Any]) -> _Plan:
+    def _plan(self, layout: TowerLayout, hidden: Tensor, arguments: Sequence[Any]) -> _Plan:
         lengths = layout.lengths
         if lengths is None or (hidden.dim() == 3 and hidden.shape[:2] == (len(lengths), lengths[0])):
             grid = layout.grids[0]
-            if grid is None:
-                cls = layout.cls
-            else:
-                cls = hidden.shape[1] - grid[0] * grid[1]
-            return self._planned_batch(hidden, grid, cls, _valid_keys(given, hidden.shape[1]))
+            cls = layout.cls if grid is None else hidden.shape[1] - grid[0] * grid[1]
+            return self._plan_batch(hidden, grid, cls, _valid_keys(arguments, hidden.shape[1]))
         if hidden.shape[:-1].numel() != sum(lengths) or layout.cls:
             raise _refusal(self.tower, "how its rows stand in pictures is not known")
         packed = hidden if hidden.dim() == 2 else hidden[0]
@@ -173,7 +170,7 @@ class _ThinRun:
         if layout.raster is not None:
             raster = send(layout.raster, hidden.device)
         in_order = packed if raster is None else packed[raster]
-        cut = join(self._thinned(torch.split(in_order, list(lengths)), layout.grids))
+        cut = join(self._thin(torch.split(in_order, list(lengths)), layout.grids))
         index, parent = cut.source, cut.parent
         if raster is not None:  # into the order in which rows stand: places in `kept` move with them
             index, order = raster[index].sort()
@@ -183,38 +180,45 @@ class _ThinRun:
             plan = _Plan(index[None], parent[None], plan.sizes[None])
         return plan
 
-    def _planned_batch(self, hidden: Tensor, grid: Grid | None, cls: int, valid: Tensor | None) -> _Plan:
+    def _plan_batch(self, hidden: Tensor, grid: Grid | None, cls: int, valid: Tensor | None) -> _Plan:
         """Of pictures in a batch, with so many rows in front of a picture's."""
         patches = hidden[:, cls:]
         if valid is None:
-            cuts = self._thinned(patches.unbind(), [grid] * len(patches))
-            of_all = [(cut.source, cut.parent, sizes(cut.parent, len(cut.source))) for cut in cuts]
-            kept, parent, counted = _rectangular(of_all)
+            cuts = self._thin(patches.unbind(), [grid] * len(patches))
+            plans = [_Plan(cut.source, cut.parent, sizes(cut.parent, len(cut.source))) for cut in cuts]
         else:
-            kept, parent, counted = self._planned_padded(patches, valid[:, cls:].expand(len(patches), -1), grid)
+            plans = self._plan_padded(patches, valid[:, cls:].expand(len(patches), -1), grid)
+        kept, parent, counted = _rectangular(plans)
         if cls:  # stays, stands for itself, and nobody goes with it
             own = torch.arange(cls, device=kept.device).expand(len(kept), -1)
             kept, parent = torch.cat((own, kept + cls), dim=1), torch.cat((own, parent + cls), dim=1)
             counted = torch.cat((torch.ones_like(own, dtype=counted.dtype), counted), dim=1)
         return _Plan(kept, parent, counted)
 
-    def _planned_padded(self, patches: Tensor, valid: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of pictures with padding: kept rows, those that others go with, and sizes.
+    def _plan_padded(self, patches: Tensor, valid: Tensor, grid: Grid | None) -> list[_Plan]:
+        """Of each of several pictures with padding.
 
         Padding is neither kept nor counted. A picture of padding alone is taken for one without.
         """
         valid = valid | ~valid.any(dim=1, keepdim=True)
-        places = [send(one.nonzero()[:, 0], patches.device) for one in valid.cpu()]
-        rectangles = [None if grid is None else _rectangle(one.view(grid)) for one in valid.cpu()]
-        cuts = self._thinned([rows[at] for rows, at in zip(patches, places, strict=True)], rectangles)
-        of_all = []
+        places, rectangles = list[Tensor](), list[Grid | None]()
+        for picture in valid.cpu():
+            places.append(send(picture.nonzero()[:, 0], patches.device))
+            rectangle = None
+            if grid is not None:
+                cells = picture.view(grid)
+                tall, wide = int(cells.any(dim=1).sum()), int(cells.any(dim=0).sum())
+                rectangle = (tall, wide) if tall * wide == int(cells.sum()) else None
+            rectangles.append(rectangle)
+        cuts = self._thin([rows[at] for rows, at in zip(patches, places, strict=True)], rectangles)
+        plans = []
         for rows, at, is_valid, cut in zip(patches, places, valid, cuts, strict=True):
             kept = at[cut.source]
             parent = nearest(rows, kept).scatter(0, at, cut.parent)
-            of_all.append((kept, parent, sizes(parent, len(kept), is_valid)))
-        return _rectangular(of_all)
+            plans.append(_Plan(kept, parent, sizes(parent, len(kept), is_valid)))
+        return plans
 
-    def _thinned(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut]:
+    def _thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut]:
         """Which rows of each segment run, and which of these each row goes with, of which note is taken."""
         cuts = []
         for rows, cut in zip(segments, self.thinner.thin(segments, grids), strict=True):
@@ -231,11 +235,11 @@ class _ThinRun:
             return tuple(self._left(part, name) for part in value)
         if not isinstance(value, Tensor):
             return value
-        return self.memo.once(lambda: self._taken(value, name.startswith("cu_")), value)
+        return self.memo.once(lambda: self._rows_left(value, name.startswith("cu_")), value)
 
-    def _taken(self, value: Tensor, are_ends: bool) -> Tensor:
+    def _rows_left(self, value: Tensor, are_ends: bool) -> Tensor:
         assert self.plan is not None
-        rows, index = self.before.shape[-2], self.plan.index.to(value.device)
+        rows, index = self.before.shape[-2], self.plan.kept.to(value.device)
         if are_ends:
             stays = torch.zeros(rows, dtype=torch.bool, device=value.device).index_fill(0, index.flatten(), True)
             return ends_of_left(value, stays)
@@ -254,18 +258,16 @@ class _ThinRun:
     def _sizes_for(self, kwargs: Mapping[str, Any]) -> Tensor:
         """How many rows each kept one stands for in this block: of its own segment, which may be a window."""
         assert self.plan is not None
-        ends = next((value for name, value in kwargs.items() if name.startswith("cu_")), None)
-        if ends is None or self.plan.index.dim() == 2:
-            return self.plan.sizes
-        return self.memo.once(partial(self._sizes_between, ends), "sizes", ends)
-
-    def _sizes_between(self, ends: Tensor) -> Tensor:
-        assert self.plan is not None
         assert self.layout is not None
-        lengths = ends.diff().tolist()
-        if lengths == list(self.layout.lengths or ()):
-            return self.plan.sizes
-        return sizes_in_segments(self.before, self.plan.index, lengths)
+        plan, of_layout, ends = self.plan, list(self.layout.lengths or ()), _ends_in(kwargs)
+        if ends is None or plan.kept.dim() == 2:
+            return plan.sizes
+
+        def between() -> Tensor:
+            lengths = ends.diff().tolist()
+            return plan.sizes if lengths == of_layout else sizes_in_segments(self.before, plan.kept, lengths)
+
+        return self.memo.once(between, "sizes", ends)
 
     def _bias(self, keys: Tensor) -> Tensor:
         """What is added to the logits of these keys: the logarithms of what they stand for."""
@@ -283,24 +285,27 @@ def _refusal(tower: Tower, why: str) -> UnsupportedError:
     return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops behind it.")
 
 
-def _rectangular(pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept rows of each picture, those that others go with, and sizes; a shorter list of kept rows repeats its first
-    one, of size 0."""
+def _ends_in(kwargs: Mapping[str, Any]) -> Any:
+    """Where sequences end, among a block's arguments; None where none tells."""
+    return next((value for name, value in kwargs.items() if name.startswith("cu_")), None)
+
+
+def _rectangular(pictures: Sequence[_Plan]) -> _Plan:
+    """The plans of several pictures as one; a shorter list of kept rows repeats its first one, of size 0."""
     most, evened = max(len(kept) for kept, _, _ in pictures), []
     for kept, parent, counted in pictures:
         if few := most - len(kept):
             kept, counted = torch.cat((kept, kept[:1].expand(few))), pad(counted, (0, few))
         evened.append((kept, parent, counted))
-    all_kept, parents, sizes = map(torch.stack, zip(*evened, strict=True))
-    return all_kept, parents, sizes
+    return _Plan(*map(torch.stack, zip(*evened, strict=True)))
 
 
-def _valid_keys(given: Sequence[Any], rows: int) -> Tensor | None:
+def _valid_keys(arguments: Sequence[Any], rows: int) -> Tensor | None:
     """Which rows are no padding, (pictures, rows) bool, by the mask among a block's arguments; None: all.
 
     Where a mask says more, as that pictures see themselves alone, rows are packed.
     """
-    for value in given:
+    for value in arguments:
         if not isinstance(value, Tensor) or value.shape[-1:] != (rows,):
             continue
         if value.dim() == 4:
@@ -313,9 +318,92 @@ def _valid_keys(given: Sequence[Any], rows: int) -> Tensor | None:
     return None
 
 
-def _rectangle(valid: Tensor) -> Grid | None:
-    """Rows and columns of the cells that are no padding, (rows, columns) bool; None where they are no rectangle."""
-    tall, wide = int(valid.any(dim=1).sum()), int(valid.any(dim=0).sum())
-    if tall * wide != int(valid.sum()):
-        return None
-    return (tall, wide)
+# -- patches that leave before a tower ------------------------------------------------------------------------------
+
+
+def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    """`Family.encode_subset` of a tower that needs all patches: no block runs on the rows of those that leave.
+
+    They come back behind the last block, and then the tokens leave that are made of them alone.
+
+    A unit is a token's patches, or one patch where tokens are pooled.
+    """
+    tower, config = family.tower_parts(modality, run, inputs), family.model.config
+    side, size = family.block(config), config.vision_config.patch_size
+    pixels = side * (size if isinstance(size, int) else size[0])
+    views = [_pixel_view(family, pictures, pixels) for pictures in family.pictures(modality, inputs, reducer)]
+    cuts = reducer.leave(views)
+    if all(cut is None for cut in cuts):
+        return run(), cuts
+    stays = units_left(views, cuts)
+    del views  # pixels in float32, which need not live beside the tower
+    tokens = family.tokens_left(modality, stays, inputs)
+    leaving = _Leaving(side, list(itertools.chain(*stays)), tokens, reducer.lengths)
+    with running_thin(tower, leaving) as reducer.ran:
+        encoded: Encoded = family.encode_projected(run, modality, inputs, leaving)
+    return encoded
+
+
+def units_left(views: Sequence[PixelView], cuts: Sequence[Cut | None]) -> list[Tensor]:
+    """Which units of each image stay, (pictures, rows, columns) bool on the host, which asks the device once."""
+    masks = []
+    for view, cut in zip(views, cuts, strict=True):
+        stays = torch.ones(len(view), dtype=torch.bool, device=view.device)
+        masks.append(stays if cut is None else torch.zeros_like(stays).index_fill(0, cut.source, True))
+    images = torch.split(torch.cat(masks).cpu(), [len(mask) for mask in masks])
+    return [stays.view(view.units.shape[:3]) for stays, view in zip(images, views, strict=True)]
+
+
+def _pixel_view(family: Any, pictures: Tensor, side: int) -> PixelView:
+    """Pictures, (pictures, channels, height, width), by units of so many pixels; those that fill none are left out."""
+    rows, columns = (length // side for length in pictures.shape[2:])
+    whole = pictures[..., : rows * side, : columns * side].float().permute(0, 2, 3, 1)
+    units = blocks(whole, side).view(len(pictures), rows, columns, -1)
+    return PixelView(units, *(units.new_tensor(one).repeat(side**2) for one in (family.pixel_mean, family.pixel_std)))
+
+
+@dataclass(slots=True, eq=False)
+class _Leaving:
+    """Says which rows of the tower run, as a `Thinner`, and then which tokens are left, as a `Reducer`.
+
+    Attributes:
+        side: Patches of a unit's side.
+        pictures: Which units of each picture stay that the tower has not yet got, (rows, columns) bool on the host.
+        tokens: Which tokens of all images stay, newlines and the like apart, (tokens,) bool on the host.
+        lengths: See `Reducer`.
+    """
+
+    side: int
+    pictures: list[Tensor]
+    tokens: Tensor
+    lengths: Callable[..., Sequence[int]]
+    early = False
+    reads = ()
+
+    def first(self, blocks: int) -> int:
+        """Before which block rows leave."""
+        return 0
+
+    def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
+        """Which rows of each picture run, one at least, and the nearest of these for each other row."""
+        cuts: list[Cut | None] = []
+        for rows, grid in zip(segments, grids, strict=True):
+            stays = self.pictures.pop(0).repeat_interleave(self.side, 0).repeat_interleave(self.side, 1)
+            # What fills no unit runs, and what is padding is not there.
+            tall, wide = (cells - there for cells, there in zip(grid or stays.shape, stays.shape, strict=True))
+            stays = pad(stays, (0, wide, 0, tall), value=True).flatten()
+            if len(stays) != len(rows):
+                raise UnsupportedError("Patches cannot leave before the tower where a padded picture is no rectangle.")
+            stays[0] |= ~stays.any()
+            kept = send(stays.nonzero()[:, 0], rows.device)
+            cuts.append(None if len(kept) == len(rows) else Cut.join(kept, nearest(rows, kept)))
+        return cuts
+
+    def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
+        """The tokens that stay."""
+        images = list(views)
+        cuts: list[Cut | None] = []
+        for view, stays in zip(images, torch.split(self.tokens, [len(view) for view in images]), strict=True):
+            kept = send(stays.nonzero()[:, 0], view.features.device)
+            cuts.append(None if len(kept) == len(view) else Cut.take(kept, len(view)))
+        return cuts

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
-from foveate.families.tap import Tapped, tap
+from foveate.families.tap import Tapped, tap, unturned
 
 Inputs = Mapping[str, Any]
 """The arguments of a call of the model, by name."""
@@ -201,9 +201,9 @@ class Tower:
 # -- what layers show ----------------------------------------------------------------------------------------------
 
 
-KeysOf = tuple[str, Callable[[Any, Tensor], Iterable[Tensor]]]
+KeysOf = tuple[str, Callable[[Any, Tensor], Iterable[Tensor]]] | Literal["unknown"]
 """Which part of an attention module makes keys; and of the module and what that part answers, keys of each sample,
-(heads, tokens, head size)."""
+(heads, tokens, head size). Where that is unknown, keys before RoPE are made by a second run of the attention."""
 
 
 class Taps:
@@ -218,7 +218,9 @@ class Taps:
     def __init__(self, modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: KeysOf | None = None) -> None:
         self._cls = cls
         self._keys_of = keys_of
-        self._places = {signal: (module, self._is_plain(signal)) for signal, module in modules.items()}
+        self._places: dict[TowerSignal, tuple[Any, bool]] = {}  # and whether a signal is of keys before RoPE
+        for signal, module in modules.items():
+            self._places[signal] = module, keys_of is not None and not isinstance(signal, TowerAttention)
         self._samples: dict[tuple[Any, bool], list[Tapped]] = {place: [] for place in self._places.values()}
 
     def run(self, run: Callable[[], Any]) -> Any:
@@ -227,37 +229,29 @@ class Taps:
             self.attach(patches)
             return run()
 
-    def _is_plain(self, signal: TowerSignal) -> bool:
-        """Whether a signal is of keys before RoPE."""
-        return self._keys_of is not None and not isinstance(signal, TowerAttention)
-
     def attach(self, patches: Patcher) -> None:
         """Tap the modules until the patcher restores them."""
         for place in self._samples:
             module, is_plain = place
-            if is_plain:
-                self._attach_plain(patches, place)
-            else:
+            if not is_plain:
                 tap(patches, module, partial(self._note, place))
-
-    def _attach_plain(self, patches: Patcher, place: tuple[Any, bool]) -> None:
-        """Note a module's keys before RoPE until the patcher restores it."""
-        assert self._keys_of is not None
-        part, _ = self._keys_of
-        patches.hook(getattr(place[0], part), "after", partial(self._note_keys, place))
+            elif isinstance(self._keys_of, tuple):
+                part, keys_of = self._keys_of
+                patches.hook(getattr(module, part), "after", partial(self._note_keys, place, keys_of))
+            else:
+                patches.wrap(module, "forward", partial(unturned, module, partial(self._note, place)))
 
     def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
         self._samples[place] += [Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)]
 
-    def _note_keys(self, place: tuple[Any, bool], part: nn.Module, args: Any, output: Tensor) -> None:
-        assert self._keys_of is not None
-        _, made = self._keys_of
-        module, _ = place
-        self._samples[place] += [Tapped(keys, keys, 1.0) for keys in made(module, output)]  # of keys alone
+    def _note_keys(self, place: Any, keys_of: Callable[..., Any], part: nn.Module, args: Any, output: Tensor) -> None:
+        self._samples[place] += [Tapped(keys, keys, 1.0) for keys in keys_of(place[0], output)]  # of keys alone
 
-    def __len__(self) -> int:
-        """How many samples there were."""
-        return len(next(iter(self._samples.values())))
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows of each sample."""
+        (some, *_) = self._samples.values()
+        return tuple(heads.keys.shape[1] for heads in some)
 
     def samples(self, signal: TowerSignal) -> list[Tapped]:
         """What a signal's module attended with in each sample: (heads, tokens, head size)."""
@@ -351,17 +345,34 @@ class ReducedRun:
 
     def __init__(self, tower: Tower, reducer: Reducer) -> None:
         self.cuts: list[Cut | None] = []
-        self._tower = tower
-        self._taps = tower.taps(reducer.reads)
-        self._reducer = reducer
-        self._ragged = _Ragged(tower.cls, reducer)
+        self._tower, self._reducer, self._taps = tower, reducer, tower.taps(reducer.reads)
+        self._cls = int(tower.cls)
         self._states: dict[int, Tensor] = {}
         """Outputs of the blocks that are read, (images, rows, width)."""
+        self._grid = 0, 0
+        """Rows and columns of an image's patches."""
+        self._merges: list[Cut | None] = []
+        """What was merged in each image behind the first block."""
+        self._lengths: list[int] = []
+        """Rows of each image from there on, a CLS among them."""
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
-        """Stand in tower and projector, which gets (images, patches, width), until the patcher restores them."""
+        """Stand in tower and projector, which gets (images, patches, width), until the patcher restores them.
+
+        Images may differ in length behind the first block. Between blocks the shorter ones are padded at their ends; a
+        block runs them one by one then, whatever its kernel.
+        """
         self._taps.attach(patches)
-        self._ragged.attach(patches, self._tower.blocks)
+        first, *later = self._tower.blocks
+
+        def run_first(original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            merged = self._merge(original(hidden_states, *args, **kwargs))
+            if len(set(self._lengths)) > 1:
+                for block in later:
+                    patches.wrap(block, "forward", self._run_later)
+            return merged
+
+        patches.wrap(first, "forward", run_first)
         for at in dict.fromkeys(self._tower.read):
             # Before those by which transformers captures hidden states, which it installs when it first needs them.
             patches.hook(self._tower.blocks[at], "after", partial(self._note_state, at), prepend=True)
@@ -370,106 +381,61 @@ class ReducedRun:
     def _note_state(self, at: int, module: nn.Module, args: Any, output: Tensor) -> None:
         self._states[at] = output
 
+    def _merge(self, output: Tensor) -> Tensor:
+        """What the first block made, (images, rows, width), with patches merged."""
+        patches = output[:, self._cls :]
+        count = patches.shape[1]
+        side = int(count**0.5)
+        self._grid = side, count // side  # pictures are squares here
+        self._merges = [None] * len(output)
+        if self._reducer.early:
+            self._merges = self._reducer.merge_early(list(patches), self._grid)
+        self._lengths = [self._cls + (count if cut is None else len(cut.source)) for cut in self._merges]
+        if all(cut is None for cut in self._merges):
+            return output
+        images = []
+        for rows, cut in zip(output, self._merges, strict=True):
+            if cut is not None:
+                assert cut.rows is not None
+                rows = torch.cat((rows[: self._cls], cut.rows))
+            images.append(rows)
+        return _padded(images, max(self._lengths))
+
+    def _run_later(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows = []
+        for index, length in enumerate(self._lengths):
+            image = hidden_states[index : index + 1, :length]  # as a batch of one
+            rows.append(original(image, *args, **kwargs)[0])
+        return _padded(rows, max(self._lengths))
+
     def _project(self, original: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         """What the projector makes of the rows that are left: (images, patches, width of the decoder)."""
         # The CLS is gone already; what pads the shorter images goes here.
-        lengths = [length - int(self._tower.cls) for length in self._ragged.lengths]
-        images = [image[:length] for image, length in zip(features, lengths, strict=True)]
-        views = (self._view(index, image) for index, image in enumerate(images))
-        cuts = self._reducer.reduce(views)
+        images = [image[: length - self._cls] for image, length in zip(features, self._lengths, strict=True)]
+        cuts = self._reducer.reduce(self._view(index, image) for index, image in enumerate(images))
         self.cuts.extend(cuts)
         if all(stays_whole(cut) for cut in cuts):
             return original(features)
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        height, width = self._ragged.grid
         if len({len(image) for image in rows}) == 1:  # all at once where they are as many
             projected = list(original(torch.stack(rows)))
         else:
             projected = [original(image[None])[0] for image in rows]
-        return _padded(projected, height * width)
+        return _padded(projected, math.prod(self._grid))
 
     def _view(self, index: int, image: Tensor) -> TowerView:
-        merge, cls = self._ragged.merges[index], None
-        if self._tower.cls:  # as the projector would read it: (1, width)
+        merge, cls = self._merges[index], None
+        if self._cls:  # as the projector would read it: (1, width)
             cls = torch.cat([self._states[at][index, :1] for at in self._tower.read], dim=-1)
-        return TowerView(
-            image,
-            grid=self._ragged.grid if merge is None else None,
-            cls=cls,
-            read=partial(self._read, index, merge),
-            merge=merge,
-            early=self._reducer.early,
-        )
+        grid = self._grid if merge is None else None
+        return TowerView(image, grid, cls, partial(self._read, index, merge), merge=merge, early=self._reducer.early)
 
     def _read(self, index: int, merge: Cut | None, signal: TowerSignal) -> Tensor:
         """A signal of an image's rows."""
         values = self._taps.read(index, signal)
         if merge is None or block_of(signal, max(self._tower.read), len(self._tower.blocks)) > 0:
             return values
-        return average(values, merge)  # the first layer attends before its patches merge
-
-
-class _Ragged:
-    """A tower whose images may differ in length behind its first layer, where patches are merged.
-
-    Between layers the shorter ones are padded at their ends; a layer runs them one by one then, whatever its kernel.
-
-    Attributes:
-        grid: Rows and columns of an image's patches.
-        merges: What was merged in each image.
-        lengths: Rows of each image, a CLS among them.
-    """
-
-    def __init__(self, cls: bool, reducer: Reducer) -> None:
-        self.grid = 0, 0
-        self.merges: list[Cut | None] = []
-        self.lengths: list[int] = []
-        self._cls = int(cls)
-        self._reducer = reducer
-
-    def attach(self, patches: Patcher, layers: Sequence[Any]) -> None:
-        """Stand around the first layer's forward, and the others' if images come to differ, until the patcher restores
-        them."""
-        first, *later = layers
-
-        def run_first(original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            merged = self._merged(original(hidden_states, *args, **kwargs))
-            if len(set(self.lengths)) > 1:
-                for layer in later:
-                    patches.wrap(layer, "forward", self._run_later)
-            return merged
-
-        patches.wrap(first, "forward", run_first)
-
-    def _run_later(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows = []
-        for index, length in enumerate(self.lengths):
-            image = hidden_states[index : index + 1, :length]  # as a batch of one
-            rows.append(original(image, *args, **kwargs)[0])
-        return _padded(rows, max(self.lengths))
-
-    def _merged(self, output: Tensor) -> Tensor:
-        """What the first layer made, (images, rows, width), with patches merged."""
-        count = output.shape[1] - self._cls
-        side = int(count**0.5)
-        self.grid = side, count // side  # pictures are squares here
-        self.merges = [None] * len(output)
-        patches = output[:, self._cls :]
-        if self._reducer.early:
-            self.merges = self._reducer.merge_early(list(patches), self.grid)
-        self.lengths = [self._cls + (count if cut is None else len(cut.source)) for cut in self.merges]
-        if all(cut is None for cut in self.merges):
-            return output
-        pairs = zip(output, self.merges, strict=True)
-        images = [self._image(rows, cut) for rows, cut in pairs]
-        return _padded(images, max(self.lengths))
-
-    def _image(self, rows: Tensor, cut: Cut | None) -> Tensor:
-        """An image's rows behind the first layer, its CLS among them."""
-        if cut is None:
-            return rows
-        assert cut.rows is not None
-        return torch.cat((rows[: self._cls], cut.rows))
+        return average(values, merge)  # the first block attends before its patches merge
 
 
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:

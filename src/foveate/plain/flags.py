@@ -51,7 +51,7 @@ Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class LoadOptions:
     """The model and how it runs."""
 
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
@@ -62,18 +62,20 @@ class ModelOptions:
     """number format; auto is the checkpoint's own, and float32 on a CPU"""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
     """attention kernel; auto is the model's default"""
-    max_new_tokens: Count = 64
-    """most tokens of an answer"""
-
-    @property
-    def cuda_graphs(self) -> bool:
-        """Whether it runs as CUDA graphs, for commands that ask often enough."""
-        return False
 
     @property
     def loading(self) -> dict[str, Any]:
         """How it is loaded, as the keywords of `foveate.load`."""
-        return {name: getattr(self, name) for name in ("device", "dtype", "attention", "cuda_graphs")}
+        names = ("device", "dtype", "attention", "cuda_graphs")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadOptions):
+    """The model and how it runs."""
+
+    max_new_tokens: Count = 64
+    """most tokens of an answer"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,9 +46,9 @@ def methods() -> dict[str, str]:
     sentences = {}
     for name, kind in method_classes().items():
         docstring = re.search(rf'^class {kind}\b.*?"""(.*?)"""', texts[name], re.MULTILINE | re.DOTALL)
-        sentences[name] = _first(docstring and docstring[1])
+        sentences[name] = summary(docstring and docstring[1])
     for method in brought("foveate.methods"):
-        sentences.setdefault(method.name, summary(method))
+        sentences.setdefault(method.name, summary(method.__doc__))
     return sentences
 
 
@@ -74,12 +74,8 @@ def presets() -> dict[str, dict[str, Any]]:
     return rows
 
 
-def summary(documented: object) -> str:
+def summary(docstring: str | None) -> str:
     """The first paragraph of a docstring, on one line; empty where there is none."""
-    return _first(documented.__doc__)
-
-
-def _first(docstring: str | None) -> str:
     return " ".join((docstring or "").strip().partition("\n\n")[0].split())
 
 

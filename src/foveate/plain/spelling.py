@@ -44,7 +44,7 @@ class Written:
     @property
     def is_file(self) -> bool:
         """Whether the name is that of a preset file."""
-        return self.values is None and _is_file(self.name)
+        return self.values is None and self.name.endswith(".json")
 
     @property
     def is_code(self) -> bool:
@@ -68,7 +68,7 @@ def written(text: str) -> tuple[Written, ...]:
     text = unquoted(text.strip())
     if text.startswith("{"):
         return members_in(parsed(text))
-    if _is_file(text):  # its name may have a + or a colon
+    if Written(text).is_file:  # its name may have a + or a colon
         return (Written(text),)
     return tuple(_split(part) for part in NEXT.split(text))
 
@@ -134,10 +134,6 @@ def fractions(text: str) -> str:
 
 
 # -- JSON and files -------------------------------------------------------------------------------------------
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith(".json")
 
 
 def method_name(values: Any) -> str:

@@ -98,20 +98,16 @@ def bound(wrong: int, samples: int, risk: float) -> float:
         raise SettingError(f"wrong is 0 to samples, and risk between 0 and 1; got {wrong} of {samples} and {risk}.")
     if wrong == samples:
         return 1.0
+    # log C(n, i), for each number i of hits that is no more than k
     ways = [lgamma(samples + 1) - lgamma(i + 1) - lgamma(samples - i + 1) for i in range(wrong + 1)]
     low, high = wrong / samples, 1.0
     while low < (middle := (low + high) / 2) < high:
-        if _at_most(ways, samples, middle) > risk:
+        hit, miss = log(middle), log1p(-middle)
+        if fsum(exp(way + i * hit + (samples - i) * miss) for i, way in enumerate(ways)) > risk:
             low = middle
         else:
             high = middle
     return high
-
-
-def _at_most(ways: Sequence[float], samples: int, share: float) -> float:
-    """The probability of fewer than len(ways) of n at this share, which log C(n, i) goes with for each i."""
-    hit, miss = log(share), log1p(-share)
-    return fsum(exp(way + i * hit + (samples - i) * miss) for i, way in enumerate(ways))
 
 
 class Resampled:

@@ -21,6 +21,9 @@ SECTION: tuple[str, ...] = ()
 WIDTH = 120  # columns of plain text
 WIDEST = 10_000  # columns of a page that cuts nothing off
 
+ENDINGS = (".csv", ".md", ".tex")
+"""Of files that hold tables."""
+
 LINE = "1px solid rgba(128, 128, 128, 0.5)"  # grey reads on a white page and on a dark one
 CELL = "padding: 2px 10px; vertical-align: top"
 
@@ -137,9 +140,6 @@ class Table:
         filled = [row for row in self.rows if row]
         return f"Table({self.title!r}, {len(self.columns)} columns, {len(filled)} rows)"
 
-    def __str__(self) -> str:
-        return self.to_text()
-
     def to_text(self, width: int = WIDTH) -> str:
         """What rich prints on a page without colours; wider than `width` where no column may be wrapped."""
         from rich.console import Console
@@ -149,6 +149,8 @@ class Table:
         console.print(self, width=max(width, needed), crop=False)
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+    __str__ = to_text
 
     def to_csv(self) -> str:
         """The table as CSV, without its title, notes and gaps; a column of `Number`s becomes one column a value."""
@@ -212,8 +214,7 @@ class Table:
             cells.append(f'<{tag} style="{style}">{_as_html(cell)}</{tag}>')
         return f"<tr>{''.join(cells)}</tr>"
 
-    def _repr_html_(self) -> str:
-        return self.to_html()
+    _repr_html_ = to_html
 
     def to_rich(self) -> "RichTable":
         """The table for a rich console, without its notes."""
@@ -265,30 +266,19 @@ def in_file(tables: Sequence[Table], ending: str) -> str:
         tables: With notes and titles, which CSV has none of, except for titles of several tables.
         ending: Of the file's name, one of `ENDINGS`.
     """
-    return "\n".join(WRITERS[ending](table, len(tables) > 1) for table in tables)
+    return "\n".join(_text_of(table, ending, len(tables) > 1) for table in tables)
 
 
-def _csv_text(table: Table, titled: bool) -> str:
-    title = ""
-    if titled and table.title:
-        title = Table("", [Column("", name=table.title)], []).to_csv()
-    return title + table.to_csv()
-
-
-def _markdown_text(table: Table, _: bool) -> str:
-    title = []
-    if table.title:
-        title = [f"**{_as_markdown(table.title)}**"]
-    return "\n\n".join([*title, table.to_markdown().rstrip("\n"), *map(_as_markdown, table.notes)]) + "\n"
-
-
-def _latex_text(table: Table, _: bool) -> str:
+def _text_of(table: Table, ending: str, titled: bool) -> str:
+    """One table of a file; `titled` says whether CSV has its title."""
+    if ending == ".csv":
+        title = Table("", [Column("", name=table.title)], []).to_csv() if titled and table.title else ""
+        return title + table.to_csv()
+    if ending == ".md":
+        title = f"**{_as_markdown(table.title)}**\n\n" if table.title else ""
+        return title + "\n\n".join([table.to_markdown().rstrip("\n"), *map(_as_markdown, table.notes)]) + "\n"
     comments = "\n".join([table.title, *table.notes]).strip("\n").splitlines()
     return "".join(f"% {line}\n" for line in comments) + table.to_latex()
-
-
-WRITERS = {".csv": _csv_text, ".md": _markdown_text, ".tex": _latex_text}
-ENDINGS = tuple(WRITERS)
 
 
 def between(page: str, mark: str, text: str) -> str:

@@ -43,12 +43,9 @@ def explained(name: str, part: str) -> Iterator[None]:
         elif "FlashAttention" in line:
             hint = " Install it, or take another attention kernel, such as sdpa."
         raise InputError(f"Model '{shown(name)}' needs a package that is missing: {line}{hint}") from error
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(f"Model '{shown(name)}' cannot be loaded: {_reason(error, part)}") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust code, such as tokenizers: derived from BaseException
+        of_rust = type(error).__name__ == "PanicException"  # such as of tokenizers: derived from BaseException
+        if is_out_of_memory(error) or not (of_rust or isinstance(error, Exception)):
             raise
         raise InputError(f"Model '{shown(name)}' cannot be loaded: {_reason(error, part)}") from error
 

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,9 @@ def publish(
         part.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
         if durable:
             _sync(part)
-        if not force:
-            return next(other for other in _names(target) if _claim(part, other))
+        if not force:  # `result.json`, then `result-2.json`, `result-3.json` and so on
+            others = (target.with_name(f"{target.stem}-{number}{target.suffix}") for number in count(2))
+            return next(other for other in chain([target], others) if _claim(part, other))
         part.replace(target)
         if durable:
             _sync(target.parent)
@@ -94,32 +95,18 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
-def _names(path: Path) -> Iterator[Path]:
-    """`result.json`, then `result-2.json`, `result-3.json` and so on."""
-    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
-    return chain([path], others)
-
-
 def _claim(part: Path, target: Path) -> bool:
     """Give a finished file its name; False where there is such a file."""
     try:
-        os.link(part, target)
+        try:
+            os.link(part, target)
+        except OSError as error:
+            if error.errno not in WITHOUT_LINKS:
+                raise
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # an empty file takes the name
+            part.replace(target)
     except FileExistsError:
         return False
-    except OSError as error:
-        if error.errno not in WITHOUT_LINKS:
-            raise
-        return _claim_without_link(part, target)
-    return True
-
-
-def _claim_without_link(part: Path, target: Path) -> bool:
-    """Claim a name on a file system without hard links: an empty file takes the name, and is replaced at once."""
-    try:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        return False
-    part.replace(target)
     return True
 
 

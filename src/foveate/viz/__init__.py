@@ -1,10 +1,10 @@
 """Pictures of what was kept or will be, and tables of text. Knows nothing of the engine."""
 
 from foveate.plain.table import SECTION, Column, Number, Table
+from foveate.viz.canvas import stack
 from foveate.viz.comparison import draw_comparison
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.plan import draw_plan
-from foveate.viz.stack import stack
 from foveate.viz.stills import draw_stages
 
 __all__ = [

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from foveate.errors import ShapeError
 from foveate.viz.dim import Pixels
 
 DPI = 150
@@ -119,3 +120,19 @@ def data_url(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, kind, quality=88, method=4)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures on one white sheet, from top to bottom, left edges in line.
+
+    Raises:
+        ShapeError: If there is none.
+    """
+    if not pictures:
+        raise ShapeError("There is no picture to stack.")
+    size = max(picture.width for picture in pictures), sum(picture.height for picture in pictures)
+    sheet, top = Image.new("RGB", size, "white"), 0
+    for picture in pictures:
+        sheet.paste(picture.convert("RGB"), (0, top))
+        top += picture.height
+    return sheet

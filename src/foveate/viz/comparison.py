@@ -10,7 +10,7 @@ from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, line_height
 from foveate.viz.dim import Pixels
 from foveate.viz.frames import Frame, chosen
 from foveate.viz.mosaic import MOST, SIDE, scaled, stage_panels
-from foveate.viz.showing import Media, PrefillLike, frames_of
+from foveate.viz.showing import Media, Prefill, frames_of
 
 LABEL = 230  # pixels for the name of a row
 MARGIN, GAP = 18, 12
@@ -18,7 +18,7 @@ TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 10, 8, 6.5
 
 
 def draw_comparison(
-    prefills: Sequence[tuple[str, PrefillLike]], media: Media, title: str = "", sample: int = 0
+    prefills: Sequence[tuple[str, Prefill]], media: Media, title: str = "", sample: int = 0
 ) -> Image.Image:
     """Draw what each of several methods kept of the same pictures: these once, then a row a method.
 

@@ -47,7 +47,10 @@ def dim(
     height, width, _ = picture.shape
     colour = picture.astype(np.float32)
     grey = (colour @ LUMA)[:, :, None]  # one channel, which broadcasts over three; so have all counts below
-    dropped = _darkened(grey)
+    dropped = grey + 0.72 * (SLATE - grey)
+    rows, columns = np.ogrid[:height, :width]
+    lines = (rows + columns) % 6 == 0  # every 6 pixels, from the lower left to the upper right
+    dropped[lines] += 0.45 * (HATCH - dropped[lines])
     unseen = grey + 0.75 * (255 - grey)  # no vision token ever covered it
 
     tokens = coverage(boxes, height, width)[:, :, None]
@@ -56,28 +59,12 @@ def dim(
     shown = dropped + kept_share * (colour - dropped)
     if merged is not None and groups is not None and len(merged):
         joined = coverage(boxes[merged], height, width)[:, :, None]
-        hues = _hues(boxes[merged], groups, height, width) / np.maximum(joined, 1)
-        tinted = grey + TINT * (hues - grey)
+        hues = np.zeros((height, width, 3), dtype=np.float32)
+        for group in np.unique(groups).tolist():
+            hues += coverage(boxes[merged[groups == group]], height, width)[:, :, None] * group_colour(group)
+        tinted = grey + TINT * (hues / np.maximum(joined, 1) - grey)
         shown += joined / at_least_one * (tinted - dropped)
     return np.where(tokens > 0, shown, unseen).round().astype(np.uint8)
-
-
-def _darkened(grey: Map) -> Map:
-    """How dropped patches look: (height, width, 1) -> (height, width, 3)."""
-    height, width, _ = grey.shape
-    dark = grey + 0.72 * (SLATE - grey)
-    rows, columns = np.ogrid[:height, :width]
-    lines = (rows + columns) % 6 == 0  # every 6 pixels, from the lower left to the upper right
-    dark[lines] += 0.45 * (HATCH - dark[lines])
-    return dark.astype(np.float32, copy=False)
-
-
-def _hues(boxes: NDArray[np.float64], groups: NDArray[np.int64], height: int, width: int) -> Map:
-    """The colours of the groups added up wherever their boxes lie: (height, width, 3) float32."""
-    total = np.zeros((height, width, 3), dtype=np.float32)
-    for group in np.unique(groups).tolist():
-        total += coverage(boxes[groups == group], height, width)[:, :, None] * group_colour(group)
-    return total
 
 
 def group_colour(group: int) -> NDArray[np.float32]:

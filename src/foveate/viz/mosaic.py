@@ -11,7 +11,7 @@ from foveate.viz.canvas import fitted
 from foveate.viz.dim import Pixels
 from foveate.viz.frames import chosen
 from foveate.viz.panel import Tokens
-from foveate.viz.showing import Media, PrefillLike, drawn_stages, frames_of, stages_of
+from foveate.viz.showing import Media, Prefill, drawn_stages, frames_of, stages_of
 
 MOST = 6  # pictures or frames drawn where nobody says how many; of more, so many evenly chosen
 SIDE = 170  # pixels, of a square panel; one of another shape has its area
@@ -48,7 +48,7 @@ class StagePanel:
 
 
 def stage_panels(
-    prefill: PrefillLike, media: Media, sample: int = 0, side: int = SIDE, most: int = MOST
+    prefill: Prefill, media: Media, sample: int = 0, side: int = SIDE, most: int = MOST
 ) -> list[StagePanel]:
     """A panel for each stage of a prefill, in order.
 

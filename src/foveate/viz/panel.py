@@ -32,68 +32,10 @@ class StageTokens:
     origin: Ordinals
     assign: Ordinals | None
 
-    @classmethod
-    def of(cls, stage: "tuple[str, Rows] | tuple[str, Rows, Rows | None]") -> "StageTokens":
-        """From (caption, kept), or (caption, origin, assign) where tokens were merged."""
-        caption, origin, *rest = stage
-        if not rest or rest[0] is None:
-            return cls(caption, _ordinals(origin), None)
-        return cls(caption, _ordinals(origin), _ordinals(rest[0]))
-
     @property
     def merges(self) -> bool:
         """Whether rows may stand for several tokens."""
         return self.assign is not None
-
-    def check(self, total: int) -> None:
-        """Refuse a stage that is not one of so many tokens.
-
-        Raises:
-            ShapeError: If an ordinal lies outside the tokens, or a token goes into a row that is not there.
-        """
-        origin, assign = self.origin, self.assign
-        lowest = 0
-        if self.merges:
-            lowest = -1  # a merged row may stand for no token
-        if origin.size and not lowest <= origin.min() <= origin.max() < total:
-            raise ShapeError(
-                f"Stage {self.caption!r} keeps ordinals {origin.min()} to {origin.max()}, "
-                f"but the images have {total} tokens."
-            )
-        if assign is None:
-            return
-        last = assign.max(initial=-1)
-        if len(assign) != total or last >= len(origin):
-            raise ShapeError(
-                f"Stage {self.caption!r} assigns {len(assign)} tokens to rows up to {last}, "
-                f"but the images have {total} tokens and the stage {len(origin)} rows."
-            )
-
-
-def panel(picture: Pixels, place: NDArray[np.float64], start: int, stage: StageTokens) -> tuple[Pixels, int]:
-    """The picture whose tokens begin at ordinal `start`, with what left dimmed; and how many of them stayed.
-
-    Merged patches are tinted and the patch they joined framed; rows of one token are kept ones.
-    """
-    origin = stage.origin
-    here = origin[(origin >= start) & (origin < start + len(place))] - start
-    if stage.assign is None:
-        return dim(picture, place, here), len(here)
-    return _merged(picture, place, start, origin, stage.assign), len(here)
-
-
-def _merged(picture: Pixels, place: NDArray[np.float64], start: int, origin: Ordinals, assign: Ordinals) -> Pixels:
-    members = np.bincount(assign[assign >= 0], minlength=len(origin))  # tokens that went into each row
-    rows = assign[start : start + len(place)]  # the row that each token of this picture went into, or -1
-    several = np.where(rows >= 0, members[rows], 0) > 1
-    alone = ((rows >= 0) & ~several).nonzero()[0]
-    merged = several.nonzero()[0]
-    targets = origin[rows[merged]]  # what a group's colour goes by, so that it has the same one at every stage
-    drawn = dim(picture, place, alone, merged, targets)
-    for target in np.unique(targets).tolist():
-        if 0 <= target - start < len(place):
-            outline(drawn, place[target - start], group_colour(target))
-    return drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +68,7 @@ class Tokens:
             if place.ndim != 2 or place.shape[1] != 4:
                 raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
         starts = np.cumsum([0, *(len(place) for place in places)]).tolist()
-        parsed = [StageTokens.of(stage) for stage in stages]
-        for stage in parsed:
-            stage.check(starts[-1])
-        return cls(places, starts, parsed)
+        return cls(places, starts, [_read_stage(starts[-1], *stage) for stage in stages])
 
     @property
     def counts(self) -> list[int]:
@@ -145,7 +84,52 @@ class Tokens:
 
     def panels(self, stage: StageTokens, pictures: Mapping[int, Pixels]) -> list[tuple[Pixels, int]]:
         """Pictures, by their number, with what left at a stage dimmed; and how many tokens of each stayed."""
-        return [panel(pixels, self.places[at], self.starts[at], stage) for at, pixels in pictures.items()]
+        return [_panel(pixels, self.places[at], self.starts[at], stage) for at, pixels in pictures.items()]
+
+
+def _read_stage(total: int, caption: str, kept: Rows, into: Rows | None = None) -> StageTokens:
+    """A stage of `total` tokens as a caller gave it; `into` says which row each token went into.
+
+    Raises:
+        ShapeError: If an ordinal lies outside the tokens, or a token goes into a row that is not there.
+    """
+    origin, assign = _ordinals(kept), None
+    lowest = 0
+    if into is not None:
+        assign = _ordinals(into)
+        lowest = -1  # a merged row may stand for no token
+    if origin.size and not lowest <= origin.min() <= origin.max() < total:
+        raise ShapeError(
+            f"Stage {caption!r} keeps ordinals {origin.min()} to {origin.max()}, but the images have {total} tokens."
+        )
+    if assign is not None and (len(assign) != total or assign.max(initial=-1) >= len(origin)):
+        raise ShapeError(
+            f"Stage {caption!r} assigns {len(assign)} tokens to rows up to {assign.max(initial=-1)}, "
+            f"but the images have {total} tokens and the stage {len(origin)} rows."
+        )
+    return StageTokens(caption, origin, assign)
+
+
+def _panel(picture: Pixels, place: NDArray[np.float64], start: int, stage: StageTokens) -> tuple[Pixels, int]:
+    """The picture whose tokens begin at ordinal `start`, with what left dimmed; and how many of them stayed.
+
+    Merged patches are tinted and the patch they joined framed; rows of one token are kept ones.
+    """
+    origin, assign = stage.origin, stage.assign
+    here = origin[(origin >= start) & (origin < start + len(place))] - start
+    if assign is None:
+        return dim(picture, place, here), len(here)
+    members = np.bincount(assign[assign >= 0], minlength=len(origin))  # tokens that went into each row
+    rows = assign[start : start + len(place)]  # the row that each token of this picture went into, or -1
+    several = np.where(rows >= 0, members[rows], 0) > 1
+    alone = ((rows >= 0) & ~several).nonzero()[0]
+    merged = several.nonzero()[0]
+    targets = origin[rows[merged]]  # what a group's colour goes by, so that it has the same one at every stage
+    drawn = dim(picture, place, alone, merged, targets)
+    for target in np.unique(targets).tolist():
+        if 0 <= target - start < len(place):
+            outline(drawn, place[target - start], group_colour(target))
+    return drawn, len(here)
 
 
 def _ordinals(kept: Rows) -> Ordinals:

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from foveate.errors import InputError
 from foveate.plain.files import local_path
@@ -22,40 +21,8 @@ Medium = Image.Image | str | Path | Clip | NDArray[np.uint8]
 Media = Medium | Sequence[Medium]
 
 
-class StageLike(Protocol):
-    """What is read of a cut; see `foveate.engine.trace.StageRecord`."""
-
-    @property
-    def place(self) -> str: ...
-    @property
-    def rows(self) -> bool: ...
-    @property
-    def layer(self) -> int | None: ...
-    @property
-    def before(self) -> Sequence[int]: ...
-    @property
-    def after(self) -> Sequence[int]: ...
-    @property
-    def origin(self) -> Sequence[Tensor]: ...
-    @property
-    def assign(self) -> Sequence[Tensor | None]: ...
-
-
-class PrefillLike(Protocol):
-    """What is read of a prefill; see `foveate.engine.trace.PrefillRecord`."""
-
-    @property
-    def vision_tokens(self) -> Sequence[int]: ...
-    @property
-    def videos(self) -> Sequence[Sequence[bool]]: ...
-    @property
-    def boxes(self) -> Sequence[Sequence[Tensor | None]]: ...
-    @property
-    def frames(self) -> Sequence[Sequence[Sequence[int]]]: ...
-    @property
-    def fit(self) -> Literal["whole", "crop"]: ...
-    @property
-    def stages(self) -> Sequence[StageLike]: ...
+Prefill = Any
+"""A prefill's `PrefillRecord` of `foveate.engine.trace`, which stands above this room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +45,7 @@ class _Medium:
         return cls(pictures, [f"frame {number}" for number in range(1, len(pictures) + 1)], True)
 
 
-def show(prefill: PrefillLike, media: Media, sample: int) -> Image.Image:
+def show(prefill: Prefill, media: Media, sample: int) -> Image.Image:
     """The kept patches of a sample drawn on its pictures; see `Trace.show`."""
     frames, moving = frames_of(prefill, media, sample)
     stages = stages_of(prefill, sample)
@@ -87,7 +54,7 @@ def show(prefill: PrefillLike, media: Media, sample: int) -> Image.Image:
     return draw_stages([frame.picture for frame in frames], [frame.boxes for frame in frames], stages)
 
 
-def frames_of(prefill: PrefillLike, media: Media, sample: int) -> tuple[list[Frame], bool]:
+def frames_of(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame], bool]:
     """The pictures and frames of a sample as the model saw them, in the order of its tokens; whether any is of a clip.
 
     Raises:
@@ -122,13 +89,13 @@ def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
     return media_list
 
 
-def drawn_stages(prefill: PrefillLike, sample: int) -> list[StageLike]:
+def drawn_stages(prefill: Prefill, sample: int) -> list[Any]:
     """The cuts that can be drawn: where the tower's rows are no vision tokens, it is not known where they look."""
     arrived = prefill.vision_tokens[sample]
     return [stage for stage in prefill.stages if not stage.rows or stage.before[sample] == arrived]
 
 
-def stages_of(prefill: PrefillLike, sample: int) -> Stages:
+def stages_of(prefill: Prefill, sample: int) -> Stages:
     """Every cut as drawings take it: a caption, the token of each row, and where merged ones went."""
     arrived = prefill.vision_tokens[sample]
     return [

@@ -14,9 +14,8 @@ COLOURS = ("truecolor", "256")
 
 def preview_on(console: Console, image: Image.Image) -> Text | None:
     """The preview that fits a console; None if it is no terminal, or one without colours or Unicode."""
-    if not console.is_terminal or console.is_dumb_terminal or console.no_color:
-        return None
-    if not console.encoding.lower().startswith("utf"):
+    unable = console.is_dumb_terminal or console.no_color or not console.encoding.startswith("utf")
+    if unable or not console.is_terminal:
         return None
     return preview(image, console.width, console.color_system)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
 from foveate.core.patching import Patcher
-from foveate.core.signals import Attention, OwnSignal, Products, ValueLikeness
+from foveate.core.signals import Attention, Signal
 from foveate.core.tensors import take_along
 from foveate.engine.attending import RowsReader
 from foveate.engine.buckets import Bucket
@@ -114,26 +114,9 @@ class ReaderOfEach:
         values = [reader.reduced(signals, units) for reader in self._readers]
         return {signal: torch.cat([value[signal] for value in values]) for signal in signals}
 
-    def keys(self) -> Tensor:
-        """See `RowsReader.keys`."""
-        return torch.cat([reader.keys() for reader in self._readers])
-
-    def key_norms(self) -> Tensor:
-        """See `RowsReader.key_norms`."""
-        return torch.cat([reader.key_norms() for reader in self._readers])
-
-    def products(self, signal: Products, unit: Unit) -> Tensor:
-        raise NotImplementedError  # refused by guards.refuse_stages
-
-    def value_likeness(self, signal: ValueLikeness, units: Sequence[Unit]) -> Tensor:
-        raise NotImplementedError  # refused by guards.refuse_stages
-
-    def made(self, signal: OwnSignal, units: Sequence[Unit]) -> Tensor:
-        raise NotImplementedError  # refused by guards.refuse_stages
-
-    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
-        """See `RowsReader.pivots`."""
-        return torch.cat([reader.pivots(count, units) for reader in self._readers])
+    def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
+        """See `RowsReader.read`; guards.refuse_stages refuses what a `HeadsReader` cannot make."""
+        return torch.cat([reader.read(signal, units) for reader in self._readers])
 
     def in_prompt(self, columns: Tensor) -> Tensor:
         """See `RowsReader.in_prompt`."""

@@ -22,8 +22,7 @@ from vllm.multimodal.processing import ProcessorInputs, TimingContext
 from foveate.core.patching import Patcher
 from foveate.engine.hosts import Entered
 from foveate.families.base import Family
-from foveate.families.glm import Glm4v, Glm4vMoe
-from foveate.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
+from foveate.families.qwen_vl import Glm4v, Glm4vMoe, Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
