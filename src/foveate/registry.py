@@ -248,8 +248,7 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     family = _extra_families.get(model_type) or _in_files(model_type)
     if family is not None:
         return family
-    from foveate.families.derived import Derived
-    from foveate.families.overrides import OVERRIDES
+    from foveate.families.derived import OVERRIDES, Derived
 
     return OVERRIDES.get(model_type, Derived)
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import getattr_static
 from typing import Any, ClassVar, Literal
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
 from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
-from foveate.core.signals import Cells, Signal, TowerAttention
+from foveate.core.signals import Cells, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import images_of, move_additions, place_rows, put_images, stays_whole
+from foveate.families.placing import images_of, lengths_of, move_additions, place_rows, put_images, stays_whole
 from foveate.families.tap import attention_of, made_by_itself
 from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
@@ -27,6 +27,7 @@ from foveate.families.tower import (
     KeysOf,
     Reducer,
     Run,
+    Taps,
     Tower,
     TowerLayout,
     encoder_layers,
@@ -378,6 +379,8 @@ class Family:
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Run a `get_*_features` call with every image's tokens reduced; placeholders stay whole.
 
+        The default works behind the projector where `token_means` says what the tower shows of a token.
+
         Args:
             run: Calls the original, with the arguments passed to it in the place of its own.
             modality: "image" or "video".
@@ -391,10 +394,35 @@ class Family:
         Raises:
             UnsupportedError: If the family has no such stage.
         """
-        raise UnsupportedError(
-            f"foveate cannot reduce tokens in or after the vision tower of {self.model_type!r} ({modality}). "
-            "Use a method that drops between decoder layers."
-        )
+        if not self.defines("token_means"):
+            raise UnsupportedError(
+                f"foveate cannot reduce tokens in or after the vision tower of {self.model_type!r} ({modality}). "
+                "Use a method that drops between decoder layers."
+            )
+        taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
+        output = taps.run(run)
+
+        @functools.cache
+        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
+            means = self.token_means(taps, signal, modality, inputs)
+            if not isinstance(means, Tensor):
+                means = torch.cat([*means])
+            sizes = reducer.lengths(len(means)) if self.tiled else lengths_of(output.pooler_output)
+            return torch.split(means, list(sizes))
+
+        return output, self.reduce_features(output, modality, inputs, reducer, stats)
+
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterable[Tensor] | Tensor:
+        """Means of what a signal is of the patches of each token, (tokens, numbers) float32, in the order of the
+        features; all together, or of one picture after the other.
+
+        Args:
+            taps: What the tower attended with.
+            signal: What is read.
+            modality: "image" or "video".
+            inputs: The arguments of the `get_*_features` call.
+        """
+        raise NotImplementedError
 
     def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, behind the projector in every family; the tower's attention and keys are not read."""

@@ -202,11 +202,13 @@ class AnyResolution(OfClip):
         tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # one map: (width, rows, columns)
         tiles = _unpad(tiles, size)
         # OneVision shrinks large maps; this one shrinks by as much.
-        coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
-        if coarse != tiles.shape[1:]:
-            tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
-        rows = torch.cat((base_view, _with_newlines(tiles, newline)))
-        return rows, join([base, into_cells(fine, coarse, newlines=True)])
+        sides = zip(usual, fine, tiles.shape[1:], strict=True)
+        tall, wide = (max(1, min(few, int(length * (few / most)))) for most, few, length in sides)
+        if (tall, wide) != tiles.shape[1:]:
+            tiles = interpolate(tiles[None], (tall, wide), mode="bilinear")[0]
+        newlines = newline[:, None, None].expand(-1, tall, 1).to(tiles)  # behind each row
+        rows = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
+        return torch.cat((base_view, rows)), join([base, into_cells(fine, (tall, wide), newlines=True)])
 
     def _encode_smaller_frames(self, run: Run, inputs: Inputs, reducer: Reducer) -> Encoded:
         videos, frames = inputs["pixel_values_videos"].shape[:2]
@@ -252,6 +254,15 @@ class AnyResolution(OfClip):
             "number of its tiles plus 1 for the base view; for a video, the number of its frames. "
             "Family.tower_images reads it from the inputs."
         )
+
+    @classmethod
+    def frames_of(cls, config: Any, size: int) -> int:
+        """With closing newlines or without."""
+        if not cls.videos:
+            return 0
+        side, _ = cls.frame_side(config)
+        frames, rest = divmod(size, side**2)
+        return frames if rest in (0, cls.film_newlines) else 0
 
     @classmethod
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
@@ -308,12 +319,6 @@ class LlavaNextVideo(LlavaNext):
         resampler, stride = self.core.vision_resampler, self.model.config.spatial_pool_stride
         return resampler, "forward", resampler.pool, (stride * rows, stride * columns)
 
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        cells = side_of(config) // config.spatial_pool_stride
-        frames, rest = divmod(size, cells**2)
-        return 0 if rest else frames
-
 
 class LlavaOnevision(AnyResolution):
     """Where things are inside `LlavaOnevisionForConditionalGeneration`: a video ends with a newline."""
@@ -362,15 +367,6 @@ class LlavaOnevision(AnyResolution):
             counts.extend(of_sample if images == 1 else [1] * images)
         return tuple(counts)
 
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        """With the closing newline or without."""
-        cells = math.ceil(side_of(config) / 2)
-        frames, rest = divmod(size, cells**2)
-        if rest not in (0, 1):
-            return 0
-        return frames
-
 
 # -- maps of tiles, and frames that are pooled ----------------------------------------------------------------------
 
@@ -380,24 +376,6 @@ def pooled_frames(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) 
     maps = frames.view(len(frames), *grid, -1)
     maps = maps.permute(0, 3, 1, 2)  # (frames, width, rows, columns)
     return pool(maps).flatten(2).transpose(1, 2)
-
-
-def _with_newlines(tiles: Tensor, newline: Tensor) -> Tensor:
-    """A map's tokens row by row, a newline behind each row: (width, rows, columns) -> (rows · (columns + 1), width)."""
-    rows = tiles.shape[1]
-    newlines = newline[:, None, None].expand(-1, rows, 1).to(tiles)
-    tiles = torch.cat((tiles, newlines), dim=-1)
-    return tiles.flatten(1, 2).T
-
-
-def _shrunk_alike(usual: Grid, fine: Grid, sides: Sequence[int]) -> Grid:
-    """A map of these sides brought down by as much as the model brings the usual one down, to `fine`."""
-    shrunk = []
-    for most, few, length in zip(usual, fine, sides, strict=True):
-        side = int(length * (few / most))
-        shrunk.append(max(1, min(few, side)))
-    rows, columns = shrunk
-    return rows, columns
 
 
 def tiles_of(config: Any, size: tuple[int, int]) -> Grid:

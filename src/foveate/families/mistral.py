@@ -11,7 +11,6 @@ from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.families.base import Family
-from foveate.families.merging import Merging
 from foveate.families.placing import replace_images
 from foveate.families.tiles import block_means
 from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids, shown
@@ -24,7 +23,7 @@ def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
     return [heads.transpose(0, 1)]
 
 
-class Mistral3(Merging):
+class Mistral3(Family):
     """Where things are inside `Mistral3ForConditionalGeneration`.
 
     The breaks between the rows of an image are text: they stay, and no vision token is one.
@@ -35,6 +34,7 @@ class Mistral3(Merging):
     tower_blocks: ClassVar[str] = "transformer.layers"
     tower_attention: ClassVar[str] = "attention"
     shares_prefix: ClassVar[bool] = True
+    needs_all_rows: ClassVar[str | None] = None
     keys_of: ClassVar[KeysOf | None] = ("k_proj", _keys_of)
     pixel_mean, pixel_std = CLIP
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}

@@ -22,7 +22,6 @@ from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, pixels_name
-from foveate.families.merging import Merging
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tap import Segments, attend_at_once, segments_of
 from foveate.families.thinning import is_compiled, units_left
@@ -45,7 +44,7 @@ def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
     return [heads.transpose(0, 1)]
 
 
-class Qwen2VL(Merging):
+class Qwen2VL(Family):
     """Where things are inside `Qwen2VLForConditionalGeneration`.
 
     The layers get one (cos, sin) pair with M-RoPE's three axes already combined, so positions need
@@ -61,6 +60,7 @@ class Qwen2VL(Merging):
     tower_blocks: ClassVar[str] = "blocks"
     tower_attention: ClassVar[str] = "attn"
     keys_of: ClassVar[KeysOf | None] = ("qkv", _keys_of)
+    needs_all_rows: ClassVar[str | None] = None
     pixel_mean, pixel_std = CLIP
     _replay: Callable[..., Any] | None = None
 

@@ -12,8 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
+from foveate.families.base import Family
 from foveate.families.llava import pictures_in, side_of
-from foveate.families.merging import Merging
 from foveate.families.placing import replace_images
 from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, Taps
 from foveate.families.vision import IMAGENET, blocks, grid_boxes, smaller
@@ -21,7 +21,7 @@ from foveate.families.vision import IMAGENET, blocks, grid_boxes, smaller
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
 
-class Tiled(Merging):
+class Tiled(Family):
     """A family whose tower sees tiles, and whose projector makes one token of a block of patches.
 
     An image with all of its tiles is one item. Tiles carry no place. The last tile shows the whole picture: the mosaic
@@ -36,16 +36,12 @@ class Tiled(Merging):
     has_cls: ClassVar[bool] = False
     projector: ClassVar[str] = "multi_modal_projector"
     shares_prefix: ClassVar[bool] = True
+    needs_all_rows: ClassVar[str | None] = None
 
     @classmethod
     def side(cls, config: Any) -> int:
         """Tokens of a tile's side."""
         return side_of(config) // cls.block(config)
-
-    @classmethod
-    def block(cls, config: Any) -> int:
-        """Patches of a token's side."""
-        raise NotImplementedError
 
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:
