@@ -542,7 +542,10 @@ def write(rng: Generator, canvas: Canvas) -> Lettering | None:
 def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
     """Draw things of few kinds or of many, anywhere or in rows."""
     kinds = _sketch_kinds(rng)
-    size = _sketch_size(rng, canvas.inner, len(kinds))
+    # 16 pixels to what the picture has room for: together the things take at most that share of it.
+    room = 0.38 * canvas.inner.width * canvas.inner.height / len(kinds)
+    most = max(18.0, min(LARGEST, canvas.inner.height * 0.7, room**0.5))
+    size = rng.uniform(16, most) if rng.random() < 0.3 else log_uniform(rng, 16, most)
     uneven = rng.random() < 0.5
     paired = rng.random() < 0.3  # 0.45 of its things are then put beside an earlier one
     cells: Corners = []
@@ -587,15 +590,6 @@ def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
         shapes = shapes[:2]
         colours = colours[: rng.integers(1, 4)]
     return [(pick(rng, shapes), pick(rng, colours)) for _ in range(count)]
-
-
-def _sketch_size(rng: Generator, inner: Box, count: int) -> float:
-    """Pixels of each of so many things: 16 to what the picture has room for."""
-    room = 0.38 * inner.width * inner.height / count  # together they take that share of the picture
-    most = max(18.0, min(LARGEST, inner.height * 0.7, room**0.5))
-    if rng.random() < 0.3:
-        return float(rng.uniform(16, most))
-    return log_uniform(rng, 16, most)
 
 
 def _rows(rng: Generator, inner: Box, size: float) -> Corners:

@@ -147,14 +147,6 @@ class _ThinRun:
         self.handed_on = given_back(before, self.short, index, parent)
         return self.handed_on
 
-    def _refuse_ends_by_position(self, at: int, kwargs: Mapping[str, Any]) -> None:
-        """Refuse a flash kernel that is told by position ids alone where pictures end, as Pixtral's is in transformers
-        5.16: with the rows that leave, ends would be lost."""
-        is_flash = "flash" in str(self.tower.attentions[at].config._attn_implementation)
-        is_told = any(name.startswith("cu_") for name in kwargs)
-        if is_flash and not is_told and kwargs.get("position_ids") is not None:
-            raise _refusal(self.tower, "its kernel is told by position ids where pictures end")
-
     # -- which rows --------------------------------------------------------------------------------------------
 
     def _plan(self, layout: TowerLayout, hidden: Tensor, arguments: Sequence[Any]) -> _Plan:

@@ -371,9 +371,11 @@ class _Decoder:
         checked = None
         for time in times:
             self._go_to(time)
-            if self._now is None or (self._broken and self._missing(time)):
+            if self._now is None:
                 continue
             frame, since = self._now
+            if self._broken and (since > time + HAIR or any(due <= time + HAIR for due in self._due)):
+                continue  # what should be on show was not among what came out of the decoder
             if checked != (frame.width, frame.height):  # they may change on the way
                 checked = frame.width, frame.height
                 _check_frame(name, round(frame.width * aspect), frame.height)
@@ -431,11 +433,6 @@ class _Decoder:
             yield f"{name} is transparent in places, and shows what hides there. Convert it to FFV1 first."
         if max(part.bits for part in frame.format.components) == 16 and shown.max() < NIGHT:
             yield f"{name} has 16 bits a colour and uses few of them: it is nearly black. Save it with 8 bits."
-
-    def _missing(self, time: float) -> bool:
-        """Whether the frame that should be on show at `time` was not among those that came out of the decoder."""
-        assert self._now is not None
-        return self._now[1] > time + HAIR or any(due <= time + HAIR for due in self._due)
 
     def _go_to(self, time: float) -> None:
         """Make the frame on show at `time` the one that is now; the last one for a time behind the end."""
