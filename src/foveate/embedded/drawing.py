@@ -420,7 +420,7 @@ class Pen:
     form: float
 
     @classmethod
-    def drawn(cls, rng: Generator) -> "Pen":
+    def draw_lot(cls, rng: Generator) -> "Pen":
         """A pen by lot: mostly filled."""
         line = rng.choice(["filled", "edged", "outlined"], p=[0.68, 0.16, 0.16])
         edge = (70, 70, 70)
@@ -462,16 +462,16 @@ def _corners(form: float) -> dict[str, tuple[Point, ...]]:
     across = 0.68 + 0.3 * form
     arm = 0.22 + 0.2 * form
     return {
-        "square": _mirrored([(square, square)]),
+        "square": _mirror([(square, square)]),
         "triangle": ((0, -0.97), (1, base), (-1, base)),
         "diamond": ((0, -1), (across, 0), (0, 1), (-across, 0)),
-        "cross": _mirrored([(arm, 1), (arm, arm), (1, arm)]),
+        "cross": _mirror([(arm, 1), (arm, arm), (1, arm)]),
         "star": star(0.36 + 0.12 * form),
         "moon": _moon(form),
     }
 
 
-def _mirrored(quarter: list[Point]) -> tuple[Point, ...]:
+def _mirror(quarter: list[Point]) -> tuple[Point, ...]:
     """The corners of all four quarters in turn, from those of the lower right one."""
     turned = quarter[::-1]
     return (
@@ -497,12 +497,12 @@ def _moon(form: float) -> tuple[Point, ...]:
     hole = [(x + 0.85 * a, y + 0.85 * b) for a, b in circle]
     inner = [(a, b) for a, b in hole if a * a + b * b <= 1]
     # Once round from the opening, and back along the hole.
-    outer.sort(key=lambda point: _turned(point[0], point[1], opening))
-    inner.sort(key=lambda point: -_turned(point[0] - x, point[1] - y, opening))
+    outer.sort(key=lambda point: _turn_from(point[0], point[1], opening))
+    inner.sort(key=lambda point: -_turn_from(point[0] - x, point[1] - y, opening))
     return (*outer, *inner)
 
 
-def _turned(x: float, y: float, opening: float) -> float:
+def _turn_from(x: float, y: float, opening: float) -> float:
     """How far a point is turned from the opening around (0, 0), in radians from 0 to a full turn."""
     return float((np.arctan2(y, x) - opening) % (2 * pi))
 

@@ -197,7 +197,7 @@ def one_side(rng: Generator, apart: float, slip: float) -> tuple[float, float]:
     return pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
 
 
-def shuffled(rng: Generator, names: Sequence[str]) -> list[str]:
+def shuffle(rng: Generator, names: Sequence[str]) -> list[str]:
     """The names in any order."""
     return [names[i] for i in rng.permutation(len(names))]
 
@@ -234,7 +234,7 @@ class Board(Room):
     grain: int | None = None
 
     @classmethod
-    def drawn(cls, rng: Generator, side: int, dense: bool) -> "Board":
+    def draw_lot(cls, rng: Generator, side: int, dense: bool) -> "Board":
         """An empty board by lot; only large ones have room for large things."""
         board = cls(side, dense)
         if rng.random() >= 0.3:  # others are on an even ground, with larger things, as a person would draw them
@@ -271,7 +271,7 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
     if side % PATCH:
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
     rng = rng_for(split, index)
-    board = Board.drawn(rng_for(split, index, purpose=3), side, dense)
+    board = Board.draw_lot(rng_for(split, index, purpose=3), side, dense)
     texts = _place_texts(rng, board)
     things = _place_things(rng, rng_for(split, index, purpose=2), board)
     image, owner = _paint(rng, board, _marks(rng, board, things, texts))
@@ -330,8 +330,8 @@ def _scene_kinds(rng: Generator, board: Board) -> list[tuple[str, str]]:
     shapes = list(SHAPES)
     if not board.dense:
         most = int(rng.integers(1, MOST.get(board.side, 8) + 1))
-        colours = shuffled(rng, colours)[: rng.integers(2, 9)]
-        shapes = shuffled(rng, shapes)[: rng.integers(2, 9)]
+        colours = shuffle(rng, colours)[: rng.integers(2, 9)]
+        shapes = shuffle(rng, shapes)[: rng.integers(2, 9)]
     if board.tone > LIGHT:
         colours = [colour for colour in colours if colour != "white"] or ["red"]
     kinds = list(product(shapes, colours))
@@ -423,7 +423,7 @@ class Canvas(Room):
         self.owner = Image.new("L", self.image.size)
 
     @classmethod
-    def drawn(cls, rng: Generator, side: int) -> "Canvas":
+    def draw_lot(cls, rng: Generator, side: int) -> "Canvas":
         """A canvas by lot, with nothing on it: two in five wide or tall."""
         fine = 1.0
         if rng.random() >= 0.4:
@@ -475,7 +475,7 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     if side % PATCH:
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
     rng = rng_for(split, index, purpose=4)
-    canvas = Canvas.drawn(rng, side)
+    canvas = Canvas.draw_lot(rng, side)
     kind = rng.random()
     lines = int(kind < 0.6)
     if crowded:
@@ -551,7 +551,7 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
     cells: Corners = []
     if rng.random() < 0.25:
         cells = _rows(rng, canvas.inner, size)
-    pen = Pen.drawn(rng)
+    pen = Pen.draw_lot(rng)
     tints = {colour: tint(rng, colour) for _, colour in kinds}
     things: list[Thing] = []
     for shape, colour in kinds:
@@ -574,8 +574,8 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
 
 def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
     """Shape and colour of each thing: all equal, one shape, one colour, a few groups, or any."""
-    shapes = shuffled(rng, SHAPES)
-    colours = shuffled(rng, list(MEANT))
+    shapes = shuffle(rng, SHAPES)
+    colours = shuffle(rng, list(MEANT))
     manner = rng.random()
     count = rng.integers(1, MOST_SKETCHED + 1)
     if manner < 0.4:

@@ -18,7 +18,7 @@ from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, lengths_of, move_additions, place_rows, put_images, stays_whole
-from foveate.families.tap import attention_of, made_by_itself
+from foveate.families.tap import attention_of, queries_and_keys_of
 from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,
@@ -258,7 +258,7 @@ class Family:
         """The id of the prompt's placeholders of a modality."""
         return getattr(self.model.config, f"{modality}_token_id", None)
 
-    def placed(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
+    def masks_by_ids(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """As `vision_masks`, of a core without a merger, from the ids among the arguments of its call."""
         raise NotImplementedError
 
@@ -272,7 +272,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def added_later(self, inputs: Inputs) -> list[Tensor] | None:
+    def later_additions(self, inputs: Inputs) -> list[Tensor] | None:
         """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
 
         A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into:
@@ -322,7 +322,7 @@ class Family:
         """
         attention = layer.self_attn
         if not self.is_usual:
-            return made_by_itself(layer, hidden, queries, {"position_embeddings": rotary, **(others or {})})
+            return queries_and_keys_of(layer, hidden, queries, {"position_embeddings": rotary, **(others or {})})
         normed = layer.input_layernorm(hidden)
 
         def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
@@ -452,7 +452,7 @@ class Family:
         grids = self.token_grids(self.model.config, modality, inputs, sizes)
         # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
         if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
-            places = self.boxes(self.model.config, modality, self.remembered(inputs), sizes)
+            places = self.boxes(self.model.config, modality, self.arguments_kept(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids, partial(self.view_extras, output))
         self.place(output, features, cuts)
         return cuts
@@ -577,7 +577,7 @@ class Family:
         Args:
             config: The model's config.
             modality: "image" or "video".
-            inputs: The call's arguments by name, as far as `remembered`.
+            inputs: The call's arguments by name, as far as `arguments_kept`.
             lengths: Vision tokens of each image.
 
         Returns:
@@ -590,7 +590,7 @@ class Family:
             return [None] * len(lengths)
         return [boxes_on(frames) for frames in grids]
 
-    def remembered(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
         """The arguments of a `get_*_features` call that `boxes` reads. A trace keeps them, so pixels are left out."""
         names = [name for name in inputs if not name.startswith("pixel_values")]
         return {name: inputs[name] for name in names}
@@ -633,7 +633,7 @@ class Family:
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        """How many decoder layers, from the first on, are followed by an addition of `added_later`."""
+        """How many decoder layers, from the first on, are followed by an addition of `later_additions`."""
         return 0
 
 

@@ -23,7 +23,7 @@ from foveate.core.grid import Grid
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, outside_lists
-from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, thinned_by_feeding
+from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, tower_by_feeding
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.proved import PROVED
@@ -81,7 +81,7 @@ class Derived(Family):
         if "input_ids" in takes:
             encoding = [module for module in outside_lists(self.model) if _sees(module)]
         with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
-            module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
+            module for module in encoding if _is_decoder(_decoder_by_structure(module))
         ]
         if not with_decoder:
             raise UnsupportedError(
@@ -95,7 +95,7 @@ class Derived(Family):
     @functools.cached_property
     def text(self) -> Any:
         """The innermost module below the core that has the layers."""
-        return _decoder_in(self.core) or _unnamed_decoder_in(self.core)
+        return _decoder_in(self.core) or _decoder_by_structure(self.core)
 
     @functools.cached_property
     def layers(self) -> nn.ModuleList:
@@ -165,8 +165,8 @@ class Derived(Family):
         return encode_fed(self, run, modality, inputs, reducer)
 
     def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
-        """Where all of its blocks look at whole pictures: see `thinned_by_feeding`."""
-        return thinned_by_feeding(self, run, inputs)
+        """Where all of its blocks look at whole pictures: see `tower_by_feeding`."""
+        return tower_by_feeding(self, run, inputs)
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
@@ -188,7 +188,7 @@ class Derived(Family):
             return "its rows pay attention to sinks too, which queries and keys do not tell"
         return reason
 
-    def added_later(self, inputs: Inputs) -> Any:
+    def later_additions(self, inputs: Inputs) -> Any:
         """As in the base class: the decoder's one argument of that name."""
         return next((value for name, value in inputs.items() if "deepstack" in name and value is not None), None)
 
@@ -201,7 +201,7 @@ class Derived(Family):
             answers = (placeholders,)
         masks = [mask for mask in answers if isinstance(mask, Tensor) and mask.dtype == torch.bool]
         if len(masks) < len(answers) or not masks:
-            return self.placed(inputs)
+            return self.masks_by_ids(inputs)
         if len(masks) > 1:
             return [pair for pair in zip(MODALITIES, masks, strict=False) if self.has_pixels(pair[0], inputs)]
         there = [modality for modality in MODALITIES if self.has_pixels(modality, inputs)]
@@ -213,7 +213,7 @@ class Derived(Family):
         asked = inputs.get("token_id")  # of a merger that is told what it shall look for: sounds, for one
         return [(modality, masks[0]) for modality in there if asked is None or asked == self.placeholder(modality)]
 
-    def placed(self, inputs: Any) -> list[tuple[str, Tensor]]:
+    def masks_by_ids(self, inputs: Any) -> list[tuple[str, Tensor]]:
         """Columns whose ids are placeholders, by modality."""
         ids = inputs.get("input_ids")
         if ids is None or ids.shape[1] == 1:  # a step of decoding may still be handed the pictures (Phi-4)
@@ -266,7 +266,7 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
     return module
 
 
-def _unnamed_decoder_in(core: nn.Module) -> nn.Module | None:
+def _decoder_by_structure(core: nn.Module) -> nn.Module | None:
     """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
     parts = [part for part in outside_lists(core) if part is not core and _takes_embeddings(part)]
     return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
@@ -327,13 +327,13 @@ def _kind_of(layer: nn.Module) -> _LayerKind:
         if "hybrid" in kinds or {"attention", "state"} <= kinds:
             kind = "hybrid"
         index = next(filter(keeps_index, modules), None)
-        unserved = _unserved(layer, kind, index)
+        unserved = _reasons_against(layer, kind, index)
         remembered = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
         _KINDS[layer] = remembered
     return remembered
 
 
-def _unserved(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
+def _reasons_against(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
     """Why a layer of this kind, with this index, cannot run on some of its rows."""
     name, attention = type(layer).__name__, attention_of(layer)
     if kind == "hybrid":

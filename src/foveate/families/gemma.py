@@ -172,11 +172,11 @@ class Gemma4(Family):
         pairs = zip(itertools.chain(*grids), itertools.chain(*coarse), strict=True)
         for picture, (grid, cells) in enumerate(pairs):  # or each frame of a video
             if cells != grid:
-                patches[picture], positions[picture] = self._resized(patches[picture], grid, cells)
+                patches[picture], positions[picture] = self._resize(patches[picture], grid, cells)
         output = run(**dict(zip(names, (patches, positions), strict=True)))
         return output, replace_images(output, cuts)
 
-    def _resized(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
+    def _resize(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
         """A picture's patches, (patches, size · size · channels), and their places, as of one of `cells` tokens."""
         vision = self.model.config.vision_config
         size, kernel = vision.patch_size, vision.pooling_kernel_size

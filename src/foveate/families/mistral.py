@@ -91,7 +91,7 @@ class Mistral3(Family):
             pictures *= 2
             shapes *= 2
         sizes = send(torch.tensor(shapes), inputs["pixel_values"].device)
-        output = run(pixel_values=_padded(pictures, sizes), image_sizes=sizes)
+        output = run(pixel_values=_pad_pictures(pictures, sizes), image_sizes=sizes)
         output.pooler_output = list(output.pooler_output)[: len(cuts)]
         return output, replace_images(output, cuts)
 
@@ -115,7 +115,7 @@ def _grids(inputs: Inputs, side: int) -> list[Grid]:
     return [(height // side, width // side) for height, width in sizes]
 
 
-def _padded(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
+def _pad_pictures(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
     """Pictures of different sizes, (pictures, 2), with zeros below and right of them: (pictures, channels, …)."""
     height, width = sizes.amax(dim=0).tolist()
     padded = []

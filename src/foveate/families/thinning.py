@@ -128,8 +128,8 @@ class _ThinRun:
         if self.plan is None or hidden is not self.handed_on:
             raise _refusal(self.tower, "something changes rows between its blocks")
         self.log_sizes, self.asked = self._sizes_for(kwargs).log(), 0
-        args_left = [self._left(value) for value in args]
-        kwargs_left = {name: self._left(value, name) for name, value in kwargs.items()}
+        args_left = [self._argument_left(value) for value in args]
+        kwargs_left = {name: self._argument_left(value, name) for name, value in kwargs.items()}
         try:
             self.short = original(self.short, *args_left, **kwargs_left)
         except torch.OutOfMemoryError:
@@ -221,10 +221,10 @@ class _ThinRun:
 
     # -- what blocks get ---------------------------------------------------------------------------------------
 
-    def _left(self, value: Any, name: str = "") -> Any:
+    def _argument_left(self, value: Any, name: str = "") -> Any:
         """An argument of a block, at the rows that run."""
         if isinstance(value, tuple):
-            return tuple(self._left(part, name) for part in value)
+            return tuple(self._argument_left(part, name) for part in value)
         if not isinstance(value, Tensor):
             return value
         return self.memo.once(lambda: self._rows_left(value, name.startswith("cu_")), value)

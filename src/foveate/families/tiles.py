@@ -57,12 +57,12 @@ class Tiled(Family):
         """Features of all tiles, (tiles, tokens, width), in the form the model makes them."""
         return features
 
-    def remembered(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
         """Thumbnails are enough to tell which mosaic the tiles make."""
         pixels = inputs["pixel_values"].detach()  # (…, channels, rows, columns)
         small = adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
         small = small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)
-        return {**super().remembered(inputs), "pixel_values": small}
+        return {**super().arguments_kept(inputs), "pixel_values": small}
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
@@ -268,9 +268,9 @@ class SmolVLM(Tiled):
         real = inputs[REAL] if REAL in inputs else _real(pixels)
         return pixels[real]
 
-    def remembered(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
         """Also which tiles are no padding: that is read later, when there are no pixels to tell it from."""
-        remembered = super().remembered(inputs)
+        remembered = super().arguments_kept(inputs)
         pixels = inputs["pixel_values"]
         if pixels.dim() == 5 and REAL not in inputs:
             remembered[REAL] = _real(pixels)

@@ -130,7 +130,7 @@ def shape_of(
 
     Height and width are 0 where the header does not say. Arguments and errors are those of `read`.
     """
-    _, _, times, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _surveyed)
+    _, _, times, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _survey)
     return len(times), height, width
 
 
@@ -185,7 +185,7 @@ def _readable(file: BinaryIO, name: str) -> BinaryIO:
 
 def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: bool) -> Clip:
     """The frames that are wanted of an open file."""
-    contents, part, times, size = _surveyed(file, path, request)
+    contents, part, times, size = _survey(file, path, request)
     if blank and contents.promised is None and all(size):
         frames, seconds = blank_frames(len(times), *size[::-1]), tuple(_times(contents, times, part[0]))
         return Clip(path, frames, seconds, *part, contents.rate, chosen=request.asked)
@@ -210,7 +210,7 @@ def _times(contents: Survey, times: Sequence[float], begin: float) -> list[float
     return seconds
 
 
-def _surveyed(
+def _survey(
     file: BinaryIO, path: Path, request: FramesWanted
 ) -> tuple[Survey, tuple[float, float], list[float], tuple[int, int]]:
     """What an open file holds, which part of it is wanted and at which times, and the width and height of a frame."""
