@@ -3,12 +3,10 @@
 import pytest
 import torch
 import transformers
-from PIL import Image
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
 from foveate.contract import Shape, follow
-from foveate.families import derived
 from foveate.families.derived import Derived
 from foveate.families.proved import UNSERVED
 from foveate.methods.visiondrop import VisionDrop
@@ -76,32 +74,6 @@ def test_a_picture_is_a_run_of_placeholders_whatever_its_tiles():
 
 
 # What is said.
-
-
-def test_it_leaves_nothing_behind():
-    model, case = make("deepseek_vl")
-    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
-    fv.apply(model, METHODS[0])
-    generate(model, case.batch(model, ["tit"]))
-    fv.remove(model)
-    assert {name: sorted(vars(module)) for name, module in model.named_modules()} == before
-
-
-def test_a_type_that_was_not_tested_warns_once_and_says_how_to_prove_it(monkeypatch):
-    monkeypatch.setattr(derived, "PROVED", {})
-    derived.warn_of.cache_clear()
-    with pytest.warns(UserWarning, match="'deepseek_vl'.*not among the models.*foveate check MODEL"):
-        family_for(make("deepseek_vl")[0])
-    family_for(make("deepseek_vl")[0])  # a second warning would be an error
-    derived.warn_of.cache_clear()
-
-
-def test_where_tokens_look_is_not_known():
-    model, case = make("deepseek_vl")
-    with fv.drop(model, METHODS[0]) as trace:
-        generate(model, case.batch(model, ["tit"]))
-    with pytest.raises(fv.InputError, match="not known"):
-        trace.show(Image.new("RGB", (70, 70)))
 
 
 def test_an_encoder_decoder_has_nothing_to_drop():

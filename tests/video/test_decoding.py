@@ -22,7 +22,7 @@ from foveate.video import decoding, read, shape_of
 from foveate.video.survey import survey, video_stream
 from foveate.video.wanted import FramesWanted
 from tests.ask.test_pictures import png_claiming
-from tests.films import QUARTERS, brightness, film, matrix, sound
+from tests.films import QUARTERS, brightness, encoded, film, matrix, sound
 
 UNSTEADY = [0.05 * index for index in range(15)] + [1.0, 3.0, 5.0, 7.0, 9.0]
 
@@ -228,22 +228,6 @@ def test_a_film_that_begins_behind_its_sound_has_the_times_of_players(tmp_path, 
     assert clip.metadata()["duration"] == pytest.approx(4, abs=0.1)
     with pytest.raises(InputError, match="from 2"):
         read(path, end=1.5)
-
-
-def encoded(path, *frames, pixels="yuv420p", options=None, **codec):
-    """A film of these frames, (height, width, 3) or PyAV's own, with settings of its codec."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        for frame in frames:
-            if isinstance(frame, np.ndarray):
-                frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixels
-            stream.options = options or {}
-            for name, value in codec.items():
-                setattr(stream.codec_context, name, value)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def late(path, codec):

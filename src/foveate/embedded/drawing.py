@@ -106,9 +106,7 @@ def rgb(values: ArrayLike) -> Rgb:
 
 def tint(rng: Generator, name: str) -> Rgb:
     """What a person takes for a colour, as it is or a little off."""
-    shade = MEANT[name][0]
-    if rng.random() < 0.6:
-        shade = pick(rng, MEANT[name])
+    shade = pick(rng, MEANT[name]) if rng.random() < 0.6 else MEANT[name][0]
     if rng.random() < 0.6:
         return shade
     return rgb(np.add(shade, rng.uniform(-18, 18, 3)))
@@ -279,9 +277,7 @@ def _gradient(rng: Generator, side: int) -> Image.Image:
     """From one tone to another, from left to right or from top to bottom."""
     first = _tone(rng)
     last = _tone(rng)
-    size = (2, 1)
-    if rng.random() >= 0.5:
-        size = (1, 2)
+    size = (1, 2) if rng.random() >= 0.5 else (2, 1)
     ends = Image.new("RGB", size)
     ends.putdata([first, last])
     return ends.resize((side, side), Image.Resampling.BILINEAR)
@@ -324,9 +320,7 @@ def _blobs(rng: Generator, image: Image.Image, tone: NDArray[np.float64]) -> Non
         x, y = rng.uniform(-20, COARSE, 2).tolist()
         width, height = rng.uniform(8, 60, 2).tolist()
         shade = rgb(tone + rng.normal(0, 25, 3))
-        paint = draw.rectangle
-        if rng.random() < 0.5:
-            paint = draw.ellipse
+        paint = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         paint((x, y, x + width, y + height), shade)
 
 
@@ -423,9 +417,7 @@ class Pen:
     def draw_lot(cls, rng: Generator) -> "Pen":
         """A pen by lot: mostly filled."""
         line = rng.choice(["filled", "edged", "outlined"], p=[0.68, 0.16, 0.16])
-        edge = (70, 70, 70)
-        if rng.random() < 0.7:
-            edge = (0, 0, 0)
+        edge = (0, 0, 0) if rng.random() < 0.7 else (70, 70, 70)
         return cls(str(line), rng.uniform(0.02, 0.07), edge, rng.random())
 
 
@@ -485,9 +477,7 @@ def _mirror(quarter: list[Point]) -> tuple[Point, ...]:
 def _moon(form: float) -> tuple[Point, ...]:
     """A disc without another of nearly its size, up and to the right, or straight to the right."""
     away = 0.42 + 0.2 * form
-    opening = 0.0
-    if form < 0.6:
-        opening = -pi / 5
+    opening = -pi / 5 if form < 0.6 else 0.0
     x = away * cos(opening)
     y = away * sin(opening)
     turn = np.linspace(0, 2 * pi, 73)[:-1]
@@ -575,9 +565,7 @@ def draw_characters(
     _, top, _, bottom = face.getbbox("H", anchor="ls")
     baseline = middle - (top + bottom) / 2
     size = round(face.size)
-    stroke = 0
-    if bold:
-        stroke = max(1, size // 24)
+    stroke = max(1, size // 24) if bold else 0
     drawn = []
     for character in characters:
         draw.text((pen, baseline), character, ink, face, "ls", stroke_width=stroke)

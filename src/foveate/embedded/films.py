@@ -117,9 +117,7 @@ def _when(rng: Generator, frames: int, first: bool) -> tuple[int, int]:
     if manner < 0.6:
         return int(rng.integers(1, frames)), frames
     start = int(rng.integers(0, frames - 1))
-    longest = frames
-    if manner < 0.85:
-        longest = max(1, frames // BRIEF)
+    longest = max(1, frames // BRIEF) if manner < 0.85 else frames
     return start, min(frames, start + int(rng.integers(1, longest + 1)))
 
 

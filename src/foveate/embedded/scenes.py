@@ -239,9 +239,7 @@ class Board(Room):
         board = cls(side, dense)
         if rng.random() >= 0.3:  # others are on an even ground, with larger things, as a person would draw them
             return board
-        board.grain = 0
-        if rng.random() < 0.4:
-            board.grain = int(rng.integers(0, 6))
+        board.grain = int(rng.integers(0, 6)) if rng.random() < 0.4 else 0
         board.ground = plain(rng, side)
         board.tone = float(board.ground[0, 0].mean())
         if side >= 336:
@@ -364,9 +362,7 @@ def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Letter
             colour += share * (pick(rng, PURE[thing.colour]) - named)
         yield shape_mask(thing.shape, thing.size), thing.x, thing.y, colour
     for text in texts:
-        dark = board.tone >= LIGHT
-        if DARK < board.tone < LIGHT:
-            dark = rng.random() < 0.5
+        dark = rng.random() < 0.5 if DARK < board.tone < LIGHT else board.tone >= LIGHT
         # Nearly black or nearly white, so that it is seen on the ground.
         ink = np.full(3, rng.uniform(0, 25) if dark else rng.uniform(225, 255))
         for character, x in zip(text.characters, text.xs, strict=True):
@@ -425,17 +421,11 @@ class Canvas(Room):
     @classmethod
     def draw_lot(cls, rng: Generator, side: int) -> "Canvas":
         """A canvas by lot, with nothing on it: two in five wide or tall."""
-        fine = 1.0
-        if rng.random() >= 0.4:
-            fine = log_uniform(rng, 0.6, 2.2)
-        short = float(side)
-        if rng.random() < 0.4:
-            short = side / float(rng.choice(RATIOS))
+        fine = log_uniform(rng, 0.6, 2.2) if rng.random() >= 0.4 else 1.0
+        short = side / float(rng.choice(RATIOS)) if rng.random() < 0.4 else float(side)
         near = (side - short) / 2
         far = (side + short) / 2
-        inner = Box(near, 0, far, side)
-        if rng.random() < 0.6:
-            inner = Box(0, near, side, far)
+        inner = Box(0, near, side, far) if rng.random() < 0.6 else Box(near, 0, far, side)
         return cls(side, fine, inner, ground(rng, round(side * fine)))
 
     def pixels(self, box: Box) -> Pixels:
@@ -477,17 +467,13 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     rng = rng_for(split, index, purpose=4)
     canvas = Canvas.draw_lot(rng, side)
     kind = rng.random()
-    lines = int(kind < 0.6)
-    if crowded:
-        lines = 8
+    lines = 8 if crowded else int(kind < 0.6)
     texts: list[Lettering] = []
     for _ in range(lines):
         text = write(rng, canvas)
         if text is not None:
             texts.append(text)
-    things: list[Thing] = []
-    if kind > 0.25 or not texts:
-        things = _draw_things(rng, canvas)
+    things: list[Thing] = _draw_things(rng, canvas) if kind > 0.25 or not texts else []
     numbers = list(range(256))  # in a picture, characters count on from the last thing
     for character in range(canvas.characters):
         numbers[255 - character] = len(things) + 1 + character
@@ -520,9 +506,7 @@ def write(rng: Generator, canvas: Canvas) -> Lettering | None:
     while (width := sum(map(font(name, round(size * fine)).getlength, word)) / fine) > canvas.inner.width - 16:
         size *= 0.85
     plate = rng.random() < 0.3
-    margin = 2.0
-    if plate:
-        margin = rng.uniform(0.1, 0.4) * size
+    margin = rng.uniform(0.1, 0.4) * size if plate else 2.0
     box = canvas.claim_anywhere(rng, width + 2 * margin, size + 2 * margin, 30)
     if box is None:
         return None
@@ -548,9 +532,7 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
     size = rng.uniform(16, most) if rng.random() < 0.3 else log_uniform(rng, 16, most)
     uneven = rng.random() < 0.5
     paired = rng.random() < 0.3  # 0.45 of its things are then put beside an earlier one
-    cells: Corners = []
-    if rng.random() < 0.25:
-        cells = _rows(rng, canvas.inner, size)
+    cells: Corners = _rows(rng, canvas.inner, size) if rng.random() < 0.25 else []
     pen = Pen.draw_lot(rng)
     tints = {colour: tint(rng, colour) for _, colour in kinds}
     things: list[Thing] = []

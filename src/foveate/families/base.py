@@ -239,9 +239,7 @@ class Family:
             placeholders: Its return value: one mask, or one for images and one for videos.
             inputs: The arguments of its call and of the core's. A modality without features is left out.
         """
-        masks = placeholders
-        if not isinstance(placeholders, tuple):
-            masks = (placeholders,)
+        masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         pairs = []
         for modality, mask in zip(("image", "video"), masks, strict=False):
             if inputs.get(f"{modality}_features") is not None:

@@ -196,9 +196,7 @@ class Derived(Family):
 
     def vision_masks(self, placeholders: Any, inputs: Any) -> list[tuple[str, Tensor]]:
         """What the merger answered; where that is no mask, columns whose ids are placeholders."""
-        answers = placeholders
-        if not isinstance(placeholders, tuple):
-            answers = (placeholders,)
+        answers = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         masks = [mask for mask in answers if isinstance(mask, Tensor) and mask.dtype == torch.bool]
         if len(masks) < len(answers) or not masks:
             return self.masks_by_ids(inputs)

@@ -41,10 +41,7 @@ class Mistral3(Family):
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Pictures one behind the other, without what pads them to a common size."""
-        if "image_sizes" in kwargs:
-            sizes = kwargs["image_sizes"]
-        else:
-            sizes = args[1]
+        sizes = kwargs["image_sizes"] if "image_sizes" in kwargs else args[1]
         grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
         return TowerLayout([rows * columns for rows, columns in grids], grids)
 

@@ -110,9 +110,7 @@ def refusal(
             return reason
         stages = [stage for stage in stages if stage is not thins[0]]  # it changes nothing for the others
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
-    before = "makes pictures smaller"
-    if by_pixels:
-        before = "drops patches before the tower"
+    before = "drops patches before the tower" if by_pixels else "makes pictures smaller"
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
         return (
             f"{before} and also cuts in the tower; the engine cannot do both in one pass yet. Drop "

@@ -49,9 +49,7 @@ class Tapped(NamedTuple):
     def at(self, tokens: Tensor | slice) -> "Tapped":
         """Some tokens of one sample."""
         keys = self.keys[:, tokens]
-        queries = keys
-        if self.queries is not self.keys:
-            queries = self.queries[:, tokens]
+        queries = self.queries[:, tokens] if self.queries is not self.keys else keys
         return Tapped(queries, keys, self.scaling)
 
 

@@ -158,9 +158,7 @@ class _ThinRun:
         if hidden.shape[:-1].numel() != sum(lengths) or layout.cls:
             raise _refusal(self.tower, "how its rows stand in pictures is not known")
         packed = hidden if hidden.dim() == 2 else hidden[0]
-        raster = None
-        if layout.raster is not None:
-            raster = send(layout.raster, hidden.device)
+        raster = send(layout.raster, hidden.device) if layout.raster is not None else None
         in_order = packed if raster is None else packed[raster]
         cut = join(self._thin(torch.split(in_order, list(lengths)), layout.grids))
         index, parent = cut.source, cut.parent

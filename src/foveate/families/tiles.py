@@ -325,9 +325,7 @@ def _tags(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, ...] 
     for (_, before), (start, _) in itertools.pairwise([(0, 0), *tiles]):
         # Between the tile before, or the start of the prompt, and this one. The last fence there is this tile's.
         fences = [at for at in range(before, start) if ids[at] == fence]
-        tag: tuple[int, ...] | None = None
-        if fences:
-            tag = tuple(ids[fences[-1] + 1 : start])
+        tag: tuple[int, ...] | None = tuple(ids[fences[-1] + 1 : start]) if fences else None
         tags.append(tag)
     return tags
 

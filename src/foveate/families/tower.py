@@ -97,10 +97,7 @@ def feature_layers(config: Any, depth: int) -> list[int]:
         UnsupportedError: If it reads what goes into the first.
     """
     setting = getattr(config, "vision_feature_layer", -1)
-    if isinstance(setting, int):
-        states = [setting]
-    else:
-        states = list(setting)
+    states = [setting] if isinstance(setting, int) else list(setting)
     chosen = []
     for state in states:  # 0 goes into the first layer, and l + 1 is what layer l makes
         from_start = state + depth + 1 if state < 0 else state

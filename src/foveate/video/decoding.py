@@ -409,9 +409,7 @@ class _Decoder:
         what = "is damaged"
         if promised is not None:
             what = f"breaks off after {end:.1f} of {promised:.1f} s"
-        smeared = ""
-        if harmed:
-            smeared = ", some of them perhaps smeared"
+        smeared = ", some of them perhaps smeared" if harmed else ""
         return (
             f"{name} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
@@ -438,9 +436,7 @@ class _Decoder:
         """Make the frame on show at `time` the one that is now; the last one for a time behind the end."""
         if self._now is None:
             self._begin()  # also before a seek: decoders learn from the first packet, such as which encoder wrote it
-        since = 0.0
-        if self._now is not None:
-            since = self._now[1]
+        since = self._now[1] if self._now is not None else 0.0
         if time - since > self._near:
             self._seek(time)
             if self._now is not None and self._now[1] <= since:  # no key frame on the way: it was for nothing
