@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
@@ -187,27 +188,21 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
     it ("pixels", "tower", "projector", "layer", "kv"), or where they are cached and not read ("read"); or why the
     method is refused. The tests check it for each method on each family.
     """
+    from foveate.families.support import reach, usual_input
+
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for model_type, family in sorted(families().items()):
         modalities = ("image", "video") if family.videos else ("image",)
-        table[model_type] = {modality: _support_of(family, modality) for modality in modalities}
+        table[model_type] = {modality: {} for modality in modalities}
+        for (name, kind), modality in product(sorted(methods().items()), modalities):
+            try:
+                usual = kind()
+            except (SettingError, TypeError):  # it cannot be made without settings
+                table[model_type][modality][name] = f"{name} has no defaults: what works depends on its settings."
+                continue
+            where = reach(usual, family, arriving=usual_input(family, modality))
+            table[model_type][modality][name] = where.refused or where.places
     return table
-
-
-def _support_of(family: "type[Family]", modality: str) -> dict[str, Any]:
-    """What each method does with a family's images or videos."""
-    from foveate.families.support import reach, usual_input
-
-    answers: dict[str, Any] = {}
-    for name, kind in sorted(methods().items()):
-        try:
-            usual = kind()
-        except (SettingError, TypeError):  # it cannot be made without settings
-            answers[name] = f"{name} has no defaults: what works depends on its settings."
-            continue
-        where = reach(usual, family, arriving=usual_input(family, modality))
-        answers[name] = where.refused or where.places
-    return answers
 
 
 def family_for(model: Any) -> "Family":
@@ -248,8 +243,7 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     family = _extra_families.get(model_type) or _in_files(model_type)
     if family is not None:
         return family
-    from foveate.families.derived import Derived
-    from foveate.families.overrides import OVERRIDES
+    from foveate.families.derived import OVERRIDES, Derived
 
     return OVERRIDES.get(model_type, Derived)
 

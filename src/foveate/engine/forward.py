@@ -385,7 +385,7 @@ class Forward:
     Attributes, the rows that are left (where `drops`):
         span, count: Columns of the forward, and samples.
         samples: The batch.
-        additions: What the decoder adds to vision tokens behind its first layers (see `Family.added_later`).
+        additions: What the decoder adds to vision tokens behind its first layers (see `Family.later_additions`).
         image_ends: Samples and columns of the last token of every run of vision tokens, (2, runs) int64; None where
             only the last column will be read.
         text: (samples, columns) bool, columns of text.
@@ -460,7 +460,7 @@ class Forward:
     def twin(self, change: Change, kwargs: dict[str, Any]) -> "Forward":
         """This forward as it has begun, with other tensors: what the decoder is handed, by name, and what is left."""
         ids = self.position_ids
-        additions = None if self.additions is None else self.family.added_later(kwargs)
+        additions = None if self.additions is None else self.family.later_additions(kwargs)
         outcome, ids = self.outcome.with_tensors(change), None if ids is None else change(ids)
         return replace(self, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
 

@@ -159,7 +159,7 @@ def tag(
         lengths = lengths_in(prompt, sum(lengths_of(features)))
     # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
     # trace holds this, so it must hold neither pixels nor the model.
-    of_call = family.model.config, modality, family.remembered(arguments), lengths
+    of_call = family.model.config, modality, family.arguments_kept(arguments), lengths
     boxes = cache(partial(type(family).boxes, *of_call))
     fixed = [()] * len(lengths) if family.tiled else family.fixed_tokens(*of_call)
     media = []

@@ -107,7 +107,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     forward.backend = str(family.text.config._attn_implementation)
     forward.live, forward.idle, forward.plans = live, False, plans
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
-    forward.additions = family.added_later(kwargs)
+    forward.additions = family.later_additions(kwargs)
     forward.drop_in(samples, embeds, arrival.last_only)
     _note_text(forward, arrival.ids)
     if reads:

@@ -261,7 +261,7 @@ class Replayer:
         if isinstance(key, str):
             return key
         columns = None
-        if forward.additions is not None or self._family.added_later(kwargs) is not None:
+        if forward.additions is not None or self._family.later_additions(kwargs) is not None:
             columns = shown.vision_columns(self._device)
         return DecoderCall(
             key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, columns, shown, pads

@@ -490,7 +490,7 @@ class Session:
         """Begin at the first layer, where the decoder was handed no embeddings by name; answers the layer's input."""
         arrival = self._arriving()
         if self._family.merger is None:
-            arrival.placeholders = self._family.placed({**arrival.arguments, "input_ids": arrival.ids})
+            arrival.placeholders = self._family.masks_by_ids({**arrival.arguments, "input_ids": arrival.ids})
         streams: Streams | None = None
         if hidden.dim() == 4 and arrival.ids is not None:
             streams = Streams.of(hidden, (arrival.ids.shape[0], arrival.ids.shape[1]))
