@@ -100,9 +100,12 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         guards.refuse_split_image()
     forward.outcome.record = _record(family, samples, live, span, cache)
     if program.thin is not None and any([image.ran for sample in samples for image in sample.media]):
-        forward.outcome.record.stages.append(_thinned(samples))
+        forward.outcome.record.stages.append(_tower_rows(samples))
     if not drops and not reads:  # every layer runs untouched
-        forward.outcome.record.note_that_all_stay(sorted(program.cuts))
+        counts_in = forward.outcome.record.vision_tokens
+        tokens = [torch.arange(count) for count in counts_in]
+        stay = [StageRecord("layer", layer, counts_in, counts_in, tokens) for layer in sorted(program.cuts)]
+        forward.outcome.record.stages.extend(stay)
         return None
     forward.backend = str(family.text.config._attn_implementation)
     forward.live, forward.idle, forward.plans = live, False, plans
@@ -240,7 +243,7 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
     )
 
 
-def _thinned(samples: Sequence[Sample]) -> StageRecord:
+def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
     """Which rows of each sample ran in late blocks of the tower: its images' segments one behind the other."""
     cuts = []
     for sample in samples:
@@ -356,7 +359,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
         device = stored.keys.device
         alike = id(rows), device
         if alike not in wanted:
-            wanted[alike] = _wanted(forward, rows, final.to(device), others.to(device))
+            wanted[alike] = _rows_wanted(forward, rows, final.to(device), others.to(device))
         stored.keep(*wanted[alike])
         if forward.outcome.rows.numbered is not None:
             if rows is None:
@@ -371,7 +374,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
     forward.record_cut("kv", None, arriving[0])
 
 
-def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:
+def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:
     """Which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`.
 
     Args:

@@ -293,12 +293,6 @@ class PrefillRecord:
             counts.append(tuple(torch.bincount(kept, minlength=len(sizes)).tolist()))
         return counts
 
-    def note_that_all_stay(self, layers: Sequence[int]) -> None:
-        """Record cuts before these layers that leave every token."""
-        counts = self.vision_tokens
-        tokens = [torch.arange(count) for count in counts]
-        self.stages.extend(StageRecord("layer", layer, counts, counts, tokens) for layer in layers)
-
     def to_dict(self) -> dict[str, Any]:
         """The record as plain values; what each frame has left only where there is a video."""
         values = {
