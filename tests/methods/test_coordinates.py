@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Cut, Hidden, LayerStage, LayerView, Rotary, Shape
-from foveate.engine.turning import _means
+from foveate.engine.reading import _means_of_turns
 from foveate.methods.coordinates import Coordinates, places
 from foveate.naming import method_of
 from tests.models import DEPTH, batch, tiny
@@ -147,7 +147,7 @@ def test_arithmetic_that_nobody_has_counted_stays_uncounted():
 def turns(start, count=576, base=10_000.0, pairs=64):
     """What RoPE makes of an image's places behind `start` tokens of LLaVA-1.5."""
     frequencies = base ** (-torch.arange(pairs) / pairs)
-    return _means((torch.arange(count) + start)[None, None], frequencies)[0]
+    return _means_of_turns((torch.arange(count) + start)[None, None], frequencies)[0]
 
 
 def test_by_cosine_they_are_the_pictures_first_rows_and_by_sine_a_thin_spread():
