@@ -192,7 +192,12 @@ class RowsReader(ABC):
         if signal.among == "image":
             with_whom = take_along(values, own[:, None, :, None], dim=2)
         else:
-            seen = self._real_rows()[:, None, None]
+            # Rows that are no padding; pads in front repeat the first row.
+            last, live = torch.ones_like(self._columns[:, :1], dtype=torch.bool), self._live()
+            seen = torch.cat((self._columns.diff(dim=1) > 0, last), dim=1)
+            if live is not None:
+                seen = seen & (live.gather(1, self._columns) != 0)
+            seen = seen[:, None, None]
             visible = lambda _: seen  # noqa: E731 - every row sees the same
         total, done = torch.zeros_like(own, dtype=torch.float32), 0
         for block in attention_rows(
@@ -209,15 +214,6 @@ class RowsReader(ABC):
             total += (alike * asks[:, done : done + alike.shape[1], None]).sum(dim=1)
             done += alike.shape[1]
         return total
-
-    def _real_rows(self) -> Tensor:
-        """Which rows are no padding, (samples, rows) bool: pads in front repeat the first row."""
-        last = torch.ones_like(self._columns[:, :1], dtype=torch.bool)
-        real = torch.cat((self._columns.diff(dim=1) > 0, last), dim=1)
-        live = self._live()
-        if live is None:
-            return real
-        return real & (live.gather(1, self._columns) != 0)
 
     def _pivots_of(self, count: int, unit: Unit) -> Tensor:
         none = self._columns.new_full((len(self._columns), count), -1)

@@ -25,7 +25,7 @@ from foveate.core.signals import (
     Signal,
     Text,
 )
-from foveate.core.tensors import Tensors, alike, stacked
+from foveate.core.tensors import Change, Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine.attending import RATERS, streams
 from foveate.engine.buckets import WORDS, Bucket, Sizes
@@ -36,8 +36,6 @@ from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.errors import UnsupportedError
 
 ALL_CELLS = Cells()
-Part = Callable[[Tensor], Tensor]
-"""Of a tensor with a sample's rows in front, the rows of a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ class SampleRows:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 
-    def _signal(self, signal: Signal, unit: Unit, part: Part) -> Tensor:
+    def _signal(self, signal: Signal, unit: Unit, part: Change) -> Tensor:
         """A signal for the rows of a unit."""
         if isinstance(signal, Cells):
             none = part(self.source) < 0
@@ -351,7 +349,6 @@ class BucketReader(Protocol):
 ReaderOf = Callable[[Bucket], BucketReader]
 Decided = tuple[Bucket, list[Cut], Sizes | None]
 """A bucket, what becomes of each of its samples, and how many rows of each image that leaves."""
-Norm = Callable[[Tensor], Tensor]
 
 
 def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
@@ -377,7 +374,7 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         for bucket in forward.outcome.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
-                bucket.notes[f"hidden {layer}"] = call.hidden[bucket.owners, bucket.columns]
+                bucket.notes[hidden_note(layer)] = call.hidden[bucket.owners, bucket.columns]
     forward.outcome.row_maps.append(forward.outcome.rows)
 
 
@@ -445,12 +442,12 @@ class SampleReader:
     """
 
     read: Callable[[Signal, Sequence[Unit]], Tensor]
-    states: Norm
-    normed: Norm
+    states: Change
+    normed: Change
 
 
 def decide_bucket(
-    bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
+    bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Change
 ) -> tuple[list[Cut], Sizes | None]:
     """What the stages before a layer leave of each sample of a bucket.
 

@@ -488,12 +488,10 @@ class Forward:
             ends = [sample.vision.numpy()[np.diff(sample.runs.numpy(), append=-1) != 0] for sample in samples]
             owners = np.repeat(np.arange(len(samples)), [len(columns) for columns in ends])
             self.image_ends = send(torch.from_numpy(np.stack((owners, np.concatenate(ends)))), embeds.device)
-        text = np.zeros((len(samples), self.span), bool)
-        for row, sample in zip(text, samples, strict=True):
-            row[sample.text.numpy()] = True
-        entered = text.copy()
-        for row, sample in zip(entered, samples, strict=True):
-            row[sample.vision.numpy()] = True
+        text, entered = np.zeros((2, len(samples), self.span), bool)
+        for row, sample in enumerate(samples):
+            text[row, sample.text.numpy()] = entered[row, sample.text.numpy()] = True
+            entered[row, sample.vision.numpy()] = True
         vision = np.array([len(sample.vision) for sample in samples])
         # argmax finds the first of equal values: padding, padding, text, image gives column 2.
         numbers = np.stack((entered.argmax(axis=1), entered.sum(axis=1), vision.cumsum() - vision))

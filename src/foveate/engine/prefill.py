@@ -71,8 +71,10 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     if arrival.encoded and arrival.arguments and not masks:
         guards.refuse_unplaced_pictures()
     if embeds is None or not masks:
-        if prompt is not None and prompt.shape[1] > 1:  # a decode step is no prefill
-            forward.outcome.record = _text_record(family, prompt, cache, live)
+        # A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none.
+        if prompt is not None and prompt.shape[1] > 1 and (cache is None or length_of(cache) == 0):
+            rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
+            forward.outcome.record = PrefillRecord(len(family.layers), rows, (0,) * forward.count)
         if not forward.idle or reads:
             forward.backend = str(family.text.config._attn_implementation)
         if steps and not forward.idle:
@@ -252,17 +254,6 @@ def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
     before, after = tuple(cut.arriving for cut in cuts), tuple(len(cut.source) for cut in cuts)
     origins, assigns = [cut.source for cut in cuts], [cut.parent for cut in cuts]
     return StageRecord("tower", None, before, after, origins, assigns, rows=True)
-
-
-def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None) -> PrefillRecord | None:
-    """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
-    if cache is not None and length_of(cache) != 0:
-        return None
-    samples = prompt.shape[0]
-    rows: Sequence[int] | Tensor = (prompt.shape[1],) * samples
-    if live is not None:
-        rows = live.sum(dim=1)
-    return PrefillRecord(len(family.layers), rows, (0,) * samples)
 
 
 # -- finish -------------------------------------------------------------------------------------------------------
