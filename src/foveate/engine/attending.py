@@ -88,7 +88,8 @@ class RowsReader(ABC):
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
         """A signal of these units' rows, one behind the other: (samples, rows, …), see the signal; float32.
 
-        `Keys`, `KeyNorms`, `Columns` and `Products` are of all rows of the bucket, and `units` is these as one.
+        `Keys`, `KeyNorms` and `Columns` are of all rows of the bucket, whatever the units; for `Products` there is one,
+        all rows of a sample.
         `Pivots` are columns of the text behind each unit, (samples, units, count) int64: those with the largest key
         norms, the largest first, from the first on again where there is less text, −1 where there is none.
         """
@@ -138,8 +139,10 @@ class RowsReader(ABC):
                 values[signal] = mean_of_busiest(paid, signal.busiest)
             else:  # of their mean there is one
                 values[signal] = paid[..., 0, :] if paid.shape[-2] == 1 else paid.amax(dim=-2)
+        if values:
+            return values
         zeros = self._vision.new_zeros(len(self._vision), len(unit), dtype=torch.float32)
-        return values or dict.fromkeys(signals, zeros)
+        return dict.fromkeys(signals, zeros)
 
     def _products(self, signal: Products, unit: Unit) -> Tensor:
         """What `Products` has of the bucket's rows, `unit` being all of them: (samples, rows, heads) float32."""

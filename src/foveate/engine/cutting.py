@@ -182,7 +182,9 @@ class SampleRows:
         if isinstance(signal, Text):
             columns = self.text[WORDS]
             return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
-        if isinstance(signal, Keys | Products):
+        if isinstance(signal, Keys):
+            return part(self.reader.read(signal, [unit]))
+        if isinstance(signal, Products):
             return part(self.reader.read(signal, [sample_unit(self.sample, len(self))]))
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))

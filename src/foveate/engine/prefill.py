@@ -60,9 +60,11 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
             layer.settle()
         steps = steps and layer.window is None
-    # A core may make the decoder's masks itself, so its own arguments are searched too.
-    masks_of_columns = [given.get("attention_mask") for given in (kwargs, arrival.arguments)]
-    live = next((mask for mask in masks_of_columns if isinstance(mask, Tensor) and mask.dim() == 2), None)
+    live: Tensor | None = None
+    for given in (kwargs, arrival.arguments):  # a core may make the decoder's masks itself
+        mask = given.get("attention_mask")
+        if live is None and isinstance(mask, Tensor) and mask.dim() == 2:
+            live = mask
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         encodes = hasattr(family.core, f"get_{modality}_features") or not family.gathers
         if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
