@@ -114,9 +114,9 @@ class RowsReader(ABC):
             ]
             return torch.stack([torch.cat(made) for made in rows])
         assert isinstance(signal, Attention)
-        return self.reduced([signal], units)[signal]
+        return self.reduce([signal], units)[signal]
 
-    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
+    def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
         """Signals that differ in nothing but how rows are put together: each row of attention is made once.
 
         Returns:

@@ -279,14 +279,14 @@ def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows,
     unit_cuts = []
     for unit_cut, unit in zip(cuts, units, strict=True):
         unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else unit_cut.noted_by(stage.owner))
-    cut = joined(unit_cuts, rows.source.device, lambda: rows.hidden)
+    cut = join_units(unit_cuts, rows.source.device, lambda: rows.hidden)
     if cut.stays is not None or rows.sizes is None or len(rows.sizes) != len(units):
         return Decision(cut, None)
     counts = tuple(part.count for part in unit_cuts if isinstance(part.count, int))
     return Decision(cut, counts if len(counts) == len(units) else None)
 
 
-def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
+def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
     """One cut of a sample from those of its units, one behind the other.
 
     An example: of two images of three tokens the first loses its second token, the second its first.
@@ -344,7 +344,7 @@ class BucketReader(Protocol):
     """Reads a layer for all samples of a bucket: `RowsReader`, or several of them."""
 
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor: ...
-    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
+    def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
     def in_prompt(self, columns: Tensor) -> Tensor: ...
 
 
@@ -398,7 +398,7 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
             bucket.text[name] = reader.in_prompt(text.flatten(1)).view_as(text)
     for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
         units = asking_units(stream[0], bucket.first, bucket.sizes, rows)
-        for attention, values in reader.reduced(stream, units).items():
+        for attention, values in reader.reduce(stream, units).items():
             bucket.notes[ran_note(attention, layer)] = values
 
 
@@ -533,11 +533,11 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
         if not cuts or cuts[0].stays is None:
             counted.append((bucket, cuts, sizes))
         else:
-            counted += _divided(bucket, cuts, numbers)
+            counted += _divide(bucket, cuts, numbers)
     return counted
 
 
-def _divided(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
+def _divide(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
     """A bucket divided into samples that keep equally many tokens of each image, each part with its cuts.
 
     Args:

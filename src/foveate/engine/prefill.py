@@ -16,7 +16,7 @@ from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.buckets import WORDS
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
-from foveate.engine.cutting import joined
+from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, nowhere, tagged_media
 from foveate.engine.reads import begin_turn, end_turn
@@ -197,7 +197,7 @@ def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
         if not cut.stays_whole:
             cut = cut.with_rows(places[: image.started])
         cuts.append(cut)
-    cut = joined(cuts, device, lambda: ordinals)
+    cut = join_units(cuts, device, lambda: ordinals)
     if changed and cut.rows is None:
         return Cut.merge(ordinals, ordinals, ordinals, cut.notes)
     return cut

@@ -246,7 +246,7 @@ class LayerRunner:
                     "picture."
                 )
         past = 0 if lender is None else lender.seen - span
-        held, alive = self._lent(forward, call, rows, past)
+        held, alive = self._lent_slots(forward, call, rows, past)
         keys = held
         if held is not None and alive is not None:
             keys = as_seen(held, alive)
@@ -265,7 +265,7 @@ class LayerRunner:
         output = call.run(original, rows.gather(call.hidden))
         return self._hand_on(forward, call.index, rows, call.entered, output)
 
-    def _lent(
+    def _lent_slots(
         self, forward: Forward, call: LayerCall, rows: RowMap | None, past: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Columns of the slots that a layer's lender has handed out, (samples, slots), and which columns are seen; None
@@ -417,7 +417,7 @@ class LayerRunner:
             return None
         samples, span, device = hidden.shape[0], hidden.shape[1], hidden.device
 
-        def remapped() -> Any:
+        def make_mask() -> Any:
             if rows is None:
                 queries = torch.arange(span, device=device).expand(samples, -1)
             else:
@@ -432,9 +432,9 @@ class LayerRunner:
             return remap(mask, forward.backend)
 
         if stored is None:
-            return forward.memo.once(remapped, "mask", mask, rows, None, 0)
+            return forward.memo.once(make_mask, "mask", mask, rows, None, 0)
         # What is read of a layer has no column that a step may not see: its pads alone make the mask.
-        return forward.memo.once(remapped, "mask", mask, rows, stored.held or stored.base, stored.base_end)
+        return forward.memo.once(make_mask, "mask", mask, rows, stored.held or stored.base, stored.base_end)
 
 
 @contextmanager
