@@ -259,7 +259,7 @@ class RowsReader(ABC):
         samples = len(columns)
         if not len(unit):  # an image that has lost all its tokens
             return
-        asking, real = self._asking(signal, unit)
+        asking, real = self._asking(signal, unit, columns)
         if not asking.shape[1]:
             return
         query, keys, scaling = self._queries_and_keys(asking)
@@ -306,10 +306,13 @@ class RowsReader(ABC):
             yield paid if real is None else paid * real[:, None, some, None]
             done += paid.shape[2]
 
-    def _asking(self, signal: Attention, unit: Unit) -> tuple[Tensor, Tensor | None]:
-        """The rows that ask for a signal of a unit, (samples, asking) int64, and which are real, None if all are."""
+    def _asking(self, signal: Attention, unit: Unit, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows that ask for a signal of a unit whose rows are in these columns, (samples, rows) int64.
+
+        Returns:
+            (samples, asking) int64; and which are real, None if all are.
+        """
         if signal.rows == "vision":
-            columns = self._vision[:, unit.rows]
             rows = columns.shape[1]
             if signal.sample is None or signal.sample >= rows:
                 return columns, None

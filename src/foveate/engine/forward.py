@@ -490,7 +490,8 @@ class Forward:
             self.image_ends = send(torch.from_numpy(np.stack((owners, np.concatenate(ends)))), embeds.device)
         text, entered = np.zeros((2, len(samples), self.span), bool)
         for row, sample in enumerate(samples):
-            text[row, sample.text.numpy()] = entered[row, sample.text.numpy()] = True
+            columns = sample.text.numpy()
+            text[row, columns] = entered[row, columns] = True
             entered[row, sample.vision.numpy()] = True
         vision = np.array([len(sample.vision) for sample in samples])
         # argmax finds the first of equal values: padding, padding, text, image gives column 2.
