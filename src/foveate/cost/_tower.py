@@ -54,7 +54,7 @@ class TowerFlops:
     windowed: frozenset[int]
     window: int
 
-    def projected(self, picture: Tensor, is_frame: bool) -> int:
+    def projector_flops(self, picture: Tensor, is_frame: bool) -> int:
         """FLOPs of the projector on a picture of which these tokens ran, (rows, columns) bool."""
         flops = self.frame if is_frame else self.projector
         if self.pooled:
@@ -130,7 +130,7 @@ class Pictures:
         projector = 0
         for size, of_image in zip(self.prompt.sizes, images, strict=True):
             is_film = len(of_image) > 0 and self.family.frames_of(self.config, size) == len(of_image)
-            projector += sum(tower.projected(picture, is_film) for picture in of_image)
+            projector += sum(tower.projector_flops(picture, is_film) for picture in of_image)
         windows = [tower.windows(picture) for picture in pictures]
 
         late = self._rows_of(known.get("tower_rows") or ())
@@ -144,9 +144,9 @@ class Pictures:
             return Flops(beside + blocks, projector)
         narrow = windows
         if thin is not None:
-            late = late or [_left(thin, count) for count in patches]
+            late = late or [_rows_left(thin, count) for count in patches]
             # Of a window as large a share is taken to stay as of its picture: how many do, the picture decides.
-            shares = [_left(thin, sum(few)) / sum(few) if few else 0 for few in windows]
+            shares = [_rows_left(thin, sum(few)) / sum(few) if few else 0 for few in windows]
             narrow = [[round(share * count) for count in few] for share, few in zip(shares, windows, strict=True)]
         if len(late) != len(patches):
             raise SettingError(f"tower_rows must have the rows of {len(patches)} pictures; got {late}.")
@@ -170,7 +170,7 @@ class Pictures:
             smaller = any(isinstance(stage, PixelStage) for stage in stages)
             if smaller and self.prompt.grids and self.family.runs_grids:
                 images = zip(self.prompt.grids, self.ranked, strict=True)
-                grids = [_coarsened(stages, tuple(grid), size) for grid, size in images]
+                grids = [_coarsen(stages, tuple(grid), size) for grid, size in images]
             return [[torch.ones(grid, dtype=torch.bool) for grid in of_image] for of_image in grids]
         if len(tokens) != len(sizes):
             raise SettingError(
@@ -219,14 +219,14 @@ class Pictures:
         return [(1, size // count)] * count
 
 
-def _left(stage: ThinStage, rows: int) -> int:
+def _rows_left(stage: ThinStage, rows: int) -> int:
     """How many of a picture's rows a stage leaves."""
     left = stage.left(Arriving.all_of(rows))
     assert left is not None  # a stage that decides by what it sees is refused where it is made
     return left
 
 
-def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
+def _coarsen(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
     """The token grids of an image of `size` vision tokens after the stages before the tower."""
     cells = sum(rows * columns for rows, columns in grids)
     newlines = closing_rows(size - cells)

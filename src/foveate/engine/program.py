@@ -10,7 +10,6 @@ from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal, Text
-from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
 
@@ -128,8 +127,7 @@ class Program:
         shape = Shape(len(family.layers), family.tower_cls, family.renumbers, frozenset(resources or ()))
         stages = follow.in_order(method.stages(shape))
         follow.refuse_shallow(type(method).__name__, stages, shape.depth)
-        guards.refuse_stages(method, stages, family)
-        guards.refuse_resources(method, stages, resources or {})
+        guards.refuse_stages(method, stages, family, resources or {})
         reading = follow.reading(stages)
         if reading is not None and reading.when == "step":
             guards.refuse_recurrent_reading(reading.layer - 1, family.recurrent, shape.depth)
@@ -165,11 +163,6 @@ class Program:
         if self.thin is None:
             return None
         return "thin"
-
-    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become in front of the tower."""
-        tokens = sum(rows * columns for rows, columns in grids)
-        return follow.coarsened(self.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
 
     # -- begin -------------------------------------------------------------------------------------------------
 
