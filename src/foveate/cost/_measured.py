@@ -110,7 +110,7 @@ def measure(config: Any) -> Measured:
         raise
     except ValueError as error:
         raise UnsupportedError(f"{why}{error}.") from error
-    except (ImportError, RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError) as error:
+    except (ImportError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise UnsupportedError(
             f"{why}it does not run without weights ({str(error).strip().splitlines()[0]:.200})"
         ) from error
@@ -308,16 +308,7 @@ def _tower(family: Family, config: Any) -> TowerFlops | None:
             side = family.block(config)
             if family.defines("frames_of"):
                 frame = _encode(family, config, "video", 2)
-    except (
-        UnsupportedError,
-        RuntimeError,
-        NotImplementedError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        ValueError,
-        IndexError,
-    ):
+    except (RuntimeError, TypeError, AttributeError, LookupError, ValueError):
         return None
     vision, of_batch = config.vision_config, run.blocks[0].shape
     rows = of_batch[:-1].numel() // run.pictures
