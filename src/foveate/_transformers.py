@@ -406,6 +406,7 @@ class FeatureCall:
     features of all images in one tensor.
 
     Attributes:
+        modality: "image" or "video".
         arguments: The call's arguments by name.
     """
 
@@ -413,6 +414,7 @@ class FeatureCall:
         self, core: Any, modality: str, original: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> None:
         self.arguments = arguments_of(original, args, kwargs)
+        self.modality = modality
         self._original = original
         self._renamed = modality == "video" and "pixel_values" in self.arguments
         self._newline = core.image_newline if self._renamed and core.config.model_type == "llava_onevision" else None

@@ -166,11 +166,16 @@ class Pictures:
         """Which tokens of each picture of each image or video run, (rows, columns) bool each."""
         sizes = self.prompt.sizes
         if tokens is None:
-            grids: Sequence[Sequence[Grid]] = [self._of_image(index) for index in range(len(sizes))]
-            smaller = any(isinstance(stage, PixelStage) for stage in stages)
-            if smaller and self.prompt.grids and self.family.runs_grids:
-                images = zip(self.prompt.grids, self.ranked, strict=True)
-                grids = [_coarsen(stages, tuple(grid), size) for grid, size in images]
+            smaller = any(isinstance(stage, PixelStage) for stage in stages) and self.family.runs_grids
+            grids: list[Sequence[Grid]] = []
+            for index, size in enumerate(self.ranked):
+                if smaller and self.prompt.grids:
+                    of_image = tuple(self.prompt.grids[index])
+                    cells = sum(rows * columns for rows, columns in of_image)
+                    arriving = Arriving(cells, size, cells, closing_rows(size - cells), of_image)
+                    grids.append(follow.coarsened(stages, arriving))
+                else:
+                    grids.append(self._of_image(index))
             return [[torch.ones(grid, dtype=torch.bool) for grid in of_image] for of_image in grids]
         if len(tokens) != len(sizes):
             raise SettingError(
@@ -224,10 +229,3 @@ def _rows_left(stage: ThinStage, rows: int) -> int:
     left = stage.left(Arriving.all_of(rows))
     assert left is not None  # a stage that decides by what it sees is refused where it is made
     return left
-
-
-def _coarsen(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
-    """The token grids of an image of `size` vision tokens after the stages before the tower."""
-    cells = sum(rows * columns for rows, columns in grids)
-    newlines = closing_rows(size - cells)
-    return follow.coarsened(stages, Arriving(cells, size, cells, newlines, grids))

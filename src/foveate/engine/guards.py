@@ -269,8 +269,8 @@ def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: di
             "one, and what is dropped before it would be wrong. foveate serves decoders that run each layer once, in "
             "order."
         )
-    given = [*(type(argument).__name__ for argument in args), *kwargs]
-    raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(given)})")
+    handed = [*(type(argument).__name__ for argument in args), *kwargs]
+    raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(handed)})")
 
 
 def refuse_changed_rows(index: int) -> NoReturn:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._transformers import FeatureCall
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, cells_of, frames_of, grids_of
 from foveate.engine import guards
@@ -48,8 +49,8 @@ class MediaTokens:
     def __reduce__(self) -> Any:
         """Pickled as it is on the host, with its places worked out."""
         boxes = self.boxes()
-        known = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
-        return MediaTokens, (self.length, known, self.cut, self.fixed, self.video, tuple(self.ran))
+        places = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
+        return MediaTokens, (self.length, places, self.cut, self.fixed, self.video, tuple(self.ran))
 
     @property
     def free(self) -> int:
@@ -131,8 +132,7 @@ def nowhere() -> None:
 
 def tag(
     family: Family,
-    modality: str,
-    arguments: dict[str, Any],
+    call: FeatureCall,
     output: Any,
     cuts: Sequence[Cut | None],
     prompt: Sequence[Sequence[int]] | None,
@@ -142,13 +142,13 @@ def tag(
 
     Args:
         family: Knows the model.
-        modality: "image" or "video".
-        arguments: The call's arguments by name.
+        call: The call.
         output: The answer.
         cuts: What became of each image; empty where none was looked at.
         prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
         ran: Which rows of the tower ran, segment by segment; empty where all did.
     """
+    modality, arguments = call.modality, call.arguments
     pieces = family.pieces(modality, arguments)
     features = features_of(output, pieces)
     lengths = [len(tensor) for tensor in features]
@@ -221,8 +221,8 @@ def prompt_lengths(
     family: Family, modality: str, ids: Tensor | None
 ) -> Callable[[Sequence[int]], list[list[int]] | None]:
     """`image_lengths` of a prompt, called with the pieces of its features; the host waits once for each answer."""
-    known = cache(partial(image_lengths, family, modality, None, ids))
-    return lambda pieces: known(tuple(pieces) if family.gathers else ())
+    lengths = cache(partial(image_lengths, family, modality, None, ids))
+    return lambda pieces: lengths(tuple(pieces) if family.gathers else ())
 
 
 def tagged_media(

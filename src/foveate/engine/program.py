@@ -175,12 +175,12 @@ class Program:
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
         """Vision tokens that each layer processes, as far as that is known beforehand; worked out once."""
-        known = tuple(sizes)
-        if known not in self._plans:
+        of_sizes = tuple(sizes)
+        if of_sizes not in self._plans:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
-            self._plans[known] = follow.layer_plan(self.stages, self._depth, known)
-        return self._plans[known]
+            self._plans[of_sizes] = follow.layer_plan(self.stages, self._depth, of_sizes)
+        return self._plans[of_sizes]
 
     # -- each layer --------------------------------------------------------------------------------------------
 

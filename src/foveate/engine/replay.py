@@ -226,8 +226,8 @@ class Replayer:
             leaves, spec = tree_flatten((args, kwargs))
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
-            known = "tower", type(self._family), tuple(on_host), tuple(numbers)
-            why = self._key(self._family.tower, known, leaves, spec, tensors)
+            sort = "tower", type(self._family), tuple(on_host), tuple(numbers)
+            why = self._key(self._family.tower, sort, leaves, spec, tensors)
         if isinstance(why, str):
             self._graphs.tower.note_plain(why)
             return original(*args, **kwargs, **on_host)
@@ -262,8 +262,8 @@ class Replayer:
         leaves, spec = tree_flatten(handed)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         tensors += _tensors_of(shown.outcome, self._device)
-        known = "decoder", self._program.method, type(self._family), shown.layout, cache is None
-        key = self._key(text, known, leaves, spec, tensors)
+        sort = "decoder", self._program.method, type(self._family), shown.layout, cache is None
+        key = self._key(text, sort, leaves, spec, tensors)
         if isinstance(key, str):
             return key
         columns = None
@@ -298,12 +298,12 @@ class Replayer:
         if rooms.generation != before:
             self._tapes.recordings.pop("step", None)  # they write where nobody reads any more
         for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
-            known = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
-            if known not in rows:
+            kind = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
+            if kind not in rows:
                 place = rooms.numbers[layer.slots : layer.slots + span]
-                rows[known] = SameRows([], count, place, layer.columns_of(count), layer.shift)
-            rows[known].layers.append(index)
-            by_layer.append(rows[known])
+                rows[kind] = SameRows([], count, place, layer.columns_of(count), layer.shift)
+            rows[kind].layers.append(index)
+            by_layer.append(rows[kind])
         live = None
         if mask is not None:
             width = _power(max(self.end, seen + span, *places))
@@ -356,7 +356,7 @@ class Replayer:
             return "the mask is one of its own"
         return None
 
-    def _key(self, module: Any, known: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> Key | str:
+    def _key(self, module: Any, sort: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> Key | str:
         """What must be alike for two calls to have the same kernels; or why a call is run plainly."""
         device, modes = self._device, _modes()
         if torch.is_grad_enabled() or module.training:
@@ -371,7 +371,7 @@ class Replayer:
         if any(tensor.device != device for tensor in tensors):
             return "the model is spread over devices"
         kernel = str(getattr(module.config, "_attn_implementation", ""))
-        key = (*known, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, _stream(device))
+        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, _stream(device))
         try:
             hash(key)
         except TypeError:

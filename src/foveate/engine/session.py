@@ -403,10 +403,11 @@ class Session:
                 "lock of your own around the model's forwards."
             )
         self._turn.release()
-        given = by_name(core, args, kwargs, skip=0) if args else kwargs
-        outputs = given.get("mm_encoder_outputs") or {}
+        if args:
+            kwargs = by_name(core, args, kwargs, skip=0)
+        outputs = kwargs.get("mm_encoder_outputs") or {}
         encoded = {modality: output for modality, output in outputs.items() if output is not None}
-        self._runner.arrival = Arrival(self._last_only, given, given.get("input_ids"), encoded)
+        self._runner.arrival = Arrival(self._last_only, kwargs, kwargs.get("input_ids"), encoded)
         self._runner.forward, self._last_only = None, False
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -431,7 +432,7 @@ class Session:
             if self._family.tiled:
                 lengths = prompt(lengths_of(pieces_of(output)))
             arrival.image_lengths[modality] = lengths
-            tag(self._family, modality, call.arguments, output, cuts, lengths, ran)
+            tag(self._family, call, output, cuts, lengths, ran)
             arrival.encoded[modality] = output
             self._note_splits(arrival, modality, output)
         return call.answer(output)
@@ -501,8 +502,8 @@ class Session:
         if hidden.dim() == 4 and arrival.ids is not None:
             streams = Streams.of(hidden, (arrival.ids.shape[0], arrival.ids.shape[1]))
             hidden = streams.fold(hidden)
-        given = {**kwargs, **arrival.arguments, "inputs_embeds": hidden}
-        changed = self.before_decoder(self._family.text, (), given)
+        arguments = {**kwargs, **arrival.arguments, "inputs_embeds": hidden}
+        changed = self.before_decoder(self._family.text, (), arguments)
         if changed is not None:
             hidden = changed[1]["inputs_embeds"]
         if streams is None:

@@ -220,21 +220,21 @@ class Checking:
     def _row(self, name: str, compare: Callable[[], Compared | str]) -> Row:
         """A row of what a comparison finds, or of why bits differ; whatever is raised on the way fails it."""
         try:
-            found = compare()
+            compared = compare()
         except _NotServedError as error:
             return Row(name, "not served", reason=str(error))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return Row(name, "failed", reason=f"{type(error).__name__}: {first_line(error)}")
-        if isinstance(found, str):
-            return Row(name, "failed" if found else "passed", reason=found)
-        reason = found.reason
-        if not reason and found.difference > self._tolerance:
+        if isinstance(compared, str):
+            return Row(name, "failed" if compared else "passed", reason=compared)
+        reason = compared.reason
+        if not reason and compared.difference > self._tolerance:
             reason = "the difference is above the tolerance"
-        if not reason and found.wrong < CLEARLY * max(found.difference, self._noise):
+        if not reason and compared.wrong < CLEARLY * max(compared.difference, self._noise):
             reason = "cannot tell: columns that are wrong on purpose differ too little"
-        return Row(name, "failed" if reason else "passed", found.difference, self._tolerance, found.wrong, reason)
+        return Row(name, "failed" if reason else "passed", compared.difference, self._tolerance, compared.wrong, reason)
 
     def _measure_noise(self, plain: Tensor) -> Compared:
         """The untouched model beside itself, which says how near is near enough."""
