@@ -310,13 +310,13 @@ def test_rooms_are_shared_and_do_not_grow(model, graphs_on_cpu):
     assert sizes[0] == sizes[1]
 
 
-def test_rooms_go_with_their_model(graphs_on_cpu):
+def test_recordings_and_rooms_go_with_their_model(graphs_on_cpu):
     model = tiny.__wrapped__("llava")
-    said(model, V2DROP, prompts("llava", count=2), 6)
-    memory = weakref.ref(replay._tapes[family_for(model).core].rooms(torch.device("cpu")))
+    said(model, V2DROP, prompts("llava"), 6)
+    gone = [weakref.ref(model), weakref.ref(replay._tapes[family_for(model).core].rooms(torch.device("cpu")))]
     del model
     gc.collect()
-    assert memory() is None
+    assert [one() for one in gone] == [None, None]
 
 
 # -- looks --------------------------------------------------------------------------------------------------------

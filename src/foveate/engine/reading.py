@@ -200,8 +200,8 @@ class AttentionReader(RowsReader):
             slots = columns[self._of]
         seen = self._seen
         length = seen + self._hidden.shape[1]
-        if self._positions.scales(index) and not self._family.gathers:  # else the layer itself is handed its ids
-            most = self._positions.learned_length
+        if index in self._positions.scaling and not self._family.gathers:  # else the layer itself is handed its ids
+            most = self._family.text.config.rope_parameters["original_max_position_embeddings"]
             if length > most:  # scores leave the scale out
                 raise UnsupportedError(
                     f"Layer {index} scales queries from position {most} on, and foveate's attention scores do not. "
