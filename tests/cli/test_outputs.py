@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from foveate.cli.options import FigureOptions, TableOptions
-from foveate.cli.outputs import check_targets, finish, write_picture, write_text
+from foveate.cli.outputs import check_targets, finish, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.table import Table
@@ -80,7 +80,8 @@ def test_a_folder_without_rights_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("ending", "format"), [("png", "PNG"), ("JPG", "JPEG"), ("webp", "WEBP")])
 def test_a_picture_is_written_in_the_format_of_its_ending(tmp_path, ending, format):
-    write_picture(path := tmp_path / f"a.{ending}", Image.new("RGB", (4, 4)))
+    outputs = FigureOptions(figure=(path := tmp_path / f"a.{ending}"))
+    finish({}, "shown", outputs, lambda: Image.new("RGB", (4, 4)))
     with Image.open(path) as read:
         assert read.format == format
 

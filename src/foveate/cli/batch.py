@@ -20,7 +20,6 @@ from foveate.runs.samples import SampleColumns, samples_in
 
 if TYPE_CHECKING:
     from foveate.batch.job import Summary
-    from foveate.batch.rows import RowAsking
     from foveate.runs.crew import Crew
 
 
@@ -130,7 +129,16 @@ class Batch:
             limit=self.limit,
         )
         listener = _Stopping()
-        summary = run(job, self._crew(asking), listener)
+        crew: Crew | None = None
+        if self.ray is not None:
+            from foveate.runs.on_ray import Actors
+
+            crew = Actors(asking.begin, self.workers, self.ray)
+        elif self.workers is not None:
+            from foveate.runs.crew import Pool
+
+            crew = Pool(asking.begin, self.workers)
+        summary = run(job, crew, listener)
         if self.json:
             show_json(summary.to_dict())
         else:
@@ -163,17 +171,6 @@ class Batch:
             raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
         check_methods([self.method])
         check_model(self.models.model)
-
-    def _crew(self, asking: "RowAsking") -> "Crew | None":
-        if self.ray is not None:
-            from foveate.runs.on_ray import Actors
-
-            return Actors(asking.begin, self.workers, self.ray)
-        if self.workers is not None:
-            from foveate.runs.crew import Pool
-
-            return Pool(asking.begin, self.workers)
-        return None
 
 
 def _lines(summary: "Summary") -> list[tuple[str, str]]:
@@ -218,25 +215,20 @@ class _Stopping(OnScreen):
     def stage(self, doing: str, total: int | None, done: int = 0) -> Iterator[Advance]:
         if done:
             note(f"done already: {done:,} of {done + (total or 0):,} rows")
-        with self._hearing(), counting(doing, total, unit="rows") as advance:
-            yield advance
+        with suppress(ValueError):  # only the first thread may say what signals do
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as behind nohup; then it stays ignored
+                    self._before[number] = signal.signal(number, self._hear)
+        try:
+            with counting(doing, total, unit="rows") as advance:
+                yield advance
+        finally:
+            self._restore()
 
     def end(self, left: int) -> None:
         """End as the signal that was heard would have ended it, where rows are left."""
         if self._signal is not None and left:
             signal.raise_signal(self._signal)
-
-    @contextmanager
-    def _hearing(self) -> Iterator[None]:
-        """Let signals be heard that would else end the program; what is ignored, as behind nohup, stays ignored."""
-        with suppress(ValueError):  # only the first thread may say what signals do
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._hear)
-        try:
-            yield
-        finally:
-            self._restore()
 
     def _hear(self, number: int, frame: object) -> None:
         self._signal = number

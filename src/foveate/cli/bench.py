@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from rich.console import Group
 
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import MethodsOptions, TableOptions, check_each_once
-from foveate.cli.outputs import check_targets
+from foveate.cli.outputs import check_targets, finish
+from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
 from foveate.plain.flags import EMBEDDED, Count, Flag, LoadOptions, MaybeCount, whole
@@ -91,11 +93,6 @@ class Bench(MethodsOptions):
         if self.method != (ALL,):
             check_methods(self.method)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from rich.console import Group
-
-        from foveate.cli.outputs import finish
-        from foveate.cli.screen import busy
-
         with busy("Starting torch"):
             from foveate.bench.shapes import shape_sheet, shapes
 
@@ -137,7 +134,6 @@ class Bench(MethodsOptions):
         from foveate.bench.paired import PairedRun
         from foveate.bench.results import noisy_parts, result_sheets, rows_of
         from foveate.bench.stopwatch import clock_of
-        from foveate.cli.screen import note
 
         named = named_methods(self.method)
         device = self._device()
@@ -186,7 +182,6 @@ class Bench(MethodsOptions):
         """The model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
         from foveate.bench.workload import PromptRequest
-        from foveate.cli.screen import busy, note
         from foveate.cli.setup import load
 
         size = PromptRequest(
@@ -208,8 +203,6 @@ class Bench(MethodsOptions):
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
         """Run everything; what stopped it, if anything did. What is finished then stays in the run."""
-        from foveate.cli.screen import counting
-
         try:
             with counting("Measuring memory", None) as advance:
                 run.prepare(methods, bare=self.bare, cuda_graphs=self.cuda_graphs, starting=lambda _: advance())

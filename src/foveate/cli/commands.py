@@ -20,8 +20,8 @@ from foveate.cli.generate import Generate
 from foveate.cli.lists import Methods, Models, Presets
 from foveate.cli.screen import discard, note, show, written
 from foveate.cli.tune import Tune
-from foveate.cli.usage import BUG, DONE, FAILED, exit_code
-from foveate.errors import FoveateError
+from foveate.cli.usage import BUG, DONE, FAILED, WRONG_USAGE, UsageError
+from foveate.errors import FoveateError, SettingError, UnknownNameError
 from foveate.plain.own_files import fault, files_run
 from foveate.plain.spelling import unknown
 from foveate.plain.upstream import first_line, is_out_of_memory
@@ -71,7 +71,9 @@ def run(words: list[str]) -> int:
         return ended or DONE
     except FoveateError as error:
         note(str(error))
-        return exit_code(error)
+        if isinstance(error, UsageError | UnknownNameError | SettingError):  # the command line itself is wrong
+            return WRONG_USAGE
+        return FAILED
     except SystemExit as end:  # of tyro: 0 after the help, 2 after flags that it does not take
         return int(end.code or DONE)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere

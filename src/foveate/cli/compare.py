@@ -8,9 +8,10 @@ import tyro
 
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import FigureOptions, Files, FlopsOptions, Pairs, TableOptions
-from foveate.cli.outputs import check_targets
+from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy
 from foveate.plain.flags import MediaOptions, ModelOptions
+from foveate.plain.version import __version__
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
@@ -68,7 +69,6 @@ class Compare:
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.outputs import finish
             from foveate.cli.report import agreement, full_values, race_note, race_values
             from foveate.cli.setup import named, set_up
             from foveate.viz import draw_comparison
@@ -85,7 +85,9 @@ class Compare:
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
         race = setup.race(methods, len(full.tokens), self.pairs)
         agreements = {name: agreement(answer, full) for name, answer in answers.items()}
-        values: dict[str, Any] = setup.to_dict() | {
+        values: dict[str, Any] = {
+            "foveate": __version__,
+            **setup.prompt.to_dict(),
             "full": full_values(full),
             "methods": [
                 {"name": name, "agreement": agreements[name]} | answer.to_dict() for name, answer in answers.items()
@@ -103,13 +105,7 @@ class Compare:
         table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).noted(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
-        finish(
-            values,
-            table,
-            self.outputs,
-            lambda: draw_comparison(drawn, setup.prompt.shown, title),
-            [table],
-        )
+        finish(values, table, self.outputs, lambda: draw_comparison(drawn, setup.prompt.shown, title), [table])
 
 
 def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "dict[str, Answer]":

@@ -89,7 +89,12 @@ class Count:
         for text in prompt.notes:
             note(text)
         counts = [of_medium.vision_tokens for of_medium in alone]
-        values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts, **_costs(prompt)}
+        values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts}
+        try:
+            cost = prompt.cost()
+            values |= {"flops": cost.model_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
+        except FoveateError as error:  # what the prompt costs the untouched model is not counted
+            values["uncounted"] = str(error)
         values["vision_tokens"] = prompt.vision_tokens
         if self.tokens is not None:
             with busy(f"Looking for the pixels of {self.tokens:g} tokens"):
@@ -102,16 +107,6 @@ class Count:
             tables.append(cost.table(f"With {self.method}"))
             draw = partial(draw_plan, cost, f"{self.method}: vision tokens in each layer of {self.model}")
         finish(values, Group(*tables), self.outputs, draw, tables)
-
-
-def _costs(prompt: "Prompt") -> dict[str, int | str | None]:
-    """What the prompt costs the untouched model, where that is counted; else why it is not. No FLOPs to the first token
-    where those of the vision tower are not known."""
-    try:
-        cost = prompt.cost()
-    except FoveateError as error:
-        return {"uncounted": str(error)}
-    return {"flops": cost.model_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
 
 
 def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Group
+from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import MethodsOptions, Shares, TableOptions, check_each_once
@@ -86,9 +88,6 @@ class Eval(MethodsOptions):
         check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
-            from rich.console import Group
-            from rich.text import Text
-
             from foveate.eval.pareto import draw_all
             from foveate.eval.quality import tables_of
 

@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, FigureOptions, Files, Pairs
-from foveate.cli.outputs import check_targets
-from foveate.cli.screen import busy, labelled, note, preview
+from foveate.cli.outputs import check_targets, finish
+from foveate.cli.screen import Screen, busy, labelled, note
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 from foveate.plain.flags import Flag, MediaOptions, ModelOptions
+from foveate.plain.version import __version__
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
@@ -40,8 +42,7 @@ class Generate:
     files: Files = ()
     """picture and video files, in the order the model sees them"""
     prompt: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(metavar="TEXT", help_behavior_hint=""),
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
     ] = ()
     """the question; with several, the pictures are looked at once, and each question is answered"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
@@ -73,15 +74,15 @@ class Generate:
             from foveate.ask.look import refuse_unshareable
             from foveate.ask.second_look import SecondLook
             from foveate.ask.sure import answerer_of
-            from foveate.cli.outputs import finish
             from foveate.cli.setup import drops_named, set_up
+            from foveate.viz.terminal import preview_on
 
         drops = drops_named(self.method, self.budgets)
         if self.full and isinstance(drops, SecondLook):
             raise UsageError("--full times a method, and a second look is none: leave it out, or name a method.")
         setup = set_up(self, self.prompt, {self.method: drops})
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
-        values: dict[str, Any] = setup.to_dict() | {"name": self.method}
+        values: dict[str, Any] = {"foveate": __version__, **setup.prompt.to_dict(), "name": self.method}
         if len(self.prompt) > 1 and not isinstance(drops, SecondLook):
             try:
                 refuse_unshareable(setup.vlm.model, drops)
@@ -108,7 +109,9 @@ class Generate:
             rows.append(("Picture", str(self.outputs.figure)))
         shown: RenderableType = labelled(rows)
         if self.show:
-            shown = Group(shown, preview(answer.show()))
+            drawn = preview_on(Screen(), answer.show())
+            drawn = drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
+            shown = Group(shown, drawn)
         finish(values, shown, self.outputs, answer.show)
 
     def _compared(
@@ -122,11 +125,7 @@ class Generate:
             full = setup.vlm.answer(setup.prompt, generation=generation)
         race = setup.race(setup.methods, len(full.tokens), self.pairs)
         same = agreement(answer, full)
-        values = {
-            "full": full_values(full),
-            "agreement": same,
-            "time": race_values(race, len(full.tokens)),
-        }
+        values = {"full": full_values(full), "agreement": same, "time": race_values(race, len(full.tokens))}
         ratio = interval(race[self.method])
         lines = [
             ("Full model", full.text),

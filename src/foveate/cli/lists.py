@@ -219,7 +219,13 @@ class Presets:
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
         if self.json:
-            return show_json({"presets": [row | {"setting": _whole(row)} for row in rows]})
+            with busy(LOOKING):
+                from foveate.registry import preset
+
+                for row in rows:
+                    if row["depth"] is not None:  # not of a file: with all that is as it is by default
+                        row["setting"] = preset(row["name"]).to_dict()
+            return show_json({"presets": rows})
         table = _table("Preset", "Mean tokens", "Source")
         for row in rows:
             if self.text:
@@ -242,17 +248,6 @@ def _preset(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
         "retention": spends and spends / (vision_tokens or ANY_COUNT),
         "source": line["source"],
     }
-
-
-def _whole(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The setting of a row with all that is as it is by default, where the row is not of a file."""
-    if row["depth"] is None:
-        setting: Mapping[str, Any] = row["setting"]
-        return setting
-    with busy(LOOKING):
-        from foveate.registry import preset
-
-        return preset(row["name"]).to_dict()
 
 
 def _in_file(path: str) -> dict[str, Any]:

@@ -49,8 +49,7 @@ File = Annotated[Path, FILE]
 Images = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
 Files = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
 Settings = Annotated[
-    tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),
+    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")
 ]
 
 

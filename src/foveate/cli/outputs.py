@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.cli.options import OutputOptions, TableOptions
+from foveate.cli.screen import as_json, note, show, show_json
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.table import ENDINGS, Table, in_file
@@ -78,8 +79,6 @@ def finish(
     Raises:
         InputError: If a file cannot be written or `draw` knows no places to draw at.
     """
-    from foveate.cli.screen import as_json, show, show_json
-
     try:
         if outputs.out is not None:
             ending = outputs.out.suffix.lower()
@@ -90,7 +89,8 @@ def finish(
             write_text(outputs.out, text, force=outputs.force)
         figure = getattr(outputs, "figure", None)
         if figure is not None and draw is not None:
-            write_picture(figure, draw(), force=outputs.force)
+            picture, kind = draw(), PICTURES[figure.suffix.lower()]
+            _publish(figure, lambda part: picture.save(part, format=kind), outputs.force)
     finally:
         if outputs.json:
             show_json(values)
@@ -109,15 +109,8 @@ def write_text(path: Path, text: str, *, force: bool = False) -> None:
     _publish(path, lambda part: part.write_text(text, encoding="utf-8"), force)
 
 
-def write_picture(path: Path, picture: "Image.Image", *, force: bool = False) -> None:
-    """Write a picture in the format of the path's ending; otherwise as `write_text`."""
-    _publish(path, lambda part: picture.save(part, format=PICTURES[path.suffix.lower()]), force)
-
-
 def _publish(path: Path, write: Callable[[Path], object], force: bool) -> None:
     """Write a file, and say so where it had to take another name."""
     published = publish(path, write, force=force)
     if published != path.resolve():
-        from foveate.cli.screen import note
-
         note(f"{path} appeared while the command ran, and stays as it is; the result is in {published}.")

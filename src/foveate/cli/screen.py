@@ -7,18 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,9 +19,6 @@ from foveate.plain.table import WIDEST
 from foveate.plain.upstream import printable
 from foveate.plain.writing import encodable
 from foveate.runs.listener import Advance, Listener
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class Screen(Console):
@@ -60,14 +49,6 @@ def labelled(rows: Sequence[tuple[str, str]]) -> Table:
     for label, text in rows:
         table.add_row(Text(label), Text(text))
     return table
-
-
-def preview(image: "Image") -> RenderableType:
-    """A picture for stdout, where that is a terminal with colours; else a line that says so."""
-    from foveate.viz.terminal import preview_on
-
-    drawn = preview_on(Screen(), image)
-    return drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
 
 
 def as_json(values: Mapping[str, Any]) -> str:

@@ -22,7 +22,6 @@ from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
 from foveate.plain.flags import LoadOptions
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
-from foveate.plain.version import __version__
 
 if TYPE_CHECKING:
     from foveate.bench.timing import Ratio
@@ -66,10 +65,6 @@ class Setup:
                 "run more --pairs on a quiet machine."
             )
         return times
-
-    def to_dict(self) -> dict[str, Any]:
-        """The input as plain values."""
-        return {"foveate": __version__} | self.prompt.to_dict()
 
 
 def set_up(

@@ -98,11 +98,7 @@ class Table:
     """
 
     def __init__(
-        self,
-        title: str,
-        heads: Sequence[str | Column],
-        rows: Sequence[Sequence[str]],
-        notes: Sequence[str] = (),
+        self, title: str, heads: Sequence[str | Column], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
     ) -> None:
         """Make a table; a head may be given as a string.
 
