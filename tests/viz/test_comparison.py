@@ -10,19 +10,16 @@ from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
 from foveate.viz.comparison import GAP
 from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scaled, stage_panels
+from tests.viz.test_frames import RED, pixels_of
 from tests.viz.test_showing import brightest, clip, run
 
-RED, BLUE = (230, 20, 20), (20, 20, 230)
+BLUE = (20, 20, 230)
 HALF = fv.Uniform(layers=(1,), keep=(0.5,))
 TWO_CUTS = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
 
 
 def record(word="ti", method=TWO_CUTS, family="llava"):
     return run(family, word, method).latest
-
-
-def pixels_of(picture, colour):
-    return int((np.asarray(picture) == np.array(colour, np.uint8)).all(axis=-1).sum())
 
 
 def red(size=(60, 60)):

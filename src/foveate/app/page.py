@@ -202,7 +202,10 @@ class AskPanel:
         self.frames = gr.Slider(1, MOST_FRAMES, few, step=1, label=CONTROL, visible=False, elem_id="frames", buttons=[])
         self.question = gr.Textbox(next(iter(first.questions)), label="Question", elem_id="question")
         self.proposed = gr.Dataset(
-            components=[self.question], samples=_samples(first), label="Questions that fit", elem_classes="fv-proposed"
+            components=[self.question],
+            samples=[[question] for question in first.questions],
+            label="Questions that fit",
+            elem_classes="fv-proposed",
         )
         self.dropping = MethodsAndBudget(self.vlm, ("v2drop", "visionzip", "random", *self.looks), self.looks)
         with gr.Accordion("Where an answer is unsure", open=False):
@@ -224,7 +227,7 @@ class AskPanel:
         self.slider = gr.Slider(
             *(0, 1, 0), step=1, label="Along the model", interactive=True, visible=False, elem_id="stages", buttons=[]
         )
-        self.kept = gr.HTML(way_of(examples()[0]).drawn(), elem_id="panels")
+        self.kept = gr.HTML(way_of(examples()[0]).to_html(), elem_id="panels")
         self.share = gr.DownloadButton("Share as PNG", visible=False, elem_id="share")
         with gr.Accordion(
             "The same in Python, and in a terminal", open=False, elem_id="python", visible=False
@@ -276,13 +279,14 @@ class AskPanel:
     def show(self, subject: Subject, names: Sequence[str], percent: float) -> Changes:
         """Everything for a new picture."""
         changes = self.clear() | self.dropping.changes(subject, names, percent)
+        samples = [[question] for question in subject.questions]  # as Gradio lists them
         return changes | {
             self.subject: subject,
             self.ask: gr.Button(interactive=True),
             self.notice: notice(self._notes(subject)),
-            self.proposed: gr.Dataset(samples=_samples(subject), visible=bool(subject.questions)),
+            self.proposed: gr.Dataset(samples=samples, visible=bool(samples)),
             self.answers: BEGIN,
-            self.kept: way_of(subject).drawn(),
+            self.kept: way_of(subject).to_html(),
         }
 
     def _notes(self, subject: Subject) -> tuple[str, ...]:
@@ -345,7 +349,7 @@ class AskPanel:
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
             self.slider: gr.Slider(maximum=max(1, stops - 1), value=middle, visible=stops > 1),
-            self.kept: way.drawn(middle),
+            self.kept: way.to_html(middle),
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
             self.code: program(subject, question, written, self.vlm.name, asking),
@@ -382,8 +386,3 @@ class AskPanel:
         path = Path(tempfile.mkdtemp(dir=self.share.GRADIO_CACHE)) / "foveate.png"
         picture.save(path)
         return str(path)
-
-
-def _samples(subject: Subject) -> list[list[str]]:
-    """Questions as Gradio lists them."""
-    return [[question] for question in subject.questions]

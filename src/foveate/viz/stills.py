@@ -13,11 +13,7 @@ TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 11, 9.5, 8
 
 
 def draw_stages(
-    images: Sequence[Image.Image],
-    boxes: Sequence[Boxes],
-    stages: Stages,
-    *,
-    title: str | None = None,
+    images: Sequence[Image.Image], boxes: Sequence[Boxes], stages: Stages, *, title: str | None = None
 ) -> Image.Image:
     """Draw what was kept at each stage: every image whole, then once a stage with its dropped patches dimmed.
 
