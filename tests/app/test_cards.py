@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from foveate.app.kept import way_of
-from foveate.app.replies import FULL, Said, answered, cards
+from foveate.app.replies import FULL, Said, ask, cards
 from foveate.app.subjects import MOST_FRAMES, Subject, examples, opened
 from foveate.viz.canvas import data_url
 from foveate.viz.mosaic import plain_panel
@@ -26,7 +26,7 @@ def replies(vlm, tmp_path_factory):
     Image.effect_mandelbrot((84, 84), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(path)
     subject = opened(path)
     names = (FULL, "v2drop", "averagepool")
-    return subject, [list(answered(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1] for name in names]
+    return subject, [list(ask(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1] for name in names]
 
 
 def test_a_card_says_what_the_answer_took(replies):
@@ -106,7 +106,7 @@ def test_all_frames_of_a_film_are_shown_and_it_is_called_one(vlm):
     levels = np.arange(MOST_FRAMES) * 8  # a level of grey a frame
     frames = np.broadcast_to(levels[:, None, None, None], (MOST_FRAMES, 84, 84, 3)).astype(np.uint8)
     film = Subject(replace(first.medium, frames=frames, seconds=tuple(map(float, levels)), chosen=True), "")
-    (last,) = [list(answered(vlm, film, QUESTION, "random", asking("random", 0.4, 2)))[-1]]
+    (last,) = [list(ask(vlm, film, QUESTION, "random", asking("random", 0.4, 2)))[-1]]
     way = way_of(film, [last])
     for _, html, *_ in way.panels[:2]:
         _, _, data = re.search(r"src='([^']*)'", html)[1].partition(",")

@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
-from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, command, least_percent, program, words_of
+from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, least_percent, program, words_of
 from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, opened
 from foveate.ask.media import FEW
 from foveate.ask.preparing import reads_videos
@@ -126,7 +126,7 @@ class MethodsAndBudget:
     def changes(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
         """Refuse methods that cannot run, and budgets below what one of them needs."""
         try:
-            plain = [name for name in checked("?", names, self.looks) if name not in self.looks]
+            plain = [name for name in check_names("?", names, self.looks) if name not in self.looks]
             least = least_percent(self.vlm, plain, subject or examples()[0])
         except FoveateError as error:
             return {self.refusal: gr.HTML(alert(words_of(error)), visible=True)}
@@ -326,20 +326,20 @@ class AskPanel:
         try:
             if subject is None:
                 raise InputError("There is no picture or film to ask about. Drop one, or take an example.")
-            names = [FULL, *checked(question, names, self.looks)]
+            names = [FULL, *check_names(question, names, self.looks)]
         except FoveateError as error:
             yield {self.answers: alert(words_of(error))}
             return
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
         for place, name in enumerate(names):
-            for reply in answered(self.vlm, subject, question, name, self._asking(name, percent, sure)):
+            for reply in ask(self.vlm, subject, question, name, self._asking(name, percent, sure)):
                 replies[place] = reply
                 yield {self.answers: cards(replies)}
         way = way_of(subject, replies)
         stops = len(way.words)
         middle = stops // 2  # at the end, many methods have hardly any token left
-        file = self._drawn(question, replies)
+        file = self._draw(question, replies)
         written = [name for name in names[1:] if name not in self.looks]
         asking = {"retention": percent / 100, "max_new_tokens": self.max_new_tokens}
         line = command(subject, question, written, self.vlm.name, asking)
@@ -368,7 +368,7 @@ class AskPanel:
                 asking["sure"] = sure
         return asking
 
-    def _drawn(self, question: str, replies: Sequence[Said]) -> str | None:
+    def _draw(self, question: str, replies: Sequence[Said]) -> str | None:
         """A picture of all answers, as a file; None where nothing was dropped."""
         rows, media = [], None
         for reply in replies:

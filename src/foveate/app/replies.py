@@ -60,7 +60,7 @@ class Said:
         return answer
 
 
-def checked(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
+def check_names(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
     """Methods to ask with, each once.
 
     Args:
@@ -99,7 +99,7 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
     return math.ceil(100 * max(floors) - 1e-9)
 
 
-def answered(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) -> Iterator[Said]:
+def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) -> Iterator[Said]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
     Args:

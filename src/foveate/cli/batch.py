@@ -12,7 +12,7 @@ import tyro
 
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import BudgetOptions
-from foveate.cli.screen import OnScreen, busy, counting, labelled, note, show, show_json
+from foveate.cli.screen import OnScreen, busy, counting, label_lines, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.plain.flags import Count, Flag, GraphOptions, MaybeCount, MediaOptions
 from foveate.runs.listener import Advance
@@ -106,13 +106,13 @@ class Batch:
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
             from foveate.batch.rows import RowAsking
-            from foveate.cli.setup import device_named, drops_named, tell_budgets
+            from foveate.cli.setup import find_device, parse_drop, tell_budgets
 
-        device_named(self.models.device)
+        find_device(self.models.device)
         root = None
         if self.columns.root is not None:
             root = os.path.abspath(self.columns.root)
-        drops = None if self.untouched else drops_named(self.method, self.budgets)
+        drops = None if self.untouched else parse_drop(self.method, self.budgets)
         tell_budgets({self.method: drops}, self.budgets)
         asking = RowAsking(
             **vars(self.models), **vars(self.media), method=drops, batch_size=self.batch_size, within=root
@@ -142,7 +142,7 @@ class Batch:
         if self.json:
             show_json(summary.to_dict())
         else:
-            show(labelled(_lines(summary)))
+            show(label_lines(_lines(summary)))
         for text in filter(None, (summary.strange, summary.caution)):
             note(text)
         listener.end(summary.left)

@@ -102,7 +102,7 @@ class Bench(MethodsOptions):
             record: dict[str, Any] = {"shapes": listed}
             tables = [shape_sheet(list(shapes().values()))]
         else:
-            record, tables, stopped = self._measured(shapes().get(self.models.model))
+            record, tables, stopped = self._measure(shapes().get(self.models.model))
         finish(record, Group(*tables), self.outputs, tables=tables)
         if stopped is not None:
             raise stopped
@@ -111,10 +111,10 @@ class Bench(MethodsOptions):
         """Where everything runs."""
         import torch
 
-        from foveate.cli.setup import device_named
+        from foveate.cli.setup import find_device
         from foveate.core.graphs import refuse_without_graphs
 
-        device: torch.device = device_named(self.models.device)
+        device: torch.device = find_device(self.models.device)
         if device.index is not None and device.type != "cpu":
             torch.accelerator.set_device_index(device.index)
         if self.clock == "cpu" and device.type != "cpu":
@@ -128,7 +128,7 @@ class Bench(MethodsOptions):
             )
         return device
 
-    def _measured(self, shape: "NamedShape | None") -> "tuple[dict[str, Any], list[Table], BaseException | None]":
+    def _measure(self, shape: "NamedShape | None") -> "tuple[dict[str, Any], list[Table], BaseException | None]":
         """The record and the tables of all timed rounds, and what stopped them, if anything did."""
         from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
         from foveate.bench.paired import PairedRun
@@ -137,7 +137,7 @@ class Bench(MethodsOptions):
 
         named = named_methods(self.method)
         device = self._device()
-        benched = self._benched(shape, device)
+        benched = self._prepare(shape, device)
         methods, infeasible = budgeted_methods(
             named,
             benched.model,
@@ -178,7 +178,7 @@ class Bench(MethodsOptions):
         record |= {"failed": failed, "no_bare": run.obstacle, "rows": rows}
         return record, result_sheets(rows, title, notes), stopped
 
-    def _benched(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
+    def _prepare(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
         from foveate.bench.workload import PromptRequest

@@ -70,12 +70,12 @@ class Compare:
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
             from foveate.cli.report import agreement, full_values, race_note, race_values
-            from foveate.cli.setup import named, set_up
+            from foveate.cli.setup import parse_methods, set_up
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
         controls = [name for name in names if name in SCHEDULED_CONTROLS and compared]
-        drops = named(names, self.budgets)
+        drops = parse_methods(names, self.budgets)
         scheduled = {name: drops.pop(name) for name in controls}
         setup = set_up(self, [] if self.prompt is None else [self.prompt], drops, every=not self.method)
         generation = Generation(max_new_tokens=self.models.max_new_tokens)

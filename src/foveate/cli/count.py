@@ -74,7 +74,7 @@ class Count:
             from foveate.ask.loading import load
             from foveate.ask.media import read_media
             from foveate.ask.pixels import most_pixels
-            from foveate.cli.setup import named
+            from foveate.cli.setup import parse_methods
             from foveate.plain.version import __version__
             from foveate.viz import draw_plan
         with busy(f"Loading the config of {self.model}"):
@@ -101,7 +101,7 @@ class Count:
                 values["max_pixels"] = most_pixels(vlm, prompt, int(self.tokens))
         tables, draw = [_table(values, prompt)], None
         if self.method is not None:
-            drops = vlm.method_for(named([self.method], self.budgets)[self.method], prompt.vision_tokens)
+            drops = vlm.method_for(parse_methods([self.method], self.budgets)[self.method], prompt.vision_tokens)
             cost = prompt.cost(drops)
             values["method"] = {"name": self.method, **cost.to_dict()}
             tables.append(cost.table(f"With {self.method}"))

@@ -48,10 +48,10 @@ class Demo:
                 raise UsageError(f"--method {file} is no second look: visitors write methods themselves. Leave it out.")
         check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from foveate.app.server import bound, check_gradio
+        from foveate.app.server import check_gradio, listen
 
         check_gradio()
-        with bound(self.host, self.port) as listening:
+        with listen(self.host, self.port) as listening:
             with busy("Starting torch"):
                 from foveate.app.server import serve
                 from foveate.ask.generation import Generation

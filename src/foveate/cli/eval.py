@@ -98,7 +98,7 @@ class Eval(MethodsOptions):
             values: dict[str, Any] = {"tasks": {task: quality.to_dict() for task, quality in of_tasks.items()}}
             qualities = list(of_tasks.values())
         else:
-            qualities = [self._evaluated()]
+            qualities = [self._evaluate()]
             values = qualities[0].to_dict()
         tables = tables_of(qualities)
         shown: list[Any] = []
@@ -134,7 +134,7 @@ class Eval(MethodsOptions):
             if getattr(self, name) != getattr(Eval, name):
                 raise UsageError(f"--{name.replace('_', '-')} {why}")
 
-    def _evaluated(self) -> "Quality":
+    def _evaluate(self) -> "Quality":
         """What is asked here, of the embedded tasks or of one's own samples."""
         from foveate.cli.setup import load
         from foveate.eval.contenders import USUAL

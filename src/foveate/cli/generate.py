@@ -10,7 +10,7 @@ from rich.text import Text
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, FigureOptions, Files, Pairs
 from foveate.cli.outputs import check_targets, finish
-from foveate.cli.screen import Screen, busy, labelled, note
+from foveate.cli.screen import Screen, busy, label_lines, note
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 from foveate.plain.flags import Flag, MediaOptions, ModelOptions
@@ -74,10 +74,10 @@ class Generate:
             from foveate.ask.look import refuse_unshareable
             from foveate.ask.second_look import SecondLook
             from foveate.ask.sure import answerer_of
-            from foveate.cli.setup import drops_named, set_up
+            from foveate.cli.setup import parse_drop, set_up
             from foveate.viz.terminal import preview_on
 
-        drops = drops_named(self.method, self.budgets)
+        drops = parse_drop(self.method, self.budgets)
         if self.full and isinstance(drops, SecondLook):
             raise UsageError("--full times a method, and a second look is none: leave it out, or name a method.")
         setup = set_up(self, self.prompt, {self.method: drops})
@@ -101,20 +101,20 @@ class Generate:
         answer = answers[0]
         rows += answer.lines()
         if self.full:
-            more, lines = self._compared(setup, answer, generation)
+            more, lines = self._compare_full(setup, answer, generation)
             values |= more
             rows += lines
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             rows.append(("Picture", str(self.outputs.figure)))
-        shown: RenderableType = labelled(rows)
+        shown: RenderableType = label_lines(rows)
         if self.show:
             drawn = preview_on(Screen(), answer.show())
             drawn = drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
             shown = Group(shown, drawn)
         finish(values, shown, self.outputs, answer.show)
 
-    def _compared(
+    def _compare_full(
         self, setup: "Setup", answer: "Answer", generation: "Generation"
     ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """The full model's answer and time beside a method's: values, and lines with their labels."""

@@ -232,7 +232,7 @@ class Presets:
                 source = Text(row["source"])
             else:
                 source = _one_line(row["source"])
-            table.add_row(Text(row["name"]), _spent(row), source)
+            table.add_row(Text(row["name"]), _spending(row), source)
         return show(table)
 
 
@@ -265,7 +265,7 @@ def _in_file(path: str) -> dict[str, Any]:
     }
 
 
-def _spent(row: Mapping[str, Any]) -> str:
+def _spending(row: Mapping[str, Any]) -> str:
     """What a preset spends: "194 of 576, 33.6%", a share alone, or "by picture"."""
     if row["retention"] is None:
         if row["mean_tokens"] is None:

@@ -36,12 +36,12 @@ def show(*renderables: RenderableType) -> None:
         free = console.options.update(width=WIDEST)
         needed = (console.measure(renderable, options=free).minimum for renderable in renderables)
         console.width = max(console.width, 120, *needed)
-    with written():
+    with guard_stdout():
         for renderable in renderables:
             console.print(renderable)
 
 
-def labelled(rows: Sequence[tuple[str, str]]) -> Table:
+def label_lines(rows: Sequence[tuple[str, str]]) -> Table:
     """Lines of text, each behind its label."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -59,12 +59,12 @@ def as_json(values: Mapping[str, Any]) -> str:
 def show_json(values: Mapping[str, Any]) -> None:
     """Print JSON, and nothing else, to stdout."""
     text = as_json(values)
-    with written():
+    with guard_stdout():
         sys.stdout.write(text)
 
 
 @contextmanager
-def written() -> Iterator[None]:
+def guard_stdout() -> Iterator[None]:
     """Say in one line that stdout takes no more, as on a full disk; a reader that went away is no error."""
     try:
         try:

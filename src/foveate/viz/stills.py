@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from foveate.viz.canvas import Page, fitted
+from foveate.viz.canvas import Page, fit
 from foveate.viz.panel import Boxes, Stages, Tokens
 
 PANEL = 405  # pixels, the longer side of a panel
@@ -31,7 +31,7 @@ def draw_stages(
             or an ordinal lies outside the tokens.
     """
     tokens = Tokens.of(len(images), boxes, stages)
-    pictures = {number: fitted(image, PANEL / max(image.size)) for number, image in enumerate(images)}
+    pictures = {number: fit(image, PANEL / max(image.size)) for number, image in enumerate(images)}
     columns = [[(pixels, f"{count} tokens") for pixels, count in zip(pictures.values(), tokens.counts, strict=True)]]
     for stage in tokens.stages:
         drawn = zip(tokens.panels(stage, pictures), tokens.counts, strict=True)
