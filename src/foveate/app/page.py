@@ -80,60 +80,6 @@ def application(
     return gr.mount_gradio_app(server, page, "", max_file_size=FILE, run_history=False, show_error=False, **dress)
 
 
-# -- methods and their budget --------------------------------------------------------------------------------------
-
-
-class MethodsAndBudget:
-    """A box of methods, and a slider whose lowest budget all of them meet.
-
-    Args:
-        vlm: The model.
-        chosen: The methods at the beginning.
-        looks: Second looks that are offered too; they have a budget of their own.
-    """
-
-    def __init__(self, vlm: VLM, chosen: Sequence[str], looks: Mapping[str, SecondLook]) -> None:
-        self.vlm = vlm
-        self.looks = looks
-        choices = []
-        for name, kind in methods().items():
-            if takes_budget(kind):
-                words = summary(sys.modules[kind.__module__].__doc__).partition(": ")[2]
-                choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
-        choices += [(f"{name}\nIn full where the answer is unsure; a budget of its own", name) for name in looks]
-        self.names = gr.Dropdown(
-            choices,
-            value=list(chosen),
-            multiselect=True,
-            allow_custom_value=True,
-            label="Methods",
-            info=f"Up to {MOST}; or write a chain with settings: visionzip+v2drop:metric=l1",
-            elem_classes="fv-methods",
-        )
-        self.refusal = gr.HTML(visible=False, elem_classes="fv-refusal")
-        least = least_percent(vlm, [name for name in chosen if name not in looks], examples()[0])
-        self.percent = gr.Slider(
-            least,
-            100,
-            33,
-            step=1,
-            label="Budget: % of vision tokens",
-            info=_at_least(least),
-            buttons=[],
-            elem_classes="fv-budget",
-        )
-
-    def changes(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
-        """Refuse methods that cannot run, and budgets below what one of them needs."""
-        try:
-            plain = [name for name in check_names("?", names, self.looks) if name not in self.looks]
-            least = least_percent(self.vlm, plain, subject or examples()[0])
-        except FoveateError as error:
-            return {self.refusal: gr.HTML(alert(words_of(error)), visible=True)}
-        slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
-        return {self.refusal: gr.HTML("", visible=False), self.percent: slider}
-
-
 def _at_least(percent: int) -> str:
     """What is said of the budget."""
     if percent == 1:
@@ -207,7 +153,7 @@ class AskPanel:
             label="Questions that fit",
             elem_classes="fv-proposed",
         )
-        self.dropping = MethodsAndBudget(self.vlm, ("v2drop", "visionzip", "random", *self.looks), self.looks)
+        self._lay_out_budget(("v2drop", "visionzip", "random", *self.looks))
         with gr.Accordion("Where an answer is unsure", open=False):
             self.sure = gr.Slider(
                 *(0, 0.99, 0),
@@ -221,6 +167,46 @@ class AskPanel:
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
             self.stop = gr.Button("Stop", elem_id="stop", min_width=100)
         self.notice = gr.HTML(visible=False, elem_id="notice")
+
+    def _lay_out_budget(self, chosen: Sequence[str]) -> None:
+        """A box of methods, and a slider whose lowest budget all of them meet; second looks have their own."""
+        choices = []
+        for name, kind in methods().items():
+            if takes_budget(kind):
+                words = summary(sys.modules[kind.__module__].__doc__).partition(": ")[2]
+                choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
+        choices += [(f"{name}\nIn full where the answer is unsure; a budget of its own", name) for name in self.looks]
+        self.names = gr.Dropdown(
+            choices,
+            value=list(chosen),
+            multiselect=True,
+            allow_custom_value=True,
+            label="Methods",
+            info=f"Up to {MOST}; or write a chain with settings: visionzip+v2drop:metric=l1",
+            elem_classes="fv-methods",
+        )
+        self.refusal = gr.HTML(visible=False, elem_classes="fv-refusal")
+        least = least_percent(self.vlm, [name for name in chosen if name not in self.looks], examples()[0])
+        self.percent = gr.Slider(
+            least,
+            100,
+            33,
+            step=1,
+            label="Budget: % of vision tokens",
+            info=_at_least(least),
+            buttons=[],
+            elem_classes="fv-budget",
+        )
+
+    def limit(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
+        """Refuse methods that cannot run, and budgets below what one of them needs."""
+        try:
+            plain = [name for name in check_names("?", names, self.looks) if name not in self.looks]
+            least = least_percent(self.vlm, plain, subject or examples()[0])
+        except FoveateError as error:
+            return {self.refusal: gr.HTML(alert(words_of(error)), visible=True)}
+        slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
+        return {self.refusal: gr.HTML("", visible=False), self.percent: slider}
 
     def _lay_out_answers(self) -> None:
         self.answers = gr.HTML(BEGIN, elem_id="answers")
@@ -238,14 +224,14 @@ class AskPanel:
             )
 
     def _connect(self) -> None:
-        names, percent = self.dropping.names, self.dropping.percent
-        limited = [self.dropping.refusal, percent]
+        names, percent = self.names, self.percent
+        limited = [self.refusal, percent]
         cleared = [
             *(self.subject, self.ask, self.gallery, self.notice, self.proposed, self.answers),
             *(self.slider, self.kept, self.share, self.python),
         ]
         shown = [*cleared, *limited]
-        names.change(self.dropping.changes, [self.subject, names, percent], limited, **QUICK)
+        names.change(self.limit, [self.subject, names, percent], limited, **QUICK)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
         asking = [self.subject, self.question, names, percent, self.sure]
         replied = [*cleared, self.code, self.command]
@@ -278,7 +264,7 @@ class AskPanel:
 
     def show(self, subject: Subject, names: Sequence[str], percent: float) -> Changes:
         """Everything for a new picture."""
-        changes = self.clear() | self.dropping.changes(subject, names, percent)
+        changes = self.clear() | self.limit(subject, names, percent)
         samples = [[question] for question in subject.questions]  # as Gradio lists them
         return changes | {
             self.subject: subject,

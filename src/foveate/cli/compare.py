@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import FigureOptions, Files, FlopsOptions, Pairs, TableOptions
+from foveate.cli.options import Files, FlopsOptions, MaybeFile, Pairs, TableOptions
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy
 from foveate.plain.flags import MediaOptions, ModelOptions
@@ -25,11 +25,6 @@ SCHEDULED_CONTROLS = ("random", "uniform")
 """Controls that run at the schedule of each method they stand beside."""
 OTHER_CONTROLS = ("averagepool", "resize")
 """Controls that bring a schedule of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOutputs(TableOptions, FigureOptions):
-    """What is written, and where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +50,17 @@ class Compare:
     (default: v2drop, divprune, vidcom2 and controls: averagepool, resize and random; list: foveate methods)"""
     pairs: Pairs = 10
     """timed rounds, after a warm-up"""
+    figure: MaybeFile = None
+    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    (png, jpg, webp, pdf)"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[FlopsOptions, tyro.conf.arg(name="budget")] = field(default_factory=FlopsOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[CompareOutputs, tyro.conf.arg(name="output")] = field(default_factory=CompareOutputs)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
         """Answer with each, print the table, and write what was asked for."""
-        check_targets(self.outputs)
+        check_targets(self.outputs, self.figure)
         names = self.method or METHODS
         check_methods(names)
         check_input(self.files, self.prompt or "", self.models.model, self.media)
@@ -99,13 +97,15 @@ class Compare:
         if (share := self.budgets.flops) is not None:
             values["flops"] = share
             lines.append(f"Each method has the largest budget within {share:.1%} of the full model's FLOPs.")
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            lines.append(f"Picture: {self.outputs.figure}")
+        if self.figure is not None:
+            values["figure"] = str(self.figure)
+            lines.append(f"Picture: {self.figure}")
         table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).noted(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
-        finish(values, table, self.outputs, lambda: draw_comparison(drawn, setup.prompt.shown, title), [table])
+        finish(
+            values, table, self.outputs, [table], self.figure, lambda: draw_comparison(drawn, setup.prompt.shown, title)
+        )
 
 
 def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "dict[str, Answer]":

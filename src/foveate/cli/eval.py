@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import MethodsOptions, Shares, TableOptions, check_each_once
+from foveate.cli.options import MaybeFile, MethodsOptions, Shares, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
 FOR_TASKS = ("questions", "seed", "tasks")
 FOR_RUNS = ("method", "budget", "retention", "flops", "samples", "prompt", "draws", "no_baselines", "workers", "cache")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOutputs(TableOptions):
-    """What is written, and where."""
-
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw quality against cost (png, jpg, webp, pdf)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +70,15 @@ class Eval(MethodsOptions):
     """what lmms-eval left with --model foveate --log_samples --output_path: the full model's, and then methods'"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """logs: the folder with tasks of your own that was lmms-eval's --include_path"""
+    figure: MaybeFile = None
+    """draw quality against cost (png, jpg, webp, pdf)"""
     models: Annotated[GraphOptions, tyro.conf.arg(name="model")] = field(default_factory=GraphOptions)
-    outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> int:
         """Ask, summarise, print, and write what was asked for; the exit code."""
         self._check()
-        check_targets(self.outputs)
+        check_targets(self.outputs, self.figure)
         check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
@@ -104,10 +98,10 @@ class Eval(MethodsOptions):
         shown: list[Any] = []
         for table in tables:
             shown += [table, Text("")] if table.notes else [table]
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities), tables)
+        if self.figure is not None:
+            values["figure"] = str(self.figure)
+            shown.append(Text(f"Picture: {self.figure}"))
+        finish(values, Group(*shown), self.outputs, tables, self.figure, lambda: draw_all(qualities))
         if values.get("bad"):
             return BAD_ROWS
         return DONE

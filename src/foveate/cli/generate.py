@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, FigureOptions, Files, Pairs
+from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions, Pairs
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import Screen, busy, label_lines, note
 from foveate.cli.usage import UsageError
@@ -55,16 +55,19 @@ class Generate:
     """with --full: timed pairs, after one of warm-up"""
     show: Flag = False
     """show the kept patches in the terminal, if it has colours"""
+    figure: MaybeFile = None
+    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    (png, jpg, webp, pdf)"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[FigureOptions, tyro.conf.arg(name="output")] = field(default_factory=FigureOptions)
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
         """Answer, print, and write what was asked for."""
         if self.full and len(self.prompt) > 1:
             raise UsageError("--full compares and times one answer: give one --prompt.")
-        check_targets(self.outputs)
+        check_targets(self.outputs, self.figure)
         check_methods([self.method])
         check_input(self.files, self.prompt, self.models.model, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
@@ -104,15 +107,15 @@ class Generate:
             more, lines = self._compare_full(setup, answer, generation)
             values |= more
             rows += lines
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            rows.append(("Picture", str(self.outputs.figure)))
+        if self.figure is not None:
+            values["figure"] = str(self.figure)
+            rows.append(("Picture", str(self.figure)))
         shown: RenderableType = label_lines(rows)
         if self.show:
             drawn = preview_on(Screen(), answer.show())
             drawn = drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
             shown = Group(shown, drawn)
-        finish(values, shown, self.outputs, answer.show)
+        finish(values, shown, self.outputs, figure=self.figure, draw=answer.show)
 
     def _compare_full(
         self, setup: "Setup", answer: "Answer", generation: "Generation"

@@ -20,7 +20,7 @@ JSON = ".json"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 
 
-def check_targets(outputs: OutputOptions) -> None:
+def check_targets(outputs: OutputOptions, figure: Path | None = None) -> None:
     """Refuse now what could not be written later.
 
     Raises:
@@ -28,7 +28,7 @@ def check_targets(outputs: OutputOptions) -> None:
             one.
         InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
     """
-    figure, out = getattr(outputs, "figure", None), outputs.out
+    out = outputs.out
     if figure is not None and figure.suffix.lower() not in PICTURES:
         raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
     if isinstance(outputs, TableOptions) and out is not None and out.suffix.lower() not in (JSON, *ENDINGS):
@@ -62,8 +62,9 @@ def finish(
     values: Mapping[str, Any],
     shown: "RenderableType",
     outputs: OutputOptions,
-    draw: "Callable[[], Image.Image] | None" = None,
     tables: Sequence[Table] = (),
+    figure: Path | None = None,
+    draw: "Callable[[], Image.Image] | None" = None,
 ) -> None:
     """Write the figure and the file of JSON or tables where they were asked for, then print JSON or `shown`.
 
@@ -73,8 +74,9 @@ def finish(
         values: All that there is to say.
         shown: What is printed of it.
         outputs: What was asked for.
-        draw: Draws the figure.
         tables: Those in `shown`, of a command with `TableOptions`.
+        figure: Where a picture goes.
+        draw: Draws it.
 
     Raises:
         InputError: If a file cannot be written or `draw` knows no places to draw at.
@@ -87,7 +89,6 @@ def finish(
             else:
                 text = as_json(values)
             write_text(outputs.out, text, force=outputs.force)
-        figure = getattr(outputs, "figure", None)
         if figure is not None and draw is not None:
             picture, kind = draw(), PICTURES[figure.suffix.lower()]
             _publish(figure, lambda part: picture.save(part, format=kind), outputs.force)
