@@ -268,7 +268,7 @@ def page() -> Any:
     shown = [*subjects.examples()[:2], subjects.opened(questions()[0]["image"])]
     for subject, name in zip(itertools.cycle(shown), [replies.FULL, *METHODS[:8], "look"], strict=False):
         asking: Any = {replies.FULL: {}, "look": LOOK}.get(name, {"method": name, "retention": 0.3}) | LIMIT
-        said = list(replies.answered(vlm(), subject, "What is written ?", name, asking))
+        said = list(replies.ask(vlm(), subject, "What is written ?", name, asking))
         cards = re.sub(r"[\d.]+ s\b", "", replies.cards([said[-1]]))
         code = replies.program(subject, "What?", [name], vlm().name, {"retention": 0.3} | LIMIT)
         answers.append([[reply.text for reply in said], cards, code, plain(said[-1].answer.to_dict())])

@@ -27,7 +27,7 @@ def check_gradio() -> None:
         raise UnsupportedError(f"The page needs Gradio: {install_line('app')}.")
 
 
-def bound(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 is any free one.
 
     Raises:

@@ -307,7 +307,7 @@ class TowerReducer:
         for stage in self._program.images:
             for image, cut in zip(images, self._ask(stage, images), strict=True):
                 if cut is not None:
-                    image.done = image.done.then(cut.noted_by(stage.owner))
+                    image.done = image.done.then(cut.with_owner(stage.owner))
         return [image.cut for image in images]
 
     def _of_patches(

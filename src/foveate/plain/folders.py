@@ -154,8 +154,7 @@ def _check_adapter(name: str, folder: Path, settings: Mapping[str, Any]) -> None
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise _refusal(
-            name,
-            f"base_model_name_or_path in {ADAPTER} must be the base model's folder or hub id; got {brief(base)}.",
+            name, f"base_model_name_or_path in {ADAPTER} must be the base model's folder or hub id; got {brief(base)}."
         )
     with loading_base(name, base):
         home = folder_of(base)
