@@ -170,7 +170,7 @@ Corners = Sequence[tuple[float, float]]
 
 
 @dataclass(slots=True, kw_only=True)
-class Room:
+class Surface:
     """What is filled already, and how many pixels apart boxes are, across or down."""
 
     gap: ClassVar[int]
@@ -212,7 +212,7 @@ def random_word(rng: Generator, shortest: int) -> str:
 
 
 @dataclass(slots=True)
-class Board(Room):
+class Board(Surface):
     """What a scene is painted on, by default clutter, and what is filled already; in pixels.
 
     Attributes:
@@ -394,7 +394,7 @@ def _paint(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray
 
 
 @dataclass(slots=True)
-class Canvas(Room):
+class Canvas(Surface):
     """A sketch before it is resized. All places are in pixels of the finished square.
 
     Attributes:
