@@ -89,8 +89,9 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
-            from foveate.eval.pareto import draw_all
+            from foveate.eval.pareto import draw
             from foveate.eval.quality import tables_of
+            from foveate.viz import stack
 
         if self.logs:
             from foveate.eval.lmms.logs import compare_logs
@@ -108,7 +109,7 @@ class Eval(MethodsOptions):
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities), tables)
+        finish(values, Group(*shown), self.outputs, lambda: stack([draw(quality) for quality in qualities]), tables)
         if values.get("bad"):
             return BAD_ROWS
         return DONE
@@ -138,9 +139,8 @@ class Eval(MethodsOptions):
     def _evaluated(self) -> "Quality":
         """What is asked here, of the embedded tasks or of one's own samples."""
         from foveate.cli.setup import load
-        from foveate.eval.contenders import USUAL
         from foveate.eval.evaluation import evaluate, evaluate_samples
-        from foveate.eval.plan import Plan
+        from foveate.eval.plan import USUAL, Plan
         from foveate.eval.records import reservation
 
         plan = Plan(

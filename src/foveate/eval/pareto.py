@@ -1,6 +1,5 @@
 """Quality against cost: a line a method, the Pareto front, and what the full model reaches."""
 
-from collections.abc import Iterable, Sequence
 from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from PIL import Image
 
 from foveate.eval.pairing import Row
 from foveate.eval.quality import AGREEMENT, Quality
-from foveate.viz import stack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,11 +49,6 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
 
 
-def draw_all(qualities: Iterable[Quality]) -> Image.Image:
-    """A picture for each of several benchmarks, one below the other."""
-    return stack([draw(quality) for quality in qualities])
-
-
 def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     """One measure, accuracy or agreement, over one cost."""
     names = list(dict.fromkeys(row["name"] for row in quality.settings))
@@ -81,7 +74,11 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-    front = _front(counted, cost, measure, 1 if measure == "agreement" or quality.higher_is_better else -1)
+    sign = 1 if measure == "agreement" or quality.higher_is_better else -1
+    front: list[Row] = []  # what nothing cheaper or equally cheap beats, from cheap to expensive
+    for row in sorted(counted, key=lambda row: (row[cost], -sign * row[measure])):
+        if not front or sign * row[measure] > sign * front[-1][measure]:
+            front.append(row)
     axis.step(
         [row[cost] for row in front],
         [row[measure] for row in front],
@@ -108,12 +105,3 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     axis.set_ylim(bottom=0)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-
-
-def _front(rows: Sequence[Row], cost: str, measure: str, sign: int) -> list[Row]:
-    """What nothing cheaper or equally cheap beats, from cheap to expensive; sign -1 where lower is better."""
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row[cost], -sign * row[measure])):
-        if not front or sign * row[measure] > sign * front[-1][measure]:
-            front.append(row)
-    return front

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from foveate.contract.budget import is_met
-from foveate.eval.pairing import FULL_MODEL, RIVALS, Row, collapsed, verdict
+from foveate.eval.pairing import FULL_MODEL, RIVALS, Row, has_collapsed, verdict
 from foveate.eval.plan import BASELINES
 from foveate.plain.stats import wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
@@ -122,12 +122,12 @@ class Quality:
         return [
             row["name"],
             number(row["tokens"], ".1f"),
-            "not counted" if row["flops"] is None and self.full["flops"] else _formatted(row["flops"], ".0%"),
+            "not counted" if row["flops"] is None and self.full["flops"] else _format(row["flops"], ".0%"),
             points(row, "accuracy", self.unit),
             points(row, "agreement", 100),
-            _formatted(row["share"], ".0%"),
-            _formatted(row["kl"], "z.2f"),
-            _formatted(row.get("again"), ".1%"),
+            _format(row["share"], ".0%"),
+            _format(row["kl"], "z.2f"),
+            _format(row.get("again"), ".1%"),
             _hard(row),
             *differences,
         ]
@@ -200,7 +200,7 @@ class Quality:
             shown = [
                 f"{task} ({of_task['accuracy']:.0%}; full model {full[task]['accuracy']:.0%})"
                 for task, of_task in self.tasks_of(row).items()
-                if collapsed(of_task, full[task])
+                if has_collapsed(of_task, full[task])
             ]
             if shown and row["name"] not in BASELINES:
                 where = f"{row['name']} at {row['tokens']:.0f} tokens"
@@ -266,7 +266,7 @@ class Quality:
                     of_method.setdefault(f"{words} {rival}", []).append(f"{row['tokens']:.0f}")
         sentences = []
         for name, of_method in tokens.items():
-            phrases = [f"{words} at {_listed(counts)} tokens" for words, counts in of_method.items()]
+            phrases = [f"{words} at {_in_words(counts)} tokens" for words, counts in of_method.items()]
             sentences.append(f"{name}: {'; '.join(phrases)}.")
         return sentences
 
@@ -354,7 +354,7 @@ def _hard(row: Row) -> str:
     return Number(f"{row['hard']:.0%} of {count}", {"%": 100 * row["hard"], "questions": count})
 
 
-def _formatted(figure: float | None, form: str) -> str:
+def _format(figure: float | None, form: str) -> str:
     """A figure without its interval; nothing where it is not known."""
     if figure is None:
         return ""
@@ -365,7 +365,7 @@ def _percents(rows: Iterable[Row]) -> list[str]:
     return [number(100 * row["accuracy"], ".0f") for row in rows]
 
 
-def _listed(texts: list[str]) -> str:
+def _in_words(texts: list[str]) -> str:
     """`192, 128 and 64`."""
     *others, last = texts
     if not others:
