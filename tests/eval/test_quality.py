@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from itertools import product
 
@@ -247,6 +248,22 @@ def test_a_few_pictures_tell_no_methods_apart(quality):
     row = {**quality.settings[0], **differing("random", 1.0, 1.0)}
     for pictures, words in ((1, "not told apart from"), (5, "not told apart from"), (6, "better than")):
         assert verdict({**row, "pictures": pictures}, "minus_random") == words
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_an_interval_of_fewer_than_five_pictures_says_nothing(count):
+    """Two questions a picture: the bootstrap of so few is far too narrow, so there is none, and a sentence says so."""
+    few = slice(2 * count)
+    ran = [(RAN[0][0], [log(right(0.8))[few]]), (RAN[1][0], [log(right(0.4))[few], log(right(0.6))[few]])]
+    for aggregate in (None, lambda rows: float(np.mean([row["score"] for row in rows]))):
+        quality = Quality(figures_of(FULL[few], ran, aggregate))
+        unknown = [name for name, end in quality.settings[0].items() if end is None]
+        assert ("difference_low" in unknown, "minus_random_high" in unknown) == (count < 5, count < 5)
+        assert ([note for note in nothing(quality) if "for an interval" in note] != []) == (count < 5)
+        assert all("better" not in note for note in quality.verdicts())
+        assert ("±" in points(quality.settings[0], "minus_random", 100, signed=True)) == (count >= 5)
+        assert pareto.draw(quality).mode == "RGB"
+        assert json.dumps(quality.to_dict(), allow_nan=False)
 
 
 # -- what a figure cannot say ---------------------------------------------------------------------------------

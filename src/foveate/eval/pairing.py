@@ -44,7 +44,8 @@ def figures_of(
 ) -> list[dict[str, object]]:
     """Every figure with its interval, all over the same pictures: a row for each setting and each task.
 
-    The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known:
+    The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known. These
+    two are None where fewer than five pictures count: the interval would say nothing.
 
         name, budget             method or preset as it was asked for; share, or tokens, as it was asked for
         task                     None for all questions together
@@ -283,11 +284,10 @@ def _cost_alike(setting: _Setting, other: _Setting) -> bool:
 
 
 def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
-    """A figure as three columns."""
-    if figure is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    value, low, high = figure.to_dict().values()
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+    """A figure as three columns; what is no number is not known."""
+    ends = {} if figure is None else figure.to_dict()
+    known = {end: None if value != value else value for end, value in ends.items()}
+    return {name: known.get("value"), f"{name}_low": known.get("low"), f"{name}_high": known.get("high")}
 
 
 def shares_unmatched(rows: Iterable[Row]) -> list[float]:
@@ -302,7 +302,7 @@ def shares_unmatched(rows: Iterable[Row]) -> list[float]:
 def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
     """What a difference in a row says, by its 95 % interval: "better than", "worse than" or "not told apart from"."""
     low, high = row[f"{figure}_low"], row[f"{figure}_high"]
-    if low <= 0 <= high or row.get("pictures", FEWEST) < FEWEST:
+    if low is None or low <= 0 <= high or row.get("pictures", FEWEST) < FEWEST:
         return "not told apart from"
     if (low > 0) == higher_is_better:
         return "better than"

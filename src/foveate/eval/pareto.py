@@ -1,8 +1,9 @@
 """Quality against cost: a line a method, the Pareto front, and what the full model reaches."""
 
+import math
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,20 +52,23 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
 
 def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     """One measure, accuracy or agreement, over one cost."""
+
+    def known(row: Row) -> dict[str, Any]:
+        """The row with no number, which is not drawn, in the place of an interval's end that says nothing."""
+        ends = [name for name in row if name.endswith(("_low", "_high")) and row[name] is None]
+        return {**row, **dict.fromkeys(ends, math.nan)}
+
     names = list(dict.fromkeys(row["name"] for row in quality.settings))
     own = [name for name in names if name not in CONTROLS]
     palette = matplotlib.colormaps["tab10"]
     colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
     counted = [row for row in quality.settings if row[cost] is not None]
     for name, mark in zip(names, cycle(MARKS), strict=False):
-        rows = sorted((row for row in counted if row["name"] == name), key=lambda row: row[cost])
+        rows = sorted((known(row) for row in counted if row["name"] == name), key=lambda row: row[cost])
         axis.errorbar(
             [row[cost] for row in rows],
             [row[measure] for row in rows],
-            yerr=[
-                [row[measure] - row[f"{measure}_low"] for row in rows],
-                [row[f"{measure}_high"] - row[measure] for row in rows],
-            ],
+            yerr=[[abs(row[measure] - row[f"{measure}_{end}"]) for row in rows] for end in ("low", "high")],
             label=name,
             color=colours[name],
             linestyle="--" if name in CONTROLS else "-",
@@ -89,7 +93,7 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
         zorder=0,
         label="Pareto front",
     )
-    full = quality.full
+    full = known(quality.full)
     axis.axhline(
         full["accuracy"] if measure == "accuracy" else 1, color="black", linewidth=1, linestyle=":", label="full model"
     )

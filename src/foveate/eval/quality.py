@@ -8,7 +8,7 @@ from typing import Any
 from foveate.contract.budget import is_met
 from foveate.eval.pairing import FULL_MODEL, RIVALS, Row, has_collapsed, verdict
 from foveate.eval.plan import BASELINES
-from foveate.plain.stats import wilson
+from foveate.plain.stats import LEAST, wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
 VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero, from six pictures on."
@@ -228,6 +228,8 @@ class Quality:
         tasks = self.tasks_of(self.full)
         of_tasks = {task: why for task, row in tasks.items() if len(tasks) > 1 and (why := self._says_nothing(row))}
         notes = []
+        if self.full["pictures"] < LEAST:
+            return [f"{self.figure} says nothing here: fewer than {LEAST} pictures are too few for an interval."]
         if why := self._says_nothing(self.full):
             notes.append(f"{self.figure} says nothing here: {why}.{look}")
         if of_tasks:
@@ -237,6 +239,8 @@ class Quality:
 
     def _says_nothing(self, full: Row) -> str | None:
         """Why one of the full model's figures has no room below it that dropping could lose; None where it has."""
+        if full["accuracy_low"] is None:
+            return None
         accuracy, low, high = (f"{100 * full[f'accuracy{end}']:.1f}" for end in ("", "_low", "_high"))
         if full.get("commonest") is not None and full["accuracy_low"] <= full["commonest"]:
             label = "the commonest label"
@@ -276,7 +280,7 @@ class Quality:
         rows = [self.full, *self.settings]
         if any("(" in points(row, "accuracy", self.unit) for row in rows):
             notes.append("(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures.")
-        if any(row["accuracy_low"] == row["accuracy_high"] for row in rows):
+        if any(row["accuracy_low"] == row["accuracy_high"] is not None for row in rows):
             notes.append("± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not.")
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
             as_much = "FLOPs" if self.origin.get("flops") else "true count"
@@ -311,11 +315,14 @@ def tables_of(qualities: Iterable[Quality]) -> list[Table]:
 def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
     """A figure of a row with half its interval's width, or with its open end at an edge; multiplied by `unit`.
 
-    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`. Nothing where it is not known.
+    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`. Nothing where it is not known, and `61.4`
+    alone where its interval says nothing.
     """
     value, low, high = (row[f"{figure}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return ""
+    if low is None:
+        return number(unit * value, f"{'+' if signed else ''}z.1f")
     text = f"{unit * value:{'+' if signed else ''}z.1f} ± {unit / 2 * (high - low):.1f}"
     if not signed and low < value == high:
         text = f"{unit * value:.1f} (≥ {unit * low:.1f})"

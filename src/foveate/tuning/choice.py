@@ -120,7 +120,8 @@ def _row_of(row: Row, method: Method) -> HeldOut:
 
 
 def _estimate(row: Row, figure: str) -> Estimate:
-    return Estimate(row[figure], row[f"{figure}_low"], row[f"{figure}_high"])
+    low, high = (row[f"{figure}_{end}"] for end in ("low", "high"))
+    return Estimate(row[figure], math.nan if low is None else low, math.nan if high is None else high)
 
 
 def untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:
