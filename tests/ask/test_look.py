@@ -9,6 +9,7 @@ from transformers import MistralConfig
 
 import foveate as fv
 from foveate.ask.answer import kv_bytes
+from foveate.ask.generation import FirstToken
 from foveate.ask.look import can_share, look_at, refuse_unshareable, resumed, together, weights_of
 from foveate.ask.running import answers_to
 from foveate.engine.copies import copy_of, tensors_of
@@ -38,7 +39,18 @@ def method_of(name):
 def sharing(vlm, prompts, method=None, generation=FEW, first=False):
     """Their answers behind one look."""
     look = look_at(vlm.model, prompts[0].inputs, method)
-    return answers_to(vlm, prompts, method, generation, look=look, first=first)
+    return behind(vlm, look, prompts, method, generation, first=first)
+
+
+def behind(vlm, look, prompts, method, generation, first):
+    """Their answers behind a look, in as few batches as may be."""
+    answers = [None] * len(prompts)
+    for places in together(vlm.model, look, [prompt.inputs for prompt in prompts]):
+        extra = {"logits_processor": [FirstToken()]} if first else {}
+        replies = answers_to(vlm, [prompts[place] for place in places], method, generation, look, extra)
+        for place, answer in zip(places, replies, strict=True):
+            answers[place] = answer
+    return answers
 
 
 def assert_as_alone(vlm, prompts, method, generation=FEW):
@@ -175,7 +187,7 @@ def prefix_of(vlm, prompt, method):
 
     def ask(*prompts, **settings):
         generation = fv.Generation(max_new_tokens=4, **settings)
-        return answers_to(vlm, prompts, method, generation, look=look, first=not settings)
+        return behind(vlm, look, prompts, method, generation, first=not settings)
 
     ask.look, ask.method = look, method
     return ask

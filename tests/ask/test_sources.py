@@ -11,8 +11,7 @@ from PIL import Image
 import foveate as fv
 from foveate import embedded
 from foveate.ask.conversation import Conversation
-from foveate.ask.media import decoded, read_media, read_medium
-from foveate.ask.pictures import picture_of
+from foveate.ask.media import decode_url, read_media, read_medium, read_picture
 from foveate.errors import InputError, SettingError
 from foveate.plain.files import is_video, local_path, scheme_of
 from foveate.runs.samples import Bad, samples_in
@@ -39,7 +38,7 @@ def url(data, kind="image/png"):
 def test_an_animation_that_stands_at_another_frame_is_that_frame():
     image = Image.open(io.BytesIO(FILES["moving.gif"]))
     image.seek(1)
-    shown = picture_of(image)
+    shown = read_picture(image)
     assert (shown.image.getpixel((0, 0)), shown.note) == (
         (0, 0, 255),
         "the picture has 2 frames; only number 2 is read.",
@@ -50,7 +49,7 @@ def test_a_picture_whose_file_is_closed_is_taken_as_it_is(tmp_path):
     (path := tmp_path / "moving.gif").write_bytes(FILES["moving.gif"])
     with Image.open(path) as image:
         image.load()
-    assert picture_of(image).image.getpixel((0, 0)) == (255, 0, 0)
+    assert read_picture(image).image.getpixel((0, 0)) == (255, 0, 0)
 
 
 def written(data):
@@ -69,7 +68,7 @@ def written(data):
 @pytest.mark.parametrize("length", [150, 151, 152])
 def test_data_urls_are_read_as_browsers_read_them(length):
     data = np.random.default_rng(length).bytes(length)
-    assert {decoded(text)[1] for text in written(data)} == {data}
+    assert {decode_url(text)[1] for text in written(data)} == {data}
     for text in written(FILES["plain.png"]):
         assert read_medium(text).image.tobytes() == RED.tobytes()
 

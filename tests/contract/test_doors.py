@@ -20,9 +20,8 @@ from foveate.contract.budget import Budget
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
-from foveate.eval.contenders import contenders_at
 from foveate.eval.lmms.setting import Setting as LmmsSetting
-from foveate.eval.plan import Plan
+from foveate.eval.plan import Plan, contenders_at
 from foveate.naming import method_of, parse
 from foveate.registry import family_for
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from foveate.ask.media import read_media, refuse_thin
-from foveate.ask.pictures import picture_in, picture_of
+from foveate.ask.media import read_media, read_picture, refuse_thin
 from foveate.errors import InputError
 from foveate.plain import memory
 from foveate.video import read, shape_of
@@ -52,7 +51,7 @@ def quiet(path, **wanted):
 
 
 def transparency(folder):
-    right = np.asarray(picture_of(TITLE).image)
+    right = np.asarray(read_picture(TITLE).image)
     for name, codec, pixels in (("a.mov", "png", "rgba"), ("b.mov", "qtrle", "argb"), ("c.mkv", "ffv1", "bgra")):
         clip = read(thrice(folder / name, codec, pixels, np.asarray(TITLE), "rgba"), frames=2)
         assert (clip.frames == right).all()
@@ -75,7 +74,7 @@ def colour_profile(folder):
 
 def sixteen_bits(folder):
     ramp = np.linspace(0, 65535, 64 * 32).reshape(32, 64).astype(np.uint16)
-    right = np.asarray(picture_of(Image.fromarray(ramp)).image)
+    right = np.asarray(read_picture(Image.fromarray(ramp)).image)
     clip = read(thrice(folder / "a.mkv", "ffv1", "gray16le", ramp, "gray16le"))
     assert abs(clip.frames[0].astype(int) - right).max() <= 1
     assert clip.note is None
@@ -86,14 +85,14 @@ def orientation(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     path, data = packed(folder / "a.avi", "mjpeg", "yuvj420p", TITLE.convert("RGB").resize((64, 48)), exif=exif)
-    right = np.asarray(picture_in(data).image)
+    right = np.asarray(read_picture(data).image)
     assert abs(read(path).frames[0].astype(int) - right).max() < 12
 
 
 def palettes(folder):
     image = TITLE.convert("RGB").quantize(4)
     path, data = packed(folder / "a.mov", "png", "pal8", image)
-    assert (read(path).frames[0] == np.asarray(picture_in(data).image)).all()
+    assert (read(path).frames[0] == np.asarray(read_picture(data).image)).all()
 
 
 def size(folder):

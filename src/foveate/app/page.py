@@ -17,7 +17,7 @@ from foveate.app.kept import SHOW_STOP, way_of
 from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, least_percent, program, words_of
 from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, opened
 from foveate.ask.media import FEW
-from foveate.ask.preparing import reads_videos
+from foveate.ask.prompt import reads_videos
 from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM

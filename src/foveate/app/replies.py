@@ -19,7 +19,7 @@ from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, FoveateError, SettingError, UnknownNameError
 from foveate.naming import refuse_files
 from foveate.plain.spelling import FOR_ALL
-from foveate.runs.labels import as_said
+from foveate.runs.samples import as_said
 from foveate.video import Clip
 
 FULL = "full model"

@@ -88,7 +88,9 @@ def load(
     if not isinstance(name, str | Path):
         raise InputError(f"A model is a hub id or a folder; got {brief(name)}.")
     name = str(name)
-    folder = _folder(name)
+    folder = embedded.path() if name in embedded.NAMES else folder_of(name)
+    if folder is not None and name not in embedded.NAMES:
+        check_folder(name, folder)
     base = None if folder is None else base_of(name, folder)
     if folder is not None and base is not None:
         if importlib.util.find_spec("peft") is None:
@@ -190,16 +192,6 @@ def random_model(
 def is_folder(name: str) -> bool:
     """Whether a model's name is a folder here, or is written like one: nothing is then downloaded."""
     return name in embedded.NAMES or name.startswith((".", "/", "~")) or folder_of(name) is not None
-
-
-def _folder(name: str) -> Path | None:
-    """The folder that a name stands for, with its files looked at; None for a hub id."""
-    if name in embedded.NAMES:
-        return embedded.path()
-    folder = folder_of(name)
-    if folder is not None:
-        check_folder(name, folder)
-    return folder
 
 
 def _is_unreachable() -> bool:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
-from foveate.ask.batch import collate, pad_id
-from foveate.ask.prompt import is_vision
+from foveate.ask.generation import pad_id
+from foveate.ask.prompt import collate, is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape

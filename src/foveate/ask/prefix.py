@@ -13,8 +13,7 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
 from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable, watched
-from foveate.ask.preparing import check_text, length_note, refuse_special, text_of
-from foveate.ask.prompt import Prompt, is_vision
+from foveate.ask.prompt import Prompt, check_text, is_vision, length_note, refuse_special, text_of
 from foveate.ask.running import fitting, refuse_stale, reply_to
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method
@@ -51,7 +50,7 @@ class Prefix:
     """
 
     def __init__(self, loaded: Loaded, prompt: Prompt, method: Method | None) -> None:
-        """Look at what a prompt shows, whose last text is its question; see `VLM.look_at`."""
+        """Look at what a prompt shows, whose last text is its question; see `VLM.look`."""
         if not prompt.conversation.media:
             raise SettingError("There is nothing to look at: give a picture or a film.")
         with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question

@@ -63,10 +63,9 @@ class Count:
         check_input(files, QUESTION, self.model, self.media)
         with busy("Starting torch"):
             from foveate import embedded
-            from foveate.ask.counting import prepare_blank
+            from foveate.ask.counting import most_pixels, prepare_blank
             from foveate.ask.loading import load
             from foveate.ask.media import read_media
-            from foveate.ask.pixels import most_pixels
             from foveate.cli.setup import parse_methods
             from foveate.plain.version import __version__
             from foveate.viz import draw_plan

@@ -131,9 +131,8 @@ class Eval(MethodsOptions):
     def _evaluate(self) -> "Quality":
         """What is asked here, of the embedded tasks or of one's own samples."""
         from foveate.cli.setup import load
-        from foveate.eval.contenders import USUAL
         from foveate.eval.evaluation import evaluate, evaluate_samples
-        from foveate.eval.plan import Plan
+        from foveate.eval.plan import USUAL, Plan
         from foveate.eval.records import reservation
 
         plan = Plan(

@@ -72,11 +72,10 @@ class Generate:
         check_input(self.files, self.prompt, self.models.model, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
-            from foveate.ask.answers import in_order
+            from foveate.ask.answers import Answerer, in_order
             from foveate.ask.generation import Generation
             from foveate.ask.look import refuse_unshareable
             from foveate.ask.second_look import SecondLook
-            from foveate.ask.sure import answerer_of
             from foveate.cli.setup import parse_drop, set_up
             from foveate.viz.terminal import preview_on
 
@@ -92,7 +91,7 @@ class Generate:
             except UnsupportedError as error:
                 note(f"{error} Each question is asked afresh.")
         with busy(f"Answering with {self.method}"):
-            answerer = answerer_of(setup.vlm, drops, generation)
+            answerer = Answerer(setup.vlm, drops, generation)
             answers = list(in_order(answerer.replies(setup.prompts, lambda prompt, _: prompt)))
         if len(self.prompt) > 1:
             values["answers"] = [{"prompt": answer.prompt.text, **answer.to_dict()} for answer in answers]

@@ -10,7 +10,7 @@ from foveate import embedded
 from foveate.ask.loading import device_of, is_folder, load as load_model
 from foveate.ask.media import read_media
 from foveate.ask.prompt import Prompt
-from foveate.ask.running import dropped_in
+from foveate.ask.running import method_in
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
 from foveate.cli.options import BudgetOptions
@@ -98,7 +98,7 @@ def set_up(
         try:
             if budgets.flops is not None and isinstance(method, Method):
                 method = within_flops(method, budgets.flops, costs_of(prompts))
-            dropped_in(vlm, method, prompts[0].vision_tokens)
+            method_in(vlm, method, prompts[0].vision_tokens)
         except SettingError as error:
             if budgets.flops is None and not isinstance(error, BudgetError):
                 raise

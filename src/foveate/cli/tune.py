@@ -29,8 +29,7 @@ from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import state_of
 from foveate.plain.flags import Count, ModelOptions
 from foveate.plain.writing import preset_files
-from foveate.runs.labels import plain
-from foveate.runs.samples import Bad, samples_in
+from foveate.runs.samples import Bad, plain, samples_in
 
 if TYPE_CHECKING:
     from foveate.ask.prompt import Prompt

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from math import exp, fsum, lgamma, log, log1p, sqrt
+from math import exp, fsum, lgamma, log, log1p, nan, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -16,17 +16,19 @@ Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
 RESAMPLES = 2000
 FEWER = 200
 """Resamples of a figure that is no mean, so that its own function runs on each."""
+LEAST = 5
+"""Pictures below which a cluster bootstrap is far too narrow: the interval of a figure then says nothing."""
 RISK = 0.1
 """δ: how often a calibration may come to a threshold that does not keep what is promised."""
 ROUNDING = 1e-12
-"""Resamples that differ by less differ by rounding errors alone."""
+"""Shares that differ by less differ by rounding errors alone."""
 
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval; of too few pictures, both ends are NaN: it says nothing."""
 
     value: float
     low: float
@@ -42,6 +44,8 @@ def estimate(figures: Numbers) -> Estimate:
 
     Shape: (1 + resamples,): the figure itself, then that of every resample; NaN where a resample has none.
     """
+    if np.isnan(figures[1:]).all():
+        return Estimate(float(figures[0]), nan, nan)
     low, high = np.nanquantile(figures[1:], [0.025, 0.975])
     return Estimate(float(figures[0]), float(low), float(high))
 
@@ -114,7 +118,8 @@ class Resampled:
     """A cluster bootstrap: the same resampled pictures for every figure, so that differences are paired.
 
     Questions about one picture share its luck, so pictures are drawn, not questions (percentile intervals;
-    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With fewer than `LEAST` pictures it is far too
+    narrow, so resamples of what fewer count for are NaN, and intervals say nothing.
 
     Args:
         groups: (questions,) which picture each question is about; any hashable labels.
@@ -140,6 +145,8 @@ class Resampled:
         sums, counts = self._by_picture(values)
         with np.errstate(invalid="ignore"):  # a resample without any question of a rare task has no mean
             drawn = (self._weights @ sums) / (self._weights @ counts)
+        if np.count_nonzero(counts) < LEAST:
+            drawn[:] = nan
         return np.append(sums.sum() / counts.sum(), drawn)
 
     def over(self, rows: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> Numbers:
@@ -150,6 +157,8 @@ class Resampled:
             aggregate: Gives the figure of rows; one that is drawn again stands in them again.
         """
         figures = [aggregate(rows)]
+        if self.count < LEAST:
+            return np.array([*figures, nan], dtype=np.float64)
         for weights in self._weights[:FEWER]:
             times = weights[self._group].astype(int)
             figures.append(aggregate([row for row, count in zip(rows, times, strict=True) for _ in range(count)]))
@@ -165,11 +174,12 @@ class Resampled:
         Where all pictures have the same share the resamples say nothing, and the interval is Wilson's over pictures:
         as if all questions about one picture were the same question.
         """
+        sums, counts = self._by_picture(values)
+        shares = sums[counts > 0] / counts[counts > 0]
         interval = self.mean(values)
-        if interval.high - interval.low > ROUNDING:
+        if np.ptp(shares) > ROUNDING:
             return interval
-        _, counts = self._by_picture(values)
-        return wilson(interval.value, max(1, int(np.count_nonzero(counts))))
+        return wilson(interval.value, len(shares))
 
     def _by_picture(self, values: Numbers) -> tuple[Numbers, Numbers]:
         """Sum and number of the values of each picture that count."""

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from array import array
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +25,9 @@ from typing import Any
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import BASE64, is_video, local_path, named, open_readable, scheme_of, sha256_of
 from foveate.plain.upstream import brief, first_line, install_line, printable
-from foveate.runs.labels import LABELS
 
+LABELS = ("label", "labels", "answer", "answers")
+"""Columns with the true answer, or with several; the first that is there is taken."""
 LINE = 2**24
 """The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
 LINE_KEY = "line"
@@ -450,12 +451,18 @@ class Samples:
             name = self._id(record, number)
             if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
                 column = _first(record, columns.media, " A row may be a text alone with --text-only of foveate batch.")
-                media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
+                media = tuple(_locate(value, self.root, column) for value in _as_list(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._absolute(record), str(error), name)
         if any(scheme_of(source) == "data" for source in media):
-            names = [_name(value) for value in _listed(record[column])]
+            names: list[object] = []  # the path; nothing of one that the file itself holds
+            for value in _as_list(record[column]):
+                is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
+                if isinstance(value, Mapping):
+                    names.append(value.get("path"))
+                else:
+                    names.append(value if is_file else None)
             record = {**record, column: names if isinstance(record[column], list) else names[0]}
         return MediaSample(number, name, media, question, record, column)
 
@@ -488,10 +495,10 @@ class Samples:
         column = next((name for name in self.columns.media if record.get(name) is not None), None)
         if column is None:
             return record
-        paths = _listed(record[column])
+        paths = _as_list(record[column])
         for place, path in enumerate(paths):
             with suppress(Unreadable):
-                paths[place] = _located(path, self.root, column)
+                paths[place] = _locate(path, self.root, column)
         return {**record, column: paths}
 
 
@@ -551,13 +558,13 @@ def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "
     raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.{advice}")
 
 
-def _listed(value: object) -> list[object]:
+def _as_list(value: object) -> list[object]:
     if isinstance(value, list | tuple):
         return list(value)
     return [value]
 
 
-def _located(value: object, root: str, column: str) -> str:
+def _locate(value: object, root: str, column: str) -> str:
     """The absolute path of a picture or film, or a `data:` URL of one that the file itself holds.
 
     Raises:
@@ -587,14 +594,6 @@ def _located(value: object, root: str, column: str) -> str:
     return path
 
 
-def _name(value: object) -> object:
-    """What a picture's column says of it in an answer's row: the path; None of one that the file itself holds."""
-    if isinstance(value, Mapping):
-        return value.get("path")
-    is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
-    return value if is_file else None
-
-
 def _question(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Unreadable(f"A question is a text; got {brief(value)}.")
@@ -612,3 +611,42 @@ def _text(value: str, what: str) -> str:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+# -- labels -------------------------------------------------------------------------------------------------------
+
+
+def labels_in(record: Mapping[str, object], names: Sequence[str] = LABELS) -> tuple[str, ...]:
+    """The true answers of a sample; none where it has no label. An empty text is no label.
+
+    Raises:
+        InputError: If one is neither a text nor a number.
+    """
+    for name in names:
+        value = record.get(name)
+        several = value if isinstance(value, list) else [value]
+        labels = [plain({name: label}, name) for label in several]
+        if any(labels):
+            return tuple(label for label in labels if label)
+    return ()
+
+
+def plain(record: Mapping[str, object], name: str) -> str:
+    """The text or number that a record has under a name, as a text; an empty one where it has none.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    value = record.get(name)
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
+    if isinstance(value, float) and value.is_integer():  # of whole numbers with a gap, tables make floats
+        value = int(value)
+    return str(value).strip()
+
+
+def as_said(answer: str) -> str:
+    """An answer but for case, a full stop, space around it and the zeros behind a whole number's point."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", answer.strip().removesuffix(".").casefold())
