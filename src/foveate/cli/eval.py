@@ -82,8 +82,9 @@ class Eval(MethodsOptions):
         check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
-            from foveate.eval.pareto import draw_all
+            from foveate.eval.pareto import draw
             from foveate.eval.quality import tables_of
+            from foveate.viz import stack
 
         if self.logs:
             from foveate.eval.lmms.logs import compare_logs
@@ -101,7 +102,14 @@ class Eval(MethodsOptions):
         if self.figure is not None:
             values["figure"] = str(self.figure)
             shown.append(Text(f"Picture: {self.figure}"))
-        finish(values, Group(*shown), self.outputs, tables, self.figure, lambda: draw_all(qualities))
+        finish(
+            values,
+            Group(*shown),
+            self.outputs,
+            tables,
+            self.figure,
+            lambda: stack([draw(quality) for quality in qualities]),
+        )
         if values.get("bad"):
             return BAD_ROWS
         return DONE
