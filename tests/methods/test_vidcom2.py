@@ -77,7 +77,7 @@ def test_largest_remainders_by_hand():
 
 
 @pytest.mark.parametrize("kind", [VidCom2, fv.EVS, fv.DTD, fv.DyCoke])
-@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1))
+@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1, exclude_max=True))
 def test_a_budget_is_met_exactly_or_its_floor_is_named(kind, frames, tokens, share):
     """VidCom2 leaves a token of each frame where there are enough, the others the frames that they compare with."""
     rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 13 * tokens))
