@@ -29,12 +29,12 @@ ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForC
 
 TINY: dict[str, Tiny] = llavas.TINY | qwens.TINY
 OTHERS: dict[str, Tiny] = llavas.OTHER | qwens.OTHER
-for name in fv.families().keys() - TINY.keys():
+"""Of families another tiny model: other depths, heads and widths, towers, windows, experts and token ids."""
+for name in sorted(fv.families().keys() - TINY.keys()):
     home = importlib.import_module(f"tests.families.test_{name}")
     TINY[name] = home.TINY
     if hasattr(home, "OTHER"):
         OTHERS[name] = home.OTHER
-"""Of families another tiny model: other depths, heads and widths, towers, windows, experts and token ids."""
 FAMILIES = sorted(name for name in TINY if not older(transformers.__version__, fv.families()[name].oldest))
 """All of them; of these an older transformers serves those whose models it has, and refuses the others."""
 QWENS = [family for family in FAMILIES if issubclass(fv.families()[family], Qwen2VL)]
