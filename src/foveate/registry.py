@@ -37,7 +37,7 @@ def lookup(name: str) -> type[Method] | None:
     if name in inventory.method_classes():
         kind: type[Method] = importlib.import_module(f"foveate.methods.{name}").METHOD
         return kind
-    return _brought().get(name)
+    return _bring().get(name)
 
 
 def method(name: str) -> type[Method]:
@@ -68,7 +68,7 @@ def method_in(path: str) -> type[Method]:
         raise SettingError(f"{path} must define one method with stages, or say METHOD = which; it defines {names}.")
     (kind,) = kinds
     name = getattr(kind, "name", None)
-    if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_brought()}:
+    if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_bring()}:
         raise SettingError(
             f'{path}: {kind.__name__} needs a name of its own, such as name = "mine"; got {brief(name)}.'
         )
@@ -95,12 +95,12 @@ def methods() -> dict[str, type[Method]]:
 
 
 def _names() -> dict[str, Any]:
-    return {**inventory.method_classes(), **_brought(), **_extra_methods}
+    return {**inventory.method_classes(), **_bring(), **_extra_methods}
 
 
-def _brought() -> dict[str, type[Method]]:
+def _bring() -> dict[str, type[Method]]:
     """The methods of other packages; of two with one name the first."""
-    return {kind.name: kind for kind in reversed(inventory.brought("foveate.methods"))}
+    return {kind.name: kind for kind in reversed(inventory.entry_points_of("foveate.methods"))}
 
 
 def takes_budget(kind: type[Method]) -> bool:
@@ -177,7 +177,7 @@ def _in_files(model_type: str) -> "type[Family] | None":
     if file := inventory.family_files().get(model_type):
         candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
     else:
-        candidates = inventory.brought("foveate.families")
+        candidates = inventory.entry_points_of("foveate.families")
     return next((family for family in candidates if family.model_type == model_type), None)
 
 

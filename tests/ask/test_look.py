@@ -10,7 +10,7 @@ from transformers import MistralConfig
 import foveate as fv
 from foveate.ask.answer import kv_bytes
 from foveate.ask.generation import FirstToken
-from foveate.ask.look import can_share, look_at, refuse_unshareable, resumed, together, weights_of
+from foveate.ask.look import can_share, look_at, refuse_unshareable, resume, together, weights_of
 from foveate.ask.running import answers_to
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.methods.dycoke import DyCoke
@@ -296,7 +296,7 @@ def test_a_prompt_that_begins_in_another_way_is_refused():
     look = look_at(vlm.model, one.inputs)
     for ids in (other.inputs["input_ids"], look.ids):  # another beginning, and no question behind it
         with pytest.raises(fv.SettingError, match="looked"):
-            resumed(vlm.model, look, [{"input_ids": ids}])
+            resume(vlm.model, look, [{"input_ids": ids}])
 
 
 def test_a_cache_that_cannot_be_copied_is_refused(monkeypatch):
@@ -304,7 +304,7 @@ def test_a_cache_that_cannot_be_copied_is_refused(monkeypatch):
 
     vlm = random_vlm("llava")
     static = StaticCache(config=vlm.model.config.get_text_config(), max_cache_len=8)
-    monkeypatch.setattr("foveate.ask.look._prefilled", lambda *_: static)
+    monkeypatch.setattr("foveate.ask.look._prefill", lambda *_: static)
     with pytest.raises(fv.UnsupportedError, match="StaticLayer"):
         look_at(vlm.model, asked(vlm)[0].inputs)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.ask.answer import Answer
 from foveate.ask.generation import FirstToken, Generation, LeastSure
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together, watched
+from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together, watch
 from foveate.ask.media import BYTES, Picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import answers_to, fitting
@@ -281,7 +281,7 @@ class Answerer:
             with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
                 look = look_at(self.loaded.model, inputs, self._drops, self.loaded.cuda_graphs)
                 if len(entries) > self._most:  # what came of the first of them is out of hand by the last
-                    look = watched(look, self.loaded.model)
+                    look = watch(look, self.loaded.model)
         except Exception as error:
             _refuse_broken_device(error)
             return None

@@ -138,7 +138,7 @@ def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None
     refuse_unshareable(model, method)
     begun = collate([_beginning(model, inputs)], pad_id(model))
     with drop_or_not(model, method, cuda_graphs) as trace:
-        cache = _prefilled(model, begun)
+        cache = _prefill(model, begun)
     kept = {name: value for name, value in begun.items() if name != "attention_mask"}
     # Of pixels the shape alone is left, which says how many pictures a tower encoded.
     kept |= {name: value.to("meta") for name, value in kept.items() if name.startswith("pixel_values")}
@@ -158,12 +158,12 @@ def end_of_pictures(model: PreTrainedModel, ids: Tensor) -> int:
     return min(last + 1 + family_for(model).closing_tokens, len(ids) - 1)
 
 
-def _prefilled(model: PreTrainedModel, inputs: Inputs) -> Cache:
+def _prefill(model: PreTrainedModel, inputs: Inputs) -> Cache:
     with torch.inference_mode():
         return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
 
 
-def watched(look: Look, model: PreTrainedModel) -> Look:
+def watch(look: Look, model: PreTrainedModel) -> Look:
     """A look that is refused once the model's weights have changed."""
     return replace(look, weights=weights_of(model))
 
@@ -241,7 +241,7 @@ def together(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs]) -> l
     return [places]
 
 
-def resumed(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
+def resume(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
     """What `generate` is given for prompts that go on from a look.
 
     Args:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers import ProcessorMixin
 
 from foveate.errors import InputError
-from foveate.plain.files import HEAD, is_animated, is_video, local_path, named, open_readable, scheme_of, state_of
+from foveate.plain.files import HEAD, is_animated, is_video, local_path, open_readable, scheme_of, spell, state_of
 from foveate.plain.memory import check_room
 from foveate.video import Clip
 from foveate.video.clip import blank_frames
@@ -72,7 +72,7 @@ def read_picture(source: Path | bytes | Image.Image) -> Picture:
             the memory that is there.
     """
     if isinstance(source, Path):
-        name = named(source)
+        name = spell(source)
         with open_readable(source) as file, _explain(name), Image.open(file) as image:
             return _as_shown(image, name, source)
     with _explain(A_PICTURE):

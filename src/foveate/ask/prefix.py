@@ -12,7 +12,7 @@ from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
 from foveate.ask.loaded import Loaded, quiet
-from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable, watched
+from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable, watch
 from foveate.ask.prompt import Prompt, check_text, is_vision, length_note, refuse_special, text_of
 from foveate.ask.running import fitting, refuse_stale, reply_to
 from foveate.ask.stream import Stream
@@ -62,7 +62,7 @@ class Prefix:
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
             look = look_at(loaded.model, prompt.inputs, method, loaded.cuda_graphs)
-            self.look = watched(look, loaded.model)
+            self.look = watch(look, loaded.model)
 
     # -- what it is -------------------------------------------------------------------------------------------
 

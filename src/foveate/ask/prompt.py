@@ -20,7 +20,7 @@ from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, RunCounts, cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError, UnsupportedError
-from foveate.plain.upstream import brief, first_line, is_out_of_memory, shown
+from foveate.plain.upstream import brief, first_line, is_out_of_memory, trim
 from foveate.video import Clip
 
 TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
@@ -320,7 +320,7 @@ def check_text(text: object, name: str = "The question") -> None:
     if not isinstance(text, str):
         raise SettingError(f"{name} is a text; got {brief(text)}.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"{name} is no text of Unicode: {shown(text, 80)}. Write it in UTF-8.")
+        raise InputError(f"{name} is no text of Unicode: {trim(text, 80)}. Write it in UTF-8.")
 
 
 def refuse_special(loaded: Loaded, text: str) -> None:

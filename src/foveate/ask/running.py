@@ -25,7 +25,7 @@ from foveate.ask.generation import (
     without_padding,
 )
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, resumed, weights_of
+from foveate.ask.look import Look, resume, weights_of
 from foveate.ask.prompt import Fit, Prompt, check_text, collate
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.stream import Stream
@@ -35,7 +35,7 @@ from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
 from foveate.naming import method_of
-from foveate.plain.spelling import check_keywords, is_second_look, unquoted
+from foveate.plain.spelling import check_keywords, is_second_look, unquote
 from foveate.plain.upstream import brief, is_out_of_memory
 
 AnyMethod = str | Method
@@ -119,7 +119,7 @@ def drops_of(
         FoveateError: As `method_of` and `SecondLook.load`.
     """
     if isinstance(method, str) and is_second_look(method):
-        method = SecondLook.load(unquoted(method.strip()))
+        method = SecondLook.load(unquote(method.strip()))
     if isinstance(method, SecondLook):
         if not tokens == retention == sure is None:
             raise SettingError("A second look has a budget and a threshold of its own: leave yours out.")
@@ -238,7 +238,7 @@ def _begin(
         if look is None:
             yield collate(samples, pad_id(loaded.model)), trace
         else:
-            yield resumed(loaded.model, look, samples, beams), look.trace
+            yield resume(loaded.model, look, samples, beams), look.trace
 
 
 def refuse_stale(loaded: Loaded, look: Look) -> None:

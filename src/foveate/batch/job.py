@@ -18,7 +18,7 @@ from foveate.ask.second_look import SecondLook
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
 from foveate.errors import InputError
-from foveate.plain.files import named
+from foveate.plain.files import spell
 from foveate.plain.version import __version__
 from foveate.plain.writing import encodable
 from foveate.runs.crew import Crew, Here, work_through
@@ -155,7 +155,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     listener = listener or Listener()
     samples = samples_in(job.input, job.columns, job.question, job.root)
     if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(job.input.resolve()):
-        raise InputError(f"{named(job.out)} lies in {named(job.input)}: its files would be rows too. Name another one.")
+        raise InputError(f"{spell(job.out)} lies in {spell(job.input)}: its files would be rows too. Name another one.")
     kind = job.parts
     if kind == "auto":
         kind = "parquet" if samples.is_parquet else "jsonl"

@@ -116,7 +116,7 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        names = [*inventory.families(), *inventory.proved()]
+        names = [*inventory.families(), *inventory.proved_types()]
         if self.name and self.name not in names:
             raise unknown("model_type", self.name, names, "foveate models")
         with busy(LOOKING):

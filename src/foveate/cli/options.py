@@ -10,14 +10,14 @@ from tyro.constructors import PrimitiveConstructorSpec
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.files import local_path
-from foveate.plain.flags import Flag, limited, whole
+from foveate.plain.flags import Flag, number_in, whole
 
 Pairs = Annotated[int, whole(2)]
 """Rounds of timing: an interval needs two."""
-TOKENS = limited(
+TOKENS = number_in(
     float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "a number above 0; a share is --retention", spelled=str
 )
-SHARE = limited(
+SHARE = number_in(
     float,
     "SHARE",
     lambda share: 0 < share <= 1,

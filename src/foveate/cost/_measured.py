@@ -120,7 +120,7 @@ def measure(config: Any) -> Measured:
 def _measure_anew(config: Any) -> Measured:
     """`measure`, which says of a ValueError whose cost is not known."""
     with torch.device("meta"):
-        model = _unweighted(config)
+        model = _without_weights(config)
         family = family_kind(config.model_type, type(config).__name__)(model)
         cache = None
         prompts = []
@@ -159,7 +159,7 @@ def _measure_anew(config: Any) -> Measured:
     return Measured(layers, family.text.config.hidden_size, 2 * head.weight.numel(), _tower(family, config))
 
 
-def _unweighted(config: Any) -> Any:
+def _without_weights(config: Any) -> Any:
     """The model of a config, on the device that is set."""
     settings = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
     names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM")

@@ -114,10 +114,10 @@ def drop(
     Warns:
         UserWarning: Behind the context, if the method is a poor one for as few tokens as an image was left.
     """
-    yield from _opened(_session(model, method, retention, tokens, resources or {}, cuda_graphs), warns=True)
+    yield from _open(_session(model, method, retention, tokens, resources or {}, cuda_graphs), warns=True)
 
 
-def _opened(session: "Session", warns: bool) -> Iterator[Trace]:
+def _open(session: "Session", warns: bool) -> Iterator[Trace]:
     """The trace of a session while it is attached; behind it, where `warns`, what the method says of its budget."""
     try:
         try:
@@ -181,7 +181,7 @@ def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = Fal
         SessionError: If the model is inside one already, also one that another thread holds.
     """
     if method is not None or cuda_graphs:
-        yield from _opened(_session(model, method, None, None, {}, cuda_graphs), warns=False)
+        yield from _open(_session(model, method, None, None, {}, cuda_graphs), warns=False)
     else:
         refuse_open(model)
         yield Trace()

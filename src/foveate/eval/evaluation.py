@@ -25,9 +25,9 @@ from foveate.eval.plan import BASELINES, USUAL, Contender, Plan, contenders_at
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.records import FORM, Answers, key_of, open_answers, record_of_both
 from foveate.naming import parse
-from foveate.plain.files import is_video, named, sha256_of
+from foveate.plain.files import is_video, sha256_of, spell
 from foveate.plain.spelling import nearest
-from foveate.plain.upstream import brief, shown
+from foveate.plain.upstream import brief, trim
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LABELS, Bad, MediaSample, Samples, as_said, labels_in, plain
 from foveate.runs.versions import commit, versions
@@ -105,7 +105,7 @@ def evaluate_samples(
         readable, bad, columns, alike = _read(samples)
     if unread := sorted(columns - {*samples.columns.media, *samples.columns.question, samples.columns.id, *READ}):
         near = "".join(nearest(name, READ) for name in unread)
-        listener.note(f"columns that are not read: {shown(', '.join(unread))}.{near}")
+        listener.note(f"columns that are not read: {trim(', '.join(unread))}.{near}")
     for row in bad[:TOLD]:
         listener.note(f"row {row.number} (from 0) is left out: {row.reason}")
     if len(bad) > TOLD:
@@ -114,7 +114,7 @@ def evaluate_samples(
         why = ""
         if bad:
             why = f" Row {bad[0].number}: {bad[0].reason}"
-        raise InputError(f"No row of {named(samples.source.path)} can be asked.{why}")
+        raise InputError(f"No row of {spell(samples.source.path)} can be asked.{why}")
     asked = list({question.key: question for question in readable}.values())
     if len(asked) < len(readable):
         listener.note(f"{len(readable) - len(asked)} samples ask what another one asks, and are left out")

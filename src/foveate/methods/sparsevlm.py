@@ -127,18 +127,18 @@ class SparseVLM(Rated):
             return arrive, 0, 0
         if self.budget is not None:
             return self._split(arrive, left)
-        return left, *self._recycled(arrive - left)
+        return left, *self._recycle(arrive - left)
 
     def _split(self, arrive: int, rows: int) -> tuple[int, int, int]:
         """The three of `_parts` for a number of rows: one more token that stays makes as many rows, or one more."""
         kept = rows
-        pool, clusters = self._recycled(arrive - kept)
+        pool, clusters = self._recycle(arrive - kept)
         while kept > 1 and kept + clusters > rows:
             kept -= 1
-            pool, clusters = self._recycled(arrive - kept)
+            pool, clusters = self._recycle(arrive - kept)
         return kept, pool, min(clusters, rows - kept)
 
-    def _recycled(self, dropped: int) -> tuple[int, int]:
+    def _recycle(self, dropped: int) -> tuple[int, int]:
         """Of so many dropped tokens, how many are recycled, and as how many clusters."""
         if not self.recycle:
             return 0, 0

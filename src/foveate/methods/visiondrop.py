@@ -149,7 +149,7 @@ class VisionDrop(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
         if self.budget is None:
-            return tuple(self._scaled(pair, entered) for pair in (self._in_front, *self.values(depth)))
+            return tuple(self._scale(pair, entered) for pair in (self._in_front, *self.values(depth)))
         # Stage i leaves 1.5 · T · ρ^i rows: the paper's schedule for images, for any number of cuts. For four stages of
         # equal length ρ = 0.7336, and T = 32 gives 48, 35.2, 25.8 and 19.0. No more enter than the image has, or than
         # lets each later stage leave one row.
@@ -164,7 +164,7 @@ class VisionDrop(Cuts):
         ratio = solve(curve, cuts, depth, mean, entered, entered, type(self).__name__)
         return tuple(_split(half_up(rows)) for rows in curve(ratio))
 
-    def _scaled(self, pair: Pair, entered: int) -> Pair:
+    def _scale(self, pair: Pair, entered: int) -> Pair:
         """An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152."""
         if entered == self.reference:
             return pair

@@ -46,9 +46,9 @@ class VisionZip(Once):
     merge: Literal["sum", "average"] = "sum"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        return (merging_stage(shape, self.positions, self._left, pick=self._pick),)
+        return (merging_stage(shape, self.positions, self._tokens_left, pick=self._pick),)
 
-    def _left(self, arriving: Arriving) -> int:
+    def _tokens_left(self, arriving: Arriving) -> int:
         return sum(self._counts(arriving))
 
     def _counts(self, arriving: Arriving) -> tuple[int, int]:

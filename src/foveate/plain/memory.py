@@ -58,10 +58,10 @@ def _containers(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/sel
     groups = [root]
     if ".." not in inside.parts:
         groups = [root / inside, *(root / parent for parent in inside.parents)]
-    return min(map(_left, groups))
+    return min(map(_memory_left, groups))
 
 
-def _left(group: Path) -> float:
+def _memory_left(group: Path) -> float:
     """What is left of a group's limit; files that are held in memory only for speed make room when it is needed."""
     most, used = _number(group / "memory.max"), _number(group / "memory.current")
     if most is None or used is None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.plain.files import BASE64, is_video, local_path, named, open_readable, scheme_of, sha256_of
+from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
 from foveate.plain.upstream import brief, first_line, install_line, printable
 
 LABELS = ("label", "labels", "answer", "answers")
@@ -185,7 +185,7 @@ class _Csv(_Records):
                     return
                 except csv.Error as error:
                     if "field limit" in str(error):  # the lines of the cell would be read as rows
-                        raise InputError(f"{named(self.path)}, row {number} (from 0): {error}. Shorten it.") from error
+                        raise InputError(f"{spell(self.path)}, row {number} (from 0): {error}. Shorten it.") from error
                     yield Bad(number, {}, f"The line is no CSV: {error}.")
                 else:
                     if not cells:
@@ -197,10 +197,10 @@ class _Csv(_Records):
         try:
             names = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
-            raise InputError(f"{named(self.path)} has no line with the names of its columns: {error}.") from error
+            raise InputError(f"{spell(self.path)} has no line with the names of its columns: {error}.") from error
         twice = [name for name, times in Counter(names).items() if name and times > 1]
         if twice:
-            raise InputError(f"{named(self.path)} has two columns {min(twice)!r}. Rename one.")
+            raise InputError(f"{spell(self.path)} has two columns {min(twice)!r}. Rename one.")
         return names
 
 
@@ -247,7 +247,7 @@ class _Parquet(_Records):
                 asked = [name for name in types if name in self._asked]
                 others = [name for name in types if name not in self._asked and "binary" not in types[name]]
                 if not asked:
-                    raise InputError(f"{named(self.path)} has none of the columns {', '.join(self._asked)}.")
+                    raise InputError(f"{spell(self.path)} has none of the columns {', '.join(self._asked)}.")
                 if carried and others:
                     beside = _beside(self.path, others)
                 else:
@@ -259,7 +259,7 @@ class _Parquet(_Records):
                     for row in rows:
                         yield {name: None if value != value else value for name, value in row.items()}  # NaN
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
+            raise InputError(f"{spell(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
 
 
 def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
@@ -300,7 +300,7 @@ class _Folder(_Records):
                     if not entry.name.startswith(".")
                 ]
         except OSError as error:
-            raise InputError(f"{named(Path(place))} cannot be listed: {error.strerror}. Check its rights.") from error
+            raise InputError(f"{spell(Path(place))} cannot be listed: {error.strerror}. Check its rights.") from error
         for name in sorted(names):
             if name.endswith("/"):
                 yield from self._below(folder + name)
@@ -394,7 +394,7 @@ class Samples:
     def _refuse_changed(self) -> None:
         """Refuse to go on where the file is another than it was."""
         if self.source.state() != self.state:
-            raise InputError(f"{named(self.source.path)} was written to meanwhile. Run again when it is whole.")
+            raise InputError(f"{spell(self.source.path)} was written to meanwhile. Run again when it is whole.")
 
     def count(self) -> int:
         """How many records it has.
@@ -536,9 +536,9 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
         packed = file.read(2) == b"\x1f\x8b"
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"{named(path)}: an input is a folder, or its name ends in {', '.join(ENDINGS)}.")
+        raise InputError(f"{spell(path)}: an input is a folder, or its name ends in {', '.join(ENDINGS)}.")
     if packed:
-        raise InputError(f"{named(path)} is packed with gzip. Unpack it first.")
+        raise InputError(f"{spell(path)} is packed with gzip. Unpack it first.")
     if kind is _Parquet:
         arrow()
         return _Parquet(path, (*columns.media, *columns.question, *filter(None, [columns.id])))

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from foveate.errors import InputError
-from foveate.plain.files import named
+from foveate.plain.files import spell
 from foveate.plain.upstream import brief, first_line
 from foveate.plain.writing import PART, publish
 from foveate.runs.crew import end_unguarded
@@ -141,7 +141,7 @@ class Store:
         files = [*self.parts(), self.path / BAD, self.path / BROKEN]
         if any(path.stat().st_size for path in files if path.exists()):
             raise InputError(
-                f"{named(self.path)} was begun with {what}: {difference}. Run it as it was begun, or name another "
+                f"{spell(self.path)} was begun with {what}: {difference}. Run it as it was begun, or name another "
                 "folder."
             )
         self.manifest[name] = values
@@ -176,7 +176,7 @@ class Store:
                     self.broken += name == BROKEN
                     yield row
         except OSError as error:
-            raise InputError(f"{named(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
+            raise InputError(f"{spell(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
 
     def _rows_of(self, path: Path) -> Iterator[dict[str, object]]:
         """The rows of a file, whose keys are remembered."""
@@ -186,7 +186,7 @@ class Store:
             try:
                 rows = pyarrow.parquet.read_table(path, columns=list(self._keys)).to_pylist()
             except (pyarrow.ArrowException, OSError) as error:
-                raise InputError(f"{named(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
+                raise InputError(f"{spell(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
         else:
             rows = self._whole_lines(path)
         for row in rows:
@@ -197,7 +197,7 @@ class Store:
                 self.done.add(key)
             except (LookupError, TypeError) as error:
                 raise InputError(
-                    f"{named(path)} does not belong here: remove what was copied into the folder."
+                    f"{spell(path)} does not belong here: remove what was copied into the folder."
                 ) from error
             yield row
 
@@ -287,7 +287,7 @@ class Store:
 
     def _append(self, name: str, rows: Sequence[Row]) -> None:
         path = self.path / name
-        with _explained(path):
+        with _explain(path):
             if name not in self._files:
                 self._files[name] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
             checked = ({**row, CHECKSUM: _checksum(row)} for row in rows) if self._checked else rows
@@ -301,7 +301,7 @@ class Store:
     def _sync(self) -> None:
         self._synced = time.monotonic()
         for name, number in self._files.items():
-            with _explained(self.path / name):
+            with _explain(self.path / name):
                 os.fsync(number)
 
     def _make_parquet(self, path: Path) -> None:
@@ -346,7 +346,7 @@ def open_store(
     except OSError as error:
         alone = False
         if error.errno not in UNWRITABLE or not (path / MANIFEST).is_file() or os.access(path, os.W_OK):
-            raise InputError(f"{named(path)} cannot be used: {error.strerror}. Name another folder.") from error
+            raise InputError(f"{spell(path)} cannot be used: {error.strerror}. Name another folder.") from error
     try:
         store = Store(path, keys, part_rows, to_parquet, checked, alone)
         try:
@@ -371,11 +371,11 @@ def acquire(lock: Lock, path: Path, note: Callable[[str], object]) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            note(f"{named(path)} is in use by {_holder(own)}; waiting up to {PATIENCE:g} s")
+            note(f"{spell(path)} is in use by {_holder(own)}; waiting up to {PATIENCE:g} s")
             lock.acquire(timeout=PATIENCE, poll_interval=0.1)
     except Timeout as error:
         raise InputError(
-            f"{named(path)} is in use by {_holder(own)}. Wait until that run has ended, or name another folder."
+            f"{spell(path)} is in use by {_holder(own)}. Wait until that run has ended, or name another folder."
         ) from error
     with suppress(OSError):  # only for the sentence above; Windows lets nobody write here
         own.write_text(f"{os.getpid()}\n")
@@ -394,12 +394,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise InputError(f"{named(path)} cannot be read: {error.strerror}. Name another folder.") from error
+        raise InputError(f"{spell(path)} cannot be read: {error.strerror}. Name another folder.") from error
     with suppress(ValueError, RecursionError):
         manifest = json.loads(text)
         if isinstance(manifest, dict) and manifest.pop("format", None) == FORMAT:
             return manifest
-    raise InputError(f"{named(path)} is damaged, or of another version of foveate. Name another folder.")
+    raise InputError(f"{spell(path)} is damaged, or of another version of foveate. Name another folder.")
 
 
 def _refuse_others(path: Path) -> None:
@@ -407,7 +407,7 @@ def _refuse_others(path: Path) -> None:
     for entry in path.iterdir():
         if entry.name != LOCK and not entry.name.startswith(PART):
             raise InputError(
-                f"{named(path)} is not empty and holds no run: there is {brief(entry.name)}. Name an empty folder, or "
+                f"{spell(path)} is not empty and holds no run: there is {brief(entry.name)}. Name an empty folder, or "
                 "a new one."
             )
 
@@ -438,12 +438,12 @@ def _write(number: int, content: bytes) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explain(path: Path) -> Iterator[None]:
     """Say in one line that a file cannot be written."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{named(path)} could not be written: {error.strerror}. {ADVICE}") from error
+        raise InputError(f"{spell(path)} could not be written: {error.strerror}. {ADVICE}") from error
 
 
 def _publish(path: Path, write: Callable[[Path], object]) -> None:

@@ -143,10 +143,10 @@ class Checking:
         comparisons: dict[str, Callable[[], Compared | str]] = {
             "keeping everything = untouched, bit for bit": partial(self._keep_all, plain, tokens),
             **{probe.name: partial(self._probe, probe) for probe in self._probes},
-            "cache = no cache": self._uncached,
-            "batch = alone": self._batched,
-            REPLAYED: self._replayed,
-            "the model is restored, also after an error": partial(self._restored, state, plain),
+            "cache = no cache": self._without_cache,
+            "batch = alone": self._in_batch,
+            REPLAYED: self._replay,
+            "the model is restored, also after an error": partial(self._restore, state, plain),
         }
         rows += [self._row(name, compare) for name, compare in comparisons.items()]
         return Checked(self._about(), self._noise, tuple(rows))
@@ -183,7 +183,7 @@ class Checking:
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
         return logits, output.sequences[:, -STEPS - 1 : -1]
 
-    def _forced(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _force(self, inputs: Mapping[str, Any]) -> Tensor:
         return self._generate(inputs, self._answer)[0]
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class Checking:
 
     def _measure_noise(self, plain: Tensor) -> Compared:
         """The untouched model beside itself, which says how near is near enough."""
-        alone = self._forced(self._inputs)[0]
+        alone = self._force(self._inputs)[0]
         noises = [difference(plain, self._untouched), difference(alone, self._untouched)]
         try:
             noises.append(self._batch_noise(alone))
@@ -262,7 +262,7 @@ class Checking:
     def _batch_noise(self, alone: Tensor) -> float:
         """How far samples of a left-padded batch differ from each alone."""
         together, others = self._batch
-        batched, each = self._forced(together), [alone, *(self._forced(other)[0] for other in others)]
+        batched, each = self._force(together), [alone, *(self._force(other)[0] for other in others)]
         return max(difference(row, reference) for row, reference in zip(batched, each, strict=True))
 
     def _keep_all(self, plain: Tensor, tokens: Tensor) -> str:
@@ -284,7 +284,7 @@ class Checking:
                 if probe.optional:
                     raise _NotServedError(first_line(error)) from error
                 return first_line(error)
-            logits = self._forced(self._inputs)[0]
+            logits = self._force(self._inputs)[0]
         stages = trace.stages
         dropped = [(stage.where, stage.layer) for stage in stages]
         reason = ""
@@ -295,13 +295,13 @@ class Checking:
             raise _NotServedError(
                 "a window is narrower than the prompt, and rows from behind the projector stand in other columns"
             )
-        right, wrong = (self._logits(self._hidden(probe.method, stages, moved)) for moved in (False, True))
+        right, wrong = (self._logits(self._hide(probe.method, stages, moved)) for moved in (False, True))
         compared = Compared(difference(logits, right), difference(wrong, right), reason)
         if probe is self._probes[0]:
             self._control = logits, compared.wrong
         return compared
 
-    def _hidden(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
+    def _hide(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
         """What a trace says was dropped, as hidden columns; or columns that are wrong on purpose."""
         vision, hidden = self._oracle.vision, self._oracle.nothing()
         for stage in stages:
@@ -325,7 +325,7 @@ class Checking:
             raise SessionError(f"This needs the comparison '{self._probes[0].name}', which did not come to its end.")
         return self._control
 
-    def _uncached(self) -> Compared:
+    def _without_cache(self) -> Compared:
         """Whether decoding from a cache says what one forward over prompt and answer says."""
         cached, wrong = self._compared_first()
         plain = self._oracle.plainly()
@@ -338,7 +338,7 @@ class Checking:
         self._advance()
         return Compared(difference(logits, cached), wrong)
 
-    def _batched(self) -> Compared:
+    def _in_batch(self) -> Compared:
         """Whether each sample of a left-padded batch says what it says alone."""
         alone, wrong = self._compared_first()
         if self._no_batch:
@@ -346,7 +346,7 @@ class Checking:
         with self._drop(self._probes[0].method):
             return Compared(self._batch_noise(alone), wrong)
 
-    def _replayed(self) -> Compared:
+    def _replay(self) -> Compared:
         """Whether a prompt and steps that are replayed as CUDA graphs say what they say without."""
         if self._model.device.type not in TAPES:
             self._advance(3)
@@ -354,14 +354,14 @@ class Checking:
         plain, wrong = self._compared_first()
         for _ in range(3):  # seen, recorded, replayed
             with self._drop(self._probes[0].method, cuda_graphs=True) as trace:
-                logits = self._forced(self._inputs)[0]
+                logits = self._force(self._inputs)[0]
         assert trace.graphs is not None
         latest = trace.graphs.decoder.latest
         if latest != "replayed":
             raise _NotServedError(f"not replayed: {latest}")
         return Compared(difference(logits, plain), wrong)
 
-    def _restored(self, state: dict[str, Any], plain: Tensor) -> str:
+    def _restore(self, state: dict[str, Any], plain: Tensor) -> str:
         """Whether the model is itself behind contexts that ended, and behind one that an error has ended."""
 
         def fail(*_: object) -> None:
@@ -372,7 +372,7 @@ class Checking:
             patches.hook(self._family.layers[-1], "before", fail)
             try:
                 with self._drop(self._probes[0].method):
-                    self._forced(self._inputs)
+                    self._force(self._inputs)
                 return "an error inside a layer did not come through"
             except _PlannedError:
                 self._advance()

@@ -290,7 +290,7 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
                 arriving = replace(arriving, started=arriving.tokens)
                 if Cells() not in stage.reads:
                     arriving = replace(arriving, grids=())
-            view, tensors = _shown(stage, grid, tokens, arriving, dict(notes))
+            view, tensors = _words_of(stage, grid, tokens, arriving, dict(notes))
             yield stage, view, tensors
             cut = stage.cut(view())
             if cut is None or isinstance(stage, ThinStage):  # whose rows come back
@@ -307,7 +307,7 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
                 return
 
 
-def _shown(
+def _words_of(
     stage: Stage, grid: Grid, tokens: Tensor, arriving: Arriving, notes: dict[str, Tensor]
 ) -> tuple[Callable[..., View], list[Tensor]]:
     """What makes a view for a stage, and the tensors it is made of: signals, then notes."""

@@ -115,7 +115,7 @@ def agree(
                 f"{part.name} was tuned on these very samples, so they say nothing of it. Calibrate on other pictures."
             )
     pictures = [question.picture for question in questions]
-    settings, places, notes = _planned(pictures, settings, agreement, seed, may_narrow)
+    settings, places, notes = _plan(pictures, settings, agreement, seed, may_narrow)
     if len(prompts) < len(every):
         notes.append(f"{len(every) - len(prompts)} samples ask what another one asks, and are left out.")
     for method in settings:
@@ -171,7 +171,7 @@ def agree(
     return SecondLook(method=settings[best], sure=sure, promise=promise)
 
 
-def _planned(
+def _plan(
     pictures: Sequence[str], settings: Sequence[Method], agreement: float, seed: int, may_narrow: bool
 ) -> tuple[Sequence[Method], list[int], list[str]]:
     """What is tried, the places of the samples that count for the bound, and what is to be said of it.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
-from foveate.plain.files import HEAD, is_animated, local_path, named, open_readable
+from foveate.plain.files import HEAD, is_animated, local_path, open_readable, spell
 from foveate.plain.memory import check_room
 from foveate.plain.upstream import first_line, install_line
 from foveate.video.clip import Clip, blank_frames
@@ -146,7 +146,7 @@ def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[Binar
     else:
         path = local_path(str(path))
         opened = partial(open_readable, path)
-    name = named(path)
+    name = spell(path)
     with opened() as file:
         try:
             return work(_readable(file, name), path, request)
@@ -190,7 +190,7 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: b
         frames, seconds = blank_frames(len(times), *size[::-1]), tuple(_times(contents, times, part[0]))
         return Clip(path, frames, seconds, *part, contents.rate, chosen=request.asked)
     _check_frames(len(times), *size, each)
-    name = named(path)
+    name = spell(path)
     for way in _Way:
         source = _File(file, path)
         source.seek(0)
@@ -214,7 +214,7 @@ def _survey(
     file: BinaryIO, path: Path, request: FramesWanted
 ) -> tuple[Survey, tuple[float, float], list[float], tuple[int, int]]:
     """What an open file holds, which part of it is wanted and at which times, and the width and height of a frame."""
-    name = named(path)
+    name = spell(path)
     with _container(_File(file, path), name) as container:
         stream = video_stream(container, name)
         size = _size(stream)
@@ -367,7 +367,7 @@ class _Decoder:
         room: NDArray[np.uint8] | None = None
         seconds: list[float] = []
         shown_since: float | None = None
-        name = named(path)
+        name = spell(path)
         checked = None
         for time in times:
             self._go_to(time)
