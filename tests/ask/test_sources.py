@@ -15,6 +15,7 @@ from foveate.ask.media import decode_url, read_media, read_medium, read_picture
 from foveate.errors import InputError, SettingError
 from foveate.plain.files import is_video, local_path, scheme_of
 from foveate.runs.samples import Bad, samples_in
+from foveate.video.wanted import FramesWanted
 from tests.films import film
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
@@ -177,9 +178,9 @@ def test_the_endings_of_films(ending):
 def test_a_film_is_the_same_as_a_file_a_url_and_bytes(tmp_path):
     path = film(tmp_path / "film.mp4", 12)
     data = path.read_bytes()
-    expected = read_medium(path, frames=4)
+    expected = read_medium(path, FramesWanted(4))
     for source, kind in ((path.as_uri(), None), (url(data, "video/mp4"), None), (data, "video"), (url(data), "video")):
-        clip = read_medium(source, frames=4, kind=kind)
+        clip = read_medium(source, FramesWanted(4), kind=kind)
         assert clip.seconds == expected.seconds
         assert (clip.frames == expected.frames).all()
 
@@ -187,7 +188,7 @@ def test_a_film_is_the_same_as_a_file_a_url_and_bytes(tmp_path):
 def test_a_moving_gif_is_a_film_where_frames_are_asked_for_and_else_a_picture(tmp_path):
     (path := tmp_path / "moving.gif").write_bytes(FILES["moving.gif"])
     for source in (path, path.as_uri(), url(FILES["moving.gif"], "image/gif")):
-        assert len(read_medium(source, frames=2)) == 2
+        assert len(read_medium(source, FramesWanted(2))) == 2
         assert read_medium(source).image.tobytes() == RED.tobytes()
 
 

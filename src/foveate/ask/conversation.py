@@ -17,6 +17,7 @@ from foveate.plain.files import scheme_of
 from foveate.plain.spelling import nearest, refuse_keys
 from foveate.plain.upstream import brief
 from foveate.video import Clip
+from foveate.video.wanted import FramesWanted
 
 Part = tuple[str, Any]
 MEDIA = ("image", "video")
@@ -269,7 +270,7 @@ def _part(part: object, frames: int | None, fps: float | None) -> Part:
         raise InputError(f"{asked[0]} chooses frames of a file; got a {type(source).__name__}. Leave it out.")
     frames, fps = _frames(keys, frames, fps)
     start, end = (next((keys[name] for name in names if name in keys), None) for names in (BEGIN, END))
-    medium = read_medium(source, frames, fps, kind=kind, start=start, end=end)
+    medium = read_medium(source, FramesWanted(frames, fps, start, end), kind=kind)
     return _kind(medium), medium
 
 

@@ -337,7 +337,8 @@ def read_media(
     """
     several = isinstance(media, Sequence) and not isinstance(media, str | bytes | bytearray | memoryview)
     listed: list[object] = list(media) if several else [media]  # type: ignore[arg-type]
-    return [read_medium(medium, frames, fps, blank=blank) for medium in listed]
+    wanted = FramesWanted(frames, fps)
+    return [read_medium(medium, wanted, blank=blank) for medium in listed]
 
 
 def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[object, Any]) -> Any:
@@ -360,29 +361,19 @@ def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[obj
 
 
 def read_medium(
-    source: object,
-    frames: int | None = None,
-    fps: float | None = None,
-    *,
-    kind: str | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    blank: bool = False,
+    source: object, wanted: FramesWanted | None = None, *, kind: str | None = None, blank: bool = False
 ) -> Picture | Clip:
     """Read a picture or a video; see `read_media`.
 
     Args:
         source: What is shown.
-        frames: How many frames of a video at most.
-        fps: How many a second; of a list of frames, how many make a second of it (2).
+        wanted: Which frames of a video; of a list of frames its rate says how many make a second of it (2).
         kind: "image" or "video", where a file's ending does not decide.
-        start: Where a video begins, seconds.
-        end: Where it ends.
         blank: Whether a film in a file is not decoded.
     """
     if isinstance(source, Picture | Clip):
         return source
-    wanted = FramesWanted(frames, fps, start, end)
+    wanted = wanted or FramesWanted()
     if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
         return _film_of(source, kind, wanted)
     if isinstance(source, Image.Image):
