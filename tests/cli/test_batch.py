@@ -99,14 +99,14 @@ def test_a_signal_ends_after_the_rows_in_hand_and_the_next_run_goes_on(
     assert batch(*words, path=table)[0] == 0
     (tmp_path / "out").rename(tmp_path / "whole")
     before = signal.getsignal(signal.SIGINT)
-    answered = Answerer._answered
+    answered = Answerer._answer_batch
 
     def interrupted(self, batch, shared):
         signal.raise_signal(number)
         return answered(self, batch, shared)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Answerer, "_answered", interrupted)
+        patch.setattr(Answerer, "_answer_batch", interrupted)
         ended, out, err = batch(*words, path=table)
     assert ended == code
     assert "Left       4; run the same command again to go on" in out
@@ -128,7 +128,7 @@ def test_a_second_signal_ends_at_once(batch, table, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Answerer, "_answered", interrupted)
+    monkeypatch.setattr(Answerer, "_answer_batch", interrupted)
     code, out, err = batch(path=table)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "foveate: interrupted."
