@@ -115,7 +115,7 @@ def test_a_method_file_has_to_be_there(tmp_path):
 
 
 def test_a_method_that_another_package_brings_passes(monkeypatch):
-    monkeypatch.setattr(inventory, "brought", lambda group: (type("Brought", (Uniform,), {"name": "brought"}),))
+    monkeypatch.setattr(inventory, "entry_points_of", lambda group: (type("Brought", (Uniform,), {"name": "brought"}),))
     check_methods(["brought"])
 
 
