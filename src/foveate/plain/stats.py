@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from math import exp, fsum, lgamma, log, log1p, nan, sqrt
+from math import exp, fsum, isnan, lgamma, log, log1p, nan, sqrt
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
 from foveate.errors import SettingError
 
@@ -24,6 +25,8 @@ ROUNDING = 1e-12
 """Shares that differ by less differ by rounding errors alone."""
 
 Numbers = NDArray[np.float64]
+End = Annotated[float, BeforeValidator(lambda end: nan if end is None else end)]
+"""An interval's end; in JSON, which has no NaN, one that says nothing is null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,12 @@ class Estimate:
     """A figure with its 95 % interval; of too few pictures, both ends are NaN: it says nothing."""
 
     value: float
-    low: float
-    high: float
+    low: End
+    high: End
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain values to a hundred thousandth, and no zero negative."""
-        return {name: round(value, 5) + 0.0 for name, value in asdict(self).items()}
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain values to a hundred thousandth, and no zero negative; None for an end that says nothing."""
+        return {name: None if isnan(end) else round(end, 5) + 0.0 for name, end in asdict(self).items()}
 
 
 def estimate(figures: Numbers) -> Estimate:
