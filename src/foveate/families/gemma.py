@@ -125,7 +125,7 @@ class Gemma4(Family):
     )
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
-    decoders: ClassVar[frozenset[str]] = frozenset({"gemma4_text"})
+    decoders: ClassVar[frozenset[str]] = frozenset()
     shares_prefix: ClassVar[bool] = True
     keys_of: ClassVar[KeysOf | None] = ("k_norm", lambda _, keys: keys.transpose(1, 2))
 
