@@ -24,7 +24,7 @@ from foveate.contract import Method, PixelView, Shape
 from foveate.contract.stages import PatchStage
 from foveate.engine.trace import PrefillRecord
 from foveate.eval.held_out import shown
-from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, fitted
+from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, fit
 from foveate.viz.dim import Pixels, dim
 from foveate.viz.mosaic import plain_panel, stage_panels
 from foveate.viz.showing import Media, frames_of
@@ -110,7 +110,7 @@ def of_pixels(method: Method) -> Panels:
     kept = method.stages(Shape(depth=32))[0].cut(PixelView(units, none, none + 1)).stays.nonzero().flatten().numpy()
     steps = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
     boxes = np.concatenate([steps, steps + 1], axis=1) / [columns, rows, columns, rows]
-    pixels = fitted(picture, 14 / UNIT)
+    pixels = fit(picture, 14 / UNIT)
     dimmed = dim(pixels, boxes, kept)
     return [(pixels, f"{rows * columns} tokens"), (dimmed, f"before the tower: {len(kept)}")]
 

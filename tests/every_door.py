@@ -37,6 +37,7 @@ from starlette.testclient import TestClient
 import foveate as fv
 from foveate import embedded
 from foveate.app import replies, subjects
+from foveate.ask.answers import Answerer, in_order
 from foveate.cli import main as command
 from foveate.embedded.films import film
 from foveate.embedded.questions import one_per_film_task, one_per_task
@@ -198,7 +199,9 @@ def many() -> Any:
     """Prompts in a batch, with their first token's log-probabilities; `ask_many`; a look, and ten questions on it."""
     prompts = [vlm().prepare(image, text) for image, text, _ in turns()[:6]]
     drops = vlm().method_for("divprune", 576, tokens=100)
-    replies = [*vlm().answer_batch(prompts, drops, first=True), vlm().answer(prompts[0], drops, first=True)]
+    answerer = Answerer(vlm(), drops, first=True)
+    replies = [*in_order(answerer.replies(prompts, lambda prompt, _: prompt))]
+    replies.append(vlm().answer(prompts[0], drops, first=True))
     answers: list[Any] = [plain(reply.first) for reply in replies]
     asked = [(row["image"], row["question"]) for row in questions()]
     for name in (None, METHODS[-3]):
@@ -268,7 +271,7 @@ def page() -> Any:
     shown = [*subjects.examples()[:2], subjects.opened(questions()[0]["image"])]
     for subject, name in zip(itertools.cycle(shown), [replies.FULL, *METHODS[:8], "look"], strict=False):
         asking: Any = {replies.FULL: {}, "look": LOOK}.get(name, {"method": name, "retention": 0.3}) | LIMIT
-        said = list(replies.answered(vlm(), subject, "What is written ?", name, asking))
+        said = list(replies.ask(vlm(), subject, "What is written ?", name, asking))
         cards = re.sub(r"[\d.]+ s\b", "", replies.cards([said[-1]]))
         code = replies.program(subject, "What?", [name], vlm().name, {"retention": 0.3} | LIMIT)
         answers.append([[reply.text for reply in said], cards, code, plain(said[-1].answer.to_dict())])

@@ -77,3 +77,21 @@ def sound(path: Path) -> Path:
 def brightness(frames: np.ndarray) -> list[float]:
     """Mean of each frame, 0 to 1."""
     return (frames.mean(axis=(1, 2, 3)) / 255).tolist()
+
+
+def encoded(path, *frames, codec="libx264", rate=10, pixels="yuv420p", options=None, **settings):
+    """A film of these frames, (height, width, 3) or PyAV's own, with settings of its codec."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        for number, frame in enumerate(frames):
+            if isinstance(frame, np.ndarray):
+                frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            if not number:
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixels
+                stream.options = options or {}
+                for name, value in settings.items():
+                    setattr(stream.codec_context, name, value)
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

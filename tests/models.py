@@ -15,6 +15,7 @@ import foveate as fv
 from foveate._transformers import older
 from foveate.families.qwen_vl import Qwen2VL
 from tests import oracle
+from tests.families import llavas, qwens
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
@@ -26,10 +27,14 @@ __all__ = [
 ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters
 """Whether `generate` encodes pictures before the decoder runs; transformers 5.16 does not."""
 
-HOMES = {name: importlib.import_module(f"tests.families.test_{name}") for name in fv.families()}
-TINY: dict[str, Tiny] = {name: home.TINY for name, home in HOMES.items()}
-OTHERS: dict[str, Tiny] = {name: home.OTHER for name, home in HOMES.items() if hasattr(home, "OTHER")}
+TINY: dict[str, Tiny] = llavas.TINY | qwens.TINY
+OTHERS: dict[str, Tiny] = llavas.OTHER | qwens.OTHER
 """Of families another tiny model: other depths, heads and widths, towers, windows, experts and token ids."""
+for name in sorted(fv.families().keys() - TINY.keys()):
+    home = importlib.import_module(f"tests.families.test_{name}")
+    TINY[name] = home.TINY
+    if hasattr(home, "OTHER"):
+        OTHERS[name] = home.OTHER
 FAMILIES = sorted(name for name in TINY if not older(transformers.__version__, fv.families()[name].oldest))
 """All of them; of these an older transformers serves those whose models it has, and refuses the others."""
 QWENS = [family for family in FAMILIES if issubclass(fv.families()[family], Qwen2VL)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate import registry
-from foveate.ask.pictures import load_picture
+from foveate.ask.media import read_picture
 from foveate.eval.records import open_answers
 from foveate.naming import parse
 from foveate.video import read
@@ -48,7 +48,7 @@ def test_a_damaged_picture(kind, tmp_path):
     def check(data):
         (path := tmp_path / "picture").write_bytes(data)
         with suppress(fv.FoveateError):
-            load_picture(path)
+            read_picture(path)
 
     check()
 

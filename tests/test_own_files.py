@@ -11,7 +11,7 @@ import pytest
 import foveate as fv
 from foveate.contract.method import Chain
 from foveate.eval.records import key_of
-from foveate.naming import given, is_bare, method_of, parse
+from foveate.naming import is_bare, method_of, parse, settings_given
 
 BODY = """
 from foveate.contract import Cuts, LayerStage, Method, Once, Share
@@ -66,7 +66,7 @@ def test_a_file_is_the_method_in_it(mine, text):
 @pytest.mark.parametrize("text", ["./mine.py:keep=0.3", "./mine.py : keep = 0.3", "./mine.py:keep=30%"])
 def test_settings_are_spelled_as_of_others(mine, text):
     assert parse(text).keep == parse("./mine.py", ["keep=0.3"]).keep == 0.3
-    assert given(text) == {"keep"}
+    assert settings_given(text) == {"keep"}
 
 
 def test_it_goes_into_chains(mine):

@@ -30,31 +30,11 @@ def test_what_is_not_promised_is_still_there(name):
 
 
 OTHERS = {
-    "_C",
-    "_buffers",
-    "_foreach_copy_",
-    "_len_torch_dispatch_stack",
-    "_modules",
-    "_schema",
-    "_asdict",
-    "_version",
-    "_functorch",
-    "_get_config",
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_cdata",
-    "_compiled_call_impl",
-    "_exit",
-    "_getframe",
-    "_has_any_global_hook",
-    "_inheriting",
-    "_hf_hook",
-    "_orig_mod",
-    "_prepare_metric_and_aggregation",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_to_copy",
-    "_unique2",
-}
+    "_C", "_asdict", "_buffers", "_cdata", "_compiled_call_impl", "_exit", "_foreach_copy_", "_forward_hooks",
+    "_forward_pre_hooks", "_functorch", "_get_config", "_getframe", "_has_any_global_hook", "_hf_hook", "_inheriting",
+    "_len_torch_dispatch_stack", "_modules", "_orig_mod", "_prepare_metric_and_aggregation",
+    "_scaled_dot_product_flash_attention_for_cpu", "_schema", "_to_copy", "_unique2", "_version",
+}  # fmt: skip
 """Names of torch, accelerate, lmms-eval and Python: operators are counted by them, writes and offloading are seen,
 processes are ended, and a task's functions are taken without its data."""
 

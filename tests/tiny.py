@@ -1,4 +1,4 @@
-"""What a family's tiny random model is made of; each family's test file holds its own, as `TINY`."""
+"""What a family's tiny random model is made of; its test file holds its own, as `TINY`, or the file of its lineage."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import foveate as fv
-from foveate.eval.pairing import RIVALS, collapsed, verdict
+from foveate.eval.pairing import RIVALS, has_collapsed, verdict
 from foveate.eval.quality import Quality
 from foveate.plain.table import Column, Table, between
 
@@ -222,7 +222,7 @@ def entry(cells: dict[Any, Any], floors: dict[Any, Any], name: str, budget: floa
 def lost(row: dict[str, Any], quality: Quality) -> list[str]:
     """Tasks of which less than a quarter of the full model's accuracy is left."""
     full = quality.tasks_of(quality.full)
-    return [task for task, of_task in quality.tasks_of(row).items() if collapsed(of_task, full[task])]
+    return [task for task, of_task in quality.tasks_of(row).items() if has_collapsed(of_task, full[task])]
 
 
 def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:

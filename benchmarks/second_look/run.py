@@ -24,7 +24,6 @@ import torch
 
 import foveate as fv
 from foveate.ask.answers import Answerer, in_order
-from foveate.ask.batch import parts
 from foveate.ask.generation import Generation
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import ratio, rounds
@@ -75,7 +74,7 @@ def settings() -> dict[str, Method | None]:
 def answered(vlm: fv.VLM, asked: Sequence[Asked]) -> list[Row]:
     """A row a question: its task, and of each setting how sure it is, and whether it is the full model's and right."""
     rows = []
-    for group in parts(asked, 8):
+    for group in (asked[start : start + 8] for start in range(0, len(asked), 8)):
         prompts, tower = prompts_of(vlm, group), TowerMemo()
         columns = {}
         for name, method in settings().items():

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from foveate.ask.answer import Answer
 from foveate.ask.conversation import what_is_said
 from foveate.ask.generation import Generation
-from foveate.ask.media import decoded
+from foveate.ask.media import decode_url
 from foveate.errors import FoveateError, InputError
 from foveate.naming import refuse_files
 from foveate.plain.files import scheme_of
@@ -212,7 +212,7 @@ def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
 
 def _shown(kind: str, url: str, asked: dict[str, Any], where: str) -> tuple[dict[str, Any], int]:
     """A part with its picture opened, or its film's bytes; and how many pixels it counts."""
-    data = decoded(url)[1]
+    data = decode_url(url)[1]
     if kind == "video_url":
         wanted = {FILM[name]: value for name, value in asked.items()}
         frames, height, width = shape_of(data, **wanted)

@@ -119,12 +119,8 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
 @functools.cache
 def older(version: str, than: str) -> bool:
     """Whether one version comes before another, by their numbers alone."""
-    return _numbers(version) < _numbers(than)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """5.16.1 of "5.16.1.dev0"."""
-    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
+    one, other = ([int(digits) for digits in re.findall(r"\d+", text)[:3]] for text in (version, than))
+    return one < other
 
 
 check_version(transformers.__version__)
@@ -248,12 +244,7 @@ LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE_NAMES)
 """What a decoder, and a layer of it, is called with; where there are several names, one of them."""
 
 
-def by_name(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a layer is handed behind its hidden states, all by name, as its class calls it."""
-    return by_place(layer, (None, *args[1:]), kwargs, skip=1)
-
-
-def by_place(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 0) -> dict[str, Any]:
+def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 1) -> dict[str, Any]:
     """What a module is handed, but for the first `skip` arguments, all by name, as its class calls it."""
     names = _parameters(type(module).forward)
     return {**dict(zip(names[skip:], args[skip:], strict=False)), **kwargs}
@@ -297,11 +288,6 @@ def with_cache(cache: Any) -> dict[str, Any]:
     """A cache as an argument of a forward or of `generate`, by its name in this version."""
     takes = _parameters(create_causal_mask)
     return {next(name for name in CACHE_NAMES if name in takes): cache}
-
-
-def stores_by_layer(cache: Any) -> bool:
-    """Whether a cache hands rows on to its layers as transformers' own does, and not in a way of its own."""
-    return getattr(cache.update, "__func__", None) is Cache.update
 
 
 # -- models -------------------------------------------------------------------------------------------------------
@@ -420,6 +406,7 @@ class FeatureCall:
     features of all images in one tensor.
 
     Attributes:
+        modality: "image" or "video".
         arguments: The call's arguments by name.
     """
 
@@ -427,6 +414,7 @@ class FeatureCall:
         self, core: Any, modality: str, original: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> None:
         self.arguments = arguments_of(original, args, kwargs)
+        self.modality = modality
         self._original = original
         self._renamed = modality == "video" and "pixel_values" in self.arguments
         self._newline = core.image_newline if self._renamed and core.config.model_type == "llava_onevision" else None

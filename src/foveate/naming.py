@@ -45,7 +45,7 @@ def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method
     return Chain.of(*made)
 
 
-def given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> frozenset[str]:
+def settings_given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> frozenset[str]:
     """The settings that `parse` is given; of a chain with the place of their member, "1.metric"."""
     members = _members(text, settings)
     if len(members) == 1:
@@ -110,7 +110,7 @@ class _Member:
         self.kind._refuse_unknown((name,))
         if name in self.values:
             raise SettingError(f"{name} is given twice.")
-        self.values.update(listed(self.kind, {name: value}))
+        self.values.update(with_lists(self.kind, {name: value}))
 
 
 # -- what a method is asked for -----------------------------------------------------------------------------------
@@ -242,10 +242,10 @@ def value_of(kind: type[Method], name: str, text: str) -> Any:
             value = literal_eval(fractions(text))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
-    return listed(kind, {name: value})[name]
+    return with_lists(kind, {name: value})[name]
 
 
-def listed(kind: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
+def with_lists(kind: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of settings, a lone number where a list is wanted as a list of one."""
     settings = dict(values)
     for name, value in values.items():

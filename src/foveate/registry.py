@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
@@ -36,7 +37,7 @@ def lookup(name: str) -> type[Method] | None:
     if name in inventory.method_classes():
         kind: type[Method] = importlib.import_module(f"foveate.methods.{name}").METHOD
         return kind
-    return _brought().get(name)
+    return _bring().get(name)
 
 
 def method(name: str) -> type[Method]:
@@ -67,7 +68,7 @@ def method_in(path: str) -> type[Method]:
         raise SettingError(f"{path} must define one method with stages, or say METHOD = which; it defines {names}.")
     (kind,) = kinds
     name = getattr(kind, "name", None)
-    if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_brought()}:
+    if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_bring()}:
         raise SettingError(
             f'{path}: {kind.__name__} needs a name of its own, such as name = "mine"; got {brief(name)}.'
         )
@@ -94,12 +95,12 @@ def methods() -> dict[str, type[Method]]:
 
 
 def _names() -> dict[str, Any]:
-    return {**inventory.method_classes(), **_brought(), **_extra_methods}
+    return {**inventory.method_classes(), **_bring(), **_extra_methods}
 
 
-def _brought() -> dict[str, type[Method]]:
+def _bring() -> dict[str, type[Method]]:
     """The methods of other packages; of two with one name the first."""
-    return {kind.name: kind for kind in reversed(inventory.brought("foveate.methods"))}
+    return {kind.name: kind for kind in reversed(inventory.entry_points_of("foveate.methods"))}
 
 
 def takes_budget(kind: type[Method]) -> bool:
@@ -176,7 +177,7 @@ def _in_files(model_type: str) -> "type[Family] | None":
     if file := inventory.family_files().get(model_type):
         candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
     else:
-        candidates = inventory.brought("foveate.families")
+        candidates = inventory.entry_points_of("foveate.families")
     return next((family for family in candidates if family.model_type == model_type), None)
 
 
@@ -187,27 +188,21 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
     it ("pixels", "tower", "projector", "layer", "kv"), or where they are cached and not read ("read"); or why the
     method is refused. The tests check it for each method on each family.
     """
+    from foveate.families.support import reach, usual_input
+
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for model_type, family in sorted(families().items()):
         modalities = ("image", "video") if family.videos else ("image",)
-        table[model_type] = {modality: _support_of(family, modality) for modality in modalities}
+        table[model_type] = {modality: {} for modality in modalities}
+        for (name, kind), modality in product(sorted(methods().items()), modalities):
+            try:
+                usual = kind()
+            except (SettingError, TypeError):  # it cannot be made without settings
+                table[model_type][modality][name] = f"{name} has no defaults: what works depends on its settings."
+                continue
+            where = reach(usual, family, arriving=usual_input(family, modality))
+            table[model_type][modality][name] = where.refused or where.places
     return table
-
-
-def _support_of(family: "type[Family]", modality: str) -> dict[str, Any]:
-    """What each method does with a family's images or videos."""
-    from foveate.families.support import reach, usual_input
-
-    answers: dict[str, Any] = {}
-    for name, kind in sorted(methods().items()):
-        try:
-            usual = kind()
-        except (SettingError, TypeError):  # it cannot be made without settings
-            answers[name] = f"{name} has no defaults: what works depends on its settings."
-            continue
-        where = reach(usual, family, arriving=usual_input(family, modality))
-        answers[name] = where.refused or where.places
-    return answers
 
 
 def family_for(model: Any) -> "Family":
@@ -248,8 +243,7 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
     family = _extra_families.get(model_type) or _in_files(model_type)
     if family is not None:
         return family
-    from foveate.families.derived import Derived
-    from foveate.families.overrides import OVERRIDES
+    from foveate.families.derived import OVERRIDES, Derived
 
     return OVERRIDES.get(model_type, Derived)
 

@@ -54,21 +54,15 @@ def test_at_the_beginning_there_is_an_example_with_its_questions_and_nothing_to_
     assert asking.subject.value.questions == first.questions
     assert [row[0] for row in asking.proposed.raw_samples] == list(first.questions)
     assert asking.question.value == next(iter(first.questions))
-    assert (asking.gallery.selected_index, asking.gallery.columns, len(asking.gallery.value)) == (
-        0,
-        *2 * [len(examples())],
-    )
-    fixed = [asking.gallery.interactive, asking.gallery.allow_preview, asking.code.interactive, asking.code.show_label]
-    hidden = [
-        part.visible for part in (asking.slider, asking.share, asking.python, asking.notice, asking.dropping.refusal)
-    ]
+    gallery, count = asking.gallery, len(examples())
+    assert (gallery.selected_index, gallery.columns, len(gallery.value)) == (0, count, count)
+    fixed = [gallery.interactive, gallery.allow_preview, asking.code.interactive, asking.code.show_label]
+    parts = (asking.slider, asking.share, asking.python, asking.notice, asking.refusal)
+    hidden = [part.visible for part in parts]
     assert fixed + hidden + [asking.python.open] == [False] * 10
-    assert asking.kept.value == way_of(first).drawn()
-    assert (asking.file.file_types, asking.dropping.percent.maximum, asking.dropping.percent.value) == (
-        ["image", "video"],
-        100,
-        33,
-    )
+    assert asking.kept.value == way_of(first).to_html()
+    assert asking.file.file_types == ["image", "video"]
+    assert (asking.percent.maximum, asking.percent.value) == (100, 33)
 
 
 def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_path):
@@ -81,12 +75,9 @@ def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_p
     assert reading[asking.gallery].selected_index is None
     subject = shown[asking.subject]
     assert str(subject.medium.path) == picture.name
-    assert shown[asking.kept] == way_of(subject).drawn()
-    assert [shown[asking.ask].interactive, shown[asking.notice].visible, shown[asking.proposed].visible] == [
-        True,
-        False,
-        False,
-    ]
+    assert shown[asking.kept] == way_of(subject).to_html()
+    assert shown[asking.ask].interactive
+    assert [shown[asking.notice].visible, shown[asking.proposed].visible] == [False, False]
     assert "Press Ask" in shown[asking.answers]
 
     (bad := tmp_path / "broken.png").write_bytes(b"none")
@@ -131,10 +122,8 @@ def test_other_frames_of_a_film_that_left_the_box_are_asked_for_in_vain(asking):
 
 
 def test_of_a_film_it_is_said_where_the_model_reads_none_and_which_does(page, asking):
-    for shown in (
-        asking.choose(NAMES, 33, SimpleNamespace(index=-1)),
-        list(asking.reply(examples()[-1], "?", [], 40))[-1],
-    ):
+    *_, replied = asking.reply(examples()[-1], "?", [], 40)
+    for shown in (asking.choose(NAMES, 33, SimpleNamespace(index=-1)), replied):
         assert f"foveate demo --model {embedded.FILMS}" in shown[asking.notice].value
     films = fv.load(embedded.FILMS)
     reading = asyncio.run(laid_out(page, lambda: page.AskPanel(films, 3)))
@@ -144,8 +133,8 @@ def test_of_a_film_it_is_said_where_the_model_reads_none_and_which_does(page, as
 
 
 def test_a_name_that_is_none_is_refused_without_a_shell(asking, subject):
-    refused = asking.dropping.changes(subject, ["fether"], 33)
-    assert "foveate methods" not in refused[asking.dropping.refusal].value
+    refused = asking.limit(subject, ["fether"], 33)
+    assert "foveate methods" not in refused[asking.refusal].value
 
 
 def test_an_example_brings_its_questions_and_empties_the_box(asking):
@@ -207,16 +196,16 @@ def test_without_a_picture_or_a_question_nothing_is_asked(asking, subject):
 
 
 def test_the_slider_begins_where_all_methods_can_be(asking, subject):
-    changed = asking.dropping.changes(subject, ["random:layers=0"], 3)
-    slider = changed[asking.dropping.percent]
+    changed = asking.limit(subject, ["random:layers=0"], 3)
+    slider = changed[asking.percent]
     assert (slider.minimum, slider.value) == (3, 3)  # one of 36 tokens
-    slider = asking.dropping.changes(subject, [], 3)[asking.dropping.percent]
+    slider = asking.limit(subject, [], 3)[asking.percent]
     assert (slider.minimum, slider.value, slider.info) == (1, 3, "Mean over the decoder's layers.")
-    slider = asking.dropping.changes(None, ["v2drop"], 3)[asking.dropping.percent]
+    slider = asking.limit(None, ["v2drop"], 3)[asking.percent]
     assert slider.minimum == slider.value > 3
     assert f"need {slider.minimum} % at the least" in slider.info
-    assert changed[asking.dropping.refusal].visible is False
-    refused = asking.dropping.changes(subject, list(map(str, range(MOST + 1))), 3)
-    assert set(refused) == {asking.dropping.refusal}
-    assert refused[asking.dropping.refusal].visible
-    assert alerts(f"At most {MOST} methods") in refused[asking.dropping.refusal].value
+    assert changed[asking.refusal].visible is False
+    refused = asking.limit(subject, list(map(str, range(MOST + 1))), 3)
+    assert set(refused) == {asking.refusal}
+    assert refused[asking.refusal].visible
+    assert alerts(f"At most {MOST} methods") in refused[asking.refusal].value

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from foveate.app.kept import way_of
-from foveate.app.replies import FULL, Said, answered, cards
-from foveate.app.subjects import MOST_FRAMES, Subject, examples
+from foveate.app.replies import FULL, Said, ask, cards
+from foveate.app.subjects import MOST_FRAMES, Subject, examples, opened
 from foveate.viz.canvas import data_url
 from foveate.viz.mosaic import plain_panel
 from tests.app.conftest import asking
@@ -20,23 +20,13 @@ QUESTION = "What is this ?"
 EVIL = "<script>alert(1)</script>"
 
 
-def asked(vlm, subject, *names):
-    made = []
-    for name in (FULL, *names):
-        made.append(list(answered(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1])
-    return made
-
-
 @pytest.fixture(scope="module")
 def replies(vlm, tmp_path_factory):
-    from PIL import Image
-
-    from foveate.app.subjects import opened
-
     path = tmp_path_factory.mktemp("cards") / "p.png"
     Image.effect_mandelbrot((84, 84), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(path)
     subject = opened(path)
-    return subject, asked(vlm, subject, "v2drop", "averagepool")
+    names = (FULL, "v2drop", "averagepool")
+    return subject, [list(ask(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1] for name in names]
 
 
 def test_a_card_says_what_the_answer_took(replies):
@@ -73,7 +63,7 @@ def test_an_answer_on_its_way_and_an_error_are_told_apart():
 def test_nothing_that_is_shown_is_read_as_html(vlm, replies):
     subject, made = replies
     page = cards([Said(EVIL, EVIL), Said(EVIL, error=EVIL)], EVIL)
-    way = way_of(subject, [made[0], Said(EVIL, answer=made[1].answer)]).drawn()
+    way = way_of(subject, [made[0], Said(EVIL, answer=made[1].answer)]).to_html()
     for shown in (page, way):
         assert "<script" not in shown
     assert "&lt;script&gt;" in way
@@ -98,7 +88,7 @@ def test_a_panel_shows_what_was_left_at_the_stop(replies):
     way = way_of(subject, made)
     plain = data_url(Image.fromarray(plain_panel(subject.pictures, 360)))
     last = len(way.words) - 1
-    shown = [[part.html for part in way.panels if part.since <= stop <= part.until] for stop in range(last + 1)]
+    shown = [[html for _, html, since, until in way.panels if since <= stop <= until] for stop in range(last + 1)]
     assert [len(panels) for panels in shown] == [3] * (last + 1)
     assert "".join(shown[0]).count(plain) == 3
     assert "".join(shown[-1]).count(plain) == 1
@@ -107,8 +97,8 @@ def test_a_panel_shows_what_was_left_at_the_stop(replies):
     (pooled,) = dropping_stages([made[2]])
     assert all(f"<b>averagepool</b> {pooled.after[0]} of 36 tokens" in panels[2] for panels in shown[1:])
     for stop in (0, last):
-        assert way.drawn(stop).count("<figure class='fv-panel'") == len(way.panels)
-        assert len(re.findall(r"<figure [^>]*[0-9]'>", way.drawn(stop))) == 3
+        assert way.to_html(stop).count("<figure class='fv-panel'") == len(way.panels)
+        assert len(re.findall(r"<figure [^>]*[0-9]'>", way.to_html(stop))) == 3
 
 
 def test_all_frames_of_a_film_are_shown_and_it_is_called_one(vlm):
@@ -116,19 +106,19 @@ def test_all_frames_of_a_film_are_shown_and_it_is_called_one(vlm):
     levels = np.arange(MOST_FRAMES) * 8  # a level of grey a frame
     frames = np.broadcast_to(levels[:, None, None, None], (MOST_FRAMES, 84, 84, 3)).astype(np.uint8)
     film = Subject(replace(first.medium, frames=frames, seconds=tuple(map(float, levels)), chosen=True), "")
-    (last,) = [list(answered(vlm, film, QUESTION, "random", asking("random", 0.4, 2)))[-1]]
+    (last,) = [list(ask(vlm, film, QUESTION, "random", asking("random", 0.4, 2)))[-1]]
     way = way_of(film, [last])
-    for panel in (way.panels[0], way.panels[1]):
-        _, _, data = re.search(r"src='([^']*)'", panel.html)[1].partition(",")
+    for _, html, *_ in way.panels[:2]:
+        _, _, data = re.search(r"src='([^']*)'", html)[1].partition(",")
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
         assert all((abs(pixels - float(level)) < 4).mean() > 0.01 for level in levels)
     assert way.words[0] == "The film"
-    assert "<b>the film</b>" in way.panels[0].html
-    assert "picture" not in way.drawn()
+    assert "<b>the film</b>" in way.panels[0][1]
+    assert "picture" not in way.to_html()
 
 
 def test_a_method_whose_tokens_have_no_place_says_so(replies, monkeypatch):
     subject, made = replies
     record = made[1].answer.trace.history[0]
     monkeypatch.setitem(record.__dict__, "boxes", [[None]])
-    assert "is not known" in way_of(subject, made[:2]).drawn()
+    assert "is not known" in way_of(subject, made[:2]).to_html()

@@ -7,7 +7,7 @@ import pytest
 
 from foveate import cli
 from foveate.app import subjects
-from foveate.app.replies import FULL, answered, command, program
+from foveate.app.replies import FULL, ask, command, program
 from foveate.app.subjects import examples, opened
 from tests.app.conftest import asking
 from tests.films import film
@@ -20,7 +20,7 @@ FEW = {"retention": 0.4, "max_new_tokens": 3}
 def said(vlm, subject):
     lines = []
     for name in (FULL, *METHODS):
-        last = list(answered(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1]
+        last = list(ask(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1]
         share = f" ({last.answer.retention:.1%} of {last.answer.vision_tokens} vision tokens)"
         lines.append(f"{name}: {last.text}{share if name != FULL else ''}")
     return lines

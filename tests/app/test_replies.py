@@ -3,7 +3,7 @@
 import pytest
 
 import foveate as fv
-from foveate.app.replies import FULL, Said, answered, cards, checked, least_percent
+from foveate.app.replies import FULL, Said, ask, cards, check_names, least_percent
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.naming import method_of
 from foveate.registry import family_for, methods, takes_budget
@@ -13,7 +13,7 @@ QUESTION = "What is this ?"
 
 
 def replies(vlm, subject, name=FULL, retention=0.4):
-    return list(answered(vlm, subject, QUESTION, name, asking(name, retention, 4)))
+    return list(ask(vlm, subject, QUESTION, name, asking(name, retention, 4)))
 
 
 def test_the_last_reply_is_what_asking_gives(vlm, subject):
@@ -59,17 +59,20 @@ def test_a_method_that_names_a_file_is_refused_and_the_file_not_read(tmp_path):
     secret.write_text('{"password": "hush"}')
     for text in (str(secret), f"v2drop+{secret}", f"{secret}:layers=3", "tuned.json"):
         with pytest.raises(SettingError, match="names") as caught:
-            checked("?", [text])
+            check_names("?", [text])
         assert "hush" not in str(caught.value), text
-    assert checked("?", ["visionzip+v2drop:metric=l1", "random", "random"]) == ["visionzip+v2drop:metric=l1", "random"]
+    assert check_names("?", ["visionzip+v2drop:metric=l1", "random", "random"]) == [
+        "visionzip+v2drop:metric=l1",
+        "random",
+    ]
 
 
 def test_a_question_without_words_and_a_sixth_method_are_refused():
     with pytest.raises(SettingError, match="question"):
-        checked("", [])
-    assert len(checked("?", list("abcde"))) == 5
+        check_names("", [])
+    assert len(check_names("?", list("abcde"))) == 5
     with pytest.raises(SettingError, match="got 6"):
-        checked("?", list("abcdef"))
+        check_names("?", list("abcdef"))
 
 
 def test_no_budget_can_be_chosen_that_a_method_cannot_meet(vlm, subject):
@@ -100,7 +103,7 @@ def test_a_visitor_who_writes_a_wrong_name_is_sent_to_the_box_and_not_to_a_shell
 def test_a_second_look_says_in_its_card_how_sure_it_was(vlm, subject):
     for sure, words in ((1.0, "asked again"), (0.0, "sure ")):
         look = fv.SecondLook(method=method_of("divprune", tokens=4), sure=sure)
-        (reply,) = answered(vlm, subject, QUESTION, look.name, {"method": look, "max_new_tokens": 4})
+        (reply,) = ask(vlm, subject, QUESTION, look.name, {"method": look, "max_new_tokens": 4})
         assert reply.answer.again == (sure == 1.0)
         expected = vlm.ask(subject.medium, QUESTION, method=look, max_new_tokens=4)
         assert reply.text == expected.text
@@ -112,6 +115,6 @@ def test_a_second_look_says_in_its_card_how_sure_it_was(vlm, subject):
 def test_a_visitor_names_a_second_look_that_is_offered_and_no_file(tmp_path):
     look = fv.SecondLook(method=method_of("divprune", tokens=4), sure=0.5)
     look.save(tmp_path / "sure.json")
-    assert checked("?", [look.name, "v2drop"], {look.name: look}) == [look.name, "v2drop"]
+    assert check_names("?", [look.name, "v2drop"], {look.name: look}) == [look.name, "v2drop"]
     with pytest.raises(SettingError, match="names a file"):
-        checked("?", [str(tmp_path / "sure.json")], {look.name: look})
+        check_names("?", [str(tmp_path / "sure.json")], {look.name: look})

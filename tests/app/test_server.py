@@ -2,30 +2,30 @@
 
 import pytest
 
-from foveate.app.server import bound, check_gradio, hosts_of, url_of
+from foveate.app.server import check_gradio, hosts_of, listen, url_of
 from foveate.errors import UnsupportedError
 
 
 def test_port_0_is_a_free_one():
-    with bound("127.0.0.1", 0) as one, bound("127.0.0.1", 0) as other:
+    with listen("127.0.0.1", 0) as one, listen("127.0.0.1", 0) as other:
         assert url_of(one) != url_of(other)
         assert url_of(one).startswith("http://127.0.0.1:")
-    with bound("0.0.0.0", 0) as every:
+    with listen("0.0.0.0", 0) as every:
         assert url_of(every).startswith("http://127.0.0.1:")
 
 
 def test_a_taken_port_is_refused_with_what_to_do():
-    with bound("127.0.0.1", 0) as one:
+    with listen("127.0.0.1", 0) as one:
         port = one.getsockname()[1]
         with pytest.raises(UnsupportedError, match=f"port {port} of '127.0.0.1': Address already in use. .* --port"):
-            bound("127.0.0.1", port)
-    bound("127.0.0.1", port).close()  # free again
+            listen("127.0.0.1", port)
+    listen("127.0.0.1", port).close()  # free again
 
 
 @pytest.mark.parametrize("host", ["no such host", "203.0.113.7", "a" * 300, "\0"])
 def test_an_address_that_is_not_here_is_refused(host):
     with pytest.raises(UnsupportedError, match="listen"):
-        bound(host, 0)
+        listen(host, 0)
 
 
 def test_a_page_for_this_machine_alone_is_found_by_its_names_alone():

@@ -7,7 +7,7 @@ from PIL import Image
 from foveate import embedded
 from foveate.app import subjects
 from foveate.app.subjects import CONTROL, examples, opened
-from foveate.ask.pictures import load_picture
+from foveate.ask.media import read_picture
 from foveate.errors import InputError
 from foveate.video import Clip
 from tests.films import film
@@ -65,7 +65,7 @@ def test_of_a_film_as_many_frames_are_read_as_the_visitor_wants(tmp_path):
 
 def test_the_first_is_the_picture_that_ships_with_its_question():
     first = examples()[0]
-    assert np.array_equal(np.asarray(first.pictures[0]), np.asarray(load_picture(embedded.picture()).image))
+    assert np.array_equal(np.asarray(first.pictures[0]), np.asarray(read_picture(embedded.picture()).image))
     assert next(iter(first.questions.items())) == (embedded.QUESTION, embedded.ANSWER)
 
 

@@ -30,3 +30,12 @@ def prefill(model: Any, inputs: dict[str, Any], method: Method) -> tuple[Tensor,
     with fv.drop(model, method) as trace:
         logits = model(**inputs).logits[:, -1]
     return logits, [[kept.tolist() for kept in stage.kept] for stage in trace.stages]
+
+
+def same_prefill(model: Any, other: Any, inputs: dict[str, Any], method: Method, **close: float) -> Tensor:
+    """The logits of a model that keeps what another one keeps, and computes the same, or nearly."""
+    logits, kept = prefill(model, inputs, method)
+    expected, known = prefill(other, inputs, method)
+    torch.testing.assert_close(logits, expected, **close or {"atol": 0, "rtol": 0})
+    assert kept == known
+    return logits

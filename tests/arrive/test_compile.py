@@ -11,7 +11,7 @@ import transformers
 from torch._dynamo.utils import counters
 
 import foveate as fv
-from tests.families.test_llava import config
+from tests.families.llavas import llava as config
 from tests.models import NO_PLACEHOLDERS, batch, generate
 from tests.tiny import PAD
 

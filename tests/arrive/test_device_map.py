@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 import foveate as fv
 from foveate.contract import PixelStage
-from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
+from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill, same_prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
 from tests.forked import said_by
@@ -66,10 +66,7 @@ def test_half_on_disk_is_all_in_memory(name, family, spread):
     model = spread(family, "cpu" if smaller_pictures(name) or family.startswith("glm") else "disk")
     inputs, before = batch(family, MIXED), state(model)
     assert any(weight.is_meta for weight in model.get_decoder().layers.parameters())
-    logits, kept = prefill(model, inputs, FIRST[name])
-    expected, known = prefill(tiny(family), inputs, FIRST[name])
-    assert torch.equal(logits, expected)
-    assert kept == known
+    same_prefill(model, tiny(family), inputs, FIRST[name])
     assert state(model) == before
 
 
@@ -92,10 +89,7 @@ def test_every_weight_offloaded(way, name, family, tmp_path):
     model = cpu_offload(model, "cpu") if way == "cpu" else disk_offload(model, tmp_path, "cpu")
     assert all(weight.is_meta for weight in model.parameters())
     inputs = batch(family, ["titit"])
-    logits, kept = prefill(model, inputs, FIRST[name])
-    expected, known = prefill(tiny(family), inputs, FIRST[name])
-    assert torch.equal(logits, expected)
-    assert kept == known
+    same_prefill(model, tiny(family), inputs, FIRST[name])
 
 
 def test_a_checkpoint_loaded_with_a_device_map(tmp_path):
@@ -107,10 +101,7 @@ def test_a_checkpoint_loaded_with_a_device_map(tmp_path):
     assert model.hf_device_map["model.language_model.layers.1"] == "disk"
     ids = torch.tensor([[1, 5, *[3] * 36, 6, 7]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 84, 84)}
-    logits, kept = prefill(model, inputs, METHOD)
-    expected, known = prefill(whole, inputs, METHOD)
-    assert torch.equal(logits, expected)
-    assert kept == known
+    same_prefill(model, whole, inputs, METHOD)
 
 
 def test_a_smaller_picture_needs_its_tower_in_memory(spread):

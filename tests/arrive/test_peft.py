@@ -9,7 +9,7 @@ import torch
 import foveate as fv
 from foveate._transformers import with_cache
 from foveate.registry import family_for
-from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
+from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill, same_prefill
 from tests.invariants.settings import EXAMPLES
 from tests.invariants.test_restore import state
 from tests.models import MIXED, NO_PLACEHOLDERS, batch, generate, tiny
@@ -46,10 +46,7 @@ def test_an_adapter_is_its_merged_weights(name, family, pairs):
     with torch.no_grad():
         wrapped(**inputs)  # transformers installs what captures hidden states when it is first needed
     before = state(wrapped)
-    logits, kept = prefill(wrapped, inputs, FIRST[name])
-    expected, known = prefill(merged, inputs, FIRST[name])
-    torch.testing.assert_close(logits, expected, atol=5e-4, rtol=1e-3)
-    assert kept == known
+    same_prefill(wrapped, merged, inputs, FIRST[name], atol=5e-4, rtol=1e-3)
     assert state(wrapped) == before
 
 

@@ -1,5 +1,6 @@
 """The embedded model, ready to be asked, and tiny random ones of every family."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,10 @@ from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil, Llava
 import foveate as fv
 from foveate import embedded
 from foveate.ask.conversation import Conversation
-from foveate.ask.pictures import Picture
+from foveate.ask.media import Picture
 from foveate.ask.prompt import Prompt
 from foveate.embedded.scenes import scene
+from foveate.video import Clip
 from tests import models
 
 INDEX = 900_000
@@ -85,6 +87,11 @@ def text(words):
 
 def image(source):
     return {"type": "image", "image": source}
+
+
+def clip_of(*pictures):
+    frames = np.stack([np.asarray(picture) for picture in pictures])
+    return Clip(Path("film.mp4"), frames, tuple(map(float, range(len(frames)))), 0.0, float(len(frames)), 1.0)
 
 
 def random_vlm(family, monkeypatch=None):

@@ -193,7 +193,7 @@ def test_the_kept_patches_can_be_drawn(vlm, dropped, whole, scenes):
     assert dropped.show().width > 300
     with pytest.raises(fv.SessionError):
         whole.show()
-    first, second = vlm.answer_batch([vlm.prepare(scene, QUESTION) for scene in scenes[:2]], dropped.method)
+    first, second = vlm.ask_many([(scene, QUESTION) for scene in scenes[:2]], method=dropped.method)
     assert first.show().tobytes() != second.show().tobytes()
     assert second.show().tobytes() == vlm.answer(second.prompt, dropped.method).show().tobytes()
 

@@ -8,7 +8,7 @@ import torch
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.running import begin_alike, choice_of, log_probabilities
+from foveate.ask.running import choice_of, log_probabilities
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from tests.ask.conftest import prompt_of, random_vlm
@@ -139,11 +139,6 @@ def test_where_one_begins_another_the_end_counts_for_all(method, monkeypatch):
         with fv.drop(vlm, setting):
             values, _ = log_probabilities(vlm, prompt, CHOICES, SETTINGS, ends)
     assert values == pytest.approx(expected, **CLOSE)
-
-
-def test_choices_that_begin_alike_are_told():
-    assert begin_alike([(1,), (2, 3), (1, 2)])
-    assert not begin_alike([(1, 3), (2, 3), (1, 2)])
 
 
 # -- asking -------------------------------------------------------------------------------------------------------

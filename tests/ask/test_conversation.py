@@ -9,7 +9,7 @@ from PIL import Image
 
 from foveate.ask import media as module
 from foveate.ask.conversation import Conversation
-from foveate.ask.pictures import Picture
+from foveate.ask.media import Picture
 from foveate.errors import InputError, UnsupportedError
 from foveate.video import Clip
 from tests.ask.conftest import image, text, user

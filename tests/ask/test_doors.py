@@ -12,8 +12,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from foveate.ask.conversation import Conversation
-from foveate.ask.media import read_media
-from foveate.ask.pictures import Picture
+from foveate.ask.media import Picture, read_media
 from foveate.errors import InputError
 from foveate.runs.samples import samples_in
 from foveate.video import Clip

@@ -262,7 +262,7 @@ def test_a_mistake_of_our_own_is_not_hidden(vlm, demo, monkeypatch):
     def mistaken(*_):
         raise TypeError("a mistake of our own")
 
-    monkeypatch.setattr("foveate.ask.preparing._slot", mistaken)
+    monkeypatch.setattr("foveate.ask.prompt.text_of", mistaken)
     with pytest.raises(TypeError, match="mistake"):
         vlm.ask(demo, "What ?")
 

@@ -12,7 +12,7 @@ from PIL import Image
 import foveate as fv
 from foveate import embedded
 from foveate.ask.conversation import Conversation
-from foveate.ask.preparing import text_of
+from foveate.ask.prompt import text_of
 from foveate.errors import InputError, UnsupportedError
 from tests import films
 
@@ -178,8 +178,3 @@ def test_a_question_without_any_text_is_refused(vlm):
         vlm.ask(embedded.picture(), "")
     system = {"role": "system", "content": "Read the text."}
     assert vlm.prepare(messages=[system, {"role": "user", "content": [picture]}]).vision_tokens
-
-
-def test_a_misspelt_key_of_a_question_is_refused(vlm):
-    with pytest.raises(InputError, match="prompt"):
-        list(vlm.ask_many([{"media": embedded.picture(), "promt": "Who?"}]))

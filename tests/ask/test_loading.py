@@ -31,31 +31,19 @@ def saved(folder: Path, weights) -> str:
     return str(folder)
 
 
-def norm_of(weights) -> str:
-    """How the checkpoint names a norm's weight."""
-    return next(name for name in weights if name.endswith("layers.1.input_layernorm.weight"))
-
-
-def test_missing_weights_are_refused_by_name(weights, tmp_path):
-    name = norm_of(weights)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda name, weight: {}, rf"1 weight is missing \({NORM}\).*Download it again"),
+        (lambda name, weight: {f"{name}_old": weight}, rf"{NORM}\); 1 weight is unexpected \(.*_old"),
+        (lambda name, weight: {name: weight[:5].clone()}, rf"another shape \({NORM}: \[5\] in place of \[\d+\]\)"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_missing_or_others_are_refused_by_name(weights, tmp_path, change, says):
+    name = next(name for name in weights if name.endswith("layers.1.input_layernorm.weight"))
     left = {key: value for key, value in weights.items() if key != name}
-    with pytest.raises(fv.InputError, match=rf"1 weight is missing \({NORM}\).*Download it again"):
-        load(saved(tmp_path / "dropped", left), device="cpu")
-
-
-def test_renamed_weights_are_refused_by_both_names(weights, tmp_path):
-    name = norm_of(weights)
-    renamed = {key + "_old" if key == name else key: value for key, value in weights.items()}
-    with pytest.raises(fv.InputError, match=rf"1 weight is missing \({NORM}\); 1 weight is unexpected \(.*_old\)"):
-        load(saved(tmp_path / "renamed", renamed), device="cpu")
-
-
-def test_misshapen_weights_are_refused_with_both_shapes(weights, tmp_path):
-    name = norm_of(weights)
-    width = len(weights[name])
-    cut = weights | {name: weights[name][:5].clone()}
-    with pytest.raises(fv.InputError, match=rf"1 weight has another shape \({NORM}: \[5\] in place of \[{width}\]\)"):
-        load(saved(tmp_path / "cut", cut), device="cpu")
+    with pytest.raises(fv.InputError, match=says):
+        load(saved(tmp_path / "model", left | change(name, weights[name])), device="cpu")
 
 
 def test_of_many_missing_weights_the_first_are_named(weights, tmp_path):

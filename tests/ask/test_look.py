@@ -9,7 +9,8 @@ from transformers import MistralConfig
 
 import foveate as fv
 from foveate.ask.answer import kv_bytes
-from foveate.ask.look import can_share, look_at, refuse_unshareable, resumed, together, weights_of
+from foveate.ask.generation import FirstToken
+from foveate.ask.look import can_share, look_at, refuse_unshareable, resume, together, weights_of
 from foveate.ask.running import answers_to
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.methods.dycoke import DyCoke
@@ -38,7 +39,18 @@ def method_of(name):
 def sharing(vlm, prompts, method=None, generation=FEW, first=False):
     """Their answers behind one look."""
     look = look_at(vlm.model, prompts[0].inputs, method)
-    return answers_to(vlm, prompts, method, generation, look=look, first=first)
+    return behind(vlm, look, prompts, method, generation, first=first)
+
+
+def behind(vlm, look, prompts, method, generation, first):
+    """Their answers behind a look, in as few batches as may be."""
+    answers = [None] * len(prompts)
+    for places in together(vlm.model, look, [prompt.inputs for prompt in prompts]):
+        extra = {"logits_processor": [FirstToken()]} if first else {}
+        replies = answers_to(vlm, [prompts[place] for place in places], method, generation, look, extra)
+        for place, answer in zip(places, replies, strict=True):
+            answers[place] = answer
+    return answers
 
 
 def assert_as_alone(vlm, prompts, method, generation=FEW):
@@ -175,7 +187,7 @@ def prefix_of(vlm, prompt, method):
 
     def ask(*prompts, **settings):
         generation = fv.Generation(max_new_tokens=4, **settings)
-        return answers_to(vlm, prompts, method, generation, look=look, first=not settings)
+        return behind(vlm, look, prompts, method, generation, first=not settings)
 
     ask.look, ask.method = look, method
     return ask
@@ -284,7 +296,7 @@ def test_a_prompt_that_begins_in_another_way_is_refused():
     look = look_at(vlm.model, one.inputs)
     for ids in (other.inputs["input_ids"], look.ids):  # another beginning, and no question behind it
         with pytest.raises(fv.SettingError, match="looked"):
-            resumed(vlm.model, look, [{"input_ids": ids}])
+            resume(vlm.model, look, [{"input_ids": ids}])
 
 
 def test_a_cache_that_cannot_be_copied_is_refused(monkeypatch):
@@ -292,7 +304,7 @@ def test_a_cache_that_cannot_be_copied_is_refused(monkeypatch):
 
     vlm = random_vlm("llava")
     static = StaticCache(config=vlm.model.config.get_text_config(), max_cache_len=8)
-    monkeypatch.setattr("foveate.ask.look._prefilled", lambda *_: static)
+    monkeypatch.setattr("foveate.ask.look._prefill", lambda *_: static)
     with pytest.raises(fv.UnsupportedError, match="StaticLayer"):
         look_at(vlm.model, asked(vlm)[0].inputs)
 

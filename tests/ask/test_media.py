@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +11,11 @@ from transformers import LlavaImageProcessorPil
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.media import as_frames, crop_note, padded, read_media, read_once, square
-from foveate.ask.pictures import Picture
+from foveate.ask.media import Picture, as_frames, crop_note, pad, read_media, read_once, square
 from foveate.errors import InputError, SettingError
 from foveate.plain import memory
-from foveate.video import Clip, read
-from tests.ask.conftest import random_vlm
+from foveate.video import read
+from tests.ask.conftest import clip_of, random_vlm
 from tests.films import film
 
 QUESTION = embedded.QUESTION
@@ -30,11 +28,6 @@ def vlm(cropping):
 
 def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def clip_of(*pictures):
-    frames = np.stack([np.asarray(picture) for picture in pictures])
-    return Clip(Path("film.mp4"), frames, tuple(map(float, range(len(frames)))), 0.0, float(len(frames)), 1.0)
 
 
 def pixels(vlm, *given, **more):
@@ -99,7 +92,7 @@ def test_frames_of_a_clip_are_noted_and_padded_too(vlm):
     by_hand = [square(picture, vlm.processor) for picture in pictures]
     assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, by_hand, QUESTION))
     assert prompt.clips[0].frames.shape == (2, 64, 64, 3)
-    assert padded(clip, vlm.processor).seconds == clip.seconds
+    assert pad(clip, vlm.processor).seconds == clip.seconds
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava_next", "internvl"])
@@ -170,8 +163,8 @@ def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypat
     monkeypatch.setattr(memory, "available", lambda: 2.0**24)
     clip = clip_of(*(noise(400, 10, seed) for seed in range(8)))
     with pytest.raises(InputError, match="17 MiB"):
-        padded(clip, vlm.processor)
-    assert len(padded(clip.thinned(7), vlm.processor)) == 7
+        pad(clip, vlm.processor)
+    assert len(pad(clip.thinned(7), vlm.processor)) == 7
 
 
 def test_an_array_without_pixels_is_no_picture():
@@ -199,18 +192,6 @@ def test_a_file_that_stays_is_read_once(tmp_path, monkeypatch):
         shelf = {}
         first, again = (read_once((path,), None, None, shelf)[0] for _ in range(2))
         assert first is again
-
-
-def test_questions_about_a_file_that_changes_are_about_what_it_shows(vlm, tmp_path):
-    path = tmp_path / "frame.png"
-
-    def questions():
-        for colour in ("red", "blue", "lime"):
-            Image.new("RGB", (8, 8), colour).save(path)
-            yield str(path), "What colour is it?"
-
-    shown = [answer.prompt.media[0].image.getpixel((0, 0)) for answer in vlm.ask_many(questions(), max_new_tokens=1)]
-    assert shown == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
 
 
 def test_frames_that_a_processor_has_no_room_for_are_refused_before_they_are_read(tmp_path, monkeypatch):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from foveate.ask.pictures import BYTES, load_picture, picture_of
+from foveate.ask.media import BYTES, read_picture
 from foveate.errors import InputError
 from foveate.plain import memory
 
 
 def pixel(path, at=(0, 0)):
-    return load_picture(path).image.getpixel(at)
+    return read_picture(path).image.getpixel(at)
 
 
 def noise(size=(64, 48)):
@@ -27,7 +27,7 @@ def noise(size=(64, 48)):
 def test_a_plain_picture_comes_through_untouched(tmp_path):
     original = noise()
     original.save(path := tmp_path / "plain.png")
-    read = load_picture(path)
+    read = read_picture(path)
     assert (np.asarray(read.image) == np.asarray(original)).all()
     assert (read.image.mode, read.note, read.path) == ("RGB", None, path)
 
@@ -36,7 +36,7 @@ def test_a_plain_picture_comes_through_untouched(tmp_path):
 def test_what_is_no_picture_is_refused(tmp_path, content):
     (path := tmp_path / "photo.png").write_bytes(content)
     with pytest.raises(InputError, match="photo"):
-        load_picture(path)
+        read_picture(path)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "tif", "webp", "bmp", "flipped"])
@@ -47,7 +47,7 @@ def test_a_truncated_file_and_a_damaged_checksum_are_refused(tmp_path, kind):
     flipped = bytes((whole[half] ^ 0xFF,)) + whole[half + 1 :]
     path.write_bytes(whole[:half] + flipped * (kind == "flipped"))
     with pytest.raises(InputError, match=r"damaged|is not a picture"):
-        load_picture(path)
+        read_picture(path)
 
 
 def png_claiming(width, height):
@@ -63,23 +63,23 @@ def png_claiming(width, height):
 def test_a_decompression_bomb_is_refused_without_unpacking_it(tmp_path):
     (path := tmp_path / "bomb.png").write_bytes(png_claiming(60_000, 60_000))
     with pytest.raises(InputError, match="unpacks"):
-        load_picture(path)
+        read_picture(path)
 
 
 def test_a_large_photograph_below_the_limit_is_read_without_a_warning(tmp_path, monkeypatch):
     noise(size=(40, 40)).save(path := tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 1600 pixels: Pillow warns between this and twice it
-    assert load_picture(path).image.size == (40, 40)  # pytest turns a warning into an error
+    assert read_picture(path).image.size == (40, 40)  # pytest turns a warning into an error
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
     with pytest.raises(InputError, match="1,400"):
-        load_picture(path)
+        read_picture(path)
 
 
 def test_of_an_animation_the_first_frame_is_read_and_a_note_says_so(tmp_path):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
     for kind in ("gif", "png", "webp"):
         frames[0].save(path := tmp_path / f"moving.{kind}", save_all=True, append_images=frames[1:], lossless=True)
-        read = load_picture(path)
+        read = read_picture(path)
         assert read.image.getpixel((3, 3)) == (255, 0, 0)
         assert f"moving.{kind} has 3 frames; only the first" in read.note
 
@@ -93,7 +93,7 @@ def test_cmyk_becomes_rgb(tmp_path):
 def test_sixteen_bit_grey_keeps_its_shades(tmp_path, kind):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, axis=0)
     Image.fromarray(ramp).save(path := tmp_path / f"scan.{kind}")
-    shades = np.asarray(load_picture(path).image)[0, :, 0]
+    shades = np.asarray(read_picture(path).image)[0, :, 0]
     assert (shades == np.arange(256)).all()  # Pillow's own conversion would clip all but one to white
 
 
@@ -147,7 +147,7 @@ def test_twelve_bit_grey_is_not_black(tmp_path, name):
         Image.fromarray(TWELVE.astype(np.int32)).save(file := io.BytesIO(), "TIFF")
         data = file.getvalue()
     (path := tmp_path / name).write_bytes(data)
-    read = load_picture(path)
+    read = read_picture(path)
     shades = np.asarray(read.image)[0, :, 0].astype(int)
     assert np.abs(shades - np.arange(256)).max() <= 1
     if name in NAMED:
@@ -159,11 +159,11 @@ def test_twelve_bit_grey_is_not_black(tmp_path, name):
 def test_a_dark_picture_whose_file_says_sixteen_bits_stays_dark(tmp_path):
     for name, data in (("a.png", significant(16, deep("PNG"))), ("a.tif", deep("TIFF", tiffinfo={281: 65535}))):
         (path := tmp_path / name).write_bytes(data)
-        assert (np.asarray(load_picture(path).image).max(), load_picture(path).note) == (16, None)
+        assert (np.asarray(read_picture(path).image).max(), read_picture(path).note) == (16, None)
 
 
 def test_values_of_eight_bits_in_a_file_of_more_are_those_values():
-    read = picture_of(Image.fromarray(np.arange(256, dtype=np.int32)[None]))
+    read = read_picture(Image.fromarray(np.arange(256, dtype=np.int32)[None]))
     assert np.asarray(read.image)[0, :, 0].tolist() == list(range(256))
     assert "taken for 8 bits" in read.note
 
@@ -175,19 +175,19 @@ def test_deep_colours_that_come_out_black_are_noted(tmp_path):
     for name, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
         data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
     (path := tmp_path / "deep.png").write_bytes(data)
-    assert "uses few of them: it is nearly black" in load_picture(path).note
+    assert "uses few of them: it is nearly black" in read_picture(path).note
 
 
 def test_float_grey_is_read_from_zero_to_one(tmp_path):
     Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)).save(path := tmp_path / "depth.tif")
-    assert np.asarray(load_picture(path).image)[0, :, 0].tolist() == [0, 128, 255]
+    assert np.asarray(read_picture(path).image)[0, :, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize("value", [-1, 70_000])
 def test_grey_values_that_are_no_picture_are_refused(tmp_path, value):
     Image.fromarray(np.full((4, 4), value, dtype=np.int32)).save(path := tmp_path / "heights.tif")
     with pytest.raises(InputError, match=rf"heights\.tif holds grey values from {value} to {value}"):
-        load_picture(path)
+        read_picture(path)
 
 
 def test_transparency_shows_white_and_not_the_colour_hidden_under_it(tmp_path):
@@ -212,7 +212,7 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90° clockwise
     photo.save(path := tmp_path / "phone.jpg", exif=exif, quality=95)
-    upright = load_picture(path).image
+    upright = read_picture(path).image
     assert upright.size == (30, 60)
     assert upright.getpixel((27, 30))[0] > 200  # the bright top edge is on the right now
     assert upright.getpixel((3, 30))[0] < 50
@@ -221,7 +221,7 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path):
 def test_the_animated_first_frame_note_is_not_given_for_a_phones_two_view_jpeg(tmp_path):
     views = [Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")]
     views[0].save(path := tmp_path / "phone.mpo", format="MPO", save_all=True, append_images=views[1:])
-    read = load_picture(path)
+    read = read_picture(path)
     assert read.note is None
     assert read.image.getpixel((8, 8))[0] > 200
 
@@ -231,19 +231,19 @@ def test_a_truncated_file_is_refused_whatever_else_in_the_process_wants(tmp_path
     noise().save(path := tmp_path / "short.png")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"short\.png is damaged"):
-        load_picture(path)
+        read_picture(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 PEAK = """
 import resource, sys
 from pathlib import Path
-from foveate.ask.pictures import load_picture
+from foveate.ask.media import read_picture
 small, *large = map(Path, sys.argv[1:])
-load_picture(small)
+read_picture(small)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in large:
-    load_picture(path)
+    read_picture(path)
 print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
@@ -261,13 +261,13 @@ def test_what_takes_more_memory_than_there_is_is_refused_by_its_header(tmp_path,
     monkeypatch.setattr(memory, "available", lambda: 2.0**30)
     (path := tmp_path / "huge.png").write_bytes(png_claiming(12_000, 12_000))
     with pytest.raises(InputError) as refused:
-        load_picture(path)
+        read_picture(path)
     assert str(refused.value) == (
         f"The 12000 x 12000 pixels of {path} take about 1.9 GiB of memory, and 1.0 GiB are available here. "
         "Scale it down first."
     )
     noise().save(path := tmp_path / "plain.png")
-    assert load_picture(path).image.size == (64, 48)
+    assert read_picture(path).image.size == (64, 48)
 
 
 def test_a_lack_of_memory_is_not_damage(tmp_path, monkeypatch):
@@ -279,21 +279,21 @@ def test_a_lack_of_memory_is_not_damage(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: image)
     monkeypatch.setattr(Image.Image, "convert", full)
     with pytest.raises(InputError, match="Scale"):
-        load_picture(path)
+        read_picture(path)
 
 
 def test_a_picture_without_pixels_is_refused():
     with pytest.raises(InputError, match="picture"):
-        picture_of(Image.new("RGB", (0, 5)))
+        read_picture(Image.new("RGB", (0, 5)))
 
 
 def test_bands_of_a_picture_are_what_the_whole_would_give(monkeypatch):
     values = np.random.default_rng(0).integers(0, 256, (50, 30, 4), dtype=np.uint8)
     deep = np.random.default_rng(1).integers(0, 2**16, (50, 30), dtype=np.uint16)
     pictures = [Image.fromarray(values), Image.fromarray(values[..., :2]), Image.fromarray(deep)]
-    wholes = [picture_of(picture).image.tobytes() for picture in pictures]
-    monkeypatch.setattr("foveate.ask.pictures.BAND", 100)  # three rows and a bit
-    assert [picture_of(picture).image.tobytes() for picture in pictures] == wholes
+    wholes = [read_picture(picture).image.tobytes() for picture in pictures]
+    monkeypatch.setattr("foveate.ask.media.BAND", 100)  # three rows and a bit
+    assert [read_picture(picture).image.tobytes() for picture in pictures] == wholes
     white = Image.new("RGBA", (30, 50), "white")
     assert wholes[0] == Image.alpha_composite(white, pictures[0]).convert("RGB").tobytes()
 
@@ -302,13 +302,13 @@ def test_drawings_that_another_program_would_have_to_draw_are_refused(tmp_path):
     noise().save(path := tmp_path / "drawing.eps")
     path = path.rename(tmp_path / "photo.png")
     with pytest.raises(InputError, match="drawing"):
-        load_picture(path)
+        read_picture(path)
 
 
 def test_a_pipe_is_said_to_be_one_and_not_waited_for(tmp_path):
     os.mkfifo(path := tmp_path / "pipe.png")
     with pytest.raises(InputError, match="pipe"):
-        load_picture(path)
+        read_picture(path)
 
 
 def test_a_disk_that_fails_is_not_a_damaged_picture(tmp_path, monkeypatch):
@@ -318,16 +318,16 @@ def test_a_disk_that_fails_is_not_a_damaged_picture(tmp_path, monkeypatch):
         def read(self, *_):
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("foveate.ask.pictures.open_readable", lambda _: Failing())
+    monkeypatch.setattr("foveate.ask.media.open_readable", lambda _: Failing())
     with pytest.raises(InputError, match="Input"):
-        load_picture(path)
+        read_picture(path)
 
 
 @pytest.mark.parametrize("name", ["two\nlines.png", b"caf\xe9.png".decode(errors="surrogateescape")])
 def test_whatever_a_name_holds_a_refusal_is_one_line_that_prints(tmp_path, name):
     (path := tmp_path / name).write_bytes(b"no picture")
     with pytest.raises(InputError, match="picture") as refused:
-        load_picture(path)
+        read_picture(path)
     assert str(refused.value).isprintable()
 
 
@@ -336,7 +336,7 @@ def test_a_side_that_cannot_be_meant_is_refused_by_the_header(tmp_path, size):
     path = tmp_path / "strip.png"
     Image.new("1", size).save(path)
     with pytest.raises(InputError, match=rf"strip\.png says it is {size[0]} x {size[1]} pixels: it is damaged"):
-        load_picture(path)
+        read_picture(path)
 
 
 def psd(layers=b""):
@@ -361,7 +361,7 @@ def test_a_photoshop_file_is_its_whole_picture(tmp_path, layers):
     (path := tmp_path / "healthy.psd").write_bytes(psd(layers=layers))
     with Image.open(path) as image:
         assert image.n_frames == (2 if layers else 0)
-    assert (pixel(path), load_picture(path).note) == ((200, 30, 60), None)
+    assert (pixel(path), read_picture(path).note) == ((200, 30, 60), None)
 
 
 def test_a_spider_file_is_read(tmp_path):
@@ -385,7 +385,7 @@ def unknown_dds():
 def test_what_pillow_does_not_know_is_asked_to_be_converted(tmp_path, data):
     (path := tmp_path / "rare").write_bytes(data)
     with pytest.raises(InputError, match="Convert"):
-        load_picture(path)
+        read_picture(path)
 
 
 P3 = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
@@ -432,7 +432,7 @@ def test_colours_are_shown_as_their_profile_means_them(tmp_path, kind, primaries
         picture = Image.new("RGB", (16, 16), colour)
         picture.save(path := tmp_path / f"wide.{kind}", icc_profile=profile(primaries), quality=100)
         assert np.abs(np.array(pixel(path)) - in_srgb(colour, primaries)).max() <= 3
-        assert load_picture(path).note is None
+        assert read_picture(path).note is None
 
 
 def test_profiles_count_under_transparency_in_palettes_and_in_grey(tmp_path):
@@ -452,7 +452,7 @@ def test_a_picture_in_srgb_is_not_touched(tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     original = noise()
     original.save(path := tmp_path / "usual.png", icc_profile=srgb)
-    read = load_picture(path)
+    read = read_picture(path)
     assert read.image.tobytes() == original.tobytes()
     assert read.note is None
 
@@ -461,7 +461,7 @@ def test_a_picture_in_srgb_is_not_touched(tmp_path):
 def test_a_broken_profile_is_noted_and_the_picture_read(tmp_path, data):
     original = noise()
     original.save(path := tmp_path / "odd.png", icc_profile=data)
-    read = load_picture(path)
+    read = read_picture(path)
     assert read.image.tobytes() == original.tobytes()
     assert "odd.png has a colour profile that cannot be used" in read.note
     assert "taken for sRGB" in read.note

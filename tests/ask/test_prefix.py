@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask.conversation import Conversation
-from foveate.ask.pictures import Picture
+from foveate.ask.media import Picture
 from foveate.ask.prefix import Wording
 from tests.ask.conftest import image, text, user
 from tests.films import film
@@ -100,14 +100,6 @@ def test_several_pictures_and_a_film_are_looked_at_together(vlm, picture, tmp_pa
     with pytest.warns(UserWarning, match="go in as pictures"):
         fresh = vlm.ask([picture, clip], "What changed?", method="v2drop", frames=2, **NEW)
     assert prefix.ask("What changed?", **NEW).tokens == fresh.tokens
-
-
-def test_a_prompt_that_is_prepared_is_looked_at(vlm, picture):
-    prompt = vlm.prepare(picture, "What is it?")
-    prefix = vlm.look_at(prompt, "v2drop", retention=0.5)
-    assert prefix.ask("What is it?", **NEW).tokens == vlm.answer(prompt, "v2drop", retention=0.5, generation=FEW).tokens
-    with pytest.raises(fv.SettingError, match="look"):
-        vlm.look_at(vlm.prepare([], "What is it?"))
 
 
 def test_what_stands_before_the_picture_belongs_to_the_look(vlm, picture):
@@ -208,7 +200,6 @@ def ways_of_asking(vlm, picture, prefix):
         lambda: "".join(vlm.ask(picture, "What?", stream=True)),
         lambda: list(vlm.ask_many([(picture, "What?")])),
         lambda: vlm.answer(about),
-        lambda: vlm.answer_batch([about]),
         lambda: vlm.look(picture),
         lambda: prefix.ask("What?"),
         lambda: list(prefix.ask_many(["What?"])),

@@ -11,11 +11,11 @@ from PIL import Image
 import foveate as fv
 from foveate import embedded
 from foveate.ask.conversation import Conversation
-from foveate.ask.media import decoded, read_media, read_medium
-from foveate.ask.pictures import picture_of
+from foveate.ask.media import decode_url, read_media, read_medium, read_picture
 from foveate.errors import InputError, SettingError
 from foveate.plain.files import is_video, local_path, scheme_of
 from foveate.runs.samples import Bad, samples_in
+from foveate.video.wanted import FramesWanted
 from tests.films import film
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
@@ -39,7 +39,7 @@ def url(data, kind="image/png"):
 def test_an_animation_that_stands_at_another_frame_is_that_frame():
     image = Image.open(io.BytesIO(FILES["moving.gif"]))
     image.seek(1)
-    shown = picture_of(image)
+    shown = read_picture(image)
     assert (shown.image.getpixel((0, 0)), shown.note) == (
         (0, 0, 255),
         "the picture has 2 frames; only number 2 is read.",
@@ -50,7 +50,7 @@ def test_a_picture_whose_file_is_closed_is_taken_as_it_is(tmp_path):
     (path := tmp_path / "moving.gif").write_bytes(FILES["moving.gif"])
     with Image.open(path) as image:
         image.load()
-    assert picture_of(image).image.getpixel((0, 0)) == (255, 0, 0)
+    assert read_picture(image).image.getpixel((0, 0)) == (255, 0, 0)
 
 
 def written(data):
@@ -69,7 +69,7 @@ def written(data):
 @pytest.mark.parametrize("length", [150, 151, 152])
 def test_data_urls_are_read_as_browsers_read_them(length):
     data = np.random.default_rng(length).bytes(length)
-    assert {decoded(text)[1] for text in written(data)} == {data}
+    assert {decode_url(text)[1] for text in written(data)} == {data}
     for text in written(FILES["plain.png"]):
         assert read_medium(text).image.tobytes() == RED.tobytes()
 
@@ -178,9 +178,9 @@ def test_the_endings_of_films(ending):
 def test_a_film_is_the_same_as_a_file_a_url_and_bytes(tmp_path):
     path = film(tmp_path / "film.mp4", 12)
     data = path.read_bytes()
-    expected = read_medium(path, frames=4)
+    expected = read_medium(path, FramesWanted(4))
     for source, kind in ((path.as_uri(), None), (url(data, "video/mp4"), None), (data, "video"), (url(data), "video")):
-        clip = read_medium(source, frames=4, kind=kind)
+        clip = read_medium(source, FramesWanted(4), kind=kind)
         assert clip.seconds == expected.seconds
         assert (clip.frames == expected.frames).all()
 
@@ -188,7 +188,7 @@ def test_a_film_is_the_same_as_a_file_a_url_and_bytes(tmp_path):
 def test_a_moving_gif_is_a_film_where_frames_are_asked_for_and_else_a_picture(tmp_path):
     (path := tmp_path / "moving.gif").write_bytes(FILES["moving.gif"])
     for source in (path, path.as_uri(), url(FILES["moving.gif"], "image/gif")):
-        assert len(read_medium(source, frames=2)) == 2
+        assert len(read_medium(source, FramesWanted(2))) == 2
         assert read_medium(source).image.tobytes() == RED.tobytes()
 
 

@@ -11,12 +11,11 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.ask.answers import Answerer, in_order
+from foveate.ask.answers import Answerer
 from foveate.ask.generation import Generation, LeastSure
 from foveate.ask.loading import load
 from foveate.ask.running import answers_to, log_probabilities
 from foveate.ask.second_look import conditions_of
-from foveate.ask.sure import answerer_of
 from foveate.errors import InputError, SettingError
 
 METHOD = "vidcom2"
@@ -155,7 +154,7 @@ def test_where_the_full_model_fails_nobody_gets_the_unsure_answer(vlm, pairs, mi
         return answered(loaded, prompts, method, *given, **options)
 
     monkeypatch.setattr(answers, "answers_to", failing)
-    answerer = answerer_of(vlm, fv.SecondLook(method=method_of(), sure=middle), Generation())
+    answerer = Answerer(vlm, fv.SecondLook(method=method_of(), sure=middle), Generation())
     replies = [reply for batch in answerer.replies(pairs, lambda pair, _: vlm.prepare(*pair)) for reply in batch]
     assert sorted(reply.place for reply in replies) == list(range(len(pairs)))
     failed = [reply for reply in replies if isinstance(reply.result, Exception)]
@@ -193,7 +192,8 @@ def test_a_sample_that_has_ended_is_not_less_sure_for_others_that_go_on():
 
 def test_nothing_notes_confidences_where_nobody_asked(vlm, pairs):
     assert vlm.ask(*pairs[0], **FEW).confidence is None
-    (answer,) = answers_to(vlm, [vlm.prepare(*pairs[0])], None, Generation(), confidence=True)
+    extra = {"logits_processor": [LeastSure()]}
+    (answer,) = answers_to(vlm, [vlm.prepare(*pairs[0])], None, Generation(), extra=extra)
     assert 0 < answer.confidence <= 1
 
 
@@ -281,7 +281,6 @@ def test_a_file_is_refused_where_nothing_is_asked_again(vlm, pairs, promised, fi
         lambda method: fv.apply(vlm.model, method),
         lambda method: vlm.look(pairs[0][0], method=method),
         lambda method: vlm.answer(prompt, method),
-        lambda method: vlm.look_at(prompt, method),
     ]
     for door in doors:
         for given in (str(file), promised):
@@ -336,15 +335,6 @@ def changed(file, change):
 def test_a_damaged_file_is_refused(change, vlm, pairs, file):
     with pytest.raises(fv.FoveateError):
         vlm.ask(*pairs[0], method=changed(file, change), max_new_tokens=6)
-
-
-@pytest.mark.parametrize("name", ["weights", "dtype", "kernel", "processor", "model"])
-def test_another_condition_than_the_calibrations_is_refused_by_name(name, vlm, pairs, promised):
-    others = {**promised.promise.conditions, name: "another"}
-    with pytest.raises(SettingError, match=f"another {name}"):
-        vlm.ask(
-            *pairs[0], method=replace(promised, promise=replace(promised.promise, conditions=others)), max_new_tokens=6
-        )
 
 
 def test_a_conversation_is_refused_where_the_samples_were_questions(vlm, promised):
@@ -431,11 +421,6 @@ def test_a_share_asked_again_that_leaves_the_calibrations_interval_is_told(promi
     assert promise.strange(0.3, 20) is None
     assert "not like those" in promise.strange(0.02, 500)
     assert "60 %" in promise.strange(0.6, 100)
-
-
-def test_an_answerer_without_a_second_look_is_the_usual_one(vlm):
-    assert isinstance(answerer_of(vlm, None, Generation()), Answerer)
-    assert list(in_order(answerer_of(vlm, None, Generation()).replies([], lambda one, _: one))) == []
 
 
 def test_the_threshold_itself_is_trusted_as_in_a_calibration(vlm, pairs):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from foveate.ask.conversation import Conversation
-from foveate.ask.preparing import check_protocol, encode
+from foveate.ask.prompt import check_protocol, encode
 from foveate.errors import InputError, UnknownNameError, UnsupportedError
 from foveate.video import Clip
 from tests.ask.conftest import user

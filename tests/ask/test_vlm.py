@@ -12,16 +12,16 @@ import torch
 import foveate as fv
 from foveate import embedded
 from foveate.ask import answers as module
-from foveate.ask.batch import batches
+from foveate.ask.answers import batches
+from foveate.ask.generation import FirstToken
+from foveate.ask.running import answers_to
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
-from foveate.video import Clip
-from tests.ask.conftest import INDEX, image, prompt_of, random_vlm, text, user
+from tests.ask.conftest import INDEX, clip_of, image, prompt_of, random_vlm, text, user
 from tests.invariants.test_restore import state
 
 QUESTION = embedded.QUESTION
 METHOD = fv.V2Drop(retention=0.5)
-FEW = fv.Generation(max_new_tokens=4)
 
 
 def alike(answers, others):
@@ -39,11 +39,6 @@ def questions(scenes):
         for question in one_per_task(scene("held-out", INDEX + number), "held-out", INDEX + number)[:3]:
             asked.append((picture, question.question))
     return asked
-
-
-def clip_of(*pictures):
-    frames = np.stack([np.asarray(picture) for picture in pictures])
-    return Clip(Path("film.mp4"), frames, tuple(map(float, range(len(frames)))), 0.0, float(len(frames)), 1.0)
 
 
 # -- what goes in -------------------------------------------------------------------------------------------------
@@ -208,7 +203,7 @@ def test_a_model_without_a_family_is_refused():
 
 def test_a_processor_that_leaves_the_picture_out_is_refused(vlm, demo, monkeypatch):
     without = vlm.processor(text=["USER: What? ASSISTANT:"], return_tensors="pt")
-    monkeypatch.setattr("foveate.ask.preparing.encode", lambda *_: without)
+    monkeypatch.setattr("foveate.ask.prompt.encode", lambda *_: without)
     with pytest.raises(fv.UnsupportedError, match="without"):
         vlm.ask(demo, QUESTION)
 
@@ -243,24 +238,16 @@ def test_nothing_is_ever_printed(small, demo, wide, capfd, monkeypatch):
 # -- many ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [None, "mustdrop"])
-def test_a_batch_gives_what_each_alone_gets(small, questions, method):
+@pytest.mark.parametrize(("method", "beams"), [(None, 1), ("mustdrop", 1), (None, 2)])
+def test_a_batch_gives_what_each_alone_gets(small, questions, method, beams):
+    generation = fv.Generation(num_beams=beams, max_new_tokens=4)
     prompts = [small.prepare(*question) for question in questions[:3]]
     solved = small.method_for(method, 576, retention=0.5 if method else None)
-    together = small.answer_batch(prompts, solved, generation=FEW, first=True)
+    together = answers_to(small, prompts, solved, generation, extra={"logits_processor": [FirstToken()]})
     for answer, prompt in zip(together, prompts, strict=True):
-        alone = small.answer(prompt, solved, generation=FEW, first=True)
+        alone = small.answer(prompt, solved, generation=generation, first=True)
         assert (answer.text, answer.tokens, answer.flops) == (alone.text, alone.tokens, alone.flops)
         assert answer.spent == alone.spent
-        torch.testing.assert_close(answer.first, alone.first, atol=1e-4, rtol=1e-4)
-
-
-def test_a_batch_of_beams_has_the_first_token_of_each(small, questions):
-    generation = fv.Generation(num_beams=2, max_new_tokens=4)
-    prompts = [small.prepare(*question) for question in questions[:2]]
-    for answer, prompt in zip(small.answer_batch(prompts, generation=generation, first=True), prompts, strict=True):
-        alone = small.answer(prompt, generation=generation, first=True)
-        assert answer.tokens == alone.tokens
         torch.testing.assert_close(answer.first, alone.first, atol=1e-4, rtol=1e-4)
 
 
@@ -268,7 +255,7 @@ def test_answers_that_stop_early_in_a_batch_are_those_of_each_alone(vlm, questio
     whole = [vlm.ask(*question) for question in questions[:3]]
     generation = fv.Generation(stop=(whole[0].text[1:3],))
     prompts = [answer.prompt for answer in whole]
-    together = vlm.answer_batch(prompts, generation=generation)
+    together = answers_to(vlm, prompts, None, generation)
     assert together[0].text == whole[0].text.partition(whole[0].text[1:3])[0].strip()
     for answer, prompt in zip(together, prompts, strict=True):
         alone = vlm.answer(prompt, generation=generation)

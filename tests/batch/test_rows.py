@@ -119,14 +119,14 @@ def test_a_batch_without_room_is_halved_and_all_is_answered(asking, vlm, picture
 
 
 def test_a_file_that_has_no_room_beside_others_waits_for_them(asking, vlm, pictures, monkeypatch):
-    prepared = RowAnswerer._prepared
+    prepared = RowAnswerer._prepare
 
     def reads(self, sample, shelf):
         if len(shelf) == 3:
             raise MemoryError
         return prepared(self, sample, shelf)
 
-    monkeypatch.setattr(RowAnswerer, "_prepared", reads)
+    monkeypatch.setattr(RowAnswerer, "_prepare", reads)
     results = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 6))
     assert [(result["row"], "reason" in result) for result in by_number(results)] == [(row, False) for row in range(6)]
 

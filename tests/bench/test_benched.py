@@ -10,7 +10,7 @@ from foveate.bench.benched import budgeted_methods, from_checkpoint, named_metho
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptRequest, Workload
-from foveate.eval.contenders import USUAL
+from foveate.eval.plan import USUAL
 from tests.models import FAMILIES, batch, tiny
 
 

@@ -77,10 +77,6 @@ def waits(program):
     return dict(zip(RUNS, program[1], strict=True))
 
 
-def test_what_the_host_waits_for_is_seen(program):
-    """The device that is none is one to the counter of waits: the program says so before it counts."""
-
-
 def own(waits):
     """Where foveate's own code waits for the device."""
     return {place: times for place, times in waits.items() if place.startswith("foveate/")}

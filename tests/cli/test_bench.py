@@ -1,6 +1,7 @@
 """`foveate bench` on a tiny checkpoint and on shapes: tables, records, refusals, interruption."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 
@@ -32,17 +33,8 @@ def test_a_run_prints_tables_and_writes_a_record(run, tiny_llava, tmp_path):
     assert record["versions"]["torch"]
     assert record["command"].startswith("foveate")  # the arguments are those of the process
     rows = {row["name"]: row for row in record["rows"]}
-    assert list(rows) == [
-        FULL,
-        KEEP_ALL,
-        "v2drop 16",
-        "v2drop 16: random",
-        "v2drop 16: bare",
-        "visiondrop 16",
-        "visiondrop 16: random",
-        "visiondrop 16: bare",
-        AGAIN,
-    ]
+    of_each = [f"{name} 16{what}" for name in ("v2drop", "visiondrop") for what in ("", ": random", ": bare")]
+    assert list(rows) == [FULL, KEEP_ALL, *of_each, AGAIN]
     assert record["no_bare"] == ""
     for row in rows.values():
         assert row.get("kv_bytes") == row.get("kv_bytes_counted")
@@ -111,10 +103,7 @@ def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, m
 
 
 def test_too_few_rounds_for_a_ratio_write_nothing(run, tiny_llava, tmp_path, monkeypatch):
-    def interrupted(self, *_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(PairedRun, "run", interrupted)
+    monkeypatch.setattr(PairedRun, "run", Mock(side_effect=KeyboardInterrupt))
     out = tmp_path / "part.json"
     code, shown, told = run("bench", "--model", tiny_llava, "--method", "v2drop", "--out", out, *QUICK)
     assert (code, shown, out.exists()) == (130, "", False)
@@ -135,19 +124,8 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
 
 
 def test_a_budget_below_the_floor_is_told_beside_the_others(run, tiny_llava):
-    code, shown, _ = run(
-        "bench",
-        "--model",
-        tiny_llava,
-        "--method",
-        "v2drop",
-        "--method",
-        "visiondrop",
-        "--budget",
-        "3",
-        "--json",
-        *QUICK,
-    )
+    words = ("--method", "v2drop", "--method", "visiondrop", "--budget", "3", "--json")
+    code, shown, _ = run("bench", "--model", tiny_llava, *words, *QUICK)
     assert code == 0
     record = json.loads(shown)
     assert "floor" in record["infeasible"]["v2drop 3"]

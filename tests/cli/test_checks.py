@@ -26,6 +26,7 @@ REFUSED = [
     (["generate", PICTURE], "What is the question?"),
     (["generate", PICTURE, *ASK, "--method", "visiondropp"], "No method 'visiondropp'. Did you mean visiondrop"),
     (["generate", PICTURE, *ASK, "--method", "nosuch.json"], "nosuch.json cannot be read"),
+    (["generate", PICTURE, *ASK, "--method", "./nosuch.py"], "nosuch.py cannot be read"),
     (["generate", PICTURE, *ASK, "--model", "./nofolder"], "There is no folder ./nofolder"),
     (["generate", PICTURE, *ASK, "--model", "~nouser/m"], "There is no folder ~nouser/m: Could not determine home"),
     (["generate", PICTURE, *ASK, "--model", "./\udcff"], r"There is no folder ./\udcff"),
@@ -114,7 +115,7 @@ def test_a_method_file_has_to_be_there(tmp_path):
 
 
 def test_a_method_that_another_package_brings_passes(monkeypatch):
-    monkeypatch.setattr(inventory, "brought", lambda group: (type("Brought", (Uniform,), {"name": "brought"}),))
+    monkeypatch.setattr(inventory, "entry_points_of", lambda group: (type("Brought", (Uniform,), {"name": "brought"}),))
     check_methods(["brought"])
 
 

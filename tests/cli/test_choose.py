@@ -4,7 +4,7 @@ import pytest
 from transformers import LlavaConfig
 
 from foveate.cli.options import BudgetOptions
-from foveate.cli.setup import named
+from foveate.cli.setup import parse_methods
 from foveate.cli.usage import UsageError
 from foveate.errors import SettingError
 from foveate.methods.random import Random
@@ -15,7 +15,7 @@ CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
 
 def choose(name, options, count=576):
     """What `generate` would run."""
-    (method,) = named([name], options).values()
+    (method,) = parse_methods([name], options).values()
     method.plan(CONFIG.text_config.num_hidden_layers, (count,))  # refuses a budget that it cannot meet
     return method
 
@@ -43,13 +43,16 @@ def test_settings_with_a_budget_shape_the_solved_schedule():
 def test_the_seed_reaches_methods_that_draw_and_no_others():
     options = BudgetOptions(seed=7)
     assert choose("random", options).seed == 7
-    assert named(["random", "uniform"], options)["uniform"] == named(["uniform"], BudgetOptions())["uniform"]
+    assert (
+        parse_methods(["random", "uniform"], options)["uniform"]
+        == parse_methods(["uniform"], BudgetOptions())["uniform"]
+    )
     assert isinstance(choose("random", BudgetOptions()), Random)
 
 
 def test_a_setting_is_given_once():
     with pytest.raises(SettingError, match="metric"):
-        named(["v2drop:metric=l2"], BudgetOptions(settings=("metric=l1",)))
+        parse_methods(["v2drop:metric=l2"], BudgetOptions(settings=("metric=l1",)))
 
 
 @pytest.mark.parametrize(
@@ -63,14 +66,14 @@ def test_a_setting_is_given_once():
 )
 def test_a_method_with_a_budget_of_its_own_takes_no_other(names, options, says):
     with pytest.raises(UsageError, match=says):
-        named(names, options)
+        parse_methods(names, options)
 
 
 def test_with_several_methods_each_takes_the_settings_that_it_has():
-    methods = named(["v2drop", "random"], BudgetOptions(settings=("metric=l1", "layers=2,9,20")))
+    methods = parse_methods(["v2drop", "random"], BudgetOptions(settings=("metric=l1", "layers=2,9,20")))
     assert (methods["v2drop"].metric, methods["v2drop"].layers, methods["random"].layers) == ("l1", *[(2, 9, 20)] * 2)
     with pytest.raises(SettingError, match="setting"):
-        named(["v2drop", "random"], BudgetOptions(settings=("colour=red",)))
+        parse_methods(["v2drop", "random"], BudgetOptions(settings=("colour=red",)))
 
 
 def test_a_schedule_and_a_budget_contradict_each_other():

@@ -305,12 +305,6 @@ def test_several_questions_are_asked_afresh_where_the_method_reads_them(ask, pic
     assert "asked afresh" in err
 
 
-def test_full_takes_one_question(ask, picture):
-    code, _, err = ask("generate", picture, "--prompt", "What?", "--full")
-    assert code == 2
-    assert "give one --prompt" in err
-
-
 @pytest.mark.parametrize("kind", ["tuned", "own"])
 def test_a_preset_file_is_taken_wherever_a_preset_is(run, tmp_path, kind):
     """What `foveate tune` writes, and what `Method.to_dict` gives."""

@@ -77,19 +77,6 @@ def test_a_method_s_plan_is_what_its_run_does(run, tiny_llava, bare, picture, tm
         assert len(drawn.convert("RGB").getcolors(2**20)) > 10
 
 
-def test_what_is_of_a_method_alone_needs_one(run, bare, picture, tmp_path):
-    for flags in (("--budget", 9), ("--retention", 0.5), ("--figure", tmp_path / "plan.png")):
-        code, _, err = run("count", picture, "--model", bare, *flags)
-        assert code == 2
-        assert "name it with --method" in err
-
-
-def test_a_picture_is_needed(run, bare):
-    code, _, err = run("count", "--model", bare)
-    assert code == 2
-    assert "Which picture?" in err
-
-
 def test_a_folder_is_its_pictures_and_films(run, bare, picture, tmp_path):
     (folder := tmp_path / "several").mkdir()
     for name in ("b.png", "a.png"):

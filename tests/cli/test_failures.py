@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from inspect import currentframe
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -86,14 +87,6 @@ def test_remote_code_is_never_run(run, picture, tiny_llava, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
-    def interrupt(self):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Methods, "run", interrupt)
-    assert run("methods") == (130, "", "foveate: interrupted.\n")
-
-
 @pytest.mark.parametrize("package", ["tyro", "torch"])
 def test_ctrl_c_while_a_package_loads_ends_as_quietly(package):
     program = f"""
@@ -111,45 +104,39 @@ sys.exit(main(["generate"]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "foveate: interrupted.\n")
 
 
-def test_a_kernel_that_cannot_be_compiled_ends_in_one_line(run, monkeypatch):
-    def compile_flex(self):
-        raise InductorError(CppCompileError(["g++", "main.cpp"], "main.cpp:1140: error: not declared"), currentframe())
+NOT_COMPILED = InductorError(CppCompileError(["g++", "main.cpp"], "main.cpp:1140: error: not declared"), currentframe())
 
-    monkeypatch.setattr(Methods, "run", compile_flex)
-    said = "foveate: torch cannot compile an attention kernel here: CppCompileError: C++ compile error. "
-    assert run("methods") == (1, "", said + "Take one that needs no compiling: --attention sdpa.\n")
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted."),
+        (
+            NOT_COMPILED,
+            1,
+            "torch cannot compile an attention kernel here: CppCompileError: C++ compile error. Take one",
+        ),
+        (MemoryError(), 1, "out of memory: "),
+        (torch.OutOfMemoryError("no room"), 1, "out of memory: "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: no"), 1, "out of memory: "),
+        (RuntimeError("unable to mmap 9 bytes from file <m>: Cannot allocate memory (12)"), 1, "out of memory: "),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 1, "out of memory: "),
+    ],
+)
+def test_what_is_no_bug_ends_in_one_line(run, monkeypatch, error, code, says):
+    monkeypatch.setattr(Methods, "run", Mock(side_effect=error))
+    ended, out, err = run("methods")
+    assert (ended, out, err.count("\n")) == (code, "", 1)
+    assert err.startswith(f"foveate: {says}")
 
 
 def test_a_bug_ends_with_70_and_with_what_a_report_needs(run, monkeypatch):
-    def mistaken(self):
-        raise TypeError("an oddity\nin two lines")
-
-    monkeypatch.setattr(Methods, "run", mistaken)
+    monkeypatch.setattr(Methods, "run", Mock(side_effect=TypeError("an oddity\nin two lines")))
     code, out, err = run("methods")
     assert (code, out) == (70, "")
     says = "this is a bug in foveate: TypeError: an oddity. Please report it with the command and the lines below."
     assert err.startswith(f"foveate: {says}\nTraceback (most recent call last):\n")
     assert err.endswith("TypeError: an oddity\nin two lines\n")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("no room"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: no"),
-        RuntimeError("unable to mmap 9 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
-        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
-    ],
-)
-def test_a_lack_of_memory_is_no_bug(run, monkeypatch, error):
-    def greedy(self):
-        raise error
-
-    monkeypatch.setattr(Methods, "run", greedy)
-    code, out, err = run("methods")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("foveate: out of memory: ")
 
 
 @pytest.fixture(scope="module")
@@ -181,19 +168,16 @@ def test_a_processor_of_another_model_ends_in_one_line_that_names_both(run, mixe
 
 
 def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
-    def broken(*_):
-        raise ValueError("a mistake of our own")
-
-    monkeypatch.setattr("foveate.ask.running.kv_bytes", broken)
+    monkeypatch.setattr("foveate.ask.running.kv_bytes", Mock(side_effect=ValueError("a mistake of our own")))
     code, _, err = ask("generate", picture)
     assert code == 70
     assert "foveate: this is a bug in foveate: ValueError: a mistake of our own. Please report it" in err
 
 
 def test_a_lack_of_memory_is_no_misfit(ask, picture, monkeypatch):
-    def greedy(*_):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-
+    greedy = Mock(
+        side_effect=RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    )
     monkeypatch.setattr("foveate.ask.running.kv_bytes", greedy)
     monkeypatch.setattr("foveate.ask.running.generate", greedy)
     code, _, err = ask("generate", picture)

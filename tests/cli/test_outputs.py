@@ -10,19 +10,23 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.cli.options import FigureOptions, TableOptions
-from foveate.cli.outputs import check_targets, finish, write_picture, write_text
+from foveate.cli.options import OutputOptions, TableOptions
+from foveate.cli.outputs import check_targets, finish, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.table import Table
+
+
+def check(figure=None, **outputs):
+    check_targets(OutputOptions(**outputs), figure)
 
 
 @pytest.mark.parametrize("flag", ["figure", "out"])
 def test_a_file_that_exists_is_refused_unless_forced(tmp_path, flag):
     (path := tmp_path / "there.png").write_text("precious")
     with pytest.raises(InputError, match=rf"--{flag} .*there\.png exists already.*--force"):
-        check_targets(FigureOptions(**{flag: path}))
-    check_targets(FigureOptions(**{flag: path}, force=True))
+        check(**{flag: path})
+    check(**{flag: path}, force=True)
     assert path.read_text() == "precious"
 
 
@@ -55,7 +59,7 @@ def test_what_cannot_be_written_is_refused_early_and_late_also_with_force(tmp_pa
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "missing" / "a.png")
     with pytest.raises(InputError, match=rf"--{flag} .*{says}"):
-        check_targets(FigureOptions(**{flag: tmp_path / name}, force=True))
+        check(**{flag: tmp_path / name}, force=True)
     assert (tmp_path / "pipe.png").is_fifo()
     if name != "pipe.png":
         with pytest.raises(InputError, match="written"):
@@ -65,22 +69,23 @@ def test_what_cannot_be_written_is_refused_early_and_late_also_with_force(tmp_pa
 def test_flags_that_cannot_be_meant_are_wrong_usage(tmp_path):
     for name in ("figure.txt", "figure", "figure.svg"):
         with pytest.raises(UsageError, match="png"):
-            check_targets(FigureOptions(figure=tmp_path / name))
+            check(figure=tmp_path / name)
     (tmp_path / "b").mkdir()
     with pytest.raises(UsageError, match="both name"):
-        check_targets(FigureOptions(figure=tmp_path / "a.png", out=tmp_path / "b" / ".." / "a.png"))
+        check(figure=tmp_path / "a.png", out=tmp_path / "b" / ".." / "a.png")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_rights_is_refused(tmp_path):
     (locked := tmp_path / "locked").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(InputError, match="Permission"):
-        check_targets(FigureOptions(out=locked / "a.json"))
+        check(out=locked / "a.json")
 
 
 @pytest.mark.parametrize(("ending", "format"), [("png", "PNG"), ("JPG", "JPEG"), ("webp", "WEBP")])
 def test_a_picture_is_written_in_the_format_of_its_ending(tmp_path, ending, format):
-    write_picture(path := tmp_path / f"a.{ending}", Image.new("RGB", (4, 4)))
+    path = tmp_path / f"a.{ending}"
+    finish({}, "shown", OutputOptions(), figure=path, draw=lambda: Image.new("RGB", (4, 4)))
     with Image.open(path) as read:
         assert read.format == format
 
@@ -96,11 +101,11 @@ def test_files_are_readable_by_others_as_the_umask_allows(tmp_path):
 
 
 def test_a_file_that_appeared_meanwhile_is_left_and_the_result_is_beside_it(tmp_path, capsys):
-    outputs = FigureOptions(figure=tmp_path / "a.png", out=tmp_path / "a.json")
-    check_targets(outputs)
+    figure, outputs = tmp_path / "a.png", OutputOptions(out=tmp_path / "a.json")
+    check_targets(outputs, figure)
     for name in ("a.png", "a.json", "a-2.json"):
         (tmp_path / name).write_text("precious")
-    finish({"answer": "red"}, "shown", outputs, lambda: Image.new("RGB", (4, 4)))
+    finish({"answer": "red"}, "shown", outputs, figure=figure, draw=lambda: Image.new("RGB", (4, 4)))
     said = capsys.readouterr().err
     assert f"a.json appeared while the command ran, and stays as it is; the result is in {tmp_path}/a-3.json." in said
     assert f"the result is in {tmp_path}/a-2.png." in said
@@ -133,7 +138,7 @@ def test_of_many_writers_at_once_each_keeps_its_result(tmp_path):
 @pytest.mark.parametrize("force", [False, True])
 def test_a_link_to_a_file_that_is_not_there_yet_stays_one(tmp_path, force):
     (link := tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    check_targets(FigureOptions(out=link, force=force))
+    check(out=link, force=force)
     write_text(link, "new", force=force)
     assert link.is_symlink()
     assert (tmp_path / "real.json").read_text() == "new"

@@ -69,18 +69,6 @@ def test_generate_takes_its_settings(mine, run):
     assert json.loads(said)["retention"] < 0.6
 
 
-def test_no_such_file_is_refused(mine, run):
-    code, _, err = run("generate", "--method", "./other.py")
-    assert code == 1
-    assert "other.py" in err
-
-
-def test_the_page_takes_none(mine, run):
-    code, _, err = run("demo", "--method", "./mine.py")
-    assert code == 2
-    assert "second look" in err
-
-
 def test_tune_says_that_a_second_look_cannot_hold_its_code(mine, run, tmp_path):
     asked = ("tune", tmp_path, "--prompt", "What is it?", "--agreement", 0.9, "--method", "./mine.py")
     shutil.copy(picture(), tmp_path)

@@ -4,6 +4,8 @@ import shlex
 
 import pytest
 
+from foveate.embedded import picture
+
 REFUSED = """
 comparre | compare
 generate --retenton 0.5 | --retention
@@ -52,16 +54,53 @@ batch FOLDER out --prompt x --retention 2 | share
 batch FOLDER/in.jsonl out --number-rows --id-column name | --id-column
 batch FOLDER/in.jsonl out --prompt x --question-column text | --question-column
 batch FOLDER/in.jsonl out --root nowhere | --root
+batch FOLDER out --prompt x --text-only | columns
+generate --cuda-graphs | --cuda-graphs
+demo --cuda-graphs | --cuda-graphs
+demo --method v2drop | no second look
+generate PICTURE --prompt a --prompt b --full | give one --prompt
+count PICTURE --budget 9 | name it with --method
+count PICTURE --retention 0.5 | name it with --method
+count PICTURE --figure plan.png | name it with --method
+count --model a/b | Which picture?
+compare --out out.txt | must end in .json, .csv, .md or .tex
+bench --out out | must end in .json, .csv, .md or .tex
+eval --out out.xlsx | must end in .json, .csv, .md or .tex
+tune PICTURE --prompt x --retention 0.5 --out .csv | must end in .json, .csv, .md or .tex
+tune PICTURE --prompt x | one of --budget and --retention
+tune --retention 0.5 | Name picture files
+tune PICTURE --retention 0.5 | What is the question?
+tune PICTURE --prompt x --retention 0.5 --flops 0.5 | give one of them
+tune PICTURE --prompt x --flops 0.5 --flops 0.5 | --flops: the same one is given twice
+tune PICTURE --prompt x --budget 9 --budget 5 --out a.json | such as --out a:
+tune --samples a.jsonl --prompt x --retention 0.5 | leave --prompt out
+tune PICTURE --prompt x --retention 0.5 --method mustdrop --set global_thr=low | global_thr should be a valid number
+eval --tasks smell | smell
+eval --tasks pope | Benchmarks are run by lmms-eval
+eval --tasks colr | Did you mean colour?
+eval --tasks , | No embedded task ''
+eval --tasks '' | No embedded task ''
+eval --logs nowhere | name the full model's
+eval --logs a b --method v2drop | --method is for questions that are asked here
+eval --include somewhere | --include is for --logs
+eval --budget 64 --retention 0.1 | say the same thing
+eval --budget 64 --budget 64 | given twice
+eval --budget 900 | 576 vision tokens
+eval --seed 7 --seed 7 | each once
+eval --questions 1 --seed 7 --seed 8 | one question or more of each seed
 """
 
 
 @pytest.mark.parametrize("line", REFUSED.strip().splitlines())
 def test_what_cannot_be_meant_is_refused_with_what_would_have_been_right(run, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (folder := tmp_path / "in").mkdir()
     (folder / "in.jsonl").write_text('{"id": "a", "image": "a.png", "question": "What?"}\n')
     words, _, word = line.partition(" | ")
-    code, out, err = run(*shlex.split(words.replace("FOLDER", str(folder))))
+    words = words.replace("FOLDER", str(folder)).replace("PICTURE", str(picture()))
+    code, out, err = run(*shlex.split(words))
     assert (code, out) == (2, "")
     assert word in " ".join(err.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+    assert not [*tmp_path.glob("cache/**/part-*")]

@@ -121,8 +121,3 @@ def test_it_is_refused_with_a_sentence(words, code, says, run, samples, file, tm
 def test_what_cannot_be_calibrated_is_refused(words, says, run, samples):
     code, _, err = run("tune", "--samples", samples, "--agreement", AGREEMENT, *words)
     assert (code, says in err) == (2, True), err
-
-
-def test_the_page_offers_second_looks_alone(run):
-    code, _, err = run("demo", "--method", "v2drop")
-    assert (code, "is no second look" in err) == (2, True)

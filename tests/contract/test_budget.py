@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract.budget import Budget, at_cuts, decoder_depth, geometric, half_up, keep_count, proportional, solve
+from foveate.contract.budget import Budget, at_cuts, geometric, half_up, keep_count, proportional, solve
 from foveate.errors import BudgetError, SettingError
+from tests.contract.test_cuts import Config
 
 
 def spent(curve, at, cuts, depth, started):
@@ -43,20 +44,12 @@ def test_what_is_no_budget_is_refused(given_, message):
         Budget(**given_)
 
 
-class Config:
-    num_hidden_layers = 32
-
-
-def test_what_a_model_says():
-    assert decoder_depth(Config()) == 32
-
-
 def test_a_number_of_tokens_is_looked_at_where_the_images_count_is_said():
-    assert fv.V2Drop.for_budget(Config(), tokens=30) == fv.V2Drop(tokens=30)
+    assert fv.V2Drop.for_budget(Config(32), tokens=30) == fv.V2Drop(tokens=30)
     with pytest.raises(BudgetError, match="30 of 576"):
-        fv.V2Drop.for_budget(Config(), tokens=30, vision_tokens=576)
+        fv.V2Drop.for_budget(Config(32), tokens=30, vision_tokens=576)
     with pytest.raises(SettingError, match="got 577"):
-        fv.V2Drop.for_budget(Config(), tokens=577, vision_tokens=576)
+        fv.V2Drop.for_budget(Config(32), tokens=577, vision_tokens=576)
 
 
 # -- the solver -----------------------------------------------------------------------------------------------

@@ -150,18 +150,6 @@ def test_notes_of_members_are_apart_and_go_with_their_tokens():
     assert read == [(1000, {"mark": [1000]}), (2000, {"mark": [2000]})]
 
 
-def test_two_of_a_kind_that_remember_do_not_mix():
-    """Two paths with cuts of their own: the first drops what the second has added up."""
-    one = fv.V2Drop(layers=(2,), keep=(0.6,), over="path")
-    two = fv.V2Drop(layers=(4,), keep=(0.5,), over="path", metric="l1")
-    with fv.drop(tiny("llava"), one + two) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["tit"]))
-    assert [stage.after for stage in trace.stages] == [(15,), (7,)]
-    with fv.drop(tiny("llava"), one) as alone, torch.no_grad():
-        tiny("llava")(**batch("llava", ["tit"]))
-    assert torch.equal(trace.stages[0].kept[0], alone.stages[0].kept[0])
-
-
 @pytest.mark.parametrize("second", ["v2drop", "fastv", "pyramiddrop:positions=keep", "visiondrop:positions=keep"])
 @pytest.mark.parametrize("prompts", [["tit"], ["tiit"], ["titt", "tit", "tiit"]], ids=["one", "two", "several"])
 def test_a_budget_is_met_behind_a_cut_before_layer_0(second, prompts):

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, LayerView, Shape, follow
-from foveate.contract.cuts import at_depth
+from foveate.contract import Arriving, LayerView, Shape
 
 
 class Config:
@@ -19,14 +18,6 @@ class Config:
 def mean(method, depth, tokens):
     plan = method.plan(depth, (tokens,))
     return sum(plan) / len(plan)
-
-
-def test_the_usual_layers():
-    assert at_depth(32) == (3, 17, 22)
-    assert at_depth(28) == (3, 16, 22)
-    assert at_depth(4) == (1, 2, 3)
-    with pytest.raises(fv.SettingError, match="got 3"):
-        at_depth(3)
 
 
 def test_the_solved_schedule_of_the_spec():
@@ -64,21 +55,6 @@ def test_ranking_each_image_keeps_its_share_of_each():
     together = fv.Random(layers=(3,), keep=(0.5,))
     assert [stage.unit for stage in together.stages(Shape(depth=32))] == ["sample"]
     assert cut_of(together, torch.arange(30)).count == 15
-
-
-def units(method):
-    return {stage.unit for stage in follow.layer_stages(method.stages(Shape(depth=32)))}
-
-
-def test_ranking_each_frame_is_ranking_each_image_where_the_engine_counts_frames():
-    assert units(fv.Random(scope="frame")) == {"frame"}
-    assert units(fv.Random(scope="image")) == {"image"}
-    assert units(fv.Random(scope="frame") + fv.FinalKV()) == {"frame"}
-    frame = torch.arange(10, 30)
-    cuts = [cut_of(fv.Random(layers=(3,), keep=(0.5,), scope=scope), frame) for scope in ("frame", "image")]
-    assert cuts[0].source.tolist() == cuts[1].source.tolist()
-    with pytest.raises(fv.SettingError, match="got 'clip'"):
-        fv.Random(scope="clip")
 
 
 @given(

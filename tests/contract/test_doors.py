@@ -11,18 +11,17 @@ import foveate as fv
 from foveate import embedded, registry
 from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
-from foveate.cli.commands import parsed
+from foveate.cli.commands import parse_command
 from foveate.cli.options import BudgetOptions
-from foveate.cli.setup import drops_named, named, tell_budgets
+from foveate.cli.setup import parse_drop, parse_methods, tell_budgets
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, follow
 from foveate.contract.budget import Budget
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
-from foveate.eval.contenders import contenders_at
 from foveate.eval.lmms.setting import Setting as LmmsSetting
-from foveate.eval.plan import Plan
+from foveate.eval.plan import Plan, contenders_at
 from foveate.naming import method_of, parse
 from foveate.registry import family_for
 
@@ -112,18 +111,18 @@ def for_budget(name, **budget):
 
 @cache
 def generate():
-    return parsed(["generate"])
+    return parse_command(["generate"])
 
 
 def on_the_command_line(name, retention=None):
-    (method,) = named([name], replace(generate().budgets, retention=retention)).values()
+    (method,) = parse_methods([name], replace(generate().budgets, retention=retention)).values()
     return fv.VLM(model(), None).method_for(method, TOKENS)
 
 
 def in_batch(name, retention=None):
     words = [] if retention is None else ["--retention", str(retention)]
-    command = parsed(["batch", "in.jsonl", "out", "--method", name, *words])
-    return method_of(drops_named(command.method, command.budgets))
+    command = parse_command(["batch", "in.jsonl", "out", "--method", name, *words])
+    return method_of(parse_drop(command.method, command.budgets))
 
 
 def in_eval(name, retention=None):
@@ -256,7 +255,7 @@ def test_settings_beside_a_name_are_settings_of_it_but_for_a_seed():
     assert LmmsSetting(name="random", seed=3).share == 1 / 3
     assert LmmsSetting(name="v2drop", settings="metric=l1").method == fv.V2Drop(metric="l1")
     assert LmmsSetting(name="v2drop", settings="metric=l1").share is None
-    (method,) = named(["v2drop"], BudgetOptions(settings=("metric=l1",))).values()
+    (method,) = parse_methods(["v2drop"], BudgetOptions(settings=("metric=l1",))).values()
     assert method == fv.V2Drop(metric="l1")
 
 
@@ -283,11 +282,11 @@ def test_a_name_alone_keeps_a_third_where_it_is_asked_and_looked_with(name):
 
 def test_commands_say_what_is_spent_where_nobody_gives_a_budget(capfd):
     budgets = BudgetOptions()
-    tell_budgets(named(["fastv", "finalkv", "v2drop:metric=l1"], budgets), budgets)
+    tell_budgets(parse_methods(["fastv", "finalkv", "v2drop:metric=l1"], budgets), budgets)
     said = capfd.readouterr().err
     assert "no budget is given: --retention 1/3" in said
     assert "v2drop:metric=l1 keeps what its own settings say" in said
-    tell_budgets(named(["finalkv", "v2drop/llava-1.5-7b/192"], budgets), budgets)
+    tell_budgets(parse_methods(["finalkv", "v2drop/llava-1.5-7b/192"], budgets), budgets)
     assert capfd.readouterr().err == ""
 
 

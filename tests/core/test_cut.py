@@ -72,7 +72,7 @@ def test_a_cut_is_never_changed():
         with pytest.raises(AttributeError):
             setattr(cut, name, None)
     assert (cut.parent.tolist(), cut.notes["size"].tolist()) == ([1, -1, -1, 0], [1, 2])
-    more = cut.noted_by("a")
+    more = cut.with_owner("a")
     assert {name: note.tolist() for name, note in more.notes.items()} == {"a size": [1, 2]}
     assert [*more.with_notes({"b": ints(5, 6)}).notes] == ["b"]
     assert [*cut.notes] == ["size"]
@@ -82,7 +82,7 @@ def test_notes_of_a_merge_that_was_put_off_are_marked_when_it_is_made():
     cut = Cut.fewer(
         2, torch.tensor(1), lambda: Cut.merge(ints(0, 0), torch.ones(2, 1), ints(0, 0), {"size": ints(2, 0)})
     )
-    marked = cut.noted_by("a")
+    marked = cut.with_owner("a")
     assert cut.put_off
     assert marked.put_off
     assert marked.first(1).notes["a size"].tolist() == [2]

@@ -42,6 +42,14 @@ from foveate.errors import SettingError
         (TowerKeys, {"block": 24, "of": 24}, "needs a block"),
         (Pivots, {"count": 0}, "1 or more; got 0"),
         (Hidden, {"back": None}, "whole number"),
+        (Products, {"leave_out": (1,)}, "leave_out"),
+        (Products, {"leave_out": (1, -1)}, "leave_out"),
+        (Products, {"leave_out": (1.5, 2)}, "leave_out"),
+        (ValueLikeness, {"skip": -1}, "skip"),
+        (ValueLikeness, {"seeds": 0.0}, "seeds"),
+        (ValueLikeness, {"seeds": 2}, "seeds"),
+        (Attention, {"rows": "vision", "sample": 0}, "1 or more, or None"),
+        (Attention, {"rows": "after", "sample": 2}, "only rows='vision'"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_names_the_right_ones(signal, options, word):

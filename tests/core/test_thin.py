@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from foveate.core.thin import (
     ends_of_left,
-    given_back,
+    give_back,
     nearest,
     neighbour_difference,
     sizes,
@@ -129,7 +129,7 @@ def test_rows_come_back_and_move_as_far_as_the_one_they_went_with(dtype):
     before = drawn(2 * 7, 5).view(2, 7, -1).to(dtype)
     kept, parent = torch.tensor([[1, 4], [0, 6]]), torch.tensor([[0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]])
     behind = drawn(4, 6).view(2, 2, -1).to(dtype)
-    full = given_back(before, behind, kept, parent)
+    full = give_back(before, behind, kept, parent)
     assert full.dtype == dtype
     for sample in range(2):
         for j in range(7):

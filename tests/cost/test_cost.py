@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlavaConfig
+from transformers import CLIPConfig, LlavaConfig, LlavaOnevisionConfig
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
@@ -14,7 +14,7 @@ from foveate.core.grid import grids_of
 from foveate.methods import v2drop
 from foveate.registry import family_for
 from tests import models
-from tests.models import FAMILIES, batch, cached, given as pictures_of, tiny
+from tests.models import FAMILIES, TINY, batch, cached, given as pictures_of, tiny
 
 LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
 PAPER = fv.preset("v2drop/llava-1.5-7b/192")
@@ -239,50 +239,31 @@ def test_scoring_counts_every_move_the_engine_measures(changed, monkeypatch):
 # What is refused.
 
 REFUSED = [
-    (fv.SettingError, "negative; got -1", {"vision_tokens": -1}),
-    (
-        fv.SettingError,
-        "at least one token; got 0 text tokens and 0 vision tokens",
-        {"text_tokens": 0, "vision_tokens": 0},
-    ),
-    (fv.SettingError, "at least one token; got -2", {"text_tokens": -2}),
-    (fv.SettingError, "attention must be 'full' or 'causal'; got 'half'", {"attention": "half"}),
-    (fv.SettingError, "got 1 counts for 2 in vision_tokens", {"vision_tokens": [576, 576]}),
-    (
-        fv.SettingError,
-        "A picture has 576 vision tokens in this model; 575 is not",
-        {"vision_tokens": 575, "tower_images": None},
-    ),
-    (fv.SettingError, "but the decoder has layers 0 to 5", {"method": PAPER}),
+    ("negative", {"vision_tokens": -1}),
+    ("0 text tokens and 0 vision", {"text_tokens": 0, "vision_tokens": 0}),
+    ("at least one token; got -2", {"text_tokens": -2}),
+    ("'full' or 'causal'", {"attention": "half"}),
+    ("got 1 counts for 2", {"vision_tokens": [576, 576]}),
+    ("576 vision tokens in this model; 575", {"vision_tokens": 575, "tower_images": None}),
+    ("layers 0 to 5", {"method": PAPER}),
+    ("1485", {"config": LlavaOnevisionConfig(), "vision_tokens": 1485, "tower_images": None}),
+    ("731", {"config": LlavaOnevisionConfig(), "vision_tokens": 731, "tower_images": None}),
+    ("temporal", {"config": TINY["qwen2_vl"].config(), "vision_tokens": 10, "tower_images": 3}),
 ]
 
 
-@pytest.mark.parametrize(("error", "message", "given"), REFUSED, ids=[message for _, message, _ in REFUSED])
-def test_what_makes_no_sense_is_refused_with_the_value(error, message, given):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("message", "given"), REFUSED, ids=[message for message, _ in REFUSED])
+def test_what_makes_no_sense_is_refused_with_the_value(message, given):
+    with pytest.raises(fv.SettingError, match=message):
         cost(**given)
 
 
-def test_onevision_asks_where_a_token_count_leaves_the_crops_open():
-    from transformers import LlavaOnevisionConfig
-
-    with pytest.raises(fv.SettingError, match="1485"):
-        fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=1485)
-    with pytest.raises(fv.SettingError, match="731"):
-        fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=731)
+def test_onevisions_crops_are_those_that_are_named():
     asked = fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=1485, tower_images=2)
     assert asked.tower_flops == 2 * fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=730).tower_flops
 
 
-def test_qwen_refuses_temporal_patches_that_do_not_divide_the_tokens():
-    config = tiny("qwen2_vl").config
-    with pytest.raises(fv.SettingError, match="temporal"):
-        fv.cost(config, text_tokens=1, vision_tokens=10, tower_images=3)
-
-
 def test_what_is_not_known_is_refused_by_name():
-    from transformers import CLIPConfig
-
     with pytest.raises(fv.UnsupportedError, match="clip_text_model"):
         cost(CLIPConfig())
 
@@ -294,15 +275,11 @@ def test_a_tower_that_the_family_does_not_know_is_not_counted():
 
 
 def test_a_layer_with_a_window_holds_no_more_than_it_sees():
-    whole = cost(LlavaConfig(text_config={"model_type": "mistral", "sliding_window": None}), text_tokens=24)
-    windowed = LlavaConfig(text_config={"model_type": "mistral", "sliding_window": 501})
-    found = cost(windowed, text_tokens=24)
-    assert found.layer_flops == whole.layer_flops  # the prefill multiplies every pair, seen or not
-    assert found.kv_lengths == (500,) * 32
-    assert found.kv_bytes * 600 == whole.kv_bytes * 500
-    assert (
-        found.decode_flops
-        == cost(
-            LlavaConfig(text_config={"model_type": "mistral", "sliding_window": None}), text_tokens=0, vision_tokens=500
-        ).decode_flops
+    whole, windowed = (
+        LlavaConfig(text_config={"model_type": "mistral", "sliding_window": window}) for window in (None, 501)
     )
+    full, found = cost(whole, text_tokens=24), cost(windowed, text_tokens=24)
+    assert found.layer_flops == full.layer_flops  # the prefill multiplies every pair, seen or not
+    assert found.kv_lengths == (500,) * 32
+    assert found.kv_bytes * 600 == full.kv_bytes * 500
+    assert found.decode_flops == cost(whole, text_tokens=0, vision_tokens=500).decode_flops

@@ -63,9 +63,9 @@ def test_the_engine_runs_what_was_measured(name):
 
 def test_a_config_is_measured_once(monkeypatch):
     model, _ = make("glm_ocr")
-    first = _measured.measured(model.config)
+    first = _measured.measure(model.config)
     monkeypatch.setattr(AutoModelForImageTextToText, "from_config", None)
-    assert _measured.measured(type(model.config).from_dict(model.config.to_dict())) is first
+    assert _measured.measure(type(model.config).from_dict(model.config.to_dict())) is first
 
 
 REFUSED = {

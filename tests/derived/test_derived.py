@@ -14,7 +14,7 @@ import torch
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.ask.look import look_at, resumed
+from foveate.ask.look import look_at, resume
 from foveate.contract import ImageStage, Shape, follow
 from foveate.contract.method import Method
 from foveate.contract.settings import Share
@@ -332,7 +332,7 @@ def test_questions_that_share_a_look_get_the_answers_that_each_gets_alone(name):
         look = look_at(model, prompt, method)
         for questions in ([prompt, other], [short]):
             with drop_or_not(model, method):
-                together = generate(model, resumed(model, look, questions))
+                together = generate(model, resume(model, look, questions))
             for sample, question in enumerate(questions):
                 with drop_or_not(model, method):
                     alone = generate(model, question)

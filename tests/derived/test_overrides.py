@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.families.overrides import OVERRIDES
+from foveate.families.derived import OVERRIDES
 from foveate.registry import family_for
 from tests.derived.test_derived import check_hidden, tiny
 from tests.tiny_derived import known

@@ -13,6 +13,7 @@ def test_a_type_that_nobody_knows_is_told_from_its_structure():
     warn_of.cache_clear()
     with pytest.warns(UserWarning, match=r"OddEyes \('odd_eyes'\) is not among the models.*`foveate check MODEL`"):
         family = family_for(odd.model)
+    family_for(odd.model)  # a second warning would be an error
     assert isinstance(family, Derived)
     assert (family.core, family.text, len(family.layers)) == (odd.model.eyes, odd.model.eyes.speaker, DEPTH)
     assert family.merger is None

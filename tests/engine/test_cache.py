@@ -20,17 +20,37 @@ def states(columns):
     return columns.float()[:, None, :, None].expand(-1, 1, -1, WIDTH).contiguous()
 
 
-def filled(columns, span, tail=0, made=None):
-    """A pruned layer that got `columns` (samples, slots; −1 pads) of a prompt of `span`, then `tail` decoded tokens.
+def padded(rows, start=0):
+    """Columns of rows, counted on from `start`: pads stand in front of shorter ones."""
+    longest = max(map(len, rows))
+    return torch.tensor([[-1] * (longest - len(row)) + [start + column for column in row] for row in rows])
 
-    Layers of one cache share what they have `made`."""
-    layer = PrunedLayer(DynamicLayer(), made)
+
+def decode(layer, column):
+    """One more token of every sample."""
+    new = torch.full((layer.keys.shape[0], 1), column)
+    layer.announce(None, 1)
+    return layer.update(states(new), states(new))
+
+
+def fill(layer, columns, span):
+    """Let a layer get columns (samples, slots; −1 pads) of a prompt of `span`."""
     layer.announce(columns, span, ragged=bool((columns < 0).any()))
     layer.update(states(columns), states(columns))
+    return layer
+
+
+def filled(columns, span, tail=0, made=None, window=None, record=False):
+    """A pruned layer that got these of a prompt, then `tail` decoded tokens; where it has a `window`, a sliding one.
+
+    Layers of one cache share what they have `made`."""
+    kind = DynamicLayer() if window is None else DynamicSlidingWindowLayer(sliding_window=window)
+    layer = PrunedLayer(kind, made)
+    if record:
+        layer.activate_past_recording()
+    fill(layer, columns, span)
     for step in range(tail):
-        new = torch.full((columns.shape[0], 1), span + step)
-        layer.announce(None, 1)
-        layer.update(states(new), states(new))
+        decode(layer, span + step)
     return layer
 
 
@@ -43,6 +63,9 @@ def slots(layer):
     return [row[row >= 0].tolist() for row in said]
 
 
+ROWS = st.sets(st.integers(0, 7), min_size=1).map(sorted)
+SAMPLES = st.lists(ROWS, min_size=1, max_size=3)
+"""Columns that samples of eight have kept."""
 COLUMNS = torch.tensor([[-1, -1, 0, 5], [0, 2, 3, 5], [-1, 1, 2, 5]])
 
 
@@ -70,22 +93,17 @@ def test_repeat_and_select():
     assert slots(layer) == [[1, 2, 5, 6], [0, 2, 3, 5, 6]]
 
 
-@given(data=st.data(), tail=st.integers(0, 3))
-def test_crop_takes_columns_off_the_end(data, tail):
-    span, samples = 8, data.draw(st.integers(1, 3))
-    kept = [sorted(data.draw(st.sets(st.integers(0, span - 1), min_size=1))) for _ in range(samples)]
-    longest = max(map(len, kept))
-    columns = torch.tensor([[-1] * (longest - len(row)) + row for row in kept])
+@given(kept=SAMPLES, tail=st.integers(0, 3), data=st.data())
+def test_crop_takes_columns_off_the_end(kept, tail, data):
+    span = 8
     remove = data.draw(st.integers(0, span + tail))
-    layer = filled(columns, span, tail)
+    layer = filled(padded(kept), span, tail)
     layer.crop(-remove)
     end = span + tail - remove
     assert layer.get_seq_length() == end
     assert slots(layer) == [[c for c in [*row, *range(span, span + tail)] if c < end] for row in kept]
-    new = torch.full((samples, 1), end)
-    layer.announce(None, 1)
-    layer.update(states(new), states(new))
-    assert [row[-1] for row in slots(layer)] == [end] * samples
+    decode(layer, end)
+    assert [row[-1] for row in slots(layer)] == [end] * len(kept)
 
 
 def test_crop_refuses_a_length():
@@ -95,9 +113,7 @@ def test_crop_refuses_a_length():
 
 def test_a_second_prompt_follows_the_first():
     layer = filled(torch.tensor([[0, 3], [1, 3]]), 4, tail=1)
-    more = torch.tensor([[-1, 7], [5, 8]])
-    layer.announce(more, 4, ragged=True)
-    layer.update(states(more), states(more))
+    fill(layer, torch.tensor([[-1, 7], [5, 8]]), 4)
     assert layer.get_seq_length() == 9
     assert layer.ragged
     assert slots(layer) == [[0, 3, 4, 7], [1, 3, 4, 5, 8]]
@@ -112,9 +128,7 @@ def test_a_layer_that_had_whole_turns_before():
     layer = pruned_layer(cache, 0)
     assert cache.layers[0] is layer
     assert pruned_layer(cache, 0) is layer
-    columns = torch.tensor([[4, 6]])
-    layer.announce(columns, 4)
-    layer.update(states(columns), states(columns))
+    fill(layer, torch.tensor([[4, 6]]), 4)
     assert slots(layer) == [[0, 1, 2, 4, 6]]
 
 
@@ -135,12 +149,9 @@ def after_a_turn(data, samples):
         first = [[0, 2, 3], [-1, 1, 3], [-1, -1, 3]]
         layer, start = filled(torch.tensor(first[:samples]), 4, tail=data.draw(st.integers(0, 2))), 4
         start = layer.get_seq_length()
-    got = [sorted(data.draw(st.sets(st.integers(0, 7), min_size=1))) for _ in range(samples)]
-    longest = max(map(len, got))
-    columns = torch.tensor([[-1] * (longest - len(row)) + [start + column for column in row] for row in got])
-    layer.announce(columns, 8, ragged=bool((columns < 0).any()))
-    layer.update(states(columns), states(columns))
-    return layer, columns
+    got = [data.draw(ROWS) for _ in range(samples)]
+    columns = padded(got, start)
+    return fill(layer, columns, 8), columns
 
 
 @given(data=st.data())
@@ -171,8 +182,7 @@ def test_layers_alike_work_out_once_what_stays():
     assert other.base is not first.base
     more, wanted = torch.tensor([[-1, 7], [6, 8], [7, 8]]), torch.tensor([[False, True]] * 3)
     for layer in (first, second):  # a second turn
-        layer.announce(more, 3, ragged=True)
-        layer.update(states(more), states(more))
+        fill(layer, more, 3)
     assert first.base is second.base
     for layer in (first, second):
         layer.keep(wanted, [1, 1, 1])
@@ -180,60 +190,37 @@ def test_layers_alike_work_out_once_what_stays():
     assert first.base is second.base
 
 
-@given(data=st.data(), window=st.integers(2, 9))
-def test_of_what_a_window_has_left_some_stays(data, window):
-    samples = data.draw(st.integers(1, 3))
-    got = [sorted(data.draw(st.sets(st.integers(0, 7), min_size=1))) for _ in range(samples)]
-    longest = max(map(len, got))
-    columns = torch.tensor([[-1] * (longest - len(row)) + row for row in got])
-    layer = windowed(window, columns, 8)
+@given(data=st.data(), got=SAMPLES, window=st.integers(2, 9))
+def test_of_what_a_window_has_left_some_stays(data, got, window):
+    columns = padded(got)
+    layer = filled(columns, 8, window=window)
     held = slots(layer)
     stays = [[column for column in row if data.draw(st.booleans())] for row in got]
     wanted = torch.tensor([[c in row for c in all_] for row, all_ in zip(stays, columns.tolist(), strict=True)])
     layer.keep(wanted, [len(row) for row in stays])
     assert slots(layer) == [[c for c in old if c in row] for old, row in zip(held, stays, strict=True)]
     assert layer.ragged or not (layer.base < 0).any()
-    new = torch.full((samples, 1), 8)
-    layer.announce(None, 1)
-    layer.update(states(new), states(new))
+    decode(layer, 8)
     sees = [[c for c in row if c > 8 + 1 - window] for row in stays]
     assert [[c for c in row if c > 8 + 1 - window and c < 8] for row in slots(layer)] == sees
 
 
-def windowed(window, columns, span, tail=0, record=False, made=None):
-    """As `filled`, with a sliding window."""
-    layer = PrunedLayer(DynamicSlidingWindowLayer(sliding_window=window), made)
-    if record:
-        layer.activate_past_recording()
-    layer.announce(columns, span, ragged=bool((columns < 0).any()))
-    layer.update(states(columns), states(columns))
-    for step in range(tail):
-        new = torch.full((columns.shape[0], 1), span + step)
-        layer.announce(None, 1)
-        layer.update(states(new), states(new))
-    return layer
-
-
-@given(data=st.data(), window=st.integers(2, 9), tail=st.integers(0, 12))
-def test_a_window_lets_go_of_what_no_later_row_sees(data, window, tail):
-    span, samples = 8, data.draw(st.integers(1, 3))
-    kept = [sorted(data.draw(st.sets(st.integers(0, span - 1), min_size=1))) for _ in range(samples)]
-    longest = max(map(len, kept))
-    columns = torch.tensor([[-1] * (longest - len(row)) + row for row in kept])
-    layer = windowed(window, columns, span, tail)
+@given(kept=SAMPLES, window=st.integers(2, 9), tail=st.integers(0, 12))
+def test_a_window_lets_go_of_what_no_later_row_sees(kept, window, tail):
+    span, longest = 8, max(map(len, kept))
+    layer = filled(padded(kept), span, tail, window=window)
     whole = [[*row, *range(span, span + tail)] for row in kept]
     assert layer.get_seq_length() == span + tail
     assert layer.keys.shape[-2] == min(longest + tail, window - 1)
     for held, row in zip(slots(layer), whole, strict=True):
         assert held == row[len(row) - len(held) :]
-        assert [column for column in row if column > span + tail - window] == [
-            c for c in held if c > span + tail - window
-        ]
+        first = span + tail - window + 1
+        assert [column for column in row if column >= first] == [column for column in held if column >= first]
     assert layer.valid_slots()() == [len(row) for row in slots(layer)]
 
 
 def test_rows_still_see_what_leaves_behind_them():
-    layer = windowed(4, torch.tensor([[0, 2, 3, 5]]), 6)
+    layer = filled(torch.tensor([[0, 2, 3, 5]]), 6, window=4)
     layer.announce(None, 1)
     new = torch.tensor([[6]])
     assert layer.columns(1, 1, new.device).tolist() == [[2, 3, 5, 6]]
@@ -260,7 +247,7 @@ def test_a_window_after_whole_turns(turn):
 
 @pytest.mark.parametrize("remove", range(4))
 def test_a_window_takes_tokens_back_where_the_past_is_recorded(remove):
-    layer = windowed(5, torch.tensor([[0, 2, 3, 5, 6]]), 8, record=True)
+    layer = filled(torch.tensor([[0, 2, 3, 5, 6]]), 8, window=5, record=True)
     layer.crop(0)
     assert slots(layer) == [[2, 3, 5, 6]]
     new = torch.tensor([[8, 9, 10]])
@@ -272,7 +259,7 @@ def test_a_window_takes_tokens_back_where_the_past_is_recorded(remove):
 
 
 def test_a_window_that_has_let_go_takes_nothing_back():
-    layer = windowed(4, COLUMNS, 6, tail=1)
+    layer = filled(COLUMNS, 6, tail=1, window=4)
     layer.crop(0)
     with pytest.raises(fv.UnsupportedError, match="discarded"):
         layer.crop(-1)
@@ -280,7 +267,7 @@ def test_a_window_that_has_let_go_takes_nothing_back():
 
 @pytest.mark.parametrize("record", [False, True])
 def test_after_a_reset_a_window_is_a_plain_one(record):
-    plain, layer = DynamicSlidingWindowLayer(sliding_window=5), windowed(5, COLUMNS, 6, tail=3)
+    plain, layer = DynamicSlidingWindowLayer(sliding_window=5), filled(COLUMNS, 6, tail=3, window=5)
     layer.reset()
     if record:
         plain.activate_past_recording()
@@ -309,13 +296,6 @@ def test_a_window_that_has_not_evicted_still_slides_for_the_mask_builder():
 def long(monkeypatch):
     """A few slots are many."""
     monkeypatch.setattr(cache_module, "LONG", 4)
-
-
-def decode(layer, column):
-    """One more token of every sample."""
-    new = torch.full((layer.keys.shape[0], 1), column)
-    layer.announce(None, 1)
-    return layer.update(states(new), states(new))
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Layers behind a cut hand their rows on as they are, unless somebody reads between them."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -85,38 +87,34 @@ def test_hidden_states_that_are_asked_for_are_whole(said):
     assert same(alone, asked)
 
 
-def test_a_hook_on_every_module_reads_too(said):
-    model, inputs = tiny("llava"), batch("llava", ["tit"])
+@contextmanager
+def hook_on_every_module(model):
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        with fv.drop(model, METHOD):
-            run(model, inputs)
+        yield
     finally:
         handle.remove()
-    assert said == [False]
 
 
-def test_what_a_decoder_adds_between_its_layers_reads_too(said):
-    model, inputs = tiny("qwen3_vl"), batch("qwen3_vl", ["tit"])
-    with fv.drop(model, METHOD):
-        run(model, inputs)
-    assert said == [False]
-
-
-def test_a_loop_over_the_layers_that_is_not_known_reads_too(said):
+@contextmanager
+def loop_that_is_not_known(model):
     assert not Derived.decoders
-    model, inputs = tiny("llava"), batch("llava", ["tit"])
-    with pytest.MonkeyPatch.context() as patch, fv.drop(model, METHOD):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(family_for(model)), "decoders", frozenset())
-        run(model, inputs)
-    assert said == [False]
+        yield
 
 
-def test_gradients_read_too(said):
+def test_others_read_between_the_layers_too(said):
+    """A hook on every module, a loop over the layers that is not known, what a decoder adds, and gradients."""
     model, inputs = tiny("llava"), batch("llava", ["tit"])
+    for reads in (hook_on_every_module, loop_that_is_not_known):
+        with fv.drop(model, METHOD), reads(model):
+            run(model, inputs)
     with fv.drop(model, METHOD):
         model(**inputs, use_cache=True).logits.sum().backward()
-    assert said == [False]
+    with fv.drop(adds := tiny("qwen3_vl"), METHOD):
+        run(adds, batch("qwen3_vl", ["tit"]))
+    assert said == [False] * 4
 
 
 def test_rows_that_somebody_changed_on_the_way_are_told(said, monkeypatch):

@@ -1,9 +1,7 @@
 """A recording, replayed on other prompts, leaves what a plain run leaves; where it cannot, the plain run answers."""
 
-import gc
 import sys
 import threading
-import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -14,7 +12,7 @@ from transformers import DynamicCache
 
 import foveate as fv
 from foveate._transformers import older, with_cache
-from foveate.engine.replay import Replayer
+from foveate.engine.replay import Modules, Replayer
 from foveate.errors import SettingError
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
@@ -173,19 +171,18 @@ def test_a_model_on_a_cpu_has_no_graphs():
 # -- what changes between two prompts ------------------------------------------------------------------------------
 
 
-def changed(model, change, method=V2DROP, undo=lambda: None):
-    """Answers of the last of four prompts: `change` comes in front of it, and the plain run's answer then."""
+def changed(model, change):
+    """Compare the last of four answers, before which something changes, with the plain run's; how the decoder ran."""
     four = prompts("llava", count=4)
-    with Sides(), fv.drop(model, method, cuda_graphs=True) as trace:
+    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
         for inputs in four[:3]:
             answer(model, inputs)
         assert counted(trace.graphs.decoder) == (1, 1)
         change()
         ids, logits = answer(model, four[3])
-    undo_ids, undo_logits = plain_answer(model, method, four[3])
-    undo()
-    torch.testing.assert_close(logits, undo_logits, rtol=0, atol=ROUNDING)
-    assert torch.equal(ids, undo_ids)
+    plain_ids, plain_logits = plain_answer(model, V2DROP, four[3])
+    torch.testing.assert_close(logits, plain_logits, rtol=0, atol=ROUNDING)
+    assert torch.equal(ids, plain_ids)
     return trace.graphs.decoder
 
 
@@ -198,24 +195,35 @@ def layer_of(model, index=3):
     return family_for(model).layers[index]
 
 
-def test_a_weight_that_has_moved_is_not_read_where_it_was(model, graphs_on_cpu):
-    weight = layer_of(model).mlp.up_proj.weight
-    counts = changed(model, lambda: setattr(weight, "data", weight.data * 1.5))
-    assert counted(counts) == (2, 1)  # it is recorded anew
+def move(mlp):
+    mlp.up_proj.weight.data = mlp.up_proj.weight.data * 1.5
 
 
-def test_a_weight_that_is_written_to_is_read(model, graphs_on_cpu):
-    counts = changed(model, lambda: layer_of(model).mlp.up_proj.weight.data.mul_(1.5))
-    assert counted(counts) == (1, 2)
+def write(mlp):
+    mlp.up_proj.weight.data.mul_(1.5)
 
 
-def test_a_layer_that_is_swapped_runs(model, graphs_on_cpu):
-    mlp = layer_of(model).mlp
+def swap(mlp):
+    mlp.up_proj = nn.Linear(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False)
 
-    def swap():
-        mlp.up_proj = nn.Linear(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False)
 
-    assert counted(changed(model, swap)) == (2, 1)
+@pytest.mark.parametrize(("change", "recorded"), [(move, 2), (write, 1), (swap, 2)])
+def test_a_weight_that_has_changed_is_read_where_it_is(model, change, recorded, graphs_on_cpu):
+    """One that is elsewhere is recorded anew."""
+    counts = changed(model, lambda: change(layer_of(model).mlp))
+    assert counted(counts) == (recorded, 3 - recorded)
+
+
+def test_modules_are_looked_at_once_in_a_call_of_generate(model, graphs_on_cpu, monkeypatch):
+    looks, same = [], Modules.same.fget
+    monkeypatch.setattr(Modules, "same", property(lambda modules: looks.append(modules) or same(modules)))
+    asked = prompts("llava")
+    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
+        for inputs in asked:
+            looks.clear()
+            answer(model, inputs, 8)
+    assert trace.graphs.steps.replayed > 10
+    assert len(looks) == len(set(looks)) == 3  # the tower, the prompt, the steps
 
 
 @pytest.mark.parametrize("place", ["mlp", "layer"])
@@ -330,15 +338,6 @@ def test_recordings_outlive_a_context_and_serve_an_equal_method(model, graphs_on
     run(model, fv.V2Drop(layers=(2,), keep=(0.5,)), prompts("llava", count=2))
     _, trace = run(model, fv.V2Drop(layers=(2,), keep=(0.5,)), prompts("llava", count=2))
     assert counted(trace.graphs.decoder) == (0, 2)
-
-
-def test_recordings_go_with_their_model(graphs_on_cpu):
-    model = tiny.__wrapped__("llava")
-    run(model, V2DROP, prompts("llava", count=3))
-    gone = weakref.ref(model)
-    del model
-    gc.collect()
-    assert gone() is None
 
 
 def test_a_replay_costs_the_host_little(model, graphs_on_cpu, monkeypatch):

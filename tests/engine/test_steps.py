@@ -84,17 +84,14 @@ def test_a_long_answer(model, graphs_on_cpu):
     assert counted(counts) == (1, 2 * 63 - 2)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("words", [(LAYOUT,), RAGGED])
-def test_the_untouched_model(family, words, graphs_on_cpu):
-    model = tiny.__wrapped__(family)
-    counts = replays(model, None, prompts(family, words, 2))
+@pytest.mark.parametrize(
+    ("family", "kernel", "method", "words"),
+    [(family, "sdpa", None, words) for family in ("llava", "qwen2_5_vl") for words in ((LAYOUT,), RAGGED)]
+    + [("llava", "eager", V2DROP, RAGGED)],
+)
+def test_the_untouched_model_and_eager_attention(family, kernel, method, words, graphs_on_cpu):
+    counts = replays(tiny.__wrapped__(family, kernel), method, prompts(family, words, 2))
     assert counts.replayed > TOKENS
-
-
-def test_eager_attention(graphs_on_cpu):
-    model = tiny.__wrapped__("llava", "eager")
-    assert replays(model, V2DROP, prompts("llava", RAGGED, 2)).replayed > TOKENS
 
 
 def test_sampled_answers_draw_as_before(model, graphs_on_cpu):
@@ -313,13 +310,13 @@ def test_rooms_are_shared_and_do_not_grow(model, graphs_on_cpu):
     assert sizes[0] == sizes[1]
 
 
-def test_rooms_go_with_their_model(graphs_on_cpu):
+def test_recordings_and_rooms_go_with_their_model(graphs_on_cpu):
     model = tiny.__wrapped__("llava")
-    said(model, V2DROP, prompts("llava", count=2), 6)
-    memory = weakref.ref(replay._tapes[family_for(model).core].rooms(torch.device("cpu")))
+    said(model, V2DROP, prompts("llava"), 6)
+    gone = [weakref.ref(model), weakref.ref(replay._tapes[family_for(model).core].rooms(torch.device("cpu")))]
     del model
     gc.collect()
-    assert memory() is None
+    assert [one() for one in gone] == [None, None]
 
 
 # -- looks --------------------------------------------------------------------------------------------------------

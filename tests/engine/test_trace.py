@@ -18,10 +18,8 @@ def test_a_trace_goes_to_json():
     told = json.loads(trace.to_json())
     assert told["vision_tokens"] == [50, 0]
     assert told["retention"] == trace.retention
-    assert told["stages"][0]["where"] == "layer"
-    assert told["stages"][0]["layer"] == 1
-    assert told["stages"][0]["before"] == [50, 0]
-    assert told["stages"][0]["after"] == [25, 0]
+    first = {"where": "layer", "layer": 1, "before": [50, 0], "after": [25, 0]}
+    assert told["stages"][0].items() >= first.items()
     assert len(told["stages"][1]["kept"][0]) == 10
     assert told["kv_lengths"] == trace.kv_lengths
 

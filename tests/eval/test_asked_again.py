@@ -6,7 +6,7 @@ import foveate as fv
 from foveate.eval.evaluation import evaluate
 from foveate.eval.plan import Plan
 from foveate.eval.quality import tables_of
-from foveate.eval.records import looked_twice
+from foveate.eval.records import record_of_both
 from foveate.naming import method_of
 
 QUICK = {"answer": "a", "confidence": 0.5, "spent": 64.0, "vision_tokens": 576, "flops": 10, "new_tokens": 2, "kl": 0.3}
@@ -22,13 +22,13 @@ FULL = {
 
 
 def test_of_two_answers_the_trusted_one_counts_or_both_cost():
-    assert looked_twice(QUICK, FULL, 0.5) == {**QUICK, "again": 0.0}
-    again = looked_twice(QUICK, FULL, 0.51)
+    assert record_of_both(QUICK, FULL, 0.5) == {**QUICK, "again": 0.0}
+    again = record_of_both(QUICK, FULL, 0.51)
     assert (again["answer"], again["spent"], again["flops"], again["kl"], again["again"]) == ("b", 640.0, 110, 0.0, 1.0)
     assert again["new_tokens"] == 5
-    assert looked_twice({**QUICK, "flops": None}, FULL, 0.51)["flops"] is None
-    assert looked_twice({**QUICK, "confidence": float("nan")}, FULL, 0.0)["again"] == 1.0
-    assert looked_twice({**QUICK, "vision_tokens": 0}, FULL, 1.0)["again"] == 0.0
+    assert record_of_both({**QUICK, "flops": None}, FULL, 0.51)["flops"] is None
+    assert record_of_both({**QUICK, "confidence": float("nan")}, FULL, 0.0)["again"] == 1.0
+    assert record_of_both({**QUICK, "vision_tokens": 0}, FULL, 1.0)["again"] == 0.0
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import foveate as fv
 from foveate import embedded
 from foveate.contract.budget import Budget
 from foveate.cost.fitting import costs_of
-from foveate.eval.contenders import contenders_at
+from foveate.eval.plan import contenders_at
 from foveate.naming import parse
 
 CONFIG = AutoConfig.from_pretrained(embedded.path())

@@ -9,6 +9,7 @@ from foveate.eval import evaluation
 from foveate.eval.evaluation import evaluate
 from foveate.eval.plan import Plan
 from foveate.eval.provenance import conditions
+from foveate.eval.quality import Quality
 from foveate.runs.listener import Listener
 
 
@@ -53,8 +54,15 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
 
 
 def test_without_a_plan_the_usual_methods_and_budgets_are_compared(vlm, monkeypatch):
-    monkeypatch.setattr(evaluation, "_compare", lambda vlm, asked, plan, *_, **__: (len(asked), plan))
-    assert evaluate(vlm, ["colour"], count=1) == (1, Plan())
+    compared = []
+
+    def compare(vlm, asked, plan, *_):
+        compared.append((len(asked), plan))
+        return Quality([])
+
+    monkeypatch.setattr(evaluation, "_compare", compare)
+    evaluate(vlm, ["colour"], count=1)
+    assert compared == [(1, Plan())]
 
 
 def test_several_seeds_are_pooled_and_each_ones_counts_are_kept(vlm, tmp_path):

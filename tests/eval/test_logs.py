@@ -1,6 +1,7 @@
 """Sample logs of lmms-eval, written here as it writes them: what is paired, and what is refused."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -21,12 +22,8 @@ def include(root, tmp_path_factory):
 
 def sample(document, answer, truth="yes", spent=576.0):
     """A line of POPE's log."""
-    scored = {
-        "question_id": str(document),
-        "score": float(answer == truth),
-        "prediction": answer,
-        "ground_truth": truth,
-    }
+    scored = {"question_id": str(document), "score": float(answer == truth)}
+    scored |= {"prediction": answer, "ground_truth": truth}
     counts = {"output_tokens": 1, "spent": spent, "vision_tokens": 576, "flops": int(1000 * spent), "media": None}
     names = ("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score")
     about = {"doc_id": document, "target": truth, "input": f"Question {document}?", "doc_hash": "a"}
@@ -102,80 +99,43 @@ def test_logs_that_differ_by_their_seed_are_draws_of_one_method(full, include, t
     assert [setting["seed"] for setting in random["settings"]] == [0, 1]
 
 
-def lines_of(folder):
-    (file,) = folder.glob("*/*.jsonl")
-    return file, file.read_text().splitlines(keepends=True)
-
-
-def cut_short(folder):
-    file, lines = lines_of(folder)
-    file.write_text("".join(lines)[:-20])
-
-
-def without_a_line(folder):
-    file, lines = lines_of(folder)
-    file.write_text("".join(lines[1:]))
-
-
-def emptied(folder):
-    lines_of(folder)[0].write_text("")
-
-
-def without_samples(folder):
-    lines_of(folder)[0].unlink()
-
-
-def with_another_score(folder):
-    file, lines = lines_of(folder)
-    file.write_text("".join(lines).replace('"prediction": "yes"', '"prediction": "no"', 4))  # of all four figures
-
-
-def with_another_question(folder):
-    file, lines = lines_of(folder)
-    file.write_text("".join(lines).replace("Question 3?", "Question 33?"))
-
-
-def from_a_cache(folder):
-    file, lines = lines_of(folder)
-    row = json.loads(lines[0]) | {"token_counts": [None]}
-    file.write_text("".join([json.dumps(row) + "\n", *lines[1:]]))
-
-
-def without_results(folder):
-    next(folder.glob("*/*results.json")).unlink()
-
-
-def with_other_results(folder):
-    next(folder.glob("*/*results.json")).write_text('{"results": {}}')
-
-
-def run_twice(folder):
-    file = next(folder.glob("*/*results.json"))
-    shutil.copy(file, file.with_name("20260102_000000_results.json"))
+def change(folder, ending, new):
+    """Write another text into a run's file; None removes it."""
+    (file,) = folder.glob(f"*/*{ending}")
+    text = new(file.read_text())
+    file.unlink() if text is None else file.write_text(text)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("ending", "new", "says"),
     [
-        (cut_short, "damaged"),
-        (without_a_line, "7 of 8 documents"),
-        (emptied, "damaged"),
-        (without_samples, "--log_samples"),
-        (with_another_score, "for the answers in the log"),
-        (with_another_question, "different documents"),
-        (from_a_cache, "documents|use_cache"),
-        (without_results, "no results of lmms-eval"),
-        (with_other_results, "no results file"),
-        (run_twice, "2 runs"),
-        (shutil.rmtree, "no results of lmms-eval"),
+        (".jsonl", lambda text: text[:-20], "damaged"),
+        (".jsonl", lambda text: text.partition("\n")[2], "7 of 8 documents"),
+        (".jsonl", lambda text: "", "damaged"),
+        (".jsonl", lambda text: None, "--log_samples"),
+        (".jsonl", lambda text: text.replace('"prediction": "yes"', '"prediction": "no"', 4), "answers in the log"),
+        (".jsonl", lambda text: text.replace("Question 3?", "Question 33?"), "different documents"),
+        (".jsonl", lambda text: re.sub(r"\[{.*?}\]", "[null]", text, count=1), "documents|use_cache"),
+        ("results.json", lambda text: None, "no results of lmms-eval"),
+        ("results.json", lambda text: '{"results": {}}', "no results file"),
     ],
 )
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_log_that_is_damaged_or_of_other_documents_is_refused(change, says, which, full, cut, include):
-    change([full, cut][which])
+def test_a_log_that_is_damaged_or_of_other_documents_is_refused(ending, new, says, which, full, cut, include):
+    change([full, cut][which], ending, new)
     with pytest.raises(InputError, match=says) as refused:
         compare_logs([full, cut], include)
     assert "\n" not in str(refused.value)
+
+
+def test_a_folder_of_two_runs_or_of_none_is_refused(full, cut, include):
+    (file,) = cut.glob("*/*results.json")
+    shutil.copy(file, file.with_name("20260102_000000_results.json"))
+    with pytest.raises(InputError, match="2 runs"):
+        compare_logs([full, cut], include)
+    shutil.rmtree(cut)
+    with pytest.raises(InputError, match="no results of lmms-eval"):
+        compare_logs([full, cut], include)
 
 
 CUT = "pretrained=embedded,method=v2drop,budget=64"

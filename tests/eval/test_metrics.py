@@ -8,7 +8,7 @@ from lmms_eval.api.metrics import mean
 
 from foveate.errors import InputError, UnsupportedError
 from foveate.eval.lmms.logs import Run
-from foveate.eval.lmms.metrics import MME_TOTAL, Metric, metric_of, scored
+from foveate.eval.lmms.metrics import MME_TOTAL, Metric, metric_of, score_logs
 from foveate.eval.lmms.setting import Setting
 from foveate.eval.pairing import figures_of
 from foveate.plain.stats import Resampled
@@ -42,7 +42,7 @@ def metric(function, log, name="m"):
 
 def alone(found, log):
     """The scored rows of the full model alone, and what gives the figure."""
-    ((rows,), aggregate) = scored([found], [log])
+    ((rows,), aggregate) = score_logs([found], [log])
     return rows, aggregate
 
 

@@ -12,7 +12,7 @@ from foveate import embedded
 from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
 from foveate.eval import provenance
-from foveate.eval.lmms.requests import Conduct
+from foveate.eval.lmms.requests import RequestAnswerer
 from foveate.eval.provenance import conditions
 from foveate.eval.records import fingerprint
 
@@ -51,7 +51,7 @@ def test_answers_under_a_checkpoints_own_penalty_are_not_used_again():
 
 
 def key(loaded) -> str:
-    return fingerprint(Conduct().conditions(loaded))
+    return fingerprint(RequestAnswerer(loaded).conditions())
 
 
 @pytest.fixture
@@ -95,7 +95,8 @@ def test_conduct_number_format_kernel_and_versions_are_part_of_the_key(folder, m
         key(load(str(folder), device=device, dtype="bfloat16")),
         key(load(str(folder), device=device, attention="eager")),
     }
-    keys |= {fingerprint(other.conditions(loaded)) for other in (Conduct(protocol="llava"), Conduct(most_frames=8))}
+    for other in ({"protocol": "llava"}, {"most_frames": 8}):
+        keys.add(fingerprint(RequestAnswerer(loaded, **other).conditions()))
     assert len(keys) == 5
     for library in ("foveate", "torch", "transformers"):
         with monkeypatch.context() as changed:

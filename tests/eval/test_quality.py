@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from itertools import product
 
@@ -6,8 +7,8 @@ import pytest
 
 import foveate as fv
 from foveate.eval import pareto
-from foveate.eval.contenders import Contender
-from foveate.eval.pairing import collapsed, figures_of, unmatched, verdict
+from foveate.eval.pairing import figures_of, has_collapsed, shares_unmatched, verdict
+from foveate.eval.plan import Contender
 from foveate.eval.quality import AGREEMENT, Quality, points, tables_of
 from foveate.plain.stats import Estimate
 from foveate.tuning import tuned
@@ -83,13 +84,13 @@ def test_rivals_are_those_that_truly_cost_the_same(quality):
     assert (spender["minus_random"], spender["minus_resize"]) == (None, None)
     assert (ours["hard"], ours["hard_questions"]) == (pytest.approx((0.8 - 0.3) / (1 - 0.3), abs=1e-5), 140)
     assert (spender["hard"], resize["hard"]) == (None, None)
-    assert unmatched(quality.rows) == [pytest.approx(30 / 576, abs=1e-3)]
+    assert shares_unmatched(quality.rows) == [pytest.approx(30 / 576, abs=1e-3)]
 
 
 def test_baselines_do_not_run_twice_at_nearly_the_same_share():
     chain = (contender("chain", None, 6), [log(right(0.5), 63)])
-    assert unmatched(figures_of(FULL, [RAN[1], chain])) == []
-    assert unmatched(figures_of(FULL, [chain])) == [pytest.approx(63 / 576, abs=1e-3)]
+    assert shares_unmatched(figures_of(FULL, [RAN[1], chain])) == []
+    assert shares_unmatched(figures_of(FULL, [chain])) == [pytest.approx(63 / 576, abs=1e-3)]
 
 
 def test_hard_questions_are_those_that_the_full_model_gets_right_and_a_smaller_picture_wrong():
@@ -231,7 +232,7 @@ def test_controls_and_methods_without_one_get_none(quality):
 
 def test_a_task_of_which_less_than_a_quarter_is_left_has_collapsed():
     for accuracy, full, gone in ((0.24, 1.0, True), (0.25, 1.0, False), (0.2, 0.6, False), (0.0, 0.0, False)):
-        assert collapsed({"accuracy": accuracy}, {"accuracy": full}) is gone
+        assert has_collapsed({"accuracy": accuracy}, {"accuracy": full}) is gone
 
 
 def test_what_an_accuracy_hides_is_said_of_methods_and_not_of_controls(quality):
@@ -247,6 +248,22 @@ def test_a_few_pictures_tell_no_methods_apart(quality):
     row = {**quality.settings[0], **differing("random", 1.0, 1.0)}
     for pictures, words in ((1, "not told apart from"), (5, "not told apart from"), (6, "better than")):
         assert verdict({**row, "pictures": pictures}, "minus_random") == words
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_an_interval_of_fewer_than_five_pictures_says_nothing(count):
+    """Two questions a picture: the bootstrap of so few is far too narrow, so there is none, and a sentence says so."""
+    few = slice(2 * count)
+    ran = [(RAN[0][0], [log(right(0.8))[few]]), (RAN[1][0], [log(right(0.4))[few], log(right(0.6))[few]])]
+    for aggregate in (None, lambda rows: float(np.mean([row["score"] for row in rows]))):
+        quality = Quality(figures_of(FULL[few], ran, aggregate))
+        unknown = [name for name, end in quality.settings[0].items() if end is None]
+        assert ("difference_low" in unknown, "minus_random_high" in unknown) == (count < 5, count < 5)
+        assert ([note for note in nothing(quality) if "for an interval" in note] != []) == (count < 5)
+        assert all("better" not in note for note in quality.verdicts())
+        assert ("±" in points(quality.settings[0], "minus_random", 100, signed=True)) == (count >= 5)
+        assert pareto.draw(quality).mode == "RGB"
+        assert json.dumps(quality.to_dict(), allow_nan=False)
 
 
 # -- what a figure cannot say ---------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.eval.records import fingerprint, key_of, open_answers
+from foveate.eval.records import divergence, fingerprint, key_of, open_answers
 from tests.forked import forked
 
 
@@ -181,3 +182,16 @@ def test_a_method_of_another_code_has_another_key(tmp_path, monkeypatch):
         (tmp_path / f"of_{module}.py").write_text(code.format("Own").replace("# Own", f"# {module}"))
         keys.add(key_of(importlib.import_module(f"of_{module}").Own()))
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize("size", [40, 3000])
+def test_divergence_is_the_exact_one_on_a_small_vocabulary_and_a_lower_bound_on_a_large_one(size):
+    full, other = torch.randn(2, size, generator=torch.Generator().manual_seed(size)).mul(2).log_softmax(-1)
+    exact = float((full.exp() * (full - other)).sum())
+    ids = full.topk(min(size, 256)).indices.tolist()
+    first = {"ids": ids, "logs": full[ids].tolist()}
+    assert divergence(first, full) == pytest.approx(0, abs=1e-4)
+    if size == 40:
+        assert divergence(first, other) == pytest.approx(exact, rel=1e-3)
+    else:
+        assert 0.5 * exact < divergence(first, other) < exact

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
 
-from foveate.ask import answers, preparing
+from foveate.ask import answers, prompt
 from foveate.ask.conversation import Conversation
 from foveate.ask.vlm import VLM
-from foveate.errors import SettingError, UnsupportedError
-from foveate.eval.lmms.requests import Conduct, Request, RequestAnswerer
+from foveate.errors import UnsupportedError
+from foveate.eval.lmms.requests import Request, RequestAnswerer
 from foveate.eval.records import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
@@ -42,7 +42,7 @@ def requests():
 
 def test_a_batch_gives_the_answers_of_its_samples_in_the_order_asked(llava, requests):
     method = V2Drop.for_budget(llava.model, retention=0.4)
-    alone, four = (RequestAnswerer(llava, method, Conduct(batch_size=size)) for size in (1, 4))
+    alone, four = (RequestAnswerer(llava, method, batch_size=size) for size in (1, 4))
     assert alone(requests) == four(requests)
     assert len(set(alone(requests))) > 1
     for key, row in alone.records.items():
@@ -54,13 +54,12 @@ def test_answers_are_those_of_the_model_itself(llava, requests):
     texts = RequestAnswerer(llava)(requests)
     for request, text in zip(requests, texts, strict=True):
         conversation = Conversation.of(request.messages(), 1)
-        inputs = preparing.encode(llava.model, llava.processor, conversation)
+        inputs = prompt.encode(llava.model, llava.processor, conversation)
         out = llava.model.generate(**inputs, max_new_tokens=4, do_sample=False, temperature=None)
         assert text == llava.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monkeypatch):
-    conduct = Conduct(batch_size=2)
     asked = []
     real = answers.answers_to
 
@@ -71,18 +70,18 @@ def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monk
         return real(vlm, prompts, *arguments, **settings)
 
     monkeypatch.setattr(answers, "answers_to", dying)
-    with pytest.raises(KeyboardInterrupt), open_answers(conduct.conditions(llava), tmp_path) as store:
-        RequestAnswerer(llava, None, conduct, store)(requests)
+    with pytest.raises(KeyboardInterrupt), open_answers({"of": "llava"}, tmp_path) as store:
+        RequestAnswerer(llava, None, batch_size=2, store=store)(requests)
     with (store.path / "part-00000.jsonl").open("ab") as file:
         file.write(b'{"method": "full", "quest')
     monkeypatch.setattr(answers, "answers_to", real)
     added = []
-    with open_answers(conduct.conditions(llava), tmp_path) as fresh:
+    with open_answers({"of": "llava"}, tmp_path) as fresh:
         assert len(fresh) == sum(asked) > 0
-        whole = RequestAnswerer(llava, None, conduct, fresh, added.append)
+        whole = RequestAnswerer(llava, None, batch_size=2, store=fresh, advance=added.append)
         assert whole(requests) == RequestAnswerer(llava)(requests)
     assert sum(added) == len(requests)
-    with open_answers(conduct.conditions(llava), tmp_path) as again:
+    with open_answers({"of": "llava"}, tmp_path) as again:
         assert len(again) == len(requests)
 
 
@@ -98,18 +97,13 @@ def test_sampling_is_refused_with_the_way_out(llava):
         RequestAnswerer(llava)([request_for(0, "this", 0, temperature=0.7)])
 
 
-def test_sizes_below_one_are_refused():
-    with pytest.raises(SettingError, match="batch_size is 1 or more; got 0"):
-        Conduct(batch_size=0)
-
-
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batch_size):
     """A model whose token counts depend on the picture; up to three pictures a sample."""
     model = models.tiny("qwen2_vl")
     words = ["tit", "titt", "titit", "tititit", "itit", "ttt"]
     monkeypatch.setattr(
-        preparing,
+        prompt,
         "PROTOCOLS",
         {"own": lambda _, __, one: BatchFeature(models.batch("qwen2_vl", [one.turns[0][1][0][1]]))},
     )
@@ -126,7 +120,7 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
         )
         for at, word in enumerate(words)
     ]
-    found = RequestAnswerer(loaded, V2Drop(tokens=5), Conduct(batch_size=batch_size))
+    found = RequestAnswerer(loaded, V2Drop(tokens=5), batch_size=batch_size)
     texts = found(asked)
     counts = {row["vision_tokens"] for row in found.records.values()}
     assert len(counts) > 2
@@ -137,7 +131,7 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
             assert row["spent"] == pytest.approx(5, abs=1)
         else:
             assert (row["setting"], row["retention"]) == (None, 1.0)
-    alone = RequestAnswerer(loaded, found.method, Conduct())
+    alone = RequestAnswerer(loaded, found.method)
     assert [alone([one])[0] for one in asked] == texts
 
 
@@ -146,6 +140,6 @@ def test_no_prefill_is_shared_with_a_method_that_reads_text(llava, requests, mon
     method = MustDrop.for_budget(llava.model, retention=0.4)
     monkeypatch.setattr(answers, "look_at", None)
     about_one = [request_for(at, text, 0) for at, text in enumerate(["What is this ?", "w3 w4 w5 w6 ?"])]
-    together = RequestAnswerer(llava, method, Conduct(batch_size=2))
+    together = RequestAnswerer(llava, method, batch_size=2)
     alone = [RequestAnswerer(llava, method)([request])[0] for request in about_one]
     assert together(about_one) == alone

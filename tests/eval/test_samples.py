@@ -44,7 +44,8 @@ def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
     assert "Accuracy" in heads
 
 
-def test_labels_that_are_all_the_same_are_said_to_say_nothing(evaluated):
+def test_labels_that_are_all_the_same_are_said_to_say_nothing(evaluated, monkeypatch):
+    monkeypatch.setattr("foveate.eval.quality.LEAST", 1)  # all are about one picture
     asked = [{"question": f"{question}{ROW['question']}", "label": "Red."} for question in ("", "Say: ", "Well, ")]
     quality, _ = evaluated(*asked, retention=(0.9,))
     assert (quality.full["commonest"], quality.full["commonest_label"]) == (1, "red")

@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.families.llava_next import LlavaNext, LlavaNextVideo
 from foveate.methods.resize import Resize
-from tests.families import test_llava_next_video as next_video
+from tests.families.llavas import next_video
 from tests.models import cuts_of, made_of, tiny
 
 
@@ -100,7 +100,7 @@ def test_a_base_view_alone_keeps_its_newline():
 
 
 def video(mode, seed=0):
-    config = next_video.config(spatial_pool_mode=mode)
+    config = next_video(spatial_pool_mode=mode)
     config._attn_implementation = "eager"
     return made_of("llava_next_video", config).model, torch.randn(
         2, 3, 3, 70, 70, generator=torch.Generator().manual_seed(seed)

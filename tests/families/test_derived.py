@@ -3,79 +3,31 @@
 import pytest
 import torch
 import transformers
-from PIL import Image
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
 from foveate.contract import Shape, follow
-from foveate.families import derived
 from foveate.families.derived import Derived
 from foveate.families.proved import UNSERVED
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import oracle
-from tests.models import NO_PLACEHOLDERS
-from tests.tiny import CLIP, DEPTH, IMAGE, PAD, TEXT
+from tests.tiny_derived import DEPTH, IMAGE, TEXT, VOCABULARY, make
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
-SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
 
 
-def aya():
-    """Tiles of one size, their patches shuffled into fewer tokens; a Cohere2 decoder with windows."""
-    config = transformers.AyaVisionConfig(
-        vision_config=transformers.SiglipVisionConfig(**{**SIGLIP, "image_size": 84}, vision_use_head=False),
-        text_config=transformers.Cohere2Config(**TEXT, sliding_window=24),
-        downsample_factor=2, image_token_id=IMAGE, vision_feature_layer=-1,
+def generate(model, inputs):
+    """Greedy tokens and logits, without placeholders among the new ones."""
+    return model.generate(
+        **inputs, do_sample=False, max_new_tokens=6, bad_words_ids=[[token] for token in BANNED],
+        return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
-    return transformers.AyaVisionForConditionalGeneration(config), 84, 9
 
 
-def deepseek():
-    """One square a picture, a Llama decoder; features come as one tensor."""
-    config = transformers.DeepseekVLConfig(
-        vision_config=transformers.SiglipVisionConfig(**SIGLIP, vision_use_head=False),
-        text_config=transformers.LlamaConfig(**TEXT), image_token_id=IMAGE,
-    )  # fmt: skip
-    return transformers.DeepseekVLForConditionalGeneration(config), 70, 25
-
-
-def tiny(build, attention="sdpa"):
-    torch.manual_seed(0)
-    model, side, tokens = build()
-    model = model.eval()
-    model.set_attn_implementation(attention)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 1 or not weight.any():
-                weight.add_(0.1 * torch.randn_like(weight))
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, PAD
-    return model, side, tokens
-
-
-def prompt(words, side, tokens):
-    """A left-padded batch; "t" is three text tokens, "i" an image."""
-    rng = torch.Generator().manual_seed(0)
-    rows, count = [], sum(word.count("i") for word in words)
-    for word in words:
-        pieces = [
-            torch.full((tokens,), IMAGE) if at == "i" else torch.randint(2, 90, (3,), generator=rng) for at in word
-        ]
-        rows.append(torch.cat([torch.tensor([1]), *pieces]))
-    longest = max(map(len, rows))
-    ids = torch.stack([torch.cat((row.new_zeros(longest - len(row)), row)) for row in rows])
-    pixels = torch.randn(count, 3, side, side, generator=rng)
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "pixel_values": pixels}
-
-
-def generate(model, inputs, **settings):
-    settings = {"do_sample": False, "max_new_tokens": 6, **NO_PLACEHOLDERS, **settings}
-    return model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
-
-
-BUILDS = [aya, deepseek]
+BANNED = list(range(90, VOCABULARY))
 METHODS = [
-    fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),
+    fv.V2Drop(layers=(1, 2, 3), keep=(0.6, 0.5, 0.3)),
     fv.Uniform(layers=(0, 3), keep=(0.7, 0.5), scope="image"),
     VisionDrop(dominant=0, contextual=0, layer_list=(2, 3), image_token_list=((12, 4), (5, 2)), reference=25),
     fv.V2Drop(layers=(2,), keep=(0.5,)) + fv.FinalKV(),
@@ -83,11 +35,13 @@ METHODS = [
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_generation_is_the_recompute(method, build, attention, monkeypatch):
-    model, side, tokens = tiny(build, attention)
-    inputs = prompt(["titit"], side, tokens)
+@pytest.mark.parametrize(
+    ("name", "method"), [("deepseek_vl", one) for one in METHODS] + [("aya_vision", METHODS[at]) for at in (0, 1, 3)]
+)
+def test_generation_is_the_recompute(name, method, attention, monkeypatch):
+    model, case = make(name, attention)
+    inputs = case.batch(model, ["tit"])
+    tokens = int((inputs["input_ids"] == IMAGE).sum())
     monkeypatch.setattr(oracle, "visible", lambda *args: sees(model, *args[1:3]))
     with fv.drop(model, method) as trace:
         out = generate(model, inputs)
@@ -98,10 +52,10 @@ def test_generation_is_the_recompute(method, build, attention, monkeypatch):
         counts = lambda pair: lambda _: tuple(int(n * tokens / 25 + 0.5) for n in pair)  # noqa: E731
         pairs = zip(method.layer_list, method.image_token_list, strict=True)
         cuts = {layer: oracle.vision_decides(counts(pair), method.merge) for layer, pair in pairs}
-    logits, kept = oracle.recomputed(model, inputs, out, cuts, [IMAGE, 92, 93, 94], **told)
+    logits, kept = oracle.recomputed(model, inputs, out, cuts, BANNED, **told)
     torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
     assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
-    assert min(trace.latest.per_layer)[0] < 2 * tokens
+    assert min(trace.latest.per_layer)[0] < tokens
 
 
 def sees(model, layer, columns):
@@ -112,41 +66,14 @@ def sees(model, layer, columns):
 
 
 def test_a_picture_is_a_run_of_placeholders_whatever_its_tiles():
-    model, side, tokens = tiny(aya)
-    inputs = prompt(["tiit", "tit"], side, tokens)  # two tiles without text between them
+    model, case = make("aya_vision")
     with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,), scope="image")) as trace:
-        generate(model, inputs)
-    assert trace.vision_tokens == [2 * tokens, tokens]
-    assert trace.stages[0].after == (tokens, tokens // 2)
+        generate(model, case.batch(model, ["titit", "tit"]))  # three tiles, and one
+    assert trace.vision_tokens == [16, 12]
+    assert trace.stages[0].after == (8, 6)
 
 
 # What is said.
-
-
-def test_it_leaves_nothing_behind():
-    model, side, tokens = tiny(deepseek)
-    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
-    fv.apply(model, METHODS[0])
-    generate(model, prompt(["tit"], side, tokens))
-    fv.remove(model)
-    assert {name: sorted(vars(module)) for name, module in model.named_modules()} == before
-
-
-def test_a_type_that_was_not_tested_warns_once_and_says_how_to_prove_it(monkeypatch):
-    monkeypatch.setattr(derived, "PROVED", {})
-    derived.warn_of.cache_clear()
-    with pytest.warns(UserWarning, match="'deepseek_vl'.*not among the models.*foveate check MODEL"):
-        family_for(tiny(deepseek)[0])
-    family_for(tiny(deepseek)[0])  # a second warning would be an error
-    derived.warn_of.cache_clear()
-
-
-def test_where_tokens_look_is_not_known():
-    model, side, tokens = tiny(deepseek)
-    with fv.drop(model, METHODS[0]) as trace:
-        generate(model, prompt(["tit"], side, tokens))
-    with pytest.raises(fv.InputError, match="not known"):
-        trace.show(Image.new("RGB", (70, 70)))
 
 
 def test_an_encoder_decoder_has_nothing_to_drop():

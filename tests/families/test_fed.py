@@ -9,7 +9,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-import foveate as fv
 from foveate._transformers import older
 from foveate.contract import TowerAttention, TowerKeys
 from foveate.errors import UnsupportedError
@@ -64,36 +63,6 @@ def test_shows_what_the_hand_written_family_shows(family, modality):
         assert len(mine) == len(theirs)
         for signal in reads:
             torch.testing.assert_close(mine.read(signal), theirs.read(signal), atol=1e-6, rtol=1e-4)
-
-
-METHODS = [
-    fv.HiPrune(),
-    fv.VisionZip(dominant=2, contextual=1),
-    fv.Scope(),
-    fv.VisPruner(),
-    fv.ToMe(),
-    fv.PruMerge(neighbours=2),
-]
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-@pytest.mark.parametrize("family", ["gemma3", "glm4v", "internvl", "qwen2_vl", "qwen3_vl_moe", "qwen3_5"])
-def test_keeps_what_the_hand_written_family_keeps(family, method, monkeypatch):
-    model, inputs = tiny(family), batch(family, ["titit", "tit"])
-
-    def dropped() -> tuple[Any, Tensor]:
-        with fv.drop(model, method) as trace, torch.no_grad():
-            return trace, model(**inputs).logits
-
-    theirs, expected = dropped()
-    calls = []
-    monkeypatch.setattr(type(family_for(model)), "encode", lambda *args: calls.append(1) or encode_fed(*args))
-    own, logits = dropped()
-    assert calls
-    assert theirs.stages[0].after < theirs.stages[0].before
-    for mine, kept in zip(own.stages[0].kept, theirs.stages[0].kept, strict=True):
-        assert mine.tolist() == kept.tolist()
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
 
 
 # -- types without a family ----------------------------------------------------------------------------------------

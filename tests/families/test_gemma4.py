@@ -274,7 +274,7 @@ def test_a_smaller_picture_is_cut_into_patches_as_the_processor_cuts_it():
         )
 
     pixels = torch.cat((cut(picture), torch.zeros(PATCHES - 48, 48)))
-    got, places = family._resized(pixels, (3, 4), (2, 3))
+    got, places = family._resize(pixels, (3, 4), (2, 3))
     small = torch.nn.functional.interpolate(picture[None], (16, 24), mode="bilinear", antialias=True)[0]
     torch.testing.assert_close(got[:24], cut(small))
     assert not got[24:].any()

@@ -99,7 +99,7 @@ def test_the_whole_tells_which_mosaic_the_tiles_make(grid):
 
 def test_tokens_look_where_their_tiles_do():
     family, pixels = family_for(models.tiny("internvl")), torch.cat((cut_up(2, 3), cut_up(1, 1)[:1], cut_up(3, 1)))
-    given = family.remembered({"pixel_values": pixels})
+    given = family.arguments_kept({"pixel_values": pixels})
     wide, single, tall = family.boxes(family.model.config, "image", given, [7 * 9, 9, 4 * 9])
     assert wide[0].tolist() == pytest.approx([0, 0, 1 / 9, 1 / 6])
     assert wide[9 * 4 + 5].tolist() == pytest.approx([5 / 9, 4 / 6, 6 / 9, 5 / 6])  # second row of tiles, second column

@@ -12,17 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import foveate as fv
 from foveate.methods.pixelprune import PixelPrune
 from tests import oracle
+from tests.families import test_thinning as thinning
 from tests.families.test_thinning import CLOSE, features, hooks, of_copies, places_of, seen, strong, tower_of
 from tests.methods.test_pixelprune import looped
-from tests.models import FAMILIES, IMAGE, QWENS, TINY, VIDEO, batch, generate, given, tiny, with_video
+from tests.models import IMAGE, QWENS, VIDEO, batch, generate, given, tiny, with_video
 
-RETURNS = [name for name in FAMILIES if name not in QWENS and fv.families()[name].needs_all_rows is None]
-MODALITIES = [
-    (family, modality)
-    for family in RETURNS
-    for modality in ("image", "video")
-    if modality == "image" or (TINY[family].videos and hasattr(tiny(family).model, "get_video_features"))
-]
+MODALITIES = [pair for pair in thinning.MODALITIES if pair[0] not in QWENS]
+RETURNS = [family for family, modality in MODALITIES if modality == "image"]
 CLS = {"video_llava": "video"}
 """Where each frame has a CLS among the vision tokens."""
 

@@ -8,7 +8,7 @@ import transformers
 
 import foveate as fv
 from tests import oracle
-from tests.families import test_llava_next as llava_next, test_paligemma as paligemma
+from tests.families import llavas, test_paligemma as paligemma
 from tests.families.shown import paid, ways
 from tests.invariants.references import check_recomputed, reference
 from tests.invariants.settings import EXAMPLES
@@ -36,7 +36,7 @@ def prefix_and_window(layer, columns, picture, prompt):
 @functools.cache
 def model_of(family):
     if family == "llava_next":
-        config = llava_next.config(transformers.MistralConfig(**TEXT, sliding_window=WINDOW))
+        config = llavas.next_(transformers.MistralConfig(**TEXT, sliding_window=WINDOW))
         return made_of(family, config), window_of
     text = transformers.Gemma2Config(
         **TEXT, head_dim=12, query_pre_attn_scalar=9, sliding_window=WINDOW, layer_types=list(KINDS),

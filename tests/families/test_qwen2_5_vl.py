@@ -13,30 +13,19 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 import foveate as fv
 from foveate.registry import family_for
 from tests import others
+from tests.families.qwens import qwen, rope
 from tests.families.shown import KEYS, PAID, Shown
-from tests.tiny import (
-    IMAGE,
-    TEXT,
-    VIDEO,
-    VISION_START,
-    Picture,
-    Tiny,
-    after_start,
-    qwen_frames,
-    qwen_patches,
-    qwen_types,
-)
+from tests.tiny import TEXT, Picture, after_start, qwen_frames
 
 
 def config() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
     return transformers.Qwen2_5_VLConfig(
-        text_config={**TEXT, "num_key_value_heads": 1, "rope_parameters": rope},
+        text_config={**TEXT, "num_key_value_heads": 1, "rope_parameters": rope(2, 1, 1)},
         vision_config={
             "depth": 4, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
             "fullatt_block_indexes": [0, 2], "window_size": 56,
         },
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=94,
+        **others.QWEN,
     )  # fmt: skip
 
 
@@ -47,9 +36,7 @@ def videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     return [{**video, "second_per_grid_ts": seconds} for video, seconds in frames]
 
 
-TINY = Tiny(
-    config, "Qwen2_5_VLForConditionalGeneration", qwen_patches, videos, after_start, extra=qwen_types, mrope=True
-)
+TINY = replace(qwen(config, "Qwen2_5_VL", after_start), videos=videos)
 
 
 def other_config() -> Any:

@@ -1,6 +1,5 @@
 """Qwen3.5's tiny model, and its layers that carry a state in the place of attention."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,56 +10,35 @@ from transformers import DynamicCache
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
 from tests import oracle, others
-from tests.families.test_qwen3_vl import ids, other_vision
-from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
+from tests.families.qwens import FULL, LINEAR, other, other_qwen3_tower, other_states, qwen, qwen3_tower, rope
+from tests.tiny import IMAGE, TEXT, VIDEO
 
 
 def config() -> Any:
-    rope = {
-        "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
-        "partial_rotary_factor": 0.5,
-    }  # fmt: skip
-    linear, full = "linear_attention", "full_attention"
+    positions = rope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5)
     return transformers.Qwen3_5Config(
         text_config={
-            **TEXT, "head_dim": 16, "rope_parameters": rope, "layer_types": [linear, *[full] * 4, linear],
+            **TEXT, "head_dim": 16, "rope_parameters": positions, "layer_types": [LINEAR, *[FULL] * 4, LINEAR],
             "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
             "linear_value_head_dim": 12,
         },
-        vision_config={
-            "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
-            "num_position_embeddings": 36,
-        },
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=94,
+        vision_config=qwen3_tower(), **others.QWEN,
     )  # fmt: skip
 
 
-TINY = Tiny(
-    config, "Qwen3_5ForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True,
-    recurrent=(0, 5),
-)  # fmt: skip
-
-
-def other_states(depth: int, heads: int, keys: int, width: int, **more: Any) -> dict[str, Any]:
-    """Settings of a decoder with states: three key heads, six value heads, all of other sizes."""
-    known = {
-        "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 4, "linear_value_head_dim": 10,
-        "linear_conv_kernel_dim": 2, "head_dim": 24, **more,
-    }  # fmt: skip
-    return others.text(depth, heads, keys, width, **known)
+TINY = qwen(config, "Qwen3_5", recurrent=(0, 5))
 
 
 def other_config() -> Any:
-    rope = others.mrope(1, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.25)
-    linear, full = "linear_attention", "full_attention"
-    kinds = [linear, linear, full, linear, full, full, linear]
+    positions = others.mrope(1, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.25)
+    kinds = [LINEAR, LINEAR, FULL, LINEAR, FULL, FULL, LINEAR]
     return transformers.Qwen3_5Config(
-        text_config=other_states(7, 3, 1, 20, rope_parameters=rope, layer_types=kinds),
-        vision_config=other_vision(20, 3), **others.QWEN,
+        text_config=other_states(7, 3, 1, 20, rope_parameters=positions, layer_types=kinds),
+        vision_config=other_qwen3_tower(20, 3), **others.QWEN,
     )  # fmt: skip
 
 
-OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips, recurrent=(0, 1, 3, 6))
+OTHER = other(TINY, other_config, recurrent=(0, 1, 3, 6))
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 

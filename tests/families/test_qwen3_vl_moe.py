@@ -1,6 +1,5 @@
 """Qwen3-VL-MoE's tiny model."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,40 +8,34 @@ import transformers
 
 import foveate as fv
 from tests import others
-from tests.families.test_qwen3_vl import ids, other_vision
-from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
+from tests.families.qwens import other, other_qwen3_tower, qwen, qwen3_tower, rope
+from tests.tiny import TEXT
 
 
 def config() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    positions = rope(4, 2, 2, mrope_interleaved=True)
     return transformers.Qwen3VLMoeConfig(
         text_config={
-            **TEXT, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": rope, "num_experts": 5,
+            **TEXT, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": positions, "num_experts": 5,
             "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [3],
         },
-        vision_config={
-            "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
-            "deepstack_visual_indexes": [1], "num_position_embeddings": 36,
-        },
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=94,
+        vision_config=qwen3_tower(deepstack_visual_indexes=[1]), **others.QWEN,
     )  # fmt: skip
 
 
-TINY = Tiny(
-    config, "Qwen3VLMoeForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True
-)
+TINY = qwen(config, "Qwen3VLMoe")
 
 
 def other_config() -> Any:
     experts = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "decoder_sparse_step": 2}
-    rope = others.mrope(2, 1, 1, mrope_interleaved=True)
+    positions = others.mrope(2, 1, 1, mrope_interleaved=True)
     return transformers.Qwen3VLMoeConfig(
-        text_config=others.text(3, 4, 2, 28, head_dim=8, rope_parameters=rope, **experts),
-        vision_config=other_vision(28, 1, deepstack_visual_indexes=[0, 3]), **others.QWEN,
+        text_config=others.text(3, 4, 2, 28, head_dim=8, rope_parameters=positions, **experts),
+        vision_config=other_qwen3_tower(28, 1, deepstack_visual_indexes=[0, 3]), **others.QWEN,
     )  # fmt: skip
 
 
-OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips)
+OTHER = other(TINY, other_config)
 
 
 def test_router_logits_are_of_whole_prompts_alone():

@@ -15,7 +15,6 @@ from transformers.models.pixtral import modeling_pixtral
 
 import foveate as fv
 from foveate.core.patching import Patcher
-from foveate.families import thinning
 from foveate.families.tap import add_bias
 from foveate.registry import family_for
 from tests.core.test_thin import looped_parents, looped_picks
@@ -290,61 +289,6 @@ def of_loops(model, family, run, keep, at):
             return features(run(whole))
         finally:
             weighted.rows = None
-
-
-def hiding(module, query, key, value, attention_mask=None, scaling=None, **_):
-    """Full-length attention that hides the columns of rows that left; `hiding.stays`, (pictures, rows); None: none."""
-    logits = (query.double() @ key.double().transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        logits = logits + attention_mask
-    if hiding.stays is not None:
-        end = hiding.start + key.shape[2]  # packed segments come one after the other
-        logits = logits.masked_fill(~hiding.stays[:, None, None, hiding.start : end], -1e30)
-        hiding.start = end % hiding.stays.shape[1]
-    return (logits.softmax(-1) @ value.double()).to(value).transpose(1, 2), None
-
-
-AttentionInterface.register("hiding", hiding)
-ALL_MASK_ATTENTION_FUNCTIONS.register("hiding", ALL_MASK_ATTENTION_FUNCTIONS["eager"])  # else padding is not masked
-
-
-@pytest.mark.parametrize(("keep", "at"), SETTINGS)
-@pytest.mark.parametrize("family", ["llava", "idefics3", "qwen2_vl", "qwen3_vl"])
-def test_rows_that_left_are_hidden_columns_where_no_row_counts_as_many(family, keep, at, monkeypatch):
-    """Of a batch and of packed rows; with the counts of its own the tower is another one."""
-    whole = strong(family, "hiding")
-    tower, blocks, read = tower_of(whole, "image")
-    first, last = math.floor(at * (max(read) + 1) + 0.5), blocks[max(read)]
-    hiding.stays = None
-    call, before = seen(tower, blocks[first], call_of(whole, family, "image"))
-    goes_with = chosen(before, places_of(whole, tower, call, before.shape[-2]), keep)
-    stays = torch.zeros(before.shape[0] if before.dim() == 3 else 1, before.shape[-2], dtype=torch.bool)
-    stays[tuple(zip(*goes_with.values(), strict=True))] = True
-    stays[:, [row for row in range(before.shape[-2]) if (0, row) not in goes_with]] = True  # a CLS
-
-    def behind(model, block, run):
-        rows = []
-        with hooks() as on, torch.no_grad():
-            on.append(block.register_forward_hook(lambda _, args, output: rows.append(output)))
-            run()
-        return rows[0].view(*stays.shape, -1)[stays]
-
-    def hide(*_):
-        hiding.stays, hiding.start = stays, 0
-
-    with hooks() as on:
-        on.append(blocks[first].register_forward_pre_hook(hide))
-        wanted = behind(whole, last, call_of(whole, family, "image"))
-    hiding.stays = None
-    model = strong(family)
-    _, own, _ = tower_of(model, "image")
-    run = call_of(model, family, "image")
-    with fv.drop(model, fv.ThinTower(keep=keep, at=at, pick="maxmin")):
-        counted = behind(model, own[max(read)], run)
-        monkeypatch.setattr(thinning, "sizes", lambda parent, count, counted=None: torch.ones(count))
-        once = behind(model, own[max(read)], run)
-    torch.testing.assert_close(once, wanted, **CLOSE)
-    assert (counted - wanted).abs().max() > 1e-3
 
 
 WINDOWED = [[1, 6, 8], [1, 20, 14], [1, 2, 30], [1, 2, 2], [1, 18, 18]]

@@ -26,13 +26,16 @@ METHODS = {"tower": fv.VisionDrop(dominant=9, layer_list=(), image_token_list=()
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
+def config_of(tower, strategy, layer=-1):
+    return transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT), vision_config=TOWERS[tower](), image_token_index=IMAGE,
+        vision_feature_layer=layer, vision_feature_select_strategy=strategy,
+    )  # fmt: skip
+
+
 @functools.cache
 def llava(tower, strategy):
-    config = transformers.LlavaConfig(
-        text_config=transformers.LlamaConfig(**TEXT), vision_config=TOWERS[tower](), image_token_index=IMAGE,
-        vision_feature_layer=-1, vision_feature_select_strategy=strategy,
-    )  # fmt: skip
-    return made_of("llava", config)
+    return made_of("llava", config_of(tower, strategy))
 
 
 def prompt(pixels, count, **more):
@@ -144,10 +147,7 @@ class Noting(MustDrop):
 @pytest.mark.parametrize(("tower", "strategy"), [("clip", "default"), ("siglip", "full")])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_where_the_first_layer_scores_and_merges_scores_and_keys_are_means(tower, strategy, depth):
-    config = transformers.LlavaConfig(
-        text_config=transformers.LlamaConfig(**TEXT), vision_config=TOWERS[tower](), image_token_index=IMAGE,
-        vision_feature_layer=1, vision_feature_select_strategy=strategy,
-    )  # fmt: skip
+    config = config_of(tower, strategy, layer=1)
     config.vision_config.num_hidden_layers, config.vision_config._attn_implementation = depth, "eager"
     model, cls = made_of("llava", config), int(strategy == "default")
     pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(0))

@@ -221,7 +221,7 @@ def test_prumerge(case, attention, monkeypatch):
     assert tower.origin[0][:-1].tolist() == tensors["vision.kept_patches_in_order"].tolist()
     (((_, _, view, _), cut),) = seen
     torch.testing.assert_close(view.attention, tensors["vision.cls_attention"], atol=1e-5, rtol=1e-3)
-    rows = cut.made().rows[: facts["n_after"]]
+    rows = cut.make_merge().rows[: facts["n_after"]]
     torch.testing.assert_close(rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
     # Which neighbours: those of a one-hot of each patch.
     one_hot = torch.eye(576)

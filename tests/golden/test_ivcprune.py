@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.contract import Arriving, LayerView, Shape
-from foveate.engine.turning import _means
+from foveate.engine.reading import _means_of_turns
 from foveate.methods.ivcprune import IVCPrune
 from tests.golden import TOLERANCE, Case, cases, every_case
 
@@ -37,7 +37,7 @@ def turned(case: Case) -> torch.Tensor:
     start, stop, size = facts["image_start"], facts["image_start"] + facts["image_length"], facts["head_size"]
     frequencies = facts["rope_theta"] ** (-torch.arange(0, size, 2).double() / size)
     axes = ids if ids.dim() == 2 else ids[None]
-    return _means(axes[:, None, start:stop], frequencies)[0]
+    return _means_of_turns(axes[:, None, start:stop], frequencies)[0]
 
 
 @pytest.mark.parametrize("case", ALONE, ids=lambda case: case.name)

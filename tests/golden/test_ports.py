@@ -14,7 +14,7 @@ from foveate.methods import vidcom2, vscan
 from foveate.methods.clse import CLSE
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.evs import EVS
-from foveate.methods.priortr import PriorTR, gained
+from foveate.methods.priortr import PriorTR, gain
 from foveate.methods.prumerge import PruMerge
 from foveate.methods.prumerge_plus import PruMergePlus
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
@@ -55,7 +55,7 @@ def settings(case):
 @named("vscan")
 def test_vscan(case, monkeypatch):
     tensors = case.tensors
-    picked, merged = (called(vscan, monkeypatch, name) for name in ("top_in_groups", "merged"))
+    picked, merged = (called(vscan, monkeypatch, name) for name in ("top_in_groups", "merge_others"))
     merging, last = ran(case, VScan(**settings(case))).stages[-2:]
     assert picked[0][1].tolist() == tensors["local_patches"].sort().values.tolist()
     assert merging.origin[0].tolist() == tensors["entering_patches"].tolist()
@@ -69,7 +69,7 @@ def test_priortr(case, monkeypatch):
     stage, _ = ran(case, PriorTR(**settings(case))).stages
     assert stage.kept[0].tolist() == case.tensors["kept_patches"].tolist()
     method, view, _ = scored[0][0]
-    scores = gained(view[method.reads[1]], view[method.reads[0]])
+    scores = gain(view[method.reads[1]], view[method.reads[0]])
     torch.testing.assert_close(scores, case.tensors["scores"], atol=1e-5, rtol=1e-3)
 
 
@@ -111,7 +111,7 @@ def test_prumerge_plus(case, monkeypatch):
     assert tower.origin[0][:-1].tolist() == tensors["vision.kept_patches_in_order"].tolist()
     (((_, _, view, _), cut),) = seen
     torch.testing.assert_close(view.attention, tensors["vision.cls_attention"], atol=1e-5, rtol=1e-3)
-    rows = cut.made().rows[: case.facts["n_after"]]
+    rows = cut.make_merge().rows[: case.facts["n_after"]]
     torch.testing.assert_close(rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 from PIL import Image
 
 from foveate import cli
-from foveate.ask import preparing
+from foveate.ask import prompt
 from foveate.ask.loading import load
 from foveate.errors import BudgetError, InputError, UnsupportedError
 from foveate.integrations.lmms_eval import manifest
@@ -163,8 +163,8 @@ def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, 
         told.append(conversation.turns[0][1][-1][1])
         return encoder(model, processor, conversation)
 
-    encoder = preparing.PROTOCOLS["llava"]
-    monkeypatch.setattr(preparing, "PROTOCOLS", {**preparing.PROTOCOLS, "llava": encode})
+    encoder = prompt.PROTOCOLS["llava"]
+    monkeypatch.setattr(prompt, "PROTOCOLS", {**prompt.PROTOCOLS, "llava": encode})
     monkeypatch.setattr(plugin, "load", lambda *_, **__: loaded)
     manager = TaskManager(include_path=str(tasks))
     arguments = SimpleNamespace(output_path=str(tmp_path), process_with_media=True, reasoning_tags=None)
@@ -214,6 +214,7 @@ def test_a_budget_that_a_sample_cannot_meet_ends_the_run_in_one_line(capsys):
         ("metod=v2drop", {}, "No model argument 'metod'. Did you mean method?"),
         ("method=v2drop,budget=-3", {}, "tokens must be a finite number above 0; got -3."),
         ("max_frames=0", {}, "max_frames is 1 or more; got 0."),
+        ("", {"batch_size": "0"}, "batch_size is 1 or more; got 0."),
         ("device=cpu", {"device": "cpu"}, "device is given twice: as --device, and in model_args."),
         ("", {"batch_size": "auto"}, "batch_size is a number; got 'auto'."),
     ],

@@ -65,7 +65,7 @@ def tower(
         if of := given(model, inputs, modality):
             with fv.drop(model, method), torch.no_grad():
                 output = getattr(model.model, f"get_{modality}_features")(**of)
-            if output._foveate.tiled:  # tiles, which only a prompt makes images of
+            if fv.families()[family].tiled:  # tiles, which only a prompt makes images of
                 output = with_prompt(model, method, inputs)
             there = is_vision(inputs["input_ids"][0])
             features += oracle.by_picture(model, oracle.features_of(model.model, output, of, modality), there)

@@ -9,6 +9,7 @@ from foveate.contract import ImageView, LayerView, Resource, Shape
 from foveate.errors import SettingError, UnsupportedError
 from foveate.methods.cdpruner import CDPruner
 from foveate.testing import tiny_model
+from tests.methods import stays
 from tests.models import batch, is_vision, tiny
 
 EXAMPLES = [CDPruner(keep=0.4), CDPruner(tokens=3, positions="keep", scope="frame")]
@@ -21,8 +22,7 @@ def kept(rows, words, count):
     """What stays of rows that enter the decoder, in images of these sizes."""
     rate, pick = CDPruner(tokens=count).stages(Shape(depth=32))
     notes = rate.cut(LayerView(rows, text=words)).notes
-    cut = pick.cut(LayerView(rows, notes=notes))
-    return list(range(len(rows))) if cut is None else cut.source.tolist()
+    return stays(pick, LayerView(rows, notes=notes))
 
 
 def kept_with_clip(rows, patches, text, count):
@@ -49,9 +49,14 @@ def by_hand(rows, words, count):
         ],
         dtype=torch.float64,
     )
+    return largest(kernel, range(len(rows)), count)
+
+
+def largest(kernel, tokens, count):
+    """Of these tokens those that make the determinant largest, one after the other."""
     picked = []
     for _ in range(count):
-        left = [token for token in range(len(rows)) if token not in picked]
+        left = [token for token in tokens if token not in picked]
         volumes = {token: float(torch.linalg.det(kernel[[*picked, token]][:, [*picked, token]])) for token in left}
         picked.append(max(left, key=volumes.__getitem__))
     return sorted(picked)
@@ -135,16 +140,9 @@ def test_relevance_goes_over_all_images_of_a_sample_and_no_other():
     scores = (rows[columns] @ words.T).mean(dim=1)
     weights = (scores - scores.min() + 1e-6) / (scores.max() - scores.min())
     kernel = weights[:, None] * (rows[columns] @ rows[columns].T) * weights
-    half, found = len(columns) // 2, []
-    for start in (0, half):
-        picked = []
-        for _ in range(4):
-            left = [token for token in range(start, start + half) if token not in picked]
-            volumes = {token: float(torch.linalg.det(kernel[[*picked, token]][:, [*picked, token]])) for token in left}
-            picked.append(max(left, key=volumes.__getitem__))
-        found += sorted(picked)
+    half = len(columns) // 2
     (stage,) = trace.stages
-    assert stage.kept[0].tolist() == found
+    assert stage.kept[0].tolist() == [*largest(kernel, range(half), 4), *largest(kernel, range(half, 2 * half), 4)]
 
 
 def test_an_encoder_that_is_handed_in_gets_patches_and_the_question():

@@ -4,7 +4,6 @@ from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Cut, Hidden, LayerStage, LayerView, Rotary, Shape
-from foveate.engine.turning import _means
 from foveate.methods.coordinates import Coordinates, places
 from foveate.naming import method_of
 from tests.models import DEPTH, batch, tiny
@@ -139,25 +138,3 @@ def test_arithmetic_that_nobody_has_counted_stays_uncounted():
     (stage,) = (Elsewhere(keep=(0.5,)) + Coordinates()).stages(SHAPE)
     assert not stage.is_counted
     assert stage_of(fv.FastV(keep=(0.5,))).is_counted
-
-
-# -- what these rows are ---------------------------------------------------------------------------------------------
-
-
-def turns(start, count=576, base=10_000.0, pairs=64):
-    """What RoPE makes of an image's places behind `start` tokens of LLaVA-1.5."""
-    frequencies = base ** (-torch.arange(pairs) / pairs)
-    return _means((torch.arange(count) + start)[None, None], frequencies)[0]
-
-
-def test_by_cosine_they_are_the_pictures_first_rows_and_by_sine_a_thin_spread():
-    """LLaVA-1.5's picture of 24 x 24 behind 35 tokens: a tenth of it by each, and how little a shorter prompt keeps."""
-    first, spread = (turns(35)[:, axis].sort(descending=True).indices[:58] for axis in (0, 1))
-    assert sorted(set((first // 24).tolist())) == [0, 1, 2, 3, 4]
-    assert len(set((spread // 24).tolist())) == 19
-    assert not set(first.tolist()) & set(spread.tolist())
-    assert round(sum(first < 58).item() / 58, 2) == 0.83
-    assert len(set((turns(300)[:, 0].sort(descending=True).indices[:58] // 24).tolist())) == 12
-    both = {*first.tolist(), *spread.tolist()}
-    there = {row for axis in (0, 1) for row in turns(5)[:, axis].sort(descending=True).indices[:58].tolist()}
-    assert round(len(both & there) / len(both), 2) == 0.47

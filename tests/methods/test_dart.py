@@ -1,10 +1,9 @@
-import math
-
 import pytest
 import torch
 
 from foveate.contract import LayerView, Shape
 from foveate.methods.dart import DART, visiting_order
+from tests.methods import at, stays
 
 EXAMPLES = [DART(layer=2, keep=0.6, pivots=2, text_pivots=2), DART(layer=3, retention=0.7, text_pivots=0)]
 SMALLEST = DART(layer=1, target=0, pivots=1)
@@ -14,16 +13,10 @@ def kept(method, norms, features, text=None, columns=None, **view):
     """Without columns all stand in the same one: vision is visited by falling norm, then text."""
     (stage,) = method.stages(Shape(depth=32))
     columns = torch.tensor(columns or [0] * (len(norms) + method.text_pivots))
-    told = {"key_norms": torch.tensor(norms), "normed": torch.tensor(features), "columns": columns, **view}
+    told = {"key_norms": torch.tensor(norms), "normed": torch.as_tensor(features), "columns": columns, **view}
     if text is not None:
-        told["pivots"] = torch.tensor(text)
-    cut = stage.cut(LayerView(count=len(norms), **told))
-    return list(range(len(norms))) if cut is None else cut.source.tolist()
-
-
-def at(*degrees):
-    """Features on a circle: their cosines are those of the angles between."""
-    return [[math.cos(math.radians(angle)), math.sin(math.radians(angle))] for angle in degrees]
+        told["pivots"] = torch.as_tensor(text)
+    return stays(stage, LayerView(count=len(norms), **told))
 
 
 def test_pivots_are_visited_by_their_column_mod_32():

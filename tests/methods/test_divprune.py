@@ -1,10 +1,9 @@
-import math
-
 import torch
 
 import foveate as fv
-from foveate.contract import LayerView, Shape
+from foveate.contract import LayerView
 from foveate.methods.divprune import DivPrune
+from tests.methods import stage_of, stays
 from tests.models import IMAGE, batch, tiny
 
 EXAMPLES = [DivPrune(keep=0.4), DivPrune(tokens=3, positions="keep", scope="frame")]
@@ -12,19 +11,7 @@ SMALLEST = DivPrune(keep=0.001)
 
 
 def kept(rows, **settings):
-    (stage,) = DivPrune(**settings).stages(Shape(depth=32))
-    cut = stage.cut(LayerView(hidden=rows))
-    return list(range(len(rows))) if cut is None else cut.source.tolist()
-
-
-def at(*degrees):
-    """Rows of length 1, 2, 3, … that point in these directions: lengths must not matter."""
-    return torch.tensor(
-        [
-            [(1 + i) * math.cos(math.radians(angle)), (1 + i) * math.sin(math.radians(angle))]
-            for i, angle in enumerate(degrees)
-        ]
-    )
+    return stays(stage_of(DivPrune(**settings)), LayerView(hidden=rows))
 
 
 def test_of_equal_tokens_one_stays_until_nothing_else_is_left():

@@ -2,12 +2,12 @@ import pytest
 
 from foveate.errors import SettingError
 from foveate.methods.dtd import DTD
-from tests.methods.test_dycoke import angles
+from tests.methods import at
 from tests.methods.test_vidcom2 import kept
 
 EXAMPLES = [DTD(threshold=-0.5), DTD(share=0.5), DTD(retention=0.6)]
 ONLY_VIDEOS = True
-TURNS = angles(0, 0, 10, 50, 40, 45)  # from the frame before: by 10 and 50 degrees, and by 30 and 5
+TURNS = at(0, 0, 10, 50, 40, 45)  # from the frame before: by 10 and 50 degrees, and by 30 and 5
 
 
 @pytest.mark.parametrize(

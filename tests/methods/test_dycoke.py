@@ -1,27 +1,19 @@
-import math
-
 import pytest
 import torch
-from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Arriving, ImageView, ReadView, Shape, follow
 from foveate.methods.dycoke import DyCoke
-from tests.methods.test_vidcom2 import kept, stage_of
+from tests.methods import at, stage_of
+from tests.methods.test_vidcom2 import kept
 from tests.models import batch, generate, tiny
 
 EXAMPLES = [DyCoke(k=0.6), DyCoke(retention=0.7, positions="keep"), DyCoke(k=0.6, p=0.5, layer=2)]
 ONLY_VIDEOS = True
 
 
-def angles(*degrees):
-    """Tokens that point this way."""
-    radians = torch.tensor(degrees) * math.pi / 180
-    return torch.stack((radians.cos(), radians.sin()), dim=1)
-
-
 def test_the_third_frame_is_compared_with_the_first_and_not_with_its_neighbour():
-    rows = angles(0, 0, 60, 0, 60, 20)  # from frame 0: 60 and 20; from frame 1: 0 and 20
+    rows = at(0, 0, 60, 0, 60, 20)  # from frame 0: 60 and 20; from frame 1: 0 and 20
     assert kept(DyCoke(k=0.5), rows, 3) == [0, 1, 2, 4]
 
 
@@ -53,26 +45,8 @@ def test_what_is_equal_everywhere_stays_at_the_lower_index():
         assert kept(DyCoke(k=0.5), scene, 4) == list(range(25)) + first
 
 
-@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1))
-def test_a_budget_is_met_exactly_or_its_floor_is_named(frames, tokens, share):
-    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 13 * tokens))
-    first = [frame for frame in range(frames) if frame % 4 == 0]
-    total = max(1, math.floor(share * len(rows) + 0.5))
-    if total < len(first) * tokens:
-        with pytest.raises(fv.BudgetError, match=f"floor is {len(first) / frames:.2%}, {len(first) * tokens} tokens"):
-            kept(DyCoke(retention=share), rows, frames)
-        return
-    stays = kept(DyCoke(retention=share), rows, frames)
-    assert len(stays) == total
-    counts = [sum(token // tokens == frame for token in stays) for frame in range(frames)]
-    assert all(counts[frame] == tokens for frame in first)
-    others = [count for frame, count in enumerate(counts) if frame % 4]
-    assert max(others) - min(others) <= 1  # and the remainder goes to the earlier ones
-    assert others == sorted(others, reverse=True)
-
-
 def test_a_picture_keeps_everything_also_with_a_budget():
-    for method in (DyCoke(k=1.0), DyCoke(retention=0.1), DyCoke(tokens=3)):
+    for method in (DyCoke(k=1.0), DyCoke(retention=0.1), DyCoke(tokens=3), fv.EVS(q=1.0), fv.EVS(retention=0.1)):
         assert kept(method, torch.randn(12, 4), 3, video=False) == list(range(12))
         assert kept(method, torch.randn(12, 4), 1) == list(range(12))
     inputs = batch("llava", ["tit"])

@@ -1,13 +1,9 @@
-import math
-
-import pytest
 import torch
-from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Shape, change
 from foveate.methods.evs import EVS
-from tests.methods.test_dycoke import angles
+from tests.methods import at
 from tests.methods.test_vidcom2 import kept
 from tests.models import batch, tiny
 
@@ -16,12 +12,12 @@ ONLY_VIDEOS = True
 
 
 def test_the_frame_before_counts_and_not_the_last_one_kept():
-    rows = angles(0, 0, 20, 0, 40, 0, 60, 25)  # by 20 each time, and once by 25, though it has come 60 in all
+    rows = at(0, 0, 20, 0, 40, 0, 60, 25)  # by 20 each time, and once by 25, though it has come 60 in all
     assert kept(EVS(tokens=3), rows, 4) == [0, 1, 7]
 
 
 def test_frames_may_vanish_and_ties_go_to_the_lower_index():
-    rows = angles(0, 0, 0, 0, 0, 0, 90, 90)
+    rows = at(0, 0, 0, 0, 0, 0, 90, 90)
     assert kept(EVS(tokens=4), rows, 4) == [0, 1, 6, 7]
     assert kept(EVS(q=0.5), torch.ones(8, 3), 4) == [0, 1, 2, 3]
     assert kept(EVS(q=0.5), torch.zeros(8, 3), 4) == [0, 1, 2, 3]
@@ -42,20 +38,7 @@ def test_from_and_to_nothing_is_a_change_like_a_right_angle():
     assert change(torch.zeros(1, 2), torch.zeros(1, 2)).tolist() == [1.0]
 
 
-@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1))
-def test_a_budget_is_met_exactly_or_its_floor_is_named(frames, tokens, share):
-    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 13 * tokens))
-    total = max(1, math.floor(share * len(rows) + 0.5))
-    if total < tokens:
-        with pytest.raises(fv.BudgetError, match=f"floor is {1 / frames:.2%}, {tokens} tokens"):
-            kept(EVS(retention=share), rows, frames)
-        return
-    assert len(kept(EVS(retention=share), rows, frames)) == total
-
-
-def test_a_picture_keeps_everything():
-    for method in (EVS(q=1.0), EVS(retention=0.1)):
-        assert kept(method, torch.randn(12, 4), 3, video=False) == list(range(12))
+def test_nothing_to_drop_is_no_stage():
     assert EVS(q=0.0).stages(Shape(depth=6)) == ()
     assert EVS().own == 0.75
 

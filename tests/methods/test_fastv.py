@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from foveate.contract import LayerView, Shape
+from foveate.contract import LayerView
 from foveate.methods.fastv import FastV
+from tests.methods import stage_of, stays
 
 EXAMPLES = [FastV(layers=(2,), keep=(0.4,)), FastV(layers=(2, 4), keep=(0.6, 0.5), scope="image")]
 KEEP_ALL = FastV(keep=(1.0,))
@@ -10,9 +11,7 @@ SMALLEST = FastV(layers=(2,), keep=(0.0,))
 
 
 def kept(attention, **settings):
-    (stage,) = FastV(**settings).stages(Shape(depth=32))
-    cut = stage.cut(LayerView(attention=torch.as_tensor(attention)))
-    return list(range(len(attention))) if cut is None else cut.source.tolist()
+    return stays(stage_of(FastV(**settings)), LayerView(attention=torch.as_tensor(attention)))
 
 
 @pytest.mark.parametrize(

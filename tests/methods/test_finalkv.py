@@ -66,15 +66,6 @@ def test_a_cls_that_is_left_at_the_end_stays_in_earlier_caches():
     assert [layer[0] for layer in trace.kv_lengths] == [10 + 9] * DEPTH
 
 
-def test_the_cost_counts_the_smaller_cache():
-    config, given = tiny("llava").config, {"text_tokens": 10, "vision_tokens": 25}
-    bare = fv.cost(config, **given, method=V2DROP)
-    cut = fv.cost(config, **given, method=V2DROP + FinalKV())
-    assert cut.prefill_flops == bare.prefill_flops
-    assert cut.cached == (bare.tokens[-1],) * DEPTH
-    assert cut.kv_bytes < bare.kv_bytes
-
-
 def padded(where):
     """A ragged batch with its padding on the left, on the right, or on the right and between."""
     inputs = batch("llava", ["titit", "tit", "t"])

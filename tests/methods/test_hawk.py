@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, LayerView, Products, Shape
+from foveate.contract import Arriving, LayerView
 from foveate.errors import SettingError
 from foveate.methods.hawk import HAWK
+from tests.methods import stage_of, stays
 from tests.models import batch, tiny
 
 EXAMPLES = [HAWK(keep=0.4), HAWK(keep=0.3, leave_out=(0, 1), rounding="up", scope="sample", positions="reindex")]
@@ -15,9 +16,8 @@ SMALLEST = HAWK(keep=0.001)
 
 
 def kept(products, count, **settings):
-    (stage,) = HAWK(tokens=count, **settings).stages(Shape(32))
-    cut = stage.cut(LayerView(signals={stage.reads[0]: products}))
-    return list(range(len(products))) if cut is None else cut.source.tolist()
+    stage = stage_of(HAWK(tokens=count, **settings))
+    return stays(stage, LayerView(signals={stage.reads[0]: products}))
 
 
 PRODUCTS = torch.tensor([[3.0, 0.0], [0.0, -0.2], [4.0, 0.0], [0.0, 0.2], [0.0, 0.1]])
@@ -61,20 +61,3 @@ def test_weights_must_be_as_many_as_heads():
         torch.no_grad(),
     ):
         tiny("llava")(**batch("llava", ["tit"]))
-
-
-def test_who_asks_is_two_numbers():
-    for wrong in ((1,), (1, -1), (1.5, 2)):
-        with pytest.raises(SettingError, match="leave_out"):
-            HAWK(leave_out=wrong)
-        with pytest.raises(SettingError, match="leave_out"):
-            Products(wrong)
-
-
-def test_a_layer_without_attention_is_refused():
-    with (
-        pytest.raises(fv.UnsupportedError, match="attention"),
-        fv.drop(tiny("qwen3_5"), HAWK(keep=0.4)),
-        torch.no_grad(),
-    ):
-        tiny("qwen3_5")(**batch("qwen3_5", ["tit"]))

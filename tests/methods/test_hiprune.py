@@ -1,8 +1,9 @@
 import torch
 
-from foveate.contract import Arriving, ImageView, Shape, TowerAttention
+from foveate.contract import Arriving, ImageView, TowerAttention
 from foveate.core.grid import neighbours_of
 from foveate.methods.hiprune import HiPrune
+from tests.methods import stage_of, stays
 
 EXAMPLES = [HiPrune(retention=0.4, alpha=0.5), HiPrune(tokens=7, alpha=1.0), HiPrune(retention=0.3, positions="keep")]
 KEEP_ALL = HiPrune(retention=1.0)
@@ -28,9 +29,7 @@ def random_view(tokens, seed, grids=()):
 
 
 def kept(method, view):
-    (stage,) = method.stages(Shape(depth=32, cls=True))
-    cut = stage.cut(view)
-    return list(range(len(view))) if cut is None else cut.source.tolist()
+    return stays(stage_of(method), view)
 
 
 # -- an example ----------------------------------------------------------------------------------------------------

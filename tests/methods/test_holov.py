@@ -8,6 +8,7 @@ import foveate as fv
 from foveate.contract import ImageView, LayerView, Shape
 from foveate.core.views import Arriving
 from foveate.methods.holov import HoloV
+from tests.methods import stays
 
 EXAMPLES = [
     HoloV(keep=0.4),
@@ -31,8 +32,7 @@ def kept(rows, attention, grids=(), newlines=(), rule="paper", **settings):
             notes[name] = torch.cat((note[:place], note.new_ones(1), note[place:]))
         rows = torch.cat((rows[:place], torch.full((1, rows.shape[1]), 0.3), rows[place:]))
     _, pick = HoloV(**settings).stages(Shape(depth=32, cls=True))
-    cut = pick.cut(LayerView(hidden=rows, notes=notes, arriving=Arriving(len(rows), len(rows), len(rows))))
-    return list(range(len(rows))) if cut is None else cut.source.tolist()
+    return stays(pick, LayerView(hidden=rows, notes=notes, arriving=Arriving(len(rows), len(rows), len(rows))))
 
 
 def by_hand(rows, attention, crops, count, tau=1.0, rule="paper"):

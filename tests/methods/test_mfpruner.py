@@ -3,24 +3,22 @@ import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract import ImageView, LayerView, Resource, Shape, TowerAttention
+from foveate.contract import ImageView, LayerView, Shape, TowerAttention
 from foveate.core.picks import unlike_others
-from foveate.methods.mfpruner import MFPruner, scaled
+from foveate.methods.mfpruner import MFPruner, scale
 from foveate.testing import tiny_model
-from tests.methods.test_cdpruner import Encoder
+from tests.methods import stays
+from tests.methods.test_cdpruner import FEATURES, TEXT, WITH_CLIP, Encoder
 
 EXAMPLES = [MFPruner(keep=0.4), MFPruner(tokens=6, positions="reindex")]
 SMALLEST = MFPruner(keep=0.001)
-FEATURES, TEXT = Resource("clip"), Resource("clip", of="text")
-WITH_CLIP = Shape(depth=32, cls=True, resources=frozenset(["clip"]))
 
 
 def kept(attention, rows, words, count):
     look, rate, pick = MFPruner(tokens=count).stages(Shape(depth=32))
     notes = dict(look.cut(ImageView(rows, attention=attention)).notes)
     notes |= rate.cut(LayerView(rows, text=words)).notes
-    cut = pick.cut(LayerView(rows, notes=notes))
-    return list(range(len(rows))) if cut is None else cut.source.tolist()
+    return stays(pick, LayerView(rows, notes=notes))
 
 
 def kept_with_clip(attention, rows, patches, text, count):
@@ -50,7 +48,7 @@ def test_three_votes_come_before_two_and_one_vote_is_none():
     east = torch.tensor([1.0, 0.0])
     assert kept_with_clip(ATTENTION, ROWS, patches, east, 1) == [4]
     assert kept_with_clip(ATTENTION, ROWS, patches, east, 3) == [0, 2, 4]
-    assert scaled(ATTENTION).tolist() == pytest.approx([1, 1 / 9, 8 / 9, 2 / 9, 3 / 9, 0], abs=1e-5)
+    assert scale(ATTENTION).tolist() == pytest.approx([1, 1 / 9, 8 / 9, 2 / 9, 3 / 9, 0], abs=1e-5)
 
 
 @given(seed=st.integers(0, 2**16), tokens=st.integers(3, 40), data=st.data())
@@ -89,9 +87,3 @@ def test_an_encoder_that_is_handed_in_has_a_vote():
     with fv.drop(made.model, "mfpruner", tokens=6) as without:
         made.model.generate(**made.inputs(*words), max_new_tokens=2, do_sample=False)
     assert without.stages[0].kept[0].tolist() != together.stages[0].kept[0].tolist()
-
-
-def test_presets_count_as_they_say():
-    """The code truncates 576 · 0.445 to 256 and 576 · 0.222 to 127; here these are rounded."""
-    for name, enter in {"qwen2.5-vl-7b/44.5%": 256, "qwen2.5-vl-7b/22.2%": 128, "llava-1.5-7b/64": 64}.items():
-        assert set(fv.preset(f"mfpruner/{name}").plan(28, (576,))) == {enter}

@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 import foveate as fv
 from foveate.contract import LayerView, Shape
 from foveate.methods.mmtok import MMTok
+from tests.methods import stays
 from tests.models import batch, is_vision, tiny
 
 EXAMPLES = [MMTok(keep=0.4), MMTok(tokens=6, alpha=1.0, tau_text=0.1, positions="keep")]
@@ -14,8 +15,7 @@ SMALLEST = MMTok(keep=0.001)
 
 def kept(words, rows, features, **settings):
     _, pick = MMTok(**settings).stages(Shape(depth=32))
-    cut = pick.cut(LayerView(rows, text=words, notes={"features": features}))
-    return list(range(len(rows))) if cut is None else cut.source.tolist()
+    return stays(pick, LayerView(rows, text=words, notes={"features": features}))
 
 
 def by_hand(words, tokens, features, count, alpha=0.5, tau_text=0.02, tau_vision=0.2):

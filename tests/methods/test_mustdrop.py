@@ -194,15 +194,6 @@ def mean(start, method, depth, full=None):
     return sum(counts) / depth
 
 
-@pytest.mark.parametrize(
-    ("tokens", "counts", "exact"), [(192, (316, 227, 163, 117), 191.65625), (128, (254, 147, 85, 49), 128.03125)]
-)
-def test_counts_of_the_spec(tokens, counts, exact):
-    method = MustDrop.for_budget(Config(32), tokens=tokens)
-    assert counts_of(440, method, 576) == counts
-    assert mean(440, method, 32, full=576) == exact
-
-
 @pytest.mark.parametrize("started", [440, 336, 250])
 def test_every_image_meets_the_budget_with_what_its_merging_leaves(started):
     method = MustDrop.for_budget(Config(32), tokens=192)
@@ -240,22 +231,6 @@ def test_each_stage_can_be_switched_off():
     nothing = MustDrop(filter=False, merge_windows=False)
     assert nothing.plan(32, (576, 10)) == (586,) * 32
     assert nothing.stages(Shape(32)) == ()
-
-
-@pytest.mark.parametrize(
-    ("name", "thresholds"),
-    [
-        ("192-textvqa", (0.001, 0.001)),
-        ("128-textvqa", (0.0012, 0.001)),
-        ("64-textvqa", (0.011, 0.01)),
-        ("64-vizwiz", (0.005, 0.001)),
-    ],
-)
-def test_published_thresholds(name, thresholds):
-    method = fv.preset(f"mustdrop/llava-1.5-7b/{name}")
-    assert (method.global_thr, method.individual_thr) == thresholds
-    assert (method.merge_threshold, method.merge_window, method.key_rate) == (0.8, 3, 0.08)
-    assert layers_of(method) == (3, 7, 11, 15)
 
 
 # -- in a model ----------------------------------------------------------------------------------------------

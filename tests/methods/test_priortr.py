@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from foveate.contract import Attention, LayerView, Shape
-from foveate.methods.priortr import PriorTR, gained
+from foveate.methods.priortr import PriorTR, gain
+from tests.methods import stays
 
 EXAMPLES = [PriorTR(layer=3, keep=0.4), PriorTR(layer=2, retention=0.6, question="last", heads="max", kv=False)]
 EXAMPLES.append(PriorTR(layer=1, keep=0.5, question="but_last", heads="max"))
@@ -13,8 +14,7 @@ NULL, AFTER = Attention(rows="null"), Attention(rows="after")
 def kept(question, null, target, **view):
     stage, _ = PriorTR(target=target).stages(Shape(depth=32))
     signals = {NULL: torch.tensor(null), AFTER: torch.tensor(question)}
-    cut = stage.cut(LayerView(count=len(null), signals=signals, **view))
-    return list(range(len(null))) if cut is None else cut.source.tolist()
+    return stays(stage, LayerView(count=len(null), signals=signals, **view))
 
 
 def test_what_lost_attention_goes_before_what_nobody_looks_at():
@@ -23,7 +23,7 @@ def test_what_lost_attention_goes_before_what_nobody_looks_at():
 
 def test_where_the_question_precedes_the_image_nothing_is_gained_and_the_first_stay():
     row = [0.1, 0.3, 0.2, 0.2]
-    assert gained(torch.tensor(row), torch.tensor(row)).tolist() == [0.0] * 4
+    assert gain(torch.tensor(row), torch.tensor(row)).tolist() == [0.0] * 4
     assert kept(row, row, 2) == [0, 1]
 
 
@@ -32,8 +32,8 @@ def test_without_text_behind_tokens_at_even_steps_stay():
 
 
 def test_attention_that_vanishes_gains_nothing():
-    assert gained(torch.zeros(3), torch.zeros(3)).tolist() == [0.0] * 3
-    assert gained(torch.tensor([0.2, 0.0]), torch.zeros(2)).isfinite().all()
+    assert gain(torch.zeros(3), torch.zeros(3)).tolist() == [0.0] * 3
+    assert gain(torch.tensor([0.2, 0.0]), torch.zeros(2)).isfinite().all()
 
 
 @pytest.mark.parametrize(

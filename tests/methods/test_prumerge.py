@@ -3,9 +3,10 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import ImageView, Shape
+from foveate.contract import ImageView
 from foveate.methods.prumerge import PruMerge
 from foveate.methods.prumerge_plus import PruMergePlus
+from tests.methods import stage_of
 from tests.models import batch, tiny
 
 EXAMPLES = [PruMerge(), PruMerge(retention=0.4), PruMerge(neighbours=3, positions="keep")]
@@ -14,8 +15,7 @@ SMALLEST = PruMerge(tokens=1)
 
 
 def cut_of(method, view, **shape):
-    (stage,) = method.stages(Shape(depth=32, **{"cls": True, **shape}))
-    cut = stage.cut(view)
+    cut = stage_of(method, **shape).cut(view)
     return cut if cut is None or isinstance(cut.count, int) else cut.first(int(cut.count))
 
 

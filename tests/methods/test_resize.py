@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 from foveate.contract import Arriving
-from foveate.families.qwen_vl import _resized
+from foveate.families.qwen_vl import _resize
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from tests.contract.test_gridded import seen
@@ -56,7 +56,7 @@ def test_a_qwen_sees_what_it_would_natively_see_of_the_smaller_picture(family):
         tokens = h * w // 4
         (cells,) = Resize(keep=0.4).coarsen(Arriving(tokens, tokens, tokens, grids=((h // 2, w // 2),)))
         small[index] = torch.tensor([1, 2 * cells[0], 2 * cells[1]])
-        pixels.append(patches if cells == (h // 2, w // 2) else _resized(patches, (1, h, w), cells, vision))
+        pixels.append(patches if cells == (h // 2, w // 2) else _resize(patches, (1, h, w), cells, vision))
     columns = (ids == IMAGE).nonzero()[:, 0]
     rows = torch.cat(((ids != IMAGE).nonzero()[:, 0], columns[trace.stages[0].origin[0]])).sort().values
     types = inputs["mm_token_type_ids"]
@@ -88,12 +88,12 @@ def test_qwens_patches_are_put_together_resized_and_cut_anew():
     side, patch, frames = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
     picture = torch.randn(3, 2 * side * patch, 3 * side * patch, generator=torch.Generator().manual_seed(0))
     given_ = patches_of(picture, side, patch, frames)
-    assert torch.equal(_resized(given_, (1, 2 * side, 3 * side), (2, 3), vision), given_)
+    assert torch.equal(_resize(given_, (1, 2 * side, 3 * side), (2, 3), vision), given_)
     size = (side * patch, 2 * side * patch)
     small = torch.nn.functional.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
-    got = _resized(given_, (1, 2 * side, 3 * side), (1, 2), vision)
+    got = _resize(given_, (1, 2 * side, 3 * side), (1, 2), vision)
     torch.testing.assert_close(got, patches_of(small, side, patch, frames))
-    two = _resized(torch.cat((given_, -given_)), (2, 2 * side, 3 * side), (1, 2), vision)
+    two = _resize(torch.cat((given_, -given_)), (2, 2 * side, 3 * side), (1, 2), vision)
     torch.testing.assert_close(two, torch.cat((got, -got)))
 
 
@@ -182,7 +182,7 @@ def test_a_qwen_video_is_resized_frame_by_frame(family):
     with torch.no_grad():
         with fv.drop(model, Resize(keep=0.25)):
             (got,) = model.model.get_video_features(**given_).pooler_output
-        small = _resized(pixels, (3, 4, 4), (1, 1), vision)
+        small = _resize(pixels, (3, 4, 4), (1, 1), vision)
         expected = model.model.get_video_features(small, torch.tensor([[3, 2, 2]])).pooler_output[0]
     assert got.shape == (12, 32)
     torch.testing.assert_close(got[:3], expected)

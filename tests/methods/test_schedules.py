@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import foveate as fv
-from foveate.contract import Shape, follow
-from foveate.core.rank import mean_tokens
+from foveate.contract import Chain, Shape, follow
 from foveate.plain import inventory
 from tests.contract.test_cuts import Config, mean
 
@@ -98,7 +97,19 @@ def test_a_preset_spends_what_its_page_says(preset, tokens, left):
 def test_a_presets_line_says_what_its_plan_spends():
     for name, line in inventory.presets().items():
         plan = fv.preset(name).plan(line["depth"], (line.get("vision_tokens", 1000),))
-        assert (plan and mean_tokens(plan)) == line.get("spends"), name
+        assert (plan and sum(plan) / len(plan)) == line.get("spends"), name
+
+
+def test_a_chain_spends_what_its_name_says():
+    """V2Drop keeps three tenths of 110 for five layers, then one; or half of 42 to the end."""
+    chains = [preset for name, preset in fv.presets().items() if name.startswith("chain/")]
+    plans = [preset.method.plan(32, (576,)) for preset in chains]
+    for preset, plan in zip(chains, plans, strict=True):
+        nominal = int(preset.name.split("/")[2].split("-")[0])
+        assert nominal - 1 < sum(plan) / 32 < nominal + 0.5
+        assert isinstance(preset.method, Chain)
+    assert plans[0] == (110,) * 17 + (33,) * 5 + (1,) * 10
+    assert plans[2] == (42,) * 17 + (21,) * 15
 
 
 def test_presets_of_v2drop_average_the_share_that_their_names_say():

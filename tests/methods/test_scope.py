@@ -5,6 +5,7 @@ from hypothesis import given, strategies as st
 
 from foveate.contract import ImageView, Shape
 from foveate.methods.scope import Scope
+from tests.methods import stays
 
 EXAMPLES = [Scope(keep=0.4), Scope(tokens=6, alpha=0.5, positions="keep"), Scope(keep=0.3, alpha=0.0)]
 SMALLEST = Scope(keep=0.001)
@@ -16,8 +17,7 @@ def stage_of(cls=True, **settings):
 
 
 def kept(features, attention=None, grids=(), **settings):
-    cut = stage_of(**settings).cut(ImageView(features, attention=attention, grids=grids))
-    return list(range(len(features))) if cut is None else cut.source.tolist()
+    return stays(stage_of(**settings), ImageView(features, attention=attention, grids=grids))
 
 
 def by_hand(features, saliency, count):

@@ -3,6 +3,8 @@ import torch
 
 from foveate.contract import Arriving, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
+from foveate.methods.sparsevlm_plus import SparseVLMPlus
+from tests.methods import stage_of, stays
 
 (RATED,) = SparseVLM.reads
 EXAMPLES = [
@@ -57,12 +59,18 @@ def test_counts_of_the_spec(tokens, target, rows):
 
 def test_targets_are_scaled_for_images_of_another_size():
     method = SparseVLM(pruning_layers=(0,), targets=(300,), recycle=False)
+    assert SparseVLMPlus(pruning_layers=(0,), targets=(300,)).plan(2, (1152, 576)) == (1728, 900)
     assert method.plan(2, (1152,)) == (1152, 600)
     assert method.plan(2, (7,)) == (7, 4)
     assert method.plan(2, (1,)) == (1, 1)
     assert SparseVLM(pruning_layers=(0,), targets=(0,), recycle=False).plan(2, (576, 7)) == (583, 0)
 
 
+NINE = {"pruning_layers": (2,), "reference": 9}
+
+
 def test_without_text_behind_tokens_at_even_steps_stay():
-    method = SparseVLM(pruning_layers=(2,), targets=(2,), reference=9)
-    assert cut_of(method, [0.0] * 9, [[0.0]] * 9, text_behind=False).source.tolist() == [1, 4, 7]
+    for method in (SparseVLM(**NINE, targets=(2,)), SparseVLMPlus(**NINE, targets=(3,))):
+        stage = stage_of(method)
+        view = LayerView(torch.zeros(9, 1), signals={stage.reads[0]: torch.zeros(9)}, text_behind=False)
+        assert stays(stage, view) == [1, 4, 7]

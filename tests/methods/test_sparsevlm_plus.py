@@ -1,8 +1,5 @@
-import pytest
-import torch
-
 import foveate as fv
-from foveate.contract import Arriving, LayerView, Shape
+from foveate.contract import Shape
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
 
 EXAMPLES = [
@@ -11,12 +8,6 @@ EXAMPLES = [
     SparseVLMPlus(pruning_layers=(1, 2, 3), retention=0.6),
 ]
 SMALLEST = SparseVLMPlus(pruning_layers=(1, 2), targets=(2, 0), reference=25)
-
-
-def cut_of(method, scores, **view):
-    (stage,) = method.stages(Shape(depth=32))
-    arriving, signals = Arriving.all_of(len(scores)), {stage.reads[0]: torch.tensor(scores)}
-    return stage.cut(LayerView(count=len(scores), arriving=arriving, signals=signals, **view))
 
 
 # -- worked out token by token on a tiny LLaVA ------------------------------------------------------------------------
@@ -33,23 +24,3 @@ def test_the_published_settings_ask_fourteen_heads_and_others_half():
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tokens", [3, 2, 1])
-def test_all_stay_where_no_more_arrive_than_the_target(tokens):
-    method = SparseVLMPlus(pruning_layers=(2,), targets=(3,), reference=tokens)
-    assert cut_of(method, [0.1] * tokens) is None
-    assert method.plan(32, (tokens,)) == (tokens,) * 32
-
-
-def test_targets_are_scaled_for_images_of_another_size():
-    method = SparseVLMPlus(pruning_layers=(0,), targets=(300,))
-    assert method.plan(2, (1152, 576)) == (1728, 900)
-    assert method.plan(2, (7,)) == (7, 4)
-    assert method.plan(2, (1,)) == (1, 1)
-    assert SparseVLMPlus(pruning_layers=(0,), targets=(0,)).plan(2, (576, 7)) == (583, 0)
-
-
-def test_without_text_behind_tokens_at_even_steps_stay():
-    method = SparseVLMPlus(pruning_layers=(2,), targets=(3,), reference=9)
-    assert cut_of(method, [0.0] * 9, text_behind=False).source.tolist() == [1, 4, 7]

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate import embedded, naming
+from foveate import embedded
 from foveate.contract import (
     Arriving,
     ImageView,
@@ -54,12 +54,6 @@ def test_the_block_is_a_share_of_those_that_are_read_halves_up(at, blocks, first
     assert stage.first(blocks) == first
 
 
-def test_it_is_written_as_people_type_it():
-    assert naming.method_of("thintower:keep=0.5;at=0.25") == ThinTower(keep=0.5, at=0.25)
-    assert naming.method_of("thintower:keep=0.5,at=0.25+divprune").members[0] == ThinTower(keep=0.5, at=0.25)
-    assert ThinTower.from_dict(ThinTower(pick="unlike").to_dict()) == ThinTower(pick="unlike")
-
-
 @pytest.mark.parametrize(
     ("keep", "grid", "like"),
     [(1 / 3, (4, 6), "unlike"), (0.3, (4, 6), "unlike"), (0.29, (4, 6), "maxmin"), (0.5, None, "maxmin")],
@@ -72,13 +66,6 @@ def test_by_itself_it_takes_neighbours_where_there_are_some_and_enough_rows_stay
     assert torch.equal(usual.parent, wanted.parent)
     arriving = replace(Arriving.all_of(24), grids=() if grid is None else (grid,))
     assert stages[0].flops(arriving, 8) == stages[1].flops(arriving, 8)
-
-
-def test_a_budget_goes_to_the_others_and_alone_it_takes_none():
-    chain = naming.method_of("thintower+vidcom2", None, 1 / 3)
-    assert chain.members == (ThinTower(), fv.VidCom2(retention=1 / 3))
-    with pytest.raises(fv.SettingError, match="takes no budget"):
-        naming.method_of("thintower", None, 1 / 3)
 
 
 # -- what follows --------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, ImageView, Shape
+from foveate.contract import Arriving, ImageView
 from foveate.core.rank import by_quota
 from foveate.methods.vidcom2 import VidCom2
+from tests.methods import stage_of, stays
 from tests.models import batch, features, generate, tiny
 
 EXAMPLES = [VidCom2(keep=0.4), VidCom2(retention=0.3, positions="reindex")]
@@ -21,15 +22,9 @@ def film(rows, frames, video=True, **known):
     return ImageView(rows, grids=grids, arriving=arriving)
 
 
-def stage_of(method):
-    (stage,) = method.stages(Shape(depth=28))
-    return stage
-
-
 def kept(method, rows, frames, **known):
-    """Which tokens stay, as a list."""
-    cut = stage_of(method).cut(film(rows, frames, **known))
-    return list(range(len(rows))) if cut is None else cut.source[: int(cut.count)].tolist()
+    """Which tokens of a film stay, as a list."""
+    return stays(stage_of(method), film(rows, frames, **known))
 
 
 # -- the paper's rule ------------------------------------------------------------------------------------------
@@ -81,16 +76,26 @@ def test_largest_remainders_by_hand():
     assert by_quota(scores, torch.tensor([1.0, 1.0, 1.0]), 0).tolist() == []
 
 
-@given(frames=st.integers(1, 8), tokens=st.integers(1, 20), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**16))
-def test_a_budget_is_met_exactly_and_every_frame_has_a_token_where_there_are_enough(frames, tokens, share, seed):
-    rows = torch.randn(frames * tokens, 8, generator=torch.Generator().manual_seed(seed))
-    stays = kept(VidCom2(retention=share), rows, frames)
-    total = max(1, math.floor(share * frames * tokens + 0.5))
-    assert len(stays) == total
-    assert stays == sorted(set(stays))
-    counts = [sum(token // tokens == frame for token in stays) for frame in range(frames)]
-    if total >= frames:
-        assert min(counts) >= 1
+@pytest.mark.parametrize("kind", [VidCom2, fv.EVS, fv.DTD, fv.DyCoke])
+@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1, exclude_max=True))
+def test_a_budget_is_met_exactly_or_its_floor_is_named(kind, frames, tokens, share):
+    """VidCom2 leaves a token of each frame where there are enough, the others the frames that they compare with."""
+    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 13 * tokens))
+    total, whole = max(1, math.floor(share * len(rows) + 0.5)), {VidCom2: 0, fv.DyCoke: -(-frames // 4)}.get(kind, 1)
+    if total < whole * tokens:
+        with pytest.raises(fv.BudgetError, match=f"floor is {whole / frames:.2%}, {whole * tokens} tokens"):
+            kept(kind(retention=share), rows, frames)
+        return
+    left = kept(kind(retention=share), rows, frames)
+    assert len(left) == len(set(left)) == total
+    counts = [sum(token // tokens == frame for token in left) for frame in range(frames)]
+    if kind is VidCom2:
+        assert min(counts) >= 1 or total < frames
+    if kind is fv.DyCoke:
+        others = [count for frame, count in enumerate(counts) if frame % 4]
+        assert others == sorted(others, reverse=True)  # the remainder goes to the earlier ones
+        assert max(others) - min(others) <= 1
+    assert kind is VidCom2 or counts[0] == tokens
 
 
 def test_a_closing_newline_is_one_of_the_tokens_of_a_budget():

@@ -188,15 +188,3 @@ def test_all_rows_score_unless_a_sample_is_asked_for():
     for method, sample in ((VisionDrop(), None), (VisionDrop(queries=64), 64), (VisionDrop(tokens=99, queries=7), 7)):
         for stage in follow.layer_stages(method.stages(Shape(depth=32))):
             assert Attention(rows="vision", layer="next", over="mean", sample=sample) in stage.reads
-
-
-def test_a_sample_of_queries_costs_less_and_leaves_as_many_tokens():
-    whole, few = (
-        fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=VisionDrop(**COUNTS, queries=queries))
-        for queries in (None, 4)
-    )
-    # Before layer 2 arrive 17 rows, before layer 4 the 11 of the cut before; 4 queries instead of each.
-    width = 32
-    spared = sum(2 * (rows - 4) * width**2 + 2 * (rows - 4) * rows * width for rows in (17, 11))
-    assert whole.scoring_flops - few.scoring_flops == spared
-    assert (whole.tokens, whole.prefill_flops) == (few.tokens, few.prefill_flops)

@@ -3,9 +3,10 @@ import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
-from foveate.contract import Arriving, ImageView, Shape, TowerAttention, TowerKeys
+from foveate.contract import Arriving, ImageView, TowerAttention, TowerKeys
 from foveate.core.grid import crops_of
 from foveate.methods.visionzip import VisionZip
+from tests.methods import stage_of
 from tests.models import tiny
 
 EXAMPLES = [
@@ -15,11 +16,6 @@ EXAMPLES = [
 ]
 KEEP_ALL = VisionZip(retention=1.0)
 SMALLEST = VisionZip(tokens=1)
-
-
-def stage_of(method, **shape):
-    (stage,) = method.stages(Shape(depth=32, **{"cls": True, **shape}))
-    return stage
 
 
 def random_view(tokens, seed=0, cls=None, grids=(), entered=None, reserved=0):

@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape
 from foveate.methods.vispruner import VisPruner
+from tests.methods import stays
 
 EXAMPLES = [
     VisPruner(keep=0.4),
@@ -22,13 +23,7 @@ def stage_of(cls=True, **settings):
 
 def kept(features, attention, grids=(), **settings):
     view = ImageView(features, attention=attention, grids=grids)
-    cut = stage_of(**settings).cut(view)
-    return list(range(len(features))) if cut is None else cut.source.tolist()
-
-
-def at(*degrees):
-    """Rows in these directions: the cosine of two falls with the angle between them."""
-    return torch.tensor([[math.cos(math.radians(angle)), math.sin(math.radians(angle))] for angle in degrees])
+    return stays(stage_of(**settings), view)
 
 
 def by_hand(features, attention, count, ratio=0.5, per_round=8):

@@ -28,7 +28,7 @@ def stages_of(method, depth=32, **shape):
 def test_other_tokens_join_the_nearest_of_projected_features():
     features = torch.tensor([[2.0, 0], [0, 1], [4, 1], [0, 9], [1, 1.1]])
     view = ImageView(features, notes={"picked": torch.tensor([2.0, 2, 0, 0, 0])})
-    cut = vscan.merged(view, 2)
+    cut = vscan.merge_others(view, 2)
     assert cut.source.tolist() == [0, 1]
     assert cut.parent.tolist() == [0, 1, 0, 1, 1]
     torch.testing.assert_close(cut.rows, torch.tensor([[3.0, 0.5], [1 / 3, 11.1 / 3]]))
@@ -38,9 +38,9 @@ def test_newlines_are_dropped_but_for_one_that_ends_the_image():
     """Families note 1 for a newline: it is neither picked nor merged, and stays only where the count has room."""
     features = torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [1, 0]])
     view = ImageView(features, notes={"picked": torch.tensor([2.0, 0, 2, 1])})
-    cut = vscan.merged(view, 2)
+    cut = vscan.merge_others(view, 2)
     assert cut.parent.tolist() == [0, 1, 1, -1]
-    closing = vscan.merged(view, 3)
+    closing = vscan.merge_others(view, 3)
     assert closing.source.tolist() == [0, 2, 3]
     assert closing.parent.tolist() == [0, 1, 1, 2]  # nothing joins the newline, which is as the first token is
     assert closing.rows[2].tolist() == [1, 0]

@@ -23,7 +23,7 @@ def test_the_files_have_the_names_of_their_methods():
 
 def test_the_files_have_the_names_of_their_families():
     assert inventory.families() == sorted(registry.families())
-    assert inventory.proved() == [*PROVED]
+    assert inventory.proved_types() == [*PROVED]
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_what_a_package_brings_is_named_too(group, kind, names, monkeypatch):
     point = SimpleNamespace(load=lambda: kind)
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point] * (group == asked))
     asked = group
-    inventory.brought.cache_clear()
+    inventory.entry_points_of.cache_clear()
     assert "brought" in names()
-    inventory.brought.cache_clear()
+    inventory.entry_points_of.cache_clear()
 
 
 def test_a_summary_is_the_first_paragraph_on_one_line():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from foveate.plain.stats import Resampled, estimate, share, wilson
+from foveate.plain.stats import LEAST, Resampled, estimate, share, wilson
 
 
 def test_an_interval_holds_the_mean_about_as_often_as_it_says():
@@ -35,17 +35,17 @@ def test_differences_are_paired():
 
 
 def test_a_share_of_nothing_is_none_and_of_itself_one():
-    resampled = Resampled([0, 0, 1, 1])
-    values = np.array([1.0, 0.0, 1.0, 1.0])
+    resampled = Resampled([0, 0, 1, 1, 2, 3, 4])
+    values = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     means = resampled.means(values)
-    assert share(means, resampled.means(np.zeros(4))) is None
+    assert share(means, resampled.means(np.zeros(7))) is None
     found = share(means, means)
     assert (found.value, found.low, found.high) == (1, 1, 1)
 
 
 def test_what_does_not_count_is_left_out():
-    values = np.array([1.0, np.nan, 0.0, np.nan])
-    found = Resampled([0, 1, 2, 3]).mean(values)
+    values = np.array([1.0, np.nan, 0.0, np.nan, 0.0, 1.0, 0.5])
+    found = Resampled(range(7)).mean(values)
     assert found.value == 0.5
     assert 0 <= found.low <= found.high <= 1
 
@@ -93,3 +93,13 @@ def test_pictures_without_any_spread_count_as_so_many_questions():
 def test_the_same_run_has_the_same_interval():
     values = (np.arange(200) % 3 < 2).astype(float)
     assert Resampled(range(200)).mean(values) == Resampled(range(200)).mean(values)
+
+
+def test_the_interval_of_too_few_pictures_says_nothing():
+    """Two pictures differ by luck alone: a bootstrap would call what lies between them certain."""
+    for pictures in (2, 4, 5):
+        resampled, values = Resampled(np.repeat(np.arange(pictures), 10)), np.arange(pictures * 10) % 7 / 6
+        drawn = (resampled.mean(values), resampled.proportion(values), estimate(resampled.over(values, np.mean)))
+        assert [np.isnan(found.low) and np.isnan(found.high) for found in drawn] == [pictures < LEAST] * 3
+    rare = np.where(np.arange(50) < 40, np.nan, 0.5)  # a task that one picture of five has
+    assert np.isnan(resampled.mean(rare).low)

@@ -15,8 +15,7 @@ import foveate as fv
 from foveate.ask.media import read_media
 from foveate.embedded import picture
 from foveate.runs import samples
-from foveate.runs.labels import as_said, labels_in
-from foveate.runs.samples import Bad, SampleColumns, samples_in
+from foveate.runs.samples import Bad, SampleColumns, as_said, labels_in, samples_in
 
 ROWS = [
     {"id": "a", "image": "1.png", "question": "What is this?"},

@@ -8,9 +8,8 @@ from foveate.contract import LayerStage, OwnSignal
 from foveate.families.tap import tapped
 from foveate.testing import check_method
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
-from tests.signals.test_value_likeness import assert_samples_keep_what_they_keep_alone
+from tests.signals import assert_samples_keep_what_they_keep_alone, read
 
-SEEN = []
 LAYER = 3
 HEADS = ("queries", "keys", "values")
 
@@ -25,16 +24,6 @@ def norms(values):
 
 
 WHOLE, NORMS = OwnSignal(whole, of=(*HEADS, "hidden")), OwnSignal(norms)
-
-
-class Noting(fv.Method):
-    """Notes what the function made, and drops later."""
-
-    name = "noting"
-
-    def stages(self, shape):
-        noting = LayerStage(LAYER, reads=(WHOLE, NORMS), choose=note, host=True)
-        return (noting, LayerStage(5, keep=0.5, score=lambda view: view.tokens))
 
 
 class Normed(fv.Method):
@@ -52,17 +41,11 @@ def own(view):
     return view.own
 
 
-def note(view, _):
-    SEEN.append([view[WHOLE], view[NORMS]])
-
-
 @pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER - 1 not in TINY[family].recurrent])
 def test_it_gets_the_models_own_tensors(family):
     model, inputs, heads, entered = tiny(family), batch(family, ["titt"]), [], []
-    SEEN.clear()
-    with fv.drop(model, Noting()), torch.no_grad():
-        model(**inputs)
-    ((everything, of_values),) = SEEN
+    (found,) = read(model, inputs, (WHOLE, NORMS))
+    everything, of_values = found.values()
     layer = model.get_decoder().layers[LAYER - 1]
     hook = layer.register_forward_pre_hook(
         lambda _, given, named: entered.append((*given, *named.values())[0]), with_kwargs=True
@@ -80,7 +63,7 @@ def test_it_gets_the_models_own_tensors(family):
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision"])
 def test_samples_of_a_batch_keep_what_they_keep_alone(family):
-    assert_samples_keep_what_they_keep_alone(family, Normed())
+    assert_samples_keep_what_they_keep_alone(family, fv.Random(layers=(1,), keep=(0.8,), scope="image") + Normed())
 
 
 def test_it_passes_the_checks_of_every_method():
@@ -94,27 +77,14 @@ def test_an_image_is_made_by_itself():
         sizes.append(values.shape[1])
         return values[0, :, 0]
 
-    class Counting(Normed):
-        name = "counting"
-
-        def stages(self, shape):
-            return (LayerStage(LAYER, reads=(OwnSignal(counted),), keep=0.5, score=lambda view: view.own),)
-
-    with fv.drop(tiny("llava"), Counting()), torch.no_grad():
-        tiny("llava")(**batch("llava", ["titit"]))
+    read(tiny("llava"), batch("llava", ["titit"]), (OwnSignal(counted),))
     assert len(sizes) == 2
 
 
 @pytest.mark.parametrize("make", [lambda values: values.sum(), lambda values: 3.0, lambda values: values])
 def test_what_is_no_row_a_token_is_refused(make):
-    class Wrong(Normed):
-        name = "wrong"
-
-        def stages(self, shape):
-            return (LayerStage(LAYER, reads=(OwnSignal(make),), keep=0.5, score=lambda view: view.own),)
-
-    with pytest.raises(fv.SettingError, match="tokens"), fv.drop(tiny("llava"), Wrong()), torch.no_grad():
-        tiny("llava")(**batch("llava", ["titt"]))
+    with pytest.raises(fv.SettingError, match="tokens"):
+        read(tiny("llava"), batch("llava", ["titt"]), (OwnSignal(make),))
 
 
 @pytest.mark.parametrize("given", [{"make": 3}, {"of": ()}, {"of": "values"}, {"of": ("value",)}])

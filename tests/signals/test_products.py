@@ -3,37 +3,13 @@
 import pytest
 import torch
 
-import foveate as fv
-from foveate.contract import LayerStage, Products
+from foveate.contract import Products
 from foveate.families.tap import tapped
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
+from tests.signals import read
 
-SEEN = []
 LAYER = 3
 WAYS = (Products(), Products((0, 0)), Products((1, 2)))
-
-
-class Asking(fv.Method):
-    """Notes what the text asks of all vision tokens; drops nothing before that."""
-
-    name = "asking"
-
-    def stages(self, shape):
-        return (
-            LayerStage(LAYER, reads=WAYS, choose=note, host=True),
-            LayerStage(5, keep=0.5, score=lambda v: v.tokens),
-        )
-
-
-def note(view, _):
-    SEEN.append([view[signal] for signal in WAYS])
-
-
-def seen(model, inputs):
-    SEEN.clear()
-    with fv.drop(model, Asking()), torch.no_grad():
-        model(**inputs)
-    return list(SEEN)
 
 
 def without_rope(model, inputs):
@@ -60,31 +36,20 @@ def without_rope(model, inputs):
 def test_it_is_made_of_the_models_own_queries_and_keys(family):
     """Of two images: the text behind the last asks, all but some rows at its ends; of few all."""
     model, inputs = tiny(family), batch(family, ["tititt"])
-    (found,) = seen(model, inputs)
+    (found,) = read(model, inputs, WAYS)
     queries, keys = without_rope(model, inputs)
     vision = is_vision(inputs["input_ids"][0])
     columns = vision.nonzero()[:, 0]
     behind = list(range(int(columns[-1]) + 1, len(vision)))
     asking = {WAYS[0]: behind[1:-5] or behind, WAYS[1]: behind, WAYS[2]: behind[1:-2]}
     assert len(behind) in (6, 7)  # 1 + 5 rows leave nobody, or one
-    for signal, products in zip(WAYS, found, strict=True):
+    for signal, products in found.items():
         every = torch.stack([queries[:, row] for row in asking[signal]]).mean(dim=0)  # (heads, size)
         wanted = (keys[:, columns] * every[:, None]).sum(dim=-1).T / queries.shape[-1] ** 0.5
         assert products.dtype == torch.float32
         torch.testing.assert_close(products.double(), wanted[: len(products)], atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "llava_next"])
-def test_samples_of_a_batch_keep_what_they_keep_alone(family):
-    words, method = ["tit", "ttitt", "titit", "it"], fv.HAWK(keep=0.4)
-    with fv.drop(tiny(family), method) as together, torch.no_grad():
-        tiny(family)(**batch(family, words))
-    for index, word in enumerate(words):
-        with fv.drop(tiny(family), method) as alone, torch.no_grad():
-            tiny(family)(**batch(family, [word]))
-        assert together.stages[0].kept[index].tolist() == alone.stages[0].kept[0].tolist()
-
-
 def test_without_text_behind_it_is_zero():
-    (found,) = seen(tiny("llava"), batch("llava", ["ti"]))
-    assert all(not products.any() for products in found)
+    (found,) = read(tiny("llava"), batch("llava", ["ti"]), WAYS)
+    assert all(not products.any() for products in found.values())

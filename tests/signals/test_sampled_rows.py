@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-import foveate as fv
-from foveate.contract import Attention, LayerStage
+from foveate.contract import Attention
 from foveate.engine import attending
 from tests import oracle
 from tests.models import batch, is_vision, tiny
+from tests.signals import read
 
 CLOSE = {"atol": 2e-6, "rtol": 1e-4}
 LAYER, FEW = 3, 3
@@ -26,25 +26,6 @@ def ways(sample=FEW, both_ways=False):
         for renormalise in (False, True)
         for options in ({"layer": "next"}, {"layer": "ran"}, {"layer": "next", "heads": "max"})
     )
-
-
-def read(model, inputs, signals, unit="sample"):
-    """What a stage gets of these signals, unit by unit; nothing is dropped."""
-    seen = []
-
-    class Probe(fv.Method):
-        name = "probe"
-
-        def stages(self, shape):
-            return (LayerStage(LAYER, reads=signals, choose=self.note, host=True, unit=unit),)
-
-        @staticmethod
-        def note(view, _):
-            seen.append({signal: view[signal] for signal in signals})
-
-    with fv.drop(model, Probe()), torch.no_grad():
-        model(**inputs)
-    return seen
 
 
 def middles(columns, count):

@@ -8,6 +8,7 @@ from foveate.contract import Hidden, LayerStage, Resource, Shape, Text
 from foveate.core.cut import Cut
 from foveate.errors import UnsupportedError
 from tests.models import FAMILIES, PROMPTS, batch, is_vision, tiny
+from tests.signals import assert_samples_keep_what_they_keep_alone
 
 SEEN = []
 
@@ -76,13 +77,7 @@ def first_word(view):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_with_more_or_less_text_are_each_as_alone(family):
     """Those with as much run together, under vmap, whatever stands in front of the image."""
-    model, words = tiny(family), ("tit", "titt", "ttit", "titit", "tit")
-    with fv.drop(model, Stretched()) as together, torch.no_grad():
-        model(**batch(family, words))
-    for index, word in enumerate(words):
-        with fv.drop(model, Stretched()) as alone, torch.no_grad():
-            model(**batch(family, [word]))
-        assert together.stages[0].kept[index].tolist() == alone.stages[0].kept[0].tolist()
+    assert_samples_keep_what_they_keep_alone(family, Stretched(), ("tit", "titt", "ttit", "titit", "tit"))
 
 
 def reading(place, *signals):

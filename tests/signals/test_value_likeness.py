@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-import foveate as fv
-from foveate.contract import LayerStage, ValueLikeness
+from foveate.contract import ValueLikeness
 from foveate.families.tap import tapped
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
+from tests.signals import read
 
-SEEN = []
 LAYER = 3
 WAYS = (
     ValueLikeness(),
@@ -16,27 +15,6 @@ WAYS = (
     ValueLikeness(skip=99, among="all"),
     ValueLikeness(skip=1, seeds=0.1, among="all"),
 )
-
-
-class Alike(fv.Method):
-    """Notes how each image's tokens are like the text and the seeds; and drops later."""
-
-    name = "alike"
-
-    def stages(self, shape):
-        noting = LayerStage(LAYER, reads=WAYS, choose=note, host=True, unit="image")
-        return (noting, LayerStage(5, keep=0.5, score=lambda view: view.tokens, unit="image"))
-
-
-def note(view, _):
-    SEEN.append([view[signal] for signal in WAYS])
-
-
-def seen(model, inputs):
-    SEEN.clear()
-    with fv.drop(model, Alike()), torch.no_grad():
-        model(**inputs)
-    return list(SEEN)
 
 
 def by_hand(values, own, behind, signal):
@@ -61,44 +39,24 @@ def by_hand(values, own, behind, signal):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER - 1 not in TINY[family].recurrent])
 def test_it_is_made_of_the_models_own_values(family):
     model, inputs, made = tiny(family), batch(family, ["titt"]), {}
-    found = seen(model, inputs)
+    found = read(model, inputs, WAYS, unit="image")
     attention = model.get_decoder().layers[LAYER - 1].self_attn
     with tapped(attention, lambda *heads: made.update(values=heads[3])), torch.no_grad():
         model(**inputs)
     columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0].tolist()
     start, values = 0, made["values"][0].double()
-    fixed = len(columns) - sum(len(image[0]) for image in found)
+    fixed = len(columns) - sum(len(image[WAYS[0]]) for image in found)
     if fixed:  # some of its tokens always stay, and are text to foveate
         return
     for image in found:
-        own = columns[start : start + len(image[0])]
+        own = columns[start : start + len(image[WAYS[0]])]
         start += len(own)
         text = [row for row in range(own[-1] + 1, values.shape[1]) if row not in columns]
-        for signal, likeness in zip(WAYS, image, strict=True):
+        for signal, likeness in image.items():
             assert likeness.dtype == torch.float32
             torch.testing.assert_close(likeness.double(), by_hand(values, own, text, signal), atol=1e-6, rtol=1e-4)
 
 
-def assert_samples_keep_what_they_keep_alone(family, method):
-    """Behind a cut at random, in a batch that is padded."""
-    words = ["tit", "ttitt", "titit", "it"]
-    method = fv.Random(layers=(1,), keep=(0.8,), scope="image") + method
-    with fv.drop(tiny(family), method) as together, torch.no_grad():
-        tiny(family)(**batch(family, words))
-    for index, word in enumerate(words):
-        with fv.drop(tiny(family), method) as alone, torch.no_grad():
-            tiny(family)(**batch(family, [word]))
-        for one, other in zip(alone.stages, together.stages, strict=True):
-            assert other.kept[index].tolist() == one.kept[0].tolist()
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "llava_onevision"])
-@pytest.mark.parametrize("among", ["image", "all"])
-def test_samples_of_a_batch_keep_what_they_keep_alone(family, among):
-    """Padding is no row that likeness is shared with."""
-    assert_samples_keep_what_they_keep_alone(family, fv.IVCPrune(layer=3, keep=0.4, among=among))
-
-
 def test_without_text_behind_it_is_zero():
-    (found,) = seen(tiny("llava"), batch("llava", ["ti"]))
-    assert all(not likeness.any() for likeness in found)
+    (found,) = read(tiny("llava"), batch("llava", ["ti"]), WAYS, unit="image")
+    assert all(not likeness.any() for likeness in found.values())

@@ -4,7 +4,7 @@ import pytest
 
 import foveate as fv
 from foveate.errors import SettingError
-from foveate.naming import given, parse
+from foveate.naming import parse, settings_given
 from foveate.registry import methods
 from foveate.tuning.grid import grid
 
@@ -12,7 +12,7 @@ DEPTH = 32
 
 
 def layers_of(text, setting="layers"):
-    return [getattr(made, setting) for made in grid(parse(text), DEPTH, given(text))]
+    return [getattr(made, setting) for made in grid(parse(text), DEPTH, settings_given(text))]
 
 
 def test_v2drops_grid_by_hand():
@@ -34,7 +34,9 @@ def test_all_settings_differ_and_meet_a_budget_and_the_first_is_the_method(name)
 
 
 def test_a_given_setting_stays_also_where_it_is_the_usual_one():
-    assert {setting.metric for setting in grid(parse("v2drop:metric=l2"), DEPTH, given("v2drop:metric=l2"))} == {"l2"}
+    assert {
+        setting.metric for setting in grid(parse("v2drop:metric=l2"), DEPTH, settings_given("v2drop:metric=l2"))
+    } == {"l2"}
     assert set(layers_of("v2drop:layers=3,17,22")) == {(3, 17, 22)}
     assert set(layers_of("dart", "layer")) == {1, 2, 3}
     assert set(layers_of("dart:layer=2", "layer")) == {2}

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from foveate.ask.media import read_media, refuse_thin
-from foveate.ask.pictures import picture_in, picture_of
+from foveate.ask.media import read_media, read_picture, refuse_thin
 from foveate.errors import InputError
 from foveate.plain import memory
 from foveate.video import read, shape_of
-from tests.films import film
+from tests.films import encoded, film
 
 GUIDE = Path(__file__).parents[2] / "docs/guides/video.md"
 SIZE = 64, 32
@@ -24,18 +23,10 @@ TITLE = Image.new("RGBA", SIZE, (0, 0, 0, 0))
 TITLE.paste((0, 0, 0, 255), (0, 0, 20, 20))
 
 
-def encoded(path, codec, pixels, values, form, primaries=0):
+def thrice(path, codec, pixels, values, form, primaries=0):
     """Three frames of these values."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=5)
-        stream.width, stream.height, stream.pix_fmt = *SIZE, pixels
-        stream.codec_context.color_primaries = primaries
-        for number in range(3):
-            frame = av.VideoFrame.from_ndarray(values, format=form)
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    frames = [av.VideoFrame.from_ndarray(values, format=form) for _ in range(3)]
+    return encoded(path, *frames, codec=codec, rate=5, pixels=pixels, color_primaries=primaries)
 
 
 def packed(path, codec, pixels, image, **saved):
@@ -60,15 +51,15 @@ def quiet(path, **wanted):
 
 
 def transparency(folder):
-    right = np.asarray(picture_of(TITLE).image)
+    right = np.asarray(read_picture(TITLE).image)
     for name, codec, pixels in (("a.mov", "png", "rgba"), ("b.mov", "qtrle", "argb"), ("c.mkv", "ffv1", "bgra")):
-        clip = read(encoded(folder / name, codec, pixels, np.asarray(TITLE), "rgba"), frames=2)
+        clip = read(thrice(folder / name, codec, pixels, np.asarray(TITLE), "rgba"), frames=2)
         assert (clip.frames == right).all()
     (folder / "d.mov").write_bytes(
-        encoded(folder / "d.mov", "prores_ks", "yuva444p10le", np.asarray(TITLE), "rgba").read_bytes()
+        thrice(folder / "d.mov", "prores_ks", "yuva444p10le", np.asarray(TITLE), "rgba").read_bytes()
     )
     assert abs(read(folder / "d.mov", frames=2).frames.astype(int) - right).max() < 12
-    clip = quiet(encoded(folder / "e.webm", "libvpx-vp9", "yuva420p", np.asarray(TITLE), "rgba"), frames=2)
+    clip = quiet(thrice(folder / "e.webm", "libvpx-vp9", "yuva420p", np.asarray(TITLE), "rgba"), frames=2)
     assert "transparent" in clip.note
 
 
@@ -77,31 +68,31 @@ def colour_profile(folder):
     path, _ = packed(folder / "a.mov", "png", "rgb24", TITLE.convert("RGB"), icc_profile=profile)
     assert "profile" in quiet(path).note
     grey = np.full((*SIZE[::-1], 3), 128, np.uint8)
-    assert "P3" in quiet(encoded(folder / "b.mp4", "libx264", "yuv420p", grey, "rgb24", primaries=12)).note
-    assert read(encoded(folder / "c.mp4", "libx264", "yuv420p", grey, "rgb24", primaries=1)).note is None
+    assert "P3" in quiet(thrice(folder / "b.mp4", "libx264", "yuv420p", grey, "rgb24", primaries=12)).note
+    assert read(thrice(folder / "c.mp4", "libx264", "yuv420p", grey, "rgb24", primaries=1)).note is None
 
 
 def sixteen_bits(folder):
     ramp = np.linspace(0, 65535, 64 * 32).reshape(32, 64).astype(np.uint16)
-    right = np.asarray(picture_of(Image.fromarray(ramp)).image)
-    clip = read(encoded(folder / "a.mkv", "ffv1", "gray16le", ramp, "gray16le"))
+    right = np.asarray(read_picture(Image.fromarray(ramp)).image)
+    clip = read(thrice(folder / "a.mkv", "ffv1", "gray16le", ramp, "gray16le"))
     assert abs(clip.frames[0].astype(int) - right).max() <= 1
     assert clip.note is None
-    assert "nearly black" in quiet(encoded(folder / "b.mkv", "ffv1", "gray16le", ramp // 16, "gray16le")).note
+    assert "nearly black" in quiet(thrice(folder / "b.mkv", "ffv1", "gray16le", ramp // 16, "gray16le")).note
 
 
 def orientation(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     path, data = packed(folder / "a.avi", "mjpeg", "yuvj420p", TITLE.convert("RGB").resize((64, 48)), exif=exif)
-    right = np.asarray(picture_in(data).image)
+    right = np.asarray(read_picture(data).image)
     assert abs(read(path).frames[0].astype(int) - right).max() < 12
 
 
 def palettes(folder):
     image = TITLE.convert("RGB").quantize(4)
     path, data = packed(folder / "a.mov", "png", "pal8", image)
-    assert (read(path).frames[0] == np.asarray(picture_in(data).image)).all()
+    assert (read(path).frames[0] == np.asarray(read_picture(data).image)).all()
 
 
 def size(folder):

@@ -9,20 +9,17 @@ import foveate as fv
 from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
 from foveate.viz.comparison import GAP
-from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scaled, stage_panels
+from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scale, stage_panels
+from tests.viz.test_frames import RED, pixels_of
 from tests.viz.test_showing import brightest, clip, run
 
-RED, BLUE = (230, 20, 20), (20, 20, 230)
+BLUE = (20, 20, 230)
 HALF = fv.Uniform(layers=(1,), keep=(0.5,))
 TWO_CUTS = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
 
 
 def record(word="ti", method=TWO_CUTS, family="llava"):
     return run(family, word, method).latest
-
-
-def pixels_of(picture, colour):
-    return int((np.asarray(picture) == np.array(colour, np.uint8)).all(axis=-1).sum())
 
 
 def red(size=(60, 60)):
@@ -71,7 +68,7 @@ def test_merged_tokens_have_their_legend():
 
 def test_a_panel_has_the_area_of_a_square_and_no_side_too_long():
     for width, height in ((60, 60), (90, 40), (30, 200), (3000, 100)):
-        (pixels,) = scaled([Image.new("RGB", (width, height))])
+        (pixels,) = scale([Image.new("RGB", (width, height))])
         assert pixels.shape[0] * pixels.shape[1] <= 1.02 * SIDE * SIDE
         assert max(pixels.shape) <= LONGEST * SIDE
 

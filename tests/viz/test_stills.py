@@ -73,16 +73,10 @@ def test_every_caption_stands_above_its_panel():
         assert above[:, start : start + PANEL].min() < 100
 
 
-def test_a_pixel_counts_every_box_over_it_and_a_token_with_no_place_covers_none():
-    boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [NAN, NAN, NAN, NAN]])
+def test_a_pixel_counts_every_box_over_it_and_edges_go_to_the_nearest_pixel():
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [NAN, NAN, NAN, NAN]])  # the last token has no place
     assert coverage(boxes, 4, 4).tolist() == [[2, 2, 1, 1], [2, 2, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
-
-
-def test_edges_go_to_the_nearest_pixel():
     assert coverage(np.array([[0.16, 0, 0.36, 1]]), 1, 10).tolist() == [[0, 0, 1, 1, 0, 0, 0, 0, 0, 0]]
-
-
-def test_the_boxes_of_a_grid_tile_the_picture_without_gaps_or_overlaps():
     assert (coverage(grid(24, 24), 405, 333) == 1).all()
 
 

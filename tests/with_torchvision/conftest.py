@@ -55,7 +55,7 @@ else:
 
     def save_qwen2_vl(folder: Path, depth: int = 28) -> Path:
         """Qwen2-VL with tokens of 28 pixels and two frames."""
-        from tests.families.test_qwen2_vl import config
+        from tests.families.qwens import qwen2_vl as config
 
         plain = config().to_dict()
         plain["text_config"] |= {"num_hidden_layers": depth, "layer_types": None}
@@ -72,7 +72,7 @@ else:
 
     def save_onevision(folder: Path, depth: int = 28, side: int = 70) -> Path:
         """LLaVA-OneVision whose frames are `side` pixels, each (side / 14 / 2)² tokens."""
-        from tests.families.test_llava_onevision import config
+        from tests.families.llavas import onevision as config
 
         plain = config().to_dict()
         plain["text_config"] |= {"num_hidden_layers": depth, "layer_types": None, "max_position_embeddings": 8192}

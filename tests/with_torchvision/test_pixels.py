@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import foveate as fv
-from foveate.ask.pixels import most_pixels
+from foveate.ask.counting import most_pixels
 from foveate.errors import SettingError
 from tests.with_torchvision.conftest import save_qwen2_vl
 

@@ -12,7 +12,7 @@ from foveate.app.replies import Said
 from foveate.app.subjects import MOST_FRAMES, Subject
 from foveate.errors import FoveateError
 from foveate.viz.canvas import LEGEND, data_url
-from foveate.viz.mosaic import StagePanel, plain_panel, stage_panels
+from foveate.viz.mosaic import plain_panel, stage_panels
 from foveate.viz.showing import frames_of
 
 SIDE = 360
@@ -21,22 +21,8 @@ BEFORE = {"vision tower": -2, "projector": -1}
 """Where stages stand that come before the decoder's layers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """HTML that is shown from one place on the way through the model to another: a panel, or the place's words."""
-
-    tag: str
-    html: str
-    since: int
-    until: int
-
-    def drawn(self, stop: int) -> str:
-        """The part as it is where the slider stands at a stop; the browser shows and hides it from there on."""
-        hidden = " hidden"
-        if self.since <= stop <= self.until:
-            hidden = ""
-        span = f"class='fv-panel' data-since='{self.since}' data-until='{self.until}'{hidden}"
-        return f"<{self.tag} {span}>{self.html}</{self.tag}>"
+Part = tuple[str, str, int, int]
+"""HTML that is shown from one place on the way through the model to another: its tag, itself, and the two places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +37,23 @@ class Way:
     words: tuple[str, ...]
     panels: tuple[Part, ...]
 
-    def drawn(self, stop: int = 0) -> str:
-        """HTML of all stops, of which one is shown."""
-        places = "".join(Part("p", words, place, place).drawn(stop) for place, words in enumerate(self.words))
-        grid = "".join(panel.drawn(stop) for panel in self.panels)
+    def to_html(self, stop: int = 0) -> str:
+        """All stops, of which one is shown; the browser shows and hides them from there on."""
+        places = _parts_at(stop, [("p", words, place, place) for place, words in enumerate(self.words)])
+        grid = _parts_at(stop, self.panels)
         legend = ""
         if len(self.words) > 1:
             legend = f"<p class='fv-note'>{LEGEND}</p>"
         return f"<div class='fv-places'>{places}</div><div class='fv-grid fv-panels'>{grid}</div>{legend}"
+
+
+def _parts_at(stop: int, parts: Sequence[Part]) -> str:
+    """Parts as they are where the slider stands at a stop."""
+    html = ""
+    for tag, inside, since, until in parts:
+        hidden = "" if since <= stop <= until else " hidden"
+        html += f"<{tag} class='fv-panel' data-since='{since}' data-until='{until}'{hidden}>{inside}</{tag}>"
+    return html
 
 
 SHOW_STOP = """() => {
@@ -89,26 +84,19 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
         shown[reply.name] = {-3: _panel(reply.name, f"{tokens} of {tokens} tokens", whole)}
         for panel in drawn:
             if panel.dropped and not panel.rows:  # tokens of which none is dropped there
-                caption = f"{panel.after} of {tokens} tokens"
-                shown[reply.name][_place(panel, depth)] = _panel(reply.name, caption, panel.pixels)
+                place = BEFORE.get(panel.place, depth) if panel.layer is None else panel.layer
+                shown[reply.name][place] = _panel(reply.name, f"{panel.after} of {tokens} tokens", panel.pixels)
     places = sorted({-3}.union(*shown.values()))
     last = len(places) - 1
-    parts = [Part("figure", _panel(f"the {subject.noun}", "", whole), 0, last)]
+    parts = [("figure", _panel(f"the {subject.noun}", "", whole), 0, last)]
     for panels in shown.values():
         stops = sorted(panels)
         for place, following in zip(stops, [*stops[1:], None], strict=True):
             until = last
             if following is not None:
                 until = places.index(following) - 1
-            parts.append(Part("figure", panels[place], places.index(place), until))
+            parts.append(("figure", panels[place], places.index(place), until))
     return Way(tuple(_words(place, depth, subject.noun) for place in places), tuple(parts))
-
-
-def _place(panel: StagePanel, depth: int) -> int:
-    """Where a stage stands on the way: the tower, the projector, the decoder's layers, then the decoding."""
-    if panel.layer is not None:
-        return panel.layer
-    return BEFORE.get(panel.place, depth)
 
 
 def _words(place: int, depth: int, noun: str) -> str:

@@ -14,10 +14,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
-from foveate.app.replies import FULL, MOST, Said, answered, cards, checked, command, least_percent, program, words_of
+from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, least_percent, program, words_of
 from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, opened
 from foveate.ask.media import FEW
-from foveate.ask.preparing import reads_videos
+from foveate.ask.prompt import reads_videos
 from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
@@ -78,60 +78,6 @@ def application(
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
     dress: dict[str, Any] = {"theme": theme, "css_paths": STYLE, "footer_links": [], "ssr_mode": False, "pwa": False}
     return gr.mount_gradio_app(server, page, "", max_file_size=FILE, run_history=False, show_error=False, **dress)
-
-
-# -- methods and their budget --------------------------------------------------------------------------------------
-
-
-class MethodsAndBudget:
-    """A box of methods, and a slider whose lowest budget all of them meet.
-
-    Args:
-        vlm: The model.
-        chosen: The methods at the beginning.
-        looks: Second looks that are offered too; they have a budget of their own.
-    """
-
-    def __init__(self, vlm: VLM, chosen: Sequence[str], looks: Mapping[str, SecondLook]) -> None:
-        self.vlm = vlm
-        self.looks = looks
-        choices = []
-        for name, kind in methods().items():
-            if takes_budget(kind):
-                words = summary(sys.modules[kind.__module__].__doc__).partition(": ")[2]
-                choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
-        choices += [(f"{name}\nIn full where the answer is unsure; a budget of its own", name) for name in looks]
-        self.names = gr.Dropdown(
-            choices,
-            value=list(chosen),
-            multiselect=True,
-            allow_custom_value=True,
-            label="Methods",
-            info=f"Up to {MOST}; or write a chain with settings: visionzip+v2drop:metric=l1",
-            elem_classes="fv-methods",
-        )
-        self.refusal = gr.HTML(visible=False, elem_classes="fv-refusal")
-        least = least_percent(vlm, [name for name in chosen if name not in looks], examples()[0])
-        self.percent = gr.Slider(
-            least,
-            100,
-            33,
-            step=1,
-            label="Budget: % of vision tokens",
-            info=_at_least(least),
-            buttons=[],
-            elem_classes="fv-budget",
-        )
-
-    def changes(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
-        """Refuse methods that cannot run, and budgets below what one of them needs."""
-        try:
-            plain = [name for name in checked("?", names, self.looks) if name not in self.looks]
-            least = least_percent(self.vlm, plain, subject or examples()[0])
-        except FoveateError as error:
-            return {self.refusal: gr.HTML(alert(words_of(error)), visible=True)}
-        slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
-        return {self.refusal: gr.HTML("", visible=False), self.percent: slider}
 
 
 def _at_least(percent: int) -> str:
@@ -202,9 +148,12 @@ class AskPanel:
         self.frames = gr.Slider(1, MOST_FRAMES, few, step=1, label=CONTROL, visible=False, elem_id="frames", buttons=[])
         self.question = gr.Textbox(next(iter(first.questions)), label="Question", elem_id="question")
         self.proposed = gr.Dataset(
-            components=[self.question], samples=_samples(first), label="Questions that fit", elem_classes="fv-proposed"
+            components=[self.question],
+            samples=[[question] for question in first.questions],
+            label="Questions that fit",
+            elem_classes="fv-proposed",
         )
-        self.dropping = MethodsAndBudget(self.vlm, ("v2drop", "visionzip", "random", *self.looks), self.looks)
+        self._lay_out_budget(("v2drop", "visionzip", "random", *self.looks))
         with gr.Accordion("Where an answer is unsure", open=False):
             self.sure = gr.Slider(
                 *(0, 0.99, 0),
@@ -219,12 +168,52 @@ class AskPanel:
             self.stop = gr.Button("Stop", elem_id="stop", min_width=100)
         self.notice = gr.HTML(visible=False, elem_id="notice")
 
+    def _lay_out_budget(self, chosen: Sequence[str]) -> None:
+        """A box of methods, and a slider whose lowest budget all of them meet; second looks have their own."""
+        choices = []
+        for name, kind in methods().items():
+            if takes_budget(kind):
+                words = summary(sys.modules[kind.__module__].__doc__).partition(": ")[2]
+                choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
+        choices += [(f"{name}\nIn full where the answer is unsure; a budget of its own", name) for name in self.looks]
+        self.names = gr.Dropdown(
+            choices,
+            value=list(chosen),
+            multiselect=True,
+            allow_custom_value=True,
+            label="Methods",
+            info=f"Up to {MOST}; or write a chain with settings: visionzip+v2drop:metric=l1",
+            elem_classes="fv-methods",
+        )
+        self.refusal = gr.HTML(visible=False, elem_classes="fv-refusal")
+        least = least_percent(self.vlm, [name for name in chosen if name not in self.looks], examples()[0])
+        self.percent = gr.Slider(
+            least,
+            100,
+            33,
+            step=1,
+            label="Budget: % of vision tokens",
+            info=_at_least(least),
+            buttons=[],
+            elem_classes="fv-budget",
+        )
+
+    def limit(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
+        """Refuse methods that cannot run, and budgets below what one of them needs."""
+        try:
+            plain = [name for name in check_names("?", names, self.looks) if name not in self.looks]
+            least = least_percent(self.vlm, plain, subject or examples()[0])
+        except FoveateError as error:
+            return {self.refusal: gr.HTML(alert(words_of(error)), visible=True)}
+        slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
+        return {self.refusal: gr.HTML("", visible=False), self.percent: slider}
+
     def _lay_out_answers(self) -> None:
         self.answers = gr.HTML(BEGIN, elem_id="answers")
         self.slider = gr.Slider(
             *(0, 1, 0), step=1, label="Along the model", interactive=True, visible=False, elem_id="stages", buttons=[]
         )
-        self.kept = gr.HTML(way_of(examples()[0]).drawn(), elem_id="panels")
+        self.kept = gr.HTML(way_of(examples()[0]).to_html(), elem_id="panels")
         self.share = gr.DownloadButton("Share as PNG", visible=False, elem_id="share")
         with gr.Accordion(
             "The same in Python, and in a terminal", open=False, elem_id="python", visible=False
@@ -235,14 +224,14 @@ class AskPanel:
             )
 
     def _connect(self) -> None:
-        names, percent = self.dropping.names, self.dropping.percent
-        limited = [self.dropping.refusal, percent]
+        names, percent = self.names, self.percent
+        limited = [self.refusal, percent]
         cleared = [
             *(self.subject, self.ask, self.gallery, self.notice, self.proposed, self.answers),
             *(self.slider, self.kept, self.share, self.python),
         ]
         shown = [*cleared, *limited]
-        names.change(self.dropping.changes, [self.subject, names, percent], limited, **QUICK)
+        names.change(self.limit, [self.subject, names, percent], limited, **QUICK)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
         asking = [self.subject, self.question, names, percent, self.sure]
         replied = [*cleared, self.code, self.command]
@@ -275,14 +264,15 @@ class AskPanel:
 
     def show(self, subject: Subject, names: Sequence[str], percent: float) -> Changes:
         """Everything for a new picture."""
-        changes = self.clear() | self.dropping.changes(subject, names, percent)
+        changes = self.clear() | self.limit(subject, names, percent)
+        samples = [[question] for question in subject.questions]  # as Gradio lists them
         return changes | {
             self.subject: subject,
             self.ask: gr.Button(interactive=True),
             self.notice: notice(self._notes(subject)),
-            self.proposed: gr.Dataset(samples=_samples(subject), visible=bool(subject.questions)),
+            self.proposed: gr.Dataset(samples=samples, visible=bool(samples)),
             self.answers: BEGIN,
-            self.kept: way_of(subject).drawn(),
+            self.kept: way_of(subject).to_html(),
         }
 
     def _notes(self, subject: Subject) -> tuple[str, ...]:
@@ -322,20 +312,20 @@ class AskPanel:
         try:
             if subject is None:
                 raise InputError("There is no picture or film to ask about. Drop one, or take an example.")
-            names = [FULL, *checked(question, names, self.looks)]
+            names = [FULL, *check_names(question, names, self.looks)]
         except FoveateError as error:
             yield {self.answers: alert(words_of(error))}
             return
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
         for place, name in enumerate(names):
-            for reply in answered(self.vlm, subject, question, name, self._asking(name, percent, sure)):
+            for reply in ask(self.vlm, subject, question, name, self._asking(name, percent, sure)):
                 replies[place] = reply
                 yield {self.answers: cards(replies)}
         way = way_of(subject, replies)
         stops = len(way.words)
         middle = stops // 2  # at the end, many methods have hardly any token left
-        file = self._drawn(question, replies)
+        file = self._draw(question, replies)
         written = [name for name in names[1:] if name not in self.looks]
         asking = {"retention": percent / 100, "max_new_tokens": self.max_new_tokens}
         line = command(subject, question, written, self.vlm.name, asking)
@@ -345,7 +335,7 @@ class AskPanel:
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
             self.slider: gr.Slider(maximum=max(1, stops - 1), value=middle, visible=stops > 1),
-            self.kept: way.drawn(middle),
+            self.kept: way.to_html(middle),
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
             self.code: program(subject, question, written, self.vlm.name, asking),
@@ -364,7 +354,7 @@ class AskPanel:
                 asking["sure"] = sure
         return asking
 
-    def _drawn(self, question: str, replies: Sequence[Said]) -> str | None:
+    def _draw(self, question: str, replies: Sequence[Said]) -> str | None:
         """A picture of all answers, as a file; None where nothing was dropped."""
         rows, media = [], None
         for reply in replies:
@@ -382,8 +372,3 @@ class AskPanel:
         path = Path(tempfile.mkdtemp(dir=self.share.GRADIO_CACHE)) / "foveate.png"
         picture.save(path)
         return str(path)
-
-
-def _samples(subject: Subject) -> list[list[str]]:
-    """Questions as Gradio lists them."""
-    return [[question] for question in subject.questions]

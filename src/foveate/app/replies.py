@@ -19,7 +19,7 @@ from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, FoveateError, SettingError, UnknownNameError
 from foveate.naming import refuse_files
 from foveate.plain.spelling import FOR_ALL
-from foveate.runs.labels import as_said
+from foveate.runs.samples import as_said
 from foveate.video import Clip
 
 FULL = "full model"
@@ -60,7 +60,7 @@ class Said:
         return answer
 
 
-def checked(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
+def check_names(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
     """Methods to ask with, each once.
 
     Args:
@@ -99,13 +99,7 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
     return math.ceil(100 * max(floors) - 1e-9)
 
 
-def answered(
-    vlm: VLM,
-    subject: Subject,
-    question: str,
-    name: str,
-    asking: Asking,
-) -> Iterator[Said]:
+def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) -> Iterator[Said]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
     Args:
@@ -118,23 +112,21 @@ def answered(
     text, first = "", 0.0
     begun = time.perf_counter()
     try:
-        if "sure" in asking or isinstance(asking.get("method"), SecondLook):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                answer = vlm.ask(subject.medium, question, **asking)
-            seconds = time.perf_counter() - begun
-            yield Said(name, answer.text, answer, seconds, seconds)
-            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the answer's notes say the same
-            stream = vlm.ask(subject.medium, question, stream=True, **asking)
-        UNDER_WAY.add(stream)
-        with stream:
-            for piece in stream:
-                first = first or time.perf_counter() - begun
-                text += piece
-                yield Said(name, text)
-            answer = stream.answer
+            stream = None
+            if "sure" in asking or isinstance(asking.get("method"), SecondLook):
+                answer = vlm.ask(subject.medium, question, **asking)
+            else:
+                stream = vlm.ask(subject.medium, question, stream=True, **asking)
+        if stream is not None:
+            UNDER_WAY.add(stream)
+            with stream:
+                for piece in stream:
+                    first = first or time.perf_counter() - begun
+                    text += piece
+                    yield Said(name, text)
+                answer = stream.answer
         seconds = time.perf_counter() - begun
         yield Said(name, answer.text, answer, first or seconds, seconds)
     except FoveateError as error:
@@ -171,21 +163,20 @@ def _card(reply: Said, full: Answer | None, right: str | None) -> str:
         state = " fv-waiting"
         body = f"<p class='fv-text'>{escape(reply.text) or '…'}</p>"
     else:
-        rows = "".join(_measure(*measure) for measure in _measures(reply, reply.answer, full))
-        marks = _sure(reply.answer)
+        rows, marks = "", ""
+        for label, value, share in _measures(reply, reply.answer, full):
+            bar = ""
+            if share is not None:  # of the full model's
+                bar = f" ({share:.0%})<i class='fv-bar'><i style='width:{100 * min(share, 1):.1f}%'></i></i>"
+            rows += f"<div><dt>{label}</dt><dd>{value}{bar}</dd></div>"
+        if reply.answer.confidence is not None:  # of a first look, after which the full model may be asked again
+            sure = f"{reply.answer.confidence:.2f}".removeprefix("0")
+            marks = f"<p class='fv-note'>{f'unsure {sure}: asked again' if reply.answer.again else f'sure {sure}'}</p>"
         if right:  # compared as `foveate eval` does
             words = "✓ right" if as_said(reply.text) == as_said(right) else "✗ wrong"
             marks = f"<p class='fv-note'>{words}</p>{marks}"
         body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p>{marks}<dl>{rows}</dl>"
     return f"<article class='fv-card{state}'><h3>{name}</h3>{body}</article>"
-
-
-def _sure(answer: Answer) -> str:
-    """How sure a first look was, and whether the full model was asked again: "unsure .41: asked again"."""
-    if answer.confidence is None:
-        return ""
-    value = f"{answer.confidence:.2f}".removeprefix("0")
-    return f"<p class='fv-note'>{f'unsure {value}: asked again' if answer.again else f'sure {value}'}</p>"
 
 
 def _measures(reply: Said, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:
@@ -203,21 +194,7 @@ def _measures(reply: Said, answer: Answer, full: Answer | None) -> Iterator[tupl
         yield "Budget not met", escape(answer.missed), None
 
 
-def _measure(label: str, value: str, share: float | None) -> str:
-    """A line of a card; with a bar where it is a share of the full model's."""
-    bar = ""
-    if share is not None:
-        bar = f" ({share:.0%})<i class='fv-bar'><i style='width:{100 * min(share, 1):.1f}%'></i></i>"
-    return f"<div><dt>{label}</dt><dd>{value}{bar}</dd></div>"
-
-
-def program(
-    subject: Subject,
-    question: str,
-    names: Sequence[str],
-    model: str,
-    asking: Mapping[str, float],
-) -> str:
+def program(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, float]) -> str:
     """A program that asks the same and prints every answer, the untouched model's first.
 
     Args:

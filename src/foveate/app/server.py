@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from foveate.errors import UnsupportedError
-from foveate.plain.upstream import install_line, shown
+from foveate.plain.upstream import install_line, trim
 
 if TYPE_CHECKING:
     from foveate.ask.second_look import SecondLook
@@ -27,7 +27,7 @@ def check_gradio() -> None:
         raise UnsupportedError(f"The page needs Gradio: {install_line('app')}.")
 
 
-def bound(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 is any free one.
 
     Raises:
@@ -39,7 +39,7 @@ def bound(host: str, port: int) -> socket.socket:
     except (OSError, ValueError) as error:  # an address that can be none raises ValueError
         why = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         raise UnsupportedError(
-            f"The page cannot listen at port {port} of '{shown(host, 80)}': {why}. Take another --port (0 is any free "
+            f"The page cannot listen at port {port} of '{trim(host, 80)}': {why}. Take another --port (0 is any free "
             "one), or another --host (127.0.0.1 is this machine alone, 0.0.0.0 all that can reach it)."
         ) from error
 

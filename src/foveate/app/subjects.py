@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foveate.ask.media import read_media
-from foveate.ask.pictures import Picture
+from foveate.ask.media import Picture, read_media
 from foveate.embedded import FILM_TASKS
 from foveate.embedded.films import film
 from foveate.embedded.questions import TaskQuestion, one_per_film_task, one_per_task

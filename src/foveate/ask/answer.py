@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate._transformers import Cache
-from foveate.ask.batch import ends_of, pad_id
+from foveate.ask.generation import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
 from foveate.contract.method import Method
@@ -279,7 +280,13 @@ class Answer:
             lines += [("Method", str(asked.method)), *self.lines()]
         lines += [(choice, f"log-probability {value:z.3f}") for choice, value in self.choices.items()]
         lines += [("Note", note) for note in self.notes]
-        return Table("", ["", Column("", wrap=True)], lines)._repr_html_() + self._drawing()
+        page = Table("", ["", Column("", wrap=True)], lines)._repr_html_()
+        if self.prompt.media and (self.trace.stages or self.again):
+            from foveate.viz.canvas import data_url
+
+            with suppress(FoveateError):  # where there is nothing to draw on
+                page += f"<img alt='kept patches' style='max-width:100%' src='{data_url(self.show())}'>"
+        return page
 
     def lines(self) -> list[tuple[str, str]]:
         """What it spent and saved, each with its label."""
@@ -326,18 +333,6 @@ class Answer:
             rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
         untouched = _flops(self.cost_untouched.prefill_flops)
         return f"{saved.prefill_flops:z.1%} saved in the decoder's prefill ({decoder} of {untouched}); {rest}"
-
-    def _drawing(self) -> str:
-        """The picture of what was kept as an HTML image; empty where there is none to draw."""
-        if not (self.trace.stages or self.again) or not self.prompt.media:
-            return ""
-        from foveate.viz.canvas import data_url
-
-        try:
-            picture = self.show()
-        except FoveateError:
-            return ""
-        return f"<img alt='kept patches' style='max-width:100%' src='{data_url(picture)}'>"
 
 
 def _late_line(trace: Trace) -> list[tuple[str, str]]:
@@ -386,20 +381,14 @@ def kv_bytes(cache: Cache) -> tuple[int, int]:
             held += layer.reads.keys.nbytes + layer.reads.values.nbytes
         head = getattr(layer, "head", None)  # rows that all samples go on from, held once
         if head is None:
-            undropped += samples * slot * _undropped(layer, slots)
+            seen = getattr(layer, "seen", None)  # the unpruned length, of a layer that tokens were dropped from
+            slots_whole = slots if seen is None else int(seen)
+            if seen is not None and layer.window is not None:
+                slots_whole = min(slots_whole, int(layer.window) - 1)
+            undropped += samples * slot * slots_whole
             continue
         before = head[0].shape[-2]
         size_of_head = head[0].nbytes + head[1].nbytes
         held += size_of_head
         undropped += size + size_of_head // before * (int(layer.seen) - slots)
     return held, undropped
-
-
-def _undropped(layer: Any, slots: int) -> int:
-    """How many slots a layer would have had nothing been dropped."""
-    seen = getattr(layer, "seen", None)  # the unpruned length, of a layer that tokens were dropped from
-    if seen is None:
-        return slots
-    if layer.window is None:
-        return int(seen)
-    return min(int(seen), int(layer.window) - 1)

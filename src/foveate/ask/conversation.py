@@ -6,18 +6,19 @@ import itertools
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
-from foveate.ask.media import read_medium
-from foveate.ask.pictures import Picture
+from foveate.ask.media import Picture, read_medium
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.files import scheme_of
 from foveate.plain.spelling import nearest, refuse_keys
 from foveate.plain.upstream import brief
 from foveate.video import Clip
+from foveate.video.wanted import FramesWanted
 
 Part = tuple[str, Any]
 MEDIA = ("image", "video")
@@ -242,17 +243,13 @@ def _role_and_content(message: object) -> tuple[str, list[object]]:
         raise InputError(f"The content of a message is a text or a list of parts; got {brief(content)}.")
     if not isinstance(images, list | tuple):
         raise InputError(f'A message has a list of pictures under "images"; got {brief(images)}.')
-    return role, [*({"type": "image", "image": _unpacked(image)} for image in images), *content]
-
-
-def _unpacked(image: object) -> object:
-    """The bytes of a picture in bare base64, as Ollama takes it; else what it is: a path, a URL, a picture."""
-    if not isinstance(image, str) or scheme_of(image) is not None or os.path.exists(image):
-        return image
-    try:
-        return base64.b64decode(image, validate=True)
-    except ValueError:
-        return image
+    parts: list[object] = []
+    for image in images:
+        if isinstance(image, str) and scheme_of(image) is None and not os.path.exists(image):
+            with suppress(ValueError):  # bare base64, as Ollama takes it; else a path, a URL or a picture
+                image = base64.b64decode(image, validate=True)
+        parts.append({"type": "image", "image": image})
+    return role, [*parts, *content]
 
 
 def _kind(medium: Picture | Clip) -> str:
@@ -288,7 +285,7 @@ def _part(part: object, frames: int | None, fps: float | None) -> Part:
         raise InputError(f"{asked[0]} chooses frames of a file; got a {type(source).__name__}. Leave it out.")
     frames, fps = _frames(keys, frames, fps)
     start, end = (next((keys[name] for name in names if name in keys), None) for names in (BEGIN, END))
-    medium = read_medium(source, frames, fps, kind=kind, start=start, end=end)
+    medium = read_medium(source, FramesWanted(frames, fps, start, end), kind=kind)
     return _kind(medium), medium
 
 

@@ -215,3 +215,31 @@ def run(
     """What `model.generate` answers as a dict, under `settings` and what `more` it takes."""
     with torch.inference_mode(), quiet():
         return model.generate(**inputs, **settings, **more, return_dict_in_generate=True)
+
+
+# -- ends and padding ---------------------------------------------------------------------------------------------
+
+
+def pad_id(model: PreTrainedModel) -> int:
+    """What a prompt is padded with."""
+    return model.generation_config.pad_token_id or 0
+
+
+def without_padding(model: PreTrainedModel, ids: Tensor) -> tuple[int, ...]:
+    """The new ids of one sample, (new,) int64, up to the one that ends it, which is among them."""
+    ends = ends_of(model)
+    tokens: list[int] = ids.tolist()
+    for place, token in enumerate(tokens):
+        if token in ends:
+            return tuple(tokens[: place + 1])
+    return tuple(tokens)
+
+
+def ends_of(model: PreTrainedModel) -> set[int]:
+    """Ids that end an answer."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        return set()
+    if isinstance(ends, list):
+        return set(ends)
+    return {ends}

@@ -19,10 +19,8 @@ from foveate._transformers import DummyLayer, PreTrainedModel, rotation, turns, 
 from foveate.ask.conversation import MEDIA, Conversation, Part
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Inputs, Look, end_of_pictures, prefill, without_pixels
-from foveate.ask.media import Medium, read_medium
-from foveate.ask.pictures import Picture
-from foveate.ask.preparing import encode, prepare, reads_videos, text_of
-from foveate.ask.prompt import Prompt, is_vision
+from foveate.ask.media import Medium, Picture, read_medium
+from foveate.ask.prompt import Prompt, encode, is_vision, prepare, reads_videos, text_of
 from foveate.ask.wording import QUESTION, Wording, end_of_head
 from foveate.contract.method import Method
 from foveate.core.grid import Grid
@@ -37,6 +35,7 @@ from foveate.registry import family_for
 from foveate.video import Clip
 from foveate.video.clip import FINE
 from foveate.video.decoding import UNNAMED
+from foveate.video.wanted import FramesWanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +215,7 @@ def coming(
 
 def part_of(loaded: Loaded, medium: Medium, at: float | None, frames: int | None, fps: float | None) -> Part:
     """A picture or film as a part of a conversation; a frame with a time is a film where the model reads films."""
-    read = read_medium(medium, frames, fps)
+    read = read_medium(medium, FramesWanted(frames, fps))
     if at is not None and isinstance(read, Picture) and reads_videos(loaded.processor):
         read = Clip(UNNAMED, np.array(read.image)[None], (at,), 0.0, at + 1, FINE, read.note, chosen=True)
     return ("video" if isinstance(read, Clip) else "image"), read

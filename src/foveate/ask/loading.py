@@ -37,7 +37,7 @@ from foveate.plain.folders import (
     index_weights,
     loading_base,
 )
-from foveate.plain.upstream import brief, explained, install_line, shown
+from foveate.plain.upstream import brief, explain, install_line, trim
 from foveate.registry import family_kind
 
 EMBEDDED = embedded.NAME
@@ -88,11 +88,13 @@ def load(
     if not isinstance(name, str | Path):
         raise InputError(f"A model is a hub id or a folder; got {brief(name)}.")
     name = str(name)
-    folder = _folder(name)
+    folder = embedded.path() if name in embedded.NAMES else folder_of(name)
+    if folder is not None and name not in embedded.NAMES:
+        check_folder(name, folder)
     base = None if folder is None else base_of(name, folder)
     if folder is not None and base is not None:
         if importlib.util.find_spec("peft") is None:
-            raise UnsupportedError(f"Model '{shown(name)}' is an adapter, which needs peft: {install_line('peft')}.")
+            raise UnsupportedError(f"Model '{trim(name)}' is an adapter, which needs peft: {install_line('peft')}.")
         with loading_base(name, base):
             below = load(
                 base, device=device, dtype=dtype, attention=attention, weights=weights, cuda_graphs=cuda_graphs
@@ -107,22 +109,22 @@ def load(
     number_format = _dtype(dtype, target)
     local = folder is None and _is_unreachable()
     with quiet(bars=folder is None):
-        with explained(name, "config"):
+        with explain(name, "config"):
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=local)
         family_kind(config.model_type)
         for number in placeholders(config):
             if abs(number) >= 2**31:  # no tensor of ids can hold it
                 raise InputError(
-                    f"Model '{shown(name)}' cannot be loaded: {number} in its config.json is no id of an image token. "
+                    f"Model '{trim(name)}' cannot be loaded: {number} in its config.json is no id of an image token. "
                     "Download it again."
                 )
         if not weights and name not in embedded.NAMES:
-            with torch.device("meta"), explained(name, "config"):
+            with torch.device("meta"), explain(name, "config"):
                 bare = AutoModelForImageTextToText.from_config(config, dtype=config.dtype if dtype == "auto" else dtype)
             return VLM(bare.eval(), _processor(name, place, local), name=name)
         if folder is None:
             _check_index(name, config, local)
-        with explained(name, "weights"):
+        with explain(name, "weights"):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place,
                 config=config,
@@ -144,12 +146,12 @@ def load(
 
 
 def _processor(name: str, place: str, local: bool = True) -> ProcessorMixin:
-    with explained(name, "processor"):
+    with explain(name, "processor"):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
     # In the place of a processor whose files it does not understand, transformers gives a part of one.
     if not hasattr(processor, "tokenizer") or not callable(processor):
         raise InputError(
-            f"Model '{shown(name)}' cannot be loaded: in place of its processor there is a {type(processor).__name__}. "
+            f"Model '{trim(name)}' cannot be loaded: in place of its processor there is a {type(processor).__name__}. "
             "Correct processor_class in processor_config.json, or download it again."
         )
     return processor
@@ -163,7 +165,7 @@ def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
     processor = base.processor
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of transformers to peft
-        with explained(name, "adapter"):
+        with explain(name, "adapter"):
             import peft
 
             config = peft.PeftConfig.from_pretrained(str(folder))
@@ -192,16 +194,6 @@ def is_folder(name: str) -> bool:
     return name in embedded.NAMES or name.startswith((".", "/", "~")) or folder_of(name) is not None
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that a name stands for, with its files looked at; None for a hub id."""
-    if name in embedded.NAMES:
-        return embedded.path()
-    folder = folder_of(name)
-    if folder is not None:
-        check_folder(name, folder)
-    return folder
-
-
 def _is_unreachable() -> bool:
     """Whether the hub has no address here: then only what was downloaded is looked for, at once."""
     if constants.HF_HUB_OFFLINE or getproxies():
@@ -221,7 +213,7 @@ def _check_index(name: str, config: PreTrainedConfig, local: bool) -> None:
     file = explicit or "model.safetensors.index.json"
     if not file.endswith(".json"):
         return
-    with explained(name, "weights"):
+    with explain(name, "weights"):
         path = cached_file(name, file, local_files_only=local, _raise_exceptions_for_missing_entries=False)
     if path is not None:
         check_weight_names(name, file, index_weights(name, Path(path)))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
-from foveate.ask.batch import collate, pad_id
-from foveate.ask.prompt import is_vision
+from foveate.ask.generation import pad_id
+from foveate.ask.prompt import collate, is_vision
 from foveate.contract.follow import cached_layers, in_order, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
@@ -167,7 +167,7 @@ def prefill(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Cache:
         return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
 
 
-def watched(look: Look, model: PreTrainedModel) -> Look:
+def watch(look: Look, model: PreTrainedModel) -> Look:
     """A look that is refused once the model's weights have changed."""
     return replace(look, weights=weights_of(model))
 
@@ -245,7 +245,7 @@ def together(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs]) -> l
     return [places]
 
 
-def resumed(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
+def resume(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
     """What `generate` is given for prompts that go on from a look.
 
     Args:

@@ -13,12 +13,10 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
 from foveate.ask.growth import GrownPrompt, Seen, coming, forget, grow, part_of, without
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, look_at, refuse_unshareable, watched
-from foveate.ask.media import Medium
-from foveate.ask.pictures import Picture
-from foveate.ask.preparing import check_text, length_note, refuse_special
-from foveate.ask.prompt import Prompt
-from foveate.ask.running import Showing, dropped_in, fitting, refuse_stale, reply_to
+from foveate.ask.look import Look, look_at, refuse_unshareable, watch
+from foveate.ask.media import Medium, Picture
+from foveate.ask.prompt import Prompt, check_text, length_note, refuse_special
+from foveate.ask.running import Showing, fitting, method_in, refuse_stale, reply_to
 from foveate.ask.stream import Stream
 from foveate.ask.wording import Wording, head_of
 from foveate.contract.method import Method
@@ -51,7 +49,7 @@ class Prefix:
     """
 
     def __init__(self, loaded: Loaded, prompt: Prompt, method: Method | None) -> None:
-        """Look at what a prompt shows, whose last text is its question; see `VLM.look_at`."""
+        """Look at what a prompt shows, whose last text is its question; see `VLM.look`."""
         if not prompt.conversation.media:
             raise SettingError("There is nothing to look at: give a picture or a film.")
         with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question
@@ -63,7 +61,7 @@ class Prefix:
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
             look = look_at(loaded.model, prompt.inputs, method, loaded.cuda_graphs)
-            self.look = watched(look, loaded.model)
+            self.look = watch(look, loaded.model)
         self.pictures: tuple[Seen, ...] = (Seen.at_first(prompt, self._wording, look),)
 
     # -- what it is -------------------------------------------------------------------------------------------
@@ -77,7 +75,7 @@ class Prefix:
     def rows(self) -> int:
         """Rows of the decoder layer that holds most."""
         layers = self.look.cache.layers
-        return max(layer.keys.shape[-2] for layer in layers if getattr(layer, "keys", None) is not None)
+        return max(int(layer.keys.shape[-2]) for layer in layers if getattr(layer, "keys", None) is not None)
 
     @property
     def trace(self) -> Trace:
@@ -150,7 +148,7 @@ class Prefix:
             refuse_stale(loaded, self.look)
             conversation = self.conversation.with_text(*_in_turn(after))
             seen = coming(loaded, conversation, self._wording, part, at, showing)
-            method = dropped_in(loaded, drops, seen.prompt.vision_tokens)
+            method = method_in(loaded, drops, seen.prompt.vision_tokens)
             look = grow(loaded.model, self.look, (*self.pictures, seen), method, loaded.cuda_graphs)
         pictures = (*self.pictures, seen.looked_at(look))
         grown = self._with(pictures, look, conversation.with_media_behind(seen.parts))

@@ -1,4 +1,4 @@
-"""From prompts to answers: what drops in them, batches of like shapes, one prefill for each, or a look for all."""
+"""From prompts to answers: what drops in them, a batch with one prefill or behind a look, and choices."""
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,29 +11,31 @@ from transformers import PreTrainedTokenizerBase
 
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
 from foveate.ask.answer import Answer, kv_bytes
-from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
 from foveate.ask.generation import (
     Decoding,
     FirstToken,
     Forced,
     Generation,
     LeastSure,
+    ends_of,
     generate,
     generation_of,
+    pad_id,
     run,
+    without_padding,
 )
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, resumed, together, weights_of
-from foveate.ask.preparing import Fit, check_text
-from foveate.ask.prompt import Prompt
-from foveate.ask.second_look import AnyLook, SecondLook, drops_of
+from foveate.ask.look import Look, resume, weights_of
+from foveate.ask.prompt import Fit, Prompt, check_text, collate
+from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
 from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
-from foveate.plain.spelling import check_keywords
+from foveate.naming import method_of
+from foveate.plain.spelling import check_keywords, is_second_look, unquote
 from foveate.plain.upstream import brief, is_out_of_memory
 
 AnyMethod = str | Method
@@ -99,7 +101,38 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
 # -- what drops ---------------------------------------------------------------------------------------------------
 
 
-def dropped_in(loaded: Loaded, drops: AnyLook, vision_tokens: int) -> Method | None:
+def drops_of(
+    method: Method | SecondLook | str | None,
+    tokens: float | None = None,
+    retention: float | None = None,
+    sure: float | None = None,
+) -> AnyLook:
+    """How somebody asks; see `foveate.naming.method_of` for all but a second look.
+
+    Args:
+        method: What drops; or a second look, or its file.
+        tokens, retention: A budget.
+        sure: The least confidence that is trusted: with it this is a second look, by hand.
+
+    Raises:
+        SettingError: If a second look gets a budget or a threshold beside its own, or a threshold has no method.
+        FoveateError: As `method_of` and `SecondLook.load`.
+    """
+    if isinstance(method, str) and is_second_look(method):
+        method = SecondLook.load(unquote(method.strip()))
+    if isinstance(method, SecondLook):
+        if not tokens == retention == sure is None:
+            raise SettingError("A second look has a budget and a threshold of its own: leave yours out.")
+        return method
+    drops = method_of(method, tokens, retention)
+    if sure is None:
+        return drops
+    if drops is None:
+        raise SettingError('sure is for a first look with few tokens: name what drops, such as method="vidcom2".')
+    return SecondLook(method=drops, sure=sure)
+
+
+def method_in(loaded: Loaded, drops: AnyLook, vision_tokens: int) -> Method | None:
     """What drops in an input of so many vision tokens, at the first look; None where there are none.
 
     Raises:
@@ -129,11 +162,11 @@ def reply_to(
     if choices:
         return choice_of(loaded, prompt, choices, method, look)
     if not stream:
-        return answers_to(loaded, [prompt], method, settings, look=look)[0]
+        return answers_to(loaded, [prompt], method, settings, look)[0]
 
     def answer(streamer: object, stopping: object) -> Answer:
         listening = {"streamer": streamer, "stopping_criteria": [stopping]}
-        return answers_to(loaded, [prompt], method, settings, look=look, extra=listening)[0]
+        return answers_to(loaded, [prompt], method, settings, look, listening)[0]
 
     return Stream(answer, loaded.tokenizer, settings.stop)
 
@@ -143,13 +176,10 @@ def answers_to(
     prompts: Sequence[Prompt],
     method: Method | None,
     settings: Generation,
-    *,
     look: Look | None = None,
-    first: bool = False,
-    confidence: bool = False,
-    extra: Mapping[str, object] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
-    """The answers to prompts, in order, in as few batches as their shapes allow.
+    """The answers to prompts that share a batch, in order.
 
     Args:
         loaded: The model.
@@ -157,50 +187,27 @@ def answers_to(
         method: What drops in each that has vision tokens.
         settings: How answers are decoded.
         look: What all of them go on from; None where each begins afresh.
-        first: Whether answers have the log-probabilities of their first token.
-        confidence: Whether they have the probability of their least likely token.
-        extra: What else transformers' `generate` gets, such as a streamer.
+        extra: What else transformers' `generate` gets, such as a streamer. Of a `FirstToken` or a `LeastSure` among its
+            `logits_processor`, answers have the figures.
     """
-    samples = [prompt.inputs for prompt in prompts]
-    if look is None:
-        groups = list(batches(range(len(prompts)), max(1, len(prompts)), samples.__getitem__))
-    else:
-        groups = together(loaded.model, look, samples)
-    answers: dict[int, Answer] = {}
-    for places in groups:
-        batch = [prompts[place] for place in places]
-        first_token = FirstToken() if first else None
-        least_sure = LeastSure() if confidence else None
-        of_batch = _answers_of(loaded, batch, method, settings, look, first_token, least_sure, extra or {})
-        answers |= zip(places, of_batch, strict=True)
-    return [answers[place] for place in range(len(prompts))]
-
-
-def _answers_of(
-    loaded: Loaded,
-    prompts: Sequence[Prompt],
-    method: Method | None,
-    settings: Generation,
-    look: Look | None,
-    first: FirstToken | None,
-    least: LeastSure | None,
-    extra: Mapping[str, object],
-) -> list[Answer]:
-    """The answers to one batch; see `answers_to`."""
-    model = loaded.model
+    model, extra = loaded.model, extra or {}
     if not prompts[0].vision_tokens:
         method = None
     arguments = {**settings.arguments(loaded.tokenizer), **extra}
-    if recorders := [recorder for recorder in (first, least) if recorder is not None]:
-        arguments["logits_processor"] = recorders
-    with _begun(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), _seeded(model, settings.seed):
+    with _begin(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), _seed(model, settings.seed):
         out = run(model, inputs, arguments)
         held, undropped = kv_bytes(cache_in(out))
     columns = inputs["input_ids"].shape[1]
     answers = []
     for sample, prompt in enumerate(prompts):
         ids = without_padding(model, out.sequences[sample, columns:].cpu())
-        text, ids = _said(loaded, ids, settings.stop)
+        text, ids = _text_of(loaded, ids, settings.stop)
+        figures: dict[str, Any] = {}
+        for recorder in extra.get("logits_processor", ()):
+            if isinstance(recorder, LeastSure):
+                figures["confidence"] = recorder.of(sample, len(ids))
+            elif recorder.logs is not None:
+                figures["first"] = recorder.logs[sample * settings.num_beams]
         answers.append(
             Answer(
                 prompt=prompt,
@@ -211,16 +218,15 @@ def _answers_of(
                 sample=sample,
                 kv_bytes=held // len(prompts),
                 kv_bytes_whole=undropped // len(prompts),
-                first=None if first is None or first.logs is None else first.logs[sample * settings.num_beams],
-                confidence=None if least is None else least.of(sample, len(ids)),
                 looked=0 if look is None else look.tokens,
+                **figures,
             )
         )
     return answers
 
 
 @contextmanager
-def _begun(
+def _begin(
     loaded: Loaded, prompts: Sequence[Prompt], method: Method | None, look: Look | None, beams: int = 1
 ) -> Iterator[tuple[dict[str, Any], Trace]]:
     """The model to itself while the method drops: what `generate` is given for a batch, and the trace."""
@@ -232,7 +238,7 @@ def _begun(
         if look is None:
             yield collate(samples, pad_id(loaded.model)), trace
         else:
-            yield resumed(loaded.model, look, samples, beams), look.trace
+            yield resume(loaded.model, look, samples, beams), look.trace
 
 
 def refuse_stale(loaded: Loaded, look: Look) -> None:
@@ -247,7 +253,7 @@ def refuse_stale(loaded: Loaded, look: Look) -> None:
             raise SessionError(f"The weights of {loaded.name} have changed since it looked. Look again with vlm.look.")
 
 
-def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+def _text_of(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     """The text of an answer up to where a stop stands, and its ids without the padding behind a stop."""
     decoded: str = loaded.processor.decode(list(ids), skip_special_tokens=True)
     text = decoded
@@ -260,7 +266,7 @@ def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[st
 
 
 @contextmanager
-def _seeded(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
+def _seed(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
     """Set torch's generators for a while: the CPU's alone, or those of all accelerators too."""
     kind = model.device.type
     if seed is None:
@@ -317,14 +323,14 @@ def choice_of(
     """
     ids = tokens_of(loaded.tokenizer, choices)
     ends: set[int] = set()
-    if begin_alike(ids):
+    if any(longer[: len(short)] == short for short, longer in itertools.permutations(ids, 2)):
         ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
         if None in ends:
             raise SettingError("One choice begins another, and the model has no token that ends an answer.")
     if not prompt.vision_tokens:
         method = None
     settings = Generation().arguments(loaded.tokenizer)
-    with _begun(loaded, [prompt], method, look) as (inputs, trace):
+    with _begin(loaded, [prompt], method, look) as (inputs, trace):
         values, cache = log_probabilities(loaded.model, inputs, ids, settings, ends)
         held, undropped = kv_bytes(cache)
     best = max(range(len(choices)), key=lambda place: values[place])
@@ -358,12 +364,6 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> lis
     if len(set(ids)) < len(ids):
         raise SettingError(f"Every choice has tokens of its own; got {brief(list(choices))}.")
     return ids
-
-
-def begin_alike(choices: Sequence[tuple[int, ...]]) -> bool:
-    """Whether one choice is the beginning of another: it could then never be the less likely of the two."""
-    pairs = itertools.permutations(choices, 2)
-    return any(longer[: len(short)] == short for short, longer in pairs)
 
 
 def log_probabilities(

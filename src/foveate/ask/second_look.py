@@ -22,9 +22,9 @@ from foveate.ask.loaded import Loaded
 from foveate.ask.look import adapters_of
 from foveate.contract.method import BUDGET, Method
 from foveate.errors import InputError, SettingError
-from foveate.naming import members_of, method_of, name_of
+from foveate.naming import members_of, name_of
 from foveate.plain.filed import Record
-from foveate.plain.spelling import SECOND_LOOK, is_second_look, unquoted
+from foveate.plain.spelling import SECOND_LOOK
 from foveate.plain.stats import RISK, bound, wilson
 from foveate.plain.table import Column, Table, number
 from foveate.plain.upstream import brief
@@ -259,37 +259,6 @@ class SecondLook(Record):
 
 AnyLook = Method | SecondLook | None
 """How questions are asked: a method drops, nothing does, or there is a second look."""
-
-
-def drops_of(
-    method: Method | SecondLook | str | None,
-    tokens: float | None = None,
-    retention: float | None = None,
-    sure: float | None = None,
-) -> AnyLook:
-    """How somebody asks; see `foveate.naming.method_of` for all but a second look.
-
-    Args:
-        method: What drops; or a second look, or its file.
-        tokens, retention: A budget.
-        sure: The least confidence that is trusted: with it this is a second look, by hand.
-
-    Raises:
-        SettingError: If a second look gets a budget or a threshold beside its own, or a threshold has no method.
-        FoveateError: As `method_of` and `SecondLook.load`.
-    """
-    if isinstance(method, str) and is_second_look(method):
-        method = SecondLook.load(unquoted(method.strip()))
-    if isinstance(method, SecondLook):
-        if not tokens == retention == sure is None:
-            raise SettingError("A second look has a budget and a threshold of its own: leave yours out.")
-        return method
-    drops = method_of(method, tokens, retention)
-    if sure is None:
-        return drops
-    if drops is None:
-        raise SettingError('sure is for a first look with few tokens: name what drops, such as method="vidcom2".')
-    return SecondLook(method=drops, sure=sure)
 
 
 def share_words(share: float) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from foveate.ask.answer import Answer
@@ -32,17 +31,16 @@ class _Work(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.answer = self._run(self._streamer, self._is_closed)
+            self.answer = self._run(
+                self._streamer,
+                lambda ids, scores, **_: torch.full((ids.shape[0],), self.closed.is_set(), device=ids.device),
+            )
         except BaseException as error:  # raised where the pieces are read
             self.error = error
         finally:
             self._streamer.end()
             del self._run  # and the prompt with it
             atexit.unregister(self.close)
-
-    def _is_closed(self, ids: Tensor, scores: object, **_: object) -> Tensor:
-        """A stopping criterion: whether each sample ends here."""
-        return torch.full((ids.shape[0],), self.closed.is_set(), device=ids.device)
 
     def close(self, wait: float | None = None) -> None:
         """End the answer after the next token, and wait so many seconds for that; None: until then."""

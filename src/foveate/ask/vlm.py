@@ -5,27 +5,25 @@ from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
 from foveate.ask.answer import Answer
-from foveate.ask.answers import in_order
+from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Generation
+from foveate.ask.generation import FirstToken, Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.media import Media, read_once
 from foveate.ask.prefix import Prefix
-from foveate.ask.preparing import conversation_about, prepare
-from foveate.ask.prompt import Prompt
+from foveate.ask.prompt import Prompt, conversation_about, prepare
 from foveate.ask.running import (
     AnyMethod,
     Asking,
     Looking,
     Showing,
     answers_to,
-    dropped_in,
     in_parts,
+    method_in,
     reply_to,
 )
 from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
-from foveate.ask.sure import answerer_of
 from foveate.ask.wording import QUESTION
 from foveate.contract.method import Method
 from foveate.errors import SettingError
@@ -160,9 +158,9 @@ class VLM(Loaded):
             drops.refuse_with(settings, choices, stream)
         asked = self.prepare(media, prompt, messages=messages, **showing)
         asked.warn(stacklevel=2)
-        method = dropped_in(self, drops, asked.vision_tokens)
+        method = method_in(self, drops, asked.vision_tokens)
         if isinstance(drops, SecondLook):
-            replies = answerer_of(self, drops, settings).replies([asked], lambda prompt, _: prompt)
+            replies = Answerer(self, drops, settings).replies([asked], lambda prompt, _: prompt)
             reply: Answer | Stream = next(in_order(replies))
         else:
             reply = reply_to(self, asked, method, settings, choices, stream)
@@ -193,16 +191,16 @@ class VLM(Loaded):
         if batch_size < 1:
             raise SettingError(f"batch_size must be 1 or more; got {batch_size}.")
         showing, drops, settings = in_parts(asking)
-        answerer = answerer_of(self, drops, settings, batch_size)
+        answerer = Answerer(self, drops, settings, batch_size)
 
         def prepare(given: object, shelf: dict[object, Any]) -> Prompt:
             question = _as_question(given)
             media = read_once(question.media, showing.get("frames"), showing.get("fps"), shelf)
             prompt = self.prepare(media, question.prompt, messages=question.messages, **showing)
-            dropped_in(self, drops, prompt.vision_tokens)
+            method_in(self, drops, prompt.vision_tokens)
             return prompt
 
-        return _warned(in_order(answerer.replies(questions, prepare)))
+        return _warn_of_each(in_order(answerer.replies(questions, prepare)))
 
     @overload
     def look(self, media: Media | None = None, **looking: Unpack[Looking]) -> Prefix: ...
@@ -241,8 +239,8 @@ class VLM(Loaded):
             conversation = conversation_about(self, media, QUESTION, None, showing)
         else:
             conversation = Conversation.of(messages, showing.get("frames"), showing.get("fps")).with_text(QUESTION)
-        prompt = self._prepared(conversation, showing)
-        prefix = Prefix(self, prompt, dropped_in(self, drops, prompt.vision_tokens))
+        prompt = self._prepare(conversation, showing)
+        prefix = Prefix(self, prompt, method_in(self, drops, prompt.vision_tokens))
         prompt.warn(stacklevel=2)
         return prefix
 
@@ -267,27 +265,12 @@ class VLM(Loaded):
             FoveateError: As for `ask`.
         """
         check_keywords("A prompt", showing, Showing)
-        return self._prepared(conversation_about(self, media, prompt, messages, showing), showing, protocol)
+        return self._prepare(conversation_about(self, media, prompt, messages, showing), showing, protocol)
 
-    def _prepared(self, conversation: Conversation, showing: Showing, protocol: str = "own") -> Prompt:
+    def _prepare(self, conversation: Conversation, showing: Showing, protocol: str = "own") -> Prompt:
         few = showing.get("frames") is None and showing.get("fps") is None
         fit = showing.get("fit", "own")
         return prepare(self, conversation, protocol=protocol, fit=fit, as_pictures=True, few=few)
-
-    def prepare_conversation(self, conversation: Conversation, protocol: str = "own") -> Prompt:
-        """A conversation as the model gets it, where films are no pictures; see `prepare`."""
-        return prepare(self, conversation, protocol=protocol)
-
-    def look_at(
-        self,
-        prompt: Prompt,
-        method: AnyMethod | None = None,
-        *,
-        tokens: float | None = None,
-        retention: float | None = None,
-    ) -> Prefix:
-        """Look at what a prompt shows, to ask other questions about it than its own; see `look`."""
-        return Prefix(self, prompt, self.method_for(method, prompt.vision_tokens, tokens=tokens, retention=retention))
 
     def method_for(
         self,
@@ -303,7 +286,7 @@ class VLM(Loaded):
             BudgetError: If no schedule meets the budget; the message names the floor.
             SettingError: If settings contradict each other, or a budget comes without a method.
         """
-        return dropped_in(self, method_of(method, tokens, retention), vision_tokens)
+        return method_in(self, method_of(method, tokens, retention), vision_tokens)
 
     def answer(
         self,
@@ -321,25 +304,15 @@ class VLM(Loaded):
             first: Whether the answer has the log-probabilities of its first token.
         """
         drops = self.method_for(method, prompt.vision_tokens, tokens=tokens, retention=retention)
-        return answers_to(self, [prompt], drops, generation or Generation(), first=first)[0]
-
-    def answer_batch(
-        self,
-        prompts: Sequence[Prompt],
-        method: Method | None = None,
-        *,
-        generation: Generation | None = None,
-        first: bool = False,
-    ) -> list[Answer]:
-        """Answer prompts in one batch, padded on the left, or in several where their tensors do not fit together."""
-        return answers_to(self, prompts, method, generation or Generation(), first=first)
+        recorder = {"logits_processor": [FirstToken()]} if first else {}
+        return answers_to(self, [prompt], drops, generation or Generation(), extra=recorder)[0]
 
     def __repr__(self) -> str:
         about = self.card.to_dict()
         return f"VLM({self.name!r}: {about['model_type']}, {about['dtype']} on {about['device']})"
 
 
-def _warned(answers: Iterator[Answer]) -> Iterator[Answer]:
+def _warn_of_each(answers: Iterator[Answer]) -> Iterator[Answer]:
     """The answers, with warnings of what the user should know."""
     for answer in answers:
         answer.prompt.warn(stacklevel=2)

@@ -8,8 +8,7 @@ from torch import Tensor
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.look import end_of_pictures
-from foveate.ask.preparing import text_of
-from foveate.ask.prompt import is_vision
+from foveate.ask.prompt import is_vision, text_of
 from foveate.errors import UnsupportedError
 
 PLACEHOLDERS = ("image_token", "video_token", "boi_token")

@@ -18,7 +18,7 @@ from foveate.ask.second_look import SecondLook
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
 from foveate.errors import InputError
-from foveate.plain.files import named
+from foveate.plain.files import spell
 from foveate.plain.version import __version__
 from foveate.plain.writing import encodable
 from foveate.runs.crew import Crew, Here, work_through
@@ -54,15 +54,6 @@ class Job:
     parts: str = "auto"
     part_rows: int = 1000
     limit: int | None = None
-
-    def samples(self) -> Samples:
-        """Its input; see `foveate.runs.samples.samples_in`."""
-        return samples_in(self.input, self.columns, self.question, self.root)
-
-    def settings(self, kind: str) -> dict[str, Any]:
-        """What the answers depend on besides the input and the model, as plain values."""
-        others = {"columns": asdict(self.columns), "question": self.question, "root": self.root, "parts": kind}
-        return self.asking.to_dict() | others
 
 
 @dataclass(kw_only=True)
@@ -162,9 +153,9 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         FoveateError: If the model cannot be loaded, or cannot serve the method.
     """
     listener = listener or Listener()
-    samples = job.samples()
+    samples = samples_in(job.input, job.columns, job.question, job.root)
     if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(job.input.resolve()):
-        raise InputError(f"{named(job.out)} lies in {named(job.input)}: its files would be rows too. Name another one.")
+        raise InputError(f"{spell(job.out)} lies in {spell(job.input)}: its files would be rows too. Name another one.")
     kind = job.parts
     if kind == "auto":
         kind = "parquet" if samples.is_parquet else "jsonl"
@@ -172,11 +163,11 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         arrow()
     to_parquet = table_of if kind == "parquet" else None
     with open_store(job.out, KEY, part_rows=job.part_rows, to_parquet=to_parquet, note=listener.note) as store:
-        rows = _surveyed(job, samples, kind, store)
+        rows = _survey(job, samples, kind, store)
         for _ in store.read(Numbers(rows)):
             pass
         rows = rows if job.limit is None else min(rows, job.limit)
-        summary = Summary(input=str(job.input), out=str(job.out), rows=rows, left=rows - _done(store, rows))
+        summary = Summary(input=str(job.input), out=str(job.out), rows=rows, left=rows - _count_done(store, rows))
         if summary.left:
             if crew is not None:
                 listener.note("processes load the model")
@@ -187,7 +178,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                     _answer(job, samples, models, store, summary, listener)
                 finally:
                     summary.seconds = time.monotonic() - begun
-        summary.left = rows - _done(store, rows)
+        summary.left = rows - _count_done(store, rows)
     look = job.asking.method
     if isinstance(look, SecondLook) and look.promise is not None and summary.again is not None:
         summary.strange = look.promise.strange(summary.again, summary._counts["again"])
@@ -199,7 +190,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     return summary
 
 
-def _done(store: Store, rows: int) -> int:
+def _count_done(store: Store, rows: int) -> int:
     """How many of the first rows are done."""
     return sum(number in store.done for number in range(rows))
 
@@ -218,9 +209,11 @@ def _reasons(path: Path) -> dict[str, int]:
     return dict(reasons.most_common())
 
 
-def _surveyed(job: Job, samples: Samples, kind: str, store: Store) -> int:
+def _survey(job: Job, samples: Samples, kind: str, store: Store) -> int:
     """How many rows the input has, which is looked through once a job."""
-    digest, settings = samples.source.digest(), job.settings(kind)
+    digest = samples.source.digest()
+    settings = job.asking.to_dict() | {"columns": asdict(job.columns), "question": job.question}
+    settings |= {"root": job.root, "parts": kind}
     surveyed = store.manifest.get("input", {})
     if surveyed.get("sha256") == digest and store.manifest.get("settings") == settings:
         return int(surveyed["rows"])
@@ -253,13 +246,15 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
                 summary.graphs[ran] = summary.graphs.get(ran, 0) + 1
         advance(len(rows))
 
-    def is_left_out(number: int) -> bool:
-        return number >= summary.rows or number in store.done
+    def place(sample: MediaSample | Bad) -> tuple[int, int | None]:
+        """The chunk that is answered together: chunks do not depend on where a run has begun; a suspect is one."""
+        return sample.number // (WINDOW * job.asking.batch_size), sample.number if sample.number in suspects else None
 
     with listener.stage("Answering", summary.left, summary.rows - summary.left) as advance:
         if len(suspects) == 1:
             take([bad_row(sample, DIED) for sample in samples.read(lambda number: number not in suspects)])
-        chunks = _chunks(samples, is_left_out, WINDOW * job.asking.batch_size, suspects)
+        left = samples.read(lambda number: number >= summary.rows or number in store.done)
+        chunks: Iterator[list[MediaSample | Bad]] = (list(chunk) for _, chunk in groupby(left, place))
         if isinstance(models, Here):
             chunks = hand.following(chunks, lambda chunk: f"{chunk[0].number} {chunk[-1].number}")
         work_through(
@@ -270,21 +265,6 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
             given_up=lambda chunk: [bad_row(sample, DIED) for sample in chunk],
             stopped=listener.stopped,
         )
-
-
-def _chunks(
-    samples: Samples, done: Callable[[int], bool], size: int, alone: range
-) -> Iterator[list[MediaSample | Bad]]:
-    """Rows that are answered together: those whose numbers lie between the same two multiples of `size`.
-
-    So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
-    """
-
-    def place(sample: MediaSample | Bad) -> tuple[int, int | None]:
-        return sample.number // size, sample.number if sample.number in alone else None
-
-    for _, chunk in groupby(samples.read(done), place):
-        yield list(chunk)
 
 
 # -- what is in hand -------------------------------------------------------------------------------------------

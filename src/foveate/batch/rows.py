@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foveate.ask.answers import Reply
+from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
 from foveate.ask.prompt import Prompt
-from foveate.ask.running import dropped_in
+from foveate.ask.running import method_in
 from foveate.ask.second_look import AnyLook, SecondLook
-from foveate.ask.sure import answerer_of
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.engine.session import drop
@@ -25,8 +24,7 @@ from foveate.plain.files import scheme_of
 from foveate.plain.flags import GraphOptions, MediaOptions
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
-from foveate.runs.labels import as_said, labels_in
-from foveate.runs.samples import Bad, MediaSample
+from foveate.runs.samples import Bad, MediaSample, as_said, labels_in
 
 KEY = "row"
 """The column with a row's place in the input."""
@@ -127,7 +125,7 @@ class RowAnswerer:
         self.vlm = vlm or asking.load()
         self._drops = asking.method
         settings = Generation(max_new_tokens=asking.max_new_tokens)
-        self._answerer = answerer_of(self.vlm, self._drops, settings, batch_size=asking.batch_size, share=share)
+        self._answerer = Answerer(self.vlm, self._drops, settings, batch_size=asking.batch_size, share=share)
         self._try_method()
 
     def about(self) -> dict[str, Any]:
@@ -147,7 +145,7 @@ class RowAnswerer:
             UnsupportedError: If the device itself fails.
         """
         samples = [sample for sample in item if isinstance(sample, MediaSample)]
-        replies = self._answerer.replies(samples, self._prepared, stopped=stopped)
+        replies = self._answerer.replies(samples, self._prepare, stopped=stopped)
         while True:
             with warnings.catch_warnings(action="ignore"):  # what is warned of is among the answer's notes
                 batch = next(replies, None)
@@ -156,7 +154,7 @@ class RowAnswerer:
             yield [_row(reply) for reply in batch]
         yield [bad_row(sample, sample.reason) for sample in item if isinstance(sample, Bad)]
 
-    def _prepared(self, sample: MediaSample, shelf: dict[Any, Any]) -> Prompt:
+    def _prepare(self, sample: MediaSample, shelf: dict[Any, Any]) -> Prompt:
         """A sample as the model gets it; files on the shelf are not read again."""
         asking = self.asking
         if asking.within is not None:
@@ -166,7 +164,7 @@ class RowAnswerer:
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, **asking.showing)
-        dropped_in(self.vlm, self._drops, prompt.vision_tokens)
+        method_in(self.vlm, self._drops, prompt.vision_tokens)
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if most and prompt.tokens > BEYOND * most:
             raise InputError(
@@ -178,7 +176,7 @@ class RowAnswerer:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
         tokens = [int(getattr(member, "tokens", None) or 0) for member in self.asking.members]
         try:
-            method = dropped_in(self.vlm, self._drops, max(USUAL, *tokens, 0))
+            method = method_in(self.vlm, self._drops, max(USUAL, *tokens, 0))
         except BudgetError:  # it depends on the picture
             return
         if method is not None:

@@ -17,7 +17,7 @@ from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
 from foveate.contract.budget import Budget
 from foveate.contract.method import Method
 from foveate.errors import BudgetError, SettingError
-from foveate.eval.contenders import USUAL, contenders_at
+from foveate.eval.plan import USUAL, contenders_at
 from foveate.methods.random import Random
 from foveate.naming import RETENTION, parse
 from foveate.runs.versions import commit, versions

@@ -26,14 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         return _print_version()
     try:
-        with _ended_by_kill():
+        with _end_by_kill():
             from foveate.cli.commands import run  # only now, so that Ctrl-C while this loads ends as quietly as later
 
             return run(words)
-    except KeyboardInterrupt:
-        return _ended("interrupted", INTERRUPTED)
-    except _Killed:
-        return _ended("terminated", KILLED)
+    except (KeyboardInterrupt, _Killed) as end:
+        how, code = ("terminated", KILLED) if isinstance(end, _Killed) else ("interrupted", INTERRUPTED)
+        with contextlib.suppress(OSError):
+            print(f"foveate: {how}.", file=sys.stderr)
+        return code
 
 
 class _Killed(BaseException):
@@ -41,7 +42,7 @@ class _Killed(BaseException):
 
 
 @contextlib.contextmanager
-def _ended_by_kill() -> Iterator[None]:
+def _end_by_kill() -> Iterator[None]:
     """Let SIGTERM end the program as Ctrl-C does: half files are removed, and processes of its own end too."""
 
     def end(*_: object) -> None:
@@ -55,12 +56,6 @@ def _ended_by_kill() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _ended(how: str, code: int) -> int:
-    with contextlib.suppress(OSError):
-        print(f"foveate: {how}.", file=sys.stderr)
-    return code
 
 
 def _print_version() -> int:

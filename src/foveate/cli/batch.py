@@ -12,7 +12,7 @@ import tyro
 
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import BudgetOptions
-from foveate.cli.screen import OnScreen, busy, counting, labelled, note, show, show_json
+from foveate.cli.screen import OnScreen, busy, counting, label_lines, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.plain.flags import Count, Flag, GraphOptions, MaybeCount, MediaOptions
 from foveate.runs.listener import Advance
@@ -20,7 +20,6 @@ from foveate.runs.samples import SampleColumns, samples_in
 
 if TYPE_CHECKING:
     from foveate.batch.job import Summary
-    from foveate.batch.rows import RowAsking
     from foveate.runs.crew import Crew
 
 
@@ -107,13 +106,13 @@ class Batch:
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
             from foveate.batch.rows import RowAsking
-            from foveate.cli.setup import device_named, drops_named, tell_budgets
+            from foveate.cli.setup import find_device, parse_drop, tell_budgets
 
-        device_named(self.models.device)
+        find_device(self.models.device)
         root = None
         if self.columns.root is not None:
             root = os.path.abspath(self.columns.root)
-        drops = None if self.untouched else drops_named(self.method, self.budgets)
+        drops = None if self.untouched else parse_drop(self.method, self.budgets)
         tell_budgets({self.method: drops}, self.budgets)
         asking = RowAsking(
             **vars(self.models), **vars(self.media), method=drops, batch_size=self.batch_size, within=root
@@ -130,11 +129,20 @@ class Batch:
             limit=self.limit,
         )
         listener = _Stopping()
-        summary = run(job, self._crew(asking), listener)
+        crew: Crew | None = None
+        if self.ray is not None:
+            from foveate.runs.on_ray import Actors
+
+            crew = Actors(asking.begin, self.workers, self.ray)
+        elif self.workers is not None:
+            from foveate.runs.crew import Pool
+
+            crew = Pool(asking.begin, self.workers)
+        summary = run(job, crew, listener)
         if self.json:
             show_json(summary.to_dict())
         else:
-            show(labelled(_lines(summary)))
+            show(label_lines(_lines(summary)))
         for text in filter(None, (summary.strange, summary.caution)):
             note(text)
         listener.end(summary.left)
@@ -163,17 +171,6 @@ class Batch:
             raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
         check_methods([self.method])
         check_model(self.models.model)
-
-    def _crew(self, asking: "RowAsking") -> "Crew | None":
-        if self.ray is not None:
-            from foveate.runs.on_ray import Actors
-
-            return Actors(asking.begin, self.workers, self.ray)
-        if self.workers is not None:
-            from foveate.runs.crew import Pool
-
-            return Pool(asking.begin, self.workers)
-        return None
 
 
 def _lines(summary: "Summary") -> list[tuple[str, str]]:
@@ -218,25 +215,20 @@ class _Stopping(OnScreen):
     def stage(self, doing: str, total: int | None, done: int = 0) -> Iterator[Advance]:
         if done:
             note(f"done already: {done:,} of {done + (total or 0):,} rows")
-        with self._hearing(), counting(doing, total, unit="rows") as advance:
-            yield advance
+        with suppress(ValueError):  # only the first thread may say what signals do
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as behind nohup; then it stays ignored
+                    self._before[number] = signal.signal(number, self._hear)
+        try:
+            with counting(doing, total, unit="rows") as advance:
+                yield advance
+        finally:
+            self._restore()
 
     def end(self, left: int) -> None:
         """End as the signal that was heard would have ended it, where rows are left."""
         if self._signal is not None and left:
             signal.raise_signal(self._signal)
-
-    @contextmanager
-    def _hearing(self) -> Iterator[None]:
-        """Let signals be heard that would else end the program; what is ignored, as behind nohup, stays ignored."""
-        with suppress(ValueError):  # only the first thread may say what signals do
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._hear)
-        try:
-            yield
-        finally:
-            self._restore()
 
     def _hear(self, number: int, frame: object) -> None:
         self._signal = number

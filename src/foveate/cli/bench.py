@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from rich.console import Group
 
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import MethodsOptions, TableOptions, check_each_once
-from foveate.cli.outputs import check_targets
+from foveate.cli.outputs import check_targets, finish
+from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
 from foveate.plain.flags import EMBEDDED, Count, Flag, LoadOptions, MaybeCount, whole
@@ -91,11 +93,6 @@ class Bench(MethodsOptions):
         if self.method != (ALL,):
             check_methods(self.method)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from rich.console import Group
-
-        from foveate.cli.outputs import finish
-        from foveate.cli.screen import busy
-
         with busy("Starting torch"):
             from foveate.bench.shapes import shape_sheet, shapes
 
@@ -105,7 +102,7 @@ class Bench(MethodsOptions):
             record: dict[str, Any] = {"shapes": listed}
             tables = [shape_sheet(list(shapes().values()))]
         else:
-            record, tables, stopped = self._measured(shapes().get(self.models.model))
+            record, tables, stopped = self._measure(shapes().get(self.models.model))
         finish(record, Group(*tables), self.outputs, tables=tables)
         if stopped is not None:
             raise stopped
@@ -114,10 +111,10 @@ class Bench(MethodsOptions):
         """Where everything runs."""
         import torch
 
-        from foveate.cli.setup import device_named
+        from foveate.cli.setup import find_device
         from foveate.core.graphs import refuse_without_graphs
 
-        device: torch.device = device_named(self.models.device)
+        device: torch.device = find_device(self.models.device)
         if device.index is not None and device.type != "cpu":
             torch.accelerator.set_device_index(device.index)
         if self.clock == "cpu" and device.type != "cpu":
@@ -131,17 +128,16 @@ class Bench(MethodsOptions):
             )
         return device
 
-    def _measured(self, shape: "NamedShape | None") -> "tuple[dict[str, Any], list[Table], BaseException | None]":
+    def _measure(self, shape: "NamedShape | None") -> "tuple[dict[str, Any], list[Table], BaseException | None]":
         """The record and the tables of all timed rounds, and what stopped them, if anything did."""
         from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
         from foveate.bench.paired import PairedRun
         from foveate.bench.results import noisy_parts, result_sheets, rows_of
         from foveate.bench.stopwatch import clock_of
-        from foveate.cli.screen import note
 
         named = named_methods(self.method)
         device = self._device()
-        benched = self._benched(shape, device)
+        benched = self._prepare(shape, device)
         methods, infeasible = budgeted_methods(
             named,
             benched.model,
@@ -182,11 +178,10 @@ class Bench(MethodsOptions):
         record |= {"failed": failed, "no_bare": run.obstacle, "rows": rows}
         return record, result_sheets(rows, title, notes), stopped
 
-    def _benched(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
+    def _prepare(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
         from foveate.bench.workload import PromptRequest
-        from foveate.cli.screen import busy, note
         from foveate.cli.setup import load
 
         size = PromptRequest(
@@ -208,8 +203,6 @@ class Bench(MethodsOptions):
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
         """Run everything; what stopped it, if anything did. What is finished then stays in the run."""
-        from foveate.cli.screen import counting
-
         try:
             with counting("Measuring memory", None) as advance:
                 run.prepare(methods, bare=self.bare, cuda_graphs=self.cuda_graphs, starting=lambda _: advance())

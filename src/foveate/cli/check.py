@@ -8,7 +8,7 @@ import tyro
 
 from foveate.cli.checks import check_model
 from foveate.cli.options import OutputOptions
-from foveate.cli.outputs import check_targets
+from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
 from foveate.plain.files import check_readable
@@ -55,7 +55,6 @@ class Check:
             from foveate import embedded
             from foveate.ask.loaded import quiet
             from foveate.ask.running import fitting
-            from foveate.cli.outputs import finish
             from foveate.cli.setup import load
             from foveate.testing.checking import STEPS, Checking
 

@@ -16,7 +16,7 @@ from foveate.plain.files import check_readable, is_video
 from foveate.plain.flags import EMBEDDED, MediaOptions
 from foveate.plain.folders import folder_of
 from foveate.plain.spelling import unknown, written
-from foveate.plain.upstream import shown
+from foveate.plain.upstream import trim
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the pictures of a folder."""
@@ -50,7 +50,7 @@ def check_model(name: str) -> None:
     if name in embedded.NAMES or folder_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return
     raise InputError(
-        f"Model '{shown(name)}' is no folder here, and no hub id: that is written OWNER/NAME. Families: foveate models."
+        f"Model '{trim(name)}' is no folder here, and no hub id: that is written OWNER/NAME. Families: foveate models."
     )
 
 

@@ -18,10 +18,10 @@ from foveate.cli.demo import Demo
 from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
 from foveate.cli.lists import Methods, Models, Presets
-from foveate.cli.screen import discard, note, show, written
+from foveate.cli.screen import discard, guard_stdout, note, show
 from foveate.cli.tune import Tune
-from foveate.cli.usage import BUG, DONE, FAILED, exit_code
-from foveate.errors import FoveateError
+from foveate.cli.usage import BUG, DONE, FAILED, WRONG_USAGE, UsageError
+from foveate.errors import FoveateError, SettingError, UnknownNameError
 from foveate.plain.own_files import fault, files_run
 from foveate.plain.spelling import unknown
 from foveate.plain.upstream import first_line, is_out_of_memory
@@ -66,12 +66,14 @@ def run(words: list[str]) -> int:
             lines = [f"  {name:10}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
             show(Text(OVERVIEW.format(commands="\n".join(lines))))
             return DONE
-        ended = parsed(words).run()
+        ended = parse_command(words).run()
         sys.stdout.flush()
         return ended or DONE
     except FoveateError as error:
         note(str(error))
-        return exit_code(error)
+        if isinstance(error, UsageError | UnknownNameError | SettingError):  # the command line itself is wrong
+            return WRONG_USAGE
+        return FAILED
     except SystemExit as end:  # of tyro: 0 after the help, 2 after flags that it does not take
         return int(end.code or DONE)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
@@ -89,7 +91,7 @@ def run(words: list[str]) -> int:
     return DONE
 
 
-def parsed(words: list[str]) -> Any:
+def parse_command(words: list[str]) -> Any:
     """The command that these words name, with its flags.
 
     Raises:
@@ -100,7 +102,7 @@ def parsed(words: list[str]) -> Any:
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS, "foveate --help")
     kind = COMMANDS[name]
-    with written():
+    with guard_stdout():
         return tyro.cli(
             kind, prog=f"foveate {name}", description=cleandoc(kind.__doc__ or ""), args=flags, config=STYLE
         )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import FigureOptions, Files, FlopsOptions, Pairs, TableOptions
-from foveate.cli.outputs import check_targets
+from foveate.cli.options import Files, FlopsOptions, MaybeFile, Pairs, TableOptions
+from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy
 from foveate.plain.flags import MediaOptions, ModelOptions
+from foveate.plain.version import __version__
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
@@ -24,11 +25,6 @@ SCHEDULED_CONTROLS = ("random", "uniform")
 """Controls that run at the schedule of each method they stand beside."""
 OTHER_CONTROLS = ("averagepool", "resize")
 """Controls that bring a schedule of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOutputs(TableOptions, FigureOptions):
-    """What is written, and where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +50,30 @@ class Compare:
     (default: v2drop, divprune, vidcom2 and controls: averagepool, resize and random; list: foveate methods)"""
     pairs: Pairs = 10
     """timed rounds, after a warm-up"""
+    figure: MaybeFile = None
+    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    (png, jpg, webp, pdf)"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[FlopsOptions, tyro.conf.arg(name="budget")] = field(default_factory=FlopsOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[CompareOutputs, tyro.conf.arg(name="output")] = field(default_factory=CompareOutputs)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
         """Answer with each, print the table, and write what was asked for."""
-        check_targets(self.outputs)
+        check_targets(self.outputs, self.figure)
         names = self.method or METHODS
         check_methods(names)
         check_input(self.files, self.prompt or "", self.models.model, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.outputs import finish
             from foveate.cli.report import agreement, full_values, race_note, race_values
-            from foveate.cli.setup import named, set_up
+            from foveate.cli.setup import parse_methods, set_up
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
         controls = [name for name in names if name in SCHEDULED_CONTROLS and compared]
-        drops = named(names, self.budgets)
+        drops = parse_methods(names, self.budgets)
         scheduled = {name: drops.pop(name) for name in controls}
         setup = set_up(self, [] if self.prompt is None else [self.prompt], drops, every=not self.method)
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
@@ -85,7 +83,9 @@ class Compare:
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
         race = setup.race(methods, len(full.tokens), self.pairs)
         agreements = {name: agreement(answer, full) for name, answer in answers.items()}
-        values: dict[str, Any] = setup.to_dict() | {
+        values: dict[str, Any] = {
+            "foveate": __version__,
+            **setup.prompt.to_dict(),
             "full": full_values(full),
             "methods": [
                 {"name": name, "agreement": agreements[name]} | answer.to_dict() for name, answer in answers.items()
@@ -97,18 +97,14 @@ class Compare:
         if (share := self.budgets.flops) is not None:
             values["flops"] = share
             lines.append(f"Each method has the largest budget within {share:.1%} of the full model's FLOPs.")
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            lines.append(f"Picture: {self.outputs.figure}")
+        if self.figure is not None:
+            values["figure"] = str(self.figure)
+            lines.append(f"Picture: {self.figure}")
         table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).noted(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
         finish(
-            values,
-            table,
-            self.outputs,
-            lambda: draw_comparison(drawn, setup.prompt.shown, title),
-            [table],
+            values, table, self.outputs, [table], self.figure, lambda: draw_comparison(drawn, setup.prompt.shown, title)
         )
 
 

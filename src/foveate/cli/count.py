@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Group
 
 from foveate.cli.checks import check_input, check_methods, files_in
-from foveate.cli.options import BudgetOptions, Files, MaybeTokens, TableOptions
+from foveate.cli.options import BudgetOptions, Files, MaybeFile, MaybeTokens, TableOptions
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
     from foveate.plain.table import Table
 
 QUESTION = "What is this?"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CountOutputs(TableOptions):
-    """What is written, and where."""
-
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw how many vision tokens each decoder layer will process (png, jpg, webp, pdf)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +46,27 @@ class Count:
     """also find the max_pixels with which the pictures have no more vision tokens than this together"""
     method: Annotated[str | None, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]", help_behavior_hint="")] = None
     """also say what a method, preset or chain will leave where; it takes a budget as for generate"""
+    figure: MaybeFile = None
+    """draw how many vision tokens each decoder layer will process (png, jpg, webp, pdf)"""
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[CountOutputs, tyro.conf.arg(name="output")] = field(default_factory=CountOutputs)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
         """Count, print, and write what was asked for."""
-        if self.method is None and (self.outputs.figure is not None or self.budgets.has_budget):
+        if self.method is None and (self.figure is not None or self.budgets.has_budget):
             raise UsageError("--figure, --budget and --retention are for what drops: name it with --method.")
-        check_targets(self.outputs)
+        check_targets(self.outputs, self.figure)
         if self.method is not None:
             check_methods([self.method])
         files = [path for place in self.files for path in files_in(place, films=True)]
         check_input(files, QUESTION, self.model, self.media)
         with busy("Starting torch"):
             from foveate import embedded
-            from foveate.ask.counting import prepare_blank
+            from foveate.ask.counting import most_pixels, prepare_blank
             from foveate.ask.loading import load
             from foveate.ask.media import read_media
-            from foveate.ask.pixels import most_pixels
-            from foveate.cli.setup import named
+            from foveate.cli.setup import parse_methods
             from foveate.plain.version import __version__
             from foveate.viz import draw_plan
         with busy(f"Loading the config of {self.model}"):
@@ -89,29 +81,24 @@ class Count:
         for text in prompt.notes:
             note(text)
         counts = [of_medium.vision_tokens for of_medium in alone]
-        values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts, **_costs(prompt)}
+        values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts}
+        try:
+            cost = prompt.cost()
+            values |= {"flops": cost.model_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
+        except FoveateError as error:  # what the prompt costs the untouched model is not counted
+            values["uncounted"] = str(error)
         values["vision_tokens"] = prompt.vision_tokens
         if self.tokens is not None:
             with busy(f"Looking for the pixels of {self.tokens:g} tokens"):
                 values["max_pixels"] = most_pixels(vlm, prompt, int(self.tokens))
         tables, draw = [_table(values, prompt)], None
         if self.method is not None:
-            drops = vlm.method_for(named([self.method], self.budgets)[self.method], prompt.vision_tokens)
+            drops = vlm.method_for(parse_methods([self.method], self.budgets)[self.method], prompt.vision_tokens)
             cost = prompt.cost(drops)
             values["method"] = {"name": self.method, **cost.to_dict()}
             tables.append(cost.table(f"With {self.method}"))
             draw = partial(draw_plan, cost, f"{self.method}: vision tokens in each layer of {self.model}")
-        finish(values, Group(*tables), self.outputs, draw, tables)
-
-
-def _costs(prompt: "Prompt") -> dict[str, int | str | None]:
-    """What the prompt costs the untouched model, where that is counted; else why it is not. No FLOPs to the first token
-    where those of the vision tower are not known."""
-    try:
-        cost = prompt.cost()
-    except FoveateError as error:
-        return {"uncounted": str(error)}
-    return {"flops": cost.model_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
+        finish(values, Group(*tables), self.outputs, tables, self.figure, draw)
 
 
 def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":

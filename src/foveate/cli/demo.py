@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from rich.text import Text
@@ -12,9 +12,6 @@ from foveate.cli.screen import busy, note, show, show_json
 from foveate.cli.usage import UsageError
 from foveate.plain.flags import Flag, ModelOptions, whole
 from foveate.plain.spelling import is_second_look
-
-if TYPE_CHECKING:
-    from socket import socket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,33 +48,30 @@ class Demo:
                 raise UsageError(f"--method {file} is no second look: visitors write methods themselves. Leave it out.")
         check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from foveate.app.server import bound, check_gradio
+        from foveate.app.server import check_gradio, listen
 
         check_gradio()
-        with bound(self.host, self.port) as listening:
-            self._serve(listening)
+        with listen(self.host, self.port) as listening:
+            with busy("Starting torch"):
+                from foveate.app.server import serve
+                from foveate.ask.generation import Generation
+                from foveate.ask.second_look import SecondLook
+                from foveate.cli.setup import load
 
-    def _serve(self, listening: "socket") -> None:
-        with busy("Starting torch"):
-            from foveate.app.server import serve
-            from foveate.ask.generation import Generation
-            from foveate.ask.second_look import SecondLook
-            from foveate.cli.setup import load
-
-        loaded = [SecondLook.load(file) for file in self.method]
-        looks = {look.name: look for look in loaded}
-        if len(looks) < len(loaded):
-            raise UsageError(f"--method: two second looks are both called {loaded[0].name}. Give one of them.")
-        vlm = load(self.models)
-        for look in loaded:
-            look.refuse_others(vlm, Generation(max_new_tokens=self.models.max_new_tokens))
-        try:
+            loaded = [SecondLook.load(file) for file in self.method]
+            looks = {look.name: look for look in loaded}
+            if len(looks) < len(loaded):
+                raise UsageError(f"--method: two second looks are both called {loaded[0].name}. Give one of them.")
+            vlm = load(self.models)
             longest = self.models.max_new_tokens
-            serve(vlm, listening, self.host, max_new_tokens=longest, looks=looks, ready=self._ready)
-        except KeyboardInterrupt:  # the way to end it
-            note("the page is closed.")
-        finally:
-            vlm.lock.acquire()  # an answer on its way is waited for: Python cannot exit in the midst of torch's work
+            for look in loaded:
+                look.refuse_others(vlm, Generation(max_new_tokens=longest))
+            try:
+                serve(vlm, listening, self.host, max_new_tokens=longest, looks=looks, ready=self._ready)
+            except KeyboardInterrupt:  # the way to end it
+                note("the page is closed.")
+            finally:
+                vlm.lock.acquire()  # an answer on its way is waited for: Python cannot exit amid torch's work
 
     def _ready(self, url: str) -> None:
         """Say where the page is."""

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Group
+from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import MethodsOptions, Shares, TableOptions, check_each_once
+from foveate.cli.options import MaybeFile, MethodsOptions, Shares, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
@@ -19,14 +21,6 @@ if TYPE_CHECKING:
 
 FOR_TASKS = ("questions", "seed", "tasks")
 FOR_RUNS = ("method", "budget", "retention", "flops", "samples", "prompt", "draws", "no_baselines", "workers", "cache")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOutputs(TableOptions):
-    """What is written, and where."""
-
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw quality against cost (png, jpg, webp, pdf)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +70,21 @@ class Eval(MethodsOptions):
     """what lmms-eval left with --model foveate --log_samples --output_path: the full model's, and then methods'"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """logs: the folder with tasks of your own that was lmms-eval's --include_path"""
+    figure: MaybeFile = None
+    """draw quality against cost (png, jpg, webp, pdf)"""
     models: Annotated[GraphOptions, tyro.conf.arg(name="model")] = field(default_factory=GraphOptions)
-    outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
+    outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> int:
         """Ask, summarise, print, and write what was asked for; the exit code."""
         self._check()
-        check_targets(self.outputs)
+        check_targets(self.outputs, self.figure)
         check_model(self.models.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
-            from rich.console import Group
-            from rich.text import Text
-
-            from foveate.eval.pareto import draw_all
+            from foveate.eval.pareto import draw
             from foveate.eval.quality import tables_of
+            from foveate.viz import stack
 
         if self.logs:
             from foveate.eval.lmms.logs import compare_logs
@@ -99,16 +93,23 @@ class Eval(MethodsOptions):
             values: dict[str, Any] = {"tasks": {task: quality.to_dict() for task, quality in of_tasks.items()}}
             qualities = list(of_tasks.values())
         else:
-            qualities = [self._evaluated()]
+            qualities = [self._evaluate()]
             values = qualities[0].to_dict()
         tables = tables_of(qualities)
         shown: list[Any] = []
         for table in tables:
             shown += [table, Text("")] if table.notes else [table]
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities), tables)
+        if self.figure is not None:
+            values["figure"] = str(self.figure)
+            shown.append(Text(f"Picture: {self.figure}"))
+        finish(
+            values,
+            Group(*shown),
+            self.outputs,
+            tables,
+            self.figure,
+            lambda: stack([draw(quality) for quality in qualities]),
+        )
         if values.get("bad"):
             return BAD_ROWS
         return DONE
@@ -135,12 +136,11 @@ class Eval(MethodsOptions):
             if getattr(self, name) != getattr(Eval, name):
                 raise UsageError(f"--{name.replace('_', '-')} {why}")
 
-    def _evaluated(self) -> "Quality":
+    def _evaluate(self) -> "Quality":
         """What is asked here, of the embedded tasks or of one's own samples."""
         from foveate.cli.setup import load
-        from foveate.eval.contenders import USUAL
         from foveate.eval.evaluation import evaluate, evaluate_samples
-        from foveate.eval.plan import Plan
+        from foveate.eval.plan import USUAL, Plan
         from foveate.eval.records import reservation
 
         plan = Plan(

@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, FigureOptions, Files, Pairs
-from foveate.cli.outputs import check_targets
-from foveate.cli.screen import busy, labelled, note, preview
+from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions, Pairs
+from foveate.cli.outputs import check_targets, finish
+from foveate.cli.screen import Screen, busy, label_lines, note
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 from foveate.plain.flags import Flag, MediaOptions, ModelOptions
+from foveate.plain.version import __version__
 
 if TYPE_CHECKING:
     from foveate.ask.answer import Answer
@@ -40,8 +42,7 @@ class Generate:
     files: Files = ()
     """picture and video files, in the order the model sees them"""
     prompt: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(metavar="TEXT", help_behavior_hint=""),
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
     ] = ()
     """the question; with several, the pictures are looked at once, and each question is answered"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
@@ -54,41 +55,43 @@ class Generate:
     """with --full: timed pairs, after one of warm-up"""
     show: Flag = False
     """show the kept patches in the terminal, if it has colours"""
+    figure: MaybeFile = None
+    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    (png, jpg, webp, pdf)"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
-    outputs: Annotated[FigureOptions, tyro.conf.arg(name="output")] = field(default_factory=FigureOptions)
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
         """Answer, print, and write what was asked for."""
         if self.full and len(self.prompt) > 1:
             raise UsageError("--full compares and times one answer: give one --prompt.")
-        check_targets(self.outputs)
+        check_targets(self.outputs, self.figure)
         check_methods([self.method])
         check_input(self.files, self.prompt, self.models.model, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
-            from foveate.ask.answers import in_order
+            from foveate.ask.answers import Answerer, in_order
             from foveate.ask.generation import Generation
             from foveate.ask.look import refuse_unshareable
             from foveate.ask.second_look import SecondLook
-            from foveate.ask.sure import answerer_of
-            from foveate.cli.outputs import finish
-            from foveate.cli.setup import drops_named, set_up
+            from foveate.cli.setup import parse_drop, set_up
+            from foveate.viz.terminal import preview_on
 
-        drops = drops_named(self.method, self.budgets)
+        drops = parse_drop(self.method, self.budgets)
         if self.full and isinstance(drops, SecondLook):
             raise UsageError("--full times a method, and a second look is none: leave it out, or name a method.")
         setup = set_up(self, self.prompt, {self.method: drops})
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
-        values: dict[str, Any] = setup.to_dict() | {"name": self.method}
+        values: dict[str, Any] = {"foveate": __version__, **setup.prompt.to_dict(), "name": self.method}
         if len(self.prompt) > 1 and not isinstance(drops, SecondLook):
             try:
                 refuse_unshareable(setup.vlm.model, drops)
             except UnsupportedError as error:
                 note(f"{error} Each question is asked afresh.")
         with busy(f"Answering with {self.method}"):
-            answerer = answerer_of(setup.vlm, drops, generation)
+            answerer = Answerer(setup.vlm, drops, generation)
             answers = list(in_order(answerer.replies(setup.prompts, lambda prompt, _: prompt)))
         if len(self.prompt) > 1:
             values["answers"] = [{"prompt": answer.prompt.text, **answer.to_dict()} for answer in answers]
@@ -100,18 +103,20 @@ class Generate:
         answer = answers[0]
         rows += answer.lines()
         if self.full:
-            more, lines = self._compared(setup, answer, generation)
+            more, lines = self._compare_full(setup, answer, generation)
             values |= more
             rows += lines
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            rows.append(("Picture", str(self.outputs.figure)))
-        shown: RenderableType = labelled(rows)
+        if self.figure is not None:
+            values["figure"] = str(self.figure)
+            rows.append(("Picture", str(self.figure)))
+        shown: RenderableType = label_lines(rows)
         if self.show:
-            shown = Group(shown, preview(answer.show()))
-        finish(values, shown, self.outputs, answer.show)
+            drawn = preview_on(Screen(), answer.show())
+            drawn = drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
+            shown = Group(shown, drawn)
+        finish(values, shown, self.outputs, figure=self.figure, draw=answer.show)
 
-    def _compared(
+    def _compare_full(
         self, setup: "Setup", answer: "Answer", generation: "Generation"
     ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """The full model's answer and time beside a method's: values, and lines with their labels."""
@@ -122,11 +127,7 @@ class Generate:
             full = setup.vlm.answer(setup.prompt, generation=generation)
         race = setup.race(setup.methods, len(full.tokens), self.pairs)
         same = agreement(answer, full)
-        values = {
-            "full": full_values(full),
-            "agreement": same,
-            "time": race_values(race, len(full.tokens)),
-        }
+        values = {"full": full_values(full), "agreement": same, "time": race_values(race, len(full.tokens))}
         ratio = interval(race[self.method])
         lines = [
             ("Full model", full.text),

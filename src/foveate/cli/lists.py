@@ -116,7 +116,7 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        names = [*inventory.families(), *inventory.proved()]
+        names = [*inventory.families(), *inventory.proved_types()]
         if self.name and self.name not in names:
             raise unknown("model_type", self.name, names, "foveate models")
         with busy(LOOKING):
@@ -219,14 +219,20 @@ class Presets:
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
         if self.json:
-            return show_json({"presets": [row | {"setting": _whole(row)} for row in rows]})
+            with busy(LOOKING):
+                from foveate.registry import preset
+
+                for row in rows:
+                    if row["depth"] is not None:  # not of a file: with all that is as it is by default
+                        row["setting"] = preset(row["name"]).to_dict()
+            return show_json({"presets": rows})
         table = _table("Preset", "Mean tokens", "Source")
         for row in rows:
             if self.text:
                 source = Text(row["source"])
             else:
                 source = _one_line(row["source"])
-            table.add_row(Text(row["name"]), _spent(row), source)
+            table.add_row(Text(row["name"]), _spending(row), source)
         return show(table)
 
 
@@ -244,17 +250,6 @@ def _preset(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _whole(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The setting of a row with all that is as it is by default, where the row is not of a file."""
-    if row["depth"] is None:
-        setting: Mapping[str, Any] = row["setting"]
-        return setting
-    with busy(LOOKING):
-        from foveate.registry import preset
-
-        return preset(row["name"]).to_dict()
-
-
 def _in_file(path: str) -> dict[str, Any]:
     """The row of a preset file."""
     setting, values = settings_in(path), read_json(path)
@@ -270,7 +265,7 @@ def _in_file(path: str) -> dict[str, Any]:
     }
 
 
-def _spent(row: Mapping[str, Any]) -> str:
+def _spending(row: Mapping[str, Any]) -> str:
     """What a preset spends: "194 of 576, 33.6%", a share alone, or "by picture"."""
     if row["retention"] is None:
         if row["mean_tokens"] is None:

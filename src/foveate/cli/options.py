@@ -10,14 +10,14 @@ from tyro.constructors import PrimitiveConstructorSpec
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.files import local_path
-from foveate.plain.flags import Flag, limited, whole
+from foveate.plain.flags import Flag, number_in, whole
 
 Pairs = Annotated[int, whole(2)]
 """Rounds of timing: an interval needs two."""
-TOKENS = limited(
+TOKENS = number_in(
     float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "a number above 0; a share is --retention", spelled=str
 )
-SHARE = limited(
+SHARE = number_in(
     float,
     "SHARE",
     lambda share: 0 < share <= 1,
@@ -48,9 +48,9 @@ FILE = PrimitiveConstructorSpec[Path](
 File = Annotated[Path, FILE]
 Images = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
 Files = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
+MaybeFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Settings = Annotated[
-    tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),
+    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")
 ]
 
 
@@ -121,7 +121,7 @@ class OutputOptions:
 
     json: Flag = False
     """print only JSON to stdout"""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    out: MaybeFile = None
     """write the same JSON to a file"""
     force: Flag = False
     """overwrite files that exist"""
@@ -131,14 +131,5 @@ class OutputOptions:
 class TableOptions(OutputOptions):
     """What is written, and where."""
 
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    out: MaybeFile = None
     """write the same JSON to a file (.json), or the tables (.csv, .md, .tex)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureOptions(OutputOptions):
-    """What is written, and where."""
-
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
-    (png, jpg, webp, pdf)"""

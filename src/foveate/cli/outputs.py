@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.cli.options import OutputOptions, TableOptions
+from foveate.cli.screen import as_json, note, show, show_json
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.table import ENDINGS, Table, in_file
@@ -19,7 +20,7 @@ JSON = ".json"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 
 
-def check_targets(outputs: OutputOptions) -> None:
+def check_targets(outputs: OutputOptions, figure: Path | None = None) -> None:
     """Refuse now what could not be written later.
 
     Raises:
@@ -27,7 +28,7 @@ def check_targets(outputs: OutputOptions) -> None:
             one.
         InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
     """
-    figure, out = getattr(outputs, "figure", None), outputs.out
+    out = outputs.out
     if figure is not None and figure.suffix.lower() not in PICTURES:
         raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
     if isinstance(outputs, TableOptions) and out is not None and out.suffix.lower() not in (JSON, *ENDINGS):
@@ -61,8 +62,9 @@ def finish(
     values: Mapping[str, Any],
     shown: "RenderableType",
     outputs: OutputOptions,
-    draw: "Callable[[], Image.Image] | None" = None,
     tables: Sequence[Table] = (),
+    figure: Path | None = None,
+    draw: "Callable[[], Image.Image] | None" = None,
 ) -> None:
     """Write the figure and the file of JSON or tables where they were asked for, then print JSON or `shown`.
 
@@ -72,14 +74,13 @@ def finish(
         values: All that there is to say.
         shown: What is printed of it.
         outputs: What was asked for.
-        draw: Draws the figure.
         tables: Those in `shown`, of a command with `TableOptions`.
+        figure: Where a picture goes.
+        draw: Draws it.
 
     Raises:
         InputError: If a file cannot be written or `draw` knows no places to draw at.
     """
-    from foveate.cli.screen import as_json, show, show_json
-
     try:
         if outputs.out is not None:
             ending = outputs.out.suffix.lower()
@@ -88,9 +89,9 @@ def finish(
             else:
                 text = as_json(values)
             write_text(outputs.out, text, force=outputs.force)
-        figure = getattr(outputs, "figure", None)
         if figure is not None and draw is not None:
-            write_picture(figure, draw(), force=outputs.force)
+            picture, kind = draw(), PICTURES[figure.suffix.lower()]
+            _publish(figure, lambda part: picture.save(part, format=kind), outputs.force)
     finally:
         if outputs.json:
             show_json(values)
@@ -109,15 +110,8 @@ def write_text(path: Path, text: str, *, force: bool = False) -> None:
     _publish(path, lambda part: part.write_text(text, encoding="utf-8"), force)
 
 
-def write_picture(path: Path, picture: "Image.Image", *, force: bool = False) -> None:
-    """Write a picture in the format of the path's ending; otherwise as `write_text`."""
-    _publish(path, lambda part: picture.save(part, format=PICTURES[path.suffix.lower()]), force)
-
-
 def _publish(path: Path, write: Callable[[Path], object], force: bool) -> None:
     """Write a file, and say so where it had to take another name."""
     published = publish(path, write, force=force)
     if published != path.resolve():
-        from foveate.cli.screen import note
-
         note(f"{path} appeared while the command ran, and stays as it is; the result is in {published}.")

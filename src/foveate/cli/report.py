@@ -16,11 +16,7 @@ def agreement(answer: Answer, full: Answer) -> dict[str, Any]:
         if token != other:
             break
         same += 1
-    return {
-        "identical": answer.tokens == full.tokens,
-        "same_leading_tokens": same,
-        "full_tokens": len(full.tokens),
-    }
+    return {"identical": answer.tokens == full.tokens, "same_leading_tokens": same, "full_tokens": len(full.tokens)}
 
 
 def full_values(full: Answer) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
         elif field.default is dataclasses.MISSING:
             defaults[field.name] = "must be given"
     unsaid = [field.name for field in fields if field.default is None]
-    usual = {"keep": getattr(kind, "usual_keep", None), "targets": getattr(kind, "usual_targets", None)}
+    usual = dict.fromkeys(("keep", "targets"), getattr(kind, "usual_keep", None))
     usual[getattr(kind, "layers_setting", "layers")] = getattr(kind, "usual_layers", None)
     return {
         "name": name,

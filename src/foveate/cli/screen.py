@@ -7,18 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,9 +19,6 @@ from foveate.plain.table import WIDEST
 from foveate.plain.upstream import printable
 from foveate.plain.writing import encodable
 from foveate.runs.listener import Advance, Listener
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class Screen(Console):
@@ -47,12 +36,12 @@ def show(*renderables: RenderableType) -> None:
         free = console.options.update(width=WIDEST)
         needed = (console.measure(renderable, options=free).minimum for renderable in renderables)
         console.width = max(console.width, 120, *needed)
-    with written():
+    with guard_stdout():
         for renderable in renderables:
             console.print(renderable)
 
 
-def labelled(rows: Sequence[tuple[str, str]]) -> Table:
+def label_lines(rows: Sequence[tuple[str, str]]) -> Table:
     """Lines of text, each behind its label."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -60,14 +49,6 @@ def labelled(rows: Sequence[tuple[str, str]]) -> Table:
     for label, text in rows:
         table.add_row(Text(label), Text(text))
     return table
-
-
-def preview(image: "Image") -> RenderableType:
-    """A picture for stdout, where that is a terminal with colours; else a line that says so."""
-    from foveate.viz.terminal import preview_on
-
-    drawn = preview_on(Screen(), image)
-    return drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
 
 
 def as_json(values: Mapping[str, Any]) -> str:
@@ -78,12 +59,12 @@ def as_json(values: Mapping[str, Any]) -> str:
 def show_json(values: Mapping[str, Any]) -> None:
     """Print JSON, and nothing else, to stdout."""
     text = as_json(values)
-    with written():
+    with guard_stdout():
         sys.stdout.write(text)
 
 
 @contextmanager
-def written() -> Iterator[None]:
+def guard_stdout() -> Iterator[None]:
     """Say in one line that stdout takes no more, as on a full disk; a reader that went away is no error."""
     try:
         try:

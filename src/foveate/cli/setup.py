@@ -10,7 +10,7 @@ from foveate import embedded
 from foveate.ask.loading import device_of, is_folder, load as load_model
 from foveate.ask.media import read_media
 from foveate.ask.prompt import Prompt
-from foveate.ask.running import dropped_in
+from foveate.ask.running import method_in
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
 from foveate.cli.options import BudgetOptions
@@ -22,7 +22,6 @@ from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
 from foveate.plain.flags import LoadOptions
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
-from foveate.plain.version import __version__
 
 if TYPE_CHECKING:
     from foveate.bench.timing import Ratio
@@ -67,10 +66,6 @@ class Setup:
             )
         return times
 
-    def to_dict(self) -> dict[str, Any]:
-        """The input as plain values."""
-        return {"foveate": __version__} | self.prompt.to_dict()
-
 
 def set_up(
     command: Any, questions: Sequence[str], drops: Mapping[str, Method | SecondLook], *, every: bool = False
@@ -103,7 +98,7 @@ def set_up(
         try:
             if budgets.flops is not None and isinstance(method, Method):
                 method = within_flops(method, budgets.flops, costs_of(prompts))
-            dropped_in(vlm, method, prompts[0].vision_tokens)
+            method_in(vlm, method, prompts[0].vision_tokens)
         except SettingError as error:
             if budgets.flops is None and not isinstance(error, BudgetError):
                 raise
@@ -128,7 +123,7 @@ def load(options: LoadOptions) -> VLM:
         SettingError: If it is to run as CUDA graphs on a device that has none.
         UnsupportedError: If no family serves it.
     """
-    device = device_named(options.device)
+    device = find_device(options.device)
     waiting = busy(f"Loading {options.model}") if is_folder(options.model) else nullcontext()  # the hub has bars
     if sys.stderr.isatty() and not is_folder(options.model):
         note(f"looking for {options.model} in the cache and on the hub")
@@ -136,7 +131,7 @@ def load(options: LoadOptions) -> VLM:
         return load_model(options.model, **options.loading | {"device": device})
 
 
-def device_named(name: str) -> Any:
+def find_device(name: str) -> Any:
     """The torch device that --device names.
 
     Raises:
@@ -151,7 +146,7 @@ def device_named(name: str) -> Any:
 # -- methods --------------------------------------------------------------------------------------------------
 
 
-def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
+def parse_methods(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     """What each name of a command line says, with its `--set`, `--seed` and budget; before any model is loaded.
 
     Where several methods run, each takes the settings that it has, and those that can take the budget get it. With
@@ -179,15 +174,15 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     return methods
 
 
-def drops_named(name: str, options: BudgetOptions) -> Method | SecondLook:
+def parse_drop(name: str, options: BudgetOptions) -> Method | SecondLook:
     """What a --method says that stands alone: a method, or a second look in a file.
 
     Raises:
         UsageError: If a second look gets a budget, a setting or a seed.
-        FoveateError: As `named`, or if the file cannot be read or is damaged.
+        FoveateError: As `parse_methods`, or if the file cannot be read or is damaged.
     """
     if not is_second_look(name):
-        return named([name], options)[name]
+        return parse_methods([name], options)[name]
     if options != BudgetOptions():
         raise UsageError(f"{name} brings its own budget: leave --budget, --retention, --set and --seed out.")
     return SecondLook.load(name)

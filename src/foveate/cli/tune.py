@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Group
 from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model, files_in, own_files
@@ -21,14 +22,14 @@ from foveate.cli.options import (
     Tokens,
     check_each_once,
 )
-from foveate.cli.outputs import JSON, check_targets
+from foveate.cli.outputs import JSON, check_targets, finish
+from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import state_of
 from foveate.plain.flags import Count, ModelOptions
 from foveate.plain.writing import preset_files
-from foveate.runs.labels import plain
-from foveate.runs.samples import Bad, samples_in
+from foveate.runs.samples import Bad, plain, samples_in
 
 if TYPE_CHECKING:
     from foveate.ask.prompt import Prompt
@@ -106,8 +107,6 @@ class Tune:
         for source, _, _ in samples:
             state_of(source)
         check_model(self.models.model)
-        from foveate.cli.screen import OnScreen, busy, note
-
         with busy("Starting torch"):
             from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
@@ -127,7 +126,7 @@ class Tune:
             prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
             with fitting(vlm, prompts[0].inputs):
                 if self.agreement is None:
-                    self._hand_out(self._tuned(vlm, prompts, how))
+                    self._hand_out(self._tune_cells(vlm, prompts, how))
                 else:
                     tasks = [task or "samples" for _, _, task in samples]
                     self._agree(vlm, prompts, {**how, "tasks": tasks})
@@ -147,11 +146,35 @@ class Tune:
         """Refuse flags that contradict each other where schedules are tuned."""
         if not self._cells:
             raise UsageError("Give one of --budget and --retention (or --flops).")
-        out = self.outputs.out
-        if out is not None and len(self._cells) > 1 and not _is_file(out):
-            _check_folder(out, self._cells, force=self.outputs.force)
-        else:
+        folder = self._folder()
+        if folder is None:
             check_targets(self.outputs)
+            return
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise InputError(f"--out {folder} is a file, but several settings are tuned. Name a folder for them.")
+        targets = [folder]
+        if os.path.isdir(folder):
+            targets = [folder / name for name in preset_files(self._cells)]
+        for target in targets:
+            check_targets(OutputOptions(out=target, force=self.outputs.force))
+
+    def _folder(self) -> Path | None:
+        """Where preset files of several settings go; None where --out is a file.
+
+        Raises:
+            UsageError: If it is one preset file.
+        """
+        out = self.outputs.out
+        if out is None or len(self._cells) < 2:
+            return None
+        if out.suffix.lower() == JSON:
+            raise UsageError(
+                f"--out {out} is one preset file, but several settings are tuned. Name a folder, such as "
+                f"--out {out.with_suffix('')}: each becomes METHOD-BUDGET.json in it."
+            )
+        if out.suffix and not os.path.isdir(out):  # a file of tables
+            return None
+        return out
 
     def _check_second_look(self) -> None:
         """Refuse flags that contradict each other where a second look is calibrated."""
@@ -167,15 +190,14 @@ class Tune:
             raise UsageError(f"--out {out}: a second look is a .json file. Name one, such as sure.json.")
         check_targets(self.outputs)
 
-    def _tuned(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> "dict[str, Tuned]":
+    def _tune_cells(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> "dict[str, Tuned]":
         """What is tuned, by the name of its preset file; a setting that is infeasible is left out, and noted."""
-        from foveate.cli.screen import note
-        from foveate.naming import given, parse
+        from foveate.naming import parse, settings_given
         from foveate.tuning import tune
 
         tunings: dict[str, Tuned] = {}
         for (name, budget), file in zip(self._cells, preset_files(self._cells), strict=True):
-            method, stays = parse(name, self.settings), given(name, self.settings)
+            method, stays = parse(name, self.settings), settings_given(name, self.settings)
             try:
                 tunings[file] = tune(vlm, prompts, method=method, given=stays, task=self.task, **how | budget)
             except (SettingError, UnsupportedError) as error:
@@ -186,10 +208,6 @@ class Tune:
 
     def _agree(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> None:
         """Calibrate a second look, print, and write it."""
-        from rich.console import Group
-
-        from foveate.cli.outputs import finish
-        from foveate.cli.screen import note
         from foveate.tuning.agreeing import METHOD, agree, settings_of
 
         assert self.agreement is not None
@@ -211,20 +229,14 @@ class Tune:
 
     def _hand_out(self, tunings: "Mapping[str, Tuned]") -> None:
         """Write preset files where that was asked for, and print each outcome, also where one could not be written."""
-        from rich.console import Group
-
-        from foveate.cli.outputs import finish
-        from foveate.cli.screen import note
-
         for text in dict.fromkeys(text for tuned in tunings.values() for text in tuned.notes):
             note(text)
         for file in own_files(self.method):
             note(f"a preset file does not hold the code of {file}: give the settings below behind --method {file}:")
         shown: list[Any] = []
         outputs, files = self.outputs, []
-        several = len(self._cells) > 1
-        if outputs.out is not None and several and not _is_file(outputs.out):
-            files = [outputs.out / file for file in tunings]
+        if folder := self._folder():
+            files = [folder / file for file in tunings]
             outputs = replace(outputs, out=None)
         for tuned in tunings.values():
             minutes = f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"
@@ -239,7 +251,7 @@ class Tune:
                 shown.append(Text(f"Preset file: {outputs.out}"))
             every = [tuned.to_dict() for tuned in tunings.values()]
             tables = [tuned.table() for tuned in tunings.values()]
-            finish({"tuned": every} if several else every[0], Group(*shown), outputs, tables=tables)
+            finish({"tuned": every} if len(self._cells) > 1 else every[0], Group(*shown), outputs, tables=tables)
 
     def _samples(self) -> list[tuple[str, str, str]]:
         """(picture, question, task) of each sample; without one the task is empty."""
@@ -270,32 +282,3 @@ class Tune:
         if not samples:
             raise InputError(f"{file} has no row in it.")
         return samples
-
-
-def _is_file(out: Path) -> bool:
-    """Whether --out of several settings names a file of tables, and not a folder of preset files.
-
-    Raises:
-        UsageError: If that would be one preset file.
-    """
-    if out.suffix.lower() == JSON:
-        raise UsageError(
-            f"--out {out} is one preset file, but several settings are tuned. Name a folder, such as "
-            f"--out {out.with_suffix('')}: each becomes METHOD-BUDGET.json in it."
-        )
-    return out.suffix != "" and not os.path.isdir(out)
-
-
-def _check_folder(out: Path, asked: Sequence[tuple[str, Mapping[str, float]]], *, force: bool) -> None:
-    """Refuse now a folder into which preset files could not be written later.
-
-    Raises:
-        InputError: If it is a file, cannot be made, or has one of the files and `force` is off.
-    """
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise InputError(f"--out {out} is a file, but several settings are tuned. Name a folder for them.")
-    if not os.path.isdir(out):
-        check_targets(OutputOptions(out=out, force=force))
-        return
-    for name in preset_files(asked):
-        check_targets(OutputOptions(out=out / name, force=force))

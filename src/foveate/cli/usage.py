@@ -1,6 +1,6 @@
 """How a command ends: its exit code, and the error for a command line that cannot be meant."""
 
-from foveate.errors import FoveateError, SettingError, UnknownNameError
+from foveate.errors import FoveateError
 
 DONE, FAILED, WRONG_USAGE, BAD_ROWS = 0, 1, 2, 3
 BUG = 70
@@ -9,10 +9,3 @@ BUG = 70
 
 class UsageError(FoveateError):
     """The flags contradict each other, or something they need is missing."""
-
-
-def exit_code(error: FoveateError) -> int:
-    """2 where the command line itself is wrong (flags, names, settings), 1 for everything else."""
-    if isinstance(error, UsageError | UnknownNameError | SettingError):
-        return WRONG_USAGE
-    return FAILED

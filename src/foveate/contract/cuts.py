@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
 from operator import mul
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract.budget import Curve, check_depth, geometric, half_up, keep_count, solve
+from foveate.contract.budget import Curve, at_cuts, check_depth, geometric, half_up, keep_count, proportional, solve
 from foveate.contract.method import Method
-from foveate.contract.settings import Share, Tokens, Unit
+from foveate.contract.settings import Count, Share, Tokens, Unit
 from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
@@ -25,9 +26,9 @@ PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decode
 class Cuts(Method):
     """Cuts before decoder layers, each of which leaves some of the vision tokens that arrive there.
 
-    A subclass writes `score`, or `pick`, and says below what it reads and where it usually cuts. It has the settings
-    that its paper has: of those named `layers` and `keep`, `min_keep`, `scope` and `positions` nothing more need be
-    said.
+    A subclass writes `score`, or `pick`, and says below what it reads and where it usually cuts; one that ranks by
+    attention reads it, and writes neither. It has the settings that its paper has: of those named `layers` and `keep`,
+    `min_keep`, `scope` and `positions` nothing more need be said.
 
     Attributes:
         layers: Decoder layers (0-based) whose input is cut, strictly ascending. None: the method's usual ones at the
@@ -48,7 +49,7 @@ class Cuts(Method):
     usual_layers: ClassVar[tuple[int, ...]] = (3, 17, 22)
     """Where it cuts a decoder of 32 layers: V2Drop's 192-token setting for LLaVA-1.5-7B. A single one never moves."""
     usual_keep: ClassVar[Any] = (0.5, 0.3, 0.0)
-    """What stays at these, where no setting says it."""
+    """What stays at these, where no setting says it: shares, or whatever else the first of `schedule` is."""
     first_layer: ClassVar[int] = 0
     """The earliest layer that may be cut."""
     unit: ClassVar[Unit] = "sample"
@@ -57,8 +58,11 @@ class Cuts(Method):
     """The setting that says where: a layer, or several."""
     behind: ClassVar[int] = 0
     """How many layers each cut is behind these: 1 where they are layers that have run."""
-    is_geometric: ClassVar[bool] = False
-    """Whether each cut leaves one share of what arrives where a budget is given; else they are as V2Drop's are."""
+    falls: ClassVar[Literal["v2drop", "geometric", "proportional"]] = "v2drop"
+    """What cuts leave where a budget is given: shares as V2Drop's are; one share of what arrives at each; or counts in
+    the ratio of `usual_keep`."""
+    whole_at: ClassVar[tuple[str, float]] = ("retention", 1)
+    """A setting at which every token of every image stays, and its value there."""
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
 
     retention: Share | None = None
@@ -70,8 +74,8 @@ class Cuts(Method):
         return ()
 
     def score(self, view: LayerView, layer: int) -> Tensor:
-        """A number for each token before this layer, (tokens,); the highest stay."""
-        raise NotImplementedError(f"{type(self).__name__} must define score(view, layer) or pick(view, count).")
+        """A number for each token before this layer, (tokens,); the highest stay. Usually the attention in `reads`."""
+        return view.attention
 
     def pick(self, view: Any, count: int) -> Tensor | Cut:
         """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending; or a cut, which may merge."""
@@ -97,11 +101,13 @@ class Cuts(Method):
             SettingError: If as many cuts are given as something else, without a budget.
         """
         if self.budget is None:
-            return tuple(map(float, self.values(depth, self.usual_keep)))
-        if self.is_geometric:
-            return self.counts(geometric(started, len(self.cuts(depth))), depth, entered, started)
+            return tuple(map(float, self.values(depth)))
         # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
         cuts, least = len(self.cuts(depth)), min(getattr(self, "min_keep", 1), started)
+        if self.falls == "geometric":
+            return self.counts(geometric(started, cuts), depth, entered, started)
+        if self.falls == "proportional":
+            return self.counts(proportional(started, at_cuts(self.usual_keep, cuts)), depth, entered, started)
 
         def curve(filled: float) -> list[float]:
             *early, last = accumulate(ratios(filled, cuts), mul, initial=float(started))
@@ -130,7 +136,8 @@ class Cuts(Method):
     @property
     def keeps_all(self) -> bool:
         """Whether every token of every image stays, so that no stage is needed."""
-        return self.retention == 1
+        setting, value = self.whole_at
+        return self.retention == 1 or getattr(self, setting, None) == value
 
     def check_settings(self) -> None:
         if self.layers_setting == "layer":
@@ -176,21 +183,21 @@ class Cuts(Method):
 
     def solution(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
         """`solve` of such an image, once."""
-        return _solved(self, depth, arriving.entered, arriving.started)
+        return _solve_once(self, depth, arriving.entered, arriving.started)
 
     def check_floor(self, depth: int, entered: int) -> None:
         if self.budget is not None and not self.keeps_all:
             self.solution(depth, Arriving.all_of(entered))
 
-    def values(self, depth: int, usual: Sequence[Any]) -> Sequence[Any]:
+    def values(self, depth: int) -> Sequence[Any]:
         """What a setting says of each cut, or the usual.
 
         Raises:
             SettingError: If it is not one for each cut: layers alone may be given only with a budget.
         """
-        values = getattr(self, self.schedule[0], None)
+        values: Sequence[Any] | float | None = getattr(self, self.schedule[0], None)
         if values is None:
-            values = usual
+            values = self.usual_keep
         if isinstance(values, float):
             return (values,)
         self._check_lengths(self.cuts(depth), values)
@@ -223,8 +230,30 @@ class Cuts(Method):
             )
 
 
+class OneCut(Cuts):
+    """Cuts once, at a layer from 1 on, and takes a share, a number of tokens, or a budget.
+
+    Attributes:
+        layer: The first layer that processes fewer tokens, 1 or more.
+        keep: Share of the arriving tokens that stays.
+        target: Instead of `keep`: a number of tokens.
+        scope: Each "image" or video by itself, or each "frame".
+        retention, tokens: See `Cuts`.
+    """
+
+    layers_setting = "layer"
+    falls = "geometric"
+    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
+    only_one = True
+
+    layer: Annotated[int, Ge(1)] = 2
+    keep: Share | None = None
+    target: Count | None = None
+    scope: Literal["image", "frame"] = "image"
+
+
 @lru_cache(maxsize=1024)
-def _solved(method: Cuts, depth: int, entered: int, started: int) -> tuple[Any, ...]:
+def _solve_once(method: Cuts, depth: int, entered: int, started: int) -> tuple[Any, ...]:
     return method.solve(depth, entered, started)
 
 

@@ -15,8 +15,6 @@ from foveate.core.signals import TowerAttention
 from foveate.core.views import Arriving, ImageView
 from foveate.errors import BudgetError, UnsupportedError
 
-SHORTEST = 1e-12  # the smallest norm that divides
-
 
 class Frames(Once):
     """Keeps some tokens of each frame. Every picture and every video is treated by itself; a picture is one frame.
@@ -36,7 +34,8 @@ class Frames(Once):
     usual = 0.25
     halves_up = True
     only_videos: ClassVar[bool] = False
-    """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with."""
+    """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with. A film keeps
+    its first frame then."""
 
     positions: Positions = "keep"
 
@@ -75,8 +74,8 @@ class Frames(Once):
         return None
 
     def floor(self, frames: tuple[int, ...]) -> int:
-        """The fewest tokens that the method leaves."""
-        return min(1, sum(frames))
+        """The fewest tokens that the method leaves: the first frame where that stays whole."""
+        return frames[0] if self.only_videos else min(1, sum(frames))
 
     # -- what follows from these -------------------------------------------------------------------------------
 
@@ -154,7 +153,7 @@ def change(now: Tensor, before: Tensor) -> Tensor:
     By ‖a − b‖² / 2 of the rows at length one: so rows that are equal are at exactly 0 and tie, where the cosine itself
     would be 1 give or take its rounding. A row of zeros is at 1 from every row, as its cosine is 0.
     """
-    a, b = of_length_one(now, SHORTEST), of_length_one(before, SHORTEST)
+    a, b = of_length_one(now), of_length_one(before)
     without_length = (a == 0).all(dim=-1).float() + (b == 0).all(dim=-1).float()
     return 0.5 * ((a - b).square().sum(dim=-1) + without_length)
 

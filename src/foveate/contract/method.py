@@ -85,10 +85,10 @@ class Method(ABC):
         if self.budget and schedule:
             raise SettingError(
                 f"{type(self).__name__}: give either {' and '.join(schedule)} or a budget (retention=, tokens=), not "
-                f"both; got {_listed(schedule)}."
+                f"both; got {_join(schedule)}."
             )
         if self.only_one and len(schedule) > 1:
-            raise SettingError(f"{type(self).__name__}: give one of {' and '.join(schedule)}; got {_listed(schedule)}.")
+            raise SettingError(f"{type(self).__name__}: give one of {' and '.join(schedule)}; got {_join(schedule)}.")
         self.check_settings()
 
     def check_settings(self) -> None:  # noqa: B027 - most settings do not depend on one another
@@ -223,7 +223,7 @@ class Method(ABC):
             )
         if schedule := self._not_none(self.schedule):
             raise SettingError(
-                f"{type(self).__name__} has a schedule of its own, {_listed(schedule)}. Give either the schedule or a "
+                f"{type(self).__name__} has a schedule of its own, {_join(schedule)}. Give either the schedule or a "
                 "budget."
             )
         budget = {"retention": retention, "tokens": tokens}
@@ -367,7 +367,7 @@ class Chain(Method):
         return "+".join(map(str, self.members))
 
 
-def _listed(settings: Mapping[str, Any]) -> str:
+def _join(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 

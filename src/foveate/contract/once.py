@@ -25,20 +25,14 @@ class Once(Cuts):
 
     usual: ClassVar[float] = 1 / 9
     """The share that enters where nothing is said: 64 of LLaVA-1.5's 576 tokens."""
-    whole_at: ClassVar[tuple[str, float]] = ("keep", 1)
-    """A setting at which every token of every image stays, and its value there."""
     halves_up: ClassVar[bool] = False
     """Whether 2.5 rows are 3; else they are 2, the even number."""
     usual_layers = ()
     usual_keep = None
     layers_setting = "layer"
     unit = "image"
-    is_geometric = True
-
-    @property
-    def keeps_all(self) -> bool:
-        setting, value = self.whole_at
-        return self.retention == 1 or getattr(self, setting, None) == value
+    falls = "geometric"
+    whole_at = ("keep", 1)
 
     def cuts(self, depth: int) -> tuple[int, ...]:
         return (0,)

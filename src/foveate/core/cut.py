@@ -74,7 +74,7 @@ class Cut:
 
     def __reduce__(self) -> Any:
         """Pickled as it is on the host, with what was put off made."""
-        cut = self._made().to(torch.device("cpu"))
+        cut = self._finish().to(torch.device("cpu"))
         count = cut._count.cpu() if isinstance(cut._count, Tensor) else cut._count
         return Cut, (cut.arriving, count, cut._parts, dict(cut.notes))
 
@@ -170,14 +170,14 @@ class Cut:
     @property
     def rows(self) -> Tensor | None:
         """The new rows, (rows, width); None where those that stay are as they were."""
-        rows: Tensor | None = self._made()._parts.get("rows")
+        rows: Tensor | None = self._finish()._parts.get("rows")
         return rows
 
-    def _made(self) -> "Cut":
+    def _finish(self) -> "Cut":
         """This cut, what was put off done."""
         if self._make is None:
             return self
-        merge = self.made()
+        merge = self.make_merge()
         _set(self, "_parts", merge._parts)  # without the inputs, so that they are freed
         _set(self, "notes", merge.notes)
         _set(self, "_make", None)
@@ -194,7 +194,7 @@ class Cut:
 
         Of a mask it is (arriving,): the tokens that stay, then −1.
         """
-        parts = self._made()._parts
+        parts = self._finish()._parts
         if "source" not in parts:
             stays = parts.get("stays")
             places = torch.arange(self.arriving, device=None if stays is None else stays.device)
@@ -213,7 +213,7 @@ class Cut:
     @property
     def parent(self) -> Tensor:
         """The row each token went into: (arriving,) int64, −1 if it was dropped."""
-        parts = self._made()._parts
+        parts = self._finish()._parts
         if "parent" not in parts:
             parts["parent"] = self._row_of_each_token()
         parent: Tensor = parts["parent"]
@@ -246,14 +246,14 @@ class Cut:
 
     def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
         """This cut with notes in the place of its own."""
-        cut = self._made()
-        return Cut(cut.arriving, cut._count, cut._parts, notes)
+        cut = self._finish()
+        return Cut(cut.arriving, cut._count, dict(cut._parts), notes)
 
-    def noted_by(self, owner: object) -> "Cut":
+    def with_owner(self, owner: object) -> "Cut":
         """This cut, its notes named for the member of a chain that wrote them: "owner name"."""
         make = self._make
         if make is not None:  # its notes come with it
-            return Cut(self.arriving, self._count, self._parts, make=lambda *inputs: make(*inputs).noted_by(owner))
+            return Cut(self.arriving, self._count, self._parts, make=lambda *inputs: make(*inputs).with_owner(owner))
         if not self.notes:
             return self
         return self.with_notes({f"{owner} {name}": note for name, note in self.notes.items()})
@@ -282,7 +282,7 @@ class Cut:
         """Whether it is a merge that is still to be made."""
         return self._make is not None
 
-    def made(self) -> "Cut":
+    def make_merge(self) -> "Cut":
         """The merge that was put off, with a place for every token."""
         assert self._make is not None
         return self._make(*self._parts["inputs"].values())
@@ -312,9 +312,9 @@ class Cut:
                 notes = {name: note_of(note, later.source, later.rows) for name, note in notes.items()}
             return later.with_tensors({**later.tensors(), "notes": notes | dict(later.notes)})
         rows = later.rows
-        parts = {"parent": followed(self.parent, later.parent)}
+        parts = {"parent": look_up(self.parent, later.parent)}
         if rows is not None:
-            parts |= {"source": followed(later.source, self.source), "rows": rows}
+            parts |= {"source": look_up(later.source, self.source), "rows": rows}
         else:  # then the rows are some of the first cut's, and no source is −1
             parts["source"] = self.source[later.source]
             if self.rows is not None:
@@ -347,7 +347,7 @@ def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
     return torch.cat((note, none))[source]  # −1 finds what was put behind
 
 
-def followed(places: Tensor, to: Tensor) -> Tensor:
+def look_up(places: Tensor, to: Tensor) -> Tensor:
     """Where each of some places leads: `to[place]`, and −1 for −1."""
     return pad(to, (0, 1), value=-1)[places]  # −1 finds what was put behind
 

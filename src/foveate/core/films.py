@@ -16,7 +16,7 @@ Scene = tuple[int, int]
 
 def likeness(features: Tensor) -> Tensor:
     """The cosine of each row with the one at its place in the frame before: (frames, …, width) -> (frames − 1, …)."""
-    unit = of_length_one(features, least=1e-12)
+    unit = of_length_one(features)
     return (unit[1:] * unit[:-1]).sum(dim=-1)
 
 
@@ -103,7 +103,7 @@ def trees(
     itself = torch.arange(frames * tokens, device=features.device).view(frames, tokens)
     if frames == 1:
         return features, ~alone | released, itself.flatten()
-    unit = of_length_one(features, least=1e-12)
+    unit = of_length_one(features)
     alike = unit[1:] @ unit[:-1].transpose(1, 2)  # (frames − 1, tokens, tokens of the frame before)
     alike = alike.masked_fill(alone[1:, :, None] | alone[:-1, None], -1.0)
     best, hangs_on = alike.amax(dim=-1), first_most(alike)

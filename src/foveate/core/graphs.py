@@ -118,7 +118,7 @@ def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
         key = loop, stream, tuple(named), *(kind_of_value(value) for value in values)
         with _lock:  # else another thread's copies come between this one's
             if key in _graphs:
-                graph = _graphs[key] or _captured(functools.partial(_called, loop, args, named), tensors)
+                graph = _graphs[key] or _capture(loop, args, named)
                 remember(_graphs, key, graph, MOST)
                 for place, value in zip(graph.given, tensors, strict=True):
                     place.copy_(value)
@@ -155,19 +155,16 @@ def remember(table: "OrderedDict[Any, Any]", key: Any, value: Any, most: int) ->
         table.popitem(last=False)
 
 
-def _called(loop: Callable[..., Tensor], args: Any, named: Any, given: tuple[Tensor, ...]) -> Tensor:
-    """What the loop makes of the same arguments, with these tensors in the places of its own."""
-    places = iter(given)
-    args = [next(places) if isinstance(value, Tensor) else value for value in args]
-    return loop(*args, **{name: next(places) if isinstance(one, Tensor) else one for name, one in named.items()})
-
-
-def _captured(call: Callable[[tuple[Tensor, ...]], Tensor], tensors: tuple[Tensor, ...]) -> Graph:
-    """Capture a call on copies of these tensors."""
-    given = copies_of(tensors)
+def _capture(loop: Callable[..., Tensor], args: Sequence[Any], named: dict[str, Any]) -> Graph:
+    """Capture a call on copies of the tensors among its arguments."""
+    values = (*args, *named.values())
+    tensors = copies_of([value for value in values if isinstance(value, Tensor)])
+    places = iter(tensors)
+    copies = [next(places) if isinstance(value, Tensor) else value for value in values]
+    positional, by_name = copies[: len(args)], dict(zip(named, copies[len(args) :], strict=True))
     tape = GraphTape(tensors[0].device)
-    (made,) = tape.record(lambda: (call(given),))
-    return Graph(tape, given, made)
+    (made,) = tape.record(lambda: (loop(*positional, **by_name),))
+    return Graph(tape, tensors, made)
 
 
 @torch.inference_mode(False)

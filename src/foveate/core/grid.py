@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,19 +29,13 @@ def coarser(grid: Grid, tokens: float) -> Grid:
         off_aspect = abs(math.log(tall * columns / (wide * rows)))
         return -tall * wide, round(off_aspect, 9), tall
 
-    return min(_around(grid, most, scale), key=order)
-
-
-def _around(grid: Grid, most: int, scale: float) -> Iterator[Grid]:
-    """The grids to try: each side rounded down and up, and the other as long as it may then be."""
-    rows, columns = grid
+    candidates = []
     for exact in (rows * scale, columns * scale):
         for side in (math.floor(exact), math.ceil(exact)):
             # The side as rows with the most columns that fit, and as columns with the most rows.
-            tall = min(max(side, 1), rows, most)
-            wide = min(max(side, 1), columns, most)
-            yield tall, min(columns, most // tall)
-            yield min(rows, most // wide), wide
+            tall, wide = min(max(side, 1), rows, most), min(max(side, 1), columns, most)
+            candidates += [(tall, min(columns, most // tall)), (min(rows, most // wide), wide)]
+    return min(candidates, key=order)
 
 
 def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
@@ -95,18 +89,6 @@ def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
     """
     looks_somewhere = ~boxes.isnan().any(dim=-1)
     corners = boxes[looks_somewhere, :2].tolist()  # left and top of each token
-    starts = _grid_starts(corners)
-    grids = []
-    for start, end in itertools.pairwise([*starts, len(corners)]):
-        _, first_top = corners[start]
-        tops = [top for _, top in corners[start:end]]
-        columns = tops.count(first_top)
-        grids.append(((end - start) // columns, columns))
-    return tuple(grids)
-
-
-def _grid_starts(corners: Sequence[Sequence[float]]) -> list[int]:
-    """Which tokens begin a grid, from the top left corner of each."""
     starts: list[int] = []
     first_left = previous_left = previous_top = 0.0
     for at, (left, top) in enumerate(corners):
@@ -116,7 +98,13 @@ def _grid_starts(corners: Sequence[Sequence[float]]) -> list[int]:
             starts.append(at)
             first_left = left
         previous_left, previous_top = left, top
-    return starts
+    grids = []
+    for start, end in itertools.pairwise([*starts, len(corners)]):
+        _, first_top = corners[start]
+        tops = [top for _, top in corners[start:end]]
+        columns = tops.count(first_top)
+        grids.append(((end - start) // columns, columns))
+    return tuple(grids)
 
 
 def cells_of(boxes: Tensor, grids: Sequence[Grid]) -> Tensor | None:
@@ -254,21 +242,18 @@ def high_pass(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
     the frequency's radius in whole numbers and s = 0.1 · min(⌊rows / 2⌋, ⌊columns / 2⌋): 1.2 of 24 x 24, so that only
     radii up to 2 are damped much, by factors 0, 0.29 and 0.75.
     """
-    parts = torch.split(rows, [math.prod(grid) for grid in grids])
-    return torch.cat([_high_pass(part, *grid) for part, grid in zip(parts, grids, strict=True)])
-
-
-def _high_pass(rows: Tensor, height: int, width: int) -> Tensor:
-    sigma = 0.1 * min(height // 2, width // 2)
-    down = torch.fft.fftfreq(height, 1 / height, device=rows.device)
-    across = torch.fft.fftfreq(width, 1 / width, device=rows.device)
-    radius_squared = down[:, None] ** 2 + across[None] ** 2
-    # Of a single row or column, where s is 0, all but the mean passes.
-    passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))
-    channels = rows.shape[1]
-    total = torch.zeros_like(rows[:, 0], dtype=torch.float32)
-    for part in torch.split(rows, CHANNELS, dim=1):
-        planes = part.float().T.reshape(-1, height, width)
-        filtered = torch.fft.ifft2(torch.fft.fft2(planes) * passes)
-        total = total + filtered.abs().sum(dim=0).flatten()
-    return total / channels
+    scores = []
+    for of_grid, (height, width) in zip(torch.split(rows, [math.prod(grid) for grid in grids]), grids, strict=True):
+        sigma = 0.1 * min(height // 2, width // 2)
+        down = torch.fft.fftfreq(height, 1 / height, device=of_grid.device)
+        across = torch.fft.fftfreq(width, 1 / width, device=of_grid.device)
+        radius_squared = down[:, None] ** 2 + across[None] ** 2
+        # Of a single row or column, where s is 0, all but the mean passes.
+        passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))
+        total = torch.zeros_like(of_grid[:, 0], dtype=torch.float32)
+        for part in torch.split(of_grid, CHANNELS, dim=1):
+            planes = part.float().T.reshape(-1, height, width)
+            filtered = torch.fft.ifft2(torch.fft.fft2(planes) * passes)
+            total = total + filtered.abs().sum(dim=0).flatten()
+        scores.append(total / rows.shape[1])
+    return torch.cat(scores)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut
+from foveate.core.cut import Cut, look_up
 from foveate.core.grid import Grid, crops_of
 from foveate.core.rank import marked_first, ranks_in_groups, shared_out, top
 from foveate.core.tensors import blocks
@@ -46,7 +46,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     targets = torch.arange(contextual, device=scores.device) * step
     unit = of_length_one(metric[rest], least=1e-6)
     # A block of rows at a time: both numbers grow with the image.
-    nearest = torch.cat([_most_like(block, unit[targets]) for block in blocks(unit, contextual)])
+    nearest = torch.cat([first_most(block @ unit[targets].T) for block in blocks(unit, contextual)])
     nearest[targets] = torch.arange(contextual, device=scores.device)
     parent[rest] = nearest + dominant
     return Cut.join(torch.cat((kept, rest[targets])), parent)
@@ -65,49 +65,20 @@ def dominant_and_contextual_by_crop(
     crops = crops_of(grids, len(scores))
     rows_of = shared_out(dominant + contextual, [len(crop) for crop in crops])
     dominant_of = shared_out(dominant, rows_of)
-    parts = []
+    parent = torch.full((len(scores),), -1, device=scores.device)
+    sources, places, row = [], [], 0
     for crop, rows, high in zip(crops, rows_of, dominant_of, strict=True):
         tokens = crop.to(scores.device)
-        parts.append((tokens, dominant_and_contextual(scores[tokens], metric[tokens], high, rows - high), high))
-    return _joined_parts(len(scores), parts)
-
-
-def _joined_parts(tokens: int, parts: Sequence[tuple[Tensor, Cut, int]]) -> Cut:
-    """One cut of all `tokens` from cuts of some of them each: first the dominant rows of all parts, ascending, then the
-    others, part by part.
-
-    Args:
-        tokens: How many there are.
-        parts: Ordinals of some tokens, (some,) int64; a cut of these; and how many of its rows are dominant: the first,
-            each of which is one token. No token is in two parts.
-    """
-    dominant = torch.cat([places[cut.source[:high]] for places, cut, high in parts])
-    is_dominant = torch.zeros_like(_filled(parts, tokens), dtype=torch.bool).scatter(0, dominant, True)
-    row_of = is_dominant.cumsum(0) - 1  # of a dominant token
-    sources, parent = [dominant.sort().values], _filled(parts, tokens)
-    row = len(dominant)
-    for places, cut, high in parts:
-        others = cut.source[high:]
-        rows = row + torch.arange(len(others), device=others.device)
-        rows_of_all = torch.cat((row_of[places[cut.source[:high]]], rows, rows.new_full((1,), -1)))
-        parent = parent.scatter(0, places, rows_of_all[cut.parent])  # −1, which is dropped, finds what is last
-        sources.append(places[others])
-        row += len(others)
-    return Cut.join(torch.cat(sources), parent)
-
-
-def _filled(parts: Sequence[tuple[Tensor, Cut, int]], tokens: int) -> Tensor:
-    """(tokens,) int64 of −1, made so that it may be written into under `torch.func.vmap`."""
-    _, cut, _ = parts[0]
-    return torch.full_like(cut.parent[:1], -1).expand(tokens).clone()
-
-
-def behind_cls(cls: Tensor, rows: Tensor, cut: Cut) -> Cut:
-    """The cut with the tower's CLS, (1, width), as row 0. It stands for no token, so its source is −1."""
-    source = torch.cat((cut.source.new_full((1,), -1), cut.source))
-    # Each token's row moves on by one, and what was dropped stays −1: parent −1 0 1 1 becomes −1 1 2 2.
-    parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
-    return Cut.merge(source, torch.cat((cls.to(rows.dtype), rows)), parent)
+        cut = dominant_and_contextual(scores[tokens], metric[tokens], high, rows - high)
+        source = tokens[cut.source]
+        sources.append(source)
+        # Dominant rows stand in raster order, in front of the contextual ones.
+        behind = torch.arange(row, row + len(source) - high, device=tokens.device) + len(scores)
+        places.append(torch.cat((source[:high], behind)))
+        parent = parent.scatter(0, tokens, torch.where(cut.parent < 0, -1, cut.parent + row))
+        row += len(source)
+    order = torch.cat(places).argsort()
+    return Cut.join(torch.cat(sources)[order], look_up(parent, order.argsort()))
 
 
 def bipartite(metric: Tensor, count: int) -> Cut:
@@ -124,12 +95,12 @@ def bipartite(metric: Tensor, count: int) -> Cut:
     """
     tokens = len(metric)
     edges = min(tokens // 2, tokens - count)
-    unit = of_length_one(metric, least=1e-12)
+    unit = of_length_one(metric)
     even, odd = unit[0::2], unit[1::2]
     nearest, cosine = [], []
     # A block of rows at a time: both numbers grow with the image.
     for block in blocks(even, len(odd)):
-        target = _most_like(block, odd)
+        target = first_most(block @ odd.T)
         nearest.append(target)
         cosine.append((block * odd[target]).sum(dim=1))
     alone = torch.cat(cosine).sort(descending=True, stable=True).indices[edges:]
@@ -153,9 +124,8 @@ def by_first_token(cut: Cut) -> Cut:
 def by_source(cut: Cut) -> Cut:
     """The rows of a cut, sorted by the tokens that they stand for."""
     source, order = cut.source.sort(stable=True)
-    parent = torch.where(cut.parent < 0, -1, order.argsort()[cut.parent.clamp(min=0)])
     assert cut.rows is not None
-    return Cut.merge(source, cut.rows[order], parent, cut.notes)
+    return Cut.merge(source, cut.rows[order], look_up(cut.parent, order.argsort()), cut.notes)
 
 
 def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
@@ -190,7 +160,7 @@ def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -
         (some, width) float32.
     """
     count = min(count, len(values) - 1)
-    unit = of_length_one(metric, least=1e-12)
+    unit = of_length_one(metric)
     sums = [values.new_zeros(0, values.shape[1])]
     # A block of rows at a time: both numbers grow with the image.
     for block in blocks(tokens, len(values)):
@@ -202,17 +172,12 @@ def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -
     return torch.cat(sums)
 
 
-def of_length_one(rows: Tensor, least: float, dtype: torch.dtype = torch.float32) -> Tensor:
+def of_length_one(rows: Tensor, least: float = 1e-12, dtype: torch.dtype = torch.float32) -> Tensor:
     """Rows divided by their lengths, (rows, size) in this dtype; by `least` where a row is shorter than that."""
     rows = rows.to(dtype)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     unit: Tensor = rows / length.clamp(min=least)
     return unit
-
-
-def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
-    """The first of the targets most like each row: (rows,) int64."""
-    return first_most(rows @ targets.T)
 
 
 def first_most(similarity: Tensor) -> Tensor:
@@ -228,14 +193,14 @@ def target_plus_mean(rows: Tensor, cut: Cut) -> Tensor:
     A sum, as the released code of both methods has it, not an average: the norm of a merged row about doubles.
     """
     base = rows[cut.source].float()
-    total, count = _joined(rows, cut)
+    total, count = _sum_of_joined(rows, cut)
     others = (total - base) / (count - 1).clamp(min=1)[:, None]  # the mean of those that joined; 0 where none did
     return (base + others).to(rows.dtype)
 
 
 def average(rows: Tensor, cut: Cut) -> Tensor:
     """Each new row: the mean of the token it stands for and those that joined it, (rows, width), dtype of `rows`."""
-    total, count = _joined(rows, cut)
+    total, count = _sum_of_joined(rows, cut)
     return (total / count.clamp(min=1)[:, None]).to(rows.dtype)
 
 
@@ -253,15 +218,16 @@ def one_by_one(rows: Tensor, cut: Cut) -> Tensor:
     return total.scatter_add(0, cut.parent[:, None].expand_as(weighted), weighted).to(rows.dtype)
 
 
-def merged(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
+def merge_rows(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
     """The cut with its new rows: `target_plus_mean` ("sum") or `average`; with a tower's CLS, (1, width), as row 0."""
-    if how == "sum":
-        made = target_plus_mean(rows, cut)
-    else:
-        made = average(rows, cut)
+    merged_rows = target_plus_mean(rows, cut) if how == "sum" else average(rows, cut)
     if cls is None:
-        return cut.with_rows(made)
-    return behind_cls(cls, made, cut)
+        return cut.with_rows(merged_rows)
+    # The CLS stands for no token, so its source is −1. Each token's row moves on by one, and what was dropped stays −1:
+    # parent −1 0 1 1 becomes −1 1 2 2.
+    source = torch.cat((cut.source.new_full((1,), -1), cut.source))
+    parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
+    return Cut.merge(source, torch.cat((cls.to(rows.dtype), merged_rows)), parent)
 
 
 def towards(centres: Tensor, rows: Tensor, cluster: Tensor, least: float) -> Tensor:
@@ -286,7 +252,7 @@ def towards(centres: Tensor, rows: Tensor, cluster: Tensor, least: float) -> Ten
     return weight * centres + (1 - weight) * total / joined.clamp(min=1)
 
 
-def _joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+def _sum_of_joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     """Sum (float32) and number of the tokens in every new row, the one it stands for among them."""
     count, width = len(cut.source), rows.shape[1]
     row = cut.parent.clamp(min=0)
@@ -305,7 +271,7 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
 
     `rows` is a grid in raster order, (height · width, size); windows tile its top left part.
     """
-    unit = of_length_one(rows, least=1e-12)
+    unit = of_length_one(rows)
     members = unit[_window_members(height, width, window, rows.device)]  # (windows, tokens of one, size)
     count = members.shape[1]
     pairs = members @ members.transpose(1, 2)
@@ -324,10 +290,12 @@ def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, w
     merged = (similarity >= threshold).sum()
     # 17 windows of 9 tokens leave 576 − 8 · 17 = 440.
     left = len(rows) - merged * (window**2 - 1)
-    return Cut.fewer(len(rows), left, partial(_averaged, height, width, window), rows, similarity, merged)
+    return Cut.fewer(len(rows), left, partial(_average_most_similar, height, width, window), rows, similarity, merged)
 
 
-def _averaged(height: int, width: int, window: int, rows: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
+def _average_most_similar(
+    height: int, width: int, window: int, rows: Tensor, similarity: Tensor, merged: Tensor
+) -> Cut:
     cut = merge_windows(similarity, merged, height, width, window)
     return cut.with_rows(average(rows, cut))
 

@@ -5,8 +5,6 @@ sample on CUDA the loop is one graph. Of equal tokens the lowest index is picked
 picks come back ascending. `pick_by_crop` lets one of them pick from a base view, tiles and frames, each its share."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +17,6 @@ from foveate.core.tensors import BLOCK_NUMBERS, alike, blocks, send
 from foveate.core.views import Arriving
 from foveate.errors import ShapeError
 
-SHORTEST = 1e-12  # the smallest norm that divides
 NO_VARIANCE = 1e-6  # the share of the largest variance up to which only rounding is left of a token
 TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides
 ROUNDS = 16  # of a redistribution; each round ends it or fills a group
@@ -39,28 +36,28 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
     """
     is_double = exact and rows.device.type != "mps"
     dtype = torch.float64 if is_double else torch.float32
-    unit = of_length_one(rows, SHORTEST, dtype)
+    unit = of_length_one(rows, dtype=dtype)
     if others is None:
         product = unit @ unit.T
         # A kernel may round the cosine of two rows differently from that of the same two the other way round.
         product = (product + product.T).mul_(0.5)  # in place: each copy is one more matrix of all pairs
     else:
-        product = unit @ of_length_one(others, SHORTEST, dtype).T
+        product = unit @ of_length_one(others, dtype=dtype).T
     if is_double:
-        return snapped(product)
+        return snap(product)
     return product
 
 
-def snapped(values: Tensor) -> Tensor:
+def snap(values: Tensor) -> Tensor:
     """float64 numbers of about 1 as multiples of 2⁻⁴⁰, in place: what kernels round differently ties then."""
     return values.mul_(GRID).round_().div_(GRID)
 
 
 def unlike_others(rows: Tensor) -> Tensor:
     """1 − (sum of the cosines of each row with the others) / rows: (rows, width) -> (rows,), multiples of 2⁻⁴⁰."""
-    unit = of_length_one(rows, SHORTEST, torch.float32 if rows.device.type == "mps" else torch.float64)
+    unit = of_length_one(rows, dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
     others = unit @ unit.sum(dim=0) - unit.square().sum(dim=1)  # the sum over all first: no matrix of all pairs
-    return 1 - snapped(others / len(rows))
+    return 1 - snap(others / len(rows))
 
 
 class Pairs:
@@ -68,19 +65,19 @@ class Pairs:
 
     Args:
         rows: (tokens, width) of any dtype.
-        made: Called with cosines, (some, tokens) float32, and the ordinals of their rows; answers what stands there.
+        make: Called with cosines, (some, tokens) float32, and the ordinals of their rows; answers what stands there.
     """
 
-    def __init__(self, rows: Tensor, made: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._unit = of_length_one(rows, SHORTEST)
-        self._made = made
+    def __init__(self, rows: Tensor, make: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._unit = of_length_one(rows)
+        self._make = make
         self.device = rows.device
 
     def __len__(self) -> int:
         return len(self._unit)
 
     def __getitem__(self, tokens: Tensor) -> Tensor:
-        return self._made(self._unit[tokens] @ self._unit.T, tokens)
+        return self._make(self._unit[tokens] @ self._unit.T, tokens)
 
     def diagonal(self) -> Tensor:
         """What stands at each token and itself: (tokens,)."""
@@ -88,11 +85,11 @@ class Pairs:
         return torch.cat([self[part].gather(1, part[:, None])[:, 0] for part in blocks(places, len(self))])
 
 
-def pairs(rows: Tensor, made: Callable[[Tensor, Tensor], Tensor]) -> Tensor | Pairs:
+def pairs(rows: Tensor, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor | Pairs:
     """`Pairs`, or the matrix itself where that is no larger than a block, (tokens, tokens)."""
     if len(rows) ** 2 > BLOCK_NUMBERS:
-        return Pairs(rows, made)
-    return made(cosines(rows), torch.arange(len(rows), device=rows.device))
+        return Pairs(rows, make)
+    return make(cosines(rows), torch.arange(len(rows), device=rows.device))
 
 
 def cosine_flops(arriving: Arriving, width: int) -> int:
@@ -194,10 +191,7 @@ def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None
     left = kernel.diagonal()
     least = left.amax() * NO_VARIANCE if len(left) else 0
     # Below 0, so below every variance that counts.
-    if fill is None or not len(fill):
-        by_fill = torch.zeros_like(left)
-    else:
-        by_fill = fill - fill.amax()
+    by_fill = torch.zeros_like(left) if fill is None or not len(fill) else fill - fill.amax()
     taken = torch.zeros_like(left, dtype=torch.bool)
     factor = left.new_zeros(count, len(left))  # C, a row a pick
     picks = []
@@ -310,7 +304,9 @@ def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
         share = claims / claims.sum().clamp(min=TINIEST) * left
         floors = (share + HAIR).floor().long()
         order = claims.sort(descending=True, stable=True).indices
-        got = (got + floors + _first(order, left - floors.sum())).minimum(room)
+        # One more for the heaviest, as many as rounding down has left.
+        is_heavy = torch.arange(len(order), device=order.device) < left - floors.sum()
+        got = (got + floors + torch.zeros_like(order).scatter(0, order, is_heavy.to(order.dtype))).minimum(room)
         claims = weights * (room - got)
     # More rounds than any usual input needs; what is still left goes to the heaviest that have room.
     order = weights.sort(descending=True, stable=True).indices
@@ -318,12 +314,6 @@ def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
     before = free.cumsum(0) - free
     more = (least - got.sum() - before).clamp(min=0).minimum(free)
     return got.scatter_add(0, order, more)
-
-
-def _first(order: Tensor, some: Tensor) -> Tensor:
-    """1 for the first `some` entries of an order, 0 for the others."""
-    places = torch.arange(len(order), device=order.device)
-    return torch.zeros_like(order).scatter(0, order, (places < some).to(order.dtype))
 
 
 def _check(matrix: Tensor | Pairs, count: int) -> None:
@@ -337,20 +327,15 @@ def _ascending(picks: list[Tensor], beside: Tensor) -> Tensor:
     return torch.cat(picks).sort().values
 
 
-class Pick(Protocol):
-    """Picks `count` of a crop's tokens, given their ordinals in the image; answers with ordinals in the crop."""
-
-    def __call__(self, tokens: Tensor, count: int) -> Tensor: ...
-
-
-def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Pick) -> Tensor:
+def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
     """`count` tokens of an image, picked crop by crop, each crop its share: (count,) int64, ascending.
 
     Args:
         grids: See `foveate.core.grid.crops_of`.
         rows: A tensor with the tokens in front; its length and device are read.
         count: How many to pick in all, 1 or more.
-        pick: What picks. Crops that are alike run through it together, under `torch.func.vmap`.
+        pick: Picks so many of a crop's tokens, given their ordinals in the image; answers with ordinals in the crop.
+            Crops that are alike run through it together, under `torch.func.vmap`.
     """
     crops = crops_of(grids, len(rows))
     few = shared_out(count, [len(crop) for crop in crops])
@@ -363,6 +348,6 @@ def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Pick) ->
         if len(group) == 1:
             places = pick(tokens[0], number)[None]
         else:
-            places = torch.func.vmap(partial(pick, count=number))(tokens)
+            places = torch.func.vmap(pick, in_dims=(0, None))(tokens, number)
         picked.append(tokens.gather(1, places).flatten())
     return torch.cat(picked).sort().values

@@ -8,11 +8,6 @@ from torch import Tensor
 from foveate.errors import ShapeError
 
 
-def mean_tokens(per_layer: Sequence[float]) -> float:
-    """The budget a schedule spends: vision tokens a layer processes, averaged over all decoder layers."""
-    return sum(per_layer) / len(per_layer)
-
-
 def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
     """`total` shared out in proportion to some sizes, none above its own; what rounding leaves goes to the largest
     remainders, the first of equals: 7 over 4, 4 and 2 are 3, 3 and 1.

@@ -35,7 +35,7 @@ def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
     Returns:
         (count,) int64, ascending.
     """
-    apart = pairs(rows, _distance)
+    apart = pairs(rows, lambda cosines, _: ((1 - cosines) * LEVELS).round().relu())  # in whole LEVELS
     places = torch.arange(len(rows), device=rows.device)
     lonely = []
     for part in blocks(places, len(places)):
@@ -56,11 +56,6 @@ def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
     return torch.cat(picks).sort().values
 
 
-def _distance(cosines: Tensor, _: Tensor) -> Tensor:
-    """1 − cosine, in whole LEVELS."""
-    return ((1 - cosines) * LEVELS).round().relu()
-
-
 def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
     """1 − the mean cosine to the rows above, below, left and right of each in its grid: (rows,) float32.
 
@@ -68,7 +63,7 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
         rows: (rows, width) of any float dtype, in raster order.
         grid: Rows and columns. At its edges there are fewer neighbours; a row without any has 1.
     """
-    unit = of_length_one(rows, 1e-12).view(*grid, -1)
+    unit = of_length_one(rows).view(*grid, -1)
     cosines, neighbours = torch.zeros_like(unit[..., 0]), torch.zeros_like(unit[..., 0])
     for dim in (0, 1):
         length = grid[dim]
@@ -108,10 +103,7 @@ def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
         count: Kept rows.
         counted: Which rows count, (rows,) bool; None: all.
     """
-    if counted is None:
-        ones = torch.ones_like(parent, dtype=torch.float32)
-    else:
-        ones = counted.float()
+    ones = torch.ones_like(parent, dtype=torch.float32) if counted is None else counted.float()
     return torch.zeros_like(ones[:1]).expand(count).scatter_add(0, parent, ones)
 
 
@@ -160,7 +152,7 @@ def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
     return left.to(torch.int32)
 
 
-def given_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> Tensor:
+def give_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> Tensor:
     """All rows behind the blocks that only the kept ones went through: each moves as far as its parent did.
 
     Args:

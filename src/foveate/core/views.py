@@ -129,45 +129,40 @@ class View:
             SettingError: If the stage does not declare it.
         """
         if signal in self._signals:
-            return self._made(self._signals, signal)
+            return self._make(self._signals, signal)
         if signal.kind in self._named:
-            return self._made(self._named, signal.kind)
-        raise self._undeclared(signal)
+            return self._make(self._named, signal.kind)
+        raise self._refusal(signal)
 
     def __getattr__(self, kind: str) -> Tensor:
         if kind.startswith("_"):
             raise AttributeError(kind)
         if kind in self._named:
-            return self._made(self._named, kind)
+            return self._make(self._named, kind)
         alike = [signal for signal in self._signals if signal.kind == kind]
         if len(alike) == 1:
-            return self._made(self._signals, alike[0])
+            return self._make(self._signals, alike[0])
         if alike:
             raise Undeclared(
                 f"This stage reads several signals of kind {kind!r}. Write which one you mean, such as "
                 f"view[{alike[0]!r}]."
             )
-        raise self._undeclared(kind)
+        raise self._refusal(kind)
 
     @staticmethod
-    def _made(values: dict[Any, Given], key: Any) -> Tensor:
+    def _make(values: dict[Any, Given], key: Any) -> Tensor:
         value = values[key]
         if not isinstance(value, Tensor):
             value = value()
             values[key] = value  # made once
         return value
 
-    def _undeclared(self, what: object) -> Undeclared:
-        return Undeclared(
-            f"This stage reads {what!r} without declaring it, or this model has none. There is: {self._there()}."
-        )
-
-    def _there(self) -> str:
-        """What can be read; of several signals of a kind, how many."""
+    def _refusal(self, what: object) -> Undeclared:
         counts = Counter(signal.kind for signal in self._signals)
         alone = [repr(signal) for signal in self._signals if counts[signal.kind] == 1]
         several = [f"{count} of kind {kind!r}" for kind, count in counts.items() if count > 1]
-        return ", ".join([*alone, *several, *self._named]) or "nothing"
+        there = ", ".join([*alone, *several, *self._named]) or "nothing"
+        return Undeclared(f"This stage reads {what!r} without declaring it, or this model has none. There is: {there}.")
 
 
 class LayerView(View):

@@ -11,7 +11,7 @@ import torch
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Shape, Stage, ThinStage
-from foveate.cost._measured import measured
+from foveate.cost._measured import measure
 from foveate.cost._prompt import Known, PromptLengths, RunCounts
 from foveate.cost._tower import Flops, Pictures
 from foveate.errors import SettingError
@@ -206,7 +206,7 @@ def cost(
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     check_keywords("A cost", known, Known)
     prompt = PromptLengths.of(text_tokens, vision_tokens, known)
-    decoder = measured(config)
+    decoder = measure(config)
     depth, tokens = len(decoder.layers), known.get("tokens")
     if tokens is not None and len(tokens) != depth:
         raise SettingError(f"tokens must have one count for each of the {depth} layers; got {len(tokens)} counts.")

@@ -91,7 +91,7 @@ class Measured(NamedTuple):
 _KNOWN: dict[tuple[type[Any], str], Measured] = {}
 
 
-def measured(config: Any) -> Measured:
+def measure(config: Any) -> Measured:
     """What a config's model multiplies: on prompts of some lengths, on a token more, and on a picture.
 
     Of the decoder convolutions are left out, and a row of a mixture goes to as many experts as its config says.
@@ -105,22 +105,22 @@ def measured(config: Any) -> Measured:
         return _KNOWN[key]
     why = f"The cost of a decoder of type {config.get_text_config().model_type!r} is not known: "
     try:
-        _KNOWN[key] = _measure(copy.deepcopy(config))
+        _KNOWN[key] = _measure_anew(copy.deepcopy(config))
     except UnsupportedError:
         raise
     except ValueError as error:
         raise UnsupportedError(f"{why}{error}.") from error
-    except (ImportError, RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError) as error:
+    except (ImportError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise UnsupportedError(
             f"{why}it does not run without weights ({str(error).strip().splitlines()[0]:.200})"
         ) from error
     return _KNOWN[key]
 
 
-def _measure(config: Any) -> Measured:
-    """`measured`, which says of a ValueError whose cost is not known."""
+def _measure_anew(config: Any) -> Measured:
+    """`measure`, which says of a ValueError whose cost is not known."""
     with torch.device("meta"):
-        model = _unweighted(config)
+        model = _without_weights(config)
         family = family_kind(config.model_type, type(config).__name__)(model)
         cache = None
         prompts = []
@@ -148,7 +148,10 @@ def _measure(config: Any) -> Measured:
             )
         states = [getattr(held[index], name, None) for name in ("keys", "values")]
         stored = sum(one[:, :, 0].numel() for one in states if isinstance(one, Tensor) and one.dim() == 4)
-        fits[index] = LayerFlops(*products, _state(held[index]) if products[-1] else 0, stored, window)
+        carried = getattr(held[index], "recurrent_states", None) if products[-1] else None
+        of_all = carried.values() if isinstance(carried, dict) else [carried]
+        state = sum(one.numel() for one in of_all if isinstance(one, Tensor))
+        fits[index] = LayerFlops(*products, state, stored, window)
     head = model.get_output_embeddings()
     if head is None:
         raise ValueError("it has no head")
@@ -156,7 +159,7 @@ def _measure(config: Any) -> Measured:
     return Measured(layers, family.text.config.hidden_size, 2 * head.weight.numel(), _tower(family, config))
 
 
-def _unweighted(config: Any) -> Any:
+def _without_weights(config: Any) -> Any:
     """The model of a config, on the device that is set."""
     settings = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
     names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
@@ -248,13 +251,6 @@ def _layers(cache: Any, family: Family) -> list[Any]:
     return [*cache.layers, *[None] * depth][:depth]
 
 
-def _state(layer: Any) -> int:
-    """Numbers of the state that a cache's layer holds."""
-    states = getattr(layer, "recurrent_states", None)
-    of_all = states.values() if isinstance(states, dict) else [states]
-    return sum(state.numel() for state in of_all if isinstance(state, Tensor))
-
-
 # -- the tower -----------------------------------------------------------------------------------------------------
 
 
@@ -310,18 +306,9 @@ def _tower(family: Family, config: Any) -> TowerFlops | None:
             joined = _encode(family, config, "image", 2).blocks[0].by_pairs > 2 * run.blocks[0].by_pairs
         else:
             side = family.block(config)
-            if family.defines("frames_of"):
+            if family.videos and family.defines("frames_of"):
                 frame = _encode(family, config, "video", 2)
-    except (
-        UnsupportedError,
-        RuntimeError,
-        NotImplementedError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        ValueError,
-        IndexError,
-    ):
+    except (RuntimeError, TypeError, AttributeError, LookupError, ValueError):
         return None
     vision, of_batch = config.vision_config, run.blocks[0].shape
     rows = of_batch[:-1].numel() // run.pictures

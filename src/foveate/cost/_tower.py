@@ -54,7 +54,7 @@ class TowerFlops:
     windowed: frozenset[int]
     window: int
 
-    def projected(self, picture: Tensor, is_frame: bool) -> int:
+    def projector_flops(self, picture: Tensor, is_frame: bool) -> int:
         """FLOPs of the projector on a picture of which these tokens ran, (rows, columns) bool."""
         flops = self.frame if is_frame else self.projector
         if self.pooled:
@@ -130,7 +130,7 @@ class Pictures:
         projector = 0
         for size, of_image in zip(self.prompt.sizes, images, strict=True):
             is_film = len(of_image) > 0 and self.family.frames_of(self.config, size) == len(of_image)
-            projector += sum(tower.projected(picture, is_film) for picture in of_image)
+            projector += sum(tower.projector_flops(picture, is_film) for picture in of_image)
         windows = [tower.windows(picture) for picture in pictures]
 
         late = self._rows_of(known.get("tower_rows") or ())
@@ -144,9 +144,9 @@ class Pictures:
             return Flops(beside + blocks, projector)
         narrow = windows
         if thin is not None:
-            late = late or [_left(thin, count) for count in patches]
+            late = late or [_rows_left(thin, count) for count in patches]
             # Of a window as large a share is taken to stay as of its picture: how many do, the picture decides.
-            shares = [_left(thin, sum(few)) / sum(few) if few else 0 for few in windows]
+            shares = [_rows_left(thin, sum(few)) / sum(few) if few else 0 for few in windows]
             narrow = [[round(share * count) for count in few] for share, few in zip(shares, windows, strict=True)]
         if len(late) != len(patches):
             raise SettingError(f"tower_rows must have the rows of {len(patches)} pictures; got {late}.")
@@ -166,11 +166,16 @@ class Pictures:
         """Which tokens of each picture of each image or video run, (rows, columns) bool each."""
         sizes = self.prompt.sizes
         if tokens is None:
-            grids: Sequence[Sequence[Grid]] = [self._of_image(index) for index in range(len(sizes))]
-            smaller = any(isinstance(stage, PixelStage) for stage in stages)
-            if smaller and self.prompt.grids and self.family.runs_grids:
-                images = zip(self.prompt.grids, self.ranked, strict=True)
-                grids = [_coarsened(stages, tuple(grid), size) for grid, size in images]
+            smaller = any(isinstance(stage, PixelStage) for stage in stages) and self.family.runs_grids
+            grids: list[Sequence[Grid]] = []
+            for index, size in enumerate(self.ranked):
+                if smaller and self.prompt.grids:
+                    of_image = tuple(self.prompt.grids[index])
+                    cells = sum(rows * columns for rows, columns in of_image)
+                    arriving = Arriving(cells, size, cells, closing_rows(size - cells), of_image)
+                    grids.append(follow.coarsened(stages, arriving))
+                else:
+                    grids.append(self._of_image(index))
             return [[torch.ones(grid, dtype=torch.bool) for grid in of_image] for of_image in grids]
         if len(tokens) != len(sizes):
             raise SettingError(
@@ -219,15 +224,8 @@ class Pictures:
         return [(1, size // count)] * count
 
 
-def _left(stage: ThinStage, rows: int) -> int:
+def _rows_left(stage: ThinStage, rows: int) -> int:
     """How many of a picture's rows a stage leaves."""
     left = stage.left(Arriving.all_of(rows))
     assert left is not None  # a stage that decides by what it sees is refused where it is made
     return left
-
-
-def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
-    """The token grids of an image of `size` vision tokens after the stages before the tower."""
-    cells = sum(rows * columns for rows, columns in grids)
-    newlines = closing_rows(size - cells)
-    return follow.coarsened(stages, Arriving(cells, size, cells, newlines, grids))

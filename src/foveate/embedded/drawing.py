@@ -106,9 +106,7 @@ def rgb(values: ArrayLike) -> Rgb:
 
 def tint(rng: Generator, name: str) -> Rgb:
     """What a person takes for a colour, as it is or a little off."""
-    shade = MEANT[name][0]
-    if rng.random() < 0.6:
-        shade = pick(rng, MEANT[name])
+    shade = pick(rng, MEANT[name]) if rng.random() < 0.6 else MEANT[name][0]
     if rng.random() < 0.6:
         return shade
     return rgb(np.add(shade, rng.uniform(-18, 18, 3)))
@@ -279,9 +277,7 @@ def _gradient(rng: Generator, side: int) -> Image.Image:
     """From one tone to another, from left to right or from top to bottom."""
     first = _tone(rng)
     last = _tone(rng)
-    size = (2, 1)
-    if rng.random() >= 0.5:
-        size = (1, 2)
+    size = (1, 2) if rng.random() >= 0.5 else (2, 1)
     ends = Image.new("RGB", size)
     ends.putdata([first, last])
     return ends.resize((side, side), Image.Resampling.BILINEAR)
@@ -324,9 +320,7 @@ def _blobs(rng: Generator, image: Image.Image, tone: NDArray[np.float64]) -> Non
         x, y = rng.uniform(-20, COARSE, 2).tolist()
         width, height = rng.uniform(8, 60, 2).tolist()
         shade = rgb(tone + rng.normal(0, 25, 3))
-        paint = draw.rectangle
-        if rng.random() < 0.5:
-            paint = draw.ellipse
+        paint = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         paint((x, y, x + width, y + height), shade)
 
 
@@ -420,12 +414,10 @@ class Pen:
     form: float
 
     @classmethod
-    def drawn(cls, rng: Generator) -> "Pen":
+    def draw_lot(cls, rng: Generator) -> "Pen":
         """A pen by lot: mostly filled."""
         line = rng.choice(["filled", "edged", "outlined"], p=[0.68, 0.16, 0.16])
-        edge = (70, 70, 70)
-        if rng.random() < 0.7:
-            edge = (0, 0, 0)
+        edge = (0, 0, 0) if rng.random() < 0.7 else (70, 70, 70)
         return cls(str(line), rng.uniform(0.02, 0.07), edge, rng.random())
 
 
@@ -462,16 +454,16 @@ def _corners(form: float) -> dict[str, tuple[Point, ...]]:
     across = 0.68 + 0.3 * form
     arm = 0.22 + 0.2 * form
     return {
-        "square": _mirrored([(square, square)]),
+        "square": _mirror([(square, square)]),
         "triangle": ((0, -0.97), (1, base), (-1, base)),
         "diamond": ((0, -1), (across, 0), (0, 1), (-across, 0)),
-        "cross": _mirrored([(arm, 1), (arm, arm), (1, arm)]),
+        "cross": _mirror([(arm, 1), (arm, arm), (1, arm)]),
         "star": star(0.36 + 0.12 * form),
         "moon": _moon(form),
     }
 
 
-def _mirrored(quarter: list[Point]) -> tuple[Point, ...]:
+def _mirror(quarter: list[Point]) -> tuple[Point, ...]:
     """The corners of all four quarters in turn, from those of the lower right one."""
     turned = quarter[::-1]
     return (
@@ -485,9 +477,7 @@ def _mirrored(quarter: list[Point]) -> tuple[Point, ...]:
 def _moon(form: float) -> tuple[Point, ...]:
     """A disc without another of nearly its size, up and to the right, or straight to the right."""
     away = 0.42 + 0.2 * form
-    opening = 0.0
-    if form < 0.6:
-        opening = -pi / 5
+    opening = -pi / 5 if form < 0.6 else 0.0
     x = away * cos(opening)
     y = away * sin(opening)
     turn = np.linspace(0, 2 * pi, 73)[:-1]
@@ -497,12 +487,12 @@ def _moon(form: float) -> tuple[Point, ...]:
     hole = [(x + 0.85 * a, y + 0.85 * b) for a, b in circle]
     inner = [(a, b) for a, b in hole if a * a + b * b <= 1]
     # Once round from the opening, and back along the hole.
-    outer.sort(key=lambda point: _turned(point[0], point[1], opening))
-    inner.sort(key=lambda point: -_turned(point[0] - x, point[1] - y, opening))
+    outer.sort(key=lambda point: _turn_from(point[0], point[1], opening))
+    inner.sort(key=lambda point: -_turn_from(point[0] - x, point[1] - y, opening))
     return (*outer, *inner)
 
 
-def _turned(x: float, y: float, opening: float) -> float:
+def _turn_from(x: float, y: float, opening: float) -> float:
     """How far a point is turned from the opening around (0, 0), in radians from 0 to a full turn."""
     return float((np.arctan2(y, x) - opening) % (2 * pi))
 
@@ -575,9 +565,7 @@ def draw_characters(
     _, top, _, bottom = face.getbbox("H", anchor="ls")
     baseline = middle - (top + bottom) / 2
     size = round(face.size)
-    stroke = 0
-    if bold:
-        stroke = max(1, size // 24)
+    stroke = max(1, size // 24) if bold else 0
     drawn = []
     for character in characters:
         draw.text((pen, baseline), character, ink, face, "ls", stroke_width=stroke)

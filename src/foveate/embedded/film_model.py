@@ -64,7 +64,7 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
     config, vision = model.config, model.config.vision_config
     side = vision.image_size // 2
     tower = model.model.vision_tower.embeddings
-    tower.position_embedding = _halved(tower.position_embedding.weight.detach(), vision.image_size // vision.patch_size)
+    tower.position_embedding = _halve(tower.position_embedding.weight.detach(), vision.image_size // vision.patch_size)
     places = tower.position_embedding.num_embeddings
     tower.position_ids = torch.arange(places, device=tower.position_embedding.weight.device)[None]
     tower.num_positions, tower.num_patches = places, places - 1
@@ -106,7 +106,7 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
     return films.eval(), shown
 
 
-def _halved(places: torch.Tensor, grid: int) -> torch.nn.Embedding:
+def _halve(places: torch.Tensor, grid: int) -> torch.nn.Embedding:
     """Position embeddings of a CLS and `grid` rows of patches, (1 + grid², width), for half as many rows."""
     # (grid * grid, width) -> (grid / 2, 2, grid / 2, 2, width) -> (patches, width)
     patches = places[1:].view(grid // 2, 2, grid // 2, 2, -1).mean((1, 3)).flatten(0, 1)

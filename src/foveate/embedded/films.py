@@ -10,7 +10,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from foveate.embedded.drawing import MEANT, SHAPES, Pen, ground, stands_out, tint
-from foveate.embedded.scenes import Box, Canvas, Lettering, Scene, Thing, rng_for, shuffled, write
+from foveate.embedded.scenes import Box, Canvas, Lettering, Scene, Thing, rng_for, shuffle, write
 
 FRAMES, SIDE = 8, 168
 """Frames of a film, and pixels of a side of each: 144 vision tokens a frame."""
@@ -62,7 +62,7 @@ def film(split: str, index: int, frames: int = FRAMES, side: int = SIDE) -> Film
     rng = rng_for(split, index, purpose=6)
     everywhere = Box(0, 0, side, side)
     empty = Canvas(side, 2.0, everywhere, ground(rng, 2 * side))
-    pen = Pen.drawn(rng)
+    pen = Pen.draw_lot(rng)
     texts = _text_layers(rng, empty, frames)
     things = _thing_layers(rng, empty, pen, frames)
     scenes = [_frame(empty, things + texts, number) for number in range(frames)]
@@ -91,8 +91,8 @@ def _text_layers(rng: Generator, empty: Canvas, frames: int) -> list[Layer]:
 
 def _thing_layers(rng: Generator, empty: Canvas, pen: Pen, frames: int) -> list[Layer]:
     """Two to four things, no two of one shape or one colour, where there is room and they can be seen."""
-    shapes = shuffled(rng, SHAPES)
-    colours = shuffled(rng, list(MEANT))
+    shapes = shuffle(rng, SHAPES)
+    colours = shuffle(rng, list(MEANT))
     count = rng.integers(2, 5)
     layers: list[Layer] = []
     for shape, colour in zip(shapes[:count], colours[:count], strict=True):
@@ -117,9 +117,7 @@ def _when(rng: Generator, frames: int, first: bool) -> tuple[int, int]:
     if manner < 0.6:
         return int(rng.integers(1, frames)), frames
     start = int(rng.integers(0, frames - 1))
-    longest = frames
-    if manner < 0.85:
-        longest = max(1, frames // BRIEF)
+    longest = max(1, frames // BRIEF) if manner < 0.85 else frames
     return start, min(frames, start + int(rng.integers(1, longest + 1)))
 
 

@@ -130,16 +130,14 @@ def _existence(scene: Scene, rng: Generator) -> Iterator[TaskQuestion]:
     present = {thing.name for thing in scene.things}
     absent: set[str] = set()
     while len(absent) < len(present):
-        near: set[str] = set()
-        if rng.random() < 0.75:
-            near = _recombined(present) - present - absent
+        near: set[str] = _recombine(present) - present - absent if rng.random() < 0.75 else set()
         candidates = near or NAMES - present - absent
         absent.add(pick(rng, sorted(candidates)))
     for name in sorted(present | absent):
         yield _yes_or_no("existence", f"Is there {_with_article(name)}?", name in present)
 
 
-def _recombined(names: set[str]) -> set[str]:
+def _recombine(names: set[str]) -> set[str]:
     """Every colour with every shape that occurs in the names."""
     pairs = [name.split() for name in names]
     return {f"{colour} {shape}" for colour, _ in pairs for _, shape in pairs}
@@ -271,9 +269,7 @@ def _brief(things: Sequence[Shown], frames: int) -> Iterator[TaskQuestion]:
 
 def _ever(present: set[str], rng: Generator) -> Iterator[TaskQuestion]:
     """Whether a thing shows at all: each that does, and up to as many of their colours and shapes that do not."""
-    absent = sorted(_recombined(present) - present)
-    asked = absent[-len(present) :]
-    if rng.random() < 0.5:
-        asked = absent[: len(present)]
+    absent = sorted(_recombine(present) - present)
+    asked = absent[: len(present)] if rng.random() < 0.5 else absent[-len(present) :]
     for name in (*sorted(present), *asked):
         yield _yes_or_no("ever", f"Does {_with_article(name)} appear?", name in present)

@@ -170,7 +170,7 @@ Corners = Sequence[tuple[float, float]]
 
 
 @dataclass(slots=True, kw_only=True)
-class Room:
+class Surface:
     """What is filled already, and how many pixels apart boxes are, across or down."""
 
     gap: ClassVar[int]
@@ -197,7 +197,7 @@ def one_side(rng: Generator, apart: float, slip: float) -> tuple[float, float]:
     return pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
 
 
-def shuffled(rng: Generator, names: Sequence[str]) -> list[str]:
+def shuffle(rng: Generator, names: Sequence[str]) -> list[str]:
     """The names in any order."""
     return [names[i] for i in rng.permutation(len(names))]
 
@@ -212,7 +212,7 @@ def random_word(rng: Generator, shortest: int) -> str:
 
 
 @dataclass(slots=True)
-class Board(Room):
+class Board(Surface):
     """What a scene is painted on, by default clutter, and what is filled already; in pixels.
 
     Attributes:
@@ -234,14 +234,12 @@ class Board(Room):
     grain: int | None = None
 
     @classmethod
-    def drawn(cls, rng: Generator, side: int, dense: bool) -> "Board":
+    def draw_lot(cls, rng: Generator, side: int, dense: bool) -> "Board":
         """An empty board by lot; only large ones have room for large things."""
         board = cls(side, dense)
         if rng.random() >= 0.3:  # others are on an even ground, with larger things, as a person would draw them
             return board
-        board.grain = 0
-        if rng.random() < 0.4:
-            board.grain = int(rng.integers(0, 6))
+        board.grain = int(rng.integers(0, 6)) if rng.random() < 0.4 else 0
         board.ground = plain(rng, side)
         board.tone = float(board.ground[0, 0].mean())
         if side >= 336:
@@ -271,7 +269,7 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
     if side % PATCH:
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
     rng = rng_for(split, index)
-    board = Board.drawn(rng_for(split, index, purpose=3), side, dense)
+    board = Board.draw_lot(rng_for(split, index, purpose=3), side, dense)
     texts = _place_texts(rng, board)
     things = _place_things(rng, rng_for(split, index, purpose=2), board)
     image, owner = _paint(rng, board, _marks(rng, board, things, texts))
@@ -330,8 +328,8 @@ def _scene_kinds(rng: Generator, board: Board) -> list[tuple[str, str]]:
     shapes = list(SHAPES)
     if not board.dense:
         most = int(rng.integers(1, MOST.get(board.side, 8) + 1))
-        colours = shuffled(rng, colours)[: rng.integers(2, 9)]
-        shapes = shuffled(rng, shapes)[: rng.integers(2, 9)]
+        colours = shuffle(rng, colours)[: rng.integers(2, 9)]
+        shapes = shuffle(rng, shapes)[: rng.integers(2, 9)]
     if board.tone > LIGHT:
         colours = [colour for colour in colours if colour != "white"] or ["red"]
     kinds = list(product(shapes, colours))
@@ -364,9 +362,7 @@ def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Letter
             colour += share * (pick(rng, PURE[thing.colour]) - named)
         yield shape_mask(thing.shape, thing.size), thing.x, thing.y, colour
     for text in texts:
-        dark = board.tone >= LIGHT
-        if DARK < board.tone < LIGHT:
-            dark = rng.random() < 0.5
+        dark = rng.random() < 0.5 if DARK < board.tone < LIGHT else board.tone >= LIGHT
         # Nearly black or nearly white, so that it is seen on the ground.
         ink = np.full(3, rng.uniform(0, 25) if dark else rng.uniform(225, 255))
         for character, x in zip(text.characters, text.xs, strict=True):
@@ -398,7 +394,7 @@ def _paint(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray
 
 
 @dataclass(slots=True)
-class Canvas(Room):
+class Canvas(Surface):
     """A sketch before it is resized. All places are in pixels of the finished square.
 
     Attributes:
@@ -423,19 +419,13 @@ class Canvas(Room):
         self.owner = Image.new("L", self.image.size)
 
     @classmethod
-    def drawn(cls, rng: Generator, side: int) -> "Canvas":
+    def draw_lot(cls, rng: Generator, side: int) -> "Canvas":
         """A canvas by lot, with nothing on it: two in five wide or tall."""
-        fine = 1.0
-        if rng.random() >= 0.4:
-            fine = log_uniform(rng, 0.6, 2.2)
-        short = float(side)
-        if rng.random() < 0.4:
-            short = side / float(rng.choice(RATIOS))
+        fine = log_uniform(rng, 0.6, 2.2) if rng.random() >= 0.4 else 1.0
+        short = side / float(rng.choice(RATIOS)) if rng.random() < 0.4 else float(side)
         near = (side - short) / 2
         far = (side + short) / 2
-        inner = Box(near, 0, far, side)
-        if rng.random() < 0.6:
-            inner = Box(0, near, side, far)
+        inner = Box(0, near, side, far) if rng.random() < 0.6 else Box(near, 0, far, side)
         return cls(side, fine, inner, ground(rng, round(side * fine)))
 
     def pixels(self, box: Box) -> Pixels:
@@ -475,19 +465,15 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     if side % PATCH:
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
     rng = rng_for(split, index, purpose=4)
-    canvas = Canvas.drawn(rng, side)
+    canvas = Canvas.draw_lot(rng, side)
     kind = rng.random()
-    lines = int(kind < 0.6)
-    if crowded:
-        lines = 8
+    lines = 8 if crowded else int(kind < 0.6)
     texts: list[Lettering] = []
     for _ in range(lines):
         text = write(rng, canvas)
         if text is not None:
             texts.append(text)
-    things: list[Thing] = []
-    if kind > 0.25 or not texts:
-        things = _draw_things(rng, canvas)
+    things: list[Thing] = _draw_things(rng, canvas) if kind > 0.25 or not texts else []
     numbers = list(range(256))  # in a picture, characters count on from the last thing
     for character in range(canvas.characters):
         numbers[255 - character] = len(things) + 1 + character
@@ -520,9 +506,7 @@ def write(rng: Generator, canvas: Canvas) -> Lettering | None:
     while (width := sum(map(font(name, round(size * fine)).getlength, word)) / fine) > canvas.inner.width - 16:
         size *= 0.85
     plate = rng.random() < 0.3
-    margin = 2.0
-    if plate:
-        margin = rng.uniform(0.1, 0.4) * size
+    margin = rng.uniform(0.1, 0.4) * size if plate else 2.0
     box = canvas.claim_anywhere(rng, width + 2 * margin, size + 2 * margin, 30)
     if box is None:
         return None
@@ -542,13 +526,14 @@ def write(rng: Generator, canvas: Canvas) -> Lettering | None:
 def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
     """Draw things of few kinds or of many, anywhere or in rows."""
     kinds = _sketch_kinds(rng)
-    size = _sketch_size(rng, canvas.inner, len(kinds))
+    # 16 pixels to what the picture has room for: together the things take at most that share of it.
+    room = 0.38 * canvas.inner.width * canvas.inner.height / len(kinds)
+    most = max(18.0, min(LARGEST, canvas.inner.height * 0.7, room**0.5))
+    size = rng.uniform(16, most) if rng.random() < 0.3 else log_uniform(rng, 16, most)
     uneven = rng.random() < 0.5
     paired = rng.random() < 0.3  # 0.45 of its things are then put beside an earlier one
-    cells: Corners = []
-    if rng.random() < 0.25:
-        cells = _rows(rng, canvas.inner, size)
-    pen = Pen.drawn(rng)
+    cells: Corners = _rows(rng, canvas.inner, size) if rng.random() < 0.25 else []
+    pen = Pen.draw_lot(rng)
     tints = {colour: tint(rng, colour) for _, colour in kinds}
     things: list[Thing] = []
     for shape, colour in kinds:
@@ -571,8 +556,8 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
 
 def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
     """Shape and colour of each thing: all equal, one shape, one colour, a few groups, or any."""
-    shapes = shuffled(rng, SHAPES)
-    colours = shuffled(rng, list(MEANT))
+    shapes = shuffle(rng, SHAPES)
+    colours = shuffle(rng, list(MEANT))
     manner = rng.random()
     count = rng.integers(1, MOST_SKETCHED + 1)
     if manner < 0.4:
@@ -587,15 +572,6 @@ def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
         shapes = shapes[:2]
         colours = colours[: rng.integers(1, 4)]
     return [(pick(rng, shapes), pick(rng, colours)) for _ in range(count)]
-
-
-def _sketch_size(rng: Generator, inner: Box, count: int) -> float:
-    """Pixels of each of so many things: 16 to what the picture has room for."""
-    room = 0.38 * inner.width * inner.height / count  # together they take that share of the picture
-    most = max(18.0, min(LARGEST, inner.height * 0.7, room**0.5))
-    if rng.random() < 0.3:
-        return float(rng.uniform(16, most))
-    return log_uniform(rng, 16, most)
 
 
 def _rows(rng: Generator, inner: Box, size: float) -> Corners:

@@ -58,16 +58,6 @@ class Positions:
             if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
                 self.scaling.add(index)
 
-    def scales(self, index: int) -> bool:
-        """Whether a layer's attention scales queries by their positions (Ministral 3)."""
-        return index in self.scaling
-
-    @property
-    def learned_length(self) -> int:
-        """The position from which such attentions scale by more than 1."""
-        length: int = self._family.text.config.rope_parameters["original_max_position_embeddings"]
-        return length
-
     # -- a layer whose cache has lost tokens, in a later forward -----------------------------------------------
 
     def move_up(self, forward: Forward, call: LayerCall) -> None:
@@ -81,7 +71,7 @@ class Positions:
             return self._family.rotary(call.index, call.hidden, moved_up(forward, shift))
 
         call.kwargs["position_embeddings"] = forward.memo.once(tables, "moved up", shift, kind)
-        if self.scales(call.index):
+        if call.index in self.scaling:
             call.kwargs["position_ids"] = moved_up(forward, shift).to(call.hidden.device)
 
     # -- a layer that runs on rows -----------------------------------------------------------------------------
@@ -108,7 +98,7 @@ class Positions:
     def ids(self, forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
         """Position ids of the rows, (…, samples, rows), if the layer's attention may read them; else None: RoPE is in
         position_embeddings, and flash attention reads gaps as packed sequences."""
-        scales = self.scales(call.index)
+        scales = call.index in self.scaling
         if not scales and ("flash" in forward.backend or not self._family.gathers):
             return None
         if scales and "flash" in forward.backend:
@@ -194,11 +184,19 @@ class Remap:
             if not self.ragged:
                 return None
             return self._from_nothing(backend)
+        keys = _columns_of(width_of(mask), self.keys, self.total)
         if isinstance(mask, BlockMask):
-            return self._block(mask)
-        if mask.dim() == 2:
-            return self._validity(mask)
-        return self._dense(mask)
+            return self._block(mask, keys)
+        if mask.dim() == 2:  # which keys are none of padding
+            return mask.take_along_dim(keys.clamp(min=0), dim=1).bool() & (keys >= 0)
+        # (samples or 1, heads or 1, columns, columns), bool or additive float. A pad has no column of its own: it is
+        # read at column 0 and hidden below.
+        samples = torch.arange(keys.shape[0], device=keys.device)
+        picked = _at(mask.expand(keys.shape[0], -1, -1, -1), samples, self.queries, keys)
+        hidden = (keys < 0)[:, None, None, :]
+        if mask.dtype == torch.bool:
+            return picked & ~hidden
+        return picked.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
     def _from_nothing(self, backend: str) -> Tensor:
         """What the kernel does without a mask, pads masked."""
@@ -213,24 +211,7 @@ class Remap:
             )
         return _in_order(self.keys, self.past, self.causal, self.queries)
 
-    def _dense(self, mask: Tensor) -> Tensor:
-        """A (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
-        keys = _columns_of(mask.shape[-1], self.keys, self.total)
-        samples = torch.arange(keys.shape[0], device=keys.device)
-        # A pad has no column of its own: it is read at column 0 and hidden below.
-        picked = _at(mask.expand(keys.shape[0], -1, -1, -1), samples, self.queries, keys)
-        hidden = (keys < 0)[:, None, None, :]
-        if mask.dtype == torch.bool:
-            return picked & ~hidden
-        return picked.masked_fill(hidden, torch.finfo(mask.dtype).min)
-
-    def _validity(self, mask: Tensor) -> Tensor:
-        """A (samples, columns) mask of keys."""
-        keys = _columns_of(mask.shape[-1], self.keys, self.total)
-        return mask.take_along_dim(keys.clamp(min=0), dim=1).bool() & (keys >= 0)
-
-    def _block(self, mask: BlockMask) -> BlockMask:
-        keys = _columns_of(mask.seq_lengths[1], self.keys, self.total)
+    def _block(self, mask: BlockMask, keys: Tensor) -> BlockMask:
         queries, inner = self.queries, mask.mask_mod
 
         def seen(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
@@ -258,18 +239,24 @@ def visibility(
         Says of rows, (some, rows) int64 columns of this call, which slots they see: (some, heads or 1, rows, slots)
         bool.
     """
-    if isinstance(mask, BlockMask):
-        columns = _columns_of(mask.seq_lengths[1], keys, total)
-        by_row = partial(_in_block, mask, samples, columns)
-    elif isinstance(mask, Tensor) and mask.dim() == 4:
-        columns = _columns_of(mask.shape[-1], keys, total)
-        by_row = partial(_in_dense, mask, samples, columns)
-    elif causal and not ragged:
-        return None
-    else:
+    if not isinstance(mask, BlockMask) and (not isinstance(mask, Tensor) or mask.dim() != 4):
+        if causal and not ragged:
+            return None
         return partial(_in_order, keys, past, causal)
+    columns = _columns_of(width_of(mask), keys, total)
     reached = (columns >= 0)[:, None, None, :]
-    return lambda rows: by_row(rows) & reached
+
+    def see(rows: Tensor) -> Tensor:
+        if isinstance(mask, BlockMask):  # a function says yes or no for a sample, head, row and column
+            places = columns.clamp(min=0)[:, None, :]
+            seen = mask.mask_mod(samples[:, None, None], rows.new_zeros(()), rows[:, :, None], places)[:, None]
+        else:  # (samples or 1, heads or 1, columns, columns), bool or additive float
+            seen = _at(mask, torch.zeros_like(samples) if mask.shape[0] == 1 else samples, rows, columns)
+            if seen.dtype != torch.bool:
+                seen = seen > torch.finfo(seen.dtype).min / 2
+        return seen & reached
+
+    return see
 
 
 def width_of(mask: Any) -> int:
@@ -292,23 +279,6 @@ def _at(mask: Tensor, samples: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
     picked = mask[samples[:, None, None], :, rows[:, :, None], columns.clamp(min=0)[:, None, :]]
     return picked.permute(0, 3, 1, 2)
-
-
-def _in_dense(mask: Tensor, samples: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-    """What rows see by a (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
-    if mask.shape[0] == 1:  # shared by all samples
-        samples = torch.zeros_like(samples)
-    seen = _at(mask, samples, rows, columns)
-    if seen.dtype == torch.bool:
-        return seen
-    return seen > torch.finfo(seen.dtype).min / 2
-
-
-def _in_block(mask: BlockMask, samples: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-    """What rows see by a mask of flex attention, whose function says yes or no for a sample, head, row and column."""
-    places = columns.clamp(min=0)[:, None, :]
-    seen: Tensor = mask.mask_mod(samples[:, None, None], rows.new_zeros(()), rows[:, :, None], places)
-    return seen[:, None]
 
 
 def _in_order(keys: Tensor, past: int, causal: bool, rows: Tensor) -> Tensor:

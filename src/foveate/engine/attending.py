@@ -88,7 +88,8 @@ class RowsReader(ABC):
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
         """A signal of these units' rows, one behind the other: (samples, rows, …), see the signal; float32.
 
-        `Keys`, `KeyNorms`, `Columns` and `Products` are of all rows of the bucket, and `units` is these as one.
+        `Keys`, `KeyNorms` and `Columns` are of all rows of the bucket, whatever the units; for `Products` there is one,
+        all rows of a sample.
         `Pivots` are columns of the text behind each unit, (samples, units, count) int64: those with the largest key
         norms, the largest first, from the first on again where there is less text, −1 where there is none.
         """
@@ -113,9 +114,9 @@ class RowsReader(ABC):
             ]
             return torch.stack([torch.cat(made) for made in rows])
         assert isinstance(signal, Attention)
-        return self.reduced([signal], units)[signal]
+        return self.reduce([signal], units)[signal]
 
-    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
+    def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
         """Signals that differ in nothing but how rows are put together: each row of attention is made once.
 
         Returns:
@@ -138,8 +139,10 @@ class RowsReader(ABC):
                 values[signal] = mean_of_busiest(paid, signal.busiest)
             else:  # of their mean there is one
                 values[signal] = paid[..., 0, :] if paid.shape[-2] == 1 else paid.amax(dim=-2)
+        if values:
+            return values
         zeros = self._vision.new_zeros(len(self._vision), len(unit), dtype=torch.float32)
-        return values or dict.fromkeys(signals, zeros)
+        return dict.fromkeys(signals, zeros)
 
     def _products(self, signal: Products, unit: Unit) -> Tensor:
         """What `Products` has of the bucket's rows, `unit` being all of them: (samples, rows, heads) float32."""
@@ -192,7 +195,12 @@ class RowsReader(ABC):
         if signal.among == "image":
             with_whom = take_along(values, own[:, None, :, None], dim=2)
         else:
-            seen = self._real_rows()[:, None, None]
+            # Rows that are no padding; pads in front repeat the first row.
+            last, live = torch.ones_like(self._columns[:, :1], dtype=torch.bool), self._live()
+            seen = torch.cat((self._columns.diff(dim=1) > 0, last), dim=1)
+            if live is not None:
+                seen = seen & (live.gather(1, self._columns) != 0)
+            seen = seen[:, None, None]
             visible = lambda _: seen  # noqa: E731 - every row sees the same
         total, done = torch.zeros_like(own, dtype=torch.float32), 0
         for block in attention_rows(
@@ -209,15 +217,6 @@ class RowsReader(ABC):
             total += (alike * asks[:, done : done + alike.shape[1], None]).sum(dim=1)
             done += alike.shape[1]
         return total
-
-    def _real_rows(self) -> Tensor:
-        """Which rows are no padding, (samples, rows) bool: pads in front repeat the first row."""
-        last = torch.ones_like(self._columns[:, :1], dtype=torch.bool)
-        real = torch.cat((self._columns.diff(dim=1) > 0, last), dim=1)
-        live = self._live()
-        if live is None:
-            return real
-        return real & (live.gather(1, self._columns) != 0)
 
     def _pivots_of(self, count: int, unit: Unit) -> Tensor:
         none = self._columns.new_full((len(self._columns), count), -1)
@@ -260,7 +259,7 @@ class RowsReader(ABC):
         samples = len(columns)
         if not len(unit):  # an image that has lost all its tokens
             return
-        asking, real = self._asking(signal, unit)
+        asking, real = self._asking(signal, unit, columns)
         if not asking.shape[1]:
             return
         query, keys, scaling = self._queries_and_keys(asking)
@@ -307,10 +306,13 @@ class RowsReader(ABC):
             yield paid if real is None else paid * real[:, None, some, None]
             done += paid.shape[2]
 
-    def _asking(self, signal: Attention, unit: Unit) -> tuple[Tensor, Tensor | None]:
-        """The rows that ask for a signal of a unit, (samples, asking) int64, and which are real, None if all are."""
+    def _asking(self, signal: Attention, unit: Unit, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows that ask for a signal of a unit whose rows are in these columns, (samples, rows) int64.
+
+        Returns:
+            (samples, asking) int64; and which are real, None if all are.
+        """
         if signal.rows == "vision":
-            columns = self._vision[:, unit.rows]
             rows = columns.shape[1]
             if signal.sample is None or signal.sample >= rows:
                 return columns, None

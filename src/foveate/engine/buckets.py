@@ -80,11 +80,11 @@ class Bucket:
     def of(cls, members: Sequence[int], batch: Sequence[Sample], device: torch.device) -> Self:
         """These samples of a batch, which must be alike."""
 
-        def sent(tensors: Sequence[Tensor]) -> Tensor:
+        def send_all(tensors: Sequence[Tensor]) -> Tensor:
             return send(torch.stack(list(tensors)), device)
 
         samples = tuple([batch[member] for member in members])
-        vision = sent([sample.vision for sample in samples])
+        vision = send_all([sample.vision for sample in samples])
         slots = torch.arange(vision.shape[1], device=device).expand_as(vision)
         bucket = cls(
             members=tuple(members),
@@ -97,13 +97,13 @@ class Bucket:
         )
         cells = [sample.cells for sample in samples if sample.cells is not None]
         if cells:
-            bucket.notes[CELLS] = sent(cells)
+            bucket.notes[CELLS] = send_all(cells)
         if samples[0].parted:
-            bucket.runs = sent([sample.runs for sample in samples])
+            bucket.runs = send_all([sample.runs for sample in samples])
         pairs = [sample.ordinals for sample in samples if sample.ordinals is not None]
         if pairs:
             free, fixed = zip(*pairs, strict=True)
-            bucket.ordinals = sent(free), sent(fixed)
+            bucket.ordinals = send_all(free), send_all(fixed)
         return bucket
 
     @property

@@ -15,7 +15,7 @@ from foveate._transformers import (
     IndexedLayer,
     LinearAttentionLayer,
 )
-from foveate.core.tensors import Memo, on_tensors
+from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.rooms import MOST_STEP, Room
 from foveate.errors import UnsupportedError
@@ -348,30 +348,23 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self._announced, self._pruned = None, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        if self.reads is not None:
-            self.reads.reorder_cache(beam_idx)
-        self._for_samples(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        self._follow(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
         self.counted = None
-        if self.reads is not None:
-            self.reads.batch_repeat_interleave(repeats)
-        self._for_samples(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self._follow(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
         self.counted = None
-        if self.reads is not None:
-            self.reads.batch_select_indices(indices)
-        self._for_samples(lambda tensor: tensor[indices.to(tensor.device)])
+        self._follow(lambda tensor: tensor[indices.to(tensor.device)])
 
-    def _for_samples(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Let what is known of the samples follow them: they are in front of it."""
-        for name in FOLLOWING:
+    def _follow(self, change: Change) -> None:
+        """Let rows, and what is known of the samples, follow these: they are in front of it."""
+        for name in ("keys", "values", *FOLLOWING):
             setattr(self, name, on_tensors(getattr(self, name), change))
         self._room = None
+        if self.reads is not None:
+            self.reads._follow(change)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""

@@ -79,7 +79,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
                 setattr(copied, name, own)
         return copied
 
-    def repeated(tensor: Tensor) -> Tensor:
+    def repeat(tensor: Tensor) -> Tensor:
         if samples == 1:
             return tensor
         return spread.once(lambda: tensor.repeat_interleave(samples, dim=0), tensor)
@@ -87,13 +87,13 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
     if type(layer) is PrunedLayer:
         copied._memo, copied.counted = memo, None
         for name in FOLLOWING:
-            setattr(copied, name, on_tensors(getattr(layer, name), repeated))
+            setattr(copied, name, on_tensors(getattr(layer, name), repeat))
         if layer.reads is not None:
             copied.reads = _layer(layer.reads, memo, spread, samples)
     if not layer.is_initialized or isinstance(layer, DummyLayer):
         return copied
     if layer.is_sliding or samples == 1:
-        copied.keys, copied.values = repeated(layer.keys), repeated(layer.values)
+        copied.keys, copied.values = repeat(layer.keys), repeat(layer.values)
         return copied
     if type(layer) is DynamicLayer:
         copied = PrunedLayer(copied, memo)

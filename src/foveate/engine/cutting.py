@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
-from foveate.core.cut import Cut, Pick, followed, note_of, together
+from foveate.core.cut import Cut, Pick, look_up, note_of, together
 from foveate.core.signals import (
     Attention,
     Cells,
@@ -25,7 +25,7 @@ from foveate.core.signals import (
     Signal,
     Text,
 )
-from foveate.core.tensors import Tensors, alike, stacked
+from foveate.core.tensors import Change, Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine.attending import RATERS, streams
 from foveate.engine.buckets import WORDS, Bucket, Sizes
@@ -36,8 +36,6 @@ from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.errors import UnsupportedError
 
 ALL_CELLS = Cells()
-Part = Callable[[Tensor], Tensor]
-"""Of a tensor with a sample's rows in front, the rows of a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ class SampleRows:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 
-    def _signal(self, signal: Signal, unit: Unit, part: Part) -> Tensor:
+    def _signal(self, signal: Signal, unit: Unit, part: Change) -> Tensor:
         """A signal for the rows of a unit."""
         if isinstance(signal, Cells):
             none = part(self.source) < 0
@@ -184,7 +182,9 @@ class SampleRows:
         if isinstance(signal, Text):
             columns = self.text[WORDS]
             return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
-        if isinstance(signal, Keys | Products):
+        if isinstance(signal, Keys):
+            return part(self.reader.read(signal, [unit]))
+        if isinstance(signal, Products):
             return part(self.reader.read(signal, [sample_unit(self.sample, len(self))]))
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))
@@ -205,7 +205,7 @@ class SampleRows:
                 f"Two stages cut before layer {self.layer}, and the second reads values that are not computed for the "
                 "tokens left by the first. Move one of them to another layer."
             )
-        source = followed(cut.source, self.source)
+        source = look_up(cut.source, self.source)
         notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.notes.items()}
         notes |= cut.notes
         return replace(
@@ -259,7 +259,7 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
 
 def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
     """The notes of a stage that only looks, its units' one behind the other."""
-    notes_of_units = [cut.noted_by(stage.owner).notes for cut in cuts if cut is not None]
+    notes_of_units = [cut.with_owner(stage.owner).notes for cut in cuts if cut is not None]
     if not notes_of_units:
         return {}
     first = notes_of_units[0]
@@ -271,22 +271,22 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
     """One decision about a sample from the cuts of its units; None where nothing is dropped."""
     if len(cuts) == 1 and cuts[0] is not None:
-        cut = cuts[0].noted_by(stage.owner)
+        cut = cuts[0].with_owner(stage.owner)
         known = rows.sizes is not None and len(rows.sizes) == 1
         return Decision(cut, (cut._count,) if known and isinstance(cut._count, int) else None)
     if all([cut is None for cut in cuts]):
         return None
     unit_cuts = []
     for unit_cut, unit in zip(cuts, units, strict=True):
-        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else unit_cut.noted_by(stage.owner))
-    cut = joined(unit_cuts, rows.source.device, lambda: rows.hidden)
+        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else unit_cut.with_owner(stage.owner))
+    cut = join_units(unit_cuts, rows.source.device, lambda: rows.hidden)
     if cut.stays is not None or rows.sizes is None or len(rows.sizes) != len(units):
         return Decision(cut, None)
     counts = tuple(part.count for part in unit_cuts if isinstance(part.count, int))
     return Decision(cut, counts if len(counts) == len(units) else None)
 
 
-def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
+def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
     """One cut of a sample from those of its units, one behind the other.
 
     An example: of two images of three tokens the first loses its second token, the second its first.
@@ -344,14 +344,13 @@ class BucketReader(Protocol):
     """Reads a layer for all samples of a bucket: `RowsReader`, or several of them."""
 
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor: ...
-    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
+    def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
     def in_prompt(self, columns: Tensor) -> Tensor: ...
 
 
 ReaderOf = Callable[[Bucket], BucketReader]
 Decided = tuple[Bucket, list[Cut], Sizes | None]
 """A bucket, what becomes of each of its samples, and how many rows of each image that leaves."""
-Norm = Callable[[Tensor], Tensor]
 
 
 def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
@@ -377,7 +376,7 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         for bucket in forward.outcome.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
-                bucket.notes[f"hidden {layer}"] = call.hidden[bucket.owners, bucket.columns]
+                bucket.notes[hidden_note(layer)] = call.hidden[bucket.owners, bucket.columns]
     forward.outcome.row_maps.append(forward.outcome.rows)
 
 
@@ -399,7 +398,7 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
             bucket.text[name] = reader.in_prompt(text.flatten(1)).view_as(text)
     for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
         units = asking_units(stream[0], bucket.first, bucket.sizes, rows)
-        for attention, values in reader.reduced(stream, units).items():
+        for attention, values in reader.reduce(stream, units).items():
             bucket.notes[ran_note(attention, layer)] = values
 
 
@@ -445,12 +444,12 @@ class SampleReader:
     """
 
     read: Callable[[Signal, Sequence[Unit]], Tensor]
-    states: Norm
-    normed: Norm
+    states: Change
+    normed: Change
 
 
 def decide_bucket(
-    bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
+    bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Change
 ) -> tuple[list[Cut], Sizes | None]:
     """What the stages before a layer leave of each sample of a bucket.
 
@@ -534,11 +533,11 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
         if not cuts or cuts[0].stays is None:
             counted.append((bucket, cuts, sizes))
         else:
-            counted += _divided(bucket, cuts, numbers)
+            counted += _divide(bucket, cuts, numbers)
     return counted
 
 
-def _divided(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
+def _divide(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
     """A bucket divided into samples that keep equally many tokens of each image, each part with its cuts.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.contract import follow
 from foveate.contract.stages import Stage, TowerStage
 from foveate.core.cut import Cut, Pick, together
 from foveate.core.grid import Grid
@@ -65,28 +66,6 @@ class ImageTokens:
     def untouched(self) -> bool:
         """Whether its tokens are all as they came."""
         return self.patches.stays_whole and self.done.stays_whole
-
-    @property
-    def can_pool(self) -> bool:
-        """Whether it has not been through a stage inside the tower, and stands on a grid."""
-        return self.view.merge is None and not self.view.early and self.view.grid is not None
-
-    @property
-    def grid(self) -> Grid:
-        """Rows and columns of its tokens, where they are on one."""
-        assert self.view.grid is not None
-        return self.view.grid
-
-    def pool(self, cut: Cut | None) -> None:
-        """Take what a stage inside the tower has made of it."""
-        if cut is not None:
-            self.patches = self.pooled = cut
-            self.done = Cut.stay(len(cut.source))
-
-    def take(self, cut: Cut | None, stage: Stage) -> None:
-        """Take what an image stage has made of it."""
-        if cut is not None:
-            self.done = self.done.then(cut.noted_by(stage.owner))
 
     @property
     def cut(self) -> Cut | None:
@@ -153,9 +132,7 @@ def kind_of(rows: Tensor) -> tuple[Hashable, ...]:
     return tuple(rows.shape), rows.dtype, rows.device
 
 
-def image_view(
-    stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: Pick, video: bool = False
-) -> ImageView:
+def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: Pick, video: bool) -> ImageView:
     """What a stage sees of one of some images alike.
 
     Args:
@@ -170,13 +147,13 @@ def image_view(
     signals: dict[Signal, Callable[[], Tensor]] = {}
     for signal in stage.reads:
         if not image.lacks(signal):
-            signals[signal] = partial(_picked, pick, [partial(other.signal, signal) for other in images])
+            signals[signal] = partial(_pick, pick, [partial(other.signal, signal) for other in images])
     # Once tokens have been dropped or merged, the rows are on no grid, and say which tokens they stand for.
     grid, grids = view.grid, view.grids
     tokens: Callable[[], Tensor] | None = None
     if not untouched:
         grid, grids = None, ()
-        tokens = partial(_picked, pick, [partial(getattr, other, "source") for other in images])
+        tokens = partial(_pick, pick, [partial(getattr, other, "source") for other in images])
     return ImageView(
         rows,
         grid=grid,
@@ -192,7 +169,7 @@ def image_view(
 # -- images alike -------------------------------------------------------------------------------------------------
 
 
-def _picked(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
+def _pick(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
     """Of functions that each make the tensor of one image, the tensor of the image that is looked at."""
     return pick(stacked([make() for make in makes]))
 
@@ -226,7 +203,7 @@ def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable], at
 
     def make(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut:
         _, put_off = merging[places[0]]
-        return put_off.with_tensors(tensors).made()
+        return put_off.with_tensors(tensors).make_merge()
 
     made = _by_kind(make, [cut.tensors() for _, cut in merging], [kinds[place] for place, _ in merging])
     for place, cut in unknown:
@@ -283,7 +260,8 @@ class TowerReducer:
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become in front of the tower."""
-        return self._program.coarsen(grids, entered, reserved)
+        tokens = sum(rows * columns for rows, columns in grids)
+        return follow.coarsened(self._program.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
         """Which tokens of each image or video the tower shall make, of their pixels."""
@@ -294,8 +272,7 @@ class TowerReducer:
             return stage.cut(PixelView(tensors["units"], view.mean, view.std))
 
         inputs = [{"units": view.units} for view in views]
-        cuts = cuts_of(look, inputs, [kind_of(view.units) for view in views], self._program.together)
-        return [_if_it_merges(cut) for cut in cuts]
+        return _dropping(cuts_of(look, inputs, [kind_of(view.units) for view in views], self._program.together))
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
         """Which patches of each image become one after the tower's first layer.
@@ -304,8 +281,7 @@ class TowerReducer:
             images: (patches, width) each, in raster order.
             grid: Their rows and columns.
         """
-        cuts = self._of_patches(self._program.tower, images, [grid] * len(images))
-        return [_if_it_merges(cut) for cut in cuts]
+        return _dropping(self._of_patches(self._program.tower, images, [grid] * len(images)))
 
     def first(self, blocks: int) -> int:
         """The tower's block before which rows leave, of so many that are read."""
@@ -320,13 +296,18 @@ class TowerReducer:
         """What becomes of each image's tokens on their way out of the tower, newlines apart."""
         images = [ImageTokens(view, self._program.resources) for view in views]
         # Where the tower itself cannot lose tokens, the stage inside it works behind the projector.
-        late = [image for image in images if self.early and image.can_pool]
-        rows, grids = [image.rows for image in late], [image.grid for image in late]
+        late: list[ImageTokens] = []
+        if self.early:
+            late = [one for one in images if one.view.merge is None and not one.view.early and one.view.grid]
+        rows, grids = [image.rows for image in late], [image.view.grid for image in late]
         for image, cut in zip(late, self._of_patches(self._program.tower, rows, grids), strict=True):
-            image.pool(_if_it_merges(cut))
+            if cut is not None and cut.count != cut.arriving:
+                image.patches = image.pooled = cut
+                image.done = Cut.stay(len(cut.source))
         for stage in self._program.images:
             for image, cut in zip(images, self._ask(stage, images), strict=True):
-                image.take(cut, stage)
+                if cut is not None:
+                    image.done = image.done.then(cut.with_owner(stage.owner))
         return [image.cut for image in images]
 
     def _of_patches(
@@ -351,11 +332,9 @@ class TowerReducer:
         return cuts_of(look, inputs, [image.kind for image in images], self._program.together)
 
 
-def _if_it_merges(cut: Cut | None) -> Cut | None:
-    """The cut; None if it leaves as many rows as arrived."""
-    if cut is None or cut.count == cut.arriving:
-        return None
-    return cut
+def _dropping(cuts: Sequence[Cut | None]) -> list[Cut | None]:
+    """The cuts, None in the place of each that leaves as many rows as arrived."""
+    return [None if cut is None or cut.count == cut.arriving else cut for cut in cuts]
 
 
 def encode(
@@ -404,11 +383,10 @@ def encode(
                 "for a smaller picture. Keep the tower in memory in the device_map, or use AveragePool."
             ) from error
         raise
-    return output, [_without_rows(cut) for cut in cuts], ran or reducer.ran
-
-
-def _without_rows(cut: Cut | None) -> Cut | None:
-    """A cut whose rows are in the features now. The trace holds it, so it must not hold the features."""
-    if cut is None or cut.stays_whole:
-        return cut
-    return Cut(cut.arriving, cut.count, {"source": cut.source, "parent": cut.parent}, cut.notes)
+    # Rows are in the features now. The trace holds cuts, so these must not hold the features.
+    without_rows = []
+    for cut in cuts:
+        if cut is not None and not cut.stays_whole:
+            cut = Cut(cut.arriving, cut.count, {"source": cut.source, "parent": cut.parent}, cut.notes)
+        without_rows.append(cut)
+    return output, without_rows, ran or reducer.ran

@@ -385,12 +385,13 @@ class Forward:
     Attributes, the rows that are left (where `drops`):
         span, count: Columns of the forward, and samples.
         samples: The batch.
-        additions: What the decoder adds to vision tokens behind its first layers (see `Family.added_later`).
+        additions: What the decoder adds to vision tokens behind its first layers (see `Family.later_additions`).
         image_ends: Samples and columns of the last token of every run of vision tokens, (2, runs) int64; None where
             only the last column will be read.
         text: (samples, columns) bool, columns of text.
         first: (samples,) int64, each sample's first column that is no padding.
         entering_rows: (samples,) int64, rows of each sample before anything is dropped.
+        entered: (samples, columns) bool, columns of these rows; on the host.
     """
 
     program: Program
@@ -424,8 +425,8 @@ class Forward:
     text: Tensor = NOTHING
     first: Tensor = NOTHING
     entering_rows: Tensor = NOTHING
+    entered: Tensor = NOTHING
     _starts: Tensor = NOTHING  # (samples,) int64, how many vision tokens the samples before each have
-    _entered: Tensor = NOTHING  # on the host
 
     @property
     def sent(self) -> tuple[Tensor | None, ...]:
@@ -460,7 +461,7 @@ class Forward:
     def twin(self, change: Change, kwargs: dict[str, Any]) -> "Forward":
         """This forward as it has begun, with other tensors: what the decoder is handed, by name, and what is left."""
         ids = self.position_ids
-        additions = None if self.additions is None else self.family.added_later(kwargs)
+        additions = None if self.additions is None else self.family.later_additions(kwargs)
         outcome, ids = self.outcome.with_tensors(change), None if ids is None else change(ids)
         return replace(self, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
 
@@ -487,23 +488,17 @@ class Forward:
             ends = [sample.vision.numpy()[np.diff(sample.runs.numpy(), append=-1) != 0] for sample in samples]
             owners = np.repeat(np.arange(len(samples)), [len(columns) for columns in ends])
             self.image_ends = send(torch.from_numpy(np.stack((owners, np.concatenate(ends)))), embeds.device)
-        text = np.zeros((len(samples), self.span), bool)
-        for row, sample in zip(text, samples, strict=True):
-            row[sample.text.numpy()] = True
-        entered = text.copy()
-        for row, sample in zip(entered, samples, strict=True):
-            row[sample.vision.numpy()] = True
+        text, entered = np.zeros((2, len(samples), self.span), bool)
+        for row, sample in enumerate(samples):
+            columns = sample.text.numpy()
+            text[row, columns] = entered[row, columns] = True
+            entered[row, sample.vision.numpy()] = True
         vision = np.array([len(sample.vision) for sample in samples])
         # argmax finds the first of equal values: padding, padding, text, image gives column 2.
         numbers = np.stack((entered.argmax(axis=1), entered.sum(axis=1), vision.cumsum() - vision))
         self.first, self.entering_rows, self._starts = send(torch.from_numpy(numbers), embeds.device)
         self.text = send(torch.from_numpy(text), embeds.device)
-        self._entered = torch.from_numpy(entered)
-
-    @property
-    def own_kinds(self) -> Tensor:
-        """What each column of this forward is, (samples, columns) int8: see `PrunedLayer`."""
-        return 2 * send(self._entered.to(torch.int8), self.text.device) - self.text.to(torch.int8)
+        self.entered = torch.from_numpy(entered)
 
     @property
     def ends_in_vision(self) -> bool:

@@ -16,7 +16,6 @@ from foveate._transformers import (
     lacks,
     probe,
     recomputes_from_outside,
-    stores_by_layer,
     unknown,
 )
 from foveate.contract.method import Method
@@ -54,8 +53,8 @@ def refuse_unknown_host(family: Family) -> None:
         )
 
 
-def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> None:
-    """A stage may read what this model or this engine has not, or stand where nothing runs."""
+def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resources: Mapping[str, Any]) -> None:
+    """A stage may read what this model or this engine has not, or was not handed in, or stand where nothing runs."""
     reason = refusal(stages, family.lacks, type(family))
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
@@ -65,6 +64,14 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> No
                 f"{method.name} reads {Rotary()!r} before layer {stage.layer}, and foveate finds no RoPE in the layers "
                 f"of {type(family.text).__name__} from there on. Use a method that does not read it."
             )
+    read = {signal.name for stage in stages for signal in stage.reads if isinstance(signal, Resource)}
+    for name in sorted(read - set(resources)):
+        raise UnsupportedError(
+            f"{method.name} reads the resource {name!r}, and none was handed in. Hand it in: "
+            f"foveate.drop(model, method, resources={{{name!r}: …}})."
+        )
+    for name in sorted(set(resources) - read):
+        raise SettingError(f"{method.name} reads no resource {name!r} here. Leave it out of resources.")
 
 
 def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: bool) -> None:
@@ -81,18 +88,6 @@ def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: 
             f"This method {what}, but layers {first} to {max(family.lenders)} of this model attend to keys of earlier "
             f"layers, and may get the last row alone. Drop before layers 0 to {first - 1}, and read all tokens."
         )
-
-
-def refuse_resources(method: Method, stages: Sequence[Stage], resources: Mapping[str, Any]) -> None:
-    """What was handed in by name must be what the stages read by name."""
-    read = {signal.name for stage in stages for signal in stage.reads if isinstance(signal, Resource)}
-    for name in sorted(read - set(resources)):
-        raise UnsupportedError(
-            f"{method.name} reads the resource {name!r}, and none was handed in. Hand it in: "
-            f"foveate.drop(model, method, resources={{{name!r}: …}})."
-        )
-    for name in sorted(set(resources) - read):
-        raise SettingError(f"{method.name} reads no resource {name!r} here. Leave it out of resources.")
 
 
 def refuse_pages(*_: Any, **__: Any) -> NoReturn:
@@ -233,7 +228,7 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
         raise UnsupportedError(
             "Offloaded caches do not work while tokens are dropped. Use a DynamicCache without offloading."
         )
-    if not stores_by_layer(cache):
+    if getattr(cache.update, "__func__", None) is not Cache.update:
         raise UnsupportedError(
             f"A {type(cache).__name__} stores rows in a way of its own (its update is not transformers' own), "
             "so its layers cannot differ in length. Use a DynamicCache."
@@ -274,8 +269,8 @@ def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: di
             "one, and what is dropped before it would be wrong. foveate serves decoders that run each layer once, in "
             "order."
         )
-    given = [*(type(argument).__name__ for argument in args), *kwargs]
-    raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(given)})")
+    handed = [*(type(argument).__name__ for argument in args), *kwargs]
+    raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(handed)})")
 
 
 def refuse_changed_rows(index: int) -> NoReturn:

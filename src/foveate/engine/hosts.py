@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut, Pick, followed
+from foveate.core.cut import Cut, Pick, look_up
 from foveate.core.signals import Hidden
 from foveate.core.tensors import Tensors
 from foveate.core.views import TowerView
@@ -17,7 +17,7 @@ from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.encode import TowerReducer, cuts_of, kind_of
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.program import Program
-from foveate.engine.samples import Sample
+from foveate.engine.samples import read_samples
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left
 
@@ -84,10 +84,13 @@ def before_decoder(
     sources = [cut.source.to(own.device) for cut, own in zip(arrived, rows, strict=True)]
 
     def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-        hidden, first = tensors["rows"], places[0]
+        hidden, cut = tensors["rows"], arrived[places[0]]
+        # A sequence that has one image, of which so many rows are left, and text behind it.
+        media = [MediaTokens(cut.arriving, nowhere, cut if len(hidden) < cut.arriving else None)]
+        (sample,) = read_samples([(torch.arange(cut.arriving + 1)[None] < cut.arriving, media)], None)
         image = SampleRows(
             layer=0,
-            sample=_sample_of(arrived[first], len(hidden)),
+            sample=sample,
             source=tensors["source"],
             sizes=(len(hidden),),
             notes=dict(tensors["notes"]),
@@ -111,24 +114,9 @@ def before_decoder(
     for own, source, last in zip(rows, sources, later, strict=True):
         stands_for = source
         if last is not None:
-            stands_for = followed(last.source, source)
+            stands_for = look_up(last.source, source)
         entered.append(Entered(rows_left(own, last), stands_for))
     return entered
-
-
-def _sample_of(cut: Cut, count: int) -> Sample:
-    """A sequence that has one image, of which so many rows are left, and text behind it."""
-    vision = torch.arange(cut.arriving)
-    return Sample(
-        live=cut.arriving + 1,
-        text=torch.tensor([cut.arriving]),
-        vision=vision,
-        runs=torch.zeros_like(vision),
-        media=[MediaTokens(cut.arriving, nowhere, cut if count < cut.arriving else None)],
-        sizes=(cut.arriving,),
-        text_after=(1,),
-        text_from=(1,),
-    )
 
 
 def refuse_decoder_signals(stages: Program) -> None:

@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate._transformers import FeatureCall
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, cells_of, frames_of, grids_of
 from foveate.engine import guards
@@ -16,7 +17,6 @@ from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 
-T = TypeVar("T")
 TAG = "_foveate"
 """The one attribute that foveate hangs on objects of others: on what a `get_*_features` call answers, and on each of
 its features. `generate` encodes long before the decoder runs, and repeats features for beams; a tag goes along."""
@@ -49,8 +49,8 @@ class MediaTokens:
     def __reduce__(self) -> Any:
         """Pickled as it is on the host, with its places worked out."""
         boxes = self.boxes()
-        known = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
-        return MediaTokens, (self.length, known, self.cut, self.fixed, self.video, tuple(self.ran))
+        places = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
+        return MediaTokens, (self.length, places, self.cut, self.fixed, self.video, tuple(self.ran))
 
     @property
     def free(self) -> int:
@@ -116,13 +116,11 @@ class Encoded:
         media: Its images or videos, sample by sample where the prompt was seen, else as one sample.
         pieces: Entries of the answer that are of one image or video (see `Family.pieces`).
         features: Each image's, where an entry is an image: one tensor of all loses the tags of its parts.
-        tiled: Whether features come in other pieces than images.
     """
 
     media: Sequence[Sequence[MediaTokens]]
     pieces: int
     features: Sequence[Tensor]
-    tiled: bool
 
     def __deepcopy__(self, memo: Any) -> "Encoded":
         return self
@@ -134,8 +132,7 @@ def nowhere() -> None:
 
 def tag(
     family: Family,
-    modality: str,
-    arguments: dict[str, Any],
+    call: FeatureCall,
     output: Any,
     cuts: Sequence[Cut | None],
     prompt: Sequence[Sequence[int]] | None,
@@ -145,13 +142,13 @@ def tag(
 
     Args:
         family: Knows the model.
-        modality: "image" or "video".
-        arguments: The call's arguments by name.
+        call: The call.
         output: The answer.
         cuts: What became of each image; empty where none was looked at.
         prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
         ran: Which rows of the tower ran, segment by segment; empty where all did.
     """
+    modality, arguments = call.modality, call.arguments
     pieces = family.pieces(modality, arguments)
     features = features_of(output, pieces)
     lengths = [len(tensor) for tensor in features]
@@ -159,7 +156,7 @@ def tag(
         lengths = lengths_in(prompt, sum(lengths_of(features)))
     # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
     # trace holds this, so it must hold neither pixels nor the model.
-    of_call = family.model.config, modality, family.remembered(arguments), lengths
+    of_call = family.model.config, modality, family.arguments_kept(arguments), lengths
     boxes = cache(partial(type(family).boxes, *of_call))
     fixed = [()] * len(lengths) if family.tiled else family.fixed_tokens(*of_call)
     media = []
@@ -167,10 +164,13 @@ def tag(
     if ran:  # else nothing is read of the device
         ran_of = _by_image(ran, lengths, type(family).tower_images(family.model.config, modality, arguments))
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        own = partial(_boxes_of, boxes, index)
+        own = partial(lambda index: boxes()[index], index)
         media.append(MediaTokens(length, own, cut, fixed[index], modality == "video", ran_of[index]))
-    counts = [len(sample) for sample in prompt or ()]
-    setattr(output, TAG, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
+    by_sample, counts = [media], [len(sample) for sample in prompt or ()]
+    if sum(counts) == len(media):
+        images = iter(media)
+        by_sample = [list(itertools.islice(images, count)) for count in counts]
+    setattr(output, TAG, Encoded(by_sample, pieces, features))
     if family.tiled:
         return
     for tensor, image in zip(features, media, strict=True):
@@ -190,25 +190,12 @@ def _by_image(ran: Sequence[Cut], lengths: Sequence[int], counts: Sequence[int] 
     return [tuple(itertools.islice(segments, count)) for count in counts]
 
 
-def _boxes_of(boxes: Callable[[], Sequence[Tensor | None]], index: int) -> Tensor | None:
-    """Of one image: see `Family.boxes`."""
-    return boxes()[index]
-
-
 def lengths_in(prompt: Sequence[Sequence[int]] | None, total: int) -> list[int]:
     """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""
     lengths = list(itertools.chain(*prompt or ()))
     if sum(lengths) == total:
         return lengths
     return [total]
-
-
-def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
-    """Images sample by sample, with so many each; as one sample where the counts do not add up."""
-    if sum(counts) != len(media):
-        return [list(media)]
-    images = iter(media)
-    return [list(itertools.islice(images, count)) for count in counts]
 
 
 def image_lengths(
@@ -223,10 +210,10 @@ def image_lengths(
         ids: The prompt's ids, (samples, columns).
         pieces: Tokens of each piece in which the features came; none before there are any.
     """
-    if not family.tiled or (mask is None and ids is None):
+    if family.tiled and mask is None and ids is not None:
+        mask = ids == family.placeholder(modality)  # type: ignore[assignment]
+    if not family.tiled or mask is None:
         return None
-    if mask is None:
-        mask = placed(family, modality, ids)
     return family.image_lengths(mask, ids, pieces)
 
 
@@ -234,15 +221,8 @@ def prompt_lengths(
     family: Family, modality: str, ids: Tensor | None
 ) -> Callable[[Sequence[int]], list[list[int]] | None]:
     """`image_lengths` of a prompt, called with the pieces of its features; the host waits once for each answer."""
-    known = cache(partial(image_lengths, family, modality, None, ids))
-    return lambda pieces: known(tuple(pieces) if family.gathers else ())
-
-
-def placed(family: Family, modality: str, ids: Tensor | None) -> Tensor:
-    """Where a prompt has vision tokens, (samples, columns) bool."""
-    assert ids is not None
-    places: Tensor = ids == family.placeholder(modality)  # type: ignore[assignment]
-    return places
+    lengths = cache(partial(image_lengths, family, modality, None, ids))
+    return lambda pieces: lengths(tuple(pieces) if family.gathers else ())
 
 
 def tagged_media(
@@ -251,9 +231,35 @@ def tagged_media(
     """The images whose features these are.
 
     Features that were made outside the context have no tags: of them only the length is known.
+
+    Args:
+        output: What a `get_*_features` call answered, maybe repeated for beams since.
+        lengths: Vision tokens of each image of each sample, for families whose features come in other pieces.
+        program: Says whether the tower must have been seen to run.
+        family: Knows which tokens always stay.
+        modality: "image" or "video".
     """
+    encoded = getattr(output, TAG, None)
+    if not isinstance(encoded, Encoded):
+        encoded = None
+    if lengths is None:
+        features = features_of(output, 1 if encoded is None else encoded.pieces)
+        sizes = [len(tensor) for tensor in features]
+        tags = [getattr(tensor, TAG, None) for tensor in features]
+        if encoded is not None and any([image is None for image in tags]):
+            originals = list(itertools.chain(*encoded.media))
+            places = _which(features, encoded.features)
+            tags = [None if place is None else originals[place] for place in places]
+    else:
+        sizes = list(itertools.chain(*lengths))
+        samples = [] if encoded is None else encoded.media
+        beams = len(lengths) // max(1, len(samples))  # generate repeats a sample's rows: a a b b for two beams
+        tagged = [media for media in samples for _ in range(beams)]
+        tags = [None] * len(sizes)
+        if [[image.length for image in media] for media in tagged] == [list(sample) for sample in lengths]:
+            tags = list(itertools.chain(*tagged))
     media = []
-    for length, image in media_of(output, lengths):
+    for length, image in zip(sizes, tags, strict=True):
         if image is None:
             if program.encodes is not None:
                 guards.refuse_foreign_features(program.method)
@@ -265,14 +271,6 @@ def tagged_media(
     return media
 
 
-def tag_of(tagged: Any, kind: type[T]) -> T | None:
-    """The tag of this kind that hangs on an object, if any."""
-    value = getattr(tagged, TAG, None)
-    if isinstance(value, kind):
-        return value
-    return None
-
-
 def features_of(output: Any, pieces: int) -> list[Tensor]:
     """The features of each image or video in what a `get_*_features` call answered."""
     parts = pieces_of(output)
@@ -280,37 +278,6 @@ def features_of(output: Any, pieces: int) -> list[Tensor]:
         return parts
     # With two pieces an image, parts 0 1 2 3 are the images 0 1 and 2 3.
     return [torch.cat(parts[start : start + pieces]) for start in range(0, len(parts), pieces)]
-
-
-def media_of(output: Any, lengths: Sequence[Sequence[int]] | None) -> list[tuple[int, MediaTokens | None]]:
-    """Vision tokens of each image or video of an answer, and what its tag says; None for one that has none.
-
-    Args:
-        output: What a `get_*_features` call answered, maybe repeated for beams since.
-        lengths: Vision tokens of each image of each sample, for families whose features come in other pieces.
-    """
-    encoded = tag_of(output, Encoded)
-    if lengths is not None:
-        return _media_of_samples(encoded, lengths)
-    features = features_of(output, 1 if encoded is None else encoded.pieces)
-    media = [tag_of(tensor, MediaTokens) for tensor in features]
-    if encoded is not None and any([image is None for image in media]):
-        originals = list(itertools.chain(*encoded.media))
-        places = _which(features, encoded.features)
-        media = [None if place is None else originals[place] for place in places]
-    return [(len(tensor), image) for tensor, image in zip(features, media, strict=True)]
-
-
-def _media_of_samples(
-    encoded: Encoded | None, lengths: Sequence[Sequence[int]]
-) -> list[tuple[int, MediaTokens | None]]:
-    """Lengths and tags, sample by sample: a sample's beams share its tags."""
-    samples = [] if encoded is None else encoded.media
-    beams = len(lengths) // max(1, len(samples))  # generate repeats a sample's rows: a a b b for two beams
-    tagged = [media for media in samples for _ in range(beams)]
-    if [[image.length for image in media] for media in tagged] == [list(sample) for sample in lengths]:
-        return [(image.length, image) for image in itertools.chain(*tagged)]
-    return [(length, None) for length in itertools.chain(*lengths)]
 
 
 def _which(features: Sequence[Tensor], originals: Sequence[Tensor]) -> list[int | None]:

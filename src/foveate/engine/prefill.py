@@ -16,7 +16,7 @@ from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.buckets import WORDS
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
-from foveate.engine.cutting import joined
+from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, nowhere, tagged_media
 from foveate.engine.reads import begin_turn, end_turn
@@ -60,9 +60,11 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
             layer.settle()
         steps = steps and layer.window is None
-    # A core may make the decoder's masks itself, so its own arguments are searched too.
-    masks_of_columns = [given.get("attention_mask") for given in (kwargs, arrival.arguments)]
-    live = next((mask for mask in masks_of_columns if isinstance(mask, Tensor) and mask.dim() == 2), None)
+    live: Tensor | None = None
+    for given in (kwargs, arrival.arguments):  # a core may make the decoder's masks itself
+        mask = given.get("attention_mask")
+        if live is None and isinstance(mask, Tensor) and mask.dim() == 2:
+            live = mask
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         encodes = hasattr(family.core, f"get_{modality}_features") or not family.gathers
         if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
@@ -71,8 +73,10 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     if arrival.encoded and arrival.arguments and not masks:
         guards.refuse_unplaced_pictures()
     if embeds is None or not masks:
-        if prompt is not None and prompt.shape[1] > 1:  # a decode step is no prefill
-            forward.outcome.record = _text_record(family, prompt, cache, live)
+        # A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none.
+        if prompt is not None and prompt.shape[1] > 1 and (cache is None or length_of(cache) == 0):
+            rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
+            forward.outcome.record = PrefillRecord(len(family.layers), rows, (0,) * forward.count)
         if not forward.idle or reads:
             forward.backend = str(family.text.config._attn_implementation)
         if steps and not forward.idle:
@@ -100,14 +104,17 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         guards.refuse_split_image()
     forward.outcome.record = _record(family, samples, live, span, cache)
     if program.thin is not None and any([image.ran for sample in samples for image in sample.media]):
-        forward.outcome.record.stages.append(_thinned(samples))
+        forward.outcome.record.stages.append(_tower_rows(samples))
     if not drops and not reads:  # every layer runs untouched
-        forward.outcome.record.note_that_all_stay(sorted(program.cuts))
+        counts_in = forward.outcome.record.vision_tokens
+        tokens = [torch.arange(count) for count in counts_in]
+        stay = [StageRecord("layer", layer, counts_in, counts_in, tokens) for layer in sorted(program.cuts)]
+        forward.outcome.record.stages.extend(stay)
         return None
     forward.backend = str(family.text.config._attn_implementation)
     forward.live, forward.idle, forward.plans = live, False, plans
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
-    forward.additions = family.added_later(kwargs)
+    forward.additions = family.later_additions(kwargs)
     forward.drop_in(samples, embeds, arrival.last_only)
     _note_text(forward, arrival.ids)
     if reads:
@@ -190,7 +197,7 @@ def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
         if not cut.stays_whole:
             cut = cut.with_rows(places[: image.started])
         cuts.append(cut)
-    cut = joined(cuts, device, lambda: ordinals)
+    cut = join_units(cuts, device, lambda: ordinals)
     if changed and cut.rows is None:
         return Cut.merge(ordinals, ordinals, ordinals, cut.notes)
     return cut
@@ -240,7 +247,7 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
     )
 
 
-def _thinned(samples: Sequence[Sample]) -> StageRecord:
+def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
     """Which rows of each sample ran in late blocks of the tower: its images' segments one behind the other."""
     cuts = []
     for sample in samples:
@@ -249,17 +256,6 @@ def _thinned(samples: Sequence[Sample]) -> StageRecord:
     before, after = tuple(cut.arriving for cut in cuts), tuple(len(cut.source) for cut in cuts)
     origins, assigns = [cut.source for cut in cuts], [cut.parent for cut in cuts]
     return StageRecord("tower", None, before, after, origins, assigns, rows=True)
-
-
-def _text_record(family: Family, prompt: Tensor, cache: Any, live: Tensor | None) -> PrefillRecord | None:
-    """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
-    if cache is not None and length_of(cache) != 0:
-        return None
-    samples = prompt.shape[0]
-    rows: Sequence[int] | Tensor = (prompt.shape[1],) * samples
-    if live is not None:
-        rows = live.sum(dim=1)
-    return PrefillRecord(len(family.layers), rows, (0,) * samples)
 
 
 # -- finish -------------------------------------------------------------------------------------------------------
@@ -356,7 +352,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
         device = stored.keys.device
         alike = id(rows), device
         if alike not in wanted:
-            wanted[alike] = _wanted(forward, rows, final.to(device), others.to(device))
+            wanted[alike] = _rows_wanted(forward, rows, final.to(device), others.to(device))
         stored.keep(*wanted[alike])
         if forward.outcome.rows.numbered is not None:
             if rows is None:
@@ -371,7 +367,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
     forward.record_cut("kv", None, arriving[0])
 
 
-def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:
+def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:
     """Which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`.
 
     Args:

@@ -10,7 +10,6 @@ from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal, Text
-from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
 
@@ -128,8 +127,7 @@ class Program:
         shape = Shape(len(family.layers), family.tower_cls, family.renumbers, frozenset(resources or ()))
         stages = follow.in_order(method.stages(shape))
         follow.refuse_shallow(type(method).__name__, stages, shape.depth)
-        guards.refuse_stages(method, stages, family)
-        guards.refuse_resources(method, stages, resources or {})
+        guards.refuse_stages(method, stages, family, resources or {})
         reading = follow.reading(stages)
         if reading is not None and reading.when == "step":
             guards.refuse_recurrent_reading(reading.layer - 1, family.recurrent, shape.depth)
@@ -166,11 +164,6 @@ class Program:
             return None
         return "thin"
 
-    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become in front of the tower."""
-        tokens = sum(rows * columns for rows, columns in grids)
-        return follow.coarsened(self.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
-
     # -- begin -------------------------------------------------------------------------------------------------
 
     def count(self, size: int, grids: Sequence[Grid], video: bool = False) -> int | None:
@@ -182,12 +175,12 @@ class Program:
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
         """Vision tokens that each layer processes, as far as that is known beforehand; worked out once."""
-        known = tuple(sizes)
-        if known not in self._plans:
+        of_sizes = tuple(sizes)
+        if of_sizes not in self._plans:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
-            self._plans[known] = follow.layer_plan(self.stages, self._depth, known)
-        return self._plans[known]
+            self._plans[of_sizes] = follow.layer_plan(self.stages, self._depth, of_sizes)
+        return self._plans[of_sizes]
 
     # -- each layer --------------------------------------------------------------------------------------------
 

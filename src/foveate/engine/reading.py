@@ -1,4 +1,4 @@
-"""Each layer: its own queries and keys, for `engine.attending`; and raters, words that resemble an image."""
+"""Each layer: its own queries and keys, for `engine.attending`; raters, and what RoPE makes of positions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,15 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.picks import snap
 from foveate.core.signals import Signal
 from foveate.core.tensors import on_tensors, take_along
 from foveate.engine import guards
-from foveate.engine.arguments import Positions, visibility
+from foveate.engine.arguments import Positions, ids_of, visibility
 from foveate.engine.attending import RowsReader, last_marked
 from foveate.engine.buckets import Bucket
-from foveate.engine.cache import PrunedLayer
+from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, rows_of
+from foveate.engine.program import rotary_note
 from foveate.engine.samples import Unit, image_units
 from foveate.errors import UnsupportedError
 from foveate.families.tap import attention_of, unturning
@@ -57,11 +59,64 @@ def _raters_of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -
     return nobody.scatter(1, places, raters)
 
 
+# -- what RoPE makes of the positions that vision tokens enter with ---------------------------------------------------
+
+
+def note_turns(forward: Forward, call: LayerCall) -> None:
+    """Remember of every row what `Rotary` has of it, for the stages that read it.
+
+    Args:
+        forward: Knows position ids, and the rows that are left.
+        call: That of layer 0, before anything is cut there.
+    """
+    device = call.hidden.device
+    places = _places(forward, call).to(device)  # (axes, samples, columns)
+    for bucket in forward.outcome.buckets:
+        if not bucket.left:
+            continue
+        bucket.to(device)
+        own = places[:, bucket.owners, bucket.positions_of().clamp(min=0)]  # (axes, samples, left)
+        means: dict[int, Tensor] = {}  # layers share frequencies
+        for layer in forward.program.turned:
+            frequencies = forward.family.frequencies(layer)
+            assert frequencies is not None  # refused where the method was put on
+            if id(frequencies) not in means:
+                means[id(frequencies)] = _means_of_turns(own, frequencies.to(device))
+            bucket.notes[rotary_note(layer)] = means[id(frequencies)]
+
+
+def _places(forward: Forward, call: LayerCall) -> Tensor:
+    """Positions of all columns of a forward, (axes, samples, columns) int64, a prompt's first token at 0.
+
+    Ids may count padding in front of it. In later turns one running number goes on from the tokens of earlier ones;
+    several axes, M-RoPE's, are the model's own, as columns do not tell them.
+    """
+    ids = ids_of(forward)
+    earlier: int | Tensor = 0 if call.cache is None else max(0, length_of(call.cache))
+    ids = ids.expand(*ids.shape[:-2], forward.count, -1)
+    if ids.dim() > 2 and earlier:
+        return ids
+    ids = ids.reshape(-1, *ids.shape[-2:])  # (axes, samples, columns)
+    first = ids[:, torch.arange(forward.count, device=ids.device), forward.first.to(ids.device)]
+    if forward.live is not None:
+        earlier = (forward.live[:, : -forward.span] != 0).sum(dim=1, keepdim=True).to(ids.device)
+    return ids - first[..., None] + earlier
+
+
+def _means_of_turns(places: Tensor, frequencies: Tensor) -> Tensor:
+    """Mean cosine and mean sine of the angles that are turned by: (axes, samples, rows) -> (samples, rows, 2)."""
+    is_double = places.device.type != "mps"
+    dtype = torch.float64 if is_double else torch.float32
+    angles = places[..., None].to(dtype) * frequencies.to(dtype)  # (axes, samples, rows, pairs)
+    turned = (frequencies != 0).to(dtype)
+    means = [(table * turned).sum(dim=-1).mean(dim=0) / turned.sum() for table in (angles.cos(), angles.sin())]
+    stacked = torch.stack(means, dim=-1)
+    if is_double:
+        return snap(stacked)
+    return stacked
+
+
 # -- the model's own layers ---------------------------------------------------------------------------------------
-
-
-OwnAttention = list[tuple[Tensor, Tensor, float, Tensor]]
-"""One entry while a layer attends: queries and keys of its own attention, their scaling, and values. Else empty."""
 
 
 class AttentionReader(RowsReader):
@@ -72,9 +127,13 @@ class AttentionReader(RowsReader):
         call: The layer's call, arguments and cache still those of the rows that come.
         positions: Makes the tables of rows that are numbered anew.
         bucket: The samples, and their rows that are left.
-        own_attention: Where the layer's own queries and keys will be when they are needed; None: they are made here.
-        signals: What will be read of these.
+        signals: What will be read of it while it attends; None: it is read before the layer runs.
+
+    Attributes:
+        attended: What the layer attends with: queries and keys, their scaling, and values; None before it does.
     """
+
+    attended: tuple[Tensor, Tensor, float, Tensor] | None = None
 
     def __init__(
         self,
@@ -82,8 +141,7 @@ class AttentionReader(RowsReader):
         call: LayerCall,
         positions: Positions,
         bucket: Bucket,
-        own_attention: OwnAttention | None = None,
-        signals: Sequence[Signal] = (),
+        signals: Sequence[Signal] | None = None,
     ) -> None:
         family = forward.family
         guards.refuse_recurrent_reading(call.index, family.recurrent, len(family.layers))
@@ -92,7 +150,6 @@ class AttentionReader(RowsReader):
         self._hidden = hidden = call.hidden
         self._family = family
         self._positions = positions
-        self._own_attention = own_attention
         self._rows = rows = forward.present.on(hidden.device)
         self._of: Tensor | slice = bucket.index
         if len(bucket.members) == len(forward.samples):
@@ -111,9 +168,15 @@ class AttentionReader(RowsReader):
         # turned by them already; attention over nearness needs them besides.
         self._tables: Any = None
         self._more: dict[str, Any] = {}
-        if own_attention is None or any(getattr(signal, "without_distance", False) for signal in signals):
-            self._tables = self._tables_of_rows()
-        if own_attention is None and family.gathers:
+        if signals is None or any(getattr(signal, "without_distance", False) for signal in signals):
+            given = call.kwargs.get("position_embeddings")
+            if given is None or forward.outcome.rows is None:
+                tables = rows.pick(given)
+            else:
+                tables = positions.tables(forward, call, rows)
+            # M-RoPE's tables may have its axes in front of the samples.
+            self._tables = on_tensors(tables, lambda table: table[..., self._of, self._start :, :])
+        if signals is None and family.gathers:
             given = {**call.more, "position_ids": call.kwargs.get("position_ids")}
             source = rows.source.clamp(min=0)[self._of, self._start :]
             places = (*hidden.shape[:2],), self._columns, bucket.owners, source
@@ -121,16 +184,24 @@ class AttentionReader(RowsReader):
 
     def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
         """Which slots rows see by the model's mask (see `visibility`): the slots of earlier turns, then these rows."""
-        call, index = self._call, self._call.index
-        slots, seen = self._columns[:, :0], 0
-        stored = past_keys(call.cache, index, self._of, self._forward.live)
-        if stored is not None:
-            self._past, slots, self._seen, padded = stored
-            seen = self._seen
-            ragged = ragged or padded
+        call, index, live = self._call, self._call.index, self._forward.live
+        slots, layers = self._columns[:, :0], getattr(call.cache, "layers", ())
+        stored = layers[index] if index < len(layers) else None
+        if stored is not None and stored.is_initialized and stored.get_seq_length():
+            self._past, self._seen = stored.keys[self._of], stored.get_seq_length()
+            samples, device = len(stored.keys), stored.keys.device
+            if type(stored) is PrunedLayer:
+                columns, ragged = stored.columns(0, samples, device), ragged or stored.ragged
+            else:
+                columns = torch.arange(self._seen - stored.keys.shape[2], self._seen, device=device).expand(samples, -1)
+            if live is not None:
+                real = live.to(device).take_along_dim(columns.clamp(min=0), dim=1) != 0
+                columns, ragged = columns.masked_fill(~real, -1), True
+            slots = columns[self._of]
+        seen = self._seen
         length = seen + self._hidden.shape[1]
-        if self._positions.scales(index) and not self._family.gathers:  # else the layer itself is handed its ids
-            most = self._positions.learned_length
+        if index in self._positions.scaling and not self._family.gathers:  # else the layer itself is handed its ids
+            most = self._family.text.config.rope_parameters["original_max_position_embeddings"]
             if length > most:  # scores leave the scale out
                 raise UnsupportedError(
                     f"Layer {index} scales queries from position {most} on, and foveate's attention scores do not. "
@@ -141,16 +212,6 @@ class AttentionReader(RowsReader):
         keys = torch.cat((slots, coming), dim=1)
         mask = call.kwargs.get("attention_mask")
         return visibility(mask, self._bucket.index, keys, seen, length, ragged, is_causal(call.module))
-
-    def _tables_of_rows(self) -> Any:
-        """(cos, sin) of the bucket's rows."""
-        given = self._call.kwargs.get("position_embeddings")
-        if given is None or self._forward.outcome.rows is None:
-            tables = self._rows.pick(given)
-        else:
-            tables = self._positions.tables(self._forward, self._call, self._rows)
-        # M-RoPE's tables may have its axes in front of the samples.
-        return on_tensors(tables, lambda table: table[..., self._of, self._start :, :])
 
     def _live(self) -> Tensor | None:
         live = self._forward.live
@@ -173,9 +234,9 @@ class AttentionReader(RowsReader):
         return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[:, 0]
 
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
-        if self._own_attention is not None:
+        if self.attended is not None:
             # The layer's own attention has made them of all its rows.
-            query, keys, scaling, _ = self._own_attention[0]
+            query, keys, scaling, _ = self.attended
             keys, query = self._of_rows(keys, query.shape[2]), query[self._of]
             if self._forward.outcome.rows is not None:
                 query = query[:, :, self._start :]
@@ -209,44 +270,11 @@ class AttentionReader(RowsReader):
         return self._hidden[self._bucket.owners, self._bucket.columns]
 
     def _values(self) -> Tensor:
-        assert self._own_attention is not None  # read while the layer attends
-        query, _, _, values = self._own_attention[0]
+        assert self.attended is not None  # read while the layer attends
+        query, _, _, values = self.attended
         return self._of_rows(values, query.shape[2])
 
 
 def is_causal(layer: Any) -> bool:
     """Whether a layer's kernel, given no mask, lets a row see those before it alone."""
     return bool(getattr(attention_of(layer), "is_causal", True))
-
-
-def past_keys(
-    cache: Any, index: int, samples: Tensor | slice, live: Tensor | None
-) -> tuple[Tensor, Tensor, int, bool] | None:
-    """Keys of earlier turns in a cache layer, for some samples; None if there are none.
-
-    Args:
-        cache: The model's cache, before this call's rows are in it.
-        index: Which layer.
-        samples: Which samples.
-        live: (all samples, columns), nonzero where an unpruned column is no padding; None if all are.
-
-    Returns:
-        Keys, (samples, key heads, slots, head size), the unpruned column of each slot, (samples, slots) int64, −1 for a
-        pad, how many columns there were, and whether any slot may be a pad.
-    """
-    layers = getattr(cache, "layers", ())
-    if index >= len(layers):
-        return None
-    layer = layers[index]
-    if not layer.is_initialized or not layer.get_seq_length():
-        return None
-    samples_in_cache, _, slots, _ = layer.keys.shape
-    seen, device = layer.get_seq_length(), layer.keys.device
-    if type(layer) is PrunedLayer:
-        columns, ragged = layer.columns(0, samples_in_cache, device), layer.ragged
-    else:
-        columns, ragged = torch.arange(seen - slots, seen, device=device).expand(samples_in_cache, -1), False
-    if live is not None:
-        real = live.to(columns.device).take_along_dim(columns.clamp(min=0), dim=1) != 0
-        columns, ragged = columns.masked_fill(~real, -1), True
-    return layer.keys[samples], columns[samples], seen, ragged

@@ -85,7 +85,7 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
     past, most = max(0, length_of(cache)) if cache is not None else 0, span
     new = prompt.new_ones(samples, span, dtype=torch.int8)
     if forward.samples:
-        new = forward.own_kinds
+        new = 2 * send(forward.entered.to(torch.int8), forward.text.device) - forward.text.to(torch.int8)
         most = max(sample.text_after[-1] if len(sample.vision) else sample.live for sample in forward.samples)
     if earlier is None:
         old = new.new_ones(samples, 0)

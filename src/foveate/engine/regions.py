@@ -1,15 +1,14 @@
 """Each layer, at once: the parts of a forward that are recorded, what they read of a call and what they leave."""
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_map_only, tree_unflatten
 
 from foveate._transformers import CACHE_NAMES, cache_in, with_cache
 from foveate.core.patching import Patcher
@@ -27,56 +26,44 @@ ROUNDING, HALF_ROUNDING = 1e-3, 1e-1
 """Of the largest number: how far one may be off where another kernel has rounded."""
 
 
-class Made(ABC):
-    """What a region leaves."""
-
-    @abstractmethod
-    def with_tensors(self, change: Change) -> Any:
-        """What is left, with other tensors."""
-
-
-class Region(ABC):
+@dataclass(slots=True, eq=False)
+class Region:
     """A part of a forward whose kernels are the same for every call with the same key.
+
+    It has `plain`, which runs it as it is called; `twin`, a function that runs it on copies of its tensors and changes
+    nothing else that the call has; `collect`, what a plain run has left, a nest of tensors or a `MadeByDecoder`; and
+    `answer`, which leaves what a replay has made where a plain run leaves it, and answers as that does.
 
     Attributes:
         key: What must be alike, first of all the kind of region.
         tensors: What it reads of a call, weights apart.
+        original: What is called.
+        leaves, spec: Its arguments, flat, as a recording is handed them.
+        held: What a recording must hold: it was made on the way here, and is the same for every call with this key.
+        exact: Whether a replay leaves the bits of a plain run; else another kernel may have rounded.
     """
 
     key: Key
     tensors: list[Tensor]
+    original: Original
+    leaves: list[Any]
+    spec: Any
+    held: Any
+    exact: bool
 
-    @abstractmethod
-    def plain(self) -> Any:
-        """Run it as it is called."""
+    def arguments(self, tensors: Sequence[Tensor]) -> Any:
+        """The arguments with these tensors in the place of their own, in order."""
+        places = iter(tensors)
+        leaves = [next(places) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return tree_unflatten(leaves, self.spec)
 
-    def enter(self) -> None:  # noqa: B027 - most read and write their tensors alone
-        """Bring what a recording writes to where it writes, before it is replayed."""
-
-    @abstractmethod
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
-        """A function that runs it on these copies of its tensors, and changes nothing else that the call has."""
-
-    @abstractmethod
-    def made(self, output: Any) -> Made:
-        """What a plain run has left."""
-
-    def real(self, made: Made, change: Change) -> Made:
+    def real(self, made: Any, change: Change) -> Any:
         """What a recording has made, with other tensors, and nothing that a plain run does not make."""
-        other: Made = made.with_tensors(change)
-        return other
-
-    def alike(self, one: Tensor, plain: Tensor) -> bool:
-        """Whether a replay has left what a plain run has."""
-        return torch.equal(one, plain)
-
-    @abstractmethod
-    def answer(self, made: Made) -> Any:
-        """Leave what a replay has made where a plain run leaves it, and answer as that does."""
+        return tree_map_only(Tensor, change, made)
 
 
 @dataclass(slots=True, eq=False)
-class MadeByDecoder(Made):
+class MadeByDecoder:
     """What a decoder leaves of a prompt.
 
     Attributes:
@@ -115,29 +102,22 @@ class MadeByDecoder(Made):
 
 @dataclass(slots=True, eq=False)
 class InDecoder(Region):
-    """A decoder's call.
+    """A decoder's call, whose cache is none of the flat arguments.
 
     Attributes:
-        key, tensors: See `Region`.
         forward: The forward, which has begun.
         runner: Has the forward in hand.
-        original: The decoder's forward.
-        kwargs: Its arguments.
+        kwargs: All arguments.
         cache: That among these.
-        leaves, spec: The other arguments, flat, as a recording is handed them.
     """
 
-    key: Key
-    tensors: list[Tensor]
     forward: Forward
     runner: LayerRunner
-    original: Original
     kwargs: dict[str, Any]
     cache: Any
-    leaves: list[Any]
-    spec: Any
 
     def plain(self) -> Any:
+        """Run it as it is called."""
         return self.original(**self.kwargs)
 
 
@@ -155,8 +135,9 @@ class DecoderCall(InDecoder):
     shown: Forward
     pads: int
 
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
-        kwargs = _with_tensors(self.leaves, self.spec, given)
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], "MadeByDecoder"]:
+        """See `Region`."""
+        kwargs = self.arguments(given)
         if self.cache is not None:
             cache = copy.copy(self.cache)
             # What a window's layer holds of its own would be sent to the device when rows come.
@@ -164,31 +145,29 @@ class DecoderCall(InDecoder):
             kwargs |= with_cache(cache)
         twin, runner = self.shown.twin(swap(self.tensors, given), kwargs), self.runner
 
-        def run() -> Made:
+        def run() -> MadeByDecoder:
             with Patcher() as patches:
                 if self.columns is not None:
                     twin.family.add_at(patches, self.columns)
                 patches.put(runner, "forward", twin)
-                return _left(self.original(**kwargs), twin)
+                return self.collect(self.original(**kwargs), twin)
 
         return run
 
-    def made(self, output: Any) -> Made:
-        return _left(output, self.forward)
+    def collect(self, output: Any, forward: Forward | None = None) -> "MadeByDecoder":
+        """See `Region`; another forward than the call's, if it is a twin."""
+        layers = getattr(cache_in(output), "layers", ())
+        return MadeByDecoder(_last_hidden(output), layers, (forward or self.forward).outcome, type(output))
 
-    def real(self, made: Made, change: Change) -> Made:
-        other: MadeByDecoder = made.with_tensors(change)
+    def real(self, made: "MadeByDecoder", change: Change) -> "MadeByDecoder":
+        """Without the pads."""
+        other = made.with_tensors(change)
         if self.pads:
             other.take_off(self.pads, self.forward.samples)
         return other
 
-    def alike(self, one: Tensor, plain: Tensor) -> bool:
-        if not self.pads:
-            return torch.equal(one, plain)
-        return is_near(one, plain)
-
-    def answer(self, made: Made) -> Any:
-        assert isinstance(made, MadeByDecoder)
+    def answer(self, made: "MadeByDecoder") -> Any:
+        """See `Region`."""
         forward, record, outcome = self.forward, self.forward.outcome.record, made.outcome
         assert record is not None
         assert outcome.record is not None
@@ -200,12 +179,6 @@ class DecoderCall(InDecoder):
         if forward.drops:
             forward.cache = self.cache
         return made.kind(last_hidden_state=made.hidden, **with_cache(self.cache))
-
-
-def _left(output: Any, forward: Forward) -> MadeByDecoder:
-    """What a decoder has answered, and left in a forward."""
-    layers = getattr(cache_in(output), "layers", ())
-    return MadeByDecoder(_last_hidden(output), layers, forward.outcome, type(output))
 
 
 def _last_hidden(output: Any) -> Tensor:
@@ -234,11 +207,6 @@ class SameRows:
     place: Tensor
     columns: Tensor | None
     shift: Tensor | None
-
-    @property
-    def layout(self) -> Hashable:
-        """What its kernels go by."""
-        return tuple(self.layers), self.places, self.columns is None, self.shift is None
 
     def mask(self, change: Change, numbers: Tensor, live: Tensor | None, like: Tensor | None) -> Tensor:
         """What new rows see, (samples or 1, 1, rows, places): bool, or numbers to add of the type of `like`."""
@@ -276,12 +244,10 @@ class StepCall(InDecoder):
         """How many each layer's room has."""
         return [one.places for one in self.rows]
 
-    def enter(self) -> None:
-        self.rooms.lend(self.cache, self.places)
-
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], tuple[Tensor, type]]:
+        """See `Region`."""
         change = swap(self.tensors, given)
-        kwargs = _with_tensors(self.leaves, self.spec, given)
+        kwargs = self.arguments(given)
         layers = layers_with(self.cache.layers, lambda tensor: tensor)
         for layer, room, one in zip(layers, self.rooms.fill(self.cache, self.places), self.rows, strict=True):
             layer._room, layer._places = room, change(one.place)
@@ -293,7 +259,7 @@ class StepCall(InDecoder):
         live = None if self.live is None else change(self.live)
         like = embeds if forward.backend == "eager" else None
 
-        def run() -> Made:
+        def run() -> tuple[Tensor, type]:
             twin = Forward(forward.program, family)
             with Patcher() as patches:
                 patches.put(runner, "forward", twin)
@@ -305,24 +271,22 @@ class StepCall(InDecoder):
                         original = partial(type(layer).forward, layer)
                         patches.put(layer, "forward", partial(_run_step, twin, index, original, mask, shift))
                 output = self.original(**kwargs, attention_mask=mask)
-            return self.made(output)
+            return self.collect(output)
 
         return run
 
-    def made(self, output: Any) -> Made:
-        return MadeFlat(*tree_flatten((_last_hidden(output), type(output))))
+    def collect(self, output: Any) -> tuple[Tensor, type]:
+        """Last hidden states, and the class of what is answered."""
+        return _last_hidden(output), type(output)
 
-    def real(self, made: Made, change: Change) -> Made:
-        other: MadeFlat = made.with_tensors(change)
-        other.leaves[0] = other.leaves[0][:, : self.forward.span]  # without pads
-        return other
+    def real(self, made: tuple[Tensor, type], change: Change) -> tuple[Tensor, type]:
+        """Without rows that are pads."""
+        hidden, kind = made
+        return change(hidden)[:, : self.forward.span], kind
 
-    def alike(self, one: Tensor, plain: Tensor) -> bool:
-        return is_near(one, plain)  # by another kernel, as there is a mask
-
-    def answer(self, made: Made) -> Any:
-        assert isinstance(made, MadeFlat)
-        hidden, kind = tree_unflatten(made.leaves, made.spec)
+    def answer(self, made: tuple[Tensor, type]) -> Any:
+        """See `Region`."""
+        hidden, kind = made
         for layer in self.cache.layers:
             layer.grow(self.forward.span)
         return kind(last_hidden_state=hidden, **with_cache(self.cache))
@@ -342,50 +306,33 @@ def _run_step(
 
 
 @dataclass(slots=True, eq=False)
-class MadeFlat(Made):
-    """What is answered, flat."""
-
-    leaves: list[Any]
-    spec: Any
-
-    def with_tensors(self, change: Change) -> "MadeFlat":
-        """What is left, with other tensors."""
-        return MadeFlat([change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves], self.spec)
-
-
-@dataclass(slots=True, eq=False)
 class TowerCall(Region):
-    """A vision tower's call on pixels: its arguments flat, and those that the host reads.
+    """A vision tower's call on pixels.
 
     Attributes:
-        key, tensors: See `Region`.
-        original: Calls the tower.
-        leaves, spec: Positional arguments and those by name.
-        on_host: More of these by name: the host reads them, so that their numbers are in the key.
+        on_host: More of its arguments by name: the host reads them, so that their numbers are in the key.
     """
 
-    key: Key
-    tensors: list[Tensor]
-    original: Original
-    leaves: list[Any]
-    spec: Any
     on_host: Mapping[str, Any]
 
     def plain(self) -> Any:
+        """Run it as it is called."""
         return self._run(self.tensors)
 
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Made]:
-        return lambda: self.made(self._run(given))
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], Any]:
+        """See `Region`."""
+        return lambda: self.collect(self._run(given))
 
-    def made(self, output: Any) -> Made:
-        return MadeFlat(*tree_flatten(output))
+    def collect(self, output: Any) -> Any:
+        """See `Region`."""
+        return output
 
-    def answer(self, made: Made) -> Any:
-        assert isinstance(made, MadeFlat)
-        return tree_unflatten(made.leaves, made.spec)
+    def answer(self, made: Any) -> Any:
+        """See `Region`."""
+        return made
 
     def _run(self, tensors: Sequence[Tensor]) -> Any:
-        args, kwargs = _with_tensors(self.leaves, self.spec, tensors)
+        args, kwargs = self.arguments(tensors)
         return self.original(*args, **kwargs, **self.on_host)
 
 
@@ -393,12 +340,6 @@ def swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:
     """Puts others in the place of some tensors."""
     places = dict(zip(map(id, tensors), others, strict=True))
     return lambda tensor: places.get(id(tensor), tensor)
-
-
-def _with_tensors(leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> Any:
-    """A nest with these tensors in the place of its own, in order."""
-    places = iter(tensors)
-    return tree_unflatten([next(places) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
 
 def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:

@@ -9,7 +9,7 @@ of a step by how many places its layers' rooms have.
 import threading
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 from transformers import DynamicCache
 
 from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
@@ -29,7 +29,15 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
 from foveate.engine.forward import Forward
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.regions import DecoderCall, Key, Made, Region, SameRows, StepCall, TowerCall, swap
+from foveate.engine.regions import (
+    DecoderCall,
+    Key,
+    SameRows,
+    StepCall,
+    TowerCall,
+    is_near,
+    swap,
+)
 from foveate.engine.rooms import Rooms
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
@@ -53,6 +61,7 @@ MORE = 64
 SPANS = (1, 32, 64, 128)
 """Rows behind a cache's that are recorded; others are padded to the next of these."""
 NOTHING: Mapping[str, Any] = {}
+Call = DecoderCall | StepCall | TowerCall
 FIRST = "the first of its layout"
 TRAINS = "gradients are wanted, or the model trains"
 
@@ -70,13 +79,13 @@ class Recording:
         tensors: What they leave.
         made: The same in its places.
         modules: Those that ran, as they were.
-        held: Holds what was made on the way to the region, and is the same for every call with this key.
+        held: See `regions.Region`.
     """
 
     tape: Tape
     given: tuple[Tensor, ...]
     tensors: list[Tensor]
-    made: Made
+    made: Any
     modules: "Modules"
     held: Any
 
@@ -85,7 +94,8 @@ class Tapes:
     """The recordings of a model, by key; and the keys that were seen, with the reason why there is no recording."""
 
     def __init__(self) -> None:
-        self.recordings: dict[str, OrderedDict[Hashable, Recording]] = {}  # by kind, the first of a key
+        # by kind, the first of a key
+        self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
         self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
         self.lock = threading.RLock()
         self._pools: dict[Any, Any] = {}
@@ -93,8 +103,7 @@ class Tapes:
 
     def tape(self, device: torch.device) -> Tape:
         """A new tape; graphs of one stream share their memory, since no two of them run at once."""
-        pool = None
-        stream = _stream(device)
+        pool, stream = None, _stream(device)
         if stream is not None:
             pool = self._pools.get(stream) or self._pools.setdefault(stream, torch.cuda.graph_pool_handle())
         return graphs.TAPES[device.type](device, pool)
@@ -103,10 +112,6 @@ class Tapes:
         """Where the steps of this stream have their rows."""
         stream = _stream(device)
         return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
-
-    def of(self, key: Key) -> OrderedDict[Hashable, Recording]:
-        """Those of the kind that a key is of."""
-        return self.recordings.setdefault(key[0], OrderedDict())
 
 
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
@@ -126,14 +131,15 @@ class Modules:
         self._hooks = [table for one in inside for table in (one._forward_pre_hooks, one._forward_hooks)]
         self._values = self._now()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._pointers = self._places()
+        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
         self._devices = {tensor.device for tensor in self._tensors}
 
     @property
     def same(self) -> bool:
         """Whether they are those that they were, and their weights where these were."""
-        values = self._now()
-        return list(map(id, values)) == list(map(id, self._values)) and self._places() == self._pointers
+        if list(map(id, self._now())) != list(map(id, self._values)):
+            return False
+        return [tensor.data_ptr() for tensor in self._tensors] == self._pointers
 
     def obstacle(self, wrappers: Sequence[Original], hooks: int) -> str | None:
         """Why what they do cannot be replayed now; None if it can.
@@ -143,9 +149,9 @@ class Modules:
             hooks: How many hooks it has put on them.
         """
         around = [attributes["forward"] for attributes in self._vars if "forward" in attributes]
-        hooked = [table for table in self._hooks if table]
+        hooked = [hook for table in self._hooks if table for hook in table.values()]
         # transformers leaves hooks of its own, which collect hidden states where these are asked for.
-        others = [hook for table in hooked for hook in table.values() if not _is_of_transformers(hook)]
+        others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
         if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
             return "hooks or wrappers of others stand on modules inside"
         if any([is_tapped(attributes["config"]) for attributes in self._vars if "config" in attributes]):
@@ -157,9 +163,6 @@ class Modules:
     def _now(self) -> list[Any]:
         return [value for table in self._tables for value in table.values()]
 
-    def _places(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in self._tensors]
-
 
 class Replayer:
     """Stands around a tower's call and a decoder's forward, and replays them where there is a recording.
@@ -170,6 +173,8 @@ class Replayer:
     Attributes:
         end: How many columns there may be at the end of the answer that `generate` makes; 0: nobody has said.
         beams: Of a beam search.
+        looked_at: Recordings of steps whose modules have been looked at in the running `generate`, in which nobody
+            changes them; None outside: then every step looks.
 
     Raises:
         SettingError: If the model's device has no graphs.
@@ -184,7 +189,7 @@ class Replayer:
         graphs.refuse_without_graphs(self._device)
         self._tapes = _tapes.setdefault(family.core, Tapes())
         self.end, self.beams = 0, 1
-        self._hooks = int(program.renumbers or bool(program.turned))
+        self.looked_at: set[Recording] | None = None
         others = family.recurrent or family.lenders or family.indexed
         self._pads_texts = family.shares_prefix and not program.reads_text and not others
 
@@ -195,17 +200,14 @@ class Replayer:
             counts.note_plain("this family's pictures are known inside the decoder alone")
             return original(*args, **kwargs)
         region: DecoderCall | StepCall | str
-        held: Any
         if forward.outcome.record is None:
             counts, region = self._graphs.steps, self._step_call(forward, original, kwargs)
-            held = None if isinstance(region, str) else region.rooms.memory
         else:
             region = self._decoder_call(forward, original, kwargs)
-            held = None if isinstance(region, str) else (region.shown.sent, forward.live, region.columns)
         if isinstance(region, str):
             counts.note_plain(region)
             return original(**kwargs)
-        return self._run(region, counts, self._family.text, self._runner.wrappers, self._hooks, held)
+        return self._run(region, counts)
 
     def run_tower(
         self, original: Original, *args: Any, on_host: Mapping[str, Any] = NOTHING, held: Any = None, **kwargs: Any
@@ -219,14 +221,18 @@ class Replayer:
             held: What was made of these, and will be read by kernels.
             kwargs: The other arguments.
         """
-        counts = self._graphs.tower
-        region: TowerCall | str = "a stage acts inside the tower"
+        why: Key | str = "a stage acts inside the tower"
         if self._program.encodes not in ("tower", "subset") and self._program.thin is None:
-            region = self._tower_call(original, on_host, args, kwargs)
-        if isinstance(region, str):
-            counts.note_plain(region)
+            leaves, spec = tree_flatten((args, kwargs))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
+            sort = "tower", type(self._family), tuple(on_host), tuple(numbers)
+            why = self._key(self._family.tower, sort, leaves, spec, tensors)
+        if isinstance(why, str):
+            self._graphs.tower.note_plain(why)
             return original(*args, **kwargs, **on_host)
-        return self._run(region, counts, self._family.tower, (), 0, held)
+        region = TowerCall(why, tensors, original, leaves, spec, held, True, on_host)
+        return self._run(region, self._graphs.tower)
 
     # -- which ------------------------------------------------------------------------------------------------
 
@@ -252,20 +258,22 @@ class Replayer:
             shown_tensors = {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)}
             pads = -forward.span % COLUMNS if shown_tensors <= MAY_BE_PADDED else 0
         if pads:
-            handed, shown = _padded(handed, pads), forward.padded(pads)
+            handed, shown = _pad_columns(handed, pads), forward.padded(pads)
         leaves, spec = tree_flatten(handed)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         tensors += _tensors_of(shown.outcome, self._device)
-        known = "decoder", self._program.method, type(self._family), shown.layout, cache is None
-        key = self._key(text, known, leaves, spec, tensors)
+        sort = "decoder", self._program.method, type(self._family), shown.layout, cache is None
+        key = self._key(text, sort, leaves, spec, tensors)
         if isinstance(key, str):
             return key
         columns = None
-        if forward.additions is not None or self._family.added_later(kwargs) is not None:
+        if forward.additions is not None or self._family.later_additions(kwargs) is not None:
             columns = shown.vision_columns(self._device)
+        held = shown.sent, forward.live, columns
         return DecoderCall(
-            key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, columns, shown, pads
-        )
+            key, tensors, original, leaves, spec, held, not pads, forward, self._runner, kwargs, cache, columns, shown,
+            pads,
+        )  # fmt: skip
 
     def _step_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> StepCall | str:
         """The decoder's call on rows behind a cache's; or why it is run plainly."""
@@ -290,32 +298,35 @@ class Replayer:
         if rooms.generation != before:
             self._tapes.recordings.pop("step", None)  # they write where nobody reads any more
         for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
-            known = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
-            if known not in rows:
+            kind = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
+            if kind not in rows:
                 place = rooms.numbers[layer.slots : layer.slots + span]
-                rows[known] = SameRows([], count, place, layer.columns_of(count), layer.shift)
-            rows[known].layers.append(index)
-            by_layer.append(rows[known])
+                rows[kind] = SameRows([], count, place, layer.columns_of(count), layer.shift)
+            rows[kind].layers.append(index)
+            by_layer.append(rows[kind])
         live = None
         if mask is not None:
             width = _power(max(self.end, seen + span, *places))
             live = pad(mask != 0, (0, width - mask.shape[1]), value=True)
         handed = {name: one for name, one in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
         if span > forward.span:
-            handed = _padded(handed, span - forward.span)
+            handed = _pad_columns(handed, span - forward.span)
         leaves, spec = tree_flatten(handed)
         groups = list(rows.values())
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         tensors += [one for group in groups for one in (group.place, group.columns, group.shift) if one is not None]
         if live is not None:
             tensors.append(live)
-        layout = "step", type(family), rooms.generation, tuple([group.layout for group in groups]), forward.backend
+        kinds = [(tuple(one.layers), one.places, one.columns is None, one.shift is None) for one in groups]
+        layout = "step", type(family), rooms.generation, tuple(kinds), forward.backend
         key = self._key(family.text, layout, leaves, spec, tensors)
         if isinstance(key, str):
             return key
+        held, exact = rooms.memory, False  # a plain step attends by another kernel, as it has no mask
         return StepCall(
-            key, tensors, forward, self._runner, original, kwargs, cache, leaves, spec, rooms, by_layer, live
-        )
+            key, tensors, original, leaves, spec, held, exact, forward, self._runner, kwargs, cache, rooms, by_layer,
+            live,
+        )  # fmt: skip
 
     def _obstacle_to_steps(self, forward: Forward, cache: Any, kwargs: Mapping[str, Any]) -> str | None:
         """Why rows behind a cache's are run plainly; None if they may be replayed."""
@@ -345,18 +356,7 @@ class Replayer:
             return "the mask is one of its own"
         return None
 
-    def _tower_call(self, original: Original, on_host: Mapping[str, Any], args: Any, kwargs: Any) -> TowerCall | str:
-        """A tower's call; or why it is run plainly."""
-        leaves, spec = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
-        known = "tower", type(self._family), tuple(on_host), tuple(numbers)
-        key = self._key(self._family.tower, known, leaves, spec, tensors)
-        if isinstance(key, str):
-            return key
-        return TowerCall(key, tensors, original, leaves, spec, on_host)
-
-    def _key(self, module: Any, known: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> Key | str:
+    def _key(self, module: Any, sort: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> Key | str:
         """What must be alike for two calls to have the same kernels; or why a call is run plainly."""
         device, modes = self._device, _modes()
         if torch.is_grad_enabled() or module.training:
@@ -371,7 +371,7 @@ class Replayer:
         if any(tensor.device != device for tensor in tensors):
             return "the model is spread over devices"
         kernel = str(getattr(module.config, "_attn_implementation", ""))
-        key = (*known, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, _stream(device))
+        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, _stream(device))
         try:
             hash(key)
         except TypeError:
@@ -380,62 +380,57 @@ class Replayer:
 
     # -- record, and replay -----------------------------------------------------------------------------------
 
-    def _run(
-        self,
-        region: Region,
-        counts: GraphCounts,
-        module: nn.Module,
-        wrappers: Sequence[Original],
-        hooks: int,
-        held: Any,
-    ) -> Any:
-        """Run a region: plainly at first sight, recorded at the second, then replayed.
-
-        Args:
-            region: The call.
-            counts: Of such.
-            module: The module that runs.
-            wrappers, hooks: What the session has put on modules inside it.
-            held: What a recording must hold.
-        """
-        tapes, key = self._tapes, region.key
+    def _run(self, region: Call, counts: GraphCounts) -> Any:
+        """Run a region: plainly at first sight, recorded at the second, then replayed."""
+        tapes, key, family = self._tapes, region.key, self._family
         with tapes.lock:  # else another thread's numbers come between this one's
-            kept = tapes.of(key)
+            kept = tapes.recordings[key[0]]
             recording, why = kept.get(key), tapes.seen.get(key, FIRST)
-            if recording is not None and not recording.modules.same:
+            looks = self.looked_at is None or recording not in self.looked_at
+            if recording is not None and looks and not recording.modules.same:
                 del kept[key]
                 recording = None
             remember(tapes.seen, key, tapes.seen.get(key), MOST_SEEN)
-            if why is None:
-                modules = Modules(module) if recording is None else recording.modules
+            if why is None and looks:
+                in_tower = isinstance(region, TowerCall)
+                if recording is None:
+                    modules = Modules(family.tower if in_tower else family.text)
+                else:
+                    modules = recording.modules
+                wrappers = () if in_tower else self._runner.wrappers
+                hooks = 0 if in_tower else int(self._program.renumbers or bool(self._program.turned))
                 why = modules.obstacle(wrappers, hooks)
             if why is not None:
                 counts.note_plain(why)
                 return region.plain()
             if recording is None:
-                return self._record(region, counts, modules, held)
+                return self._record(region, counts, modules)
+            if self.looked_at is not None and isinstance(region, StepCall):
+                self.looked_at.add(recording)
             try:
-                made = self._replayed(region, recording)
+                made = self._replay(region, recording)
             except Exception as error:
                 self._give_up(key, counts, f"a replay failed ({_line(error)})")
                 return region.plain()
             counts.note_replayed()
             return region.answer(made)
 
-    def _replayed(self, region: Region, recording: Recording) -> Made:
+    def _replay(self, region: Call, recording: Recording) -> Any:
         """What a recording makes of a call, in tensors of its own."""
-        region.enter()
+        if isinstance(region, StepCall):
+            region.rooms.lend(region.cache, region.places)
         torch._foreach_copy_(recording.given, region.tensors)
         recording.tape.replay()
         fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
         torch._foreach_copy_(fresh, recording.tensors)
-        remember(self._tapes.of(region.key), region.key, recording, MOST_TAPES)
+        remember(self._tapes.recordings[region.key[0]], region.key, recording, MOST_TAPES)
         return region.real(recording.made, swap(recording.tensors, fresh))
 
-    def _record(self, region: Region, counts: GraphCounts, modules: Modules, held: Any) -> Any:
+    def _record(self, region: Call, counts: GraphCounts, modules: Modules) -> Any:
         """Run plainly, and record: the tape is kept if it leaves the same bits."""
         given = copies_of(region.tensors)
-        tape, made, why = self._tapes.tape(self._device), [], None
+        made: list[Any] = []
+        tape, why = self._tapes.tape(self._device), None
         try:
             run = region.twin(given)  # before a cache has the plain run's rows
         except Exception as error:
@@ -443,31 +438,32 @@ class Replayer:
             return region.plain()
         output = region.plain()
 
-        def left() -> list[Tensor]:
+        def tensors_made() -> list[Tensor]:
             made.append(run())
             return _tensors_of(made[0], self._device)
 
         try:
-            expected = _tensors_of(region.made(output), self._device)
-            tape.record(left)
+            expected = _tensors_of(region.collect(output), self._device)
+            tape.record(tensors_made)
             tape.replay()
             tensors = _tensors_of(made[0], self._device)
             left_over = _tensors_of(region.real(made[0], lambda tensor: tensor), self._device)
-            if len(left_over) != len(expected) or not all(map(region.alike, left_over, expected)):
+            alike = torch.equal if region.exact else is_near
+            if len(left_over) != len(expected) or not all(map(alike, left_over, expected)):
                 why = "a replay left other numbers than the plain run"
         except Exception as error:
             why = f"it cannot be recorded ({_line(error)})"
         if why is not None:
             self._give_up(region.key, counts, why)
             return output
-        recording = Recording(tape, given, tensors, made[0], modules, held)
-        remember(self._tapes.of(region.key), region.key, recording, MOST_TAPES)
+        recording = Recording(tape, given, tensors, made[0], modules, region.held)
+        remember(self._tapes.recordings[region.key[0]], region.key, recording, MOST_TAPES)
         counts.note_recorded()
         return output
 
     def _give_up(self, key: Key, counts: GraphCounts, why: str) -> None:
         """From now on run calls with this key plainly, and say so once."""
-        self._tapes.of(key).pop(key, None)
+        self._tapes.recordings[key[0]].pop(key, None)
         remember(self._tapes.seen, key, why, MOST_SEEN)
         counts.note_plain(why)
         warnings.warn(f"cuda_graphs: calls of this layout run without a graph: {why}.", stacklevel=2)
@@ -488,7 +484,7 @@ def _power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _padded(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
+def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
     """A decoder's arguments with so many columns behind the others, at the positions that follow."""
     padded = dict(handed)
     padded["inputs_embeds"] = pad(handed["inputs_embeds"], (0, 0, 0, pads))
@@ -503,9 +499,12 @@ def _padded(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
 
 
 def _tensors_of(value: Any, device: torch.device) -> list[Tensor]:
-    """The tensors of a value on a device, each once."""
+    """The tensors on a device, each once, of a nest of such, or of a value that is made anew with others."""
     tensors: dict[int, Tensor] = {}
-    value.with_tensors(lambda tensor: tensors.setdefault(id(tensor), tensor))
+    if hasattr(value, "with_tensors"):
+        value.with_tensors(lambda tensor: tensors.setdefault(id(tensor), tensor))
+    else:
+        tensors = {id(leaf): leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
     return [tensor for tensor in tensors.values() if tensor.device == device]
 
 
@@ -541,10 +540,6 @@ def _stream(device: torch.device) -> Any:
     return None
 
 
-def _is_of_transformers(hook: Any) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("transformers.")
-
-
 def _line(error: Exception) -> str:
-    """The first line of an error."""
+    """The class and the first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -36,12 +36,11 @@ class Room:
     def __init__(self, keys: Tensor, values: Tensor, memory: tuple[Tensor, Tensor] | None = None) -> None:
         self.lent = memory is not None
         if memory is None:
-            free = max(4 * MOST_STEP, keys.shape[-2] // 8)
-            memory = _with_free(keys, free), _with_free(values, free)
+            places = keys.shape[-2] + max(4 * MOST_STEP, keys.shape[-2] // 8)
+            of_keys, of_values = (one.new_empty(*one.shape[:2], places, one.shape[-1]) for one in (keys, values))
+            memory = of_keys, of_values
         self._keys, self._values = memory
-        if (
-            self.lent
-        ):  # a step reads free places too, with no weight: of a number that is not finite that is not nothing
+        if self.lent:  # a step reads free places too, with no weight: of a number that is not finite that is something
             self._keys[..., keys.shape[-2] :, :] = 0
             self._values[..., keys.shape[-2] :, :] = 0
         self._filled = 0
@@ -86,12 +85,6 @@ class Room:
         return True
 
 
-def _with_free(rows: Tensor, free: int) -> Tensor:
-    """Memory for rows, (samples, heads, slots, head size), and as many more as are free."""
-    samples, heads, slots, size = rows.shape
-    return rows.new_empty(samples, heads, slots + free, size)
-
-
 class Rooms:
     """The memory of all layers' rooms, which grows with the largest cache and is lent to one at a time.
 
@@ -114,13 +107,6 @@ class Rooms:
     def memory(self) -> list[Tensor]:
         """All of it, (numbers,) each."""
         return [self.numbers, *(states for pair in self._memory.values() for states in pair)]
-
-    def _hold(self, layers: Sequence[Any], places: Sequence[int]) -> bool:
-        """Whether the rows of these layers are here, with so many places."""
-        if len(layers) != len(self._tenants) or [room.places for room in self._rooms] != list(places):
-            return False
-        rooms = zip(layers, self._tenants, self._rooms, strict=True)
-        return all([tenant() is layer and layer.is_in(room) for layer, tenant, room in rooms])
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -160,9 +146,12 @@ class Rooms:
         return self._rooms
 
     def lend(self, cache: Any, places: Sequence[int]) -> None:
-        """Let a cache of pruned layers hold its rows here."""
-        if self._hold(cache.layers, places):
-            return
+        """Let a cache of pruned layers hold its rows here, with so many places."""
+        is_let = len(self._tenants) == len(cache.layers)
+        if is_let and [room.places for room in self._rooms] == list(places):
+            rooms = zip(cache.layers, self._tenants, self._rooms, strict=True)
+            if all([tenant() is layer and layer.is_in(room) for layer, tenant, room in rooms]):
+                return
         for layer, room in zip(cache.layers, self.fill(cache, places), strict=True):
             layer.move_in(room)
             self._tenants.append(weakref.ref(layer))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,16 +19,11 @@ from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.program import Program
-from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
+from foveate.engine.reading import AttentionReader, is_causal, note_turns
 from foveate.engine.reads import decode_hook
-from foveate.engine.turning import note_turns
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot, tapped_layer, unreadable
-
-Tap = AbstractContextManager[None]
-"""Reads a layer's own attention while the layer runs, if a stage asks for it."""
-
 
 BY_NAME = {"attention_mask", "position_embeddings"}
 """What a layer of the usual kind is handed by name."""
@@ -150,7 +145,14 @@ class LayerRunner:
             if call.index == 0 and self._program.turned:
                 note_turns(forward, call)
             cut_before(forward, call, reader_of)
-        tap = self._attention_tap(forward, call, reader_of)
+        signals = self._program.signals_while(call.index) if forward.drops else ()
+        # Made while the call's arguments are still those of all rows.
+        notes = None if self._program.reading is None else decode_hook(forward, call)
+        readers = []
+        for bucket in forward.outcome.buckets if signals else ():
+            if bucket.left:
+                bucket.to(call.hidden.device)
+                readers.append((bucket, reader_of(bucket, signals)))
         hidden, rows = call.hidden, None
         if forward.outcome.rows is not None:
             rows = forward.outcome.rows.on(hidden.device)
@@ -158,7 +160,7 @@ class LayerRunner:
         if rows is not None:
             hidden = rows.gather(hidden)  # (samples, rows, width)
             call.hidden = call.entered  # frees the copy with merged rows while the layer runs
-        with tap:
+        with _reading(call, signals, readers, notes) if signals or notes is not None else nullcontext():
             output = call.run(original, hidden)
         if rows is None:
             return output
@@ -244,7 +246,7 @@ class LayerRunner:
                     "picture."
                 )
         past = 0 if lender is None else lender.seen - span
-        held, alive = self._lent(forward, call, rows, past)
+        held, alive = self._lent_slots(forward, call, rows, past)
         keys = held
         if held is not None and alive is not None:
             keys = as_seen(held, alive)
@@ -263,7 +265,7 @@ class LayerRunner:
         output = call.run(original, rows.gather(call.hidden))
         return self._hand_on(forward, call.index, rows, call.entered, output)
 
-    def _lent(
+    def _lent_slots(
         self, forward: Forward, call: LayerCall, rows: RowMap | None, past: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Columns of the slots that a layer's lender has handed out, (samples, slots), and which columns are seen; None
@@ -415,7 +417,7 @@ class LayerRunner:
             return None
         samples, span, device = hidden.shape[0], hidden.shape[1], hidden.device
 
-        def remapped() -> Any:
+        def make_mask() -> Any:
             if rows is None:
                 queries = torch.arange(span, device=device).expand(samples, -1)
             else:
@@ -430,27 +432,9 @@ class LayerRunner:
             return remap(mask, forward.backend)
 
         if stored is None:
-            return forward.memo.once(remapped, "mask", mask, rows, None, 0)
+            return forward.memo.once(make_mask, "mask", mask, rows, None, 0)
         # What is read of a layer has no column that a step may not see: its pads alone make the mask.
-        return forward.memo.once(remapped, "mask", mask, rows, stored.held or stored.base, stored.base_end)
-
-    # -- reading -----------------------------------------------------------------------------------------------
-
-    def _attention_tap(self, forward: Forward, call: LayerCall, reader_of: Callable[..., AttentionReader]) -> Tap:
-        """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
-        signals = self._program.signals_while(call.index) if forward.drops else ()
-        notes = None
-        if self._program.reading is not None:
-            notes = decode_hook(forward, call)
-        if not signals and notes is None:
-            return nullcontext()
-        own_attention: OwnAttention = []
-        readers = []
-        for bucket in forward.outcome.buckets if signals else ():
-            if bucket.left:
-                bucket.to(call.hidden.device)
-                readers.append((bucket, reader_of(bucket, own_attention, signals)))
-        return _reading(call, signals, readers, own_attention, notes)
+        return forward.memo.once(make_mask, "mask", mask, rows, stored.held or stored.base, stored.base_end)
 
 
 @contextmanager
@@ -458,7 +442,6 @@ def _reading(
     call: LayerCall,
     signals: Sequence[Signal],
     readers: list[tuple[Bucket, AttentionReader]],
-    own_attention: OwnAttention,
     notes: AttentionHook | None,
 ) -> Iterator[None]:
     """While a layer runs, reduce its queries and keys as it attends, for stages before the next layer.
@@ -467,7 +450,6 @@ def _reading(
         call: The layer's.
         signals: What they are reduced to.
         readers: The buckets and how they are read.
-        own_attention: Where the readers find the layer's queries and keys.
         notes: Notes what a stage of decoding reads.
     """
     attended = False
@@ -477,10 +459,9 @@ def _reading(
         attended = True
         if notes is not None:
             notes(queries, keys, scaling, values)
-        own_attention.append((queries, keys, scaling, values))
         for bucket, reader in readers:
+            reader.attended = queries, keys, scaling, values
             note_attending(bucket, signals, call.index, reader)
-        own_attention.clear()
         readers.clear()  # frees queries and keys before the MLP runs
 
     with tapped_layer(call.module, attends):

@@ -266,7 +266,10 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
             )
     sizes = frames or tuple(counts)
     words = text[live[text]]
-    text_after, text_from = _text_behind(words, vision, sizes)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    starts = ends - np.asarray(sizes, dtype=np.int64)
+    lasts, firsts = vision[(ends - 1).clip(0)], vision[starts.clip(0, len(vision) - 1)]  # columns, of each image
+    text_after, text_from = (len(words) - np.searchsorted(words, columns) for columns in (lasts, firsts))
     ordinals: tuple[Tensor, Tensor] | None = None
     if fixed.any():
         counted = every.cumsum() - 1  # of columns text, image, image: −1 0 1
@@ -280,25 +283,11 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
         runs=torch.from_numpy(begins_run.cumsum()),
         media=images,
         sizes=sizes,
-        text_after=text_after,
-        text_from=text_from,
+        text_after=tuple(text_after.tolist()),
+        text_from=tuple(text_from.tolist()),
         frames=frames,
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
         ordinals=ordinals,
         words=torch.from_numpy(words),
     )
-
-
-def _text_behind(text: Array, vision: Array, sizes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How many of the text's columns come after the last token of each image, and after its first."""
-    if not len(vision):
-        return (0,) * len(sizes), (0,) * len(sizes)
-    ends = np.cumsum(sizes, dtype=np.int64)
-    starts = ends - np.asarray(sizes, dtype=np.int64)
-
-    def behind(places: Array) -> tuple[int, ...]:
-        before = np.searchsorted(text, vision[places])
-        return tuple((len(text) - before).tolist())
-
-    return behind((ends - 1).clip(0)), behind(starts.clip(0, len(vision) - 1))

@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch._dynamo import trace_rules
 
 from foveate import naming
-from foveate._transformers import FeatureCall, arguments_of, by_place, cache_in, cache_of
+from foveate._transformers import FeatureCall, arguments_of, by_name, cache_in, cache_of
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape, Stage
 from foveate.core.cut import Cut
@@ -28,7 +29,7 @@ from foveate.engine.cache import length_of
 from foveate.engine.encode import encode
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.handed import Original, Streams
-from foveate.engine.media import placed, prompt_lengths, tag, tagged_media
+from foveate.engine.media import prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.replay import Replayer
@@ -113,10 +114,10 @@ def drop(
     Warns:
         UserWarning: Behind the context, if the method is a poor one for as few tokens as an image was left.
     """
-    yield from _opened(_session(model, method, retention, tokens, resources or {}, cuda_graphs), warns=True)
+    yield from _open(_session(model, method, retention, tokens, resources or {}, cuda_graphs), warns=True)
 
 
-def _opened(session: "Session", warns: bool) -> Iterator[Trace]:
+def _open(session: "Session", warns: bool) -> Iterator[Trace]:
     """The trace of a session while it is attached; behind it, where `warns`, what the method says of its budget."""
     try:
         try:
@@ -180,24 +181,20 @@ def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = Fal
         SessionError: If the model is inside one already, also one that another thread holds.
     """
     if method is not None or cuda_graphs:
-        yield from _opened(_session(model, method, None, None, {}, cuda_graphs), warns=False)
+        yield from _open(_session(model, method, None, None, {}, cuda_graphs), warns=False)
     else:
         refuse_open(model)
         yield Trace()
 
 
-def refuse_open(model: nn.Module) -> None:
-    """Refuse a model that is inside a context.
+def refuse_open(model: nn.Module, family: Family | None = None) -> None:
+    """Refuse a model that is inside a context, or was made without weights.
 
     Raises:
-        SessionError: If it is.
+        SessionError: If it is inside one.
+        UnsupportedError: If it has no weights, or no family serves it.
     """
-    refuse_running(model, family_for(model))
-
-
-def refuse_running(model: nn.Module, family: Family) -> None:
-    """`refuse_open`, of a model whose family is known; neither is one without weights served."""
-    core = family.core  # what was handed in may be a pipeline
+    core = (family or family_for(model)).core  # what was handed in may be a pipeline
     weight = next(core.parameters(), None)
     is_meta = weight is not None and weight.device.type == "meta"
     # accelerate's hooks bring weights where they are needed.
@@ -229,7 +226,7 @@ def _session(
         method = Untouched()
     chosen = naming.method_of(method, tokens, retention)
     family = family_for(model)
-    refuse_running(model, family)
+    refuse_open(model, family)
     return Session(family, chosen, resources, cuda_graphs)
 
 
@@ -254,6 +251,25 @@ class Untouched(Method):
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         return ()
+
+
+@dataclass(slots=True)
+class Generating:
+    """What is known of a `generate` call, which encodes pictures before the forward that they are in.
+
+    Attributes:
+        ids: What it will feed, (samples, columns); None: embeddings, or no call runs.
+        chunk: Columns of a chunk, where it prefills in chunks.
+        inside: Lengths of the cache at which a chunk of its prompt begins that is not the first.
+        splits: Whether chunks cut an image in two, which may well end between its tokens, in text.
+        asked: What the chunk that ran last asked, see `Forward.asked`.
+    """
+
+    ids: Tensor | None = None
+    chunk: int | None = None
+    inside: range = range(0)
+    splits: bool = False
+    asked: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Session:
@@ -282,15 +298,10 @@ class Session:
         if cuda_graphs:
             self._replayer = Replayer(family, self._program, self._runner, self.trace)
         self._patches = Patcher()
-        # Of the running `generate` call, which encodes pictures before the forward that they are in.
-        self._ids: Tensor | None = None  # what it will feed, (samples, columns); None: embeddings
-        self._chunk: int | None = None  # columns of a chunk, where it prefills in chunks
-        self._inside = range(0)  # lengths of the cache at which a chunk of its prompt begins that is not the first
-        self._splits = False  # whether chunks cut an image in two, which may well end between its tokens, in text
-        self._asked: dict[int, Tensor] = {}  # what the chunk that ran last asked, see `Forward.asked`
-        # Of the forward before the next one, where it ended in an image or right behind it.
-        self._image_end: tuple[weakref.ref[Any], int] | None = None  # on which cache, and how long that was then
-        self._behind_cut = False  # whether tokens had been dropped
+        self._generating = Generating()
+        # Where the forward before the next one ended in an image or right behind it: on which cache, how long that was
+        # then, and whether tokens had been dropped.
+        self._image_end: tuple[weakref.ref[Any], int, bool] | None = None
         self._last_only = False
         self._encoding = False
         self._turn = threading.RLock()
@@ -347,7 +358,7 @@ class Session:
         """The forward on its way to the decoder: a new one where there is none."""
         runner = self._runner
         if runner.arrival is None:
-            runner.arrival, runner.forward = Arrival(ids=self._ids), None
+            runner.arrival, runner.forward = Arrival(ids=self._generating.ids), None
         return runner.arrival
 
     # -- encode ------------------------------------------------------------------------------------------------
@@ -358,34 +369,26 @@ class Session:
         Several threads take turns: a forward of one among those of another would be dropped from as if it were its own.
         """
         with self._turn:
-            return self._generate(original, *args, **kwargs)
-
-    def _generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        arguments = arguments_of(original, args, kwargs)
-        config = arguments.get("generation_config") or self._family.model.generation_config
-        chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        ids, cache = _new_ids(arguments), cache_of(arguments)
-        start = 0 if cache is None else max(0, length_of(cache))
-        fed = ids
-        if ids is None:
-            fed = arguments.get("inputs_embeds")
-        end = 0 if fed is None else fed.shape[1] + (start if ids is not None else 0)
-        self._note_generate(ids, chunk, range(start + 1, end))
-        if self._replayer is not None:
-            self._replayer.end = end_of(arguments, config, end)
-            self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
-        self._runner.arrival = self._runner.forward = None
-        try:
-            return original(*args, **kwargs)
-        finally:
-            self._note_generate(None, None, range(0))
+            arguments = arguments_of(original, args, kwargs)
+            config = arguments.get("generation_config") or self._family.model.generation_config
+            chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+            ids, cache = _new_ids(arguments), cache_of(arguments)
+            start, end = 0 if cache is None else max(0, length_of(cache)), 0
+            if ids is not None:
+                end = start + ids.shape[1]
+            elif (embeds := arguments.get("inputs_embeds")) is not None:
+                end = embeds.shape[1]
+            self._generating = Generating(ids, chunk, range(start + 1, end))
             if self._replayer is not None:
-                self._replayer.end, self._replayer.beams = 0, 1
-
-    def _note_generate(self, ids: Tensor | None, chunk: int | None, inside: range) -> None:
-        """Note what is known of a `generate` call that begins, or nothing where it has ended."""
-        self._ids, self._chunk, self._inside = ids, chunk, inside
-        self._splits, self._asked = False, {}
+                self._replayer.end, self._replayer.looked_at = end_of(arguments, config, end), set()
+                self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
+            self._runner.arrival = self._runner.forward = None
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._generating = Generating()
+                if self._replayer is not None:
+                    self._replayer.end, self._replayer.beams, self._replayer.looked_at = 0, 1, None
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note whether only the last column's logits are asked for, as `generate` does."""
@@ -400,10 +403,11 @@ class Session:
                 "lock of your own around the model's forwards."
             )
         self._turn.release()
-        given = by_place(core, args, kwargs) if args else kwargs
-        outputs = given.get("mm_encoder_outputs") or {}
+        if args:
+            kwargs = by_name(core, args, kwargs, skip=0)
+        outputs = kwargs.get("mm_encoder_outputs") or {}
         encoded = {modality: output for modality, output in outputs.items() if output is not None}
-        self._runner.arrival = Arrival(self._last_only, given, given.get("input_ids"), encoded)
+        self._runner.arrival = Arrival(self._last_only, kwargs, kwargs.get("input_ids"), encoded)
         self._runner.forward, self._last_only = None, False
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -428,22 +432,24 @@ class Session:
             if self._family.tiled:
                 lengths = prompt(lengths_of(pieces_of(output)))
             arrival.image_lengths[modality] = lengths
-            tag(self._family, modality, call.arguments, output, cuts, lengths, ran)
+            tag(self._family, call, output, cuts, lengths, ran)
             arrival.encoded[modality] = output
             self._note_splits(arrival, modality, output)
         return call.answer(output)
 
     def _note_splits(self, arrival: Arrival, modality: str, output: Any) -> None:
         """Note whether chunked prefill will cut an image in two."""
-        if self._chunk is None or arrival.ids is None:
+        chunk = self._generating.chunk
+        if chunk is None or arrival.ids is None:
             return
         media = tagged_media(output, arrival.image_lengths[modality], self._program, self._family, modality)
         lengths = [image.length for image in media]
-        columns = placed(self._family, modality, arrival.ids).nonzero()[:, 1]
-        chunks = columns.cpu() // self._chunk  # in which chunk each vision token is
+        places: Tensor = arrival.ids == self._family.placeholder(modality)  # type: ignore[assignment]
+        columns = places.nonzero()[:, 1]
+        chunks = columns.cpu() // chunk  # in which chunk each vision token is
         if sum(lengths) == len(chunks):
             images = torch.split(chunks, lengths)
-            self._splits |= any(int(image[0]) != int(image[-1]) for image in images)
+            self._generating.splits |= any(int(image[0]) != int(image[-1]) for image in images)
 
     # -- begin -------------------------------------------------------------------------------------------------
 
@@ -466,15 +472,16 @@ class Session:
         arrival = self._arriving()
         forward = Forward(self._program, self._family)
         self._runner.arrival, self._runner.forward = None, forward
-        cache, arrival.splits = cache_of(kwargs), self._splits
-        if self._inside and cache is not None and length_of(cache) in self._inside:
-            arrival.goes_on, forward.asked = True, self._asked
+        cache, generating = cache_of(kwargs), self._generating
+        arrival.splits = generating.splits
+        if generating.inside and cache is not None and length_of(cache) in generating.inside:
+            arrival.goes_on, forward.asked = True, generating.asked
         if self._image_end is not None and cache is not None:
-            ended, length = self._image_end
-            arrival.behind_image, arrival.behind_cut = ended() is cache and length == length_of(cache), self._behind_cut
+            ended, length, arrival.behind_cut = self._image_end
+            arrival.behind_image = ended() is cache and length == length_of(cache)
         self._image_end = None
         embeds = begin(forward, arrival, kwargs, cache)
-        self._asked = forward.asked if forward.ends_turn else {}
+        generating.asked = forward.asked if forward.ends_turn else {}
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.outcome.record is not None:
             lost = self._patches.lost()
@@ -490,13 +497,13 @@ class Session:
         """Begin at the first layer, where the decoder was handed no embeddings by name; answers the layer's input."""
         arrival = self._arriving()
         if self._family.merger is None:
-            arrival.placeholders = self._family.placed({**arrival.arguments, "input_ids": arrival.ids})
+            arrival.placeholders = self._family.masks_by_ids({**arrival.arguments, "input_ids": arrival.ids})
         streams: Streams | None = None
         if hidden.dim() == 4 and arrival.ids is not None:
             streams = Streams.of(hidden, (arrival.ids.shape[0], arrival.ids.shape[1]))
             hidden = streams.fold(hidden)
-        given = {**kwargs, **arrival.arguments, "inputs_embeds": hidden}
-        changed = self.before_decoder(self._family.text, (), given)
+        arguments = {**kwargs, **arrival.arguments, "inputs_embeds": hidden}
+        changed = self.before_decoder(self._family.text, (), arguments)
         if changed is not None:
             hidden = changed[1]["inputs_embeds"]
         if streams is None:
@@ -520,8 +527,7 @@ class Session:
         if forward.outcome.record is not None or forward.ends_turn:
             finish(forward, cache_in(output))
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
-            self._image_end = weakref.ref(forward.cache), length_of(forward.cache)
-            self._behind_cut = forward.dropped
+            self._image_end = weakref.ref(forward.cache), length_of(forward.cache), forward.dropped
 
 
 def end_of(arguments: dict[str, Any], config: Any, prompt: int) -> int:

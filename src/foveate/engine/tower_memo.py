@@ -46,15 +46,15 @@ class TowerMemo:
             pixel_values, alike = torch.unique(pixel_values, dim=0, return_inverse=True)
         shown = None
         if alike is not None:
-            shown = self._gathered(pixel_values, *sizes, **options)
+            shown = self._gather(pixel_values, *sizes, **options)
         if shown is None:
-            shown = self._looked(look, pixel_values, *sizes, **options)
+            shown = self._look_once(look, pixel_values, *sizes, **options)
         if alike is None:
             return shown
         made = {name: tree_map_only(Tensor, lambda rows: rows[alike], value) for name, value in shown.items()}
         return type(shown)(**made)
 
-    def _gathered(self, pixels: Tensor, *sizes: Any, **options: Any) -> Any:
+    def _gather(self, pixels: Tensor, *sizes: Any, **options: Any) -> Any:
         """What came out for these pictures, each from whichever call had it; None where one of them is new."""
         rest, _ = tree_flatten((sizes, sorted(options.items())))
         found: dict[int, tuple[Any, int]] = {}  # of each row: what its call gave, and its place in that
@@ -77,7 +77,7 @@ class TowerMemo:
         ]
         return type(first)(**tree_unflatten(stacked, form))
 
-    def _looked(self, look: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    def _look_once(self, look: Callable[..., Any], *given: Any, **options: Any) -> Any:
         leaves, _ = tree_flatten((given, sorted(options.items())))
         for known, shown in self.calls:
             if len(known) == len(leaves) and all(map(_equal, known, leaves)):

@@ -212,11 +212,12 @@ class PrefillRecord:
                 kept = stage.kept
         tokens = []
         for media, places in zip(self.media or [()] * len(kept), kept, strict=True):
-            # The images of a sample stand one behind the other: 3 and 2 tokens end before 3 and 5.
-            ends = list(itertools.accumulate(image.length for image in media))
-            parts = places.tensor_split(torch.searchsorted(places, torch.tensor(ends[:-1], dtype=torch.int64)))
-            starts = (0, *ends)
-            tokens.append([part - start for part, start, _ in zip(parts, starts, media, strict=False)])
+            parts, start = [], 0  # the images of a sample stand one behind the other
+            for image in media:
+                end = start + image.length
+                parts.append(places[(places >= start) & (places < end)] - start)
+                start = end
+            tokens.append(parts)
         return tokens
 
     def ran(self, sample: int = 0) -> RunCounts:
@@ -292,12 +293,6 @@ class PrefillRecord:
             kept = owners[stage.kept[sample]]
             counts.append(tuple(torch.bincount(kept, minlength=len(sizes)).tolist()))
         return counts
-
-    def note_that_all_stay(self, layers: Sequence[int]) -> None:
-        """Record cuts before these layers that leave every token."""
-        counts = self.vision_tokens
-        tokens = [torch.arange(count) for count in counts]
-        self.stages.extend(StageRecord("layer", layer, counts, counts, tokens) for layer in layers)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain values; what each frame has left only where there is a video."""
@@ -393,8 +388,8 @@ def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
         stages.append(StageRecord(where, layer, (before,), (rows,), [torch.cat(origins)], [assigned]))
     media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
     slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
-    rows, entered = (cache.get_seq_length(),), (sum(counts),)
-    return replace(records[0], rows=rows, vision_tokens=entered, media=media, stages=stages, slots=slots)
+    length, entered = (cache.get_seq_length(),), (sum(counts),)
+    return replace(records[0], rows=length, vision_tokens=entered, media=media, stages=stages, slots=slots)
 
 
 @dataclass

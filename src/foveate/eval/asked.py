@@ -9,7 +9,6 @@ from typing import Any
 
 from foveate import embedded
 from foveate.ask.answers import Answerer, in_order
-from foveate.ask.batch import parts
 from foveate.ask.generation import Generation
 from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
@@ -101,7 +100,7 @@ def _groups(questions: Sequence[Asked]) -> Iterator[list[Asked]]:
             yield about
         else:
             single += about
-    yield from parts(single, BATCH)
+    yield from (single[start : start + BATCH] for start in range(0, len(single), BATCH))
 
 
 def run(
@@ -127,7 +126,12 @@ def run(
         FoveateError: From loading or answering.
     """
     settings = Generation(max_new_tokens=max_new_tokens)
-    workers = min(workers or _default_workers(vlm), len(work))
+    if workers == 0:
+        workers = 1
+        if vlm.name in embedded.NAMES and vlm.model.device.type == "cpu":
+            here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+            workers = min(MOST_WORKERS, len(here))
+    workers = min(workers, len(work))
     task = partial(_begin, reloading(vlm), conditions_of(vlm, settings), settings)
 
     def take(rows: Sequence[dict[str, object]]) -> None:
@@ -160,15 +164,6 @@ def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
         shown = about[0].media()
         prompts += [question.prompt or vlm.prepare(shown, question.text) for question in about]
     return prompts
-
-
-def _default_workers(vlm: VLM) -> int:
-    """Processes that pay off."""
-    if vlm.name not in embedded.NAMES or vlm.model.device.type != "cpu":
-        return 1
-    if not hasattr(os, "sched_getaffinity"):
-        return min(MOST_WORKERS, os.cpu_count() or 1)
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def _rows(vlm: VLM, settings: Generation, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,17 @@ from foveate.cost.fitting import costs_of
 from foveate.errors import BudgetError, InputError, SettingError
 from foveate.eval import provenance
 from foveate.eval.asked import Asked, outstanding, prompts_of, run
-from foveate.eval.contenders import USUAL, Contender, contenders_at
 from foveate.eval.held_out import check_tasks, questions
-from foveate.eval.pairing import figures_of, unmatched
-from foveate.eval.plan import BASELINES, Plan
+from foveate.eval.pairing import figures_of, shares_unmatched
+from foveate.eval.plan import BASELINES, USUAL, Contender, Plan, contenders_at
 from foveate.eval.quality import AGREEMENT, Quality
-from foveate.eval.records import FORM, Answers, key_of, looked_twice, open_answers
+from foveate.eval.records import FORM, Answers, key_of, open_answers, record_of_both
 from foveate.naming import parse
-from foveate.plain.files import is_video, named, sha256_of
+from foveate.plain.files import is_video, sha256_of, spell
 from foveate.plain.spelling import nearest
-from foveate.plain.upstream import brief, shown
-from foveate.runs.labels import LABELS, as_said, labels_in, plain
+from foveate.plain.upstream import brief, trim
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Bad, MediaSample, Samples
+from foveate.runs.samples import LABELS, Bad, MediaSample, Samples, as_said, labels_in, plain
 from foveate.runs.versions import commit, versions
 
 READ = (*LABELS, "task")
@@ -74,23 +72,9 @@ def evaluate(
     with listener.stage("Drawing pictures", None):
         chosen = questions(names, count, seeds)
     first = prompts_of(vlm, chosen[:1])[0]  # all pictures have the same size
-    if len(seeds) == 1:
-        of_seeds = f"seed {seeds[0]}"
-    else:
-        of_seeds = f"seeds {', '.join(map(str, seeds))}"
-    return _compare(
-        vlm,
-        chosen,
-        plan or Plan(),
-        listener,
-        first.vision_tokens,
-        origin={
-            "what": "exact match on held-out questions about generated pictures, each paired with the full model's",
-            "seeds": list(seeds),
-        },
-        title=f", {of_seeds}",
-        alike=first,
-    )
+    quality = _compare(vlm, chosen, plan or Plan(), listener, first.vision_tokens, first)
+    what = "exact match on held-out questions about generated pictures, each paired with the full model's"
+    return replace(quality, origin={"what": what, "seeds": list(seeds), **quality.origin})
 
 
 def evaluate_samples(
@@ -121,7 +105,7 @@ def evaluate_samples(
         readable, bad, columns, alike = _read(samples)
     if unread := sorted(columns - {*samples.columns.media, *samples.columns.question, samples.columns.id, *READ}):
         near = "".join(nearest(name, READ) for name in unread)
-        listener.note(f"columns that are not read: {shown(', '.join(unread))}.{near}")
+        listener.note(f"columns that are not read: {trim(', '.join(unread))}.{near}")
     for row in bad[:TOLD]:
         listener.note(f"row {row.number} (from 0) is left out: {row.reason}")
     if len(bad) > TOLD:
@@ -130,7 +114,7 @@ def evaluate_samples(
         why = ""
         if bad:
             why = f" Row {bad[0].number}: {bad[0].reason}"
-        raise InputError(f"No row of {named(samples.source.path)} can be asked.{why}")
+        raise InputError(f"No row of {spell(samples.source.path)} can be asked.{why}")
     asked = list({question.key: question for question in readable}.values())
     if len(asked) < len(readable):
         listener.note(f"{len(readable) - len(asked)} samples ask what another one asks, and are left out")
@@ -138,18 +122,11 @@ def evaluate_samples(
     labelled = [question for question in asked if question.labels]
     if labelled and len(labelled) < len(asked):
         raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
-    return _compare(
-        vlm,
-        asked,
-        plan or Plan(),
-        listener,
-        vlm.card.family.fixed_count(vlm.model.config) if alike else None,
-        origin={
-            "what": "foveate eval --samples",
-            "samples": samples.source.digest(),
-            "bad": [{"row": row.number, "reason": row.reason} for row in bad],
-        },
-    )
+    vision_tokens = vlm.card.family.fixed_count(vlm.model.config) if alike else None
+    quality = _compare(vlm, asked, plan or Plan(), listener, vision_tokens)
+    left_out = [{"row": row.number, "reason": row.reason} for row in bad]
+    origin = {"what": "foveate eval --samples", "samples": samples.source.digest(), "bad": left_out}
+    return replace(quality, origin={**origin, **quality.origin})
 
 
 def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str], bool]:
@@ -164,20 +141,20 @@ def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str], bool]:
             bad.append(sample)
             continue
         try:
-            asked.append(_asked_of(sample))
+            asked.append(_question_of(sample))
             alike = alike and len(sample.media) == 1 and not is_video(Path(sample.media[0]))
         except InputError as error:
             bad.append(Bad(sample.number, sample.record, str(error)))
     return asked, bad, columns, alike
 
 
-def _asked_of(sample: MediaSample) -> Asked:
+def _question_of(sample: MediaSample) -> Asked:
     """A sample as a question; its pictures are decoded once, so that a damaged one is found here.
 
     Raises:
         InputError: If a file cannot be read.
     """
-    picture = provenance.joined([sha256_of(source) for source in sample.media])
+    picture = provenance.join_digests([sha256_of(source) for source in sample.media])
     for source in sample.media:
         if not is_video(Path(source)):
             read_medium(source)
@@ -198,7 +175,7 @@ def _same_files(media: Sequence[str], picture: str) -> list[str]:
     Raises:
         InputError: If they do not.
     """
-    if provenance.joined([sha256_of(source) for source in media]) != picture:
+    if provenance.join_digests([sha256_of(source) for source in media]) != picture:
         raise InputError(f"{brief(media[0])} or another file of its row was written to meanwhile. Run again.")
     return list(media)
 
@@ -209,8 +186,6 @@ def _compare(
     plan: Plan,
     listener: Listener,
     vision_tokens: int | None,
-    origin: Mapping[str, object],
-    title: str = "",
     alike: Prompt | None = None,
 ) -> Quality:
     """Ask the same questions of the full model and of every method of a plan.
@@ -222,11 +197,11 @@ def _compare(
         plan: What is compared.
         listener: Hears how it goes.
         vision_tokens: Of every prompt; None where they differ.
-        origin: What the figures depend on besides.
-        title: What is said of the pictures, behind how many there are.
         alike: One of the prompts, where all have media of one size.
     """
-    costs = None
+    costs, title = None, ""
+    if seeds := [str(seed) for seed in dict.fromkeys(question.seed for question in asked) if seed is not None]:
+        title = f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
     if plan.flops:
         some = random.Random(0).sample(asked, min(PRICED, len(asked)))
         with listener.stage("Counting FLOPs", None):
@@ -244,7 +219,7 @@ def _compare(
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with open_questioning(vlm, asked, plan, listener) as asking:
         rows = asking.rows(contenders, "Answering")
-        spent = unmatched(rows) if plan.baselines and not plan.flops else []
+        spent = shares_unmatched(rows) if plan.baselines and not plan.flops else []
         baselines = {name: parse(name) for name in BASELINES}
         controls = budgeted(baselines, budgets=[Budget(retention=share) for share in spent], seeds=plan.seeds)
         names = {(contender.name, contender.budget) for contender in contenders}
@@ -259,7 +234,6 @@ def _compare(
         figure="Accuracy" if asking.labelled else AGREEMENT,
         title=f"{vlm.name}: {len(asked)} questions about {len(pictures)} pictures{title}",
         origin={
-            **origin,
             "model": vlm.card.to_dict() | {"weights": asking.store.conditions["weights"]},
             "versions": versions(),
             "commit": commit(),
@@ -334,7 +308,7 @@ class Questioning:
             assert row is not None
             assert full is not None
             if sure is not None:
-                row = looked_twice(row, full, sure)
+                row = record_of_both(row, full, sure)
             if self.labelled:
                 labels, right = tuple(map(question.reading, question.labels)), question.is_right(row["answer"])
             else:

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.eval.contenders import Contender
-from foveate.eval.plan import BASELINES
+from foveate.eval.plan import BASELINES, Contender
 from foveate.plain.stats import Estimate, Numbers, Resampled, estimate, share
 
 Row = Mapping[str, Any]
@@ -45,7 +44,8 @@ def figures_of(
 ) -> list[dict[str, object]]:
     """Every figure with its interval, all over the same pictures: a row for each setting and each task.
 
-    The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known:
+    The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known. These
+    two are None where fewer than five pictures count: the interval would say nothing.
 
         name, budget             method or preset as it was asked for; share, or tokens, as it was asked for
         task                     None for all questions together
@@ -78,14 +78,14 @@ def figures_of(
     """
     ran = list(ran)
     pairing = _Pairing(full, aggregate)
-    settings = [pairing.measured(contender, logs) for contender, logs in ran if logs]
+    settings = [pairing.measure(contender, logs) for contender, logs in ran if logs]
     rows = [
         {**row, **pairing.commonest(row["task"])}
         for row in (pairing.row(pairing.full), *pairing.task_rows(pairing.full))
     ]
     for place, setting in enumerate(settings):
         rivals = {name: _rival(name, setting, settings) for name in RIVALS}
-        rows.append({**pairing.compared(setting, rivals), "paired": pairing.paired(setting, settings[:place])})
+        rows.append({**pairing.compare(setting, rivals), "paired": pairing.pair(setting, settings[:place])})
         rows += pairing.task_rows(setting)
     for contender, logs in ran:
         if not logs:
@@ -131,19 +131,17 @@ class _Pairing:
         self._resampled = Resampled([row["picture"] for row in log])
         tasks = np.array([row["task"] for row in log])
         self._tasks = {str(task): tasks == task for task in dict.fromkeys(tasks)}  # each (questions,)
-        self.full = self.measured(Contender(FULL_MODEL, None, ()), [log])
+        self.full = self.measure(Contender(FULL_MODEL, None, ()), [log])
 
-    def measured(self, contender: Contender, logs: Sequence[Log]) -> _Setting:
+    def measure(self, contender: Contender, logs: Sequence[Log]) -> _Setting:
         """A contender's answers as numbers, paired with the full model's."""
         columns = [_numbers(log, self._log) for log in logs]
-        figures = [self._figures(log, column["score"]) for log, column in zip(logs, columns, strict=True)]
+        if self._aggregate is None:
+            figures = [self._resampled.means(column["score"]) for column in columns]
+        else:
+            figures = [self._resampled.over(log, self._aggregate) for log in logs]
         means = {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
         return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures])
-
-    def _figures(self, log: Log, score: Numbers) -> Numbers:
-        if self._aggregate is not None:
-            return self._resampled.over(log, self._aggregate)
-        return self._resampled.means(score)
 
     def row(self, setting: _Setting) -> dict[str, Any]:
         """What a setting's log alone says."""
@@ -153,6 +151,10 @@ class _Pairing:
         shares = np.divide(numbers["spent"], vision_tokens, np.ones_like(vision_tokens), where=vision_tokens > 0)
         of_full = np.array([row.get("flops") for row in self._log], dtype=np.float64).sum()
         flops = float(numbers["flops"].sum() / of_full)
+        if self._aggregate is None:
+            accuracy = self._resampled.proportion(numbers["score"])
+        else:
+            accuracy = estimate(setting.figures)
         return {
             "name": contender.name,
             "budget": contender.budget,
@@ -163,13 +165,8 @@ class _Pairing:
             "retention": round(float(shares.mean()), 5),
             "again": None if np.isnan(numbers["again"]).any() else round(float(numbers["again"].mean()), 5),
             "flops": None if np.isnan(flops) else round(flops, 5),
-            **spread_out("accuracy", self._accuracy(setting)),
+            **spread_out("accuracy", accuracy),
         }
-
-    def _accuracy(self, setting: _Setting) -> Estimate:
-        if self._aggregate is not None:
-            return estimate(setting.figures)
-        return self._resampled.proportion(setting.numbers["score"])
 
     def task_rows(self, setting: _Setting) -> list[dict[str, object]]:
         """The accuracy of each task; nothing where there are no scores."""
@@ -200,7 +197,7 @@ class _Pairing:
             return {"commonest": None, "commonest_label": None, "alike": alike}
         return {"commonest": share, "commonest_label": label, "alike": alike}
 
-    def paired(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
+    def pair(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
         """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""
         pairs = []
         for other in others:
@@ -216,7 +213,7 @@ class _Pairing:
             pairs.append(pair | spread_out("agreement", agreement))
         return pairs
 
-    def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, object]:
+    def compare(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, object]:
         """A setting beside the full model and its rivals."""
         numbers, contender = setting.numbers, setting.contender
         hard, hard_questions = self._hard(setting, rivals["resize"])
@@ -287,14 +284,13 @@ def _cost_alike(setting: _Setting, other: _Setting) -> bool:
 
 
 def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
-    """A figure as three columns."""
-    if figure is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    value, low, high = figure.to_dict().values()
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+    """A figure as three columns; what is no number is not known."""
+    ends = {} if figure is None else figure.to_dict()
+    known = {end: None if value != value else value for end, value in ends.items()}
+    return {name: known.get("value"), f"{name}_low": known.get("low"), f"{name}_high": known.get("high")}
 
 
-def unmatched(rows: Iterable[Row]) -> list[float]:
+def shares_unmatched(rows: Iterable[Row]) -> list[float]:
     """Shares that methods truly spend where no baseline was run near by, for baselines to be run at."""
     ran = [row for row in rows if row["task"] is None and row["name"] != FULL_MODEL and "infeasible" not in row]
     asked = [row["budget"] for row in ran if row["name"] in BASELINES]
@@ -306,14 +302,14 @@ def unmatched(rows: Iterable[Row]) -> list[float]:
 def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
     """What a difference in a row says, by its 95 % interval: "better than", "worse than" or "not told apart from"."""
     low, high = row[f"{figure}_low"], row[f"{figure}_high"]
-    if low <= 0 <= high or row.get("pictures", FEWEST) < FEWEST:
+    if low is None or low <= 0 <= high or row.get("pictures", FEWEST) < FEWEST:
         return "not told apart from"
     if (low > 0) == higher_is_better:
         return "better than"
     return "worse than"
 
 
-def collapsed(row: Row, full: Row) -> bool:
+def has_collapsed(row: Row, full: Row) -> bool:
     """Whether less than a quarter of the full model's accuracy on a task is left.
 
     Args:

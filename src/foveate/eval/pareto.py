@@ -1,9 +1,9 @@
 """Quality against cost: a line a method, the Pareto front, and what the full model reaches."""
 
-from collections.abc import Iterable, Sequence
+import math
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +12,6 @@ from PIL import Image
 
 from foveate.eval.pairing import Row
 from foveate.eval.quality import AGREEMENT, Quality
-from foveate.viz import stack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,27 +50,25 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
 
 
-def draw_all(qualities: Iterable[Quality]) -> Image.Image:
-    """A picture for each of several benchmarks, one below the other."""
-    return stack([draw(quality) for quality in qualities])
-
-
 def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     """One measure, accuracy or agreement, over one cost."""
+
+    def known(row: Row) -> dict[str, Any]:
+        """The row with no number, which is not drawn, in the place of an interval's end that says nothing."""
+        ends = [name for name in row if name.endswith(("_low", "_high")) and row[name] is None]
+        return {**row, **dict.fromkeys(ends, math.nan)}
+
     names = list(dict.fromkeys(row["name"] for row in quality.settings))
     own = [name for name in names if name not in CONTROLS]
     palette = matplotlib.colormaps["tab10"]
     colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
     counted = [row for row in quality.settings if row[cost] is not None]
     for name, mark in zip(names, cycle(MARKS), strict=False):
-        rows = sorted((row for row in counted if row["name"] == name), key=lambda row: row[cost])
+        rows = sorted((known(row) for row in counted if row["name"] == name), key=lambda row: row[cost])
         axis.errorbar(
             [row[cost] for row in rows],
             [row[measure] for row in rows],
-            yerr=[
-                [row[measure] - row[f"{measure}_low"] for row in rows],
-                [row[f"{measure}_high"] - row[measure] for row in rows],
-            ],
+            yerr=[[abs(row[measure] - row[f"{measure}_{end}"]) for row in rows] for end in ("low", "high")],
             label=name,
             color=colours[name],
             linestyle="--" if name in CONTROLS else "-",
@@ -81,7 +78,11 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-    front = _front(counted, cost, measure, 1 if measure == "agreement" or quality.higher_is_better else -1)
+    sign = 1 if measure == "agreement" or quality.higher_is_better else -1
+    front: list[Row] = []  # what nothing cheaper or equally cheap beats, from cheap to expensive
+    for row in sorted(counted, key=lambda row: (row[cost], -sign * row[measure])):
+        if not front or sign * row[measure] > sign * front[-1][measure]:
+            front.append(row)
     axis.step(
         [row[cost] for row in front],
         [row[measure] for row in front],
@@ -92,7 +93,7 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
         zorder=0,
         label="Pareto front",
     )
-    full = quality.full
+    full = known(quality.full)
     axis.axhline(
         full["accuracy"] if measure == "accuracy" else 1, color="black", linewidth=1, linestyle=":", label="full model"
     )
@@ -108,12 +109,3 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     axis.set_ylim(bottom=0)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-
-
-def _front(rows: Sequence[Row], cost: str, measure: str, sign: int) -> list[Row]:
-    """What nothing cheaper or equally cheap beats, from cheap to expensive; sign -1 where lower is better."""
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row[cost], -sign * row[measure])):
-        if not front or sign * row[measure] > sign * front[-1][measure]:
-            front.append(row)
-    return front

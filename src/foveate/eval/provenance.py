@@ -30,11 +30,15 @@ def conditions(vlm: VLM) -> dict[str, object]:
     """All of a model that its answers depend on; see `foveate.eval.records.Answers`."""
     setup = vlm.card.to_dict()
     del setup["name"]
-    values = {**_stored(vlm.name), **setup, **versions(), "libraries": _libraries()}
+    libraries = {}  # what makes tensors of pictures and text
+    for name in ("numpy", "pillow", "tokenizers", "torchvision"):
+        with suppress(PackageNotFoundError):
+            libraries[name] = importlib.metadata.version(name)
+    values = {**_files_of(vlm.name), **setup, **versions(), "libraries": libraries}
     values["in memory"] = conditions_of(vlm, Generation())  # which may be another than its name says
     folder = _local(vlm.name)
     if folder is not None and (base := base_of(vlm.name, folder)) is not None:
-        values |= {"base": _stored(base), "peft": importlib.metadata.version("peft")}
+        values |= {"base": _files_of(base), "peft": importlib.metadata.version("peft")}
     generation = getattr(vlm.model, "generation_config", None)
     if getattr(generation, "repetition_penalty", None) not in (None, 1.0):
         values["decoding"] = "without the checkpoint's repetition penalty"  # earlier versions applied it
@@ -52,11 +56,14 @@ def _local(name: str) -> Path | None:
     return folder
 
 
-def _stored(name: str) -> dict[str, object]:
+def _files_of(name: str) -> dict[str, object]:
     """The weights and all files of a model's folder; in the hub's cache it bears the name of its commit."""
     if (folder := _local(name)) is not None:
         files = _files(folder, hash_weights=True)
-        return {"weights": joined([files[file] for file in files if file.endswith(".safetensors")]), "files": files}
+        return {
+            "weights": join_digests([files[file] for file in files if file.endswith(".safetensors")]),
+            "files": files,
+        }
     config = huggingface_hub.try_to_load_from_cache(name, "config.json")
     if not isinstance(config, str):
         return {"weights": f"{name}@unknown revision", "files": {}}
@@ -84,7 +91,7 @@ def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
     return digests
 
 
-def joined(digests: Sequence[str]) -> str:
+def join_digests(digests: Sequence[str]) -> str:
     """One SHA-256 of several, in their order."""
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
@@ -95,12 +102,3 @@ def code_of(kind: type[Method]) -> str:
     with suppress(OSError, TypeError, InputError):
         return kind.__module__.partition(MODULE)[2] or sha256_of(inspect.getfile(kind))
     return ""
-
-
-def _libraries() -> dict[str, str]:
-    """Versions of what makes tensors of pictures and text."""
-    installed = {}
-    for name in ("numpy", "pillow", "tokenizers", "torchvision"):
-        with suppress(PackageNotFoundError):
-            installed[name] = importlib.metadata.version(name)
-    return installed

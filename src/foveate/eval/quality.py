@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from foveate.contract.budget import is_met
-from foveate.eval.pairing import FULL_MODEL, RIVALS, Row, collapsed, verdict
+from foveate.eval.pairing import FULL_MODEL, RIVALS, Row, has_collapsed, verdict
 from foveate.eval.plan import BASELINES
-from foveate.plain.stats import wilson
+from foveate.plain.stats import LEAST, wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
 VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero, from six pictures on."
@@ -122,12 +122,12 @@ class Quality:
         return [
             row["name"],
             number(row["tokens"], ".1f"),
-            "not counted" if row["flops"] is None and self.full["flops"] else _formatted(row["flops"], ".0%"),
+            "not counted" if row["flops"] is None and self.full["flops"] else _format(row["flops"], ".0%"),
             points(row, "accuracy", self.unit),
             points(row, "agreement", 100),
-            _formatted(row["share"], ".0%"),
-            _formatted(row["kl"], "z.2f"),
-            _formatted(row.get("again"), ".1%"),
+            _format(row["share"], ".0%"),
+            _format(row["kl"], "z.2f"),
+            _format(row.get("again"), ".1%"),
             _hard(row),
             *differences,
         ]
@@ -200,7 +200,7 @@ class Quality:
             shown = [
                 f"{task} ({of_task['accuracy']:.0%}; full model {full[task]['accuracy']:.0%})"
                 for task, of_task in self.tasks_of(row).items()
-                if collapsed(of_task, full[task])
+                if has_collapsed(of_task, full[task])
             ]
             if shown and row["name"] not in BASELINES:
                 where = f"{row['name']} at {row['tokens']:.0f} tokens"
@@ -228,6 +228,8 @@ class Quality:
         tasks = self.tasks_of(self.full)
         of_tasks = {task: why for task, row in tasks.items() if len(tasks) > 1 and (why := self._says_nothing(row))}
         notes = []
+        if self.full["pictures"] < LEAST:
+            return [f"{self.figure} says nothing here: fewer than {LEAST} pictures are too few for an interval."]
         if why := self._says_nothing(self.full):
             notes.append(f"{self.figure} says nothing here: {why}.{look}")
         if of_tasks:
@@ -237,6 +239,8 @@ class Quality:
 
     def _says_nothing(self, full: Row) -> str | None:
         """Why one of the full model's figures has no room below it that dropping could lose; None where it has."""
+        if full["accuracy_low"] is None:
+            return None
         accuracy, low, high = (f"{100 * full[f'accuracy{end}']:.1f}" for end in ("", "_low", "_high"))
         if full.get("commonest") is not None and full["accuracy_low"] <= full["commonest"]:
             label = "the commonest label"
@@ -266,7 +270,7 @@ class Quality:
                     of_method.setdefault(f"{words} {rival}", []).append(f"{row['tokens']:.0f}")
         sentences = []
         for name, of_method in tokens.items():
-            phrases = [f"{words} at {_listed(counts)} tokens" for words, counts in of_method.items()]
+            phrases = [f"{words} at {_in_words(counts)} tokens" for words, counts in of_method.items()]
             sentences.append(f"{name}: {'; '.join(phrases)}.")
         return sentences
 
@@ -276,7 +280,7 @@ class Quality:
         rows = [self.full, *self.settings]
         if any("(" in points(row, "accuracy", self.unit) for row in rows):
             notes.append("(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures.")
-        if any(row["accuracy_low"] == row["accuracy_high"] for row in rows):
+        if any(row["accuracy_low"] == row["accuracy_high"] is not None for row in rows):
             notes.append("± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not.")
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
             as_much = "FLOPs" if self.origin.get("flops") else "true count"
@@ -311,11 +315,14 @@ def tables_of(qualities: Iterable[Quality]) -> list[Table]:
 def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
     """A figure of a row with half its interval's width, or with its open end at an edge; multiplied by `unit`.
 
-    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`. Nothing where it is not known.
+    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`. Nothing where it is not known, and `61.4`
+    alone where its interval says nothing.
     """
     value, low, high = (row[f"{figure}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return ""
+    if low is None:
+        return number(unit * value, f"{'+' if signed else ''}z.1f")
     text = f"{unit * value:{'+' if signed else ''}z.1f} ± {unit / 2 * (high - low):.1f}"
     if not signed and low < value == high:
         text = f"{unit * value:.1f} (≥ {unit * low:.1f})"
@@ -354,7 +361,7 @@ def _hard(row: Row) -> str:
     return Number(f"{row['hard']:.0%} of {count}", {"%": 100 * row["hard"], "questions": count})
 
 
-def _formatted(figure: float | None, form: str) -> str:
+def _format(figure: float | None, form: str) -> str:
     """A figure without its interval; nothing where it is not known."""
     if figure is None:
         return ""
@@ -365,7 +372,7 @@ def _percents(rows: Iterable[Row]) -> list[str]:
     return [number(100 * row["accuracy"], ".0f") for row in rows]
 
 
-def _listed(texts: list[str]) -> str:
+def _in_words(texts: list[str]) -> str:
     """`192, 128 and 64`."""
     *others, last = texts
     if not others:

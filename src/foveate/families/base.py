@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import getattr_static
 from typing import Any, ClassVar, Literal
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
 from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
-from foveate.core.signals import Cells, Signal, TowerAttention
+from foveate.core.signals import Cells, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import images_of, move_additions, place_rows, put_images, stays_whole
-from foveate.families.tap import attention_of, made_by_itself
+from foveate.families.placing import images_of, lengths_of, move_additions, place_rows, put_images, stays_whole
+from foveate.families.tap import attention_of, queries_and_keys_of
 from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,
@@ -27,6 +27,7 @@ from foveate.families.tower import (
     KeysOf,
     Reducer,
     Run,
+    Taps,
     Tower,
     TowerLayout,
     encoder_layers,
@@ -240,9 +241,7 @@ class Family:
             placeholders: Its return value: one mask, or one for images and one for videos.
             inputs: The arguments of its call and of the core's. A modality without features is left out.
         """
-        masks = placeholders
-        if not isinstance(placeholders, tuple):
-            masks = (placeholders,)
+        masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         pairs = []
         for modality, mask in zip(("image", "video"), masks, strict=False):
             if inputs.get(f"{modality}_features") is not None:
@@ -259,7 +258,7 @@ class Family:
         """The id of the prompt's placeholders of a modality."""
         return getattr(self.model.config, f"{modality}_token_id", None)
 
-    def placed(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
+    def masks_by_ids(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """As `vision_masks`, of a core without a merger, from the ids among the arguments of its call."""
         raise NotImplementedError
 
@@ -273,7 +272,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def added_later(self, inputs: Inputs) -> list[Tensor] | None:
+    def later_additions(self, inputs: Inputs) -> list[Tensor] | None:
         """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
 
         A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into:
@@ -323,7 +322,7 @@ class Family:
         """
         attention = layer.self_attn
         if not self.is_usual:
-            return made_by_itself(layer, hidden, queries, {"position_embeddings": rotary, **(others or {})})
+            return queries_and_keys_of(layer, hidden, queries, {"position_embeddings": rotary, **(others or {})})
         normed = layer.input_layernorm(hidden)
 
         def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
@@ -380,6 +379,8 @@ class Family:
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Run a `get_*_features` call with every image's tokens reduced; placeholders stay whole.
 
+        The default works behind the projector where `token_means` says what the tower shows of a token.
+
         Args:
             run: Calls the original, with the arguments passed to it in the place of its own.
             modality: "image" or "video".
@@ -393,10 +394,35 @@ class Family:
         Raises:
             UnsupportedError: If the family has no such stage.
         """
-        raise UnsupportedError(
-            f"foveate cannot reduce tokens in or after the vision tower of {self.model_type!r} ({modality}). "
-            "Use a method that drops between decoder layers."
-        )
+        if not self.defines("token_means"):
+            raise UnsupportedError(
+                f"foveate cannot reduce tokens in or after the vision tower of {self.model_type!r} ({modality}). "
+                "Use a method that drops between decoder layers."
+            )
+        taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
+        output = taps.run(run)
+
+        @functools.cache
+        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
+            means = self.token_means(taps, signal, modality, inputs)
+            if not isinstance(means, Tensor):
+                means = torch.cat([*means])
+            sizes = reducer.lengths(len(means)) if self.tiled else lengths_of(output.pooler_output)
+            return torch.split(means, list(sizes))
+
+        return output, self.reduce_features(output, modality, inputs, reducer, stats)
+
+    def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterable[Tensor] | Tensor:
+        """Means of what a signal is of the patches of each token, (tokens, numbers) float32, in the order of the
+        features; all together, or of one picture after the other.
+
+        Args:
+            taps: What the tower attended with.
+            signal: What is read.
+            modality: "image" or "video".
+            inputs: The arguments of the `get_*_features` call.
+        """
+        raise NotImplementedError
 
     def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, behind the projector in every family; the tower's attention and keys are not read."""
@@ -426,7 +452,7 @@ class Family:
         grids = self.token_grids(self.model.config, modality, inputs, sizes)
         # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
         if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
-            places = self.boxes(self.model.config, modality, self.remembered(inputs), sizes)
+            places = self.boxes(self.model.config, modality, self.arguments_kept(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids, partial(self.view_extras, output))
         self.place(output, features, cuts)
         return cuts
@@ -551,7 +577,7 @@ class Family:
         Args:
             config: The model's config.
             modality: "image" or "video".
-            inputs: The call's arguments by name, as far as `remembered`.
+            inputs: The call's arguments by name, as far as `arguments_kept`.
             lengths: Vision tokens of each image.
 
         Returns:
@@ -564,7 +590,7 @@ class Family:
             return [None] * len(lengths)
         return [boxes_on(frames) for frames in grids]
 
-    def remembered(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
         """The arguments of a `get_*_features` call that `boxes` reads. A trace keeps them, so pixels are left out."""
         names = [name for name in inputs if not name.startswith("pixel_values")]
         return {name: inputs[name] for name in names}
@@ -607,7 +633,7 @@ class Family:
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        """How many decoder layers, from the first on, are followed by an addition of `added_later`."""
+        """How many decoder layers, from the first on, are followed by an addition of `later_additions`."""
         return 0
 
 

@@ -9,7 +9,7 @@ import inspect
 import itertools
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -19,16 +19,18 @@ from torch import Tensor, nn
 
 from foveate._transformers import indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
+from foveate.core.grid import Grid
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, outside_lists
-from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, thinned_by_feeding
+from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, tower_by_feeding
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import images_of
+from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.proved import PROVED
 from foveate.families.tap import attention_of, takes_index
-from foveate.families.tiles import run_lengths
+from foveate.families.tiles import run_lengths, runs
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower
+from foveate.families.vision import grid_boxes
 
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
@@ -79,7 +81,7 @@ class Derived(Family):
         if "input_ids" in takes:
             encoding = [module for module in outside_lists(self.model) if _sees(module)]
         with_decoder = [module for module in encoding if _is_decoder(_decoder_in(module))] or [
-            module for module in encoding if _is_decoder(_unnamed_decoder_in(module))
+            module for module in encoding if _is_decoder(_decoder_by_structure(module))
         ]
         if not with_decoder:
             raise UnsupportedError(
@@ -93,7 +95,7 @@ class Derived(Family):
     @functools.cached_property
     def text(self) -> Any:
         """The innermost module below the core that has the layers."""
-        return _decoder_in(self.core) or _unnamed_decoder_in(self.core)
+        return _decoder_in(self.core) or _decoder_by_structure(self.core)
 
     @functools.cached_property
     def layers(self) -> nn.ModuleList:
@@ -163,8 +165,8 @@ class Derived(Family):
         return encode_fed(self, run, modality, inputs, reducer)
 
     def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
-        """Where all of its blocks look at whole pictures: see `thinned_by_feeding`."""
-        return thinned_by_feeding(self, run, inputs)
+        """Where all of its blocks look at whole pictures: see `tower_by_feeding`."""
+        return tower_by_feeding(self, run, inputs)
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
@@ -186,7 +188,7 @@ class Derived(Family):
             return "its rows pay attention to sinks too, which queries and keys do not tell"
         return reason
 
-    def added_later(self, inputs: Inputs) -> Any:
+    def later_additions(self, inputs: Inputs) -> Any:
         """As in the base class: the decoder's one argument of that name."""
         return next((value for name, value in inputs.items() if "deepstack" in name and value is not None), None)
 
@@ -194,12 +196,10 @@ class Derived(Family):
 
     def vision_masks(self, placeholders: Any, inputs: Any) -> list[tuple[str, Tensor]]:
         """What the merger answered; where that is no mask, columns whose ids are placeholders."""
-        answers = placeholders
-        if not isinstance(placeholders, tuple):
-            answers = (placeholders,)
+        answers = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         masks = [mask for mask in answers if isinstance(mask, Tensor) and mask.dtype == torch.bool]
         if len(masks) < len(answers) or not masks:
-            return self.placed(inputs)
+            return self.masks_by_ids(inputs)
         if len(masks) > 1:
             return [pair for pair in zip(MODALITIES, masks, strict=False) if self.has_pixels(pair[0], inputs)]
         there = [modality for modality in MODALITIES if self.has_pixels(modality, inputs)]
@@ -211,7 +211,7 @@ class Derived(Family):
         asked = inputs.get("token_id")  # of a merger that is told what it shall look for: sounds, for one
         return [(modality, masks[0]) for modality in there if asked is None or asked == self.placeholder(modality)]
 
-    def placed(self, inputs: Any) -> list[tuple[str, Tensor]]:
+    def masks_by_ids(self, inputs: Any) -> list[tuple[str, Tensor]]:
         """Columns whose ids are placeholders, by modality."""
         ids = inputs.get("input_ids")
         if ids is None or ids.shape[1] == 1:  # a step of decoding may still be handed the pictures (Phi-4)
@@ -264,7 +264,7 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
     return module
 
 
-def _unnamed_decoder_in(core: nn.Module) -> nn.Module | None:
+def _decoder_by_structure(core: nn.Module) -> nn.Module | None:
     """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
     parts = [part for part in outside_lists(core) if part is not core and _takes_embeddings(part)]
     return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
@@ -325,13 +325,13 @@ def _kind_of(layer: nn.Module) -> _LayerKind:
         if "hybrid" in kinds or {"attention", "state"} <= kinds:
             kind = "hybrid"
         index = next(filter(keeps_index, modules), None)
-        unserved = _unserved(layer, kind, index)
+        unserved = _reasons_against(layer, kind, index)
         remembered = _LayerKind(parts, kind, None if index is None else weakref.ref(index), unserved)
         _KINDS[layer] = remembered
     return remembered
 
 
-def _unserved(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
+def _reasons_against(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
     """Why a layer of this kind, with this index, cannot run on some of its rows."""
     name, attention = type(layer).__name__, attention_of(layer)
     if kind == "hybrid":
@@ -390,3 +390,73 @@ def images_in(mask: Tensor, pieces: Sequence[int]) -> list[list[int]]:
                 begun = 0
         images.append(lengths if not begun else sample)  # a piece of two samples: nothing is known
     return images
+
+
+class HunYuanVL(Derived):
+    """A picture's grid has a newline behind each row, and a token before and behind all; these always stay.
+
+    begin 0 1 2 ↵ 3 4 5 ↵ end        a grid of 2 x 3
+    """
+
+    model_type: ClassVar[str] = "hunyuan_vl"
+    tiled: ClassVar[bool] = False
+
+    @classmethod
+    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        boxes = list[Tensor | None]()
+        for rows, columns in _grids(config, inputs):
+            lines = torch.full((rows, columns + 1, 4), float("nan"))
+            lines[:, :-1] = grid_boxes(rows, columns).view(rows, columns, 4)
+            end = lines[0, -1:]
+            boxes.append(torch.cat((end, lines.flatten(0, 1), end)))
+        return boxes
+
+    @classmethod
+    def fixed_tokens(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Sequence[int]]:
+        boxes = cls.boxes(config, modality, inputs, lengths)
+        return [own.isnan().any(dim=-1).nonzero()[:, 0].tolist() for own in boxes if own is not None]
+
+    def reduce_features(
+        self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
+    ) -> list[Cut | None]:
+        config, images = self.model.config, list(output.pooler_output)
+        boxes = self.boxes(config, modality, inputs, ())
+        cells = [(~own.isnan().any(dim=-1)).to(images[0].device) for own in boxes if own is not None]
+        of_cells = [image[own] for image, own in zip(images, cells, strict=True)]
+        grids = [(grid,) for grid in _grids(config, inputs)]
+        cuts = reduce_apart(of_cells, [None] * len(images), reducer, stats, grids)
+        for index, (own, cut) in enumerate(zip(cells, cuts, strict=True)):
+            if cut is not None and not cut.stays_whole:
+                images[index] = images[index].index_put((own,), place_rows(of_cells[index], cut))
+        put_images(output, images)
+        return cuts
+
+
+class Ovis2(Derived):
+    """A picture begins at a token of its own; a view of the whole, and tiles apart by other tokens, are one picture."""
+
+    model_type: ClassVar[str] = "ovis2"
+
+    def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
+        """Of a prompt that came as embeddings every tile is taken for an image, as its tokens cannot be read."""
+        if ids is None:
+            return super().image_lengths(mask, ids, pieces)
+        begin = self.model.config.visual_indicator_token_ids[0]
+        samples = []
+        for row, tiles in zip((ids == begin).cpu(), runs(mask), strict=True):
+            before = row.cumsum(dim=0).tolist()  # pictures that have begun up to here
+            images: dict[int, int] = {}
+            for start, end in tiles:
+                images[before[start]] = images.get(before[start], 0) + end - start
+            samples.append(list(images.values()))
+        return samples
+
+
+def _grids(config: Any, inputs: Inputs) -> list[Grid]:
+    """Rows and columns of each picture's tokens."""
+    side = config.vision_config.spatial_merge_size
+    return [(rows // side, columns // side) for _, rows, columns in inputs["image_grid_thw"].tolist()]
+
+
+OVERRIDES: Mapping[str, type[Derived]] = {kind.model_type: kind for kind in (HunYuanVL, Ovis2)}
+"""By `model_type`."""

@@ -442,7 +442,7 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
     return output, family.reduce_features(output, modality, inputs, reducer, stats)
 
 
-def thinned_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
+def tower_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
     """A tower whose blocks may run on some rows, by what its blocks attended to in a run; every block is read.
 
     Raises:
@@ -477,7 +477,7 @@ def _ranked_tokens(
     if bool(fed.is_fed.all()):
         return [slice(None)] * len(sizes)
     config, ranked = family.model.config, list[Tensor | slice]()
-    places = family.boxes(config, modality, family.remembered(inputs), sizes)
+    places = family.boxes(config, modality, family.arguments_kept(inputs), sizes)
     for is_fed, boxes in zip(torch.split(fed.is_fed.cpu(), list(sizes)), places, strict=True):
         is_newline = torch.zeros_like(is_fed) if boxes is None else boxes.isnan().any(dim=-1).cpu()
         is_known = is_fed | is_newline

@@ -19,7 +19,6 @@ from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.llava import Llava, pictures_in, side_of
-from foveate.families.merging import Merging
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, coarser_grids, shown
 from foveate.families.vision import smaller
@@ -38,7 +37,7 @@ class PaliGemma(Llava):
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 
 
-class Gemma3(Merging):
+class Gemma3(Family):
     """Where things are inside `Gemma3ForConditionalGeneration`: SigLIP patches averaged to 16 x 16 tokens."""
 
     model_type: ClassVar[str] = "gemma3"
@@ -47,6 +46,7 @@ class Gemma3(Merging):
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
     grows: ClassVar[bool] = False  # its pictures are seen both ways
+    needs_all_rows: ClassVar[str | None] = None
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
         projector = self.core.multi_modal_projector
@@ -110,7 +110,7 @@ INPUTS = {"image": ("pixel_values", "image_position_ids"), "video": ("pixel_valu
 or −1 for padding."""
 
 
-class Gemma4(Merging):
+class Gemma4(Family):
     """Where things are inside `Gemma4ForConditionalGeneration`: any shape of picture, 3 x 3 patches a token.
 
     Local layers see an image both ways, global ones do not.
@@ -140,10 +140,6 @@ class Gemma4(Merging):
         """The core asks where everything would be, at every call: of that, what is there."""
         pairs = zip(INPUTS, placeholders, strict=False)
         return [(modality, mask) for modality, mask in pairs if self.has_pixels(modality, inputs)]
-
-    @property
-    def is_usual(self) -> bool:
-        return True
 
     def rotate(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         rotate = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
@@ -178,11 +174,11 @@ class Gemma4(Merging):
         pairs = zip(itertools.chain(*grids), itertools.chain(*coarse), strict=True)
         for picture, (grid, cells) in enumerate(pairs):  # or each frame of a video
             if cells != grid:
-                patches[picture], positions[picture] = self._resized(patches[picture], grid, cells)
+                patches[picture], positions[picture] = self._resize(patches[picture], grid, cells)
         output = run(**dict(zip(names, (patches, positions), strict=True)))
         return output, replace_images(output, cuts)
 
-    def _resized(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
+    def _resize(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
         """A picture's patches, (patches, size · size · channels), and their places, as of one of `cells` tokens."""
         vision = self.model.config.vision_config
         size, kernel = vision.patch_size, vision.pooling_kernel_size

@@ -30,7 +30,7 @@ NOWHERE = torch.full((1, 4), float("nan"))
 
 
 class AnyResolution(OfClip):
-    """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk`, and in how they pool the frames
+    """What LLaVA-NeXT and its descendants share; they differ in `pack_views`, `shrunk`, and how they pool the frames
     of a video, which stand one behind the other.
 
     Attributes:
@@ -59,7 +59,7 @@ class AnyResolution(OfClip):
         """
         raise NotImplementedError
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         """Scores, keys and tower features put together as the model puts together the features of each image's views,
         or of each video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
         raise NotImplementedError
@@ -76,7 +76,7 @@ class AnyResolution(OfClip):
         if modality == "image":  # read off the device
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         views = [of_image.float().flatten(1)[..., None] for of_image in stays]
-        return torch.cat(self.packed(modality, views, inputs))[:, 0] > 0
+        return torch.cat(self.pack_views(modality, views, inputs))[:, 0] > 0
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
@@ -106,7 +106,7 @@ class AnyResolution(OfClip):
         if length == len(base) + 1:  # no tiles
             return torch.cat((base, NOWHERE))
         tall, wide = tiles_of(config, size)
-        patches = _unpadded(tall * side, wide * side, *size)
+        patches = _filled_part(tall * side, wide * side, *size)
         rows, columns = cls.shrunk(config, *patches)
         if length != len(base) + rows * (columns + 1):
             return None
@@ -133,11 +133,11 @@ class AnyResolution(OfClip):
         def stats(signal: TowerSignal) -> list[Tensor]:
             patches = torch.stack([taps.read(view, signal) for view in range(sum(views))])  # (views, patches, numbers)
             of_images = torch.split(patches, list(views))
-            return self.packed(modality, of_images, inputs)
+            return self.pack_views(modality, of_images, inputs)
 
         @functools.cache
         def made() -> list[Tensor]:
-            return self.packed(modality, torch.split(projected[0], list(views)), inputs)
+            return self.pack_views(modality, torch.split(projected[0], list(views)), inputs)
 
         def more(index: int) -> dict[str, Any]:
             # A video's frames may be pooled before the projector.
@@ -192,7 +192,7 @@ class AnyResolution(OfClip):
         mosaic = tiles_of(config, size)
         usual = fine = (1, 0)  # a single view ends in one newline
         if len(views) > 1:
-            usual = _unpadded(side * mosaic[0], side * mosaic[1], *size)
+            usual = _filled_part(side * mosaic[0], side * mosaic[1], *size)
             fine = self.shrunk(config, *usual)
         if not math.prod(fine):  # also of so long a picture that of its map at most the newlines are left
             count = fine[0]
@@ -202,11 +202,13 @@ class AnyResolution(OfClip):
         tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # one map: (width, rows, columns)
         tiles = _unpad(tiles, size)
         # OneVision shrinks large maps; this one shrinks by as much.
-        coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
-        if coarse != tiles.shape[1:]:
-            tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
-        rows = torch.cat((base_view, _with_newlines(tiles, newline)))
-        return rows, join([base, into_cells(fine, coarse, newlines=True)])
+        sides = zip(usual, fine, tiles.shape[1:], strict=True)
+        tall, wide = (max(1, min(few, int(length * (few / most)))) for most, few, length in sides)
+        if (tall, wide) != tiles.shape[1:]:
+            tiles = interpolate(tiles[None], (tall, wide), mode="bilinear")[0]
+        newlines = newline[:, None, None].expand(-1, tall, 1).to(tiles)  # behind each row
+        rows = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
+        return torch.cat((base_view, rows)), join([base, into_cells(fine, (tall, wide), newlines=True)])
 
     def _encode_smaller_frames(self, run: Run, inputs: Inputs, reducer: Reducer) -> Encoded:
         videos, frames = inputs["pixel_values_videos"].shape[:2]
@@ -216,7 +218,7 @@ class AnyResolution(OfClip):
             return run(), cuts
         owner, name, pool, grid = self.pooling(*coarse[0][0])
         with Patcher() as patches:
-            patches.wrap(owner, name, lambda _, states: pooled_frames(pool, grid, states))
+            patches.wrap(owner, name, lambda _, states: pool_frames(pool, grid, states))
             output = self.run_smaller(run, inputs, grid)
         return output, replace_images(output, cuts)
 
@@ -254,6 +256,15 @@ class AnyResolution(OfClip):
         )
 
     @classmethod
+    def frames_of(cls, config: Any, size: int) -> int:
+        """With closing newlines or without."""
+        if not cls.videos:
+            return 0
+        side, _ = cls.frame_side(config)
+        frames, rest = divmod(size, side**2)
+        return frames if rest in (0, cls.film_newlines) else 0
+
+    @classmethod
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
         """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
         crop, side = config.vision_config.image_size, side_of(config)
@@ -272,7 +283,7 @@ class LlavaNext(AnyResolution):
     model_type: ClassVar[str] = "llava_next"
     title: ClassVar[str] = "LLaVA-NeXT (1.6)"
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         strategy = self.model.config.vision_feature_select_strategy
         images, _ = self.core.pack_image_features(views, inputs["image_sizes"], strategy, image_newline=None)
         return list(images)
@@ -287,15 +298,15 @@ class LlavaNextVideo(LlavaNext):
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         """Scores are averaged also where features pass through a convolution."""
         if modality != "video":
-            return super().packed(modality, views, inputs)
+            return super().pack_views(modality, views, inputs)
         pool = self.core.vision_resampler.pool
         if isinstance(pool, nn.Conv2d):
             pool = nn.AvgPool2d(self.model.config.spatial_pool_stride)
         grid = (self.side, self.side)
-        return [pooled_frames(pool, grid, frames).flatten(0, 1) for frames in views]
+        return [pool_frames(pool, grid, frames).flatten(0, 1) for frames in views]
 
     @classmethod
     def frame_side(cls, config: Any) -> tuple[int, float]:
@@ -307,12 +318,6 @@ class LlavaNextVideo(LlavaNext):
     def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
         resampler, stride = self.core.vision_resampler, self.model.config.spatial_pool_stride
         return resampler, "forward", resampler.pool, (stride * rows, stride * columns)
-
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        cells = side_of(config) // config.spatial_pool_stride
-        frames, rest = divmod(size, cells**2)
-        return 0 if rest else frames
 
 
 class LlavaOnevision(AnyResolution):
@@ -334,7 +339,7 @@ class LlavaOnevision(AnyResolution):
             return rows, columns
         return int(rows // ratio), int(columns // ratio)
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         if modality == "video":
             return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
         sizes, ratio = inputs["image_sizes"], self.model.config.vision_aspect_ratio
@@ -362,42 +367,15 @@ class LlavaOnevision(AnyResolution):
             counts.extend(of_sample if images == 1 else [1] * images)
         return tuple(counts)
 
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        """With the closing newline or without."""
-        cells = math.ceil(side_of(config) / 2)
-        frames, rest = divmod(size, cells**2)
-        if rest not in (0, 1):
-            return 0
-        return frames
-
 
 # -- maps of tiles, and frames that are pooled ----------------------------------------------------------------------
 
 
-def pooled_frames(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
+def pool_frames(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
     """Frames of a grid of patches, pooled: (frames, patches, width) -> (frames, tokens, width)."""
     maps = frames.view(len(frames), *grid, -1)
     maps = maps.permute(0, 3, 1, 2)  # (frames, width, rows, columns)
     return pool(maps).flatten(2).transpose(1, 2)
-
-
-def _with_newlines(tiles: Tensor, newline: Tensor) -> Tensor:
-    """A map's tokens row by row, a newline behind each row: (width, rows, columns) -> (rows · (columns + 1), width)."""
-    rows = tiles.shape[1]
-    newlines = newline[:, None, None].expand(-1, rows, 1).to(tiles)
-    tiles = torch.cat((tiles, newlines), dim=-1)
-    return tiles.flatten(1, 2).T
-
-
-def _shrunk_alike(usual: Grid, fine: Grid, sides: Sequence[int]) -> Grid:
-    """A map of these sides brought down by as much as the model brings the usual one down, to `fine`."""
-    shrunk = []
-    for most, few, length in zip(usual, fine, sides, strict=True):
-        side = int(length * (few / most))
-        shrunk.append(max(1, min(few, side)))
-    rows, columns = shrunk
-    return rows, columns
 
 
 def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
@@ -423,7 +401,7 @@ def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
         yield tall * side, columns
 
 
-def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
+def _filled_part(rows: int, columns: int, height: int, width: int) -> Grid:
     """Rows and columns that the picture fills of a map of `rows` x `columns`."""
     # As much is cut off on either side, so an even count in all.
     if width / height > columns / rows:
@@ -438,7 +416,7 @@ def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
 def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
     """The part of a map, (width, rows, columns), that the picture fills: one row and column at least."""
     _, tall, wide = tiles.shape
-    rows, columns = (max(1, side) for side in _unpadded(tall, wide, *size))
+    rows, columns = (max(1, side) for side in _filled_part(tall, wide, *size))
     top = (tall - rows) // 2
     left = (wide - columns) // 2
     return tiles[:, top : top + rows, left : left + columns]

@@ -11,7 +11,6 @@ from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.families.base import Family
-from foveate.families.merging import Merging
 from foveate.families.placing import replace_images
 from foveate.families.tiles import block_means
 from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids, shown
@@ -24,7 +23,7 @@ def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
     return [heads.transpose(0, 1)]
 
 
-class Mistral3(Merging):
+class Mistral3(Family):
     """Where things are inside `Mistral3ForConditionalGeneration`.
 
     The breaks between the rows of an image are text: they stay, and no vision token is one.
@@ -35,16 +34,14 @@ class Mistral3(Merging):
     tower_blocks: ClassVar[str] = "transformer.layers"
     tower_attention: ClassVar[str] = "attention"
     shares_prefix: ClassVar[bool] = True
+    needs_all_rows: ClassVar[str | None] = None
     keys_of: ClassVar[KeysOf | None] = ("k_proj", _keys_of)
     pixel_mean, pixel_std = CLIP
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """Pictures one behind the other, without what pads them to a common size."""
-        if "image_sizes" in kwargs:
-            sizes = kwargs["image_sizes"]
-        else:
-            sizes = args[1]
+        sizes = kwargs["image_sizes"] if "image_sizes" in kwargs else args[1]
         grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
         return TowerLayout([rows * columns for rows, columns in grids], grids)
 
@@ -91,7 +88,7 @@ class Mistral3(Merging):
             pictures *= 2
             shapes *= 2
         sizes = send(torch.tensor(shapes), inputs["pixel_values"].device)
-        output = run(pixel_values=_padded(pictures, sizes), image_sizes=sizes)
+        output = run(pixel_values=_pad_pictures(pictures, sizes), image_sizes=sizes)
         output.pooler_output = list(output.pooler_output)[: len(cuts)]
         return output, replace_images(output, cuts)
 
@@ -115,7 +112,7 @@ def _grids(inputs: Inputs, side: int) -> list[Grid]:
     return [(height // side, width // side) for height, width in sizes]
 
 
-def _padded(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
+def _pad_pictures(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
     """Pictures of different sizes, (pictures, 2), with zeros below and right of them: (pictures, channels, …)."""
     height, width = sizes.amax(dim=0).tolist()
     padded = []

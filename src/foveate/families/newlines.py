@@ -1,14 +1,13 @@
 """Reducing an image's tokens behind the projector, without its newlines, which are never ranked."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut, followed
+from foveate.core.cut import Cut, look_up
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
@@ -39,46 +38,45 @@ def reduce_apart(
         more: Of an image's number, what else it shows, newlines apart: attributes of `TowerView` by name.
     """
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
-    parts = [_Image.of(*image) for image in zip(images, boxes, frames, strict=True)]
+    parts = [_Image(*image) for image in zip(images, boxes, frames, strict=True)]
     views = (image.view(partial(read_stats, stats, index), more(index)) for index, image in enumerate(parts))
     cuts = reducer.reduce(views)
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Image:
     """An image's tokens and newlines. An example: a view of 2 x 2 tokens, and the newline that ends it.
 
         0 1 2 3 ↵        tokens 0, 1, 2, 3        closing 4
 
-    Attributes:
+    Args:
         features: (tokens, width), newlines among them.
+        boxes: Where they look; NaN for a newline. With the grids alone there are none.
         grids: The grids they stand in.
+
+    Attributes:
         tokens: Which are no newlines: ordinals; None: all.
         closing: Which newline stays, behind all others: one ordinal or none; None where there are no newlines.
     """
 
-    features: Tensor
-    grids: tuple[Grid, ...]
     tokens: Tensor | None = None
     closing: Tensor | None = None
 
-    @classmethod
-    def of(cls, features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> Self:
-        """An image whose newlines are found by the boxes; with the grids alone there are none."""
-        if boxes is None and grids is not None:
-            return cls(features, grids)
-        if boxes is None:
+    def __init__(self, features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> None:
+        if boxes is None and grids is None:
             raise UnsupportedError(
                 "The places of this image's tokens are not known, so its newline tokens cannot be found. "
                 "Use a method that drops between layers."
             )
+        self.features, self.grids = features, grids or ()
+        if boxes is None:
+            return
+        self.grids = grids or grids_of(boxes)
         newline = boxes.isnan().any(dim=-1)
-        if not newline.any():
-            return cls(features, grids or grids_of(boxes))
-        tokens = send((~newline).nonzero()[:, 0], features.device)
-        newlines = send(newline.nonzero()[:, 0], features.device)
-        return cls(features, grids or grids_of(boxes), tokens, newlines[: closing_rows(len(newlines))])
+        if newline.any():
+            self.tokens = send((~newline).nonzero()[:, 0], features.device)
+            newlines = send(newline.nonzero()[:, 0], features.device)
+            self.closing = newlines[: closing_rows(len(newlines))]
 
     def view(self, read: Callable[[TowerSignal], Tensor], more: Mapping[str, Any]) -> TowerView:
         """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
@@ -102,11 +100,8 @@ class _Image:
         arriving, device = len(self.features), self.features.device
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
-        source = followed(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
-        if cut.rows is None:
-            rows = self.features[source]
-        else:
-            rows = cut.rows
+        source = look_up(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
+        rows = self.features[source] if cut.rows is None else cut.rows
         parent = torch.full((arriving,), -1, device=device)
         parent[self.tokens] = cut.parent
         parent[self.closing] = len(source)  # the row behind all others

@@ -48,16 +48,16 @@ def replace_images(output: Any, cells: Sequence[Cut | None]) -> list[Cut | None]
         The cuts, with the rows.
     """
 
-    def lengthened(images: Any) -> list[Tensor]:
+    def lengthen(images: Any) -> list[Tensor]:
         pairs = zip(images, cells, strict=True)
         return [rows if cut is None else first_rows(rows, cut.arriving) for rows, cut in pairs]
 
     pieces, deepstack = output.pooler_output, getattr(output, "deepstack_features", None)
-    output.pooler_output = lengthened(pieces)
+    output.pooler_output = lengthen(pieces)
     if isinstance(pieces, Tensor):
         output.pooler_output = torch.stack(output.pooler_output)
     if deepstack:
-        output.deepstack_features = [lengthened(features) for features in deepstack]
+        output.deepstack_features = [lengthen(features) for features in deepstack]
     pairs = zip(pieces, cells, strict=True)
     return [None if cut is None else cut.to(rows.device).with_rows(rows) for rows, cut in pairs]
 

@@ -22,7 +22,6 @@ from foveate.core.thin import ends_of_left
 from foveate.core.views import PixelView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, pixels_name
-from foveate.families.merging import Merging
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tap import Segments, attend_at_once, segments_of
 from foveate.families.thinning import is_compiled, units_left
@@ -45,7 +44,7 @@ def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
     return [heads.transpose(0, 1)]
 
 
-class Qwen2VL(Merging):
+class Qwen2VL(Family):
     """Where things are inside `Qwen2VLForConditionalGeneration`.
 
     The layers get one (cos, sin) pair with M-RoPE's three axes already combined, so positions need
@@ -61,6 +60,7 @@ class Qwen2VL(Merging):
     tower_blocks: ClassVar[str] = "blocks"
     tower_attention: ClassVar[str] = "attn"
     keys_of: ClassVar[KeysOf | None] = ("qkv", _keys_of)
+    needs_all_rows: ClassVar[str | None] = None
     pixel_mean, pixel_std = CLIP
     _replay: Callable[..., Any] | None = None
 
@@ -106,7 +106,7 @@ class Qwen2VL(Merging):
         small_grids = grids.clone()
         for index, (cells, cut) in enumerate(zip(coarse, cuts, strict=True)):
             if cut is not None:  # every temporal patch is a grid of tokens, and all get the same
-                pictures[index] = _resized(pictures[index], grids[index].tolist(), cells[0], vision)
+                pictures[index] = _resize(pictures[index], grids[index].tolist(), cells[0], vision)
                 small_grids[index, 1:] = torch.tensor(cells[0]) * vision.spatial_merge_size
         output = run(**{name: torch.cat(pictures), grid_name: send(small_grids, inputs[grid_name].device)})
         return output, replace_images(output, cuts)
@@ -168,18 +168,18 @@ class Qwen2VL(Merging):
         grids, stays = grid_thw.cpu(), torch.cat(list(units))
         side: int = self.core.visual.spatial_merge_size
         patches = stays.repeat_interleave(side**2)
-        arguments = self._placed(self.subset_arguments(grids, patches), hidden.device)
+        arguments = self._place(self.subset_arguments(grids, patches), hidden.device)
         rows = patches.nonzero()[:, 0].to(hidden.device)
         output = forward(hidden[rows], **arguments, **options)
         left = [int(image.sum()) for image in units]
 
-        def lengthened(features: Tensor) -> Tensor:
+        def lengthen(features: Tensor) -> Tensor:
             images = zip(torch.split(features, left), units, strict=True)
             return torch.cat([first_rows(of_image, len(image)) for of_image, image in images])
 
-        output.pooler_output = lengthened(output.pooler_output)
+        output.pooler_output = lengthen(output.pooler_output)
         if getattr(output, "deepstack_features", None):
-            output.deepstack_features = [lengthened(features) for features in output.deepstack_features]
+            output.deepstack_features = [lengthen(features) for features in output.deepstack_features]
         return output
 
     def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ class Qwen2VL(Merging):
         if PRECOMPUTED & options.keys():  # handed over by somebody: the tower makes the others where its pixels are
             grid_thw = send(grid_thw, hidden_states.device)
         else:
-            options |= self._placed(self.tower_arguments(grid_thw.cpu()), hidden_states.device)
+            options |= self._place(self.tower_arguments(grid_thw.cpu()), hidden_states.device)
         ends = []
         if not torch.is_grad_enabled():  # backward may run blocks again, when this context is over
             ends = [value for name, value in options.items() if name.startswith("cu_")]
@@ -261,7 +261,7 @@ class Qwen2VL(Merging):
             )
         return arguments
 
-    def _placed(self, arguments: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
+    def _place(self, arguments: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
         """Arguments of the tower where they are read: indices on the device, ends of segments by the host; for a flash
         kernel these too on the device, and the longest segment's length as a number."""
         is_flash = "flash" in str(self.core.visual.config._attn_implementation)
@@ -309,7 +309,7 @@ class Qwen2VL(Merging):
         return 1
 
 
-def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
+def _resize(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
     """The patches of an image or video, (t · h · w, pixels), as they would be of one of `tokens` tokens a frame.
 
     Patches come token by token, each a block of `side` x `side` patches of (channels, frames, rows, columns).
@@ -390,7 +390,7 @@ class Qwen3VL(Qwen2VL):
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
     pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
 
-    def added_later(self, inputs: Inputs) -> list[Tensor] | None:
+    def later_additions(self, inputs: Inputs) -> list[Tensor] | None:
         return inputs.get("deepstack_visual_embeds")
 
     def view_extras(self, output: Any, index: int) -> dict[str, Any]:

@@ -110,9 +110,7 @@ def refusal(
             return reason
         stages = [stage for stage in stages if stage is not thins[0]]  # it changes nothing for the others
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
-    before = "makes pictures smaller"
-    if by_pixels:
-        before = "drops patches before the tower"
+    before = "drops patches before the tower" if by_pixels else "makes pictures smaller"
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
         return (
             f"{before} and also cuts in the tower; the engine cannot do both in one pass yet. Drop "
@@ -218,8 +216,10 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     stages = follow.in_order(method.stages(Shape(depth, cls=cls, renumbers=kind.renumbers)))
     reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind)
     early = {stage.place for stage in stages if stage.place < Place.LAYER and not isinstance(stage, ThinStage)}
-    way = _way(stages, early)
-    if reason is None and way is not None and getattr(kind, way) in (Family.encode, Family.encode_smaller):
+    serves = kind.defines("encode") or kind.defines("token_means")
+    if Place.PIXELS in early:
+        serves = kind.defines("encode_smaller") or any(isinstance(stage, PatchStage) for stage in stages)
+    if reason is None and early - {Place.BEHIND_PROJECTOR} and not serves:
         reason = f"drops in or after the vision tower, which foveate cannot do for {kind.model_type!r}."
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
@@ -251,19 +251,6 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
         elif left < arriving.tokens:
             arriving = replace(arriving, tokens=left)
     return Reach(frozenset(sure), frozenset(can - sure))
-
-
-def _way(stages: Sequence[Stage], places: set[Place]) -> str | None:
-    """The name of the family's function that runs the tower for these stages, of which some are at these places."""
-    if any(isinstance(stage, PatchStage) for stage in stages):
-        return "encode_subset"
-    if Place.PIXELS in places:
-        return "encode_smaller"
-    if Place.TOWER in places or Place.BEFORE_PROJECTOR in places:
-        return "encode"
-    if places:
-        return "encode_projected"
-    return None
 
 
 def _where(stage: Stage, several: bool) -> str:

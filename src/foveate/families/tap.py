@@ -49,9 +49,7 @@ class Tapped(NamedTuple):
     def at(self, tokens: Tensor | slice) -> "Tapped":
         """Some tokens of one sample."""
         keys = self.keys[:, tokens]
-        queries = keys
-        if self.queries is not self.keys:
-            queries = self.queries[:, tokens]
+        queries = self.queries[:, tokens] if self.queries is not self.keys else keys
         return Tapped(queries, keys, self.scaling)
 
 
@@ -234,7 +232,7 @@ def attend_at_once(patches: Patcher, attentions: Iterable[Any], segments: Mappin
 # -- keys before RoPE ----------------------------------------------------------------------------------------------
 
 
-def unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def run_unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call `see` with what an attention module attends with where RoPE turns nothing, then let it run as it is called.
 
     Raises:
@@ -336,7 +334,7 @@ class _Enough(Exception):
     """Queries and keys are there; the rest of the attention need not run."""
 
 
-def made_by_itself(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str, Any]) -> Tapped:
+def queries_and_keys_of(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str, Any]) -> Tapped:
     """`Family.queries_and_keys` as the layer itself makes them: it may norm, or leave RoPE out, in ways of its own.
 
     Args:

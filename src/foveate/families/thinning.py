@@ -20,7 +20,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, join
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo, send, take_along
-from foveate.core.thin import ends_of_left, given_back, nearest, sizes, sizes_in_segments
+from foveate.core.thin import ends_of_left, give_back, nearest, sizes, sizes_in_segments
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tap import add_bias
@@ -128,8 +128,8 @@ class _ThinRun:
         if self.plan is None or hidden is not self.handed_on:
             raise _refusal(self.tower, "something changes rows between its blocks")
         self.log_sizes, self.asked = self._sizes_for(kwargs).log(), 0
-        args_left = [self._left(value) for value in args]
-        kwargs_left = {name: self._left(value, name) for name, value in kwargs.items()}
+        args_left = [self._argument_left(value) for value in args]
+        kwargs_left = {name: self._argument_left(value, name) for name, value in kwargs.items()}
         try:
             self.short = original(self.short, *args_left, **kwargs_left)
         except torch.OutOfMemoryError:
@@ -144,16 +144,8 @@ class _ThinRun:
             return hidden
         place = self.short.device
         before, index, parent = (part.to(place) for part in (self.before, self.plan.kept, self.plan.parent))
-        self.handed_on = given_back(before, self.short, index, parent)
+        self.handed_on = give_back(before, self.short, index, parent)
         return self.handed_on
-
-    def _refuse_ends_by_position(self, at: int, kwargs: Mapping[str, Any]) -> None:
-        """Refuse a flash kernel that is told by position ids alone where pictures end, as Pixtral's is in transformers
-        5.16: with the rows that leave, ends would be lost."""
-        is_flash = "flash" in str(self.tower.attentions[at].config._attn_implementation)
-        is_told = any(name.startswith("cu_") for name in kwargs)
-        if is_flash and not is_told and kwargs.get("position_ids") is not None:
-            raise _refusal(self.tower, "its kernel is told by position ids where pictures end")
 
     # -- which rows --------------------------------------------------------------------------------------------
 
@@ -166,9 +158,7 @@ class _ThinRun:
         if hidden.shape[:-1].numel() != sum(lengths) or layout.cls:
             raise _refusal(self.tower, "how its rows stand in pictures is not known")
         packed = hidden if hidden.dim() == 2 else hidden[0]
-        raster = None
-        if layout.raster is not None:
-            raster = send(layout.raster, hidden.device)
+        raster = send(layout.raster, hidden.device) if layout.raster is not None else None
         in_order = packed if raster is None else packed[raster]
         cut = join(self._thin(torch.split(in_order, list(lengths)), layout.grids))
         index, parent = cut.source, cut.parent
@@ -229,10 +219,10 @@ class _ThinRun:
 
     # -- what blocks get ---------------------------------------------------------------------------------------
 
-    def _left(self, value: Any, name: str = "") -> Any:
+    def _argument_left(self, value: Any, name: str = "") -> Any:
         """An argument of a block, at the rows that run."""
         if isinstance(value, tuple):
-            return tuple(self._left(part, name) for part in value)
+            return tuple(self._argument_left(part, name) for part in value)
         if not isinstance(value, Tensor):
             return value
         return self.memo.once(lambda: self._rows_left(value, name.startswith("cu_")), value)

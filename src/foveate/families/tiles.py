@@ -12,8 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
+from foveate.families.base import Family
 from foveate.families.llava import pictures_in, side_of
-from foveate.families.merging import Merging
 from foveate.families.placing import replace_images
 from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, Taps
 from foveate.families.vision import IMAGENET, blocks, grid_boxes, smaller
@@ -21,7 +21,7 @@ from foveate.families.vision import IMAGENET, blocks, grid_boxes, smaller
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
 
-class Tiled(Merging):
+class Tiled(Family):
     """A family whose tower sees tiles, and whose projector makes one token of a block of patches.
 
     An image with all of its tiles is one item. Tiles carry no place. The last tile shows the whole picture: the mosaic
@@ -36,16 +36,12 @@ class Tiled(Merging):
     has_cls: ClassVar[bool] = False
     projector: ClassVar[str] = "multi_modal_projector"
     shares_prefix: ClassVar[bool] = True
+    needs_all_rows: ClassVar[str | None] = None
 
     @classmethod
     def side(cls, config: Any) -> int:
         """Tokens of a tile's side."""
         return side_of(config) // cls.block(config)
-
-    @classmethod
-    def block(cls, config: Any) -> int:
-        """Patches of a token's side."""
-        raise NotImplementedError
 
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:
@@ -61,12 +57,12 @@ class Tiled(Merging):
         """Features of all tiles, (tiles, tokens, width), in the form the model makes them."""
         return features
 
-    def remembered(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
         """Thumbnails are enough to tell which mosaic the tiles make."""
         pixels = inputs["pixel_values"].detach()  # (…, channels, rows, columns)
         small = adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
         small = small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)
-        return {**super().remembered(inputs), "pixel_values": small}
+        return {**super().arguments_kept(inputs), "pixel_values": small}
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
@@ -272,9 +268,9 @@ class SmolVLM(Tiled):
         real = inputs[REAL] if REAL in inputs else _real(pixels)
         return pixels[real]
 
-    def remembered(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
         """Also which tiles are no padding: that is read later, when there are no pixels to tell it from."""
-        remembered = super().remembered(inputs)
+        remembered = super().arguments_kept(inputs)
         pixels = inputs["pixel_values"]
         if pixels.dim() == 5 and REAL not in inputs:
             remembered[REAL] = _real(pixels)
@@ -329,9 +325,7 @@ def _tags(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, ...] 
     for (_, before), (start, _) in itertools.pairwise([(0, 0), *tiles]):
         # Between the tile before, or the start of the prompt, and this one. The last fence there is this tile's.
         fences = [at for at in range(before, start) if ids[at] == fence]
-        tag: tuple[int, ...] | None = None
-        if fences:
-            tag = tuple(ids[fences[-1] + 1 : start])
+        tag: tuple[int, ...] | None = tuple(ids[fences[-1] + 1 : start]) if fences else None
         tags.append(tag)
     return tags
 

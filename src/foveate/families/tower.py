@@ -18,7 +18,7 @@ from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
-from foveate.families.tap import Tapped, tap, unturned
+from foveate.families.tap import Tapped, run_unturned, tap
 
 Inputs = Mapping[str, Any]
 """The arguments of a call of the model, by name."""
@@ -97,10 +97,7 @@ def feature_layers(config: Any, depth: int) -> list[int]:
         UnsupportedError: If it reads what goes into the first.
     """
     setting = getattr(config, "vision_feature_layer", -1)
-    if isinstance(setting, int):
-        states = [setting]
-    else:
-        states = list(setting)
+    states = [setting] if isinstance(setting, int) else list(setting)
     chosen = []
     for state in states:  # 0 goes into the first layer, and l + 1 is what layer l makes
         from_start = state + depth + 1 if state < 0 else state
@@ -239,7 +236,7 @@ class Taps:
                 part, keys_of = self._keys_of
                 patches.hook(getattr(module, part), "after", partial(self._note_keys, place, keys_of))
             else:
-                patches.wrap(module, "forward", partial(unturned, module, partial(self._note, place)))
+                patches.wrap(module, "forward", partial(run_unturned, module, partial(self._note, place)))
 
     def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
         self._samples[place] += [Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)]
@@ -399,14 +396,14 @@ class ReducedRun:
                 assert cut.rows is not None
                 rows = torch.cat((rows[: self._cls], cut.rows))
             images.append(rows)
-        return _padded(images, max(self._lengths))
+        return _pad_rows(images, max(self._lengths))
 
     def _run_later(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = []
         for index, length in enumerate(self._lengths):
             image = hidden_states[index : index + 1, :length]  # as a batch of one
             rows.append(original(image, *args, **kwargs)[0])
-        return _padded(rows, max(self._lengths))
+        return _pad_rows(rows, max(self._lengths))
 
     def _project(self, original: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         """What the projector makes of the rows that are left: (images, patches, width of the decoder)."""
@@ -421,7 +418,7 @@ class ReducedRun:
             projected = list(original(torch.stack(rows)))
         else:
             projected = [original(image[None])[0] for image in rows]
-        return _padded(projected, math.prod(self._grid))
+        return _pad_rows(projected, math.prod(self._grid))
 
     def _view(self, index: int, image: Tensor) -> TowerView:
         merge, cls = self._merges[index], None
@@ -438,7 +435,7 @@ class ReducedRun:
         return average(values, merge)  # the first block attends before its patches merge
 
 
-def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
+def _pad_rows(rows: Sequence[Tensor], length: int) -> Tensor:
     """Images' rows, (…, width) each, with zeros behind them: (images, length, width)."""
     # Fresh, as its views become one image's features each. Written into through slices: autograd forbids writing into
     # the images that iterating over a tensor gives.

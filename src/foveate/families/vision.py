@@ -17,9 +17,7 @@ IMAGENET: Normal = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def picture_sizes(sizes: Any) -> list[tuple[int, int]]:
     """Heights and widths, from what a processor makes of them: a tensor, or a list."""
-    pairs = sizes
-    if isinstance(sizes, Tensor):
-        pairs = sizes.tolist()
+    pairs = sizes.tolist() if isinstance(sizes, Tensor) else sizes
     return [(int(height), int(width)) for height, width in pairs]
 
 

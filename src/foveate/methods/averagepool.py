@@ -1,7 +1,6 @@
 """AveragePool: the control without any score: the mean over each cell of a coarser grid, behind the projector."""
 
-from foveate.contract import Arriving, ImageStage, ImageView, Once, Part, Shape, Stage
-from foveate.core.cut import Cut
+from foveate.contract import Arriving, Cut, ImageStage, ImageView, Once, Part, Shape, Stage
 from foveate.core.grid import Grid, coarser, into_cells, join
 from foveate.core.merge import average
 from foveate.errors import UnsupportedError

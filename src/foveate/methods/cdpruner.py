@@ -4,13 +4,14 @@ Paper: Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Div
 NeurIPS 2025, arXiv:2506.10967. Reads what enters the decoder, and embeddings of the question.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from foveate.contract import ImageStage, ImageView, LayerStage, LayerView, Once, Part, Positions, Shape, Stage
+from foveate.contract import ImageStage, LayerStage, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.merge import of_length_one
 from foveate.core.picks import cosine_flops, cosines, determinantal, pairs
 from foveate.core.signals import Features, Hidden, Resource, Text
@@ -18,7 +19,6 @@ from foveate.core.signals import Features, Hidden, Resource, Text
 CLIP = "clip"
 PATCHES, WORDS = Resource(CLIP), Resource(CLIP, of="text")
 SMALL = 1e-6  # added to the least relevance, so that no token has none
-SHORTEST = 1e-12  # the smallest norm that divides
 
 
 class CDPruner(Once):
@@ -55,9 +55,9 @@ class CDPruner(Once):
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         if CLIP in shape.resources:
-            encode = ImageStage(reads=(Features(), PATCHES), look=_encode)
-            return (encode, LayerStage(0, reads=(WORDS,), look=_rate_by_clip), *super().steps(shape))
-        return (LayerStage(0, reads=(Hidden(), Text()), look=_rate_by_embeddings), *super().steps(shape))
+            encode = ImageStage(reads=(Features(), PATCHES), look=lambda view: {"patches": view[PATCHES]})
+            return (encode, LayerStage(0, reads=(WORDS,), look=partial(_rate, unlike_text)), *super().steps(shape))
+        return (LayerStage(0, reads=(Hidden(), Text()), look=partial(_rate, like_text)), *super().steps(shape))
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         weight = view.notes["relevance"]
@@ -71,25 +71,22 @@ class CDPruner(Once):
         return determinantal(pairs(view.hidden, kernel), count, fill=weight)
 
 
-def _encode(view: ImageView) -> Mapping[str, Tensor]:
-    return {"patches": view[PATCHES]}
-
-
-def _rate_by_clip(view: LayerView) -> Mapping[str, Tensor]:
-    return {"relevance": relevance(unlike_text(view))}
+def _rate(score: Callable[[LayerView], Tensor], view: LayerView) -> Mapping[str, Tensor]:
+    return {"relevance": relevance(score(view))}
 
 
 def unlike_text(view: LayerView) -> Tensor:
     """−cos of each patch and the text in CLIP's space, (tokens,) float32; a newline has the lowest of a patch."""
     patches = view.notes["patches"]
-    likeness = of_length_one(patches, SHORTEST) @ view[WORDS].float()
+    likeness = of_length_one(patches) @ view[WORDS].float()
     is_patch = patches.any(dim=1)  # a newline's are zeros
     return torch.where(is_patch, -likeness, (-likeness).masked_fill(~is_patch, float("inf")).amin())
 
 
-def _rate_by_embeddings(view: LayerView) -> Mapping[str, Tensor]:
+def like_text(view: LayerView) -> Tensor:
+    """The mean cosine of each token and the embeddings of the text, (tokens,) float32."""
     likeness = cosines(view.hidden, exact=True, others=view.text)
-    return {"relevance": relevance((likeness.sum(dim=1) / max(1, len(view.text))).float())}
+    return (likeness.sum(dim=1) / max(1, len(view.text))).float()
 
 
 def relevance(scores: Tensor) -> Tensor:

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from foveate.contract import Arriving, CacheStage, Cuts, LayerView, Shape, Stage, check_depth, half_up
-from foveate.contract.budget import at_cuts, proportional
 from foveate.contract.settings import FallingShares, Layers
 from foveate.core.grid import Grid, high_pass
 from foveate.core.rank import marked_first, top
 from foveate.core.signals import Attention, Cells, Hidden
 from foveate.errors import SettingError, UnsupportedError
 
-KEEP = (330 / 576, 210 / 576, 62 / 576)  # the released setting that the authors call 192
 TEMPERATURE = 0.1
 EPSILON = 1e-6
 
@@ -45,7 +43,8 @@ class CLSE(Cuts):
     name = "clse"
     reads = (Attention(rows="last", layer="ran", heads="mean"),)
     usual_layers = (1, 11, 21)
-    usual_keep = KEEP
+    usual_keep = (330 / 576, 210 / 576, 62 / 576)  # the released setting that the authors call 192
+    falls = "proportional"
     first_layer = 1
     unit = "image"
 
@@ -67,9 +66,6 @@ class CLSE(Cuts):
         second = 1 + round((depth - 1) / 3)
         return 1, second, second + (depth - second) // 2
 
-    def score(self, view: LayerView, layer: int) -> Tensor:
-        return view.attention
-
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         stages = super().steps(shape)
         if not stages:
@@ -83,10 +79,9 @@ class CLSE(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
-            shares = at_cuts(KEEP, len(self.cuts(depth)))
-            return self.counts(proportional(started, shares), depth, entered, started)
+            return super().solve(depth, entered, started)
         rounded = half_up if self.rounding == "nearest" else int
-        return tuple(max(1, rounded(started * share)) for share in self.values(depth, KEEP))
+        return tuple(max(1, rounded(started * share)) for share in self.values(depth))
 
 
 def _evolving(view: LayerView, count: int) -> Tensor:
@@ -113,10 +108,7 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
     order = marked_first(cells[:, 0] >= 0)[:count]  # the tokens that stand on a grid
     now, then = (high_pass(rows[order], grids) for rows in (hidden, before))
     change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
-    if count > 1:
-        spread = change.std()
-    else:
-        spread = torch.zeros_like(change).sum()
+    spread = change.std() if count > 1 else torch.zeros_like(change).sum()
     gate = torch.sigmoid((change - change.mean()) / (spread + EPSILON) / TEMPERATURE)
     average = torch.full_like(cells[:, 0], 0.5, dtype=torch.float32)  # sigmoid(0), for newlines
     return average.scatter(0, order, gate)

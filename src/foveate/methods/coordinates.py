@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foveate.contract import ImageStage, LayerStage, LayerView, Method, Rotary, Shape, Share, Stage
-from foveate.core.cut import Cut
+from foveate.contract import Cut, ImageStage, LayerStage, LayerView, Method, Rotary, Shape, Share, Stage
 from foveate.core.rank import ranks, top
 from foveate.errors import SettingError
 

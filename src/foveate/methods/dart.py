@@ -9,18 +9,19 @@ m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) of those that no p
 stay: 8m + 4 for a budget B of tokens. Whose turn it is the column in the prompt says; see `visiting_order`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.contract import Arriving, Columns, Count, Cuts, KeyNorms, LayerView, Normed, Pivots, Share, Signal
+from foveate.contract import Arriving, Columns, Count, KeyNorms, LayerView, Normed, Pivots, Signal
+from foveate.contract.cuts import OneCut
 from foveate.core.rank import marked_first
 
 
-class DART(Cuts):
+class DART(OneCut):
     """One cut that keeps what differs most from a few pivots, which each image has of its own.
 
     Attributes:
@@ -35,15 +36,7 @@ class DART(Cuts):
 
     name = "dart"
     usual_keep = 0.222
-    layers_setting = "layer"
-    is_geometric = True
-    schedule = ("keep", "target")
-    only_one = True
 
-    layer: Annotated[int, Ge(1)] = 2
-    keep: Share | None = None
-    target: Count | None = None
-    scope: Literal["image", "frame"] = "image"
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
 

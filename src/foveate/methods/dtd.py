@@ -13,9 +13,8 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Frames, Share, changes
+from foveate.contract import Cut, Frames, Share, changes
 from foveate.contract.frames import change_flops
-from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, top
 
 
@@ -51,9 +50,6 @@ class DTD(Frames):
             return None
         first, *later = frames
         return first + sum(tokens - int(tokens * self.share) for tokens in later)
-
-    def floor(self, frames: tuple[int, ...]) -> int:
-        return frames[0]
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
         changed = changes(features)

@@ -73,7 +73,7 @@ class DyCoke(Frames):
         paid = (CachedAttention(),)
         if self.above == "all":
             return (*stages, DecodeStage(self.layer, when="step", reads=paid, choose=self._best_or_all, host=True))
-        return (*stages, DecodeStage(self.layer, when="step", reads=paid, count=self._read, choose=reused))
+        return (*stages, DecodeStage(self.layer, when="step", reads=paid, count=self._read, choose=read_again))
 
     def _read(self, arriving: Arriving) -> int:
         """Vision tokens that a step reads."""
@@ -115,7 +115,7 @@ def is_alike(view: ReadView) -> Tensor:
     return cosine_similarity(view.attention, view.attention_before, dim=0) >= ALIKE
 
 
-def reused(view: ReadView, count: int | None) -> Cut:
+def read_again(view: ReadView, count: int | None) -> Cut:
     """What was read before where the attention is alike, else the tokens with most attention."""
     assert count is not None
     best, before = top(view.attention, count), top(view.read_before.float(), count)

@@ -42,9 +42,6 @@ class EVS(Frames):
     def own_count(self, frames: tuple[int, ...]) -> int:
         return max(frames[0], int(sum(frames) * (1 - self.own)))
 
-    def floor(self, frames: tuple[int, ...]) -> int:
-        return frames[0]
-
     def select(self, features: Tensor, count: int | None) -> Tensor:
         assert count is not None
         return top(changes(features).flatten(), count)

@@ -12,10 +12,8 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from foveate.contract import Attention, Count, Cuts, Hidden, Layers, LayerView, Shape, Shares, Stage, Unit
-from foveate.core.cut import Cut
+from foveate.contract import Attention, Count, Cut, Cuts, Hidden, Layers, LayerView, Shape, Shares, Stage, Unit
 from foveate.core.merge import joined_to_nearest, one_by_one
 from foveate.core.rank import top
 
@@ -50,9 +48,6 @@ class FastV(Cuts):
     scope: Unit = "sample"
     rounding: Literal["nearest", "up"] = "nearest"
     join: bool = False
-
-    def score(self, view: LayerView, layer: int) -> Tensor:
-        return view.attention
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         stages = super().steps(shape)

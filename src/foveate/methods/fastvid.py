@@ -17,8 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Frames, Part, Share
-from foveate.core.cut import Cut
+from foveate.contract import Arriving, Cut, Frames, Part, Share
 from foveate.core.films import FilmRows, Scene, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
 from foveate.core.rank import shared_out
@@ -58,10 +57,7 @@ class FastVID(Frames):
         """`whole` is the feature of each frame, (frames, width); None: the mean of its tokens."""
         frames, tokens, _ = features.shape
         alike = likeness(features.mean(dim=1) if whole is None else whole).tolist()  # the host waits once
-        if count is None:
-            kept = int(tokens * self.own)
-        else:
-            kept = count // frames
+        kept = int(tokens * self.own) if count is None else count // frames
         rows = FilmRows(features)
         for scene in scenes(alike, self.tau, SCENES):
             shares = self._shares(scene, alike, tokens, kept)

@@ -17,8 +17,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Arriving, Frames, Part
-from foveate.core.cut import Cut
+from foveate.contract import Arriving, Cut, Frames, Part
 from foveate.core.films import FilmRows, likeness, scenes, trees
 from foveate.core.merge import average, density_peaks
 from foveate.core.picks import max_min, pairs
@@ -69,10 +68,7 @@ class FlashVID(Frames):
         frames, tokens, _ = features.shape
         count = None if self.budget is None else count
         rounded = math.ceil if count is None or frames == 1 else int
-        if count is None:
-            budget = self._of_frame(tokens)
-        else:
-            budget = count // frames
+        budget = self._of_frame(tokens) if count is None else count // frames
         diverse = rounded(DIVERSE * budget)
         runs = scenes(likeness(features.mean(dim=1)).tolist(), ALIKE, SCENES)  # the host waits
         weight = attention

@@ -17,8 +17,6 @@ from foveate.contract import Arriving, Count, LayerView, Once, Part, Positions, 
 from foveate.core.rank import spread, top
 from foveate.errors import SettingError
 
-SHORTEST = 1e-12  # the smallest norm that divides
-
 
 class HAWK(Once):
     """Tokens that the question's queries in layer 0 meet, each head at length one over an image's tokens, signs kept.
@@ -60,8 +58,7 @@ class HAWK(Once):
         heads = products.shape[1]
         if self.weights is not None and len(self.weights) != heads:
             raise SettingError(f"hawk: layer 0 has {heads} heads, and there are {len(self.weights)} weights.")
-        length = torch.linalg.vector_norm(products, dim=0).clamp(min=SHORTEST)
-        shares = products / length
+        shares = products / torch.linalg.vector_norm(products, dim=0).clamp(min=1e-12)
         if self.weights is not None:
             # Filled in where the products are: a tensor of all would be sent there.
             weights = [torch.full((), weight, device=products.device) for weight in self.weights]

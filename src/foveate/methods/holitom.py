@@ -17,8 +17,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Arriving, Frames, Part, Positions
-from foveate.core.cut import Cut
+from foveate.contract import Arriving, Cut, Frames, Part, Positions
 from foveate.core.films import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
 from foveate.core.rank import marked_first, top
@@ -82,10 +81,7 @@ class HoliTom(Frames):
                 row = by_place.argsort()[cluster]
                 joined = towards(means[peaks], means, row.scatter(0, peaks, -1), BETA)
                 rows.join(first * tokens + alike[peaks], joined, (scene + alike).flatten(), row.repeat(end - first))
-            if count is None:
-                kept = math.ceil(len(moving) * ratio)
-            else:
-                kept = len(moving) * count // left
+            kept = math.ceil(len(moving) * ratio) if count is None else len(moving) * count // left
             for frame in range(first, end):
                 rows.keep(frame * tokens + moving[top(attention[frame, moving], kept)])
         return rows.cut(attention, count)

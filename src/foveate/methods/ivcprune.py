@@ -15,13 +15,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import CacheStage, Count, Cuts, Layer, LayerView, Part, Rotary, Shape, Share, Stage, ValueLikeness
-from foveate.core.cut import Cut
+from foveate.contract import CacheStage, Count, Cut, Layer, LayerView, Part, Rotary, Shape, Share, Stage, ValueLikeness
+from foveate.contract.cuts import OneCut
 from foveate.core.rank import ranks, spread_over, top
 from foveate.methods.coordinates import places
 
 
-class IVCPrune(Cuts):
+class IVCPrune(OneCut):
     """One cut of each image by itself: coordinates and seeds, and the rest by likeness; all by the text behind it.
 
     Where these are more than may stay, seeds come first, then coordinates by C and by S in turn. Without text behind an
@@ -43,15 +43,9 @@ class IVCPrune(Cuts):
 
     name = "ivcprune"
     usual_keep = 0.5
-    layers_setting = "layer"
-    is_geometric = True
     schedule = ("keep", "target", "foreground")
-    only_one = True
 
     layer: Annotated[int, Ge(1)] = 16
-    keep: Share | None = None
-    target: Count | None = None
-    scope: Literal["image", "frame"] = "image"
     coordinates: Share = 0.1
     seeds: Part = 0.01
     skip: Count = 2

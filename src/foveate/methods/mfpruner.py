@@ -7,7 +7,7 @@ For n tokens to keep of N, each cue votes for the n tokens that it rates highest
 
     a   attention in the tower, from about 0 to 1 over the image: (x − min + 1e-6) / (max − min + 1e-6)
     d   1 − (sum of the cosines with all others) / N, of the rows that enter the decoder
-    r   −cos of the patch and the question in CLIP's space, scaled as a
+    r   −cos of the patch and the question in CLIP's space, scale as a
 """
 
 from collections.abc import Mapping
@@ -45,18 +45,15 @@ class MFPruner(Once):
         paid, picks = TowerAttention(by=shape.payer), super().steps(shape)
         if CLIP in shape.resources:
             look = ImageStage(reads=(paid, Features(), PATCHES), look=_look)
-            return (look, LayerStage(0, reads=(WORDS,), look=_by_clip), *picks)
+            return (look, LayerStage(0, reads=(WORDS,), look=lambda view: {"third": unlike_text(view)}), *picks)
         return (ImageStage(reads=(paid,), look=_look), LayerStage(0, reads=(Hidden(), Text()), look=_by_words), *picks)
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         notes = view.notes
-        cues = [scaled(notes["attention"]), unlike_others(view.hidden)]
+        cues = [scale(notes["attention"]), unlike_others(view.hidden)]
         if "third" in notes:
-            cues.append(scaled(notes["third"]))
-        if "fill" in notes:
-            fill = notes["fill"]
-        else:
-            fill = torch.stack(cues).sum(dim=0)
+            cues.append(scale(notes["third"]))
+        fill = notes["fill"] if "fill" in notes else torch.stack(cues).sum(dim=0)
         votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
         return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
 
@@ -72,10 +69,6 @@ def _look(view: ImageView) -> Mapping[str, Tensor]:
     return notes
 
 
-def _by_clip(view: LayerView) -> Mapping[str, Tensor]:
-    return {"third": unlike_text(view)}
-
-
 def _by_words(view: LayerView) -> Mapping[str, Tensor]:
     if not len(view.text):
         return {}
@@ -83,7 +76,7 @@ def _by_words(view: LayerView) -> Mapping[str, Tensor]:
     return {"fill": cosines(view.hidden, exact=True, others=mean)[:, 0]}
 
 
-def scaled(cue: Tensor) -> Tensor:
+def scale(cue: Tensor) -> Tensor:
     """A cue, (tokens,), from about 0 to 1; where all are equal, all are 1."""
     least, most = cue.aminmax()
     return (cue - least + SMALL) / (most - least + SMALL)

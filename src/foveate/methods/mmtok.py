@@ -4,16 +4,14 @@ Paper: Dong et al., "MMTok: Multimodal Coverage Maximization for Efficient Infer
 arXiv:2508.18264. Reads the tower's features, what enters the decoder, and embeddings of the question.
 """
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from foveate.contract import ImageStage, ImageView, LayerView, Once, Part, Positions, Shape, Stage
+from foveate.contract import Features, Hidden, ImageStage, LayerView, Once, Part, Positions, Shape, Stage, Text
 from foveate.core.picks import cosine_flops, cosines, cover
-from foveate.core.signals import Features, Hidden, Text
 from foveate.core.tensors import blocks
 
 
@@ -50,15 +48,14 @@ class MMTok(Once):
     tau_vision: Annotated[float, Gt(0)] = 0.2
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        return (ImageStage(reads=(Features(),), look=_remember), *super().steps(shape))
+        return (
+            ImageStage(reads=(Features(),), look=lambda view: {"features": view[Features()]}),
+            *super().steps(shape),
+        )
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         targets = coverage(view.text, view.hidden, view.notes["features"], self.tau_text, self.tau_vision, self.alpha)
         return cover(targets, count)
-
-
-def _remember(view: ImageView) -> Mapping[str, Tensor]:
-    return {"features": view[Features()]}
 
 
 def coverage(

@@ -12,7 +12,7 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -84,9 +84,7 @@ class MustDrop(Cuts):
     @property
     def thresholds(self) -> tuple[float, float]:
         """γ and α."""
-        gamma = USUAL
-        if self.global_thr is not None:
-            gamma = self.global_thr
+        gamma = USUAL if self.global_thr is None else self.global_thr
         return gamma, USUAL if self.individual_thr is None else self.individual_thr
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
@@ -104,7 +102,12 @@ class MustDrop(Cuts):
             all_stay = attrgetter("tokens")
             stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=self.positions))
         if self.filter:
-            stages.extend(self._filtering(shape))
+            for index, stage in enumerate(super().steps(shape)):
+                if self.budget is None:
+                    stages.append(replace(stage, count=None, score=None, choose=self._filter))
+                else:
+                    count, choose = partial(self._solvable, shape.depth), partial(self._highest, shape.depth, index)
+                    stages.append(replace(stage, count=count, score=None, choose=choose))
         if self.filter and self.kv:
             stages.append(CacheStage(first_layer=self.cuts(shape.depth)[0] - 1))
         return tuple(stages)
@@ -144,14 +147,6 @@ class MustDrop(Cuts):
         return Cut.take(order, len(view), {"key": is_key[order]})
 
     # -- (b) prefill -------------------------------------------------------------------------------------------
-
-    def _filtering(self, shape: Shape) -> Iterator[Stage]:
-        for index, stage in enumerate(super().steps(shape)):
-            if self.budget is None:
-                yield replace(stage, count=None, score=None, choose=self._filter)
-            else:
-                count, choose = partial(self._solvable, shape.depth), partial(self._highest, shape.depth, index)
-                yield replace(stage, count=count, score=None, choose=choose)
 
     def _filter(self, view: LayerView, _: int | None) -> Cut | None:
         """Without a budget: drop j if g_j / Σ g < γ and m_j < α; without text behind the image all tokens stay."""

@@ -18,13 +18,14 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Attention, CacheStage, Count, Cuts, LayerView, Shape, Share, Stage
+from foveate.contract import Attention, CacheStage, LayerView, Shape, Stage
+from foveate.contract.cuts import OneCut
 from foveate.core.rank import spread, top
 
 EPSILON = 1e-10
 
 
-class PriorTR(Cuts):
+class PriorTR(OneCut):
     """One cut by gained attention; then all caches are cut to the same tokens.
 
     Each image has its own null token. Without any text behind it there is none: then tokens at even steps stay.
@@ -43,15 +44,8 @@ class PriorTR(Cuts):
 
     name = "priortr"
     usual_keep = 0.1111
-    layers_setting = "layer"
-    is_geometric = True
-    schedule = ("keep", "target")
-    only_one = True
 
     layer: Annotated[int, Ge(1)] = 3
-    keep: Share | None = None
-    target: Count | None = None
-    scope: Literal["image", "frame"] = "image"
     question: Literal["after", "but_last", "last"] = "after"
     heads: Literal["mean", "max"] = "mean"
     kv: bool = True
@@ -76,10 +70,10 @@ class PriorTR(Cuts):
         if not view.text_behind:
             return spread(len(view), count, device=view.device)
         null, question = self.reads
-        return top(gained(view[question], view[null]), count)
+        return top(gain(view[question], view[null]), count)
 
 
-def gained(question: Tensor, null: Tensor) -> Tensor:
+def gain(question: Tensor, null: Tensor) -> Tensor:
     """S_j of two rows of attention, (tokens,) float32 each: each token's part of the divergence of P from Q."""
     p, q = _shares(question), _shares(null)
     return p * torch.log((p + EPSILON) / (q + EPSILON))

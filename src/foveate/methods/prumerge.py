@@ -16,8 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foveate.contract import Count, ImageStage, ImageView, Once, Positions, Shape, Stage, TowerAttention, TowerKeys
-from foveate.core.cut import Cut
+from foveate.contract import Count, Cut, ImageStage, ImageView, Once, Positions, Shape, Stage, TowerAttention, TowerKeys
 from foveate.core.merge import sum_of_nearest
 
 

@@ -30,16 +30,16 @@ class PruMergePlus(PruMerge):
         tokens = len(scores)
         steps = [_step(tokens, max(1, count)) for count in range(tokens + 1)]
         step = torch.tensor(steps, device=scores.device)[outliers]
-        group, key = _grouped(scores, counts_by_score(tokens, scores.device)[outliers], step)
+        group, key = _group(scores, counts_by_score(tokens, scores.device)[outliers], step)
         return key.argsort(), (group < 2).sum()
 
     def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
-        _, key = _grouped(scores, *_balance(len(scores), kept))
+        _, key = _group(scores, *_balance(len(scores), kept))
         row = key.argsort().argsort()
         return torch.where(row < kept, row, len(scores) + ranks(scores)).argsort()
 
 
-def _grouped(scores: Tensor, top: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+def _group(scores: Tensor, top: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
     """What each token stays for, (tokens,) int64: 0 its score, 1 an even step, 2 nothing; and a key to sort all by.
 
     The `top` ones stand first by score, then every `step`-th of the others in raster order, then what is left by score.

@@ -10,11 +10,7 @@ int(r_l · N) tokens with the largest s stay, N being those that entered the dec
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from foveate.contract import Attention, Cuts, FallingShares, Layers, LayerView, Positions, Unit, check_depth, quarters
-
-RATIOS = (0.5, 0.25, 0.125)
+from foveate.contract import Attention, Cuts, FallingShares, Layers, Positions, Unit, check_depth, quarters
 
 
 class PyramidDrop(Cuts):
@@ -40,7 +36,8 @@ class PyramidDrop(Cuts):
     layers_setting = "layer_list"
     usual_layers = (8, 16, 24)
     reads = (Attention(rows="last", layer="next", heads="mean"),)  # s_j
-    is_geometric = True
+    falls = "geometric"
+    usual_keep = (0.5, 0.25, 0.125)
     schedule = ("image_token_ratio_list",)
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"positions": ("reindex", "keep")}
 
@@ -58,13 +55,10 @@ class PyramidDrop(Cuts):
         second = max(first + 1, round(depth / 4))
         return first, second, max(second + 1, round(depth / 2))
 
-    def score(self, view: LayerView, layer: int) -> Tensor:
-        return view.attention
-
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
             return super().solve(depth, entered, started)
-        return tuple(max(1, int(started * ratio)) for ratio in self.values(depth, RATIOS))
+        return tuple(max(1, int(started * ratio)) for ratio in self.values(depth))
 
 
 METHOD = PyramidDrop

@@ -11,14 +11,13 @@ mean comes back behind the tokens that stay.
 
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Arriving, Cuts, LayerView, Shape, Stage, check_depth, half_up, highest
-from foveate.contract.budget import at_cuts, proportional
 from foveate.contract.settings import Counts, Layers, Positions
 from foveate.core.cut import Cut
 from foveate.core.merge import average, density_peaks
@@ -34,7 +33,7 @@ class Rated(Cuts):
         targets: Tokens that each cut leaves.
         reference: Vision tokens of the image that these counts are for; scaled for images of another size.
         retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
-            cuts leave is in the ratio of `usual_targets`.
+            cuts leave is in the ratio of the usual targets.
         tokens: The same as a number of tokens.
         positions: See `Positions`.
 
@@ -42,21 +41,18 @@ class Rated(Cuts):
         SettingError: If the lists differ in length.
     """
 
-    usual_targets: ClassVar[tuple[int, ...]]
-    """Default of `targets`: the released setting that the authors call 192."""
     usual_layers = (2, 6, 15)
     layers_setting = "pruning_layers"
     behind = 1
     schedule = ("targets",)
     unit = "image"
+    falls = "proportional"
+    pick = staticmethod(highest)
 
     pruning_layers: Layers | None = None
     targets: Counts | None = None
     reference: Annotated[int, Ge(1)] = 576
     positions: Positions = "keep"
-
-    def pick(self, view: LayerView, count: int) -> Tensor | Cut:
-        return highest(view, count)
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
         """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""
@@ -67,9 +63,8 @@ class Rated(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         if self.budget is not None:
-            shares = at_cuts(self.usual_targets, len(self.cuts(depth)))
-            return self.counts(proportional(started, shares), depth, entered, started)
-        targets = self.values(depth, self.usual_targets)
+            return super().solve(depth, entered, started)
+        targets = self.values(depth)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 
 
@@ -89,7 +84,7 @@ class SparseVLM(Rated):
 
     name = "sparsevlm"
     reads = (Attention(rows="raters", layer="ran", heads="mean", over="mean"),)
-    usual_targets = (300, 200, 110)
+    usual_keep = (300, 200, 110)
 
     recycle: bool = True
     positions: Positions = "reindex"
@@ -132,18 +127,18 @@ class SparseVLM(Rated):
             return arrive, 0, 0
         if self.budget is not None:
             return self._split(arrive, left)
-        return left, *self._recycled(arrive - left)
+        return left, *self._recycle(arrive - left)
 
     def _split(self, arrive: int, rows: int) -> tuple[int, int, int]:
         """The three of `_parts` for a number of rows: one more token that stays makes as many rows, or one more."""
         kept = rows
-        pool, clusters = self._recycled(arrive - kept)
+        pool, clusters = self._recycle(arrive - kept)
         while kept > 1 and kept + clusters > rows:
             kept -= 1
-            pool, clusters = self._recycled(arrive - kept)
+            pool, clusters = self._recycle(arrive - kept)
         return kept, pool, min(clusters, rows - kept)
 
-    def _recycled(self, dropped: int) -> tuple[int, int]:
+    def _recycle(self, dropped: int) -> tuple[int, int]:
         """Of so many dropped tokens, how many are recycled, and as how many clusters."""
         if not self.recycle:
             return 0, 0

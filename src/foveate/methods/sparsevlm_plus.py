@@ -40,7 +40,7 @@ class SparseVLMPlus(Rated):
     """
 
     name = "sparsevlm_plus"
-    usual_targets = (300, 200, 118)
+    usual_keep = (300, 200, 118)
 
     heads: Annotated[int, Ge(1)] | None = None
 

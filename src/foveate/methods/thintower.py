@@ -17,8 +17,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from foveate.contract import Arriving, Method, PatchView, Shape, Share, Stage, ThinStage
-from foveate.contract.budget import half_up
+from foveate.contract import Arriving, Method, PatchView, Shape, Share, Stage, ThinStage, half_up
 from foveate.core.picks import cosine_flops
 from foveate.core.rank import top
 from foveate.core.thin import neighbour_difference, spread_in_steps
@@ -47,42 +46,30 @@ class ThinTower(Method):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keep == 1:
             return ()
-        if self.pick == "unlike":
-            return (ThinStage(at=self.at, count=self.rows, score=_unlike_neighbours, flops=_neighbour_flops),)
-        if self.pick == "auto" and self.keep >= ENOUGH:
-            return (ThinStage(at=self.at, count=self.rows, pick=_unlike_or_diverse, flops=_either_flops),)
-        return (ThinStage(at=self.at, count=self.rows, pick=_most_diverse, flops=cosine_flops),)
+        return (ThinStage(at=self.at, count=self.rows, pick=self._pick, flops=self._flops),)
 
     def rows(self, arriving: Arriving) -> int:
         """k of a segment."""
         return max(1, half_up(self.keep * arriving.tokens))
 
+    def _by_neighbours(self, grid: object) -> bool:
+        """Whether rows that are on this grid, or on none, are compared with their neighbours."""
+        return self.pick == "unlike" or (self.pick == "auto" and self.keep >= ENOUGH and bool(grid))
 
-def _most_diverse(view: PatchView, count: int) -> Tensor:
-    return spread_in_steps(view.patches, count)
+    def _pick(self, view: PatchView, count: int) -> Tensor:
+        if not self._by_neighbours(view.grid):
+            return spread_in_steps(view.patches, count)
+        if view.grid is None:
+            raise UnsupportedError(
+                "pick='unlike' compares rows with their neighbours, and some have left before the tower. "
+                "Use pick='maxmin'."
+            )
+        return top(neighbour_difference(view.patches, view.grid), count)
 
-
-def _unlike_neighbours(view: PatchView) -> Tensor:
-    if view.grid is None:
-        raise UnsupportedError(
-            "pick='unlike' compares rows with their neighbours, and some have left before the tower. Use pick='maxmin'."
-        )
-    return neighbour_difference(view.patches, view.grid)
-
-
-def _unlike_or_diverse(view: PatchView, count: int) -> Tensor:
-    if view.grid is None:
-        return _most_diverse(view, count)
-    return top(_unlike_neighbours(view), count)
-
-
-def _either_flops(arriving: Arriving, width: int) -> int:
-    return (_neighbour_flops if arriving.grids else cosine_flops)(arriving, width)
-
-
-def _neighbour_flops(arriving: Arriving, width: int) -> int:
-    """Of each row's products with the row below it and the one right of it."""
-    return 4 * arriving.tokens * width
+    def _flops(self, arriving: Arriving, width: int) -> int:
+        if self._by_neighbours(arriving.grids):
+            return 4 * arriving.tokens * width  # products with the row below and the one right of it
+        return cosine_flops(arriving, width)
 
 
 METHOD = ThinTower

@@ -13,8 +13,7 @@ those left of A by falling cosine before those of B, and at the end they are sor
 those of the feature layer.
 """
 
-from foveate.contract import ImageStage, ImageView, Once, Positions, Shape, Stage, TowerKeys
-from foveate.core.cut import Cut
+from foveate.contract import Cut, ImageStage, ImageView, Once, Positions, Shape, Stage, TowerKeys
 from foveate.core.merge import average, bipartite, by_first_token
 
 
@@ -34,10 +33,10 @@ class ToMe(Once):
     positions: Positions = "reindex"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        return (ImageStage(reads=self.reads, count=self.rows, pick=merged, positions=self.positions),)
+        return (ImageStage(reads=self.reads, count=self.rows, pick=merge_pairs, positions=self.positions),)
 
 
-def merged(view: ImageView, count: int) -> Cut:
+def merge_pairs(view: ImageView, count: int) -> Cut:
     """Merge an image's tokens to `count` rows."""
     # 576 tokens to 64: 288 edges, then 144, then 80 of the 144 tokens that are left.
     cut = bipartite(view.keys, count)

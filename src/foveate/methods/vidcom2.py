@@ -12,10 +12,9 @@ EMNLP 2025, arXiv:2505.14454. Reads nothing but features, so neither attention n
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Frames, Part
-from foveate.core.cut import Cut
+from foveate.contract import Arriving, Cut, Frames, Part
+from foveate.core.merge import of_length_one
 from foveate.core.rank import by_quota, ranks
 
 WIDTHS = tuple(2.0**power for power in range(-3, 2))  # the kernels' a
@@ -69,7 +68,7 @@ def redundancy(features: Tensor) -> tuple[Tensor, Tensor]:
     spread = tokens.var(dim=0, correction=0)
     steady = torch.sort(spread, stable=True).indices[: max(1, len(spread) // 2)]
     steady_features = features[..., steady]
-    unit = steady_features / vector_norm(steady_features, dim=-1, keepdim=True).clamp(min=1e-12)
+    unit = of_length_one(steady_features)
     # The means are not of length one: the more alike the tokens, the longer they are.
     frame_mean = unit.mean(dim=1, keepdim=True)
     video_mean = frame_mean.mean(dim=0, keepdim=True)

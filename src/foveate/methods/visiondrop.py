@@ -18,13 +18,12 @@ from foveate.contract import Arriving, Cuts, ImageView, LayerView, Shape, Stage,
 from foveate.contract.budget import solve
 from foveate.contract.settings import Count, Layers, Positions
 from foveate.core.cut import Cut
-from foveate.core.merge import dominant_and_contextual, merged
+from foveate.core.merge import dominant_and_contextual, merge_rows
 from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal
 from foveate.errors import SettingError
 
 # The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
 DOMINANT, CONTEXT = 42, 6
-PAIRS = ((30, 5), (22, 4), (16, 3))
 
 Pair = tuple[Count, Count]
 """(dominant, contextual)."""
@@ -51,6 +50,7 @@ class VisionDrop(Cuts):
     name = "visiondrop"
     layers_setting = "layer_list"
     usual_layers = (8, 16, 24)
+    usual_keep = ((30, 5), (22, 4), (16, 3))
     schedule = ("image_token_list", "dominant", "contextual")
     unit = "image"
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -84,9 +84,7 @@ class VisionDrop(Cuts):
     @property
     def _in_front(self) -> Pair:
         """(dominant, contextual) of the tower stage, as given or usual."""
-        dominant = DOMINANT
-        if self.dominant is not None:
-            dominant = self.dominant
+        dominant = DOMINANT if self.dominant is None else self.dominant
         return dominant, CONTEXT if self.contextual is None else self.contextual
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
@@ -133,7 +131,7 @@ class VisionDrop(Cuts):
         if not with_cls and patches == len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, patches, contextual)
-        return merged(view.features, cut, self.merge, view.cls if with_cls else None)
+        return merge_rows(view.features, cut, self.merge, view.cls if with_cls else None)
 
     # -- stages 1 to 3: before decoder layers ------------------------------------------------------------------
 
@@ -142,7 +140,7 @@ class VisionDrop(Cuts):
         if dominant >= len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
-        return merged(view.hidden, cut, self.merge)
+        return merge_rows(view.hidden, cut, self.merge)
 
     # -- how many rows each stage leaves -----------------------------------------------------------------------
 
@@ -151,7 +149,7 @@ class VisionDrop(Cuts):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
         if self.budget is None:
-            return tuple(self._scaled(pair, entered) for pair in (self._in_front, *self.values(depth, PAIRS)))
+            return tuple(self._scale(pair, entered) for pair in (self._in_front, *self.values(depth)))
         # Stage i leaves 1.5 · T · ρ^i rows: the paper's schedule for images, for any number of cuts. For four stages of
         # equal length ρ = 0.7336, and T = 32 gives 48, 35.2, 25.8 and 19.0. No more enter than the image has, or than
         # lets each later stage leave one row.
@@ -166,7 +164,7 @@ class VisionDrop(Cuts):
         ratio = solve(curve, cuts, depth, mean, entered, entered, type(self).__name__)
         return tuple(_split(half_up(rows)) for rows in curve(ratio))
 
-    def _scaled(self, pair: Pair, entered: int) -> Pair:
+    def _scale(self, pair: Pair, entered: int) -> Pair:
         """An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152."""
         if entered == self.reference:
             return pair

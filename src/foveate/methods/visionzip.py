@@ -17,9 +17,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from foveate.contract import Arriving, Cls, Count, ImageView, Once, Positions, Shape, Stage, half_up, merging_stage
-from foveate.core.cut import Cut
-from foveate.core.merge import dominant_and_contextual_by_crop, merged
+from foveate.contract import Arriving, Cls, Count, Cut, ImageView, Once, Positions, Shape, Stage, half_up, merging_stage
+from foveate.core.merge import dominant_and_contextual_by_crop, merge_rows
 
 DOMINANT, CONTEXT, REFERENCE = 54, 10, 576  # the README's setting for LLaVA-1.5
 
@@ -47,9 +46,9 @@ class VisionZip(Once):
     merge: Literal["sum", "average"] = "sum"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        return (merging_stage(shape, self.positions, self._left, pick=self._pick),)
+        return (merging_stage(shape, self.positions, self._tokens_left, pick=self._pick),)
 
-    def _left(self, arriving: Arriving) -> int:
+    def _tokens_left(self, arriving: Arriving) -> int:
         return sum(self._counts(arriving))
 
     def _counts(self, arriving: Arriving) -> tuple[int, int]:
@@ -59,12 +58,8 @@ class VisionZip(Once):
             contextual = max(0, min(half_up(rows * CONTEXT / (DOMINANT + CONTEXT)), rows - 1))
             return rows - contextual, contextual
         scale = arriving.entered / self.reference
-        dominant = DOMINANT
-        if self.dominant is not None:
-            dominant = self.dominant
-        contextual = CONTEXT
-        if self.contextual is not None:
-            contextual = self.contextual
+        dominant = DOMINANT if self.dominant is None else self.dominant
+        contextual = CONTEXT if self.contextual is None else self.contextual
         return max(1, half_up(dominant * scale) - arriving.reserved), half_up(contextual * scale)
 
     def _pick(self, view: ImageView, count: int) -> Cut:
@@ -72,7 +67,7 @@ class VisionZip(Once):
         dominant = min(self._counts(view.arriving)[0], count)
         patches, contextual = dominant - with_cls, count - dominant
         cut = dominant_and_contextual_by_crop(view.grids, view.attention, view.keys, patches, contextual)
-        return merged(view.features, cut, self.merge, view.cls if with_cls else None)
+        return merge_rows(view.features, cut, self.merge, view.cls if with_cls else None)
 
 
 METHOD = VisionZip

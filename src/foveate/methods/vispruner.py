@@ -11,9 +11,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import ImageStage, ImageView, Once, Part, Positions, Shape, Share, Stage
+from foveate.contract import Features, ImageStage, ImageView, Once, Part, Positions, Shape, Share, Stage, TowerAttention
 from foveate.core.picks import cosine_flops, cosines, pick_by_crop, thin
-from foveate.core.signals import Features, TowerAttention
 
 
 class VisPruner(Once):

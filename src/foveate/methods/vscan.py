@@ -54,14 +54,11 @@ class VScan(Once):
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         near, far = TowerAttention(by=shape.payer, block=LOCAL, of=DEPTH), TowerAttention(by=shape.payer)
         paid = Attention(rows="last", layer="next", heads="mean")
-        if self.layer is None:
-            layer = max(1, shape.depth // 2)
-        else:
-            layer = self.layer
+        layer = max(1, shape.depth // 2) if self.layer is None else self.layer
         enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
         return (
             ImageStage(reads=(near, far), look=partial(self._scan, enter, near, far)),
-            ImageStage(side="behind", count=enter, pick=merged, positions=self.positions),
+            ImageStage(side="behind", count=enter, pick=merge_others, positions=self.positions),
             LayerStage(layer, reads=(paid,), count=stay, score=attended, unit="image", positions=self.positions),
         )
 
@@ -88,7 +85,7 @@ class VScan(Once):
         return {"picked": torch.zeros_like(far_scores).scatter(0, torch.cat((local, others)), KEPT)}
 
 
-def merged(view: ImageView, count: int) -> Cut:
+def merge_others(view: ImageView, count: int) -> Cut:
     """What was picked stays, and the others join what is most like them. Newlines are dropped but for a last one."""
     picked = view.notes["picked"]
     cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)

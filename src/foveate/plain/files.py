@@ -10,7 +10,7 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from foveate.errors import InputError
-from foveate.plain.upstream import shown
+from foveate.plain.upstream import trim
 
 BASE64 = re.compile(
     r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAA..Z0eX|GkXfo)[A-Za-z0-9+/\s]{32,}={0,2}\s*", re.DOTALL
@@ -61,9 +61,9 @@ def is_animated(head: bytes) -> bool:
     return len(head) == HEAD and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
-def named(path: Path) -> str:
+def spell(path: Path) -> str:
     """A path as one line can say it, whatever bytes are in its name."""
-    return shown(str(path), most=1000)
+    return trim(str(path), most=1000)
 
 
 def scheme_of(source: str) -> str | None:
@@ -94,11 +94,11 @@ def local_path(source: str) -> Path:
             )
         return Path(source)
     if scheme in ("http", "https"):
-        raise InputError(f"Nothing is downloaded by itself: fetch {shown(source)} first, and name the file.")
+        raise InputError(f"Nothing is downloaded by itself: fetch {trim(source)} first, and name the file.")
     if scheme == "data":
         raise InputError("A data: URL is not read here. Save the file that it holds, and name that.")
     if scheme != "file":
-        raise InputError(f"A {scheme}: URL is not read: {shown(source)}. Fetch the file first, and name that.")
+        raise InputError(f"A {scheme}: URL is not read: {trim(source)}. Fetch the file first, and name that.")
     rest = source.strip().partition(":")[2]
     host = ""
     if rest.startswith("//"):
@@ -107,7 +107,7 @@ def local_path(source: str) -> Path:
     if host.lower() not in ("", "localhost") or not rest.startswith("/"):
         raise InputError(
             f"A file: URL names a file of this machine by its whole path, as in file:///home/me/cat.jpg; "
-            f"got {shown(source)}. Give the path alone, or write it so."
+            f"got {trim(source)}. Give the path alone, or write it so."
         )
     return Path(os.fsdecode(unquote_to_bytes(os.fsencode(rest))))
 
@@ -178,9 +178,9 @@ def _check(path: Path, found: os.stat_result) -> None:
     """Refuse what is no file, or empty."""
     kind = stat.S_IFMT(found.st_mode)
     if kind in OTHERS:
-        raise InputError(f"{named(path)} is {OTHERS[kind]}")
+        raise InputError(f"{spell(path)} is {OTHERS[kind]}")
     if found.st_size == 0:
-        raise InputError(f"{named(path)} is empty (0 bytes). Fetch or export it again.")
+        raise InputError(f"{spell(path)} is empty (0 bytes). Fetch or export it again.")
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> str:
@@ -189,4 +189,4 @@ def _unreadable(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, PermissionError):
         advice = "Check its rights."
     why = getattr(error, "strerror", None) or str(error)
-    return f"{named(path)} cannot be read: {why}. {advice}"
+    return f"{spell(path)} cannot be read: {why}. {advice}"

@@ -12,7 +12,7 @@ from foveate.plain.spelling import fractions
 EMBEDDED = "embedded"
 
 
-def limited(
+def number_in(
     kind: type, metavar: str, fits: Callable[[Any], bool], says: str, spelled: Callable[[str], str] = fractions
 ) -> PrimitiveConstructorSpec[Any]:
     """A number in a range, or None, as the type of a flag: tyro refuses others, with `says`."""
@@ -37,14 +37,14 @@ def limited(
 
 def whole(least: int, most: int = 1_000_000) -> PrimitiveConstructorSpec[Any]:
     """A whole number in a range."""
-    return limited(int, "N", lambda number: least <= number <= most, f"from {least} to {most:,}")
+    return number_in(int, "N", lambda number: least <= number <= most, f"from {least} to {most:,}")
 
 
 Count = Annotated[int, whole(1)]
 MaybeCount = Annotated[int | None, whole(1), tyro.conf.arg(help_behavior_hint="")]
 Rate = Annotated[
     float | None,
-    limited(float, "RATE", lambda rate: 0 < rate < float("inf"), "above 0"),
+    number_in(float, "RATE", lambda rate: 0 < rate < float("inf"), "above 0"),
     tyro.conf.arg(help_behavior_hint=""),
 ]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError
-from foveate.plain.upstream import brief, shown
+from foveate.plain.upstream import brief, trim
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -64,9 +64,9 @@ def folder_of(name: str) -> Path | None:
         if not is_path:
             return None
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"There is no folder {shown(name)}: {reason}. Give a hub id or a local folder.") from error
+        raise InputError(f"There is no folder {trim(name)}: {reason}. Give a hub id or a local folder.") from error
     if is_path:
-        raise InputError(f"There is no folder {shown(name)}. Give a hub id or a local folder that holds a model.")
+        raise InputError(f"There is no folder {trim(name)}. Give a hub id or a local folder that holds a model.")
     return None
 
 
@@ -129,7 +129,7 @@ def loading_base(name: str, base: str) -> Iterator[None]:
     except InputError as error:
         raise _refusal(
             name,
-            f"its base model, '{shown(base)}' by {ADAPTER} (a relative path begins at {Path.cwd()}), fails. {error}",
+            f"its base model, '{trim(base)}' by {ADAPTER} (a relative path begins at {Path.cwd()}), fails. {error}",
         ) from error
 
 
@@ -154,18 +154,17 @@ def _check_adapter(name: str, folder: Path, settings: Mapping[str, Any]) -> None
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise _refusal(
-            name,
-            f"base_model_name_or_path in {ADAPTER} must be the base model's folder or hub id; got {brief(base)}.",
+            name, f"base_model_name_or_path in {ADAPTER} must be the base model's folder or hub id; got {brief(base)}."
         )
     with loading_base(name, base):
         home = folder_of(base)
     if home is not None and _is_there(name, home / ADAPTER):
-        raise _refusal(name, f"its base model, '{shown(base)}', is an adapter too. Merge that one into its own base.")
+        raise _refusal(name, f"its base model, '{trim(base)}', is an adapter too. Merge that one into its own base.")
     revision = settings.get("revision")
     if home is None and revision not in (None, "main"):
         raise _refusal(
             name,
-            f"{ADAPTER} asks for revision {brief(revision)} of '{shown(base)}', and no revisions are loaded. "
+            f"{ADAPTER} asks for revision {brief(revision)} of '{trim(base)}', and no revisions are loaded. "
             "Download it into a folder, and write that folder there.",
         )
 
@@ -188,13 +187,13 @@ def check_weight_names(
         if not isinstance(weight, str) or not weight.endswith(endings):
             raise _refusal(
                 name,
-                f"{source} names {shown(repr(weight), 80)}, and only safetensors are read. Take another checkpoint.",
+                f"{source} names {trim(repr(weight), 80)}, and only safetensors are read. Take another checkpoint.",
             )
         path = Path(weight)
         if path.is_absolute() or ".." in path.parts or not weight.isprintable() or len(weight) > LONGEST:
             raise _refusal(
                 name,
-                f"{source} names {shown(repr(weight), 80)}, and weights must lie in the model's folder. "
+                f"{source} names {trim(repr(weight), 80)}, and weights must lie in the model's folder. "
                 "Put the file there, and correct its name.",
             )
 
@@ -252,7 +251,7 @@ def _check_inside(name: str, folder: Path, path: Path) -> None:
         return
     raise _refusal(
         name,
-        f"{path.name} is a link that leaves the model's folder, to {shown(str(target))}. Put the file itself there.",
+        f"{path.name} is a link that leaves the model's folder, to {trim(str(target))}. Put the file itself there.",
     )
 
 
@@ -280,10 +279,10 @@ def _json_object(name: str, path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _refusal(name, f"{path.name} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise _refusal(name, f"{path.name} is not valid JSON: {shown(str(error), 80)}. Download it again.") from error
+        raise _refusal(name, f"{path.name} is not valid JSON: {trim(str(error), 80)}. Download it again.") from error
     if not isinstance(value, dict):
         raise _refusal(
-            name, f"{path.name} must hold a JSON object; got {shown(json.dumps(value), 80)}. Download it again."
+            name, f"{path.name} must hold a JSON object; got {trim(json.dumps(value), 80)}. Download it again."
         )
     return value
 
@@ -300,4 +299,4 @@ def _check_fetched(name: str, path: Path) -> None:
 
 
 def _refusal(name: str, why: str) -> InputError:
-    return InputError(f"Model '{shown(name)}' cannot be loaded: {why}")
+    return InputError(f"Model '{trim(name)}' cannot be loaded: {why}")

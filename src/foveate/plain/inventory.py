@@ -33,7 +33,7 @@ def family_files() -> dict[str, str]:
 
 
 @cache
-def brought(group: str) -> tuple[Any, ...]:
+def entry_points_of(group: str) -> tuple[Any, ...]:
     """The methods or families that other packages bring: entry points of `foveate.methods` or `foveate.families`."""
     from importlib.metadata import entry_points  # slow to import, and most names need none
 
@@ -47,17 +47,17 @@ def methods() -> dict[str, str]:
     for name, kind in method_classes().items():
         docstring = re.search(rf'^class {kind}\b.*?"""(.*?)"""', texts[name], re.MULTILINE | re.DOTALL)
         sentences[name] = summary(docstring and docstring[1])
-    for method in brought("foveate.methods"):
+    for method in entry_points_of("foveate.methods"):
         sentences.setdefault(method.name, summary(method.__doc__))
     return sentences
 
 
 def families() -> list[str]:
     """Every `model_type` that is served."""
-    return sorted({*family_files(), *(family.model_type for family in brought("foveate.families"))})
+    return sorted({*family_files(), *(family.model_type for family in entry_points_of("foveate.families"))})
 
 
-def proved() -> list[str]:
+def proved_types() -> list[str]:
     """Every `model_type` that is told from its structure, and proved."""
     return PROVED.findall((HERE / "families/proved.py").read_text(encoding="utf-8"))
 

@@ -31,7 +31,12 @@ def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = I
 
 def available() -> float:
     """Bytes of memory that this process may still take; infinite where the system does not tell."""
-    return min(_machine(), _containers())
+    kilobytes = _fields(Path("/proc/meminfo")).get("MemAvailable:")  # what is there without swapping
+    if kilobytes is not None:
+        return min(1024.0 * kilobytes, _containers())
+    if not hasattr(os, "sysconf"):
+        return _containers()
+    return min(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), _containers())
 
 
 def _size(count: float) -> str:
@@ -39,16 +44,6 @@ def _size(count: float) -> str:
     if count < GIB:
         return f"{max(count, 0) / 2**20:.0f} MiB"
     return f"{count / GIB:,.1f} GiB"
-
-
-def _machine() -> float:
-    """What the machine can give without swapping; where it does not say, all that it has."""
-    kilobytes = _fields(Path("/proc/meminfo")).get("MemAvailable:")
-    if kilobytes is not None:
-        return 1024.0 * kilobytes
-    if not hasattr(os, "sysconf"):
-        return float("inf")
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _containers(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
@@ -63,10 +58,10 @@ def _containers(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/sel
     groups = [root]
     if ".." not in inside.parts:
         groups = [root / inside, *(root / parent for parent in inside.parents)]
-    return min(map(_left, groups))
+    return min(map(_memory_left, groups))
 
 
-def _left(group: Path) -> float:
+def _memory_left(group: Path) -> float:
     """What is left of a group's limit; files that are held in memory only for speed make room when it is needed."""
     most, used = _number(group / "memory.max"), _number(group / "memory.current")
     if most is None or used is None:

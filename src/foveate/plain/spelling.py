@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, SettingError, UnknownNameError
-from foveate.plain.upstream import brief, shown
+from foveate.plain.upstream import brief, trim
 
 CHAIN = "chain"
 """The name of a chain of methods. It is in no list of methods."""
@@ -65,9 +65,9 @@ def written(text: str) -> tuple[Written, ...]:
     """
     if not isinstance(text, str):
         raise SettingError(f'The name of a method must be a text, such as "v2drop"; got {brief(text)}.')
-    text = unquoted(text.strip())
+    text = unquote(text.strip())
     if text.startswith("{"):
-        return members_in(parsed(text))
+        return members_in(parse_value(text))
     if Written(text).is_file:  # its name may have a + or a colon
         return (Written(text),)
     return tuple(_split(part) for part in NEXT.split(text))
@@ -94,7 +94,7 @@ def members_in(values: Any) -> tuple[Written, ...]:
     return tuple(members)
 
 
-def unquoted(text: str) -> str:
+def unquote(text: str) -> str:
     """A text without the quotes that a shell or a list of arguments has left around it."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
@@ -200,7 +200,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def parsed(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """What a JSON text says.
 
     Raises:
@@ -238,7 +238,7 @@ def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
     for key in given:
         if key not in names:
             hint = nearest(str(key), names) or f" Leave it out; read are {', '.join(names)}."
-            raise InputError(f"{what} has the key {shown(str(key), 80)}, which is not read.{hint}")
+            raise InputError(f"{what} has the key {trim(str(key), 80)}, which is not read.{hint}")
 
 
 def check_keywords(what: str, given: Iterable[str], known: type) -> None:
@@ -255,4 +255,4 @@ def check_keywords(what: str, given: Iterable[str], known: type) -> None:
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:
     """The error for a setting that a method has not."""
-    return SettingError(f"{method} has no setting {shown(name, 80)}. It has: {', '.join(sorted(settings))}.")
+    return SettingError(f"{method} has no setting {trim(name, 80)}. It has: {', '.join(sorted(settings))}.")

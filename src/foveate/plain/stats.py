@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from math import exp, fsum, lgamma, log, log1p, sqrt
+from math import exp, fsum, isnan, lgamma, log, log1p, nan, sqrt
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
 from foveate.errors import SettingError
 
@@ -16,25 +17,29 @@ Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
 RESAMPLES = 2000
 FEWER = 200
 """Resamples of a figure that is no mean, so that its own function runs on each."""
+LEAST = 5
+"""Pictures below which a cluster bootstrap is far too narrow: the interval of a figure then says nothing."""
 RISK = 0.1
 """δ: how often a calibration may come to a threshold that does not keep what is promised."""
 ROUNDING = 1e-12
-"""Resamples that differ by less differ by rounding errors alone."""
+"""Shares that differ by less differ by rounding errors alone."""
 
 Numbers = NDArray[np.float64]
+End = Annotated[float, BeforeValidator(lambda end: nan if end is None else end)]
+"""An interval's end; in JSON, which has no NaN, one that says nothing is null."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval; of too few pictures, both ends are NaN: it says nothing."""
 
     value: float
-    low: float
-    high: float
+    low: End
+    high: End
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain values to a hundred thousandth, and no zero negative."""
-        return {name: round(value, 5) + 0.0 for name, value in asdict(self).items()}
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain values to a hundred thousandth, and no zero negative; None for an end that says nothing."""
+        return {name: None if isnan(end) else round(end, 5) + 0.0 for name, end in asdict(self).items()}
 
 
 def estimate(figures: Numbers) -> Estimate:
@@ -42,6 +47,8 @@ def estimate(figures: Numbers) -> Estimate:
 
     Shape: (1 + resamples,): the figure itself, then that of every resample; NaN where a resample has none.
     """
+    if np.isnan(figures[1:]).all():
+        return Estimate(float(figures[0]), nan, nan)
     low, high = np.nanquantile(figures[1:], [0.025, 0.975])
     return Estimate(float(figures[0]), float(low), float(high))
 
@@ -114,7 +121,8 @@ class Resampled:
     """A cluster bootstrap: the same resampled pictures for every figure, so that differences are paired.
 
     Questions about one picture share its luck, so pictures are drawn, not questions (percentile intervals;
-    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With fewer than `LEAST` pictures it is far too
+    narrow, so resamples of what fewer count for are NaN, and intervals say nothing.
 
     Args:
         groups: (questions,) which picture each question is about; any hashable labels.
@@ -140,6 +148,8 @@ class Resampled:
         sums, counts = self._by_picture(values)
         with np.errstate(invalid="ignore"):  # a resample without any question of a rare task has no mean
             drawn = (self._weights @ sums) / (self._weights @ counts)
+        if np.count_nonzero(counts) < LEAST:
+            drawn[:] = nan
         return np.append(sums.sum() / counts.sum(), drawn)
 
     def over(self, rows: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> Numbers:
@@ -150,6 +160,8 @@ class Resampled:
             aggregate: Gives the figure of rows; one that is drawn again stands in them again.
         """
         figures = [aggregate(rows)]
+        if self.count < LEAST:
+            return np.array([*figures, nan], dtype=np.float64)
         for weights in self._weights[:FEWER]:
             times = weights[self._group].astype(int)
             figures.append(aggregate([row for row, count in zip(rows, times, strict=True) for _ in range(count)]))
@@ -165,11 +177,12 @@ class Resampled:
         Where all pictures have the same share the resamples say nothing, and the interval is Wilson's over pictures:
         as if all questions about one picture were the same question.
         """
+        sums, counts = self._by_picture(values)
+        shares = sums[counts > 0] / counts[counts > 0]
         interval = self.mean(values)
-        if interval.high - interval.low > ROUNDING:
+        if np.ptp(shares) > ROUNDING:
             return interval
-        _, counts = self._by_picture(values)
-        return wilson(interval.value, max(1, int(np.count_nonzero(counts))))
+        return wilson(interval.value, len(shares))
 
     def _by_picture(self, values: Numbers) -> tuple[Numbers, Numbers]:
         """Sum and number of the values of each picture that count."""

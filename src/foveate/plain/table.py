@@ -98,11 +98,7 @@ class Table:
     """
 
     def __init__(
-        self,
-        title: str,
-        heads: Sequence[str | Column],
-        rows: Sequence[Sequence[str]],
-        notes: Sequence[str] = (),
+        self, title: str, heads: Sequence[str | Column], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
     ) -> None:
         """Make a table; a head may be given as a string.
 
@@ -111,10 +107,10 @@ class Table:
         """
         self.title = encodable(title)
         self.columns = tuple(head if isinstance(head, Column) else Column(head) for head in heads)
-        self.rows = tuple(self._filled(row) for row in rows)
+        self.rows = tuple(self._fill(row) for row in rows)
         self.notes = tuple(map(encodable, notes))
 
-    def _filled(self, row: Sequence[str]) -> tuple[str, ...]:
+    def _fill(self, row: Sequence[str]) -> tuple[str, ...]:
         missing = len(self.columns) - len(row)
         if missing < 0:
             raise ValueError(f"A row has {len(row)} cells, but the table has {len(self.columns)} columns: {row!r}.")

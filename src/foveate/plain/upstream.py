@@ -20,7 +20,7 @@ def install_line(extra: str) -> str:
 
 
 @contextmanager
-def explained(name: str, part: str) -> Iterator[None]:
+def explain(name: str, part: str) -> Iterator[None]:
     """Turn what is raised while a part of a model is loaded into one line.
 
     Damaged files make transformers, tokenizers (whose errors are bare `Exception`s), safetensors and the hub raise
@@ -42,12 +42,12 @@ def explained(name: str, part: str) -> Iterator[None]:
             hint = f" It must belong to your torch: {install_line('vision')}."
         elif "FlashAttention" in line:
             hint = " Install it, or take another attention kernel, such as sdpa."
-        raise InputError(f"Model '{shown(name)}' needs a package that is missing: {line}{hint}") from error
+        raise InputError(f"Model '{trim(name)}' needs a package that is missing: {line}{hint}") from error
     except BaseException as error:
         of_rust = type(error).__name__ == "PanicException"  # such as of tokenizers: derived from BaseException
         if is_out_of_memory(error) or not (of_rust or isinstance(error, Exception)):
             raise
-        raise InputError(f"Model '{shown(name)}' cannot be loaded: {_reason(error, part)}") from error
+        raise InputError(f"Model '{trim(name)}' cannot be loaded: {_reason(error, part)}") from error
 
 
 def _reason(error: BaseException, part: str) -> str:
@@ -87,10 +87,10 @@ def brief(value: object, most: int = 80) -> str:
         text = ADDRESS.sub(r"a \1", repr(value))
     except (RecursionError, ValueError):
         text = f"a value of type {type(value).__name__}"
-    return shown(text, most)
+    return trim(text, most)
 
 
-def shown(name: str, most: int = 200) -> str:
+def trim(name: str, most: int = 200) -> str:
     """A name as one line can say it: what does not print is escaped, and a long one is cut."""
     text = printable(name)
     if len(text) <= most:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from array import array
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.plain.files import BASE64, is_video, local_path, named, open_readable, scheme_of, sha256_of
+from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
 from foveate.plain.upstream import brief, first_line, install_line, printable
-from foveate.runs.labels import LABELS
 
+LABELS = ("label", "labels", "answer", "answers")
+"""Columns with the true answer, or with several; the first that is there is taken."""
 LINE = 2**24
 """The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
 LINE_KEY = "line"
@@ -184,7 +185,7 @@ class _Csv(_Records):
                     return
                 except csv.Error as error:
                     if "field limit" in str(error):  # the lines of the cell would be read as rows
-                        raise InputError(f"{named(self.path)}, row {number} (from 0): {error}. Shorten it.") from error
+                        raise InputError(f"{spell(self.path)}, row {number} (from 0): {error}. Shorten it.") from error
                     yield Bad(number, {}, f"The line is no CSV: {error}.")
                 else:
                     if not cells:
@@ -196,10 +197,10 @@ class _Csv(_Records):
         try:
             names = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
-            raise InputError(f"{named(self.path)} has no line with the names of its columns: {error}.") from error
+            raise InputError(f"{spell(self.path)} has no line with the names of its columns: {error}.") from error
         twice = [name for name, times in Counter(names).items() if name and times > 1]
         if twice:
-            raise InputError(f"{named(self.path)} has two columns {min(twice)!r}. Rename one.")
+            raise InputError(f"{spell(self.path)} has two columns {min(twice)!r}. Rename one.")
         return names
 
 
@@ -246,7 +247,7 @@ class _Parquet(_Records):
                 asked = [name for name in types if name in self._asked]
                 others = [name for name in types if name not in self._asked and "binary" not in types[name]]
                 if not asked:
-                    raise InputError(f"{named(self.path)} has none of the columns {', '.join(self._asked)}.")
+                    raise InputError(f"{spell(self.path)} has none of the columns {', '.join(self._asked)}.")
                 if carried and others:
                     beside = _beside(self.path, others)
                 else:
@@ -258,7 +259,7 @@ class _Parquet(_Records):
                     for row in rows:
                         yield {name: None if value != value else value for name, value in row.items()}  # NaN
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
+            raise InputError(f"{spell(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
 
 
 def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
@@ -299,7 +300,7 @@ class _Folder(_Records):
                     if not entry.name.startswith(".")
                 ]
         except OSError as error:
-            raise InputError(f"{named(Path(place))} cannot be listed: {error.strerror}. Check its rights.") from error
+            raise InputError(f"{spell(Path(place))} cannot be listed: {error.strerror}. Check its rights.") from error
         for name in sorted(names):
             if name.endswith("/"):
                 yield from self._below(folder + name)
@@ -393,7 +394,7 @@ class Samples:
     def _refuse_changed(self) -> None:
         """Refuse to go on where the file is another than it was."""
         if self.source.state() != self.state:
-            raise InputError(f"{named(self.source.path)} was written to meanwhile. Run again when it is whole.")
+            raise InputError(f"{spell(self.source.path)} was written to meanwhile. Run again when it is whole.")
 
     def count(self) -> int:
         """How many records it has.
@@ -450,12 +451,18 @@ class Samples:
             name = self._id(record, number)
             if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
                 column = _first(record, columns.media, " A row may be a text alone with --text-only of foveate batch.")
-                media = tuple(_located(value, self.root, column) for value in _listed(record[column]))
+                media = tuple(_locate(value, self.root, column) for value in _as_list(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._absolute(record), str(error), name)
         if any(scheme_of(source) == "data" for source in media):
-            names = [_name(value) for value in _listed(record[column])]
+            names: list[object] = []  # the path; nothing of one that the file itself holds
+            for value in _as_list(record[column]):
+                is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
+                if isinstance(value, Mapping):
+                    names.append(value.get("path"))
+                else:
+                    names.append(value if is_file else None)
             record = {**record, column: names if isinstance(record[column], list) else names[0]}
         return MediaSample(number, name, media, question, record, column)
 
@@ -488,10 +495,10 @@ class Samples:
         column = next((name for name in self.columns.media if record.get(name) is not None), None)
         if column is None:
             return record
-        paths = _listed(record[column])
+        paths = _as_list(record[column])
         for place, path in enumerate(paths):
             with suppress(Unreadable):
-                paths[place] = _located(path, self.root, column)
+                paths[place] = _locate(path, self.root, column)
         return {**record, column: paths}
 
 
@@ -529,9 +536,9 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
         packed = file.read(2) == b"\x1f\x8b"
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"{named(path)}: an input is a folder, or its name ends in {', '.join(ENDINGS)}.")
+        raise InputError(f"{spell(path)}: an input is a folder, or its name ends in {', '.join(ENDINGS)}.")
     if packed:
-        raise InputError(f"{named(path)} is packed with gzip. Unpack it first.")
+        raise InputError(f"{spell(path)} is packed with gzip. Unpack it first.")
     if kind is _Parquet:
         arrow()
         return _Parquet(path, (*columns.media, *columns.question, *filter(None, [columns.id])))
@@ -551,13 +558,13 @@ def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "
     raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.{advice}")
 
 
-def _listed(value: object) -> list[object]:
+def _as_list(value: object) -> list[object]:
     if isinstance(value, list | tuple):
         return list(value)
     return [value]
 
 
-def _located(value: object, root: str, column: str) -> str:
+def _locate(value: object, root: str, column: str) -> str:
     """The absolute path of a picture or film, or a `data:` URL of one that the file itself holds.
 
     Raises:
@@ -587,14 +594,6 @@ def _located(value: object, root: str, column: str) -> str:
     return path
 
 
-def _name(value: object) -> object:
-    """What a picture's column says of it in an answer's row: the path; None of one that the file itself holds."""
-    if isinstance(value, Mapping):
-        return value.get("path")
-    is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
-    return value if is_file else None
-
-
 def _question(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Unreadable(f"A question is a text; got {brief(value)}.")
@@ -612,3 +611,42 @@ def _text(value: str, what: str) -> str:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+# -- labels -------------------------------------------------------------------------------------------------------
+
+
+def labels_in(record: Mapping[str, object], names: Sequence[str] = LABELS) -> tuple[str, ...]:
+    """The true answers of a sample; none where it has no label. An empty text is no label.
+
+    Raises:
+        InputError: If one is neither a text nor a number.
+    """
+    for name in names:
+        value = record.get(name)
+        several = value if isinstance(value, list) else [value]
+        labels = [plain({name: label}, name) for label in several]
+        if any(labels):
+            return tuple(label for label in labels if label)
+    return ()
+
+
+def plain(record: Mapping[str, object], name: str) -> str:
+    """The text or number that a record has under a name, as a text; an empty one where it has none.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    value = record.get(name)
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
+    if isinstance(value, float) and value.is_integer():  # of whole numbers with a gap, tables make floats
+        value = int(value)
+    return str(value).strip()
+
+
+def as_said(answer: str) -> str:
+    """An answer but for case, a full stop, space around it and the zeros behind a whole number's point."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", answer.strip().removesuffix(".").casefold())

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from foveate.errors import InputError
-from foveate.plain.files import named
+from foveate.plain.files import spell
 from foveate.plain.upstream import brief, first_line
 from foveate.plain.writing import PART, publish
 from foveate.runs.crew import end_unguarded
@@ -141,7 +141,7 @@ class Store:
         files = [*self.parts(), self.path / BAD, self.path / BROKEN]
         if any(path.stat().st_size for path in files if path.exists()):
             raise InputError(
-                f"{named(self.path)} was begun with {what}: {difference}. Run it as it was begun, or name another "
+                f"{spell(self.path)} was begun with {what}: {difference}. Run it as it was begun, or name another "
                 "folder."
             )
         self.manifest[name] = values
@@ -162,22 +162,34 @@ class Store:
         self.done, self.bad, self.broken = done, 0, 0
         try:
             for path in self.path.iterdir() if self._alone else ():
-                # What was not finished, and lines of which a whole Parquet is there.
-                if path.name.startswith(PART) or _is_doubled(path):
+                # What was not finished, and lines of which a whole Parquet is there: a run was killed between.
+                doubled = (
+                    NAME.fullmatch(path.name) and path.suffix == ".jsonl" and path.with_suffix(".parquet").exists()
+                )
+                if path.name.startswith(PART) or doubled:
                     path.unlink()
             for path in self.parts():
-                yield from self._known(path)
+                yield from self._rows_of(path)
             for name in (BAD, BROKEN):
-                for row in self._known(self.path / name):
+                for row in self._rows_of(self.path / name):
                     self.bad += 1
                     self.broken += name == BROKEN
                     yield row
         except OSError as error:
-            raise InputError(f"{named(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
+            raise InputError(f"{spell(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
 
-    def _known(self, path: Path) -> Iterator[dict[str, object]]:
+    def _rows_of(self, path: Path) -> Iterator[dict[str, object]]:
         """The rows of a file, whose keys are remembered."""
-        for row in _parquet_rows(path, self._keys) if path.suffix == ".parquet" else self._whole_lines(path):
+        rows: Iterable[dict[str, object]]
+        if path.suffix == ".parquet":
+            pyarrow = arrow()
+            try:
+                rows = pyarrow.parquet.read_table(path, columns=list(self._keys)).to_pylist()
+            except (pyarrow.ArrowException, OSError) as error:
+                raise InputError(f"{spell(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
+        else:
+            rows = self._whole_lines(path)
+        for row in rows:
             key = self._key_of(row)
             try:
                 if key in self.done:
@@ -185,7 +197,7 @@ class Store:
                 self.done.add(key)
             except (LookupError, TypeError) as error:
                 raise InputError(
-                    f"{named(path)} does not belong here: remove what was copied into the folder."
+                    f"{spell(path)} does not belong here: remove what was copied into the folder."
                 ) from error
             yield row
 
@@ -201,7 +213,9 @@ class Store:
                 else:
                     yield row
         if self.damaged > before and self._alone:
-            _publish(path, lambda part: self._copy_whole(path, part))
+            with path.open("rb") as file:
+                lines = [line for line in file if self._row_of(line) is not None]
+            _publish(path, lambda part: part.write_bytes(b"".join(lines)))
 
     def _row_of(self, line: bytes) -> dict[str, object] | None:
         """The row of a line; None where it is not whole, or not what was written."""
@@ -212,10 +226,6 @@ class Store:
                 if not self._checked or row.pop(CHECKSUM) == _checksum(row):
                     return row
         return None
-
-    def _copy_whole(self, old: Path, new: Path) -> None:
-        with old.open("rb") as lines, new.open("wb") as file:
-            file.writelines(line for line in lines if self._row_of(line) is not None)
 
     # -- writing ----------------------------------------------------------------------------------------------
 
@@ -277,18 +287,21 @@ class Store:
 
     def _append(self, name: str, rows: Sequence[Row]) -> None:
         path = self.path / name
-        with _told(path):
+        with _explain(path):
             if name not in self._files:
                 self._files[name] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
             checked = ({**row, CHECKSUM: _checksum(row)} for row in rows) if self._checked else rows
-            _write(self._files[name], b"".join(map(_line_of, checked)))
+            # What JSON does not know, such as a date, is a text. In the name of a file there may be bytes that are no
+            # UTF-8; the error handler writes them as JSON's own escapes.
+            lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in checked]
+            _write(self._files[name], "".join(lines).encode(errors="backslashreplace"))
         for row in rows:
             self.done.add(self._key_of(row))
 
     def _sync(self) -> None:
         self._synced = time.monotonic()
         for name, number in self._files.items():
-            with _told(self.path / name):
+            with _explain(self.path / name):
                 os.fsync(number)
 
     def _make_parquet(self, path: Path) -> None:
@@ -333,7 +346,7 @@ def open_store(
     except OSError as error:
         alone = False
         if error.errno not in UNWRITABLE or not (path / MANIFEST).is_file() or os.access(path, os.W_OK):
-            raise InputError(f"{named(path)} cannot be used: {error.strerror}. Name another folder.") from error
+            raise InputError(f"{spell(path)} cannot be used: {error.strerror}. Name another folder.") from error
     try:
         store = Store(path, keys, part_rows, to_parquet, checked, alone)
         try:
@@ -358,11 +371,11 @@ def acquire(lock: Lock, path: Path, note: Callable[[str], object]) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            note(f"{named(path)} is in use by {_holder(own)}; waiting up to {PATIENCE:g} s")
+            note(f"{spell(path)} is in use by {_holder(own)}; waiting up to {PATIENCE:g} s")
             lock.acquire(timeout=PATIENCE, poll_interval=0.1)
     except Timeout as error:
         raise InputError(
-            f"{named(path)} is in use by {_holder(own)}. Wait until that run has ended, or name another folder."
+            f"{spell(path)} is in use by {_holder(own)}. Wait until that run has ended, or name another folder."
         ) from error
     with suppress(OSError):  # only for the sentence above; Windows lets nobody write here
         own.write_text(f"{os.getpid()}\n")
@@ -381,12 +394,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise InputError(f"{named(path)} cannot be read: {error.strerror}. Name another folder.") from error
+        raise InputError(f"{spell(path)} cannot be read: {error.strerror}. Name another folder.") from error
     with suppress(ValueError, RecursionError):
         manifest = json.loads(text)
         if isinstance(manifest, dict) and manifest.pop("format", None) == FORMAT:
             return manifest
-    raise InputError(f"{named(path)} is damaged, or of another version of foveate. Name another folder.")
+    raise InputError(f"{spell(path)} is damaged, or of another version of foveate. Name another folder.")
 
 
 def _refuse_others(path: Path) -> None:
@@ -394,14 +407,9 @@ def _refuse_others(path: Path) -> None:
     for entry in path.iterdir():
         if entry.name != LOCK and not entry.name.startswith(PART):
             raise InputError(
-                f"{named(path)} is not empty and holds no run: there is {brief(entry.name)}. Name an empty folder, or "
+                f"{spell(path)} is not empty and holds no run: there is {brief(entry.name)}. Name an empty folder, or "
                 "a new one."
             )
-
-
-def _is_doubled(path: Path) -> bool:
-    """Whether these lines are there as Parquet too: a run was killed between the two."""
-    return bool(NAME.fullmatch(path.name)) and path.suffix == ".jsonl" and path.with_suffix(".parquet").exists()
 
 
 def _next(name: str) -> str:
@@ -411,25 +419,10 @@ def _next(name: str) -> str:
     return f"part-{int(parts[1]) + 1:05}.jsonl"
 
 
-def _line_of(row: Row) -> bytes:
-    """A line of JSON in UTF-8; what JSON does not know, such as a date, is a text."""
-    # In the name of a file there may be bytes that are no UTF-8; the error handler writes them as JSON's own escapes.
-    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode(errors="backslashreplace")
-
-
 def _checksum(row: Row) -> str:
     """The first digits of the SHA-256 of a row's JSON, its names sorted."""
     text = json.dumps(row, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
-
-
-def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, object]]:
-    pyarrow = arrow()
-    try:
-        rows: list[dict[str, object]] = pyarrow.parquet.read_table(path, columns=list(keys)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{named(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
-    yield from rows
 
 
 def _write(number: int, content: bytes) -> None:
@@ -445,12 +438,12 @@ def _write(number: int, content: bytes) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _explain(path: Path) -> Iterator[None]:
     """Say in one line that a file cannot be written."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{named(path)} could not be written: {error.strerror}. {ADVICE}") from error
+        raise InputError(f"{spell(path)} could not be written: {error.strerror}. {ADVICE}") from error
 
 
 def _publish(path: Path, write: Callable[[Path], object]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape
 from foveate.core.graphs import TAPES
 from foveate.core.patching import Patcher
-from foveate.engine.session import drop, refuse_running
+from foveate.engine.session import drop, refuse_open
 from foveate.engine.trace import StageRecord
 from foveate.errors import InputError, SessionError, SettingError, UnsupportedError
 from foveate.families.support import reach
@@ -43,8 +43,6 @@ CPU_LIMITS, EXACT_LIMITS, HALF_LIMITS = (10.0, 1e-5, 1e-4), (10.0, 1e-5, 2e-3), 
 accelerator, whose convolutions round to TF32, and in half precision."""
 NEVER = -1e30
 """Below it is the logit of an id that a model never says."""
-KEEP_ALL = "keeping everything = untouched, bit for bit"
-RESTORED = "the model is restored, also after an error"
 REPLAYED = "a prefill as a graph = the plain one"
 
 
@@ -61,6 +59,24 @@ class Probe:
     name: str
     method: Method
     optional: bool = False
+
+
+class Compared(NamedTuple):
+    """What a comparison found.
+
+    Attributes:
+        difference: Of logits, see `Row`.
+        wrong: What hiding wrong columns on purpose makes of it.
+        reason: Why it failed, where more than the difference says so.
+    """
+
+    difference: float
+    wrong: float
+    reason: str = ""
+
+
+class _NotServedError(Exception):
+    """This model lacks what a comparison needs, or there is nothing to compare."""
 
 
 def check(model: Any, inputs: Mapping[str, Any]) -> Checked:
@@ -80,7 +96,7 @@ def check(model: Any, inputs: Mapping[str, Any]) -> Checked:
         SessionError: If the model is inside a context.
         UnsupportedError: If no family serves the model.
     """
-    return Checking(model, inputs).run(lambda count=1: None)
+    return Checking(model, inputs).run()
 
 
 class Checking:
@@ -96,7 +112,7 @@ class Checking:
 
     def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
         self._family = family_for(model)
-        refuse_running(model, self._family)
+        refuse_open(model, self._family)
         self._drop = partial(drop, self._family.model)
         self._model = self._family.model
         self._inputs = dict(inputs)
@@ -110,12 +126,11 @@ class Checking:
         self.runs = 19 + 3 * len(self._probes)
         self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
-        self._advance: Callable[..., object] = lambda count=1: None
 
-    def run(self, advance: Callable[..., object]) -> Checked:
+    def run(self, advance: Callable[..., object] = lambda count=1: None) -> Checked:
         """Run everything; `advance` is called with the number of runs that are done."""
         self._advance = advance
-        plain, tokens = self._generated(self._inputs)
+        plain, tokens = self._generate(self._inputs)
         state = state_of(self._model)  # only now: transformers puts hooks of its own on towers in the first run
         self._answer = tokens[0]
         self._oracle = Oracle(self._family, self._inputs, self._answer)
@@ -123,11 +138,17 @@ class Checking:
         vision = self._oracle.vision.tolist()
         if not vision or vision[-1] == self.tokens - 1:
             raise InputError("A check takes one sample with a picture and text behind it, as a question is.")
-        rows = [self._noise_row(plain[0]), self._guarded(KEEP_ALL, self._keep_all, plain, tokens)]
-        rows += [self._guarded(probe.name, self._probe, probe) for probe in self._probes]
-        rows += [self._guarded("cache = no cache", self._uncached), self._guarded("batch = alone", self._batched)]
-        rows.append(self._guarded(REPLAYED, self._replayed))
-        rows.append(self._guarded(RESTORED, self._restored, state, plain))
+        noise = self._measure_noise(plain[0])
+        rows = [self._row("untouched: cache = no cache, padded in a batch = alone", lambda: noise)]
+        comparisons: dict[str, Callable[[], Compared | str]] = {
+            "keeping everything = untouched, bit for bit": partial(self._keep_all, plain, tokens),
+            **{probe.name: partial(self._probe, probe) for probe in self._probes},
+            "cache = no cache": self._without_cache,
+            "batch = alone": self._in_batch,
+            REPLAYED: self._replay,
+            "the model is restored, also after an error": partial(self._restore, state, plain),
+        }
+        rows += [self._row(name, compare) for name, compare in comparisons.items()]
         return Checked(self._about(), self._noise, tuple(rows))
 
     def _about(self) -> dict[str, Any]:
@@ -146,9 +167,9 @@ class Checking:
     # -- runs -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _generated(self, inputs: Mapping[str, Any], answer: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _generate(self, inputs: Mapping[str, Any], answer: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (samples, rows, vocabulary) and tokens that `generate` decodes: these, or greedily its own."""
-        decoding = _Told(answer, _special(self._model))
+        decoding = _Answering(answer, _special(self._model))
         with Patcher() as patches:  # Janus' generate lets go of a processor that it is handed
             patches.wrap(self._model, "_get_logits_processor", lambda original, *args, **kwargs: LogitsProcessorList([
                 *original(*args, **kwargs), decoding
@@ -162,8 +183,8 @@ class Checking:
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
         return logits, output.sequences[:, -STEPS - 1 : -1]
 
-    def _forced(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self._generated(inputs, self._answer)[0]
+    def _force(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self._generate(inputs, self._answer)[0]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._oracle.logits(hidden)
@@ -196,20 +217,29 @@ class Checking:
 
     # -- rows -------------------------------------------------------------------------------------------------
 
-    def _guarded(self, name: str, compare: Callable[..., Row], *arguments: Any) -> Row:
-        """A row; whatever is raised on the way fails it."""
+    def _row(self, name: str, compare: Callable[[], Compared | str]) -> Row:
+        """A row of what a comparison finds, or of why bits differ; whatever is raised on the way fails it."""
         try:
-            return compare(*arguments)
+            compared = compare()
+        except _NotServedError as error:
+            return Row(name, "not served", reason=str(error))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return Row(name, "failed", reason=f"{type(error).__name__}: {first_line(error)}")
+        if isinstance(compared, str):
+            return Row(name, "failed" if compared else "passed", reason=compared)
+        reason = compared.reason
+        if not reason and compared.difference > self._tolerance:
+            reason = "the difference is above the tolerance"
+        if not reason and compared.wrong < CLEARLY * max(compared.difference, self._noise):
+            reason = "cannot tell: columns that are wrong on purpose differ too little"
+        return Row(name, "failed" if reason else "passed", compared.difference, self._tolerance, compared.wrong, reason)
 
-    def _noise_row(self, plain: Tensor) -> Row:
+    def _measure_noise(self, plain: Tensor) -> Compared:
         """The untouched model beside itself, which says how near is near enough."""
-        noises = [difference(plain, self._untouched)]
-        alone = self._forced(self._inputs)[0]
-        noises.append(difference(alone, self._untouched))
+        alone = self._force(self._inputs)[0]
+        noises = [difference(plain, self._untouched), difference(alone, self._untouched)]
         try:
             noises.append(self._batch_noise(alone))
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -224,32 +254,24 @@ class Checking:
         last = self._oracle.nothing()
         last[:, 1, -1] = True  # as if caches had lost the prompt's last row
         wrong = difference(self._logits(last), self._untouched)
-        name = "untouched: cache = no cache, padded in a batch = alone"
         reason = ""
         if self._noise > most:
             reason = f"the untouched model differs from itself by {self._noise:.1e}, so that nothing can be told"
-        return self._judged(name, self._noise, wrong, reason)
+        return Compared(self._noise, wrong, reason)
 
     def _batch_noise(self, alone: Tensor) -> float:
         """How far samples of a left-padded batch differ from each alone."""
         together, others = self._batch
-        batched, each = self._forced(together), [alone, *(self._forced(other)[0] for other in others)]
+        batched, each = self._force(together), [alone, *(self._force(other)[0] for other in others)]
         return max(difference(row, reference) for row, reference in zip(batched, each, strict=True))
 
-    def _judged(self, name: str, found: float, wrong: float, reason: str = "") -> Row:
-        if not reason and found > self._tolerance:
-            reason = "the difference is above the tolerance"
-        if not reason and wrong < CLEARLY * max(found, self._noise):
-            reason = "cannot tell: columns that are wrong on purpose differ too little"
-        return Row(name, "failed" if reason else "passed", found, self._tolerance, wrong, reason)
-
-    def _keep_all(self, plain: Tensor, tokens: Tensor) -> Row:
+    def _keep_all(self, plain: Tensor, tokens: Tensor) -> str:
         layers = cuts(self._cuttable, 1 / 4, 1 / 2)
         with self._drop(V2Drop(layers=layers, keep=(1.0,) * len(layers))):
-            logits, same = self._generated(self._inputs)
-        return _exact(KEEP_ALL, torch.equal(logits, plain) and torch.equal(same, tokens), "logits or tokens differ")
+            logits, same = self._generate(self._inputs)
+        return "" if torch.equal(logits, plain) and torch.equal(same, tokens) else "logits or tokens differ"
 
-    def _probe(self, probe: Probe) -> Row:
+    def _probe(self, probe: Probe) -> Compared | str:
         """A method beside the untouched model with the columns hidden that its trace says were dropped."""
         with ExitStack() as stack:
             try:
@@ -259,24 +281,27 @@ class Checking:
                 trace = stack.enter_context(self._drop(probe.method))
             except (UnsupportedError, SettingError) as error:
                 self._advance(3)
-                return Row(probe.name, "not served" if probe.optional else "failed", reason=first_line(error))
-            logits = self._forced(self._inputs)[0]
+                if probe.optional:
+                    raise _NotServedError(first_line(error)) from error
+                return first_line(error)
+            logits = self._force(self._inputs)[0]
         stages = trace.stages
         dropped = [(stage.where, stage.layer) for stage in stages]
         reason = ""
-        if dropped != planned(probe.method, self._depth) or len(stages[-1].kept[0]) >= len(self._oracle.vision):
+        if dropped != places_of(probe.method, self._depth) or len(stages[-1].kept[0]) >= len(self._oracle.vision):
             reason = f"what was dropped is not what was planned: {stages}"
         elif stages[0].where == "projector" and self._oracle.windows:
             self._advance(2)
-            reason = "a window is narrower than the prompt, and rows from behind the projector stand in other columns"
-            return Row(probe.name, "not served", reason=reason)
-        right, wrong = (self._logits(self._hidden(probe.method, stages, moved)) for moved in (False, True))
-        row = self._judged(probe.name, difference(logits, right), difference(wrong, right), reason)
+            raise _NotServedError(
+                "a window is narrower than the prompt, and rows from behind the projector stand in other columns"
+            )
+        right, wrong = (self._logits(self._hide(probe.method, stages, moved)) for moved in (False, True))
+        compared = Compared(difference(logits, right), difference(wrong, right), reason)
         if probe is self._probes[0]:
-            self._control = logits, row.wrong or 0.0
-        return row
+            self._control = logits, compared.wrong
+        return compared
 
-    def _hidden(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
+    def _hide(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
         """What a trace says was dropped, as hidden columns; or columns that are wrong on purpose."""
         vision, hidden = self._oracle.vision, self._oracle.nothing()
         for stage in stages:
@@ -300,62 +325,61 @@ class Checking:
             raise SessionError(f"This needs the comparison '{self._probes[0].name}', which did not come to its end.")
         return self._control
 
-    def _uncached(self) -> Row:
+    def _without_cache(self) -> Compared:
         """Whether decoding from a cache says what one forward over prompt and answer says."""
-        name, (cached, wrong) = "cache = no cache", self._compared_first()
+        cached, wrong = self._compared_first()
         plain = self._oracle.plainly()
         self._advance()
         if difference(plain, self._untouched) > self._tolerance:
             self._advance()
-            return Row(name, "not served", reason="without a cache this model's prompt sees the answer behind it")
+            raise _NotServedError("without a cache this model's prompt sees the answer behind it")
         with self._drop(self._probes[0].method):
             logits = self._oracle.plainly()
         self._advance()
-        return self._judged(name, difference(logits, cached), wrong)
+        return Compared(difference(logits, cached), wrong)
 
-    def _batched(self) -> Row:
+    def _in_batch(self) -> Compared:
         """Whether each sample of a left-padded batch says what it says alone."""
         alone, wrong = self._compared_first()
         if self._no_batch:
-            return Row("batch = alone", "not served", reason=self._no_batch)
+            raise _NotServedError(self._no_batch)
         with self._drop(self._probes[0].method):
-            noise = self._batch_noise(alone)
-        return self._judged("batch = alone", noise, wrong)
+            return Compared(self._batch_noise(alone), wrong)
 
-    def _replayed(self) -> Row:
+    def _replay(self) -> Compared:
         """Whether a prompt and steps that are replayed as CUDA graphs say what they say without."""
         if self._model.device.type not in TAPES:
             self._advance(3)
-            return Row(REPLAYED, "not served", reason="not run: no CUDA device")
+            raise _NotServedError("not run: no CUDA device")
         plain, wrong = self._compared_first()
         for _ in range(3):  # seen, recorded, replayed
             with self._drop(self._probes[0].method, cuda_graphs=True) as trace:
-                logits = self._forced(self._inputs)[0]
+                logits = self._force(self._inputs)[0]
         assert trace.graphs is not None
         latest = trace.graphs.decoder.latest
         if latest != "replayed":
-            return Row(REPLAYED, "not served", reason=f"not replayed: {latest}")
-        return self._judged(REPLAYED, difference(logits, plain), wrong)
+            raise _NotServedError(f"not replayed: {latest}")
+        return Compared(difference(logits, plain), wrong)
 
-    def _restored(self, state: dict[str, Any], plain: Tensor) -> Row:
+    def _restore(self, state: dict[str, Any], plain: Tensor) -> str:
         """Whether the model is itself behind contexts that ended, and behind one that an error has ended."""
 
         def fail(*_: object) -> None:
             raise _PlannedError
 
-        logits = [self._generated(self._inputs)[0]]
+        logits = [self._generate(self._inputs)[0]]
         with Patcher() as patches:
             patches.hook(self._family.layers[-1], "before", fail)
             try:
                 with self._drop(self._probes[0].method):
-                    self._forced(self._inputs)
-                return _exact(RESTORED, False, "an error inside a layer did not come through")
+                    self._force(self._inputs)
+                return "an error inside a layer did not come through"
             except _PlannedError:
                 self._advance()
-        logits.append(self._generated(self._inputs)[0])
+        logits.append(self._generate(self._inputs)[0])
         if state_of(self._model) != state:
-            return _exact(RESTORED, False, "hooks or attributes are left on the model")
-        return _exact(RESTORED, all(torch.equal(again, plain) for again in logits), "logits differ")
+            return "hooks or attributes are left on the model"
+        return "" if all(torch.equal(again, plain) for again in logits) else "logits differ"
 
 
 def difference(logits: Tensor, reference: Tensor) -> float:
@@ -369,12 +393,6 @@ def difference(logits: Tensor, reference: Tensor) -> float:
     if math.isnan(share):
         return math.inf
     return share
-
-
-def _exact(name: str, same: bool, reason: str) -> Row:
-    if same:
-        return Row(name, "passed")
-    return Row(name, "failed", reason=reason)
 
 
 # -- what is tried ------------------------------------------------------------------------------------------------
@@ -407,7 +425,7 @@ def cuts(depth: int, *shares: float) -> tuple[int, ...]:
     return tuple(layer for layer in layers if layer < depth)
 
 
-def planned(method: Method, depth: int) -> list[tuple[str, int | None]]:
+def places_of(method: Method, depth: int) -> list[tuple[str, int | None]]:
     """Where a method should drop, as a trace says it."""
     stages = follow.in_order(method.stages(Shape(depth)))
     places: list[tuple[str, int | None]] = [("projector", None)] * len(follow.at(stages, Place.BEHIND_PROJECTOR))
@@ -418,7 +436,7 @@ def planned(method: Method, depth: int) -> list[tuple[str, int | None]]:
 # -- how it is decoded --------------------------------------------------------------------------------------------
 
 
-class _Told:
+class _Answering:
     """Lets `generate` say these tokens, or greedily any that are not special, as one of its logits processors."""
 
     def __init__(self, answer: Tensor | None, special: Collection[int]) -> None:

@@ -4,7 +4,6 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,12 +14,12 @@ from foveate import registry
 from foveate.contract import follow
 from foveate.contract.method import Chain, Method
 from foveate.contract.stages import Place, Shape, Stage, ThinStage
-from foveate.core.cut import Cut, followed, note_of
+from foveate.core.cut import Cut, look_up, note_of
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells
 from foveate.core.views import Arriving, View
 from foveate.engine.program import Program
-from foveate.engine.session import apply, remove
+from foveate.engine.session import drop_or_not
 from foveate.engine.trace import StageRecord, Trace
 from foveate.errors import SettingError, UnsupportedError
 from foveate.registry import family_for
@@ -148,7 +147,7 @@ class MethodContract:
             stages: list[StageRecord] = []
             reads: list[dict[int, tuple[int, ...]]] = []
             for tiny in models:
-                with dropping(tiny, method) as trace:
+                with drop_or_not(tiny.model, method) as trace:
                     tiny.generate(tiny.inputs("titit"), 2)
                 stages += trace.stages
                 reads += [trace.reads] if trace.reads else []
@@ -160,7 +159,7 @@ class MethodContract:
         for method, tiny in served((self.keep_all,) if self.keep_all is not None else self._whole()):
             inputs = tiny.inputs(*words_of(tiny.family))
             plain = tiny.generate(inputs)
-            with dropping(tiny, method):
+            with drop_or_not(tiny.model, method):
                 kept = tiny.generate(inputs)
             assert same(kept, plain), f"{method} changes {tiny.family}, though it should keep everything"
 
@@ -168,10 +167,10 @@ class MethodContract:
         """Who is left, and what is said, does not depend on what else is in the batch."""
         for method, tiny in served(self.examples):
             words = words_of(tiny.family)
-            with dropping(tiny, method) as together:
+            with drop_or_not(tiny.model, method) as together:
                 out = tiny.generate(tiny.inputs(*words))
             for index, word in enumerate(words):
-                with dropping(tiny, method) as alone:
+                with drop_or_not(tiny.model, method) as alone:
                     single = tiny.generate(tiny.inputs(word))
                 where = f"{method} on {tiny.family}, sample {word!r}"
                 others = differing(kept_of(together, index), kept_of(alone, 0))
@@ -186,7 +185,7 @@ class MethodContract:
             if follow.reads_text(stages) or follow.cached_layers(stages) or follow.reading(stages) is not None:
                 continue
             inputs = tiny.inputs("titt", "tit")
-            with dropping(tiny, method):
+            with drop_or_not(tiny.model, method):
                 cached, plain = tiny.generate(inputs), tiny.generate(inputs, use_cache=False)
             message = f"{method} on {tiny.family}: other logits without a cache"
             torch.testing.assert_close(torch.cat(cached.logits), torch.cat(plain.logits), msg=message, **CLOSE)
@@ -196,7 +195,7 @@ class MethodContract:
         for method, tiny in served(self.examples):
             inputs, before = tiny.inputs("titt"), state_of(tiny.model)
             plain = tiny.generate(inputs)
-            with dropping(tiny, method):
+            with drop_or_not(tiny.model, method):
                 tiny.generate(inputs)
             after = tiny.generate(inputs)
             assert state_of(tiny.model) == before, f"{method} leaves something on {tiny.family}"
@@ -219,16 +218,6 @@ def served(methods: Sequence[Method]) -> Iterator[tuple[Method, TinyModel]]:
         except UnsupportedError:
             continue
         yield method, tiny
-
-
-@contextmanager
-def dropping(tiny: TinyModel, method: Method) -> Iterator[Trace]:
-    """The trace of a context."""
-    trace = apply(tiny.model, method)
-    try:
-        yield trace
-    finally:
-        remove(tiny.model)
 
 
 def same(first: Any, second: Any) -> bool:
@@ -301,7 +290,7 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
                 arriving = replace(arriving, started=arriving.tokens)
                 if Cells() not in stage.reads:
                     arriving = replace(arriving, grids=())
-            view, tensors = _shown(stage, grid, tokens, arriving, dict(notes))
+            view, tensors = _words_of(stage, grid, tokens, arriving, dict(notes))
             yield stage, view, tensors
             cut = stage.cut(view())
             if cut is None or isinstance(stage, ThinStage):  # whose rows come back
@@ -311,14 +300,14 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
                 continue
             left = int(cut.count)
             cut = cut.first(left)
-            tokens = followed(cut.source, tokens)
+            tokens = look_up(cut.source, tokens)
             notes = {name: note_of(note, cut.source, cut.rows) for name, note in notes.items()} | dict(cut.notes)
             arriving = replace(arriving, tokens=left, grids=())
             if not left:
                 return
 
 
-def _shown(
+def _words_of(
     stage: Stage, grid: Grid, tokens: Tensor, arriving: Arriving, notes: dict[str, Tensor]
 ) -> tuple[Callable[..., View], list[Tensor]]:
     """What makes a view for a stage, and the tensors it is made of: signals, then notes."""

@@ -69,7 +69,7 @@ class Oracle:
         self._placed: list[Tensor] = []
         with Patcher() as patches, dense_kernel(family):
             if family.merger is None:
-                self._note_masks(family.placed(self._inputs))
+                self._note_masks(family.masks_by_ids(self._inputs))
             else:
                 patches.wrap(family.core, family.merger, self._note_vision)
             for index, layer in enumerate(family.layers):

@@ -142,14 +142,14 @@ def _square(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
     return {"pixel_values": torch.randn(1, 3, 70, 70, generator=rng)}, torch.full((25,), IMAGE)
 
 
-def _tiled(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
+def _tile(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
     if letter == "v":  # three frames of 3 x 3 tokens, and a newline
         return {"pixel_values_videos": torch.randn(1, 3, 3, 70, 70, generator=rng)}, torch.full((28,), VIDEO)
     pixels = torch.randn(1, 2, 3, 70, 70, generator=rng)  # the whole picture and its tile, whose rows end in newlines
     return {"pixel_values": pixels, "image_sizes": torch.tensor([[70, 70]])}, torch.full((25 + 5 * 6,), IMAGE)
 
 
-def _patched(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
+def _patch(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
     grid = torch.tensor([[3, 4, 4]] if letter == "v" else [[1, 6, 8]])
     pixels = torch.randn(int(grid.prod()), 3 * 2 * 14 * 14, generator=rng)
     ids = torch.full((1 + int(grid.prod()) // 4,), VIDEO if letter == "v" else IMAGE)
@@ -161,8 +161,8 @@ def _patched(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
 
 BUILT: dict[str, tuple[str, Callable[[], Any], Callable[[str, torch.Generator], tuple[Picture, Tensor]]]] = {
     "llava": ("LlavaForConditionalGeneration", _llava, _square),
-    "llava_onevision": ("LlavaOnevisionForConditionalGeneration", _onevision, _tiled),
-    "qwen2_vl": ("Qwen2VLForConditionalGeneration", _qwen2_vl, _patched),
+    "llava_onevision": ("LlavaOnevisionForConditionalGeneration", _onevision, _tile),
+    "qwen2_vl": ("Qwen2VLForConditionalGeneration", _qwen2_vl, _patch),
 }
 
 

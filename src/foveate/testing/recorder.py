@@ -121,7 +121,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = kernel(*args, **kwargs)
         if self.on_host:  # a graph knows nothing of it
             return made
-        if _decides(kernel, args, kwargs):
+        # Whether the host must wait for the numbers that a kernel makes.
+        decides = not DECIDING.isdisjoint(kernel.tags) and kwargs.get("output_size") is None
+        if kernel.__name__.startswith(("index.", "index_put")):
+            decides = any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1])
+        if decides:
             self.note("read", kernel.__name__)
         # Attention may drop out, so it has this tag too.
         if torch.Tag.nondeterministic_seeded in kernel.tags and "attention" not in kernel.__name__:
@@ -168,8 +172,11 @@ class Sides(TorchFunctionMode):
         kwargs = kwargs or {}
         if function == Tensor.device.__get__ and _is_on_host(args[0]):
             return HOST
-        name = function.__name__
-        lands = _lands_on_host(name, args, kwargs)
+        name, target = function.__name__, kwargs.get("device")
+        if name == "to":
+            target = next((part for part in (*args[1:2], target) if isinstance(part, torch.device | str)), None)
+        beside = all(map(_is_on_host, _tensors((args, kwargs))))
+        lands = name in UNSEEN_READS or target == HOST or (target is None and beside)
         crossing = _crossing(name, args, kwargs, lands)
         if crossing is not None:
             self._tape.note(crossing, name)
@@ -183,17 +190,14 @@ class Sides(TorchFunctionMode):
         return made
 
 
-def _lands_on_host(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether what a function of torch makes lies on the host."""
-    target = kwargs.get("device")
-    if name == "to":
-        target = next((part for part in (*args[1:2], target) if isinstance(part, torch.device | str)), None)
-    beside = all(map(_is_on_host, _tensors((args, kwargs))))
-    return name in UNSEEN_READS or target == HOST or (target is None and beside)
-
-
 def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
-    """How a call crosses between host and device, as far as its kernels do not tell; None: not."""
+    """How a call crosses between host and device, as far as its kernels do not tell; None: not.
+
+    Args:
+        name: Of torch's function.
+        args, kwargs: Of the call.
+        lands: Whether what it makes lies on the host.
+    """
     if name in SAME:
         if lands == _is_on_host(args[0]):
             return None
@@ -211,13 +215,6 @@ def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
     # Other kernels take a single number of the host as it is.
     near = [tensor for tensor in _tensors((args, kwargs)) if _is_on_host(tensor)]
     return "mix" if any(tensor.dim() or name in MOVED_INTO for tensor in near) else None
-
-
-def _decides(kernel: Any, args: Any, kwargs: Any) -> bool:
-    """Whether the host must wait for the numbers that a kernel makes."""
-    if kernel.__name__.startswith(("index.", "index_put")):
-        return any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1])
-    return not DECIDING.isdisjoint(kernel.tags) and kwargs.get("output_size") is None
 
 
 def _tensors(nest: Any) -> list[Tensor]:

@@ -112,11 +112,11 @@ def made_tensors(
     random = torch.Generator().manual_seed(seed)
     made: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
     for signal in stage.reads:
-        made[signal] = made_signal(signal, tokens, dtype, random)
+        made[signal] = make_signal(signal, tokens, dtype, random)
     return made
 
 
-def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
+def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
     """A tensor as `foveate.core.signals` says this one is."""
     if isinstance(signal, Attention | CachedAttention | TowerAttention):
         return torch.rand(tokens, generator=random).softmax(dim=0)

@@ -15,7 +15,7 @@ from foveate.errors import BudgetError, SettingError
 from foveate.eval.evaluation import open_questioning
 from foveate.eval.pairing import Row
 from foveate.eval.plan import Plan
-from foveate.eval.records import looked_twice
+from foveate.eval.records import record_of_both
 from foveate.naming import method_of, parse
 from foveate.plain.spelling import read_json, written
 from foveate.runs.listener import Listener
@@ -115,7 +115,7 @@ def agree(
                 f"{part.name} was tuned on these very samples, so they say nothing of it. Calibrate on other pictures."
             )
     pictures = [question.picture for question in questions]
-    settings, places, notes = _planned(pictures, settings, agreement, seed, may_narrow)
+    settings, places, notes = _plan(pictures, settings, agreement, seed, may_narrow)
     if len(prompts) < len(every):
         notes.append(f"{len(every) - len(prompts)} samples ask what another one asks, and are left out.")
     for method in settings:
@@ -134,7 +134,7 @@ def agree(
         pairs = [(row["confidence"], row["answer"] == other["answer"]) for row, other in answers]
         sure = threshold(pairs, agreement, len(settings))
         if sure is not None:  # else nothing of it can be trusted
-            rows = [looked_twice(row, other, sure) for row, other in zip(log, full, strict=True)]
+            rows = [record_of_both(row, other, sure) for row, other in zip(log, full, strict=True)]
             looks.append((_mean(_at(places, rows), cost), place, sure, rows))
     price, best, sure, rows = min(looks, default=(math.inf, 0, 1.0, []))
     if price >= _mean(_at(places, full), cost):
@@ -171,7 +171,7 @@ def agree(
     return SecondLook(method=settings[best], sure=sure, promise=promise)
 
 
-def _planned(
+def _plan(
     pictures: Sequence[str], settings: Sequence[Method], agreement: float, seed: int, may_narrow: bool
 ) -> tuple[Sequence[Method], list[int], list[str]]:
     """What is tried, the places of the samples that count for the bound, and what is to be said of it.

@@ -10,9 +10,9 @@ from typing import Any
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.errors import SettingError
-from foveate.eval.contenders import Contender
 from foveate.eval.evaluation import Questioning
 from foveate.eval.pairing import FULL_MODEL, figures_of
+from foveate.eval.plan import Contender
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.plain.stats import Estimate
@@ -36,7 +36,10 @@ def best_of(asking: Questioning, settings: Iterable[Method], published: Method |
         published: The published setting, if it meets the budget.
     """
     best = min(settings, key=lambda method: fmean(distances(asking, method)))
-    if published is None or _is_ahead(distances(asking, best), distances(asking, published)):
+    if published is None:
+        return best, best
+    ahead = [other - own for own, other in zip(distances(asking, best), distances(asking, published), strict=True)]
+    if len(ahead) >= FEWEST and fmean(ahead) > stdev(ahead) / math.sqrt(len(ahead)):
         return best, best
     return published, best
 
@@ -49,14 +52,6 @@ def distances(asking: Questioning, method: Method) -> list[float]:
         # 1 for another answer, and √KL of the first token: agreement alone changes more with the pictures.
         means.append(fmean((row["answer"] not in row["labels"]) + math.sqrt(row["kl"]) for row in rows))
     return means
-
-
-def _is_ahead(rival: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether the mean difference is more than a standard error below 0; of too few pictures it is not."""
-    if len(rival) < FEWEST:
-        return False
-    ahead = [other - own for own, other in zip(rival, others, strict=True)]
-    return bool(fmean(ahead) > stdev(ahead) / math.sqrt(len(ahead)))
 
 
 def spent(asking: Questioning, method: Method, kind: str) -> float:
@@ -101,7 +96,7 @@ def comparison(asking: Questioning, published: Method | None, grid: Method, tune
         # √KL in the place of KL: of a plain mean a few lost answers make all
         ran.append((setting, [[{**row, "kl": math.sqrt(row["kl"])} for row in log] for log in logs]))
     rows = [row for row in figures_of(asking.log(None), ran) if row["task"] is None and row["name"] != FULL_MODEL]
-    return [_held_out(row, setting.draws[0]) for row, setting in zip(rows, settings, strict=True)]
+    return [_row_of(row, setting.draws[0]) for row, setting in zip(rows, settings, strict=True)]
 
 
 def _control(method: Method, control: Random | Uniform, asking: Questioning, size: int, tokens: float) -> Method:
@@ -112,7 +107,7 @@ def _control(method: Method, control: Random | Uniform, asking: Questioning, siz
     return same_schedule(method, plan, size, control)
 
 
-def _held_out(row: Row, method: Method) -> HeldOut:
+def _row_of(row: Row, method: Method) -> HeldOut:
     ahead = [_estimate(pair, "agreement") for pair in row["paired"] if pair["name"] == "published"]
     return HeldOut(
         name=row["name"],
@@ -125,7 +120,8 @@ def _held_out(row: Row, method: Method) -> HeldOut:
 
 
 def _estimate(row: Row, figure: str) -> Estimate:
-    return Estimate(row[figure], row[f"{figure}_low"], row[f"{figure}_high"])
+    low, high = (row[f"{figure}_{end}"] for end in ("low", "high"))
+    return Estimate(row[figure], math.nan if low is None else low, math.nan if high is None else high)
 
 
 def untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """What tuning came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -134,5 +135,7 @@ class Tuned(Record):
 def points(estimate: Estimate, sign: str = "") -> str:
     """An estimate in hundredths: 95.3 [93.4, 96.9]."""
     value, low, high = (100 * number for number in asdict(estimate).values())
+    if math.isnan(low):
+        return number(value, f"{sign}z.1f")  # of too few pictures
     text = f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
     return Number(text, {"": value, "low": low, "high": high})

@@ -138,21 +138,21 @@ def tune(
         raise SettingError("tasks= is for a table by task, and goes with agreement=. Leave one out, or give both.")
     if len(budget) != 1:
         raise SettingError(f"Give one budget: tokens=, retention= or flops=; got {len(budget)}.")
-    return _tuned(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, how)
+    return _tune(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, how)
 
 
-def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dict[str, float], how: Tuning) -> Tuned:
+def _tune(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dict[str, float], how: Tuning) -> Tuned:
     """Ask the grid, choose, and compare; see `tune`."""
     begun = time.monotonic()
     if isinstance(asked, str):
-        method, stays = naming.parse(asked), naming.given(asked)
+        method, stays = naming.parse(asked), naming.settings_given(asked)
     else:
         method, stays = asked, frozenset(how.get("given", ()))
     ((kind, limit),) = budget.items()
     pictures = by_picture(prompts)
     sizes = Counter(prompt.vision_tokens for prompt in prompts)
     if limit >= (max(sizes) if kind == "tokens" else 1):
-        raise SettingError(f"A budget of {_written(kind, limit)} drops nothing. Give a smaller one.")
+        raise SettingError(f"A budget of {_words(kind, limit)} drops nothing. Give a smaller one.")
     to_choose, to_report = split(pictures, how.get("seed", 0))
     listener = how.get("listener") or Listener()
     plan = plan_of(how)
@@ -167,7 +167,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
                     solved[shape] = _at_budget(shape, kind, limit, choosing, prompts)
                 advance(1)
         if not solved:
-            raise BudgetError(f"No setting of {name_of(method)} meets {_written(kind, limit)}. Give a larger budget.")
+            raise BudgetError(f"No setting of {name_of(method)} meets {_words(kind, limit)}. Give a larger budget.")
         published, settings = solved.get(shapes[0]), list(dict.fromkeys(solved.values()))
         choosing.ask(settings, "Asking under each setting")
         tuned, best = best_of(choosing, settings, published)
@@ -181,8 +181,8 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
             )
         if 1 - cost / limit > UNSPENT:
             notes.append(f"The setting leaves {1 - cost / limit:.1%} of the budget.")
-        if published is not None and method.open and not _by_scale(method):
-            name = f"{asked} untuned at {_written(kind, limit)}"
+        if published is not None and method.open and not hasattr(method, "at_scale"):
+            name = f"{asked} untuned at {_words(kind, limit)}"
             notes += untuned(name, rows, len(to_report), stays=tuned == published)
         return Tuned(
             method=tuned,
@@ -207,7 +207,7 @@ def _tuned(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dic
         )
 
 
-def _written(kind: str, limit: float) -> str:
+def _words(kind: str, limit: float) -> str:
     if kind == "tokens":
         return f"{limit:g} tokens"
     return f"{limit:.1%} {kind}"
@@ -219,27 +219,22 @@ def _questions(pictures: Pictures, keys: Iterable[str]) -> list[Asked]:
     return list({question.key: question for question in asked}.values())
 
 
-def _by_scale(method: Method) -> bool:
-    """Whether its counts depend on the picture, so that its thresholds are scaled and their price is seen by asking."""
-    return hasattr(method, "at_scale")
-
-
 def _at_budget(shape: Method, kind: str, limit: float, choosing: Questioning, prompts: Sequence[Prompt]) -> Method:
     """A setting at the budget.
 
     Raises:
         BudgetError: If it cannot meet it.
     """
-    if _by_scale(shape):
+    if hasattr(shape, "at_scale"):  # its counts depend on the picture: thresholds are scaled, and priced by asking
         quiet = replace(choosing, listener=Listener())
 
         def price(setting: Method) -> float:
             quiet.ask([setting], "")
             return spent(quiet, setting, kind)
 
-        scaled: Method | None = largest(shape.at_scale, price, limit, near=NEAR, tries=PASSES)  # type: ignore[attr-defined]
+        scaled: Method | None = largest(shape.at_scale, price, limit, near=NEAR, tries=PASSES)
         if scaled is None:
-            raise BudgetError(f"{shape} spends more than {_written(kind, limit)} with the highest thresholds too.")
+            raise BudgetError(f"{shape} spends more than {_words(kind, limit)} with the highest thresholds too.")
         return scaled
     if kind == "flops":
         setting = within_flops(shape, limit, costs_of(prompts))

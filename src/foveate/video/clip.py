@@ -62,9 +62,7 @@ class Clip:
         """
         times = [second - self.start for second in self.seconds]
         steady = all(abs(round(time * self.rate) / self.rate - time) < 1 / FINE for time in times)
-        rate: float = FINE
-        if steady:
-            rate = self.rate
+        rate: float = self.rate if steady else FINE
         return {
             "fps": rate,
             "duration": self.end - self.start,

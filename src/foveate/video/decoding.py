@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
-from foveate.plain.files import HEAD, is_animated, local_path, named, open_readable
+from foveate.plain.files import HEAD, is_animated, local_path, open_readable, spell
 from foveate.plain.memory import check_room
 from foveate.plain.upstream import first_line, install_line
 from foveate.video.clip import Clip, blank_frames
@@ -130,7 +130,7 @@ def shape_of(
 
     Height and width are 0 where the header does not say. Arguments and errors are those of `read`.
     """
-    _, _, times, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _surveyed)
+    _, _, times, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _survey)
     return len(times), height, width
 
 
@@ -146,7 +146,7 @@ def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[Binar
     else:
         path = local_path(str(path))
         opened = partial(open_readable, path)
-    name = named(path)
+    name = spell(path)
     with opened() as file:
         try:
             return work(_readable(file, name), path, request)
@@ -185,12 +185,12 @@ def _readable(file: BinaryIO, name: str) -> BinaryIO:
 
 def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: bool) -> Clip:
     """The frames that are wanted of an open file."""
-    contents, part, times, size = _surveyed(file, path, request)
+    contents, part, times, size = _survey(file, path, request)
     if blank and contents.promised is None and all(size):
         frames, seconds = blank_frames(len(times), *size[::-1]), tuple(_times(contents, times, part[0]))
         return Clip(path, frames, seconds, *part, contents.rate, chosen=request.asked)
     _check_frames(len(times), *size, each)
-    name = named(path)
+    name = spell(path)
     for way in _Way:
         source = _File(file, path)
         source.seek(0)
@@ -210,11 +210,11 @@ def _times(contents: Survey, times: Sequence[float], begin: float) -> list[float
     return seconds
 
 
-def _surveyed(
+def _survey(
     file: BinaryIO, path: Path, request: FramesWanted
 ) -> tuple[Survey, tuple[float, float], list[float], tuple[int, int]]:
     """What an open file holds, which part of it is wanted and at which times, and the width and height of a frame."""
-    name = named(path)
+    name = spell(path)
     with _container(_File(file, path), name) as container:
         stream = video_stream(container, name)
         size = _size(stream)
@@ -367,13 +367,15 @@ class _Decoder:
         room: NDArray[np.uint8] | None = None
         seconds: list[float] = []
         shown_since: float | None = None
-        name = named(path)
+        name = spell(path)
         checked = None
         for time in times:
             self._go_to(time)
-            if self._now is None or (self._broken and self._missing(time)):
+            if self._now is None:
                 continue
             frame, since = self._now
+            if self._broken and (since > time + HAIR or any(due <= time + HAIR for due in self._due)):
+                continue  # what should be on show was not among what came out of the decoder
             if checked != (frame.width, frame.height):  # they may change on the way
                 checked = frame.width, frame.height
                 _check_frame(name, round(frame.width * aspect), frame.height)
@@ -407,9 +409,7 @@ class _Decoder:
         what = "is damaged"
         if promised is not None:
             what = f"breaks off after {end:.1f} of {promised:.1f} s"
-        smeared = ""
-        if harmed:
-            smeared = ", some of them perhaps smeared"
+        smeared = ", some of them perhaps smeared" if harmed else ""
         return (
             f"{name} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
@@ -432,18 +432,11 @@ class _Decoder:
         if max(part.bits for part in frame.format.components) == 16 and shown.max() < NIGHT:
             yield f"{name} has 16 bits a colour and uses few of them: it is nearly black. Save it with 8 bits."
 
-    def _missing(self, time: float) -> bool:
-        """Whether the frame that should be on show at `time` was not among those that came out of the decoder."""
-        assert self._now is not None
-        return self._now[1] > time + HAIR or any(due <= time + HAIR for due in self._due)
-
     def _go_to(self, time: float) -> None:
         """Make the frame on show at `time` the one that is now; the last one for a time behind the end."""
         if self._now is None:
             self._begin()  # also before a seek: decoders learn from the first packet, such as which encoder wrote it
-        since = 0.0
-        if self._now is not None:
-            since = self._now[1]
+        since = self._now[1] if self._now is not None else 0.0
         if time - since > self._near:
             self._seek(time)
             if self._now is not None and self._now[1] <= since:  # no key frame on the way: it was for nothing

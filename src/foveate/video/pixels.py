@@ -31,17 +31,12 @@ def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None, codec: str) 
     square = frame.reformat(width=width, format="rgba" if is_clear else "rgb24", **colours)
     rgb = square.to_ndarray()
     if is_clear:
-        rgb = on_white(Image.fromarray(rgb))
+        clear = Image.fromarray(rgb)  # on a white page, as pictures are shown
+        rgb = np.asarray(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"))
     rgb = _upright(rgb, _display_matrix(frame, codec))
     if size is not None and rgb.shape[:2] != size:
         rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BICUBIC))
     return np.ascontiguousarray(rgb)
-
-
-def on_white(image: Image.Image) -> NDArray[np.uint8]:
-    """A picture of mode RGBA on a white page, (height, width, 3), as pictures are shown."""
-    page = Image.new("RGBA", image.size, "white")
-    return np.asarray(Image.alpha_composite(page, image).convert("RGB"))
 
 
 def _display_matrix(frame: Any, codec: str) -> tuple[float, float, float, float]:

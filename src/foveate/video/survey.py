@@ -106,9 +106,7 @@ def video_stream(container: Any, name: str) -> Any:
         if stream.codec_context is None:
             raise InputError(f"{name} is encoded in a way that PyAV cannot decode. Convert it to MP4 with H.264.")
         return stream
-    sound = ""
-    if container.streams.audio:
-        sound = ", only sound"
+    sound = ", only sound" if container.streams.audio else ""
     raise InputError(f"{name} has no video in it{sound}. Name a video file.")
 
 
@@ -117,9 +115,7 @@ def survey(container: Any, stream: Any) -> Survey | None:
     from av.format import Flags
 
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    promised = None
-    if container.duration:
-        promised = container.duration / 1e6
+    promised = container.duration / 1e6 if container.duration else None
 
     begins_again = container.format.flags & Flags.ts_discont.value or container.format.name == "flv"
     few = promised is None or begins_again or max(stream.frames, promised * rate) <= FEW
@@ -139,12 +135,8 @@ def survey(container: Any, stream: Any) -> Survey | None:
     untimed = 2 * len(starts) < packets.frames
     mixed = container.format.name == "avi" and stream.codec_context.name == "h264" and stream.codec_context.has_b_frames
     times = None
-    begin = float((stream.start_time or 0) * stream.time_base)
-    if few:
-        begin = starts[0]
-    origin = begin
-    if container.start_time is not None:
-        origin = min(begin, container.start_time / 1e6)
+    begin = starts[0] if few else float((stream.start_time or 0) * stream.time_base)
+    origin = min(begin, container.start_time / 1e6) if container.start_time is not None else begin
     if few and not untimed:
         times = tuple(start - origin for start in starts)
     last = packets.last - float(container.start_time or 0) / 1e6

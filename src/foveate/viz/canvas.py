@@ -108,7 +108,7 @@ def line_height(size: float) -> float:
     return 1.45 * size * DPI / 72
 
 
-def fitted(picture: Image.Image, scale: float) -> Pixels:
+def fit(picture: Image.Image, scale: float) -> Pixels:
     """The pixels of a picture at the size it will be drawn in, so that patch edges fall on whole pixels."""
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))

@@ -8,8 +8,8 @@ from PIL import Image
 from foveate.errors import ShapeError
 from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, line_height
 from foveate.viz.dim import Pixels
-from foveate.viz.frames import Frame, chosen
-from foveate.viz.mosaic import MOST, SIDE, scaled, stage_panels
+from foveate.viz.frames import Frame, choose
+from foveate.viz.mosaic import MOST, SIDE, scale, stage_panels
 from foveate.viz.showing import Media, Prefill, frames_of
 
 LABEL = 230  # pixels for the name of a row
@@ -65,10 +65,10 @@ def draw_comparison(
 
 def _originals(frames: Sequence[Frame], word: str) -> tuple[str, list[tuple[Pixels, str]]]:
     """The pictures as they are, with their label; `word` says what each is."""
-    drawn = chosen(len(frames), MOST)
+    drawn = choose(len(frames), MOST)
     panels = []
     for index in drawn:
-        (pixels,) = scaled([frames[index].picture], sharing=len(drawn))
+        (pixels,) = scale([frames[index].picture], sharing=len(drawn))
         panels.append((pixels, f"{frames[index].label}: {len(np.asarray(frames[index].boxes))} tokens"))
     label = f"the {word}"
     if len(frames) > 1:

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.viz.canvas import FAINT, INK, Page, fitted
+from foveate.viz.canvas import FAINT, INK, Page, fit
 from foveate.viz.panel import Boxes, Stages, Tokens
 
 WIDTH = 1400  # pixels inside the margins
@@ -48,10 +48,10 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
         ShapeError: If there is no frame, a box array is not (tokens, 4), or an ordinal lies outside the tokens.
     """
     tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages)
-    drawn = chosen(len(frames), MOST)
+    drawn = choose(len(frames), MOST)
     labels = [frame.label for frame in frames]
     side = WIDTH // min(8, max(5, len(drawn))) - GAP  # a row of 8 landscape frames fills the sheet
-    pictures = {at: fitted(frames[at].picture, side / max(frames[at].picture.size)) for at in drawn}
+    pictures = {at: fit(frames[at].picture, side / max(frames[at].picture.size)) for at in drawn}
     heading = f"the frames: {tokens.starts[-1]} tokens"
     if len(drawn) < len(frames):
         heading += f"; {len(drawn)} of {len(frames)} are drawn"
@@ -78,7 +78,7 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     return page.to_image(top + MARGIN)
 
 
-def chosen(count: int, most: int) -> list[int]:
+def choose(count: int, most: int) -> list[int]:
     """Which of `count` frames are drawn: all, or `most` of them evenly spread, the first and the last among them."""
     indices: list[int] = np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
     return indices

@@ -7,9 +7,9 @@ from math import ceil, sqrt
 import numpy as np
 from PIL import Image
 
-from foveate.viz.canvas import fitted
+from foveate.viz.canvas import fit
 from foveate.viz.dim import Pixels
-from foveate.viz.frames import chosen
+from foveate.viz.frames import choose
 from foveate.viz.panel import Tokens
 from foveate.viz.showing import Media, Prefill, drawn_stages, frames_of, stages_of
 
@@ -64,8 +64,8 @@ def stage_panels(
     """
     frames, _ = frames_of(prefill, media, sample)
     tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
-    drawn = chosen(len(frames), most)
-    pictures = dict(zip(drawn, scaled([frames[index].picture for index in drawn], side), strict=True))
+    drawn = choose(len(frames), most)
+    pictures = dict(zip(drawn, scale([frames[index].picture for index in drawn], side), strict=True))
     panels = []
     for record, stage in zip(drawn_stages(prefill, sample), tokens.stages, strict=True):
         mosaic = _mosaic([pixels for pixels, _ in tokens.panels(stage, pictures)])
@@ -76,10 +76,10 @@ def stage_panels(
 
 def plain_panel(pictures: Sequence[Image.Image], side: int = SIDE, most: int = MOST) -> Pixels:
     """The pictures, or `most` of them evenly chosen, as they are: (height, width, 3) uint8."""
-    return _mosaic(scaled([pictures[index] for index in chosen(len(pictures), most)], side))
+    return _mosaic(scale([pictures[index] for index in choose(len(pictures), most)], side))
 
 
-def scaled(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) -> list[Pixels]:
+def scale(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) -> list[Pixels]:
     """Pictures at the size at which all of them fill a panel, or one of so many panels that share a row.
 
     Args:
@@ -99,7 +99,7 @@ def scaled(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) 
     if sharing > 3:
         area /= 2
     factor = min(sqrt(area / (columns * wide * rows * tall)), LONGEST * side / max(columns * wide, rows * tall))
-    return [fitted(picture, factor * unit) for picture, unit in zip(pictures, units, strict=True)]
+    return [fit(picture, factor * unit) for picture, unit in zip(pictures, units, strict=True)]
 
 
 def _columns(count: int, wide: float, tall: float) -> int:

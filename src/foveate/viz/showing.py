@@ -63,7 +63,7 @@ def frames_of(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame],
     videos: list[bool] = []
     if sample < len(prefill.videos):
         videos = list(prefill.videos[sample])
-    shown = [_Medium.of(medium) for medium in _listed(media, videos)]
+    shown = [_Medium.of(medium) for medium in _list(media, videos)]
     frames: list[Frame] = []
     first = 0
     for medium, count in zip(shown, _images(shown, videos), strict=True):
@@ -79,7 +79,7 @@ def frames_of(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame],
     return frames, any(medium.moves for medium in shown)
 
 
-def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
+def _list(media: Media, videos: Sequence[bool]) -> list[Any]:
     """What was handed in as a list; the pictures of a lone video are its frames."""
     media_list: list[Any] = [media]
     if isinstance(media, Sequence) and not isinstance(media, str):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from foveate.viz.canvas import Page, fitted
+from foveate.viz.canvas import Page, fit
 from foveate.viz.panel import Boxes, Stages, Tokens
 
 PANEL = 405  # pixels, the longer side of a panel
@@ -13,11 +13,7 @@ TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 11, 9.5, 8
 
 
 def draw_stages(
-    images: Sequence[Image.Image],
-    boxes: Sequence[Boxes],
-    stages: Stages,
-    *,
-    title: str | None = None,
+    images: Sequence[Image.Image], boxes: Sequence[Boxes], stages: Stages, *, title: str | None = None
 ) -> Image.Image:
     """Draw what was kept at each stage: every image whole, then once a stage with its dropped patches dimmed.
 
@@ -35,7 +31,7 @@ def draw_stages(
             or an ordinal lies outside the tokens.
     """
     tokens = Tokens.of(len(images), boxes, stages)
-    pictures = {number: fitted(image, PANEL / max(image.size)) for number, image in enumerate(images)}
+    pictures = {number: fit(image, PANEL / max(image.size)) for number, image in enumerate(images)}
     columns = [[(pixels, f"{count} tokens") for pixels, count in zip(pictures.values(), tokens.counts, strict=True)]]
     for stage in tokens.stages:
         drawn = zip(tokens.panels(stage, pictures), tokens.counts, strict=True)

@@ -109,9 +109,9 @@ class ReaderOfEach:
     def __init__(self, readers: Sequence[HeadsReader]) -> None:
         self._readers = readers
 
-    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
-        """See `RowsReader.reduced`."""
-        values = [reader.reduced(signals, units) for reader in self._readers]
+    def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
+        """See `RowsReader.reduce`."""
+        values = [reader.reduce(signals, units) for reader in self._readers]
         return {signal: torch.cat([value[signal] for value in values]) for signal in signals}
 
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:

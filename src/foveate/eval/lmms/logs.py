@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, UnsupportedError
-from foveate.eval.contenders import Contender
-from foveate.eval.lmms.metrics import Functions, Metric, metric_of, scored
+from foveate.eval.lmms.metrics import Functions, Metric, metric_of, score_logs
 from foveate.eval.lmms.setting import Setting, values_of
 from foveate.eval.pairing import Log, figures_of
+from foveate.eval.plan import Contender
 from foveate.eval.quality import Quality
 from foveate.plain.spelling import read_json
 from foveate.plain.upstream import install_line
@@ -168,12 +168,12 @@ def _check_documents(full: Run, run: Run) -> None:
     for task, samples in full.samples.items():
         if full.version(task) != run.version(task):
             raise InputError(f"{pair} are of different versions of {task}.")
-        if (sides := [_asked(of_run) for of_run in (samples, run.samples[task])])[0] != sides[1]:
+        if (sides := [_documents_of(of_run) for of_run in (samples, run.samples[task])])[0] != sides[1]:
             document = min(number for number, _ in sides[0] ^ sides[1])
             raise InputError(f"{pair} are of different documents: {document} of {task} is not the same in both.")
 
 
-def _asked(samples: Mapping[int, Mapping[str, Any]]) -> set[tuple[int, str]]:
+def _documents_of(samples: Mapping[int, Mapping[str, Any]]) -> set[tuple[int, str]]:
     """The documents, each with what was asked and shown."""
     return {
         (document, json.dumps([*(sample.get(name) for name in ASKED), sample["token_counts"][0]["media"]]))
@@ -207,7 +207,7 @@ def _quality(
     runs = [full, *(run for of_contender in contenders.values() for run in of_contender)]
     metrics = [metric_of(task, functions, run.report) for run in runs]
     logs = [run.log(task, metrics[0]) for run in runs]
-    (paired, *others), aggregate = scored(metrics, logs)
+    (paired, *others), aggregate = score_logs(metrics, logs)
     rest = iter(others)
     ran: list[tuple[Contender, list[Log]]] = []
     for (name, budget), of_contender in contenders.items():

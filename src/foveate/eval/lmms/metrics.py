@@ -105,17 +105,17 @@ def _of_inputs(function: Callable[..., float]) -> Callable[[Sequence[Any]], floa
     if "args" not in inspect.signature(function).parameters:
         return function
 
-    def called(inputs: Sequence[object]) -> float:
+    def call(inputs: Sequence[object]) -> float:
         with TemporaryDirectory() as folder:
             return function(inputs, args=Namespace(output_path=folder))
 
-    return called
+    return call
 
 
 # -- scores ---------------------------------------------------------------------------------------------------
 
 
-def scored(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[dict[str, Any]]], Any]:
+def score_logs(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[dict[str, Any]]], Any]:
     """The logs with a "score" in every row where the figure is their mean, and what gives the figure where it is not.
 
     Args:
@@ -130,7 +130,15 @@ def scored(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[di
     """
     metric, full = metrics[0], logs[0]
     if CHOICES in metric.parts and full and "index" in full[0]["inputs"][CHOICES]:
-        return [_hits(metric, log) for log in logs], None
+        # Its own function takes seconds for all questions, and may ask a judge. It is a mean of hits, a question each:
+        # one that is right however its choices are turned.
+        hits = []
+        for log in logs:
+            turns: dict[int, list[Mapping[str, Any]]] = {}
+            for row in log:
+                turns.setdefault(row["inputs"][CHOICES]["index"] % CIRCLES, []).append(row)
+            hits.append([{**rows[0], "score": metric(rows) / 100} for rows in turns.values()])
+        return hits, None
     factor = _factor(metrics, logs)
     figure: Callable[[Log], float] = metric
     if factor is not None:
@@ -174,14 +182,3 @@ def _factor(metrics: Sequence[Metric], logs: Sequence[Log]) -> float | None:
         if middle != 0:
             factor = of_run.value / middle
     return factor
-
-
-def _hits(metric: Metric, log: Log) -> list[dict[str, object]]:
-    """MMBench's figure as a mean of hits, a question each: one that is right however its choices are turned.
-
-    Its own function takes seconds for all of them, and may ask a judge.
-    """
-    turns: dict[int, list[Mapping[str, object]]] = {}
-    for row in log:
-        turns.setdefault(row["inputs"][CHOICES]["index"] % CIRCLES, []).append(row)
-    return [{**rows[0], "score": metric(rows) / 100} for rows in turns.values()]

@@ -18,8 +18,9 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from foveate.ask.loading import EMBEDDED, device_of, load
+from foveate.ask.prompt import check_protocol
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
-from foveate.eval.lmms.requests import Conduct, Request, RequestAnswerer
+from foveate.eval.lmms.requests import Request, RequestAnswerer
 from foveate.eval.lmms.setting import Setting, values_of
 from foveate.eval.records import Answers, open_answers
 
@@ -84,20 +85,23 @@ class Foveate(lmms):  # type: ignore[misc]
     ) -> None:
         if max_batch_size is not None or not str(batch_size).isdigit():
             raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
-        if max_frames < 1:
-            raise SettingError(f"max_frames is 1 or more; got {max_frames}.")
+        for name, number in {"max_frames": max_frames, "batch_size": int(batch_size)}.items():
+            if number < 1:
+                raise SettingError(f"{name} is 1 or more; got {number}.")
+        check_protocol(protocol)
         setting = Setting(name=method, budget=budget, retention=retention, seed=seed, settings=settings or {})
-        conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
-        vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
+        place = device_of(device)
+        if device == "auto" and place.type != "cpu" and "LOCAL_RANK" in os.environ:  # that of this process
+            place = torch.device(place.type, int(os.environ["LOCAL_RANK"]))
+        vlm = load(pretrained, device=place, dtype=dtype, attention=attention)
         super().__init__()
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self._world_size > 1:
             self.accelerator = Accelerator()
         self._held = ExitStack()
-        store = None
+        self.answerer = RequestAnswerer(vlm, setting.method, protocol, int(batch_size), max_frames)
         if log:
-            store = self._open(log, conduct.conditions(vlm))
-        self.answerer = RequestAnswerer(vlm, setting.method, conduct, store)
+            self.answerer.store = self._open(log)
 
     @property
     def device(self) -> torch.device:
@@ -105,8 +109,9 @@ class Foveate(lmms):  # type: ignore[misc]
         device: torch.device = self.answerer.vlm.model.device
         return device
 
-    def _open(self, folder: str, conditions: Mapping[str, object]) -> Answers:
+    def _open(self, folder: str) -> Answers:
         """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
+        conditions = self.answerer.conditions()
         if self._rank == 0:
             store = self._held.enter_context(open_answers(conditions, folder, note=_note))
         if self._world_size > 1:
@@ -195,11 +200,3 @@ def _in_one_line() -> Iterator[None]:
     except FoveateError as error:
         _note(str(error))
         raise SystemExit(2 if isinstance(error, SettingError | UnknownNameError) else 1) from error
-
-
-def _device_of(name: str) -> torch.device:
-    """The device of this name; of several alike, "auto" is the one that belongs to this process."""
-    device = device_of(name)
-    if name == "auto" and device.type != "cpu" and "LOCAL_RANK" in os.environ:
-        return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
-    return device

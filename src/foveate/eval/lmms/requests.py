@@ -10,47 +10,17 @@ from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Generation
-from foveate.ask.preparing import check_protocol
-from foveate.ask.prompt import Prompt
-from foveate.ask.running import dropped_in
+from foveate.ask.prompt import Prompt, prepare
+from foveate.ask.running import method_in
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import UnsupportedError
 from foveate.eval import provenance
 from foveate.eval.records import FORM, Answers, key_of
 from foveate.runs.listener import Advance, unheard
 
 LONGEST = 1024
 """New tokens where a task names no limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conduct:
-    """How benchmarks are run.
-
-    Attributes:
-        protocol: "own" is the model's chat template and processor, "llava" that of LLaVA-1.5's papers.
-        batch_size: Most samples a batch.
-        most_frames: Most frames of a video.
-
-    Raises:
-        UnknownNameError: If there is no such protocol.
-        SettingError: If a number is too small.
-    """
-
-    protocol: str = "own"
-    batch_size: int = 1
-    most_frames: int = 32
-
-    def __post_init__(self) -> None:
-        check_protocol(self.protocol)
-        for name in ("batch_size", "most_frames"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is 1 or more; got {getattr(self, name)}.")
-
-    def conditions(self, vlm: VLM) -> dict[str, Any]:
-        """All that an answer depends on but for question and method; see `Answers`."""
-        return provenance.conditions(vlm) | FORM | {"protocol": self.protocol, "most_frames": self.most_frames}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,19 +61,8 @@ class Request:
         return int(settings.get("max_new_tokens") or LONGEST), tuple(until)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Question:
-    """A request whose media are read.
-
-    Attributes:
-        request: The request.
-        name: The name under which its answer is kept.
-        conversation: What is said and shown.
-    """
-
-    request: Request
-    name: str
-    conversation: Conversation
+_Question = tuple[Request, str, Conversation]
+"""A request, the name under which its answer is kept, and what is said and shown, its media read."""
 
 
 @dataclass(eq=False)
@@ -113,7 +72,9 @@ class RequestAnswerer:
     Attributes:
         vlm: The model.
         method: What drops, its budget counted on each sample; None is the full model.
-        conduct: How questions are put.
+        protocol: "own" is the model's chat template and processor, "llava" that of LLaVA-1.5's papers.
+        batch_size: Most samples a batch.
+        most_frames: Most frames of a video.
         store: Where answers are kept and looked up; None keeps them in memory only.
         advance: Called with the number of answers that were added.
         records: Every answer so far by task and document.
@@ -121,14 +82,17 @@ class RequestAnswerer:
 
     vlm: VLM
     method: Method | None = None
-    conduct: Conduct = field(default_factory=Conduct)
+    protocol: str = "own"
+    batch_size: int = 1
+    most_frames: int = 32
     store: Answers | None = None
     advance: Advance = unheard
     records: dict[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.key = key_of(self.method)
-        self._answerers: dict[int, Answerer] = {}
+    def conditions(self) -> dict[str, Any]:
+        """All that an answer depends on but for question and method; see `Answers`."""
+        asked = {"protocol": self.protocol, "most_frames": self.most_frames}
+        return provenance.conditions(self.vlm) | FORM | asked
 
     def __call__(self, requests: Sequence[Request]) -> list[str]:
         """The answers, in the order of the requests.
@@ -137,33 +101,31 @@ class RequestAnswerer:
             BudgetError: If a sample cannot meet the budget.
             UnsupportedError: If a task asks for anything but greedy decoding.
         """
+        answerers: dict[int, Answerer] = {}
         for (longest, _), group in groupby(requests, key=Request.decoding):
-            for replies in self._answerer(longest).replies(self._unknown(group), self._prepared):
+            if longest not in answerers:
+                settings = Generation(max_new_tokens=longest)
+                answerers[longest] = Answerer(self.vlm, self.method, settings, self.batch_size, confidence=True)
+            for replies in answerers[longest].replies(self._unknown(group), self._prepare):
                 rows = [self._row(reply.question, reply.answer) for reply in replies]
                 if self.store is not None:
                     self.store.add(rows)
                 for reply, row in zip(replies, rows, strict=True):
-                    self._keep(reply.question.request, row)
+                    self._keep(reply.question[0], row)
         return [self.records[request.task, request.document]["answer"] for request in requests]
-
-    def _answerer(self, longest: int) -> Answerer:
-        """Who answers with so many new tokens at most."""
-        if longest not in self._answerers:
-            settings = Generation(max_new_tokens=longest)
-            self._answerers[longest] = Answerer(
-                self.vlm, self.method, settings, self.conduct.batch_size, confidence=True
-            )
-        return self._answerers[longest]
 
     def _unknown(self, requests: Iterable[Request]) -> Iterator[_Question]:
         """The questions that the store has no answer to; the others' answers are taken from there."""
         for request in requests:
-            question = self._question(request)
-            row = None
-            if self.store is not None:
-                row = self.store.get(self.key, question.name)
+            conversation = Conversation.of(request.messages(), self.most_frames)
+            if self.protocol == "llava" and (ocr := request.ocr()) is not None:
+                conversation = conversation.with_ocr(*ocr)
+            longest, until = request.decoding()
+            content = conversation.name({"max_new_tokens": longest, "until": until})
+            name = f"{request.task}/{request.split}/{request.document}/{content}"
+            row = None if self.store is None else self.store.get(key_of(self.method), name)
             if row is None:
-                yield question
+                yield request, name, conversation
             else:
                 self._keep(request, row)
 
@@ -171,30 +133,19 @@ class RequestAnswerer:
         self.records[request.task, request.document] = row
         self.advance(1)
 
-    def _question(self, request: Request) -> _Question:
-        """Read a request's media."""
-        conversation = Conversation.of(request.messages(), self.conduct.most_frames)
-        ocr = None
-        if self.conduct.protocol == "llava":
-            ocr = request.ocr()
-        if ocr is not None:
-            conversation = conversation.with_ocr(*ocr)
-        longest, until = request.decoding()
-        content = conversation.name({"max_new_tokens": longest, "until": until})
-        return _Question(request, f"{request.task}/{request.split}/{request.document}/{content}", conversation)
-
-    def _prepared(self, question: _Question, _: object) -> Prompt:
+    def _prepare(self, question: _Question, _: object) -> Prompt:
         """A question as the model gets it."""
-        prompt = self.vlm.prepare_conversation(question.conversation, protocol=self.conduct.protocol)
-        dropped_in(self.vlm, self.method, prompt.vision_tokens)
+        prompt = prepare(self.vlm, question[2], protocol=self.protocol)
+        method_in(self.vlm, self.method, prompt.vision_tokens)
         return prompt
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, object]:
         """The record of an answer."""
-        _, until = question.request.decoding()
+        request, name, conversation = question
+        _, until = request.decoding()
         return {
-            "method": self.key,
-            "question": question.name,
+            "method": key_of(self.method),
+            "question": name,
             "answer": min((answer.text.partition(end)[0] for end in until), key=len, default=answer.text).strip(),
             "spent": answer.spent,
             "vision_tokens": answer.vision_tokens,
@@ -202,6 +153,6 @@ class RequestAnswerer:
             "confidence": answer.confidence,
             "tokens": list(answer.said),
             "retention": answer.retention,
-            "media": question.conversation.media_name(),
+            "media": conversation.media_name(),
             "setting": None if answer.method is None else answer.method.to_dict(),
         }

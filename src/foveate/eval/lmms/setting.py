@@ -15,7 +15,7 @@ from typing import Any
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import asked_share, draws, method_of, parse, with_seed
-from foveate.plain.spelling import fractions, nearest, parsed, unquoted
+from foveate.plain.spelling import fractions, nearest, parse_value, unquote
 
 NAMES = (
     "pretrained",
@@ -103,9 +103,9 @@ class Setting:
         """What `parse` takes besides a text."""
         if not isinstance(self.settings, str):
             return self.settings
-        text = unquoted(self.settings.strip())
+        text = unquote(self.settings.strip())
         if text.startswith("{"):
-            return parsed(text)
+            return parse_value(text)
         return [pair for pair in text.split(";") if pair.strip()]
 
 
@@ -120,7 +120,7 @@ def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
     """
     if isinstance(arguments, str):
         text = arguments.strip()
-        arguments = parsed(text) if text.startswith("{") else _pairs(text)
+        arguments = parse_value(text) if text.startswith("{") else _pairs(text)
     for name in arguments:
         if name not in NAMES:
             if name in FLAGS:
@@ -149,7 +149,7 @@ def _pairs(text: str) -> dict[str, str]:
 def _value(name: str, value: object) -> Any:
     """A value of its argument's kind; ranges are left to those who use it."""
     if isinstance(value, str):
-        value = unquoted(value.strip())
+        value = unquote(value.strip())
         if not value:
             raise SettingError(f"{name}= has no value. Leave {name} out, or give it one.")
     if name in NUMBERS:
