@@ -126,8 +126,9 @@ class Gemma4(Family):
     )
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
-    decoders: ClassVar[frozenset[str]] = frozenset()
+    decoders: ClassVar[frozenset[str]] = frozenset()  # bench builds no bare layers of it
     shares_prefix: ClassVar[bool] = True
+    is_usual = True
     grows: ClassVar[bool] = False
     keys_of: ClassVar[KeysOf | None] = ("k_norm", lambda _, keys: keys.transpose(1, 2))
 
