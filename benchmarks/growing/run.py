@@ -2,9 +2,9 @@
 
     python benchmarks/growing/run.py            # an hour on one core
 
-Films of twelve frames on the embedded film model; in each a text shows for a while in the first, the middle or the last
+Films of eight frames on the embedded film model; in each a text shows for a while in the first, the middle or the last
 third. Frames are seen one by one, and the question comes behind the last: with every frame kept, with memory for the
-newest six or three, and, asked afresh, with as many frames sampled evenly over the film. Every frame has the same
+newest four or two, and, asked afresh, with as many frames sampled evenly over the film. Every frame has the same
 budget. Beside it a stream of a thousand frames: rows, bytes and seconds a frame.
 """
 
@@ -24,12 +24,12 @@ from foveate import embedded
 from foveate.embedded.films import Film, film
 from foveate.embedded.scenes import Lettering
 from foveate.eval.held_out import APART, SPLIT
-from foveate.plain.stats import Resampled, estimate
+from foveate.plain.stats import Resampled
 from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs/guides/growing.md"
-FRAMES, KEPT = 12, (12, 6, 3)
+FRAMES, KEPT = 8, (8, 4, 2)
 METHODS: dict[str, dict[str, Any]] = {"none": {}, "vidcom2, a third": {"method": "vidcom2", "retention": 1 / 3}}
 SEEDS = (11, 12, 13)
 THIRDS = ("first", "middle", "last")

@@ -14,6 +14,7 @@ import foveate as fv
 from foveate.ask.growth import Seen, forget, grow, turned_back
 from foveate.ask.look import end_of_pictures, look_at
 from foveate.ask.running import answers_to
+from foveate.contract.method import LastFrame
 from foveate.registry import family_for
 from tests import models
 from tests.ask.conftest import image, prompt_of, random_vlm, text, user
@@ -50,7 +51,7 @@ def looks_of(vlm, method, places=(0, 1, 2)):
         whole = torch.cat((ids, QUESTION))
         if not looks:
             looks.append(look_at(vlm.model, alone, method))
-            seen.append(Seen.at_first(prompt, None, looks[0]))
+            seen.append(Seen.at_first(prompt, None, looks[0], LastFrame()))
             continue
         brought = whole[looks[-1].tokens : end_of_pictures(vlm.model, whole)]
         new = Seen(prompt, None, brought[None], int(models.is_vision(brought).nonzero()[0]))
@@ -304,3 +305,36 @@ def test_what_is_asked_for_wrongly_is_refused(small, pictures):
         live.see("nothing.png")
     with fv.drop(small.model, "v2drop"), pytest.raises(fv.SessionError):
         live.see(pictures[1])
+
+
+CAUSAL = [fv.EVS(), fv.EVS(retention=0.25), fv.DTD(share=0.75), fv.DTD(threshold=0.9999), fv.EVS() + fv.V2Drop()]
+
+
+@pytest.mark.filterwarnings("ignore:evs does not meet the budget")  # its first frame stays whole
+@pytest.mark.parametrize("method", CAUSAL, ids=str)
+def test_a_frame_is_compared_with_the_last_that_was_seen(method, small, pictures):
+    """The first stays whole; of a later one a quarter, or what changes."""
+    live = small.look(pictures[0], method=method)
+    assert live.trace.stages[0].after == (576,) if live.trace.stages else live.rows > 576
+    first = live.pictures[0].last.features
+    assert first.shape[0] == 576
+    other, same = live.see(pictures[1]), live.see(pictures[0])
+    counts = (144, 144)
+    if "threshold" in str(method):
+        counts = (576, 0)
+    for grown, count in zip((other, same), counts, strict=True):
+        assert grown.trace.stages[0].after == (576 + count,)
+    assert live.pictures[0].last.features is first
+    assert torch.equal(same.pictures[1].last.features, first)
+    assert not torch.equal(other.pictures[1].last.features, first)
+    assert other.ask("What?", **NEW).tokens
+
+
+@pytest.mark.parametrize("kind", [fv.EVS, fv.DTD])
+def test_frames_one_by_one_are_chosen_as_in_one_film(kind):
+    features, method = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0)), kind(retention=0.5)
+    last = LastFrame(features[0])
+    goes_on = method.goes_on(last)
+    assert goes_on == method
+    whole = method.select(features, 16 + 12)[16:] - 16
+    assert torch.equal(goes_on.select(features[1:], 12), whole)

@@ -7,7 +7,7 @@ One that leaves gives its columns back: what stands behind it moves up, and its 
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from foveate.ask.look import Inputs, Look, end_of_pictures, prefill, without_pix
 from foveate.ask.media import Medium, Picture, read_medium
 from foveate.ask.prompt import Prompt, encode, is_vision, prepare, reads_videos, text_of
 from foveate.ask.wording import QUESTION, Wording, end_of_head
-from foveate.contract.method import Method
+from foveate.contract.method import LastFrame, Method
 from foveate.core.grid import Grid
 from foveate.engine.cache import pruned_layer
 from foveate.engine.copies import copy_of, settle
@@ -50,6 +50,7 @@ class Seen:
         opening: How many tokens in front of that are theirs, such as "<|vision_start|>".
         record: What was dropped in them; None for the untouched model.
         at: When a frame was seen, in seconds.
+        last: The last frame of a film, for what compares the next with it.
     """
 
     prompt: Prompt
@@ -59,11 +60,12 @@ class Seen:
     opening: int = 0
     record: PrefillRecord | None = None
     at: float | None = None
+    last: LastFrame = field(default_factory=LastFrame)
 
     @classmethod
-    def at_first(cls, prompt: Prompt, wording: Wording, look: Look) -> "Seen":
+    def at_first(cls, prompt: Prompt, wording: Wording, look: Look, last: LastFrame) -> "Seen":
         """What stands at the beginning of a look."""
-        return cls(prompt, wording, look.ids, first_of(prompt)).looked_at(look)
+        return cls(prompt, wording, look.ids, first_of(prompt), last=last).looked_at(look)
 
     def looked_at(self, look: Look) -> "Seen":
         """These with what was dropped, and of their pixels the shape alone."""
@@ -191,7 +193,10 @@ def coming(
     said = conversation.without_media(range(shown))
     alone = prepare(loaded, said.with_media_behind([part]).with_text(QUESTION), **options)
     parts = [part for part in alone.conversation.parts if part[0] in MEDIA]  # of a film perhaps its frames
-    last = conversation.without_media(range(shown - 1)).with_media([parts[-1][1]])
+    last = conversation.without_media(range(shown - 1))
+    mixes = parts[-1][0] not in dict(last.parts)  # a film behind a picture, or a picture behind a film
+    if not mixes:
+        last = last.with_media([parts[-1][1]])
     twice = encode(loaded.model, loaded.processor, last.with_media_behind(parts).with_text(QUESTION))
     text, longer = (
         text_of(loaded.model, loaded.processor, whole.with_media_behind(parts).with_text(QUESTION))
@@ -205,6 +210,8 @@ def coming(
     ids = twice["input_ids"][0].to(loaded.model.device)
     places = is_vision(loaded.model.config, ids).nonzero()[:, 0].tolist()
     before = len(places) // (len(parts) + 1)  # of the picture that stands in for those that were seen
+    if mixes:
+        before = len(places) - alone.vision_tokens
     gap = ids[places[before - 1] + 1 + family_for(loaded.model).closing_tokens : places[before]]
     own = alone.inputs["input_ids"][0]
     start, end = first_of(alone), end_of_pictures(loaded.model, own)
@@ -247,9 +254,17 @@ def grow(
     positions = positions_of(model, ids, inputs)
     if positions is not None:
         run["position_ids"] = positions[..., look.tokens :]
-    with drop_or_not(model, method, cuda_graphs) as trace:
+    with drop_or_not(model, *going_on(method, new.last, cuda_graphs)) as trace:
         cache = prefill(model, {**run, **with_cache(copy_of(look.cache))})
     return replace(look, ids=ids, inputs=inputs, cache=settle(cache), trace=trace)
+
+
+def going_on(method: Method | None, last: LastFrame, cuda_graphs: bool) -> tuple[Method | None, bool]:
+    """What drops in the next part of a film, and whether graphs serve: one would replay the frame before as well."""
+    if method is None:
+        return None, cuda_graphs
+    goes_on = method.goes_on(last)
+    return goes_on, cuda_graphs and goes_on is method
 
 
 def refuse_still(model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
-from foveate.ask.growth import GrownPrompt, Seen, coming, forget, grow, part_of, without
+from foveate.ask.growth import GrownPrompt, Seen, coming, forget, going_on, grow, part_of, without
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, look_at, refuse_unshareable, watch
 from foveate.ask.media import Medium, Picture
@@ -19,7 +19,7 @@ from foveate.ask.prompt import Prompt, check_text, length_note, refuse_special
 from foveate.ask.running import Showing, fitting, method_in, refuse_stale, reply_to
 from foveate.ask.stream import Stream
 from foveate.ask.wording import Wording, head_of
-from foveate.contract.method import Method
+from foveate.contract.method import LastFrame, Method
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace, join_records
 from foveate.errors import SettingError
@@ -60,9 +60,10 @@ class Prefix:
         self.notes, self.method = prompt.notes, method
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
-            look = look_at(loaded.model, prompt.inputs, method, loaded.cuda_graphs)
+            last = LastFrame()
+            look = look_at(loaded.model, prompt.inputs, *going_on(method, last, loaded.cuda_graphs))
             self.look = watch(look, loaded.model)
-        self.pictures: tuple[Seen, ...] = (Seen.at_first(prompt, self._wording, look),)
+        self.pictures: tuple[Seen, ...] = (Seen.at_first(prompt, self._wording, look, last),)
 
     # -- what it is -------------------------------------------------------------------------------------------
 
@@ -148,6 +149,7 @@ class Prefix:
             refuse_stale(loaded, self.look)
             conversation = self.conversation.with_text(*_in_turn(after))
             seen = coming(loaded, conversation, self._wording, part, at, showing)
+            seen = replace(seen, last=LastFrame(self.pictures[-1].last.features))
             method = method_in(loaded, drops, seen.prompt.vision_tokens)
             look = grow(loaded.model, self.look, (*self.pictures, seen), method, loaded.cuda_graphs)
         pictures = (*self.pictures, seen.looked_at(look))
