@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
+from foveate.ask.generation import FirstToken
 from foveate.ask.growth import Seen, forget, grow, turned_back
 from foveate.ask.look import end_of_pictures, look_at
 from foveate.ask.running import answers_to
@@ -60,6 +61,11 @@ def looks_of(vlm, method, places=(0, 1, 2)):
     return looks, seen, inputs_of(vlm, whole[None], [pictures[place] for place in places])
 
 
+def first():
+    """What makes an answer have the logits of its first token."""
+    return {"logits_processor": [FirstToken()]}
+
+
 def assert_close(answer, expected):
     assert answer.tokens == expected.tokens
     torch.testing.assert_close(answer.first, expected.first, atol=2e-5, rtol=1e-4)
@@ -70,7 +76,7 @@ def test_pictures_one_by_one_are_as_all_at_once(family, method, monkeypatch):
     vlm = random_vlm(family, monkeypatch)
     looks, _, inputs = looks_of(vlm, method)
     prompt = prompt_of(vlm, inputs, 3)
-    grown = answers_to(vlm, [prompt], method, FEW, look=looks[-1], first=True)[0]
+    grown = answers_to(vlm, [prompt], method, FEW, looks[-1], first())[0]
     assert_close(grown, vlm.answer(prompt, method, generation=FEW, first=True))
 
 
@@ -140,9 +146,9 @@ def test_layers_with_a_state_forget_nothing(monkeypatch):
     vlm = random_vlm("qwen3_5", monkeypatch)
     looks, seen, inputs = looks_of(vlm, None)
     prompt = prompt_of(vlm, inputs, 3)
-    grown = answers_to(vlm, [prompt], None, FEW, look=looks[-1], first=True)[0]
+    grown = answers_to(vlm, [prompt], None, FEW, looks[-1], first())[0]
     assert_close(grown, vlm.answer(prompt, generation=FEW, first=True))
-    with pytest.raises(fv.UnsupportedError, match="state"):
+    with pytest.raises(fv.UnsupportedError, match=r"state.* hold 2,048 pictures of 2 columns"):
         forget(vlm.model, looks[1], 0, 2, seen[:1])
 
 
@@ -250,6 +256,24 @@ def test_memory_is_bounded_however_many_frames_come(small, pictures):
     assert len(sizes) <= 3
     assert [seen.at for seen in live.pictures] == [37, 38, 39]
     assert live.tokens == live.look.cache.get_seq_length() == 4 + 3 * 576
+
+
+def test_the_tower_of_a_picture_that_comes_is_replayed(small, pictures, graphs_on_cpu, monkeypatch):
+    def grown():
+        live = small.look(pictures[0], method="vidcom2")
+        graphs = []
+        for picture in pictures[1:]:
+            live = live.see(picture)
+            graphs.append(live.trace.graphs)
+        return graphs, live.ask("What?", **NEW).tokens
+
+    (*_, without), expected = grown()
+    assert without is None
+    monkeypatch.setattr(small, "cuda_graphs", True)
+    graphs, tokens = grown()
+    assert tokens == expected
+    assert [counts.tower.latest for counts in graphs] == ["recorded", "replayed", "replayed"]
+    assert {counts.decoder.latest for counts in graphs} == {"the cache is no empty DynamicCache"}
 
 
 def test_an_interrupt_leaves_the_old_look_whole(small, pictures, monkeypatch):

@@ -308,7 +308,7 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
         UnsupportedError: If positions cannot be turned back.
     """
     family = family_for(model)
-    refuse_unturnable(family)
+    refuse_unturnable(family, end - start)
     ids, inputs = torch.cat((look.ids[:, :start], look.ids[:, end:]), dim=1), inputs_of(pictures)
     back = None
     before, behind = positions_of(model, look.ids, look.inputs), positions_of(model, ids, inputs)
@@ -350,11 +350,11 @@ def alike(ids: Tensor, others: Tensor) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def refuse_unturnable(family: Family) -> None:
+def refuse_unturnable(family: Family, columns: int) -> None:
     """Refuse a decoder whose rows cannot take the positions of others.
 
     Raises:
-        UnsupportedError: If that is so.
+        UnsupportedError: If that is so; the message says how many pictures of so many columns fit.
     """
     rotary = getattr(family.text, "rotary_emb", None)
     kinds = getattr(rotary, "rope_type", "default")
@@ -365,7 +365,11 @@ def refuse_unturnable(family: Family) -> None:
     elif rotary is None or scaled or any(rotation(attention_of(layer)) is None for layer in family.layers):
         why = "does not number its tokens by RoPE that can be turned back"
     if why is not None:
-        raise UnsupportedError(f"A {family.model.config.model_type!r} forgets no pictures: it {why}. Look anew.")
+        most = family.text.config.max_position_embeddings
+        raise UnsupportedError(
+            f"A {family.model.config.model_type!r} forgets no pictures: it {why}. Its {most:,} positions hold "
+            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and look anew behind so many."
+        )
 
 
 def turned_back(family: Family, index: int, keys: Tensor, positions: int) -> Tensor:

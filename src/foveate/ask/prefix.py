@@ -11,7 +11,7 @@ from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
-from foveate.ask.growth import GrownPrompt, Seen, coming, forget, going_on, grow, part_of, without
+from foveate.ask.growth import GrownPrompt, Seen, coming, forget, going_on, grow, part_of, refuse_unturnable, without
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, look_at, refuse_unshareable, watch
 from foveate.ask.media import Medium, Picture
@@ -26,6 +26,7 @@ from foveate.errors import SettingError
 from foveate.naming import method_of, name_of
 from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief
+from foveate.registry import family_for
 from foveate.video import Clip
 
 
@@ -145,6 +146,8 @@ class Prefix:
         elif tokens is not None or retention is not None:
             drops = drops.with_budget(tokens=tokens, retention=retention)
         part = part_of(loaded, medium, at, showing.get("frames"), showing.get("fps"))
+        if memory is not None:
+            refuse_unturnable(family_for(loaded.model), self.pictures[-1].columns)
         with loaded.lock:
             refuse_stale(loaded, self.look)
             conversation = self.conversation.with_text(*_in_turn(after))
