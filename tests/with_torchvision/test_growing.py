@@ -8,6 +8,7 @@ from PIL import Image
 import foveate as fv
 from foveate.ask.conversation import Conversation
 from foveate.ask.growth import part_of
+from foveate.ask.prompt import prepare
 
 NEW = {"max_new_tokens": 5}
 
@@ -21,7 +22,7 @@ def pictures():
 def assert_as_afresh(vlm, live, parts, question="What happens ?"):
     """The answer of a look that has grown, beside that of a prompt with its pictures and films."""
     conversation = Conversation((("user", (*parts, ("text", question))),))
-    prompt = vlm.prepare_conversation(conversation)
+    prompt = prepare(vlm, conversation)
     answer = live.ask(question, **NEW)
     assert torch.equal(answer.prompt.inputs["input_ids"], prompt.inputs["input_ids"])
     fresh = vlm.answer(prompt, live.method, generation=fv.Generation(**NEW))

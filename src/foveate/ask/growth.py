@@ -73,11 +73,6 @@ class Seen:
         return replace(self, prompt=prompt, record=look.trace.history[-1] if look.trace.history else None)
 
     @property
-    def media(self) -> tuple[Picture | Clip, ...]:
-        """The pictures and films, in order."""
-        return self.prompt.media
-
-    @property
     def parts(self) -> list[Part]:
         """They as parts of a conversation."""
         return [part for part in self.prompt.conversation.parts if part[0] in MEDIA]
@@ -245,8 +240,15 @@ def grow(
 
     Returns:
         What has been seen now. Its trace is of the new picture alone.
+
+    Raises:
+        UnsupportedError: If rows of a picture are others where something stands in front of it in the cache.
     """
-    refuse_still(model)
+    if not family_for(model).grows:
+        raise UnsupportedError(
+            f"A look of a {model.config.model_type!r} does not grow: its pictures are seen both ways, or that is not "
+            "known. Look at all of them at once with vlm.look."
+        )
     new = pictures[-1]
     pixels = {name: value for name, value in new.prompt.inputs.items() if name.startswith("pixel_values")}
     ids, inputs = torch.cat((look.ids, new.ids), dim=1), inputs_of(pictures)
@@ -265,20 +267,6 @@ def going_on(method: Method | None, last: LastFrame, cuda_graphs: bool) -> tuple
         return None, cuda_graphs
     goes_on = method.goes_on(last)
     return goes_on, cuda_graphs and goes_on is method
-
-
-def refuse_still(model: PreTrainedModel) -> None:
-    """Refuse a model whose looks do not grow.
-
-    Raises:
-        UnsupportedError: If rows of a picture are others where something stands in front of it in the cache.
-    """
-    family = family_for(model)
-    if not family.grows:
-        raise UnsupportedError(
-            f"A look of a {model.config.model_type!r} does not grow: its pictures are seen both ways, or that is not "
-            "known. Look at all of them at once with vlm.look."
-        )
 
 
 def positions_of(model: PreTrainedModel, ids: Tensor, inputs: Inputs) -> Tensor | None:

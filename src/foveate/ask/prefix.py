@@ -71,7 +71,7 @@ class Prefix:
     @property
     def media(self) -> tuple[Picture | Clip, ...]:
         """The pictures and films, in order."""
-        return tuple(medium for seen in self.pictures for medium in seen.media)
+        return tuple(medium for seen in self.pictures for medium in seen.prompt.media)
 
     @property
     def rows(self) -> int:
