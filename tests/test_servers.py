@@ -234,6 +234,35 @@ def test_a_conversation_goes_on(client, picture):
     assert asked(client, messages=turns, max_tokens=8).choices[0].message.content == answer.text
 
 
+def test_a_conversation_that_goes_on_runs_its_pictures_once(picture):
+    vlm, towers = fv.load("embedded"), []
+    hook = vlm.model.model.vision_tower.register_forward_hook(lambda *_: towers.append(1))
+    ours = {"method": METHOD, "retention": RETENTION}
+    live = vlm.look(embedded.picture(), **ours)
+    first = live.ask(QUESTIONS[0], max_new_tokens=8).text
+    live = live.see(embedded.picture(), after=[QUESTIONS[0], first])
+    second = live.ask(QUESTIONS[1], max_new_tokens=8).text
+    turns = [
+        {"role": "user", "content": [shown(picture), said(QUESTIONS[0])]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": [shown(picture), said(QUESTIONS[1])]},
+    ]
+    with listening(vlm, "--looks", 2, "--look-seconds", 5) as client:
+        towers.clear()
+        for count, (told, answer, runs) in enumerate([(1, first, 1), (1, first, 1), (3, second, 2), (3, second, 2)]):
+            reply = asked(client, messages=turns[:told], max_tokens=8, **ours)
+            assert reply.choices[0].message.content == answer
+            assert reply.usage.prompt_tokens_details.cached_tokens > 570 * (1 + (told > 1))
+            assert len(towers) == runs, count
+        reply = asked(client, messages=turns[:1], max_tokens=8, method="fastv")  # which reads the question
+        assert reply.usage.prompt_tokens_details is None
+        towers.clear()
+        time.sleep(5.5)
+        asked(client, messages=turns, max_tokens=8, **ours)
+        assert len(towers) == 1  # both pictures at once, anew
+    hook.remove()
+
+
 def test_a_film_is_asked_about(client, tmp_path):
     data = base64.b64encode(film(tmp_path / "clip.mp4", 6).read_bytes()).decode()
     part = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}, "max_frames": 2}

@@ -278,8 +278,11 @@ def _head(asked: Chat, kind: str) -> dict[str, Any]:
 def _spent(answer: Answer) -> dict[str, Any]:
     """What an answer took: tokens that went in and came out, and what was dropped."""
     prompt, said = answer.prompt.tokens, len(answer.tokens)
+    usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    if answer.looked:
+        usage["prompt_tokens_details"] = {"cached_tokens": answer.looked}
     return {
-        "usage": {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said},
+        "usage": usage,
         "foveate": {
             "retention": answer.retention,
             "tokens": answer.spent,

@@ -22,6 +22,7 @@ from anyio import from_thread
 from chat import Chat, Refusal, completion, error_of, events, opened
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from looks import Looks, texts_behind
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -46,6 +47,8 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=16_384, help="most tokens of prompt and answer (413)")
     parser.add_argument("--waiting", type=int, default=16, choices=range(33), help="requests that wait (else 429)")
     parser.add_argument("--seconds", type=float, default=120, help="to wait and to answer; looked at every token (504)")
+    parser.add_argument("--looks", type=int, default=0, help="conversations whose pictures are kept: they run once")
+    parser.add_argument("--look-seconds", type=float, default=600, help="for so long behind their last question")
     return parser.parse_args(words)
 
 
@@ -64,6 +67,7 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
     """The application that asks this model."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     place, turn, started = Semaphore(options.waiting + 1), Semaphore(1), int(time.time())
+    looks = Looks(vlm, options.looks, options.look_seconds)
 
     async def read(request: Request) -> Chat:
         """The body of a request, of which no more than is allowed is kept."""
@@ -102,8 +106,10 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
             method, budget = asked.method, {"tokens": asked.tokens, "retention": asked.retention}
             if "method" not in asked.model_fields_set:  # with null, the untouched model answers
                 method, budget = options.method, budget if any(budget.values()) else {"retention": options.retention}
-            drops = vlm.method_for(method, prompt.vision_tokens, **budget)
-            with reply_to(vlm, prompt, drops, settings, stream=True) as stream:
+            drops, look = vlm.method_for(method, prompt.vision_tokens, **budget), None
+            if options.looks and (prefix := looks.at(messages, method, budget)) is not None:
+                prompt, drops, look = prefix.prompt(*texts_behind(prompt.conversation)), prefix.method, prefix.look
+            with reply_to(vlm, prompt, drops, settings, stream=True, look=look) as stream:
                 for piece in stream:
                     if gone():
                         raise Refusal("The client has gone.", status=499)

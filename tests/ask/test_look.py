@@ -304,7 +304,7 @@ def test_a_cache_that_cannot_be_copied_is_refused(monkeypatch):
 
     vlm = random_vlm("llava")
     static = StaticCache(config=vlm.model.config.get_text_config(), max_cache_len=8)
-    monkeypatch.setattr("foveate.ask.look._prefill", lambda *_: static)
+    monkeypatch.setattr("foveate.ask.look.prefill", lambda *_: static)
     with pytest.raises(fv.UnsupportedError, match="StaticLayer"):
         look_at(vlm.model, asked(vlm)[0].inputs)
 

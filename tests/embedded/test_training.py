@@ -110,7 +110,7 @@ def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
     own, start = network.logits(hidden[0][packed.at]), 0
     frames = [frame.image for frame in one.frames]
     for q in questions:
-        text = f"USER: <video>{q.question} ASSISTANT: {q.answer}</s>"
+        text = f"USER: <video>\n{q.question} ASSISTANT: {q.answer}</s>"
         theirs = model(**preparer(videos=[frames], text=text, return_tensors="pt")).logits[0]
         count = len(tokenizer.encode(q.answer, add_special_tokens=False).ids) + 1
         torch.testing.assert_close(theirs[-count - 1 : -1], own[start : start + count], atol=1e-4, rtol=1e-4)

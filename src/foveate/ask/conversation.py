@@ -2,9 +2,10 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -104,6 +105,20 @@ class Conversation:
         role, parts = self.turns[-1]
         last = [(role, parts[:-1])] if len(parts) > 1 else []
         return replace(self, turns=(*self.turns[:-1], *last))
+
+    def with_media_behind(self, parts: Sequence[Part]) -> "Conversation":
+        """This conversation with pictures or films shown behind it, in the last turn if that is the user's."""
+        if self.turns and self.turns[-1][0] == "user":
+            role, last = self.turns[-1]
+            return replace(self, turns=(*self.turns[:-1], (role, (*last, *parts))))
+        return replace(self, turns=(*self.turns, ("user", tuple(parts))))
+
+    def without_media(self, places: Collection[int]) -> "Conversation":
+        """This conversation without the pictures and films at these places among them; its turns stay."""
+        numbers, turns = itertools.count(), []
+        for role, parts in self.turns:
+            turns.append((role, tuple(part for part in parts if part[0] not in MEDIA or next(numbers) not in places)))
+        return replace(self, turns=tuple(turns))
 
     @property
     def parts(self) -> list[Part]:

@@ -136,16 +136,19 @@ def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None
         UnsupportedError: If another question would give other rows.
     """
     refuse_unshareable(model, method)
-    begun = collate([_beginning(model, inputs)], pad_id(model))
+    begun = collate([beginning(model, inputs)], pad_id(model))
     with drop_or_not(model, method, cuda_graphs) as trace:
-        cache = _prefill(model, begun)
-    kept = {name: value for name, value in begun.items() if name != "attention_mask"}
-    # Of pixels the shape alone is left, which says how many pictures a tower encoded.
-    kept |= {name: value.to("meta") for name, value in kept.items() if name.startswith("pixel_values")}
-    return Look(kept.pop("input_ids"), kept, settle(cache), trace)
+        cache = prefill(model, begun)
+    return Look(begun["input_ids"], without_pixels(begun), settle(cache), trace)
 
 
-def _beginning(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
+def without_pixels(inputs: Inputs) -> dict[str, Tensor]:
+    """What belongs to a prompt's ids; of pixels the shape, which says how many pictures a tower encoded."""
+    kept = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    return kept | {name: value.to("meta") for name, value in kept.items() if name.startswith("pixel_values")}
+
+
+def beginning(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
     """A prompt up to and with its last picture."""
     text = inputs["input_ids"].shape
     end = end_of_pictures(model, inputs["input_ids"][0])
@@ -158,7 +161,8 @@ def end_of_pictures(model: PreTrainedModel, ids: Tensor) -> int:
     return min(last + 1 + family_for(model).closing_tokens, len(ids) - 1)
 
 
-def _prefill(model: PreTrainedModel, inputs: Inputs) -> Cache:
+def prefill(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Cache:
+    """Run a prompt, and give its cache."""
     with torch.inference_mode():
         return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
 
@@ -199,7 +203,7 @@ def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[
         if not is_vision(model.config, prompt["input_ids"]).any():
             groups.append([place])
             continue
-        begun = _beginning(model, prompt)
+        begun = beginning(model, prompt)
         begun.pop("attention_mask", None)
         alike = sketches.setdefault(_sketch(begun), [])
         group = next((group for other, group in alike if _equal(begun, other)), None)

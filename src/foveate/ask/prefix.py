@@ -1,33 +1,33 @@
 """Look once, ask many: pictures that a model has looked at, and questions and conversations about them."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal, Unpack, overload
 
 import torch
-from torch import Tensor
 
 from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, generation_of
-from foveate.ask.loaded import Loaded, quiet
-from foveate.ask.look import end_of_pictures, look_at, refuse_unshareable, watch
-from foveate.ask.prompt import Prompt, check_text, is_vision, length_note, refuse_special, text_of
-from foveate.ask.running import fitting, refuse_stale, reply_to
+from foveate.ask.growth import GrownPrompt, Seen, coming, forget, going_on, grow, part_of, refuse_unturnable, without
+from foveate.ask.loaded import Loaded
+from foveate.ask.look import Look, look_at, refuse_unshareable, watch
+from foveate.ask.media import Medium, Picture
+from foveate.ask.prompt import Prompt, check_text, length_note, refuse_special
+from foveate.ask.running import Showing, fitting, method_in, refuse_stale, reply_to
 from foveate.ask.stream import Stream
-from foveate.contract.method import Method
+from foveate.ask.wording import Wording, head_of
+from foveate.contract.method import LastFrame, Method
 from foveate.engine.session import refuse_open
-from foveate.engine.trace import Trace
-from foveate.errors import SettingError, UnsupportedError
-from foveate.naming import name_of
+from foveate.engine.trace import Trace, join_records
+from foveate.errors import SettingError
+from foveate.naming import method_of, name_of
+from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief
-
-QUESTION = "What is shown here, and where?"
-"""Stands in the place of a question until there is one; the model never sees it."""
-
-PLACEHOLDERS = ("image_token", "video_token", "boi_token")
-"""What processors call the text that stands for a picture or a film."""
+from foveate.registry import family_for
+from foveate.video import Clip
 
 
 class Prefix:
@@ -44,7 +44,7 @@ class Prefix:
         loaded: The model that looked.
         look: What it saw.
         conversation: What was said and shown up to the question.
-        media: The pictures and films, in order.
+        pictures: What each look saw, in order: one, and one more for each `see`.
         notes: What the user should know of them, such as that a picture is cropped.
         method: What dropped; None for the untouched model.
     """
@@ -58,13 +58,26 @@ class Prefix:
         refuse_unshareable(loaded.model, method)
         self.loaded = loaded
         self.conversation = prompt.conversation.without_last_text()
-        self.media, self.notes, self.method = prompt.media, prompt.notes, method
+        self.notes, self.method = prompt.notes, method
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
-            look = look_at(loaded.model, prompt.inputs, method, loaded.cuda_graphs)
+            last = LastFrame()
+            look = look_at(loaded.model, prompt.inputs, *going_on(method, last, loaded.cuda_graphs))
             self.look = watch(look, loaded.model)
+        self.pictures: tuple[Seen, ...] = (Seen.at_first(prompt, self._wording, look, last),)
 
     # -- what it is -------------------------------------------------------------------------------------------
+
+    @property
+    def media(self) -> tuple[Picture | Clip, ...]:
+        """The pictures and films, in order."""
+        return tuple(medium for seen in self.pictures for medium in seen.prompt.media)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the decoder layer that holds most."""
+        layers = self.look.cache.layers
+        return max(int(layer.keys.shape[-2]) for layer in layers if getattr(layer, "keys", None) is not None)
 
     @property
     def trace(self) -> Trace:
@@ -89,6 +102,106 @@ class Prefix:
 
     def __deepcopy__(self, memo: object) -> "Prefix":
         return self  # nothing changes it
+
+    # -- growing ----------------------------------------------------------------------------------------------
+
+    def see(
+        self,
+        medium: Medium,
+        *,
+        after: Sequence[str] = (),
+        tokens: float | None = None,
+        retention: float | None = None,
+        at: float | None = None,
+        memory: int | None = None,
+        **showing: Unpack[Showing],
+    ) -> "Prefix":
+        """Look at one more picture or film, behind those that were seen. Nothing of these runs again.
+
+            live = vlm.look("a.png", method="v2drop", retention=1/3)
+            for seconds, frame in camera:
+                live = live.see(frame, at=seconds, memory=4096)
+
+        Args:
+            medium: A path, PIL picture, array or clip, as for `VLM.ask`.
+            after: What was said since the last picture: a question, its answer, and so on. It runs now, and stays.
+            tokens, retention: The method's budget for this picture, in place of its own.
+            at: When a frame was seen, in seconds. A model that reads films gets it as a film of one frame.
+            memory: Most rows that a decoder layer may hold. The oldest pictures are forgotten until no layer has more.
+            **showing: `frames`, `fps` and `fit`, as for `VLM.ask`.
+
+        Returns:
+            Another prefix. This one stays as it is.
+
+        Raises:
+            FoveateError: As for `VLM.look`.
+            SettingError: If the picture alone has more rows than `memory`.
+            UnsupportedError: If the model's looks do not grow, or cannot forget and have to.
+        """
+        loaded = self.loaded
+        check_keywords("A picture", showing, Showing)
+        drops = self.method
+        if drops is None:
+            method_of(None, tokens, retention)
+        elif tokens is not None or retention is not None:
+            drops = drops.with_budget(tokens=tokens, retention=retention)
+        part = part_of(loaded, medium, at, showing.get("frames"), showing.get("fps"))
+        if memory is not None:
+            refuse_unturnable(family_for(loaded.model), self.pictures[-1].columns)
+        with loaded.lock:
+            refuse_stale(loaded, self.look)
+            conversation = self.conversation.with_text(*_in_turn(after))
+            seen = coming(loaded, conversation, self._wording, part, at, showing)
+            seen = replace(seen, last=LastFrame(self.pictures[-1].last.features))
+            method = method_in(loaded, drops, seen.prompt.vision_tokens)
+            look = grow(loaded.model, self.look, (*self.pictures, seen), method, loaded.cuda_graphs)
+        pictures = (*self.pictures, seen.looked_at(look))
+        grown = self._with(pictures, look, conversation.with_media_behind(seen.parts))
+        while memory is not None and grown.rows > memory:
+            if len(grown.pictures) == 1:
+                raise SettingError(f"A picture alone has {grown.rows:,} rows; got memory={memory}. Drop more of it.")
+            grown = grown.forget(0)
+        return grown
+
+    def forget(self, picture: int = 0) -> "Prefix":
+        """Take out what one look saw: its rows leave every layer, and what stands behind them moves up.
+
+        What later pictures took from it stays in their rows.
+
+        Args:
+            picture: Its place in `pictures`; the oldest is 0.
+
+        Returns:
+            Another prefix. This one stays as it is.
+
+        Raises:
+            SettingError: If there is no such picture, or no other.
+            UnsupportedError: If the model cannot number its rows anew.
+        """
+        loaded, count = self.loaded, len(self.pictures)
+        if not -count <= picture < count or count == 1:
+            raise SettingError(f"There are {count} looks, and one must stay; got picture={picture}. See another first.")
+        place = picture % count
+        start, end, pictures = without(self.pictures, place)
+        first = sum(len(seen.parts) for seen in self.pictures[:place])
+        gone = range(first, first + len(self.pictures[place].parts))
+        with loaded.lock:
+            refuse_stale(loaded, self.look)
+            look = forget(loaded.model, self.look, start, end, pictures)
+        return self._with(pictures, look, self.conversation.without_media(gone))
+
+    def _with(self, pictures: tuple[Seen, ...], look: Look, conversation: Conversation) -> "Prefix":
+        """Another prefix of the model."""
+        other = copy.copy(self)
+        trace = Trace()
+        trace.graphs = look.trace.graphs
+        records = [seen.record for seen in pictures if seen.record is not None]
+        if records:
+            trace.add(join_records(records, look.cache))
+        other.pictures, other.conversation, other.look = pictures, conversation, replace(look, trace=trace)
+        other.notes = tuple(dict.fromkeys((*self.notes, *pictures[-1].prompt.notes)))
+        other._wording = replace(pictures[-1].wording, head=head_of(self.loaded, conversation))
+        return other
 
     # -- asking -----------------------------------------------------------------------------------------------
 
@@ -145,11 +258,7 @@ class Prefix:
         """
         settings = generation_of(decoding)
         settings.refuse_with(choices, stream)
-        if isinstance(after, str) or len(after) % 2:
-            raise SettingError(
-                f"after holds questions and answers in turn, an even number of texts; got {brief(after)}."
-            )
-        prompt = self.prompt(*after, question)
+        prompt = self.prompt(*_in_turn(after), question)
         if stream:  # whose reader is told now; else the look is checked when it is gone on from
             refuse_stale(self.loaded, self.look)
         reply = reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
@@ -196,83 +305,18 @@ class Prefix:
         too_long = length_note(self.loaded.model.config.get_text_config(), ids.shape[1])
         if too_long is not None and too_long not in notes:
             notes = (*notes, too_long)
-        return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
+        if len(self.pictures) == 1:
+            return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
+        alone = tuple(seen.prompt for seen in self.pictures)
+        return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, alone)
 
 
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """What a model's template and processor write around a question: the ids of another one need no picture.
+def _in_turn(after: Sequence[str]) -> Sequence[str]:
+    """Questions and answers in turn.
 
-    A tokenizer merges no letters across the token of a picture, so what stands behind it can be read alone. Reading it
-    from any later place could give other ids: "\\n" and "\\nWhat" begin with different tokens.
-
-    Attributes:
-        head: The text in front of every question, up to and with the last placeholder.
-        closing: The last vision token, as a text, and what the processor writes behind it, such as "<end_of_image>".
-        known: How many tokens of that the look has run.
+    Raises:
+        SettingError: If they are not.
     """
-
-    head: str
-    closing: str
-    known: int
-
-    @classmethod
-    def of(cls, loaded: Loaded, conversation: Conversation, question: str, ids: Tensor) -> "Wording":
-        """Read it off a prompt.
-
-        Args:
-            loaded: The model and its processor.
-            conversation: The prompt, without its question.
-            question: What was asked.
-            ids: What the processor made of both, (tokens,) int64.
-
-        Raises:
-            UnsupportedError: If the question changes what stands before the picture, or the ids behind the picture
-                cannot be had without it.
-        """
-        model, processor = loaded.model, loaded.processor
-        asked = text_of(model, processor, conversation.with_text(question))
-        otherwise = text_of(model, processor, conversation.with_text(f"Is {question}"))
-        names = [str(getattr(processor, name)) for name in PLACEHOLDERS if getattr(processor, name, None)]
-        end = max((asked.rfind(name) + len(name) for name in names if name in asked), default=0)
-        head, tail = asked[:end], asked[end:]
-        if not otherwise.startswith(head) or end == 0:  # what differs comes from the question
-            raise UnsupportedError(
-                f"The chat template of {loaded.name} puts the question before the picture, so the model cannot look "
-                "before it is asked. Ask with vlm.ask."
-            )
-        last = int(is_vision(model.config, ids).nonzero()[-1])
-        known = end_of_pictures(model, ids) - last
-        behind = ids[last + 1 :].tolist()
-        wording = cls(head, loaded.tokenizer.convert_ids_to_tokens(int(ids[last])), known)
-        if wording.ids(loaded, tail) != behind[known - 1 :]:
-            # The processor closes its pictures: of "<end_of_image>\n\nWhat?" all but the template's "What?".
-            words = loaded.tokenizer.decode(behind, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            wording = cls(head, wording.closing + words.removesuffix(tail), known)
-            if wording.ids(loaded, tail) != behind[known - 1 :]:
-                raise UnsupportedError(
-                    f"What the processor of {loaded.name} writes behind a picture cannot be made without the picture. "
-                    "Ask with vlm.ask."
-                )
-        return wording
-
-    def rest(self, loaded: Loaded, conversation: Conversation) -> Tensor:
-        """The ids of a conversation behind its last picture, (1, tokens) int64 on the model's device.
-
-        Raises:
-            UnsupportedError: If the template writes another beginning now.
-        """
-        with loaded.lock, quiet():
-            text = text_of(loaded.model, loaded.processor, conversation)
-            if not text.startswith(self.head):
-                raise UnsupportedError(
-                    f"The chat template of {loaded.name} now writes another text before the picture than when the "
-                    "model looked, as one with a date or with the question in it. Ask with vlm.ask."
-                )
-            ids = self.ids(loaded, text.removeprefix(self.head))
-        return torch.tensor([ids], dtype=torch.int64, device=loaded.model.device)
-
-    def ids(self, loaded: Loaded, text: str) -> list[int]:
-        """The ids of a text behind the look."""
-        ids: list[int] = loaded.tokenizer(f"{self.closing}{text}", add_special_tokens=False).input_ids
-        return ids[self.known :]
+    if isinstance(after, str) or len(after) % 2:
+        raise SettingError(f"after holds questions and answers in turn, an even number of texts; got {brief(after)}.")
+    return after

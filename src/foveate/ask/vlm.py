@@ -10,7 +10,7 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.generation import FirstToken, Generation
 from foveate.ask.loaded import Loaded
 from foveate.ask.media import Media, read_once
-from foveate.ask.prefix import QUESTION, Prefix
+from foveate.ask.prefix import Prefix
 from foveate.ask.prompt import Prompt, conversation_about, prepare
 from foveate.ask.running import (
     AnyMethod,
@@ -24,6 +24,7 @@ from foveate.ask.running import (
 )
 from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
+from foveate.ask.wording import QUESTION
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import method_of

@@ -1,11 +1,13 @@
 """`Frames`: what methods share that compare the frames of films, and reduce them once, before the decoder."""
 
+import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from foveate.contract.method import LastFrame
 from foveate.contract.once import Once
 from foveate.contract.settings import Positions
 from foveate.contract.stages import ImageStage, Shape, Stage
@@ -38,6 +40,8 @@ class Frames(Once):
     its first frame then."""
 
     positions: Positions = "keep"
+
+    _last: ClassVar[LastFrame | None] = None
 
     @property
     def own(self) -> float:
@@ -75,7 +79,27 @@ class Frames(Once):
 
     def floor(self, frames: tuple[int, ...]) -> int:
         """The fewest tokens that the method leaves: the first frame where that stays whole."""
-        return frames[0] if self.only_videos else min(1, sum(frames))
+        if self.only_videos and self.before(frames[0]) is None:
+            return frames[0]
+        return min(1, sum(frames))
+
+    def goes_on(self, last: LastFrame) -> Self:
+        """As in the base class: of what compares each frame with the one before it."""
+        if not self.only_videos:
+            return self
+        copy = dataclasses.replace(self)
+        object.__setattr__(copy, "_last", last)
+        return copy
+
+    def before(self, tokens: int) -> Tensor | None:
+        """The last frame that was seen, (tokens, width) float32, if it had as many tokens as these have."""
+        if self._last is None or self._last.features is None or len(self._last.features) != tokens:
+            return None
+        return self._last.features
+
+    def changes(self, features: Tensor) -> Tensor:
+        """`changes`, of the first frame from the last one that was seen."""
+        return changes(features, self.before(features.shape[1]))
 
     # -- what follows from these -------------------------------------------------------------------------------
 
@@ -92,7 +116,7 @@ class Frames(Once):
             count=self._count,
             choose=partial(self._choose, not shape.numbers_anew(self.positions)),
             positions=self.positions,
-            host=self._merges,
+            host=self._merges or self._last is not None,
             flops=self.flops,
         )
         return (stage,)
@@ -103,7 +127,7 @@ class Frames(Once):
         frames = arriving.frames
         if self.only_videos and frames is None:
             return None
-        if self.only_videos and frames is not None and len(frames) == 1:
+        if self.only_videos and frames is not None and len(frames) == 1 and self.before(frames[0]) is None:
             return arriving.tokens
         if self.budget is None:
             if frames is None:
@@ -120,11 +144,13 @@ class Frames(Once):
         )
 
     def _choose(self, ascending: bool, view: ImageView, count: int | None) -> Cut | None:
-        if count == len(view):
+        if count == len(view) and self._last is None:
             return None
         features = self.frames_of(view)
         if not self._merges:
             chosen = self.select(features, count)
+            if self._last is not None:
+                self._last.features = features[-1]
             return chosen if isinstance(chosen, Cut) else Cut.take(chosen, len(view))
         cut = self.merge(features, view.attention.reshape(features.shape[:2]), count)
         cut = by_source(cut) if ascending else cut
@@ -163,10 +189,16 @@ def change_flops(arriving: Arriving, width: int) -> int:
     return 6 * width * arriving.tokens
 
 
-def changes(features: Tensor) -> Tensor:
+def changes(features: Tensor, before: Tensor | None = None) -> Tensor:
     """`change` of each token from the one at its place in the frame before: (frames, tokens of each); 3 in the first.
 
     That is above any other, as cosines lie in [−1, 1], so that the first frame stays before all.
+
+    Args:
+        features: (frames, tokens of each, width) float32.
+        before: The frame before the first, (tokens of each, width) float32; None: there is none.
     """
     first = torch.full_like(features[:1, :, 0], 3.0)
+    if before is not None:
+        first = change(features[:1], before[None])
     return torch.cat((first, change(features[1:], features[:-1])))

@@ -4,10 +4,13 @@ Nothing here knows a model, a batch, a mask or a cache.
 """
 
 import dataclasses
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, dataclass_transform
+
+from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.budget import MOST_TOKENS, Budget, decoder_depth
@@ -42,6 +45,13 @@ class Preset:
 
     def __repr__(self) -> str:
         return f"Preset({self.name!r})"
+
+
+@dataclass(slots=True, eq=False)
+class LastFrame:
+    """The last frame that was seen, where a film comes in parts: (tokens, width) float32; None before the first."""
+
+    features: Tensor | None = None
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -130,6 +140,14 @@ class Method(ABC):
             SettingError: If it cannot stand around one of them.
         """
         return stages
+
+    def goes_on(self, last: LastFrame) -> Self:
+        """This method for a film that comes in parts: its first frame is compared with the last one that was seen.
+
+        Args:
+            last: What was seen, and where the last frame of this part is written. Most methods need none.
+        """
+        return self
 
     def caution(self, retention: float) -> str | None:
         """What to know of it at a budget as small as this share of the vision tokens, as a note; None: nothing."""
@@ -354,6 +372,12 @@ class Chain(Method):
         members = list(self.members)
         members[self.spender] = members[self.spender].with_budget(tokens=tokens, retention=retention)
         return type(self)(members=tuple(members))
+
+    def goes_on(self, last: LastFrame) -> Self:
+        members = tuple(member.goes_on(last) for member in self.members)
+        if all(map(operator.is_, members, self.members)):
+            return self
+        return dataclasses.replace(self, members=members)
 
     def check_floor(self, depth: int, entered: int) -> None:
         if any(member._not_none(BUDGET) for member in self.members):

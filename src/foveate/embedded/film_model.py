@@ -17,6 +17,8 @@ class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
     most_frames = FRAMES
     """Of a film, where nobody says how many: what the model learnt, and what its 2,048 tokens hold."""
 
+    video_token = "<video>"
+
     def __call__(
         self,
         images: Sequence[Any] | None = None,
@@ -45,7 +47,7 @@ class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
         if len({len(frames) for frames in films}) > 1:
             raise ValueError("films have unlike numbers of frames")
         if films:
-            text = text.replace("<video>", "<image>\n" * len(films[0]))
+            text = text.replace("<video>", "\n".join(["<image>"] * len(films[0])))
         encoded = super().__call__([frame for frames in films for frame in frames] or None, text, **options)
         if films:
             encoded["pixel_values_videos"] = encoded.pop("pixel_values").unflatten(0, (len(films), -1))
@@ -92,7 +94,7 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
 
     # `<video>` stands where a film is.
     loop = "if part['type'] == 'image' %}<image>\n{% endfor %}"
-    kinds = "if part['type'] != 'text' %}{% if part['type'] == 'image' %}<image>\n{% else %}<video>{% endif %}"
+    kinds = "if part['type'] != 'text' %}{% if part['type'] == 'image' %}<image>\n{% else %}<video>\n{% endif %}"
     pictures = processor.image_processor
     pictures.size, pictures.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
     shown = FilmProcessor(

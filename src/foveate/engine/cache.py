@@ -408,6 +408,43 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.window is not None:
             self._evict()
 
+    def forget(self, start: int, end: int, turn: Callable[[Tensor, int], Tensor] | None, positions: int | None) -> None:
+        """Remove the slots of these columns, of one sample, and let the columns behind them move up.
+
+        Args:
+            start, end: Columns.
+            turn: Turns keys, (1, heads, slots, head size), back by so many positions; None: the layer has no RoPE.
+            positions: How many positions are given back; None: as many as these columns had on this layer.
+        """
+        size, device = end - start, self.keys.device
+        alike = "forgotten", self.base, self.base_end, self.seen, start, end
+        first, last, base = self._memo.once(lambda: self._without(start, end, device), *alike)
+        back = positions
+        if self.shift is not None:
+            back = last - first
+            self.shift = self.shift - size + back
+        later = self.keys[..., last:, :]
+        if turn is not None and later.shape[-2]:
+            later = turn(later, size if back is None else back)
+        self.keys = torch.cat((self.keys[..., :first, :], later), dim=-2)
+        self.values = torch.cat((self.values[..., :first, :], self.values[..., last:, :]), dim=-2)
+        for name in ("kinds", "alive"):
+            columns = getattr(self, name)
+            if columns is not None:
+                setattr(self, name, torch.cat((columns[:, :start], columns[:, end:]), dim=1))
+        self.seen -= size
+        if base is not None:
+            self.base, self.base_end = base, self.seen
+        self.counted = self._room = None
+
+    def _without(self, start: int, end: int, device: torch.device) -> tuple[int, int, Tensor | None]:
+        """Which slots the columns from start to end have, the first and the one behind the last, and the base then."""
+        if self.base is None and self.base_end == 0:
+            return start, end, None
+        columns = self.columns(0, 1, device)
+        first, last = torch.stack(((columns < start).sum(), (columns < end).sum())).tolist()
+        return first, last, torch.cat((columns[:, :first], columns[:, last:] - (end - start)), dim=1)
+
     def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """Of the rows that came last, keep only these.
 

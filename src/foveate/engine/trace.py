@@ -356,6 +356,42 @@ class PrefillRecord:
         return Table("Vision tokens", ["Stage", *counts], rows, notes)
 
 
+PLACES: tuple[Where, ...] = ("pixels", "tower", "projector", "layer", "kv")
+"""Where cuts are, in the order of a token's life."""
+
+
+def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
+    """One record of prefills that stand one behind the other in a cache, of one sample each.
+
+    Where a cut has some of them alone, the others keep there what they have.
+    """
+    cuts = [{(PLACES.index(cut.where), cut.layer or 0): cut for cut in record.cuts} for record in records]
+    counts = [record.vision_tokens[0] for record in records]
+    starts = list(itertools.accumulate(counts, initial=0))
+    now: list[StageRecord | None] = [None] * len(records)
+    stages = []
+    for place in sorted(set(itertools.chain(*cuts))):
+        before = sum(count if cut is None else cut.after[0] for cut, count in zip(now, counts, strict=True))
+        now = [of_record.get(place, cut) for of_record, cut in zip(cuts, now, strict=True)]
+        origins, assigns, rows = [], [], 0
+        for cut, count, start in zip(now, counts, starts, strict=False):
+            origin = torch.arange(count) if cut is None else cut.origin[0]
+            assign = None if cut is None else cut.assign[0]
+            if assign is None:  # each row is one token
+                assign = torch.full((count,), -1).scatter(0, origin, torch.arange(len(origin)))
+            origins.append(torch.where(origin < 0, origin, origin + start))
+            assigns.append(torch.where(assign < 0, assign, assign + rows))
+            rows += len(origin)
+        merges = any(cut is not None and cut.assign[0] is not None for cut in now)
+        assigned = torch.cat(assigns) if merges else None
+        where, layer = PLACES[place[0]], place[1] if PLACES[place[0]] == "layer" else None
+        stages.append(StageRecord(where, layer, (before,), (rows,), [torch.cat(origins)], [assigned]))
+    media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
+    slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
+    length, entered = (cache.get_seq_length(),), (sum(counts),)
+    return replace(records[0], rows=length, vision_tokens=entered, media=media, stages=stages, slots=slots)
+
+
 @dataclass
 class GraphCounts:
     """How calls of one part of the model ran where CUDA graphs were asked for.

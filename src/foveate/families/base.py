@@ -52,6 +52,7 @@ class Family:
         shares_prefix: Whether what stands before a question is computed without seeing the question, so that many
             questions about one picture may share its prefill. False where the whole prompt is seen both ways, and until
             a family says that it is not.
+        grows: Whether a picture has the same rows over a cache as in a whole prompt, where `shares_prefix` is true.
         closing_tokens: Tokens behind a picture from which it is known where it ends, so that they belong to it.
         decoder: The core's name for the decoder.
         mergers: Names of the core's function that is asked where the vision tokens are (see `vision_masks`), the first
@@ -79,6 +80,7 @@ class Family:
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     renumbers: bool = True
     shares_prefix: ClassVar[bool] = False
+    grows: ClassVar[bool] = True
     closing_tokens: ClassVar[int] = 0
     decoder: ClassVar[str] = "language_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)

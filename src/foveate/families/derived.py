@@ -54,6 +54,7 @@ class Derived(Family):
     renumbers = False  # until its decoder has been looked at
     decoders: ClassVar[frozenset[str]] = frozenset()
     needs_all_rows: ClassVar[str | None] = None
+    grows: ClassVar[bool] = False  # whether its pictures are seen both ways is not known
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

@@ -45,6 +45,7 @@ class Gemma3(Family):
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
+    grows: ClassVar[bool] = False  # its pictures are seen both ways
     needs_all_rows: ClassVar[str | None] = None
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
@@ -128,6 +129,7 @@ class Gemma4(Family):
     decoders: ClassVar[frozenset[str]] = frozenset()  # bench builds no bare layers of it
     shares_prefix: ClassVar[bool] = True
     is_usual = True
+    grows: ClassVar[bool] = False
     keys_of: ClassVar[KeysOf | None] = ("k_norm", lambda _, keys: keys.transpose(1, 2))
 
     def __init__(self, model: Any) -> None:

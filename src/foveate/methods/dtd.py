@@ -13,7 +13,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Cut, Frames, Share, changes
+from foveate.contract import Cut, Frames, Share
 from foveate.contract.frames import change_flops
 from foveate.core.rank import by_quota, top
 
@@ -49,17 +49,20 @@ class DTD(Frames):
         if self.share is None:
             return None
         first, *later = frames
+        if self.before(first) is not None:
+            first -= int(first * self.share)
         return first + sum(tokens - int(tokens * self.share) for tokens in later)
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
-        changed = changes(features)
+        changed = self.changes(features)
         if count is None:
             return Cut.keep((changed >= 1 - self.own).flatten())
         if self.share is None:
             return top(changed.flatten(), count)
         frames, tokens = changed.shape
         quotas = changed.new_full((frames,), tokens - int(tokens * self.share))
-        quotas[0] = tokens
+        if self.before(tokens) is None:
+            quotas[0] = tokens
         return by_quota(-changed, quotas, count)
 
 

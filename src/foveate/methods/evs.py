@@ -12,7 +12,7 @@ frames of n tokens. The count depends on the clip's shape alone, so that a serve
 
 from torch import Tensor
 
-from foveate.contract import Deepstack, Frames, Share, changes
+from foveate.contract import Deepstack, Frames, Share
 from foveate.contract.frames import change_flops
 from foveate.core.rank import top
 
@@ -40,11 +40,11 @@ class EVS(Frames):
     q: Share | None = None
 
     def own_count(self, frames: tuple[int, ...]) -> int:
-        return max(frames[0], int(sum(frames) * (1 - self.own)))
+        return max(self.floor(frames), int(sum(frames) * (1 - self.own)))
 
     def select(self, features: Tensor, count: int | None) -> Tensor:
         assert count is not None
-        return top(changes(features).flatten(), count)
+        return top(self.changes(features).flatten(), count)
 
 
 METHOD = EVS

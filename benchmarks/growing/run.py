@@ -1,0 +1,152 @@
+"""What a look that forgets still knows: writes benchmarks/growing/record.json and docs/guides/growing.md's tables.
+
+    python benchmarks/growing/run.py            # an hour on one core
+
+Films of eight frames on the embedded film model; in each a text shows for a while in the first, the middle or the last
+third. Frames are seen one by one, and the question comes behind the last: with every frame kept, with memory for the
+newest four or two, and, asked afresh, with as many frames sampled evenly over the film. Every frame has the same
+budget. Beside it a stream of a thousand frames: rows, bytes and seconds a frame.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate import embedded
+from foveate.embedded.films import Film, film
+from foveate.embedded.scenes import Lettering
+from foveate.eval.held_out import APART, SPLIT
+from foveate.plain.stats import Resampled
+from foveate.runs.versions import commit, versions
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs/guides/growing.md"
+FRAMES, KEPT = 8, (8, 4, 2)
+METHODS: dict[str, dict[str, Any]] = {"none": {}, "vidcom2, a third": {"method": "vidcom2", "retention": 1 / 3}}
+SEEDS = (11, 12, 13)
+THIRDS = ("first", "middle", "last")
+
+
+def films_of(seed: int, count: int) -> list[tuple[int, Film, str]]:
+    """So many films of each third, with their numbers: the text shows in that third of the film alone."""
+    left = dict.fromkeys(THIRDS, count)
+    chosen, number = [], seed * APART
+    while any(left.values()):
+        made, number = film(SPLIT, number, FRAMES), number + 1
+        for shown in made.shown:
+            if isinstance(shown.what, Lettering):
+                third = THIRDS[shown.start * 3 // FRAMES]
+                if third == THIRDS[(shown.stop - 1) * 3 // FRAMES] and left[third]:
+                    left[third] -= 1
+                    chosen.append((number - 1, made, third))
+    return chosen
+
+
+def text_of(made: Film) -> str:
+    return next(shown.what.name for shown in made.shown if isinstance(shown.what, Lettering))
+
+
+def streamed(vlm: fv.VLM, frames: Sequence[Image.Image], looking: dict[str, Any], kept: int) -> str:
+    """The answer behind a stream of which so many frames stay."""
+    live = vlm.look(frames[0], **looking)
+    for at, frame in enumerate(frames[1:], start=1):
+        live = live.see(frame, at=at)
+        if len(live.pictures) > kept:
+            live = live.forget()
+    return live.ask("What does the text say?").text
+
+
+def sampled(vlm: fv.VLM, frames: Sequence[Image.Image], looking: dict[str, Any], kept: int) -> str:
+    """The answer to the question asked afresh about so many frames, the middles of equal parts of the film."""
+    places = [(2 * part + 1) * len(frames) // (2 * kept) for part in range(kept)]
+    return vlm.ask([frames[place] for place in places], "What does the text say?", **looking).text
+
+
+def answers(vlm: fv.VLM, count: int) -> list[dict[str, Any]]:
+    """A row for each film: whether each way was right."""
+    rows = []
+    for seed in SEEDS:
+        for number, made, third in films_of(seed, count):
+            frames = [Image.fromarray(scene.image) for scene in made.frames]
+            row: dict[str, Any] = {"film": number, "seed": seed, "third": third}
+            for name, looking in METHODS.items():
+                for kept in KEPT:
+                    for way, ask in (("streamed", streamed), ("sampled", sampled)):
+                        row[f"{name}, {way}, {kept}"] = ask(vlm, frames, looking, kept) == text_of(made)
+            rows.append(row)
+        print(f"seed {seed}: {len(rows)} films", flush=True)
+    return rows
+
+
+def stream(vlm: fv.VLM, count: int) -> dict[str, list[float]]:
+    """Rows, bytes and seconds of a stream, a number a frame: frames of films one behind the other, three kept."""
+    live, told = None, {"rows": [], "bytes": [], "seconds": []}
+    for number in range(count):
+        made = film(SPLIT, 99 * APART + number // FRAMES, FRAMES)
+        frame = Image.fromarray(made.frames[number % FRAMES].image)
+        start = process_time()
+        if live is None:
+            live = vlm.look(frame, **METHODS["vidcom2, a third"])
+        else:
+            live = live.see(frame, at=number, memory=160)
+        told["seconds"].append(process_time() - start)
+        told["rows"].append(live.rows)
+        told["bytes"].append(live.nbytes)
+    return told
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Accuracy by what stays and by when the text shows, with 95 % intervals over films; then the stream."""
+    rows = record["answers"]
+    resampled = Resampled([row["film"] for row in rows])
+    lines = [
+        "| dropped | frames that stay | way | text in the first third | middle | last | all |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in METHODS:
+        for kept in KEPT:
+            for way in ("streamed", "sampled"):
+                if kept == FRAMES and way == "sampled":
+                    continue
+                cells = []
+                for third in (*THIRDS, None):
+                    right = [row[f"{name}, {way}, {kept}"] if third in (None, row["third"]) else np.nan for row in rows]
+                    shares = resampled.means(np.array(right, dtype=float))
+                    middle, low, high = shares[0], *np.nanquantile(shares[1:], (0.025, 0.975))
+                    cells.append(f"{middle:.0%} [{low:.0%}, {high:.0%}]")
+                lines.append(f"| {name} | {kept} | {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--films", type=int, default=12, help="of each third and seed")
+    parser.add_argument("--frames", type=int, default=1000, help="of the stream")
+    parser.add_argument("--out", type=Path, default=HERE / "record.json")
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    vlm = fv.load(embedded.FILMS, device="cpu")
+    record = {
+        "command": "python benchmarks/growing/run.py",
+        "commit": commit(),
+        "versions": versions(),
+        "answers": answers(vlm, wanted.films),
+        "stream": stream(vlm, wanted.frames),
+    }
+    wanted.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    print(tables(record))
+
+
+if __name__ == "__main__":
+    main()
