@@ -2,7 +2,6 @@
 
 import pytest
 
-from foveate.core import signals
 from foveate.core.signals import (
     Attention,
     Cells,
@@ -74,8 +73,3 @@ def test_who_reads_text():
     tower = (TowerAttention(), TowerKeys(), Cls(), Features(), Resource("clip"))
     silent = (Attention(rows="vision"), Hidden(), Keys(), KeyNorms(), Normed(), Columns(), Cells(), Rotary(), *tower)
     assert not any(signal.reads_text for signal in silent)
-
-
-def test_every_signal_has_a_kind_that_a_view_calls_it_by():
-    for name in set(signals.__all__) - {"Signal", "TowerSignal", "refuse_other_options"}:
-        assert getattr(signals, name).kind.isidentifier()
