@@ -327,7 +327,7 @@ def signals() -> str:
     from foveate.families.support import SERVED, reader_of
 
     lines = ["| signal | read by | in the view | meaning |", "|---|---|---|---|"]
-    for kind in SERVED:
+    for kind in sorted(SERVED, key=lambda kind: kind.__name__):
         meaning, _, options = cleandoc(kind.__doc__ or "").partition("Attributes:")
         meaning += re.sub(
             r"^(\w+(?:, \w+)*):", r"<br>`\1`:", dedent(options.partition("\nRaises:")[0]), flags=re.MULTILINE

@@ -5,11 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import foveate as fv
-from foveate import embedded
 from tests.arrive.running import METHOD, SOME
 from tests.models import batch, generate, tiny
 
@@ -70,60 +68,6 @@ def test_a_forward_beside_a_running_generate_is_refused():
     assert {(type(error), "waits for its turn" in str(error)) for error in refused} == {(fv.SessionError, True)}
 
 
-def test_text_streams_of_the_embedded_model(capsys):
-    """A question to the shipped model, printed as it comes and read from a thread."""
-    from PIL import Image
-
-    model, processor = embedded.load()
-    parts = [{"type": "image", "image": Image.open(embedded.picture())}, {"type": "text", "text": embedded.QUESTION}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], tokenize=True, return_dict=True, return_tensors="pt",
-        add_generation_prompt=True,
-    )  # fmt: skip
-    method = fv.V2Drop.for_budget(model, retention=0.5)
-    known = {"skip_prompt": True, "skip_special_tokens": True}
-    with fv.drop(model, method):
-        model.generate(**inputs, max_new_tokens=8, do_sample=False, streamer=TextStreamer(processor.tokenizer, **known))
-        printed = capsys.readouterr().out
-        streamer = TextIteratorStreamer(processor.tokenizer, timeout=120, **known)
-        settings = {**inputs, "max_new_tokens": 8, "do_sample": False, "streamer": streamer}
-        thread = threading.Thread(target=model.generate, kwargs=settings)
-        thread.start()
-        pieces = list(streamer)
-        thread.join()
-    assert embedded.ANSWER in printed
-    assert "".join(pieces).strip() == printed.strip()
-    assert len(pieces) > 1
-
-
 def test_copies_of_a_model_in_several_threads_are_refused():
     with pytest.raises(fv.UnsupportedError, match="DataParallel runs copies"):
         fv.apply(torch.nn.DataParallel(tiny("llava")), METHOD)
-
-
-def test_a_context_that_ends_under_a_running_thread_says_so():
-    """Its next step would read a pruned cache with masks for the whole prompt."""
-    model, inputs, failed = tiny("llava"), batch("llava", ["tit"]), []
-    left, drawn = threading.Event(), threading.Event()
-
-    class Waiting(Collecting):
-        def put(self, value):
-            super().put(value)
-            if len(self.parts) == 3:
-                drawn.set()
-                left.wait(timeout=120)
-
-    def run():
-        try:
-            generate(model, inputs, new_tokens=6, streamer=Waiting())
-        except fv.SessionError as error:
-            failed.append(str(error))
-
-    with fv.drop(model, METHOD):
-        thread = threading.Thread(target=run)
-        thread.start()
-        assert drawn.wait(timeout=120)
-    left.set()
-    thread.join(timeout=120)
-    assert failed
-    assert "outside its context" in failed[0]

@@ -32,14 +32,6 @@ def test_the_floor_is_named_and_an_earlier_first_cut_is_the_users_choice():
     assert mean(method, 32, 576) == pytest.approx(48, abs=1)
 
 
-def test_a_token_budget_is_met_by_images_of_any_size():
-    method = fv.V2Drop.for_budget(Config(28), tokens=192)
-    for tokens in (400, 1024):
-        assert mean(method, 28, tokens) == pytest.approx(192, abs=1)
-    with pytest.raises(fv.BudgetError, match="192 of 4000"):
-        fv.V2Drop.for_budget(Config(28), tokens=192, vision_tokens=4000)
-
-
 def cut_of(method, tokens, **known):
     """What the method's only stage makes of these tokens."""
     (stage,) = method.stages(Shape(depth=32))

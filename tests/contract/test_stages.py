@@ -21,7 +21,7 @@ from foveate.contract import (
     follow,
 )
 from foveate.core.cut import Cut
-from foveate.errors import SettingError, ShapeError
+from foveate.errors import SettingError
 
 
 def attention(view):
@@ -103,35 +103,18 @@ def test_a_stage_that_leaves_another_number_than_it_counted_is_an_error(left):
     assert picking.cut(LayerView(count=2)) is None
 
 
-def test_a_stage_that_counted_gives_no_mask():
-    stage = LayerStage(4, keep=0.5, choose=lambda view, count: Cut.keep(torch.arange(len(view)) < count - 1))
-    with pytest.raises(SettingError, match="LayerStage"):
-        stage.cut(LayerView(count=5))
-
-
-def test_a_stage_that_counted_fewer_and_does_nothing_is_an_error():
-    stage = LayerStage(4, count=lambda arriving: 2, choose=lambda view, count: None)
-    with pytest.raises(SettingError, match="tokens"):
-        stage.cut(LayerView(count=5))
-    assert stage.cut(LayerView(count=2)) is None
-
-
-def test_a_cut_of_other_tokens_than_arrived_is_an_error():
-    stage = LayerStage(4, choose=lambda view, count: Cut.take(torch.arange(2), 3))
-    with pytest.raises(SettingError, match="got 5"):
-        stage.cut(LayerView(count=5))
-
-
-def test_indices_that_are_none_are_an_error():
-    stage = LayerStage(4, keep=0.5, choose=lambda view, count: Cut.take(torch.ones(count), len(view)))
-    with pytest.raises(ShapeError, match="int64"):
-        stage.cut(LayerView(count=4))
-
-
-def test_what_is_not_declared_cannot_be_read():
-    stage = LayerStage(2, reads=(Hidden(),), keep=0.5, score=attention)
-    with pytest.raises(SettingError, match="attention"):
-        stage.cut(LayerView(signals={Hidden(): torch.zeros(4, 2)}))
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"keep": 0.5, "choose": lambda view, count: Cut.keep(torch.arange(len(view)) < count - 1)}, "device"),
+        ({"count": lambda arriving: 2, "choose": lambda view, count: None}, "keeps 5"),
+        ({"choose": lambda view, count: Cut.take(torch.arange(2), 3)}, "got 5"),
+        ({"reads": (Hidden(),), "keep": 0.5, "score": attention}, "attention"),  # it is not declared
+    ],
+)
+def test_a_cut_that_is_none_is_refused(settings, word):
+    with pytest.raises(SettingError, match=word):
+        LayerStage(4, **settings).cut(LayerView(count=5))
 
 
 @pytest.mark.parametrize(

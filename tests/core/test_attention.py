@@ -59,25 +59,12 @@ def test_rows_see_what_they_are_told_to(heads, block):
     torch.testing.assert_close(torch.cat(blocks, dim=1), wanted)
 
 
-def test_no_rows_give_no_block():
-    assert list(attention_rows(torch.zeros(2, 0, 4), torch.zeros(2, 3, 4), 1.0)) == []
-
-
-def test_received_attention_is_the_mean_of_the_columns():
-    rng = torch.Generator().manual_seed(4)
-    queries, keys = torch.randn(4, 9, 4, generator=rng), torch.randn(2, 9, 4, generator=rng)
-    got = received_attention(queries, keys, 0.5)
-    torch.testing.assert_close(got, dense(queries, keys, 0.5).mean(dim=(0, 1)))
-    assert got.sum().item() == pytest.approx(1)
-
-
-def test_received_attention_is_the_same_over_several_blocks():
+def test_received_attention_is_the_mean_of_the_columns_over_several_blocks():
     slots = 1200
     rng = torch.Generator().manual_seed(5)
-    queries, keys = torch.randn(4, slots, 4, generator=rng), torch.randn(4, slots, 4, generator=rng)
+    queries, keys = torch.randn(4, slots, 4, generator=rng), torch.randn(2, slots, 4, generator=rng)
     assert queries.shape[0] * slots**2 > BLOCK_NUMBERS
-    wanted = torch.stack([(queries[h] @ keys[h].T * 0.5).softmax(-1).mean(0) for h in range(4)]).mean(0)
-    torch.testing.assert_close(received_attention(queries, keys, 0.5), wanted)
+    torch.testing.assert_close(received_attention(queries, keys, 0.5), dense(queries, keys, 0.5).mean(dim=(0, 1)))
 
 
 def test_two_blocks_of_many_live_at_once():

@@ -88,14 +88,6 @@ def test_notes_of_a_merge_that_was_put_off_are_marked_when_it_is_made():
     assert marked.first(1).notes["a size"].tolist() == [2]
 
 
-def test_nothing_arrives_and_nobody_stays():
-    assert Cut.keep(torch.zeros(0, dtype=torch.bool)).source.tolist() == []
-    nobody = Cut.keep(torch.zeros(2, dtype=torch.bool))
-    assert (int(nobody.count), nobody.parent.tolist()) == (0, [-1, -1])
-    assert nobody.first(0).source.tolist() == []
-    assert Cut.take(ints(), 2).parent.tolist() == [-1, -1]
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -105,6 +97,7 @@ def test_nothing_arrives_and_nobody_stays():
         (lambda: Cut.take(ints(0, 1, 2), 2), "at most 2 indices"),
         (lambda: Cut.merge(ints(0), torch.ones(2, 1), ints(0, 0)), "got 2 rows for 1"),
         (lambda: Cut.merge(ints(0), torch.ones(1, 1), torch.zeros(2)), "source and parent as int64"),
+        (lambda: Cut.join(ints(1, 2), ints(-1, 0, 1, 1)).with_rows(torch.zeros(3, 1)), "got 3"),
     ],
 )
 def test_what_is_no_cut_is_refused(make, message):
@@ -229,8 +222,3 @@ def test_a_merge_whose_rows_are_worked_out_later():
     assert (cut.source.tolist(), cut.parent.tolist()) == ([1, 2], [-1, 0, 1, 1])
     assert cut.rows is rows
     assert cut.notes["sizes"].tolist() == [1, 2]
-
-
-def test_a_merge_gets_a_row_for_each_source():
-    with pytest.raises(ShapeError, match="got 3"):
-        Cut.join(ints(1, 2), ints(-1, 0, 1, 1)).with_rows(torch.zeros(3, 1))

@@ -2,7 +2,6 @@
 
 import pytest
 
-from foveate.core import signals
 from foveate.core.signals import (
     Attention,
     Cells,
@@ -57,13 +56,6 @@ def test_a_wrong_option_is_an_error_that_names_the_right_ones(signal, options, w
         signal(**options)
 
 
-def test_equal_signals_are_one():
-    assert Attention(rows="after") == Attention(rows="after") != Attention(rows="after", over="max")
-    assert len({Hidden(), Hidden(back=0), Hidden(back=1)}) == 2
-    assert len({Keys(), TowerKeys(), TowerKeys(layer=1), TowerKeys(block=1), TowerKeys(heads="joined")}) == 5
-    assert TowerKeys() != TowerAttention()
-
-
 def test_who_reads_text():
     clip = Resource("clip", of="text")
     textual = [Attention(rows=rows) for rows in ("last", "after", "null", "raters")]
@@ -74,8 +66,3 @@ def test_who_reads_text():
     tower = (TowerAttention(), TowerKeys(), Cls(), Features(), Resource("clip"))
     silent = (Attention(rows="vision"), Hidden(), Keys(), KeyNorms(), Normed(), Columns(), Cells(), Rotary(), *tower)
     assert not any(signal.reads_text for signal in silent)
-
-
-def test_every_signal_has_a_kind_that_a_view_calls_it_by():
-    for name in set(signals.__all__) - {"Signal", "TowerSignal", "refuse_other_options"}:
-        assert getattr(signals, name).kind.isidentifier()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.contract import Attention
-from foveate.engine.attending import Reduction, streams
+from foveate.engine.attending import put_together, streams
 
 
 def signals_of(rows, renormalise=False):
@@ -13,10 +13,7 @@ def signals_of(rows, renormalise=False):
 
 
 def reduced(signals, blocks):
-    reduction = Reduction(list(signals.values()))
-    for block in blocks:
-        reduction.add(block)
-    values = reduction.values()
+    values = put_together([*signals.values()], blocks)
     return {over: values[signal] for over, signal in signals.items()}
 
 

@@ -7,7 +7,7 @@ import foveate as fv
 from foveate.contract import LayerStage, Method
 from foveate.core.cut import Cut
 from foveate.core.signals import Keys
-from foveate.engine.attending import Reduction
+from foveate.engine.attending import put_together
 from foveate.engine.cutting import SampleRows, asking_units, decide
 from foveate.engine.program import Program, ran_note
 from foveate.engine.samples import Sample, sample_unit
@@ -33,10 +33,8 @@ class Rows:
 
     def of_unit(self, signal, unit):
         own = self.attention_rows[unit.rows] if signal.rows == "vision" else self.attention_rows
-        reduction = Reduction([signal])
-        if len(own) and unit.text_after != (False,):
-            reduction.add(own[None, :, unit.rows])
-        values = reduction.values()
+        blocks = [own[None, :, unit.rows]] if len(own) and unit.text_after != (False,) else []
+        values = put_together([signal], blocks)
         return values[signal][0] if values else torch.zeros(len(unit))
 
 

@@ -38,14 +38,6 @@ def doubled(images):
 METHODS = ("visionzip", "divprune", "averagepool", "holov", "visionzip:retention=0.5+divprune", "tome")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_as_many_rows_enter_as_were_counted(name):
-    stages = early(parse(name).with_budget(tokens=9))
-    assert stages.late == ()
-    count = stages.count(TOKENS, [(6, 6)])
-    assert [len(rows) for rows in enter(stages, [shown(0), shown(1)], doubled)] == [count, count]
-
-
 def test_of_a_video_as_many_rows_enter_as_were_counted():
     stages = early(parse("dycoke").with_budget(retention=0.5))
     views = [replace(shown(seed), grid=None, grids=((3, 3),) * 4) for seed in (0, 1)]
@@ -56,9 +48,11 @@ def test_of_a_video_as_many_rows_enter_as_were_counted():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_images_alike_get_together_what_they_get_alone(name):
+def test_as_many_rows_enter_as_were_counted_and_images_alike_get_together_what_they_get_alone(name):
     stages = early(parse(name).with_budget(tokens=9))
+    assert stages.late == ()
     together = enter(stages, [shown(0), shown(1), shown(2)], doubled)
+    assert [len(rows) for rows in together] == [stages.count(TOKENS, [(6, 6)])] * 3
     for seed, image in enumerate(together):
         (alone,) = enter(stages, [shown(seed)], doubled)
         torch.testing.assert_close(image.rows, alone.rows, atol=1e-6, rtol=0)

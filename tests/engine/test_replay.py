@@ -1,7 +1,6 @@
 """A recording, replayed on other prompts, leaves what a plain run leaves; where it cannot, the plain run answers."""
 
 import sys
-import threading
 from contextlib import nullcontext
 
 import pytest
@@ -26,6 +25,7 @@ OWN_TOWERS = ["gemma4", "mistral3"]
 if older(transformers.__version__, "5.20"):
     OWN_TOWERS += ["idefics3", "smolvlm"]
 ROUNDING = 1e-4
+KEEPS_ALL = fv.Uniform(retention=1.0)
 
 
 @pytest.fixture
@@ -114,13 +114,9 @@ def test_what_numbers_decide_runs_plainly(name, graphs_on_cpu):
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_the_untouched_model_is_replayed(family, graphs_on_cpu):
-    asked = prompts(family)
-    plain = [answer(tiny(family), inputs) for inputs in asked]
-    with Sides(), fv.drop(tiny(family), None, cuda_graphs=True) as trace:
-        replayed = [answer(tiny(family), inputs) for inputs in asked]
-    for (ids, logits), (other_ids, other_logits) in zip(replayed, plain, strict=True):
-        assert torch.equal(ids, other_ids)
-        torch.testing.assert_close(logits, other_logits, rtol=0, atol=ROUNDING)
+    plain, _ = run(tiny(family), KEEPS_ALL, prompts(family), cuda_graphs=False)
+    replayed, trace = run(tiny(family), None, prompts(family))
+    assert_same(replayed, plain, ROUNDING)
     assert counted(trace.graphs.decoder) == (1, 1)
 
 
@@ -128,14 +124,9 @@ def test_the_untouched_model_is_replayed(family, graphs_on_cpu):
 @pytest.mark.parametrize("family", ["llava_next", "qwen3_vl"])
 def test_texts_of_other_lengths_share_a_recording(family, method, graphs_on_cpu):
     texts = [batch(family, [words]) for words in ("it", "itt", "tit", "itt", "it")]
-    with Sides(), fv.drop(tiny(family), method, cuda_graphs=True) as trace:
-        replayed = [(answer(tiny(family), inputs), trace.kv_lengths) for inputs in texts]
-    with fv.drop(tiny(family), method or fv.Uniform(retention=1.0)) as plain_trace:
-        plain = [(answer(tiny(family), inputs), plain_trace.kv_lengths) for inputs in texts]
-    for ((ids, logits), lengths), ((other_ids, other_logits), other_lengths) in zip(replayed, plain, strict=True):
-        assert torch.equal(ids, other_ids)
-        torch.testing.assert_close(logits, other_logits, rtol=0, atol=ROUNDING)
-        assert lengths == other_lengths
+    plain, _ = run(tiny(family), method or KEEPS_ALL, texts, cuda_graphs=False)
+    replayed, trace = run(tiny(family), method, texts)
+    assert_same(replayed, plain, ROUNDING)
     assert counted(trace.graphs.decoder) == (1, 2)  # "tit" has its picture elsewhere
 
 
@@ -254,16 +245,11 @@ def test_another_kernel_is_taken(model, graphs_on_cpu):
 
 
 def test_under_autocast_it_runs_plainly(model, graphs_on_cpu):
-    four = prompts("llava", count=4)
-    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
-        for inputs in four[:3]:
-            answer(model, inputs)
-        with torch.autocast("cpu", torch.bfloat16):
-            _, logits = answer(model, four[3])
-    with fv.drop(model, V2DROP), torch.autocast("cpu", torch.bfloat16):
-        _, plain = answer(model, four[3])
-    assert torch.equal(logits, plain)
-    assert "autocast" in trace.graphs.decoder.latest
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, _ = run(model, V2DROP, prompts("llava"), cuda_graphs=False)
+        answers, trace = run(model, V2DROP, prompts("llava"))
+    assert_same(answers, plain)
+    assert list(trace.graphs.decoder.plain) == ["autocast is on"]
 
 
 def test_another_size_between_two_alike(model, graphs_on_cpu):
@@ -304,26 +290,6 @@ def test_a_recording_that_leaves_other_numbers_is_thrown_away(model, graphs_on_c
         answers, trace = run(model, V2DROP, prompts("llava"))
     assert_same(answers, plain)
     assert counted(trace.graphs.decoder) == (0, 0)
-
-
-def test_another_thread_gets_its_own_answer(model, graphs_on_cpu):
-    four = prompts("llava", count=4)
-    plain = [plain_answer(model, V2DROP, inputs) for inputs in four]
-    answers = {}
-    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True):
-        for inputs in four[:2]:
-            answer(model, inputs)
-
-        def ask(index):
-            answers[index] = answer(model, four[index])
-
-        threads = [threading.Thread(target=ask, args=(index,)) for index in (2, 3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for index in (2, 3):
-        torch.testing.assert_close(answers[index][1], plain[index][1], rtol=0, atol=ROUNDING)
 
 
 def test_a_budget_is_another_recording(model, graphs_on_cpu):

@@ -4,7 +4,6 @@ import copy
 import gc
 import threading
 import weakref
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from foveate.engine.rooms import Room, Rooms
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
 from tests.engine.test_crossings import METHODS, V2DROP
-from tests.engine.test_replay import LAYOUT, RAGGED, ROUNDING, answer, counted, prompts
+from tests.engine.test_replay import KEEPS_ALL, LAYOUT, RAGGED, ROUNDING, answer, assert_same, counted, prompts, run
 from tests.models import batch, tiny
 
 LINEAGES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"]
@@ -43,30 +42,18 @@ def small(graphs_on_cpu):
     return fv.load(cuda_graphs=True)
 
 
-def plain(model, method, asked, tokens=TOKENS):
-    """Each prompt's answer with its logits, without graphs."""
-    with nullcontext() if method is None else fv.drop(model, method):
-        return [answer(model, inputs, tokens) for inputs in asked]
-
-
-def said(model, method, asked, tokens=TOKENS):
-    """Each prompt's answer with its logits, and the trace."""
-    with Sides(), fv.drop(model, method, cuda_graphs=True) as trace:
-        return [answer(model, inputs, tokens) for inputs in asked], trace
-
-
-def assert_said(answers, others):
-    for (ids, logits), (other_ids, other_logits) in zip(answers, others, strict=True):
-        assert torch.equal(ids, other_ids)
-        torch.testing.assert_close(logits, other_logits, rtol=0, atol=ROUNDING)
-
-
 def replays(model, method, asked, tokens=TOKENS):
     """Hold answers against plain ones; answers what is counted of steps."""
-    expected = plain(model, method, asked, tokens)
-    answers, trace = said(model, method, asked, tokens)
-    assert_said(answers, expected)
+    expected, _ = run(model, method or KEEPS_ALL, asked, cuda_graphs=False, tokens=tokens)
+    answers, trace = run(model, method, asked, tokens=tokens)
+    assert_same(answers, expected, ROUNDING)
     return trace.graphs.steps
+
+
+def assert_said(answers, expected):
+    for (ids, logits), (other_ids, other_logits, *_) in zip(answers, expected, strict=True):
+        assert torch.equal(ids, other_ids)
+        torch.testing.assert_close(logits, other_logits, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.filterwarnings("ignore:cuda_graphs")  # of towers that cannot be recorded
@@ -107,7 +94,7 @@ def test_sampled_answers_draw_as_before(model, graphs_on_cpu):
 
 def test_an_end_in_the_middle_of_a_batch(model, graphs_on_cpu):
     asked = prompts("llava", RAGGED, 2)
-    (ids, _), _ = plain(model, V2DROP, asked)
+    ((ids, *_), _), _ = run(model, V2DROP, asked, cuda_graphs=False, tokens=TOKENS)
     end = int(ids[0, -TOKENS // 2])
     settings = {"max_new_tokens": TOKENS, "eos_token_id": end, "do_sample": False}
     with fv.drop(model, V2DROP):
@@ -197,7 +184,7 @@ def test_a_kept_cache_goes_on_outside(model, graphs_on_cpu):
 
 def test_an_interrupt_in_a_step(model, graphs_on_cpu, monkeypatch):
     asked = prompts("llava", count=3)
-    expected = plain(model, V2DROP, asked)
+    expected, _ = run(model, V2DROP, asked, cuda_graphs=False, tokens=TOKENS)
     original, count = Recorder.replay, [0]
 
     def interrupted(tape):
@@ -217,7 +204,7 @@ def test_an_interrupt_in_a_step(model, graphs_on_cpu, monkeypatch):
 
 def test_two_threads_take_turns(model, graphs_on_cpu):
     asked = prompts("llava", count=4)
-    expected = plain(model, V2DROP, asked)
+    expected, _ = run(model, V2DROP, asked, cuda_graphs=False, tokens=TOKENS)
     answers = {}
     with Sides(), fv.drop(model, V2DROP, cuda_graphs=True):
         for inputs in asked[:2]:
@@ -277,13 +264,9 @@ def test_other_caches_run_plainly(model, graphs_on_cpu):
 
 
 def test_a_recording_that_forgets_its_row_is_thrown_away(model, graphs_on_cpu, monkeypatch):
-    asked = prompts("llava", count=2)
-    expected = plain(model, V2DROP, asked)
     monkeypatch.setattr(Room, "put_at", lambda room, places, keys, values: (room._keys, room._values))
     with pytest.warns(UserWarning, match="other numbers"):
-        answers, trace = said(model, V2DROP, asked)
-    assert_said(answers, expected)
-    assert counted(trace.graphs.steps) == (0, 0)
+        assert counted(replays(model, V2DROP, prompts("llava", count=2))) == (0, 0)
 
 
 @pytest.mark.parametrize("what", ["reserve", "fill"])
@@ -291,11 +274,8 @@ def test_no_memory_for_rooms(model, what, graphs_on_cpu, monkeypatch, recwarn):
     def fail(*_):
         raise torch.OutOfMemoryError("no more")
 
-    expected = plain(model, V2DROP, prompts("llava", count=2))
     monkeypatch.setattr(Rooms, what, fail)
-    answers, trace = said(model, V2DROP, prompts("llava", count=2))
-    assert_said(answers, expected)
-    assert counted(trace.graphs.steps) == (0, 0)
+    assert counted(replays(model, V2DROP, prompts("llava", count=2))) == (0, 0)
 
 
 def test_rooms_are_shared_and_do_not_grow(model, graphs_on_cpu):
@@ -312,7 +292,7 @@ def test_rooms_are_shared_and_do_not_grow(model, graphs_on_cpu):
 
 def test_recordings_and_rooms_go_with_their_model(graphs_on_cpu):
     model = tiny.__wrapped__("llava")
-    said(model, V2DROP, prompts("llava"), 6)
+    run(model, V2DROP, prompts("llava"), tokens=6)
     gone = [weakref.ref(model), weakref.ref(replay._tapes[family_for(model).core].rooms(torch.device("cpu")))]
     del model
     gc.collect()

@@ -1,4 +1,5 @@
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import foveate as fv
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load, reloading
 from foveate.ask.second_look import conditions_of
-from foveate.engine import tower_memo
+from foveate.engine.tower_memo import TowerMemo
 from foveate.eval.asked import _begin, outstanding, prompts_of, run
 from foveate.eval.held_out import questions
 from foveate.eval.records import key_of, open_answers
@@ -75,7 +76,7 @@ def test_a_tower_looks_once_at_a_picture_where_methods_leave_it_alone(loaded, as
         ask(loaded, asked, apart, store)
     assert looks == [1] * len({one.picture for one in asked})
     ask(loaded, asked, methods, store)
-    monkeypatch.setattr(tower_memo, "_tower_apart", lambda *_: None)
+    monkeypatch.setattr(TowerMemo, "around", lambda *_: nullcontext())
     with open_answers({}, tmp_path / "again") as again:
         ask(loaded, asked, methods, again)
         for method in (None, *methods):

@@ -1,5 +1,7 @@
 """What tests of signals share: a stage that reads some, and samples of a batch that keep what they keep alone."""
 
+from contextlib import contextmanager
+
 import torch
 
 import foveate as fv
@@ -25,6 +27,20 @@ def read(model, inputs, signals, layer=3, unit="sample"):
     with fv.drop(model, Probe()), torch.no_grad():
         model(**inputs)
     return seen
+
+
+@contextmanager
+def handed(*modules):
+    """What each of these modules is handed, by module: its arguments, and those by name."""
+    calls = {}
+
+    def note(module, *given):
+        calls.setdefault(module, given)
+
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+    yield calls
+    for hook in hooks:
+        hook.remove()
 
 
 def assert_samples_keep_what_they_keep_alone(family, method, words=("tit", "ttitt", "titit", "it")):

@@ -8,7 +8,7 @@ from foveate.contract import LayerStage, OwnSignal
 from foveate.families.tap import tapped
 from foveate.testing import check_method
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
-from tests.signals import assert_samples_keep_what_they_keep_alone, read
+from tests.signals import assert_samples_keep_what_they_keep_alone, handed, read
 
 LAYER = 3
 HEADS = ("queries", "keys", "values")
@@ -43,21 +43,19 @@ def own(view):
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER - 1 not in TINY[family].recurrent])
 def test_it_gets_the_models_own_tensors(family):
-    model, inputs, heads, entered = tiny(family), batch(family, ["titt"]), [], []
+    model, inputs, heads = tiny(family), batch(family, ["titt"]), []
     (found,) = read(model, inputs, (WHOLE, NORMS))
     everything, of_values = found.values()
     layer = model.get_decoder().layers[LAYER - 1]
-    hook = layer.register_forward_pre_hook(
-        lambda _, given, named: entered.append((*given, *named.values())[0]), with_kwargs=True
-    )
-    with tapped(layer.self_attn, lambda *made: heads.extend(made)), torch.no_grad():
+    with handed(layer) as calls, tapped(layer.self_attn, lambda *made: heads.extend(made)), torch.no_grad():
         model(**inputs)
-    hook.remove()
+    args, named = calls[layer]
+    entered = (*args, *named.values())[0]
     columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0]
     if len(columns) != len(everything):  # some of its tokens always stay, and are text to foveate
         return
     queries, keys, _, values = (made[0, :, columns] if isinstance(made, torch.Tensor) else made for made in heads)
-    torch.testing.assert_close(everything, whole(queries, keys, values, entered[0][0, columns]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(everything, whole(queries, keys, values, entered[0, columns]), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(of_values, norms(values), atol=1e-5, rtol=1e-4)
 
 

@@ -10,6 +10,7 @@ from foveate.errors import UnsupportedError
 from foveate.methods.coordinates import Coordinates
 from foveate.registry import family_for
 from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, tiny
+from tests.signals import handed
 from tests.tiny_derived import make
 
 SEEN = []
@@ -52,14 +53,13 @@ def by_hand(family, layer, places):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_made_of_the_positions_that_the_model_gives(family):
     """Two images, each by itself; behind a cut the rows that are left have what they had."""
-    model, inputs, given = tiny(family), batch(family, ["titit"]), []
-    hook = model.get_decoder().rotary_emb.register_forward_pre_hook(
-        lambda _, args, kwargs: given.append(kwargs.get("position_ids", args[1] if len(args) > 1 else None)),
-        with_kwargs=True,
-    )
-    found, _ = seen(model, inputs)
-    hook.remove()
-    ids = given[0][:, 0] if given[0].dim() == 3 else given[0] - given[0][:, :1]
+    model, inputs = tiny(family), batch(family, ["titit"])
+    rotary_emb = model.get_decoder().rotary_emb
+    with handed(rotary_emb) as calls:
+        found, _ = seen(model, inputs)
+    args, kwargs = calls[rotary_emb]
+    given = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+    ids = given[:, 0] if given.dim() == 3 else given - given[:, :1]
     vision, images = is_vision(inputs["input_ids"][0]), len(found) // len(LAYERS)
     for place, (tokens, rotary) in enumerate(found):
         layer = LAYERS[place // images]

@@ -11,7 +11,7 @@ from foveate.contract import Attention
 from foveate.engine import attending
 from tests import oracle
 from tests.models import batch, is_vision, tiny
-from tests.signals import read
+from tests.signals import handed, read
 
 CLOSE = {"atol": 2e-6, "rtol": 1e-4}
 LAYER, FEW = 3, 3
@@ -80,21 +80,16 @@ def test_so_many_rows_of_each_image_pay(family):
 @pytest.mark.parametrize("family", ["llava", "llava_onevision"])
 def test_sampled_rows_may_see_all_of_their_image(family):
     model, inputs = tiny(family), batch(family, ["titt"])
-    entered = {}
-
-    def note(_, args, kwargs):
-        entered["rows"], entered["rotary"] = args[0][0], [table[0] for table in kwargs["position_embeddings"]]
-
     layer = model.get_decoder().layers[LAYER]
-    handle = layer.register_forward_pre_hook(note, with_kwargs=True)
-    with torch.no_grad():
+    with handed(layer) as calls, torch.no_grad():
         model(**inputs)
-    handle.remove()
+    (hidden, *_), kwargs = calls[layer]
+    rows, rotary = hidden[0], [table[0] for table in kwargs["position_embeddings"]]
     (image,) = images_of(inputs)
-    sees = torch.ones(len(entered["rows"]), len(entered["rows"]), dtype=torch.bool).tril()
+    sees = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()
     sees[image, image[0] : image[-1] + 1] = True
     with torch.no_grad():
-        dense = oracle.dense_attention(layer, entered["rows"], entered["rotary"], sees)[None]
+        dense = oracle.dense_attention(layer, rows, rotary, sees)[None]
     signals = tuple(way for way in ways(both_ways=True) if way.layer == "next" and way.heads == "mean")
     (seen,) = read(model, inputs, signals)
     for signal, got in seen.items():

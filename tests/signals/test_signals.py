@@ -31,6 +31,7 @@ from foveate.families.base import Family
 from tests import oracle
 from tests.invariants.settings import kernel_of
 from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, tiny
+from tests.signals import handed
 
 LAYER, BACK, CLIP_HEADS = 3, 2, 2
 CLOSE = {"atol": 2e-6, "rtol": 1e-4}
@@ -94,17 +95,11 @@ def read(model, inputs, method=None):
 
 def computed(family, inputs):
     """The untouched eager model's attentions by layer, and what entered each: (rows, width), (cos, sin)."""
-    model, entered = tiny(family, "eager"), {}
-
-    def note(index):
-        return lambda _, args, kwargs: entered.update({index: (args[0][0], kwargs["position_embeddings"])})
-
+    model = tiny(family, "eager")
     layers = model.get_decoder().layers
-    hooks = [layer.register_forward_pre_hook(note(index), with_kwargs=True) for index, layer in enumerate(layers)]
-    with torch.no_grad():
+    with handed(*layers) as calls, torch.no_grad():
         found = model(**inputs, output_attentions=True).attentions
-    for hook in hooks:
-        hook.remove()
+    entered = [(calls[layer][0][0][0], calls[layer][1]["position_embeddings"]) for layer in layers]
     # transformers lists the attentions of those layers alone that have any.
     attending = [layer for layer in range(DEPTH) if layer not in TINY[family].recurrent]
     return dict(zip(attending, (one[0] for one in found), strict=True)), entered

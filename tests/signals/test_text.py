@@ -8,7 +8,7 @@ from foveate.contract import Hidden, LayerStage, Resource, Shape, Text
 from foveate.core.cut import Cut
 from foveate.errors import UnsupportedError
 from tests.models import FAMILIES, PROMPTS, batch, is_vision, tiny
-from tests.signals import assert_samples_keep_what_they_keep_alone
+from tests.signals import assert_samples_keep_what_they_keep_alone, handed
 
 SEEN = []
 
@@ -41,21 +41,15 @@ def text_of(inputs, entered):
 
 @pytest.mark.parametrize(("family", "word"), PROMPTS)
 def test_the_text_behind_the_last_image_is_what_enters_the_layer(family, word):
-    model, inputs, entered = tiny(family), batch(family, [word]), {}
-
-    def keep(index):
-        return lambda _, args: entered.update({index: args[0][0]})
-
-    layers = model.get_decoder().layers
-    hooks = [layers[index].register_forward_pre_hook(keep(index)) for index in (0, 3)]
+    model, inputs = tiny(family), batch(family, [word])
+    layers = [model.get_decoder().layers[index] for index in (0, 3)]
     SEEN.clear()
-    with fv.drop(model, Words()), torch.no_grad():
+    with fv.drop(model, Words()), handed(*layers) as calls, torch.no_grad():
         model(**inputs)
-    for hook in hooks:
-        hook.remove()
+    entered = [calls[layer][0][0][0] for layer in layers]
     whole = max(count for count, _ in SEEN)
     of_samples = [text for count, text in SEEN if count == whole]
-    for found, wanted in zip(of_samples, text_of(inputs, [entered[0], entered[3]]), strict=True):
+    for found, wanted in zip(of_samples, text_of(inputs, entered), strict=True):
         assert torch.equal(found, wanted)
     # The first image has more behind it.
     assert all(len(SEEN[place][1]) > len(of_samples[0]) for place in (0, len(SEEN) // 2))

@@ -293,8 +293,8 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
     """
     asked = method._not_none(("tokens",)).get("tokens", 0)
     if vision_tokens is not None:
-        whole = hasattr(vision_tokens, "__index__") and not isinstance(vision_tokens, bool)
-        if not whole or not 1 <= vision_tokens < MOST_TOKENS:
+        is_whole = hasattr(vision_tokens, "__index__") and not isinstance(vision_tokens, bool)
+        if not is_whole or not 1 <= vision_tokens < MOST_TOKENS:
             raise SettingError(
                 f"vision_tokens is the number of the image's tokens, 1 or more; got {brief(vision_tokens)}."
             )

@@ -111,13 +111,7 @@ class Cut:
         return cls(arriving, len(source), {"source": source}, notes)
 
     @classmethod
-    def merge(
-        cls,
-        source: Tensor,
-        rows: Tensor,
-        parent: Tensor,
-        notes: Mapping[str, Tensor] = NOTHING,
-    ) -> "Cut":
+    def merge(cls, source: Tensor, rows: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
         """New rows take the tokens' place.
 
         Args:
@@ -214,23 +208,20 @@ class Cut:
     def parent(self) -> Tensor:
         """The row each token went into: (arriving,) int64, −1 if it was dropped."""
         parts = self._finish()._parts
-        if "parent" not in parts:
-            parts["parent"] = self._row_of_each_token()
+        if "parent" not in parts and "stays" in parts:
+            # Tokens that stay are counted in order: 1 0 1 (stay) gives 0 −1 1.
+            parts["parent"] = torch.where(parts["stays"], parts["stays"].cumsum(0) - 1, -1)
+        elif "parent" not in parts:
+            source = self.source
+            if len(source) == self.arriving:  # the same tokens in another order
+                parts["parent"] = source.argsort()
+            else:
+                # The inverse of `source`, with −1 where no row stands for a token: 0 2 of three gives 0 −1 1.
+                rows = torch.arange(len(source), device=source.device)
+                dropped = torch.full((self.arriving,), -1, device=source.device)
+                parts["parent"] = dropped.scatter(0, source, rows)
         parent: Tensor = parts["parent"]
         return parent
-
-    def _row_of_each_token(self) -> Tensor:
-        stays = self._parts.get("stays")
-        if stays is not None:
-            # Tokens that stay are counted in order: 1 0 1 (stay) gives 0 −1 1.
-            return torch.where(stays, stays.cumsum(0) - 1, -1)
-        source = self.source
-        if len(source) == self.arriving:  # the same tokens in another order
-            return source.argsort()
-        # The inverse of `source`, with −1 where no row stands for a token: 0 2 of three gives 0 −1 1.
-        rows = torch.arange(len(source), device=source.device)
-        dropped = torch.full((self.arriving,), -1, device=rows.device)
-        return dropped.scatter(0, source, rows)
 
     def rows_left(self, arrived: Tensor) -> Tensor:
         """The rows that it leaves of those that arrived, (arriving, width)."""

@@ -75,11 +75,11 @@ def still_scenes(places: Sequence[Sequence[int]]) -> tuple[list[Scene], int]:
                 saved, length = more, steps + 1
         best.append(saved)
         lengths.append(length)
-    found, end = [], len(lengths)
+    scenes, end = [], len(lengths)
     while end:
-        found.append((end - lengths[end - 1], end))
+        scenes.append((end - lengths[end - 1], end))
         end -= lengths[end - 1]
-    return found[::-1], best[-1]
+    return scenes[::-1], best[-1]
 
 
 def trees(

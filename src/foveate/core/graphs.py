@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,20 +18,8 @@ MOST = 16
 """Graphs of loops that are remembered, the latest: each holds its tensors, at the most some blocks of them."""
 
 
-class Tape(Protocol):
-    """The kernels of a call, which run again with nothing of Python between them."""
-
-    def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """Record a call, and return what it makes: a replay leaves its numbers in these tensors."""
-        ...
-
-    def replay(self) -> None:
-        """Run the kernels again on what the memory holds now that they read."""
-        ...
-
-
 class GraphTape:
-    """A tape that is a CUDA graph.
+    """The kernels of a call as a CUDA graph, which run again with nothing of Python between them.
 
     Args:
         device: Whose kernels are recorded.
@@ -47,6 +35,8 @@ class GraphTape:
     @torch.no_grad()
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
         """Capture a call on a stream of its own, as CUDA asks for; no kernel runs.
+
+        A replay leaves its numbers in the tensors that this returns.
 
         Raises:
             RuntimeError: If the call reads a number on the host, or sends one to the device.
@@ -65,11 +55,11 @@ class GraphTape:
         return made
 
     def replay(self) -> None:
-        """Launch the graph on the current stream."""
+        """Run the kernels again on what the memory holds now that they read."""
         self._graph.replay()
 
 
-TAPES: dict[str, Callable[[torch.device, Any], Tape]] = {"cuda": GraphTape}
+TAPES = {"cuda": GraphTape}
 """What records a call, by the type of device."""
 
 
@@ -89,7 +79,7 @@ def refuse_without_graphs(device: torch.device) -> None:
 class Graph:
     """A captured loop: what is copied into `given` before it runs, and the tensor that it leaves its answer in."""
 
-    tape: Tape
+    tape: GraphTape
     given: tuple[Tensor, ...]
     made: Tensor
 

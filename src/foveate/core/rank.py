@@ -14,9 +14,9 @@ def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
 
     `total` is at most the sum of the sizes.
     """
-    whole = max(1, sum(sizes))
-    shares = [total * size // whole for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda place: -(total * sizes[place] % whole))
+    size_of_all = max(1, sum(sizes))
+    shares = [total * size // size_of_all for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda place: -(total * sizes[place] % size_of_all))
     for place in by_remainder[: total - sum(shares)]:
         shares[place] += 1
     return shares

@@ -13,32 +13,6 @@ from torch import Tensor
 
 from foveate.errors import SettingError
 
-__all__ = [
-    "Attention",
-    "CachedAttention",
-    "Cells",
-    "Cls",
-    "Columns",
-    "Deepstack",
-    "Features",
-    "Hidden",
-    "KeyNorms",
-    "Keys",
-    "Normed",
-    "OwnSignal",
-    "Pivots",
-    "Products",
-    "Resource",
-    "Rotary",
-    "Signal",
-    "Text",
-    "TowerAttention",
-    "TowerKeys",
-    "TowerSignal",
-    "ValueLikeness",
-    "refuse_other_options",
-]
-
 OF_LAYER = ("queries", "keys", "values", "hidden")
 """What an `OwnSignal` may be made of."""
 

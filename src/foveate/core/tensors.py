@@ -100,12 +100,12 @@ class Memo:
     def once(self, make: Callable[[], T], *key: Any) -> T:
         """What `make` answers, or answered before for the same key."""
         alike = tuple([(type(part), part) if isinstance(part, PLAIN) else id(part) for part in key])
-        found = self._made.get(alike)
-        if found is None:
-            found = self._made[alike] = key, make()  # the key lives on, so that its ids stay its own
+        entry = self._made.get(alike)
+        if entry is None:
+            entry = self._made[alike] = key, make()  # the key lives on, so that its ids stay its own
             if self.limit is not None and len(self._made) > self.limit:
                 del self._made[next(iter(self._made))]
-        made: T = found[1]
+        made: T = entry[1]
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:

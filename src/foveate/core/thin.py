@@ -91,8 +91,10 @@ def nearest(rows: Tensor, kept: Tensor) -> Tensor:
     targets = rows[kept]
     squares = targets.square().sum(dim=1)
     level = rows.square().sum(dim=1).amax().clamp(min=1e-30) / LEVELS
-    found = [(squares - 2 * (part @ targets.T)).div(level).round().argmin(dim=1) for part in blocks(rows, len(targets))]
-    return torch.cat(found).scatter(0, kept, torch.arange(len(targets), device=kept.device))
+    places = [
+        (squares - 2 * (part @ targets.T)).div(level).round().argmin(dim=1) for part in blocks(rows, len(targets))
+    ]
+    return torch.cat(places).scatter(0, kept, torch.arange(len(targets), device=kept.device))
 
 
 def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
@@ -131,9 +133,9 @@ def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Ten
             here = here - here.mean(dim=1, keepdim=True)
             stays = is_kept[part]
             squares = here.square().sum(dim=-1).masked_fill(~stays, float("inf"))
-            found = (squares[:, None] - 2 * (here @ here.mT)).argmin(dim=2)
-            found = torch.where(stays, torch.arange(length, device=rows.device), found)
-            counts = torch.zeros_like(squares).scatter_add(1, found, torch.ones_like(squares))
+            nearest_kept = (squares[:, None] - 2 * (here @ here.mT)).argmin(dim=2)
+            nearest_kept = torch.where(stays, torch.arange(length, device=rows.device), nearest_kept)
+            counts = torch.zeros_like(squares).scatter_add(1, nearest_kept, torch.ones_like(squares))
             stands_for = stands_for.index_put((part,), counts)
     return stands_for[kept]
 

@@ -170,37 +170,20 @@ class LayerView(View):
 
     Args:
         hidden: (tokens, width), the residual stream entering the layer.
-        hidden_before: The same some layers earlier.
-        attention: (tokens,) float32.
-        keys: (tokens, head size) float32.
         count: How many tokens there are, where no tensor says it.
         text_behind: Whether text stands behind them in the prompt.
-        rest: See `View`.
+        rest: See `View`; by kind for example `hidden_before`, (tokens, width), some layers earlier, `attention`,
+            (tokens,) float32, and `keys`, (tokens, head size) float32.
     """
 
     def __init__(
-        self,
-        hidden: Given | None = None,
-        hidden_before: Given | None = None,
-        attention: Given | None = None,
-        keys: Given | None = None,
-        *,
-        count: int | None = None,
-        text_behind: bool = True,
-        **rest: Any,
+        self, hidden: Given | None = None, *, count: int | None = None, text_behind: bool = True, **rest: Any
     ) -> None:
-        named: dict[str, Any] = {
-            "hidden": hidden,
-            "hidden_before": hidden_before,
-            "attention": attention,
-            "keys": keys,
-        }
         if count is None:
             # The first tensor says it; what is made when it is first read is not made for that.
-            signals = rest.get("signals") or {}
-            values = (*named.values(), rest.get("tokens"), *signals.values())
+            values = (hidden, *rest.values(), *(rest.get("signals") or {}).values())
             count = next(len(value) for value in values if isinstance(value, Tensor))
-        super().__init__(count, **named, **rest)
+        super().__init__(count, hidden=hidden, **rest)
         self.text_behind = text_behind
 
 
@@ -247,22 +230,17 @@ class ImageView(View):
 
     Args:
         features: (tokens, width).
-        attention: (tokens,) float32.
-        keys: (tokens, head size) float32.
         grid: Rows and columns of the tokens; None where they are no plain grid.
         grids: Rows and columns of each frame or view; those of `grid` by default.
-        cls: (1, width), the tower's CLS state.
         merged: Whether an earlier stage has merged some of them already.
-        rest: See `View`.
+        rest: See `View`; by kind for example `attention`, (tokens,) float32, `keys`, (tokens, head size) float32, and
+            `cls`, (1, width), the tower's CLS state.
     """
 
     def __init__(
         self,
         features: Tensor,
         *,
-        attention: Given | None = None,
-        keys: Given | None = None,
-        cls: Given | None = None,
         grid: Grid | None = None,
         grids: Sequence[Grid] = (),
         merged: bool = False,
@@ -274,7 +252,7 @@ class ImageView(View):
             self.grids = (grid,)
         count = len(features)
         rest.setdefault("arriving", Arriving(count, count, count, grids=self.grids))
-        super().__init__(count, attention=attention, keys=keys, cls=cls, features=features, **rest)
+        super().__init__(count, features=features, **rest)
         self.features = features
         self.merged = merged
 
@@ -290,11 +268,7 @@ class ReadView(View):
     """
 
     def __init__(
-        self,
-        attention: Tensor,
-        attention_before: Tensor | None = None,
-        read_before: Tensor | None = None,
-        **rest: Any,
+        self, attention: Tensor, attention_before: Tensor | None = None, read_before: Tensor | None = None, **rest: Any
     ) -> None:
         rest.setdefault("signals", {CachedAttention(): attention})
         super().__init__(len(attention), **rest)

@@ -5,7 +5,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,18 +13,8 @@ from torch import Tensor
 
 from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
-from foveate.core.signals import (
-    Attention,
-    Columns,
-    KeyNorms,
-    Keys,
-    OwnSignal,
-    Pivots,
-    Products,
-    Signal,
-    ValueLikeness,
-)
-from foveate.core.tensors import BLOCK_NUMBERS, take_along
+from foveate.core.signals import Attention, Columns, KeyNorms, Keys, OwnSignal, Pivots, Products, Signal, ValueLikeness
+from foveate.core.tensors import BLOCK_NUMBERS, alike, take_along
 from foveate.engine.buckets import Bucket
 from foveate.engine.samples import Unit
 from foveate.errors import UnsupportedError
@@ -128,12 +118,10 @@ class RowsReader(ABC):
         return {signal: torch.cat([value[signal] for value in values], dim=1) for signal in signals}
 
     def _of_unit(self, signals: Sequence[Attention], unit: Unit) -> dict[Attention, Tensor]:
-        reduction = Reduction(signals)
-        no_text = unit.text_after == (False,)
-        if not (signals[0].rows in OF_TEXT and no_text):
-            for block in self._blocks(signals[0], unit):
-                reduction.add(block)
-        values = reduction.values()
+        blocks: Iterable[Tensor] = ()
+        if signals[0].rows not in OF_TEXT or unit.text_after != (False,):
+            blocks = self._blocks(signals[0], unit)
+        values = put_together(signals, blocks)
         for signal, paid in values.items():  # (samples, heads, rows)
             if signal.heads == "busiest":
                 values[signal] = mean_of_busiest(paid, signal.busiest)
@@ -373,61 +361,52 @@ class RowsReader(ABC):
         return lambda some: sees(columns.gather(1, asking[:, some])) | inside
 
 
-class Reduction:
+def put_together(signals: Sequence[Attention], blocks: Iterable[Tensor]) -> dict[Attention, Tensor]:
     """Attention rows put together, block by block.
 
     Args:
         signals: What is wanted: they differ in nothing but how rows are put together.
+        blocks: (…, some rows, tokens) each: samples and heads may be in front.
+
+    Returns:
+        The signals, (…, tokens) each; none where there are no rows.
     """
-
-    def __init__(self, signals: Sequence[Attention]) -> None:
-        self._signals = signals
-        self._over = {signal.over for signal in signals}
-        self._renormalises = signals[0].renormalise
-        # Where samples differ in how much text is behind, rows of zeros fill up: they ask for nothing.
-        self._filled = signals[0].rows in OF_TEXT and (self._renormalises or "mean" in self._over)
-        self._of_rows: dict[str, Tensor] = {}  # the "sum" and "max" of those that were added
-        self._asking: int | Tensor = 0
-
-    def add(self, block: Tensor) -> None:
-        """Add attention rows, (…, some rows, tokens): samples and heads may be in front."""
-        sums = None
-        if self._filled or self._renormalises:
+    over, renormalises = {signal.over for signal in signals}, signals[0].renormalise
+    # Where samples differ in how much text is behind, rows of zeros fill up: they ask for nothing.
+    filled = signals[0].rows in OF_TEXT and (renormalises or "mean" in over)
+    of_rows: dict[str, Tensor] = {}  # their "sum" and "max"
+    asking: int | Tensor = 0
+    for block in blocks:
+        sums = block
+        if filled or renormalises:
             sums = block.sum(dim=-1, keepdim=True)
-        if "mean" in self._over:
-            real = (sums > 0).sum(dim=(-2, -1)) if self._filled and sums is not None else block.shape[-2]
-            self._asking = self._asking + real
-        if self._renormalises:
-            assert sums is not None
-            block = block / (sums.clamp(min=torch.finfo(torch.float32).tiny) if self._filled else sums)
-        if self._over - {"max"}:
+        if "mean" in over:
+            asking = asking + ((sums > 0).sum(dim=(-2, -1)) if filled else block.shape[-2])
+        if renormalises:
+            block = block / (sums.clamp(min=torch.finfo(torch.float32).tiny) if filled else sums)
+        if over - {"max"}:
             total = block.sum(dim=-2)
-            self._of_rows["sum"] = self._of_rows["sum"] + total if "sum" in self._of_rows else total
-        if "max" in self._over:
+            of_rows["sum"] = of_rows["sum"] + total if "sum" in of_rows else total
+        if "max" in over:
             highest = block.amax(dim=-2)
-            self._of_rows["max"] = torch.maximum(self._of_rows["max"], highest) if "max" in self._of_rows else highest
-
-    def values(self) -> dict[Attention, Tensor]:
-        """The signals, (…, tokens) each; none where no row was added."""
-        values: dict[Attention, Tensor] = {}
-        for signal in self._signals if self._of_rows else ():
-            value = self._of_rows["max" if signal.over == "max" else "sum"]
-            if signal.over == "mean" and isinstance(self._asking, Tensor):
-                value = value / self._asking.clamp(min=1)[..., None]
-            elif signal.over == "mean":
-                value = value / self._asking
-            elif signal.over == "share":
-                value = value / value.sum(dim=-1, keepdim=True)
-            values[signal] = value
-        return values
+            of_rows["max"] = torch.maximum(of_rows["max"], highest) if "max" in of_rows else highest
+    values = {}
+    for signal in signals if of_rows else ():
+        value = of_rows["max" if signal.over == "max" else "sum"]
+        if signal.over == "mean" and isinstance(asking, Tensor):
+            value = value / asking.clamp(min=1)[..., None]
+        elif signal.over == "mean":
+            value = value / asking
+        elif signal.over == "share":
+            value = value / value.sum(dim=-1, keepdim=True)
+        values[signal] = value
+    return values
 
 
 def streams(signals: Sequence[Attention]) -> list[list[Attention]]:
     """Signals that are made of the same rows of attention, together."""
-    alike: dict[Attention, list[Attention]] = {}
-    for signal in signals:
-        alike.setdefault(replace(signal, over="sum"), []).append(signal)
-    return list(alike.values())
+    kinds = alike(replace(signal, over="sum") for signal in signals)
+    return [[signals[place] for place in places] for places in kinds]
 
 
 def last_marked(marks: Tensor, most: int) -> tuple[Tensor, Tensor]:

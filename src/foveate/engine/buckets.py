@@ -125,8 +125,8 @@ class Bucket:
     def columns(self) -> Tensor:
         """Where the rows that are left are stored, (samples, left) int64: columns of the call. Worked out once."""
         if self._columns is None or self._columns[0] is not self.slots:
-            whole = self.slots.shape == self.vision.shape  # ascending, so these are all
-            self._columns = self.slots, self.vision if whole else self.vision.gather(1, self.slots)
+            is_whole = self.slots.shape == self.vision.shape  # ascending, so these are all
+            self._columns = self.slots, self.vision if is_whole else self.vision.gather(1, self.slots)
         return self._columns[1]
 
     @property

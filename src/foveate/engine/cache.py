@@ -14,6 +14,7 @@ from foveate._transformers import (
     DynamicSlidingWindowLayer,
     IndexedLayer,
     LinearAttentionLayer,
+    unknown,
 )
 from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine import guards
@@ -194,8 +195,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
         plain, self._announced = self._announced is None, None
         self._inside = not plain
-        if key_states.shape[-2] != (span if columns is None else columns.shape[1]):
-            guards.refuse_other_rows(key_states.shape[-2], span if columns is None else columns.shape[1])
+        came, rows = key_states.shape[-2], span if columns is None else columns.shape[1]
+        if came != rows:
+            raise unknown(f"stores {came} rows in a layer of the cache where its decoder layer ran on {rows}")
         if columns is not None:
             if self.seen:
                 samples, device = len(columns), columns.device

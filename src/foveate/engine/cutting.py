@@ -30,7 +30,7 @@ from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine.attending import RATERS, streams
 from foveate.engine.buckets import WORDS, Bucket, Sizes
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, ran_note, rotary_note
+from foveate.engine.program import CELLS, Program, hidden_note, notes_of, ran_note, rotary_note
 from foveate.engine.reading import raters_of
 from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.errors import UnsupportedError
@@ -120,7 +120,7 @@ class SampleRows:
                 return tensor
             return tensor[rows]
 
-        notes = NotesOf(self.notes, stage, rows)
+        notes = notes_of(self.notes, stage, rows)
         tokens = partial(part, self.source)
         if stage.place is not Place.LAYER:
             return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
@@ -272,8 +272,8 @@ def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows,
     """One decision about a sample from the cuts of its units; None where nothing is dropped."""
     if len(cuts) == 1 and cuts[0] is not None:
         cut = cuts[0].with_owner(stage.owner)
-        known = rows.sizes is not None and len(rows.sizes) == 1
-        return Decision(cut, (cut._count,) if known and isinstance(cut._count, int) else None)
+        of_one_image = rows.sizes is not None and len(rows.sizes) == 1
+        return Decision(cut, (cut._count,) if of_one_image and isinstance(cut._count, int) else None)
     if all([cut is None for cut in cuts]):
         return None
     unit_cuts = []
@@ -494,21 +494,15 @@ def decide_bucket(
         for name in program.done_with(layer):
             rows.notes.pop(name, None)
         left.append(bucket.sizes if decision is None else decision.sizes)
-        whole = Cut.stay(len(rows), rows.notes)
+        arrived = Cut.stay(len(rows), rows.notes)
         if decision is None:
-            return whole
+            return arrived
         cut = decision.cut.to(columns.device)
         if cut.stays is None and cut.rows is None and cut.count == bucket.left:  # all tokens stay
             cut = Cut.stay(len(rows), cut.notes)
-        return whole.then(cut)
+        return arrived.then(cut)
 
-    tensors = {
-        "index": bucket.index,
-        "columns": bucket.columns,
-        "source": bucket.source,
-        "notes": bucket.notes,
-        "text": bucket.text,
-    }
+    tensors = {name: getattr(bucket, name) for name in ("index", "columns", "source", "notes", "text")}
     cuts = together(of_sample, tensors)
     return [cut for cut in cuts if cut is not None], left[0]
 

@@ -21,7 +21,7 @@ from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, Tow
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
 from foveate.engine.media import lengths_in
-from foveate.engine.program import NotesOf, Program
+from foveate.engine.program import Program, notes_of
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.thinning import running_thin
@@ -161,7 +161,7 @@ def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pi
         merged=image.patches.rows is not None or image.done.rows is not None,
         tokens=tokens,
         arriving=Arriving(len(rows), image.entered, len(rows), view.reserved, grids, video=video),
-        notes=NotesOf(tensors["notes"], stage),
+        notes=notes_of(tensors["notes"], stage),
         signals=signals,
     )
 

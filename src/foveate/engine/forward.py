@@ -391,6 +391,7 @@ class Forward:
         text: (samples, columns) bool, columns of text.
         first: (samples,) int64, each sample's first column that is no padding.
         entering_rows: (samples,) int64, rows of each sample before anything is dropped.
+        starts: (samples,) int64, how many vision tokens the samples before each have.
         entered: (samples, columns) bool, columns of these rows; on the host.
     """
 
@@ -426,22 +427,12 @@ class Forward:
     first: Tensor = NOTHING
     entering_rows: Tensor = NOTHING
     entered: Tensor = NOTHING
-    _starts: Tensor = NOTHING  # (samples,) int64, how many vision tokens the samples before each have
-
-    @property
-    def sent(self) -> tuple[Tensor | None, ...]:
-        """What the layers read that was sent to the device on the way to the first: the same for one layout."""
-        return self.text, self.first, self.entering_rows, self._starts, self.image_ends
+    starts: Tensor = NOTHING
 
     @property
     def is_whole(self) -> bool:
         """Whether no column is padding."""
         return all([sample.live == self.span for sample in self.samples])
-
-    @property
-    def may_be_padded(self) -> bool:
-        """Whether text behind all that is there changes nothing of it: no sample is padded, or ends in a picture."""
-        return self.is_whole and not self.ends_in_vision and len(self.samples) > 0
 
     @property
     def layout(self) -> Hashable:
@@ -452,11 +443,6 @@ class Forward:
         buckets = tuple([(one.members, one.sizes, tuple(one.notes), tuple(one.text)) for one in self.outcome.buckets])
         samples = tuple([sample.layout for sample in self.samples])
         return self.span, flags, plans, samples, buckets, len(self.outcome.record.stages)
-
-    def vision_columns(self, device: torch.device) -> Tensor:
-        """Where the vision tokens of all samples are, one sample behind the other: (tokens,) int64."""
-        places = [sample.vision + index * self.span for index, sample in enumerate(self.samples)]
-        return send(torch.cat(places), device)
 
     def twin(self, change: Change, kwargs: dict[str, Any]) -> "Forward":
         """This forward as it has begun, with other tensors: what the decoder is handed, by name, and what is left."""
@@ -496,7 +482,7 @@ class Forward:
         vision = np.array([len(sample.vision) for sample in samples])
         # argmax finds the first of equal values: padding, padding, text, image gives column 2.
         numbers = np.stack((entered.argmax(axis=1), entered.sum(axis=1), vision.cumsum() - vision))
-        self.first, self.entering_rows, self._starts = send(torch.from_numpy(numbers), embeds.device)
+        self.first, self.entering_rows, self.starts = send(torch.from_numpy(numbers), embeds.device)
         self.text = send(torch.from_numpy(text), embeds.device)
         self.entered = torch.from_numpy(entered)
 
@@ -568,7 +554,7 @@ class Forward:
                 "merges none."
             )
         # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
-        starts = self._starts.to(bucket.index.device)[bucket.owners]  # (samples, 1)
+        starts = self.starts.to(bucket.index.device)[bucket.owners]  # (samples, 1)
         for depth in range(layer, len(self.additions)):
             added = self.additions[depth]
             first = starts.to(added.device)

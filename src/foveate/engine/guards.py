@@ -126,25 +126,12 @@ def refuse_foreign_features(method: Method) -> NoReturn:
 # -- begin ----------------------------------------------------------------------------------------------------
 
 
-def refuse_unplaced_pictures() -> NoReturn:
-    """Pictures without places in the prompt cannot be found among the decoder's rows."""
-    raise UnsupportedError(
-        "The model encoded pictures but did not report their positions in the prompt, so foveate cannot drop tokens. "
-        "Write a family for this model: docs/guides/new-family.md."
-    )
-
-
 def refuse_lost_hooks(lost: str) -> NoReturn:
     """Without one of its hooks the context knows half of what the model does."""
     raise SessionError(
         f"{lost} is not foveate's any more: something inside the context has replaced or removed it, or the model "
         "calls its parts in another way. Exit the context before you change the model, and open a new one afterwards."
     )
-
-
-def refuse_unseen_pictures(name: str) -> NoReturn:
-    """Pictures that were encoded by another function than is known."""
-    raise unknown(f"encodes {name} in another way than by get_image_features or get_video_features of the model's core")
 
 
 def refuse_call(
@@ -253,14 +240,6 @@ def _steps_back(ids: Any) -> bool:
     return bool((ids.diff(dim=-1) <= 0).any())
 
 
-def refuse_split_image() -> NoReturn:
-    """An image cut in two by chunked prefill would be ranked in two halves."""
-    raise UnsupportedError(
-        "Chunked prefill has split an image, so its tokens cannot be ranked together. "
-        "Leave prefill_chunk_size unset, or choose a size that splits no image."
-    )
-
-
 def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: dict[str, Any]) -> NoReturn:
     """A layer that is called out of turn, or in another way than is known."""
     if index != expected:
@@ -300,14 +279,6 @@ def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) 
             f"Layer {layer} has no attention to rank by: it carries a state from token to token. "
             f"Read attention at layers {', '.join(readable)}, or use a method that reads none (V2Drop)."
         )
-
-
-# -- finish ---------------------------------------------------------------------------------------------------
-
-
-def refuse_other_rows(got: int, wanted: int) -> NoReturn:
-    """What a layer stores must be the rows that it ran on."""
-    raise unknown(f"stores {got} rows in a layer of the cache where its decoder layer ran on {wanted}")
 
 
 # -- decode ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,6 @@ def enter(stages: Program, views: Sequence[TowerView], project: Project, video: 
     Raises:
         UnsupportedError: If a stage reads a signal that only a running decoder has.
     """
-    refuse_decoder_signals(stages)
     reducer = TowerReducer(stages, video=video)
     if stages.encodes == "tower":
         cuts = reducer.reduce(views)
@@ -103,8 +102,13 @@ def before_decoder(
         return decision.cut
 
     later: Sequence[Cut | None] = [None] * len(rows)
+    signals = [signal for stage in stages.entering for signal in stage.reads if not isinstance(signal, Hidden)]
+    if signals:  # a host's own decoder shows nothing before its first layer but what enters it
+        raise UnsupportedError(
+            f"{stages.method.name} reads {signals[0]!r} before decoder layer 0, which only foveate's own engine "
+            "computes. Use it on transformers."
+        )
     if stages.entering:
-        refuse_decoder_signals(stages)
         images, kinds = [], []
         for own, source, cut in zip(rows, sources, arrived, strict=True):
             images.append({"rows": own, "source": source, "notes": dict(cut.notes)})
@@ -117,14 +121,3 @@ def before_decoder(
             stands_for = look_up(last.source, source)
         entered.append(Entered(rows_left(own, last), stands_for))
     return entered
-
-
-def refuse_decoder_signals(stages: Program) -> None:
-    """A host's own decoder shows nothing before its first layer but what enters it."""
-    for stage in stages.entering:
-        for signal in stage.reads:
-            if not isinstance(signal, Hidden):
-                raise UnsupportedError(
-                    f"{stages.method.name} reads {signal!r} before decoder layer 0, which only foveate's own engine "
-                    "computes. Use it on transformers."
-                )

@@ -61,17 +61,21 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             layer.settle()
         steps = steps and layer.window is None
     live: Tensor | None = None
-    for given in (kwargs, arrival.arguments):  # a core may make the decoder's masks itself
-        mask = given.get("attention_mask")
+    for arguments in (kwargs, arrival.arguments):  # a core may make the decoder's masks itself
+        mask = arguments.get("attention_mask")
         if live is None and isinstance(mask, Tensor) and mask.dim() == 2:
             live = mask
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         encodes = hasattr(family.core, f"get_{modality}_features") or not family.gathers
         if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
-            guards.refuse_unseen_pictures(name)
+            core = "get_image_features or get_video_features of the model's core"
+            raise unknown(f"encodes {name} in another way than by {core}")
     masks = [(mask, _media_in(forward, arrival, modality, mask)) for modality, mask in arrival.placeholders]
     if arrival.encoded and arrival.arguments and not masks:
-        guards.refuse_unplaced_pictures()
+        raise UnsupportedError(
+            "The model encoded pictures but did not report their positions in the prompt, so foveate cannot drop "
+            "tokens. Write a family for this model: docs/guides/new-family.md."
+        )
     if embeds is None or not masks:
         # A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none.
         if prompt is not None and prompt.shape[1] > 1 and (cache is None or length_of(cache) == 0):
@@ -98,10 +102,12 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     if drops or reads:
         columns = span + max(0, 0 if cache is None else length_of(cache))
         guards.refuse_call(kwargs, live, family, columns, CACHE_LAYERS)
-    if drops and arrival.splits:
-        guards.refuse_split_image()
-    if arrival.behind_image and (drops or arrival.behind_cut) and any([sample.starts for sample in samples]):
-        guards.refuse_split_image()
+    goes_on = arrival.behind_image and (drops or arrival.behind_cut) and any([sample.starts for sample in samples])
+    if goes_on or (drops and arrival.splits):
+        raise UnsupportedError(
+            "Chunked prefill has split an image, so its tokens cannot be ranked together. "
+            "Leave prefill_chunk_size unset, or choose a size that splits no image."
+        )
     forward.outcome.record = _record(family, samples, live, span, cache)
     if program.thin is not None and any([image.ran for sample in samples for image in sample.media]):
         forward.outcome.record.stages.append(_tower_rows(samples))
@@ -161,18 +167,18 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
     if program.encodes in (None, "thin"):
         return hidden
     before = forward.vision_left()
-    changed = any(image.changed for sample in forward.samples for image in sample.media)
+    is_changed = any(image.changed for sample in forward.samples for image in sample.media)
     for bucket in forward.outcome.buckets:
         cuts = []
         for place, sample in enumerate(bucket.samples):
             entered = Cut.stay(bucket.entered, {name: note[place] for name, note in bucket.notes.items()})
-            cuts.append(entered.then(_tower_cut(sample, changed, hidden.device)))
+            cuts.append(entered.then(_tower_cut(sample, is_changed, hidden.device)))
         rows, _ = bucket.take(cuts, tuple(image.started for image in bucket.first.media)) or (None, None)
         if bucket.runs is not None and rows is not None:  # text between an image's tokens: rows move on into their runs
             came_from = bucket.vision.gather(1, rows)
             hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
             forward.move_additions(bucket, 0, rows)
-    if not changed:
+    if not is_changed:
         return hidden
     names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
     forward.record_cut(names.get(program.encodes, "tower"), None, before)

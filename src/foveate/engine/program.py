@@ -1,6 +1,7 @@
 """Attach: a method's stages, each at its place along the way. Made once, when a context opens."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +54,8 @@ class Program:
             cuts in the "tower" or behind the "projector", or with all tokens of fewer rows ("thin"); None: as the model
             does. Any of the first four may be of fewer rows too.
         renumbers: Whether rows are numbered anew anywhere.
+        plan: Tells from the sizes of a sample's images how many vision tokens each layer processes, as far as that is
+            known beforehand (`follow.layer_plan`); worked out once.
         cautious: Whether the method has something to say of budgets that are too small for it.
         busy: Decoder layers before which a stage stands, or of which one reads while they run or later.
     """
@@ -68,7 +71,6 @@ class Program:
         self.method = method
         self.resources = resources or {}
         self.stages = tuple(stages)
-        self._depth = depth
         self._renumbers = renumbers
         layers = follow.layer_stages(stages)
         self.pixels = follow.at(stages, Place.PIXELS)
@@ -113,7 +115,7 @@ class Program:
         self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
         self.encodes = self._encodes()
         self.renumbers = self._renumbering(self.stages)
-        self._plans: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+        self.plan = lru_cache(MOST_PLANS)(partial(follow.layer_plan, self.stages, depth))
 
     @classmethod
     def on(cls, method: Method, family: Family, resources: Mapping[str, Any] | None = None) -> "Program":
@@ -172,15 +174,6 @@ class Program:
         if plan is None:
             return None
         return plan[0]
-
-    def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
-        """Vision tokens that each layer processes, as far as that is known beforehand; worked out once."""
-        of_sizes = tuple(sizes)
-        if of_sizes not in self._plans:
-            if len(self._plans) >= MOST_PLANS:
-                self._plans.clear()
-            self._plans[of_sizes] = follow.layer_plan(self.stages, self._depth, of_sizes)
-        return self._plans[of_sizes]
 
     # -- each layer --------------------------------------------------------------------------------------------
 
@@ -263,7 +256,7 @@ def rotary_note(layer: int) -> str:
     return f"rotary {layer}"
 
 
-class NotesOf(Mapping[str, Tensor]):
+def notes_of(notes: Mapping[str, Tensor], stage: Stage, rows: slice | None = None) -> dict[str, Tensor]:
     """The notes of a stage's own member, by the names that it gave them.
 
     Args:
@@ -271,20 +264,8 @@ class NotesOf(Mapping[str, Tensor]):
         stage: Whose notes are shown.
         rows: Which of the rows they are shown of; None: all.
     """
-
-    def __init__(self, notes: Mapping[str, Tensor], stage: Stage, rows: slice | None = None) -> None:
-        self._notes = notes
-        self._mark = f"{stage.owner} "
-        self._rows = rows
-
-    def __getitem__(self, name: str) -> Tensor:
-        note = self._notes[self._mark + name]
-        if self._rows is None:
-            return note
-        return note[self._rows]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self._mark) for name in self._notes if name.startswith(self._mark))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    mark = f"{stage.owner} "
+    own = {name.removeprefix(mark): note for name, note in notes.items() if name.startswith(mark)}
+    if rows is None:
+        return own
+    return {name: note[rows] for name, note in own.items()}

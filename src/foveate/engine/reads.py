@@ -77,8 +77,8 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
         prompt: Ids or embeddings, (samples, columns, …).
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are.
     """
-    known = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
-    earlier = next((kinds for kinds in known if kinds is not None), None)
+    by_layer = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
+    earlier = next((kinds for kinds in by_layer if kinds is not None), None)
     if earlier is None and not forward.samples:
         return
     samples, span = prompt.shape[:2]
@@ -159,25 +159,25 @@ def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> 
     """
     reads, vision = slots.kinds == TEXT, slots.kinds == VISION
     counts = [0] * len(reads)
-    kinds = [(found, place if stage.host else 0) for place, (found, _) in enumerate(slots.counts)]
+    kinds = [(number, place if stage.host else 0) for place, (number, _) in enumerate(slots.counts)]
     for places in alike(kinds):
-        found, _ = kinds[places[0]]
-        if not found:
+        number, _ = kinds[places[0]]
+        if not number:
             continue
         at = send(torch.tensor(places), reads.device)
-        where, _ = last_marked(vision[at].long(), found)
+        where, _ = last_marked(vision[at].long(), number)
 
-        def look(sample: Tensors, _: Any, found: int = found) -> Cut | None:
-            return stage.cut(ReadView(**sample, arriving=Arriving.all_of(found)))
+        def look(sample: Tensors, _: Any, number: int = number) -> Cut | None:
+            return stage.cut(ReadView(**sample, arriving=Arriving.all_of(number)))
 
         cuts = together(look, {name: signal[at].gather(1, where) for name, signal in signals.items()})
         left = [cut for cut in cuts if cut is not None]
         if left:
-            found = int(left[0].count)
-            where = where.gather(1, stacked([cut.source[:found] for cut in left]).to(where.device))
+            number = int(left[0].count)
+            where = where.gather(1, stacked([cut.source[:number] for cut in left]).to(where.device))
         reads = reads.index_put((at[:, None], where), reads.new_ones(()))
         for place in places:
-            counts[place] = found
+            counts[place] = number
     return reads, counts
 
 
@@ -286,7 +286,7 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
     reading = {stage.layer + place: one for place, one in enumerate(later) if getattr(one, "kinds", None) is not None}
     if forward.noted is not None:
         forward.noted.reads = dict.fromkeys(reading, tuple(counts))
-        forward.noted.note_step((reads == before).all(dim=1), [found > 0 for found, _ in slots.counts])
+        forward.noted.note_step((reads == before).all(dim=1), [number > 0 for number, _ in slots.counts])
     # To ask a CPU whether anything has changed costs nothing; any other device would be waited for.
     if (stage.host or reads.device.type == "cpu") and torch.equal(reads, before):
         return

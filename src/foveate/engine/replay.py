@@ -24,20 +24,13 @@ from transformers import DynamicCache
 
 from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
 from foveate.core import graphs
-from foveate.core.graphs import Tape, copies_of, kind_of_value, remember
+from foveate.core.graphs import GraphTape, copies_of, kind_of_value, remember
+from foveate.core.tensors import send
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
 from foveate.engine.forward import Forward
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.regions import (
-    DecoderCall,
-    Key,
-    SameRows,
-    StepCall,
-    TowerCall,
-    is_near,
-    swap,
-)
+from foveate.engine.regions import DecoderCall, Key, SameRows, StepCall, TowerCall, is_near, swap
 from foveate.engine.rooms import Rooms
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
@@ -82,7 +75,7 @@ class Recording:
         held: See `regions.Region`.
     """
 
-    tape: Tape
+    tape: GraphTape
     given: tuple[Tensor, ...]
     tensors: list[Tensor]
     made: Any
@@ -101,7 +94,7 @@ class Tapes:
         self._pools: dict[Any, Any] = {}
         self._rooms: dict[Any, Rooms] = {}
 
-    def tape(self, device: torch.device) -> Tape:
+    def tape(self, device: torch.device) -> GraphTape:
         """A new tape; graphs of one stream share their memory, since no two of them run at once."""
         pool, stream = None, _stream(device)
         if stream is not None:
@@ -254,7 +247,9 @@ class Replayer:
         if isinstance(mask, Tensor) and mask.dim() == 2 and forward.is_whole:
             handed["attention_mask"] = None  # the host would have to look at a mask to see that it hides nothing
         pads, shown = 0, forward
-        if self._pads_texts and cached == {DynamicLayer} and forward.may_be_padded:
+        # Text behind all that is there changes nothing of it, if no sample is padded, or ends in a picture.
+        at_end = forward.is_whole and not forward.ends_in_vision
+        if self._pads_texts and cached == {DynamicLayer} and at_end:
             shown_tensors = {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)}
             pads = -forward.span % COLUMNS if shown_tensors <= MAY_BE_PADDED else 0
         if pads:
@@ -268,8 +263,11 @@ class Replayer:
             return key
         columns = None
         if forward.additions is not None or self._family.later_additions(kwargs) is not None:
-            columns = shown.vision_columns(self._device)
-        held = shown.sent, forward.live, columns
+            places = [sample.vision + index * shown.span for index, sample in enumerate(shown.samples)]
+            columns = send(torch.cat(places), self._device)
+        # What layers read that was sent to the device on the way to the first, and is the same for one layout.
+        sent = shown.text, shown.first, shown.entering_rows, shown.starts, shown.image_ends
+        held = sent, forward.live, columns
         return DecoderCall(
             key, tensors, original, leaves, spec, held, not pads, forward, self._runner, kwargs, cache, columns, shown,
             pads,
@@ -412,7 +410,7 @@ class Replayer:
             except Exception as error:
                 self._give_up(key, counts, f"a replay failed ({_line(error)})")
                 return region.plain()
-            counts.note_replayed()
+            counts.replayed, counts.latest = counts.replayed + 1, "replayed"
             return region.answer(made)
 
     def _replay(self, region: Call, recording: Recording) -> Any:
@@ -428,11 +426,11 @@ class Replayer:
 
     def _record(self, region: Call, counts: GraphCounts, modules: Modules) -> Any:
         """Run plainly, and record: the tape is kept if it leaves the same bits."""
-        given = copies_of(region.tensors)
+        copies = copies_of(region.tensors)
         made: list[Any] = []
         tape, why = self._tapes.tape(self._device), None
         try:
-            run = region.twin(given)  # before a cache has the plain run's rows
+            run = region.twin(copies)  # before a cache has the plain run's rows
         except Exception as error:
             self._give_up(region.key, counts, f"it cannot be recorded ({_line(error)})")
             return region.plain()
@@ -456,9 +454,9 @@ class Replayer:
         if why is not None:
             self._give_up(region.key, counts, why)
             return output
-        recording = Recording(tape, given, tensors, made[0], modules, region.held)
+        recording = Recording(tape, copies, tensors, made[0], modules, region.held)
         remember(self._tapes.recordings[region.key[0]], region.key, recording, MOST_TAPES)
-        counts.note_recorded()
+        counts.recorded, counts.latest = counts.recorded + 1, "recorded"
         return output
 
     def _give_up(self, key: Key, counts: GraphCounts, why: str) -> None:

@@ -203,9 +203,9 @@ class LayerRunner:
         if index in self._indexed:
             self._pick_all(forward, call, span if rows is None else rows.columns.shape[1])
         if begins:
-            given = {name: call.kwargs[name] for name in REPLACED if name in call.kwargs}
+            arguments = {name: call.kwargs[name] for name in REPLACED if name in call.kwargs}
             kind, device = type(call.module), call.hidden.device
-            forward.segment = Segment(rows, mask, tables, given, stored, announced, kind, device)
+            forward.segment = Segment(rows, mask, tables, arguments, stored, announced, kind, device)
 
     def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
         """Let rows of a layer that picks keys by an index pick all that there are, so many rows among them."""
@@ -363,9 +363,9 @@ class LayerRunner:
             kwargs: The arguments of the decoder's forward.
         """
         text, layers = self._family.text, self._layers
-        known = self._family.is_usual and type(text).__module__.startswith("transformers.")
+        is_known = self._family.is_usual and type(text).__module__.startswith("transformers.")
         asked = kwargs.get("output_hidden_states") or getattr(text.config, "output_hidden_states", False)
-        if not (self._plain and known) or asked or forward.additions is not None or torch.is_grad_enabled():
+        if not (self._plain and is_known) or asked or forward.additions is not None or torch.is_grad_enabled():
             return False
         if torch.nn.modules.module._has_any_global_hook() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call]
             return False

@@ -503,9 +503,9 @@ class Session:
             streams = Streams.of(hidden, (arrival.ids.shape[0], arrival.ids.shape[1]))
             hidden = streams.fold(hidden)
         arguments = {**kwargs, **arrival.arguments, "inputs_embeds": hidden}
-        changed = self.before_decoder(self._family.text, (), arguments)
-        if changed is not None:
-            hidden = changed[1]["inputs_embeds"]
+        answer = self.before_decoder(self._family.text, (), arguments)
+        if answer is not None:
+            hidden = answer[1]["inputs_embeds"]
         if streams is None:
             return hidden
         return streams.unfold(hidden)

@@ -35,7 +35,12 @@ class TowerMemo:
     def around(self, model: Any, method: Method | None) -> Iterator[None]:
         """While the context lasts, the tower answers from here; not where the method works in it, or reads it."""
         with Patcher() as patches:
-            if (tower := _tower_apart(model, method)) is not None:
+            family, program = family_for(model), None
+            if method is not None:
+                program = Program.on(method, family)
+            works_in_it = program and (program.thin is not None or program.encodes not in (None, "projector"))
+            tower = getattr(family.core, "vision_tower", None)
+            if tower is not None and not works_in_it:
                 patches.wrap(tower, "forward", self)
             yield
 
@@ -44,46 +49,41 @@ class TowerMemo:
         alike = None
         if pixel_values.ndim == 4 and not any(isinstance(value, Tensor) for value in (*sizes, *options.values())):
             pixel_values, alike = torch.unique(pixel_values, dim=0, return_inverse=True)
-        shown = None
-        if alike is not None:
-            shown = self._gather(pixel_values, *sizes, **options)
+        leaves, _ = tree_flatten(((pixel_values, *sizes), sorted(options.items())))
+        if alike is None:
+            same = (shown for call, shown in self.calls if len(call) == len(leaves) and all(map(_equal, call, leaves)))
+            shown = next(same, None)
+        else:
+            shown = self._gather(*leaves)
         if shown is None:
-            shown = self._look_once(look, pixel_values, *sizes, **options)
+            shown = look(pixel_values, *sizes, **options)
+            self.calls.append((leaves, shown))
         if alike is None:
             return shown
         made = {name: tree_map_only(Tensor, lambda rows: rows[alike], value) for name, value in shown.items()}
         return type(shown)(**made)
 
-    def _gather(self, pixels: Tensor, *sizes: Any, **options: Any) -> Any:
+    def _gather(self, pixels: Tensor, *rest: Any) -> Any:
         """What came out for these pictures, each from whichever call had it; None where one of them is new."""
-        rest, _ = tree_flatten((sizes, sorted(options.items())))
-        found: dict[int, tuple[Any, int]] = {}  # of each row: what its call gave, and its place in that
-        for known, shown in self.calls:
-            rows, others = known[0], known[1:]
+        origins: dict[int, tuple[Any, int]] = {}  # of each row: what its call gave, and its place in that
+        for call, shown in self.calls:
+            rows, others = call[0], call[1:]
             if rows.shape[1:] != pixels.shape[1:] or rows.dtype != pixels.dtype or not all(map(_equal, others, rest)):
                 continue
             near = (_marks(pixels)[:, None] == _marks(rows)[None]).all(dim=-1)  # (pictures, rows) bool
             for place, row in near.nonzero().tolist():
                 if torch.equal(pixels[place], rows[row]):
-                    found[place] = shown, row
-        if len(found) < len(pixels):
+                    origins[place] = shown, row
+        if len(origins) < len(pixels):
             return None
-        first, _ = found[0]
-        cells = [(tree_flatten(dict(found[place][0].items()))[0], found[place][1]) for place in range(len(pixels))]
+        first, _ = origins[0]
+        cells = [(tree_flatten(dict(origins[place][0].items()))[0], origins[place][1]) for place in range(len(pixels))]
         leaves, form = tree_flatten(dict(first.items()))
         stacked = [
             torch.stack([values[at][row] for values, row in cells]) if isinstance(leaf, Tensor) else leaf
             for at, leaf in enumerate(leaves)
         ]
         return type(first)(**tree_unflatten(stacked, form))
-
-    def _look_once(self, look: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        leaves, _ = tree_flatten((given, sorted(options.items())))
-        for known, shown in self.calls:
-            if len(known) == len(leaves) and all(map(_equal, known, leaves)):
-                return shown
-        self.calls.append((leaves, look(*given, **options)))
-        return self.calls[-1][1]
 
 
 def _marks(rows: Tensor) -> Tensor:
@@ -96,13 +96,3 @@ def _equal(known: Any, given: Any) -> bool:
     if isinstance(known, Tensor) and isinstance(given, Tensor):
         return known.shape == given.shape and known.dtype == given.dtype and torch.equal(known, given)
     return type(known) is type(given) and bool(known == given)
-
-
-def _tower_apart(model: Any, method: Method | None) -> Any:
-    """The vision tower, where a method neither works in it nor reads it; else None."""
-    family = family_for(model)
-    if method is not None:
-        program = Program.on(method, family)
-        if program.thin is not None or program.encodes not in (None, "projector"):
-            return None
-    return getattr(family.core, "vision_tower", None)

@@ -408,14 +408,6 @@ class GraphCounts:
     plain: dict[str, int] = field(default_factory=dict)
     latest: str = ""
 
-    def note_recorded(self) -> None:
-        """Note that a call ran plainly and was recorded."""
-        self.recorded, self.latest = self.recorded + 1, "recorded"
-
-    def note_replayed(self) -> None:
-        """Note that a call was replayed."""
-        self.replayed, self.latest = self.replayed + 1, "replayed"
-
     def note_plain(self, why: str) -> None:
         """Note that a call runs plainly."""
         self.plain[why], self.latest = self.plain.get(why, 0) + 1, why

@@ -30,7 +30,7 @@ from foveate.core.views import Arriving
 from foveate.families.base import Family
 
 SERVED: tuple[type[Signal], ...] = tuple(
-    kind for kind in map(vars(signals).__getitem__, signals.__all__) if "kind" in vars(kind)
+    kind for kind in vars(signals).values() if isinstance(kind, type) and "kind" in vars(kind)
 )
 """Signals that this engine reads."""
 READERS = {

@@ -96,7 +96,7 @@ def made_view(
     if any(isinstance(signal, Hidden) for signal in stage.reads):
         hidden = own
     made.pop(Hidden(), None)
-    return LayerView(hidden, before[0] if before else None, count=count, arriving=arriving, **shown)
+    return LayerView(hidden, hidden_before=before[0] if before else None, count=count, arriving=arriving, **shown)
 
 
 def made_tensors(
