@@ -6,11 +6,13 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_module
+from transformers import AutoModelForImageTextToText
 
 import foveate as fv
 from foveate.contract import PixelStage
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill, same_prefill
 from tests.arrive.several_devices import METHODS
+from tests.cli.conftest import save_tiny_llava
 from tests.forked import said_by
 from tests.invariants.settings import STAGES
 from tests.invariants.test_restore import state
@@ -146,3 +148,15 @@ def test_a_wrapper_put_around_a_layer_inside_the_context_stays():
     assert layer.forward is theirs
     assert len(calls) == 5
     assert len(trace.history) == dropped
+
+
+def test_a_checkpoint_loaded_with_a_device_map(tmp_path):
+    folder = save_tiny_llava(tmp_path / "model", layers=DEPTH)
+    whole = AutoModelForImageTextToText.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, device_map=half_on_disk(whole), offload_folder=tmp_path / "offload"
+    )
+    assert model.hf_device_map["model.language_model.layers.1"] == "disk"
+    ids = torch.tensor([[1, 5, *[3] * 36, 6, 7]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 84, 84)}
+    same_prefill(model, whole, inputs, METHOD)

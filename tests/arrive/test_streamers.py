@@ -71,3 +71,31 @@ def test_a_forward_beside_a_running_generate_is_refused():
 def test_copies_of_a_model_in_several_threads_are_refused():
     with pytest.raises(fv.UnsupportedError, match="DataParallel runs copies"):
         fv.apply(torch.nn.DataParallel(tiny("llava")), METHOD)
+
+
+def test_a_context_that_ends_under_a_running_thread_says_so():
+    """Its next step would read a pruned cache with masks for the whole prompt."""
+    model, inputs, failed = tiny("llava"), batch("llava", ["tit"]), []
+    left, drawn = threading.Event(), threading.Event()
+
+    class Waiting(Collecting):
+        def put(self, value):
+            super().put(value)
+            if len(self.parts) == 3:
+                drawn.set()
+                left.wait(timeout=120)
+
+    def run():
+        try:
+            generate(model, inputs, new_tokens=6, streamer=Waiting())
+        except fv.SessionError as error:
+            failed.append(str(error))
+
+    with fv.drop(model, METHOD):
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert drawn.wait(timeout=120)
+    left.set()
+    thread.join(timeout=120)
+    assert failed
+    assert "outside its context" in failed[0]

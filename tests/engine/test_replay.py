@@ -1,6 +1,7 @@
 """A recording, replayed on other prompts, leaves what a plain run leaves; where it cannot, the plain run answers."""
 
 import sys
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -245,11 +246,16 @@ def test_another_kernel_is_taken(model, graphs_on_cpu):
 
 
 def test_under_autocast_it_runs_plainly(model, graphs_on_cpu):
-    with torch.autocast("cpu", torch.bfloat16):
-        plain, _ = run(model, V2DROP, prompts("llava"), cuda_graphs=False)
-        answers, trace = run(model, V2DROP, prompts("llava"))
-    assert_same(answers, plain)
-    assert list(trace.graphs.decoder.plain) == ["autocast is on"]
+    four = prompts("llava", count=4)
+    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
+        for inputs in four[:3]:
+            answer(model, inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, logits = answer(model, four[3])
+    with fv.drop(model, V2DROP), torch.autocast("cpu", torch.bfloat16):
+        _, plain = answer(model, four[3])
+    assert torch.equal(logits, plain)
+    assert "autocast" in trace.graphs.decoder.latest
 
 
 def test_another_size_between_two_alike(model, graphs_on_cpu):
@@ -330,3 +336,23 @@ def test_a_replay_costs_the_host_little(model, graphs_on_cpu, monkeypatch):
             model(**inputs, use_cache=True, logits_to_keep=1)
     layers = len(family_for(model).layers)
     assert calls[-1] < 640 + 16 * layers
+
+
+def test_another_thread_gets_its_own_answer(model, graphs_on_cpu):
+    four = prompts("llava", count=4)
+    plain = [plain_answer(model, V2DROP, inputs) for inputs in four]
+    answers = {}
+    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True):
+        for inputs in four[:2]:
+            answer(model, inputs)
+
+        def ask(index):
+            answers[index] = answer(model, four[index])
+
+        threads = [threading.Thread(target=ask, args=(index,)) for index in (2, 3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for index in (2, 3):
+        torch.testing.assert_close(answers[index][1], plain[index][1], rtol=0, atol=ROUNDING)
