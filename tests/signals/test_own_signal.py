@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.contract import LayerStage, OwnSignal
-from foveate.families.tap import tapped
+from foveate.families.tap import tapped_layer
 from foveate.testing import check_method
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
 from tests.signals import assert_samples_keep_what_they_keep_alone, read
@@ -50,7 +50,7 @@ def test_it_gets_the_models_own_tensors(family):
     hook = layer.register_forward_pre_hook(
         lambda _, given, named: entered.append((*given, *named.values())[0]), with_kwargs=True
     )
-    with tapped(layer.self_attn, lambda *made: heads.extend(made)), torch.no_grad():
+    with tapped_layer(layer, lambda *made: heads.extend(made)), torch.no_grad():
         model(**inputs)
     hook.remove()
     columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0]

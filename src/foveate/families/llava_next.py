@@ -258,7 +258,7 @@ class AnyResolution(OfClip):
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
         """With closing newlines or without."""
-        if not cls.videos:
+        if not cls.projects_frames:
             return 0
         side, _ = cls.frame_side(config)
         frames, rest = divmod(size, side**2)
@@ -296,6 +296,7 @@ class LlavaNextVideo(LlavaNext):
     model_type: ClassVar[str] = "llava_next_video"
     title: ClassVar[str] = "LLaVA-NeXT-Video"
     videos: ClassVar[bool] = True
+    projects_frames: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
     def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
@@ -327,6 +328,7 @@ class LlavaOnevision(AnyResolution):
     title: ClassVar[str] = "LLaVA-OneVision"
     pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     videos: ClassVar[bool] = True
+    projects_frames: ClassVar[bool] = True
     film_newlines: ClassVar[int] = 1
 
     @classmethod
