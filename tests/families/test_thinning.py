@@ -187,15 +187,9 @@ def of_copies(model, modality, run, keep, at):
 
 def features(output):
     """All features of a call, deepstack's too."""
-    pooled = output.pooler_output
-    pooled = (
-        torch.cat([one.flatten(0, -2) for one in pooled]) if isinstance(pooled, list | tuple) else pooled.flatten(0, -2)
-    )
-    deep = getattr(output, "deepstack_features", None)
-    return [
-        pooled,
-        *(torch.cat(tuple(one)) if not torch.is_tensor(one) else one for one in (deep if deep is not None else ())),
-    ]
+    parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    whole = [part if torch.is_tensor(part) else torch.cat([one.flatten(0, -2) for one in part]) for part in parts]
+    return [part.flatten(0, -2) for part in whole]
 
 
 def thinned(model, run, keep, at, pick="maxmin"):
