@@ -168,7 +168,7 @@ def alike(stage, made):
 @every_method
 def test_of_equal_scores_the_lower_index_stays(name):
     for stage, tokens, _, _, cut in looked(EXAMPLES[name], SHAPES["cls"], sees=alike):
-        if stage.score is not None and stage.reads and cut is not None:
+        if stage.score is not None and (stage.reads or name.startswith("v2drop")) and cut is not None:
             assert cut.source.tolist() == list(range(cut.count)), (stage, tokens)
 
 
@@ -196,13 +196,6 @@ def test_a_budget_is_met_exactly(kind, tokens, share):
         left = known(cut).count if cut is not None and not cut.stays_whole else left
     halves = round(share * tokens), int(share * tokens + 0.5)  # of a half, papers differ in which way they round
     assert left in [max(1, count) for count in halves]
-
-
-def test_tokens_that_moved_alike_stay_from_the_lowest_on():
-    for name in ("v2drop-0", "v2drop-2"):
-        for stage, _, _, _, cut in looked(EXAMPLES[name], SHAPES["cls"], sees=alike):
-            if stage.drops and cut is not None:
-                assert cut.source.tolist() == list(range(cut.count))
 
 
 # -- the made-up view itself -----------------------------------------------------------------------------------

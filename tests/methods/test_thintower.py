@@ -225,11 +225,7 @@ def test_what_it_cannot_stand_beside_is_refused(method, why):
 
 def test_a_host_that_runs_the_tower_itself_refuses():
     """As foveate's plug-in of vLLM asks."""
-    reason = refusal(ThinTower().stages(Shape(6)), lambda signal: None)
-    assert reason == (
-        "lets rows leave inside the vision tower, which here needs all of them: this host runs the tower itself. Leave "
-        "thintower out."
-    )
+    assert "this host runs the tower itself" in refusal(ThinTower().stages(Shape(6)), lambda signal: None)
 
 
 def test_a_stage_that_makes_rows_or_reads_is_refused():
