@@ -21,6 +21,7 @@ WINDOW = 14
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 LAYERS = (LOCAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL)
 PATCHES = 64
+FILM = "pixel_values_videos", "video_position_ids", "num_frames_per_video"
 
 
 def config(**changed: Any) -> Any:
@@ -49,25 +50,13 @@ def patches(sizes: list[tuple[int, int]], rng: torch.Generator) -> tuple[Tensor,
 
 
 def pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    sizes = [[(6, 8), (8, 8), (4, 6), (2, 10)][index % 4] for index in range(count)]
-    return [
-        {"pixel_values": pixels, "image_position_ids": places}
-        for pixels, places in (patches([size], rng) for size in sizes)
-    ]
+    made = [patches([[(6, 8), (8, 8), (4, 6), (2, 10)][index % 4]], rng) for index in range(count)]
+    return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in made]
 
 
 def videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    found = []
-    for index in range(count):
-        pixels, places = patches([(4, 6), (6, 4)][index % 2 : index % 2 + 1] * (3 - index % 2), rng)
-        found.append(
-            {
-                "pixel_values_videos": pixels,
-                "video_position_ids": places,
-                "num_frames_per_video": torch.tensor([len(pixels)]),
-            }
-        )
-    return found
+    made = [patches([(4, 6), (6, 4)][index % 2 : index % 2 + 1] * (3 - index % 2), rng) for index in range(count)]
+    return [dict(zip(FILM, (*pair, torch.tensor([len(pair[0])])), strict=True)) for pair in made]
 
 
 def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
@@ -83,16 +72,8 @@ def window(layer: int) -> int | None:
     return WINDOW if LAYERS[layer] == LOCAL else None
 
 
-TINY = Tiny(
-    config,
-    "Gemma4ForConditionalGeneration",
-    pictures,
-    videos,
-    extra=qwen_types,
-    from_start=True,
-    sees=sees,
-    window=window,
-)
+KIND = "Gemma4ForConditionalGeneration"
+TINY = Tiny(config, KIND, pictures, videos, extra=qwen_types, from_start=True, sees=sees, window=window)
 
 
 def other_config() -> Any:
@@ -134,18 +115,13 @@ def other_pictures(config: Any, count: int, rng: torch.Generator) -> list[Pictur
 def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     """Of four frames."""
     made = [other_patches([(1, 3)] * 4, rng) for _ in range(count)]
-    names = "pixel_values_videos", "video_position_ids", "num_frames_per_video"
-    return [dict(zip(names, (*pair, torch.tensor([4])), strict=True)) for pair in made]
+    return [dict(zip(FILM, (*pair, torch.tensor([4])), strict=True)) for pair in made]
 
 
 OTHER = replace(
-    TINY,
-    config=other_config,
-    pictures=other_pictures,
-    videos=other_videos,
-    window=other_window,
+    TINY, config=other_config, pictures=other_pictures, videos=other_videos, window=other_window,
     sees=others.behind(other_window),
-)
+)  # fmt: skip
 
 
 # What is special about it.

@@ -6,6 +6,7 @@ import itertools
 import math
 from contextlib import contextmanager
 from functools import cache
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import foveate as fv
 from foveate.core.patching import Patcher
 from foveate.families.tap import add_bias
 from foveate.registry import family_for
+from foveate.testing.contract import state_of
 from tests.core.test_thin import looped_parents, looped_picks
 from tests.families.test_qwen_subset import GRIDS, pictures
 from tests.models import FAMILIES, QWENS, TINY, batch, given, tiny, with_video
@@ -100,6 +102,17 @@ def hooks():
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def failing(model, part):
+    """A call in which a part of the model fails; behind it the model is as it was, hooks and attributes alike."""
+    before = state_of(model)
+    with hooks() as on:
+        on.append(part.register_forward_pre_hook(Mock(side_effect=KeyboardInterrupt)))
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    assert state_of(model) == before
 
 
 def seen(tower, block, run):
