@@ -454,11 +454,7 @@ class Family:
 
     def place(self, output: Any, images: Sequence[Tensor], cuts: Sequence[Cut | None]) -> None:
         """Put what cuts leave of images' features, (tokens, width) each, into what a `get_*_features` call answered."""
-        features = list(images)
-        for index, cut in enumerate(cuts):
-            if cut is not None and not cut.stays_whole:
-                features[index] = place_rows(features[index], cut)
-        put_images(output, features)
+        put_images(output, [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)])
         later = getattr(output, "deepstack_features", None)
         if later and not all(map(stays_whole, cuts)):
             lengths = [len(image) for image in images]

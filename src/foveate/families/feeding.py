@@ -424,13 +424,12 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
     if not reducer.reads:
         output = run()
         return output, family.reduce_features(output, modality, inputs, reducer)
-    fed = feeding(family, run, inputs)
-    taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown")
-    output = taps.run(run)
-    if taps.lengths != fed.lengths:  # they depend on more than shapes: pictures that are black throughout, for example
-        fed = feeding(family, run, inputs, anew=True)
+    for anew in (False, True):
+        fed = feeding(family, run, inputs, anew)
         taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown")
         output = taps.run(run)
+        if taps.lengths == fed.lengths:  # else these depend on more than shapes, as of pictures that are all black
+            break
     sizes = [len(image) for image in images_of(output, reducer.lengths if family.tiled else None)]
     ranked = _ranked_tokens(family, modality, inputs, fed, sizes)
 
