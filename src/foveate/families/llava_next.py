@@ -124,7 +124,7 @@ class AnyResolution(OfClip):
         projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
         taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
         with Patcher() as patches:
-            patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
+            patches.hook(self.core.multi_modal_projector, "before", lambda _, states: projected.extend(states))
             output = taps.run(run)
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
@@ -136,12 +136,12 @@ class AnyResolution(OfClip):
             return self.pack_views(modality, of_images, inputs)
 
         @functools.cache
-        def made() -> list[Tensor]:
+        def tower_features() -> list[Tensor]:
             return self.pack_views(modality, torch.split(projected[0], list(views)), inputs)
 
         def more(index: int) -> dict[str, Any]:
             # A video's frames may be pooled before the projector.
-            return {"made": lambda: made()[index]} if modality == "image" else {}
+            return {"made": lambda: tower_features()[index]} if modality == "image" else {}
 
         images = output.pooler_output
         places = self.boxes(self.model.config, modality, inputs, lengths_of(images))

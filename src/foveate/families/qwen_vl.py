@@ -189,11 +189,11 @@ class Qwen2VL(Family):
             grids: (images, 3), on the host.
             patches: Which stay, (patches,) bool.
         """
-        whole = self.tower_arguments(grids)
-        ends = whole["cu_seqlens"]
+        of_all = self.tower_arguments(grids)
+        ends = of_all["cu_seqlens"]
         frames = grids.repeat_interleave(grids[:, 0], dim=0)  # one for each segment
         some_left = torch.stack([of_frame.any() for of_frame in torch.split(patches, ends.diff().tolist())])
-        left = {name: value[patches] for name, value in whole.items() if len(value) == len(patches)}
+        left = {name: value[patches] for name, value in of_all.items() if len(value) == len(patches)}
         return {"grid_thw": frames[some_left], **left, "cu_seqlens": ends_of_left(ends, patches)}
 
     # -- the tower without waits -------------------------------------------------------------------------------
@@ -365,8 +365,8 @@ class Qwen25VL(Qwen2VL):
 
     def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
         """Windows have fewer tokens, and some none."""
-        whole, group = self.tower_arguments(grids), self.core.visual.spatial_merge_size**2
-        index, ends = whole["window_index"], whole["cu_window_seqlens"]
+        of_all, group = self.tower_arguments(grids), self.core.visual.spatial_merge_size**2
+        index, ends = of_all["window_index"], of_all["cu_window_seqlens"]
         stays = patches[::group]  # of each token
         by_window = stays[index]
         # A token is known by its rank among those that stay: of 0 2 1 3 (window by window) 0 2 3 stay, as 0 1 2.

@@ -304,7 +304,7 @@ def tapped_layer(layer: Any, see: AttentionHook) -> Iterator[None]:
     attention = attention_of(layer)
     # A sink, as gpt-oss has, takes a share of every row that queries and keys do not tell.
     if attention is None or hasattr(attention, "sinks"):
-        raise unreadable(layer if attention is None else attention)
+        raise unreadable(attention or layer)
     with Patcher() as patches:
         tap(patches, attention, see)
         yield
