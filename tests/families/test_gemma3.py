@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,16 +42,15 @@ def types(ids: Tensor) -> dict[str, Tensor]:
     return {"token_type_ids": (ids == IMAGE).long()}
 
 
-def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
-    """Up to itself and all of its own picture, of that in local layers what is no further back than the window."""
-    row, key = columns[:, None], columns
-    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
-    reach = window(layer)
-    return seen if reach is None else seen & (row - key < reach)
-
-
 def window(layer: int) -> int | None:
     return WINDOW if LAYERS[layer] == "sliding_attention" else None
+
+
+def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, window: Any = window) -> Tensor:
+    """Up to itself and all of its own picture, of that in local layers what is no further back than the window."""
+    row, key, reach = columns[:, None], columns, window(layer)
+    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
+    return seen if reach is None else seen & (row - key < reach)
 
 
 TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types, from_start=True, sees=sees, window=window)
@@ -69,13 +69,7 @@ def other_window(layer: int) -> int | None:
     return None if layer == 5 else 9
 
 
-def other_sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
-    row, key, reach = columns[:, None], columns, other_window(layer)
-    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
-    return seen if reach is None else seen & (row - key < reach)
-
-
-OTHER = replace(TINY, config=other_config, window=other_window, sees=other_sees)
+OTHER = replace(TINY, config=other_config, window=other_window, sees=partial(sees, window=other_window))
 
 
 # What is special about it.

@@ -39,13 +39,13 @@ def config(**changed: Any) -> Any:
     )  # fmt: skip
 
 
-def patches(sizes: list[tuple[int, int]], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def patches(sizes: list[tuple[int, int]], rng: torch.Generator, most: int = PATCHES, each: int = 48) -> Any:
     """Pictures of so many rows and columns of patches, padded as the processor pads them, and where patches are."""
-    pixels, places = torch.zeros(len(sizes), PATCHES, 48), torch.full((len(sizes), PATCHES, 2), -1)
+    pixels, places = torch.zeros(len(sizes), most, each), torch.full((len(sizes), most, 2), -1)
     for index, (rows, columns) in enumerate(sizes):
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         places[index, : rows * columns] = torch.stack((x, y), dim=-1).view(-1, 2)
-        pixels[index, : rows * columns] = torch.rand(rows * columns, 48, generator=rng)
+        pixels[index, : rows * columns] = torch.rand(rows * columns, each, generator=rng)
     return pixels, places
 
 
@@ -97,24 +97,14 @@ def other_window(layer: int) -> int | None:
     return 6 if layer in (1, 2) else None
 
 
-def other_patches(sizes: list[tuple[int, int]], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches of pictures of so many rows and columns of tokens, padded, and where they are."""
-    pixels, places = torch.zeros(len(sizes), 108, 12), torch.full((len(sizes), 108, 2), -1)
-    for index, (rows, columns) in enumerate(sizes):
-        y, x = torch.meshgrid(torch.arange(3 * rows), torch.arange(3 * columns), indexing="ij")
-        places[index, : x.numel()] = torch.stack((x, y), dim=-1).view(-1, 2)
-        pixels[index, : x.numel()] = torch.rand(x.numel(), 12, generator=rng)
-    return pixels, places
-
-
 def other_pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    made = [other_patches([[(3, 4), (1, 1), (2, 5)][index % 3]], rng) for index in range(count)]
+    made = [patches([[(9, 12), (3, 3), (6, 15)][index % 3]], rng, 108, 12) for index in range(count)]
     return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in made]
 
 
 def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     """Of four frames."""
-    made = [other_patches([(1, 3)] * 4, rng) for _ in range(count)]
+    made = [patches([(3, 9)] * 4, rng, 108, 12) for _ in range(count)]
     return [dict(zip(FILM, (*pair, torch.tensor([4])), strict=True)) for pair in made]
 
 
