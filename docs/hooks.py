@@ -336,7 +336,7 @@ def signals() -> str:
         given = ", ".join(
             field.name if field.name in required else f"{field.name}={field.default!r}" for field in fields(kind)
         )
-        reader = f"`{reader_of(kind(*[reader_of] * len(required)))}`"
+        reader = f"`{reader_of(kind(*[reader_of] * len(required)))[0]}`"
         cells = (f"`{kind.__name__}({given})`", reader, f"`view.{kind.kind}`", " ".join(meaning.split()))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

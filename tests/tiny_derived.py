@@ -37,7 +37,7 @@ VIT = dict(
 )  # fmt: skip
 PATCHES = dict(  # towers that take patches of pictures of any size
     depth=2, hidden_size=32, intermediate_size=24, num_heads=2, in_channels=3, patch_size=4, spatial_merge_size=2,
-    temporal_patch_size=2, initializer_range=0.2,
+    temporal_patch_size=2, initializer_range=0.2, out_hidden_size=32,
 )  # fmt: skip
 MROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1])
 MOE = dict(moe_intermediate_size=16, num_experts_per_tok=2, n_routed_experts=4, num_experts=4, num_local_experts=4)
@@ -245,9 +245,11 @@ def stamped(width: int) -> Callable[..., Any]:
     return picture
 
 
-def qwen(name: str, text: Picture, vision: Picture, top: Picture | None = None, **more: Any) -> Case:
+def qwen(
+    name: str, text: Picture, vision: Picture, top: Picture | None = None, tower: Picture = PATCHES, **more: Any
+) -> Case:
     """A tower that takes patches, and tokens with M-RoPE or without."""
-    vision = {**PATCHES, "out_hidden_size": 32, **vision}
+    vision = {**tower, **vision}
     side, time = vision["patch_size"], vision.get("temporal_patch_size", 1)
     width = 3 * time * side**2
     config = dict(
@@ -306,26 +308,22 @@ def glm5(name: str) -> Case:
         image=fenced(96, START, END), video=fenced(96, 95, 96, film=True))
 
 
+EARS = dict(
+    d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=8, output_dim=32,
+)
+
+
 @case("qwen2_5_omni_thinker")
 def omni(name: str) -> Case:
-    audio = dict(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=8, output_dim=32,
-    )
-    top = dict(audio_config=audio, audio_token_index=AUDIO, image_token_index=IMAGE, video_token_index=VIDEO)
+    top = dict(audio_config=EARS, audio_token_index=AUDIO, image_token_index=IMAGE, video_token_index=VIDEO)
     return qwen(name, dict(rope_parameters=MROPE), dict(fullatt_block_indexes=(1,), window_size=16), top)
 
 
 @case("qwen3_omni_moe_thinker")
 def omni3(name: str) -> Case:
-    audio = dict(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=8, output_dim=32,
-        downsample_hidden_size=16,
-    )
     text = dict(MOE, rope_parameters={**MROPE, "mrope_interleaved": True})
-    return qwen(
-        name, text, dict(deepstack_visual_indexes=(0, 1), num_position_embeddings=64),
-        dict(audio_config=audio, audio_token_id=AUDIO),
-    )
+    top = dict(audio_config=dict(EARS, downsample_hidden_size=16), audio_token_id=AUDIO)
+    return qwen(name, text, dict(deepstack_visual_indexes=(0, 1), num_position_embeddings=64), top)
 
 
 @case("cosmos3_omni")
@@ -336,11 +334,9 @@ def cosmos_omni(name: str) -> Case:
 
 @case("cosmos3_edge")
 def cosmos_edge(name: str) -> Case:
-    vision = {**VIT, "num_patches": 16, "spatial_merge_size": 2}
-    case = qwen(name, dict(rope_parameters={**MROPE, "mrope_interleaved": True}), {})
-    case.config.update(vision_config=vision, projector_hidden_size=24)
-    case.image, case.video = patches(3 * 64), stamped(3 * 64)
-    return case
+    text = dict(rope_parameters={**MROPE, "mrope_interleaved": True})
+    vision = dict(num_patches=16, spatial_merge_size=2)
+    return qwen(name, text, vision, dict(projector_hidden_size=24), VIT, video=stamped(3 * 64))
 
 
 @case("cohere_compass")
@@ -363,15 +359,11 @@ def dots(name: str) -> Case:
         head_dim=8, downsample_hidden_size=8, adapter_input_size=16, adapter_out_dim=32, conv_output_size=64,
     )
     vision = {
-        **VIT, "patch_size": 4, "moe_intermediate_size": 16, "num_local_experts": 4,
-        "mlp_layer_types": ["dense", "sparse"],
+        "patch_size": 4, "moe_intermediate_size": 16, "num_local_experts": 4, "mlp_layer_types": ["dense", "sparse"],
         "per_layer_config": {1: {"num_local_experts": 4, "num_experts_per_tok": 2}}, "adapter_in_dim": 16,
         "adapter_out_dim": 32,
     }
-    case = qwen(name, text, {}, dict(audio_config=audio, audio_token_id=AUDIO))
-    case.config["vision_config"] = vision
-    case.image, case.video = patches(48), patches(48, film=True)
-    return case
+    return qwen(name, text, vision, dict(audio_config=audio, audio_token_id=AUDIO), VIT)
 
 
 @case("ernie4_5_vl_moe")
@@ -403,17 +395,14 @@ def exaone(name: str) -> Case:
 
 @case("hunyuan_vl")
 def hunyuan(name: str) -> Case:
-    vision = {**VIT, "patch_size": 4, "num_key_value_heads": 2, "out_hidden_size": 32, "text_hidden_size": 32,
-              "spatial_merge_size": 2, "max_image_size": 64, "img_max_token_num": 64, "max_vit_seq_len": 256}
+    vision = dict(patch_size=4, num_key_value_heads=2, out_hidden_size=32, text_hidden_size=32, spatial_merge_size=2,
+                  max_image_size=64, img_max_token_num=64, max_vit_seq_len=256)
     text = dict(
         rope_parameters=dict(
             rope_type="xdrope", rope_theta=1e4, xdrope_section=[1, 1, 1, 1], alpha=1000.0, mscale=1.0, factor=1.0,
         ),
     )
-    case = qwen(name, text, {}, dict(im_start_id=START, im_end_id=END, im_newline_id=95))
-    case.config["vision_config"] = vision
-    case.image, case.video = patches(48), None
-    return case
+    return qwen(name, text, vision, dict(im_start_id=START, im_end_id=END, im_newline_id=95), VIT, video=None)
 
 
 @case("hyperclovax_vision_v2")
@@ -428,30 +417,25 @@ def kimi(name: str) -> Case:
         q_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8, n_group=1, topk_group=1,
         num_experts_per_tok=2, first_k_dense_replace=1,
     )
-    case = qwen(name, text, {}, dict(projection_hidden_size=16))
+    vision, image = dict(patch_size=4, pos_emb_height=8, pos_emb_width=8), patches(0, shape=lambda n: (n, 3, 4, 4))
+
+    def film(at: int, rng: Rng) -> tuple[Picture, Any]:
+        pixels, grids = torch.randn(48, 3, 4, 4, generator=rng), torch.tensor([(1, 4, 4)] * 3)
+        return {"pixel_values_videos": pixels, "video_grid_thw": grids}, [5, *[VIDEO] * 4, 6] * 3
+
+    case = qwen(name, text, vision, dict(projection_hidden_size=16), VIT, image=image, video=film)
     del case.config["text_config"]["head_dim"]
-    case.config["vision_config"] = {**VIT, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
-    case.image = patches(0, shape=lambda n: (n, 3, 4, 4))
-    case.video = lambda at, rng: (
-        {
-            "pixel_values_videos": torch.randn(48, 3, 4, 4, generator=rng),
-            "video_grid_thw": torch.tensor([(1, 4, 4)] * 3),
-        }, [one for _ in range(3) for one in (5, *[VIDEO] * 4, 6)],
-    )
     return case
 
 
 @case("lfm3_vl")
 def lfm3(name: str) -> Case:
     text = dict(layer_types=["conv", "full_attention", "conv", "sliding_attention"], conv_L_cache=3, sliding_window=16)
-    case = qwen(name, text, {})
-    case.config["vision_config"] = {
-        **VIT, "patch_size": 4, "num_key_value_heads": 1, "in_channels": 3, "spatial_merge_size": 2,
-        "temporal_patch_size": 2, "layer_types": ["conv", "full_attention"],
-    }
-    case.config["projector_hidden_size"] = 32
-    case.image, case.video = patches(96), patches(96, film=True)
-    return case
+    vision = dict(
+        patch_size=4, num_key_value_heads=1, in_channels=3, spatial_merge_size=2, temporal_patch_size=2,
+        layer_types=["conv", "full_attention"],
+    )
+    return qwen(name, text, vision, dict(projector_hidden_size=32), VIT)
 
 
 @case("minimax_m3_vl")
@@ -460,13 +444,8 @@ def minimax(name: str) -> Case:
         num_local_experts=4, num_experts_per_tok=2, dense_intermediate_size=32, shared_intermediate_size=16,
         rotary_dim=4, index_n_heads=2, index_head_dim=8, index_block_size=4, index_topk_blocks=2,
     )
-    case = qwen(
-        name, text, {},
-        dict(image_token_index=IMAGE, video_token_index=VIDEO, projector_hidden_size=24, merged_hidden_size=128),
-    )
-    case.config["vision_config"] = {**VIT, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
-    case.image, case.video = patches(96), patches(96, film=True)
-    return case
+    top = dict(image_token_index=IMAGE, video_token_index=VIDEO, projector_hidden_size=24, merged_hidden_size=128)
+    return qwen(name, text, dict(patch_size=4, spatial_merge_size=2, temporal_patch_size=2), top, VIT)
 
 
 @case("muse_glimmer", "muse_spark")
@@ -474,29 +453,21 @@ def muse(name: str) -> Case:
     text = dict(
         sliding_window=16, num_local_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, moe_hidden_size=16,
     )
-    case = qwen(name, text, {}, dict(out_hidden_size=64, projector_hidden_size=24))
-    case.config["vision_config"] = {
-        **VIT, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8, "patch_temporal": 2, "merge_size": 2,
-        "max_position_embeddings": 64,
-    }
+    top = dict(out_hidden_size=64, projector_hidden_size=24)
     if name == "muse_spark":
-        case.config |= dict(
-            audio_token_id=AUDIO,
-            audio_config=dict(
-                hidden_sizes=(8, 8), depths=(1, 1), patch_sizes=(4, 2), num_hidden_layers=2, out_hidden_size=32,
-            ),
-        )
-    case.image, case.video = patches(96), patches(96, film=True)
-    return case
+        top |= dict(audio_token_id=AUDIO, audio_config=dict(
+            hidden_sizes=(8, 8), depths=(1, 1), patch_sizes=(4, 2), num_hidden_layers=2, out_hidden_size=32))
+    vision = dict(
+        patch_size=4, pos_emb_height=8, pos_emb_width=8, patch_temporal=2, merge_size=2, max_position_embeddings=64,
+    )
+    return qwen(name, text, vision, top, VIT, image=patches(96), video=patches(96, film=True))
 
 
 @case("paddleocr_vl")
 def paddle(name: str) -> Case:
-    case = qwen(name, dict(rope_parameters=MROPE), {})
-    case.config["vision_config"] = {**VIT, "patch_size": 4, "spatial_merge_size": 2}
-    case.image = patches(0, shape=lambda n: (n, 3, 4, 4))
-    case.video = None
-    return case
+    pixels = patches(0, shape=lambda n: (n, 3, 4, 4))
+    vision = dict(patch_size=4, spatial_merge_size=2)
+    return qwen(name, dict(rope_parameters=MROPE), vision, None, VIT, image=pixels, video=None)
 
 
 @case("qwen4_exp")
@@ -513,11 +484,9 @@ def qwen4(name: str) -> Case:
 
 @case("video_llama_3")
 def vllama(name: str) -> Case:
-    case = qwen(name, dict(model_type="qwen2"), {})
-    case.config["vision_config"] = {**VIT, "patch_size": 4}
-    case.image = patches(48, more={"image_merge_sizes": torch.tensor([1])})
-    case.video = patches(48, film=True, more={"video_merge_sizes": torch.tensor([2])})
-    return case
+    image = patches(48, more={"image_merge_sizes": torch.tensor([1])})
+    video = patches(48, film=True, more={"video_merge_sizes": torch.tensor([2])})
+    return qwen(name, dict(model_type="qwen2"), dict(patch_size=4), None, VIT, image=image, video=video)
 
 
 @case("inkling2")
@@ -527,12 +496,9 @@ def inkling2(name: str) -> Case:
         sliding_window_size=16, d_rel=4, rel_extent=64, conv_kernel_size=4, moe_intermediate_size=16,
         n_routed_experts=4, num_experts_per_tok=2, n_layers_per_attn_res_block=2,
     )
-    vision = {
-        **VIT, "patch_size": 4, "spatial_merge_size": 2, "posemb_grid_size": 8, "projection_hidden_dim": 24,
-        "text_hidden_size": 32,
-    }
-    case = qwen(name, text, {})
-    case.config["vision_config"] = vision
+    vision = dict(
+        patch_size=4, spatial_merge_size=2, posemb_grid_size=8, projection_hidden_dim=24, text_hidden_size=32,
+    )
 
     def picture(at: int, rng: Rng) -> tuple[Picture, Any]:  # cells of 2 x 2 patches
         tall, wide = ((2, 3), (3, 2))[at % 2]
@@ -541,8 +507,7 @@ def inkling2(name: str) -> Case:
             "image_grid_thw": torch.tensor([[1, tall, wide]]),
         }, None
 
-    case.image, case.video = picture, None
-    return case
+    return qwen(name, text, vision, None, VIT, image=picture, video=None)
 
 
 # -- square pictures -----------------------------------------------------------------------------------------------
@@ -550,10 +515,8 @@ def inkling2(name: str) -> Case:
 
 def squares(name: str, text: Picture, vision: Picture, top: Picture | None = None, **more: Any) -> Case:
     """A tower of pictures of one size."""
-    config = dict(
-        text_config={**TEXT, **text}, vision_config={**VIT, **vision}, tie_word_embeddings=False, **(top or {}),
-    )
-    return Case(config, **{"image": square(), **more})
+    config = dict(text_config={**TEXT, **text}, vision_config={**VIT, **vision}, tie_word_embeddings=False)
+    return Case({**config, **(top or {})}, **{"image": square(), **more})
 
 
 @case("aria")
@@ -591,26 +554,18 @@ SAM = dict(
 
 @case("deepseek_vl_hybrid")
 def hybrid(name: str) -> Case:
-    case = squares(
-        name, dict(model_type="llama"), dict(model_type="siglip_vision_model"),
-        dict(image_token_id=IMAGE, high_res_vision_config={**SAM, "model_type": "sam_vision_model"}),
+    top = dict(image_token_id=IMAGE, high_res_vision_config={**SAM, "model_type": "sam_vision_model"})
+    sides = {"pixel_values": 32, "high_res_pixel_values": 64}
+    return squares(
+        name, dict(model_type="llama"), dict(model_type="siglip_vision_model"), top,
+        image=lambda at, rng: ({k: torch.randn(1, 3, side, side, generator=rng) for k, side in sides.items()}, None),
     )
-    case.image = lambda at, rng: (
-        {
-            "pixel_values": torch.randn(1, 3, 32, 32, generator=rng),
-            "high_res_pixel_values": torch.randn(1, 3, 64, 64, generator=rng),
-        }, None,
-    )
-    return case
 
 
 @case("got_ocr2", "pp_chart2table")
 def got(name: str) -> Case:
-    case = squares(
-        name, dict(model_type="qwen2"), {}, dict(image_token_index=IMAGE, image_seq_length=4), image=square(64),
-    )
-    case.config["vision_config"] = SAM
-    return case
+    top = dict(image_token_index=IMAGE, image_seq_length=4, vision_config=SAM)
+    return squares(name, dict(model_type="qwen2"), {}, top, image=square(64))
 
 
 @case("qianfan_ocr")
@@ -658,12 +613,11 @@ def llama4(name: str) -> Case:
 @case("shieldgemma2")
 def shield(name: str) -> Case:
     text = dict(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=16, query_pre_attn_scalar=8)
-    case = squares(
+    return squares(
         name, text, dict(vision_use_head=False),
         dict(mm_tokens_per_image=4, image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END),
+        extra=lambda ids: {"token_type_ids": (ids == IMAGE).long()},
     )
-    case.extra = lambda ids: {"token_type_ids": (ids == IMAGE).long()}
-    return case
 
 
 @case("chameleon")
@@ -780,7 +734,7 @@ def minicpm(name: str) -> Case:
         return {
             "pixel_values_videos": torch.randn(1, 3, 4, 3 * 32 * 4, generator=rng),
             "target_sizes_videos": torch.tensor([[4, 8]] * 3, dtype=torch.int32),
-        }, [one for _ in range(3) for one in (93, *[VIDEO] * (8 if name == "minicpm_ocr" else 2), 94)]
+        }, [93, *[VIDEO] * (8 if name == "minicpm_ocr" else 2), 94] * 3
 
     along = lambda parts: torch.cat(parts, dim=-1)  # noqa: E731
     return squares(
@@ -951,18 +905,16 @@ def nemotron(name: str) -> Case:
         num_cls_tokens=1, num_registers=1, mlp_ratio=2.0, summary_idxs=[0], video_temporal_patch_size=2, patch_dim=192,
         video_patch_dim=384,
     )
-    # its videos raise in transformers 5.23
+
+    def picture(at: int, rng: Rng) -> tuple[Picture, Any]:  # its videos raise in transformers 5.23
+        pixels, grids = torch.randn(24, 192, generator=rng), torch.tensor([((4, 6), (6, 4))[at % 2]])
+        return {"pixel_values": pixels, "image_grid_hw": grids}, None
+
     return Case(
         dict(
             text_config={**del_, **text}, vision_config=vision, vision_hidden_size=16, projector_hidden_size=24,
             image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=AUDIO, force_image_size=32,
-        ), lambda at,
-        rng: (
-            {
-                "pixel_values": torch.randn(24, 192, generator=rng),
-                "image_grid_hw": torch.tensor([((4, 6), (6, 4))[at % 2]]),
-            }, None,
-        ),
+        ), picture,
     )
 
 
@@ -1073,15 +1025,14 @@ def perception(name: str) -> Case:
             use_post_transformer_norm=False,
         ),
     )
-    case = Case(
+    return Case(
         dict(
             text_config={**TEXT, "model_type": "llama"}, vision_config=vision, image_token_id=IMAGE,
             video_token_id=VIDEO, projector_pooling_ratio=2, tie_word_embeddings=False,
-        ), tiles(),
+        ),
+        lambda at, rng: ({"pixel_values": torch.randn(1, 3, 3, 32, 32, generator=rng)}, [IMAGE] * 12),
+        lambda at, rng: ({"pixel_values_videos": torch.randn(1, 2, 3, 32, 32, generator=rng)}, [VIDEO] * 8),
     )
-    case.image = lambda at, rng: ({"pixel_values": torch.randn(1, 3, 3, 32, 32, generator=rng)}, [IMAGE] * 12)
-    case.video = lambda at, rng: ({"pixel_values_videos": torch.randn(1, 2, 3, 32, 32, generator=rng)}, [VIDEO] * 8)
-    return case
 
 
 @case("gemma3n")
@@ -1115,13 +1066,8 @@ def hunyuan4(name: str) -> Case:
         qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, index_topk=64, index_head_dim=8, index_n_heads=16,
         hc_mult=2, indexer_types=["full", "shared"] * 2, rope_parameters=MROPE,
     )
-    case = qwen(name, text, {})
-    case.config["vision_config"] = {
-        **VIT, "patch_size": 4, "num_key_value_heads": 2, "out_hidden_size": 32, "spatial_merge_size": 2,
-        "max_image_size": 64,
-    }
-    case.image, case.video = patches(48), patches(48, film=True)
-    return case
+    vision = dict(patch_size=4, num_key_value_heads=2, out_hidden_size=32, spatial_merge_size=2, max_image_size=64)
+    return qwen(name, text, vision, None, VIT)
 
 
 @case("apertus1p5")

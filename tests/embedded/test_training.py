@@ -40,6 +40,23 @@ def test_questions_and_answers_survive_the_tokenizer(tokenizer):
     assert tokenizer.decode(ids) == "é ∑ 汉"
 
 
+def logits(network, prefix, questions, tokenizer):
+    """Those of the answers, packed behind what is in front of every question."""
+    packed = pack([questions], tokenizer, prefix.shape[1])
+    hidden = network.decoder(prefix, network.decoder.embed(packed.ids), packed.position, packed.mask)
+    return network.logits(hidden[0][packed.at])
+
+
+def check_logits(network, prefix, questions, tokenizer, answered):
+    """What a model of transformers answers to each question and its answer is what the network has of all."""
+    own, start = logits(network, prefix, questions, tokenizer), 0
+    for q in questions:
+        theirs = answered(f"{q.question} ASSISTANT: {q.answer}</s>").logits[0]
+        count = len(tokenizer.encode(q.answer, add_special_tokens=False).ids) + 1
+        torch.testing.assert_close(theirs[-count - 1 : -1], own[start : start + count], atol=1e-4, rtol=1e-4)
+        start += count
+
+
 @torch.no_grad()
 def test_packing_equals_asking_one_at_a_time(tokenizer):
     network = Network(TINY).eval()
@@ -47,14 +64,8 @@ def test_packing_equals_asking_one_at_a_time(tokenizer):
     questions = ask(one, rng_for("held-out", 1, 1), 5, EVERY)
     features, _ = network.tower(pictures([one]), torch.float32)
     prefix = network.prefix(features)
-
-    def logits(some):
-        packed = pack([some], tokenizer, prefix.shape[1])
-        hidden = network.decoder(prefix, network.decoder.embed(packed.ids), packed.position, packed.mask)
-        return network.logits(hidden[0][packed.at])
-
-    alone = torch.cat([logits([q]) for q in questions])
-    torch.testing.assert_close(logits(questions), alone, atol=1e-5, rtol=1e-5)
+    alone = torch.cat([logits(network, prefix, [q], tokenizer) for q in questions])
+    torch.testing.assert_close(logits(network, prefix, questions, tokenizer), alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -77,15 +88,11 @@ def test_the_exported_model_gives_our_logits(tmp_path, tokenizer):
     one = scene("held-out", 2)
     questions = ask(one, rng_for("held-out", 2, 1), 4, EVERY)
     features, _ = network.tower(pictures([one]), torch.float32)
-    packed = pack([questions], tokenizer, 578)
-    hidden = network.decoder(network.prefix(features), network.decoder.embed(packed.ids), packed.position, packed.mask)
-    own, start = network.logits(hidden[0][packed.at]), 0
-    for q in questions:
-        text = f"USER: <image>\n{q.question} ASSISTANT: {q.answer}</s>"
-        theirs = model(**preparer(images=Image.fromarray(one.image), text=text, return_tensors="pt")).logits[0]
-        count = len(tokenizer.encode(q.answer, add_special_tokens=False).ids) + 1
-        torch.testing.assert_close(theirs[-count - 1 : -1], own[start : start + count], atol=1e-4, rtol=1e-4)
-        start += count
+
+    def answered(text):
+        return model(**preparer(images=Image.fromarray(one.image), text=f"USER: <image>\n{text}", return_tensors="pt"))
+
+    check_logits(network, network.prefix(features), questions, tokenizer, answered)
     export(network, tmp_path)
     again = import_network(tmp_path)
     for name in ("decoder.layers.1.down.weight", "tower.layers.0.q.bias", "project2.weight", "tower.patch.weight"):
@@ -105,16 +112,12 @@ def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
     features, _ = network.tower(pictures(list(one.frames)), torch.float32)
     prefix = network.prefix(features, frames=4)
     assert prefix.shape[1] == 2 + 4 * 144 + 3
-    packed = pack([questions], tokenizer, prefix.shape[1])
-    hidden = network.decoder(prefix, network.decoder.embed(packed.ids), packed.position, packed.mask)
-    own, start = network.logits(hidden[0][packed.at]), 0
     frames = [frame.image for frame in one.frames]
-    for q in questions:
-        text = f"USER: <video>\n{q.question} ASSISTANT: {q.answer}</s>"
-        theirs = model(**preparer(videos=[frames], text=text, return_tensors="pt")).logits[0]
-        count = len(tokenizer.encode(q.answer, add_special_tokens=False).ids) + 1
-        torch.testing.assert_close(theirs[-count - 1 : -1], own[start : start + count], atol=1e-4, rtol=1e-4)
-        start += count
+
+    def answered(text):
+        return model(**preparer(videos=[frames], text=f"USER: <video>\n{text}", return_tensors="pt"))
+
+    check_logits(network, prefix, questions, tokenizer, answered)
 
 
 def small_stage(**settings) -> Stage:

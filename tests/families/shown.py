@@ -8,8 +8,6 @@ from torch import Tensor
 import foveate as fv
 from foveate.contract import Attention, LayerStage, TowerAttention, TowerKeys
 
-__all__ = ["KEYS", "PAID", "Shown", "paid", "ways"]
-
 PAID, KEYS = TowerAttention("patches"), TowerKeys()
 
 

@@ -6,6 +6,7 @@ import torch
 import foveate as fv
 from foveate.families.llava_next import LlavaNext, LlavaNextVideo
 from foveate.methods.resize import Resize
+from foveate.registry import family_for
 from tests.families.llavas import next_video
 from tests.models import cuts_of, made_of, tiny
 
@@ -15,9 +16,9 @@ def prompt(size: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(1, 5, 3, 70, 70, generator=rng), "image_sizes": torch.tensor([size])}
 
 
-def tokens_of(given: dict[str, torch.Tensor]) -> int:
+def tokens_of(given: dict[str, torch.Tensor], family: str = "llava_next") -> int:
     with torch.no_grad():
-        return len(tiny("llava_next").model.get_image_features(**given).pooler_output[0])
+        return len(tiny(family).model.get_image_features(**given).pooler_output[0])
 
 
 def test_boxes_against_a_hand_calculation():
@@ -33,15 +34,16 @@ def test_boxes_against_a_hand_calculation():
 
 
 @pytest.mark.parametrize("size", [(140, 90), (70, 70), (60, 140), (140, 140), (33, 200), (200, 33), (71, 70), (9, 400)])
-def test_every_token_has_a_box_for_any_shape(size):
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_every_token_has_a_box_for_any_shape_and_newlines_close_every_row(family, size):
     given = prompt(size)
-    count = tokens_of(given)
-    (boxes,) = LlavaNext.boxes(tiny("llava_next").config, "image", given, [count])
+    count = tokens_of(given, family)
+    (boxes,) = family_for(tiny(family)).boxes(tiny(family).config, "image", given, [count])
     nowhere = boxes.isnan().any(-1)
     assert len(boxes) == count
     assert nowhere[-1]
     assert not nowhere[:25].any()
-    assert nowhere.sum() == len(boxes[25:][~nowhere[25:]][:, 1].unique())
+    assert nowhere.sum() == max(1, len(boxes[25:][~nowhere[25:]][:, 1].unique()))
 
 
 @pytest.mark.parametrize(("size", "left"), [((4, 400), 9 + 10), ((1, 400), 9 + 7), ((400, 1), 9 + 5)])

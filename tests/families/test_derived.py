@@ -6,13 +6,12 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
-from foveate.contract import Shape, follow
 from foveate.families.derived import Derived
 from foveate.families.proved import UNSERVED
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import oracle
-from tests.tiny_derived import DEPTH, IMAGE, TEXT, VOCABULARY, make
+from tests.tiny_derived import IMAGE, TEXT, VOCABULARY, make
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
@@ -26,43 +25,24 @@ def generate(model, inputs):
 
 
 BANNED = list(range(90, VOCABULARY))
-METHODS = [
-    fv.V2Drop(layers=(1, 2, 3), keep=(0.6, 0.5, 0.3)),
-    fv.Uniform(layers=(0, 3), keep=(0.7, 0.5), scope="image"),
-    VisionDrop(dominant=0, contextual=0, layer_list=(2, 3), image_token_list=((12, 4), (5, 2)), reference=25),
-    fv.V2Drop(layers=(2,), keep=(0.5,)) + fv.FinalKV(),
-]
+METHOD = VisionDrop(dominant=0, contextual=0, layer_list=(2, 3), image_token_list=((12, 4), (5, 2)), reference=25)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    ("name", "method"), [("deepseek_vl", one) for one in METHODS] + [("aya_vision", METHODS[at]) for at in (0, 1, 3)]
-)
-def test_generation_is_the_recompute(name, method, attention, monkeypatch):
-    model, case = make(name, attention)
+def test_rows_that_merge_between_layers_and_are_numbered_anew_are_the_recompute(attention, monkeypatch):
+    model, case = make("deepseek_vl", attention)
     inputs = case.batch(model, ["tit"])
     tokens = int((inputs["input_ids"] == IMAGE).sum())
-    monkeypatch.setattr(oracle, "visible", lambda *args: sees(model, *args[1:3]))
-    with fv.drop(model, method) as trace:
+    monkeypatch.setattr(oracle, "visible", lambda *args: args[2][:, None] >= args[2])
+    with fv.drop(model, METHOD) as trace:
         out = generate(model, inputs)
-    cuts = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
-    told = {"final_from": layers[0]} if (layers := follow.cached_layers(method.stages(Shape(DEPTH)))) else {}
-    if method.name == "visiondrop":
-        told["reindex"] = True
-        counts = lambda pair: lambda _: tuple(int(n * tokens / 25 + 0.5) for n in pair)  # noqa: E731
-        pairs = zip(method.layer_list, method.image_token_list, strict=True)
-        cuts = {layer: oracle.vision_decides(counts(pair), method.merge) for layer, pair in pairs}
-    logits, kept = oracle.recomputed(model, inputs, out, cuts, BANNED, **told)
+    counts = lambda pair: lambda _: tuple(int(n * tokens / 25 + 0.5) for n in pair)  # noqa: E731
+    pairs = zip(METHOD.layer_list, METHOD.image_token_list, strict=True)
+    cuts = {layer: oracle.vision_decides(counts(pair), METHOD.merge) for layer, pair in pairs}
+    logits, kept = oracle.recomputed(model, inputs, out, cuts, BANNED, reindex=True)
     torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
-    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages}
     assert min(trace.latest.per_layer)[0] < tokens
-
-
-def sees(model, layer, columns):
-    """Those up to a row, in layers with a window those in it."""
-    kinds, reach = getattr(model.config.text_config, "layer_types", None), columns[:, None] - columns
-    window = model.config.text_config.sliding_window if kinds and kinds[layer].startswith("sliding") else 10_000
-    return (reach >= 0) & (reach < window)
 
 
 def test_a_picture_is_a_run_of_placeholders_whatever_its_tiles():

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from foveate._transformers import older
 from foveate.contract import TowerAttention, TowerKeys
+from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 from foveate.families import feeding as feeds
 from foveate.families.derived import Derived
 from foveate.families.feeding import encode_fed, feeding, has_cls
-from foveate.families.tap import tapped
+from foveate.families.tap import tap
 from foveate.registry import family_for
 from tests import tiny_derived
 from tests.families.shown import KEYS, PAID, Shown
@@ -211,7 +212,8 @@ def test_blocks_before_rows_merge_are_no_source_of_signals():
 def test_a_cls_may_be_the_last_row():
     call, seen = Call("llama4"), []
     blocks = feeds.blocks_of(call.family.core, call.family.layers)[0]
-    with tapped(blocks[-1][1][0], lambda *heads: seen.append(heads)), torch.no_grad():
+    with Patcher() as patches, torch.no_grad():
+        tap(patches, blocks[-1][1][0], lambda *heads: seen.append(heads))
         call.run()
     ((queries, keys, scaling, _),) = seen
     paid = (queries[:, :, -1:] @ keys.mT * scaling).softmax(-1)[:, :, 0, :-1].sum(dim=1)

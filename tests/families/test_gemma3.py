@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from foveate._transformers import cache_in
 from foveate.core.grid import coarser
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
-from tests import others
+from tests import models, oracle, others
 from tests.tiny import IMAGE, TEXT, Tiny, squares
 
 WINDOW = 20
@@ -41,16 +42,15 @@ def types(ids: Tensor) -> dict[str, Tensor]:
     return {"token_type_ids": (ids == IMAGE).long()}
 
 
-def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
-    """Up to itself and all of its own picture, of that in local layers what is no further back than the window."""
-    row, key = columns[:, None], columns
-    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
-    reach = window(layer)
-    return seen if reach is None else seen & (row - key < reach)
-
-
 def window(layer: int) -> int | None:
     return WINDOW if LAYERS[layer] == "sliding_attention" else None
+
+
+def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, window: Any = window) -> Tensor:
+    """Up to itself and all of its own picture, of that in local layers what is no further back than the window."""
+    row, key, reach = columns[:, None], columns, window(layer)
+    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
+    return seen if reach is None else seen & (row - key < reach)
 
 
 TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types, from_start=True, sees=sees, window=window)
@@ -69,16 +69,10 @@ def other_window(layer: int) -> int | None:
     return None if layer == 5 else 9
 
 
-def other_sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
-    row, key, reach = columns[:, None], columns, other_window(layer)
-    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
-    return seen if reach is None else seen & (row - key < reach)
+OTHER = replace(TINY, config=other_config, window=other_window, sees=partial(sees, window=other_window))
 
 
-OTHER = replace(TINY, config=other_config, window=other_window, sees=other_sees)
-
-
-# What is special about it; tests.models is imported late, since it imports this file.
+# What is special about it.
 
 
 @contextmanager
@@ -114,9 +108,7 @@ def rows_left(ids, trace, layer):
 
 
 def test_images_see_both_ways_and_windows_count_the_columns_of_the_whole_prompt():
-    from tests.models import batch, tiny
-
-    model, inputs = tiny("gemma3"), batch("gemma3", ["titit"])
+    model, inputs = models.tiny("gemma3"), models.batch("gemma3", ["titit"])
     with fv.drop(model, METHOD) as trace, watched(model) as calls, torch.no_grad():
         model(**inputs)
     both, reach = 0, []
@@ -133,9 +125,7 @@ def test_images_see_both_ways_and_windows_count_the_columns_of_the_whole_prompt(
 
 
 def test_without_token_types_images_are_causal():
-    from tests.models import batch, tiny
-
-    model, inputs = tiny("gemma3"), batch("gemma3", ["tit"])
+    model, inputs = models.tiny("gemma3"), models.batch("gemma3", ["tit"])
     del inputs["token_type_ids"]
     with fv.drop(model, METHOD), watched(model) as calls, torch.no_grad():
         model(**inputs)
@@ -144,12 +134,9 @@ def test_without_token_types_images_are_causal():
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_decoding_until_no_window_reaches_the_prompt(attention):
-    from tests import oracle
-    from tests.models import batch, generate, tiny
-
-    model, inputs = tiny("gemma3", attention), batch("gemma3", ["tit"])
+    model, inputs = models.tiny("gemma3", attention), models.batch("gemma3", ["tit"])
     with fv.drop(model, METHOD) as trace:
-        out = generate(model, inputs, new_tokens=30)
+        out = models.generate(model, inputs, new_tokens=30)
     cuts = {stage.layer: stage.kept[0] for stage in trace.stages}
     generated = out.sequences[0, inputs["input_ids"].shape[1] : -1]
     with torch.no_grad():
@@ -160,9 +147,7 @@ def test_decoding_until_no_window_reaches_the_prompt(attention):
 
 
 def test_each_type_of_layer_numbers_rows_anew_by_its_own_rope():
-    from tests.models import batch, tiny
-
-    model, inputs = tiny("gemma3"), batch("gemma3", ["titit"])
+    model, inputs = models.tiny("gemma3"), models.batch("gemma3", ["titit"])
     method = VisionDrop(dominant=0, contextual=0, layer_list=(1,), image_token_list=((5, 2),), reference=25)
     with fv.drop(model, method), watched(model) as calls, torch.no_grad():
         model(**inputs)
@@ -178,9 +163,7 @@ def test_each_type_of_layer_numbers_rows_anew_by_its_own_rope():
 
 @pytest.mark.parametrize("keep", [0.25, 0.5])
 def test_a_smaller_picture_is_what_the_tower_and_the_projector_make_of_it(keep):
-    from tests.models import batch, tiny
-
-    core, pixels = tiny("gemma3").model, batch("gemma3", ["titit"])["pixel_values"]
+    core, pixels = models.tiny("gemma3").model, models.batch("gemma3", ["titit"])["pixel_values"]
     rows, columns = coarser((5, 5), 25 * keep)
     with torch.no_grad():
         with fv.drop(core, Resize(keep=keep)):

@@ -9,17 +9,19 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.engine.copies import copy_of, settle
 from foveate.families.gemma import Gemma4
 from foveate.methods.resize import Resize
 from foveate.registry import family_for
-from tests import others
+from tests import models, others
 from tests.tiny import IMAGE, TEXT, VIDEO, Picture, Tiny, qwen_types
 
 WINDOW = 14
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 LAYERS = (LOCAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL)
 PATCHES = 64
+FILM = "pixel_values_videos", "video_position_ids", "num_frames_per_video"
 
 
 def config(**changed: Any) -> Any:
@@ -37,36 +39,24 @@ def config(**changed: Any) -> Any:
     )  # fmt: skip
 
 
-def patches(sizes: list[tuple[int, int]], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def patches(sizes: list[tuple[int, int]], rng: torch.Generator, most: int = PATCHES, each: int = 48) -> Any:
     """Pictures of so many rows and columns of patches, padded as the processor pads them, and where patches are."""
-    pixels, places = torch.zeros(len(sizes), PATCHES, 48), torch.full((len(sizes), PATCHES, 2), -1)
+    pixels, places = torch.zeros(len(sizes), most, each), torch.full((len(sizes), most, 2), -1)
     for index, (rows, columns) in enumerate(sizes):
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         places[index, : rows * columns] = torch.stack((x, y), dim=-1).view(-1, 2)
-        pixels[index, : rows * columns] = torch.rand(rows * columns, 48, generator=rng)
+        pixels[index, : rows * columns] = torch.rand(rows * columns, each, generator=rng)
     return pixels, places
 
 
 def pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    sizes = [[(6, 8), (8, 8), (4, 6), (2, 10)][index % 4] for index in range(count)]
-    return [
-        {"pixel_values": pixels, "image_position_ids": places}
-        for pixels, places in (patches([size], rng) for size in sizes)
-    ]
+    made = [patches([[(6, 8), (8, 8), (4, 6), (2, 10)][index % 4]], rng) for index in range(count)]
+    return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in made]
 
 
 def videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    found = []
-    for index in range(count):
-        pixels, places = patches([(4, 6), (6, 4)][index % 2 : index % 2 + 1] * (3 - index % 2), rng)
-        found.append(
-            {
-                "pixel_values_videos": pixels,
-                "video_position_ids": places,
-                "num_frames_per_video": torch.tensor([len(pixels)]),
-            }
-        )
-    return found
+    made = [patches([(4, 6), (6, 4)][index % 2 : index % 2 + 1] * (3 - index % 2), rng) for index in range(count)]
+    return [dict(zip(FILM, (*pair, torch.tensor([len(pair[0])])), strict=True)) for pair in made]
 
 
 def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
@@ -82,16 +72,8 @@ def window(layer: int) -> int | None:
     return WINDOW if LAYERS[layer] == LOCAL else None
 
 
-TINY = Tiny(
-    config,
-    "Gemma4ForConditionalGeneration",
-    pictures,
-    videos,
-    extra=qwen_types,
-    from_start=True,
-    sees=sees,
-    window=window,
-)
+KIND = "Gemma4ForConditionalGeneration"
+TINY = Tiny(config, KIND, pictures, videos, extra=qwen_types, from_start=True, sees=sees, window=window)
 
 
 def other_config() -> Any:
@@ -115,45 +97,28 @@ def other_window(layer: int) -> int | None:
     return 6 if layer in (1, 2) else None
 
 
-def other_patches(sizes: list[tuple[int, int]], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches of pictures of so many rows and columns of tokens, padded, and where they are."""
-    pixels, places = torch.zeros(len(sizes), 108, 12), torch.full((len(sizes), 108, 2), -1)
-    for index, (rows, columns) in enumerate(sizes):
-        y, x = torch.meshgrid(torch.arange(3 * rows), torch.arange(3 * columns), indexing="ij")
-        places[index, : x.numel()] = torch.stack((x, y), dim=-1).view(-1, 2)
-        pixels[index, : x.numel()] = torch.rand(x.numel(), 12, generator=rng)
-    return pixels, places
-
-
 def other_pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    made = [other_patches([[(3, 4), (1, 1), (2, 5)][index % 3]], rng) for index in range(count)]
+    made = [patches([[(9, 12), (3, 3), (6, 15)][index % 3]], rng, 108, 12) for index in range(count)]
     return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in made]
 
 
 def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     """Of four frames."""
-    made = [other_patches([(1, 3)] * 4, rng) for _ in range(count)]
-    names = "pixel_values_videos", "video_position_ids", "num_frames_per_video"
-    return [dict(zip(names, (*pair, torch.tensor([4])), strict=True)) for pair in made]
+    made = [patches([(3, 9)] * 4, rng, 108, 12) for _ in range(count)]
+    return [dict(zip(FILM, (*pair, torch.tensor([4])), strict=True)) for pair in made]
 
 
 OTHER = replace(
-    TINY,
-    config=other_config,
-    pictures=other_pictures,
-    videos=other_videos,
-    window=other_window,
+    TINY, config=other_config, pictures=other_pictures, videos=other_videos, window=other_window,
     sees=others.behind(other_window),
-)
+)  # fmt: skip
 
 
-# What is special about it; tests.models is imported late, since it imports this file.
+# What is special about it.
 
 
 def test_local_layers_see_images_both_ways_and_global_ones_do_not():
-    from tests.models import batch, tiny
-
-    model, inputs, seen = tiny("gemma4"), batch("gemma4", ["titvt"]), {}
+    model, inputs, seen = models.tiny("gemma4"), models.batch("gemma4", ["titvt"]), {}
     ids, types = inputs["input_ids"][0], inputs["mm_token_type_ids"][0]
     picture = torch.where(types > 0, types - 1, -1)
     handles = [
@@ -184,30 +149,24 @@ EDGE = {
 @pytest.fixture(scope="module")
 def edge():
     """A model as E2B is: its last layers borrow keys, and every layer gets more of each token."""
-    from tests.models import made_of
-
-    return made_of("gemma4", config(**EDGE, layer_types=[LOCAL, GLOBAL] * 4))
+    return models.made_of("gemma4", config(**EDGE, layer_types=[LOCAL, GLOBAL] * 4))
 
 
 def test_layers_that_borrow_keys_see_what_is_left(edge):
-    from tests.models import batch
-
     assert family_for(edge).lenders == {5: 3, 6: 4, 7: 3}
-    checked = fv.testing.check(edge, batch("gemma4", ["ttit"]))
+    checked = fv.testing.check(edge, models.batch("gemma4", ["ttit"]))
     assert checked.passed, checked
     assert [row.verdict for row in checked.rows].count("passed") >= 11
 
 
 @pytest.mark.parametrize("layers", [(1,), (1, 4), (4,)])
 def test_a_batch_of_those_is_its_samples(edge, layers):
-    from tests.models import batch
-
     method = fv.Random(layers=layers, keep=(0.6, 0.4)[: len(layers)])
 
     def said(words):
         with fv.drop(edge, method) as trace:
             out = edge.generate(
-                **batch("gemma4", words), max_new_tokens=9, do_sample=False, output_logits=True,
+                **models.batch("gemma4", words), max_new_tokens=9, do_sample=False, output_logits=True,
                 return_dict_in_generate=True,
             )  # fmt: skip
         assert all(count == 0 for rows in trace.kv_lengths[5:] for count in rows)
@@ -219,10 +178,7 @@ def test_a_batch_of_those_is_its_samples(edge, layers):
 
 
 def test_questions_go_on_from_what_those_have_seen(edge):
-    from foveate._transformers import cache_in, with_cache
-    from tests.models import batch
-
-    whole = batch("gemma4", ["tittt"])
+    whole = models.batch("gemma4", ["tittt"])
     seen = whole["input_ids"].shape[1] - 6  # without the last two pieces of text
     types = "mm_token_type_ids"
     looked = {name: whole[name][:, :seen] for name in ("input_ids", "attention_mask", types)}
@@ -248,9 +204,7 @@ def test_no_cut_goes_behind_their_lenders(edge):
 
 
 def test_where_only_the_last_row_is_computed_it_must_be_text(edge):
-    from tests.models import batch
-
-    inputs = batch("gemma4", ["tti"])
+    inputs = models.batch("gemma4", ["tti"])
     with fv.drop(edge, fv.Random(layers=(1,), keep=(0.5,))), torch.no_grad():
         with pytest.raises(fv.UnsupportedError, match="computes"):
             edge(**inputs, logits_to_keep=1)
@@ -258,9 +212,7 @@ def test_where_only_the_last_row_is_computed_it_must_be_text(edge):
 
 
 def test_a_smaller_picture_is_cut_into_patches_as_the_processor_cuts_it():
-    from tests.models import tiny
-
-    family = Gemma4(tiny("gemma4"))
+    family = Gemma4(models.tiny("gemma4"))
     picture = torch.rand(3, 24, 32, generator=torch.Generator().manual_seed(0))
 
     def cut(image):
@@ -283,11 +235,9 @@ def test_a_smaller_picture_is_cut_into_patches_as_the_processor_cuts_it():
 
 
 def test_a_smaller_video_keeps_its_frames():
-    from tests.models import batch, given, tiny
-
-    model, inputs = tiny("gemma4"), batch("gemma4", ["tvt"])
+    model, inputs = models.tiny("gemma4"), models.batch("gemma4", ["tvt"])
     with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
-        (features,) = model.model.get_video_features(**given(model, inputs, "video")).pooler_output
+        (features,) = model.model.get_video_features(**models.given(model, inputs, "video")).pooler_output
     cut = features._foveate.cut
     assert len(features) == 18
     assert len(cut.source) == 3 * 2  # of 2 x 3 tokens a frame, two of them

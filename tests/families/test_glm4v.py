@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 import foveate as fv
-from tests import others
+from tests import models, others
 from tests.families.qwens import GLM, GLM_TOKENS, glm, other, other_glm_tower, rope
 from tests.tiny import TEXT
 
@@ -33,7 +33,6 @@ OTHER = other(TINY, other_config)
     ids=lambda one: one.name,
 )
 def test_a_batch_of_videos_is_its_samples_run_alone(method):
-    from tests.invariants.alone import check_alone
-    from tests.models import tiny
+    from tests.invariants.alone import check_alone  # which imports what imports this file
 
-    check_alone(tiny("glm4v"), "glm4v", method, ("tvt", "tvtvt", "ttt"))
+    check_alone(models.tiny("glm4v"), "glm4v", method, ("tvt", "tvtvt", "ttt"))

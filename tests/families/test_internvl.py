@@ -1,6 +1,7 @@
 """InternVL3: its tiny model, and what is special: tiles of an image are told by the prompt, a CLS, pixel shuffle."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,10 +41,10 @@ def frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     return [Frames(pixel_values=torch.randn(frames, 3, 84, 84, generator=rng)) for frames in counts]
 
 
-def wrapped(picture: Picture, length: int) -> Tensor:
+def wrapped(picture: Picture, length: int, tile: int = 9) -> Tensor:
     """A start token, the placeholders in one run, an end token; for each frame of a video, with text before it."""
     if isinstance(picture, Frames):
-        return torch.tensor([5, 6, 7, 93, *[IMAGE] * 9, 94] * (length // 9))
+        return torch.tensor([5, 6, 7, 93, *[IMAGE] * tile, 94] * (length // tile))
     return torch.tensor([93, *[IMAGE] * length, 94])
 
 
@@ -73,13 +74,7 @@ def other_frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]
     return [Frames(pixel_values=torch.randn(4, 3, 48, 48, generator=rng)) for _ in range(count)]
 
 
-def other_wrapped(picture: Picture, length: int) -> Tensor:
-    if isinstance(picture, Frames):
-        return torch.tensor([5, 6, 7, 93, *[IMAGE] * 4, 94] * (length // 4))
-    return torch.tensor([93, *[IMAGE] * length, 94])
-
-
-OTHER = replace(TINY, config=other_config, pictures=other_tiles, videos=other_frames, ids=other_wrapped)
+OTHER = replace(TINY, config=other_config, pictures=other_tiles, videos=other_frames, ids=partial(wrapped, tile=4))
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 
 

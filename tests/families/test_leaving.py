@@ -13,7 +13,7 @@ import foveate as fv
 from foveate.methods.pixelprune import PixelPrune
 from tests import oracle
 from tests.families import test_thinning as thinning
-from tests.families.test_thinning import CLOSE, features, hooks, of_copies, places_of, seen, strong, tower_of
+from tests.families.test_thinning import CLOSE, failing, features, hooks, of_copies, places_of, seen, strong, tower_of
 from tests.methods.test_pixelprune import looped
 from tests.models import IMAGE, QWENS, VIDEO, batch, generate, given, tiny, with_video
 
@@ -189,19 +189,9 @@ def test_where_nothing_leaves_the_model_is_the_plain_one_and_an_error_leaves_not
         assert torch.equal(model(**inputs).logits, plain)
     assert not trace.stages
     assert trace.latest.tower_rows == [[(), ()]]
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
     _, blocks, _ = tower_of(model, "image")
-    handle = blocks[1].register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(KeyboardInterrupt), fv.drop(model, PixelPrune()), torch.no_grad():
-            model(**painted(family, ["titit"]))
-    finally:
-        handle.remove()
-    assert {name: sorted(vars(module)) for name, module in model.named_modules()} == before
+    with failing(model, blocks[1]), fv.drop(model, PixelPrune()), torch.no_grad():
+        model(**painted(family, ["titit"]))
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, plain)
 

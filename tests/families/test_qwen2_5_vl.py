@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 import foveate as fv
 from foveate.registry import family_for
-from tests import others
+from tests import models, others
 from tests.families.qwens import qwen, rope
 from tests.families.shown import KEYS, PAID, Shown
 from tests.tiny import TEXT, Picture, after_start, qwen_frames
@@ -60,13 +60,6 @@ OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=other_v
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 GRIDS = {"images": [[1, 4, 6], [1, 8, 10]], "videos": [[3, 4, 6], [2, 6, 6]]}
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    from tests.models import tiny  # which imports this module
-
-    return tiny("qwen2_5_vl")
 
 
 def shown(model, modality, given):
@@ -119,7 +112,8 @@ def raster_tower(visual, patches, grid):
 
 
 @pytest.mark.parametrize(("modality", "grids"), [("image", GRIDS["images"]), ("video", GRIDS["videos"])])
-def test_scores_and_keys_are_those_of_the_tokens_in_raster_order(model, modality, grids):
+def test_scores_and_keys_are_those_of_the_tokens_in_raster_order(modality, grids):
+    model = models.tiny("qwen2_5_vl")
     inputs = given(model, modality, grids)
     views = shown(model, modality, inputs)
     pixels = next(iter(inputs.values())).split([t * h * w for t, h, w in grids])
@@ -134,8 +128,8 @@ def test_scores_and_keys_are_those_of_the_tokens_in_raster_order(model, modality
         assert order.tolist() != list(range(len(order)))  # windows do permute
 
 
-def test_a_tower_of_nothing_but_windows_ranks_nothing(model):
-    blind = copy.deepcopy(model)
+def test_a_tower_of_nothing_but_windows_ranks_nothing():
+    blind = copy.deepcopy(models.tiny("qwen2_5_vl"))
     blind.model.visual.fullatt_block_indexes = [7, 15]
     with pytest.raises(fv.UnsupportedError, match="names"):
         shown(blind, "image", given(blind, "image", GRIDS["images"]))

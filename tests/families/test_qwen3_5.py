@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from tests import oracle, others
+from tests import models, oracle, others
 from tests.families.qwens import FULL, LINEAR, other, other_qwen3_tower, other_states, qwen, qwen3_tower, rope
 from tests.tiny import IMAGE, TEXT, VIDEO
 
@@ -42,14 +42,7 @@ OTHER = other(TINY, other_config, recurrent=(0, 1, 3, 6))
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
-@pytest.fixture(scope="module")
-def models() -> Any:
-    from tests import models  # which imports this module
-
-    return models
-
-
-def test_a_state_is_that_of_a_prompt_without_the_rows_that_left(models):
+def test_a_state_is_that_of_a_prompt_without_the_rows_that_left():
     model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["titt"])
     with fv.drop(model, fv.Uniform(layers=(0,), keep=(0.5,))) as trace, torch.no_grad():
         cache = cache_in(model(**inputs))
@@ -66,7 +59,7 @@ def test_a_state_is_that_of_a_prompt_without_the_rows_that_left(models):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_cuts_right_before_states_in_the_released_pattern(models, attention):
+def test_cuts_right_before_states_in_the_released_pattern(attention):
     """Three layers with a state to one that attends, as in the checkpoints; in a ragged batch too."""
     settings = config().to_dict()
     settings["text_config"] |= {"num_hidden_layers": 8, "layer_types": None, "num_key_value_heads": 4}
@@ -92,7 +85,7 @@ def test_cuts_right_before_states_in_the_released_pattern(models, attention):
         torch.testing.assert_close(torch.cat(alone.logits), logits, **CLOSE)
 
 
-def test_a_batch_that_gets_ragged_without_any_padding_before(models):
+def test_a_batch_that_gets_ragged_without_any_padding_before():
     """As many tokens in each sample, more of them in pictures in one: the model itself makes no mask."""
     model, method = models.tiny("qwen3_5"), fv.V2Drop(layers=(1,), keep=(0.4,))
     singles = [models.batch("qwen3_5", [word]) for word in ("titit", "ttttttttit")]
@@ -109,13 +102,13 @@ def test_a_batch_that_gets_ragged_without_any_padding_before(models):
             torch.testing.assert_close(model(**one, logits_to_keep=1).logits[0], logits[index], **CLOSE)
 
 
-def test_attention_cannot_be_read_where_a_state_is(models):
+def test_attention_cannot_be_read_where_a_state_is():
     method = fv.VisionDrop(dominant=0, contextual=0, layer_list=(5,), image_token_list=((3, 1),))
     with fv.drop(models.tiny("qwen3_5"), method), pytest.raises(fv.UnsupportedError, match="Layer 5"):
         models.generate(models.tiny("qwen3_5"), models.batch("qwen3_5", ["tit"]))
 
 
-def test_a_ragged_batch_does_not_go_on_from_a_state(models):
+def test_a_ragged_batch_does_not_go_on_from_a_state():
     """Its padding would stand between the state and the rows, and make the state fade."""
     model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["tit", "titt"])
     cache, first = DynamicCache(config=model.config.get_text_config()), torch.full((2, 3), 5)
@@ -127,7 +120,7 @@ def test_a_ragged_batch_does_not_go_on_from_a_state(models):
             model(**{**inputs, "attention_mask": mask}, position_ids=places[..., 3:], **with_cache(cache))
 
 
-def test_the_final_cache_leaves_states_as_they_are(models):
+def test_the_final_cache_leaves_states_as_they_are():
     """They cannot forget a token; keys and values of the other layers go."""
     model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["titt"])
     inner = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.4))
@@ -141,18 +134,3 @@ def test_the_final_cache_leaves_states_as_they_are(models):
     final = bare.kv_lengths[4]
     assert bare.kv_lengths[1] > final
     assert cut.kv_lengths[2:] == [final] * 3 + [[0]]
-
-
-def test_what_transformers_itself_does_not_do_with_states(models):
-    """Padding between tokens makes a state fade, and it cannot be cropped: whoever drops, and if nobody does."""
-    model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["t"])
-    ids, places = inputs["input_ids"], torch.tensor([[0, 1, 2, 2, 2, 3]]).expand(3, 1, -1)
-    padded = torch.cat((ids[:, :3], ids[:, :2], ids[:, 3:]), dim=1)
-    mask = torch.tensor([[1, 1, 1, 0, 0, 1]])
-    with torch.no_grad():
-        plain = model(input_ids=ids).logits[0, -1]
-        assert (
-            model(input_ids=padded, attention_mask=mask, position_ids=places).logits[0, -1] - plain
-        ).abs().max() > 0.01
-    with pytest.raises(ValueError, match="stateful"):
-        models.generate(model, inputs, prompt_lookup_num_tokens=2)

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import foveate as fv
-from tests import others
+from tests import models, others
 from tests.families.qwens import other, other_qwen3_tower, qwen, qwen3_tower, rope
 from tests.tiny import TEXT
 
@@ -39,9 +39,7 @@ OTHER = other(TINY, other_config)
 
 
 def test_router_logits_are_of_whole_prompts_alone():
-    from tests.models import batch, tiny
-
-    model, inputs = tiny("qwen3_vl_moe"), batch("qwen3_vl_moe", ["tit"])
+    model, inputs = models.tiny("qwen3_vl_moe"), models.batch("qwen3_vl_moe", ["tit"])
     with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))), torch.no_grad():
         with pytest.raises(fv.UnsupportedError, match="False"):
             model(**inputs, output_router_logits=True)

@@ -1,4 +1,4 @@
-"""A tower on some of its patches: as a run of all that hides the others' keys, and as a recompute of one's own."""
+"""A tower on some of its patches: as a run of all that hides the others' keys."""
 
 import copy
 import inspect
@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-from torch.nn.functional import interpolate
 from transformers import AttentionInterface, vision_utils
 
 import foveate as fv
@@ -113,74 +112,6 @@ def test_the_rest_is_what_a_run_of_all_makes_of_it_with_hidden_keys(family, shar
                 left = int(kept.sum())
                 torch.testing.assert_close(ours[:left], theirs[kept], **CLOSE)
                 assert not ours[left:].any()
-
-
-def places(model, grids):
-    """Segment, row, column, height and width of every patch, token by token; and the window of each."""
-    visual = model.model.visual
-    side = getattr(visual, "window_size", 0) // visual.config.patch_size
-    found = []
-    for image, (times, height, width) in enumerate(grids):
-        for frame, top, left, row, column in itertools.product(
-            range(times), range(0, height, 2), range(0, width, 2), range(2), range(2)
-        ):
-            down, across = top + row, left + column
-            window = (image, frame, down // side, across // side) if side else None
-            found.append(((image, frame), down, across, height, width, window))
-    return found
-
-
-def recomputed(model, patches, grids, stays):
-    """A Qwen's tower on the patches of these tokens, one formula after the other: dense attention with masks."""
-    visual, blocks = model.model.visual, model.model.visual.blocks
-    stay = stays.repeat_interleave(4).nonzero()[:, 0]
-    of_all = places(model, grids)
-    here = [of_all[patch] for patch in stay.tolist()]
-    x = visual.patch_embed(patches[stay])
-    if hasattr(visual, "pos_embed"):
-        table = visual.pos_embed.weight.T.view(1, -1, visual.num_grid_per_side, visual.num_grid_per_side)
-        sizes = {(h, w) for _, _, _, h, w, _ in here}
-        maps = {size: interpolate(table, size, mode="bilinear", align_corners=True)[0] for size in sizes}
-        x = x + torch.stack([maps[h, w][:, row, column] for _, row, column, h, w, _ in here])
-    heads = blocks[0].attn.num_heads
-    size = x.shape[1] // heads
-    # The first half of the angles turns with the row, the second with the column, each at size / 4 speeds.
-    speeds = 1e4 ** -(torch.arange(size // 4, dtype=torch.float64) / (size // 4))
-    angles = torch.tensor([[row, column] for _, row, column, *_ in here], dtype=torch.float64)[..., None] * speeds
-    angles = angles.flatten(1).repeat(1, 2)
-
-    def turned(states):  # (patches, heads, size)
-        first, second = states.double().chunk(2, dim=-1)
-        return states * angles.cos()[:, None] + torch.cat((-second, first), dim=-1) * angles.sin()[:, None]
-
-    def same(what):
-        return torch.tensor([[one == other for other in what] for one in what])
-
-    by_frame, by_window = same([one[0] for one in here]), same([one[5] for one in here])
-    deep = []
-    for index, block in enumerate(blocks):
-        windowed = hasattr(visual, "window_size") and index not in visual.fullatt_block_indexes
-        q, k, v = block.attn.qkv(block.norm1(x)).view(len(x), 3, heads, size).unbind(1)
-        logits = torch.einsum("qhd,khd->hqk", turned(q), turned(k)) / size**0.5
-        logits = logits.masked_fill(~(by_window if windowed else by_frame), -torch.inf)
-        mixed = torch.einsum("hqk,khd->qhd", logits.softmax(-1), v.double()).flatten(1)
-        x = x + block.attn.proj(mixed.float())
-        x = x + block.mlp(block.norm2(x))
-        if index in getattr(visual, "deepstack_visual_indexes", ()):
-            deep.append(visual.deepstack_merger_list[len(deep)](x))
-    return [visual.merger(x), *deep]
-
-
-@pytest.mark.parametrize("family", [name for name in QWENS if not name.startswith("glm") and "moe" not in name])
-def test_the_rest_is_a_recompute_of_ones_own(family):
-    model = tiny(family)
-    modality, grids = ("image", [[1, 6, 8], [1, 8, 10], [1, 2, 6]]) if family != "qwen2_vl" else ("video", [[3, 4, 6]])
-    inputs, stays = pictures(model, modality, grids), chosen(grids, 0.6)
-    with torch.no_grad():
-        wanted = recomputed(model, inputs[NAMES[modality]], grids, torch.cat(stays))
-    for ours, theirs in zip(on_subset(model, modality, inputs, stays), wanted, strict=True):
-        rows = torch.cat([image[: int(kept.sum())] for image, kept in zip(ours, stays, strict=True)])
-        torch.testing.assert_close(rows, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("family", QWENS)

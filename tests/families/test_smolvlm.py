@@ -87,25 +87,28 @@ def written(tokens: int, *grids: tuple[int, int], between: str = "What is it?", 
     return re.findall(r"<fake_token_around_image>|<image>|\w+|\s|[^\w\s]" if words else r"<[^>]+>|\w+|\s|\W", whole)
 
 
+def lengths_in(tokens: list[str]) -> list[list[int]]:
+    """Of each image, read off a prompt in tokens."""
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    ids, mask = torch.tensor([[vocabulary[t] for t in tokens]]), torch.tensor([[t == "<image>" for t in tokens]])
+    return family_for(models.tiny("smolvlm")).image_lengths(mask, ids)
+
+
 @given(
     grids=st.lists(st.sampled_from([(0, 0), (1, 2), (2, 3), (3, 1), (4, 4)]), min_size=1, max_size=4),
     between=st.sampled_from(["What is it?", "", "\n", "\n\n"]),
     words=st.booleans(),
 )
 def test_the_prompt_tells_which_tiles_are_whose(grids, between, words):
-    told = written(4, *grids, between=between, words=words)
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(told))}
-    ids, mask = torch.tensor([[vocabulary[t] for t in told]]), torch.tensor([[t == "<image>" for t in told]])
-    lengths = family_for(models.tiny("smolvlm")).image_lengths(mask, ids)
-    assert lengths == [[4 * (rows * columns + 1) for rows, columns in grids]]
+    assert lengths_in(written(4, *grids, between=between, words=words)) == [
+        [4 * (rows * columns + 1) for rows, columns in grids]
+    ]
 
 
 def test_every_frame_of_a_video_is_an_image():
     lines = "".join(f"\nFrame from 00:0{second}:" + "".join(written(2, (0, 0)))[5:-26] for second in range(4))
     told = re.findall(r"<[^>]+>|\w+|\s|\W", "You are provided the following four frames:" + lines + "\n\nWhy?")
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(told))}
-    ids, mask = torch.tensor([[vocabulary[t] for t in told]]), torch.tensor([[t == "<image>" for t in told]])
-    assert family_for(models.tiny("smolvlm")).image_lengths(mask, ids) == [[2, 2, 2, 2]]
+    assert lengths_in(told) == [[2, 2, 2, 2]]
 
 
 def test_without_ids_every_tile_is_an_image():

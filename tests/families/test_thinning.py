@@ -6,6 +6,7 @@ import itertools
 import math
 from contextlib import contextmanager
 from functools import cache
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import foveate as fv
 from foveate.core.patching import Patcher
 from foveate.families.tap import add_bias
 from foveate.registry import family_for
+from foveate.testing.contract import state_of
 from tests.core.test_thin import looped_parents, looped_picks
 from tests.families.test_qwen_subset import GRIDS, pictures
 from tests.models import FAMILIES, QWENS, TINY, batch, given, tiny, with_video
@@ -100,6 +102,17 @@ def hooks():
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def failing(model, part):
+    """A call in which a part of the model fails; behind it the model is as it was, hooks and attributes alike."""
+    before = state_of(model)
+    with hooks() as on:
+        on.append(part.register_forward_pre_hook(Mock(side_effect=KeyboardInterrupt)))
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    assert state_of(model) == before
 
 
 def seen(tower, block, run):
@@ -187,15 +200,9 @@ def of_copies(model, modality, run, keep, at):
 
 def features(output):
     """All features of a call, deepstack's too."""
-    pooled = output.pooler_output
-    pooled = (
-        torch.cat([one.flatten(0, -2) for one in pooled]) if isinstance(pooled, list | tuple) else pooled.flatten(0, -2)
-    )
-    deep = getattr(output, "deepstack_features", None)
-    return [
-        pooled,
-        *(torch.cat(tuple(one)) if not torch.is_tensor(one) else one for one in (deep if deep is not None else ())),
-    ]
+    parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    whole = [part if torch.is_tensor(part) else torch.cat([one.flatten(0, -2) for one in part]) for part in parts]
+    return [part.flatten(0, -2) for part in whole]
 
 
 def thinned(model, run, keep, at, pick="maxmin"):

@@ -23,3 +23,22 @@ def at(*degrees):
     """Rows of length one that point in these directions: the cosine of two is that of the angle between them."""
     angles = map(math.radians, degrees)
     return torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])
+
+
+def cosine(a, b):
+    """The cosine of two lists of numbers; 0 where one has no direction."""
+    product = sum(x * y for x, y in zip(a, b, strict=True))
+    return product / (max(math.hypot(*a), 1e-12) * max(math.hypot(*b), 1e-12))
+
+
+def covering(targets, count, weights=None):
+    """The tokens that cover rows of targets best, in plain Python: the largest gain first, of equals the lower."""
+    covered, picked = [0.0] * len(targets), []
+    for _ in range(count):
+        gains = {}
+        for token in set(range(len(targets[0]))) - set(picked):
+            gain = sum(max(0.0, row[token] - have) for row, have in zip(targets, covered, strict=True))
+            gains[token] = gain if weights is None else gain * weights[token]
+        picked.append(max(gains, key=lambda token: (gains[token], -token)))
+        covered = [max(row[picked[-1]], have) for row, have in zip(targets, covered, strict=True)]
+    return sorted(picked)

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -9,7 +7,7 @@ from foveate.contract import ImageView, LayerView, Resource, Shape
 from foveate.errors import SettingError, UnsupportedError
 from foveate.methods.cdpruner import CDPruner
 from foveate.testing import tiny_model
-from tests.methods import stays
+from tests.methods import cosine, stays
 from tests.models import batch, is_vision, tiny
 
 EXAMPLES = [CDPruner(keep=0.4), CDPruner(tokens=3, positions="keep", scope="frame")]
@@ -34,9 +32,6 @@ def kept_with_clip(rows, patches, text, count):
 
 def by_hand(rows, words, count):
     """The definition in double precision: whoever makes the determinant of the picked ones' kernel largest is next."""
-
-    def cosine(a, b):
-        return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 
     rows, words = rows.tolist(), words.tolist()
     scores = [sum(cosine(row, word) for word in words) / len(words) for row in rows]
@@ -145,21 +140,22 @@ def test_relevance_goes_over_all_images_of_a_sample_and_no_other():
     assert stage.kept[0].tolist() == [*largest(kernel, range(half), 4), *largest(kernel, range(half, 2 * half), 4)]
 
 
-def test_an_encoder_that_is_handed_in_gets_patches_and_the_question():
+@pytest.mark.parametrize("method", ["cdpruner", "mfpruner"])
+def test_an_encoder_that_is_handed_in_gets_patches_and_the_question(method):
     made = tiny_model()
     words = ("tit", "titt", "titit", "ttt")
     encoder = Encoder()
     inputs = made.inputs(*words)
-    with fv.drop(made.model, "cdpruner", tokens=6, resources={"clip": encoder}) as together:
+    with fv.drop(made.model, method, tokens=6, resources={"clip": encoder}) as together:
         made.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert sorted(map(len, encoder.texts)) == [3, 3, 6, 6]  # of titit 6 words are behind its first image
     for index, word in enumerate(words):
-        with fv.drop(made.model, "cdpruner", tokens=6, resources={"clip": Encoder()}) as alone:
+        with fv.drop(made.model, method, tokens=6, resources={"clip": Encoder()}) as alone:
             made.model.generate(**made.inputs(word), max_new_tokens=3, do_sample=False)
         assert [stage.kept[index].tolist() for stage in together.stages] == (
             [stage.kept[0].tolist() for stage in alone.stages] or [[]]
         )
-    with fv.drop(made.model, "cdpruner", tokens=6) as without:
+    with fv.drop(made.model, method, tokens=6) as without:
         made.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert without.stages[0].kept[0].tolist() != together.stages[0].kept[0].tolist()
 

@@ -168,7 +168,7 @@ def alike(stage, made):
 @every_method
 def test_of_equal_scores_the_lower_index_stays(name):
     for stage, tokens, _, _, cut in looked(EXAMPLES[name], SHAPES["cls"], sees=alike):
-        if stage.score is not None and stage.reads and cut is not None:
+        if stage.score is not None and (stage.reads or name.startswith("v2drop")) and cut is not None:
             assert cut.source.tolist() == list(range(cut.count)), (stage, tokens)
 
 
@@ -198,24 +198,17 @@ def test_a_budget_is_met_exactly(kind, tokens, share):
     assert left in [max(1, count) for count in halves]
 
 
-def test_tokens_that_moved_alike_stay_from_the_lowest_on():
-    for name in ("v2drop-0", "v2drop-2"):
-        for stage, _, _, _, cut in looked(EXAMPLES[name], SHAPES["cls"], sees=alike):
-            if stage.drops and cut is not None:
-                assert cut.source.tolist() == list(range(cut.count))
-
-
 # -- the made-up view itself -----------------------------------------------------------------------------------
 
 
 def test_a_made_view_has_what_is_declared_and_nothing_else():
     stage = LayerStage(2, reads=(Attention(),), keep=0.5, score=lambda view: view.attention)
-    view = made_view(stage, 6, seed=3)
+    view = made_view(stage, 6)
     assert view.attention.shape == (6,)
     assert float(view.attention.sum()) == pytest.approx(1.0)
     with pytest.raises(SettingError, match="without declaring it"):
         view.hidden  # noqa: B018
-    assert torch.equal(made_view(stage, 6, seed=3).attention, view.attention)
+    assert torch.equal(made_view(stage, 6).attention, view.attention)
     assert stage.cut(view).count == 3
 
 

@@ -2,13 +2,11 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-import foveate as fv
 from foveate.contract import ImageView, LayerView, Shape, TowerAttention
 from foveate.core.picks import unlike_others
 from foveate.methods.mfpruner import MFPruner, scale
-from foveate.testing import tiny_model
 from tests.methods import stays
-from tests.methods.test_cdpruner import FEATURES, TEXT, WITH_CLIP, Encoder
+from tests.methods.test_cdpruner import FEATURES, TEXT, WITH_CLIP
 
 EXAMPLES = [MFPruner(keep=0.4), MFPruner(tokens=6, positions="reindex")]
 SMALLEST = MFPruner(keep=0.001)
@@ -70,20 +68,3 @@ def test_rounding_decides_nothing_between_tokens_that_tie(seed):
     rows = torch.randn(12, 16, generator=torch.Generator().manual_seed(seed)).repeat(3, 1)
     assert max(kept(torch.ones(36), rows, rows[:2], 12)) < 36
     assert unlike_others(rows)[:12].tolist() == unlike_others(rows)[12:24].tolist()
-
-
-# -- on models ------------------------------------------------------------------------------------------------------
-
-
-def test_an_encoder_that_is_handed_in_has_a_vote():
-    made = tiny_model()
-    words = ("tit", "titit")
-    with fv.drop(made.model, "mfpruner", tokens=6, resources={"clip": Encoder()}) as together:
-        made.model.generate(**made.inputs(*words), max_new_tokens=2, do_sample=False)
-    for index, word in enumerate(words):
-        with fv.drop(made.model, "mfpruner", tokens=6, resources={"clip": Encoder()}) as alone:
-            made.model.generate(**made.inputs(word), max_new_tokens=2, do_sample=False)
-        assert together.stages[0].kept[index].tolist() == alone.stages[0].kept[0].tolist()
-    with fv.drop(made.model, "mfpruner", tokens=6) as without:
-        made.model.generate(**made.inputs(*words), max_new_tokens=2, do_sample=False)
-    assert without.stages[0].kept[0].tolist() != together.stages[0].kept[0].tolist()

@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 import foveate as fv
 from foveate.contract import LayerView, Shape
 from foveate.methods.mmtok import MMTok
-from tests.methods import stays
+from tests.methods import cosine, covering, stays
 from tests.models import batch, is_vision, tiny
 
 EXAMPLES = [MMTok(keep=0.4), MMTok(tokens=6, alpha=1.0, tau_text=0.1, positions="keep")]
@@ -21,9 +21,6 @@ def kept(words, rows, features, **settings):
 def by_hand(words, tokens, features, count, alpha=0.5, tau_text=0.02, tau_vision=0.2):
     """The spec in plain Python, in double precision."""
 
-    def cosine(a, b):
-        return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
-
     def shares(target, candidates, tau):
         powers = [math.exp((cosine(target, candidate) - 1) / tau) for candidate in candidates]
         return [power / sum(powers) for power in powers]
@@ -31,15 +28,7 @@ def by_hand(words, tokens, features, count, alpha=0.5, tau_text=0.02, tau_vision
     words, tokens, features = words.tolist(), tokens.tolist(), features.tolist()
     targets = [[share / len(words) for share in shares(word, tokens, tau_text)] for word in words]
     targets += [[alpha * share / len(tokens) for share in shares(one, features, tau_vision)] for one in features]
-    covered, picked = [0.0] * len(targets), []
-    for _ in range(count):
-        gains = {}
-        for token in set(range(len(tokens))) - set(picked):
-            gains[token] = sum(max(0.0, row[token] - have) for row, have in zip(targets, covered, strict=True))
-        pick = max(gains, key=lambda token: (gains[token], -token))
-        picked.append(pick)
-        covered = [max(row[pick], have) for row, have in zip(targets, covered, strict=True)]
-    return sorted(picked)
+    return covering(targets, count)
 
 
 @given(

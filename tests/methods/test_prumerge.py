@@ -78,7 +78,6 @@ def test_a_budget_keeps_the_highest(budget):
     cut = cut_of(fv.preset(f"prumerge/llava-1.5-7b/{budget}"), view)
     highest = view.attention.sort(descending=True).indices
     assert cut.source.tolist() == highest[:budget].tolist()
-    assert set(fv.preset(f"prumerge/llava-1.5-7b/{budget}").plan(32, (576,))) == {budget}
     assert PruMerge().plan(32, (576,)) is None  # the picture decides
 
 

@@ -1,11 +1,9 @@
-import math
-
 import torch
 from hypothesis import given, strategies as st
 
 from foveate.contract import ImageView, Shape
 from foveate.methods.scope import Scope
-from tests.methods import stays
+from tests.methods import cosine, covering, stays
 
 EXAMPLES = [Scope(keep=0.4), Scope(tokens=6, alpha=0.5, positions="keep"), Scope(keep=0.3, alpha=0.0)]
 SMALLEST = Scope(keep=0.001)
@@ -22,19 +20,8 @@ def kept(features, attention=None, grids=(), **settings):
 
 def by_hand(features, saliency, count):
     """The spec in plain Python, in double precision."""
-    rows = [[value / max(math.hypot(*row), 1e-12) for value in row] for row in features.double().tolist()]
-    similarity = [[sum(a * b for a, b in zip(one, other, strict=True)) for other in rows] for one in rows]
-    covered, picked = [0.0] * len(rows), []
-    for _ in range(count):
-        gains = {}
-        for token in range(len(rows)):
-            if token not in picked:
-                gain = sum(max(0.0, similarity[other][token] - covered[other]) for other in range(len(rows)))
-                gains[token] = gain * saliency[token]
-        pick = max(gains, key=lambda token: (gains[token], -token))
-        picked.append(pick)
-        covered = [max(have, similarity[other][pick]) for other, have in enumerate(covered)]
-    return sorted(picked)
+    rows = features.double().tolist()
+    return covering([[cosine(one, other) for other in rows] for one in rows], count, saliency)
 
 
 @given(

@@ -10,9 +10,6 @@ EXAMPLES = [
 SMALLEST = SparseVLMPlus(pruning_layers=(1, 2), targets=(2, 0), reference=25)
 
 
-# -- worked out token by token on a tiny LLaVA ------------------------------------------------------------------------
-
-
 def test_the_published_settings_ask_fourteen_heads_and_others_half():
     presets = [preset for name, preset in fv.presets().items() if name.startswith("sparsevlm_plus/llava-1.5")]
     assert len(presets) == 4
@@ -21,6 +18,3 @@ def test_the_published_settings_ask_fourteen_heads_and_others_half():
     (stage,) = SparseVLMPlus(pruning_layers=(1,), targets=(9,), heads=3).stages(Shape(32))
     assert stage.reads[0].busiest == 3
     assert SparseVLMPlus().stages(Shape(32))[0].reads[0].busiest is None  # half
-
-
-# -- counts -----------------------------------------------------------------------------------------------------------

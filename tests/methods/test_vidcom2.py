@@ -9,7 +9,7 @@ from foveate.contract import Arriving, ImageView
 from foveate.core.rank import by_quota
 from foveate.methods.vidcom2 import VidCom2
 from tests.methods import stage_of, stays
-from tests.models import batch, features, generate, tiny
+from tests.models import batch, features, tiny
 
 EXAMPLES = [VidCom2(keep=0.4), VidCom2(retention=0.3, positions="reindex")]
 SMALLEST = VidCom2(keep=0.001)
@@ -130,11 +130,3 @@ def test_each_video_of_a_prompt_is_treated_by_itself(method):
         before += len(video)
     assert stage.kept[0].tolist() == expected
     assert len(expected) < before
-
-
-def test_a_film_of_patches_keeps_its_position_ids_and_drops():
-    model = tiny("qwen2_vl")
-    with fv.drop(model, VidCom2(retention=0.5)) as trace:
-        generate(model, batch("qwen2_vl", ["tvt"]))
-    (stage,) = trace.stages
-    assert stage.after[0] == math.floor(0.5 * stage.before[0] + 0.5)

@@ -1,12 +1,10 @@
-import math
-
 import torch
 from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape
 from foveate.methods.vispruner import VisPruner
-from tests.methods import stays
+from tests.methods import cosine, stays
 
 EXAMPLES = [
     VisPruner(keep=0.4),
@@ -30,17 +28,13 @@ def by_hand(features, attention, count, ratio=0.5, per_round=8):
     """The spec in plain Python, in double precision."""
     rows = features.double().tolist()
 
-    def cosine(one, other):
-        product = sum(a * b for a, b in zip(rows[one], rows[other], strict=True))
-        return product / (math.hypot(*rows[one]) * math.hypot(*rows[other]))
-
     order = sorted(range(len(rows)), key=lambda token: (-attention[token].item(), token))
     important = int(count * ratio)
     diverse = count - important
     rest = order[important:]
     while diverse and len(rest) > diverse:
         first, second = rest[0::2], rest[1::2]
-        most = [max(cosine(one, other) for other in second) for one in first]
+        most = [max(cosine(rows[one], rows[other]) for other in second) for one in first]
         falling = sorted(range(len(first)), key=lambda place: (-most[place], place))
         out = min(per_round, len(rest) - diverse, len(first))
         rest = [first[place] for place in falling[out:]] + second

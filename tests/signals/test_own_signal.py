@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.contract import LayerStage, OwnSignal
-from foveate.families.tap import tapped
+from foveate.families.tap import tapped_layer
 from foveate.testing import check_method
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
 from tests.signals import assert_samples_keep_what_they_keep_alone, handed, read
@@ -47,7 +47,7 @@ def test_it_gets_the_models_own_tensors(family):
     (found,) = read(model, inputs, (WHOLE, NORMS))
     everything, of_values = found.values()
     layer = model.get_decoder().layers[LAYER - 1]
-    with handed(layer) as calls, tapped(layer.self_attn, lambda *made: heads.extend(made)), torch.no_grad():
+    with handed(layer) as calls, tapped_layer(layer, lambda *made: heads.extend(made)), torch.no_grad():
         model(**inputs)
     args, named = calls[layer]
     entered = (*args, *named.values())[0]

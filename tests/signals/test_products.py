@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.contract import Products
-from foveate.families.tap import tapped
+from foveate.families.tap import tapped_layer
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
 from tests.signals import read
 
@@ -24,7 +24,7 @@ def without_rope(model, inputs):
 
     hook = attention.register_forward_pre_hook(flat, with_kwargs=True)
     try:
-        with tapped(attention, lambda queries, keys, *_: made.update(queries=queries, keys=keys)), torch.no_grad():
+        with tapped_layer(layer, lambda queries, keys, *_: made.update(queries=queries, keys=keys)), torch.no_grad():
             model(**inputs)
     finally:
         hook.remove()

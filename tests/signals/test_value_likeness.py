@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.contract import ValueLikeness
-from foveate.families.tap import tapped
+from foveate.families.tap import tapped_layer
 from tests.models import FAMILIES, TINY, batch, is_vision, tiny
 from tests.signals import read
 
@@ -40,8 +40,8 @@ def by_hand(values, own, behind, signal):
 def test_it_is_made_of_the_models_own_values(family):
     model, inputs, made = tiny(family), batch(family, ["titt"]), {}
     found = read(model, inputs, WAYS, unit="image")
-    attention = model.get_decoder().layers[LAYER - 1].self_attn
-    with tapped(attention, lambda *heads: made.update(values=heads[3])), torch.no_grad():
+    layer = model.get_decoder().layers[LAYER - 1]
+    with tapped_layer(layer, lambda *heads: made.update(values=heads[3])), torch.no_grad():
         model(**inputs)
     columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0].tolist()
     start, values = 0, made["values"][0].double()

@@ -27,7 +27,7 @@ def obstacle(family: Family, inputs: Mapping[str, Any]) -> str:
         return f"foveate does not know what layers of {kind} take"
     if family.recurrent:
         return "layers that carry a state take masks of another form"
-    if family.late_additions(family.model.config):
+    if family.defines("later_additions"):
         return "the model adds tower features between its layers, to all rows"
     if "flex" in family.text.config._attn_implementation:
         return "masks of flex attention cannot be sliced"

@@ -192,9 +192,13 @@ class Surface:
         return None
 
 
-def one_side(rng: Generator, apart: float, slip: float) -> tuple[float, float]:
-    """The way from a thing to one on its left, right, upper or lower side: `apart` pixels, and `slip` out of line."""
-    return pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
+def corner_beside(rng: Generator, anchor: Thing, size: float, apart: float, slip: float) -> tuple[float, float]:
+    """The left upper corner of a box on the left, right, upper or lower side of a thing.
+
+    Its centre is `apart` pixels from the thing's, and `slip` out of line.
+    """
+    dx, dy = pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
+    return anchor.x + dx - size / 2, anchor.y + dy - size / 2
 
 
 def shuffle(rng: Generator, names: Sequence[str]) -> list[str]:
@@ -340,9 +344,7 @@ def _beside(rng: Generator, side: int, size: int, anchor: Thing) -> Corners:
     """The left upper corner of a box close to a thing, on one of its four sides; none outside the picture."""
     apart = (anchor.size + size) // 2 + int(rng.integers(2, 11))
     slip = int(rng.integers(-6, 7))
-    dx, dy = one_side(rng, apart, slip)
-    left = int(anchor.x + dx - size / 2)
-    top = int(anchor.y + dy - size / 2)
+    left, top = map(int, corner_beside(rng, anchor, size, apart, slip))
     if min(left, top) >= 1 and max(left, top) < side - size:
         return [(left, top)]
     return []
@@ -468,11 +470,7 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     canvas = Canvas.draw_lot(rng, side)
     kind = rng.random()
     lines = 8 if crowded else int(kind < 0.6)
-    texts: list[Lettering] = []
-    for _ in range(lines):
-        text = write(rng, canvas)
-        if text is not None:
-            texts.append(text)
+    texts = [text for _ in range(lines) if (text := write(rng, canvas)) is not None]
     things: list[Thing] = _draw_things(rng, canvas) if kind > 0.25 or not texts else []
     numbers = list(range(256))  # in a picture, characters count on from the last thing
     for character in range(canvas.characters):
@@ -595,9 +593,7 @@ def _beside_sketched(rng: Generator, inner: Box, across: float, anchor: Thing) -
     """The left upper corner of a box close to a thing, on one of its four sides; none outside the canvas."""
     apart = (anchor.size + across) / 2 + rng.uniform(3, 14)
     slip = rng.uniform(-6, 6)
-    dx, dy = one_side(rng, apart, slip)
-    left = anchor.x + dx - across / 2
-    top = anchor.y + dy - across / 2
+    left, top = corner_beside(rng, anchor, across, apart, slip)
     if left <= inner.left or top <= inner.top:
         return []
     if left + across >= inner.right or top + across >= inner.bottom:

@@ -56,8 +56,9 @@ class Family:
         closing_tokens: Tokens behind a picture from which it is known where it ends, so that they belong to it.
         decoder: The core's name for the decoder.
         mergers: Names of the core's function that is asked where the vision tokens are (see `vision_masks`), the first
-            that it has.
+            that it has; without any, ids tell (see `masks_by_ids`).
         videos: Whether the model knows videos.
+        projects_frames: Whether the projector runs otherwise on a video's frames than on pictures (see `frames_of`).
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
         runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
@@ -85,6 +86,7 @@ class Family:
     decoder: ClassVar[str] = "language_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
     videos: ClassVar[bool] = False
+    projects_frames: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
     runs_grids: ClassVar[bool] = True
     gathers: bool = False
@@ -120,7 +122,7 @@ class Family:
     @property
     def merger(self) -> str | None:
         """Name of the core's function that is asked where the vision tokens are; None where ids alone tell."""
-        return next(name for name in self.mergers if hasattr(self.core, name))
+        return next((name for name in self.mergers if hasattr(self.core, name)), None)
 
     @property
     def text(self) -> Any:
@@ -430,12 +432,7 @@ class Family:
         return output, self.reduce_features(output, modality, inputs, reducer)
 
     def reduce_features(
-        self,
-        output: Any,
-        modality: str,
-        inputs: Inputs,
-        reducer: Reducer,
-        stats: Stats | None = None,
+        self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
     ) -> list[Cut | None]:
         """Reduce every image's tokens in what a `get_*_features` call answered: a cut (or None) an image.
 
@@ -459,11 +456,7 @@ class Family:
 
     def place(self, output: Any, images: Sequence[Tensor], cuts: Sequence[Cut | None]) -> None:
         """Put what cuts leave of images' features, (tokens, width) each, into what a `get_*_features` call answered."""
-        features = list(images)
-        for index, cut in enumerate(cuts):
-            if cut is not None and not cut.stays_whole:
-                features[index] = place_rows(features[index], cut)
-        put_images(output, features)
+        put_images(output, [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)])
         later = getattr(output, "deepstack_features", None)
         if later and not all(map(stays_whole, cuts)):
             lengths = [len(image) for image in images]
@@ -627,13 +620,7 @@ class Family:
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
-        """Frames of a video of `size` vision tokens, where the projector runs otherwise on these; 0 if none has so
-        many."""
-        return 0
-
-    @classmethod
-    def late_additions(cls, config: Any) -> int:
-        """How many decoder layers, from the first on, are followed by an addition of `later_additions`."""
+        """Frames of a video of `size` vision tokens, where `projects_frames`; 0 if none has so many."""
         return 0
 
 

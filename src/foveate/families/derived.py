@@ -50,6 +50,7 @@ class Derived(Family):
 
     model_type: ClassVar[str] = "derived"
     tiled: ClassVar[bool] = True
+    mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")
     gathers = True
     renumbers = False  # until its decoder has been looked at
     decoders: ClassVar[frozenset[str]] = frozenset()
@@ -104,11 +105,6 @@ class Derived(Family):
         layers = _layers_of(self.text)
         assert layers is not None
         return layers
-
-    @property
-    def merger(self) -> str | None:
-        """Name of the core's function that is asked where the vision tokens are; None where there is none."""
-        return next((name for name in ("get_placeholder_mask", "inputs_merger") if hasattr(self.core, name)), None)
 
     def final_norm(self, rows: Tensor) -> Tensor:
         """As in the base class, by whatever name."""

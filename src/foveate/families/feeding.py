@@ -313,25 +313,25 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
     sums = tokens.float() @ direction  # one number a token
     leaves = [trace.leaves.get(block, []) for block, _ in blocks]
     for last in reversed(range(len(blocks))):
-        whole = _gradients(sums, leaves[last])
-        if whole is not None:
+        grads = _gradients(sums, leaves[last])
+        if grads is not None:
             break
     else:
         if not sums.requires_grad:
             raise _unread(family, "no gradient goes through what makes them, as where layers are quantised")
         raise _unread(family, "they are made of what comes behind its blocks, as of a resampler's queries")
-    largest = whole.abs().amax(dim=-1, keepdim=True)
+    largest = grads.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0
-    largest = largest.clamp(min=torch.finfo(whole.dtype).tiny)
-    whole = whole / largest
+    largest = largest.clamp(min=torch.finfo(grads.dtype).tiny)
+    grads = grads / largest
     leak = {torch.float32: 1e-3, torch.float64: 1e-3}.get(leaves[last][0].dtype, 0.02)  # what may be rounding
     numbers = torch.arange(len(tokens), device=tokens.device)
     owners = torch.zeros_like(fed, dtype=torch.long)
     for bit in range((len(tokens) - 1).bit_length()):
         part = _gradients(sums[(numbers >> bit) % 2 == 1], leaves[last])
-        part = torch.zeros_like(whole) if part is None else part / largest
-        is_set = (part * whole).sum(dim=-1) > (whole * whole).sum(dim=-1) / 2
-        expected = whole * is_set[:, None]
+        part = torch.zeros_like(grads) if part is None else part / largest
+        is_set = (part * grads).sum(dim=-1) > (grads * grads).sum(dim=-1) / 2
+        expected = grads * is_set[:, None]
         if ((part - expected).abs() > leak).any():
             raise _unread(family, "a row of it feeds several tokens, as in a resampler or a convolution")
         owners += is_set.long() << bit
@@ -424,13 +424,12 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
     if not reducer.reads:
         output = run()
         return output, family.reduce_features(output, modality, inputs, reducer)
-    fed = feeding(family, run, inputs)
-    taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown")
-    output = taps.run(run)
-    if taps.lengths != fed.lengths:  # they depend on more than shapes: pictures that are black throughout, for example
-        fed = feeding(family, run, inputs, anew=True)
+    for anew in (False, True):
+        fed = feeding(family, run, inputs, anew)
         taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown")
         output = taps.run(run)
+        if taps.lengths == fed.lengths:  # else these depend on more than shapes, as of pictures that are all black
+            break
     sizes = [len(image) for image in images_of(output, reducer.lengths if family.tiled else None)]
     ranked = _ranked_tokens(family, modality, inputs, fed, sizes)
 
@@ -453,9 +452,9 @@ def tower_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
     lists = blocks_of(family.core, family.layers)
     blocks = next((one for one in lists if [part for _, parts in one for part in parts] == list(fed.attentions)), ())
     cls = {int(group.cls) for group in fed.groups}
-    whole = [len(group.tokens) + int(group.cls) for group in fed.groups] == list(fed.lengths)
-    whole &= all(isinstance(group.rows, slice) or bool((group.rows.diff() == 1).all()) for group in fed.groups)
-    if not blocks or len(fed.seeing) < len(blocks) or len(cls) > 1 or not whole:
+    is_complete = [len(group.tokens) + int(group.cls) for group in fed.groups] == list(fed.lengths)
+    is_complete &= all(isinstance(group.rows, slice) or bool((group.rows.diff() == 1).all()) for group in fed.groups)
+    if not blocks or len(fed.seeing) < len(blocks) or len(cls) > 1 or not is_complete:
         raise UnsupportedError(
             f"Rows cannot leave inside the vision tower of {type(family.model).__name__}: of some blocks or rows it is "
             "not known who looks at whom. Use a method without thintower."

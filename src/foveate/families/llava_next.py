@@ -124,7 +124,7 @@ class AnyResolution(OfClip):
         projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
         taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
         with Patcher() as patches:
-            patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
+            patches.hook(self.core.multi_modal_projector, "before", lambda _, states: projected.extend(states))
             output = taps.run(run)
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
@@ -136,12 +136,12 @@ class AnyResolution(OfClip):
             return self.pack_views(modality, of_images, inputs)
 
         @functools.cache
-        def made() -> list[Tensor]:
+        def tower_features() -> list[Tensor]:
             return self.pack_views(modality, torch.split(projected[0], list(views)), inputs)
 
         def more(index: int) -> dict[str, Any]:
             # A video's frames may be pooled before the projector.
-            return {"made": lambda: made()[index]} if modality == "image" else {}
+            return {"made": lambda: tower_features()[index]} if modality == "image" else {}
 
         images = output.pooler_output
         places = self.boxes(self.model.config, modality, inputs, lengths_of(images))
@@ -258,7 +258,7 @@ class AnyResolution(OfClip):
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
         """With closing newlines or without."""
-        if not cls.videos:
+        if not cls.projects_frames:
             return 0
         side, _ = cls.frame_side(config)
         frames, rest = divmod(size, side**2)
@@ -296,6 +296,7 @@ class LlavaNextVideo(LlavaNext):
     model_type: ClassVar[str] = "llava_next_video"
     title: ClassVar[str] = "LLaVA-NeXT-Video"
     videos: ClassVar[bool] = True
+    projects_frames: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
     def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
@@ -327,6 +328,7 @@ class LlavaOnevision(AnyResolution):
     title: ClassVar[str] = "LLaVA-OneVision"
     pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     videos: ClassVar[bool] = True
+    projects_frames: ClassVar[bool] = True
     film_newlines: ClassVar[int] = 1
 
     @classmethod

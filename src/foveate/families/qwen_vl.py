@@ -23,7 +23,7 @@ from foveate.core.views import PixelView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, pixels_name
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.tap import Segments, attend_at_once, segments_of
+from foveate.families.tap import attend_at_once, segments_of
 from foveate.families.thinning import is_compiled, units_left
 from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids, shown
 from foveate.families.vision import CLIP, smaller
@@ -189,11 +189,11 @@ class Qwen2VL(Family):
             grids: (images, 3), on the host.
             patches: Which stay, (patches,) bool.
         """
-        whole = self.tower_arguments(grids)
-        ends = whole["cu_seqlens"]
+        of_all = self.tower_arguments(grids)
+        ends = of_all["cu_seqlens"]
         frames = grids.repeat_interleave(grids[:, 0], dim=0)  # one for each segment
         some_left = torch.stack([of_frame.any() for of_frame in torch.split(patches, ends.diff().tolist())])
-        left = {name: value[patches] for name, value in whole.items() if len(value) == len(patches)}
+        left = {name: value[patches] for name, value in of_all.items() if len(value) == len(patches)}
         return {"grid_thw": frames[some_left], **left, "cu_seqlens": ends_of_left(ends, patches)}
 
     # -- the tower without waits -------------------------------------------------------------------------------
@@ -207,39 +207,39 @@ class Qwen2VL(Family):
 
         transformers reads where pictures end in every block: 64 waits of Qwen2.5-VL's tower, and one here.
         """
+        device = hidden_states.device
         if PRECOMPUTED & options.keys():  # handed over by somebody: the tower makes the others where its pixels are
-            grid_thw = send(grid_thw, hidden_states.device)
+            grid_thw = send(grid_thw, device)
         else:
-            options |= self._place(self.tower_arguments(grid_thw.cpu()), hidden_states.device)
+            options |= self._place(self.tower_arguments(grid_thw.cpu()), device)
+        placed = {"grid_thw": grid_thw, **options}  # arguments where they are read
         ends = []
         if not torch.is_grad_enabled():  # backward may run blocks again, when this context is over
             ends = [value for name, value in options.items() if name.startswith("cu_")]
-        segments = segments_of(ends, hidden_states.device)
-        return self._run_placed(forward, hidden_states, segments, {"grid_thw": grid_thw, **options})
+        segments, embedding_arguments = segments_of(ends, device), self.embedding_arguments(placed, device)
+        if not segments and not embedding_arguments and self._replay is None:
+            return forward(hidden_states, **placed)
 
-    def _run_placed(
-        self,
-        forward: Callable[..., Any],
-        pixels: Tensor,
-        segments: Mapping[int, Segments],
-        placed: dict[str, Any],
-        held: Any = None,
-    ) -> Any:
-        """Run the tower with arguments that are where they are read; `held` is what kernels read beside these."""
-        if not segments and self._replay is None:
-            return forward(pixels, **placed)
+        def embed(original: Callable[..., Tensor], patches: Tensor, _: Tensor, __: Tensor, *others: Any) -> Tensor:
+            return original(patches, *embedding_arguments, *others)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with Patcher() as patches:
                 attend_at_once(patches, [block.attn for block in self.core.visual.blocks], segments)
+                if embedding_arguments:
+                    patches.wrap(self.core.visual.embeddings, "forward", embed)
                 return forward(*args, **kwargs)
 
         if self._replay is None:
-            return run(pixels, **placed)
+            return run(hidden_states, **placed)
         read = [name for name in placed if name == "grid_thw" or name.startswith("cu_")]
         on_host = {name: placed[name] for name in read if placed[name].device.type == "cpu"}
         others = {name: value for name, value in placed.items() if name not in on_host}
-        return self._replay(run, pixels, on_host=on_host, held=(segments, held), **others)
+        return self._replay(run, hidden_states, on_host=on_host, held=(segments, embedding_arguments), **others)
+
+    def embedding_arguments(self, placed: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
+        """Lengths and grids of pictures on the device, for the tower's embeddings; most take none."""
+        return ()
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
         patches.put(self, "_replay", run)
@@ -365,8 +365,8 @@ class Qwen25VL(Qwen2VL):
 
     def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
         """Windows have fewer tokens, and some none."""
-        whole, group = self.tower_arguments(grids), self.core.visual.spatial_merge_size**2
-        index, ends = whole["window_index"], whole["cu_window_seqlens"]
+        of_all, group = self.tower_arguments(grids), self.core.visual.spatial_merge_size**2
+        index, ends = of_all["window_index"], of_all["cu_window_seqlens"]
         stays = patches[::group]  # of each token
         by_window = stays[index]
         # A token is known by its rank among those that stay: of 0 2 1 3 (window by window) 0 2 3 stay, as 0 1 2.
@@ -396,11 +396,6 @@ class Qwen3VL(Qwen2VL):
     def view_extras(self, output: Any, index: int) -> dict[str, Any]:
         depths = [features[index] for features in output.deepstack_features]
         return {"deepstack": partial(torch.cat, depths, dim=1)}
-
-    @classmethod
-    def late_additions(cls, config: Any) -> int:
-        vision = config.vision_config
-        return sum(index < vision.depth for index in vision.deepstack_visual_indexes)
 
 
 class Qwen3VLMoe(Qwen3VL):
@@ -455,26 +450,8 @@ class Glm4v(Qwen2VL):
     title: ClassVar[str] = "GLM-4.1V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
 
-    def _run_placed(
-        self,
-        forward: Callable[..., Any],
-        pixels: Tensor,
-        segments: Mapping[int, Segments],
-        placed: dict[str, Any],
-        held: Any = None,
-    ) -> Any:
-        """The embeddings find the picture of a patch on the device, where lengths and grids are the host's."""
-        lengths, grids = (send(each, pixels.device) for each in (placed["cu_seqlens"].diff(), placed["grid_thw"]))
-
-        def embed(original: Callable[..., Tensor], patches: Tensor, _: Tensor, __: Tensor, *others: Any) -> Tensor:
-            return original(patches, lengths, grids, *others)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with Patcher() as patches:
-                patches.wrap(self.core.visual.embeddings, "forward", embed)
-                return forward(*args, **kwargs)
-
-        return super()._run_placed(run, pixels, segments, placed, (lengths, grids))
+    def embedding_arguments(self, placed: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
+        return send(placed["cu_seqlens"].diff(), device), send(placed["grid_thw"], device)
 
 
 class Glm4vMoe(Glm4v):

@@ -6,26 +6,9 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import (
-    WAYS,
-    PatchStage,
-    PixelStage,
-    Place,
-    Shape,
-    Stage,
-    ThinStage,
-    TowerStage,
-)
+from foveate.contract.stages import WAYS, PatchStage, PixelStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core import signals
-from foveate.core.signals import (
-    CachedAttention,
-    Cls,
-    Deepstack,
-    Features,
-    Resource,
-    Signal,
-    TowerSignal,
-)
+from foveate.core.signals import CachedAttention, Cls, Deepstack, Features, Resource, Signal, TowerSignal
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
@@ -33,13 +16,6 @@ SERVED: tuple[type[Signal], ...] = tuple(
     kind for kind in vars(signals).values() if isinstance(kind, type) and "kind" in vars(kind)
 )
 """Signals that this engine reads."""
-READERS = {
-    'ImageStage(side="before")': (Place.BEFORE_PROJECTOR,),
-    "ImageStage": (Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR),
-    "LayerStage": (Place.LAYER,),
-    "DecodeStage": (Place.DECODE,),
-}
-"""The stages that read signals, and their places: patches in front of the tower and in it are seen by themselves."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
@@ -156,11 +132,11 @@ def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) ->
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
     """Why the engine does not run this stage, whatever the others are."""
     for signal in stage.reads:
-        reader = reader_of(signal)
-        reason: str | None = "the engine does not read it yet"
-        if isinstance(signal, SERVED):
-            reason = f"no {type(stage).__name__} has it: take {reader}"
-        if isinstance(signal, SERVED) and stage.place in READERS[reader]:
+        reader, *places = reader_of(signal)
+        reason: str | None = f"no {type(stage).__name__} has it: take {reader}"
+        if not isinstance(signal, SERVED):
+            reason = "the engine does not read it yet"
+        elif stage.place in places:
             reason = lacks(signal)
         if reason is not None:
             return f"reads {signal!r}: {reason}."
@@ -176,15 +152,18 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     return None
 
 
-def reader_of(signal: Signal) -> str:
-    """The stage that reads a signal, as an author writes it; its places are in `READERS`."""
+def reader_of(signal: Signal) -> tuple[Any, ...]:
+    """The stage that reads a signal, as an author writes it, and its places.
+
+    Patches in front of the tower and in it are seen by themselves.
+    """
     if isinstance(signal, CachedAttention):
-        return "DecodeStage"
+        return "DecodeStage", Place.DECODE
     if isinstance(signal, TowerSignal | Cls | Deepstack):
-        return "ImageStage"
+        return "ImageStage", Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR
     if isinstance(signal, Features) or (isinstance(signal, Resource) and signal.of == "features"):
-        return 'ImageStage(side="before")'
-    return "LayerStage"
+        return 'ImageStage(side="before")', Place.BEFORE_PROJECTOR
+    return "LayerStage", Place.LAYER
 
 
 def usual_input(kind: type[Family], modality: str) -> Arriving:

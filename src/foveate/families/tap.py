@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -150,14 +150,6 @@ def add_bias(patches: Patcher, module: Any, bias: Bias) -> None:
     patches.put(module, "config", _Config(module.config, _bias=bias, _attn_implementation=name))
 
 
-@contextmanager
-def tapped(module: nn.Module, see: AttentionHook) -> Iterator[None]:
-    """As `tap`, inside a context."""
-    with Patcher() as patches:
-        tap(patches, module, see)
-        yield
-
-
 # -- packed sequences ----------------------------------------------------------------------------------------------
 
 
@@ -302,7 +294,8 @@ def attention_of(layer: nn.Module) -> Any:
     return attending[0]
 
 
-def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]:
+@contextmanager
+def tapped_layer(layer: Any, see: AttentionHook) -> Iterator[None]:
     """Call `see(queries, keys, scaling, values)` with what a decoder layer's attention is about to attend with.
 
     Raises:
@@ -311,8 +304,10 @@ def tapped_layer(layer: Any, see: AttentionHook) -> AbstractContextManager[None]
     attention = attention_of(layer)
     # A sink, as gpt-oss has, takes a share of every row that queries and keys do not tell.
     if attention is None or hasattr(attention, "sinks"):
-        raise unreadable(layer if attention is None else attention)
-    return tapped(attention, see)
+        raise unreadable(attention or layer)
+    with Patcher() as patches:
+        tap(patches, attention, see)
+        yield
 
 
 PICKED = "prev_topk_indices"

@@ -347,8 +347,8 @@ def units_left(views: Sequence[PixelView], cuts: Sequence[Cut | None]) -> list[T
 def _pixel_view(family: Any, pictures: Tensor, side: int) -> PixelView:
     """Pictures, (pictures, channels, height, width), by units of so many pixels; those that fill none are left out."""
     rows, columns = (length // side for length in pictures.shape[2:])
-    whole = pictures[..., : rows * side, : columns * side].float().permute(0, 2, 3, 1)
-    units = blocks(whole, side).view(len(pictures), rows, columns, -1)
+    filled = pictures[..., : rows * side, : columns * side].float().permute(0, 2, 3, 1)
+    units = blocks(filled, side).view(len(pictures), rows, columns, -1)
     return PixelView(units, *(units.new_tensor(one).repeat(side**2) for one in (family.pixel_mean, family.pixel_std)))
 
 

@@ -28,12 +28,10 @@ class Tiled(Family):
     that looks most like it is the one the tiles make.
 
     Attributes:
-        has_cls: Whether the tower has a CLS.
         projector: Where the core keeps what makes tokens of blocks of patches.
     """
 
     tiled: ClassVar[bool] = True
-    has_cls: ClassVar[bool] = False
     projector: ClassVar[str] = "multi_modal_projector"
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
@@ -83,10 +81,6 @@ class Tiled(Family):
             return None
         return [((side, side),) * (length // tokens) for length in lengths]
 
-    @classmethod
-    def cls_in_tower(cls, config: Any = None) -> bool | None:
-        return cls.has_cls
-
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
         for tile in range(len(taps.samples(signal))):
             patches = taps.read(tile, signal)
@@ -111,7 +105,7 @@ class Tiled(Family):
         state = getattr(config, "vision_feature_layer", -1)
         output = self.tower(pixel_values=pixels, output_hidden_states=state != -1)
         states = output.last_hidden_state if state == -1 else output.hidden_states[state]
-        patches = states[:, int(self.has_cls) :].reshape(len(pixels), rows, columns, -1)
+        patches = states[:, int(self.tower_cls) :].reshape(len(pixels), rows, columns, -1)
         features = self.core.get_submodule(self.projector)(blocks(patches, block))
         output.pooler_output = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
         tile = into_cells((side, side), coarse[0])
@@ -203,10 +197,13 @@ class InternVL(Tiled):
     model_type: ClassVar[str] = "internvl"
     title: ClassVar[str] = "InternVL3"
     videos: ClassVar[bool] = True
-    has_cls: ClassVar[bool] = True
     tower_blocks: ClassVar[str] = "encoder.layer"
     tower_attention: ClassVar[str] = "attention"
     pixel_mean, pixel_std = IMAGENET
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return True
 
     @classmethod
     def block(cls, config: Any) -> int:

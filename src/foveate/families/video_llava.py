@@ -28,6 +28,7 @@ class VideoLlava(Llava):
     model_type: ClassVar[str] = "video_llava"
     title: ClassVar[str] = "Video-LLaVA"
     videos: ClassVar[bool] = True
+    projects_frames: ClassVar[bool] = True
 
     @property
     def tower(self) -> Any:

@@ -4,8 +4,6 @@ Paper: Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Div
 NeurIPS 2025, arXiv:2506.10967. Reads what enters the decoder, and embeddings of the question.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Literal
 
 import torch
@@ -56,8 +54,15 @@ class CDPruner(Once):
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         if CLIP in shape.resources:
             encode = ImageStage(reads=(Features(), PATCHES), look=lambda view: {"patches": view[PATCHES]})
-            return (encode, LayerStage(0, reads=(WORDS,), look=partial(_rate, unlike_text)), *super().steps(shape))
-        return (LayerStage(0, reads=(Hidden(), Text()), look=partial(_rate, like_text)), *super().steps(shape))
+            return (
+                encode,
+                LayerStage(0, reads=(WORDS,), look=lambda view: {"relevance": relevance(unlike_text(view))}),
+                *super().steps(shape),
+            )
+        return (
+            LayerStage(0, reads=(Hidden(), Text()), look=lambda view: {"relevance": relevance(like_text(view))}),
+            *super().steps(shape),
+        )
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         weight = view.notes["relevance"]
@@ -69,10 +74,6 @@ class CDPruner(Once):
             return weight[tokens, None] * likeness * weight
 
         return determinantal(pairs(view.hidden, kernel), count, fill=weight)
-
-
-def _rate(score: Callable[[LayerView], Tensor], view: LayerView) -> Mapping[str, Tensor]:
-    return {"relevance": relevance(score(view))}
 
 
 def unlike_text(view: LayerView) -> Tensor:

@@ -54,16 +54,16 @@ class DTD(Frames):
         return first + sum(tokens - int(tokens * self.share) for tokens in later)
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
-        changed = self.changes(features)
+        differences = self.changes(features)
         if count is None:
-            return Cut.keep((changed >= 1 - self.own).flatten())
+            return Cut.keep((differences >= 1 - self.own).flatten())
         if self.share is None:
-            return top(changed.flatten(), count)
-        frames, tokens = changed.shape
-        quotas = changed.new_full((frames,), tokens - int(tokens * self.share))
+            return top(differences.flatten(), count)
+        frames, tokens = differences.shape
+        quotas = differences.new_full((frames,), tokens - int(tokens * self.share))
         if self.before(tokens) is None:
             quotas[0] = tokens
-        return by_quota(-changed, quotas, count)
+        return by_quota(-differences, quotas, count)
 
 
 METHOD = DTD

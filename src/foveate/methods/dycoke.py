@@ -99,8 +99,8 @@ class DyCoke(Frames):
         # 0 1 2 3 4 5 are compared with – 0 0 2 – 4.
         earlier = frame - torch.where(place == 2, 2, (place > 0).long())
         likeness = -change(features, features[earlier])
-        whole = windows(frames)
-        each = (count - whole * tokens) / max(1, frames - whole)
+        first = windows(frames)
+        each = (count - first * tokens) / max(1, frames - first)
         quotas = torch.where(place == 0, float(tokens), each)
         return by_quota(likeness, quotas, count)
 

@@ -33,9 +33,9 @@ class PixelPrune(Method):
     metric: Literal["max", "mae", "rmse"] = "max"
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return (PatchStage(choose=self._unpredicted, flops=comparisons),)
+        return (PatchStage(choose=self._choose, flops=comparisons),)
 
-    def _unpredicted(self, view: PixelView, count: int | None) -> Cut:
+    def _choose(self, view: PixelView, count: int | None) -> Cut:
         if self.tau == 0:
             return Cut.keep(unequal(view.units).flatten())
         return Cut.keep(unlike(view.levels(), self._alike).flatten())

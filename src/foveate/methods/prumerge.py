@@ -11,6 +11,7 @@ How many are kept depends on the picture, and one is at the least. With a budget
 a. The last row stands at the place of the most attended token that is dropped.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -50,14 +51,13 @@ class PruMerge(Once):
         if count is not None:
             order = self.so_many_first(scores, count - 1)
             kept = torch.full_like(order[0], count - 1)
-            return self._merge(raster, count, view.features, scores, view.keys, order, kept)
+            return self._merge(raster, count)(view.features, scores, view.keys, order, kept)
         ascending = scores.sort().values
         low, high = _quantile(ascending, 0.25), _quantile(ascending, 0.75)
         outliers = (scores > high + 1.5 * (high - low)).sum().clamp(min=1)
         order, kept = self.kept_first(scores, outliers.view(1))
         left = (kept + 1).clamp(max=tokens)
-        merge = partial(self._merge, raster, tokens)
-        return Cut.fewer(tokens, left, merge, view.features, scores, view.keys, order, kept)
+        return Cut.fewer(tokens, left, self._merge(raster, tokens), view.features, scores, view.keys, order, kept)
 
     def kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens, (tokens,) int64: those that stay for a number of outliers, (1,) int64, and then the others by
@@ -70,21 +70,24 @@ class PruMerge(Once):
         """The order of tokens where exactly `kept` stay."""
         return scores.sort(descending=True, stable=True).indices
 
-    def _merge(
-        self, raster: bool, rows: int, features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor
-    ) -> Cut:
-        """The first `rows` rows: kept tokens and their neighbours, then the row of all others; behind it, nothing."""
-        source = order[:rows]
-        place = torch.arange(len(order), device=order.device)
-        weighted = features.float() * scores[:, None]
-        row_of = order.argsort().clamp(max=kept)  # what is dropped goes into the row behind the kept ones
-        others = torch.where(row_of[:, None] == kept, weighted, 0).sum(dim=0)
-        near = sum_of_nearest(weighted, keys, source, self.neighbours)
-        merged = torch.where(place[:rows, None] == kept, others, features[source].float() + near)
-        if raster:
-            moved = (source + (place[:rows] > kept) * len(order)).argsort()
-            source, merged, row_of = source[moved], merged[moved], moved.argsort()[row_of]
-        return Cut.merge(source, merged.to(features.dtype), row_of)
+    def _merge(self, raster: bool, rows: int) -> Callable[..., Cut]:
+        """What makes the first `rows` rows: kept tokens and their neighbours, then the row of all others; behind it,
+        nothing."""
+
+        def merge(features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor) -> Cut:
+            source = order[:rows]
+            place = torch.arange(len(order), device=order.device)
+            weighted = features.float() * scores[:, None]
+            row_of = order.argsort().clamp(max=kept)  # what is dropped goes into the row behind the kept ones
+            others = torch.where(row_of[:, None] == kept, weighted, 0).sum(dim=0)
+            near = sum_of_nearest(weighted, keys, source, self.neighbours)
+            merged = torch.where(place[:rows, None] == kept, others, features[source].float() + near)
+            if raster:
+                moved = (source + (place[:rows] > kept) * len(order)).argsort()
+                source, merged, row_of = source[moved], merged[moved], moved.argsort()[row_of]
+            return Cut.merge(source, merged.to(features.dtype), row_of)
+
+        return merge
 
 
 def _quantile(ascending: Tensor, share: float) -> Tensor:

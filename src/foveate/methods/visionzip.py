@@ -46,10 +46,7 @@ class VisionZip(Once):
     merge: Literal["sum", "average"] = "sum"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        return (merging_stage(shape, self.positions, self._tokens_left, pick=self._pick),)
-
-    def _tokens_left(self, arriving: Arriving) -> int:
-        return sum(self._counts(arriving))
+        return (merging_stage(shape, self.positions, lambda arriving: sum(self._counts(arriving)), pick=self._pick),)
 
     def _counts(self, arriving: Arriving) -> tuple[int, int]:
         """(dominant, contextual) rows of an image; a newline that the family adds by itself counts as dominant."""

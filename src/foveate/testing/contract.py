@@ -116,8 +116,8 @@ class MethodContract:
                 if stage.host or not between or stage.cut(view()) is None:
                     continue
 
-                def parent(*given: Tensor, stage: Stage = stage, view: Any = view) -> Tensor:
-                    cut = stage.cut(view(*given))
+                def parent(*made: Tensor, stage: Stage = stage, view: Any = view) -> Tensor:
+                    cut = stage.cut(view(*made))
                     assert cut is not None
                     return cut.parent + 0
 
@@ -142,7 +142,7 @@ class MethodContract:
     def test_something_leaves(self) -> None:
         """On one of the tiny models at the least, the examples drop."""
         for method in self.examples:
-            models = [tiny for _, tiny in served([method])]
+            models = [tiny for _, tiny in models_for([method])]
             assert models, f"{method} is refused on all of {', '.join(FAMILIES)}"
             stages: list[StageRecord] = []
             reads: list[dict[int, tuple[int, ...]]] = []
@@ -156,7 +156,7 @@ class MethodContract:
 
     def test_keeping_everything_is_the_untouched_model(self) -> None:
         """Bit for bit."""
-        for method, tiny in served((self.keep_all,) if self.keep_all is not None else self._whole()):
+        for method, tiny in models_for((self.keep_all,) if self.keep_all is not None else self._whole()):
             inputs = tiny.inputs(*words_of(tiny.family))
             plain = tiny.generate(inputs)
             with drop_or_not(tiny.model, method):
@@ -165,7 +165,7 @@ class MethodContract:
 
     def test_a_batch_is_its_samples_alone(self) -> None:
         """Who is left, and what is said, does not depend on what else is in the batch."""
-        for method, tiny in served(self.examples):
+        for method, tiny in models_for(self.examples):
             words = words_of(tiny.family)
             with drop_or_not(tiny.model, method) as together:
                 out = tiny.generate(tiny.inputs(*words))
@@ -180,7 +180,7 @@ class MethodContract:
 
     def test_generation_with_a_cache_is_that_without(self) -> None:
         """Where text decides, or the cache itself is cut or not read whole, there is nothing to compare with."""
-        for method, tiny in served(self.examples):
+        for method, tiny in models_for(self.examples):
             stages = follow.in_order(method.stages(Shape(DEPTH)))
             if follow.reads_text(stages) or follow.cached_layers(stages) or follow.reading(stages) is not None:
                 continue
@@ -192,7 +192,7 @@ class MethodContract:
 
     def test_leaving_restores_the_model(self) -> None:
         """Behind the context the model is itself again."""
-        for method, tiny in served(self.examples):
+        for method, tiny in models_for(self.examples):
             inputs, before = tiny.inputs("titt"), state_of(tiny.model)
             plain = tiny.generate(inputs)
             with drop_or_not(tiny.model, method):
@@ -209,7 +209,7 @@ class MethodContract:
             raise AssertionError(f"Give keep_all, the setting that keeps everything: {error}") from error
 
 
-def served(methods: Sequence[Method]) -> Iterator[tuple[Method, TinyModel]]:
+def models_for(methods: Sequence[Method]) -> Iterator[tuple[Method, TinyModel]]:
     """Each method with each tiny model that does not refuse it."""
     for method, family in itertools.product(methods, FAMILIES):
         tiny = tiny_model(family)
@@ -316,15 +316,10 @@ def _words_of(
 
     def view(*others: Tensor) -> View:
         values = others or tensors
-        noted = dict(zip(notes, values[len(signals) :], strict=True))
-        return made_view(
-            stage,
-            tokens,
-            grid=grid if arriving.grids else None,
-            arriving=arriving,
-            notes=noted,
-            tensors=dict(zip(signals, values, strict=False)),
-        )
+        by_name = dict(zip(notes, values[len(signals) :], strict=True))
+        made = dict(zip(signals, values, strict=False))
+        on = grid if arriving.grids else None
+        return made_view(stage, tokens, grid=on, arriving=arriving, notes=by_name, tensors=made)
 
     return view, tensors
 

@@ -47,8 +47,6 @@ def made_view(
     stage: Stage,
     tokens: int | Tensor,
     *,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
     grid: Grid | None = None,
     arriving: Arriving | None = None,
     notes: Mapping[str, Tensor] | None = None,
@@ -61,21 +59,16 @@ def made_view(
     Args:
         stage: At any place where a view is seen: in the tower, behind it, or before a decoder layer.
         tokens: How many tokens (or patches) arrive; or which of those that entered they are, (tokens,) int64.
-        seed: Of the random numbers.
-        dtype: Of hidden states and features; what is read of attention and keys is always float32.
         grid: Rows and columns of the tokens, if they stand on one; a tower's patches always do.
         arriving: What the host knows; None: none has left yet.
         notes: What earlier stages of the same method have remembered.
-        tensors: Given instead of made, as `made_tensors` makes them; a `Resource` must be.
+        tensors: Of another seed or dtype, as `made_tensors` makes them; a `Resource` must be given.
 
     Raises:
         SettingError: If the stage sees no tokens, or reads what cannot be made.
     """
     count = tokens if isinstance(tokens, int) else len(tokens)
-    if tensors is None:
-        made = made_tensors(stage, count, seed=seed, dtype=dtype)
-    else:
-        made = dict(tensors)
+    made = dict(tensors or made_tensors(stage, count))
     own = made.pop(OWN)
     arriving = arriving or Arriving.all_of(count)
     shown: dict[str, Any] = {"notes": notes, "signals": made}
@@ -103,6 +96,11 @@ def made_tensors(
     stage: Stage, tokens: int, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> dict[Signal | str, Tensor]:
     """The random tensors of `made_view`: of every signal, and of the rows themselves.
+
+    Args:
+        stage, tokens: See `made_view`.
+        seed: Of the random numbers.
+        dtype: Of hidden states and features; what is read of attention and keys is always float32.
 
     Raises:
         SettingError: If the stage sees no tokens, or reads what cannot be made.
