@@ -309,7 +309,7 @@ def _tower(family: Family, config: Any) -> TowerFlops | None:
             joined = _encode(family, config, "image", 2).blocks[0].by_pairs > 2 * run.blocks[0].by_pairs
         else:
             side = family.block(config)
-            if family.videos and family.defines("frames_of"):
+            if family.projects_frames:
                 frame = _encode(family, config, "video", 2)
     except (RuntimeError, TypeError, AttributeError, LookupError, ValueError):
         return None
