@@ -20,7 +20,7 @@ from foveate.contract.budget import Budget
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
-from foveate.eval.lmms.setting import Setting as LmmsSetting
+from foveate.eval.lmms.arguments import Arguments
 from foveate.eval.plan import Plan, contenders_at
 from foveate.naming import method_of, parse
 from foveate.registry import family_for
@@ -147,7 +147,7 @@ def in_bench(name, retention=None):
 
 
 def in_lmms_eval(name, **budget):
-    method = LmmsSetting(name=name, **budget).method
+    method = Arguments(method=name, **budget).drops
     meet(method, model().config, TOKENS)
     return method
 
@@ -251,10 +251,10 @@ def test_settings_presets_and_json_are_as_they_say_at_every_door(text):
 def test_settings_beside_a_name_are_settings_of_it_but_for_a_seed():
     assert method_of("v2drop", settings={"metric": "l1"}) == fv.V2Drop(metric="l1")
     assert method_of("random", settings=["seed=3"]) == fv.Random(seed=3, retention=1 / 3)
-    assert LmmsSetting(name="random", seed=3).method == fv.Random(seed=3, retention=1 / 3)
-    assert LmmsSetting(name="random", seed=3).share == 1 / 3
-    assert LmmsSetting(name="v2drop", settings="metric=l1").method == fv.V2Drop(metric="l1")
-    assert LmmsSetting(name="v2drop", settings="metric=l1").share is None
+    assert Arguments(method="random", seed=3).drops == fv.Random(seed=3, retention=1 / 3)
+    assert Arguments(method="random", seed=3).share == 1 / 3
+    assert Arguments(method="v2drop", settings="metric=l1").drops == fv.V2Drop(metric="l1")
+    assert Arguments(method="v2drop", settings="metric=l1").share is None
     (method,) = parse_methods(["v2drop"], BudgetOptions(settings=("metric=l1",))).values()
     assert method == fv.V2Drop(metric="l1")
 

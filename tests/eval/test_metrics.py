@@ -7,9 +7,9 @@ import pytest
 from lmms_eval.api.metrics import mean
 
 from foveate.errors import InputError, UnsupportedError
+from foveate.eval.lmms.arguments import Arguments
 from foveate.eval.lmms.logs import Run
 from foveate.eval.lmms.metrics import MME_TOTAL, Metric, metric_of, score_logs
-from foveate.eval.lmms.setting import Setting
 from foveate.eval.pairing import figures_of
 from foveate.plain.stats import Resampled
 
@@ -181,7 +181,7 @@ def test_video_mme_is_given_for_each_length_of_video_too():
         samples[-1] |= videomme_process_results(doc, ["A" if at % 3 else "B"])
     value = videomme_aggregate_results([sample[name] for sample in samples])
     found = Metric(name, value, True, "1", {name: videomme_aggregate_results})
-    run = Run(Path("results.json"), {}, {}, Setting(), {"videomme": dict(enumerate(samples))})
+    run = Run(Path("results.json"), {}, {}, Arguments(), {"videomme": dict(enumerate(samples))})
     log = run.log("videomme", found)
     rows, aggregate = alone(found, log)
     tasks = {row["task"]: row for row in figures_of(rows, [], aggregate)}
