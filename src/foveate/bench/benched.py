@@ -13,13 +13,14 @@ from foveate import registry
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
-from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
+from foveate.bench.workload import TEXT, Workload, synthetic
 from foveate.contract.budget import Budget
 from foveate.contract.method import Method
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.plan import USUAL, contenders_at
 from foveate.methods.random import Random
 from foveate.naming import RETENTION, parse
+from foveate.plain.flags import PromptRequest
 from foveate.runs.versions import commit, versions
 
 SIDE = 672  # pixels of the noise picture that a checkpoint is shown
