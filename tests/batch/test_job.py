@@ -102,30 +102,12 @@ def test_a_run_that_is_stopped_within_a_chunk_goes_on_behind_its_last_row(uninte
     assert (rows_in(tmp_path / "out"), bad_in(tmp_path / "out")) == (rows, bad)
 
 
-def test_rows_without_ids_are_numbered(answer, questions, tmp_path):
-    path = questions(3)
-    path.write_text(path.read_text().replace('"id"', '"name"'))
-    answer(path)
-    assert [row["id"] for row in rows_in(tmp_path / "out").values()] == ["0", "1", "2"]
-    answer(path, out="named", columns=SampleColumns(id="name"))
-    assert rows_in(tmp_path / "named")[0]["id"] == "row 0"
-
-
 def test_other_weights_are_refused_in_a_folder_that_was_begun(answer, questions, monkeypatch):
     path = questions(9)
     assert 0 < answer(path, listener=Stopping(8)).asked < 9
     monkeypatch.setattr(provenance, "sha256_of", lambda path: "ab" * 32)
     with pytest.raises(fv.InputError, match=r"another model or other versions: files \S+ was '\w+…, and is 'abab"):
         answer(path)
-
-
-def test_bad_rows_are_an_input_again(answer, questions, pictures, tmp_path):
-    answer(questions(14))
-    again = tmp_path / "again.jsonl"
-    again.write_text((tmp_path / "out" / "bad.jsonl").read_text().replace("nofile", "0"))
-    summary = answer(again, out="again")
-    assert (summary.answered, summary.bad) == (2, 0)
-    assert {row["id"] for row in rows_in(tmp_path / "again").values()} == {"row 6", "row 13"}
 
 
 def test_broken_lines_have_a_file_of_their_own_also_after_a_second_run(answer, questions, tmp_path):
@@ -206,12 +188,6 @@ def test_a_limit_asks_the_first_rows_and_a_later_run_the_others(questions, answe
     assert (last.rows, last.asked, last.left) == (20, 15, 0)
     answer(path, out="whole")
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
-
-
-def test_reasons_are_counted_without_what_is_a_rows_own(questions, answer):
-    summary = answer(questions(20))
-    assert summary.reasons == {"… cannot be read: No such file or directory. Check the path.": 2}
-    assert summary.bad == 2
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,6 @@ def mean(method, depth=32, count=576):
     return sum(method.plan(depth, (count,))) / depth
 
 
-def test_without_flags_a_third_stays():
-    assert mean(choose("v2drop", BudgetOptions())) == pytest.approx(192, abs=1)
-
-
 def test_a_preset_is_taken_as_it_is_and_may_be_changed():
     assert choose("v2drop/llava-1.5-7b/64", BudgetOptions()) == preset("v2drop/llava-1.5-7b/64")
     changed = choose("v2drop/llava-1.5-7b/64", BudgetOptions(settings=("metric=cosine",)))
@@ -50,11 +46,6 @@ def test_the_seed_reaches_methods_that_draw_and_no_others():
     assert isinstance(choose("random", BudgetOptions()), Random)
 
 
-def test_a_setting_is_given_once():
-    with pytest.raises(SettingError, match="metric"):
-        parse_methods(["v2drop:metric=l2"], BudgetOptions(settings=("metric=l1",)))
-
-
 @pytest.mark.parametrize(
     ("names", "options", "says"),
     [
@@ -74,11 +65,3 @@ def test_with_several_methods_each_takes_the_settings_that_it_has():
     assert (methods["v2drop"].metric, methods["v2drop"].layers, methods["random"].layers) == ("l1", *[(2, 9, 20)] * 2)
     with pytest.raises(SettingError, match="setting"):
         parse_methods(["v2drop", "random"], BudgetOptions(settings=("colour=red",)))
-
-
-def test_a_schedule_and_a_budget_contradict_each_other():
-    with pytest.raises(UsageError, match="budget"):
-        choose("v2drop", BudgetOptions(budget=192, settings=("keep=0.5,0.3,0",)))
-    for setting in ("retention=0.3", "tokens=192"):
-        with pytest.raises(UsageError, match="budget"):
-            choose("mustdrop", BudgetOptions(budget=192, settings=(setting,)))

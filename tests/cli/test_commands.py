@@ -320,14 +320,3 @@ def test_a_preset_file_is_taken_wherever_a_preset_is(run, tmp_path, kind):
     assert row["mean_tokens"] == values.get("tokens")
     code, out, _ = run("presets", path)
     assert (code, "mine.json" in out.replace("\n", "")) == (0, True)
-
-
-def test_a_preset_file_that_is_none_is_refused_at_every_door(run, tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text('{"answer": 42}')
-    for ask in (lambda: fv.preset(str(path)), lambda: fv.preset(str(tmp_path / "nosuch.json"))):
-        with pytest.raises(fv.InputError, match=r"names no method|cannot be read"):
-            ask()
-    for name in ("mine.json", "nosuch.json"):
-        code, _, err = run("presets", tmp_path / name)
-        assert (code, name in err) == (1, True)

@@ -18,7 +18,6 @@ from tests.models import FAMILIES, TINY, batch, cached, given as pictures_of, ti
 
 LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
 PAPER = fv.preset("v2drop/llava-1.5-7b/192")
-REST = ("tower_flops", "projector_flops", "scoring_flops", "head_flops")
 SHORT = LlavaConfig(
     text_config={"model_type": "qwen2", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 6,
                  "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 131,

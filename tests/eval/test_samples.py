@@ -44,17 +44,6 @@ def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
     assert "Accuracy" in heads
 
 
-def test_labels_that_are_all_the_same_are_said_to_say_nothing(evaluated, monkeypatch):
-    monkeypatch.setattr("foveate.eval.quality.LEAST", 1)  # all are about one picture
-    asked = [{"question": f"{question}{ROW['question']}", "label": "Red."} for question in ("", "Say: ", "Well, ")]
-    quality, _ = evaluated(*asked, retention=(0.9,))
-    assert (quality.full["commonest"], quality.full["commonest_label"]) == (1, "red")
-    assert "the commonest label, 'red', scores alone" in quality.to_dict()["notes"][0]
-    quality, _ = evaluated(*({**row, "label": None} for row in asked), retention=(0.9,))
-    assert quality.full["commonest"] > 0
-    assert "its commonest answer" in quality.to_dict()["notes"][0]
-
-
 def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp_path):
     (tmp_path / "damaged.png").write_bytes(picture().read_bytes()[:200])
     quality, _ = evaluated(
