@@ -214,14 +214,14 @@ def _compare(
     budgets = [Budget(retention=share) for share in shares]
     passes_over = SettingError if plan.flops and plan.methods == USUAL else BudgetError
     contenders = budgeted(
-        plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets, passes_over=passes_over
+        plan.by_name(), budgets=budgets, seeds=range(plan.draws), given=plan.has_budgets, passes_over=passes_over
     )
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with open_questioning(vlm, asked, plan, listener) as asking:
         rows = asking.rows(contenders, "Answering")
         spent = shares_unmatched(rows) if plan.baselines and not plan.flops else []
         baselines = {name: parse(name) for name in BASELINES}
-        controls = budgeted(baselines, budgets=[Budget(retention=share) for share in spent], seeds=plan.seeds)
+        controls = budgeted(baselines, budgets=[Budget(retention=share) for share in spent], seeds=range(plan.draws))
         names = {(contender.name, contender.budget) for contender in contenders}
         controls = [contender for contender in controls if (contender.name, contender.budget) not in names]
         if controls:
@@ -310,7 +310,8 @@ class Questioning:
             if sure is not None:
                 row = record_of_both(row, full, sure)
             if self.labelled:
-                labels, right = tuple(map(question.reading, question.labels)), question.is_right(row["answer"])
+                labels = tuple(map(question.reading, question.labels))
+                right = question.reading(row["answer"]) in labels
             else:
                 labels, right = (full["answer"],), row["answer"] == full["answer"]
             about = {"task": question.task, "picture": question.picture, "seed": question.seed, "labels": labels}

@@ -75,11 +75,6 @@ class Plan:
         """Whether somebody gave budgets."""
         return bool(self.tokens or self.retention or self.flops)
 
-    @property
-    def seeds(self) -> range:
-        """Draws of a method that draws at random."""
-        return range(self.draws)
-
     def by_name(self) -> dict[str, Method]:
         """What is compared, by name, the baselines last."""
         names = dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ())))
