@@ -123,15 +123,6 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
     assert "warning: the machine is noisy: the untouched model differs from itself (prefill)." in told
 
 
-def test_a_budget_below_the_floor_is_told_beside_the_others(run, tiny_llava):
-    words = ("--method", "v2drop", "--method", "visiondrop", "--budget", "3", "--json")
-    code, shown, _ = run("bench", "--model", tiny_llava, *words, *QUICK)
-    assert code == 0
-    record = json.loads(shown)
-    assert "floor" in record["infeasible"]["v2drop 3"]
-    assert "visiondrop 3" in [row["name"] for row in record["rows"]]
-
-
 def test_graphs_are_refused_where_there_are_none_before_weights_are_made(run, monkeypatch):
     monkeypatch.delattr("foveate.bench.benched.from_shape")
     code, out, err = run("bench", "--model", "cpu-tiny", "--cuda-graphs", *QUICK)

@@ -9,11 +9,9 @@ import time
 
 import pytest
 
-import foveate as fv
 from foveate.cli import main
 from foveate.cli.lists import Methods
 from tests.forked import forked
-from tests.tune.presets import preset_of
 
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 KILLED = 143
@@ -90,16 +88,6 @@ def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, full_disk, th
     assert said.startswith("Question ")  # no answer is lost for it
     assert err == f"foveate: {out}/a.json could not be written: File too large. Make room, or name another file.\n"
     assert [(path.name, path.read_text()) for path in out.iterdir()] == ([("a.json", "old")] if there else [])
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_full_disk_leaves_no_half_record(tmp_path, full_disk, there):
-    path = tmp_path / "record.json"
-    if there:
-        path.write_text("old")
-    with pytest.raises(fv.InputError, match="written"):
-        preset_of(fv.V2Drop()).save(path, force=True)
-    assert [file.read_text() for file in tmp_path.iterdir()] == (["old"] if there else [])
 
 
 def test_a_thread_may_run_a_command(capsys):

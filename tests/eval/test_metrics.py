@@ -50,10 +50,21 @@ def scores(log):
     return [row["score"] for row in log]
 
 
-def test_lmms_evals_own_mean_is_known():
-    log = log_of([1, 0, 1, 1, 0], (0, 0, 1, 2, 2))
-    rows, aggregate = alone(metric(mean, log), log)
-    assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0, 1.0, 0.0], None)
+@pytest.mark.parametrize(
+    ("function", "inputs", "expected"),
+    [
+        (mean, [1, 0, 1, 1, 0], [1.0, 0.0, 1.0, 1.0, 0.0]),
+        (mean, [0.0, 0.0], [0.0, 0.0]),
+        (lambda ones: sum(ones) / len(ones), [1, 0, 1, 1, 0], None),
+        (len, [{"prediction": "A"}], None),
+    ],
+)
+def test_lmms_evals_own_mean_is_known_and_another_figure_is_left_to_its_function(function, inputs, expected):
+    log = log_of(inputs)
+    found = metric(function, log)
+    rows, aggregate = alone(found, log)
+    assert scores(rows) == (expected or [None] * len(inputs))
+    assert aggregate is (found if expected is None else None)
 
 
 def test_mvbench_is_a_mean_in_parts_of_a_hundred():
@@ -65,13 +76,6 @@ def test_mvbench_is_a_mean_in_parts_of_a_hundred():
     rows, aggregate = alone(found, log)
     assert found.value == pytest.approx(200 / 3)
     assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0], None)
-
-
-def test_another_figure_is_left_to_its_function():
-    log = log_of([1, 0, 1, 1, 0])
-    found = metric(lambda ones: sum(ones) / len(ones), log)
-    rows, aggregate = alone(found, log)
-    assert (scores(rows), aggregate) == ([None] * 5, found)
 
 
 def test_what_is_no_mean_is_counted_anew():
@@ -120,19 +124,6 @@ def test_a_function_that_says_another_figure_each_time_is_refused():
     log = log_of([{"score": score} for score in (1, 0, 1, 1)])
     with pytest.raises(InputError, match=r"was 0\.3, and is 0\.6"):
         alone(metric(counting_on(), log), log)
-
-
-def test_inputs_without_a_number_have_no_scores():
-    log = log_of([{"prediction": "A"}])
-    found = metric(len, log)
-    rows, aggregate = alone(found, log)
-    assert (scores(rows), aggregate) == ([None], found)
-
-
-def test_all_wrong_is_a_mean_of_zero():
-    log = log_of([0.0, 0.0])
-    rows, aggregate = alone(metric(mean, log), log)
-    assert (scores(rows), aggregate) == ([0.0, 0.0], None)
 
 
 # -- what papers print ----------------------------------------------------------------------------------------

@@ -94,12 +94,6 @@ def test_rich_shows_the_title_the_table_and_notes_as_wide_as_the_console():
     assert note.strip() not in printed(Table("Title", ["a"], [("1",)], [note]).to_rich())
 
 
-def test_rich_columns_are_aligned_and_wrapped_as_asked():
-    table = Table("", [Column("a", right=True), Column("b", wrap=True)], [("1", "2")]).to_rich()
-    assert [column.justify for column in table.columns] == ["right", "left"]
-    assert [column.no_wrap for column in table.columns] == [True, False]
-
-
 def test_an_empty_sheet_shows_what_it_has():
     empty = Table("", [], [])
     assert str(empty) == ""
