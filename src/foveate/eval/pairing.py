@@ -15,6 +15,7 @@ What comes out is for pandas, JSON and tables alike: see `figures_of`.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -290,6 +291,12 @@ def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
     return {name: known.get("value"), f"{name}_low": known.get("low"), f"{name}_high": known.get("high")}
 
 
+def read_estimate(row: Row, figure: str) -> Estimate:
+    """A figure of a row with its interval, whose ends are NaN where they say nothing."""
+    low, high = (row[f"{figure}_{end}"] for end in ("low", "high"))
+    return Estimate(row[figure], nan if low is None else low, nan if high is None else high)
+
+
 def shares_unmatched(rows: Iterable[Row]) -> list[float]:
     """Shares that methods truly spend where no baseline was run near by, for baselines to be run at."""
     ran = [row for row in rows if row["task"] is None and row["name"] != FULL_MODEL and "infeasible" not in row]
@@ -301,10 +308,10 @@ def shares_unmatched(rows: Iterable[Row]) -> list[float]:
 
 def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
     """What a difference in a row says, by its 95 % interval: "better than", "worse than" or "not told apart from"."""
-    low, high = row[f"{figure}_low"], row[f"{figure}_high"]
-    if low is None or low <= 0 <= high or row.get("pictures", FEWEST) < FEWEST:
+    ends = read_estimate(row, figure)
+    if not (ends.low > 0 or ends.high < 0) or row.get("pictures", FEWEST) < FEWEST:
         return "not told apart from"
-    if (low > 0) == higher_is_better:
+    if (ends.low > 0) == higher_is_better:
         return "better than"
     return "worse than"
 
