@@ -16,7 +16,6 @@ from foveate.cli.options import BudgetOptions
 from foveate.cli.setup import parse_drop, parse_methods, tell_budgets
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, follow
-from foveate.contract.budget import Budget
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
@@ -127,8 +126,7 @@ def in_batch(name, retention=None):
 
 def in_eval(name, retention=None):
     plan = Plan(methods=[name], retention=() if retention is None else (retention,), baselines=False)
-    budgets = [Budget(retention=share) for share in plan.shares_of(TOKENS)]
-    contender, *_ = contenders_at(plan.by_name(), model(), budgets, TOKENS, (0,), given=plan.has_budgets)
+    contender, *_ = contenders_at(plan.by_name(), model(), plan.shares_of(TOKENS), TOKENS, (0,), given=plan.has_budgets)
     if not contender.draws or contender.note:  # a control that cuts before the decoder instead, and says so
         raise fv.BudgetError(contender.infeasible or contender.note)
     return contender.draws[0]
