@@ -40,16 +40,6 @@ def stub(name) -> VLM:
     return VLM(model, SimpleNamespace(tokenizer=[]), str(name))
 
 
-def test_answers_under_a_checkpoints_own_penalty_are_not_used_again():
-    """Earlier versions decoded with it; asking does not."""
-    loaded = stub("someone/a-model")
-    before = conditions(loaded)
-    loaded.model.generation_config = SimpleNamespace(repetition_penalty=1.0)
-    assert conditions(loaded) == before
-    loaded.model.generation_config = SimpleNamespace(repetition_penalty=1.05)
-    assert conditions(loaded) != before
-
-
 def key(loaded) -> str:
     return fingerprint(RequestAnswerer(loaded).conditions())
 

@@ -39,9 +39,6 @@ def conditions(vlm: VLM) -> dict[str, object]:
     folder = _local(vlm.name)
     if folder is not None and (base := ModelFolder(vlm.name, folder).base) is not None:
         values |= {"base": _files_of(base), "peft": importlib.metadata.version("peft")}
-    generation = getattr(vlm.model, "generation_config", None)
-    if getattr(generation, "repetition_penalty", None) not in (None, 1.0):
-        values["decoding"] = "without the checkpoint's repetition penalty"  # earlier versions applied it
     return values
 
 
