@@ -19,7 +19,7 @@ from foveate.runs.listener import Listener
 from foveate.runs.samples import SampleColumns
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
-from tests.forked import forked
+from tests.forked import alive, forked
 
 ROWS = 90
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -124,15 +124,6 @@ def test_broken_lines_have_a_file_of_their_own_also_after_a_second_run(answer, q
     assert "no JSON" in broken[0]["reason"]
 
 
-def alive(session):
-    """Whether any process of a session is left."""
-    try:
-        os.killpg(session, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def until(holds, program, seconds=900):
     """Wait until this holds."""
     end = time.monotonic() + seconds
@@ -221,7 +212,7 @@ def test_bad_rows_with_pictures_of_their_own_are_an_input_again(pictures, answer
     text = base64.b64encode((pictures / "0.png").read_bytes()).decode()
     rows = [{"id": 1, "image": text, "question": "What"}, {"id": 2.0, "image": text, "question": 7}]
     (path := tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert answer(path, root=str(tmp_path), within=str(tmp_path)).answered == 1
+    assert answer(path, within=str(tmp_path)).answered == 1
     (row,) = rows_in(tmp_path / "out").values()
     assert row["id"] == 1
     assert row["image"] is None
