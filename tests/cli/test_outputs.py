@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +13,7 @@ from foveate.cli.outputs import check_targets, finish, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.table import Table
+from tests.forked import full_disk
 
 
 def check(figure=None, **outputs):
@@ -134,15 +134,9 @@ def test_a_link_to_a_file_that_is_not_there_yet_stays_one(tmp_path, force):
 
 @pytest.mark.parametrize("ending", ["csv", "md", "tex"])
 def test_a_full_disk_leaves_no_half_table_and_the_answer_is_printed(tmp_path, capsys, ending):
-    """No file may grow beyond some bytes, which ends as a full disk does: in the middle of a write."""
     (path := tmp_path / f"out.{ending}").write_text("old")
     table = Table("", ["a"], [("x" * 50,)] * 400)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(InputError, match=rf"out\.{ending} could not be written: File too large"):
-            finish({}, "shown", TableOptions(out=path, force=True), tables=[table])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(10_000), pytest.raises(InputError, match=rf"out\.{ending} could not be written: File too large"):
+        finish({}, "shown", TableOptions(out=path, force=True), tables=[table])
     assert capsys.readouterr().out == "shown\n"
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(f"out.{ending}", "old")]

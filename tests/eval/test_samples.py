@@ -13,6 +13,7 @@ from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.listener import Listener
 from foveate.runs.samples import samples_in
+from tests.eval.test_evaluation import Heard
 from tests.forked import kills_of
 
 ROW = {"image": str(picture()), "question": "What colour is the square?"}
@@ -55,16 +56,10 @@ def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp
 
 
 def test_a_column_that_is_not_read_is_told_with_the_nearest_that_is(tmp_path):
-    class Hearing(Listener):
-        said = ""
-
-        def note(self, text):
-            self.said += text
-
     (path := tmp_path / "in.jsonl").write_text(json.dumps({**ROW, "id": 1, "lable": "red", "source": "web"}) + "\n")
     plan = Plan(methods=("v2drop",), retention=(0.5,), baselines=False, cache=tmp_path / "kept", max_new_tokens=2)
-    evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, listener=(hearing := Hearing()))
-    assert "columns that are not read: lable, source. Did you mean label?" in hearing.said
+    evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, listener=(heard := Heard()))
+    assert "columns that are not read: lable, source. Did you mean label?" in heard.notes[0]
 
 
 def test_rows_say_the_tokens_that_were_asked_for(evaluated):
