@@ -283,7 +283,7 @@ class Questioning:
         """All figures of these contenders, after asking what the store does not have."""
         self.ask([draw for contender in contenders for draw in contender.draws], doing)
         ran = [(contender, [self.log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
-        return figures_of(self.log(None), ran)
+        return figures_of(self.log(None), ran, spends="flops" if self.plan.flops else "spent")
 
     def ask(self, methods: Iterable[Method], doing: str) -> None:
         """Ask what the store does not have, of the full model too."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import nan
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,7 +41,10 @@ NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops", "again")
 
 
 def figures_of(
-    full: Log, ran: Iterable[tuple[Contender, Sequence[Log]]], aggregate: Aggregate | None = None
+    full: Log,
+    ran: Iterable[tuple[Contender, Sequence[Log]]],
+    aggregate: Aggregate | None = None,
+    spends: Literal["spent", "flops"] = "spent",
 ) -> list[dict[str, object]]:
     """Every figure with its interval, all over the same pictures: a row for each setting and each task.
 
@@ -76,9 +79,10 @@ def figures_of(
         full: The full model's log.
         ran: Every contender with the logs of its draws; a contender without any is infeasible.
         aggregate: Gives the figure, where it is no mean of scores.
+        spends: What budgets are of, and rivals spend as much of: "spent", vision tokens, or "flops".
     """
     ran = list(ran)
-    pairing = _Pairing(full, aggregate)
+    pairing = _Pairing(full, aggregate, spends)
     settings = [pairing.measure(contender, logs) for contender, logs in ran if logs]
     rows = [
         {**row, **pairing.commonest(row["task"])}
@@ -104,30 +108,27 @@ class _Setting:
         numbers: (questions,) of each column of numbers and of "agrees", mean over draws; NaN where it is not known.
         figures: (1 + resamples,) the accuracy, then that of every resample.
         draws: The accuracy of each draw.
+        cost: What budgets are of, mean.
     """
 
     contender: Contender
     numbers: Mapping[str, Numbers]
     figures: Numbers
     draws: Sequence[float]
+    cost: float
 
     @property
     def tokens(self) -> float:
         return float(self.numbers["spent"].mean())
 
-    @property
-    def cost(self) -> float:
-        """What the budget is of, mean."""
-        return float(self.numbers[self.contender.spends].mean())
-
 
 class _Pairing:
     """The full model on some questions, and what other settings are beside it."""
 
-    def __init__(self, log: Log, aggregate: Aggregate | None) -> None:
+    def __init__(self, log: Log, aggregate: Aggregate | None, spends: str) -> None:
         seeds: list[Any] = [row.get("seed") for row in log]
         drawn = None not in seeds
-        self._log, self._aggregate = log, aggregate
+        self._log, self._aggregate, self._spends = log, aggregate, spends
         self._seeds = [np.array(seeds) == seed for seed in dict.fromkeys(seeds)] if drawn else []
         self._resampled = Resampled([row["picture"] for row in log])
         tasks = np.array([row["task"] for row in log])
@@ -142,7 +143,8 @@ class _Pairing:
         else:
             figures = [self._resampled.over(log, self._aggregate) for log in logs]
         means = {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
-        return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures])
+        draws, cost = [float(drawn[0]) for drawn in figures], float(means[self._spends].mean())
+        return _Setting(contender, means, np.mean(figures, axis=0), draws, cost)
 
     def row(self, setting: _Setting) -> dict[str, Any]:
         """What a setting's log alone says."""

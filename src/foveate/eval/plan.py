@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.prompt import Prompt
@@ -117,7 +116,6 @@ class Contender:
         floor: The lowest share that can be, where it is known.
         note: What is unusual about the setting.
         sure: Of a second look, from which confidence on an answer is trusted; None where nothing is asked again.
-        spends: What the budget is of, and rivals spend as much of: "spent", vision tokens, or "flops".
     """
 
     name: str
@@ -127,7 +125,6 @@ class Contender:
     floor: float | None = None
     note: str = ""
     sure: float | None = None
-    spends: Literal["spent", "flops"] = "spent"
 
 
 def contenders_at(
@@ -156,7 +153,6 @@ def contenders_at(
         costs: What prompts cost, where budgets are shares of the full model's FLOPs; see `within_flops`.
     """
     contenders = []
-    spends: Literal["spent", "flops"] = "spent" if costs is None else "flops"
     for name, method in methods.items():
         offered: Sequence[float | None] = shares if method.open and (given or is_bare(name)) else [None]
         for share in offered:
@@ -167,12 +163,12 @@ def contenders_at(
                     met.plan(decoder_depth(model), sizes, alike.grids, alike.videos)
             except passes_over as error:
                 floor = getattr(error, "floor", None)
-                contenders.append(Contender(name, share, (), infeasible=str(error), floor=floor, spends=spends))
+                contenders.append(Contender(name, share, (), infeasible=str(error), floor=floor))
             else:
                 drawn: tuple[Method, ...] = (met,)
                 if draws(met):
                     drawn = tuple(with_seed(met, seed) for seed in seeds)
-                contenders.append(Contender(name, share, drawn, note=note, spends=spends))
+                contenders.append(Contender(name, share, drawn, note=note))
     return contenders
 
 
