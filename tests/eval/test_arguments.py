@@ -134,7 +134,7 @@ def test_the_record_of_a_tuning_goes_as_it_is(config, tmp_path):
     thresholds = MustDrop(global_thr=0.002)
     preset_of(thresholds).save(path)
     assert solve(Arguments(method=str(path)), config, 576) == thresholds
-    with pytest.raises(SettingError, match="brings its own budget"):
+    with pytest.raises(SettingError, match="of its own"):
         Arguments(method=str(path), budget=64)
 
 
@@ -149,14 +149,14 @@ def test_a_budget_below_the_floor_says_so_when_the_sample_comes(config):
     [
         ({"budget": 192}, "without a method"),
         ({"method": "v2drop", "budget": 192, "retention": 0.3}, "Give one of tokens= and retention="),
-        ({"method": "v2drop/llava-1.5-7b/192", "budget": 64}, "brings its own budget"),
+        ({"method": "v2drop/llava-1.5-7b/192", "budget": 64}, "of its own"),
         ({"method": "v2drop", "settings": {"metrik": "l1"}}, "no setting metrik. It has"),
         ({"method": "v2drop", "seed": 1}, "drops nothing at random"),
         ({"method": "v2drop", "budget": "1/3"}, "tokens must be a number; got '1/3'"),
         ({"method": "v2drop", "retention": float("nan")}, "above 0"),
         ({"method": "random", "seed": 1.5}, "seed should be a valid integer; got 1.5"),
         ({"method": "v2drop", "settings": "{metric"}, "Not valid JSON"),
-        ({"method": "v2drop", "budget": 64, "settings": {"keep": [0.5, 0.3, 0]}}, "brings its own budget"),
+        ({"method": "v2drop", "budget": 64, "settings": {"keep": [0.5, 0.3, 0]}}, "of its own"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(values, said):

@@ -72,12 +72,6 @@ class Arguments:
                 if getattr(self, name) not in (None, {}, ""):
                     raise SettingError(f"{name}= without a method: name one with method=…, such as method=v2drop.")
             return None
-        has_budget = self.budget is not None or self.retention is not None
-        if has_budget and not self._takes_budget:
-            raise SettingError(
-                f"{self.method} brings its own budget, as presets and schedules do, or takes none: leave "
-                "budget= and retention= out."
-            )
         method = method_of(self.method, self.budget, self.retention, self._settings)
         if self.seed is None:
             return method
@@ -88,13 +82,9 @@ class Arguments:
     @property
     def share(self) -> float | None:
         """The share that is spent where no number of tokens is; None where the method brings its own."""
-        if self.drops is None or self.budget is not None or not self._takes_budget:
+        if self.drops is None or self.budget is not None or not parse(self.method, self._settings).open:
             return None
         return asked_share(self.drops, 1)
-
-    @cached_property
-    def _takes_budget(self) -> bool:
-        return parse(self.method, self._settings).open
 
     @property
     def _settings(self) -> Any:
